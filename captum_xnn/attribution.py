@@ -1,0 +1,640 @@
+r"""XNNAttribution: x-features of any layer of any trained model, with a map and a signed contribution for each.
+
+Conventions:
+    N examples, K x-features. Targets are what Captum takes: None, an int, a tuple of ints that indexes the output's
+    dimensions after the batch, or one of these per example as a list or a 1-D tensor.
+
+Reference:
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from captum.attr import Attribution, LayerAttribution
+from torch import Tensor, nn
+
+from captum_xnn import files
+from captum_xnn._compat import format_forward_args, format_output, format_tensors, is_tuple, log_usage
+from captum_xnn.activations import Activations, Unpack, checked, collect, first_of_batch
+from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
+from captum_xnn.explainer import Explainer
+from captum_xnn.explanation import Explanation
+from captum_xnn.heatmaps import Heatmap, as_heatmap
+from captum_xnn.host import OutputTransform, find_layer, read_layer, trace, untouched, unwrap
+from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.network import ExplanationNetwork
+from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
+from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
+from captum_xnn.training import Recipe, encode_all, fit
+
+__all__ = ["Faithfulness", "XNNAttribution"]
+
+MakeAutoencoder = Callable[..., Autoencoder]
+
+
+class Faithfulness(NamedTuple):
+    """How well the x-features give back the model's outputs on some data."""
+
+    f_reg: float
+    """Mean absolute difference between surrogate and prediction, in logits."""
+    f_cls: float | None
+    """Share of examples whose predicted class stays; None for models with a single output."""
+    examples: int
+
+
+class XNNAttribution(LayerAttribution):  # type: ignore[misc]
+    r"""Attribution maps of a few learned x-features, whose signed contributions add up to the model's output.
+
+    An explanation network learns x-features E from the output Z of one layer, such that
+    :math:`\hat y \approx b + \sum_i v_i E_i`. Every x-feature gets a heatmap by any Captum method. :meth:`fit` learns,
+    :meth:`attribute` gives the maps as Captum's classes do, :meth:`explain` the maps with all the numbers.
+
+    Args:
+        model: Any trained module that runs as Python code. It is never changed.
+        layer: The layer to explain, by dotted name or as a module. Its **output** is Z. The closer to the model's
+            output, the easier few x-features are faithful.
+        n_features: x-features K for each explainer.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Integrated gradients with
+            32 steps by default.
+        autoencoder: Makes the network to fit from ``(shape of Z, n_features, n_outputs=...)``, for example
+            ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``. By default :class:`~captum_xnn.srae.SRAE`, or
+            :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.
+        recipe: Settings of the training.
+        train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
+        unpack: Turns a batch of the training data into (inputs, additional_forward_args).
+        output_transform: Turns the layer's raw output, such as a tuple or dict, into one tensor (N, ...).
+        prediction_transform: The same for the model's output.
+        seed: Seeds every fit.
+        device_ids: As in Captum; the model's own device is used, and wrappers such as DataParallel are taken off.
+
+    Raises:
+        LayerNotFoundError: If the model has no such layer.
+        TypeError: If the model is no module, or a scripted one.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> data = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+        >>> xnn = XNNAttribution(model, "1", n_features=2, recipe=Recipe(steps=50)).fit(data, target=0, progress=False)
+        >>> xnn.attribute(data[:4], target=0).shape
+        torch.Size([4, 2, 6])
+        >>> why = xnn.explain(data[:4], target=0)
+        >>> torch.allclose(why.bias + why.contributions.sum(1), why.surrogate, atol=1e-5)
+        True
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module,
+        n_features: int = 5,
+        *,
+        heatmap: type[Attribution] | Heatmap | None = None,
+        autoencoder: MakeAutoencoder | None = None,
+        recipe: Recipe | None = None,
+        train_data: Any = None,
+        unpack: Unpack = first_of_batch,
+        output_transform: OutputTransform | None = None,
+        prediction_transform: OutputTransform | None = None,
+        seed: int = 0,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        module = find_layer(unwrap(model), layer)[1]
+        LayerAttribution.__init__(self, model, module, device_ids)
+        if n_features < 1:
+            raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
+        self.model = model
+        self.n_features = n_features
+        self.heatmap = as_heatmap(heatmap)
+        self.autoencoder = autoencoder
+        self.recipe = recipe or Recipe()
+        self.train_data = train_data
+        self.unpack = unpack
+        self.output_transform = output_transform
+        self.prediction_transform = prediction_transform
+        self.seed = seed
+        self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Returns the name that progress bars show."""
+        return "XNN Attribution"
+
+    def has_convergence_delta(self) -> bool:
+        """Returns True: the delta is what the x-features fail to explain."""
+        return True
+
+    def fit(
+        self,
+        data: Any,
+        target: Any = None,
+        *,
+        joint: bool = False,
+        positives: Tensor | None = None,
+        progress: bool = True,
+    ) -> XNNAttribution:
+        """Returns this object after learning an explainer for each target, or one for all of them.
+
+        The data are run through the model once, whatever the number of targets. No labels are used: positives are the
+        examples to which the model itself gives the class; training draws them more often.
+
+        Args:
+            data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
+                batches, such as a DataLoader, which hold the inputs first.
+            target: One output of the model (None, int, or tuple of ints), or a list of them: one explainer each.
+            joint: Explain all targets of the list or tuple by one set of x-features.
+            positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
+                right where the outputs are no classes.
+            progress: Whether to show progress bars.
+
+        Raises:
+            ValueError: If data or outputs cannot be learned from; the message says why, and what to do.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+            >>> data = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+            >>> xnn = XNNAttribution(model, "1", n_features=3, recipe=Recipe(steps=50))
+            >>> len(xnn.fit(data, target=[0, 1], progress=False).explainers_)
+            2
+        """
+        groups = target_groups(target, joint)
+        found = collect(
+            self.model,
+            self.layer,
+            data,
+            unpack=self.unpack,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+            progress=progress,
+        )
+        _warn_of_probabilities(found.y_hat)
+        for targets in groups:
+            explainer = self._fitted(found, targets, positives, progress)
+            self.explainers_[explainer.layer, explainer.targets] = explainer
+        return self
+
+    def _fitted(
+        self, found: Activations, targets: tuple[Target, ...], positives: Tensor | None, progress: bool
+    ) -> Explainer:
+        """Returns a new explainer of some outputs, learned from collected activations."""
+        y_hat = torch.stack([select(found.y_hat, t) for t in targets], 1)
+        if positives is None:
+            positives = _own_positives(found.y_hat, targets)
+        elif positives.shape != (len(y_hat),) or positives.dtype != torch.bool:
+            raise ValueError(
+                f"expected positives as a boolean tensor ({len(y_hat)},), got {positives.dtype} "
+                f"{tuple(positives.shape)}; mark each example of the class True"
+            )
+        dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
+        device = _device(unwrap(self.model))
+        Z, y = found.Z.to(device, dtype), y_hat.to(device, dtype)
+        srae = self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype)
+        history = fit(srae, Z, y, positives=positives, recipe=self.recipe, seed=self.seed, progress=progress)
+        srae.requires_grad_(False)
+        with torch.no_grad():
+            error = f_reg(srae.head(encode_all(srae, Z)), y)
+        return Explainer(
+            layer=found.layer,
+            targets=targets,
+            srae=srae,
+            f_reg=error,
+            examples=len(y),
+            positives=None if positives is None else int(positives.sum()),
+            floor=_error_floor(y, self.n_features),
+            history=tuple(history),
+        )
+
+    def _make(self, shape: tuple[int, ...], outputs: int) -> Autoencoder:
+        make = self.autoencoder
+        if make is None:
+            make = ConvSRAE if len(shape) == 3 and shape[1] > 1 and shape[2] > 1 else SRAE
+        return make(shape, self.n_features, n_outputs=outputs)
+
+    def explainer(self, target: Any = None) -> Explainer:
+        """Returns the fitted explainer of an output: its own one, else a joint one that covers it.
+
+        Args:
+            target: None, int, or tuple of ints.
+
+        Raises:
+            NotFittedError: If there is none and no train_data to fit one on.
+        """
+        return self._explainers([single_target(target)])[0]
+
+    def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
+        """Returns an explainer for each target, fitting those that are missing where there are train_data."""
+        name = find_layer(unwrap(self.model), self.layer)[0]
+        missing = [t for t in dict.fromkeys(targets) if self._fitted_already(name, t) is None]
+        if missing and self.train_data is not None:
+            self.fit(self.train_data, missing)
+        elif missing:
+            fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
+            have = f"targets {', '.join(fitted)}" if fitted else "none yet"
+            asked = missing[0] if len(missing) == 1 else missing
+            raise NotFittedError(
+                f"expected a fitted explainer of target {asked} at layer {name!r}, have {have}; call "
+                f"xnn.fit(train_loader, target={asked}) first, or pass train_data= to XNNAttribution"
+            )
+        return [e for t in targets if (e := self._fitted_already(name, t)) is not None]
+
+    def _fitted_already(self, layer: str, target: Target) -> Explainer | None:
+        covering = [e for (at, _), e in self.explainers_.items() if at == layer and e.covers(target)]
+        return min(covering, key=lambda e: len(e.targets), default=None)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        feature: int | None = None,
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        **heatmap_kwargs: Any,
+    ) -> Any:
+        r"""Returns one attribution map per x-feature.
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
+            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            additional_forward_args: Further positional arguments of the model, not attributed to.
+            feature: The one x-feature to draw, 0-based; all of them, if None.
+            internal_batch_size: Maps computed at once, which bounds the memory.
+            return_convergence_delta: Whether to return what the x-features fail to explain as well.
+            heatmap_kwargs: Settings for this call of the heatmap backend, such as ``n_steps=64``.
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**, or 2-element tuple of **attributions**, **delta**:
+
+            - **attributions**: (N, K, ...) for each input, or exactly the input's shape with ``feature``. Methods that
+              explain a layer give (N, K, 1, H, W) for images. Detached, of the input's dtype and device.
+            - **delta** (N,): :math:`\hat y - \bar y`, in logits.
+
+        Raises:
+            NotFittedError: If a target was not fitted and there are no train_data.
+            ValueError: If a target or the x-feature is out of range.
+        """
+        tensors, explained = self._explained(inputs, target, additional_forward_args)
+        with torch.inference_mode(False), untouched(unwrap(self.model)):
+            maps = self._maps(tensors, explained, feature, internal_batch_size, heatmap_kwargs)
+        result = format_output(is_tuple(inputs) and len(maps) == len(tensors), maps)
+        return (result, explained.prediction - explained.surrogate) if return_convergence_delta else result
+
+    def compute_convergence_delta(
+        self, attributions: Any, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> Tensor:
+        r"""Returns :math:`\hat y - \bar y` for each example, (N,), in logits: what the x-features fail to explain.
+
+        Args:
+            attributions: Not used; the delta is that of the surrogate, not of the maps.
+            inputs: A tensor or a tuple of tensors.
+            target: Which output is explained.
+            additional_forward_args: Further positional arguments of the model.
+        """
+        del attributions
+        explained = self._explained(inputs, target, additional_forward_args)[1]
+        return explained.prediction - explained.surrogate
+
+    def explain(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        internal_batch_size: int | None = None,
+        **heatmap_kwargs: Any,
+    ) -> Explanation:
+        """Returns the maps together with x-features, contributions, surrogate and prediction.
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
+            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            additional_forward_args: Further positional arguments of the model.
+            internal_batch_size: Maps computed at once, which bounds the memory.
+            heatmap_kwargs: Settings for this call of the heatmap backend.
+
+        Raises:
+            NotFittedError: If a target was not fitted and there are no train_data.
+            ValueError: If a target is out of range.
+        """
+        tensors, explained = self._explained(inputs, target, additional_forward_args)
+        with torch.inference_mode(False), untouched(unwrap(self.model)):
+            maps = self._maps(tensors, explained, None, internal_batch_size, heatmap_kwargs)
+        return Explanation(
+            inputs=inputs,
+            maps=format_output(is_tuple(inputs) and len(maps) == len(tensors), maps),
+            features=explained.features,
+            contributions=explained.contributions,
+            bias=explained.bias,
+            surrogate=explained.surrogate,
+            prediction=explained.prediction,
+            target=tuple(explained.targets),
+        )
+
+    def score(self, data: Any, target: Any = None) -> Faithfulness:
+        """Returns how faithful the explainer of a target is on some data: F_reg and F_cls.
+
+        Args:
+            data: As :meth:`fit` takes them.
+            target: None, int, or tuple of ints.
+
+        Raises:
+            NotFittedError: If the target was not fitted and there are no train_data.
+        """
+        target = single_target(target)
+        explainer = self.explainer(target)
+        found = collect(
+            self.model,
+            self.layer,
+            data,
+            unpack=self.unpack,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+        weight = explainer.srae.head.weight
+        with torch.no_grad():
+            E = encode_all(explainer.srae, found.Z.to(weight.device, weight.dtype))
+            y_bar = explainer.srae.head(E)[:, explainer.output(target)].cpu()
+        y_hat = select(found.y_hat, target).to(y_bar.dtype)
+        classes = found.y_hat.dim() == 2 and found.y_hat.shape[1] > 1
+        return Faithfulness(
+            f_reg(y_bar, y_hat),
+            f_cls(y_bar, found.y_hat, target) if classes and isinstance(target, int) else None,
+            len(y_bar),
+        )
+
+    def _explained(
+        self, inputs: Tensor | tuple[Tensor, ...], target: Any, additional_forward_args: Any
+    ) -> tuple[tuple[Tensor, ...], _Explained]:
+        """Returns the inputs as a tuple and all numbers of an explanation, from one forward pass of the model."""
+        tensors = _checked_inputs(inputs)
+        targets = per_example(target, len(tensors[0]))
+        additional = format_forward_args(additional_forward_args)
+        model = unwrap(self.model)
+        name, module = find_layer(model, self.layer)
+        with torch.inference_mode(False), untouched(model), torch.no_grad():
+            arguments = (*(x.clone() if x.is_inference() else x for x in tensors), *(additional or ()))
+            Z, output = read_layer(model, module, arguments, name=name, output_transform=self.output_transform)
+            y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
+            Z, y_hat = checked(Z, y_hat, name)
+            prediction = select_each(y_hat, targets)
+        explainers = self._explainers(targets)
+        numbers = [Z.new_empty(0)] * 4
+        with torch.inference_mode(False), torch.no_grad():
+            for (explainer, t), rows in grouped(zip(explainers, targets, strict=True)):
+                srae, c = explainer.srae.to(Z.device), explainer.output(t)
+                E = srae.encode(Z[rows].to(srae.head.weight.dtype))
+                made = (E, srae.contributions(E, c), srae.head.bias[c].expand(len(E)), srae.head(E)[:, c])
+                if numbers[0].numel() == 0:
+                    numbers = [m.new_empty(len(targets), *m.shape[1:]) for m in made]
+                for whole, part in zip(numbers, made, strict=True):
+                    whole[rows] = part
+        E, contributions, bias, surrogate = numbers
+        prediction = prediction.to(surrogate.dtype)
+        return tensors, _Explained(targets, explainers, additional, E, contributions, bias, surrogate, prediction)
+
+    def _maps(
+        self,
+        inputs: tuple[Tensor, ...],
+        explained: _Explained,
+        feature: int | None,
+        internal_batch_size: int | None,
+        settings: dict[str, Any],
+    ) -> tuple[Tensor, ...]:
+        """Returns the maps of all examples, drawn with one network for each of the explainers among them."""
+        features = _features(feature, self.n_features)
+        model = unwrap(self.model)
+        name, module = find_layer(model, self.layer)
+        first = _rows_of(inputs, explained.additional, [0])
+        ran = trace(model, module, (*first[0], *(first[1] or ())), name=name)
+        order: list[int] = []
+        parts = []
+        for explainer, rows in grouped(explained.explainers):
+            network = ExplanationNetwork(
+                model, module, explainer.srae, trace=ran, output_transform=self.output_transform
+            )
+            some, additional = _rows_of(inputs, explained.additional, rows)
+            parts.append(
+                self.heatmap(
+                    network,
+                    some,
+                    features,
+                    additional_forward_args=additional,
+                    internal_batch_size=internal_batch_size,
+                    **settings,
+                )
+            )
+            order += rows
+        back = torch.tensor(order).argsort()
+        whole = [torch.cat(each)[back.to(each[0].device)] for each in zip(*parts, strict=True)]
+        return tuple((m if feature is None else m[:, 0]).contiguous() for m in whole)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Returns the folder to which all fitted explainers of the current layer were saved, replacing what it held.
+
+        Saved are weights (safetensors), layer, targets, settings and a fingerprint of the model (JSON); not the model
+        itself, the heatmap backend, or functions such as output_transform. A crash leaves the old files whole.
+
+        Args:
+            path: A folder; made if need be.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+        """
+        model = unwrap(self.model)
+        name = find_layer(model, self.layer)[0]
+        explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
+        if not explainers:
+            raise NotFittedError(
+                f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(train_loader, target=...)"
+            )
+        manifest = {
+            "layer": name,
+            "n_features": self.n_features,
+            "seed": self.seed,
+            "recipe": asdict(self.recipe),
+            "transforms": [k for k in _TRANSFORMS if getattr(self, k) is not None],
+            "fingerprint": files.fingerprint(model, name),
+            "explainers": [e.entry() for e in explainers],
+        }
+        tensors = {f"{i}.{key}": t for i, e in enumerate(explainers) for key, t in e.srae.state_dict().items()}
+        return files.write(path, manifest, tensors)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        *,
+        strict: bool = True,
+        **settings: Any,
+    ) -> XNNAttribution:
+        """Returns an XNNAttribution with saved explainers, on the model they were fitted to.
+
+        Args:
+            path: The folder.
+            model: The model, in which the layer is found by its name.
+            strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. One whose
+                layer is missing or has another shape is an error in any case.
+            settings: Arguments of the constructor that are not saved: heatmap, train_data, unpack, output_transform,
+                prediction_transform, device_ids.
+
+        Raises:
+            ExplainerFileError: If files are missing, truncated, or foreign.
+            ModelMismatchError: If the model differs; the message says in what.
+        """
+        manifest, tensors = files.read(path)
+        try:
+            name = manifest["layer"]
+            without = [k for k in manifest["transforms"] if settings.get(k) is None]
+            if without:
+                raise TypeError(
+                    f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
+                    "which cannot be saved; pass the same function again to load"
+                )
+            recipe = Recipe(**manifest["recipe"])
+            entries = [
+                Explainer.restored(entry, _under(f"{i}.", tensors), name)
+                for i, entry in enumerate(manifest["explainers"])
+            ]
+            saved = manifest["fingerprint"]
+        except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+            raise ExplainerFileError(
+                f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
+                "save it anew with XNNAttribution.save"
+            ) from error
+        _check_model(saved, unwrap(model), name, strict)
+        xnn = cls(model, name, manifest["n_features"], recipe=recipe, seed=manifest["seed"], **settings)
+        device = _device(unwrap(model))
+        for explainer in entries:
+            explainer.srae.to(device)
+            xnn.explainers_[name, explainer.targets] = explainer
+        return xnn
+
+
+_TRANSFORMS = ("output_transform", "prediction_transform")
+
+
+class _Explained(NamedTuple):
+    """All of an explanation but its maps."""
+
+    targets: list[Target]
+    explainers: list[Explainer]
+    additional: tuple[Any, ...] | None
+    features: Tensor
+    contributions: Tensor
+    bias: Tensor
+    surrogate: Tensor
+    prediction: Tensor
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _check_model(saved: dict[str, Any], model: nn.Module, layer: str, strict: bool) -> None:
+    """Raises, or warns, where a model is not the one an explainer was fitted to."""
+    if layer not in dict(model.named_modules()):
+        raise ModelMismatchError(
+            f"expected a model with the explained layer {layer!r}, got {type(model).__name__} without it; the "
+            f"explainers were fitted to a {saved['model_class']}"
+        )
+    told = files.differences(saved, files.fingerprint(model, layer))
+    if not told:
+        return
+    message = (
+        f"expected the model that the explainers were fitted to, got one that differs: {'; '.join(told)}. "
+        "Load that model's weights first, or fit anew"
+    )
+    if strict:
+        raise ModelMismatchError(message + "; strict=False loads all the same")
+    warnings.warn(message, stacklevel=3)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """Returns the inputs as a tuple of tensors with at least one example, all of one length."""
+    tensors: tuple[Tensor, ...] = format_tensors(inputs)
+    if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
+        raise ValueError(
+            f"expected inputs with the examples first and at least one of them, got shapes "
+            f"{[tuple(x.shape) for x in tensors]}; add the batch dimension with x[None]"
+        )
+    return tensors
+
+
+def _rows_of(
+    inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: list[int]
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """Returns some examples of the inputs, and of those additional arguments that have a row for each example."""
+    n = len(inputs[0])
+
+    def pick(value: Any) -> Any:
+        return value[rows] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == n else value
+
+    return tuple(map(pick, inputs)), None if additional is None else tuple(map(pick, additional))
+
+
+def _features(feature: int | None, K: int) -> list[int]:
+    if feature is None:
+        return list(range(K))
+    if not 0 <= operator.index(feature) < K:
+        raise ValueError(f"expected an x-feature from 0 to {K - 1}, got {feature}; leave feature out for all of them")
+    return [operator.index(feature)]
+
+
+def _warn_of_probabilities(y_hat: Tensor) -> None:
+    """Warns where the outputs look like a softmax, in which every class depends on all others."""
+    if y_hat.dim() != 2 or y_hat.shape[1] < 2 or not bool((y_hat >= 0).all()):
+        return
+    tolerance = 1e-2 if y_hat.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    if bool(((y_hat.double().sum(1) - 1).abs() < tolerance).all()):
+        warnings.warn(
+            "expected logits, got outputs that are non-negative and sum to 1 in every example, as after a softmax; "
+            "contributions to a probability mix all classes. Explain the model without its last softmax",
+            stacklevel=3,
+        )
+
+
+def _own_positives(y_hat: Tensor, targets: tuple[Target, ...]) -> Tensor | None:
+    """Returns which examples the model itself gives one of the classes, (M,); None where outputs are no classes."""
+    if y_hat.dim() != 2 or y_hat.shape[1] < 2 or not all(isinstance(t, int) for t in targets):
+        return None
+    given = y_hat.argmax(1)
+    positives = torch.isin(given, torch.tensor(targets))
+    if not bool(positives.any()):
+        raise ValueError(
+            f"expected examples that the model gives class {', '.join(map(str, targets))}, got none among {len(y_hat)}; "
+            "add such examples to the data, or, if the outputs are no classes, weight all examples alike with "
+            f"positives=torch.ones({len(y_hat)}, dtype=torch.bool)"
+        )
+    return positives
+
+
+def _error_floor(y: Tensor, n: int) -> float | None:
+    """Returns the least mean squared error, summed over outputs, of any n x-features with a linear head, if C > n."""
+    if y.shape[1] <= n:
+        return None
+    values = torch.linalg.eigvalsh(torch.cov(y.T.double(), correction=0))
+    floor = float(values[: y.shape[1] - n].sum())
+    warnings.warn(
+        f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
+        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer outputs",
+        stacklevel=4,
+    )
+    return floor

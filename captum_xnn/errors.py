@@ -1,0 +1,23 @@
+"""Errors that captum_xnn raises beside ValueError and TypeError."""
+
+__all__ = ["ExplainerFileError", "LayerNotFoundError", "LayerNotReachedError", "ModelMismatchError", "NotFittedError"]
+
+
+class NotFittedError(ValueError):
+    """Raised where an explanation is asked of a target that no explainer was fitted to."""
+
+
+class LayerNotFoundError(ValueError):
+    """Raised where the model has no layer of the given name, or does not hold the given module."""
+
+
+class LayerNotReachedError(RuntimeError):
+    """Raised where the model's forward pass never calls the explained layer."""
+
+
+class ExplainerFileError(ValueError):
+    """Raised where a saved explainer is missing, truncated, altered or not an explainer at all."""
+
+
+class ModelMismatchError(ValueError):
+    """Raised where a saved explainer is loaded into another model than it was fitted to."""

@@ -1,0 +1,94 @@
+"""A fitted explanation network with what is known of its fit, and its form in saved files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
+from captum_xnn.targets import Target
+from captum_xnn.training import Step
+
+__all__ = ["Explainer"]
+
+_FORMS: dict[str, type[Autoencoder]] = {"SRAE": SRAE, "ConvSRAE": ConvSRAE}
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A fitted explanation network of one output, or of several jointly."""
+
+    layer: str
+    """Dotted name of the explained layer."""
+    targets: tuple[Target, ...]
+    """The explained outputs, in the order of the head's rows."""
+    srae: Autoencoder
+    f_reg: float
+    """Mean absolute error on the training data, in logits."""
+    examples: int
+    """Training examples."""
+    positives: int | None
+    """Those of them that the model gives the class; None where no class is explained."""
+    floor: float | None = None
+    """With fewer x-features than outputs: the mean squared error, summed over outputs, that no x-features go below."""
+    history: tuple[Step, ...] = field(default=(), repr=False)
+
+    def covers(self, target: Target) -> bool:
+        """Returns whether this explains an output; of a model with one output, None and 0 are the same.
+
+        Args:
+            target: None, int, or tuple of ints.
+        """
+        return target in self.targets or (target in (None, 0) and self.targets in ((None,), (0,)))
+
+    def output(self, target: Target) -> int:
+        """Returns which row of the head approximates an output that is covered.
+
+        Args:
+            target: None, int, or tuple of ints.
+        """
+        return self.targets.index(target) if target in self.targets else 0
+
+    def entry(self) -> dict[str, Any]:
+        """Returns all but the weights, as JSON can hold it."""
+        return {
+            "targets": self.targets,
+            "class": type(self.srae).__name__,
+            "config": self.srae.config,
+            "dtype": str(self.srae.head.weight.dtype).removeprefix("torch."),
+            "f_reg": self.f_reg,
+            "examples": self.examples,
+            "positives": self.positives,
+            "floor": self.floor,
+            "history": self.history,
+        }
+
+    @classmethod
+    def restored(cls, entry: dict[str, Any], weights: dict[str, Tensor], layer: str) -> Explainer:
+        """Returns the explainer that :meth:`entry` and the network's state dict describe.
+
+        Args:
+            entry: What :meth:`entry` returned.
+            weights: The network's tensors by name.
+            layer: Dotted name of the explained layer.
+
+        Raises:
+            ValueError: If the network is of an unknown form.
+        """
+        if entry["class"] not in _FORMS:
+            raise ValueError(f"unknown form {entry['class']!r}")
+        srae = _FORMS[entry["class"]](**entry["config"]).to(getattr(torch, entry["dtype"]))
+        srae.load_state_dict(weights)
+        return cls(
+            layer=layer,
+            targets=tuple(tuple(t) if isinstance(t, list) else t for t in entry["targets"]),
+            srae=srae.requires_grad_(False),
+            f_reg=entry["f_reg"],
+            examples=entry["examples"],
+            positives=entry["positives"],
+            floor=entry["floor"],
+            history=tuple(Step(*step) for step in entry["history"]),
+        )

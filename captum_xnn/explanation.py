@@ -1,0 +1,123 @@
+"""One explanation of a batch: the maps, what every x-feature contributes, and whether it adds up.
+
+Conventions:
+    N examples, K x-features. Contributions, bias, surrogate and prediction are in the model's own units (logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_xnn.targets import Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Explanation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    r"""Why a model gave its outputs: :math:`\hat y \approx \bar y = b + \sum_i v_i E_i`, with a map for each i.
+
+    Raises:
+        ValueError: If bias and contributions do not sum to the surrogate.
+
+    Example:
+        >>> import torch
+        >>> why = Explanation(
+        ...     inputs=torch.zeros(1, 4), maps=torch.zeros(1, 2, 4), features=torch.tensor([[1.0, 2.0]]),
+        ...     contributions=torch.tensor([[3.0, 1.0]]), bias=torch.tensor([0.5]), surrogate=torch.tensor([4.5]),
+        ...     prediction=torch.tensor([4.6]), target=(0,))
+        >>> print(why)
+        example 0, target 0: prediction +4.60 = x-feature 1 +3.00, x-feature 2 +1.00, bias +0.50, unexplained +0.10
+    """
+
+    inputs: Tensor | tuple[Tensor, ...]
+    """What was explained, as it was given."""
+    maps: Tensor | tuple[Tensor, ...]
+    """Attribution maps, (N, K, ...), one tensor for each input tensor; (N, K, 1, H, W) from a layer's method."""
+    features: Tensor
+    """x-features E, (N, K), in standard deviations from the average training example."""
+    contributions: Tensor
+    """v_i E_i, (N, K), in logits."""
+    bias: Tensor
+    """What the average training example gives, (N,), in logits."""
+    surrogate: Tensor
+    """What bias and x-features give together, (N,), in logits."""
+    prediction: Tensor
+    """What the model gives, (N,), in logits."""
+    target: tuple[Target, ...]
+    """Which output of the model is explained, for each example."""
+
+    def __post_init__(self) -> None:
+        total = self.bias.double() + self.contributions.double().sum(1)
+        scale = 1 + self.contributions.double().abs().sum(1) + self.bias.double().abs()
+        off = (total - self.surrogate.double()).abs() / scale
+        if not bool((off < 1e-4).all()):
+            worst = int(off.nan_to_num(nan=float("inf")).argmax())
+            raise ValueError(
+                f"expected bias and contributions to sum to the surrogate, got {float(total[worst]):.6g} against "
+                f"{float(self.surrogate[worst]):.6g} in example {worst}; the explainer's weights are damaged, fit it anew"
+            )
+
+    def __len__(self) -> int:
+        return len(self.surrogate)
+
+    @property
+    def unexplained(self) -> Tensor:
+        """What the x-features fail to explain, prediction minus surrogate, (N,), in logits."""
+        return self.prediction - self.surrogate
+
+    def describe(self, index: int, names: Sequence[str] | None = None) -> str:
+        """Returns one example's explanation as a sentence of numbers, the largest contribution first.
+
+        Args:
+            index: Which example.
+            names: A name for each of the K x-features; numbered from 1 without.
+
+        Raises:
+            ValueError: If the number of names is not K.
+        """
+        given = self.contributions[index].tolist()
+        names = [f"x-feature {i + 1}" for i in range(len(given))] if names is None else list(names)
+        if len(names) != len(given):
+            raise ValueError(f"expected {len(given)} names, one for each x-feature, got {len(names)}; add or drop some")
+        parts = [f"{name} {value:+.2f}" for value, name in sorted(zip(given, names, strict=True), reverse=True)]
+        return (
+            f"example {index}, target {self.target[index]}: prediction {float(self.prediction[index]):+.2f} = "
+            f"{', '.join(parts)}, bias {float(self.bias[index]):+.2f}, unexplained {float(self.unexplained[index]):+.2f}"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(self.describe(i) for i in range(len(self)))
+
+    def show(self, index: int = 0, *, names: Sequence[str] | None = None, **options: Any) -> Figure:
+        """Returns a picture of one example: input, a map for each x-feature in order of contribution, and their sum.
+
+        Inputs that are no images give the sum alone.
+
+        Args:
+            index: Which example.
+            names: A name for each of the K x-features, in their own order.
+            options: Options of :func:`captum_xnn.visualize.show_explanation`.
+        """
+        from captum_xnn import visualize
+
+        numbers: dict[str, Any] = {
+            "bias": float(self.bias[index]),
+            "surrogate": float(self.surrogate[index]),
+            "prediction": float(self.prediction[index]),
+            "names": names,
+        }
+        image = self.inputs if isinstance(self.inputs, Tensor) else self.inputs[0]
+        maps = self.maps if isinstance(self.maps, Tensor) else self.maps[0]
+        if image.dim() != 4 or image.shape[1] not in (1, 3) or maps.dim() != 5:
+            return visualize.show_contributions(self.contributions[index].cpu(), **numbers, **options)
+        return visualize.show_explanation(
+            image[index].detach().cpu(), maps[index].cpu(), self.contributions[index].cpu(), **numbers, **options
+        )

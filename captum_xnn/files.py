@@ -1,0 +1,165 @@
+"""Saved explainers: one JSON file that describes them and one safetensors file with their weights.
+
+The JSON file names the weights file together with its checksum, and replaces the old one last and in one step: a crash
+while saving leaves the old pair as it was. Nothing is pickled, so that loading runs no foreign code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from captum_xnn.errors import ExplainerFileError
+
+__all__ = ["SCHEMA", "differences", "fingerprint", "read", "write"]
+
+SCHEMA = 1
+_MANIFEST = "explainer.json"
+
+
+def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
+    """Returns what identifies a model and one of its layers: classes, and shape, dtype and checksum of every tensor.
+
+    Args:
+        model: A plain module.
+        layer: Dotted name of the layer.
+
+    Example:
+        >>> made = fingerprint(nn.Sequential(nn.Linear(2, 1)), "0")
+        >>> made["layer_class"], sorted(made["tensors"])
+        ('Linear', ['0.bias', '0.weight'])
+    """
+    tensors = {
+        name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "checksum": _checksum(t)}
+        for name, t in model.state_dict().items()
+        if isinstance(t, Tensor)
+    }
+    return {
+        "model_class": type(model).__name__,
+        "layer": layer,
+        "layer_class": type(model.get_submodule(layer)).__name__,
+        "tensors": tensors,
+    }
+
+
+def _checksum(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
+
+
+def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Returns in words what differs between two fingerprints, nothing if they are the same.
+
+    Args:
+        saved: The fingerprint of the model that an explainer was fitted to.
+        found: That of the model it is to be used with.
+
+    Example:
+        >>> a, b = (fingerprint(nn.Sequential(nn.Linear(size, 1)), "0") for size in (2, 3))
+        >>> differences(a, b)[0]
+        'tensor 0.weight is float32 [1, 3], was float32 [1, 2]'
+    """
+    said = [
+        f"{key.replace('_', ' ')} is {found[key]}, was {saved[key]}"
+        for key in ("model_class", "layer", "layer_class")
+        if saved[key] != found[key]
+    ]
+    old, new = saved["tensors"], found["tensors"]
+    changed = []
+    for name in (n for n in old if n in new and old[n] != new[n]):
+        was, now = (f"{t['dtype']} {t['shape']}" for t in (old[name], new[name]))
+        if was != now:
+            said.append(f"tensor {name} is {now}, was {was}")
+        else:
+            changed.append(name)
+    for what, names in (
+        ("has other values", changed),
+        ("is missing", [n for n in old if n not in new]),
+        ("is new", [n for n in new if n not in old]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said.append(f"{', '.join(names[:3])}{more} {what}")
+    return said
+
+
+def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Returns the folder after writing explainers into it, replacing those in it.
+
+    Args:
+        directory: Made if it does not exist.
+        manifest: What JSON can hold.
+        tensors: Weights by name.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    weights = f"weights-{digest[:12]}.safetensors"
+    _replace(folder / weights, data)
+    described = {"schema": SCHEMA, "weights": weights, "sha256": digest, **manifest}
+    _replace(folder / _MANIFEST, json.dumps(described, indent=1).encode())
+    for old in folder.glob("weights-*.safetensors"):
+        if old.name != weights:
+            old.unlink(missing_ok=True)
+    return folder
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file beside its place and moves it there in one step."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the manifest and the weights of saved explainers.
+
+    Args:
+        directory: The folder they were saved to.
+
+    Raises:
+        ExplainerFileError: If a file is missing, cut short, changed, of a newer version, or of another program.
+    """
+    path = Path(directory) / _MANIFEST
+    hint = "save the explainer anew with XNNAttribution.save, or pass the folder it was saved to"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ExplainerFileError(f"expected {_MANIFEST} in {str(directory)!r}, found none; {hint}") from error
+    except ValueError as error:
+        raise ExplainerFileError(
+            f"expected JSON in {str(path)!r}, got something cut short or foreign; {hint}"
+        ) from error
+    if not isinstance(manifest, dict) or not {"schema", "weights", "sha256"} <= set(manifest):
+        raise ExplainerFileError(f"expected a saved explainer in {str(path)!r}, got other JSON; {hint}")
+    if manifest["schema"] != SCHEMA:
+        raise ExplainerFileError(
+            f"expected schema {SCHEMA} in {str(path)!r}, got {manifest['schema']!r}; it was written by another version "
+            "of captum_xnn: use that version, or fit and save anew"
+        )
+    weights = Path(directory) / Path(str(manifest["weights"])).name
+    try:
+        data = weights.read_bytes()
+    except OSError as error:
+        raise ExplainerFileError(f"expected the weights in {str(weights)!r}, could not read them; {hint}") from error
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise ExplainerFileError(f"expected whole weights in {str(weights)!r}, got truncated or changed ones; {hint}")
+    return manifest, load_tensors(data)

@@ -1,0 +1,344 @@
+"""The explained model as a host: finding a layer in it, reading that layer, and leaving the model as it was found.
+
+The layer is read by a forward hook that is registered for the length of one forward pass only. A hook placed earlier
+fires before Captum's own and makes DeepLift and the guided methods silently wrong at that very layer; running the model
+past the layer makes LRP silently wrong. :func:`run_to_layer` therefore leaves the model by a private exception at the
+layer's last call, and :func:`read_layer` runs the whole model where its output is wanted as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
+
+__all__ = ["Trace", "find_layer", "read_layer", "run_to_layer", "trace", "unwrap", "untouched"]
+
+OutputTransform = Callable[[Any], Tensor]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the plain module behind ``torch.compile`` and ``DataParallel`` wrappers, in which layers can be hooked.
+
+    Args:
+        model: The user's model.
+
+    Raises:
+        TypeError: If the model is no module, or a scripted or traced one, whose layers cannot be seen.
+
+    Example:
+        >>> unwrap(nn.DataParallel(nn.Linear(2, 1)))
+        Linear(in_features=2, out_features=1, bias=True)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module whose layers can be hooked, got {type(model).__name__}; "
+            "pass the model itself, or wrap the function in a module that holds the layers"
+        )
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                f"expected a module that runs as Python code, got {type(model).__name__}; the layers of scripted and "
+                "traced modules cannot be read, pass the module that was scripted"
+            )
+        if hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Returns the dotted name and the module of a layer of the model.
+
+    Args:
+        model: A plain module.
+        layer: A dotted name as in ``model.named_modules()``, or the module itself.
+
+    Raises:
+        LayerNotFoundError: If there is no such layer; near names are listed.
+        TypeError: If layer is neither a name nor a module.
+
+    Example:
+        >>> find_layer(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "1")
+        ('1', ReLU())
+    """
+    named = dict(model.named_modules())
+    if isinstance(layer, str):
+        if layer in named and layer:
+            return layer, named[layer]
+        near = difflib.get_close_matches(layer, named, n=5, cutoff=0.4) or [name for name in named if name][:5]
+        raise LayerNotFoundError(
+            f"expected the name of a layer of {type(model).__name__}, got {layer!r}; near names: "
+            f"{', '.join(map(repr, near))} (all of them: `dict(model.named_modules())`)"
+        )
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"expected a layer as a dotted name or a module, got {type(layer).__name__}; pass one of them")
+    wanted = unwrap(layer)
+    for name, module in named.items():
+        if module is wanted:
+            return name, module
+    raise LayerNotFoundError(
+        f"expected a layer of {type(model).__name__}, got a {type(layer).__name__} that the model does not hold; "
+        "pass the layer of this very model object, or its dotted name"
+    )
+
+
+class _State(NamedTuple):
+    module: nn.Module
+    training: bool
+    attributes: frozenset[str]
+    hooks: dict[str, frozenset[int]]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
+
+    Restored are the mode of every submodule, ``requires_grad`` and ``grad`` of every parameter, hooks and attributes
+    that appeared meanwhile, and the random number generators of torch, numpy and Python.
+
+    Args:
+        model: A plain module.
+
+    Example:
+        >>> model = nn.Dropout().train()
+        >>> with untouched(model):
+        ...     print(model.training)
+        False
+        >>> model.training
+        True
+    """
+    states = [
+        _State(m, m.training, frozenset(vars(m)), {h: frozenset(getattr(m, h, ())) for h in _HOOKS})
+        for m in model.modules()
+    ]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    devices = sorted(
+        {p.device.index for p, _, _ in parameters if p.device.type == "cuda" and p.device.index is not None}
+    )
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
+    try:
+        with torch.random.fork_rng(devices):
+            for state in states:
+                state.module.training = False
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for p, requires_grad, grad in parameters:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+        for state in states:
+            _restore(state)
+
+
+def _restore(state: _State) -> None:
+    vars(state.module)["training"] = state.training
+    for name in set(vars(state.module)) - state.attributes:
+        delattr(state.module, name)
+    for kind, known in state.hooks.items():
+        hooks = getattr(state.module, kind, {})
+        for key in set(hooks) - known:
+            del hooks[key]
+
+
+class _LayerReached(BaseException):
+    """Carries the layer's output out of the model. Not an Exception, so that no model's own handler swallows it."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Tensor:
+    """Returns the layer's output as the one tensor Z with examples first."""
+    Z = output if transform is None else transform(output)
+    if not isinstance(Z, Tensor):
+        kind = type(Z).__name__
+        keys = f" with keys {', '.join(map(str, Z))}" if isinstance(Z, dict) else ""
+        raise TypeError(
+            f"expected the output of layer {name!r} to be one tensor, got a {kind}{keys}; pass output_transform=, "
+            "a function that picks or builds the tensor, such as `lambda output: output[0]`"
+        )
+    if Z.dim() < 2:
+        raise ValueError(
+            f"expected the output of layer {name!r} to be (N, ...) with one row per example, got shape "
+            f"{tuple(Z.shape)}; choose another layer or reshape it in output_transform="
+        )
+    return Z
+
+
+def read_layer(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    name: str = "layer",
+    output_transform: OutputTransform | None = None,
+) -> tuple[Tensor, Any]:
+    """Returns the layer's output Z at its last call, copied, and the model's output, from one forward pass.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        name: What to call the layer in errors.
+        output_transform: Turns the layer's raw output into one tensor (N, ...).
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer.
+        TypeError: If the layer's output is no tensor and there is no output_transform.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))
+        >>> read_layer(model, model[0], (torch.tensor([[-1.0, 2.0]]),))
+        (tensor([[-1.,  2.]]), tensor([[0., 2.]]))
+    """
+    seen: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            # A copy, because the next operation may be in place.
+            seen[:] = [_as_tensor(output, name, output_transform).clone()]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            output = model(*inputs)
+    finally:
+        handle.remove()
+    if not seen:
+        raise _not_reached(model, name)
+    return seen[0], output
+
+
+def run_to_layer(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    calls: int = 1,
+    name: str = "layer",
+    output_transform: OutputTransform | None = None,
+) -> Tensor:
+    """Returns the layer's output Z, with its graph, from a forward pass that ends at the layer.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        calls: How often the forward pass calls the layer; it ends at the last call. See :func:`trace`.
+        name: What to call the layer in errors.
+        output_transform: Turns the layer's raw output into one tensor (N, ...).
+
+    Raises:
+        LayerNotReachedError: If the forward pass calls the layer less often than that.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Linear(3, 1))  # the second layer would fail, and never runs
+        >>> run_to_layer(model, model[0], (torch.tensor([[-1.0, 2.0]]),))
+        tensor([[0., 2.]])
+    """
+    count = 0
+    thread = threading.get_ident()
+
+    def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal count
+        if threading.get_ident() != thread:
+            return
+        count += 1
+        if count == calls:
+            raise _LayerReached(output)
+
+    handle = layer.register_forward_hook(leave)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            model(*inputs)
+    except _LayerReached as reached:
+        return _as_tensor(reached.output, name, output_transform)
+    finally:
+        handle.remove()
+    raise _not_reached(model, name)
+
+
+def _not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
+    return LayerNotReachedError(
+        f"expected the forward pass of {type(model).__name__} to call layer {name!r}, but it never did; choose a layer "
+        "that runs for these inputs (attention projections, for one, are used as weights and not called)"
+    )
+
+
+class Trace(NamedTuple):
+    """What one forward pass up to the layer executed."""
+
+    leaves: tuple[nn.Module, ...]
+    """Modules without children, each once, in the order of their first call."""
+    calls: int
+    """How often the layer was called."""
+    spatial: nn.Module | None
+    """The last leaf before the layer whose output was (N, C, H, W) with H, W > 1, or None."""
+
+
+def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Trace:
+    """Returns which leaf modules a forward pass executes up to the layer, and how often it calls the layer.
+
+    Captum's DeepLift and LRP walk the registered modules, not the executed ones, so a network composed of this model
+    must register just these.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        name: What to call the layer in errors.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> trace(model, model[1], (torch.zeros(1, 2),)).leaves
+        (Linear(in_features=2, out_features=3, bias=True), ReLU())
+    """
+    order: list[tuple[nn.Module, bool]] = []
+    ends: list[int] = []
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not any(True for _ in module.children()):
+            grid = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
+            order.append((module, grid))
+        if module is layer:
+            ends.append(len(order))
+
+    handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ends:
+        raise _not_reached(model, name)
+    before = order[: ends[-1]]
+    grids = [module for module, grid in before if grid]
+    return Trace(tuple(dict.fromkeys(module for module, _ in before)), len(ends), grids[-1] if grids else None)

@@ -1,0 +1,285 @@
+r"""The three terms of the SRAE objective, as plain functions of tensors (paper, Eq. 1, 2, 3).
+
+Conventions:
+    M examples, D dimensions of the explained layer Z, n x-features, C explained outputs.
+    Every mean over examples is over the **whole training set** handed in. None of the three terms but the first
+    is a mean of per-example losses: :math:`Q_k` and the inner products of Eq. 3 stand inside a non-linear function,
+    so the average over mini-batches is a biased estimate (the pull-away term of independent features is about
+    1/batch instead of 0). :class:`RunningMean` keeps such statistics over mini-batches.
+
+Reference:
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "RunningMean",
+    "covariance",
+    "faithfulness",
+    "log_loss",
+    "log_penalty",
+    "pull_away",
+    "pull_away_of_moments",
+    "reconstruction_error",
+    "second_moments",
+    "sparse_reconstruction",
+    "squared_error",
+]
+
+
+def squared_error(y_bar: Tensor, y_hat: Tensor) -> Tensor:
+    """Returns the squared differences, elementwise.
+
+    Args:
+        y_bar: Approximation, any shape, in logits.
+        y_hat: The model's own output, of the same shape.
+
+    Example:
+        >>> squared_error(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
+        tensor([0., 4.])
+    """
+    return (y_bar - y_hat) ** 2
+
+
+def log_loss(y_bar: Tensor, y_hat: Tensor) -> Tensor:
+    """Returns the cross-entropy in nats between the Bernoulli probabilities of two logits, elementwise.
+
+    It is smallest, but not zero, where both logits agree.
+
+    Args:
+        y_bar: Approximation, any shape, in logits.
+        y_hat: The model's own output, of the same shape.
+
+    Example:
+        >>> log_loss(torch.tensor([0.0]), torch.tensor([0.0]))
+        tensor([0.6931])
+    """
+    loss: Tensor = F.binary_cross_entropy_with_logits(y_bar, torch.sigmoid(y_hat), reduction="none")
+    return loss
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the mean over the first dimension, weighted when weights (M,) are given."""
+    if weight is None:
+        return values.mean(0)
+    return (weight / weight.sum()) @ values.flatten(1) if values.dim() > 1 else (weight / weight.sum()) @ values
+
+
+def faithfulness(
+    y_bar: Tensor,
+    y_hat: Tensor,
+    *,
+    weight: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = squared_error,
+) -> Tensor:
+    r"""Returns the faithfulness loss, a scalar.
+
+    .. math:: L_{FS} = \frac{1}{M} \sum_{i=1}^{M} L\big(f_v(E_\theta(Z^{(i)})), \hat y^{(i)}\big)
+
+    Args:
+        y_bar: What the x-features give, (M,) or (M, C), in logits; over C the losses are summed.
+        y_hat: What the model gives, of the same shape.
+        weight: Non-negative weights (M,) of the examples; they need not sum to 1. The paper weights positives up.
+        loss: :func:`squared_error`, :func:`log_loss`, or any elementwise loss.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> faithfulness(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
+        tensor(2.)
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, Eq. 1.
+    """
+    if y_bar.shape != y_hat.shape:
+        raise ValueError(
+            f"expected y_bar and y_hat of one shape, got {tuple(y_bar.shape)} and {tuple(y_hat.shape)}; "
+            "reshape one of them, broadcasting would compare every example with every other"
+        )
+    return _mean(loss(y_bar, y_hat).flatten(1).sum(1) if y_bar.dim() > 1 else loss(y_bar, y_hat), weight)
+
+
+def reconstruction_error(Z_tilde: Tensor, Z: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    r"""Returns :math:`Q_k = \frac1M \sum_i (\tilde Z^{(i)}_k - Z^{(i)}_k)^2` for every dimension k, shape (D,).
+
+    Args:
+        Z_tilde: Reconstruction, (M, ...), flattened to (M, D).
+        Z: Activations of the explained layer, of the same shape.
+        weight: Non-negative weights (M,) of the examples.
+
+    Example:
+        >>> reconstruction_error(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.zeros(2, 2))
+        tensor([5., 0.])
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, Eq. 2, with a squared loss.
+    """
+    return _mean(squared_error(Z_tilde, Z).flatten(1), weight)
+
+
+def log_penalty(Q: Tensor, q: float = 1.0) -> Tensor:
+    r"""Returns the sparsity of the reconstruction errors, :math:`\frac{1}{S_z} \sum_k \log(1 + q\,Q_k)`.
+
+    It grows ever slower with :math:`Q_k`, so that dimensions which do not matter can stay unreconstructed.
+
+    Args:
+        Q: Mean squared reconstruction errors (D,), non-negative.
+        q: Sparsity parameter, positive; the larger, the more dimensions may be given up.
+
+    Raises:
+        ValueError: If q is not positive.
+
+    Example:
+        >>> log_penalty(torch.tensor([0.0, torch.e - 1]))
+        tensor(0.5000)
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, section 2.2, Fig. 2(b-c).
+    """
+    if q <= 0:
+        raise ValueError(f"expected a sparsity parameter q > 0, got {q}; the paper's figures use 1 and 10")
+    return torch.log1p(q * Q).mean()
+
+
+def sparse_reconstruction(Z_tilde: Tensor, Z: Tensor, *, q: float = 1.0, weight: Tensor | None = None) -> Tensor:
+    """Returns the sparse reconstruction loss, a scalar: the log penalty of the per-dimension errors.
+
+    Args:
+        Z_tilde: Reconstruction, (M, ...).
+        Z: Activations of the explained layer, of the same shape.
+        q: Sparsity parameter, see :func:`log_penalty`.
+        weight: Non-negative weights (M,) of the examples.
+
+    Example:
+        >>> sparse_reconstruction(torch.zeros(3, 4), torch.zeros(3, 4))
+        tensor(0.)
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, Eq. 2.
+    """
+    return log_penalty(reconstruction_error(Z_tilde, Z, weight=weight), q)
+
+
+def second_moments(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Returns the mean products :math:`E_l^T E_{l'} / M` of the x-features, shape (n, n).
+
+    Args:
+        E: x-features (M, n).
+        weight: Non-negative weights (M,) of the examples.
+
+    Example:
+        >>> second_moments(torch.tensor([[1.0, 2.0], [1.0, 0.0]]))
+        tensor([[1., 1.],
+                [1., 2.]])
+    """
+    w = torch.full_like(E[:, 0], 1 / len(E)) if weight is None else weight / weight.sum()
+    return E.T @ (w[:, None] * E)
+
+
+def covariance(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Returns the covariances of the x-features, shape (n, n): their second moments about the mean.
+
+    Args:
+        E: x-features (M, n).
+        weight: Non-negative weights (M,) of the examples.
+
+    Example:
+        >>> covariance(torch.tensor([[1.0, 2.0], [1.0, 0.0]]))
+        tensor([[0., 0.],
+                [0., 1.]])
+    """
+    return second_moments(E - _mean(E, weight), weight=weight)
+
+
+def pull_away_of_moments(G: Tensor) -> Tensor:
+    r"""Returns the mean squared cosine :math:`G_{ll'}^2 / (G_{ll} G_{l'l'})` over all pairs :math:`l \ne l'`.
+
+    Given :func:`second_moments` this is Eq. 3; given :func:`covariance` it is the mean squared correlation.
+
+    Args:
+        G: Symmetric positive semi-definite matrix (n, n).
+
+    Returns:
+        A scalar in [0, 1]. An x-feature that is zero throughout is counted as orthogonal to all others,
+        and with one x-feature there are no pairs: both give 0.
+
+    Example:
+        >>> pull_away_of_moments(torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
+        tensor(0.5000)
+    """
+    n = len(G)
+    if n < 2:
+        return G.sum() * 0
+    square_norm = G.diagonal()
+    alive = square_norm > torch.finfo(G.dtype).tiny
+    inverse = torch.where(alive, 1 / torch.where(alive, square_norm, 1), 0)
+    square_cosine = G**2 * inverse[:, None] * inverse
+    return (square_cosine.sum() - square_cosine.diagonal().sum()) / (n * (n - 1))
+
+
+def pull_away(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    r"""Returns the pull-away term, a scalar in [0, 1]: 0 for orthogonal x-features, 1 for parallel ones.
+
+    .. math:: L_{PT} = \frac{1}{n(n-1)} \sum_{l} \sum_{l' \ne l}
+              \Big(\frac{E_l^T E_{l'}}{\lVert E_l \rVert \lVert E_{l'} \rVert}\Big)^2
+
+    The cosines are uncentred: independent but non-negative features are far from 0 here (about 0.56 for uniform
+    ones). ``pull_away(E - E.mean(0))`` is the mean squared correlation, which the training recipe uses.
+    Positive or negative factors on x-features, such as the weights v, change nothing.
+
+    Args:
+        E: x-features (M, n) over the whole training set.
+        weight: Non-negative weights (M,) of the examples.
+
+    Example:
+        >>> pull_away(torch.eye(3))
+        tensor(0.)
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, Eq. 3.
+    """
+    return pull_away_of_moments(second_moments(E, weight=weight))
+
+
+class RunningMean:
+    r"""A statistic of the whole training set, estimated over mini-batches, through which gradients still flow.
+
+    Called with the statistic of a new batch it returns the running estimate
+    :math:`\bar s \leftarrow (1 - \rho)\,\bar s + \rho\, s` with the gradient of the **batch** statistic. A non-linear
+    function of it, such as :func:`log_penalty` or :func:`pull_away_of_moments`, is therefore linearised at the running
+    estimate: its value and its gradient are those of the full batch, up to how far the estimate lags and scatters.
+    The weights are corrected for the first calls, as in Adam, so that the first estimate is the first batch's.
+
+    Args:
+        rho: Share of the newest batch, in (0, 1]; 1 makes it the plain mini-batch estimate.
+
+    Raises:
+        ValueError: If rho is outside (0, 1].
+
+    Example:
+        >>> mean = RunningMean(rho=0.5)
+        >>> mean(torch.tensor(1.0)), mean(torch.tensor(4.0))
+        (tensor(1.), tensor(3.))
+    """
+
+    def __init__(self, rho: float = 0.1) -> None:
+        if not 0 < rho <= 1:
+            raise ValueError(f"expected 0 < rho <= 1, got {rho}; 0.1 averages over about the last 10 batches")
+        self.rho = rho
+        self._sum: Tensor | None = None
+        self._weight = 0.0
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Takes in the statistic of a new batch, returns the running estimate (same shape) with its gradient."""
+        newest = batch.detach()
+        self._sum = self.rho * newest if self._sum is None else self._sum + self.rho * (newest - self._sum)
+        self._weight += self.rho * (1 - self._weight)
+        return self._sum / self._weight + (batch - newest)

@@ -1,0 +1,321 @@
+r"""Fits a Sparse Reconstruction Autoencoder to activations and outputs: the recipe, with its settings.
+
+The recipe, found by measurement (see the page "How the training recipe was found"):
+
+1. Z and the output are standardised, so that no setting depends on the model's scales.
+2. Batches hold a fixed share of positives, which weights them against the imbalance.
+3. Pre-training: beside Eq. 5 the x-features are drawn to their anchors (:mod:`captum_xnn.anchors`).
+4. Then Eq. 5 alone. Its statistics over the training set, :math:`Q_k` and the inner products of the pull-away term,
+   are running means over mini-batches (:class:`~captum_xnn.losses.RunningMean`).
+5. The result is rewritten to the model's own units; x-features get mean 0 and standard deviation 1 over the training
+   data, a positive weight v, and the order of their mean contribution to the positives.
+
+Differs from the paper:
+    The pull-away term is taken about the mean (squared correlations, not cosines); the start is the anchors, not a
+    stacked autoencoder; the x-layer is linear. Adam with a cosine schedule replaces stepwise decay.
+
+Reference:
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn.anchors import Anchors, anchors
+from captum_xnn.losses import (
+    RunningMean,
+    faithfulness,
+    log_penalty,
+    pull_away_of_moments,
+    reconstruction_error,
+    second_moments,
+)
+from captum_xnn.srae import Autoencoder, Objective, Reconstruction, Scaling
+
+__all__ = ["Recipe", "RunningObjective", "Step", "encode_all", "fit"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the training, none of which should need tuning to a model.
+
+    With ``beta=0, eta=0, pretraining=0`` it trains for faithfulness alone (the paper's baseline NN).
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> Recipe(steps=500).beta
+        1.0
+    """
+
+    beta: float = 1.0
+    """Weight of the sparse reconstruction in Eq. 5."""
+    eta: float = 1.0
+    """Weight of the pull-away term in Eq. 5."""
+    q: float = 1.0
+    """Sparsity parameter of the log penalty, on standardised Z."""
+    steps: int = 1200
+    """Mini-batches in all."""
+    batch_size: int = 128
+    """Examples in a mini-batch."""
+    positive_share: float = 0.25
+    """Share of positives in every batch, where there are positives and they are fewer than that."""
+    pretraining: float = 0.3
+    """Share of the steps that teach the anchors."""
+    learning_rate: float = 1e-3
+    """Largest learning rate of Adam, reached after a tenth of the steps, then a cosine to zero."""
+    rho: float = 0.1
+    """Share of the newest batch in running statistics."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "q"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}; the default is a good start")
+        for name in ("beta", "eta"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}; 0 switches the term off")
+        for name in ("positive_share", "pretraining"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}; it is a share")
+
+
+class Step(NamedTuple):
+    """One record of the training history; losses are on standardised Z and y, statistics are running means."""
+
+    step: int
+    faithfulness: float
+    sparse_reconstruction: float
+    pull_away: float
+
+
+class RunningObjective:
+    """Eq. 5 over the whole training set, estimated over mini-batches with gradients for the newest one.
+
+    Args:
+        beta: Weight of the sparse reconstruction.
+        eta: Weight of the pull-away term.
+        q: Sparsity parameter.
+        rho: Share of the newest batch in the running statistics.
+
+    Example:
+        >>> from captum_xnn.srae import SRAE
+        >>> Z = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> terms = RunningObjective()(SRAE(8, 2, hidden=())(Z), Z, Z[:, :1])
+        >>> bool(terms.total == terms.faithfulness + terms.sparse_reconstruction + terms.pull_away)
+        True
+    """
+
+    def __init__(self, *, beta: float = 1.0, eta: float = 1.0, q: float = 1.0, rho: float = 0.1) -> None:
+        self.beta, self.eta, self.q = beta, eta, q
+        self._Q, self._mean, self._moments = RunningMean(rho), RunningMean(rho), RunningMean(rho)
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Returns the objective and its terms after taking in a batch.
+
+        Args:
+            made: What the network makes of the batch.
+            Z: Activations (m, ...) of the batch.
+            y_hat: Outputs (m, C).
+            weight: Weights (m,) by which the batch stands for the training set, in the pull-away term. Faithfulness and
+                reconstruction count every row of the batch alike, and so weight what was drawn more often.
+        """
+        Q = self._Q(reconstruction_error(made.Z_tilde, Z))
+        first = second_moments(torch.cat([made.E, torch.ones_like(made.E[:, :1])], 1), weight=weight)
+        mean = self._mean(first[:-1, -1]).detach()
+        moments = self._moments(second_moments(made.E - mean, weight=weight))
+        terms = faithfulness(made.y_bar, y_hat), log_penalty(Q, self.q), pull_away_of_moments(moments)
+        return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
+
+
+class _Sampler:
+    """Draws batches of row numbers with a fixed share of positives, from a generator of its own."""
+
+    def __init__(self, positives: Tensor | None, rows: int, recipe: Recipe, generator: torch.Generator) -> None:
+        self.size, self.generator = recipe.batch_size, generator
+        marked = torch.zeros(rows, dtype=torch.bool) if positives is None else positives.cpu()
+        share = int(marked.sum()) / rows
+        if not 0 < share < recipe.positive_share:  # none, or no shortage of them: draw every row alike
+            self.pools: tuple[Tensor, ...] = (torch.arange(rows),)
+            self.counts: tuple[int, ...] = (self.size,)
+        else:
+            self.pools = marked.nonzero()[:, 0], (~marked).nonzero()[:, 0]
+            drawn = max(1, round(self.size * recipe.positive_share))
+            self.counts = drawn, max(1, self.size - drawn)
+        parts = [
+            torch.full((count,), len(pool) / rows / count) for pool, count in zip(self.pools, self.counts, strict=True)
+        ]
+        self.weight = torch.cat(parts)
+        self.row_weight = torch.ones(rows)
+        for pool, count in zip(self.pools, self.counts, strict=True):
+            self.row_weight[pool] = count / self.size / len(pool) * rows
+
+    def draw(self) -> Tensor:
+        """Returns row numbers (m,); ``weight`` says for what part of the training set each of them stands."""
+        return torch.cat(
+            [
+                pool[torch.randint(len(pool), (count,), generator=self.generator)]
+                for pool, count in zip(self.pools, self.counts, strict=True)
+            ]
+        )
+
+
+def _standardised(Z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Scaling]:
+    """Returns Z and y standardised, and by what.
+
+    All dimensions of Z share one scale, that of their mean variance: what varies little in the model weighs little here
+    too, and the x-features generalise better than with a scale for each dimension (benchmarks/degeneration.py).
+    """
+    over = [d for d in range(Z.dim()) if d != 1]
+    Z_mean = Z.mean(over)
+    Z_std = Z.var(over).mean().sqrt().expand_as(Z_mean)
+    if not bool((Z_std > Z.abs().max() * torch.finfo(Z.dtype).eps).all()):
+        raise ValueError(
+            "expected activations that vary, got the same for every example; check the inputs, or explain another layer"
+        )
+    y_mean, y_std = y.mean(0), y.std(0)
+    if not bool((y_std > y_mean.abs() * torch.finfo(y.dtype).eps * 4).all()):
+        raise ValueError(
+            "expected an output that varies, got the same for every example; there is nothing to explain, check that "
+            "the target is the right one and that the inputs differ"
+        )
+    shape = (1, -1, *[1] * (Z.dim() - 2))
+    scaled = (Z - Z_mean.reshape(shape)) / Z_std.reshape(shape)
+    return scaled, (y - y_mean) / y_std, Scaling(Z_mean, Z_std, y_mean, y_std)
+
+
+def fit(
+    srae: Autoencoder,
+    Z: Tensor,
+    y_hat: Tensor,
+    *,
+    positives: Tensor | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Step]:
+    """Returns the history of fitting an autoencoder, in place, to activations and outputs.
+
+    Args:
+        srae: The network, on any device; its weights are drawn anew.
+        Z: Activations (M, D), or (M, channels, H, W) for the convolutional form, floating-point, on the same device.
+        y_hat: Outputs (M, C) to be faithful to, in logits.
+        positives: Boolean (M,): the examples of the explained class, to be drawn more often. None draws all alike.
+        recipe: Settings of the training.
+        seed: Seeds weights and batches; the same seed gives the same result.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If there are fewer than two examples, or if Z or the outputs do not vary.
+
+    Example:
+        >>> from captum_xnn.srae import SRAE
+        >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> srae = SRAE(8, n_features=2, hidden=(16,))
+        >>> history = fit(srae, Z, Z[:, :2].sum(1, keepdim=True), recipe=Recipe(steps=600))
+        >>> with torch.no_grad():
+        ...     float((srae(Z).y_bar - Z[:, :2].sum(1, keepdim=True)).abs().mean()) < 0.1
+        True
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, Eq. 5.
+    """
+    recipe = recipe or Recipe()
+    if len(Z) < 2:
+        raise ValueError(f"expected at least two examples to learn from, got {len(Z)}; pass more data to fit")
+    generator = torch.Generator().manual_seed(seed)
+    srae.reset(generator)
+    scaled, y, scaling = _standardised(Z, y_hat)
+    sampler = _Sampler(positives, len(Z), recipe, generator)
+    start = None
+    if recipe.pretraining > 0:
+        start = anchors(scaled.flatten(1), y, srae.n_features, weight=sampler.row_weight.to(Z))
+        with torch.no_grad():
+            srae.head.weight[:, : start.v.shape[1]] = start.v
+    history = _descend(srae, scaled, y, sampler, recipe, start, progress)
+    srae.fold(scaling)
+    _arrange(srae, Z, positives)
+    return history
+
+
+def _descend(
+    srae: Autoencoder,
+    Z: Tensor,
+    y: Tensor,
+    sampler: _Sampler,
+    recipe: Recipe,
+    start: Anchors | None,
+    progress: bool,
+) -> list[Step]:
+    """Runs the optimisation on standardised data."""
+    objective = RunningObjective(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho)
+    optimiser = torch.optim.Adam(srae.parameters(), recipe.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
+    weight = sampler.weight.to(Z)
+    history = []
+    for step in tqdm(range(recipe.steps), "fitting the x-features", disable=not progress, leave=False):
+        rows = sampler.draw().to(Z.device)
+        batch, target = Z[rows], y[rows]
+        hold = _hold(step / recipe.steps, recipe.pretraining) if start else 0.0
+        made = srae(batch)
+        terms = objective(made, batch, target, weight=weight)
+        loss = terms.total
+        if start and hold:
+            loss = loss + hold * _off_anchor(made.E, start.E[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if step % max(1, recipe.steps // 50) == 0 or step == recipe.steps - 1:
+            history.append(Step(step, *(float(term.detach()) for term in terms[1:])))
+    return history
+
+
+def _rate(done: float) -> float:
+    """Returns the learning rate's factor after a share of the steps: up over a tenth, held, a cosine from 0.3 on."""
+    return max(min(done / 0.1, 1.0) * (1.0 if done < 0.3 else 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7))), 1e-3)
+
+
+def _hold(done: float, pretraining: float) -> float:
+    """Returns the weight of the anchors after a share of the steps: 1 in pre-training, then down to 0 in a tenth."""
+    return max(0.0, min(1.0, 1 - (done - pretraining) / 0.1))
+
+
+def _off_anchor(E: Tensor, anchored: Tensor) -> Tensor:
+    """Returns the mean over examples of the squared distance of the x-features from their anchors."""
+    return ((E[:, : anchored.shape[1]] - anchored) ** 2).sum(1).mean()
+
+
+@torch.no_grad()
+def _arrange(srae: Autoencoder, Z: Tensor, positives: Tensor | None) -> None:
+    """Standardises the x-features over the training data, makes v positive, and sorts them by contribution.
+
+    A dead x-feature, of no variance, is only centred. With several outputs signs and order follow the first.
+    """
+    E = encode_all(srae, Z)
+    mean, std = E.mean(0), E.std(0)
+    flip = torch.where(srae.head.weight[0] < 0, -1.0, 1.0)
+    srae.standardise_features(mean, torch.where(std > 1e-6, std, 1.0) * flip)
+    given = srae.contributions(encode_all(srae, Z))
+    marked = given if positives is None or not bool(positives.any()) else given[positives.to(given.device)]
+    size = marked.mean(0) if marked is not given else given.std(0)
+    srae.reorder_features(size.argsort(descending=True))
+
+
+@torch.no_grad()
+def encode_all(srae: Autoencoder, Z: Tensor, *, batch_size: int = 1024) -> Tensor:
+    """Returns the x-features (M, n) of activations (M, ...), batch by batch.
+
+    Args:
+        srae: The network.
+        Z: Activations.
+        batch_size: Rows at once.
+    """
+    return torch.cat([srae.encode(part) for part in torch.split(Z, batch_size)])
