@@ -56,11 +56,12 @@ def anchors(Z: Tensor, y: Tensor, n: int, *, weight: Tensor | None = None) -> An
         (torch.Size([500, 4]), tensor([[1., 1., 1., 1.]]))
     """
     w = torch.full_like(y[:, 0], 1 / len(y)) if weight is None else weight / weight.sum()
-    T = _whitened(_pls_scores(Z, y, w, n).double())
-    c = T.T @ (y - y.mean(0)).double() / len(T)
+    # From here on (M, r) numbers only: in double precision on the CPU, which every machine has.
+    T = _whitened(_pls_scores(Z, y, w, n).cpu().double())
+    c = T.T @ (y - y.mean(0)).cpu().double() / len(T)
     rotation = _most_skewed(T, c[:, 0] if y.shape[1] == 1 else None)
     E = T @ rotation.T
-    return Anchors(E.to(Z.dtype), (rotation @ c).T.to(Z.dtype))
+    return Anchors(E.to(Z), (rotation @ c).T.to(Z))
 
 
 def _pls_scores(Z: Tensor, y: Tensor, w: Tensor, n: int) -> Tensor:

@@ -29,7 +29,7 @@ from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedE
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
 from captum_xnn.heatmaps import Heatmap, as_heatmap
-from captum_xnn.host import OutputTransform, find_layer, read_layer, trace, untouched, unwrap
+from captum_xnn.host import OutputTransform, find_layer, read_layer, rows_of, trace, untouched, unwrap
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
@@ -417,7 +417,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         features = _features(feature, self.n_features)
         model = unwrap(self.model)
         name, module = find_layer(model, self.layer)
-        first = _rows_of(inputs, explained.additional, [0])
+        first = rows_of(inputs, explained.additional, torch.tensor([0]))
         ran = trace(model, module, (*first[0], *(first[1] or ())), name=name)
         order: list[int] = []
         parts = []
@@ -425,7 +425,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             network = ExplanationNetwork(
                 model, module, explainer.srae, trace=ran, output_transform=self.output_transform
             )
-            some, additional = _rows_of(inputs, explained.additional, rows)
+            some, additional = rows_of(inputs, explained.additional, torch.tensor(rows))
             parts.append(
                 self.heatmap(
                     network,
@@ -576,18 +576,6 @@ def _checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
             f"{[tuple(x.shape) for x in tensors]}; add the batch dimension with x[None]"
         )
     return tensors
-
-
-def _rows_of(
-    inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: list[int]
-) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
-    """Returns some examples of the inputs, and of those additional arguments that have a row for each example."""
-    n = len(inputs[0])
-
-    def pick(value: Any) -> Any:
-        return value[rows] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == n else value
-
-    return tuple(map(pick, inputs)), None if additional is None else tuple(map(pick, additional))
 
 
 def _features(feature: int | None, K: int) -> list[int]:

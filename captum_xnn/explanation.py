@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from captum_xnn.targets import Target
@@ -114,10 +115,55 @@ class Explanation:
             "prediction": float(self.prediction[index]),
             "names": names,
         }
+        contributions = self.contributions[index].detach().cpu()
+        image = self._image()
+        if image is None:
+            return visualize.show_contributions(contributions, **numbers, **options)
+        maps = self.directed_maps()[index].cpu()
+        return visualize.show_explanation(image[index].detach().cpu(), maps, contributions, **numbers, **options)
+
+    def gallery(
+        self, indices: Sequence[int] | None = None, *, names: Sequence[str] | None = None, **options: Any
+    ) -> Figure:
+        """Returns a picture of several examples as rows, with the same x-feature in each column, to name it by.
+
+        Args:
+            indices: Which examples; all of them, if None.
+            names: A name for each of the K x-features, in their own order.
+            options: Options of :func:`captum_xnn.visualize.show_gallery`.
+
+        Raises:
+            ValueError: If the inputs are no images.
+        """
+        from captum_xnn import visualize
+
+        image = self._image()
+        if image is None:
+            raise ValueError("expected images (N, C, H, W) with C = 1 or 3 and maps of them, got others; use show")
+        rows = list(range(len(self))) if indices is None else list(indices)
+        return visualize.show_gallery(
+            image[rows].detach().cpu(),
+            self.directed_maps()[rows].cpu(),
+            self.contributions[rows].detach().cpu(),
+            names=names,
+            **options,
+        )
+
+    def directed_maps(self) -> Tensor:
+        """Returns the first input's maps, (N, K, ...), positive where the input drives an x-feature to what it is.
+
+        An x-feature below the average training example has a negative value. Signed maps (gradients, DeepLift) are
+        then positive where the input pulls it up, against its value, and are turned round; maps that are never
+        negative stay.
+        """
+        maps = self.maps if isinstance(self.maps, Tensor) else self.maps[0]
+        if not bool((maps < 0).any()):
+            return maps
+        sign = torch.where(self.features < 0, -1, 1).to(maps)
+        return maps * sign.reshape(*sign.shape, *[1] * (maps.dim() - 2))
+
+    def _image(self) -> Tensor | None:
+        """Returns the first input where it is images and the maps are of it."""
         image = self.inputs if isinstance(self.inputs, Tensor) else self.inputs[0]
         maps = self.maps if isinstance(self.maps, Tensor) else self.maps[0]
-        if image.dim() != 4 or image.shape[1] not in (1, 3) or maps.dim() != 5:
-            return visualize.show_contributions(self.contributions[index].cpu(), **numbers, **options)
-        return visualize.show_explanation(
-            image[index].detach().cpu(), maps[index].cpu(), self.contributions[index].cpu(), **numbers, **options
-        )
+        return image if image.dim() == 4 and image.shape[1] in (1, 3) and maps.dim() == 5 else None

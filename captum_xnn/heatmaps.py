@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
-from captum_xnn.host import find_layer
+from captum_xnn.host import find_layer, rows_of
 from captum_xnn.network import ExplanationNetwork
 
 __all__ = ["FromCaptum", "Heatmap", "as_heatmap"]
@@ -151,7 +151,7 @@ class FromCaptum:
             if "target" in call:
                 call["target"] = wanted[i : i + size].to(inputs[0].device)
             chunks.append(
-                self._attribute(network, construct, call, _rows((inputs, additional_forward_args), rows[i : i + size]))
+                self._attribute(network, construct, call, _leaves(inputs, additional_forward_args, rows[i : i + size]))
             )
         maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likes = [inputs[0]] * len(maps) if layered else inputs
@@ -192,19 +192,12 @@ def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
             )
 
 
-def _rows(arguments: tuple[tuple[Tensor, ...], tuple[Any, ...] | None], rows: Tensor) -> tuple[Any, Any]:
-    """Returns fresh copies of the inputs, and the additional arguments, with the given rows."""
-    inputs, additional = arguments
-    n = len(inputs[0])
-    picked = tuple(x.detach()[rows.to(x.device)] for x in inputs)
-    for x in picked:
-        if x.is_floating_point():
-            x.requires_grad_()
-    if additional is None:
-        return picked, None
-    return picked, tuple(
-        a[rows.to(a.device)] if isinstance(a, Tensor) and a.dim() > 0 and len(a) == n else a for a in additional
-    )
+def _leaves(
+    inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """Returns the rows with the inputs cut off from the user's own, as leaves that take gradients where they can."""
+    picked, more = rows_of(tuple(x.detach() for x in inputs), additional, rows)
+    return tuple(x.requires_grad_(x.is_floating_point()) for x in picked), more
 
 
 def _finished(maps: Tensor, like: Tensor, K: int, layered: bool) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
 
-__all__ = ["Trace", "find_layer", "read_layer", "run_to_layer", "trace", "unwrap", "untouched"]
+__all__ = ["Trace", "find_layer", "read_layer", "rows_of", "run_to_layer", "trace", "unwrap", "untouched"]
 
 OutputTransform = Callable[[Any], Tensor]
 
@@ -161,6 +161,30 @@ def _restore(state: _State) -> None:
         hooks = getattr(state.module, kind, {})
         for key in set(hooks) - known:
             del hooks[key]
+
+
+def rows_of(
+    inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """Returns copies of some rows of the inputs, and of those additional arguments that have a row for each example.
+
+    Args:
+        inputs: Tensors (N, ...).
+        additional: Further arguments of the model; others than tensors of N rows are passed on as they are.
+        rows: Row numbers (R,), which may repeat.
+
+    Example:
+        >>> rows_of((torch.tensor([[1.0], [2.0]]),), (torch.tensor([5, 6]), "mean"), torch.tensor([1, 1]))
+        ((tensor([[2.],
+                [2.]]),), (tensor([6, 6]), 'mean'))
+    """
+    n = len(inputs[0])
+
+    def pick(value: Any) -> Any:
+        has_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == n
+        return value[rows.to(value.device)] if has_rows else value
+
+    return tuple(pick(x) for x in inputs), None if additional is None else tuple(pick(x) for x in additional)
 
 
 class _LayerReached(BaseException):

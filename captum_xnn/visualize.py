@@ -2,14 +2,14 @@ r"""Pictures of explanations, drawn with matplotlib from plain tensors or arrays
 
 Conventions:
     K x-features, N examples, C channels, H and W pixels; the maps may be coarser than the image.
-    Contributions are :math:`v_i E_i`, in logits; with the bias they sum to what the x-features give, the *surrogate*.
-    x-features are numbered from 1 in pictures and from 0 in arguments.
-    A map is positive where the input drives its x-feature to the value it has. Its positive part is drawn in the
-    colour of the contribution's sign (orange raises the output, blue lowers it), its negative part in the other one.
-    A backend with signed maps (DeepLift, gradients) therefore hands in maps times the sign of :math:`E_i`.
+    Contributions are :math:`v_i E_i`, in logits; with the bias they sum to what the x-features give, the
+    *surrogate*. x-features are numbered from 1 in pictures and from 0 in arguments. A map is positive where
+    the input drives its x-feature to the value it has. Its positive part is drawn in the colour of the
+    contribution's sign (orange raises the output, blue lowers it), its negative part in the other one. A
+    backend with signed maps (DeepLift, gradients) therefore hands in maps times the sign of :math:`E_i`.
 
-Nothing here touches pyplot: the figures need no display, no backend and no closing, and a notebook shows them as they
-are.
+Nothing here touches pyplot: the figures need no display, no backend and no closing, and a notebook shows them
+as they are.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Fig. 8-10.
@@ -34,7 +34,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["own_scale", "shared_scale", "show_contributions", "show_explanation", "show_gallery"]
+__all__ = ["Scale", "own_scale", "shared_scale", "show_contributions", "show_explanation", "show_gallery"]
 
 Array: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Tensor | ArrayLike
@@ -44,11 +44,10 @@ Scale: TypeAlias = Callable[[Array, Array], Array]
 CLIP_QUANTILE = 0.995
 PANELS_PER_ROW = 5
 
-# Orange and blue are told apart by the colour-blind; both have a contrast above 4.5 with white when used for text.
-RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c"
-INK = "#222222"
-_ORANGES = LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"])
-_BLUES = LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
+# Orange and blue are told apart by the colour-blind; both have a contrast above 4.5 with white when used for
+# text. RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c" INK = "#222222" _ORANGES =
+# LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"]) _BLUES =
+# LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
 
 
 @final
@@ -59,9 +58,6 @@ class _Picture(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
-
-
-# ------------------------------------------------------------------------------------------------ checking
 
 
 def _numpy(values: Numbers) -> NDArray[Any]:
@@ -119,8 +115,8 @@ def _displayable(image: Numbers) -> Array:
         array = array / 255
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
-        # One stretch for all channels: per channel it would change the hues. A constant image becomes mid-grey.
-        array = (array - low) / (high - low) if high > low else np.full_like(array, 0.5)
+        # One stretch for all channels: per channel it would change the hues. A constant image becomes
+        # mid-grey. array = (array - low) / (high - low) if high > low else np.full_like(array, 0.5)
     return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
 
 
@@ -147,9 +143,6 @@ def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
     return shown
 
 
-# ------------------------------------------------------------------------------------------------ scales
-
-
 def _levels(maps: Array) -> Array:
     """Returns for each map the size (K,) that is drawn in full colour; 0 for an empty map.
 
@@ -170,9 +163,9 @@ def shared_scale(maps: Numbers, contributions: Numbers) -> Array:
 
     .. math:: \frac{|v_i E_i|}{\sum_{hw} |m_{ihw}|} \, m_{ihw}
 
-    spreads the size of each contribution over its pixels, in logits per pixel; all maps are then divided by the largest of
-    their 99.5 % quantiles and clipped. An x-feature that contributes little looks faint. So does one whose map is
-    spread widely: use :func:`own_scale` to see where such a map lies.
+    spreads the size of each contribution over its pixels, in logits per pixel; all maps are then divided by
+    the largest of their 99.5 % quantiles and clipped. An x-feature that contributes little looks faint. So
+    does one whose map is spread widely: use :func:`own_scale` to see where such a map lies.
 
     Args:
         maps: Attribution maps (K, H, W), or (K, C, H, W) to be summed over channels.
@@ -197,8 +190,8 @@ def shared_scale(maps: Numbers, contributions: Numbers) -> Array:
 def own_scale(maps: Numbers, contributions: Numbers) -> Array:
     """Returns the maps (K, H, W), each stretched to [-1, 1] by itself, so that only the place can be compared.
 
-    Each map is divided by the 99.5 % quantile of its sizes and clipped. An x-feature that contributes exactly 0 is
-    empty on every scale: it is off, and its map says nothing about the output.
+    Each map is divided by the 99.5 % quantile of its sizes and clipped. An x-feature that contributes exactly
+    0 is empty on every scale: it is off, and its map says nothing about the output.
 
     Args:
         maps: Attribution maps (K, H, W), or (K, C, H, W) to be summed over channels.
@@ -216,9 +209,6 @@ def own_scale(maps: Numbers, contributions: Numbers) -> Array:
     weights = _contributions(contributions)
     flat = _maps(maps, len(weights)) * np.sign(weights)[:, None, None]
     return _divided(flat, _levels(flat))
-
-
-# ------------------------------------------------------------------------------------------------ numbers as text
 
 
 def _decimals(values: Array) -> int:
@@ -249,9 +239,6 @@ def _wrapped(name: str, width: int, lines: int = 2) -> str:
     return (
         "\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder=" \N{HORIZONTAL ELLIPSIS}")) or name
     )
-
-
-# ------------------------------------------------------------------------------------------------ the sum
 
 
 @dataclass(frozen=True)
@@ -298,9 +285,6 @@ def _scalar(value: Numbers, noun: str) -> float:
     return float(array.item())
 
 
-# ------------------------------------------------------------------------------------------------ drawing
-
-
 def _figure(width: float, height: float, title: str | None) -> Figure:
     """Returns an empty white figure of a size in inches, laid out so that no text is cut off."""
     # White whatever the user's style sheet says, because the colours of the maps fade to a light background.
@@ -311,9 +295,9 @@ def _figure(width: float, height: float, title: str | None) -> Figure:
     return figure
 
 
-def _caption(axes: Axes, name: str, number: str, colour: str = INK) -> None:
+def _caption(axes: Axes, name: str, number: str, *, colour: str = INK, size: float = 11) -> None:
     """Writes the name and, below it, the number above a panel."""
-    axes.set_title(name, fontsize=9, color=INK, pad=19 if number else 4, parse_math=False)
+    axes.set_title(name, fontsize=9, color=INK, pad=19, parse_math=False)
     axes.annotate(
         number,
         (0.5, 1.0),
@@ -322,8 +306,8 @@ def _caption(axes: Axes, name: str, number: str, colour: str = INK) -> None:
         textcoords="offset points",
         ha="center",
         va="bottom",
-        fontsize=11,
-        fontweight="bold",
+        fontsize=size,
+        fontweight="bold" if size > 9 else "normal",
         color=colour,
         parse_math=False,
     )
@@ -333,10 +317,8 @@ def _draw_image(axes: Axes, image: Array) -> None:
     """Draws an image (H, W, 3) without ticks."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
-    # At the top of its place an image keeps its distance to the text above, however much the layout shrinks it.
-    axes.set_anchor("N")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
+    # At the top of its place an image keeps its distance to the text above, however much the layout shrinks
+    # it. axes.set_anchor("N") axes.set(xticks=[], yticks=[]) for spine in axes.spines.values():
         spine.set(color="#bbbbbb", linewidth=0.6)
 
 
@@ -458,9 +440,6 @@ def _draw_numbers(axes: Axes, total: _Sum) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------ public pictures
-
-
 def show_contributions(
     contributions: Numbers,
     *,
@@ -515,13 +494,14 @@ def show_explanation(
 ) -> Figure:
     """Returns one example's explanation: the image, its x-features' maps in order of contribution, and the sum.
 
-    Above each map stand the x-feature's name and its contribution; the one that raises the output most comes first.
+    Above each map stand the x-feature's name and its contribution; the one that raises the output most comes
+    first.
 
     Args:
-        image: Image (C, H, W) or (H, W) with C = 1 or 3. Bytes and values within [0, 1] are shown as they are; any
-            other range, as of a normalised image, is stretched to [0, 1].
-        maps: Attribution maps (K, C, H, W), (K, 1, H, W) or (K, H, W); channels are summed. Maps of other height and
-            width than the image are stretched over it.
+        image: Image (C, H, W) or (H, W) with C = 1 or 3. Bytes and values within [0, 1] are shown as they
+            are; any other range, as of a normalised image, is stretched to [0, 1].
+        maps: Attribution maps (K, C, H, W), (K, 1, H, W) or (K, H, W); channels are summed. Maps of other
+            height and width than the image are stretched over it.
         contributions: Contributions (K,) in logits.
         bias: The explainer's bias, one number in logits.
         surrogate: What the x-features give, one number in logits: bias + contributions.
@@ -529,8 +509,8 @@ def show_explanation(
         names: K names in the numbering of the explainer, to replace "x-feature 1", ...
         title: Text above the picture.
         target_name: Name of the explained output, written above the image.
-        scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions (K,)
-            that returns what to draw (K, H, W) in [-1, 1].
+        scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions
+            (K,) that returns what to draw (K, H, W) in [-1, 1].
         unit: Unit of all numbers, written at the axis.
 
     Raises:
@@ -551,12 +531,11 @@ def show_explanation(
     )
     _draw_image(image_axes, pixels)
     outputs = f"model {_plain(total.prediction, total.decimals)}, x-features {_plain(total.surrogate, total.decimals)}"
-    _caption(image_axes, _wrapped(target_name or "image", 24), outputs)
-    image_axes.texts[-1].set(fontsize=8, fontweight="normal")
+    _caption(image_axes, _wrapped(target_name or "image", 24), outputs, size=8)
     for axes, k in zip(map_axes, total.order, strict=True):
         value = float(total.contributions[k])
         _draw_map(axes, pixels, shown[k], value)
-        _caption(axes, _wrapped(labels[k], 20), _signed(value, total.decimals), _colour(value))
+        _caption(axes, _wrapped(labels[k], 20), _signed(value, total.decimals), colour=_colour(value))
     _draw_waterfall(sum_axes, total, [_wrapped(name, 20, lines=1) for name in labels], unit)
     sum_axes.set_title("bias + contributions", fontsize=9, color=INK, pad=4)
     _draw_key(image_axes.figure)
@@ -574,7 +553,8 @@ def _explanation_grid(n_maps: int, aspect: float, title: str | None) -> tuple[Fi
     left = cell * (big + n_columns)
     figure = _figure(left + right, max(height, 2.3), title)
     # Apart, so that the axis below the sum takes no room from the maps.
-    pictures, total = figure.subfigures(1, 2, width_ratios=[left, right])
+    halves = figure.add_gridspec(1, 2, width_ratios=[left, right])
+    pictures, total = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
     grid = pictures.add_gridspec(n_rows, 1 + n_columns, width_ratios=[big, *[1] * n_columns])
     image_axes = pictures.add_subplot(grid[:big, 0])
     map_axes = [pictures.add_subplot(grid[k // n_columns, 1 + k % n_columns]) for k in range(n_maps)]
@@ -600,8 +580,8 @@ def show_gallery(
         images: Images (N, C, H, W) or (N, H, W) with C = 1 or 3, of any range, see :func:`show_explanation`.
         maps: Attribution maps (N, K, C, H, W) or (N, K, H, W); channels are summed.
         contributions: Contributions (N, K) in logits.
-        feature_order: Which x-features to show from left to right, counted from 0. Where it is not given, all of them
-            by their mean contribution, largest first.
+        feature_order: Which x-features to show from left to right, counted from 0. Where it is not given, all
+            of them by their mean contribution, largest first.
         names: K names in the numbering of the explainer, to replace "x-feature 1", ...
         title: Text above the picture.
         row_names: N texts written beside the images.
@@ -611,7 +591,8 @@ def show_gallery(
         ValueError: If a shape does not fit, a value is not finite, or there is no such x-feature.
 
     Example:
-        >>> figure = show_gallery(np.zeros((2, 4, 4)), np.ones((2, 3, 4, 4)), [[1.0, 5.0, 3.0], [0.0, 4.0, 1.0]])
+        >>> figure = show_gallery(np.zeros((2, 4, 4)), np.ones((2, 3, 4, 4)), [[1.0, 5.0, 3.0], [0.0, 4.0,
+        1.0]])
         >>> [axes.get_title() for axes in figure.axes[:4]]
         ['image', 'x-feature 2', 'x-feature 3', 'x-feature 1']
     """
@@ -626,7 +607,7 @@ def show_gallery(
         _draw_image(axes[0], image)
         for panel, k in zip(axes[1:], columns, strict=True):
             _draw_map(panel, image, shown[k], float(row[k]))
-            _caption(panel, "", _signed(row[k], decimals), _colour(row[k]))
+            _caption(panel, "", _signed(row[k], decimals), colour=_colour(row[k]))
     for panel, name in zip(grid[0], ["image", *(labels[k] for k in columns)], strict=True):
         panel.set_title(_wrapped(name, 18), fontsize=9, color=INK, pad=19, parse_math=False)
     for axes, name in zip(grid, _row_names(row_names, len(table)), strict=True):

@@ -1,0 +1,282 @@
+"""Do the x-features stay several, faithful and distinct? On real birds, for the default recipe and for what was tried.
+
+One-vs-all explainers of n = 5 x-features at CubNet's `relu6`: 50 positives (by label) and 80 % of the negatives to
+train, the rest to test. Printed for each recipe, as mean over classes and seeds with the worst case behind the slash:
+
+F_reg     mean |surrogate - prediction| in logits, training and test data, and the test ratio to NN, the same network
+          trained for faithfulness alone on the same class
+F_cls     share of test examples whose predicted class stays
+eff       effective number of x-features on the positives: exp of the entropy of their mean absolute contribution shares
+corr      mean absolute correlation between x-features on all data (dead x-features left out)
+live      x-features that vary
+R2>.5     dimensions of Z (of 2,048) reconstructed with R2 above .5
+same      mean correlation of matched x-features between two seeds, on test data
+
+    python benchmarks/degeneration.py DATA --log degeneration.jsonl
+
+DATA holds `cub_200_2011_even/` and `cubnet/`. Every fit is a line of the log; a run with the same log resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from birds import Birds
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn import SRAE, Recipe
+from captum_xnn.anchors import anchors
+from captum_xnn.losses import (
+    RunningMean,
+    faithfulness,
+    log_penalty,
+    pull_away_of_moments,
+    reconstruction_error,
+    second_moments,
+)
+from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.training import fit
+
+POSITIVES, NEGATIVE_SHARE, SEED = 50, 0.8, 2021
+
+
+class Split(NamedTuple):
+    """Rows of one class's one-vs-all problem."""
+
+    label: int
+    train: Tensor
+    test: Tensor
+
+
+def split(labels: Tensor, label: int) -> Split:
+    """Returns 50 positives and 80 % of the negatives to train, the rest to test."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED + label))
+    positives, negatives = order[labels[order] == label], order[labels[order] != label]
+    cut = int(NEGATIVE_SHARE * len(negatives))
+    return Split(
+        label,
+        torch.cat([positives[:POSITIVES], negatives[:cut]]),
+        torch.cat([positives[POSITIVES:], negatives[cut:]]),
+    )
+
+
+class Fitted(NamedTuple):
+    """What a recipe learned, as functions of raw Z."""
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    v: Tensor
+    bias: Tensor
+
+
+def by_recipe(recipe: Recipe) -> Callable[..., Fitted]:
+    """Returns a function that fits with the package's own training."""
+
+    def run(Z: Tensor, y: Tensor, positives: Tensor, seed: int) -> Fitted:
+        srae = SRAE(Z.shape[1], 5)
+        fit(srae, Z, y, positives=positives, recipe=recipe, seed=seed)
+        return Fitted(srae.encode, srae.decoder, srae.head.weight[0], srae.head.bias[0])
+
+    return run
+
+
+def by_hand(
+    *,
+    relu: bool = False,
+    centred: bool = True,
+    start: str = "none",
+    scale: str = "one",
+    q: float = 1.0,
+    beta: float = 1.0,
+    eta: float = 1.0,
+) -> Callable[..., Fitted]:
+    """Returns a function that fits with the same budget and schedule, but the choices that were tried and left."""
+    recipe = Recipe()
+
+    def run(Z: Tensor, y: Tensor, positives: Tensor, seed: int) -> Fitted:
+        generator = torch.Generator().manual_seed(seed)
+        srae = SRAE(Z.shape[1], 5)
+        srae.reset(generator)
+        mean, std = Z.mean(0), Z.std(0)
+        std = std.clamp_min(std.mean() * 0.1) if scale == "each" else Z.var(0).mean().sqrt().expand_as(std)
+        X, t = (Z - mean) / std, (y - y.mean()) / y.std()
+        pools = positives.nonzero()[:, 0], (~positives).nonzero()[:, 0]
+        counts = recipe.batch_size // 4, recipe.batch_size - recipe.batch_size // 4
+        share = [len(pool) / len(Z) for pool in pools]
+        weight = torch.cat([torch.full((c,), s / c) for s, c in zip(share, counts, strict=True)])
+        row_weight = torch.where(positives, 0.25 / share[0], 0.75 / share[1])
+        anchored = anchors(X, t, 5, weight=row_weight) if start == "anchors" else None
+        encode = (lambda x: srae.encode(x).relu()) if relu else srae.encode
+        optimiser = torch.optim.Adam(srae.parameters(), recipe.learning_rate, fused=True)
+        Q_mean, E_mean, G_mean = RunningMean(recipe.rho), RunningMean(recipe.rho), RunningMean(recipe.rho)
+        for step in range(recipe.steps):
+            done = step / recipe.steps
+            rate = min(done / 0.1, 1) * (1 if done < 0.3 else 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
+            optimiser.param_groups[0]["lr"] = recipe.learning_rate * max(rate, 1e-3)
+            rows = torch.cat(
+                [p[torch.randint(len(p), (c,), generator=generator)] for p, c in zip(pools, counts, strict=True)]
+            )
+            E = encode(X[rows])
+            Q = reconstruction_error(srae.decoder(E), X[rows])
+            middle = E_mean(weight @ E).detach() if centred else torch.zeros(5)
+            pull = pull_away_of_moments(G_mean(second_moments(E - middle, weight=weight)))
+            warm = start != "none" and done < 0.3
+            loss = faithfulness(srae.head(E), t[rows])
+            loss = loss + (Q.mean() if warm and start == "sae" else beta * log_penalty(Q_mean(Q), q))
+            loss = loss + (0.0 if warm and start == "sae" else eta * pull)
+            if anchored is not None:
+                loss = loss + max(0.0, min(1.0, 1 - (done - 0.3) / 0.1)) * ((E - anchored.E[rows]) ** 2).sum(1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            middle = torch.zeros(5) if relu else encode(X).mean(0)
+            v, bias = srae.head.weight[0], srae.head.bias[0]
+            return Fitted(
+                lambda z: encode((z - mean) / std) - middle,
+                lambda e: srae.decoder(e + middle) * std + mean,
+                v * y.std(),
+                (bias + v @ middle) * y.std() + y.mean(),
+            )
+
+    return run
+
+
+RECIPES: dict[str, Callable[..., Fitted]] = {
+    "default": by_recipe(Recipe()),
+    "NN, faithfulness alone": by_recipe(Recipe(beta=0, eta=0, pretraining=0)),
+    "Eq. 5 as printed: ReLU, cosines": by_hand(relu=True, centred=False),
+    "ReLU, correlations": by_hand(relu=True),
+    "ReLU, correlations, SAE first": by_hand(relu=True, start="sae"),
+    "ReLU, correlations, anchors": by_hand(relu=True, start="anchors"),
+    "linear, cosines": by_hand(centred=False),
+    "linear, correlations": by_hand(),
+    "linear, correlations, SAE first": by_hand(start="sae"),
+    "default, no anchors": by_recipe(Recipe(pretraining=0)),
+    "default, a scale for each dimension": by_hand(start="anchors", scale="each"),
+    "default, q = 10": by_recipe(Recipe(q=10.0)),
+    "default, beta = 0.1": by_recipe(Recipe(beta=0.1)),
+    "default, eta = 0": by_recipe(Recipe(eta=0.0)),
+}
+
+
+def effective_number(contributions: Tensor) -> float:
+    """Returns exp of the entropy of the mean absolute contribution shares, from (M, n)."""
+    share = contributions.abs().mean(0)
+    share = share / share.sum()
+    return float(torch.exp(-torch.xlogy(share, share).sum()))
+
+
+def mean_correlation(E: Tensor) -> float:
+    """Returns the mean absolute correlation between x-features (M, n) that vary; 0 if fewer than two do."""
+    E = E[:, E.std(0) > 1e-6]
+    n = E.shape[1]
+    return float((torch.corrcoef(E.T).abs().sum() - n) / (n * (n - 1))) if n > 1 else 0.0
+
+
+def agreement(a: Tensor, b: Tensor) -> float:
+    """Returns the mean correlation of x-features (M, n) of two seeds under the best matching."""
+    n = a.shape[1]
+    table = torch.corrcoef(torch.cat([a, b], 1).T)[:n, n:].nan_to_num()
+    return max(float(table[range(n), order].mean()) for order in map(list, itertools.permutations(range(n))))
+
+
+@torch.no_grad()
+def measure(fitted: Fitted, birds: Birds, rows: Split) -> dict[str, Any]:
+    """Returns the figures of one fit, and its contributions on the test data."""
+    Z, y = birds.Z, birds.y_hat[:, rows.label]
+    E_train, E_test = fitted.encode(Z[rows.train]), fitted.encode(Z[rows.test])
+    train, test = E_train @ fitted.v + fitted.bias, E_test @ fitted.v + fitted.bias
+    contributions = E_train[:POSITIVES] * fitted.v
+    residual = fitted.decode(E_train) - Z[rows.train]
+    r2 = 1 - residual.var(0) / Z[rows.train].var(0).clamp_min(1e-12)
+    return {
+        "train": f_reg(train, y[rows.train]),
+        "test": f_reg(test, y[rows.test]),
+        "f_cls": f_cls(test, birds.y_hat[rows.test], rows.label),
+        "eff": effective_number(contributions),
+        "corr": mean_correlation(torch.cat([E_train, E_test])),
+        "live": int((E_train.std(0) > 1e-6).sum()),
+        "r2": int((r2 > 0.5).sum()),
+        "contributions": [round(c, 2) for c in contributions.mean(0).tolist()],
+        "E_test": (E_test * fitted.v).tolist(),
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Returns the table of all recipes in the log, in markdown."""
+    nn_test = {(line["class"], line["seed"]): line["test"] for line in lines if line["recipe"].startswith("NN")}
+    out = [
+        "| recipe | fits | F_reg train | F_reg test | x NN | F_cls | eff mean/min | corr mean/max | live | R2>.5 | same |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in RECIPES:
+        of = [line for line in lines if line["recipe"] == name]
+        if not of:
+            continue
+        column = {key: [line[key] for line in of] for key in ("train", "test", "f_cls", "eff", "corr", "live", "r2")}
+        mean = {key: sum(values) / len(values) for key, values in column.items()}
+        fair = [nn_test[key] for line in of if (key := (line["class"], line["seed"])) in nn_test]
+        ratio = f"{sum(column['test']) / sum(fair):.2f}" if len(fair) == len(of) else "-"
+        pairs = [
+            agreement(*(torch.tensor(line["E_test"]) for line in two))
+            for label in {line["class"] for line in of}
+            if len(two := [line for line in of if line["class"] == label][:2]) == 2
+        ]
+        same = f"{sum(pairs) / len(pairs):.2f}/{min(pairs):.2f}" if pairs else "-"
+        out.append(
+            f"| {name} | {len(of)} | {mean['train']:.3f} | {mean['test']:.3f} | {ratio} | {mean['f_cls']:.2%} "
+            f"| {mean['eff']:.2f}/{min(column['eff']):.2f} | {mean['corr']:.3f}/{max(column['corr']):.3f} "
+            f"| {mean['live']:.1f} | {mean['r2']:.0f} | {same} |"
+        )
+    return "\n".join(out)
+
+
+def main(
+    data: Path, log: Path, cache: Path | None, classes: int, seeds: int, tried_classes: int, tried_seeds: int
+) -> None:
+    """Fits what the log lacks and prints the table."""
+    birds = Birds.read(data, cache)
+    labels = birds.labels.unique()
+    chosen = labels[torch.linspace(0, len(labels) - 1, classes).round().long()].tolist()
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {(line["recipe"], line["class"], line["seed"]) for line in lines}
+    jobs = [
+        (name, label, seed)
+        for name in RECIPES
+        for label in chosen[: classes if name in list(RECIPES)[:2] else tried_classes]
+        for seed in range(seeds if name in list(RECIPES)[:2] else tried_seeds)
+        if (name, label, seed) not in done
+    ]
+    for name, label, seed in tqdm(jobs, "fits"):
+        rows = split(birds.labels, label)
+        y_hat = birds.y_hat[rows.train]
+        begin = time.perf_counter()
+        fitted = RECIPES[name](birds.Z[rows.train], y_hat[:, label : label + 1], y_hat.argmax(1) == label, seed)
+        seconds = time.perf_counter() - begin
+        figures = measure(fitted, birds, rows)
+        lines.append({"recipe": name, "class": label, "seed": seed, "seconds": round(seconds, 1), **figures})
+        with log.open("a") as file:
+            file.write(json.dumps(lines[-1]) + "\n")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with cub_200_2011_even/ and cubnet/")
+    parser.add_argument("--log", type=Path, default=Path("degeneration.jsonl"))
+    parser.add_argument("--cache", type=Path, help="file that keeps the activations between runs")
+    parser.add_argument("--classes", type=int, default=10, help="for the default recipe and NN")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--tried-classes", type=int, default=3, help="for the recipes that were tried")
+    parser.add_argument("--tried-seeds", type=int, default=2)
+    main(**vars(parser.parse_args()))
