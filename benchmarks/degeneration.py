@@ -216,7 +216,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Returns the table of all recipes in the log, in markdown."""
     nn_test = {(line["class"], line["seed"]): line["test"] for line in lines if line["recipe"].startswith("NN")}
     out = [
-        "| recipe | fits | F_reg train | F_reg test | x NN | F_cls | eff mean/min | corr mean/max | live | R2>.5 | same |",
+        "| recipe | fits | F_reg train | test | x NN | F_cls | eff mean/min | corr mean/max | live | R2>.5 | same |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in RECIPES:

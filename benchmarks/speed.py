@@ -12,6 +12,7 @@ Fitting: the default recipe, n = 5, on 8,050 examples x 2,048 dimensions of rect
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -29,7 +30,7 @@ def cnn() -> nn.Module:
     widths = (3, 32, 64, 128)
     blocks = [
         m
-        for i, o in zip(widths, widths[1:], strict=False)
+        for i, o in itertools.pairwise(widths)
         for m in (nn.Conv2d(i, o, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2))
     ]
     head = (nn.Flatten(), nn.Linear(128 * 12 * 12, 2048), nn.ReLU(inplace=True), nn.Linear(2048, 100))

@@ -10,6 +10,7 @@ Reference:
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 import warnings
@@ -343,6 +344,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             target=tuple(explained.targets),
         )
 
+    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
+        """Returns the same explainers with another heatmap backend; what either fits later, both have.
+
+        Args:
+            heatmap: A Captum class, a backend, or None for the default.
+        """
+        other = copy.copy(self)
+        other.heatmap = as_heatmap(heatmap)
+        return other
+
     def score(self, data: Any, target: Any = None) -> Faithfulness:
         """Returns how faithful the explainer of a target is on some data: F_reg and F_cls.
 
@@ -458,7 +469,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
         if not explainers:
             raise NotFittedError(
-                f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(train_loader, target=...)"
+                f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(data, target=...)"
             )
         manifest = {
             "layer": name,
@@ -607,7 +618,7 @@ def _own_positives(y_hat: Tensor, targets: tuple[Target, ...]) -> Tensor | None:
     positives = torch.isin(given, torch.tensor(targets))
     if not bool(positives.any()):
         raise ValueError(
-            f"expected examples that the model gives class {', '.join(map(str, targets))}, got none among {len(y_hat)}; "
+            f"expected examples that the model gives class {', '.join(map(str, targets))}, got none of {len(y_hat)}; "
             "add such examples to the data, or, if the outputs are no classes, weight all examples alike with "
             f"positives=torch.ones({len(y_hat)}, dtype=torch.bool)"
         )
@@ -622,7 +633,7 @@ def _error_floor(y: Tensor, n: int) -> float | None:
     floor = float(values[: y.shape[1] - n].sum())
     warnings.warn(
         f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
-        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer outputs",
+        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
         stacklevel=4,
     )
     return floor

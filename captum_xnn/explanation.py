@@ -63,7 +63,7 @@ class Explanation:
             worst = int(off.nan_to_num(nan=float("inf")).argmax())
             raise ValueError(
                 f"expected bias and contributions to sum to the surrogate, got {float(total[worst]):.6g} against "
-                f"{float(self.surrogate[worst]):.6g} in example {worst}; the explainer's weights are damaged, fit it anew"
+                f"{float(self.surrogate[worst]):.6g} in example {worst}; the explainer is damaged, fit it anew"
             )
 
     def __len__(self) -> int:
@@ -91,7 +91,8 @@ class Explanation:
         parts = [f"{name} {value:+.2f}" for value, name in sorted(zip(given, names, strict=True), reverse=True)]
         return (
             f"example {index}, target {self.target[index]}: prediction {float(self.prediction[index]):+.2f} = "
-            f"{', '.join(parts)}, bias {float(self.bias[index]):+.2f}, unexplained {float(self.unexplained[index]):+.2f}"
+            f"{', '.join(parts)}, bias {float(self.bias[index]):+.2f}, "
+            f"unexplained {float(self.unexplained[index]):+.2f}"
         )
 
     def __str__(self) -> str:

@@ -227,7 +227,7 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:
         return FromCaptum(heatmap)
     if isinstance(heatmap, Attribution) or not callable(heatmap):
         raise TypeError(
-            f"expected a Captum class or a heatmap backend, got {type(heatmap).__name__}; pass the class and its settings "
-            "as FromCaptum(Class, setting=...), since the backend builds the object on the x-features itself"
+            f"expected a Captum class or a heatmap backend, got {type(heatmap).__name__}; pass the class "
+            "and its settings as FromCaptum(Class, setting=...), since the backend builds the object itself"
         )
     return heatmap

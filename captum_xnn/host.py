@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
 
-__all__ = ["Trace", "find_layer", "read_layer", "rows_of", "run_to_layer", "trace", "unwrap", "untouched"]
+__all__ = ["Trace", "find_layer", "read_layer", "rows_of", "run_to_layer", "trace", "untouched", "unwrap"]
 
 OutputTransform = Callable[[Any], Tensor]
 

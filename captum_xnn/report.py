@@ -137,26 +137,24 @@ def _check(sections: Sequence[Section], summary: Sequence[tuple[str, str, str]])
         for number, picture in enumerate(section.figures, start=1):
             if not picture.alt.strip():
                 raise ValueError(
-                    f"expected an alt text for picture {number} of section {section.title!r}, got {picture.alt!r}; "
-                    "say in a sentence what is to be seen"
+                    f"expected an alt text for picture {number} of section {section.title!r}, got "
+                    f"{picture.alt!r}; say in a sentence what is to be seen"
                 )
 
 
 def _check_table(section: Section) -> None:
-    """Raises ValueError where a row of the section's table, if it has one, is longer or shorter than the header."""
+    """Raises ValueError where a row of the section's table is longer or shorter than the header."""
     if section.table is None:
         return
     for row in section.table.rows:
         if len(row) != len(section.table.header):
             raise ValueError(
-                f"expected {len(section.table.header)} cells in each row of the table of section {section.title!r}, "
-                f"got {list(row)!r}; fill what is missing with an empty text"
+                f"expected {len(section.table.header)} cells in each row of the table of section "
+                f"{section.title!r}, got {list(row)!r}; fill what is missing with an empty text"
             )
 
 
-def _render(
-    sections: Sequence[Section], title: str, summary: Sequence[tuple[str, str, str]], dpi: int
-) -> str:
+def _render(sections: Sequence[Section], title: str, summary: Sequence[tuple[str, str, str]], dpi: int) -> str:
     """Returns the whole page."""
     try:
         import jinja2
@@ -175,18 +173,16 @@ def _render(
 
 def _paragraphs(text: str) -> list[str]:
     """Returns the paragraphs of a text, which empty lines part."""
-    return [
-        part.strip() for part in "\n".join(map(str.strip, text.splitlines())).split("\n\n") if part.strip()
-    ]
+    return [part.strip() for part in "\n".join(map(str.strip, text.splitlines())).split("\n\n") if part.strip()]
 
 
 def _picture(figure: Figure, dpi: int) -> _Picture:
     """Returns a figure as a data URI with the size of the figure's inches."""
     buffer = io.BytesIO()
-    # Without the name of the program, which holds an address, equal figures give equal files in every
-    # version. figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}) width, height =
-    # (round(96 * inches) for inches in figure.get_size_inches()) return
-    # _Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)
+    # Without the program's name and version, equal figures give equal files for longer.
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return _Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)
 
 
 def _replace(target: Path, text: str) -> None:

@@ -93,7 +93,7 @@ class Autoencoder(nn.Module, ABC):
         return self.head.in_features
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draws all weights anew, uniform in :math:`\\pm 1/\\sqrt{fan}` as torch does, but from the given generator.
+        r"""Draws all weights anew, uniform in :math:`\\pm 1/\\sqrt{fan}` as torch does, but from the given generator.
 
         The head starts with equal weights, so that no x-feature is ahead of the others.
 
@@ -330,8 +330,12 @@ class ConvSRAE(Autoencoder):
                 f"expected a pooling window of at most {min(height, width)}, got {pool}; pass pool=1 or more"
             )
         self.config = {
-            "shape": list(shape), "n_features": n_features, "hidden": list(hidden), "n_outputs": n_outputs, "pool": pool,
-        }  # fmt: skip
+            "shape": list(shape),
+            "n_features": n_features,
+            "hidden": list(hidden),
+            "n_outputs": n_outputs,
+            "pool": pool,
+        }
         sizes = (channels, *hidden, n_features)
         self.encoder = _pointwise(sizes)
         self.decoder = _pointwise(sizes[::-1])

@@ -49,7 +49,7 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
 
 def per_example(target: Any, n: int) -> list[Target]:
     """Returns the target of every example, from any form that Captum takes."""
-    if isinstance(target, Tensor) and target.numel() > 1 or isinstance(target, list):
+    if (isinstance(target, Tensor) and target.numel() > 1) or isinstance(target, list):
         each = [single_target(t) for t in target]
         if len(each) != n:
             raise ValueError(f"expected one target for each of {n} examples, got {len(each)}; pass an int for all")

@@ -3,16 +3,18 @@ r"""Pictures of explanations, drawn with matplotlib from plain tensors or arrays
 Conventions:
     K x-features, N examples, C channels, H and W pixels; the maps may be coarser than the image.
     Contributions are :math:`v_i E_i`, in logits; with the bias they sum to what the x-features give, the
-    *surrogate*. x-features are numbered from 1 in pictures and from 0 in arguments. A map is positive where
-    the input drives its x-feature to the value it has. Its positive part is drawn in the colour of the
-    contribution's sign (orange raises the output, blue lowers it), its negative part in the other one. A
-    backend with signed maps (DeepLift, gradients) therefore hands in maps times the sign of :math:`E_i`.
+    *surrogate*. x-features are numbered from 1 in pictures and from 0 in arguments.
+    A map is positive where the input drives its x-feature to the value it has. Its positive part is drawn in
+    the colour of the contribution's sign (orange raises the output, blue lowers it), its negative part in the
+    other one. A backend with signed maps (DeepLift, gradients) therefore hands in maps times the sign of
+    :math:`E_i`.
 
 Nothing here touches pyplot: the figures need no display, no backend and no closing, and a notebook shows them
 as they are.
 
 Reference:
-    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Fig. 8-10.
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021,
+    Fig. 8-10.
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ Scale: TypeAlias = Callable[[Array, Array], Array]
 CLIP_QUANTILE = 0.995
 PANELS_PER_ROW = 5
 
-# Orange and blue are told apart by the colour-blind; both have a contrast above 4.5 with white when used for
-# text. RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c" INK = "#222222" _ORANGES =
-# LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"]) _BLUES =
-# LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
+# The colour-blind tell orange from blue. As text on white, each has a contrast above 4.5.
+RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c"
+INK = "#222222"
+_ORANGES = LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"])
+_BLUES = LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
 
 
 @final
@@ -95,14 +98,14 @@ def _maps(maps: Numbers, n_features: int) -> Array:
     array = _array(maps, "maps")
     if array.ndim not in (3, 4) or len(array) != n_features or array.size == 0:
         raise ValueError(
-            f"expected maps (K, H, W) or (K, C, H, W) for K = {n_features} contributions, got shape {array.shape}; "
-            "pick one example, as in maps[0], and give one map for each contribution"
+            f"expected maps (K, H, W) or (K, C, H, W) for K = {n_features} contributions, got shape "
+            f"{array.shape}; pick one example, as in maps[0], and give one map for each contribution"
         )
     return array if array.ndim == 3 else array.sum(1)
 
 
 def _displayable(image: Numbers) -> Array:
-    """Returns the image as (H, W, 3) in [0, 1]: bytes and [0, 1] as they are, any other range stretched to it."""
+    """Returns the image as (H, W, 3) in [0, 1]: bytes and [0, 1] as they are, other ranges stretched."""
     array = _array(image, "pixels of the image")
     if array.ndim == 2:
         array = array[None]
@@ -115,8 +118,8 @@ def _displayable(image: Numbers) -> Array:
         array = array / 255
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
-        # One stretch for all channels: per channel it would change the hues. A constant image becomes
-        # mid-grey. array = (array - low) / (high - low) if high > low else np.full_like(array, 0.5)
+        # One stretch for all channels: one for each would change the hues. A constant image becomes grey.
+        array = (array - low) / (high - low) if high > low else np.full_like(array, 0.5)
     return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
 
 
@@ -137,8 +140,8 @@ def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
     shown = _array(scale(maps, contributions), "values from scale")
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
-            f"expected scale to return maps {maps.shape} in [-1, 1], got shape {shown.shape} with values up to "
-            f"{np.abs(shown).max():.3g} in size; divide by a common level and clip, as shared_scale does"
+            f"expected scale to return maps {maps.shape} in [-1, 1], got shape {shown.shape} with values "
+            f"up to {np.abs(shown).max():.3g} in size; divide by one level and clip, as shared_scale does"
         )
     return shown
 
@@ -188,7 +191,7 @@ def shared_scale(maps: Numbers, contributions: Numbers) -> Array:
 
 
 def own_scale(maps: Numbers, contributions: Numbers) -> Array:
-    """Returns the maps (K, H, W), each stretched to [-1, 1] by itself, so that only the place can be compared.
+    """Returns the maps (K, H, W), each stretched to [-1, 1] by itself, so that only places can be compared.
 
     Each map is divided by the 99.5 % quantile of its sizes and clipped. An x-feature that contributes exactly
     0 is empty on every scale: it is off, and its map says nothing about the output.
@@ -236,14 +239,12 @@ def _colour(value: float) -> str:
 
 def _wrapped(name: str, width: int, lines: int = 2) -> str:
     """Returns a name on at most so many lines, shortened with an ellipsis."""
-    return (
-        "\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder=" \N{HORIZONTAL ELLIPSIS}")) or name
-    )
+    return "\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder=" \N{HORIZONTAL ELLIPSIS}")) or name
 
 
 @dataclass(frozen=True)
 class _Sum:
-    """One explanation's terms in one unit: contributions (K,), bias, what they sum to, and the model's output."""
+    """One explanation's terms in one unit: contributions (K,), bias, their sum, and the model's output."""
 
     contributions: Array
     bias: float
@@ -269,8 +270,8 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
     # One part in a hundred of the terms' sizes is what sums in bfloat16 may lose.
     if abs(found - given) > 0.01 * (np.abs(weights).sum() + abs(offset)) + 1e-6:
         raise ValueError(
-            f"expected bias + contributions = surrogate, got {offset:g} + {weights.sum():g} = {found:g} beside a "
-            f"surrogate of {given:g}; pass all three from one explanation, of one example and one target"
+            f"expected bias + contributions = surrogate, got {offset:g} + {weights.sum():g} = {found:g} "
+            f"beside a surrogate of {given:g}; pass all three from one example and one target"
         )
     return _Sum(weights, offset, given, _scalar(prediction, "prediction"))
 
@@ -317,13 +318,15 @@ def _draw_image(axes: Axes, image: Array) -> None:
     """Draws an image (H, W, 3) without ticks."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
-    # At the top of its place an image keeps its distance to the text above, however much the layout shrinks
-    # it. axes.set_anchor("N") axes.set(xticks=[], yticks=[]) for spine in axes.spines.values():
+    # At the top of its place an image keeps its distance to the text above when the layout shrinks it.
+    axes.set_anchor("N")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
         spine.set(color="#bbbbbb", linewidth=0.6)
 
 
 def _faded(image: Array) -> Array:
-    """Returns the image (H, W, 3) in pale greys, dark enough to be recognised, light enough for colours on top."""
+    """Returns the image (H, W, 3) in pale greys, still recognisable, with colours to go on top."""
     grey = image @ np.array([0.299, 0.587, 0.114])
     return np.repeat((0.64 + 0.34 * grey)[:, :, None], 3, axis=2)
 
@@ -342,16 +345,12 @@ def _draw_map(axes: Axes, image: Array, shown: Array, contribution: float) -> No
     if shown.any():
         height, width = image.shape[:2]
         coarse = shown.shape[0] < height or shown.shape[1] < width
-        axes.imshow(
-            _coloured(shown), extent=(0, width, height, 0), interpolation="bilinear" if coarse else "auto"
-        )
+        axes.imshow(_coloured(shown), extent=(0, width, height, 0), interpolation="bilinear" if coarse else "auto")
         return
     # A feature may well contribute although its map is empty, e.g. through the encoder's biases.
     note = "empty map" if contribution else "no contribution"
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.3"}
-    axes.text(
-        0.5, 0.06, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=INK, bbox=box
-    )
+    axes.text(0.5, 0.06, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=INK, bbox=box)
 
 
 def _draw_key(figure: Figure | SubFigure) -> None:
@@ -450,9 +449,10 @@ def show_contributions(
     title: str | None = None,
     unit: str = "logits",
 ) -> Figure:
-    """Returns a waterfall: bias and contributions, largest first, add up to the x-features' output, beside the model's.
+    """Returns a waterfall: bias and contributions add up to the x-features' output, beside the model's.
 
-    Use it alone where there is no image, for tables and text.
+    The contribution that raises the output most comes first. Use it where there is no image,
+    for tables and text.
 
     Args:
         contributions: Contributions (K,) in logits.
@@ -492,7 +492,7 @@ def show_explanation(
     scale: Scale = shared_scale,
     unit: str = "logits",
 ) -> Figure:
-    """Returns one example's explanation: the image, its x-features' maps in order of contribution, and the sum.
+    """Returns one example's explanation: the image, the maps in order of contribution, and the sum.
 
     Above each map stand the x-feature's name and its contribution; the one that raises the output most comes
     first.
@@ -530,8 +530,8 @@ def show_explanation(
         len(total.order), pixels.shape[0] / pixels.shape[1], title
     )
     _draw_image(image_axes, pixels)
-    outputs = f"model {_plain(total.prediction, total.decimals)}, x-features {_plain(total.surrogate, total.decimals)}"
-    _caption(image_axes, _wrapped(target_name or "image", 24), outputs, size=8)
+    model, x_features = (_plain(value, total.decimals) for value in (total.prediction, total.surrogate))
+    _caption(image_axes, _wrapped(target_name or "image", 24), f"model {model}, x-features {x_features}", size=8)
     for axes, k in zip(map_axes, total.order, strict=True):
         value = float(total.contributions[k])
         _draw_map(axes, pixels, shown[k], value)
@@ -572,7 +572,7 @@ def show_gallery(
     row_names: Sequence[str] | None = None,
     scale: Scale = shared_scale,
 ) -> Figure:
-    """Returns several examples as rows: the image, then the same x-feature in each column, so that it can be named.
+    """Returns several examples as rows: the image, then the same x-feature in each column, to name it by.
 
     Colours are comparable within a row. The contribution stands above each map.
 
@@ -591,8 +591,8 @@ def show_gallery(
         ValueError: If a shape does not fit, a value is not finite, or there is no such x-feature.
 
     Example:
-        >>> figure = show_gallery(np.zeros((2, 4, 4)), np.ones((2, 3, 4, 4)), [[1.0, 5.0, 3.0], [0.0, 4.0,
-        1.0]])
+        >>> images, maps = np.zeros((2, 4, 4)), np.ones((2, 3, 4, 4))
+        >>> figure = show_gallery(images, maps, [[1.0, 5.0, 3.0], [0.0, 4.0, 1.0]])
         >>> [axes.get_title() for axes in figure.axes[:4]]
         ['image', 'x-feature 2', 'x-feature 3', 'x-feature 1']
     """
@@ -632,8 +632,8 @@ def _examples(values: Numbers, n_examples: int, noun: str) -> NDArray[Any]:
     array = _numpy(values)
     if array.ndim < 3 or len(array) != n_examples:
         raise ValueError(
-            f"expected {noun} of the N = {n_examples} examples that have contributions, got shape {array.shape}; "
-            f"put the examples first and give {noun} for the same ones"
+            f"expected {noun} of the N = {n_examples} examples that have contributions, got shape "
+            f"{array.shape}; put the examples first and give {noun} for the same ones"
         )
     return array
 
@@ -663,15 +663,11 @@ def _row_names(row_names: Sequence[str] | None, n_examples: int) -> list[str]:
     return [str(name) for name in row_names]
 
 
-def _gallery_grid(
-    shape: tuple[int, ...], aspect: float, title: str | None
-) -> tuple[Figure, list[list[Axes]]]:
+def _gallery_grid(shape: tuple[int, ...], aspect: float, title: str | None) -> tuple[Figure, list[list[Axes]]]:
     """Returns a figure with N rows of places for an image and its maps; shape is (N, maps per row)."""
     n_rows, n_columns = shape[0], shape[1] + 1
     aspect = min(max(aspect, 0.5), 2.0)
     cell = 1.45
-    figure = _figure(
-        cell * n_columns + 0.3, n_rows * (cell * aspect + 0.25) + 0.5 + (0.35 if title else 0), title
-    )
+    figure = _figure(cell * n_columns + 0.3, n_rows * (cell * aspect + 0.25) + 0.5 + (0.35 if title else 0), title)
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
     return figure, [list(row) for row in grid]

@@ -1,4 +1,4 @@
-"""Reports: every number is there, nothing is loaded from elsewhere, and an older report survives a failure."""
+"""Reports: every number is there, nothing is loaded, and an older report survives a failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """What a report holds: elements with their attributes, visible text, and whether all elements are closed."""
+    """What a report holds: elements with attributes, visible text, and what is left open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -62,17 +62,13 @@ def sections() -> list[Section]:
             "First paragraph\nstill the first.\n\n \nSecond.",
             [Illustration(picture(), "A sum", "Two terms")],
         ),
-        Section(
-            "Features", table=Table(["x-feature", "locality"], [["wing", 1.97], ["head", "2.04"]], "In nats")
-        ),
+        Section("Features", table=Table(["x-feature", "locality"], [["wing", 1.97], ["head", "2.04"]], "In nats")),
     ]
 
 
 def written(folder: Path, parts: list[Section] | None = None, **options: Any) -> tuple[str, Page]:
     settings: dict[str, Any] = {"title": "Goldfinch", "summary": SUMMARY} | options
-    text = write_report(folder / "report.html", sections() if parts is None else parts, **settings).read_text(
-        "utf-8"
-    )
+    text = write_report(folder / "report.html", sections() if parts is None else parts, **settings).read_text("utf-8")
     return text, Page(text)
 
 
@@ -100,9 +96,7 @@ def test_report_loads_and_runs_nothing(tmp_path: Path) -> None:
     assert "://" not in text and "url(" not in text and "@import" not in text
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "base", "form"}
     addresses = [a[key] for _, a in page.elements for key in ("src", "href", "srcset") if a.get(key)]
-    assert addresses and all(
-        str(address).startswith(("data:image/png;base64,", "#")) for address in addresses
-    )
+    assert addresses and all(str(address).startswith(("data:image/png;base64,", "#")) for address in addresses)
     policies = [a["content"] for a in page.named("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 

@@ -1,0 +1,76 @@
+"""Imports point downward only, and importing the package brings nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import captum_xnn
+
+PACKAGE = Path(captum_xnn.__file__).parent
+
+# From the bottom up; a module imports from lower rows only.
+ROWS = (
+    ("_compat", "errors", "targets", "visualize", "datasets", "datasets.digits", "metrics", "metrics.faithfulness"),
+    ("losses", "anchors", "host", "files", "explanation"),
+    ("srae", "activations"),
+    ("training", "network"),
+    ("explainer", "heatmaps"),
+    ("attribution", "report"),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+HEIGHT = {module: height for height, row in enumerate(ROWS) for module in row}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        if name:
+            yield name, ast.parse(path.read_text())
+
+
+def imported(tree):
+    """All modules of the package that a module imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "captum_xnn":
+                while parts[1:] and ".".join(parts[1:]) not in HEIGHT:
+                    parts.pop()
+                yield ".".join(parts[1:])
+
+
+def test_every_module_has_its_row():
+    missing = [name for name, _ in modules() if name not in HEIGHT]
+    assert not missing, f"add {missing} to ROWS"
+
+
+def test_imports_point_downward():
+    upward = [
+        f"{name} imports {other}"
+        for name, tree in modules()
+        for other in imported(tree)
+        if other and HEIGHT[other] >= HEIGHT[name]
+    ]
+    assert not upward
+
+
+def test_the_walk_sees_imports():
+    found = set(imported(ast.parse("def f():\n from captum_xnn.losses import faithfulness\n from captum_xnn import host")))
+    assert found == {"losses", "host"}
+
+
+def test_importing_is_light():
+    heavy = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas")
+    code = f"import sys, captum_xnn; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
