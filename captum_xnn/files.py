@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import ExplainerFileError
 
-__all__ = ["SCHEMA", "differences", "fingerprint", "read", "write"]
+__all__ = ["SCHEMA", "differences", "fingerprint", "read", "replace_file", "write"]
 
 SCHEMA = 1
 _MANIFEST = "explainer.json"
@@ -105,28 +105,32 @@ def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: 
     data = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"
-    _replace(folder / weights, data)
+    replace_file(folder / weights, data)
     described = {"schema": SCHEMA, "weights": weights, "sha256": digest, **manifest}
-    _replace(folder / _MANIFEST, json.dumps(described, indent=1).encode())
+    replace_file(folder / _MANIFEST, json.dumps(described, indent=1).encode())
     for old in folder.glob("weights-*.safetensors"):
         if old.name != weights:
             old.unlink(missing_ok=True)
     return folder
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file beside its place and moves it there in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file beside its place and moves it there in one step, so that it is the old or the new one, never half.
+
+    Args:
+        path: The file.
+        data: Its new contents.
+    """
+    # tempfile would make it readable for its owner alone; these files are there to be shared.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with draft.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from captum_xnn.files import replace_file
 
 __all__ = ["Illustration", "Section", "Table", "write_report"]
 
@@ -120,7 +121,7 @@ def write_report(
     page = _render(sections, title, summary, dpi)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _replace(target, page)
+    replace_file(target, page.encode())
     return target
 
 
@@ -183,17 +184,3 @@ def _picture(figure: Figure, dpi: int) -> _Picture:
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     return _Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)
-
-
-def _replace(target: Path, text: str) -> None:
-    """Writes a text beside the target and moves it there in one step."""
-    # tempfile would make the file readable for its owner alone; a report is there to be shared.
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with draft.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
