@@ -72,6 +72,10 @@ class Autoencoder(nn.Module, ABC):
     """Arguments that make an untrained copy, as JSON can hold them."""
 
     @abstractmethod
+    def shaped(self, Z: Tensor) -> Tensor:
+        """Returns Z with as many dimensions as the first layer takes; dimension 1 is what it mixes."""
+
+    @abstractmethod
     def encode(self, Z: Tensor) -> Tensor:
         """Returns the x-features E, shape (M, n)."""
 
@@ -267,9 +271,13 @@ class SRAE(Autoencoder):
         self.decoder = _dense(sizes[::-1])
         self.head = nn.Linear(n_features, n_outputs)
 
+    def shaped(self, Z: Tensor) -> Tensor:
+        """Returns activations Z, shape (M, ...), as (M, D)."""
+        return Z if Z.dim() == 2 else Z.flatten(1)
+
     def encode(self, Z: Tensor) -> Tensor:
         """Returns the x-features E, shape (M, n), of activations Z, shape (M, ...)."""
-        return self.encoder(Z if Z.dim() == 2 else Z.flatten(1))  # type: ignore[no-any-return]
+        return self.encoder(self.shaped(Z))  # type: ignore[no-any-return]
 
     def forward(self, Z: Tensor) -> Reconstruction:
         """Returns x-features, approximated outputs and reconstruction of activations Z, shape (M, ...)."""
@@ -346,6 +354,10 @@ class ConvSRAE(Autoencoder):
     def maps(self, Z: Tensor) -> Tensor:
         """Returns the x-features' maps before pooling, shape (M, n, H, W), of Z, shape (M, channels, H, W)."""
         return self.encoder(Z)  # type: ignore[no-any-return]
+
+    def shaped(self, Z: Tensor) -> Tensor:
+        """Returns feature maps Z, shape (M, channels, H, W), as they are."""
+        return Z
 
     def encode(self, Z: Tensor) -> Tensor:
         """Returns the x-features E, shape (M, n), of feature maps Z, shape (M, channels, H, W)."""

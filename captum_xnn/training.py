@@ -232,6 +232,7 @@ def fit(
         raise ValueError(f"expected at least two examples to learn from, got {len(Z)}; pass more data to fit")
     generator = torch.Generator().manual_seed(seed)
     srae.reset(generator)
+    Z = srae.shaped(Z)
     scaled, y, scaling = _standardised(Z, y_hat)
     sampler = _Sampler(positives, len(Z), recipe, generator)
     start = None

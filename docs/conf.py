@@ -1,6 +1,9 @@
 """Sphinx configuration. The build fetches nothing from the network."""
 
+import os
 from importlib.metadata import version as installed
+
+os.environ["TQDM_DISABLE"] = "1"  # progress bars of the quickstart would bury warnings
 
 project = "captum_xnn"
 author = "the captum_xnn authors"
@@ -10,7 +13,6 @@ release = version = installed("captum-xnn")
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -34,6 +36,8 @@ napoleon_custom_sections = ["Differs from the paper", "Conventions", "Metrics", 
 
 # The quickstart's code runs at build; an exception in it is a warning, which -W makes an error.
 plot_include_source = True
+# Shows a figure as notebooks do: plots are collected from pyplot, which has not made the package's figures.
+plot_pre_code = "from matplotlib.pyplot import figure as display"
 plot_html_show_source_link = False
 plot_html_show_formats = False
 plot_formats = [("png", 110)]

@@ -1,0 +1,1 @@
+"""Data sets to explain models on, each with the conventions of its official layout."""

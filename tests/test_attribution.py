@@ -1,0 +1,814 @@
+"""XNNAttribution: Captum's contract, and numbers that can be computed again from the weights."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import LRP, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
+from captum.metrics import infidelity, sensitivity_max
+from torch import nn
+
+from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
+from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
+from captum_xnn.heatmaps import FromCaptum
+
+QUICK = Recipe(steps=30)
+K = 2
+small = partial(SRAE, hidden=(8,))
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def net(*last):
+    """A network whose weights do not depend on the order of the tests."""
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4), *last)
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            p.copy_(randn(*p.shape, seed=i) / 2)
+    return model
+
+
+DATA = randn(160, 6, seed=10)
+X = randn(5, 6, seed=11)
+
+
+def made(model=None, layer="1", n_features=K, **settings):
+    settings = {"autoencoder": small, "recipe": QUICK, "heatmap": FromCaptum(IntegratedGradients, n_steps=5)} | settings
+    return XNNAttribution(model or net(), layer, n_features, **settings)
+
+
+@pytest.fixture(scope="module")
+def xnn():
+    return made().fit(DATA, target=[0, 1, 2], progress=False)
+
+
+def by_hand(xnn, x, target):
+    """E, contributions, bias and surrogate from the weights of the explainer's network."""
+    srae = xnn.explainer(target).srae
+    model = xnn.model
+    Z = (x @ model[0].weight.T + model[0].bias).clamp(min=0)
+    E = (Z @ srae.encoder[0].weight.T + srae.encoder[0].bias).clamp(min=0)
+    E = E @ srae.encoder[2].weight.T + srae.encoder[2].bias
+    v, b = srae.head.weight[0], srae.head.bias[0]
+    return E, E * v, b, E @ v + b
+
+
+def maps_by_hand(xnn, x, target, steps=5):
+    """Integrated gradients of every x-feature by autograd, with Captum's quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    whole = []
+    for k in range(K):
+        total = torch.zeros_like(x)
+        for node, weight in zip(nodes, weights, strict=True):
+            at = (x * (node + 1) / 2).to(x.dtype).requires_grad_()
+            total += weight / 2 * torch.autograd.grad(by_hand(xnn, at, target)[0][:, k].sum(), at)[0]
+        whole.append(x * total)
+    return torch.stack(whole, 1)
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("target", [0, 2])
+def test_explain_equals_recomputation_from_the_weights(xnn, target):
+    why = xnn.explain(X, target)
+    with torch.no_grad():
+        E, given, b, total = by_hand(xnn, X, target)
+        prediction = xnn.model(X)[:, target]
+    torch.testing.assert_close(why.features, E)
+    torch.testing.assert_close(why.contributions, given)
+    torch.testing.assert_close(why.bias, b.expand(5))
+    torch.testing.assert_close(why.surrogate, total)
+    torch.testing.assert_close(why.prediction, prediction)
+    torch.testing.assert_close(why.unexplained, prediction - total)
+    torch.testing.assert_close(why.maps, maps_by_hand(xnn, X, target), rtol=1e-4, atol=1e-6)
+    assert why.target == (target,) * 5 and why.inputs is X and len(why) == 5
+
+
+def test_attribute_equals_the_maps_of_explain(xnn):
+    torch.testing.assert_close(xnn.attribute(X, 1), xnn.explain(X, 1).maps, rtol=0, atol=0)
+    torch.testing.assert_close(xnn.attribute(X, 1), maps_by_hand(xnn, X, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_delta_is_prediction_minus_surrogate(xnn):
+    maps, delta = xnn.attribute(X, 1, return_convergence_delta=True)
+    torch.testing.assert_close(maps, xnn.attribute(X, 1))
+    with torch.no_grad():
+        wanted = xnn.model(X)[:, 1] - by_hand(xnn, X, 1)[3]
+    torch.testing.assert_close(delta, wanted)
+    assert bool(delta.abs().max() > 1e-4)
+    torch.testing.assert_close(xnn.compute_convergence_delta(maps, X, 1), wanted)
+    assert xnn.has_convergence_delta()
+
+
+def test_score_equals_recomputation(xnn):
+    data = randn(90, 6, seed=12)
+    score = xnn.score(data, 1)
+    with torch.no_grad():
+        y_hat, y_bar = xnn.model(data), by_hand(xnn, data, 1)[3]
+    assert score.examples == 90
+    assert score.f_reg == pytest.approx(float((y_bar - y_hat[:, 1]).abs().mean()), rel=1e-5)
+    replaced = y_hat.clone()
+    replaced[:, 1] = y_bar
+    assert score.f_cls == pytest.approx(float((replaced.argmax(1) == y_hat.argmax(1)).float().mean()))
+
+
+def test_the_explainer_knows_its_fit(xnn):
+    explainer = xnn.explainer(1)
+    with torch.no_grad():
+        y_hat, (E, given, _, y_bar) = xnn.model(DATA), by_hand(xnn, DATA, 1)
+    assert explainer.f_reg == pytest.approx(float((y_bar - y_hat[:, 1]).abs().mean()), rel=1e-4)
+    assert explainer.examples == 160 and explainer.layer == "1" and explainer.targets == (1,)
+    marked = y_hat.argmax(1) == 1
+    assert explainer.positives == int(marked.sum())
+    torch.testing.assert_close(E.mean(0), torch.zeros(K), atol=1e-4, rtol=0)
+    torch.testing.assert_close(E.std(0), torch.ones(K), atol=1e-4, rtol=0)
+    means = given[marked].mean(0).tolist()
+    assert means == sorted(means, reverse=True)
+    assert explainer.floor is None
+    assert not any(p.requires_grad for p in explainer.srae.parameters())
+
+
+# --- targets
+
+
+class Planes(nn.Module):
+    """Outputs (N, 2, 3), for targets that are tuples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = net(nn.ReLU(), nn.Linear(4, 6))
+
+    def forward(self, x):
+        return self.layers(x).reshape(-1, 2, 3)
+
+
+FORMS = {
+    "int": (2, [2] * 5),
+    "tensor of one": (torch.tensor(2), [2] * 5),
+    "tensor (1,)": (torch.tensor([2]), [2] * 5),
+    "numpy int": (np.int64(2), [2] * 5),
+    "tensor": (torch.tensor([1, 0, 2, 0, 1]), [1, 0, 2, 0, 1]),
+    "list": ([1, 0, 2, 0, 1], [1, 0, 2, 0, 1]),
+    "list of numpy ints": (list(np.array([1, 0, 2, 0, 1])), [1, 0, 2, 0, 1]),
+    "list of tensors": (list(torch.tensor([1, 0, 2, 0, 1])), [1, 0, 2, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_target_equals_calls_for_each_example(xnn, form):
+    target, each = FORMS[form]
+    maps, delta = xnn.attribute(X, target, return_convergence_delta=True)
+    why = xnn.explain(X, target)
+    assert why.target == tuple(each)
+    for i, t in enumerate(each):
+        one = xnn.explain(X[i : i + 1], t)
+        torch.testing.assert_close(maps[i : i + 1], one.maps, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(delta[i : i + 1], one.unexplained)
+        torch.testing.assert_close(why.contributions[i : i + 1], one.contributions)
+        torch.testing.assert_close(why.bias[i : i + 1], one.bias)
+        torch.testing.assert_close(why.prediction[i : i + 1], one.prediction)
+
+
+@pytest.fixture(scope="module")
+def planes():
+    model = Planes()
+    with torch.no_grad():
+        for i, p in enumerate(model.layers[4].parameters()):
+            p.copy_(randn(*p.shape, seed=20 + i))
+    return made(model, "layers.1").fit(DATA, target=[(0, 1), (1, 2)], progress=False)
+
+
+def test_targets_that_are_tuples(planes):
+    target = [(0, 1), (1, 2), (0, 1), (1, 2), (1, 2)]
+    why = planes.explain(X, target)
+    assert why.target == tuple(target)
+    y_hat = planes.model(X)
+    for i, t in enumerate(target):
+        one = planes.explain(X[i : i + 1], t)
+        torch.testing.assert_close(why.maps[i : i + 1], one.maps, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(why.prediction[i], y_hat[i][t])
+    torch.testing.assert_close(planes.attribute(X, (1, 2)), planes.attribute(X, [(1, 2)] * 5))
+    assert planes.explainer((0, 1)).positives is None
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (4, r"within the model's outputs \(4,\), got 4"),
+        (-1, r"within the model's outputs \(4,\), got -1"),
+        (None, r"picks one of the model's outputs \(4,\) per example, got None; pass an int"),
+        ((0, 1), r"picks one of the model's outputs \(4,\) per example, got \(0, 1\)"),
+        ([0, 1], "one target for each of 5 examples, got 2"),
+        (torch.tensor([0, 1, 2]), "one target for each of 5 examples, got 3"),
+        (torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), "float32 tensor"),
+        (torch.tensor(1.0), "float32 tensor"),
+        (torch.zeros(5, 2, dtype=torch.long), r"int64 tensor \(2,\)"),
+        ("goldfinch", "None, an int or a tuple of ints, got 'goldfinch'"),
+        (1.5, "got 1.5"),
+        ([0, 1, 2, 0, "a"], "got 'a'"),
+    ],
+)
+def test_wrong_targets_are_rejected(xnn, target, told):
+    for method in (xnn.attribute, xnn.explain):
+        with pytest.raises(ValueError, match=told):
+            method(X, target)
+
+
+def test_wrong_targets_of_fit():
+    xnn = made()
+    for target, told in ((9, "got 9; they count from 0"), ([], "got an empty list"), (None, "got None; pass an int")):
+        with pytest.raises(ValueError, match=told):
+            xnn.fit(DATA, target, progress=False)
+    with pytest.raises(ValueError, match="several targets for a joint explainer, got 0"):
+        xnn.fit(DATA, 0, joint=True, progress=False)
+    assert not xnn.explainers_
+
+
+# --- Captum's call
+
+
+def test_the_second_positional_argument_is_the_target(xnn):
+    assert torch.equal(xnn.attribute(X, 2), xnn.attribute(X, target=2))
+    assert not torch.equal(xnn.attribute(X, 2), xnn.attribute(X, 0))
+
+
+def test_captums_wrapping(xnn):
+    unwrapped = type(xnn).attribute.__wrapped__
+    assert torch.equal(unwrapped(xnn, X, target=1), xnn.attribute(X, 1))
+    assert xnn.get_name() == "XNN Attribution"
+    with pytest.raises(NotImplementedError, match="attribute_future is not implemented for XNNAttribution"):
+        xnn.attribute_future(X)
+
+
+def test_a_tuple_gives_a_tuple(xnn):
+    maps = xnn.attribute((X,), 1)
+    assert isinstance(maps, tuple) and len(maps) == 1
+    assert torch.equal(maps[0], xnn.attribute(X, 1))
+    assert isinstance(xnn.explain((X,), 1).maps, tuple)
+
+
+@pytest.mark.parametrize("k", range(K))
+def test_one_feature_is_one_map_in_the_inputs_shape(xnn, k):
+    target = [1, 0, 2, 0, 1]
+    given = xnn.attribute(X, target, feature=k)
+    assert given.shape == X.shape and given.is_contiguous()
+    torch.testing.assert_close(given, xnn.attribute(X, target)[:, k], rtol=1e-5, atol=1e-6)
+    (one,) = xnn.attribute((X,), target, feature=k)
+    assert torch.equal(one, given)
+
+
+def test_features_out_of_range(xnn):
+    for k in (-1, K):
+        with pytest.raises(ValueError, match=f"x-feature from 0 to {K - 1}, got {k}"):
+            xnn.attribute(X, 0, feature=k)
+
+
+def test_permuting_the_batch_permutes_everything(xnn):
+    order, target = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([1, 0, 2, 0, 1])
+    a, b = xnn.explain(X, target), xnn.explain(X[order], target[order])
+    for name in ("maps", "features", "contributions", "bias", "surrogate", "prediction"):
+        torch.testing.assert_close(getattr(b, name), getattr(a, name)[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_internal_batch_size(xnn, size):
+    target = [1, 0, 2, 0, 1]
+    wanted = xnn.attribute(X, target)
+    rows = []
+    handle = xnn.model[0].register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    try:
+        given = xnn.attribute(X, target, internal_batch_size=size)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)
+    assert max(rows) <= max(size, len(X))
+
+
+def test_settings_of_one_call(xnn):
+    torch.testing.assert_close(xnn.attribute(X, 1, n_steps=9), maps_by_hand(xnn, X, 1, 9), rtol=1e-4, atol=1e-6)
+    with pytest.raises(TypeError, match="expected settings of IntegratedGradients, got 'n_step'"):
+        xnn.attribute(X, 1, n_step=9)
+
+
+def test_baselines_of_one_example_each(xnn):
+    """A baseline for each example, as Captum takes it, with explainers of several targets."""
+    baselines, target = randn(5, 6, seed=13), [1, 0, 2, 0, 1]
+    given = xnn.attribute(X, target, baselines=baselines)
+    for i, t in enumerate(target):
+        one = xnn.attribute(X[i : i + 1], t, baselines=baselines[i : i + 1])
+        torch.testing.assert_close(given[i : i + 1], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(xnn, context):
+    wanted = xnn.explain(X, 1)
+    with context():
+        x = X.clone()
+        given = xnn.explain(x, 1)
+        assert torch.equal(xnn.attribute(x, 1), wanted.maps)
+    assert torch.equal(given.maps, wanted.maps) and torch.equal(given.surrogate, wanted.surrogate)
+    assert torch.equal(xnn.attribute(x, 1), wanted.maps), "an inference tensor outside of inference mode"
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_fitting_without_gradients(context):
+    wanted = made().fit(DATA, 0, progress=False).explain(X, 0).surrogate
+    with context():
+        xnn = made().fit(DATA, 0, progress=False)
+        torch.testing.assert_close(xnn.explain(X, 0).surrogate, wanted)
+        lazily = made(train_data=DATA).explain(X, 0)
+    torch.testing.assert_close(lazily.surrogate, wanted)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = net()
+
+    def forward(self, x, scale):
+        return self.layers(x * scale)
+
+
+def test_further_arguments_made_in_inference_mode():
+    xnn = made(Scaled(), "layers.1", unpack=lambda x: (x, torch.tensor(2.0)))
+    xnn.fit([DATA], 0, progress=False)
+    wanted = xnn.attribute(X, 0, torch.tensor(2.0))
+    with torch.inference_mode():
+        given = xnn.attribute(X, 0, torch.tensor(2.0))
+    assert torch.equal(given, wanted)
+
+
+def test_under_autocast(xnn):
+    """Rounding in half precision is no damage to the explainer."""
+    wanted = xnn.explain(X, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = xnn.explain(X, 0)
+    torch.testing.assert_close(given.surrogate.float(), wanted.surrogate, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(given.bias + given.contributions.sum(1), given.surrogate)
+
+
+def test_maps_are_detached_and_the_input_is_left_alone(xnn):
+    x = X.clone().requires_grad_()
+    x.grad = grad = torch.ones_like(x)
+    maps, delta = xnn.attribute(x, 1, return_convergence_delta=True)
+    assert not maps.requires_grad and not delta.requires_grad
+    assert x.grad is grad and x.requires_grad and torch.equal(x.detach(), X)
+
+
+def test_a_model_that_works_in_place_does_not_change_the_users_data():
+    model = nn.Sequential(nn.ReLU(inplace=True), *net())
+    data, x = DATA.clone(), X.clone()
+    xnn = made(model, "2").fit(data, 0, progress=False)
+    assert torch.equal(data, DATA), "fit changed the training data"
+    xnn.explain(x, 0)
+    assert torch.equal(x, X), "explain changed its inputs"
+
+
+def test_a_model_in_training_is_evaluated_and_restored():
+    model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3)).train()
+    with torch.no_grad():
+        model(DATA)
+    model[3].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    xnn = made(model, "2").fit(DATA, 0, progress=False)
+    why = xnn.explain(X, 0)
+    assert modes == [m.training for m in model.modules()] == [True, True, True, True, False, True]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model.eval()
+    torch.testing.assert_close(why.prediction, model(X)[:, 0].detach())
+    torch.testing.assert_close(xnn.explain(X, 0).maps, why.maps)
+
+
+def test_random_numbers_are_left_alone(tmp_path):
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = states()
+    xnn = made().fit(DATA, 0, progress=False)
+    assert states() == before, "fit"
+    xnn.explain(X, 0)
+    assert states() == before, "explain"
+    XNNAttribution.load(xnn.save(tmp_path), xnn.model)
+    assert states() == before, "load"
+
+
+def test_calls_repeat_and_leave_nothing_behind(xnn):
+    srae = xnn.explainer(0).srae
+    before = [sorted(vars(m)) for m in [*xnn.model.modules(), *srae.modules()]]
+    for heatmap in (LRP, Saliency):
+        other = xnn.with_heatmap(heatmap)
+        assert torch.equal(other.attribute(X, 0), other.attribute(X, 0))
+    assert [sorted(vars(m)) for m in [*xnn.model.modules(), *srae.modules()]] == before
+
+
+@pytest.mark.parametrize("method", [Saliency, LRP])
+def test_nothing_is_left_after_an_exception_in_the_heatmap(method):
+    model = net(nn.ReLU())
+    xnn = made(model, "1").fit(DATA, 0, progress=False)
+    before = [(sorted(vars(m)), m.training, dict(m._forward_hooks)) for m in model.modules()]
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) > 2:  # the forward pass for the numbers and the trace go well
+            raise RuntimeError("on purpose")
+
+    handle = model[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        xnn.with_heatmap(method).attribute(X, 0)
+    handle.remove()
+    assert [(sorted(vars(m)), m.training, dict(m._forward_hooks)) for m in model.modules()] == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_attribution_in_threads(xnn):
+    """A server explains in threads; one must not take away the hooks or the mode of another."""
+    wanted = {t: xnn.explain(X, t) for t in (0, 1)}
+    wrong: list[str] = []
+
+    def work(t):
+        for _ in range(15):
+            try:
+                why = xnn.explain(X, t)
+                if not torch.allclose(why.maps, wanted[t].maps, atol=1e-6):
+                    wrong.append("other maps")
+            except BaseException as error:
+                wrong.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    torch.compiler.set_stance("default")
+    assert not wrong
+
+
+def test_it_pickles(xnn):
+    again = pickle.loads(pickle.dumps(xnn))
+    assert torch.equal(again.attribute(X, 1), xnn.attribute(X, 1))
+
+
+def test_noise_tunnel_and_metrics_of_captum(xnn):
+    torch.manual_seed(1)
+    smooth = NoiseTunnel(xnn).attribute(X, nt_samples=3, stdevs=0.0, target=1)
+    torch.testing.assert_close(smooth, xnn.attribute(X, 1), rtol=1e-4, atol=1e-6)
+    one = partial(xnn.attribute, feature=0)
+    assert sensitivity_max(one, X, target=1, n_perturb_samples=2).shape == (5,)
+    infidel = infidelity(
+        xnn.model, lambda x: (0.01 * torch.ones_like(x), x - 0.01), X, xnn.attribute(X, 1, feature=0), target=1
+    )
+    assert infidel.shape == (5,)
+
+
+def test_another_layer_can_be_set():
+    xnn = made().fit(DATA, 0, progress=False)
+    at_relu = xnn.attribute(X, 0)
+    xnn.layer = xnn.model[2]
+    with pytest.raises(NotFittedError, match="at layer '2', have none yet"):
+        xnn.attribute(X, 0)
+    xnn.fit(DATA, 0, progress=False)
+    assert xnn.explainer(0).layer == "2"
+    xnn.layer = xnn.model[1]
+    assert torch.equal(xnn.attribute(X, 0), at_relu)
+
+
+def test_the_layer_as_a_module_and_wrapped_models(xnn):
+    wanted = xnn.attribute(X, 0)
+    for model, layer in ((xnn.model, xnn.model[1]), (nn.DataParallel(xnn.model), "1")):
+        other = made(model, layer)
+        other.explainers_.update(xnn.explainers_)
+        assert torch.equal(other.attribute(X, 0), wanted)
+
+
+# --- fitting
+
+
+def test_not_fitted():
+    xnn = made()
+    told = r"explainer of target 46 at layer '1', have none yet; call xnn.fit\(train_loader, target=46\)"
+    with pytest.raises(NotFittedError, match=told):
+        xnn.explainer(46)
+    for method in (xnn.attribute, xnn.explain, partial(xnn.score, DATA)):
+        with pytest.raises(NotFittedError, match="first, or pass train_data= to XNNAttribution"):
+            method(*(() if isinstance(method, partial) else (X,)), target=0)
+    xnn.fit(DATA, 0, progress=False)
+    with pytest.raises(NotFittedError, match=r"of target \[1, 2\] at layer '1', have targets 0; .*target=\[1, 2\]"):
+        xnn.attribute(X, [0, 1, 2, 0, 0])
+
+
+def test_train_data_fit_lazily_and_once(capsys):
+    passes = []
+
+    class Loader:
+        def __iter__(self):
+            passes.append(1)
+            return iter(DATA.split(50))
+
+    xnn = made(train_data=Loader())
+    first = xnn.attribute(X, 0)
+    explainer = xnn.explainer(0)
+    assert len(passes) == 1
+    assert torch.equal(xnn.attribute(X, 0), first) and xnn.explainer(0) is explainer
+    assert len(passes) == 1
+    xnn.attribute(X, [0, 1, 2, 1, 1])
+    assert len(passes) == 2, "both missing targets are fitted from one pass"
+    assert xnn.explainer(0) is explainer and len(xnn.explainers_) == 3
+    separate = made().fit(DATA, 0, progress=False)
+    torch.testing.assert_close(first, separate.attribute(X, 0))
+    capsys.readouterr()
+
+
+def test_fitting_several_targets_equals_separate_fits(xnn):
+    for target in (0, 1, 2):
+        one = made().fit(DATA, target, progress=False)
+        together = xnn.explainer(target).srae.state_dict()
+        for name, weights in one.explainer(target).srae.state_dict().items():
+            assert torch.equal(weights, together[name]), name
+
+
+def test_forms_of_data_give_the_same():
+    wanted = made().fit(DATA, 0, progress=False).explain(X, 0).surrogate
+    labelled = torch.utils.data.TensorDataset(DATA, torch.zeros(160))
+    for data in (
+        (DATA,),
+        [DATA[:100], DATA[100:]],
+        torch.utils.data.DataLoader(labelled, batch_size=33),
+        iter(DATA.split(7)),
+    ):
+        torch.testing.assert_close(made().fit(data, 0, progress=False).explain(X, 0).surrogate, wanted)
+
+
+def test_the_same_seed_gives_the_same(xnn):
+    a, b = (made(seed=s).fit(DATA, 0, progress=False).explain(X, 0).surrogate for s in (0, 1))
+    assert torch.equal(a, xnn.explain(X, 0).surrogate)
+    assert not torch.equal(a, b)
+
+
+def test_fitting_is_faithful():
+    recipe = Recipe(steps=150, learning_rate=1e-2)
+    xnn = made(recipe=recipe, autoencoder=partial(SRAE, hidden=(32,))).fit(DATA, 1, progress=False)
+    with torch.no_grad():
+        spread = float(xnn.model(DATA)[:, 1].std())
+    assert xnn.explainer(1).f_reg < 0.15 * spread
+
+
+def test_with_heatmap_shares_explainers(xnn):
+    other = xnn.with_heatmap(Saliency)
+    assert other.explainers_ is xnn.explainers_ and xnn.heatmap.method is IntegratedGradients
+    torch.testing.assert_close(other.explain(X, 1).surrogate, xnn.explain(X, 1).surrogate)
+    for k in range(K):
+        x = X.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(by_hand(xnn, x, 1)[0][:, k].sum(), x)
+        torch.testing.assert_close(other.attribute(X, 1)[:, k], grad.abs())
+
+
+def test_a_heatmap_of_ones_own(xnn):
+    def flat(network, inputs, features, *, additional_forward_args=None, internal_batch_size=None, **settings):
+        assert settings == {"tone": 3} and network(*inputs).shape == (len(inputs[0]), K)
+        return tuple(x[:, None] * torch.tensor([[float(k) + 1] for k in features]) for x in inputs)
+
+    other = xnn.with_heatmap(flat)
+    torch.testing.assert_close(other.attribute(X, 1, tone=3), torch.stack([X, 2 * X], 1))
+    torch.testing.assert_close(other.attribute(X, 1, feature=1, tone=3), 2 * X)
+
+
+# --- joint explainers
+
+
+def test_a_joint_explainer_covers_its_targets():
+    xnn = made(n_features=3).fit(DATA, (0, 2, 3), joint=True, progress=False)
+    assert len(xnn.explainers_) == 1
+    explainer = xnn.explainer(2)
+    assert explainer.targets == (0, 2, 3) and explainer.floor is None and explainer is xnn.explainer(3)
+    srae = explainer.srae
+    target = [3, 0, 2, 2, 3]
+    why = xnn.explain(X, target)
+    with torch.no_grad():
+        E = srae.encode(xnn.model[:2](X))
+        for i, t in enumerate(target):
+            row = {0: 0, 2: 1, 3: 2}[t]
+            torch.testing.assert_close(why.contributions[i], srae.head.weight[row] * E[i])
+            torch.testing.assert_close(why.bias[i], srae.head.bias[row])
+            torch.testing.assert_close(why.prediction[i], xnn.model(X)[i, t])
+    with pytest.raises(NotFittedError, match="have targets 0, 2, 3"):
+        xnn.explain(X, 1)
+    scored = xnn.score(DATA, 2)
+    with torch.no_grad():
+        y_bar = srae(xnn.model[:2](DATA)).y_bar[:, 1]
+        assert scored.f_reg == pytest.approx(float((y_bar - xnn.model(DATA)[:, 2]).abs().mean()), rel=1e-4)
+    assert explainer.positives == int(torch.isin(xnn.model(DATA).argmax(1), torch.tensor([0, 2, 3])).sum())
+
+
+def test_an_explainer_of_its_own_goes_before_a_joint_one():
+    xnn = made(n_features=2).fit(DATA, [0, 2], joint=True, progress=False).fit(DATA, 2, progress=False)
+    assert xnn.explainer(2).targets == (2,) and xnn.explainer(0).targets == (0, 2)
+    why = xnn.explain(X, [2, 0, 2, 0, 0])
+    torch.testing.assert_close(why.surrogate[1:2], xnn.explain(X[1:2], 0).surrogate)
+
+
+def test_too_few_features_have_an_error_floor():
+    model = net()
+    with torch.no_grad():
+        y = model(DATA)[:, [0, 1, 3]].double().numpy()
+    values = np.linalg.eigvalsh(np.cov(y.T, bias=True))
+    floor = values[0] + values[1]  # the two smallest of three: a single x-feature is left the largest
+    with pytest.warns(UserWarning, match=f"got 1 for 3; .* below {floor:.3g}. Raise n_features to 3"):
+        xnn = made(model, n_features=1).fit(DATA, (0, 1, 3), joint=True, progress=False)
+    assert xnn.explainer(0).floor == pytest.approx(floor, rel=1e-4)
+    with torch.no_grad():
+        y_bar = xnn.explainer(0).srae(model[:2](DATA)).y_bar.double().numpy()
+    assert ((y_bar - y) ** 2).sum(1).mean() >= floor * (1 - 1e-6)
+
+
+# --- what cannot be explained
+
+
+@pytest.mark.parametrize("what", ["bias", "surrogate", "nan"])
+def test_an_explanation_that_does_not_add_up_is_refused(xnn, what):
+    why = xnn.explain(X, 1)
+    parts = {name: getattr(why, name) for name in Explanation.__dataclass_fields__}
+    if what == "nan":
+        parts["contributions"] = parts["contributions"].clone()
+        parts["contributions"][3, 0] = float("nan")
+    else:
+        parts[what] = parts[what].clone()
+        parts[what][3] += 0.01
+    with pytest.raises(ValueError, match=r"bias and contributions to sum to the surrogate, got .* in example 3; the"):
+        Explanation(**parts)
+
+
+def test_outputs_after_a_softmax_are_warned_of():
+    with pytest.warns(UserWarning, match="expected logits, got outputs that are non-negative and sum to 1"):
+        made(net(nn.Softmax(1))).fit(DATA, 0, progress=False)
+
+
+def test_a_class_that_the_model_never_gives():
+    model = net()
+    with torch.no_grad():
+        model[2].bias[3] -= 100
+    told = r"expected examples that the model gives class 3, got none of 160; .*positives=torch.ones\(160"
+    with pytest.raises(ValueError, match=told):
+        made(model).fit(DATA, 3, progress=False)
+    xnn = made(model).fit(DATA, 3, positives=torch.ones(160, dtype=torch.bool), progress=False)
+    assert xnn.explainer(3).positives == 160
+
+
+def test_wrong_positives():
+    for positives in (torch.ones(160), torch.ones(3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"positives as a boolean tensor \(160,\)"):
+            made().fit(DATA, 0, positives=positives, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "told"),
+    [
+        ([], ValueError, "expected examples to collect activations from, got none"),
+        (torch.zeros(0, 6), ValueError, "expected examples to collect activations from, got none"),
+        (DATA[:1], ValueError, "at least two examples to learn from, got 1"),
+        (torch.ones(20, 6), ValueError, "expected activations that vary"),
+        (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "got NaN or infinity in example 160"),
+        (3, TypeError, "training data as a tensor"),
+        ([{"x": DATA}], TypeError, "got dict; pass unpack="),
+    ],
+)
+def test_data_that_cannot_be_learned_from(data, error, told):
+    with pytest.raises(error, match=told):
+        positives = torch.ones(len(data), dtype=torch.bool) if isinstance(data, torch.Tensor) else None
+        made().fit(data, 0, positives=positives, progress=False)
+
+
+def test_one_example_without_classes():
+    with pytest.raises(ValueError, match="at least two examples to learn from, got 1"):
+        made(net(nn.ReLU(), nn.Linear(4, 1))).fit(DATA[:1], progress=False)
+
+
+def test_an_output_that_does_not_vary():
+    model = net()
+    with torch.no_grad():
+        model[2].weight[1] = 0
+    with pytest.raises(ValueError, match="expected an output that varies"):
+        made(model).fit(DATA, 1, positives=torch.ones(160, dtype=torch.bool), progress=False)
+
+
+def test_nan_where_it_is_explained(xnn):
+    x = X.clone()
+    x[2] = float("nan")
+    with pytest.raises(ValueError, match="finite outputs of layer '1', got NaN or infinity in example 2"):
+        xnn.explain(x, 0)
+
+
+def test_layers_that_cannot_be_explained():
+    with pytest.raises(LayerNotFoundError, match="got 'fc'; near names: '0', '1', '2'"):
+        made(layer="fc")
+    model = net()
+    model.add_module("unused", nn.Linear(2, 2))
+    model.forward = lambda x: nn.Sequential(*list(model)[:3])(x)
+    xnn = made(model, "unused")
+    with pytest.raises(LayerNotReachedError, match="call layer 'unused'"):
+        xnn.fit(DATA, 0, progress=False)
+    with pytest.raises(TypeError, match="got function"):
+        XNNAttribution(lambda x: x, "1")
+    with pytest.raises(ValueError, match="at least one x-feature, got n_features=0"):
+        made(n_features=0)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(0, 6), torch.tensor(1.0), (torch.zeros(2, 6), torch.zeros(3, 6))])
+def test_inputs_without_examples(xnn, x):
+    with pytest.raises(ValueError, match="inputs with the examples first and at least one of them"):
+        xnn.attribute(x, 0)
+
+
+# --- regression
+
+
+class Single(nn.Module):
+    def __init__(self, flat):
+        super().__init__()
+        self.layers, self.flat = net(nn.ReLU(), nn.Linear(4, 1)), flat
+        with torch.no_grad():
+            self.layers[4].weight.copy_(randn(1, 4, seed=30))
+
+    def forward(self, x):
+        y = self.layers(x)
+        return y[:, 0] if self.flat else y
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_models_with_a_single_output(flat):
+    model = Single(flat)
+    xnn = made(model, "layers.1").fit(DATA, progress=False)
+    assert xnn.explainer(None).positives is None
+    maps, delta = xnn.attribute(X, return_convergence_delta=True)
+    why = xnn.explain(X)
+    assert maps.shape == (5, K, 6) and why.target == (None,) * 5
+    torch.testing.assert_close(why.prediction, model(X).reshape(5).detach())
+    torch.testing.assert_close(delta, why.unexplained)
+    score = xnn.score(DATA)
+    assert score.f_cls is None and score.f_reg == pytest.approx(xnn.explainer().f_reg, rel=1e-4)
+    if flat:
+        with pytest.raises(ValueError, match=r"no target for a model whose outputs are \(N,\) or \(N, 1\), got 0"):
+            xnn.attribute(X, 0)
+    else:
+        torch.testing.assert_close(xnn.attribute(X, 0), maps)
+
+
+def test_regression_with_several_outputs():
+    everything = torch.ones(160, dtype=torch.bool)
+    xnn = made().fit(DATA, [0, 3], positives=everything, progress=False)
+    weighted = made().fit(DATA, 0, progress=False)
+    assert xnn.explainer(0).positives == 160
+    assert not torch.equal(xnn.explain(X, 0).surrogate, weighted.explain(X, 0).surrogate)
+
+
+# --- layer methods
+
+
+def test_a_layer_method_on_several_inputs_or_a_layer_with_two_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p, self.q = nn.Linear(6, 12), nn.Linear(6, 12)
+
+        def forward(self, x):
+            return self.p(x), self.q(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.two, self.relu, self.head = Two(), nn.ReLU(), nn.Linear(12, 3)
+
+        def forward(self, x):
+            p, q = self.two(x)
+            return self.head(self.relu(p + q))
+
+    from captum.attr import LayerGradientXActivation
+
+    xnn = made(Net(), "relu", heatmap=FromCaptum(LayerGradientXActivation, layer="two")).fit(DATA, 0, progress=False)
+    maps = xnn.attribute(X, 0)
+    assert isinstance(maps, tuple) and [m.shape for m in maps] == [(5, K, 12)] * 2
+
+
+def test_a_layer_method_on_images():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    images = randn(60, 1, 6, 6, seed=40)
+    xnn = XNNAttribution(model, "1", K, recipe=QUICK, heatmap=LayerGradCam).fit(images, 0, progress=False)
+    assert xnn.attribute(images[:4], 0).shape == (4, K, 1, 6, 6)
+    assert xnn.attribute(images[:4], 0, feature=1).shape == (4, 1, 6, 6)
+    assert type(xnn.explainer(0).srae).__name__ == "ConvSRAE"
+
+
+@pytest.mark.parametrize("settings", [{"n_features": np.int64(2)}, {"seed": np.int64(1)}])
+def test_numbers_may_be_numpy_integers(tmp_path, settings):
+    xnn = made(**settings).fit(DATA, 0, progress=False)
+    again = XNNAttribution.load(xnn.save(tmp_path), xnn.model)
+    assert torch.equal(again.attribute(X, 0), xnn.attribute(X, 0))
