@@ -106,6 +106,9 @@ def by_hand(
         generator = torch.Generator().manual_seed(seed)
         srae = SRAE(Z.shape[1], 5)
         srae.reset(generator)
+        if relu:  # x-features that cannot be negative need weights of both signs
+            with torch.no_grad():
+                srae.head.weight.uniform_(-1, 1, generator=generator)
         mean, std = Z.mean(0), Z.std(0)
         std = std.clamp_min(std.mean() * 0.1) if scale == "each" else Z.var(0).mean().sqrt().expand_as(std)
         X, t = (Z - mean) / std, (y - y.mean()) / y.std()
@@ -133,7 +136,7 @@ def by_hand(
             loss = faithfulness(srae.head(E), t[rows])
             loss = loss + (Q.mean() if warm and start == "sae" else beta * log_penalty(Q_mean(Q), q))
             loss = loss + (0.0 if warm and start == "sae" else eta * pull)
-            if anchored is not None:
+            if anchored is not None:  # a rectified x-layer can follow an anchor on its positive side only
                 loss = loss + max(0.0, min(1.0, 1 - (done - 0.3) / 0.1)) * ((E - anchored.E[rows]) ** 2).sum(1).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -163,8 +166,6 @@ RECIPES: dict[str, Callable[..., Fitted]] = {
     "linear, correlations, SAE first": by_hand(start="sae"),
     "default, no anchors": by_recipe(Recipe(pretraining=0)),
     "default, a scale for each dimension": by_hand(start="anchors", scale="each"),
-    "default, q = 10": by_recipe(Recipe(q=10.0)),
-    "default, beta = 0.1": by_recipe(Recipe(beta=0.1)),
     "default, eta = 0": by_recipe(Recipe(eta=0.0)),
 }
 

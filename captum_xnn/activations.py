@@ -35,7 +35,8 @@ class Activations(NamedTuple):
 def first_of_batch(batch: Any) -> tuple[Any, Any]:
     """Returns the model's inputs and its additional arguments (here always None) from one batch of a loader.
 
-    A tensor is the inputs; of a tuple or list the first entry is, and what follows (labels) is ignored.
+    A tensor is the inputs; of a tuple or list the first entry is, and what follows (labels) is ignored. Several inputs
+    are a tuple or list of their own in the first place.
 
     Args:
         batch: What a data loader yields.
@@ -49,8 +50,9 @@ def first_of_batch(batch: Any) -> tuple[Any, Any]:
     """
     if isinstance(batch, Tensor):
         return batch, None
-    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (Tensor, tuple)):
-        return batch[0], None
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (Tensor, tuple, list)):
+        inputs = batch[0]
+        return (tuple(inputs) if isinstance(inputs, list) else inputs), None
     raise TypeError(
         f"expected batches that are a tensor or begin with the inputs, got {type(batch).__name__}; pass unpack=, "
         "a function from a batch to (inputs, additional_forward_args)"
@@ -75,8 +77,9 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
 
 
 def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
+    """Returns copies on the device, so that a model which works in place does not change the user's data."""
     many = values if isinstance(values, tuple) else (values,)
-    return tuple(v.to(device) if isinstance(v, Tensor) else v for v in many)
+    return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in many)
 
 
 def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -157,7 +160,7 @@ def collect(
     Zs: list[Tensor] = []
     y_hats: list[Tensor] = []
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
-    with untouched(model), torch.no_grad():
+    with torch.inference_mode(False), untouched(model), torch.no_grad():
         batches = _batches(data, batch_size, unpack)
         for inputs, additional in tqdm(batches, f"activations of {name}", total, disable=not progress, leave=False):
             arguments = _moved(inputs, device) + _moved(format_forward_args(additional) or (), device)

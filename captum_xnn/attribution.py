@@ -24,12 +24,12 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
 from captum_xnn import files
-from captum_xnn._compat import format_forward_args, format_output, format_tensors, is_tuple, log_usage
+from captum_xnn._compat import format_forward_args, format_tensors, log_usage
 from captum_xnn.activations import Activations, Unpack, checked, collect, first_of_batch
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
-from captum_xnn.heatmaps import Heatmap, as_heatmap
+from captum_xnn.heatmaps import Heatmap, as_heatmap, rows_of_settings
 from captum_xnn.host import OutputTransform, find_layer, read_layer, rows_of, trace, untouched, unwrap
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
 from captum_xnn.network import ExplanationNetwork
@@ -116,7 +116,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if n_features < 1:
             raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
         self.model = model
-        self.n_features = n_features
+        self.n_features = operator.index(n_features)
         self.heatmap = as_heatmap(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
@@ -124,7 +124,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.unpack = unpack
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
 
     @classmethod
@@ -181,7 +181,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
         _warn_of_probabilities(found.y_hat)
         for targets in groups:
-            explainer = self._fitted(found, targets, positives, progress)
+            with torch.inference_mode(False):
+                explainer = self._fitted(found, targets, positives, progress)
             self.explainers_[explainer.layer, explainer.targets] = explainer
         return self
 
@@ -200,7 +201,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
         Z, y = found.Z.to(device, dtype), y_hat.to(device, dtype)
-        srae = self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype)
+        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
+            srae = self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype)
         history = fit(srae, Z, y, positives=positives, recipe=self.recipe, seed=self.seed, progress=progress)
         srae.requires_grad_(False)
         with torch.no_grad():
@@ -290,8 +292,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         tensors, explained = self._explained(inputs, target, additional_forward_args)
         with torch.inference_mode(False), untouched(unwrap(self.model)):
             maps = self._maps(tensors, explained, feature, internal_batch_size, heatmap_kwargs)
-        result = format_output(is_tuple(inputs) and len(maps) == len(tensors), maps)
+        result = _like(inputs, maps)
         return (result, explained.prediction - explained.surrogate) if return_convergence_delta else result
+
+    def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
+        """Raises NotImplementedError, as Captum's classes without futures do."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def compute_convergence_delta(
         self, attributions: Any, inputs: Any, target: Any = None, additional_forward_args: Any = None
@@ -335,7 +341,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             maps = self._maps(tensors, explained, None, internal_batch_size, heatmap_kwargs)
         return Explanation(
             inputs=inputs,
-            maps=format_output(is_tuple(inputs) and len(maps) == len(tensors), maps),
+            maps=_like(inputs, maps),
             features=explained.features,
             contributions=explained.contributions,
             bias=explained.bias,
@@ -392,20 +398,28 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """Returns the inputs as a tuple and all numbers of an explanation, from one forward pass of the model."""
         tensors = _checked_inputs(inputs)
         targets = per_example(target, len(tensors[0]))
-        additional = format_forward_args(additional_forward_args)
+        # Copies, as the model may work in place, and as inference tensors take no gradients.
+        with torch.inference_mode(False):
+            tensors = tuple(x.detach().clone() for x in tensors)
+            given = format_forward_args(additional_forward_args)
+            additional = given and tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in given)
         model = unwrap(self.model)
         name, module = find_layer(model, self.layer)
         with torch.inference_mode(False), untouched(model), torch.no_grad():
-            arguments = (*(x.clone() if x.is_inference() else x for x in tensors), *(additional or ()))
-            Z, output = read_layer(model, module, arguments, name=name, output_transform=self.output_transform)
+            every = torch.arange(len(targets))
+            some, more = rows_of(tensors, additional, every)
+            Z, output = read_layer(
+                model, module, (*some, *(more or ())), name=name, output_transform=self.output_transform
+            )
             y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
             Z, y_hat = checked(Z, y_hat, name)
             prediction = select_each(y_hat, targets)
         explainers = self._explainers(targets)
         numbers = [Z.new_empty(0)] * 4
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
             for (explainer, t), rows in grouped(zip(explainers, targets, strict=True)):
                 srae, c = explainer.srae.to(Z.device), explainer.output(t)
+                _check_shape(Z, explainer)
                 E = srae.encode(Z[rows].to(srae.head.weight.dtype))
                 made = (E, srae.contributions(E, c), srae.head.bias[c].expand(len(E)), srae.head(E)[:, c])
                 if numbers[0].numel() == 0:
@@ -437,6 +451,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 model, module, explainer.srae, trace=ran, output_transform=self.output_transform
             )
             some, additional = rows_of(inputs, explained.additional, torch.tensor(rows))
+            own = settings if len(rows) == len(inputs[0]) else rows_of_settings(settings, len(inputs[0]), rows)
             parts.append(
                 self.heatmap(
                     network,
@@ -444,7 +459,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                     features,
                     additional_forward_args=additional,
                     internal_batch_size=internal_batch_size,
-                    **settings,
+                    **own,
                 )
             )
             order += rows
@@ -497,8 +512,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             path: The folder.
             model: The model, in which the layer is found by its name.
-            strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. One whose
-                layer is missing or has another shape is an error in any case.
+            strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. A missing
+                layer is an error in any case, and one whose output has another shape is when it is to be explained.
             settings: Arguments of the constructor that are not saved: heatmap, train_data, unpack, output_transform,
                 prediction_transform, device_ids.
 
@@ -508,30 +523,32 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         manifest, tensors = files.read(path)
         try:
-            name = manifest["layer"]
-            without = [k for k in manifest["transforms"] if settings.get(k) is None]
-            if without:
-                raise TypeError(
-                    f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
-                    "which cannot be saved; pass the same function again to load"
-                )
-            recipe = Recipe(**manifest["recipe"])
-            entries = [
-                Explainer.restored(entry, _under(f"{i}.", tensors), name)
-                for i, entry in enumerate(manifest["explainers"])
-            ]
-            saved = manifest["fingerprint"]
-        except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+            saved = _Saved.of(manifest, tensors)
+            was = saved.fingerprint["model_class"], saved.fingerprint["layer_class"], saved.fingerprint["tensors"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ExplainerFileError(
                 f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
                 "save it anew with XNNAttribution.save"
             ) from error
-        _check_model(saved, unwrap(model), name, strict)
-        xnn = cls(model, name, manifest["n_features"], recipe=recipe, seed=manifest["seed"], **settings)
-        device = _device(unwrap(model))
-        for explainer in entries:
+        plain = unwrap(model)
+        if saved.layer not in dict(plain.named_modules()):
+            raise ModelMismatchError(
+                f"expected a model with the explained layer {saved.layer!r}, got {type(plain).__name__} without it; "
+                f"the explainers were fitted to a {was[0]}"
+            )
+        without = [k for k in saved.transforms if settings.get(k) is None]
+        if without:
+            raise TypeError(
+                f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
+                "which cannot be saved; pass the same function again to load"
+            )
+        _check_model(files.differences(saved.fingerprint, files.fingerprint(plain, saved.layer)), strict)
+        # The whole model as the layer has the empty name, which is none to look up.
+        xnn = cls(model, saved.layer or plain, saved.n_features, recipe=saved.recipe, seed=saved.seed, **settings)
+        device = _device(plain)
+        for explainer in saved.explainers:
             explainer.srae.to(device)
-            xnn.explainers_[name, explainer.targets] = explainer
+            xnn.explainers_[saved.layer, explainer.targets] = explainer
         return xnn
 
 
@@ -551,18 +568,40 @@ class _Explained(NamedTuple):
     prediction: Tensor
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+class _Saved(NamedTuple):
+    """What a folder of saved explainers holds."""
 
+    layer: str
+    n_features: int
+    seed: int
+    recipe: Recipe
+    transforms: list[str]
+    fingerprint: dict[str, Any]
+    explainers: list[Explainer]
 
-def _check_model(saved: dict[str, Any], model: nn.Module, layer: str, strict: bool) -> None:
-    """Raises, or warns, where a model is not the one an explainer was fitted to."""
-    if layer not in dict(model.named_modules()):
-        raise ModelMismatchError(
-            f"expected a model with the explained layer {layer!r}, got {type(model).__name__} without it; the "
-            f"explainers were fitted to a {saved['model_class']}"
+    @classmethod
+    def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> _Saved:
+        """Returns the contents of a manifest, or fails in one of many ways where it is damaged."""
+        name = manifest["layer"]
+        explainers = []
+        # torch draws weights at construction, and these are replaced.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            for i, entry in enumerate(manifest["explainers"]):
+                own = {key.removeprefix(f"{i}."): t for key, t in tensors.items() if key.startswith(f"{i}.")}
+                explainers.append(Explainer.restored(entry, own, name))
+        return cls(
+            layer=name,
+            n_features=int(manifest["n_features"]),
+            seed=int(manifest["seed"]),
+            recipe=Recipe(**manifest["recipe"]),
+            transforms=list(manifest["transforms"]),
+            fingerprint=manifest["fingerprint"],
+            explainers=explainers,
         )
-    told = files.differences(saved, files.fingerprint(model, layer))
+
+
+def _check_model(told: list[str], strict: bool) -> None:
+    """Raises, or warns, where a model is not the one an explainer was fitted to."""
     if not told:
         return
     message = (
@@ -572,6 +611,22 @@ def _check_model(saved: dict[str, Any], model: nn.Module, layer: str, strict: bo
     if strict:
         raise ModelMismatchError(message + "; strict=False loads all the same")
     warnings.warn(message, stacklevel=3)
+
+
+def _check_shape(Z: Tensor, explainer: Explainer) -> None:
+    """Raises where a layer's output has not the shape that an explainer was fitted to."""
+    shape = explainer.srae.config["shape"]
+    fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
+    if not fits:
+        raise ModelMismatchError(
+            f"expected layer {explainer.layer!r} to give {shape} values per example, as when the explainer was fitted, "
+            f"got {tuple(Z.shape[1:])}; pass inputs of the size it was fitted to, or fit anew"
+        )
+
+
+def _like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Returns the maps in the container of the inputs; a layer's own number of outputs goes before."""
+    return maps if len(maps) > 1 or (isinstance(inputs, tuple) and len(inputs) == 1) else maps[0]
 
 
 def _device(model: nn.Module) -> torch.device:

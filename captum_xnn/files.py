@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -148,6 +149,8 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ExplainerFileError(f"expected {_MANIFEST} in {str(directory)!r}, found none; {hint}") from error
+    except OSError as error:
+        raise ExplainerFileError(f"expected {_MANIFEST} in {str(directory)!r}, could not read it; {hint}") from error
     except ValueError as error:
         raise ExplainerFileError(
             f"expected JSON in {str(path)!r}, got something cut short or foreign; {hint}"
@@ -166,4 +169,7 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
         raise ExplainerFileError(f"expected the weights in {str(weights)!r}, could not read them; {hint}") from error
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         raise ExplainerFileError(f"expected whole weights in {str(weights)!r}, got truncated or changed ones; {hint}")
-    return manifest, load_tensors(data)
+    try:
+        return manifest, load_tensors(data)
+    except SafetensorError as error:
+        raise ExplainerFileError(f"expected safetensors in {str(weights)!r}, got {error}; {hint}") from error

@@ -16,21 +16,35 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from captum.attr import Attribution, IntegratedGradients, LayerAttribution
+from captum.attr import (
+    Attribution,
+    FeaturePermutation,
+    IntegratedGradients,
+    LayerActivation,
+    LayerAttribution,
+    NoiseTunnel,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
-from captum_xnn.host import find_layer, rows_of
+from captum_xnn.host import find_layer, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
-__all__ = ["FromCaptum", "Heatmap", "as_heatmap"]
+__all__ = ["FromCaptum", "Heatmap", "as_heatmap", "rows_of_settings"]
 
 # Arguments of Captum's attribute methods that the backend fills in itself.
 _RESERVED = frozenset({"self", "inputs", "target", "additional_forward_args", "return_convergence_delta"})
 
 # Captum says these of every call; both are what the backend intends, and undone afterwards.
 _EXPECTED_WARNINGS = ("Setting forward, backward hooks", "Setting backward hooks on ReLU", "Input Tensor")
+
+
+_UNFIT = {
+    NoiseTunnel: "wraps a method and not a model; wrap the XNNAttribution: NoiseTunnel(xnn).attribute(inputs, ...)",
+    FeaturePermutation: "mixes the examples of a batch; use FeatureAblation",
+    LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
+}
 
 
 class Heatmap(Protocol):
@@ -70,7 +84,7 @@ class FromCaptum:
         FromCaptum(IntegratedGradients, n_steps=32)
     """
 
-    def __init__(self, method: type[Attribution], **settings: Any) -> None:
+    def __init__(self, method: type[Attribution], /, **settings: Any) -> None:
         if not (isinstance(method, type) and issubclass(method, Attribution)):
             raise TypeError(
                 f"expected a class derived from captum.attr.Attribution, got {method!r}; pass the class itself, "
@@ -80,6 +94,14 @@ class FromCaptum:
         self.settings = settings
         self._constructor = list(inspect.signature(method).parameters)[1:]
         self._call = inspect.signature(method.attribute).parameters
+        # These sample from baselines, which need not be as many as the examples.
+        self._distribution = method.__name__.removeprefix("Layer") in ("DeepLiftShap", "GradientShap")
+        # Captum's DeepLift can be wrong without a word; its delta tells.
+        self._checking = {"return_convergence_delta": True} if method.__name__.startswith("DeepLift") else {}
+        if method in _UNFIT:
+            raise TypeError(
+                f"expected a class that attributes each x-feature, got {method.__name__}, which {_UNFIT[method]}"
+            )
         if "neuron_selector" in self._call:
             raise TypeError(
                 f"expected a class that attributes outputs, got {method.__name__}, which attributes hidden neurons; "
@@ -150,9 +172,10 @@ class FromCaptum:
         for i in range(0, len(rows), size):
             if "target" in call:
                 call["target"] = wanted[i : i + size].to(inputs[0].device)
-            chunks.append(
-                self._attribute(network, construct, call, _leaves(inputs, additional_forward_args, rows[i : i + size]))
-            )
+            own = call if self._distribution else rows_of_settings(call, len(inputs[0]), rows[i : i + size].tolist())
+            leaves = _leaves(inputs, additional_forward_args, rows[i : i + size])
+            with untouched(network):
+                chunks.append(self._attribute(network, construct, own, leaves))
         maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likes = [inputs[0]] * len(maps) if layered else inputs
         return tuple(_finished(m, like, len(features), layered) for m, like in zip(maps, likes, strict=True))
@@ -167,7 +190,10 @@ class FromCaptum:
         with warnings.catch_warnings():
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
-            given = attribute(attribution, inputs, additional_forward_args=additional, **call)
+            given = attribute(attribution, inputs, additional_forward_args=additional, **call, **self._checking)
+        if self._checking:
+            given, delta = given
+            _warn_of_delta(self.method.__name__, given, delta)
         return tuple(a.detach() for a in format_tensors(given))
 
     def _layer(self, network: ExplanationNetwork, layer: str | nn.Module | None) -> nn.Module:
@@ -190,6 +216,42 @@ def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
                 "or, where they are token ids, draw the maps at the embedding: "
                 "heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
             )
+
+
+def _warn_of_delta(method: str, attributions: Any, delta: Tensor) -> None:
+    """Warns where attributions do not sum to what the x-feature differs from its value at the baselines."""
+    summed = torch.stack([a.detach().flatten(1).sum(1) for a in format_tensors(attributions)]).sum(0)
+    off, size = float(delta.detach().abs().mean()), float(summed.abs().mean())
+    if off > 0.01 * (off + size):
+        warnings.warn(
+            f"expected attributions of {method} that sum to the x-feature's difference from the baseline, got "
+            f"{off / (off + size):.0%} off: non-linearities of the model are functions, are used twice, or touch "
+            "each other (Conv-ReLU-MaxPool), which Captum's DeepLift does not handle. Use IntegratedGradients instead",
+            stacklevel=2,
+        )
+
+
+def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> dict[str, Any]:
+    """Returns the settings for some of the examples: baselines and feature masks that have a row for each, by row.
+
+    Args:
+        settings: Settings of an attribution method's call.
+        n: Number of examples N.
+        rows: Which of them, 0-based; they may repeat.
+
+    Example:
+        >>> rows_of_settings({"baselines": torch.tensor([[1.0], [2.0]]), "n_steps": 8}, 2, [1])
+        {'baselines': tensor([[2.]]), 'n_steps': 8}
+    """
+    index = torch.tensor(list(rows))
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(pick(v) for v in value)
+        has_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == n > 1
+        return value[index.to(value.device)] if has_rows else value
+
+    return {k: pick(v) if k in ("baselines", "feature_mask") else v for k, v in settings.items()}
 
 
 def _leaves(

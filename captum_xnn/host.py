@@ -25,6 +25,9 @@ __all__ = ["Trace", "find_layer", "read_layer", "rows_of", "run_to_layer", "trac
 
 OutputTransform = Callable[[Any], Tensor]
 
+# The model's modes and hooks, and torch's compilation stance, are shared by all threads: one of them at a time.
+_LOCK = threading.RLock()
+
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -87,7 +90,8 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
     if isinstance(layer, str):
         if layer in named and layer:
             return layer, named[layer]
-        near = difflib.get_close_matches(layer, named, n=5, cutoff=0.4) or [name for name in named if name][:5]
+        names = [name for name in named if name]
+        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
         raise LayerNotFoundError(
             f"expected the name of a layer of {type(model).__name__}, got {layer!r}; near names: "
             f"{', '.join(map(repr, near))} (all of them: `dict(model.named_modules())`)"
@@ -108,6 +112,7 @@ class _State(NamedTuple):
     module: nn.Module
     training: bool
     attributes: frozenset[str]
+    buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
 
@@ -115,8 +120,9 @@ class _State(NamedTuple):
 def untouched(model: nn.Module) -> Iterator[None]:
     """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
 
-    Restored are the mode of every submodule, ``requires_grad`` and ``grad`` of every parameter, hooks and attributes
-    that appeared meanwhile, and the random number generators of torch, numpy and Python.
+    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks and
+    attributes that appeared meanwhile, and the random number generators of torch, numpy and Python. Other threads wait
+    for the context to end.
 
     Args:
         model: A plain module.
@@ -129,8 +135,23 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
+    with _LOCK, _kept(model):
+        for module in model.modules():
+            module.training = False
+        yield
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[None]:
+    """Takes down the model's state and brings it back at the end."""
     states = [
-        _State(m, m.training, frozenset(vars(m)), {h: frozenset(getattr(m, h, ())) for h in _HOOKS})
+        _State(
+            m,
+            m.training,
+            frozenset(vars(m)),
+            {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
+            {h: frozenset(getattr(m, h, ())) for h in _HOOKS},
+        )
         for m in model.modules()
     ]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -140,21 +161,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
     try:
         with torch.random.fork_rng(devices):
-            for state in states:
-                state.module.training = False
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         for p, requires_grad, grad in parameters:
-            p.requires_grad_(requires_grad)
-            p.grad = grad
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
+            if p.grad is not grad:
+                p.grad = grad
         for state in states:
             _restore(state)
 
 
 def _restore(state: _State) -> None:
     vars(state.module)["training"] = state.training
+    for name, (buffer, value) in state.buffers.items():
+        if not torch.equal(buffer, value):
+            with torch.no_grad():
+                buffer.copy_(value)
+        state.module._buffers[name] = buffer
     for name in set(vars(state.module)) - state.attributes:
         delattr(state.module, name)
     for kind, known in state.hooks.items():
@@ -185,6 +211,16 @@ def rows_of(
         return value[rows.to(value.device)] if has_rows else value
 
     return tuple(pick(x) for x in inputs), None if additional is None else tuple(pick(x) for x in additional)
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Runs compiled parts of a model as the Python they were, in which layers can be hooked."""
+    if not any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules()):
+        yield
+        return
+    with _LOCK, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class _LayerReached(BaseException):
@@ -248,7 +284,7 @@ def read_layer(
 
     handle = layer.register_forward_hook(keep)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _eager(model):
             output = model(*inputs)
     finally:
         handle.remove()
@@ -297,7 +333,7 @@ def run_to_layer(
 
     handle = layer.register_forward_hook(leave)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _eager(model):
             model(*inputs)
     except _LayerReached as reached:
         return _as_tensor(reached.output, name, output_transform)
@@ -346,8 +382,11 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     """
     order: list[tuple[nn.Module, bool]] = []
     ends: list[int] = []
+    thread = threading.get_ident()
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         if not any(True for _ in module.children()):
             grid = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
             order.append((module, grid))
@@ -356,7 +395,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
 
     handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), _eager(model):
             model(*inputs)
     finally:
         for handle in handles:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_xnn.host import OutputTransform, Trace, find_layer, run_to_layer, unwrap
@@ -106,4 +107,5 @@ class _Encoder(nn.Module):
 
     def forward(self, Z: Tensor) -> Tensor:
         weight = next(self.parameters())
-        return self.xnn.encode(Z.to(weight.dtype))
+        with torch.autocast(Z.device.type, enabled=False):
+            return self.xnn.encode(Z.to(weight.dtype))

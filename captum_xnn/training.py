@@ -21,6 +21,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,6 +86,10 @@ class Recipe:
         for name in ("positive_share", "pretraining"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}; it is a share")
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"expected 0 < rho <= 1, got {self.rho}; 0.1 averages over about the last 10 batches")
+        for name in ("steps", "batch_size"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
 
 
 class Step(NamedTuple):
@@ -227,9 +232,22 @@ def fit(
     Reference:
         "Embedding Deep Networks into Visual Explanations", 2021, Eq. 5.
     """
-    recipe = recipe or Recipe()
     if len(Z) < 2:
         raise ValueError(f"expected at least two examples to learn from, got {len(Z)}; pass more data to fit")
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(Z.device.type, enabled=False):
+        return _fit(srae, Z.detach().clone(), y_hat.detach().clone(), positives, recipe or Recipe(), seed, progress)
+
+
+def _fit(
+    srae: Autoencoder,
+    Z: Tensor,
+    y_hat: Tensor,
+    positives: Tensor | None,
+    recipe: Recipe,
+    seed: int,
+    progress: bool,
+) -> list[Step]:
+    """Runs the recipe where gradients flow."""
     generator = torch.Generator().manual_seed(seed)
     srae.reset(generator)
     Z = srae.shaped(Z)

@@ -309,6 +309,8 @@ def test_life_on_cuda(name, dtype):
     life(CASES[name], dtype, "cuda")
 
 
+# Captum's DeepLift does not know the non-linearities inside an LSTM, and we say so.
+@pytest.mark.filterwarnings("ignore:expected attributions of DeepLift")
 @pytest.mark.parametrize("method", [InputXGradient, GuidedBackprop, DeepLift])
 @pytest.mark.parametrize("name", ["plain CNN", "two inputs", "batch norm in training", "LSTM"])
 def test_life_with_methods_that_hook(name, method):

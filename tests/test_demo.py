@@ -126,6 +126,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_second_run_into_the_same_folder_gives_the_same(result: DemoResult, folder: Path, tmp_path: Path) -> None:
     again = Path(shutil.copytree(folder, tmp_path / "again"))
     second = run(again, digits=[4, 7], epochs=1, recipe=QUICK)
@@ -133,6 +134,7 @@ def test_second_run_into_the_same_folder_gives_the_same(result: DemoResult, fold
     assert (second.scores, second.accuracy, second.sentence) == (result.scores, result.accuracy, result.sentence)
 
 
+@pytest.mark.slow
 def test_other_digits_replace_the_first_ones_and_spare_other_files(
     result: DemoResult, folder: Path, tmp_path: Path
 ) -> None:

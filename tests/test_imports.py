@@ -12,8 +12,8 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
     ("_compat", "errors", "targets", "visualize", "datasets", "datasets.digits", "metrics", "metrics.faithfulness"),
-    ("losses", "anchors", "host", "files", "explanation"),
-    ("srae", "activations"),
+    ("losses", "anchors", "host", "explanation"),
+    ("srae", "activations", "files"),
     ("training", "network"),
     ("explainer", "heatmaps"),
     ("attribution", "report"),

