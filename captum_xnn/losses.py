@@ -208,8 +208,8 @@ def pull_away_of_moments(G: Tensor) -> Tensor:
         G: Symmetric positive semi-definite matrix (n, n).
 
     Returns:
-        A scalar in [0, 1]. An x-feature that is zero throughout is counted as orthogonal to all others,
-        and with one x-feature there are no pairs: both give 0.
+        A scalar in [0, 1]. An x-feature that is zero throughout, or that small beside the largest, is counted as
+        orthogonal to all others, and with one x-feature there are no pairs: both give 0.
 
     Example:
         >>> pull_away_of_moments(torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
@@ -219,9 +219,10 @@ def pull_away_of_moments(G: Tensor) -> Tensor:
     if n < 2:
         return G.sum() * 0
     square_norm = G.diagonal()
-    alive = square_norm > torch.finfo(G.dtype).tiny
-    inverse = torch.where(alive, 1 / torch.where(alive, square_norm, 1), 0)
-    square_cosine = G**2 * inverse[:, None] * inverse
+    # Relative to the largest: what a dying x-feature leaves in a running mean must not overflow on its way to zero.
+    alive = square_norm > square_norm.max() * torch.finfo(G.dtype).eps ** 2
+    inverse = torch.where(alive, torch.where(alive, square_norm, 1).rsqrt(), 0)
+    square_cosine = (G * inverse[:, None] * inverse) ** 2
     return (square_cosine.sum() - square_cosine.diagonal().sum()) / (n * (n - 1))
 
 

