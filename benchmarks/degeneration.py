@@ -119,12 +119,12 @@ def by_hand(
         row_weight = torch.where(positives, 0.25 / share[0], 0.75 / share[1])
         anchored = anchors(X, t, 5, weight=row_weight) if start == "anchors" else None
         encode = (lambda x: srae.encode(x).relu()) if relu else srae.encode
-        optimiser = torch.optim.Adam(srae.parameters(), recipe.learning_rate, fused=True)
+        optimiser = torch.optim.Adam(srae.parameters(), srae.learning_rate, fused=True)
         Q_mean, E_mean, G_mean = RunningMean(recipe.rho), RunningMean(recipe.rho), RunningMean(recipe.rho)
         for step in range(recipe.steps):
             done = step / recipe.steps
             rate = min(done / 0.1, 1) * (1 if done < 0.3 else 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
-            optimiser.param_groups[0]["lr"] = recipe.learning_rate * max(rate, 1e-3)
+            optimiser.param_groups[0]["lr"] = srae.learning_rate * max(rate, 1e-3)
             rows = torch.cat(
                 [p[torch.randint(len(p), (c,), generator=generator)] for p, c in zip(pools, counts, strict=True)]
             )

@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class Autoencoder(nn.Module, ABC):
     encoder: nn.Sequential
     decoder: nn.Sequential
     head: nn.Linear
+    learning_rate: ClassVar[float] = 1e-3
+    """What Adam starts from, unless the recipe says otherwise."""
     config: dict[str, Any]
     """Arguments that make an untrained copy, as JSON can hold them."""
 
@@ -318,6 +320,8 @@ class ConvSRAE(Autoencoder):
     Reference:
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.4.
     """
+
+    learning_rate = 1e-2
 
     def __init__(
         self,

@@ -71,14 +71,15 @@ class Recipe:
     """Share of positives in every batch, where there are positives and they are fewer than that."""
     pretraining: float = 0.3
     """Share of the steps that teach the anchors."""
-    learning_rate: float = 1e-3
-    """Largest learning rate of Adam, reached after a tenth of the steps, then a cosine to zero."""
+    learning_rate: float | None = None
+    """Largest learning rate of Adam, reached after a tenth of the steps, then a cosine to zero. None takes the
+    network's own: 1e-3 for the dense form, 1e-2 for the convolutional one, whose few weights have further to go."""
     rho: float = 0.1
     """Share of the newest batch in running statistics."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "q"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"expected {name} > 0, got {getattr(self, name)}; the default is a good start")
         for name in ("beta", "eta"):
             if not getattr(self, name) >= 0:
@@ -275,7 +276,7 @@ def _descend(
 ) -> list[Step]:
     """Runs the optimisation on standardised data."""
     objective = RunningObjective(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho)
-    optimiser = torch.optim.Adam(srae.parameters(), recipe.learning_rate, fused=True)
+    optimiser = torch.optim.Adam(srae.parameters(), recipe.learning_rate or srae.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
     weight = sampler.weight.to(Z)
     history = []

@@ -1,0 +1,183 @@
+"""The recipe: reproducible, standardised, balanced, and without degeneration where the plain recipe degenerates."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_xnn.losses import covariance
+from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.training import Recipe, RunningObjective, _Sampler, fit
+
+QUICK = Recipe(steps=400)
+
+
+def problem(rows=600, seed=0):
+    """A class of four parts: each is on in some examples, the output is their sum, Z a rectified mixture."""
+    g = torch.Generator().manual_seed(seed)
+    parts = (torch.rand(rows, 4, generator=g) < 0.2) * torch.rand(rows, 4, generator=g) * 3
+    Z = (parts @ torch.randn(4, 40, generator=g) + 0.1 * torch.randn(rows, 40, generator=g)).relu()
+    y = parts.sum(1, keepdim=True) * 2 - 1
+    return Z, y, y[:, 0] > 4
+
+
+def effective(contributions):
+    share = contributions.abs().mean(0)
+    share = share / share.sum()
+    return float(torch.exp(-torch.xlogy(share, share).sum()))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    Z, y, positives = problem()
+    srae = SRAE(40, 4, hidden=(32, 16))
+    history = fit(srae, Z, y, positives=positives, recipe=QUICK)
+    return srae.requires_grad_(False), Z, y, positives, history
+
+
+def test_the_same_seed_gives_the_same_weights_and_spares_the_global_generator(fitted):
+    srae, Z, y, positives, _ = fitted
+    again = SRAE(40, 4, hidden=(32, 16))
+    state = torch.get_rng_state()
+    fit(again, Z, y, positives=positives, recipe=QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(srae.parameters(), again.parameters(), strict=True))
+
+
+def test_two_seeds_find_the_same_features(fitted):
+    srae, Z, y, positives, _ = fitted
+    other = SRAE(40, 4, hidden=(32, 16))
+    fit(other, Z, y, positives=positives, recipe=QUICK, seed=1)
+    with torch.no_grad():
+        table = torch.corrcoef(torch.cat([srae.encode(Z), other.encode(Z)], 1).T)[:4, 4:]
+    assert sorted(table.argmax(1).tolist()) == [0, 1, 2, 3]
+    assert float(table.max(1).values.min()) > 0.9
+
+
+def test_features_are_standardised_speak_for_the_output_and_come_in_order(fitted):
+    srae, Z, _, positives, _ = fitted
+    E = srae.encode(Z)
+    torch.testing.assert_close(E.mean(0), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(E.std(0), torch.ones(4), rtol=1e-3, atol=0)
+    assert bool((srae.head.weight > 0).all())
+    mean = srae.contributions(E)[positives].mean(0)
+    assert torch.equal(mean, mean.sort(descending=True).values)
+
+
+def test_faithful_several_and_distinct(fitted):
+    srae, Z, y, positives, _ = fitted
+    made = srae(Z)
+    assert float((made.y_bar - y).abs().mean() / y.std()) < 0.1
+    assert effective(srae.contributions(made.E)[positives]) > 3
+    table = torch.corrcoef(made.E.T).abs()
+    assert float((table.sum() - 4) / 12) < 0.1
+
+
+def test_the_plain_recipe_degenerates_here():
+    """Eq. 5 as printed, with a rectified x-layer: what the test above would fail on."""
+    Z, y, positives = problem()
+    X, t = (Z - Z.mean(0)) / Z.std(), (y - y.mean()) / y.std()
+    srae = SRAE(40, 4, hidden=(32, 16))
+    srae.encoder.append(nn.ReLU())
+    torch.manual_seed(0)
+    for module in srae.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    optimiser = torch.optim.Adam(srae.parameters(), 1e-3)
+    for _ in range(400):
+        optimiser.zero_grad()
+        srae.objective(X, t).total.backward()
+        optimiser.step()
+    with torch.no_grad():
+        assert effective(srae.contributions(srae.encode(X))[positives]) < 2
+
+
+def test_history_falls(fitted):
+    history = fitted[-1]
+    assert history[-1].step == QUICK.steps - 1
+    assert history[-1].faithfulness < 0.1 * history[0].faithfulness
+
+
+@torch.no_grad()
+def test_running_objective_agrees_with_the_full_batch(fitted):
+    """Stated tolerance for a fixed network: 5 % of each term, averaged after a start."""
+    srae, Z, y, _, _ = fitted
+    full = srae.objective(Z, y, beta=0.5, eta=2.0, q=3.0, moments=covariance)
+    running = RunningObjective(beta=0.5, eta=2.0, q=3.0, rho=0.02)
+    g = torch.Generator().manual_seed(1)
+    sums = torch.zeros(4)
+    for step in range(1000):
+        rows = torch.randint(len(Z), (64,), generator=g)
+        terms = running(srae(Z[rows]), Z[rows], y[rows])
+        if step >= 200:
+            sums += torch.stack(list(terms)) / 800
+    assert sums[:3].tolist() == pytest.approx([float(t) for t in full[:3]], rel=0.05)
+    assert float(sums[3]) == pytest.approx(float(full.pull_away), abs=2e-3)
+
+
+def test_positives_are_drawn_at_their_share_and_weights_undo_it():
+    positives = torch.arange(1000) < 20
+    sampler = _Sampler(positives, 1000, Recipe(batch_size=64), torch.Generator().manual_seed(0))
+    rows = torch.cat([sampler.draw() for _ in range(400)]).reshape(400, 64)
+    assert float(positives[rows].float().mean()) == pytest.approx(0.25, abs=1e-6)
+    assert float(sampler.weight.sum()) == pytest.approx(1, abs=1e-6)
+    values = torch.arange(1000.0)
+    assert float((values[rows] * sampler.weight).sum(1).mean()) == pytest.approx(499.5, rel=0.02)
+    # The anchors see the whole set, weighted as batches are.
+    assert float(sampler.row_weight[positives].sum() / sampler.row_weight.sum()) == pytest.approx(0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("positives", [None, torch.zeros(50, dtype=torch.bool), torch.ones(50, dtype=torch.bool)])
+def test_without_a_shortage_of_positives_all_rows_count_alike(positives):
+    sampler = _Sampler(positives, 50, Recipe(batch_size=8), torch.Generator().manual_seed(0))
+    assert len(sampler.draw()) == 8
+    assert torch.equal(sampler.row_weight, torch.ones(50))
+
+
+def test_feature_maps():
+    g = torch.Generator().manual_seed(0)
+    Z = torch.rand(300, 6, 4, 4, generator=g)
+    # What three maps, their maxima in 2 x 2 windows and a plane of weights can say exactly.
+    y = (Z[:, 0, :2, :2].amax((1, 2)) - 2 * Z[:, 1, 2:, 2:].amax((1, 2)))[:, None]
+    srae = ConvSRAE((6, 4, 4), 3)
+    fit(srae, Z, y)
+    with torch.no_grad():
+        E = srae.encode(Z)
+        torch.testing.assert_close(E.std(0), torch.ones(3), rtol=1e-3, atol=0)
+        assert float((srae(Z).y_bar - y).abs().mean() / y.std()) < 0.5
+
+
+def test_more_features_than_directions():
+    Z = torch.randn(100, 1, generator=torch.Generator().manual_seed(0)) @ torch.ones(1, 8)
+    srae = SRAE(8, 4, hidden=(16,))
+    fit(srae, Z, Z[:, :1], recipe=QUICK)
+    with torch.no_grad():
+        assert srae.encode(Z).isfinite().all()
+        assert float((srae(Z).y_bar - Z[:, :1]).abs().mean()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("Z", "y", "text"),
+    [
+        (torch.rand(1, 4), torch.rand(1, 1), "at least two examples to learn from, got 1"),
+        (torch.ones(9, 4), torch.rand(9, 1), "activations that vary, got the same"),
+        (torch.rand(9, 4), torch.full((9, 1), 3.0), "an output that varies, got the same"),
+    ],
+)
+def test_what_cannot_be_learned_from(Z, y, text):
+    with pytest.raises(ValueError, match=text):
+        fit(SRAE(4, 2, hidden=()), Z, y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"steps": 0}, "steps > 0, got 0"),
+        ({"q": -1.0}, "q > 0, got -1"),
+        ({"beta": -0.1}, "beta >= 0"),
+        ({"positive_share": 1.0}, "positive_share < 1"),
+        ({"rho": 0.0}, "rho <= 1, got 0"),
+    ],
+)
+def test_recipes_are_checked(settings, text):
+    with pytest.raises(ValueError, match=text):
+        Recipe(**settings)
