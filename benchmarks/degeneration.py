@@ -278,6 +278,6 @@ if __name__ == "__main__":
     parser.add_argument("--cache", type=Path, help="file that keeps the activations between runs")
     parser.add_argument("--classes", type=int, default=10, help="for the default recipe and NN")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--tried-classes", type=int, default=3, help="for the recipes that were tried")
+    parser.add_argument("--tried-classes", type=int, default=2, help="for the recipes that were tried")
     parser.add_argument("--tried-seeds", type=int, default=2)
     main(**vars(parser.parse_args()))

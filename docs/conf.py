@@ -3,7 +3,8 @@
 import os
 from importlib.metadata import version as installed
 
-os.environ["TQDM_DISABLE"] = "1"  # progress bars of the quickstart would bury warnings
+# A day before the first progress bar: those of the quickstart would bury warnings. (TQDM_DISABLE yields to arguments.)
+os.environ["TQDM_DELAY"] = "86400"
 
 project = "captum_xnn"
 author = "the captum_xnn authors"

@@ -1,0 +1,66 @@
+"""The benchmarks run and count right; the figures themselves are theirs to print."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_collecting_is_timed_in_pairs():
+    from speed import collecting
+
+    ratios = collecting(images=8, repeats=2)
+    assert len(ratios) == 2 and min(ratios) > 0
+
+
+def test_figures_of_degeneration():
+    from degeneration import agreement, effective_number, mean_correlation, split
+
+    assert effective_number(torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])) == pytest.approx(2)
+    x = torch.randn(5000, 3)
+    mixed = torch.stack([x[:, 0], x[:, 0] + x[:, 1], torch.zeros(5000)], 1)
+    assert mean_correlation(mixed) == pytest.approx(0.5**0.5, abs=0.02)
+    assert agreement(x, x[:, [2, 0, 1]]) == pytest.approx(1, abs=1e-5)
+    rows = split(torch.arange(300) % 5, 3)
+    assert sorted(torch.cat([rows.train, rows.test]).tolist()) == list(range(300))
+    assert (torch.arange(300) % 5)[rows.train[:50]].unique().tolist() == [3]
+
+
+@pytest.mark.slow
+@pytest.mark.birds
+def test_real_birds_do_not_degenerate(birds):
+    """One class of twelve, through the public door: several, distinct, faithful x-features."""
+    from birds import LAYER, BirdImages, network
+    from degeneration import effective_number, mean_correlation
+    from torch.utils.data import DataLoader, Subset
+
+    from captum_xnn import XNNAttribution
+
+    model, mean, std = network(birds)
+    images = BirdImages(birds, mean, std)
+    few = sorted(set(images.labels))[:12]
+    rows = [i for i, label in enumerate(images.labels) if label in few]
+    loader = DataLoader(Subset(images, rows), batch_size=32)
+    xnn = XNNAttribution(model, LAYER).fit(loader, target=few[4], progress=False)
+    one = torch.stack([images[i][0] for i in rows if images.labels[i] == few[4]])
+    explainer = xnn.explainer(few[4])
+    with torch.no_grad():
+        E = torch.cat([explainer.srae.encode(xnn_activations(xnn, batch)) for batch in one.split(16)])
+    assert effective_number(explainer.srae.contributions(E)) > 3
+    score = xnn.score(loader, few[4])
+    assert score.f_cls >= 0.995 and score.f_reg < 0.2
+    assert mean_correlation(E) < 0.6  # of one class alone, where they may well go together
+
+
+def xnn_activations(xnn, batch):
+    from captum_xnn.host import find_layer, read_layer
+
+    name, layer = find_layer(xnn.model, xnn.layer)
+    return read_layer(xnn.model, layer, (batch,), name=name)[0]
