@@ -170,7 +170,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             2
         """
         groups = target_groups(target, joint)
-        found = collect(
+        found = self._collected(data, progress)
+        _warn_of_probabilities(found.y_hat)
+        for targets in groups:
+            with torch.inference_mode(False):
+                explainer = self._fitted(found, targets, positives, progress)
+            self.explainers_[explainer.layer, explainer.targets] = explainer
+        return self
+
+    def _collected(self, data: Any, progress: bool) -> Activations:
+        """Returns the layer's activations and the model's outputs on some data."""
+        return collect(
             self.model,
             self.layer,
             data,
@@ -179,12 +189,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction_transform=self.prediction_transform,
             progress=progress,
         )
-        _warn_of_probabilities(found.y_hat)
-        for targets in groups:
-            with torch.inference_mode(False):
-                explainer = self._fitted(found, targets, positives, progress)
-            self.explainers_[explainer.layer, explainer.targets] = explainer
-        return self
 
     def _fitted(
         self, found: Activations, targets: tuple[Target, ...], positives: Tensor | None, progress: bool
@@ -372,14 +376,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         target = single_target(target)
         explainer = self.explainer(target)
-        found = collect(
-            self.model,
-            self.layer,
-            data,
-            unpack=self.unpack,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-        )
+        found = self._collected(data, progress=False)
         weight = explainer.srae.head.weight
         with torch.no_grad():
             E = encode_all(explainer.srae, found.Z.to(weight.device, weight.dtype))
