@@ -21,7 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With code 2, after wrong arguments; with 0, after ``--help`` and ``--version``.
     """
     arguments = _parser().parse_args(argv)
+    import torch
+
     from captum_xnn import demo
+
+    # The network and its layers are tiny: threads would wait for each other, without end where the machine is busy.
+    torch.set_num_threads(1)
 
     try:
         result = demo.run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True)
