@@ -1,11 +1,24 @@
 """Explanation networks for Captum: a few learned x-features with maps and contributions that add up."""
 
 from captum_xnn.attribution import Faithfulness, XNNAttribution
+from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.training import Recipe
 
-__all__ = ["SRAE", "ConvSRAE", "Explainer", "Explanation", "Faithfulness", "Recipe", "XNNAttribution", "__version__"]
+__all__ = [
+    "SRAE",
+    "ConvSRAE",
+    "ExcitationBP",
+    "Explainer",
+    "Explanation",
+    "Faithfulness",
+    "LayerExcitationBP",
+    "NeuronExcitationBP",
+    "Recipe",
+    "XNNAttribution",
+    "__version__",
+]
 
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_tensor_into_tuples,
+    _verify_select_neuron,
 )
 from captum.log import log_usage
 
@@ -10,7 +11,9 @@ __all__ = [
     "format_forward_args",
     "format_tensors",
     "log_usage",
+    "select_neuron",
 ]
 
 format_forward_args = _format_additional_forward_args
 format_tensors = _format_tensor_into_tuples
+select_neuron = _verify_select_neuron

@@ -1,6 +1,13 @@
 """Errors that captum_xnn raises beside ValueError and TypeError."""
 
-__all__ = ["ExplainerFileError", "LayerNotFoundError", "LayerNotReachedError", "ModelMismatchError", "NotFittedError"]
+__all__ = [
+    "ExplainerFileError",
+    "LayerNotFoundError",
+    "LayerNotReachedError",
+    "ModelMismatchError",
+    "NotFittedError",
+    "UnsupportedOperationError",
+]
 
 
 class NotFittedError(ValueError):
@@ -21,3 +28,7 @@ class ExplainerFileError(ValueError):
 
 class ModelMismatchError(ValueError):
     """Raised where a saved explainer is loaded into another model than it was fitted to."""
+
+
+class UnsupportedOperationError(RuntimeError):
+    """Raised where excitation backprop meets an operation that it has no rule for, or cannot see."""

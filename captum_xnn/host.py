@@ -21,7 +21,18 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
 
-__all__ = ["Trace", "find_layer", "read_layer", "rows_of", "run_to_layer", "trace", "untouched", "unwrap"]
+__all__ = [
+    "Trace",
+    "eager",
+    "find_layer",
+    "not_reached",
+    "read_layer",
+    "rows_of",
+    "run_to_layer",
+    "trace",
+    "untouched",
+    "unwrap",
+]
 
 OutputTransform = Callable[[Any], Tensor]
 
@@ -214,8 +225,17 @@ def rows_of(
 
 
 @contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Runs compiled parts of a model as the Python they were, in which layers can be hooked."""
+def eager(model: nn.Module) -> Iterator[None]:
+    """Returns a context in which compiled parts of a model run as the Python they were, where layers can be hooked.
+
+    Args:
+        model: A plain module.
+
+    Example:
+        >>> with eager(nn.ReLU()) as nothing:
+        ...     print(nothing)
+        None
+    """
     if not any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules()):
         yield
         return
@@ -284,12 +304,12 @@ def read_layer(
 
     handle = layer.register_forward_hook(keep)
     try:
-        with _eager(model):
+        with eager(model):
             output = model(*inputs)
     finally:
         handle.remove()
     if not seen:
-        raise _not_reached(model, name)
+        raise not_reached(model, name)
     return seen[0], output
 
 
@@ -333,16 +353,22 @@ def run_to_layer(
 
     handle = layer.register_forward_hook(leave)
     try:
-        with _eager(model):
+        with eager(model):
             model(*inputs)
     except _LayerReached as reached:
         return _as_tensor(reached.output, name, output_transform)
     finally:
         handle.remove()
-    raise _not_reached(model, name)
+    raise not_reached(model, name)
 
 
-def _not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
+def not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
+    """Returns the error for a layer that the forward pass never calls.
+
+    Args:
+        model: A plain module.
+        name: The layer's name.
+    """
     return LayerNotReachedError(
         f"expected the forward pass of {type(model).__name__} to call layer {name!r}, but it never did; choose a layer "
         "that runs for these inputs (attention projections, for one, are used as weights and not called)"
@@ -395,13 +421,13 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
 
     handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
     try:
-        with torch.no_grad(), _eager(model):
+        with torch.no_grad(), eager(model):
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
     if not ends:
-        raise _not_reached(model, name)
+        raise not_reached(model, name)
     before = order[: ends[-1]]
     grids = [module for module, grid in before if grid]
     return Trace(tuple(dict.fromkeys(module for module, _ in before)), len(ends), grids[-1] if grids else None)

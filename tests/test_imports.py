@@ -12,9 +12,12 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
     ("_compat", "errors", "targets", "visualize", "datasets", "datasets.digits", "metrics", "metrics.faithfulness"),
-    ("losses", "anchors", "host", "explanation"),
-    ("srae", "activations", "files"),
-    ("training", "network"),
+    ("losses", "anchors", "host", "explanation", "excitation_bp.shares"),
+    ("srae", "activations", "files", "excitation_bp.signals"),
+    ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
+    ("excitation_bp.propagation",),
+    ("excitation_bp.attribution",),
+    ("excitation_bp",),
     ("explainer", "heatmaps"),
     ("attribution", "report"),
     ("",),

@@ -1,0 +1,240 @@
+r"""One forward pass with rules in its graph, and the winning probabilities that it gives for any number of targets.
+
+:func:`run` passes inputs through a model; :meth:`Run.winners` starts from a prior on the output and hands it down to
+the inputs, or to the layer to stop at. The K targets of one run go down together, as one batch.
+
+The marginal winning probability (MWP) starts from probability 1 at the target. The contrastive one (c-MWP) is the MWP
+minus that of the target's opposite, whose last layer has weights -W. The two signals differ in that layer only, and all
+rules are linear in p: the difference is taken at the layer's input and handed down once.
+
+Reference:
+    Zhang, Bargal, Lin, Brandt, Shen, Sclaroff, "Top-Down Neural Attention by Excitation Backprop", International
+    Journal of Computer Vision, 2018, section 3.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
+from captum_xnn.excitation_bp.graph import is_reached, last_weighted, topological, unruled
+from captum_xnn.excitation_bp.rules import GATES, RULES
+from captum_xnn.excitation_bp.shares import Weighted, accurate
+from captum_xnn.excitation_bp.signals import Settings, Signals
+
+__all__ = ["Run", "Stop", "Winners", "run"]
+
+# Probabilities are handed down so many times larger, a power of 2: float16 has no numbers below 6e-8, and numbers below
+# 1e-38 in float32 make convolutions a hundred times slower.
+_SCALES = {torch.float16: 2.0**12, torch.float64: 1.0}
+_SCALE = 2.0**20
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The layer to stop at."""
+
+    module: nn.Module
+    name: str
+    at_input: bool = False
+    """Whether to stop at the layer's input and not at its output."""
+
+
+@dataclass(frozen=True)
+class Winners:
+    """Winning probabilities of K targets."""
+
+    p: tuple[Tensor, ...]
+    """For each leaf (K, N, ...), in float32 or float64."""
+    delta: Tensor
+    """(K, N): mass that is missing: 1, or 0 for the contrastive difference, minus the sum of p."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A forward pass that probabilities can be handed down."""
+
+    output: Tensor
+    """The model's output with its graph, which holds rules in place of derivatives."""
+    leaves: tuple[Tensor, ...]
+    """The inputs, or the output of the layer to stop at."""
+    is_cut: bool
+    """Whether all that reaches the output goes through the leaves, so that their probabilities sum to 1."""
+    mode: Signals
+
+    def winners(self, prior: Tensor) -> Winners:
+        """Returns the winning probabilities of the leaves.
+
+        Args:
+            prior: Probabilities of the output for K targets, (K, N, ...), each summing to 1 over an example.
+
+        Raises:
+            UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
+            ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
+        """
+        contrastive = self.mode.settings.contrastive
+        nodes = topological([self.output.grad_fn] if self.output.grad_fn is not None else [])
+        self._check(nodes)
+        scale = _SCALES.get(self.output.dtype, _SCALE)
+        starts: list[Any] = [self.output]
+        priors = [prior * scale]
+        if contrastive:
+            last = last_weighted(nodes)
+            if not last:
+                raise ValueError(
+                    "expected a layer with weights to contrast between the target and the layer to stop at, found "
+                    "none; stop at an earlier layer or set contrastive=False"
+                )
+            arriving = _handed_down([self.output], [GradientEdge(node, 0) for node in last], priors)
+            starts = [node.affine.a.tensor for node in last]
+            priors = [self._contrast(node.affine, p) for node, p in zip(last, arriving, strict=True)]
+            live = [i for i, a in enumerate(starts) if a.requires_grad]
+            starts, priors = [starts[i] for i in live], [priors[i] for i in live]
+        p = [x / scale for x in _handed_down(starts, self.leaves, priors)]
+        mass = sum((x.flatten(2).sum(2) for x in p), torch.zeros(prior.shape[:2], device=prior.device))
+        return Winners(tuple(p), (0 if contrastive else 1) - mass)
+
+    def _contrast(self, affine: Weighted, p: Tensor) -> Tensor:
+        """Returns what an operation's input wins by W, less what it wins by -W."""
+        negative, workspace = self.mode.settings.negative, self.mode.workspace
+
+        def difference(one: Tensor) -> Tensor:
+            opposite = replace(affine, inverted=True).winners(one, negative, workspace)
+            return affine.winners(one, negative, workspace) - opposite
+
+        D: Tensor = torch.vmap(difference)(p) if len(p) > 1 else difference(p[0])[None]
+        return D
+
+    def _check(self, nodes: Sequence[Any]) -> None:
+        """Raises, or warns, where probability does not reach the leaves by rules."""
+        if not is_reached(self.leaves, nodes):
+            raise ValueError(
+                "expected a target that depends on the inputs, or on the layer to stop at, got one that does not; "
+                "choose a layer that the model runs before the target"
+            )
+        found = unruled(nodes)
+        if not found:
+            return
+        listed = ", ".join(f"{operation} in {module!r}" for operation, module in found)
+        if self.mode.settings.strict:
+            raise UnsupportedOperationError(
+                f"expected operations with a rule, got {listed}; strict=False takes their gradient instead"
+            )
+        warnings.warn(
+            f"expected operations with a rule, got {listed}: their gradient is taken, which need not keep the "
+            "probability's sum. Stop above them, or see strict=True",
+            stacklevel=4,
+        )
+
+
+def _handed_down(starts: Sequence[Tensor], ends: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns what (K, N, ...) at the starts of the graph gives at its ends."""
+    # Autograd wants gradients in the dtype of what they belong to.
+    given = [p.to(start.dtype) for p, start in zip(priors, starts, strict=True)]
+
+    def down(*one: Tensor) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(starts, ends, one, retain_graph=True, allow_unused=True)
+        filled = (end.new_zeros(end.shape) if p is None else p for p, end in zip(found, ends, strict=True))
+        return tuple(accurate(p) for p in filled)
+
+    # torch.vmap, as the vmap of is_grads_batched loops where it lacks a rule, as for convolutions.
+    return [p[None] for p in down(*(p[0] for p in given))] if len(given[0]) == 1 else list(torch.vmap(down)(*given))
+
+
+def run(
+    forward: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...],
+    settings: Settings,
+    *,
+    stop: Stop | None = None,
+    modules: dict[int, str] | None = None,
+    copied: bool = False,
+) -> Run:
+    """Returns a forward pass with rules in its graph.
+
+    Args:
+        forward: The model, or a function of its arguments that returns one tensor.
+        inputs: Tensors (N, ...), which the model may modify.
+        additional: Further arguments, which take no share.
+        settings: Choices of the method.
+        stop: Where to stop, the inputs if None.
+        modules: Names of the model's modules by id, for messages.
+        copied: Whether to keep copies of all that is needed later.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer to stop at.
+        TypeError: If inputs to stop at are no floating-point tensors.
+    """
+    mode = Signals(settings, RULES, GATES, modules or {}, copied=copied)
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        if stop is None:
+            pairs = [mode.leaf(_floating(x, i), 0) for i, x in enumerate(inputs)]
+            leaves, given = [leaf for leaf, _ in pairs], [x for _, x in pairs]
+            calls = [0]
+        else:
+            leaves, given, calls = [], [mode.mark(x.detach()) for x in inputs], [0]
+            stack.enter_context(_stopping(mode, stop, leaves, calls))
+        with mode:
+            output = forward(*given, *additional)
+    if stop is not None and not leaves:
+        raise LayerNotReachedError(
+            f"expected the forward pass to call layer {stop.name!r} with a floating-point tensor, but it never did; "
+            "choose a layer that runs for these inputs"
+        )
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"expected a model that returns one tensor, got {type(output).__name__}; wrap it in a module that picks "
+            "the tensor to explain"
+        )
+    known = mode.signal(output)
+    mode.forget()
+    return Run(output, tuple(leaves), known is not None and known.source == calls[0], mode)
+
+
+def _floating(x: Tensor, i: int) -> Tensor:
+    if not x.is_floating_point():
+        raise TypeError(
+            f"expected floating-point inputs, got {x.dtype} as input {i}; convert them with .float(), or, where they "
+            "are token ids, stop at the embedding: LayerExcitationBP(model, layer)"
+        )
+    return x
+
+
+@contextmanager
+def _stopping(mode: Signals, stop: Stop, leaves: list[Tensor], calls: list[int]) -> Iterator[None]:
+    """Cuts the graph at a layer, at its last call, and puts its leaves into a list."""
+    thread = threading.get_ident()
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            leaf, given = mode.leaf(value, calls[0])
+            leaves.append(leaf)
+            return given
+        if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+            return type(value)(cut(v) for v in value)
+        return value
+
+    def on_call(_module: nn.Module, args: Any, output: Any = None) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        calls[0] += 1
+        leaves.clear()
+        return cut(args if stop.at_input else output)
+
+    register = stop.module.register_forward_pre_hook if stop.at_input else stop.module.register_forward_hook
+    handle = register(on_call)
+    try:
+        yield
+    finally:
+        handle.remove()

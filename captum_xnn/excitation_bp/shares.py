@@ -1,0 +1,394 @@
+r"""The shares by which a winning neuron passes its probability on to its children, the neurons it is computed from.
+
+A neuron i of an affine layer wins with probability :math:`P_i`. Given that, its child j wins with
+
+.. math::
+    P(j|i) = \frac{a_j w^+_{ij}}{Z_i}, \qquad Z_i = \sum_k a_k w^+_{ik}, \qquad P_j = a_j \sum_i w^+_{ij} P_i / Z_i
+
+with activations :math:`a \ge 0` and :math:`w^+ = \max(w, 0)`. The bias takes no share. Where :math:`Z_i = 0` no child
+is active, and what i has won is lost. P is linear in what comes from above, so that signals can be added, subtracted
+and batched.
+
+Negative activations, as at the pixels or after GELU, count by one of three settings:
+
+- ``excitatory``: every positive product counts, :math:`\max(a_j w_{ij}, 0)`, also that of two negative factors;
+- ``clamp``: negative activations take no share;
+- ``raw``: the formula as it stands; shares may be negative, and are large where products cancel.
+
+Conventions:
+    p is the probability of a layer's output, and has its shape. Half precision is computed in float32.
+
+Reference:
+    Zhang, Bargal, Lin, Brandt, Shen, Sclaroff, "Top-Down Neural Attention by Excitation Backprop", International
+    Journal of Computer Vision, 2018, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Affine",
+    "Attention",
+    "Convolution",
+    "Kept",
+    "Linear",
+    "Negative",
+    "OverwrittenError",
+    "Product",
+    "Weighted",
+    "Workspace",
+    "accurate",
+    "guarded",
+    "unbroadcast",
+]
+
+Negative = Literal["excitatory", "clamp", "raw"]
+
+# Linear layers rectify so many weights at once, 16 MiB, which stay in the processor's cache for the two products.
+_PIECE = 1 << 22
+
+
+def guarded(p: Tensor, Z: Tensor) -> Tensor:
+    """Returns p / Z, and 0 where Z is 0: such a neuron has no active child.
+
+    No epsilon is added, which would lose mass everywhere. A Z so small that the quotient could overflow counts as 0: in
+    float32 below 8e-31, as the tail of a SiLU may give.
+
+    Args:
+        p: Probabilities.
+        Z: Denominators, of the same shape.
+
+    Example:
+        >>> guarded(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 2.0]))
+        tensor([0.0000, 0.2500])
+    """
+    least = torch.finfo(Z.dtype).tiny * 2.0**26
+    # Most layers have no such neuron. On a CPU it takes less time to see that than to replace its Z.
+    if Z.is_cuda or not Z.numel() or float(Z.amin()) < least:
+        Z = Z.masked_fill(Z.abs() < least, math.inf)
+    return p / Z
+
+
+def accurate(x: Tensor) -> Tensor:
+    """Returns x in the precision that shares are computed in, which is float32 for half precision.
+
+    Args:
+        x: Any floating-point tensor.
+
+    Example:
+        >>> accurate(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unbroadcast(p: Tensor, shape: Sequence[int]) -> Tensor:
+    """Returns p summed over the dimensions along which a tensor of the given shape was repeated.
+
+    Args:
+        p: Probabilities of the repeated tensor.
+        shape: Shape of the tensor itself.
+
+    Example:
+        >>> unbroadcast(torch.ones(2, 3), (3,))
+        tensor([2., 2., 2.])
+    """
+    ahead = p.dim() - len(shape)
+    summed = [i for i in range(p.dim()) if i < ahead or (shape[i - ahead] == 1 and p.shape[i] != 1)]
+    return p.sum(summed, keepdim=True).reshape(tuple(shape)) if summed else p
+
+
+class OverwrittenError(RuntimeError):
+    """Raised where the model overwrote a tensor that shares are computed from."""
+
+
+class Kept:
+    """A tensor of the forward pass that shares are computed from later.
+
+    Args:
+        tensor: What to keep, with its graph.
+        copied: Whether to keep a copy, which nothing overwrites.
+    """
+
+    def __init__(self, tensor: Tensor, *, copied: bool = False) -> None:
+        self.tensor = tensor
+        self._value = tensor.detach().clone() if copied else tensor.detach()
+        self._version = self._value._version
+
+    @property
+    def intact(self) -> bool:
+        """Whether the model has left the tensor as it was."""
+        return self._value._version == self._version
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor, without its graph."""
+        if not self.intact:
+            raise OverwrittenError("a tensor that shares are computed from was modified in place")
+        return self._value
+
+
+class Workspace:
+    """One piece of memory for rectified weights, used by all layers in turn: fresh memory costs more than the work."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns memory of the shape and device of x, with undefined contents.
+
+        Args:
+            x: The tensor to have room for.
+            dtype: The wanted dtype.
+        """
+        memory = self._memory.get((x.device, dtype))
+        if memory is None or memory.numel() < x.numel():
+            memory = self._memory[x.device, dtype] = torch.empty(x.numel(), dtype=dtype, device=x.device)
+        return memory[: x.numel()].view(x.shape)
+
+
+class _Term(NamedTuple):
+    """The activations of one sign, the others being 0, and whether they go with positive weights."""
+
+    a: Tensor
+    positive: bool
+
+
+def _terms(a: Tensor, negative: Negative) -> list[_Term]:
+    if negative == "raw" or not a.numel() or float(a.amin()) >= 0:
+        return [_Term(a, True)]
+    above = _Term(a.clamp(min=0), True)
+    return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
+
+
+@dataclass(frozen=True)
+class Affine(ABC):
+    """An affine operation as it ran, from its input a to its output."""
+
+    a: Kept
+
+    @abstractmethod
+    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+        """Returns the probabilities of the input.
+
+        Args:
+            p: Probabilities of the output.
+            negative: What negative activations count.
+            workspace: Memory for rectified weights.
+        """
+
+
+@dataclass(frozen=True)
+class Weighted(Affine):
+    """An affine operation with weights W.
+
+    ``sign`` holds a factor for each row of the weights, as a later batch norm may turn an output around.
+    """
+
+    weight: Tensor
+    sign: Tensor | None = field(default=None, kw_only=True)
+    inverted: bool = field(default=False, kw_only=True)
+    """Whether the weights are -W, as contrast takes them."""
+
+    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        a = accurate(self.a.value)
+        terms = _terms(a, negative)
+        p = p.to(a.dtype)
+        found: list[Tensor | None] = [None] * len(terms)
+        for piece in self._pieces():
+            part = self._rectified(piece, terms[-1].positive, a.dtype, workspace)
+            Z = self._forth(terms[-1].a, part)
+            for term in terms[:-1]:
+                part = self._rectified(piece, term.positive, a.dtype, workspace)
+                Z = Z.add_(self._forth(term.a, part))
+            s = guarded(self._of(p, piece), Z)
+            for i, term in enumerate(terms):
+                if i > 0:
+                    part = self._rectified(piece, term.positive, a.dtype, workspace)
+                back, before = self._back(s, part, term.a), found[i]
+                found[i] = back if before is None else before + back
+        won = [f.mul_(term.a) for term, f in zip(terms, found, strict=True) if f is not None]
+        return won[0] if len(won) == 1 else won[0].add_(won[1])
+
+    def flipped(self, sign: Tensor) -> Weighted:
+        """Returns this operation with some outputs turned around.
+
+        Args:
+            sign: A factor for each row of the weights, of which only the sign matters.
+        """
+        return replace(self, sign=sign if self.sign is None else self.sign * sign)
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Outputs that have weights of their own."""
+
+    @abstractmethod
+    def row_dim(self, y: Tensor) -> int:
+        """Returns the dimension of the output y that counts the rows."""
+
+    def _pieces(self) -> list[slice]:
+        """Returns the rows to work on at once."""
+        return [slice(None)]
+
+    def _of(self, p: Tensor, piece: slice) -> Tensor:
+        return p
+
+    @abstractmethod
+    def _forth(self, a: Tensor, part: Tensor) -> Tensor:
+        """Returns the output for an input and weights."""
+
+    @abstractmethod
+    def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
+        """Returns the transposed operation on s, of the shape of the input a."""
+
+    def _rectified(self, piece: slice, positive: bool, dtype: torch.dtype, workspace: Workspace) -> Tensor:
+        """Returns the positive, or negative, part of some rows of the weights."""
+        weight = self.weight[piece] if self.weight.dim() else self.weight
+        out = workspace.like(weight, dtype)
+        bounds = {"min": 0} if positive != self.inverted else {"max": 0}
+        if self.sign is not None:
+            torch.mul(weight, self._broadcast(self.sign)[piece], out=out).clamp_(**bounds)
+        elif weight.dtype == dtype:
+            torch.clamp(weight, **bounds, out=out)
+        else:
+            out.copy_(weight).clamp_(**bounds)
+        return out.neg_() if self.inverted else out
+
+    def _broadcast(self, sign: Tensor) -> Tensor:
+        """Returns factors of the rows in a shape that multiplies the weights."""
+        return sign.reshape(-1, *[1] * (self.weight.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Linear(Weighted):
+    """y = W a + b along the last dimension, weight (outputs, inputs)."""
+
+    @property
+    def rows(self) -> int:
+        """Outputs."""
+        return self.weight.shape[0]
+
+    def row_dim(self, y: Tensor) -> int:
+        """Returns the last dimension."""
+        return y.dim() - 1
+
+    def _pieces(self) -> list[slice]:
+        rows = max(1, _PIECE // max(1, self.weight.shape[1]))
+        return [slice(i, i + rows) for i in range(0, self.rows, rows)]
+
+    def _of(self, p: Tensor, piece: slice) -> Tensor:
+        return p[..., piece]
+
+    def _forth(self, a: Tensor, part: Tensor) -> Tensor:
+        return a @ part.T
+
+    def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
+        return s @ part
+
+
+@dataclass(frozen=True)
+class Convolution(Weighted):
+    """A convolution, also a transposed one, of one to three spatial dimensions; examples first."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    @property
+    def rows(self) -> int:
+        """Output channels."""
+        return self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
+
+    def row_dim(self, y: Tensor) -> int:
+        """Returns the dimension of the channels."""
+        return 1
+
+    def _forth(self, a: Tensor, part: Tensor) -> Tensor:
+        return torch.convolution(
+            a, part, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        )
+
+    def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
+        back: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            s,
+            a,
+            part,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            [True, False, False],
+        )
+        return back[0]
+
+    def _broadcast(self, sign: Tensor) -> Tensor:
+        if not self.transposed:
+            return super()._broadcast(sign)
+        # Weights of transposed convolutions are (inputs, outputs of one group, ...).
+        inputs = self.weight.shape[0]
+        each = sign.reshape(self.groups, 1, -1).expand(-1, inputs // self.groups, -1)
+        return each.reshape(inputs, -1, *[1] * (self.weight.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Product(Weighted):
+    """Any other product of an input with weights that is linear in both: of matrices, or an Einstein sum."""
+
+    forth: Callable[[Tensor, Tensor], Tensor]
+    """Returns the output for an input and weights."""
+    back: Callable[[Tensor, Tensor], Tensor]
+    """Returns the transposed product, for an output and weights."""
+
+    @property
+    def rows(self) -> int:
+        """None that could be told apart."""
+        return 0
+
+    def row_dim(self, y: Tensor) -> int:
+        """Returns 0, as there are no rows."""
+        return 0
+
+    def _forth(self, a: Tensor, part: Tensor) -> Tensor:
+        return self.forth(a, part)
+
+    def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
+        return unbroadcast(self.back(s, part), a.shape)
+
+
+@dataclass(frozen=True)
+class Attention(Affine):
+    """An average of values a with weights that themselves depend on the input, and are taken as constant.
+
+    Values are signed, and so is their average: those on its side of 0 share what it has won. On nonnegative values this
+    is the rule of averages with constant weights.
+    """
+
+    weights: Callable[[], Tensor]
+    """Returns the attention weights, (..., queries, keys)."""
+
+    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+        """Returns the probabilities of the values. See :meth:`Affine.winners`."""
+        a, A = accurate(self.a.value), accurate(self.weights())
+        p = p.to(a.dtype)
+        if negative == "raw":
+            return a * unbroadcast(A.mT @ guarded(p, A @ a), a.shape)
+        y = A @ a
+        sides = [(a.clamp(min=0), y > 0), (a.clamp(max=0), y < 0)]
+        won = [side * unbroadcast(A.mT @ guarded(p * wins, A @ side), a.shape) for side, wins in sides]
+        return won[0] + won[1]

@@ -1,0 +1,421 @@
+r"""A forward pass in which every operation gets its rule for handing probability down.
+
+The model runs as it is, under a mode that sees each function it calls. Where a function has a rule, its result is put
+into autograd's graph with that rule in place of the derivative; ``autograd.grad`` then hands probabilities down the
+graph as it would gradients. Functions without a rule of their own run as they are, and autograd's graph tells later
+(:mod:`captum_xnn.excitation_bp.graph`) whether their derivative only routes, as that of indexing does.
+
+A *signal* is a tensor that was computed from the model's inputs; all others are constants, such as weights, masks and
+position tables, and take no share. The layer to stop at is cut off: its output becomes a leaf of the graph. Above it
+signals *carry* probability; below it, and beside it, nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from captum_xnn.excitation_bp.shares import Affine, Kept, Negative, Weighted, Workspace
+
+__all__ = [
+    "LABEL",
+    "ROUTES",
+    "Call",
+    "Rule",
+    "RuleNode",
+    "Settings",
+    "Signal",
+    "Signals",
+    "has_rule",
+    "route_name",
+    "tensors_in",
+]
+
+LABEL = "captum_xnn"
+"""Key in the metadata of autograd's nodes under which the operation and its module are named."""
+
+Back = Callable[[Tensor], Sequence[Tensor | None]]
+
+# Nodes of autograd's graph whose derivative hands probability down rightly: copies, selections, rearrangements, and
+# maxima, whose winner takes all.
+# fmt: off
+ROUTES = frozenset(
+    {
+        "AccumulateGrad", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Alias", "Amax", "Amin", "AsStrided", "Cat",
+        "Chunk", "Clone", "ConstantPadNd", "Constant_Pad_Nd", "CopySlices", "Diagonal", "Expand", "Flip",
+        "FractionalMaxPool2D", "FractionalMaxPool3D", "Gather", "Im2Col", "Index", "IndexSelect", "MaskedFill",
+        "MaskedSelect", "Max", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MaxUnpool2D", "MaxUnpool3D",
+        "Maximum", "Min", "Minimum", "Movedim", "Narrow", "NativeChannelShuffle", "Permute", "PixelShuffle",
+        "PixelUnshuffle", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "Repeat", "RepeatInterleave",
+        "ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D", "ReshapeAlias", "Roll", "Rot90", "Select",
+        "SelectScatter", "Slice", "SliceScatter", "Sort", "Split", "SplitWithSizes", "Squeeze", "Stack", "T",
+        "ToCopy", "Topk", "Trace", "Transpose", "Tril", "Triu", "Unbind", "Unfold", "UnsafeSplit", "UnsafeView",
+        "Unsqueeze", "View", "ViewAsReal", "Where",
+    }
+)
+# fmt: on
+
+
+def route_name(node: Any) -> str:
+    """Returns the name of a node of autograd's graph without its ending.
+
+    Args:
+        node: What ``grad_fn`` holds.
+
+    Example:
+        >>> route_name(torch.ones(1, requires_grad=True)[0].grad_fn)
+        'Select'
+    """
+    return node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How probability is handed down where the method leaves a choice."""
+
+    contrastive: bool = True
+    negative: Negative = "excitatory"
+    add: Literal["signed", "excitatory"] = "signed"
+    batch_norm: Literal["sign", "pass"] = "sign"
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is known of a tensor that was computed from the inputs."""
+
+    source: int
+    """0 where some of it comes from the inputs beside the layer to stop at, else the number of that layer's call."""
+    gate: bool = False
+    """Whether it weights others, as what comes out of a sigmoid or softmax does."""
+    affine: Weighted | None = None
+    """The operation of which it is the output as it left it."""
+    version: int = 0
+
+
+class RuleNode(torch.autograd.Function):
+    """A node of autograd's graph that hands probability down by a rule."""
+
+    back: Back
+    affine: Affine | None
+
+    @staticmethod
+    def forward(ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, *signals: Tensor) -> Tensor:
+        """Returns the value, a function of the signals."""
+        ctx.back, ctx.affine = back, affine
+        versions = [x._version for x in signals]
+        y = value()
+        for x, version in zip(signals, versions, strict=True):
+            if x._version != version:
+                ctx.mark_dirty(x)
+            elif y is x:
+                return y.clone()
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, p: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the probabilities of the signals."""
+        return None, None, None, *ctx.back(p)
+
+
+def has_rule(node: Any) -> bool:
+    """Returns whether a node of autograd's graph hands probability down by a rule.
+
+    Args:
+        node: What ``grad_fn`` holds.
+    """
+    return getattr(node, "_forward_cls", None) is RuleNode
+
+
+Rule = Callable[["Signals", "Call"], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function that the model calls, with its arguments."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Returns what the function returns."""
+        return self.function(*self.args, **self.kwargs)
+
+    def named(self, *names: str) -> dict[str, Any]:
+        """Returns the arguments by name.
+
+        Args:
+            names: Names of the positional parameters.
+        """
+        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Returns the tensors in nested lists, tuples and dicts.
+
+    Args:
+        values: Anything.
+
+    Example:
+        >>> len(tensors_in([torch.zeros(1), {"x": (torch.ones(1), 2)}]))
+        2
+    """
+    if isinstance(values, Tensor):
+        return [values]
+    found: list[Tensor] = []
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ():
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple, dict)):
+            found += tensors_in(value)
+    return found
+
+
+class _Known:
+    """What is known of tensors, by identity, as long as they live. A WeakKeyDictionary takes ten times as long."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Signal]] = {}
+
+    def __getitem__(self, tensor: Tensor) -> Signal:
+        return self._entries[id(tensor)][1]
+
+    def __setitem__(self, tensor: Tensor, signal: Signal) -> None:
+        self._entries[id(tensor)] = weakref.ref(tensor), signal
+
+    def __contains__(self, tensor: object) -> bool:
+        # An id may have passed to another tensor.
+        entry = self._entries.get(id(tensor))
+        return entry is not None and entry[0]() is tensor
+
+    def get(self, tensor: Tensor) -> Signal | None:
+        if tensor in self:
+            return self[tensor]
+        return None
+
+
+class Signals(TorchFunctionMode):
+    """The mode under which a model runs.
+
+    Args:
+        settings: Choices of the method.
+        rules: Rules by function; a rule may return NotImplemented, which is as if there were none.
+        gates: Functions whose results weight others.
+        modules: Names of the model's modules, by id.
+        copied: Whether to keep copies of all that shares are computed from, for models that overwrite it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rules: Mapping[Any, Rule],
+        gates: frozenset[Any],
+        modules: Mapping[int, str],
+        *,
+        copied: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.workspace = Workspace()
+        self._rules, self._gates, self._modules, self._copied = rules, gates, modules, copied
+        self._known = _Known()
+        self._opened: list[Any] = []
+
+    def leaf(self, tensor: Tensor, source: int) -> tuple[Tensor, Tensor]:
+        """Returns a leaf of the graph with the tensor's values, and what the model is to go on with in its place.
+
+        Args:
+            tensor: An input, or the output of the layer to stop at.
+            source: See :class:`Signal`.
+        """
+        leaf = tensor.detach().requires_grad_()
+        with torch.enable_grad():
+            given = leaf.clone()  # what the model may modify in place
+        self._known[given] = Signal(source)
+        return leaf, given
+
+    def forget(self) -> None:
+        """Drops what is known of tensors, and the tensors that this keeps alive."""
+        self._known = _Known()
+
+    def mark(self, tensor: Tensor) -> Tensor:
+        """Returns an input, which is a signal from now on.
+
+        Args:
+            tensor: An input of the model.
+        """
+        self._known[tensor] = Signal(0)
+        return tensor
+
+    def carries(self, value: Any) -> bool:
+        """Returns whether a value is a signal that probability can be handed to.
+
+        Args:
+            value: Any argument of a function.
+        """
+        return isinstance(value, Tensor) and value.requires_grad and value in self._known
+
+    def signal(self, value: Any) -> Signal | None:
+        """Returns what is known of a value, if it is a signal.
+
+        Args:
+            value: Any argument of a function.
+        """
+        return self._known.get(value) if isinstance(value, Tensor) else None
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Returns a tensor kept for computing shares.
+
+        Args:
+            tensor: An argument of a function.
+        """
+        return Kept(tensor, copied=self._copied)
+
+    def follow(self, tensor: Tensor, signal: Tensor) -> None:
+        """Takes a tensor for a signal, as another one is of which a rule computed it.
+
+        Args:
+            tensor: Part of the signal, or its copy.
+            signal: The signal.
+        """
+        known = self._known[signal]
+        self._known[tensor] = Signal(known.source, known.gate)
+
+    def fresh(self, y: Tensor) -> Weighted | None:
+        """Returns the weighted operation of which y is the output, if y and the operation's input are as it left them.
+
+        Args:
+            y: A signal.
+        """
+        known = self._known.get(y)
+        if known is None or known.affine is None or y._version != known.version or not known.affine.a.intact:
+            return None
+        return known.affine
+
+    def apply(self, value: Callable[[], Tensor], back: Back, *signals: Tensor) -> Tensor:
+        """Returns a value that hands probability down to signals by a rule.
+
+        Args:
+            value: Computes it.
+            back: Returns the probabilities of the signals from that of the value.
+            signals: What it is computed from.
+        """
+        return RuleNode.apply(value, back, None, *signals)  # type: ignore[no-any-return,no-untyped-call]
+
+    def apply_affine(self, value: Callable[[], Tensor], affine: Affine) -> Tensor:
+        """Returns the value of an affine operation, which hands probability down to its input.
+
+        Args:
+            value: Computes it.
+            affine: The operation.
+        """
+        a = affine.a.tensor
+        # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
+        negative, workspace = self.settings.negative, self.workspace
+
+        def back(p: Tensor) -> tuple[Tensor]:
+            with torch.autocast(p.device.type, enabled=False):
+                return (affine.winners(p, negative, workspace),)
+
+        y: Tensor = RuleNode.apply(value, back, affine, a)  # type: ignore[no-untyped-call]
+        if isinstance(affine, Weighted):
+            known = self._known.get(a)
+            self._known[y] = Signal(known.source if known else 0, affine=affine, version=y._version)
+        return y
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Returns what the function returns, with its rule in the graph."""
+        call = Call(func, args, kwargs or {})
+        given = [x for x in tensors_in(args) + tensors_in(call.kwargs) if x in self._known]
+        if not given:
+            return self._open(call, types)
+        signals = [self._known[x] for x in given]
+        source = min(s.source for s in signals)
+        carrying = any(x.requires_grad for x in given)
+        rule = self._rules.get(func)
+        with torch.set_grad_enabled(carrying):
+            y: Any = NotImplemented
+            if rule is not None:
+                y = rule(self, call) if carrying else call()
+            if y is NotImplemented:
+                below = {x.grad_fn for x in given}
+                y = self._open(call, types)
+                if carrying:
+                    self._label(y, below, call)
+        gate = func in self._gates or all(s.gate for s in signals)
+        self._note(y, given, source, gate)
+        return y
+
+    def _open(self, call: Call, types: Any) -> Any:
+        """Returns what a function returns, run under this mode again where it is written in Python."""
+        if call.function in self._opened or _redispatch is None:
+            return call()
+        self._opened.append(call.function)
+        try:
+            with self:
+                return _redispatch(call.function, types, call.args, call.kwargs)
+        finally:
+            self._opened.pop()
+
+    def _note(self, y: Any, given: Sequence[Tensor], source: int, gate: bool) -> None:
+        """Takes down what is known of a function's results."""
+        for result in tensors_in(y):
+            known = self._known.get(result)
+            if known is None or any(result is x for x in given):
+                self._known[result] = Signal(source, gate)
+            elif known.affine is None and (gate or source < known.source):
+                self._known[result] = Signal(min(source, known.source), gate)
+
+    def vouch(self, y: Tensor, x: Tensor) -> None:
+        """Takes the derivative of y by x, two tensors of a rule, for part of that rule.
+
+        Args:
+            y: What a rule computed from x.
+            x: The tensor.
+        """
+        for node in _between([y], {x.grad_fn}):
+            node.metadata[LABEL] = None
+
+    def _label(self, y: Any, below: set[Any], call: Call) -> None:
+        """Names the nodes of a function that ran with its own derivative, for messages."""
+        nodes = [node for node in _between(tensors_in(y), below) if route_name(node) not in ROUTES]
+        if nodes:
+            label = getattr(call.function, "__qualname__", repr(call.function)), self._running()
+            for node in nodes:
+                node.metadata.setdefault(LABEL, label)
+
+    def _running(self) -> str:
+        """Returns the name of the module that is running."""
+        frame = sys._getframe()
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in self._modules:
+                return self._modules[id(owner)] or type(owner).__name__
+            frame = frame.f_back  # type: ignore[assignment]
+        return "the model"
+
+
+def _between(results: Sequence[Tensor], below: set[Any]) -> list[Any]:
+    """Returns the nodes of autograd's graph from some results down to other nodes, without rules and these."""
+    found = []
+    todo = [y.grad_fn for y in results]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in below and not has_rule(node):
+            below = {*below, node}
+            found.append(node)
+            todo += [n for n, _ in node.next_functions]
+    return found
+
+
+_redispatch = getattr(torch.overrides, "redispatch_function", None)
