@@ -24,9 +24,7 @@ Reference:
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args, get_type_hints
 
 import torch
@@ -34,16 +32,12 @@ from captum.attr import GradientAttribution, LayerAttribution, NeuronAttribution
 from torch import Tensor, nn
 
 from captum_xnn._compat import format_forward_args, format_tensors, log_usage, select_neuron
-from captum_xnn.excitation_bp.propagation import Run, Stop, Winners, run
-from captum_xnn.excitation_bp.shares import Negative, OverwrittenError
+from captum_xnn.excitation_bp.propagation import Stop, Winners, one_hot, propagate, refuse_scripted
+from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
-from captum_xnn.host import eager, find_layer, not_reached, untouched, unwrap
-from captum_xnn.targets import per_example, select_each
+from captum_xnn.host import find_layer, not_reached, unwrap
 
 __all__ = ["ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP", "total_mass"]
-
-# Less than this is lost to rounding, also in half precision.
-_TOLERANCE = 1e-3
 
 
 def total_mass(attributions: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -74,7 +68,7 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
                     f"got {getattr(settings, name)!r}; see captum_xnn.excitation_bp.shares"
                 )
         self.settings = settings
-        _refuse_scripted(self.forward_func)
+        refuse_scripted(self.forward_func)
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -105,87 +99,34 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
         stop: Stop | None = None,
     ) -> tuple[Winners, tuple[Tensor, ...]]:
         """Returns the winning probabilities for a prior on the output, and the leaves they belong to."""
-        tensors = format_tensors(inputs)
         given = format_forward_args(additional_forward_args) or ()
         module = unwrap(self.forward_func) if isinstance(self.forward_func, nn.Module) else None
-        modules = {id(m): name for name, m in module.named_modules()} if module is not None else {}
-
-        def ran(copied: bool) -> tuple[Run, Winners]:
-            with torch.inference_mode(False):
-                copies = tuple(x.detach().clone() for x in tensors)
-                others = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in given)
-                done = run(
-                    forward or module or self.forward_func,
-                    copies,
-                    others,
-                    self.settings,
-                    stop=stop,
-                    modules=modules,
-                    copied=copied,
-                )
-                return done, done.winners(prior(done.output))
-
-        with _at_rest(module):
-            try:
-                done, winners = ran(copied=False)
-            except OverwrittenError:
-                # The model overwrites what shares are computed from, as models may that are not trained.
-                done, winners = ran(copied=True)
-        if done.is_cut:
-            _warn_of_loss(winners.delta, self.settings.contrastive)
+        done, winners = propagate(
+            forward or module or self.forward_func,
+            format_tensors(inputs),
+            given,
+            self.settings,
+            prior,
+            module=module,
+            stop=stop,
+        )
         return winners, done.leaves
 
 
-def _model(attribution: _Excitation) -> nn.Module:
-    """Returns the plain module of a class that takes no other functions."""
-    return unwrap(cast(nn.Module, attribution.forward_func))
+def _layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
+    """Returns a layer by its name. A module need not be registered, as long as the model calls it."""
+    return unwrap(layer) if isinstance(layer, nn.Module) else find_layer(unwrap(model), layer)[1]
 
 
-@contextmanager
-def _at_rest(module: nn.Module | None) -> Iterator[None]:
-    """Keeps a module as it is, evaluating and not compiled."""
-    if module is None:
-        yield
-        return
-    with untouched(module), eager(module):
-        yield
-
-
-def _refuse_scripted(forward: Any) -> None:
-    """Raises where a model, or part of it, does not run as Python code."""
-    parts = unwrap(forward).modules() if isinstance(forward, nn.Module) else [forward]
-    for part in parts:
-        if isinstance(part, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-            raise TypeError(
-                f"expected a model that runs as Python code, got one with a {type(part).__name__}, whose operations "
-                "cannot be seen; use the module or function that was scripted or traced"
-            )
-
-
-def _warn_of_loss(delta: Tensor, contrastive: bool) -> None:
-    worst = float(delta.abs().max()) if delta.numel() else 0.0
-    if worst > _TOLERANCE:
-        kept = "contrastive probabilities that sum to 0" if contrastive else "probabilities that sum to 1"
-        total = float(delta.flatten()[delta.abs().argmax()])
-        warnings.warn(
-            f"expected {kept}, got {(0 if contrastive else 1) - total:.3f}: some were lost to neurons without an "
-            "active child, to constants such as a class token, or to operations without a rule. Stop at a later "
-            "layer, or ask for the loss of each example with return_convergence_delta=True",
-            stacklevel=5,
-        )
-
-
-def _one_hot(output: Tensor, target: Any) -> Tensor:
-    """Returns probability 1 on each example's target, (N, ...)."""
-    leaf = output.detach().requires_grad_()
-    with torch.enable_grad():
-        chosen = select_each(leaf, per_example(target, len(leaf)))
-    return torch.autograd.grad(chosen.sum(), leaf)[0]
+def _name(attribution: LayerExcitationBP | NeuronExcitationBP) -> str:
+    model = unwrap(cast(nn.Module, attribution.forward_func))
+    names = (name for name, module in model.named_modules() if module is attribution.layer)
+    return next(names, type(attribution.layer).__name__)
 
 
 def _one_hots(targets: Sequence[Any]) -> Callable[[Tensor], Tensor]:
     """Returns what makes the priors (K, N, ...) of K targets."""
-    return lambda output: torch.stack([_one_hot(output, t) for t in targets])
+    return lambda output: torch.stack([one_hot(output, t) for t in targets])
 
 
 def _formatted(winners: Winners, like: Sequence[Tensor], is_tuple: bool, k: int | None) -> Any:
@@ -349,7 +290,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         batch_norm: BatchNorm = "sign",
         strict: bool = False,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, find_layer(unwrap(forward_func), layer)[1], device_ids)
+        LayerAttribution.__init__(self, forward_func, _layer(forward_func, layer), device_ids)
         _Excitation.__init__(self, Settings(contrastive, negative, add, batch_norm, strict))
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -413,8 +354,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         return _formatted(winners, leaves, len(leaves) > 1, None)
 
     def _stop(self, at_input: bool) -> Stop:
-        name, module = find_layer(_model(self), self.layer)
-        return Stop(module, name, at_input)
+        return Stop(self.layer, _name(self), at_input)
 
 
 class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
@@ -459,7 +399,7 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
         batch_norm: BatchNorm = "sign",
         strict: bool = False,
     ) -> None:
-        NeuronAttribution.__init__(self, forward_func, find_layer(unwrap(forward_func), layer)[1], device_ids)
+        NeuronAttribution.__init__(self, forward_func, _layer(forward_func, layer), device_ids)
         _Excitation.__init__(self, Settings(contrastive, negative, add, batch_norm, strict))
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -494,9 +434,8 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
             total = p.flatten(1).sum(1).reshape(-1, *[1] * (p.dim() - 1))
             return (p / total)[None]
 
-        model = _model(self)
-        name, module = find_layer(model, self.layer)
-        forward = _reader(model, module, name, attribute_to_neuron_input)
+        model = unwrap(cast(nn.Module, self.forward_func))
+        forward = _reader(model, self.layer, _name(self), attribute_to_neuron_input)
         winners, leaves = self._winners(inputs, additional_forward_args, prior, forward=forward)
         return _formatted(winners, leaves, isinstance(inputs, tuple), 0)
 

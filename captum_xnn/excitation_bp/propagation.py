@@ -28,10 +28,15 @@ from torch.autograd.graph import GradientEdge
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp.graph import is_reached, last_weighted, topological, unruled
 from captum_xnn.excitation_bp.rules import GATES, RULES
-from captum_xnn.excitation_bp.shares import Weighted, accurate
+from captum_xnn.excitation_bp.shares import OverwrittenError, Weighted, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
+from captum_xnn.host import eager, untouched, unwrap
+from captum_xnn.targets import per_example, select_each
 
-__all__ = ["Run", "Stop", "Winners", "run"]
+__all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run"]
+
+# Less than this is lost to rounding, also in half precision.
+_TOLERANCE = 1e-3
 
 # Probabilities are handed down so many times larger, a power of 2: float16 has no numbers below 6e-8, and numbers below
 # 1e-38 in float32 make convolutions a hundred times slower.
@@ -200,6 +205,111 @@ def run(
     known = mode.signal(output)
     mode.forget()
     return Run(output, tuple(leaves), known is not None and known.source == calls[0], mode)
+
+
+def propagate(
+    forward: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...],
+    settings: Settings,
+    prior: Callable[[Tensor], Tensor],
+    *,
+    module: nn.Module | None = None,
+    stop: Stop | None = None,
+) -> tuple[Run, Winners]:
+    """Returns a forward pass and the winning probabilities for a prior, leaving model and inputs as they are.
+
+    Args:
+        forward: The model, or a function of its arguments that returns one tensor.
+        inputs: Tensors (N, ...).
+        additional: Further arguments, which take no share.
+        settings: Choices of the method.
+        prior: Returns the probabilities (K, N, ...) of the output.
+        module: The module that runs, if any.
+        stop: Where to stop, the inputs if None.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer to stop at.
+        TypeError: If inputs to stop at are no floating-point tensors.
+        UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
+        ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
+    """
+    modules = {id(m): name for name, m in module.named_modules()} if module is not None else {}
+
+    def ran(copied: bool) -> tuple[Run, Winners]:
+        copies = tuple(x.detach().clone() for x in inputs)
+        others = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in additional)
+        done = run(forward, copies, others, settings, stop=stop, modules=modules, copied=copied)
+        return done, done.winners(prior(done.output))
+
+    with torch.inference_mode(False), _at_rest(module):
+        try:
+            done, winners = ran(copied=False)
+        except OverwrittenError:
+            # The model overwrites what shares are computed from, as models may that are not trained.
+            done, winners = ran(copied=True)
+    if done.is_cut:
+        _warn_of_loss(winners.delta, settings.contrastive)
+    return done, winners
+
+
+@contextmanager
+def _at_rest(module: nn.Module | None) -> Iterator[None]:
+    """Keeps a module as it is, evaluating and not compiled."""
+    if module is None:
+        yield
+        return
+    with untouched(module), eager(module):
+        yield
+
+
+def refuse_scripted(forward: Any) -> None:
+    """Raises where a model, or part of it, does not run as Python code.
+
+    Args:
+        forward: The model, or a function.
+
+    Raises:
+        TypeError: If it is scripted or traced, or has a part that is.
+    """
+    parts = unwrap(forward).modules() if isinstance(forward, nn.Module) else [forward]
+    for part in parts:
+        if isinstance(part, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise TypeError(
+                f"expected a model that runs as Python code, got one with a {type(part).__name__}, whose operations "
+                "cannot be seen; use the module or function that was scripted or traced"
+            )
+
+
+def one_hot(output: Tensor, target: Any) -> Tensor:
+    """Returns probability 1 on each example's target, (N, ...).
+
+    Args:
+        output: Output of the model (N, ...).
+        target: As everywhere in Captum.
+
+    Example:
+        >>> one_hot(torch.zeros(2, 3), [0, 2])
+        tensor([[1., 0., 0.],
+                [0., 0., 1.]])
+    """
+    leaf = output.detach().requires_grad_()
+    with torch.enable_grad():
+        chosen = select_each(leaf, per_example(target, len(leaf)))
+    return torch.autograd.grad(chosen.sum(), leaf)[0]
+
+
+def _warn_of_loss(delta: Tensor, contrastive: bool) -> None:
+    worst = float(delta.abs().max()) if delta.numel() else 0.0
+    if worst > _TOLERANCE:
+        kept = "contrastive probabilities that sum to 0" if contrastive else "probabilities that sum to 1"
+        total = float(delta.flatten()[delta.abs().argmax()])
+        warnings.warn(
+            f"expected {kept}, got {(0 if contrastive else 1) - total:.3f}: some were lost to neurons without an "
+            "active child, to constants such as a class token, or to operations without a rule. Stop at a later "
+            "layer, or ask for the loss of each example with return_convergence_delta=True",
+            stacklevel=5,
+        )
 
 
 def _floating(x: Tensor, i: int) -> Tensor:
