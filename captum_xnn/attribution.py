@@ -64,8 +64,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. The closer to the model's
             output, the easier few x-features are faithful.
         n_features: x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Integrated gradients with
-            32 steps by default.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
+            excitation backprop by default: :class:`~captum_xnn.heatmaps.ExcitationMaps`.
         autoencoder: Makes the network to fit from ``(shape of Z, n_features, n_outputs=...)``, for example
             ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``. By default :class:`~captum_xnn.srae.SRAE`, or
             :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.

@@ -1,6 +1,7 @@
 """Heatmap backends: how one attribution map per x-feature is drawn.
 
-A backend is a callable ``backend(network, inputs, features, ...)``; :class:`FromCaptum` makes one of any Captum class.
+A backend is a callable ``backend(network, inputs, features, ...)``. :class:`ExcitationMaps` is the default;
+:class:`FromCaptum` makes one of any Captum class.
 All maps of one call are computed together, by repeating each input once per x-feature with targets 0..K-1; this equals
 a loop over the x-features to rounding, because every row of a batch is attributed on its own.
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from captum.attr import (
     Attribution,
     FeaturePermutation,
-    IntegratedGradients,
     LayerActivation,
     LayerAttribution,
     NoiseTunnel,
@@ -28,10 +30,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
+from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refuse_scripted
+from captum_xnn.excitation_bp.shares import Negative
+from captum_xnn.excitation_bp.signals import Settings
+from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.host import find_layer, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
-__all__ = ["FromCaptum", "Heatmap", "as_heatmap", "rows_of_settings"]
+__all__ = ["ExcitationMaps", "FromCaptum", "Heatmap", "as_heatmap", "rows_of_settings"]
 
 # Arguments of Captum's attribute methods that the backend fills in itself.
 _RESERVED = frozenset({"self", "inputs", "target", "additional_forward_args", "return_convergence_delta"})
@@ -45,6 +51,10 @@ _UNFIT = {
     FeaturePermutation: "mixes the examples of a batch; use FeatureAblation",
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
+
+
+# Lost probability that changes a map visibly. Neurons that only their bias excites, as small networks have, lose less.
+_VISIBLE = 0.05
 
 
 class Heatmap(Protocol):
@@ -208,6 +218,166 @@ class FromCaptum:
         return find_layer(network.model, layer)[1]
 
 
+class ExcitationMaps:
+    r"""The default backend: contrastive winning probabilities of every x-feature, by excitation backprop.
+
+    On images the probabilities of one layer are summed over channels and enlarged to the input. That layer is chosen by
+    :func:`captum_xnn.excitation_bp.stopping.stopping_layer`: post-ReLU, on every path, of at least 14 x 14 cells. Other
+    inputs get probabilities of their own shape, and integer inputs need a layer. The maps of all x-features come from
+    one forward pass, and one backward pass of them together.
+
+    A map shows what speaks for the x-feature's being on its side of 0: it is :math:`\max(\pm D, 0)` with the sign of
+    :math:`E_i`, after the sum over channels. A map sums to at most 1, in cells of the layer.
+
+    Differs from the paper:
+        The paper's x-features are never negative, and so its maps are :math:`\max(D, 0)` of the same D.
+
+    Args:
+        layer: Where to stop, by dotted name or as a module.
+        contrastive: Whether to draw c-MWP, or MWP. See :class:`captum_xnn.ExcitationBP` for this and what follows.
+        negative: What negative activations count.
+        add: Shares of residual branches.
+        batch_norm: What a negative scale after an affine layer does.
+        strict: Whether an operation without a rule is an error.
+
+    Raises:
+        ValueError: If a setting is unknown.
+
+    Example:
+        >>> ExcitationMaps(layer="layer3")
+        ExcitationMaps(layer='layer3')
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, section 2.3.
+    """
+
+    def __init__(
+        self,
+        layer: str | nn.Module | None = None,
+        *,
+        contrastive: bool = True,
+        negative: Negative = "excitatory",
+        add: Literal["signed", "excitatory"] = "signed",
+        batch_norm: Literal["sign", "pass"] = "sign",
+        strict: bool = False,
+    ) -> None:
+        self.layer = layer
+        self.settings = Settings(contrastive, negative, add, batch_norm, strict).checked()
+        self._chosen: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        given = {} if self.layer is None else {"layer": self.layer}
+        given |= {k: v for k, v in asdict(self.settings).items() if v != getattr(Settings(), k)}
+        return f"ExcitationMaps({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_chosen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _chosen=WeakKeyDictionary())
+
+    def __call__(
+        self,
+        network: ExplanationNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        **settings: Any,
+    ) -> tuple[Tensor, ...]:
+        """Returns maps (N, K, 1, H, W) of images, or one tensor (N, K, ...) per input; never negative.
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            additional_forward_args: Further arguments of the model.
+            internal_batch_size: Maps computed at once; bounds the memory. All of them, if None.
+            settings: Settings for this call, which go before those given at construction.
+
+        Raises:
+            LayerNotFoundError: If the model has no layer of that name.
+            TypeError: If a setting is unknown, or there is no layer to stop at and the inputs are integers.
+            UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
+        """
+        refuse_scripted(network.model)
+        layer, chosen = settings.pop("layer", self.layer), replace(self.settings, **settings).checked()
+        stop = self._stop(network, layer, inputs, additional_forward_args)
+        n, K = len(inputs[0]), len(features)
+        at_once = max(1, (internal_batch_size or n * K) // K), min(K, internal_batch_size or K)
+        rows = []
+        for some in torch.split(torch.arange(n), at_once[0]):
+            x, additional = rows_of(inputs, additional_forward_args, some)
+            parts = [
+                _winning(network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop)
+                for i in range(0, K, at_once[1])
+            ]
+            rows.append([torch.cat(each, 1) for each in zip(*parts, strict=True)])
+        maps = [torch.cat(each) for each in zip(*rows, strict=True)]
+        likes = inputs if stop is None else (inputs[0],) * len(maps)
+        return tuple(_enlarged(m, like, stop is not None) for m, like in zip(maps, likes, strict=True))
+
+    def _stop(
+        self,
+        network: ExplanationNetwork,
+        layer: str | nn.Module | None,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> Stop | None:
+        """Returns the layer to stop at: the given one, or on images one that is chosen once for each size of them."""
+        if layer is None and len(inputs) == 1 and inputs[0].dim() == 4 and inputs[0].is_floating_point():
+            known = self._chosen.setdefault(network.model, {})
+            key = network.layer_name, inputs[0].shape[1:]
+            if key not in known:
+                (image,), more = rows_of(inputs, additional, torch.tensor([0]))
+                known[key] = stopping_layer(network.model, network, image, more or ())
+            layer = known[key]
+        if layer is None:
+            return None
+        name, module = find_layer(network.model, layer)
+        return Stop(module, name)
+
+
+def _winning(
+    network: ExplanationNetwork,
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...],
+    settings: Settings,
+    features: list[int],
+    stop: Stop | None,
+) -> list[Tensor]:
+    """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative."""
+    done, winners = propagate(
+        network,
+        inputs,
+        additional,
+        settings,
+        lambda E: torch.stack([one_hot(E, k) for k in features]),
+        module=network.model,
+        stop=stop,
+        tolerance=_VISIBLE,
+    )
+    maps = []
+    for p, leaf in zip(winners.p, done.leaves, strict=True):
+        p = p.transpose(0, 1)
+        if stop is not None and leaf.dim() == 4:
+            p = p.sum(2, keepdim=True)
+        if settings.contrastive:
+            side = torch.where(done.output[:, features] < 0, -1, 1).to(p.dtype)
+            p = p * side.reshape(*side.shape, *[1] * (p.dim() - 2))
+        maps.append(p.detach().clamp(min=0))
+    return maps
+
+
+def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
+    """Returns a layer's maps (N, K, 1, h, w) in the size of the input, all in its dtype."""
+    if layered and maps.dim() == 5 and like.dim() == 4:
+        size = like.shape[2:]
+        maps = F.interpolate(maps[:, :, 0], size, mode="bilinear", align_corners=False)[:, :, None]
+    return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
+
+
 def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
     for i, x in enumerate(inputs):
         if not (x.is_floating_point() or x.is_complex()):
@@ -274,17 +444,18 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:
     """Returns a backend from a Captum class or a backend; the default one from None.
 
     Args:
-        heatmap: A Captum attribution class, a backend object, or None.
+        heatmap: A Captum attribution class, a backend object, or None for :class:`ExcitationMaps`.
 
     Raises:
         TypeError: If it is neither.
 
     Example:
+        >>> from captum.attr import IntegratedGradients
         >>> as_heatmap(IntegratedGradients)
         FromCaptum(IntegratedGradients)
     """
     if heatmap is None:
-        return FromCaptum(IntegratedGradients, n_steps=32)
+        return ExcitationMaps()
     if isinstance(heatmap, type):
         return FromCaptum(heatmap)
     if isinstance(heatmap, Attribution) or not callable(heatmap):

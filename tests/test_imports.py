@@ -16,7 +16,7 @@ ROWS = (
     ("srae", "activations", "files", "excitation_bp.signals"),
     ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
     ("excitation_bp.propagation",),
-    ("excitation_bp.attribution",),
+    ("excitation_bp.attribution", "excitation_bp.stopping"),
     ("excitation_bp",),
     ("explainer", "heatmaps"),
     ("attribution", "report"),

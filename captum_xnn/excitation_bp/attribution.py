@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, cast
 
 import torch
 from captum.attr import GradientAttribution, LayerAttribution, NeuronAttribution
@@ -61,13 +61,7 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
     layer: nn.Module
 
     def __init__(self, settings: Settings) -> None:
-        for name, allowed in get_type_hints(Settings).items():
-            if get_args(allowed) and getattr(settings, name) not in get_args(allowed):
-                raise ValueError(
-                    f"expected {name} to be one of {', '.join(map(repr, get_args(allowed)))}, "
-                    f"got {getattr(settings, name)!r}; see captum_xnn.excitation_bp.shares"
-                )
-        self.settings = settings
+        self.settings = settings.checked()
         refuse_scripted(self.forward_func)
 
     @property

@@ -12,7 +12,7 @@ from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.excitation_bp.shares import Weighted
 from captum_xnn.excitation_bp.signals import LABEL, ROUTES, has_rule, route_name
 
-__all__ = ["Unruled", "is_reached", "last_weighted", "topological", "unruled"]
+__all__ = ["Unruled", "cuts", "is_reached", "last_weighted", "topological", "unruled"]
 
 Node = Any
 
@@ -100,3 +100,26 @@ def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:
     """
     ids = {id(leaf) for leaf in leaves}
     return any(id(getattr(node, "variable", None)) in ids for node in nodes)
+
+
+def cuts(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> set[Node]:
+    """Returns the nodes that every path to the leaves crosses.
+
+    Args:
+        nodes: All nodes from the target down, in topological order.
+        leaves: Leaves of the graph.
+    """
+    ids = {id(leaf) for leaf in leaves}
+    leading = {node for node in nodes if id(getattr(node, "variable", None)) in ids}
+    for node in reversed(nodes):
+        if any(below in leading for below, _ in node.next_functions):
+            leading.add(node)
+    ahead = 0  # the furthest place that an edge from the nodes so far leads to
+    order = [node for node in nodes if node in leading]
+    place = {node: i for i, node in enumerate(order)}
+    found = set()
+    for i, node in enumerate(order):
+        if ahead <= i:
+            found.add(node)
+        ahead = max([ahead, *(place[below] for below, _ in node.next_functions if below in place)])
+    return found

@@ -35,9 +35,6 @@ from captum_xnn.targets import per_example, select_each
 
 __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run"]
 
-# Less than this is lost to rounding, also in half precision.
-_TOLERANCE = 1e-3
-
 # Probabilities are handed down so many times larger, a power of 2: float16 has no numbers below 6e-8, and numbers below
 # 1e-38 in float32 make convolutions a hundred times slower.
 _SCALES = {torch.float16: 2.0**12, torch.float64: 1.0}
@@ -216,6 +213,7 @@ def propagate(
     *,
     module: nn.Module | None = None,
     stop: Stop | None = None,
+    tolerance: float = 1e-3,
 ) -> tuple[Run, Winners]:
     """Returns a forward pass and the winning probabilities for a prior, leaving model and inputs as they are.
 
@@ -227,6 +225,7 @@ def propagate(
         prior: Returns the probabilities (K, N, ...) of the output.
         module: The module that runs, if any.
         stop: Where to stop, the inputs if None.
+        tolerance: How much probability may be lost without a warning. Rounding loses less, also in half precision.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
@@ -249,7 +248,7 @@ def propagate(
             # The model overwrites what shares are computed from, as models may that are not trained.
             done, winners = ran(copied=True)
     if done.is_cut:
-        _warn_of_loss(winners.delta, settings.contrastive)
+        _warn_of_loss(winners.delta, settings.contrastive, tolerance)
     return done, winners
 
 
@@ -299,9 +298,9 @@ def one_hot(output: Tensor, target: Any) -> Tensor:
     return torch.autograd.grad(chosen.sum(), leaf)[0]
 
 
-def _warn_of_loss(delta: Tensor, contrastive: bool) -> None:
+def _warn_of_loss(delta: Tensor, contrastive: bool, tolerance: float) -> None:
     worst = float(delta.abs().max()) if delta.numel() else 0.0
-    if worst > _TOLERANCE:
+    if worst > tolerance:
         kept = "contrastive probabilities that sum to 0" if contrastive else "probabilities that sum to 1"
         total = float(delta.flatten()[delta.abs().argmax()])
         warnings.warn(

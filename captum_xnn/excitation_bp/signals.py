@@ -16,7 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,21 @@ class Settings:
     add: Literal["signed", "excitatory"] = "signed"
     batch_norm: Literal["sign", "pass"] = "sign"
     strict: bool = False
+
+    def checked(self) -> Settings:
+        """Returns these settings.
+
+        Raises:
+            ValueError: If one of them is none of its choices.
+        """
+        for name, allowed in get_type_hints(Settings).items():
+            choices = get_args(allowed)
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(
+                    f"expected {name} to be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}; "
+                    "see the documentation of ExcitationBP"
+                )
+        return self
 
 
 @dataclass(frozen=True)

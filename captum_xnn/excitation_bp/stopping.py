@@ -1,0 +1,102 @@
+"""Where to stop on images: which layer's winning probabilities make the map.
+
+At the pixels maps are grainy, and the first layer's signed inputs need a choice; at the last layers they are coarse.
+The method's authors stop where 224 x 224 pixels have become 14 x 14 cells: at VGG16's fourth pooling layer, at the
+first block of ResNet-50's third stage. :func:`stopping_layer` generalises that: of all layers
+
+- that every path crosses, so that the probabilities of the map sum to 1,
+- whose output is not negative (after a ReLU, or a pooling of such), where probabilities have their meaning,
+- with at least 14 cells along the shorter side, and at most 16 pixels to a cell,
+
+it takes the first of those with the fewest cells. Where there is none, it gives up the number of cells, and then the
+sign, as in models without ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.excitation_bp.graph import cuts, topological
+from captum_xnn.excitation_bp.propagation import run
+from captum_xnn.excitation_bp.signals import Settings
+from captum_xnn.host import eager, untouched
+
+__all__ = ["stopping_layer"]
+
+CELLS = 14
+"""Least cells of a map along its shorter side."""
+PIXELS = 16
+"""Most pixels of a cell."""
+
+
+class _Layer(NamedTuple):
+    name: str
+    node: Any
+    height: int
+    width: int
+    is_positive: bool
+
+
+def stopping_layer(
+    model: nn.Module, forward: Callable[..., Any], image: Tensor, additional: tuple[Any, ...] = ()
+) -> str | None:
+    """Returns the name of the layer to stop at on images, or None if no layer has feature maps.
+
+    Args:
+        model: A plain module, whose layers may be chosen.
+        forward: It, or what runs it, which returns one tensor.
+        image: One example (1, C, H, W).
+        additional: Further arguments of forward.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3), nn.ReLU(),
+        ...                       nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> stopping_layer(model, model, torch.rand(1, 1, 32, 32))  # 15 x 15 cells; layer 4 has 13 x 13
+        '2'
+    """
+    seen: dict[str, _Layer] = {}
+
+    def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and output.grad_fn is not None:
+                height, width = output.shape[2:]
+                seen.pop(name, None)  # the last call counts, also for the order
+                seen[name] = _Layer(name, output.grad_fn, height, width, float(output.detach().amin()) >= 0)
+
+        return note
+
+    with torch.inference_mode(False), untouched(model), eager(model):
+        handles = [m.register_forward_hook(noting(name)) for name, m in model.named_modules() if name]
+        try:
+            done = run(forward, (image.detach().clone(),), additional, Settings())
+        finally:
+            for handle in handles:
+                handle.remove()
+    crossed = cuts(topological([done.output.grad_fn]), done.leaves)
+    layers = [layer for layer in seen.values() if layer.node in crossed and _is_grid(layer, image)]
+    return _choice(layers, image)
+
+
+def _is_grid(layer: _Layer, image: Tensor) -> bool:
+    """Whether a layer's output is an image of the input, and not, say, of channels-last tokens."""
+    height, width = image.shape[2:]
+    if min(layer.height, layer.width) < 2:
+        return False
+    return 0.8 <= (layer.height / height) / (layer.width / width) <= 1.25
+
+
+def _choice(layers: list[_Layer], image: Tensor) -> str | None:
+    height = image.shape[2]
+    positive = [layer for layer in layers if layer.is_positive]
+    fine = [
+        layer
+        for layer in positive or layers
+        if min(layer.height, layer.width) >= CELLS and height <= PIXELS * layer.height
+    ]
+    if fine:
+        return min(fine, key=lambda layer: layer.height).name
+    return max(positive or layers, key=lambda layer: layer.height).name if layers else None
