@@ -212,7 +212,7 @@ def test_as_heatmap():
 
     assert as_heatmap(own) is own
     assert as_heatmap(DeepLift).method is DeepLift
-    assert repr(as_heatmap(None)) == "FromCaptum(IntegratedGradients, n_steps=32)"
+    assert repr(as_heatmap(None)) == "ExcitationMaps()"
 
 
 def test_backends_pickle():

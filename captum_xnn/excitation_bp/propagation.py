@@ -58,7 +58,10 @@ class Winners:
     p: tuple[Tensor, ...]
     """For each leaf (K, N, ...), in float32 or float64."""
     delta: Tensor
-    """(K, N): mass that is missing: 1, or 0 for the contrastive difference, minus the sum of p."""
+    """(K, N): 1, or 0 for the contrastive difference, minus the sum of p."""
+    lost: Tensor
+    """(K, N): what is missing of the sum that p started from. An output without negative weights, say, has no opposite,
+    and its contrastive probabilities sum to 1 from the start."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ class Run:
             live = [i for i, a in enumerate(starts) if a.requires_grad]
             starts, priors = [starts[i] for i in live], [priors[i] for i in live]
         p = [x / scale for x in _handed_down(starts, self.leaves, priors)]
-        mass = sum((x.flatten(2).sum(2) for x in p), torch.zeros(prior.shape[:2], device=prior.device))
-        return Winners(tuple(p), (0 if contrastive else 1) - mass)
+        mass = _mass(p)
+        return Winners(tuple(p), (0 if contrastive else 1) - mass, _mass(priors) / scale - mass)
 
     def _contrast(self, affine: Weighted, p: Tensor) -> Tensor:
         """Returns what an operation's input wins by W, less what it wins by -W."""
@@ -136,6 +139,11 @@ class Run:
             "probability's sum. Stop above them, or see strict=True",
             stacklevel=4,
         )
+
+
+def _mass(p: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of probabilities (K, N, ...) over all but K and N."""
+    return torch.stack([x.flatten(2).sum(2) for x in p]).sum(0)
 
 
 def _handed_down(starts: Sequence[Tensor], ends: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
@@ -248,7 +256,7 @@ def propagate(
             # The model overwrites what shares are computed from, as models may that are not trained.
             done, winners = ran(copied=True)
     if done.is_cut:
-        _warn_of_loss(winners.delta, settings.contrastive, tolerance)
+        _warn_of_loss(winners.lost, tolerance)
     return done, winners
 
 
@@ -298,15 +306,13 @@ def one_hot(output: Tensor, target: Any) -> Tensor:
     return torch.autograd.grad(chosen.sum(), leaf)[0]
 
 
-def _warn_of_loss(delta: Tensor, contrastive: bool, tolerance: float) -> None:
-    worst = float(delta.abs().max()) if delta.numel() else 0.0
+def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
+    worst = float(lost.abs().max()) if lost.numel() else 0.0
     if worst > tolerance:
-        kept = "contrastive probabilities that sum to 0" if contrastive else "probabilities that sum to 1"
-        total = float(delta.flatten()[delta.abs().argmax()])
         warnings.warn(
-            f"expected {kept}, got {(0 if contrastive else 1) - total:.3f}: some were lost to neurons without an "
-            "active child, to constants such as a class token, or to operations without a rule. Stop at a later "
-            "layer, or ask for the loss of each example with return_convergence_delta=True",
+            f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive: some was "
+            "lost to neurons without an active child, to constants such as a class token, or to operations without a "
+            "rule. Stop at a later layer, or ask for the loss of each example with return_convergence_delta=True",
             stacklevel=5,
         )
 

@@ -133,7 +133,8 @@ def _averaging(mode: Signals, call: Call) -> Any:
         rest = {k: v for k, v in call.kwargs.items() if k != "input"}
         Z = call.function(active, *call.args[1:], **rest)
     mode.vouch(Z, active)
-    return mode.apply(call, lambda p: (guarded(p.to(Z.dtype), Z.detach()),), Z)
+    signed = mode.settings.negative == "raw"
+    return mode.apply(call, lambda p: (guarded(p.to(Z.dtype), Z.detach(), signed=signed),), Z)
 
 
 @dataclass(frozen=True)
@@ -266,11 +267,14 @@ def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> T
     excitatory = mode.settings.add == "excitatory"
 
     def value() -> Tensor:
-        terms = [accurate(a.detach()), accurate(b.detach()) * factor]
+        terms = [accurate(a.detach()), accurate(b.detach())]
+        if factor != 1:
+            terms[1] = terms[1] * factor
         if excitatory:
             terms = [t.clamp(min=0) for t in terms]
         total = terms[0] + terms[1]
-        shares.extend(guarded(t, total) for t in terms)
+        # 0 where the sum is 0; these lines run for every block of a ResNet, and a mask would take five times as long.
+        shares.extend((t / total).nan_to_num_(0, 0, 0) for t in terms)
         y: Tensor = call()
         return y
 

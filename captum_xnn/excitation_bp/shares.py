@@ -33,6 +33,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
     "Affine",
@@ -56,7 +57,7 @@ Negative = Literal["excitatory", "clamp", "raw"]
 _PIECE = 1 << 22
 
 
-def guarded(p: Tensor, Z: Tensor) -> Tensor:
+def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
     """Returns p / Z, and 0 where Z is 0: such a neuron has no active child.
 
     No epsilon is added, which would lose mass everywhere. A Z so small that the quotient could overflow counts as 0: in
@@ -65,16 +66,14 @@ def guarded(p: Tensor, Z: Tensor) -> Tensor:
     Args:
         p: Probabilities.
         Z: Denominators, of the same shape.
+        signed: Whether Z may be negative; it takes less time if not.
 
     Example:
         >>> guarded(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 2.0]))
         tensor([0.0000, 0.2500])
     """
     least = torch.finfo(Z.dtype).tiny * 2.0**26
-    # Most layers have no such neuron. On a CPU it takes less time to see that than to replace its Z.
-    if Z.is_cuda or not Z.numel() or float(Z.amin()) < least:
-        Z = Z.masked_fill(Z.abs() < least, math.inf)
-    return p / Z
+    return p / (Z.masked_fill(Z.abs() < least, math.inf) if signed else F.threshold(Z, least, math.inf))
 
 
 def accurate(x: Tensor) -> Tensor:
@@ -210,7 +209,7 @@ class Weighted(Affine):
             for term in terms[:-1]:
                 part = self._rectified(piece, term.positive, a.dtype, workspace)
                 Z = Z.add_(self._forth(term.a, part))
-            s = guarded(self._of(p, piece), Z)
+            s = guarded(self._of(p, piece), Z, signed=negative == "raw")
             for i, term in enumerate(terms):
                 if i > 0:
                     part = self._rectified(piece, term.positive, a.dtype, workspace)
