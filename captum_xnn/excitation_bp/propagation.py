@@ -27,7 +27,7 @@ from torch.autograd.graph import GradientEdge
 
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp.graph import is_reached, last_weighted, topological, unruled
-from captum_xnn.excitation_bp.rules import GATES, RULES
+from captum_xnn.excitation_bp.rules import GATES, RECTIFIERS, RULES
 from captum_xnn.excitation_bp.shares import OverwrittenError, Weighted, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
 from captum_xnn.host import eager, untouched, unwrap
@@ -87,6 +87,7 @@ class Run:
             ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
         """
         contrastive = self.mode.settings.contrastive
+        self.mode.workspace.is_batched = len(prior) > 1
         nodes = topological([self.output.grad_fn] if self.output.grad_fn is not None else [])
         self._check(nodes)
         scale = _SCALES.get(self.output.dtype, _SCALE)
@@ -185,7 +186,7 @@ def run(
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
         TypeError: If inputs to stop at are no floating-point tensors.
     """
-    mode = Signals(settings, RULES, GATES, modules or {}, copied=copied)
+    mode = Signals(settings, RULES, GATES, RECTIFIERS, modules or {}, copied=copied)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if stop is None:
@@ -310,9 +311,9 @@ def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
     worst = float(lost.abs().max()) if lost.numel() else 0.0
     if worst > tolerance:
         warnings.warn(
-            f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive: some was "
-            "lost to neurons without an active child, to constants such as a class token, or to operations without a "
-            "rule. Stop at a later layer, or ask for the loss of each example with return_convergence_delta=True",
+            f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive: some "
+            "was lost to neurons without an active child, to constants such as a class token, or to operations without "
+            "a rule. Stop at a later layer, or ask for the loss of each example with return_convergence_delta=True",
             stacklevel=5,
         )
 

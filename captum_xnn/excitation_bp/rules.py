@@ -37,7 +37,7 @@ from captum_xnn.excitation_bp.shares import (
 )
 from captum_xnn.excitation_bp.signals import Call, Rule, Signals
 
-__all__ = ["GATES", "RULES"]
+__all__ = ["GATES", "RECTIFIERS", "RULES"]
 
 
 def _passing(mode: Signals, call: Call) -> Any:
@@ -491,6 +491,9 @@ RULES: dict[Any, Rule] = _table(
 
 GATES = frozenset(_functions(*_both(*_GATES)))
 """Functions whose results weight others."""
+
+RECTIFIERS = frozenset(_functions(*_both("relu", "relu6", "sigmoid", "hardsigmoid"), "softmax"))
+"""Functions whose results are never negative."""
 
 _IN_PLACE = frozenset(
     _functions("add_", "sub_", "mul_", "div_", "neg_", "__iadd__", "__isub__", "__imul__", "__itruediv__")

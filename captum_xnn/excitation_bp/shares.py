@@ -72,8 +72,13 @@ def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
         >>> guarded(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 2.0]))
         tensor([0.0000, 0.2500])
     """
-    least = torch.finfo(Z.dtype).tiny * 2.0**26
+    least = _least(Z.dtype)
     return p / (Z.masked_fill(Z.abs() < least, math.inf) if signed else F.threshold(Z, least, math.inf))
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Returns the least number to divide a probability by."""
+    return float(torch.finfo(dtype).tiny) * 2.0**26
 
 
 def accurate(x: Tensor) -> Tensor:
@@ -115,10 +120,12 @@ class Kept:
     Args:
         tensor: What to keep, with its graph.
         copied: Whether to keep a copy, which nothing overwrites.
+        is_positive: Whether it is known to have no negative elements, which need not be looked for then.
     """
 
-    def __init__(self, tensor: Tensor, *, copied: bool = False) -> None:
+    def __init__(self, tensor: Tensor, *, copied: bool = False, is_positive: bool = False) -> None:
         self.tensor = tensor
+        self.is_positive = is_positive
         self._value = tensor.detach().clone() if copied else tensor.detach()
         self._version = self._value._version
 
@@ -139,6 +146,8 @@ class Workspace:
     """One piece of memory for rectified weights, used by all layers in turn: fresh memory costs more than the work."""
 
     def __init__(self) -> None:
+        self.is_batched = False
+        """Whether probabilities are those of several targets, in a batch that torch.vmap hides."""
         self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def like(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -161,11 +170,19 @@ class _Term(NamedTuple):
     positive: bool
 
 
-def _terms(a: Tensor, negative: Negative) -> list[_Term]:
-    if negative == "raw" or not a.numel() or float(a.amin()) >= 0:
+def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
+    if is_positive or negative == "raw" or not a.numel() or float(a.amin()) >= 0:
         return [_Term(a, True)]
     above = _Term(a.clamp(min=0), True)
     return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
+
+
+def _guarded_in_place(p: Tensor, Z: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+    """Returns what :func:`guarded` does, in the memory of Z as far as possible."""
+    if negative == "raw":
+        return guarded(p, Z)
+    Z = torch.threshold_(Z, _least(Z.dtype), math.inf)
+    return p / Z if workspace.is_batched else torch.div(p, Z, out=Z)
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,7 @@ class Weighted(Affine):
     def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
-        terms = _terms(a, negative)
+        terms = _terms(a, negative, self.a.is_positive)
         p = p.to(a.dtype)
         found: list[Tensor | None] = [None] * len(terms)
         for piece in self._pieces():
@@ -209,7 +226,7 @@ class Weighted(Affine):
             for term in terms[:-1]:
                 part = self._rectified(piece, term.positive, a.dtype, workspace)
                 Z = Z.add_(self._forth(term.a, part))
-            s = guarded(self._of(p, piece), Z, signed=negative == "raw")
+            s = _guarded_in_place(self._of(p, piece), Z, negative, workspace)
             for i, term in enumerate(terms):
                 if i > 0:
                     part = self._rectified(piece, term.positive, a.dtype, workspace)

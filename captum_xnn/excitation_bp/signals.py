@@ -15,11 +15,12 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from captum_xnn.excitation_bp.shares import Affine, Kept, Negative, Weighted, Workspace
@@ -112,7 +113,10 @@ class Signal:
     """Whether it weights others, as what comes out of a sigmoid or softmax does."""
     affine: Weighted | None = None
     """The operation of which it is the output as it left it."""
+    is_positive: bool = False
+    """Whether it is known to have no negative elements."""
     version: int = 0
+    """Of the tensor when this was known."""
 
 
 class RuleNode(torch.autograd.Function):
@@ -224,6 +228,7 @@ class Signals(TorchFunctionMode):
         settings: Choices of the method.
         rules: Rules by function; a rule may return NotImplemented, which is as if there were none.
         gates: Functions whose results weight others.
+        rectifiers: Functions whose results are never negative.
         modules: Names of the model's modules, by id.
         copied: Whether to keep copies of all that shares are computed from, for models that overwrite it.
     """
@@ -233,6 +238,7 @@ class Signals(TorchFunctionMode):
         settings: Settings,
         rules: Mapping[Any, Rule],
         gates: frozenset[Any],
+        rectifiers: frozenset[Any],
         modules: Mapping[int, str],
         *,
         copied: bool = False,
@@ -240,7 +246,8 @@ class Signals(TorchFunctionMode):
         super().__init__()
         self.settings = settings
         self.workspace = Workspace()
-        self._rules, self._gates, self._modules, self._copied = rules, gates, modules, copied
+        self._rules, self._gates, self._rectifiers = rules, gates, rectifiers
+        self._modules, self._copied = modules, copied
         self._known = _Known()
         self._opened: list[Any] = []
 
@@ -292,7 +299,9 @@ class Signals(TorchFunctionMode):
         Args:
             tensor: An argument of a function.
         """
-        return Kept(tensor, copied=self._copied)
+        known = self._known.get(tensor)
+        is_positive = known is not None and known.is_positive and known.version == tensor._version
+        return Kept(tensor, copied=self._copied, is_positive=is_positive)
 
     def follow(self, tensor: Tensor, signal: Tensor) -> None:
         """Takes a tensor for a signal, as another one is of which a rule computed it.
@@ -368,7 +377,8 @@ class Signals(TorchFunctionMode):
                 if carrying:
                     self._label(y, below, call)
         gate = func in self._gates or all(s.gate for s in signals)
-        self._note(y, given, source, gate)
+        is_positive = func in self._rectifiers or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
+        self._note(y, given, Signal(source, gate, is_positive=is_positive))
         return y
 
     def _open(self, call: Call, types: Any) -> Any:
@@ -382,14 +392,15 @@ class Signals(TorchFunctionMode):
         finally:
             self._opened.pop()
 
-    def _note(self, y: Any, given: Sequence[Tensor], source: int, gate: bool) -> None:
+    def _note(self, y: Any, given: Sequence[Tensor], signal: Signal) -> None:
         """Takes down what is known of a function's results."""
         for result in tensors_in(y):
             known = self._known.get(result)
-            if known is None or any(result is x for x in given):
-                self._known[result] = Signal(source, gate)
-            elif known.affine is None and (gate or source < known.source):
-                self._known[result] = Signal(min(source, known.source), gate)
+            if known is not None and known.affine is not None and not any(result is x for x in given):
+                continue
+            if known is not None:
+                signal = replace(signal, source=min(signal.source, known.source))
+            self._known[result] = replace(signal, version=result._version)
 
     def vouch(self, y: Tensor, x: Tensor) -> None:
         """Takes the derivative of y by x, two tensors of a rule, for part of that rule.
@@ -432,5 +443,27 @@ def _between(results: Sequence[Tensor], below: set[Any]) -> list[Any]:
             todo += [n for n, _ in node.next_functions]
     return found
 
+
+# Functions that return elements of their inputs, or averages of them.
+_KEEP_SIGN = frozenset(
+    {
+        F.max_pool1d,
+        F.max_pool2d,
+        F.max_pool3d,
+        F.avg_pool1d,
+        F.avg_pool2d,
+        F.avg_pool3d,
+        F.adaptive_avg_pool1d,
+        F.adaptive_avg_pool2d,
+        F.adaptive_avg_pool3d,
+        F.adaptive_max_pool2d,
+        F.dropout,
+        torch.cat,
+        torch.flatten,
+        Tensor.flatten,
+        Tensor.view,
+        Tensor.reshape,
+    }
+)
 
 _redispatch = getattr(torch.overrides, "redispatch_function", None)
