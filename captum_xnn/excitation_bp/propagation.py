@@ -87,7 +87,6 @@ class Run:
             ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
         """
         contrastive = self.mode.settings.contrastive
-        self.mode.workspace.is_batched = len(prior) > 1
         nodes = topological([self.output.grad_fn] if self.output.grad_fn is not None else [])
         self._check(nodes)
         scale = _SCALES.get(self.output.dtype, _SCALE)
@@ -112,13 +111,9 @@ class Run:
     def _contrast(self, affine: Weighted, p: Tensor) -> Tensor:
         """Returns what an operation's input wins by W, less what it wins by -W."""
         negative, workspace = self.mode.settings.negative, self.mode.workspace
-
-        def difference(one: Tensor) -> Tensor:
-            opposite = replace(affine, inverted=True).winners(one, negative, workspace)
-            return affine.winners(one, negative, workspace) - opposite
-
-        D: Tensor = torch.vmap(difference)(p) if len(p) > 1 else difference(p[0])[None]
-        return D
+        with torch.autocast(p.device.type, enabled=False):
+            opposite = replace(affine, inverted=True).winners(p, negative, workspace)
+            return affine.winners(p, negative, workspace) - opposite
 
     def _check(self, nodes: Sequence[Any]) -> None:
         """Raises, or warns, where probability does not reach the leaves by rules."""

@@ -33,6 +33,7 @@ from captum_xnn.excitation_bp.shares import (
     Weighted,
     accurate,
     guarded,
+    handed_down,
     unbroadcast,
 )
 from captum_xnn.excitation_bp.signals import Call, Rule, Signals
@@ -219,7 +220,7 @@ def _halved(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _M
         _side(mode.keep(right), left.detach(), multiply, False),
     )
     negative, workspace = mode.settings.negative, mode.workspace
-    return mode.apply(call, lambda p: [side.winners(p / 2, negative, workspace) for side in sides], left, right)
+    return mode.apply(call, lambda p: [handed_down(p / 2, side, negative, workspace) for side in sides], left, right)
 
 
 def _attention(mode: Signals, call: Call) -> Any:

@@ -29,7 +29,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ __all__ = [
     "Workspace",
     "accurate",
     "guarded",
+    "handed_down",
     "unbroadcast",
 ]
 
@@ -143,23 +144,23 @@ class Kept:
 
 
 class Workspace:
-    """One piece of memory for rectified weights, used by all layers in turn: fresh memory costs more than the work."""
+    """Memory for intermediate results, used by all layers in turn: fresh memory costs more than the work done in it."""
 
     def __init__(self) -> None:
-        self.is_batched = False
-        """Whether probabilities are those of several targets, in a batch that torch.vmap hides."""
-        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._memory: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def like(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def like(self, x: Tensor, dtype: torch.dtype, *, purpose: str = "weights") -> Tensor:
         """Returns memory of the shape and device of x, with undefined contents.
 
         Args:
             x: The tensor to have room for.
             dtype: The wanted dtype.
+            purpose: There is one piece of memory for each purpose.
         """
-        memory = self._memory.get((x.device, dtype))
+        key = purpose, x.device, dtype
+        memory = self._memory.get(key)
         if memory is None or memory.numel() < x.numel():
-            memory = self._memory[x.device, dtype] = torch.empty(x.numel(), dtype=dtype, device=x.device)
+            memory = self._memory[key] = torch.empty(x.numel(), dtype=dtype, device=x.device)
         return memory[: x.numel()].view(x.shape)
 
 
@@ -177,12 +178,12 @@ def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
     return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
 
 
-def _guarded_in_place(p: Tensor, Z: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
-    """Returns what :func:`guarded` does, in the memory of Z as far as possible."""
+def _divided(p: Tensor, Z: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+    """Returns what :func:`guarded` does for p (K, ...), overwriting Z."""
     if negative == "raw":
         return guarded(p, Z)
-    Z = torch.threshold_(Z, _least(Z.dtype), math.inf)
-    return p / Z if workspace.is_batched else torch.div(p, Z, out=Z)
+    Z = torch.threshold_(Z, _least(Z.dtype), math.inf)[None]
+    return torch.div(p, Z, out=Z if len(p) == 1 else workspace.like(p, p.dtype, purpose="quotients"))
 
 
 @dataclass(frozen=True)
@@ -193,12 +194,12 @@ class Affine(ABC):
 
     @abstractmethod
     def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
-        """Returns the probabilities of the input.
+        """Returns the probabilities of the input for K targets, (K, ...).
 
         Args:
-            p: Probabilities of the output.
+            p: Probabilities of the output, (K, ...).
             negative: What negative activations count.
-            workspace: Memory for rectified weights.
+            workspace: Memory for intermediate results.
         """
 
 
@@ -226,7 +227,7 @@ class Weighted(Affine):
             for term in terms[:-1]:
                 part = self._rectified(piece, term.positive, a.dtype, workspace)
                 Z = Z.add_(self._forth(term.a, part))
-            s = _guarded_in_place(self._of(p, piece), Z, negative, workspace)
+            s = _divided(self._of(p, piece), Z, negative, workspace)
             for i, term in enumerate(terms):
                 if i > 0:
                     part = self._rectified(piece, term.positive, a.dtype, workspace)
@@ -265,7 +266,7 @@ class Weighted(Affine):
 
     @abstractmethod
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        """Returns the transposed operation on s, of the shape of the input a."""
+        """Returns the transposed operation on s (K, ...), which is (K, ...) of the shape of the input a."""
 
     def _rectified(self, piece: slice, positive: bool, dtype: torch.dtype, workspace: Workspace) -> Tensor:
         """Returns the positive, or negative, part of some rows of the weights."""
@@ -338,20 +339,24 @@ class Convolution(Weighted):
         )
 
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        back: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            s,
-            a,
+        beyond = [0] * len(self.stride) if self.transposed else self._unseen(s.shape[3:], part.shape[2:], a.shape[2:])
+        back: Tensor = torch.convolution(
+            s.flatten(0, 1),
             part,
             None,
             self.stride,
             self.padding,
             self.dilation,
-            self.transposed,
-            self.output_padding,
+            not self.transposed,
+            beyond,
             self.groups,
-            [True, False, False],
         )
-        return back[0]
+        return back.reshape(*s.shape[:2], *back.shape[1:])
+
+    def _unseen(self, output: Sequence[int], kernel: Sequence[int], size: Sequence[int]) -> list[int]:
+        """Returns how many cells at the far end of each dimension of the input no window reaches."""
+        geometry = zip(output, kernel, size, self.stride, self.padding, self.dilation, strict=True)
+        return [n - ((y - 1) * stride - 2 * pad + gap * (k - 1) + 1) for y, k, n, stride, pad, gap in geometry]
 
     def _broadcast(self, sign: Tensor) -> Tensor:
         if not self.transposed:
@@ -384,7 +389,7 @@ class Product(Weighted):
         return self.forth(a, part)
 
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        return unbroadcast(self.back(s, part), a.shape)
+        return unbroadcast(torch.vmap(self.back, (0, None))(s, part), (len(s), *a.shape))
 
 
 @dataclass(frozen=True)
@@ -403,8 +408,41 @@ class Attention(Affine):
         a, A = accurate(self.a.value), accurate(self.weights())
         p = p.to(a.dtype)
         if negative == "raw":
-            return a * unbroadcast(A.mT @ guarded(p, A @ a), a.shape)
+            return a * unbroadcast(A.mT @ guarded(p, A @ a), (len(p), *a.shape))
         y = A @ a
         sides = [(a.clamp(min=0), y > 0), (a.clamp(max=0), y < 0)]
-        won = [side * unbroadcast(A.mT @ guarded(p * wins, A @ side), a.shape) for side, wins in sides]
+        shape = (len(p), *a.shape)
+        won = [side * unbroadcast(A.mT @ guarded(p * wins, A @ side), shape) for side, wins in sides]
         return won[0] + won[1]
+
+
+class _HandDown(torch.autograd.Function):
+    """Hands p down an affine operation; what torch.vmap batches over become the K targets."""
+
+    @staticmethod
+    def forward(p: Tensor, affine: Affine, negative: Negative, workspace: Workspace) -> Tensor:
+        return affine.winners(p[None], negative, workspace)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps nothing: winners have no derivative."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], p: Tensor, affine: Affine, negative: Negative, workspace: Workspace
+    ) -> tuple[Tensor, int]:
+        return affine.winners(p.movedim(in_dims[0], 0), negative, workspace), 0
+
+
+def handed_down(p: Tensor, affine: Affine, negative: Negative, workspace: Workspace) -> Tensor:
+    """Returns the probabilities of an affine operation's input for one target, or for each that torch.vmap batches.
+
+    Args:
+        p: Probabilities of the output.
+        affine: The operation.
+        negative: What negative activations count.
+        workspace: Memory for intermediate results.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        won: Tensor = _HandDown.apply(p, affine, negative, workspace)  # type: ignore[no-untyped-call]
+    return won

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_xnn.excitation_bp.shares import Affine, Kept, Negative, Weighted, Workspace
+from captum_xnn.excitation_bp.shares import Affine, Kept, Negative, Weighted, Workspace, handed_down
 
 __all__ = [
     "LABEL",
@@ -345,11 +345,7 @@ class Signals(TorchFunctionMode):
         # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
         negative, workspace = self.settings.negative, self.workspace
 
-        def back(p: Tensor) -> tuple[Tensor]:
-            with torch.autocast(p.device.type, enabled=False):
-                return (affine.winners(p, negative, workspace),)
-
-        y: Tensor = RuleNode.apply(value, back, affine, a)  # type: ignore[no-untyped-call]
+        y: Tensor = RuleNode.apply(value, lambda p: (handed_down(p, affine, negative, workspace),), affine, a)  # type: ignore[no-untyped-call]
         if isinstance(affine, Weighted):
             known = self._known.get(a)
             self._known[y] = Signal(known.source if known else 0, affine=affine, version=y._version)
