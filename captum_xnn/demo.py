@@ -3,8 +3,8 @@
 It follows section 4.4 of the paper on 5,000 real MNIST digits. One explainer reads the fully connected layer and is
 faithful; one reads the last pooling layer, where the paper found that hard and what it shows the more local.
 
-Heatmaps are occlusion: a map shows what happens to an x-feature when a small window of ink is wiped out, which for
-digits is easier to read than the speckle of gradients.
+Heatmaps are the paper's, contrastive excitation backprop: what in the image excites an x-feature rather than its
+opposite.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.4.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from captum.attr import Occlusion
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -31,11 +30,10 @@ from tqdm import tqdm
 
 from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.datasets.digits import Digits, load_digits
-from captum_xnn.heatmaps import FromCaptum, Heatmap
 from captum_xnn.report import Illustration, Section, Table, write_report
 from captum_xnn.training import Recipe
 
-__all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "heatmap", "load_cnn", "run", "train_cnn"]
+__all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
 
 LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
 """Explained layers of the network, with what kind of layer each is."""
@@ -169,16 +167,6 @@ def load_cnn(folder: str | os.PathLike[str]) -> nn.Sequential:
     return cnn.eval()
 
 
-def heatmap() -> Heatmap:
-    """Returns the backend of the demonstration: occlusion by windows of 5x5 pixels, 2 apart.
-
-    Example:
-        >>> heatmap()
-        FromCaptum(Occlusion, sliding_window_shapes=(1, 5, 5), strides=(1, 2, 2))
-    """
-    return FromCaptum(Occlusion, sliding_window_shapes=(1, 5, 5), strides=(1, 2, 2))
-
-
 def run(
     folder: str | os.PathLike[str],
     *,
@@ -210,7 +198,7 @@ def run(
     data = load_digits(seed=seed)
     cnn = train_cnn(data.train_images, data.train_labels, epochs=epochs, seed=seed, progress=progress)
     explainers = {
-        layer: XNNAttribution(cnn, layer, heatmap=heatmap(), recipe=recipe, seed=seed).fit(
+        layer: XNNAttribution(cnn, layer, recipe=recipe, seed=seed).fit(
             data.train_images, target=digits, progress=progress
         )
         for layer in LAYERS
@@ -334,9 +322,9 @@ def _how_to_read() -> Section:
         "digit. Bias and contributions add up to what the x-features say; the network's own output stands below it, "
         "and the two should be close. Where they are not, as happens at the convolutional layer, a picture tells only "
         "a part of why.\n\n"
-        "A map answers: what if a small window of this image were wiped out? Orange marks ink that raises the output "
-        "through this x-feature, blue ink that lowers it. An x-feature can raise the output because ink is missing: "
-        "then what there is of it is blue. Pale maps are of x-features that matter little here.",
+        "A map shows where its x-feature comes from: the parts of the image that excite it rather than its opposite, "
+        "found by contrastive excitation backprop at the network's first pooling layer. It is orange where the "
+        "x-feature raises the output and blue where it lowers it. Pale maps are of x-features that matter little here.",
     )
 
 
