@@ -274,15 +274,22 @@ def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> T
         if excitatory:
             terms = [t.clamp(min=0) for t in terms]
         total = terms[0] + terms[1]
-        # 0 where the sum is 0; these lines run for every block of a ResNet, and a mask would take five times as long.
-        shares.extend((t / total).nan_to_num_(0, 0, 0) for t in terms)
+        share = terms[0] / total
+        # The other share is 1 less this one, unless some sum is 0. This runs for every block of a ResNet.
+        if math.isfinite(float(share.sum())):
+            shares.append(share)
+        else:
+            shares.extend((t / total).nan_to_num_(0, 0, 0) for t in terms)
         y: Tensor = call()
         return y
 
     shapes = a.shape, b.shape
 
     def back(p: Tensor) -> list[Tensor]:
-        return [unbroadcast(p.to(s.dtype) * s, shape) for s, shape in zip(shares, shapes, strict=True)]
+        p = p.to(shares[0].dtype)
+        one = p * shares[0]
+        other = p * shares[1] if len(shares) == 2 else p - one
+        return [unbroadcast(x, shape) for x, shape in zip((one, other), shapes, strict=True)]
 
     return mode.apply(value, back, a, b)
 

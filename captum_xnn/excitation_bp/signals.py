@@ -15,8 +15,8 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +103,7 @@ class Settings:
         return self
 
 
-@dataclass(frozen=True)
-class Signal:
+class Signal(NamedTuple):
     """What is known of a tensor that was computed from the inputs."""
 
     source: int
@@ -156,7 +155,7 @@ def has_rule(node: Any) -> bool:
 Rule = Callable[["Signals", "Call"], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A function that the model calls, with its arguments."""
 
@@ -395,8 +394,8 @@ class Signals(TorchFunctionMode):
             if known is not None and known.affine is not None and not any(result is x for x in given):
                 continue
             if known is not None:
-                signal = replace(signal, source=min(signal.source, known.source))
-            self._known[result] = replace(signal, version=result._version)
+                signal = signal._replace(source=min(signal.source, known.source))
+            self._known[result] = signal._replace(version=result._version)
 
     def vouch(self, y: Tensor, x: Tensor) -> None:
         """Takes the derivative of y by x, two tensors of a rule, for part of that rule.
