@@ -360,9 +360,11 @@ def _negating(mode: Signals, call: Call) -> Any:
 
 
 def _subtracting_from(mode: Signals, call: Call) -> Any:
-    named = call.named("input", "other", "alpha")
-    swapped = Call(call.function, (named["other"], named["input"]), {})
-    return _adding(mode, swapped, subtracting=True) if not call.kwargs else NotImplemented
+    """A constant less a signal."""
+    x, other = call.args[:2]
+    if mode.signal(other) or not mode.signal(x) or call.kwargs.get("alpha", 1) <= 0:
+        return NotImplemented
+    return _scaled(mode, call, x, -1)
 
 
 def _gated_linear_unit(mode: Signals, call: Call) -> Any:
@@ -488,6 +490,7 @@ RULES: dict[Any, Rule] = _table(
     (_attention, _functions("scaled_dot_product_attention")),
     (_adding, _functions("add", "add_", "__add__", "__radd__", "__iadd__")),
     (partial(_adding, subtracting=True), _functions("sub", "sub_", "subtract", "__sub__", "__isub__")),
+    (_subtracting_from, _functions("rsub", "__rsub__")),
     (_multiplying, _functions("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")),
     (_dividing, _functions("div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__")),
     (_negating, _functions("neg", "neg_", "negative", "__neg__")),
