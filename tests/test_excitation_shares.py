@@ -384,6 +384,8 @@ def mlp():
     net[0].weight.data.abs_()
     net[2].weight.data += 0.2
     net[2].bias.data += 1
+    net[4].weight.data[:, 0].abs_()
+    net[4].weight.data[:, 1].abs_().neg_()
     return net
 
 
