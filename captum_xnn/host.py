@@ -186,7 +186,10 @@ def _kept(model: nn.Module) -> Iterator[None]:
 
 
 def _restore(state: _State) -> None:
-    vars(state.module)["training"] = state.training
+    if "training" in state.attributes:
+        vars(state.module)["training"] = state.training
+    else:
+        state.module.training = state.training  # a property, of compiled modules
     for name, (buffer, value) in state.buffers.items():
         if not torch.equal(buffer, value):
             with torch.no_grad():

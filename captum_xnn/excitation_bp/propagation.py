@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.utils.checkpoint import CheckpointError
 
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp.graph import is_reached, last_weighted, topological, unruled
@@ -91,7 +92,7 @@ class Run:
         self._check(nodes)
         scale = _SCALES.get(self.output.dtype, _SCALE)
         starts: list[Any] = [self.output]
-        priors = [prior * scale]
+        priors = [prior.to(self.output.dtype) * scale]
         if contrastive:
             last = last_weighted(nodes)
             if not last:
@@ -100,9 +101,13 @@ class Run:
                     "none; stop at an earlier layer or set contrastive=False"
                 )
             arriving = _handed_down([self.output], [GradientEdge(node, 0) for node in last], priors)
-            starts = [node.affine.a.tensor for node in last]
-            priors = [self._contrast(node.affine, p) for node, p in zip(last, arriving, strict=True)]
-            live = [i for i, a in enumerate(starts) if a.requires_grad]
+            starts = [node.affine.a.edge for node in last]
+            # Autograd wants gradients in the dtype of what they belong to.
+            priors = [
+                self._contrast(node.affine, p).to(node.affine.a.value.dtype)
+                for node, p in zip(last, arriving, strict=True)
+            ]
+            live = [i for i, edge in enumerate(starts) if edge is not None]
             starts, priors = [starts[i] for i in live], [priors[i] for i in live]
         p = [x / scale for x in _handed_down(starts, self.leaves, priors)]
         mass = _mass(p)
@@ -139,21 +144,25 @@ class Run:
 
 def _mass(p: Sequence[Tensor]) -> Tensor:
     """Returns the sum of probabilities (K, N, ...) over all but K and N."""
-    return torch.stack([x.flatten(2).sum(2) for x in p]).sum(0)
+    return torch.stack([accurate(x).flatten(2).sum(2) for x in p]).sum(0)
 
 
-def _handed_down(starts: Sequence[Tensor], ends: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns what (K, N, ...) at the starts of the graph gives at its ends."""
-    # Autograd wants gradients in the dtype of what they belong to.
-    given = [p.to(start.dtype) for p, start in zip(priors, starts, strict=True)]
+def _handed_down(starts: Sequence[Any], ends: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns what (K, N, ...) at the starts of the graph, tensors or edges, gives at its ends."""
 
     def down(*one: Tensor) -> tuple[Tensor, ...]:
-        found = torch.autograd.grad(starts, ends, one, retain_graph=True, allow_unused=True)
+        try:
+            found = torch.autograd.grad(starts, ends, one, retain_graph=True, allow_unused=True)
+        except CheckpointError as error:
+            raise UnsupportedOperationError(
+                "expected a model whose operations run once, got one with checkpointed parts, which run again out of "
+                "sight; turn checkpointing off"
+            ) from error
         filled = (end.new_zeros(end.shape) if p is None else p for p, end in zip(found, ends, strict=True))
         return tuple(accurate(p) for p in filled)
 
     # torch.vmap, as the vmap of is_grads_batched loops where it lacks a rule, as for convolutions.
-    return [p[None] for p in down(*(p[0] for p in given))] if len(given[0]) == 1 else list(torch.vmap(down)(*given))
+    return [p[None] for p in down(*(p[0] for p in priors))] if len(priors[0]) == 1 else list(torch.vmap(down)(*priors))
 
 
 def run(

@@ -33,7 +33,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.graph import get_gradient_edge
 
 __all__ = [
     "Affine",
@@ -73,13 +73,13 @@ def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
         >>> guarded(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 2.0]))
         tensor([0.0000, 0.2500])
     """
-    least = _least(Z.dtype)
-    return p / (Z.masked_fill(Z.abs() < least, math.inf) if signed else F.threshold(Z, least, math.inf))
+    return p / _safe(Z if signed else Z.clone(), signed)
 
 
-def _least(dtype: torch.dtype) -> float:
-    """Returns the least number to divide a probability by."""
-    return float(torch.finfo(dtype).tiny) * 2.0**26
+def _safe(Z: Tensor, signed: bool) -> Tensor:
+    """Returns Z with infinity for 0, overwriting Z if it is not signed."""
+    least = float(torch.finfo(Z.dtype).tiny) * 2.0**26
+    return Z.masked_fill(Z.abs() < least, math.inf) if signed else torch.threshold_(Z, least, math.inf)
 
 
 def accurate(x: Tensor) -> Tensor:
@@ -126,6 +126,8 @@ class Kept:
 
     def __init__(self, tensor: Tensor, *, copied: bool = False, is_positive: bool = False) -> None:
         self.tensor = tensor
+        # Where it stands in the graph now; the tensor stands elsewhere once it is modified in place.
+        self.edge = get_gradient_edge(tensor) if tensor.requires_grad else None
         self.is_positive = is_positive
         self._value = tensor.detach().clone() if copied else tensor.detach()
         self._version = self._value._version
@@ -178,14 +180,6 @@ def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
     return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
 
 
-def _divided(p: Tensor, Z: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
-    """Returns what :func:`guarded` does for p (K, ...), overwriting Z."""
-    if negative == "raw":
-        return guarded(p, Z)
-    Z = torch.threshold_(Z, _least(Z.dtype), math.inf)[None]
-    return torch.div(p, Z, out=Z if len(p) == 1 else workspace.like(p, p.dtype, purpose="quotients"))
-
-
 @dataclass(frozen=True)
 class Affine(ABC):
     """An affine operation as it ran, from its input a to its output."""
@@ -219,22 +213,26 @@ class Weighted(Affine):
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
         terms = _terms(a, negative, self.a.is_positive)
-        p = p.to(a.dtype)
-        found: list[Tensor | None] = [None] * len(terms)
-        for piece in self._pieces():
+        won = torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
+        for n, piece in enumerate(self._pieces()):
             part = self._rectified(piece, terms[-1].positive, a.dtype, workspace)
             Z = self._forth(terms[-1].a, part)
             for term in terms[:-1]:
                 part = self._rectified(piece, term.positive, a.dtype, workspace)
                 Z = Z.add_(self._forth(term.a, part))
-            s = _divided(self._of(p, piece), Z, negative, workspace)
+            Z = _safe(Z, negative == "raw")
             for i, term in enumerate(terms):
                 if i > 0:
                     part = self._rectified(piece, term.positive, a.dtype, workspace)
-                back, before = self._back(s, part, term.a), found[i]
-                found[i] = back if before is None else before + back
-        won = [f.mul_(term.a) for term, f in zip(terms, found, strict=True) if f is not None]
-        return won[0] if len(won) == 1 else won[0].add_(won[1])
+                # One by one: a batch takes no less time, and may round otherwise than its members.
+                for one, target in zip(p, won, strict=True):
+                    s = torch.div(self._of(one, piece), Z, out=workspace.like(Z, a.dtype, purpose="quotients"))
+                    back = self._back(s, part, term.a)
+                    if n + i == 0:
+                        torch.mul(back, term.a, out=target)
+                    else:
+                        target.addcmul_(back, term.a)
+        return won
 
     def flipped(self, sign: Tensor) -> Weighted:
         """Returns this operation with some outputs turned around.
@@ -266,7 +264,7 @@ class Weighted(Affine):
 
     @abstractmethod
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        """Returns the transposed operation on s (K, ...), which is (K, ...) of the shape of the input a."""
+        """Returns the transposed operation on s, of the shape of the input a."""
 
     def _rectified(self, piece: slice, positive: bool, dtype: torch.dtype, workspace: Workspace) -> Tensor:
         """Returns the positive, or negative, part of some rows of the weights."""
@@ -339,19 +337,10 @@ class Convolution(Weighted):
         )
 
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        beyond = [0] * len(self.stride) if self.transposed else self._unseen(s.shape[3:], part.shape[2:], a.shape[2:])
-        back: Tensor = torch.convolution(
-            s.flatten(0, 1),
-            part,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            not self.transposed,
-            beyond,
-            self.groups,
+        beyond = [0] * len(self.stride) if self.transposed else self._unseen(s.shape[2:], part.shape[2:], a.shape[2:])
+        return torch.convolution(
+            s, part, None, self.stride, self.padding, self.dilation, not self.transposed, beyond, self.groups
         )
-        return back.reshape(*s.shape[:2], *back.shape[1:])
 
     def _unseen(self, output: Sequence[int], kernel: Sequence[int], size: Sequence[int]) -> list[int]:
         """Returns how many cells at the far end of each dimension of the input no window reaches."""
@@ -389,7 +378,7 @@ class Product(Weighted):
         return self.forth(a, part)
 
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        return unbroadcast(torch.vmap(self.back, (0, None))(s, part), (len(s), *a.shape))
+        return unbroadcast(self.back(s, part), a.shape)
 
 
 @dataclass(frozen=True)
@@ -406,14 +395,18 @@ class Attention(Affine):
     def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
         """Returns the probabilities of the values. See :meth:`Affine.winners`."""
         a, A = accurate(self.a.value), accurate(self.weights())
-        p = p.to(a.dtype)
-        if negative == "raw":
-            return a * unbroadcast(A.mT @ guarded(p, A @ a), (len(p), *a.shape))
         y = A @ a
-        sides = [(a.clamp(min=0), y > 0), (a.clamp(max=0), y < 0)]
-        shape = (len(p), *a.shape)
-        won = [side * unbroadcast(A.mT @ guarded(p * wins, A @ side), shape) for side, wins in sides]
-        return won[0] + won[1]
+        if negative == "raw":
+            sides = [(a, torch.ones_like(y))]
+        else:
+            sides = [(a.clamp(min=0), (y > 0).to(y)), (a.clamp(max=0), (y < 0).to(y))]
+        return torch.stack([self._won(one.to(a.dtype), A, sides) for one in p])
+
+    @staticmethod
+    def _won(p: Tensor, A: Tensor, sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Returns what the values win together, each side of 0 from the averages on the same side."""
+        won = [side * unbroadcast(A.mT @ guarded(p * wins, A @ side), side.shape) for side, wins in sides]
+        return won[0] if len(won) == 1 else won[0] + won[1]
 
 
 class _HandDown(torch.autograd.Function):
