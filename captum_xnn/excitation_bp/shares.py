@@ -180,6 +180,28 @@ def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
     return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
 
 
+class _Sum:
+    """A sum of products, in the memory of its first one or in given memory.
+
+    Args:
+        value: Memory for it.
+    """
+
+    def __init__(self, value: Tensor | None) -> None:
+        self.value = value
+        self._is_empty = True
+
+    def add(self, back: Tensor, a: Tensor) -> None:
+        """Adds the product of two tensors, of which the first may be overwritten."""
+        if self.value is None:
+            self.value = back.mul_(a)
+        elif self._is_empty:
+            torch.mul(back, a, out=self.value)
+        else:
+            self.value.addcmul_(back, a)
+        self._is_empty = False
+
+
 @dataclass(frozen=True)
 class Affine(ABC):
     """An affine operation as it ran, from its input a to its output."""
@@ -213,25 +235,27 @@ class Weighted(Affine):
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
         terms = _terms(a, negative, self.a.is_positive)
-        won = torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
-        for n, piece in enumerate(self._pieces()):
+        # One by one: a batch of targets takes hardly less time, and may round otherwise than its members.
+        won = None if len(p) == 1 else torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
+        sums = [_Sum(None)] if won is None else [_Sum(each) for each in won]
+        for piece in self._pieces():
             part = self._rectified(piece, terms[-1].positive, a.dtype, workspace)
             Z = self._forth(terms[-1].a, part)
             for term in terms[:-1]:
                 part = self._rectified(piece, term.positive, a.dtype, workspace)
                 Z = Z.add_(self._forth(term.a, part))
             Z = _safe(Z, negative == "raw")
+            # The last use of Z may overwrite it.
+            room = Z if len(p) == len(terms) == 1 else workspace.like(Z, a.dtype, purpose="quotients")
             for i, term in enumerate(terms):
                 if i > 0:
                     part = self._rectified(piece, term.positive, a.dtype, workspace)
-                # One by one: a batch takes no less time, and may round otherwise than its members.
-                for one, target in zip(p, won, strict=True):
-                    s = torch.div(self._of(one, piece), Z, out=workspace.like(Z, a.dtype, purpose="quotients"))
-                    back = self._back(s, part, term.a)
-                    if n + i == 0:
-                        torch.mul(back, term.a, out=target)
-                    else:
-                        target.addcmul_(back, term.a)
+                for one, total in zip(p, sums, strict=True):
+                    s = torch.div(self._of(one, piece), Z, out=room)
+                    total.add(self._back(s, part, term.a), term.a)
+        if won is None:
+            assert sums[0].value is not None
+            return sums[0].value[None]
         return won
 
     def flipped(self, sign: Tensor) -> Weighted:
