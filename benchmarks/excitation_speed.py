@@ -1,7 +1,7 @@
 """What excitation backprop costs beside a saliency map of the same model, in time and in memory.
 
-VGG16 and ResNet-50 of torchvision with random weights, 224 x 224 pixels. All runs take turns in one process; printed are
-medians, in milliseconds, and the median over turns of ratios taken within a turn:
+VGG16 and ResNet-50 of torchvision with random weights, 224 x 224 pixels. All runs take turns in one process; printed
+are medians, in milliseconds, and the median over turns of ratios taken within a turn:
 
 saliency     forward pass, and backward pass to the input
 forward      forward pass without gradients
@@ -14,8 +14,8 @@ K = 5        five targets at once, against five times one target
     python benchmarks/excitation_speed.py --device cuda --batches 1 64
     python benchmarks/excitation_speed.py --memory
 
-Memory is the highest resident size of a process of its own, beyond what it holds with the model loaded; on CUDA the most
-that the allocator gave out, beyond the model.
+Memory is the highest resident size of a process of its own, beyond what it holds with the model loaded; on CUDA the
+most that the allocator gave out, beyond the model.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,18 +229,15 @@ def rows_of(
 
 
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Returns a context in which compiled parts of a model run as the Python they were, where layers can be hooked.
-
-    Args:
-        model: A plain module.
+def eager() -> Iterator[None]:
+    """Returns a context in which compiled modules and functions run as the Python they were, and hooks as they should.
 
     Example:
-        >>> with eager(nn.ReLU()) as nothing:
+        >>> with eager() as nothing:
         ...     print(nothing)
         None
     """
-    if not any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules()):
+    if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
         yield
         return
     with _LOCK, torch.compiler.set_stance("force_eager"):
@@ -307,7 +305,7 @@ def read_layer(
 
     handle = layer.register_forward_hook(keep)
     try:
-        with eager(model):
+        with eager():
             output = model(*inputs)
     finally:
         handle.remove()
@@ -356,7 +354,7 @@ def run_to_layer(
 
     handle = layer.register_forward_hook(leave)
     try:
-        with eager(model):
+        with eager():
             model(*inputs)
     except _LayerReached as reached:
         return _as_tensor(reached.output, name, output_transform)
@@ -424,7 +422,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
 
     handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
     try:
-        with torch.no_grad(), eager(model):
+        with torch.no_grad(), eager():
             model(*inputs)
     finally:
         for handle in handles:

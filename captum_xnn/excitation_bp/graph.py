@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.excitation_bp.shares import Weighted
-from captum_xnn.excitation_bp.signals import LABEL, ROUTES, has_rule, route_name
+from captum_xnn.excitation_bp.signals import LABEL, has_rule, is_route, route_name
 
 __all__ = ["Unruled", "cuts", "is_reached", "last_weighted", "topological", "unruled"]
 
@@ -55,9 +55,9 @@ def unruled(nodes: Iterable[Node]) -> list[Unruled]:
     """
     found: dict[Unruled, None] = {}
     for node in nodes:
-        name = route_name(node)
-        if has_rule(node) or name in ROUTES:
+        if has_rule(node) or is_route(node):
             continue
+        name = route_name(node)
         if LABEL in node.metadata:
             if node.metadata[LABEL] is not None:
                 found[Unruled(*node.metadata[LABEL])] = None

@@ -17,8 +17,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class Run:
         """Returns what an operation's input wins by W, less what it wins by -W."""
         negative, workspace = self.mode.settings.negative, self.mode.workspace
         with torch.autocast(p.device.type, enabled=False):
-            opposite = replace(affine, inverted=True).winners(p, negative, workspace)
+            opposite = affine.opposite().winners(p, negative, workspace)
             return affine.winners(p, negative, workspace) - opposite
 
     def _check(self, nodes: Sequence[Any]) -> None:
@@ -268,10 +268,7 @@ def propagate(
 @contextmanager
 def _at_rest(module: nn.Module | None) -> Iterator[None]:
     """Keeps a module as it is, evaluating and not compiled."""
-    if module is None:
-        yield
-        return
-    with untouched(module), eager(module):
+    with nullcontext() if module is None else untouched(module), eager():
         yield
 
 

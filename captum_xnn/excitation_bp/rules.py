@@ -1,7 +1,8 @@
 """The rule of each function that a model may call.
 
 - Affine operations (linear, convolutions, products with a constant) share among their inputs by excitatory weights.
-- Averages (pooling, mean, sum, resizing) share by their own positive weights.
+- Averages (pooling, mean, sum, resizing) share by their own positive weights. Bicubic ones, some of which are negative,
+  have no rule.
 - Activations, dropout, and normalisation with fixed statistics have one input for each output, which takes all.
   A negative scale that directly follows an affine operation turns that output's weights around.
 - A sum of signals shares in proportion to them, 0 where it is 0; constants take nothing.
@@ -30,7 +31,6 @@ from captum_xnn.excitation_bp.shares import (
     Kept,
     Linear,
     Product,
-    Weighted,
     accurate,
     guarded,
     handed_down,
@@ -124,7 +124,8 @@ def _string_padding(
 def _averaging(mode: Signals, call: Call) -> Any:
     """Pooling, mean, sum and resizing, of which autograd knows the transposed."""
     x = call.args[0] if call.args else call.kwargs.get("input")
-    if not isinstance(x, Tensor) or not mode.carries(x):
+    bicubic = any(isinstance(v, str) and v == "bicubic" for v in (*call.args, *call.kwargs.values()))
+    if not isinstance(x, Tensor) or not mode.carries(x) or bicubic:
         return NotImplemented
     a = accurate(x.detach())
     a = a.clone() if mode.settings.negative == "raw" else a.clamp(min=0)
@@ -189,18 +190,15 @@ def _einsum(mode: Signals, call: Call) -> Any:
 
 def _factors(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _Multiply) -> Any:
     known = mode.signal(left), mode.signal(right)
-    if known[0] and known[1]:
-        if known[0].gate == known[1].gate:
-            return _halved(mode, call, left, right, multiply)
-        if known[0].gate and multiply.is_matrix:
-            attention = left.detach()
-            if not mode.carries(right):
-                return NotImplemented
-            return mode.apply_affine(call, Attention(mode.keep(right), lambda: attention))
+    if known[0] and known[1] and known[0].gate == known[1].gate:
+        return _halved(mode, call, left, right, multiply)
     signal_is_left = known[0] is not None and not (known[1] and known[0].gate)
     x, weight = (left, right) if signal_is_left else (right, left)
     if not mode.carries(x):
         return NotImplemented
+    if known[0] and known[1] and bool((weight >= 0).all()):
+        side = _side(mode.keep(x), weight.detach(), multiply, signal_is_left)
+        return mode.apply_affine(call, Attention(side.a, lambda: side.weight, side.forth, side.back))
     if multiply.is_matrix and signal_is_left and right.dim() == 2:
         return mode.apply_affine(call, Linear(mode.keep(x), weight.detach().T))
     return mode.apply_affine(call, _side(mode.keep(x), weight.detach(), multiply, signal_is_left))
@@ -236,7 +234,7 @@ def _attention(mode: Signals, call: Call) -> Any:
     q, k = query.detach(), key.detach()
     mask, causal, scale = named.get("attn_mask"), named.get("is_causal", False), named.get("scale")
     weights = partial(_attention_weights, q, k, None if mask is None else mask.detach(), causal, scale)
-    return mode.apply_affine(call, Attention(mode.keep(value), weights))
+    return mode.apply_affine(call, Attention(mode.keep(value), weights, lambda v, A: A @ v, lambda s, A: A.mT @ s))
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
@@ -325,34 +323,22 @@ def _scaled(mode: Signals, call: Call, x: Tensor, factor: Any) -> Any:
     """A signal times a constant: passed on, but a negative factor turns the operation below it around."""
     if not mode.carries(x):
         return NotImplemented
-    affine = None if call.function in _IN_PLACE else _turned(mode, x, factor)
-    return _passed(mode, call, x) if affine is None else mode.apply_affine(call, affine)
-
-
-def _turned(mode: Signals, x: Tensor, factor: Any) -> Weighted | None:
-    """Returns the operation that gave x with outputs turned around where the factor is negative; None if none is."""
-    affine = mode.fresh(x)
-    if affine is None or not affine.rows or mode.settings.batch_norm == "pass":
-        return None
-    sign = torch.as_tensor(factor, device=x.device).detach()
+    affine = None if mode.settings.batch_norm == "pass" else mode.fresh(x)
+    if affine is None:
+        return _passed(mode, call, x)
+    sign, shape = torch.as_tensor(factor, device=x.device).detach(), x.shape
     if bool((sign > 0).all()):
-        return None
-    if sign.dim() > x.dim():
-        return None
-    shape = [1] * (x.dim() - sign.dim()) + list(sign.shape)
-    dim = affine.row_dim(x)
-    if any(n != 1 for i, n in enumerate(shape) if i != dim):
-        return None
-    return affine.flipped(sign.sign().to(affine.weight.dtype).reshape(-1).expand(affine.rows))
+        y = _passed(mode, call, x)
+        if y.shape == shape:
+            mode.attach(y, affine)
+        return y
+    return mode.apply_affine(call, affine.turned(sign, shape), *([x] if call.function in _IN_PLACE else []))
 
 
 def _batch_norm(mode: Signals, call: Call, *, names: tuple[str, ...]) -> Any:
     named = call.named(*names)
     x, gamma = named["input"], named.get("weight")
-    if not mode.carries(x):
-        return NotImplemented
-    affine = None if gamma is None else _turned(mode, x, gamma.reshape(-1, *[1] * (x.dim() - 2)))
-    return _passed(mode, call, x) if affine is None else mode.apply_affine(call, affine)
+    return _scaled(mode, call, x, 1 if gamma is None else gamma.reshape(-1, *[1] * (x.dim() - 2)))
 
 
 def _negating(mode: Signals, call: Call) -> Any:

@@ -44,6 +44,7 @@ __all__ = [
     "Negative",
     "OverwrittenError",
     "Product",
+    "Turned",
     "Weighted",
     "Workspace",
     "accurate",
@@ -219,8 +220,51 @@ class Affine(ABC):
         """
 
 
-@dataclass(frozen=True)
 class Weighted(Affine):
+    """An affine operation whose weights have either sign, so that it has an opposite."""
+
+    @abstractmethod
+    def opposite(self) -> Weighted:
+        """Returns the operation with the weights -W."""
+
+    @abstractmethod
+    def turned(self, sign: Tensor, shape: Sequence[int]) -> Weighted:
+        """Returns this operation times a constant, of which only the sign matters.
+
+        Args:
+            sign: The constant, of a shape that broadcasts with the output.
+            shape: Shape of the output.
+        """
+
+
+@dataclass(frozen=True)
+class Turned(Weighted):
+    """An affine operation times a constant whose sign differs between places, or that repeats the output."""
+
+    straight: Weighted
+    sign: Tensor
+    shape: tuple[int, ...]
+    """Of the output of the operation itself."""
+
+    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+
+        def won(affine: Weighted, wins: Tensor) -> Tensor:
+            return affine.winners(torch.stack([unbroadcast(one * wins, self.shape) for one in p]), negative, workspace)
+
+        return won(self.straight, self.sign > 0) + won(self.straight.opposite(), self.sign < 0)
+
+    def opposite(self) -> Turned:
+        """Returns the operation with the weights -W."""
+        return replace(self, sign=-self.sign)
+
+    def turned(self, sign: Tensor, shape: Sequence[int]) -> Turned:
+        """Returns this operation times a constant. See :meth:`Weighted.turned`."""
+        return replace(self, sign=self.sign * sign.sign())
+
+
+@dataclass(frozen=True)
+class _Matrix(Weighted):
     """An affine operation with weights W.
 
     ``sign`` holds a factor for each row of the weights, as a later batch norm may turn an output around.
@@ -229,7 +273,7 @@ class Weighted(Affine):
     weight: Tensor
     sign: Tensor | None = field(default=None, kw_only=True)
     inverted: bool = field(default=False, kw_only=True)
-    """Whether the weights are -W, as contrast takes them."""
+    """Whether the weights are -W."""
 
     def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
@@ -258,22 +302,24 @@ class Weighted(Affine):
             return sums[0].value[None]
         return won
 
-    def flipped(self, sign: Tensor) -> Weighted:
-        """Returns this operation with some outputs turned around.
+    def opposite(self) -> Weighted:
+        """Returns the operation with the weights -W."""
+        return replace(self, inverted=not self.inverted)
 
-        Args:
-            sign: A factor for each row of the weights, of which only the sign matters.
-        """
-        return replace(self, sign=sign if self.sign is None else self.sign * sign)
+    def turned(self, sign: Tensor, shape: Sequence[int]) -> Weighted:
+        """Returns this operation times a constant. See :meth:`Weighted.turned`."""
+        each = [1] * (len(shape) - sign.dim()) + list(sign.shape)
+        rows = self._rows(len(shape))
+        if rows is not None and len(each) == len(shape):
+            dim, count = rows
+            if each[dim] in (1, count) and all(n == 1 for i, n in enumerate(each) if i != dim):
+                sign = sign.sign().to(self.weight.dtype).reshape(-1).expand(count)
+                return replace(self, sign=sign if self.sign is None else self.sign * sign)
+        return Turned(self.a, self, sign.sign(), tuple(shape))
 
-    @property
-    @abstractmethod
-    def rows(self) -> int:
-        """Outputs that have weights of their own."""
-
-    @abstractmethod
-    def row_dim(self, y: Tensor) -> int:
-        """Returns the dimension of the output y that counts the rows."""
+    def _rows(self, dims: int) -> tuple[int, int] | None:
+        """Returns which of an output's dimensions counts outputs with weights of their own, and how many these are."""
+        return None
 
     def _pieces(self) -> list[slice]:
         """Returns the rows to work on at once."""
@@ -309,21 +355,15 @@ class Weighted(Affine):
 
 
 @dataclass(frozen=True)
-class Linear(Weighted):
+class Linear(_Matrix):
     """y = W a + b along the last dimension, weight (outputs, inputs)."""
 
-    @property
-    def rows(self) -> int:
-        """Outputs."""
-        return self.weight.shape[0]
-
-    def row_dim(self, y: Tensor) -> int:
-        """Returns the last dimension."""
-        return y.dim() - 1
+    def _rows(self, dims: int) -> tuple[int, int]:
+        return dims - 1, self.weight.shape[0]
 
     def _pieces(self) -> list[slice]:
         rows = max(1, _PIECE // max(1, self.weight.shape[1]))
-        return [slice(i, i + rows) for i in range(0, self.rows, rows)]
+        return [slice(i, i + rows) for i in range(0, self.weight.shape[0], rows)]
 
     def _of(self, p: Tensor, piece: slice) -> Tensor:
         return p[..., piece]
@@ -336,7 +376,7 @@ class Linear(Weighted):
 
 
 @dataclass(frozen=True)
-class Convolution(Weighted):
+class Convolution(_Matrix):
     """A convolution, also a transposed one, of one to three spatial dimensions; examples first."""
 
     stride: tuple[int, ...]
@@ -346,14 +386,8 @@ class Convolution(Weighted):
     output_padding: tuple[int, ...]
     groups: int
 
-    @property
-    def rows(self) -> int:
-        """Output channels."""
-        return self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
-
-    def row_dim(self, y: Tensor) -> int:
-        """Returns the dimension of the channels."""
-        return 1
+    def _rows(self, dims: int) -> tuple[int, int]:
+        return 1, self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
 
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
         return torch.convolution(
@@ -381,22 +415,13 @@ class Convolution(Weighted):
 
 
 @dataclass(frozen=True)
-class Product(Weighted):
+class Product(_Matrix):
     """Any other product of an input with weights that is linear in both: of matrices, or an Einstein sum."""
 
     forth: Callable[[Tensor, Tensor], Tensor]
     """Returns the output for an input and weights."""
     back: Callable[[Tensor, Tensor], Tensor]
     """Returns the transposed product, for an output and weights."""
-
-    @property
-    def rows(self) -> int:
-        """None that could be told apart."""
-        return 0
-
-    def row_dim(self, y: Tensor) -> int:
-        """Returns 0, as there are no rows."""
-        return 0
 
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
         return self.forth(a, part)
@@ -414,22 +439,27 @@ class Attention(Affine):
     """
 
     weights: Callable[[], Tensor]
-    """Returns the attention weights, (..., queries, keys)."""
+    """Returns the attention weights, such as (..., queries, keys), none of them negative."""
+    forth: Callable[[Tensor, Tensor], Tensor]
+    """Returns the averages of values by weights."""
+    back: Callable[[Tensor, Tensor], Tensor]
+    """Returns the transposed product, for an average and weights."""
 
     def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
         """Returns the probabilities of the values. See :meth:`Affine.winners`."""
         a, A = accurate(self.a.value), accurate(self.weights())
-        y = A @ a
+        y = self.forth(a, A)
         if negative == "raw":
             sides = [(a, torch.ones_like(y))]
         else:
             sides = [(a.clamp(min=0), (y > 0).to(y)), (a.clamp(max=0), (y < 0).to(y))]
         return torch.stack([self._won(one.to(a.dtype), A, sides) for one in p])
 
-    @staticmethod
-    def _won(p: Tensor, A: Tensor, sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def _won(self, p: Tensor, A: Tensor, sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Returns what the values win together, each side of 0 from the averages on the same side."""
-        won = [side * unbroadcast(A.mT @ guarded(p * wins, A @ side), side.shape) for side, wins in sides]
+        won = [
+            side * unbroadcast(self.back(guarded(p * wins, self.forth(side, A)), A), side.shape) for side, wins in sides
+        ]
         return won[0] if len(won) == 1 else won[0] + won[1]
 
 

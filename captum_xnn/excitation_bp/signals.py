@@ -35,6 +35,7 @@ __all__ = [
     "Signal",
     "Signals",
     "has_rule",
+    "is_route",
     "route_name",
     "tensors_in",
 ]
@@ -50,14 +51,15 @@ Back = Callable[[Tensor], Sequence[Tensor | None]]
 ROUTES = frozenset(
     {
         "AccumulateGrad", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Alias", "Amax", "Amin", "AsStrided", "Cat",
-        "Chunk", "Clone", "ConstantPadNd", "Constant_Pad_Nd", "CopySlices", "Diagonal", "Expand", "Flip",
+        "Chunk", "Clone", "ConstantPadNd", "Constant_Pad_Nd", "CopyBackwards", "CopySlices", "Cummax", "Cummin",
+        "Diagonal", "Expand", "Flip",
         "FractionalMaxPool2D", "FractionalMaxPool3D", "Gather", "Im2Col", "Index", "IndexSelect", "MaskedFill",
         "MaskedSelect", "Max", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MaxUnpool2D", "MaxUnpool3D",
         "Maximum", "Min", "Minimum", "Movedim", "Narrow", "NativeChannelShuffle", "Permute", "PixelShuffle",
         "PixelUnshuffle", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "Repeat", "RepeatInterleave",
         "ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D", "ReshapeAlias", "Roll", "Rot90", "Select",
         "SelectScatter", "Slice", "SliceScatter", "Sort", "Split", "SplitWithSizes", "Squeeze", "Stack", "T",
-        "ToCopy", "Topk", "Trace", "Transpose", "Tril", "Triu", "Unbind", "Unfold", "UnsafeSplit", "UnsafeView",
+        "ToCopy", "Topk", "Transpose", "Tril", "Triu", "Unbind", "Unfold", "UnsafeSplit", "UnsafeView",
         "Unsqueeze", "View", "ViewAsReal", "Where",
     }
 )
@@ -75,6 +77,21 @@ def route_name(node: Any) -> str:
         'Select'
     """
     return node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")  # type: ignore[no-any-return]
+
+
+def is_route(node: Any) -> bool:
+    """Returns whether the derivative of a node of autograd's graph hands probability down rightly.
+
+    Args:
+        node: What ``grad_fn`` holds.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> is_route(x[0].grad_fn), is_route((2 * x).grad_fn)
+        (True, False)
+    """
+    name = route_name(node)
+    return name in ROUTES or (name == "IndexPut" and not node._saved_accumulate)
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ class Signal(NamedTuple):
     gate: bool = False
     """Whether it weights others, as what comes out of a sigmoid or softmax does."""
     affine: Weighted | None = None
-    """The operation of which it is the output as it left it."""
+    """The operation of which it is the output, but for positive factors and what is added."""
     is_positive: bool = False
     """Whether it is known to have no negative elements."""
     version: int = 0
@@ -195,6 +212,11 @@ def tensors_in(values: Any) -> list[Tensor]:
         elif isinstance(value, (list, tuple, dict)):
             found += tensors_in(value)
     return found
+
+
+def _results(call: Call, y: Any) -> list[Tensor]:
+    """Returns the tensors that a call returned or, as ``x[i] = y`` does, wrote to."""
+    return tensors_in(call.args[:1] if call.function is Tensor.__setitem__ else y)
 
 
 class _Known:
@@ -313,7 +335,7 @@ class Signals(TorchFunctionMode):
         self._known[tensor] = Signal(known.source, known.gate)
 
     def fresh(self, y: Tensor) -> Weighted | None:
-        """Returns the weighted operation of which y is the output, if y and the operation's input are as it left them.
+        """Returns the weighted operation of which y is the output, if y and the operation's input are as they were.
 
         Args:
             y: A signal.
@@ -333,22 +355,35 @@ class Signals(TorchFunctionMode):
         """
         return RuleNode.apply(value, back, None, *signals)  # type: ignore[no-any-return,no-untyped-call]
 
-    def apply_affine(self, value: Callable[[], Tensor], affine: Affine) -> Tensor:
+    def apply_affine(self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor) -> Tensor:
         """Returns the value of an affine operation, which hands probability down to its input.
 
         Args:
             value: Computes it.
             affine: The operation.
+            besides: Signals that it may modify, which take nothing.
         """
-        a = affine.a.tensor
         # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
         negative, workspace = self.settings.negative, self.workspace
+        nothing = (None,) * len(besides)
 
-        y: Tensor = RuleNode.apply(value, lambda p: (handed_down(p, affine, negative, workspace),), affine, a)  # type: ignore[no-untyped-call]
+        def back(p: Tensor) -> tuple[Tensor | None, ...]:
+            return handed_down(p, affine, negative, workspace), *nothing
+
+        y: Tensor = RuleNode.apply(value, back, affine, affine.a.tensor, *besides)  # type: ignore[no-untyped-call]
         if isinstance(affine, Weighted):
-            known = self._known.get(a)
-            self._known[y] = Signal(known.source if known else 0, affine=affine, version=y._version)
+            self.attach(y, affine)
         return y
+
+    def attach(self, y: Tensor, affine: Weighted) -> None:
+        """Takes a signal for the output of a weighted operation, up to positive factors and what is added.
+
+        Args:
+            y: The signal.
+            affine: The operation.
+        """
+        known = self._known.get(affine.a.tensor)
+        self._known[y] = Signal(known.source if known else 0, affine=affine, version=y._version)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -370,10 +405,10 @@ class Signals(TorchFunctionMode):
                 below = {x.grad_fn for x in given}
                 y = self._open(call, types)
                 if carrying:
-                    self._label(y, below, call)
+                    self._label(_results(call, y), below, call)
         gate = func in self._gates or all(s.gate for s in signals)
         is_positive = func in self._rectifiers or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
-        self._note(y, given, Signal(source, gate, is_positive=is_positive))
+        self._note(_results(call, y), given, Signal(source, gate, is_positive=is_positive))
         return y
 
     def _open(self, call: Call, types: Any) -> Any:
@@ -387,15 +422,21 @@ class Signals(TorchFunctionMode):
         finally:
             self._opened.pop()
 
-    def _note(self, y: Any, given: Sequence[Tensor], signal: Signal) -> None:
+    def _note(self, results: Sequence[Tensor], given: Sequence[Tensor], signal: Signal) -> None:
         """Takes down what is known of a function's results."""
-        for result in tensors_in(y):
+        for result in results:
             known = self._known.get(result)
-            if known is not None and known.affine is not None and not any(result is x for x in given):
+            if known is not None and known.affine is not None and known.version == result._version:
                 continue
             if known is not None:
                 signal = signal._replace(source=min(signal.source, known.source))
             self._known[result] = signal._replace(version=result._version)
+            base = result._base
+            if base is not None and base not in self._known:
+                self._known[base] = Signal(signal.source)  # a constant, part of which was overwritten
+            base = result._base
+            if base is not None and base not in self._known:
+                self._known[base] = Signal(signal.source)  # a constant, part of which was overwritten
 
     def vouch(self, y: Tensor, x: Tensor) -> None:
         """Takes the derivative of y by x, two tensors of a rule, for part of that rule.
@@ -407,9 +448,9 @@ class Signals(TorchFunctionMode):
         for node in _between([y], {x.grad_fn}):
             node.metadata[LABEL] = None
 
-    def _label(self, y: Any, below: set[Any], call: Call) -> None:
+    def _label(self, results: Sequence[Tensor], below: set[Any], call: Call) -> None:
         """Names the nodes of a function that ran with its own derivative, for messages."""
-        nodes = [node for node in _between(tensors_in(y), below) if route_name(node) not in ROUTES]
+        nodes = [node for node in _between(results, below) if not is_route(node)]
         if nodes:
             label = getattr(call.function, "__qualname__", repr(call.function)), self._running()
             for node in nodes:

@@ -69,7 +69,7 @@ def stopping_layer(
 
         return note
 
-    with torch.inference_mode(False), untouched(model), eager(model):
+    with torch.inference_mode(False), untouched(model), eager():
         handles = [m.register_forward_hook(noting(name)) for name, m in model.named_modules() if name]
         try:
             done = run(forward, (image.detach().clone(),), additional, Settings())

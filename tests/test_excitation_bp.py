@@ -1,0 +1,432 @@
+"""Excitation backprop as a Captum user meets it: what the classes promise, where they stop, and what they refuse."""
+
+import copy
+import gc
+import inspect
+import pickle
+import random
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import (
+    GradientAttribution,
+    InputXGradient,
+    LayerAttribution,
+    LayerGradCam,
+    NeuronAttribution,
+    NeuronGradient,
+    NoiseTunnel,
+)
+from captum.metrics import infidelity, sensitivity_max
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
+from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
+from captum_xnn.excitation_bp import total_mass
+
+# Small random nets lose mass at neurons that only their bias excites.
+pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+
+
+def cnn(dtype=torch.float64, inplace=False):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(inplace),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+        nn.ReLU(inplace),
+        nn.Linear(5, 3),
+    )
+    nn.init.normal_(net[1].weight)
+    nn.init.normal_(net[1].running_mean)
+    return net.eval().to(dtype)
+
+
+def images(n=2, dtype=torch.float64):
+    return torch.randn(n, 2, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def both(net, x, target, **kwargs):
+    """MWP and c-MWP."""
+    return torch.stack([ExcitationBP(net, contrastive=c, **kwargs).attribute(x, target) for c in (False, True)])
+
+
+def callers(net):
+    """Each class with a call that needs nothing but inputs."""
+    return {
+        "inputs": (ExcitationBP(net), lambda ebp, x: ebp.attribute(x, 1)),
+        "targets": (ExcitationBP(net), lambda ebp, x: ebp.attribute_targets(x, [0, 2])),
+        "layer": (LayerExcitationBP(net, "2"), lambda ebp, x: ebp.attribute(x, 1)),
+        "layer's targets": (LayerExcitationBP(net, "2"), lambda ebp, x: ebp.attribute_targets(x, [0, 2])),
+        "neuron": (NeuronExcitationBP(net, "4"), lambda ebp, x: ebp.attribute(x, (1, 0, 0))),
+    }
+
+
+# What Captum promises
+
+
+def parameters(method):
+    return [p.name for p in inspect.signature(method).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+
+
+def test_the_classes_are_captums_and_take_its_arguments_in_its_order():
+    for ours, theirs, kind in (
+        (ExcitationBP, InputXGradient, GradientAttribution),
+        (LayerExcitationBP, LayerGradCam, LayerAttribution),
+        (NeuronExcitationBP, NeuronGradient, NeuronAttribution),
+    ):
+        assert issubclass(ours, kind) and issubclass(ours, GradientAttribution)
+        assert parameters(ours.__init__) == parameters(theirs.__init__)[: len(parameters(ours.__init__))]
+        wanted = [n for n in parameters(theirs.attribute) if n not in ("relu_attributions", "attr_dim_summation")]
+        given = parameters(ours.attribute)
+        assert given == wanted[: len(given)]
+        # Captum's wrappers call the function behind the logging.
+        assert callable(ours.attribute.__wrapped__)
+    ebp = ExcitationBP(cnn())
+    assert ebp.multiplies_by_inputs and ebp.has_convergence_delta()
+
+
+@pytest.mark.parametrize("kind", callers(nn.Sequential(*[nn.Identity() for _ in range(6)])))
+def test_nothing_of_the_model_or_the_inputs_changes(kind):
+    net = cnn().train()
+    ebp, call = callers(net)[kind]
+    x = images()
+    before = copy.deepcopy(net.state_dict()), x.clone(), [set(vars(m)) for m in net.modules()]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert torch.equal(call(ebp, x), call(ebp, x)), "an object remembers nothing of its calls"
+    assert net.training and all(m.training for m in net.modules())
+    assert all(torch.equal(v, before[0][k]) for k, v in net.state_dict().items())
+    assert torch.equal(x, before[1]) and not x.requires_grad
+    assert [set(vars(m)) for m in net.modules()] == before[2]
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert all(not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks) for m in net.modules())
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", callers(nn.Sequential(*[nn.Identity() for _ in range(6)])))
+def test_results_are_detached_contiguous_and_like_the_input(kind):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        ebp, call = callers(cnn(dtype))[kind]
+        for x in (images(dtype=dtype), images(dtype=dtype).contiguous(memory_format=torch.channels_last)):
+            P = call(ebp, x)
+            assert not P.requires_grad and P.is_contiguous() and P.dtype == dtype and P.device == x.device
+
+
+class Raising(nn.Module):
+    def forward(self, x):
+        raise ArithmeticError("no such thing")
+
+
+def test_an_exception_leaves_no_trace():
+    net = cnn().train()
+    broken = nn.Sequential(*net[:8], Raising()).train()
+    x = images()
+    for run in (
+        lambda: ExcitationBP(broken).attribute(x, 0),
+        lambda: LayerExcitationBP(broken, "2").attribute(x, 0),
+        lambda: NeuronExcitationBP(broken, "7").attribute(x, 0),
+        lambda: LayerExcitationBP(net, "2").attribute(x, 99),
+    ):
+        with pytest.raises((ArithmeticError, ValueError)):
+            run()
+        for model in (net, broken):
+            assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+            assert all(p.requires_grad for p in model.parameters())
+        assert not x.requires_grad
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+class Places(nn.Module):
+    """An output for each place: (N, 3, 2, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(2, 3, 4, stride=4).double()
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_targets_as_everywhere_in_captum():
+    net, x = cnn(), images(3)
+    ebp = ExcitationBP(net)
+    singles = torch.cat([ebp.attribute(x[i : i + 1], t) for i, t in enumerate((2, 0, 1))])
+    for target in ([2, 0, 1], torch.tensor([2, 0, 1]), [(2,), (0,), (1,)]):
+        torch.testing.assert_close(ebp.attribute(x, target), singles)
+    for target in (1, torch.tensor(1), torch.tensor([1]), np.int64(1), (1,), [1, 1, 1]):
+        assert torch.equal(ebp.attribute(x, target), ebp.attribute(x, 1))
+    one = nn.Sequential(*net[:-1], nn.Linear(5, 1).double())
+    assert torch.equal(ExcitationBP(one).attribute(x), ExcitationBP(one).attribute(x, 0))
+    assert torch.equal(ExcitationBP(lambda x: one(x)[:, 0]).attribute(x), ExcitationBP(one).attribute(x, 0))
+    places = ExcitationBP(Places())
+    each = torch.cat([places.attribute(x[i : i + 1], t) for i, t in enumerate([(0, 1, 1), (2, 0, 0), (1, 0, 1)])])
+    torch.testing.assert_close(places.attribute(x, [(0, 1, 1), (2, 0, 0), (1, 0, 1)]), each)
+    # What a place of a convolution does not see takes nothing.
+    P = places.attribute(x, (0, 1, 0))
+    assert P[:, :, 4:, :4].abs().sum() > 0 and P[:, :, :4].abs().sum() == P[:, :, :, 4:].abs().sum() == 0
+
+
+def test_the_delta_is_what_was_lost():
+    net, x = cnn(), images(4)
+    for ebp in (ExcitationBP(net, contrastive=False), LayerExcitationBP(net, "2", contrastive=False)):
+        P, delta = ebp.attribute(x, 1, return_convergence_delta=True)
+        torch.testing.assert_close(delta, 1 - total_mass(P))
+        torch.testing.assert_close(ebp.compute_convergence_delta(P), delta)
+        assert delta.shape == (4,)
+    P, delta = ExcitationBP(net).attribute(x, 1, return_convergence_delta=True)
+    torch.testing.assert_close(delta, -total_mass(P))
+
+
+@pytest.mark.filterwarnings("default:expected probabilities that sum to 1")
+def test_a_loss_is_told():
+    dead = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        dead[0].weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+        dead[0].bias.copy_(torch.tensor([0.0, 3.0]))  # the second is active by its bias alone
+        dead[2].weight.copy_(torch.tensor([[1.0, 3.0], [1.0, -1.0]]))
+    x = torch.ones(1, 2)
+    with pytest.warns(UserWarning, match=r"got 0\.400 of it where they arrive"):
+        P, delta = ExcitationBP(dead, contrastive=False).attribute(x, 0, return_convergence_delta=True)
+    torch.testing.assert_close(P, torch.tensor([[0.2, 0.2]]))  # 2 of 5 come from the first, half from either input
+    torch.testing.assert_close(delta, torch.tensor([0.6]))
+
+
+def test_captums_tools_take_it():
+    net, x = cnn(torch.float32), images(dtype=torch.float32)
+    ebp = ExcitationBP(net)
+    smoothed = NoiseTunnel(ebp).attribute(x, nt_samples=4, stdevs=1e-6, target=1)
+    torch.testing.assert_close(smoothed, ebp.attribute(x, 1), rtol=0.05, atol=1e-3)
+    P, deltas = NoiseTunnel(ebp).attribute(x, nt_samples=2, stdevs=1e-6, target=1, return_convergence_delta=True)
+    assert P.shape == x.shape and deltas.shape == (4,)
+    at_layer = NoiseTunnel(LayerExcitationBP(net, "2")).attribute(x, nt_samples=4, stdevs=1e-6, target=1)
+    torch.testing.assert_close(at_layer, LayerExcitationBP(net, "2").attribute(x, 1), rtol=0.05, atol=1e-3)
+    sensitivity = sensitivity_max(ebp.attribute, x, target=1, perturb_radius=1e-6)
+    assert sensitivity.shape == (2,) and bool((sensitivity < 0.05).all())
+    # Where every product excites, P f(x) / x is the gradient, and infidelity nil.
+    linear, x = nn.Linear(6, 2, bias=False), torch.rand(4, 6) + 0.1
+    nn.init.uniform_(linear.weight)
+    P = ExcitationBP(linear, contrastive=False).attribute(x, 1)
+    gradient = P * linear(x)[:, 1:].detach() / x
+
+    def perturbed(x):
+        noise = torch.rand_like(x)
+        return noise, x - noise
+
+    error = infidelity(linear, perturbed, x, gradient, target=1)
+    torch.testing.assert_close(error, torch.zeros(4), rtol=0, atol=1e-10)
+
+
+def test_objects_pickle_and_copy():
+    net, x = cnn(), images()
+    for ebp, call in callers(net).values():
+        ebp.settings = ebp.settings.__class__(negative="clamp")
+        for again in (pickle.loads(pickle.dumps(ebp)), copy.deepcopy(ebp)):
+            assert again.settings == ebp.settings
+            assert torch.equal(call(again, x), call(ebp, x))
+
+
+def test_the_layer_may_be_replaced():
+    net, x = cnn(), images()
+    ebp = LayerExcitationBP(net, "2")
+    ebp.layer = net[5]  # as Captum's TCAV does
+    assert torch.equal(ebp.attribute(x, 0), LayerExcitationBP(net, "5").attribute(x, 0))
+
+
+def test_threads_do_not_disturb_each_other():
+    net, x = cnn(), images(8)
+    calls = [call for call in callers(net).values()] * 4
+    wanted = [call(ebp, x) for ebp, call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        given = list(pool.map(lambda call: call[1](call[0], x), calls))
+    assert all(torch.equal(a, b) for a, b in zip(given, wanted, strict=True))
+
+
+def test_nothing_is_kept_alive():
+    net, x, seen = cnn(inplace=True), images(), []
+    handle = net[4].register_forward_hook(lambda _m, inputs, _o: seen.append(weakref.ref(inputs[0])))
+    gc.collect()
+    gc.disable()
+    try:
+        for ebp, call in callers(net).values():
+            call(ebp, x)
+            assert seen and all(ref() is None for ref in seen)
+    finally:
+        gc.enable()
+        handle.remove()
+
+
+# Where it stops
+
+
+def test_stopping_at_a_layers_input():
+    net, x = cnn(), images()
+    at_input = LayerExcitationBP(net, "4").attribute(x, 0, attribute_to_layer_input=True)
+    assert torch.equal(at_input, LayerExcitationBP(net, "3").attribute(x, 0))
+    both_targets = LayerExcitationBP(net, "4").attribute_targets(x, [0, 1], attribute_to_layer_input=True)
+    assert torch.equal(both_targets[:, 0], at_input)
+
+
+def test_neurons():
+    net, x = cnn(), images()
+    part = nn.Sequential(*list(net)[:5])
+    for selector, target in (((2, 1, 0), (2, 1, 0)), (lambda z: z[:, 2, 1, 0], (2, 1, 0))):
+        got = NeuronExcitationBP(net, "4").attribute(x, selector)
+        assert torch.equal(got, ExcitationBP(part).attribute(x, target))
+    assert torch.equal(NeuronExcitationBP(net, "10").attribute(x, 1), ExcitationBP(net).attribute(x, 1))
+    assert torch.equal(
+        NeuronExcitationBP(net, "4").attribute(x, (1, 0, 0), attribute_to_neuron_input=True),
+        NeuronExcitationBP(net, "3").attribute(x, (1, 0, 0)),
+    )
+    # Neurons of a slice share alike.
+    several = NeuronExcitationBP(net, "4", contrastive=False).attribute(x, (slice(0, 2), 0, 0))
+    singles = [NeuronExcitationBP(net, "4", contrastive=False).attribute(x, (c, 0, 0)) for c in (0, 1)]
+    assert torch.allclose(several, sum(singles) / 2, atol=1e-12)
+
+
+class Branches(nn.Module):
+    """Two branches and a sum, below which the branches' inputs are one and the same."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.left, self.right, self.head = (nn.Linear(4, 4).double() for _ in range(4))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.abs_()
+
+    def forward(self, x):
+        h = self.stem(x).relu()
+        return self.head(self.left(h).relu() + self.right(h).relu())
+
+
+def test_a_layer_in_a_branch_gets_the_share_of_that_branch():
+    net, x = Branches(), torch.rand(3, 4, dtype=torch.float64)
+    for contrastive in (False, True):
+        shares = [LayerExcitationBP(net, n, contrastive=contrastive).attribute(x, 1) for n in ("left", "right")]
+        whole = LayerExcitationBP(net, "head", contrastive=contrastive).attribute(x, 1, attribute_to_layer_input=True)
+        torch.testing.assert_close(sum(shares), whole)
+    P = LayerExcitationBP(net, "left", contrastive=False).attribute(x, 1)
+    h = net.stem(x).relu()
+    a, b, w = net.left(h).relu(), net.right(h).relu(), net.head.weight[1]
+    torch.testing.assert_close(P, a * w / ((a + b) * w).sum(1, keepdim=True))
+    assert bool((total_mass(P) < 0.9).all())
+
+
+# What it refuses
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+def test_scripted_and_traced_models_are_refused():
+    net, x = cnn(), images()
+    scripted, traced = torch.jit.script(net), torch.jit.trace(net, x)
+    for model in (scripted, traced, nn.Sequential(traced, nn.Identity())):
+        with pytest.raises(TypeError, match="runs as Python code"):
+            ExcitationBP(model)
+    with pytest.raises(UnsupportedOperationError, match="scripted and traced parts"):
+        ExcitationBP(lambda x: scripted(x) * 2).attribute(x, 0)
+
+
+def test_what_runs_in_other_threads_is_refused():
+    net, x = cnn(), images()
+
+    def elsewhere(x):
+        out = []
+
+        def work():
+            with torch.enable_grad():
+                out.append(net[:4](x))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return net[4:](out[0])
+
+    with pytest.raises(UnsupportedOperationError, match="parts that run in other threads"):
+        ExcitationBP(elsewhere).attribute(x, 0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_right_or_refused(reentrant):
+    net, x = cnn(), images()
+
+    def checkpointed(x):
+        return net[4:](checkpoint(net[:4], x, use_reentrant=reentrant))
+
+    try:
+        got = both(checkpointed, x, 0)
+    except UnsupportedOperationError as error:
+        assert "turn checkpointing off" in str(error)
+    else:
+        assert torch.allclose(got, both(net, x, 0), atol=1e-12)
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return x.cumprod(1)
+
+
+def test_operations_without_a_rule_are_named():
+    net, x = nn.Sequential(nn.Linear(3, 3), Odd(), nn.Linear(3, 2)), torch.rand(2, 3)
+    with pytest.warns(UserWarning, match=r"got .*cumprod in '1': their gradient is taken") as caught:
+        ExcitationBP(net).attribute(x, 0)
+    assert len([w for w in caught if "operations with a rule" in str(w.message)]) == 1
+    with pytest.raises(UnsupportedOperationError, match=r"cumprod in '1'; strict=False takes"):
+        ExcitationBP(net, strict=True).attribute(x, 0)
+    # Below the layer to stop at it does not matter.
+    LayerExcitationBP(net, "1", strict=True).attribute(x, 0)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_custom_functions_are_named():
+    net, x = nn.Linear(3, 2), torch.rand(2, 3)
+    with pytest.warns(UserWarning, match=r"got Doubled\.apply"):
+        ExcitationBP(lambda x: net(Doubled.apply(x))).attribute(x, 0)
+
+
+def test_wrong_arguments():
+    net, x = cnn(), images()
+    for setting in ({"negative": "shift"}, {"add": "both"}, {"batch_norm": "fold"}):
+        ((name, value),) = setting.items()
+        with pytest.raises(ValueError, match=f"expected {name} to be one of .*, got '{value}'"):
+            LayerExcitationBP(net, "2", **setting)
+    with pytest.raises(ValueError, match="within the model's outputs"):
+        ExcitationBP(net).attribute(x, 3)
+    with pytest.raises(ValueError, match="picks one of the model's outputs"):
+        ExcitationBP(net).attribute(x)
+    with pytest.raises(ValueError, match=r"weights to contrast .* contrastive=False"):
+        LayerExcitationBP(net, "10").attribute(x, 0)
+    with pytest.raises(ValueError, match="depends on the inputs"):
+        ExcitationBP(lambda x: net(torch.ones_like(x))).attribute(x, 0)
+    with pytest.raises(LayerNotFoundError, match="near names"):
+        LayerExcitationBP(net, "11")
+    with pytest.raises(TypeError, match="returns one tensor, got tuple"):
+        ExcitationBP(lambda x: (net(x),)).attribute(x, 0)
+    with pytest.raises(LayerNotReachedError, match="to call layer 'Linear'"):
+        LayerExcitationBP(net, nn.Linear(2, 2)).attribute(x, 0)
+    with pytest.raises(TypeError, match=r"floating-point inputs, got torch.int64 .* stop at the embedding"):
+        ExcitationBP(net).attribute(x.long(), 1)
+    for inputs in ([x], {"x": x}, x.numpy()):
+        with pytest.raises((AssertionError, TypeError), match=r"found|expected"):
+            ExcitationBP(net).attribute(inputs, 1)
