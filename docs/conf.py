@@ -3,13 +3,13 @@
 import os
 from importlib.metadata import version as installed
 
-import torch
+# A day before the first progress bar: those of the quickstart would bury warnings. (TQDM_DISABLE yields to arguments.)
+os.environ["TQDM_DELAY"] = "86400"
+
+import torch  # noqa: E402 - may import tqdm, which reads the setting
 
 # The quickstart's models are tiny: threads would wait for each other where the machine is busy.
 torch.set_num_threads(1)
-
-# A day before the first progress bar: those of the quickstart would bury warnings. (TQDM_DISABLE yields to arguments.)
-os.environ["TQDM_DELAY"] = "86400"
 
 project = "captum_xnn"
 author = "the captum_xnn authors"
