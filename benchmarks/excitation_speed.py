@@ -21,12 +21,12 @@ most that the allocator gave out, beyond the model.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -153,18 +153,17 @@ def peak(name: str, job: str, batch: int, device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _resident()
+    # What building the model needed at most is forgotten.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
     run()
-    return _highest() - before
+    return _resident("VmHWM") - before
 
 
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
-def _highest() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident(kind: str) -> float:
+    """Returns the resident size of this process on Linux in MiB, now (VmRSS) or at most (VmHWM)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[kind].split()[0]) / 1024
 
 
 def compare_memory(name: str, batch: int, device: str) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import version as installed
 # A day before the first progress bar: those of the quickstart would bury warnings. (TQDM_DISABLE yields to arguments.)
 os.environ["TQDM_DELAY"] = "86400"
 
-import torch  # noqa: E402 - may import tqdm, which reads the setting
+import torch  # may import tqdm, which reads the setting
 
 # The quickstart's models are tiny: threads would wait for each other where the machine is busy.
 torch.set_num_threads(1)
