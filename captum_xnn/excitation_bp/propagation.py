@@ -78,7 +78,7 @@ class Run:
     mode: Signals
 
     def winners(self, prior: Tensor) -> Winners:
-        """Returns the winning probabilities of the leaves.
+        """Returns the winning probabilities of the leaves, and uses up the graph.
 
         Args:
             prior: Probabilities of the output for K targets, (K, N, ...), each summing to 1 over an example.
@@ -100,7 +100,7 @@ class Run:
                     "expected a layer with weights to contrast between the target and the layer to stop at, found "
                     "none; stop at an earlier layer or set contrastive=False"
                 )
-            arriving = _handed_down([self.output], [GradientEdge(node, 0) for node in last], priors)
+            arriving = self._down([self.output], [GradientEdge(node, 0) for node in last], priors)
             starts = [node.affine.a.edge for node in last]
             # Autograd wants gradients in the dtype of what they belong to.
             priors = [
@@ -109,16 +109,36 @@ class Run:
             ]
             live = [i for i, edge in enumerate(starts) if edge is not None]
             starts, priors = [starts[i] for i in live], [priors[i] for i in live]
-        p = [x / scale for x in _handed_down(starts, self.leaves, priors)]
+        p = [x / scale for x in self._down(starts, self.leaves, priors, is_last=True)]
         mass = _mass(p)
         return Winners(tuple(p), (0 if contrastive else 1) - mass, _mass(priors) / scale - mass)
 
+    def _down(
+        self, starts: Sequence[Any], ends: Sequence[Any], priors: Sequence[Tensor], *, is_last: bool = False
+    ) -> list[Tensor]:
+        """Returns what (K, N, ...) at the starts of the graph, tensors or edges, gives at its ends."""
+        descent = self.mode.descent
+        descent.is_batched, descent.is_last = len(priors[0]) > 1, is_last
+
+        def down(*one: Tensor) -> tuple[Tensor, ...]:
+            found = torch.autograd.grad(starts, ends, one, retain_graph=not is_last, allow_unused=True)
+            filled = (end.new_zeros(end.shape) if p is None else p for p, end in zip(found, ends, strict=True))
+            return tuple(accurate(p) for p in filled)
+
+        try:
+            # torch.vmap, as the vmap of is_grads_batched loops where it lacks a rule, as for convolutions.
+            if descent.is_batched:
+                return list(torch.vmap(down)(*priors))
+            return [p[None] for p in down(*(p[0] for p in priors))]
+        except CheckpointError as error:
+            raise UnsupportedOperationError(
+                "expected a model whose operations run once, got one with checkpointed parts, which run again out of "
+                "sight; turn checkpointing off"
+            ) from error
+
     def _contrast(self, affine: Weighted, p: Tensor) -> Tensor:
         """Returns what an operation's input wins by W, less what it wins by -W."""
-        negative, workspace = self.mode.settings.negative, self.mode.workspace
-        with torch.autocast(p.device.type, enabled=False):
-            opposite = affine.opposite().winners(p, negative, workspace)
-            return affine.winners(p, negative, workspace) - opposite
+        return affine.winners(p, self.mode.descent) - affine.opposite().winners(p, self.mode.descent)
 
     def _check(self, nodes: Sequence[Any]) -> None:
         """Raises, or warns, where probability does not reach the leaves by rules."""
@@ -145,24 +165,6 @@ class Run:
 def _mass(p: Sequence[Tensor]) -> Tensor:
     """Returns the sum of probabilities (K, N, ...) over all but K and N."""
     return torch.stack([accurate(x).flatten(2).sum(2) for x in p]).sum(0)
-
-
-def _handed_down(starts: Sequence[Any], ends: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns what (K, N, ...) at the starts of the graph, tensors or edges, gives at its ends."""
-
-    def down(*one: Tensor) -> tuple[Tensor, ...]:
-        try:
-            found = torch.autograd.grad(starts, ends, one, retain_graph=True, allow_unused=True)
-        except CheckpointError as error:
-            raise UnsupportedOperationError(
-                "expected a model whose operations run once, got one with checkpointed parts, which run again out of "
-                "sight; turn checkpointing off"
-            ) from error
-        filled = (end.new_zeros(end.shape) if p is None else p for p, end in zip(found, ends, strict=True))
-        return tuple(accurate(p) for p in filled)
-
-    # torch.vmap, as the vmap of is_grads_batched loops where it lacks a rule, as for convolutions.
-    return [p[None] for p in down(*(p[0] for p in priors))] if len(priors[0]) == 1 else list(torch.vmap(down)(*priors))
 
 
 def run(
@@ -252,7 +254,8 @@ def propagate(
         copies = tuple(x.detach().clone() for x in inputs)
         others = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in additional)
         done = run(forward, copies, others, settings, stop=stop, modules=modules, copied=copied)
-        return done, done.winners(prior(done.output))
+        with torch.autocast(done.output.device.type, enabled=False):
+            return done, done.winners(prior(done.output))
 
     with torch.inference_mode(False), _at_rest(module):
         try:

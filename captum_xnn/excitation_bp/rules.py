@@ -217,8 +217,8 @@ def _halved(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _M
         _side(mode.keep(left), right.detach(), multiply, True),
         _side(mode.keep(right), left.detach(), multiply, False),
     )
-    negative, workspace = mode.settings.negative, mode.workspace
-    return mode.apply(call, lambda p: [handed_down(p / 2, side, negative, workspace) for side in sides], left, right)
+    descent = mode.descent
+    return mode.apply(call, lambda p: [handed_down(p / 2, side, descent) for side in sides], left, right)
 
 
 def _attention(mode: Signals, call: Call) -> Any:
@@ -326,13 +326,23 @@ def _scaled(mode: Signals, call: Call, x: Tensor, factor: Any) -> Any:
     affine = None if mode.settings.batch_norm == "pass" else mode.fresh(x)
     if affine is None:
         return _passed(mode, call, x)
-    sign, shape = torch.as_tensor(factor, device=x.device).detach(), x.shape
+    sign, in_place = torch.as_tensor(factor, device=x.device).detach(), call.function in _IN_PLACE
     if bool((sign > 0).all()):
-        y = _passed(mode, call, x)
-        if y.shape == shape:
-            mode.attach(y, affine)
-        return y
-    return mode.apply_affine(call, affine.turned(sign, shape), *([x] if call.function in _IN_PLACE else []))
+        if in_place or not _fits(sign, x):
+            y = _passed(mode, call, x)
+            if in_place:
+                mode.attach(y, affine)
+            return y
+    else:
+        affine = affine.turned(sign, x.shape)
+    # Straight to the operation's input: one node does for both.
+    return mode.apply_affine(call, affine, *([x] if in_place else []))
+
+
+def _fits(factor: Tensor, x: Tensor) -> bool:
+    """Whether x times the factor has the shape of x."""
+    pairs = zip(factor.shape[::-1], x.shape[::-1], strict=False)
+    return factor.dim() <= x.dim() and all(n in (1, m) for n, m in pairs)
 
 
 def _batch_norm(mode: Signals, call: Call, *, names: tuple[str, ...]) -> Any:

@@ -33,12 +33,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 __all__ = [
     "Affine",
     "Attention",
     "Convolution",
+    "Descent",
     "Kept",
     "Linear",
     "Negative",
@@ -112,6 +113,11 @@ def unbroadcast(p: Tensor, shape: Sequence[int]) -> Tensor:
     return p.sum(summed, keepdim=True).reshape(tuple(shape)) if summed else p
 
 
+def _edge(tensor: Tensor) -> GradientEdge:
+    node = tensor.grad_fn
+    return get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)
+
+
 class OverwrittenError(RuntimeError):
     """Raised where the model overwrote a tensor that shares are computed from."""
 
@@ -128,7 +134,7 @@ class Kept:
     def __init__(self, tensor: Tensor, *, copied: bool = False, is_positive: bool = False) -> None:
         self.tensor = tensor
         # Where it stands in the graph now; the tensor stands elsewhere once it is modified in place.
-        self.edge = get_gradient_edge(tensor) if tensor.requires_grad else None
+        self.edge = _edge(tensor) if tensor.requires_grad else None
         self.is_positive = is_positive
         self._value = tensor.detach().clone() if copied else tensor.detach()
         self._version = self._value._version
@@ -165,6 +171,20 @@ class Workspace:
         if memory is None or memory.numel() < x.numel():
             memory = self._memory[key] = torch.empty(x.numel(), dtype=dtype, device=x.device)
         return memory[: x.numel()].view(x.shape)
+
+
+@dataclass
+class Descent:
+    """What all operations share while probability is handed down a graph."""
+
+    negative: Negative
+    """What negative activations count."""
+    workspace: Workspace = field(default_factory=Workspace)
+    """Memory for intermediate results."""
+    is_batched: bool = False
+    """Whether torch.vmap batches over targets."""
+    is_last: bool = False
+    """Whether the graph is not used again, so that its nodes let go of what they keep."""
 
 
 class _Term(NamedTuple):
@@ -210,13 +230,12 @@ class Affine(ABC):
     a: Kept
 
     @abstractmethod
-    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+    def winners(self, p: Tensor, descent: Descent) -> Tensor:
         """Returns the probabilities of the input for K targets, (K, ...).
 
         Args:
             p: Probabilities of the output, (K, ...).
-            negative: What negative activations count.
-            workspace: Memory for intermediate results.
+            descent: How, and with what memory.
         """
 
 
@@ -246,11 +265,11 @@ class Turned(Weighted):
     shape: tuple[int, ...]
     """Of the output of the operation itself."""
 
-    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+    def winners(self, p: Tensor, descent: Descent) -> Tensor:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
 
         def won(affine: Weighted, wins: Tensor) -> Tensor:
-            return affine.winners(torch.stack([unbroadcast(one * wins, self.shape) for one in p]), negative, workspace)
+            return affine.winners(torch.stack([unbroadcast(one * wins, self.shape) for one in p]), descent)
 
         return won(self.straight, self.sign > 0) + won(self.straight.opposite(), self.sign < 0)
 
@@ -275,27 +294,27 @@ class _Matrix(Weighted):
     inverted: bool = field(default=False, kw_only=True)
     """Whether the weights are -W."""
 
-    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+    def winners(self, p: Tensor, descent: Descent) -> Tensor:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
-        terms = _terms(a, negative, self.a.is_positive)
+        terms = _terms(a, descent.negative, self.a.is_positive)
         # One by one: a batch of targets takes hardly less time, and may round otherwise than its members.
         won = None if len(p) == 1 else torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
         sums = [_Sum(None)] if won is None else [_Sum(each) for each in won]
         for piece in self._pieces():
-            part = self._rectified(piece, terms[-1].positive, a.dtype, workspace)
+            part = self._rectified(piece, terms[-1].positive, a.dtype, descent.workspace)
             Z = self._forth(terms[-1].a, part)
             for term in terms[:-1]:
-                part = self._rectified(piece, term.positive, a.dtype, workspace)
+                part = self._rectified(piece, term.positive, a.dtype, descent.workspace)
                 Z = Z.add_(self._forth(term.a, part))
-            Z = _safe(Z, negative == "raw")
-            # The last use of Z may overwrite it.
-            room = Z if len(p) == len(terms) == 1 else workspace.like(Z, a.dtype, purpose="quotients")
+            Z = _safe(Z, descent.negative == "raw")
+            # One target's quotients may overwrite Z, and serve all terms.
+            room = Z if len(p) == 1 else descent.workspace.like(Z, a.dtype, purpose="quotients")
             for i, term in enumerate(terms):
                 if i > 0:
-                    part = self._rectified(piece, term.positive, a.dtype, workspace)
+                    part = self._rectified(piece, term.positive, a.dtype, descent.workspace)
                 for one, total in zip(p, sums, strict=True):
-                    s = torch.div(self._of(one, piece), Z, out=room)
+                    s = room if i > 0 and room is Z else torch.div(self._of(one, piece), Z, out=room)
                     total.add(self._back(s, part, term.a), term.a)
         if won is None:
             assert sums[0].value is not None
@@ -386,15 +405,36 @@ class Convolution(_Matrix):
     output_padding: tuple[int, ...]
     groups: int
 
+    def winners(self, p: Tensor, descent: Descent) -> Tensor:
+        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        a = accurate(self.a.value)
+        if self.transposed or self.groups > 1 or len(_terms(a, descent.negative, self.a.is_positive)) == 1:
+            return super().winners(p, descent)
+        # An input of either sign as two that are not negative. An image's 6 channels take hardly longer than its 3.
+        halves = torch.cat([a.clamp(min=0), a.clamp(max=0).neg_()], 1)
+        joined = replace(self, a=Kept(halves, is_positive=True), weight=torch.cat([self.weight, -self.weight], 1))
+        won = joined.winners(p, descent)
+        return won[:, :, : a.shape[1]] + won[:, :, a.shape[1] :]
+
     def _rows(self, dims: int) -> tuple[int, int]:
         return 1, self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
 
+    @property
+    def _is_pointwise(self) -> bool:
+        """Whether it is a product of matrices at each place, which takes down to a quarter of a convolution's time."""
+        units = (*self.weight.shape[2:], *self.stride, self.groups)
+        return not self.transposed and not any(self.padding) and all(n == 1 for n in units)
+
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
+        if self._is_pointwise and a.is_contiguous():
+            return (part.flatten(1) @ a.flatten(2)).view(len(a), -1, *a.shape[2:])
         return torch.convolution(
             a, part, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
 
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
+        if self._is_pointwise and s.is_contiguous():
+            return (part.flatten(1).T @ s.flatten(2)).view(a.shape)
         beyond = [0] * len(self.stride) if self.transposed else self._unseen(s.shape[2:], part.shape[2:], a.shape[2:])
         return torch.convolution(
             s, part, None, self.stride, self.padding, self.dilation, not self.transposed, beyond, self.groups
@@ -445,11 +485,11 @@ class Attention(Affine):
     back: Callable[[Tensor, Tensor], Tensor]
     """Returns the transposed product, for an average and weights."""
 
-    def winners(self, p: Tensor, negative: Negative, workspace: Workspace) -> Tensor:
+    def winners(self, p: Tensor, descent: Descent) -> Tensor:
         """Returns the probabilities of the values. See :meth:`Affine.winners`."""
         a, A = accurate(self.a.value), accurate(self.weights())
         y = self.forth(a, A)
-        if negative == "raw":
+        if descent.negative == "raw":
             sides = [(a, torch.ones_like(y))]
         else:
             sides = [(a.clamp(min=0), (y > 0).to(y)), (a.clamp(max=0), (y < 0).to(y))]
@@ -467,29 +507,27 @@ class _HandDown(torch.autograd.Function):
     """Hands p down an affine operation; what torch.vmap batches over become the K targets."""
 
     @staticmethod
-    def forward(p: Tensor, affine: Affine, negative: Negative, workspace: Workspace) -> Tensor:
-        return affine.winners(p[None], negative, workspace)[0]
+    def forward(p: Tensor, affine: Affine, descent: Descent) -> Tensor:
+        return affine.winners(p[None], descent)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keeps nothing: winners have no derivative."""
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], p: Tensor, affine: Affine, negative: Negative, workspace: Workspace
-    ) -> tuple[Tensor, int]:
-        return affine.winners(p.movedim(in_dims[0], 0), negative, workspace), 0
+    def vmap(info: Any, in_dims: tuple[Any, ...], p: Tensor, affine: Affine, descent: Descent) -> tuple[Tensor, int]:
+        return affine.winners(p.movedim(in_dims[0], 0), descent), 0
 
 
-def handed_down(p: Tensor, affine: Affine, negative: Negative, workspace: Workspace) -> Tensor:
+def handed_down(p: Tensor, affine: Affine, descent: Descent) -> Tensor:
     """Returns the probabilities of an affine operation's input for one target, or for each that torch.vmap batches.
 
     Args:
         p: Probabilities of the output.
         affine: The operation.
-        negative: What negative activations count.
-        workspace: Memory for intermediate results.
+        descent: How, and with what memory.
     """
-    with torch.autocast(p.device.type, enabled=False):
-        won: Tensor = _HandDown.apply(p, affine, negative, workspace)  # type: ignore[no-untyped-call]
+    if not descent.is_batched:
+        return affine.winners(p[None], descent)[0]
+    won: Tensor = _HandDown.apply(p, affine, descent)  # type: ignore[no-untyped-call]
     return won

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_xnn.excitation_bp.shares import Affine, Kept, Negative, Weighted, Workspace, handed_down
+from captum_xnn.excitation_bp.shares import Affine, Descent, Kept, Negative, Weighted, handed_down
 
 __all__ = [
     "LABEL",
@@ -142,9 +142,11 @@ class RuleNode(torch.autograd.Function):
     affine: Affine | None
 
     @staticmethod
-    def forward(ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, *signals: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, descent: Descent, *signals: Tensor
+    ) -> Tensor:
         """Returns the value, a function of the signals."""
-        ctx.back, ctx.affine = back, affine
+        ctx.back, ctx.affine, ctx.descent = back, affine, descent
         versions = [x._version for x in signals]
         y = value()
         for x, version in zip(signals, versions, strict=True):
@@ -157,7 +159,10 @@ class RuleNode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, p: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the probabilities of the signals."""
-        return None, None, None, *ctx.back(p)
+        given = ctx.back(p)
+        if ctx.descent.is_last:
+            ctx.back = ctx.affine = None
+        return None, None, None, None, *given
 
 
 def has_rule(node: Any) -> bool:
@@ -225,21 +230,13 @@ class _Known:
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[Tensor], Signal]] = {}
 
-    def __getitem__(self, tensor: Tensor) -> Signal:
-        return self._entries[id(tensor)][1]
-
     def __setitem__(self, tensor: Tensor, signal: Signal) -> None:
         self._entries[id(tensor)] = weakref.ref(tensor), signal
 
-    def __contains__(self, tensor: object) -> bool:
-        # An id may have passed to another tensor.
-        entry = self._entries.get(id(tensor))
-        return entry is not None and entry[0]() is tensor
-
     def get(self, tensor: Tensor) -> Signal | None:
-        if tensor in self:
-            return self[tensor]
-        return None
+        entry = self._entries.get(id(tensor))
+        # An id may have passed to another tensor.
+        return entry[1] if entry is not None and entry[0]() is tensor else None
 
 
 class Signals(TorchFunctionMode):
@@ -266,7 +263,7 @@ class Signals(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.workspace = Workspace()
+        self.descent = Descent(settings.negative)
         self._rules, self._gates, self._rectifiers = rules, gates, rectifiers
         self._modules, self._copied = modules, copied
         self._known = _Known()
@@ -304,7 +301,7 @@ class Signals(TorchFunctionMode):
         Args:
             value: Any argument of a function.
         """
-        return isinstance(value, Tensor) and value.requires_grad and value in self._known
+        return isinstance(value, Tensor) and value.requires_grad and self._known.get(value) is not None
 
     def signal(self, value: Any) -> Signal | None:
         """Returns what is known of a value, if it is a signal.
@@ -331,7 +328,8 @@ class Signals(TorchFunctionMode):
             tensor: Part of the signal, or its copy.
             signal: The signal.
         """
-        known = self._known[signal]
+        known = self._known.get(signal)
+        assert known is not None
         self._known[tensor] = Signal(known.source, known.gate)
 
     def fresh(self, y: Tensor) -> Weighted | None:
@@ -353,7 +351,7 @@ class Signals(TorchFunctionMode):
             back: Returns the probabilities of the signals from that of the value.
             signals: What it is computed from.
         """
-        return RuleNode.apply(value, back, None, *signals)  # type: ignore[no-any-return,no-untyped-call]
+        return RuleNode.apply(value, back, None, self.descent, *signals)  # type: ignore[no-any-return,no-untyped-call]
 
     def apply_affine(self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor) -> Tensor:
         """Returns the value of an affine operation, which hands probability down to its input.
@@ -364,13 +362,12 @@ class Signals(TorchFunctionMode):
             besides: Signals that it may modify, which take nothing.
         """
         # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
-        negative, workspace = self.settings.negative, self.workspace
-        nothing = (None,) * len(besides)
+        descent, nothing = self.descent, (None,) * len(besides)
 
         def back(p: Tensor) -> tuple[Tensor | None, ...]:
-            return handed_down(p, affine, negative, workspace), *nothing
+            return handed_down(p, affine, descent), *nothing
 
-        y: Tensor = RuleNode.apply(value, back, affine, affine.a.tensor, *besides)  # type: ignore[no-untyped-call]
+        y: Tensor = RuleNode.apply(value, back, affine, self.descent, affine.a.tensor, *besides)  # type: ignore[no-untyped-call]
         if isinstance(affine, Weighted):
             self.attach(y, affine)
         return y
@@ -390,25 +387,36 @@ class Signals(TorchFunctionMode):
     ) -> Any:
         """Returns what the function returns, with its rule in the graph."""
         call = Call(func, args, kwargs or {})
-        given = [x for x in tensors_in(args) + tensors_in(call.kwargs) if x in self._known]
+        given, signals = [], []
+        for x in tensors_in(args) + tensors_in(kwargs) if kwargs else tensors_in(args):
+            known = self._known.get(x)
+            if known is not None:
+                given.append(x)
+                signals.append(known)
         if not given:
             return self._open(call, types)
-        signals = [self._known[x] for x in given]
-        source = min(s.source for s in signals)
-        carrying = any(x.requires_grad for x in given)
-        rule = self._rules.get(func)
-        with torch.set_grad_enabled(carrying):
-            y: Any = NotImplemented
-            if rule is not None:
-                y = rule(self, call) if carrying else call()
-            if y is NotImplemented:
-                below = {x.grad_fn for x in given}
-                y = self._open(call, types)
-                if carrying:
-                    self._label(_results(call, y), below, call)
-        gate = func in self._gates or all(s.gate for s in signals)
-        is_positive = func in self._rectifiers or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
-        self._note(_results(call, y), given, Signal(source, gate, is_positive=is_positive))
+        if any(x.requires_grad for x in given):
+            with torch.enable_grad():
+                y = self._ruled(call, types, given)
+        else:
+            with torch.no_grad():
+                y = call()
+        results = _results(call, y)
+        if results:
+            source = min(s.source for s in signals)
+            gate = func in self._gates or all(s.gate for s in signals)
+            is_positive = func in self._rectifiers or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
+            self._note(results, Signal(source, gate, is_positive=is_positive))
+        return y
+
+    def _ruled(self, call: Call, types: Any, given: Sequence[Tensor]) -> Any:
+        """Returns what a function of signals returns, with its rule, or else its derivative, in the graph."""
+        rule = self._rules.get(call.function)
+        y = NotImplemented if rule is None else rule(self, call)
+        if y is NotImplemented:
+            below = {x.grad_fn for x in given}
+            y = self._open(call, types)
+            self._label(_results(call, y), below, call)
         return y
 
     def _open(self, call: Call, types: Any) -> Any:
@@ -422,7 +430,7 @@ class Signals(TorchFunctionMode):
         finally:
             self._opened.pop()
 
-    def _note(self, results: Sequence[Tensor], given: Sequence[Tensor], signal: Signal) -> None:
+    def _note(self, results: Sequence[Tensor], signal: Signal) -> None:
         """Takes down what is known of a function's results."""
         for result in results:
             known = self._known.get(result)
@@ -432,10 +440,7 @@ class Signals(TorchFunctionMode):
                 signal = signal._replace(source=min(signal.source, known.source))
             self._known[result] = signal._replace(version=result._version)
             base = result._base
-            if base is not None and base not in self._known:
-                self._known[base] = Signal(signal.source)  # a constant, part of which was overwritten
-            base = result._base
-            if base is not None and base not in self._known:
+            if base is not None and self._known.get(base) is None:
                 self._known[base] = Signal(signal.source)  # a constant, part of which was overwritten
 
     def vouch(self, y: Tensor, x: Tensor) -> None:
