@@ -147,33 +147,34 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    with _LOCK, _kept(model):
-        for module in model.modules():
-            module.training = False
+    with _LOCK, _kept(list(model.modules())) as modules:
+        for module in modules:
+            if module.training:
+                module.training = False
         yield
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
-    """Takes down the model's state and brings it back at the end."""
+def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Takes down the state of a model's modules and brings it back at the end."""
     states = [
         _State(
             m,
             m.training,
             frozenset(vars(m)),
             {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
-            {h: frozenset(getattr(m, h, ())) for h in _HOOKS},
+            {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
         )
-        for m in model.modules()
+        for m in modules
     ]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
     devices = sorted(
         {p.device.index for p, _, _ in parameters if p.device.type == "cuda" and p.device.index is not None}
     )
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
     try:
         with torch.random.fork_rng(devices):
-            yield
+            yield modules
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
@@ -196,12 +197,13 @@ def _restore(state: _State) -> None:
             with torch.no_grad():
                 buffer.copy_(value)
         state.module._buffers[name] = buffer
-    for name in set(vars(state.module)) - state.attributes:
+    for name in vars(state.module).keys() - state.attributes:
         delattr(state.module, name)
-    for kind, known in state.hooks.items():
-        hooks = getattr(state.module, kind, {})
-        for key in set(hooks) - known:
-            del hooks[key]
+    for kind in _HOOKS:
+        hooks = vars(state.module).get(kind)
+        if hooks:
+            for key in hooks.keys() - state.hooks.get(kind, frozenset()):
+                del hooks[key]
 
 
 def rows_of(

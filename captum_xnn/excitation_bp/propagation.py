@@ -174,7 +174,7 @@ def run(
     settings: Settings,
     *,
     stop: Stop | None = None,
-    modules: dict[int, str] | None = None,
+    module: nn.Module | None = None,
     copied: bool = False,
 ) -> Run:
     """Returns a forward pass with rules in its graph.
@@ -185,14 +185,14 @@ def run(
         additional: Further arguments, which take no share.
         settings: Choices of the method.
         stop: Where to stop, the inputs if None.
-        modules: Names of the model's modules by id, for messages.
+        module: The module that runs, if any, whose layers messages name.
         copied: Whether to keep copies of all that is needed later.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
         TypeError: If inputs to stop at are no floating-point tensors.
     """
-    mode = Signals(settings, RULES, GATES, RECTIFIERS, modules or {}, copied=copied)
+    mode = Signals(settings, RULES, GATES, RECTIFIERS, module, copied=copied)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if stop is None:
@@ -248,12 +248,11 @@ def propagate(
         UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
         ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
     """
-    modules = {id(m): name for name, m in module.named_modules()} if module is not None else {}
 
     def ran(copied: bool) -> tuple[Run, Winners]:
         copies = tuple(x.detach().clone() for x in inputs)
         others = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in additional)
-        done = run(forward, copies, others, settings, stop=stop, modules=modules, copied=copied)
+        done = run(forward, copies, others, settings, stop=stop, module=module, copied=copied)
         with torch.autocast(done.output.device.type, enabled=False):
             return done, done.winners(prior(done.output))
 

@@ -36,7 +36,7 @@ from captum_xnn.excitation_bp.shares import (
     handed_down,
     unbroadcast,
 )
-from captum_xnn.excitation_bp.signals import Call, Rule, Signals
+from captum_xnn.excitation_bp.signals import Call, Rule, Signals, tensors_in
 
 __all__ = ["GATES", "RECTIFIERS", "RULES"]
 
@@ -44,10 +44,28 @@ __all__ = ["GATES", "RECTIFIERS", "RULES"]
 def _passing(mode: Signals, call: Call) -> Any:
     """One input for each output."""
     x = call.args[0] if call.args else next(iter(call.kwargs.values()))
-    return _passed(mode, call, x) if mode.carries(x) else NotImplemented
+    if not mode.carries(x):
+        return NotImplemented
+    affine = mode.fresh(x)
+    if affine is None or _in_place(call, x) or len(tensors_in(call.args) + tensors_in(call.kwargs)) > 1:
+        return _passed(mode, call, x)
+    # Straight to the operation's input: one node does for both.
+    return mode.apply_affine(call, affine, activated=True)
 
 
-def _passed(mode: Signals, call: Callable[[], Tensor], x: Tensor) -> Tensor:
+def _in_place(call: Call, x: Tensor) -> bool:
+    """Whether a function overwrites x, its first argument."""
+    name = getattr(call.function, "__name__", "")
+    named_so = call.function in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return bool(call.args) and call.args[0] is x and (named_so or call.kwargs.get("inplace") is True)
+
+
+def _passed(mode: Signals, call: Call, x: Tensor) -> Tensor:
+    if _in_place(call, x):
+        # What x wins goes where it went before.
+        with torch.no_grad():
+            call.function(x.detach(), *call.args[1:], **call.kwargs)
+        return x
     shape = x.shape
     return mode.apply(call, lambda p: (unbroadcast(p, shape),), x)
 
@@ -326,7 +344,7 @@ def _scaled(mode: Signals, call: Call, x: Tensor, factor: Any) -> Any:
     affine = None if mode.settings.batch_norm == "pass" else mode.fresh(x)
     if affine is None:
         return _passed(mode, call, x)
-    sign, in_place = torch.as_tensor(factor, device=x.device).detach(), call.function in _IN_PLACE
+    sign, in_place = torch.as_tensor(factor, device=x.device).detach(), _in_place(call, x)
     if bool((sign > 0).all()):
         if in_place or not _fits(sign, x):
             y = _passed(mode, call, x)
@@ -335,7 +353,6 @@ def _scaled(mode: Signals, call: Call, x: Tensor, factor: Any) -> Any:
             return y
     else:
         affine = affine.turned(sign, x.shape)
-    # Straight to the operation's input: one node does for both.
     return mode.apply_affine(call, affine, *([x] if in_place else []))
 
 

@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
@@ -247,7 +248,7 @@ class Signals(TorchFunctionMode):
         rules: Rules by function; a rule may return NotImplemented, which is as if there were none.
         gates: Functions whose results weight others.
         rectifiers: Functions whose results are never negative.
-        modules: Names of the model's modules, by id.
+        module: The model, whose layers messages name.
         copied: Whether to keep copies of all that shares are computed from, for models that overwrite it.
     """
 
@@ -257,7 +258,7 @@ class Signals(TorchFunctionMode):
         rules: Mapping[Any, Rule],
         gates: frozenset[Any],
         rectifiers: frozenset[Any],
-        modules: Mapping[int, str],
+        module: nn.Module | None,
         *,
         copied: bool = False,
     ) -> None:
@@ -265,7 +266,7 @@ class Signals(TorchFunctionMode):
         self.settings = settings
         self.descent = Descent(settings.negative)
         self._rules, self._gates, self._rectifiers = rules, gates, rectifiers
-        self._modules, self._copied = modules, copied
+        self._module, self._copied = module, copied
         self._known = _Known()
         self._opened: list[Any] = []
 
@@ -353,13 +354,16 @@ class Signals(TorchFunctionMode):
         """
         return RuleNode.apply(value, back, None, self.descent, *signals)  # type: ignore[no-any-return,no-untyped-call]
 
-    def apply_affine(self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor) -> Tensor:
+    def apply_affine(
+        self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor, activated: bool = False
+    ) -> Tensor:
         """Returns the value of an affine operation, which hands probability down to its input.
 
         Args:
             value: Computes it.
             affine: The operation.
             besides: Signals that it may modify, which take nothing.
+            activated: Whether an activation has made the value, so that no later scale belongs to the operation.
         """
         # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
         descent, nothing = self.descent, (None,) * len(besides)
@@ -368,7 +372,7 @@ class Signals(TorchFunctionMode):
             return handed_down(p, affine, descent), *nothing
 
         y: Tensor = RuleNode.apply(value, back, affine, self.descent, affine.a.tensor, *besides)  # type: ignore[no-untyped-call]
-        if isinstance(affine, Weighted):
+        if isinstance(affine, Weighted) and not activated:
             self.attach(y, affine)
         return y
 
@@ -461,13 +465,18 @@ class Signals(TorchFunctionMode):
             for node in nodes:
                 node.metadata.setdefault(LABEL, label)
 
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """Names of the model's modules, by id."""
+        return {} if self._module is None else {id(m): name for name, m in self._module.named_modules()}
+
     def _running(self) -> str:
         """Returns the name of the module that is running."""
         frame = sys._getframe()
         while frame is not None:
             owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and id(owner) in self._modules:
-                return self._modules[id(owner)] or type(owner).__name__
+            if isinstance(owner, nn.Module) and id(owner) in self._names:
+                return self._names[id(owner)] or type(owner).__name__
             frame = frame.f_back  # type: ignore[assignment]
         return "the model"
 
