@@ -410,7 +410,7 @@ class Signals(TorchFunctionMode):
             source = min(s.source for s in signals)
             gate = func in self._gates or all(s.gate for s in signals)
             is_positive = func in self._rectifiers or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
-            self._note(results, Signal(source, gate, is_positive=is_positive))
+            self._note(results, source, gate, is_positive)
         return y
 
     def _ruled(self, call: Call, types: Any, given: Sequence[Tensor]) -> Any:
@@ -434,18 +434,18 @@ class Signals(TorchFunctionMode):
         finally:
             self._opened.pop()
 
-    def _note(self, results: Sequence[Tensor], signal: Signal) -> None:
+    def _note(self, results: Sequence[Tensor], source: int, gate: bool, is_positive: bool) -> None:
         """Takes down what is known of a function's results."""
         for result in results:
-            known = self._known.get(result)
-            if known is not None and known.affine is not None and known.version == result._version:
-                continue
+            version, known = result._version, self._known.get(result)
             if known is not None:
-                signal = signal._replace(source=min(signal.source, known.source))
-            self._known[result] = signal._replace(version=result._version)
+                if known.affine is not None and known.version == version:
+                    continue
+                source = min(source, known.source)
+            self._known[result] = Signal(source, gate, None, is_positive, version)
             base = result._base
             if base is not None and self._known.get(base) is None:
-                self._known[base] = Signal(signal.source)  # a constant, part of which was overwritten
+                self._known[base] = Signal(source)  # a constant, part of which was overwritten
 
     def vouch(self, y: Tensor, x: Tensor) -> None:
         """Takes the derivative of y by x, two tensors of a rule, for part of that rule.
