@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -31,6 +32,33 @@ def test_figures_of_degeneration():
     rows = split(torch.arange(300) % 5, 3)
     assert sorted(torch.cat([rows.train, rows.test]).tolist()) == list(range(300))
     assert (torch.arange(300) % 5)[rows.train[:50]].unique().tolist() == [3]
+
+
+@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+def test_excitation_speed(monkeypatch, capsys):
+    import excitation_speed as speed
+
+    names = ("saliency", "forward", "layer", "layer, MWP", "layer, K=5", "input", "input, MWP", "input, K=5")
+    assert speed.ratios(dict(zip(names, (10, 4, 8, 5, 20, 16, 8, 40), strict=True))) == {
+        "layer": 0.8,
+        "input": 1.6,
+        "layer / MWP": 1.6,
+        "input / MWP": 2.0,
+        "layer, K=5": 0.5,
+        "input, K=5": 0.5,
+    }
+
+    def network(_name):
+        return nn.Sequential(nn.Conv2d(3, 2, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+
+    monkeypatch.setattr(speed, "network", network)
+    monkeypatch.setitem(speed.LAYERS, "vgg16", "1")
+    speed.compare("vgg16", batch=1, repeats=2, device="cpu")
+    printed = capsys.readouterr().out
+    assert printed.count("bar") == len(speed.BARS["vgg16"])
+    assert all(f"{ratio} " in printed for ratio in speed.BARS["vgg16"])
+    if Path("/proc/self/clear_refs").exists():
+        assert 0 <= speed.peak("vgg16", "layer", 1, "cpu") < 1000
 
 
 @pytest.mark.slow

@@ -95,6 +95,9 @@ def test_the_classes_are_captums_and_take_its_arguments_in_its_order():
         assert callable(ours.attribute.__wrapped__)
     ebp = ExcitationBP(cnn())
     assert ebp.multiplies_by_inputs and ebp.has_convergence_delta()
+    assert [c.get_name() for c in (ExcitationBP, LayerExcitationBP)] == ["Excitation BP", "Layer Excitation BP"]
+    with pytest.raises(NotImplementedError, match="attribute_future is not implemented for ExcitationBP"):
+        ebp.attribute_future(images(), 1)
 
 
 @pytest.mark.parametrize("kind", callers(nn.Sequential(*[nn.Identity() for _ in range(6)])))
@@ -266,6 +269,48 @@ def test_nothing_is_kept_alive():
     finally:
         gc.enable()
         handle.remove()
+
+
+def families(models):
+    """Small members of the families that have no accepted rules, and a layer of each."""
+    from torchvision.models.convnext import CNBlockConfig
+    from torchvision.models.efficientnet import MBConvConfig
+
+    return {
+        "vit": (models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3), "encoder.layers.encoder_layer_1"),
+        "swin": (models.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [2, 2], num_classes=3), "features.1"),
+        "convnext": (
+            models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=3),
+            "features.1",
+        ),
+        "efficientnet": (
+            models.EfficientNet([MBConvConfig(1, 3, 1, 8, 8, 1), MBConvConfig(4, 5, 2, 8, 16, 2)], 0.2, num_classes=3),
+            "features.2",
+        ),
+        "densenet": (models.DenseNet(4, (2, 2), 8, num_classes=3), "features.transition1"),
+        "googlenet": (models.GoogLeNet(num_classes=3, aux_logits=False, init_weights=False), "inception4a"),
+        "shufflenet": (models.shufflenet_v2_x0_5(num_classes=3), "stage3"),
+    }
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "efficientnet", "densenet", "googlenet", "shufflenet"])
+def test_families_of_torchvision(torchvision, family):
+    """Every operation has a rule, everything is finite, and what is lost is reported."""
+    net, layer = families(torchvision.models)[family]
+    for p in net.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.1)  # torchvision starts the heads of some with 0
+    net, x = net.eval(), torch.randn(2, 3, 32, 32)
+    for contrastive in (False, True):
+        for ebp in (
+            ExcitationBP(net, contrastive=contrastive, strict=True),
+            LayerExcitationBP(net, layer, contrastive=contrastive, strict=True),
+        ):
+            P, delta = ebp.attribute(x, 1, return_convergence_delta=True)
+            assert P.isfinite().all() and P.abs().max() > 0
+            torch.testing.assert_close(total_mass(P) + delta, torch.full((2,), 0.0 if contrastive else 1.0))
+            if not contrastive and family in ("densenet", "googlenet", "shufflenet"):  # rectified throughout
+                assert P.min() >= 0 and delta.min() > -1e-5
 
 
 # Where it stops

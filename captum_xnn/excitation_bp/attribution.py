@@ -69,9 +69,18 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
         """True: a neuron's probability is its activation times a sum."""
         return True
 
+    @classmethod
+    def get_name(cls) -> str:
+        """Returns the name that progress bars show."""
+        return cls.__name__.replace("ExcitationBP", " Excitation BP").strip()
+
     def has_convergence_delta(self) -> bool:
         """Returns True: the delta is the probability that was lost on the way."""
         return True
+
+    def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
+        """Raises NotImplementedError, as Captum's classes without futures do."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def compute_convergence_delta(
         self, attributions: Tensor | tuple[Tensor, ...], *_args: Any, **_kwargs: Any
