@@ -56,7 +56,8 @@ __all__ = [
 
 Negative = Literal["excitatory", "clamp", "raw"]
 
-# Linear layers rectify so many weights at once, 16 MiB, which stay in the processor's cache for the two products.
+# So many numbers are worked on at once, 16 MiB: linear layers' rectified weights stay in the processor's cache for both
+# products, and convolutions' results in memory that the process keeps.
 _PIECE = 1 << 22
 
 
@@ -297,10 +298,23 @@ class _Matrix(Weighted):
     def winners(self, p: Tensor, descent: Descent) -> Tensor:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
+        examples = self._examples(p, a)
+        if len(p) == len(examples) == 1:
+            alone = _Sum(None)
+            self._add_winners([alone], p, a, descent)
+            assert alone.value is not None
+            return alone.value[None]
+        won = torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
+        for some in examples:
+            self._add_winners([_Sum(each[some]) for each in won], p[:, some], a[some], descent)
+        return won
+
+    def _add_winners(self, sums: Sequence[_Sum], p: Tensor, a: Tensor, descent: Descent) -> None:
+        """Adds the probabilities of the input a to a sum for each target.
+
+        Targets go one by one: a batch of them takes hardly less time, and may round otherwise than its members.
+        """
         terms = _terms(a, descent.negative, self.a.is_positive)
-        # One by one: a batch of targets takes hardly less time, and may round otherwise than its members.
-        won = None if len(p) == 1 else torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
-        sums = [_Sum(None)] if won is None else [_Sum(each) for each in won]
         for piece in self._pieces():
             part = self._rectified(piece, terms[-1].positive, a.dtype, descent.workspace)
             Z = self._forth(terms[-1].a, part)
@@ -316,10 +330,6 @@ class _Matrix(Weighted):
                 for one, total in zip(p, sums, strict=True):
                     s = room if i > 0 and room is Z else torch.div(self._of(one, piece), Z, out=room)
                     total.add(self._back(s, part, term.a), term.a)
-        if won is None:
-            assert sums[0].value is not None
-            return sums[0].value[None]
-        return won
 
     def opposite(self) -> Weighted:
         """Returns the operation with the weights -W."""
@@ -340,8 +350,12 @@ class _Matrix(Weighted):
         """Returns which of an output's dimensions counts outputs with weights of their own, and how many these are."""
         return None
 
+    def _examples(self, p: Tensor, a: Tensor) -> list[slice]:
+        """Returns the examples to work on at once."""
+        return [slice(None)]
+
     def _pieces(self) -> list[slice]:
-        """Returns the rows to work on at once."""
+        """Returns the rows of the weights to work on at once."""
         return [slice(None)]
 
     def _of(self, p: Tensor, piece: slice) -> Tensor:
@@ -415,6 +429,13 @@ class Convolution(_Matrix):
         joined = replace(self, a=Kept(halves, is_positive=True), weight=torch.cat([self.weight, -self.weight], 1))
         won = joined.winners(p, descent)
         return won[:, :, : a.shape[1]] + won[:, :, a.shape[1] :]
+
+    def _examples(self, p: Tensor, a: Tensor) -> list[slice]:
+        if a.device.type != "cpu" or not len(a):
+            return [slice(None)]
+        # The system takes back larger memory after each use, and clears it for the next.
+        some = max(1, _PIECE * len(a) // max(1, a.numel(), p[0].numel()))
+        return [slice(i, i + some) for i in range(0, len(a), some)]
 
     def _rows(self, dims: int) -> tuple[int, int]:
         return 1, self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
