@@ -241,6 +241,13 @@ def test_objects_pickle_and_copy():
             assert torch.equal(call(again, x), call(ebp, x))
 
 
+def test_no_examples_have_no_attributions():
+    net, x = cnn(), images()[:0]
+    for ebp, call in callers(net).values():
+        P = call(ebp, x)
+        assert len(P) == 0 and P.shape[1:] == call(ebp, images()).shape[1:]
+
+
 def test_the_layer_may_be_replaced():
     net, x = cnn(), images()
     ebp = LayerExcitationBP(net, "2")
@@ -339,6 +346,28 @@ def test_neurons():
     several = NeuronExcitationBP(net, "4", contrastive=False).attribute(x, (slice(0, 2), 0, 0))
     singles = [NeuronExcitationBP(net, "4", contrastive=False).attribute(x, (c, 0, 0)) for c in (0, 1)]
     assert torch.allclose(several, sum(singles) / 2, atol=1e-12)
+
+
+class Recurrent(nn.Module):
+    """Its layer returns a sequence of states and the last ones, (1, N, H)."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def test_a_layer_with_states_that_are_no_examples():
+    net, x = Recurrent(), torch.rand(5, 6, 3)
+    P = LayerExcitationBP(net, "rnn", contrastive=False).attribute(x, 1)
+    assert P.shape == (5, 6, 4)
+    contributions = (net.rnn(x)[0][:, -1] * net.head.weight[1]).clamp(min=0).detach()
+    torch.testing.assert_close(P[:, -1], contributions / contributions.sum(1, keepdim=True))
+    assert P[:, :-1].abs().max() == 0
+    with pytest.warns(UserWarning, match=r"expected operations with a rule, got lstm in 'rnn'"):
+        ExcitationBP(net).attribute(x, 1)
 
 
 class Branches(nn.Module):
@@ -450,6 +479,13 @@ def test_custom_functions_are_named():
         ExcitationBP(lambda x: net(Doubled.apply(x))).attribute(x, 0)
 
 
+class Batch(nn.Module):
+    """One row for all examples."""
+
+    def forward(self, y):
+        return y.mean(0, keepdim=True)
+
+
 def test_wrong_arguments():
     net, x = cnn(), images()
     for setting in ({"negative": "shift"}, {"add": "both"}, {"batch_norm": "fold"}):
@@ -466,8 +502,12 @@ def test_wrong_arguments():
         ExcitationBP(lambda x: net(torch.ones_like(x))).attribute(x, 0)
     with pytest.raises(LayerNotFoundError, match="near names"):
         LayerExcitationBP(net, "11")
-    with pytest.raises(TypeError, match="returns one tensor, got tuple"):
+    with pytest.raises(TypeError, match="returns one tensor with a row for each example, got tuple"):
         ExcitationBP(lambda x: (net(x),)).attribute(x, 0)
+    with pytest.raises(TypeError, match="got a number for all examples"):
+        ExcitationBP(lambda x: net(x).sum()).attribute(x)
+    with pytest.raises(ValueError, match=r"a row for each of 1 examples, got \[\(2, 4, 4, 4\)\]"):
+        LayerExcitationBP(nn.Sequential(*net, Batch()), "3").attribute(x, 0)
     with pytest.raises(LayerNotReachedError, match="to call layer 'Linear'"):
         LayerExcitationBP(net, nn.Linear(2, 2)).attribute(x, 0)
     with pytest.raises(TypeError, match=r"floating-point inputs, got torch.int64 .* stop at the embedding"):

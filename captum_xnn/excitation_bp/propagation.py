@@ -191,6 +191,7 @@ def run(
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
         TypeError: If inputs to stop at are no floating-point tensors.
+        ValueError: If what to stop at has no row for each example. Of several tensors those that have one are taken.
     """
     mode = Signals(settings, RULES, GATES, RECTIFIERS, module, copied=copied)
     with ExitStack() as stack:
@@ -209,14 +210,21 @@ def run(
             f"expected the forward pass to call layer {stop.name!r} with a floating-point tensor, but it never did; "
             "choose a layer that runs for these inputs"
         )
-    if not isinstance(output, Tensor):
+    if not isinstance(output, Tensor) or output.dim() == 0:
+        kind = "a number for all examples" if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(
-            f"expected a model that returns one tensor, got {type(output).__name__}; wrap it in a module that picks "
-            "the tensor to explain"
+            f"expected a model that returns one tensor with a row for each example, got {kind}; wrap it in a module "
+            "that picks the tensor to explain"
+        )
+    rows = tuple(leaf for leaf in leaves if leaf.dim() > 0 and len(leaf) == len(output))
+    if not rows:
+        raise ValueError(
+            f"expected a layer with a row for each of {len(output)} examples, got {[tuple(x.shape) for x in leaves]}; "
+            "stop at another one"
         )
     known = mode.signal(output)
     mode.forget()
-    return Run(output, tuple(leaves), known is not None and known.source == calls[0], mode)
+    return Run(output, rows, known is not None and known.source == calls[0], mode)
 
 
 def propagate(
@@ -304,6 +312,8 @@ def one_hot(output: Tensor, target: Any) -> Tensor:
         tensor([[1., 0., 0.],
                 [0., 0., 1.]])
     """
+    if not len(output):
+        return torch.zeros_like(output)
     leaf = output.detach().requires_grad_()
     with torch.enable_grad():
         chosen = select_each(leaf, per_example(target, len(leaf)))
@@ -311,8 +321,8 @@ def one_hot(output: Tensor, target: Any) -> Tensor:
 
 
 def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
-    worst = float(lost.abs().max()) if lost.numel() else 0.0
-    if worst > tolerance:
+    worst = float(lost.flatten()[lost.abs().argmax()]) if lost.numel() else 0.0
+    if abs(worst) > tolerance:
         warnings.warn(
             f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive: some "
             "was lost to neurons without an active child, to constants such as a class token, or to operations without "

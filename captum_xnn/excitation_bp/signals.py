@@ -461,7 +461,7 @@ class Signals(TorchFunctionMode):
         """Names the nodes of a function that ran with its own derivative, for messages."""
         nodes = [node for node in _between(results, below) if not is_route(node)]
         if nodes:
-            label = getattr(call.function, "__qualname__", repr(call.function)), self._running()
+            label = getattr(call.function, "__name__", repr(call.function)), self._running()
             for node in nodes:
                 node.metadata.setdefault(LABEL, label)
 
