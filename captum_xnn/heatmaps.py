@@ -33,7 +33,7 @@ from captum_xnn._compat import format_tensors
 from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
-from captum_xnn.excitation_bp.stopping import stopping_layer
+from captum_xnn.excitation_bp.stopping import is_grid, stopping_layer
 from captum_xnn.host import find_layer, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
@@ -288,6 +288,8 @@ class ExcitationMaps:
     ) -> tuple[Tensor, ...]:
         """Returns maps (N, K, 1, H, W) of images, or one tensor (N, K, ...) per input; never negative.
 
+        Images of a model without a layer to stop at have maps at the pixels, (N, K, C, H, W).
+
         Args:
             network: From the model's inputs to its x-features.
             inputs: Input tensors (N, ...).
@@ -300,11 +302,16 @@ class ExcitationMaps:
             LayerNotFoundError: If the model has no layer of that name.
             TypeError: If a setting is unknown, or there is no layer to stop at and the inputs are integers.
             UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
+            ValueError: If there is nothing to draw, or no number of maps to draw at once.
         """
         refuse_scripted(network.model)
         layer, chosen = settings.pop("layer", self.layer), replace(self.settings, **settings).checked()
         stop = self._stop(network, layer, inputs, additional_forward_args)
         n, K = len(inputs[0]), len(features)
+        if not K:
+            raise ValueError("expected at least one x-feature to draw, got none; pass their numbers, such as [0, 1]")
+        if internal_batch_size is not None and internal_batch_size < 1:
+            raise ValueError(f"expected an internal_batch_size of at least 1, got {internal_batch_size}")
         at_once = max(1, (internal_batch_size or n * K) // K), min(K, internal_batch_size or K)
         rows = []
         for some in torch.split(torch.arange(n), at_once[0]):
@@ -362,12 +369,19 @@ def _winning(
     for p, leaf in zip(winners.p, done.leaves, strict=True):
         p = p.transpose(0, 1)
         if stop is not None and leaf.dim() == 4:
-            p = p.sum(2, keepdim=True)
+            p = _cells(p, inputs[0])
         if settings.contrastive:
             side = torch.where(done.output[:, features] < 0, -1, 1).to(p.dtype)
             p = p * side.reshape(*side.shape, *[1] * (p.dim() - 2))
         maps.append(p.detach().clamp(min=0))
     return maps
+
+
+def _cells(p: Tensor, image: Tensor) -> Tensor:
+    """Returns a layer's probabilities (N, K, C, h, w), or with the channels last, as maps (N, K, 1, h, w)."""
+    if image.dim() == 4 and not is_grid(p.shape[3], p.shape[4], image) and is_grid(p.shape[2], p.shape[3], image):
+        return p.sum(4)[:, :, None]
+    return p.sum(2, keepdim=True)
 
 
 def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:

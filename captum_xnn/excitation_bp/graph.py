@@ -103,14 +103,15 @@ def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:
 
 
 def cuts(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> set[Node]:
-    """Returns the nodes that every path to the leaves crosses.
+    """Returns the nodes that every path to any of the leaves crosses.
 
     Args:
         nodes: All nodes from the target down, in topological order.
         leaves: Leaves of the graph.
     """
     ids = {id(leaf) for leaf in leaves}
-    leading = {node for node in nodes if id(getattr(node, "variable", None)) in ids}
+    ends = {node for node in nodes if id(getattr(node, "variable", None)) in ids}
+    leading = set(ends)
     for node in reversed(nodes):
         if any(below in leading for below, _ in node.next_functions):
             leading.add(node)
@@ -122,4 +123,6 @@ def cuts(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> set[Node]:
         if ahead <= i:
             found.add(node)
         ahead = max([ahead, *(place[below] for below, _ in node.next_functions if below in place)])
+        if node in ends:
+            ahead = len(order)
     return found

@@ -28,13 +28,13 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp.graph import is_reached, last_weighted, topological, unruled
-from captum_xnn.excitation_bp.rules import GATES, RECTIFIERS, RULES
+from captum_xnn.excitation_bp.rules import GATES, RULES, rectifies
 from captum_xnn.excitation_bp.shares import OverwrittenError, Weighted, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
 from captum_xnn.host import eager, untouched, unwrap
 from captum_xnn.targets import per_example, select_each
 
-__all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run"]
+__all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run", "signals"]
 
 # Probabilities are handed down so many times larger, a power of 2: float16 has no numbers below 6e-8, and numbers below
 # 1e-38 in float32 make convolutions a hundred times slower.
@@ -167,15 +167,24 @@ def _mass(p: Sequence[Tensor]) -> Tensor:
     return torch.stack([accurate(x).flatten(2).sum(2) for x in p]).sum(0)
 
 
+def signals(settings: Settings, module: nn.Module | None = None, *, copied: bool = False) -> Signals:
+    """Returns the mode under which a model runs, with the rules.
+
+    Args:
+        settings: Choices of the method.
+        module: The module that runs, if any, whose layers messages name.
+        copied: Whether to keep copies of all that is needed later.
+    """
+    return Signals(settings, RULES, GATES, rectifies, module, copied=copied)
+
+
 def run(
     forward: Callable[..., Any],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...],
-    settings: Settings,
+    mode: Signals,
     *,
     stop: Stop | None = None,
-    module: nn.Module | None = None,
-    copied: bool = False,
 ) -> Run:
     """Returns a forward pass with rules in its graph.
 
@@ -183,17 +192,14 @@ def run(
         forward: The model, or a function of its arguments that returns one tensor.
         inputs: Tensors (N, ...), which the model may modify.
         additional: Further arguments, which take no share.
-        settings: Choices of the method.
+        mode: A new one from :func:`signals`.
         stop: Where to stop, the inputs if None.
-        module: The module that runs, if any, whose layers messages name.
-        copied: Whether to keep copies of all that is needed later.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
         TypeError: If inputs to stop at are no floating-point tensors.
         ValueError: If what to stop at has no row for each example. Of several tensors those that have one are taken.
     """
-    mode = Signals(settings, RULES, GATES, RECTIFIERS, module, copied=copied)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if stop is None:
@@ -260,7 +266,7 @@ def propagate(
     def ran(copied: bool) -> tuple[Run, Winners]:
         copies = tuple(x.detach().clone() for x in inputs)
         others = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in additional)
-        done = run(forward, copies, others, settings, stop=stop, module=module, copied=copied)
+        done = run(forward, copies, others, signals(settings, module, copied=copied), stop=stop)
         with torch.autocast(done.output.device.type, enabled=False):
             return done, done.winners(prior(done.output))
 
@@ -335,7 +341,7 @@ def _floating(x: Tensor, i: int) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(
             f"expected floating-point inputs, got {x.dtype} as input {i}; convert them with .float(), or, where they "
-            "are token ids, stop at the embedding: LayerExcitationBP(model, layer)"
+            "are token ids, stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
         )
     return x
 

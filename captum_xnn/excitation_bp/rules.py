@@ -38,7 +38,7 @@ from captum_xnn.excitation_bp.shares import (
 )
 from captum_xnn.excitation_bp.signals import Call, Rule, Signals, tensors_in
 
-__all__ = ["GATES", "RECTIFIERS", "RULES"]
+__all__ = ["GATES", "RULES", "rectifies"]
 
 
 def _passing(mode: Signals, call: Call) -> Any:
@@ -516,8 +516,30 @@ RULES: dict[Any, Rule] = _table(
 GATES = frozenset(_functions(*_both(*_GATES)))
 """Functions whose results weight others."""
 
-RECTIFIERS = frozenset(_functions(*_both("relu", "relu6", "sigmoid", "hardsigmoid"), "softmax"))
-"""Functions whose results are never negative."""
+_RECTIFIERS = frozenset(_functions(*_both("relu", "relu6", "sigmoid", "hardsigmoid"), "softmax"))
+# Clamping functions, with the place of their lower bound and its name.
+_CLAMPS = {
+    **dict.fromkeys(_functions(*_both("clamp", "clip", "clamp_min")), "min"),
+    **dict.fromkeys(_functions(*_both("hardtanh")), "min_val"),
+}
+
+
+def rectifies(call: Call) -> bool:
+    """Returns whether a function's results are never negative.
+
+    Args:
+        call: The function, with its arguments.
+
+    Example:
+        >>> rectifies(Call(torch.relu, (), {})), rectifies(Call(F.hardtanh, (torch.zeros(1), 0, 6), {}))
+        (True, True)
+    """
+    bound = _CLAMPS.get(call.function)
+    if bound is None:
+        return call.function in _RECTIFIERS
+    least = call.named("input", bound).get(bound)
+    return isinstance(least, (int, float)) and least >= 0
+
 
 _IN_PLACE = frozenset(
     _functions("add_", "sub_", "mul_", "div_", "neg_", "__iadd__", "__isub__", "__imul__", "__itruediv__")

@@ -247,7 +247,7 @@ class Signals(TorchFunctionMode):
         settings: Choices of the method.
         rules: Rules by function; a rule may return NotImplemented, which is as if there were none.
         gates: Functions whose results weight others.
-        rectifiers: Functions whose results are never negative.
+        rectifies: Whether the results of a call are never negative.
         module: The model, whose layers messages name.
         copied: Whether to keep copies of all that shares are computed from, for models that overwrite it.
     """
@@ -257,7 +257,7 @@ class Signals(TorchFunctionMode):
         settings: Settings,
         rules: Mapping[Any, Rule],
         gates: frozenset[Any],
-        rectifiers: frozenset[Any],
+        rectifies: Callable[[Call], bool],
         module: nn.Module | None,
         *,
         copied: bool = False,
@@ -265,7 +265,7 @@ class Signals(TorchFunctionMode):
         super().__init__()
         self.settings = settings
         self.descent = Descent(settings.negative)
-        self._rules, self._gates, self._rectifiers = rules, gates, rectifiers
+        self._rules, self._gates, self._rectifies = rules, gates, rectifies
         self._module, self._copied = module, copied
         self._known = _Known()
         self._opened: list[Any] = []
@@ -318,9 +318,16 @@ class Signals(TorchFunctionMode):
         Args:
             tensor: An argument of a function.
         """
+        return Kept(tensor, copied=self._copied, is_positive=self.is_positive(tensor))
+
+    def is_positive(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor is known to have no negative elements, whatever the input.
+
+        Args:
+            tensor: Any tensor of the forward pass.
+        """
         known = self._known.get(tensor)
-        is_positive = known is not None and known.is_positive and known.version == tensor._version
-        return Kept(tensor, copied=self._copied, is_positive=is_positive)
+        return known is not None and known.is_positive and known.version == tensor._version
 
     def follow(self, tensor: Tensor, signal: Tensor) -> None:
         """Takes a tensor for a signal, as another one is of which a rule computed it.
@@ -409,7 +416,7 @@ class Signals(TorchFunctionMode):
         if results:
             source = min(s.source for s in signals)
             gate = func in self._gates or all(s.gate for s in signals)
-            is_positive = func in self._rectifiers or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
+            is_positive = self._rectifies(call) or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
             self._note(results, source, gate, is_positive)
         return y
 

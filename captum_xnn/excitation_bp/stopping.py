@@ -6,7 +6,7 @@ first block of ResNet-50's third stage. :func:`stopping_layer` generalises that:
 
 - that every path crosses, so that the probabilities of the map sum to 1,
 - whose output is not negative (after a ReLU, or a pooling of such), where probabilities have their meaning,
-- with at least 14 cells along the shorter side, and at most 16 pixels to a cell,
+- with at least 14 cells along the shorter side, and at most 16 x 16 pixels to a cell,
 
 it takes the first of those with the fewest cells. Where there is none, it gives up the number of cells, and then the
 sign, as in models without ReLU.
@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.excitation_bp.graph import cuts, topological
-from captum_xnn.excitation_bp.propagation import run
+from captum_xnn.excitation_bp.graph import cuts, last_weighted, topological
+from captum_xnn.excitation_bp.propagation import run, signals
 from captum_xnn.excitation_bp.signals import Settings
 from captum_xnn.host import eager, untouched
 
-__all__ = ["stopping_layer"]
+__all__ = ["is_grid", "stopping_layer"]
 
 CELLS = 14
 """Least cells of a map along its shorter side."""
 PIXELS = 16
-"""Most pixels of a cell."""
+"""Most pixels of a cell along each side."""
 
 
 class _Layer(NamedTuple):
@@ -39,6 +39,10 @@ class _Layer(NamedTuple):
     height: int
     width: int
     is_positive: bool
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
 
 
 def stopping_layer(
@@ -59,44 +63,61 @@ def stopping_layer(
         '2'
     """
     seen: dict[str, _Layer] = {}
+    mode = signals(Settings())
 
     def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and output.grad_fn is not None:
                 height, width = output.shape[2:]
+                # A black image may leave zeros anywhere.
+                is_positive = mode.is_positive(output) or (float(output.detach().amin()) >= 0 and bool(output.any()))
                 seen.pop(name, None)  # the last call counts, also for the order
-                seen[name] = _Layer(name, output.grad_fn, height, width, float(output.detach().amin()) >= 0)
+                seen[name] = _Layer(name, output.grad_fn, height, width, is_positive)
 
         return note
 
     with torch.inference_mode(False), untouched(model), eager():
         handles = [m.register_forward_hook(noting(name)) for name, m in model.named_modules() if name]
         try:
-            done = run(forward, (image.detach().clone(),), additional, Settings())
+            done = run(forward, (image.detach().clone(),), additional, mode)
         finally:
             for handle in handles:
                 handle.remove()
     crossed = cuts(topological([done.output.grad_fn]), done.leaves)
-    layers = [layer for layer in seen.values() if layer.node in crossed and _is_grid(layer, image)]
+    layers = [
+        layer
+        for layer in seen.values()
+        if layer.node in crossed
+        and is_grid(layer.height, layer.width, image)
+        and last_weighted(topological([layer.node]))  # else it hands the image on
+    ]
     return _choice(layers, image)
 
 
-def _is_grid(layer: _Layer, image: Tensor) -> bool:
-    """Whether a layer's output is an image of the input, and not, say, of channels-last tokens."""
-    height, width = image.shape[2:]
-    if min(layer.height, layer.width) < 2:
-        return False
-    return 0.8 <= (layer.height / height) / (layer.width / width) <= 1.25
+def is_grid(height: int, width: int, image: Tensor) -> bool:
+    """Returns whether two dimensions of a layer's output are cells of an image, by their ratio.
+
+    Args:
+        height: The first of them.
+        width: The second.
+        image: Images (N, C, H, W).
+
+    Example:
+        >>> is_grid(14, 14, torch.zeros(1, 3, 224, 224)), is_grid(14, 96, torch.zeros(1, 3, 224, 224))
+        (True, False)
+    """
+    return min(height, width) > 1 and 0.8 <= (height / image.shape[2]) / (width / image.shape[3]) <= 1.25
 
 
 def _choice(layers: list[_Layer], image: Tensor) -> str | None:
-    height = image.shape[2]
     positive = [layer for layer in layers if layer.is_positive]
     fine = [
         layer
         for layer in positive or layers
-        if min(layer.height, layer.width) >= CELLS and height <= PIXELS * layer.height
+        if min(layer.height, layer.width) >= CELLS
+        and image.shape[2] <= PIXELS * layer.height
+        and image.shape[3] <= PIXELS * layer.width
     ]
     if fine:
-        return min(fine, key=lambda layer: layer.height).name
-    return max(positive or layers, key=lambda layer: layer.height).name if layers else None
+        return min(fine, key=lambda layer: layer.cells).name
+    return max(positive or layers, key=lambda layer: layer.cells).name if layers else None
