@@ -25,6 +25,7 @@ Reference:
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -524,20 +525,27 @@ class Attention(Affine):
         return won[0] if len(won) == 1 else won[0] + won[1]
 
 
-class _HandDown(torch.autograd.Function):
-    """Hands p down an affine operation; what torch.vmap batches over become the K targets."""
+# Operators take tensors and numbers, so that an affine operation is left here for the operator below to find. An
+# autograd.Function with a vmap would take twice as long to call.
+_LEFT: dict[int, tuple[Affine, Descent]] = {}
+_NUMBERS = itertools.count()
+_LIBRARY = torch.library.Library("captum_xnn", "FRAGMENT")
+_LIBRARY.define("winners(Tensor p, int number) -> Tensor")  # type: ignore[no-untyped-call]
 
-    @staticmethod
-    def forward(p: Tensor, affine: Affine, descent: Descent) -> Tensor:
-        return affine.winners(p[None], descent)[0]
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keeps nothing: winners have no derivative."""
+def _winners(p: Tensor, number: int) -> Tensor:
+    affine, descent = _LEFT[number]
+    return affine.winners(p[None], descent)[0]
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], p: Tensor, affine: Affine, descent: Descent) -> tuple[Tensor, int]:
-        return affine.winners(p.movedim(in_dims[0], 0), descent), 0
+
+def _winners_of_all(info: Any, in_dims: tuple[Any, ...], p: Tensor, number: int) -> tuple[Tensor, int]:
+    """What torch.vmap batches over become the K targets."""
+    affine, descent = _LEFT[number]
+    return affine.winners(p.movedim(in_dims[0], 0), descent), 0
+
+
+_LIBRARY.impl("winners", _winners, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_vmap("captum_xnn::winners", _winners_of_all, lib=_LIBRARY)
 
 
 def handed_down(p: Tensor, affine: Affine, descent: Descent) -> Tensor:
@@ -550,5 +558,10 @@ def handed_down(p: Tensor, affine: Affine, descent: Descent) -> Tensor:
     """
     if not descent.is_batched:
         return affine.winners(p[None], descent)[0]
-    won: Tensor = _HandDown.apply(p, affine, descent)  # type: ignore[no-untyped-call]
-    return won
+    number = next(_NUMBERS)
+    _LEFT[number] = affine, descent
+    try:
+        won: Tensor = torch.ops.captum_xnn.winners(p, number)
+        return won
+    finally:
+        del _LEFT[number]
