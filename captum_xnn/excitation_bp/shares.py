@@ -529,7 +529,7 @@ class Attention(Affine):
 # autograd.Function with a vmap would take twice as long to call.
 _LEFT: dict[int, tuple[Affine, Descent]] = {}
 _NUMBERS = itertools.count()
-_LIBRARY = torch.library.Library("captum_xnn", "FRAGMENT")
+_LIBRARY = torch.library.Library("captum_xnn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("winners(Tensor p, int number) -> Tensor")  # type: ignore[no-untyped-call]
 
 
