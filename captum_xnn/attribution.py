@@ -82,8 +82,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         TypeError: If the model is no module, or a scripted one.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> data = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+        >>> data = torch.randn(300, 6)
         >>> xnn = XNNAttribution(model, "1", n_features=2, recipe=Recipe(steps=50)).fit(data, target=0, progress=False)
         >>> xnn.attribute(data[:4], target=0).shape
         torch.Size([4, 2, 6])
@@ -163,8 +164,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ValueError: If data or outputs cannot be learned from; the message says why, and what to do.
 
         Example:
+            >>> _ = torch.manual_seed(0)
             >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-            >>> data = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+            >>> data = torch.randn(300, 6)
             >>> xnn = XNNAttribution(model, "1", n_features=3, recipe=Recipe(steps=50))
             >>> len(xnn.fit(data, target=[0, 1], progress=False).explainers_)
             2

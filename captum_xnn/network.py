@@ -38,6 +38,7 @@ class ExplanationNetwork(nn.Module):
     Example:
         >>> import torch
         >>> from captum_xnn.srae import SRAE
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> ExplanationNetwork(model, "1", SRAE(8, n_features=2, hidden=()))(torch.rand(6, 4)).shape
         torch.Size([6, 2])

@@ -114,6 +114,7 @@ class RunningObjective:
     Example:
         >>> from captum_xnn.srae import SRAE
         >>> Z = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> _ = torch.manual_seed(0)
         >>> terms = RunningObjective()(SRAE(8, 2, hidden=())(Z), Z, Z[:, :1])
         >>> bool(terms.total == terms.faithfulness + terms.sparse_reconstruction + terms.pull_away)
         True
@@ -224,6 +225,7 @@ def fit(
     Example:
         >>> from captum_xnn.srae import SRAE
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> _ = torch.manual_seed(0)
         >>> srae = SRAE(8, n_features=2, hidden=(16,))
         >>> history = fit(srae, Z, Z[:, :2].sum(1, keepdim=True), recipe=Recipe(steps=600))
         >>> with torch.no_grad():

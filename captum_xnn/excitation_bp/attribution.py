@@ -271,6 +271,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         ValueError: If a setting is unknown.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
         ...                       nn.Linear(4 * 4 * 4, 10))
         >>> P = LayerExcitationBP(model, "1", contrastive=False).attribute(torch.rand(2, 1, 8, 8), target=3)
@@ -380,6 +381,7 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
         ValueError: If a setting is unknown.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 10))
         >>> neuron = NeuronExcitationBP(model, "0", contrastive=False)
         >>> P = neuron.attribute(torch.rand(2, 1, 8, 8), (3, 0, 0))

@@ -57,6 +57,7 @@ def stopping_layer(
         additional: Further arguments of forward.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3), nn.ReLU(),
         ...                       nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> stopping_layer(model, model, torch.rand(1, 1, 32, 32))  # 15 x 15 cells; layer 4 has 13 x 13
