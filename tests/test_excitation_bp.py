@@ -479,6 +479,33 @@ def test_custom_functions_are_named():
         ExcitationBP(lambda x: net(Doubled.apply(x))).attribute(x, 0)
 
 
+class Parted(torch.autograd.Function):
+    """Two outputs, arguments of all kinds, and a derivative that returns what others use too."""
+
+    @staticmethod
+    def forward(ctx, offset, x, scale, y):
+        return offset + x, scale * y, torch.zeros(1)
+
+    @staticmethod
+    def backward(ctx, g, h, unused):
+        return None, g, None, 3 * h
+
+
+@pytest.mark.filterwarnings("ignore:expected operations with a rule")
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_custom_functions_of_several_tensors(used):
+    net, x = nn.Linear(6, 2, dtype=torch.float64), torch.rand(2, 3, dtype=torch.float64)
+
+    def f(x):
+        made = Parted.apply(torch.ones(1), x, 3.0, 2 * x)
+        return net(torch.cat([made[i] if i in used else torch.zeros(2, 3, dtype=torch.float64) for i in (0, 1)], 1))
+
+    both = torch.cat([(1 + x) if 0 in used else 0 * x, 6 * x if 1 in used else 0 * x], 1)
+    P = ExcitationBP(net, contrastive=False).attribute_targets(both, [0, 1])
+    wanted = (P[..., :3] if 0 in used else 0) + (3 * P[..., 3:] if 1 in used else 0)
+    torch.testing.assert_close(ExcitationBP(f, contrastive=False).attribute_targets(x, [0, 1]), wanted)
+
+
 class Batch(nn.Module):
     """One row for all examples."""
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
-from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp import shares, total_mass
 
 # What small random nets lose is no matter here but where it is asked about.
 LOSS = "expected probabilities that sum to 1"
@@ -51,8 +51,8 @@ def filled(model, seed=0, dtype=torch.float64):
     return model.to(dtype).eval()
 
 
-def mlp(seed=0, dtype=torch.float64):
-    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4))
+def mlp(seed=0, dtype=torch.float64, classes=4):
+    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, classes))
     return filled(net, seed, dtype)
 
 
@@ -278,6 +278,7 @@ NETS = {
     "mlp": (mlp, lambda n, dtype=torch.float64: randn(n, 6, seed=3, dtype=dtype)),
     "cnn": (cnn, lambda n, dtype=torch.float64: images(n, dtype=dtype)),
     "residual": (partial(residual, "+="), lambda n, dtype=torch.float64: images(n, dtype=dtype)),
+    "many classes": (partial(mlp, classes=20), lambda n, dtype=torch.float64: randn(n, 6, dtype=dtype)),
 }
 
 
@@ -295,10 +296,60 @@ def test_batch_equals_singles(name):
 
 
 @lossy
+@pytest.mark.parametrize("negative", ["excitatory", "clamp", "raw"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+@pytest.mark.parametrize("make", [residual, cnn])
+def test_large_layers_go_in_pieces(make, activation, negative, monkeypatch):
+    """Which overwrite what has gone by: several targets, several examples, tensors that two branches share."""
+    net, x, targets = make(), images(3), [0, 3, 1]
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.ReLU):
+            net.set_submodule(name, activation())
+    for contrastive in (False, True):
+        ebp = ExcitationBP(net, contrastive=contrastive, negative=negative)
+        whole = ebp.attribute_targets(x, targets)
+        for piece in (1, 200):
+            with monkeypatch.context() as m:
+                m.setattr(shares, "_PIECE", piece)
+                close(ebp.attribute_targets(x, targets), whole)
+
+
+class Joined(torch.autograd.Function):
+    """A sum whose derivative gives both terms the same memory, or each its own."""
+
+    @staticmethod
+    def forward(ctx, a, b, is_shared):
+        ctx.is_shared = is_shared
+        return a + b
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g if ctx.is_shared else g.clone(), None
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.parametrize("last", ["conv", "relu"])
+def test_shared_memory_is_not_overwritten(last, monkeypatch):
+    monkeypatch.setattr(shares, "_PIECE", 1)
+    net, x = cnn(), images(3)
+    one, other = (filled(nn.Conv2d(5, 5, 3, padding=1), seed) for seed in (1, 2))
+
+    def f(x, is_shared):
+        h = net[:3](x)
+        joined = Joined.apply(one(h), h if last == "relu" else other(h), is_shared)
+        return net[3:](Joined.apply(joined, joined, is_shared).relu())
+
+    wanted = MWP(lambda x: f(x, False)).attribute_targets(x, [0, 3])
+    assert torch.equal(MWP(lambda x: f(x, True)).attribute_targets(x, [0, 3]), wanted)
+
+
+@lossy
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_targets_at_once_equal_single_ones_bitwise(name, dtype, n):
+@pytest.mark.parametrize("piece", [1, 1 << 22])
+def test_targets_at_once_equal_single_ones_bitwise(name, dtype, n, piece, monkeypatch):
+    monkeypatch.setattr(shares, "_PIECE", piece)  # how many numbers are worked on at once
     make, inputs = NETS[name]
     net, x = make(dtype=dtype), inputs(n, dtype)
     per_example = torch.arange(n) % 4
@@ -777,7 +828,7 @@ def test_grad_modes_make_no_difference(name):
             both(net, x, 1),
             LayerExcitationBP(net, layer).attribute(x, 1),
             ExcitationBP(net).attribute_targets(x, [0, 1]),
-            NeuronMWP(net, layer).attribute(x, (2,) if name == "mlp" else (2, 3, 3)),
+            NeuronMWP(net, layer).attribute(x, (2,) if x.dim() == 2 else (2, 3, 3)),
         )
 
     wanted = all_of(net, x)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp.graph import cuts, topological
+from captum_xnn.excitation_bp.graph import Graph, cuts, topological
 from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.host import trace
@@ -198,20 +198,19 @@ def test_five_maps_cost_one_forward_and_one_batched_backward(n, contrastive, dow
     model, x = cnn(), images(n)
     network = network_of(model, "8", x)
     maps = ExcitationMaps(contrastive=contrastive)
-    forwards, backwards, grad = [], [], torch.autograd.grad
+    forwards, descents, descend = [], [], Graph.descend
 
-    def counted(outputs, inputs, grad_outputs=None, **kwargs):
-        if grad_outputs is not None:  # without, the priors are made from the targets
-            backwards.append(1)
-        return grad(outputs, inputs, grad_outputs, **kwargs)
+    def counted(graph, starts, *args, **kwargs):
+        descents.append(len(starts[0][1]))
+        return descend(graph, starts, *args, **kwargs)
 
-    monkeypatch.setattr(torch.autograd, "grad", counted)
+    monkeypatch.setattr(Graph, "descend", counted)
     with model[0].register_forward_hook(lambda _m, _i, out: forwards.append(len(out))):
         for features in (range(K), range(K), [2]):
             maps(network, (x,), features)
             # One to the layer with weights that comes last, where contrasts are taken, and one from there.
-            assert len(backwards) == down
-            backwards.clear()
+            assert descents == [len(features)] * down
+            descents.clear()
     assert forwards == [1, n, n, n]  # the first one chooses the layer
 
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp.graph import is_reached, last_weighted, topological, unruled
+from captum_xnn.excitation_bp.graph import Graph, Place, is_reached, last_weighted, unruled
 from captum_xnn.excitation_bp.rules import GATES, RULES, rectifies
-from captum_xnn.excitation_bp.shares import OverwrittenError, Weighted, accurate
+from captum_xnn.excitation_bp.shares import OverwrittenError, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
 from captum_xnn.host import eager, untouched, unwrap
 from captum_xnn.targets import per_example, select_each
@@ -70,7 +70,9 @@ class Run:
     """A forward pass that probabilities can be handed down."""
 
     output: Tensor
-    """The model's output with its graph, which holds rules in place of derivatives."""
+    """The model's output."""
+    graph: Graph
+    """Its graph, which holds rules in place of derivatives."""
     leaves: tuple[Tensor, ...]
     """The inputs, or the output of the layer to stop at."""
     is_cut: bool
@@ -87,67 +89,59 @@ class Run:
             UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
             ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
         """
-        contrastive = self.mode.settings.contrastive
-        nodes = topological([self.output.grad_fn] if self.output.grad_fn is not None else [])
-        self._check(nodes)
+        self._check()
         scale = _SCALES.get(self.output.dtype, _SCALE)
-        starts: list[Any] = [self.output]
-        priors = [prior.to(self.output.dtype) * scale]
-        if contrastive:
-            last = last_weighted(nodes)
-            if not last:
-                raise ValueError(
-                    "expected a layer with weights to contrast between the target and the layer to stop at, found "
-                    "none; stop at an earlier layer or set contrastive=False"
-                )
-            arriving = self._down([self.output], [GradientEdge(node, 0) for node in last], priors)
-            starts = [node.affine.a.edge for node in last]
-            # Autograd wants gradients in the dtype of what they belong to.
-            priors = [
-                self._contrast(node.affine, p).to(node.affine.a.value.dtype)
-                for node, p in zip(last, arriving, strict=True)
-            ]
-            live = [i for i, edge in enumerate(starts) if edge is not None]
-            starts, priors = [starts[i] for i in live], [priors[i] for i in live]
-        p = [x / scale for x in self._down(starts, self.leaves, priors, is_last=True)]
-        mass = _mass(p)
-        return Winners(tuple(p), (0 if contrastive else 1) - mass, _mass(priors) / scale - mass)
-
-    def _down(
-        self, starts: Sequence[Any], ends: Sequence[Any], priors: Sequence[Tensor], *, is_last: bool = False
-    ) -> list[Tensor]:
-        """Returns what (K, N, ...) at the starts of the graph, tensors or edges, gives at its ends."""
-        descent = self.mode.descent
-        descent.is_batched, descent.is_last = len(priors[0]) > 1, is_last
-
-        def down(*one: Tensor) -> tuple[Tensor, ...]:
-            found = torch.autograd.grad(starts, ends, one, retain_graph=not is_last, allow_unused=True)
-            filled = (end.new_zeros(end.shape) if p is None else p for p, end in zip(found, ends, strict=True))
-            return tuple(accurate(p) for p in filled)
-
+        starts = [(self.graph.root, list(prior.to(self.output.dtype) * scale))]
+        if self.mode.settings.contrastive:
+            starts = self._contrasted(starts)
+        ends = [self.graph.place(get_gradient_edge(leaf)) for leaf in self.leaves]
         try:
-            # torch.vmap, as the vmap of is_grads_batched loops where it lacks a rule, as for convolutions.
-            if descent.is_batched:
-                return list(torch.vmap(down)(*priors))
-            return [p[None] for p in down(*(p[0] for p in priors))]
+            arrived = self.graph.descend(starts, ends, self.mode.descent, is_last=True)
         except CheckpointError as error:
             raise UnsupportedOperationError(
                 "expected a model whose operations run once, got one with checkpointed parts, which run again out of "
                 "sight; turn checkpointing off"
             ) from error
+        p = [
+            torch.stack([accurate(one) for one in found]) / scale
+            if found is not None
+            else accurate(leaf.new_zeros(len(prior), *leaf.shape))
+            for found, leaf in zip(arrived, self.leaves, strict=True)
+        ]
+        mass = _mass(p)
+        start = _mass([torch.stack(one) for _, one in starts]) / scale
+        return Winners(tuple(p), (0 if self.mode.settings.contrastive else 1) - mass, start - mass)
 
-    def _contrast(self, affine: Weighted, p: Tensor) -> Tensor:
-        """Returns what an operation's input wins by W, less what it wins by -W."""
-        return affine.winners(p, self.mode.descent) - affine.opposite().winners(p, self.mode.descent)
+    def _contrasted(self, starts: Sequence[tuple[Place, list[Tensor]]]) -> list[tuple[Place, list[Tensor]]]:
+        """Returns what the inputs of the last weighted operations win by W, less what they win by -W."""
+        last = last_weighted(self.graph.nodes)
+        if not last:
+            raise ValueError(
+                "expected a layer with weights to contrast between the target and the layer to stop at, found "
+                "none; stop at an earlier layer or set contrastive=False"
+            )
+        ends, descent = [self.graph.place(GradientEdge(node, 0)) for node in last], self.mode.descent
+        arrived = self.graph.descend(starts, ends, descent)
+        descent.is_spent = False
+        found = []
+        for node, p in zip(last, arrived, strict=True):
+            a = node.affine.a
+            place = None if a.edge is None else self.graph.place(a.edge)
+            if place is not None and p is not None:
+                p = [accurate(one) for one in p]
+                sides = node.affine.winners(p, descent), node.affine.opposite().winners(p, descent)
+                difference = [(x - y).to(a.value.dtype) for x, y in zip(*sides, strict=True)]
+                found.append((place, difference))
+        return found
 
-    def _check(self, nodes: Sequence[Any]) -> None:
+    def _check(self) -> None:
         """Raises, or warns, where probability does not reach the leaves by rules."""
-        if not is_reached(self.leaves, nodes):
+        if not is_reached(self.leaves, self.graph.nodes):
             raise ValueError(
                 "expected a target that depends on the inputs, or on the layer to stop at, got one that does not; "
                 "choose a layer that the model runs before the target"
             )
-        found = unruled(nodes)
+        found = unruled(self.graph.nodes)
         if not found:
             return
         listed = ", ".join(f"{operation} in {module!r}" for operation, module in found)
@@ -230,7 +224,8 @@ def run(
         )
     known = mode.signal(output)
     mode.forget()
-    return Run(output, rows, known is not None and known.source == calls[0], mode)
+    is_cut = known is not None and known.source == calls[0]
+    return Run(output.detach(), Graph(output), rows, is_cut, mode)
 
 
 def propagate(

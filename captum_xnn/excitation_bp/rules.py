@@ -16,7 +16,7 @@ Maxima, indexing, reshaping and joining have no entry: their derivative already 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +33,6 @@ from captum_xnn.excitation_bp.shares import (
     Product,
     accurate,
     guarded,
-    handed_down,
     unbroadcast,
 )
 from captum_xnn.excitation_bp.signals import Call, Rule, Signals, tensors_in
@@ -236,7 +235,11 @@ def _halved(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _M
         _side(mode.keep(right), left.detach(), multiply, False),
     )
     descent = mode.descent
-    return mode.apply(call, lambda p: [handed_down(p / 2, side, descent) for side in sides], left, right)
+
+    def back(p: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(side.winners([one / 2 for one in p], descent) for side in sides), strict=True))
+
+    return mode.apply_at_once(call, back, left, right)
 
 
 def _attention(mode: Signals, call: Call) -> Any:
@@ -299,12 +302,14 @@ def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> T
         y: Tensor = call()
         return y
 
-    shapes = a.shape, b.shape
+    shapes, descent = (a.shape, b.shape), mode.descent
 
     def back(p: Tensor) -> list[Tensor]:
         p = p.to(shares[0].dtype)
         one = p * shares[0]
-        other = p * shares[1] if len(shares) == 2 else p - one
+        if len(shares) == 2:
+            return [unbroadcast(x, shape) for x, shape in zip((one, p * shares[1]), shapes, strict=True)]
+        other = p.sub_(one) if descent.is_spent else p - one
         return [unbroadcast(x, shape) for x, shape in zip((one, other), shapes, strict=True)]
 
     return mode.apply(value, back, a, b)

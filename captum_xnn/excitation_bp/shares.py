@@ -25,12 +25,11 @@ Reference:
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +50,6 @@ __all__ = [
     "Workspace",
     "accurate",
     "guarded",
-    "handed_down",
     "unbroadcast",
 ]
 
@@ -183,10 +181,8 @@ class Descent:
     """What negative activations count."""
     workspace: Workspace = field(default_factory=Workspace)
     """Memory for intermediate results."""
-    is_batched: bool = False
-    """Whether torch.vmap batches over targets."""
-    is_last: bool = False
-    """Whether the graph is not used again, so that its nodes let go of what they keep."""
+    is_spent: bool = False
+    """Whether nothing but the operation whose turn it is uses its p, so that it may overwrite it."""
 
 
 class _Term(NamedTuple):
@@ -201,6 +197,19 @@ def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
         return [_Term(a, True)]
     above = _Term(a.clamp(min=0), True)
     return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
+
+
+def _memory(a: Tensor, spent: Tensor | None) -> Tensor:
+    """Returns memory for a tensor like a, that of another one if that has room: fresh memory is slow to get.
+
+    An example of the result takes no more room than one of the other tensor, so that none is overwritten before its
+    turn.
+    """
+    if spent is None or spent.numel() < a.numel() or spent.dtype != a.dtype:
+        return torch.empty_like(a)
+    if not (spent.is_contiguous() and a.is_contiguous()):
+        return torch.empty_like(a)
+    return spent.view(-1)[: a.numel()].view(a.shape)
 
 
 class _Sum:
@@ -232,11 +241,11 @@ class Affine(ABC):
     a: Kept
 
     @abstractmethod
-    def winners(self, p: Tensor, descent: Descent) -> Tensor:
-        """Returns the probabilities of the input for K targets, (K, ...).
+    def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
+        """Returns the probabilities of the input for each of K targets, in memory of their own.
 
         Args:
-            p: Probabilities of the output, (K, ...).
+            p: Probabilities of the output for each target.
             descent: How, and with what memory.
         """
 
@@ -267,13 +276,14 @@ class Turned(Weighted):
     shape: tuple[int, ...]
     """Of the output of the operation itself."""
 
-    def winners(self, p: Tensor, descent: Descent) -> Tensor:
+    def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
 
-        def won(affine: Weighted, wins: Tensor) -> Tensor:
-            return affine.winners(torch.stack([unbroadcast(one * wins, self.shape) for one in p]), descent)
+        def won(affine: Weighted, wins: Tensor) -> list[Tensor]:
+            return affine.winners([unbroadcast(one * wins, self.shape) for one in p], descent)
 
-        return won(self.straight, self.sign > 0) + won(self.straight.opposite(), self.sign < 0)
+        sides = won(self.straight, self.sign > 0), won(self.straight.opposite(), self.sign < 0)
+        return [one + other for one, other in zip(*sides, strict=True)]
 
     def opposite(self) -> Turned:
         """Returns the operation with the weights -W."""
@@ -296,24 +306,25 @@ class _Matrix(Weighted):
     inverted: bool = field(default=False, kw_only=True)
     """Whether the weights are -W."""
 
-    def winners(self, p: Tensor, descent: Descent) -> Tensor:
+    def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
-        examples = self._examples(p, a)
-        if len(p) == len(examples) == 1:
-            alone = _Sum(None)
-            self._add_winners([alone], p, a, descent)
-            assert alone.value is not None
-            return alone.value[None]
-        won = torch.empty((len(p), *a.shape), dtype=a.dtype, device=a.device)
+        examples = self._examples(p[0], a)
+        if len(examples) == 1:
+            sums = [_Sum(None) for _ in p]
+            self._add_winners(sums, p, a, descent)
+            return [total.value for total in sums if total.value is not None]
+        may_overwrite = descent.is_spent and (self.a.is_positive or descent.negative != "excitatory")
+        won = [_memory(a, one if may_overwrite else None) for one in p]
         for some in examples:
-            self._add_winners([_Sum(each[some]) for each in won], p[:, some], a[some], descent)
+            self._add_winners([_Sum(each[some]) for each in won], [one[some] for one in p], a[some], descent)
         return won
 
-    def _add_winners(self, sums: Sequence[_Sum], p: Tensor, a: Tensor, descent: Descent) -> None:
+    def _add_winners(self, sums: Sequence[_Sum], p: Sequence[Tensor], a: Tensor, descent: Descent) -> None:
         """Adds the probabilities of the input a to a sum for each target.
 
-        Targets go one by one: a batch of them takes hardly less time, and may round otherwise than its members.
+        Targets share the sums Z and go one by one from there: a batch of them takes hardly less time, and may round
+        otherwise than its members.
         """
         terms = _terms(a, descent.negative, self.a.is_positive)
         for piece in self._pieces():
@@ -392,6 +403,29 @@ class _Matrix(Weighted):
 class Linear(_Matrix):
     """y = W a + b along the last dimension, weight (outputs, inputs)."""
 
+    def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
+        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        some = [self._few(one) for one in p]
+        others = [one for one, rows in zip(p, some, strict=True) if rows is None]
+        won = iter(super().winners(others, descent) if others else ())
+        return [
+            next(won) if rows is None else self._only(rows).winners([one[..., rows]], descent)[0]
+            for one, rows in zip(p, some, strict=True)
+        ]
+
+    def _few(self, p: Tensor) -> Tensor | None:
+        """Returns the outputs that have won anything, if these are few, as a classifier's are.
+
+        What the others would share need not be known. Targets are looked at one by one, so that none depends on its
+        neighbours.
+        """
+        rows = p.flatten(0, -2).any(0).nonzero()[:, 0]
+        return rows if 0 < 8 * len(rows) <= self.weight.shape[0] else None
+
+    def _only(self, rows: Tensor) -> Linear:
+        """Returns the operation with some of its outputs only."""
+        return replace(self, weight=self.weight[rows], sign=None if self.sign is None else self.sign[rows])
+
     def _rows(self, dims: int) -> tuple[int, int]:
         return dims - 1, self.weight.shape[0]
 
@@ -420,7 +454,7 @@ class Convolution(_Matrix):
     output_padding: tuple[int, ...]
     groups: int
 
-    def winners(self, p: Tensor, descent: Descent) -> Tensor:
+    def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
         """Returns the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
         if self.transposed or self.groups > 1 or len(_terms(a, descent.negative, self.a.is_positive)) == 1:
@@ -428,14 +462,13 @@ class Convolution(_Matrix):
         # An input of either sign as two that are not negative. An image's 6 channels take hardly longer than its 3.
         halves = torch.cat([a.clamp(min=0), a.clamp(max=0).neg_()], 1)
         joined = replace(self, a=Kept(halves, is_positive=True), weight=torch.cat([self.weight, -self.weight], 1))
-        won = joined.winners(p, descent)
-        return won[:, :, : a.shape[1]] + won[:, :, a.shape[1] :]
+        return [won[:, : a.shape[1]] + won[:, a.shape[1] :] for won in joined.winners(p, descent)]
 
     def _examples(self, p: Tensor, a: Tensor) -> list[slice]:
         if a.device.type != "cpu" or not len(a):
             return [slice(None)]
         # The system takes back larger memory after each use, and clears it for the next.
-        some = max(1, _PIECE * len(a) // max(1, a.numel(), p[0].numel()))
+        some = max(1, _PIECE * len(a) // max(1, a.numel(), p.numel()))
         return [slice(i, i + some) for i in range(0, len(a), some)]
 
     def _rows(self, dims: int) -> tuple[int, int]:
@@ -507,7 +540,7 @@ class Attention(Affine):
     back: Callable[[Tensor, Tensor], Tensor]
     """Returns the transposed product, for an average and weights."""
 
-    def winners(self, p: Tensor, descent: Descent) -> Tensor:
+    def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
         """Returns the probabilities of the values. See :meth:`Affine.winners`."""
         a, A = accurate(self.a.value), accurate(self.weights())
         y = self.forth(a, A)
@@ -515,7 +548,7 @@ class Attention(Affine):
             sides = [(a, torch.ones_like(y))]
         else:
             sides = [(a.clamp(min=0), (y > 0).to(y)), (a.clamp(max=0), (y < 0).to(y))]
-        return torch.stack([self._won(one.to(a.dtype), A, sides) for one in p])
+        return [self._won(one.to(a.dtype), A, sides) for one in p]
 
     def _won(self, p: Tensor, A: Tensor, sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Returns what the values win together, each side of 0 from the averages on the same side."""
@@ -523,45 +556,3 @@ class Attention(Affine):
             side * unbroadcast(self.back(guarded(p * wins, self.forth(side, A)), A), side.shape) for side, wins in sides
         ]
         return won[0] if len(won) == 1 else won[0] + won[1]
-
-
-# Operators take tensors and numbers, so that an affine operation is left here for the operator below to find. An
-# autograd.Function with a vmap would take twice as long to call.
-_LEFT: dict[int, tuple[Affine, Descent]] = {}
-_NUMBERS = itertools.count()
-_LIBRARY = torch.library.Library("captum_xnn", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("winners(Tensor p, int number) -> Tensor")  # type: ignore[no-untyped-call]
-
-
-def _winners(p: Tensor, number: int) -> Tensor:
-    affine, descent = _LEFT[number]
-    return affine.winners(p[None], descent)[0]
-
-
-def _winners_of_all(info: Any, in_dims: tuple[Any, ...], p: Tensor, number: int) -> tuple[Tensor, int]:
-    """What torch.vmap batches over become the K targets."""
-    affine, descent = _LEFT[number]
-    return affine.winners(p.movedim(in_dims[0], 0), descent), 0
-
-
-_LIBRARY.impl("winners", _winners, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_vmap("captum_xnn::winners", _winners_of_all, lib=_LIBRARY)
-
-
-def handed_down(p: Tensor, affine: Affine, descent: Descent) -> Tensor:
-    """Returns the probabilities of an affine operation's input for one target, or for each that torch.vmap batches.
-
-    Args:
-        p: Probabilities of the output.
-        affine: The operation.
-        descent: How, and with what memory.
-    """
-    if not descent.is_batched:
-        return affine.winners(p[None], descent)[0]
-    number = next(_NUMBERS)
-    _LEFT[number] = affine, descent
-    try:
-        won: Tensor = torch.ops.captum_xnn.winners(p, number)
-        return won
-    finally:
-        del _LEFT[number]

@@ -1,8 +1,8 @@
 r"""A forward pass in which every operation gets its rule for handing probability down.
 
 The model runs as it is, under a mode that sees each function it calls. Where a function has a rule, its result is put
-into autograd's graph with that rule in place of the derivative; ``autograd.grad`` then hands probabilities down the
-graph as it would gradients. Functions without a rule of their own run as they are, and autograd's graph tells later
+into autograd's graph with that rule in place of the derivative, and probability goes down the graph as gradients would.
+Functions without a rule of their own run as they are, and autograd's graph tells later
 (:mod:`captum_xnn.excitation_bp.graph`) whether their derivative only routes, as that of indexing does.
 
 A *signal* is a tensor that was computed from the model's inputs; all others are constants, such as weights, masks and
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_xnn.excitation_bp.shares import Affine, Descent, Kept, Negative, Weighted, handed_down
+from captum_xnn.excitation_bp.shares import Affine, Descent, Kept, Negative, Weighted
 
 __all__ = [
     "LABEL",
@@ -44,7 +44,8 @@ __all__ = [
 LABEL = "captum_xnn"
 """Key in the metadata of autograd's nodes under which the operation and its module are named."""
 
-Back = Callable[[Tensor], Sequence[Tensor | None]]
+Back = Callable[[Sequence[Tensor]], Sequence[Sequence[Tensor | None]]]
+"""Returns the probabilities of an operation's signals for each target, from those of its output."""
 
 # Nodes of autograd's graph whose derivative hands probability down rightly: copies, selections, rearrangements, and
 # maxima, whose winner takes all.
@@ -143,11 +144,9 @@ class RuleNode(torch.autograd.Function):
     affine: Affine | None
 
     @staticmethod
-    def forward(
-        ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, descent: Descent, *signals: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, *signals: Tensor) -> Tensor:
         """Returns the value, a function of the signals."""
-        ctx.back, ctx.affine, ctx.descent = back, affine, descent
+        ctx.back, ctx.affine = back, affine
         versions = [x._version for x in signals]
         y = value()
         for x, version in zip(signals, versions, strict=True):
@@ -159,11 +158,8 @@ class RuleNode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, p: Tensor) -> tuple[Tensor | None, ...]:
-        """Returns the probabilities of the signals."""
-        given = ctx.back(p)
-        if ctx.descent.is_last:
-            ctx.back = ctx.affine = None
-        return None, None, None, None, *given
+        """Returns the probabilities of the signals, for an operation on part of a tensor in place."""
+        return None, None, None, *ctx.back([p])[0]
 
 
 def has_rule(node: Any) -> bool:
@@ -213,9 +209,11 @@ def tensors_in(values: Any) -> list[Tensor]:
         return [values]
     found: list[Tensor] = []
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ():
-        if isinstance(value, Tensor):
+        # Most arguments are numbers, of which none is looked into. This runs for every call of the model.
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
             found.append(value)
-        elif isinstance(value, (list, tuple, dict)):
+        elif kind is not int and kind is not float and kind is not bool and value is not None:
             found += tensors_in(value)
     return found
 
@@ -351,7 +349,9 @@ class Signals(TorchFunctionMode):
             return None
         return known.affine
 
-    def apply(self, value: Callable[[], Tensor], back: Back, *signals: Tensor) -> Tensor:
+    def apply(
+        self, value: Callable[[], Tensor], back: Callable[[Tensor], Sequence[Tensor | None]], *signals: Tensor
+    ) -> Tensor:
         """Returns a value that hands probability down to signals by a rule.
 
         Args:
@@ -359,7 +359,17 @@ class Signals(TorchFunctionMode):
             back: Returns the probabilities of the signals from that of the value.
             signals: What it is computed from.
         """
-        return RuleNode.apply(value, back, None, self.descent, *signals)  # type: ignore[no-any-return,no-untyped-call]
+        return self.apply_at_once(value, lambda p: [back(one) for one in p], *signals)
+
+    def apply_at_once(self, value: Callable[[], Tensor], back: Back, *signals: Tensor) -> Tensor:
+        """Returns a value that hands probability down to signals by a rule for all targets at once.
+
+        Args:
+            value: Computes it.
+            back: Returns the probabilities of the signals for each target.
+            signals: What it is computed from.
+        """
+        return RuleNode.apply(value, back, None, *signals)  # type: ignore[no-any-return,no-untyped-call]
 
     def apply_affine(
         self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor, activated: bool = False
@@ -375,10 +385,10 @@ class Signals(TorchFunctionMode):
         # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
         descent, nothing = self.descent, (None,) * len(besides)
 
-        def back(p: Tensor) -> tuple[Tensor | None, ...]:
-            return handed_down(p, affine, descent), *nothing
+        def back(p: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
+            return [(won, *nothing) for won in affine.winners(p, descent)]
 
-        y: Tensor = RuleNode.apply(value, back, affine, self.descent, affine.a.tensor, *besides)  # type: ignore[no-untyped-call]
+        y: Tensor = RuleNode.apply(value, back, affine, affine.a.tensor, *besides)  # type: ignore[no-untyped-call]
         if isinstance(affine, Weighted) and not activated:
             self.attach(y, affine)
         return y
@@ -406,17 +416,17 @@ class Signals(TorchFunctionMode):
                 signals.append(known)
         if not given:
             return self._open(call, types)
-        if any(x.requires_grad for x in given):
-            with torch.enable_grad():
-                y = self._ruled(call, types, given)
-        else:
-            with torch.no_grad():
-                y = call()
+        carries = given[0].requires_grad or (len(given) > 1 and any(x.requires_grad for x in given))
+        with torch.set_grad_enabled(carries):
+            y = self._ruled(call, types, given) if carries else func(*args, **call.kwargs)
         results = _results(call, y)
         if results:
-            source = min(s.source for s in signals)
-            gate = func in self._gates or all(s.gate for s in signals)
-            is_positive = self._rectifies(call) or (func in _KEEP_SIGN and all(s.is_positive for s in signals))
+            first, others = signals[0], signals[1:]
+            source = min(first.source, *(s.source for s in others)) if others else first.source
+            gate = func in self._gates or (first.gate and all(s.gate for s in others))
+            is_positive = self._rectifies(call) or (
+                func in _KEEP_SIGN and first.is_positive and all(s.is_positive for s in others)
+            )
             self._note(results, source, gate, is_positive)
         return y
 

@@ -84,7 +84,7 @@ def stopping_layer(
         finally:
             for handle in handles:
                 handle.remove()
-    crossed = cuts(topological([done.output.grad_fn]), done.leaves)
+    crossed = cuts(done.graph.nodes, done.leaves)
     layers = [
         layer
         for layer in seen.values()
