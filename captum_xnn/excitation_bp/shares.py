@@ -58,6 +58,8 @@ Negative = Literal["excitatory", "clamp", "raw"]
 # So many numbers are worked on at once, 16 MiB: linear layers' rectified weights stay in the processor's cache for both
 # products, and convolutions' results in memory that the process keeps.
 _PIECE = 1 << 22
+# Rows that linear layers hand down at once: one takes as long as eight, as reading the weights does.
+_ROWS = 8
 
 
 def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
@@ -323,8 +325,8 @@ class _Matrix(Weighted):
     def _add_winners(self, sums: Sequence[_Sum], p: Sequence[Tensor], a: Tensor, descent: Descent) -> None:
         """Adds the probabilities of the input a to a sum for each target.
 
-        Targets share the sums Z and go one by one from there: a batch of them takes hardly less time, and may round
-        otherwise than its members.
+        Targets share the sums Z and go one by one from there: a batch of them takes hardly less time, but for a few
+        rows of linear layers, and may round otherwise than its members.
         """
         terms = _terms(a, descent.negative, self.a.is_positive)
         for piece in self._pieces():
@@ -334,14 +336,28 @@ class _Matrix(Weighted):
                 part = self._rectified(piece, term.positive, a.dtype, descent.workspace)
                 Z = Z.add_(self._forth(term.a, part))
             Z = _safe(Z, descent.negative == "raw")
-            # One target's quotients may overwrite Z, and serve all terms.
-            room = Z if len(p) == 1 else descent.workspace.like(Z, a.dtype, purpose="quotients")
+            # The last quotients may overwrite Z.
+            room = Z if len(p) == len(terms) == 1 else descent.workspace.like(Z, a.dtype, purpose="quotients")
             for i, term in enumerate(terms):
                 if i > 0:
                     part = self._rectified(piece, term.positive, a.dtype, descent.workspace)
-                for one, total in zip(p, sums, strict=True):
-                    s = room if i > 0 and room is Z else torch.div(self._of(one, piece), Z, out=room)
-                    total.add(self._back(s, part, term.a), term.a)
+                self._add_shares(sums, [self._of(one, piece) for one in p], Z, part, term.a, room)
+
+    def _add_shares(
+        self, sums: Sequence[_Sum], p: Sequence[Tensor], Z: Tensor, part: Tensor, a: Tensor, room: Tensor
+    ) -> None:
+        """Adds what some weights give to an input of one sign to a sum for each target.
+
+        Args:
+            sums: The sums.
+            p: Probabilities of the weights' outputs, for each target.
+            Z: What they are divided by.
+            part: The rectified weights.
+            a: The input.
+            room: Memory for quotients.
+        """
+        for one, total in zip(p, sums, strict=True):
+            total.add(self._back(torch.div(one, Z, out=room), part, a), a)
 
     def opposite(self) -> Weighted:
         """Returns the operation with the weights -W."""
@@ -435,6 +451,21 @@ class Linear(_Matrix):
 
     def _of(self, p: Tensor, piece: slice) -> Tensor:
         return p[..., piece]
+
+    def _add_shares(
+        self, sums: Sequence[_Sum], p: Sequence[Tensor], Z: Tensor, part: Tensor, a: Tensor, room: Tensor
+    ) -> None:
+        count = _ROWS // max(1, a.numel() // max(1, a.shape[-1]))
+        if count < 2:
+            return super()._add_shares(sums, p, Z, part, a, room)
+        # Weights are read once for so many targets, also where there are fewer: a product rounds by its shape.
+        for first in range(0, len(p), count):
+            some = p[first : first + count]
+            s = Z.new_zeros(count, *Z.shape)
+            for one, row in zip(some, s, strict=False):
+                torch.div(one, Z, out=row)
+            for back, total in zip(self._back(s, part, a), sums[first : first + count], strict=False):
+                total.add(back, a)
 
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
         return a @ part.T
