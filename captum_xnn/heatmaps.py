@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
+from captum_xnn.canonical import CanonicalNetwork, canonical, needs_modules, refuse_unfit
+from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
@@ -166,11 +168,12 @@ class FromCaptum:
             ValueError: If a layer method finds no layer to explain.
         """
         construct, call = self._sort({**self.settings, **settings})
+        attributed = self._attributed(network, inputs, additional_forward_args)
         layered = issubclass(self.method, LayerAttribution)
         if not layered:
             _refuse_integers(inputs, self.method.__name__)
         if "layer" in self._constructor:
-            construct["layer"] = self._layer(network, construct.get("layer"))
+            construct["layer"] = self._layer(network, attributed, construct.get("layer"))
         if internal_batch_size is not None and "internal_batch_size" in self._call:
             call["internal_batch_size"] = internal_batch_size
         if "target" in self._call:
@@ -184,14 +187,31 @@ class FromCaptum:
                 call["target"] = wanted[i : i + size].to(inputs[0].device)
             own = call if self._distribution else rows_of_settings(call, len(inputs[0]), rows[i : i + size].tolist())
             leaves = _leaves(inputs, additional_forward_args, rows[i : i + size])
-            with untouched(network):
-                chunks.append(self._attribute(network, construct, own, leaves))
+            with untouched(attributed):
+                chunks.append(self._attribute(attributed, construct, own, leaves))
         maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likes = [inputs[0]] * len(maps) if layered else inputs
         return tuple(_finished(m, like, len(features), layered) for m, like in zip(maps, likes, strict=True))
 
+    def _attributed(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    ) -> nn.Module:
+        """Returns the network that the method works on: its twin made of modules, where the method needs them."""
+        if not needs_modules(self.method):
+            return network
+        (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+        try:
+            with untouched(network):
+                twin = canonical(network, (*x, *(more or ())))
+        except UnsupportedOperationError:
+            if self._checking:
+                return network  # what goes wrong shows in its delta
+            raise
+        refuse_unfit(self.method, twin)
+        return twin
+
     def _attribute(
-        self, network: ExplanationNetwork, construct: dict[str, Any], call: dict[str, Any], arguments: tuple[Any, Any]
+        self, network: nn.Module, construct: dict[str, Any], call: dict[str, Any], arguments: tuple[Any, Any]
     ) -> tuple[Tensor, ...]:
         """Returns the attributions of one chunk, detached."""
         inputs, additional = arguments
@@ -206,7 +226,7 @@ class FromCaptum:
             _warn_of_delta(self.method.__name__, given, delta)
         return tuple(a.detach() for a in format_tensors(given))
 
-    def _layer(self, network: ExplanationNetwork, layer: str | nn.Module | None) -> nn.Module:
+    def _layer(self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None) -> nn.Module:
         """Returns the module that a layer method is to explain."""
         if layer is None:
             layer = network.spatial_layer_name
@@ -215,7 +235,8 @@ class FromCaptum:
                 f"expected a layer with feature maps (N, C, H, W) before {network.layer_name!r} for "
                 f"{self.method.__name__}, found none; name one, as in FromCaptum({self.method.__name__}, layer='...')"
             )
-        return find_layer(network.model, layer)[1]
+        name, module = find_layer(network.model, layer)
+        return attributed.layer(name) if isinstance(attributed, CanonicalNetwork) else module
 
 
 class ExcitationMaps:

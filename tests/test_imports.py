@@ -15,7 +15,7 @@ ROWS = (
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares"),
     ("srae", "activations", "files", "excitation_bp.signals"),
     ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
-    ("excitation_bp.propagation",),
+    ("canonical", "excitation_bp.propagation"),
     ("excitation_bp.attribution", "excitation_bp.stopping"),
     ("excitation_bp",),
     ("explainer", "heatmaps"),

@@ -1,0 +1,279 @@
+"""Twins made of modules: the same outputs, and the results that Captum has on a network written in modules by hand."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from captum.attr import (
+    LRP,
+    Deconvolution,
+    DeepLift,
+    DeepLiftShap,
+    GuidedBackprop,
+    GuidedGradCam,
+    IntegratedGradients,
+    LayerDeepLift,
+    Saliency,
+)
+from captum.attr._utils.custom_modules import Addition_Module
+from torch import nn
+from torch.nn import functional as F
+
+from captum_xnn.canonical import canonical
+from captum_xnn.errors import UnsupportedOperationError
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.host import trace
+from captum_xnn.network import ExplanationNetwork
+from captum_xnn.srae import SRAE
+
+K = 3
+
+
+class Residual(nn.Module):
+    """A block as torchvision writes it, in one of several spellings."""
+
+    def __init__(self, way="modules"):
+        super().__init__()
+        self.way = way
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.fc = nn.BatchNorm2d(4), nn.Linear(64, 6)
+        self.relu, self.pool = nn.ReLU(inplace=way == "shared"), nn.MaxPool2d(2)
+        if way == "modules":
+            self.relus, self.add = nn.ModuleList(nn.ReLU() for _ in range(3)), Addition_Module()
+
+    def forward(self, x, gain=None):
+        if self.way == "modules":
+            x = self.pool(self.relus[0](self.norm(self.a(x))).clone())
+            x = self.relus[2](self.add(self.relus[1](self.b(x)), x))
+        elif self.way == "shared":
+            x = self.pool(self.relu(self.norm(self.a(x))))
+            y = self.relu(self.b(x))
+            y += x
+            x = self.relu(y)
+        elif self.way == "functions":
+            x = F.max_pool2d(F.relu(self.norm(self.a(x))), 2)
+            x = torch.relu(torch.add(F.relu(self.b(x)), other=x))
+        else:  # methods
+            x = F.max_pool2d(self.norm(self.a(x)).relu(), kernel_size=2)
+            x = self.b(x).relu_().add(x).relu()
+        if gain is not None:
+            x = x * gain
+        return self.fc(torch.flatten(F.dropout(x, training=self.training), 1))
+
+
+WAYS = ["shared", "functions", "methods"]
+
+
+def residual(way="modules"):
+    model = Residual("modules").eval()
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), model.norm.running_mean):
+            tensor.copy_(torch.randn(tensor.shape, generator=g) / max(1, tensor[0].numel()) ** 0.5)
+    other = Residual(way).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def network_of(model, layer, *inputs, hidden=(5,)):
+    torch.manual_seed(2)
+    module = model.get_submodule(layer)
+    found = trace(model, module, inputs)
+    with torch.no_grad():
+        width = ExplanationNetwork(model, layer, SRAE(1, K, hidden=()), trace=found).activations(*inputs)[0].numel()
+    return ExplanationNetwork(model, layer, SRAE(width, K, hidden=hidden), trace=found).eval()
+
+
+def images(n=3, size=8):
+    return torch.randn(n, 2, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("layer", ["fc", "b", "norm"])
+@pytest.mark.parametrize("way", ["modules", *WAYS])
+def test_outputs_are_the_same_bits(way, layer):
+    x = images()
+    network = network_of(residual(way), layer, x)
+    twin = canonical(network, (x,))
+    assert torch.equal(twin(x), network(x))
+    used = [id(m) for m in twin.graph.modules() if not list(m.children())]
+    called = [twin.graph.get_submodule(n.target) for n in twin.graph.graph.nodes if n.op == "call_module"]
+    assert sorted(map(id, called)) == sorted(used)  # each once
+    assert {id(p) for p in twin.graph.parameters()} <= {id(p) for p in network.model.parameters()}
+
+
+METHODS = {
+    "DeepLift": (DeepLift, {}),
+    "DeepLiftShap": (DeepLiftShap, {"baselines": torch.zeros(2, 2, 8, 8)}),
+    "LRP": (LRP, {}),
+    "GuidedBackprop": (GuidedBackprop, {}),
+    "Deconvolution": (Deconvolution, {}),
+    "GuidedGradCam": (GuidedGradCam, {"layer": "b"}),
+    "LayerDeepLift": (LayerDeepLift, {"layer": "b"}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("way", WAYS)
+def test_maps_are_those_of_a_network_written_in_modules(way, name):
+    """By Captum's own class, once per x-feature."""
+    method, settings = METHODS[name]
+    x = images()
+    clean = network_of(residual("modules"), "fc", x)
+
+    class Clean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.encoder = clean.model, clean.xnn_encoder
+
+        def forward(self, x):
+            return self.encoder(self.model(x))
+
+    hand, call = Clean().eval(), {k: v for k, v in settings.items() if k != "layer"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        construct = [hand.model.b] if "layer" in settings else []
+        one = [method(hand, *construct).attribute(x.clone(), target=k, **call).detach() for k in range(K)]
+    wanted = torch.stack(one, 1)
+    assert bool(wanted.abs().max() > 0)
+    (given,) = FromCaptum(method, **settings)(network_of(residual(way), "fc", x), (x,), range(K))
+    if wanted.shape[2] == 4:  # a layer's
+        wanted = F.interpolate(wanted.sum(2), x.shape[2:], mode="bilinear")[:, :, None]
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_they_were_wrong_before(way):
+    """What Captum makes of the network as it is, so that the tests here would notice if nothing were rewritten."""
+    x = images()
+    network = network_of(residual(way), "fc", x)
+    twin = canonical(network, (x,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        right = LRP(twin).attribute(x.clone(), target=0)
+        try:
+            assert not torch.allclose(LRP(network).attribute(x.clone(), target=0), right, rtol=0.01)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+
+
+def test_additional_arguments_decide_what_runs():
+    x, model = images(), residual("functions")
+    (one,) = FromCaptum(DeepLift)(network_of(model, "fc", x), (x,), range(K))
+    (two,) = FromCaptum(DeepLift)(network_of(model, "fc", x), (x,), range(K), additional_forward_args=(2.0,))
+    gain = torch.full((3, 1, 1, 1), 2.0)
+    (three,) = FromCaptum(DeepLift)(network_of(model, "fc", x), (x,), range(K), additional_forward_args=(gain,))
+    assert not torch.allclose(one, two)
+    torch.testing.assert_close(two, three)
+
+
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x))) if x.sum() > -1e9 else self.a(x)
+
+
+def test_models_that_decide_by_values():
+    x = torch.randn(3, 4)
+    network = network_of(Decides(), "b", x)
+    for method in (LRP, GuidedBackprop):
+        with pytest.raises(
+            UnsupportedOperationError, match=r"torch\.fx can follow up to layer 'b'.*control flow.*Integrated"
+        ):
+            FromCaptum(method)(network, (x,), range(K))
+    with pytest.warns(UserWarning, match="expected attributions of DeepLift that sum"):
+        FromCaptum(DeepLift)(network, (x,), range(K))
+
+
+class Gated(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.a, self.b, self.activation = nn.Linear(4, 6), nn.Linear(6, 6), activation
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.activation(x) * x.sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("method", "activation", "named"),
+    [
+        (LRP, nn.ReLU(), "mul"),
+        (LRP, nn.GELU(), "GELU"),
+        (GuidedBackprop, nn.GELU(), "GELU"),
+        (Deconvolution, F.silu, "silu"),
+    ],
+)
+def test_operations_without_a_rule_are_refused_by_name(method, activation, named):
+    x = torch.randn(3, 4)
+    network = network_of(Gated(activation), "b", x)
+    with pytest.raises(UnsupportedOperationError, match=f"{method.__name__} has a rule for, got .*{named}"):
+        FromCaptum(method)(network, (x,), range(K))
+    (maps,) = FromCaptum(IntegratedGradients, n_steps=500)(network, (x,), range(K))
+    difference = network(x) - network(0 * x)
+    torch.testing.assert_close(maps.sum(2), difference.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_layers_that_are_taken_apart():
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()), nn.Flatten(), nn.Linear(64, 6)
+    )
+    x = images()
+    with pytest.raises(UnsupportedOperationError, match=r"'1', which is taken apart .*name the last layer in it"):
+        FromCaptum(GuidedGradCam, layer="1")(network_of(model, "3", x), (x,), range(K))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", [DeepLift, LRP, GuidedBackprop])
+def test_the_model_is_as_before(method, way):
+    x, model = images(), residual(way)
+    network = network_of(model, "fc", x)
+    before = [(name, type(m), sorted(vars(m)), getattr(m, "inplace", None)) for name, m in model.named_modules()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    FromCaptum(method)(network, (x,), range(K))
+    assert before == [
+        (name, type(m), sorted(vars(m)), getattr(m, "inplace", None)) for name, m in model.named_modules()
+    ]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+
+
+# Each with a layer behind everything that Captum alone gets wrong there.
+FAMILIES = {
+    "vgg11": ("avgpool", 32),
+    "vgg11_bn": ("avgpool", 32),
+    "resnet18": ("avgpool", 64),
+    "resnet50": ("avgpool", 64),
+    "densenet121": ("features", 64),
+    "squeezenet1_1": ("features", 64),
+    "alexnet": ("avgpool", 64),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvisions_networks(name, torchvision):
+    layer, size = FAMILIES[name]
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None).eval()
+    x = torch.randn(1, 3, size, size)
+    network = network_of(model, layer, x)
+    twin = canonical(network, (x,))
+    assert torch.equal(twin(x), network(x))
+    for k in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            _, delta = DeepLift(twin).attribute(x.clone(), target=k, return_convergence_delta=True)
+            guided, plain = (
+                m(twin).attribute(x.clone(), target=k, **s)
+                for m, s in ((GuidedBackprop, {}), (Saliency, {"abs": False}))
+            )
+        with torch.no_grad():
+            difference = (twin(x) - twin(0 * x))[:, k]
+        assert float(delta.detach().abs()) <= 1e-3 * float(difference.abs())
+        assert not torch.allclose(guided, plain, rtol=0.01)
+    (maps,) = FromCaptum(LRP)(network, (x,), [0])
+    assert bool(torch.isfinite(maps).all()) and 0 < float(maps.abs().sum()) < 1e3 * float(network(x)[:, 0].detach().abs())
