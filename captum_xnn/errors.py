@@ -31,4 +31,4 @@ class ModelMismatchError(ValueError):
 
 
 class UnsupportedOperationError(RuntimeError):
-    """Raised where excitation backprop meets an operation that it has no rule for, or cannot see."""
+    """Raised where a heatmap's method meets an operation that it has no rule for, or cannot see."""

@@ -25,6 +25,7 @@ from captum.attr import (
     LayerActivation,
     LayerAttribution,
     NoiseTunnel,
+    PerturbationAttribution,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,12 +45,15 @@ __all__ = ["ExcitationMaps", "FromCaptum", "Heatmap", "as_heatmap", "rows_of_set
 # Arguments of Captum's attribute methods that the backend fills in itself.
 _RESERVED = frozenset({"self", "inputs", "target", "additional_forward_args", "return_convergence_delta"})
 
-# Captum says these of every call; both are what the backend intends, and undone afterwards.
-_EXPECTED_WARNINGS = ("Setting forward, backward hooks", "Setting backward hooks on ReLU", "Input Tensor")
-
+# Captum says these of every call; they are what the backend intends, and undone afterwards.
+_EXPECTED_WARNINGS = (
+    "Setting forward, backward hooks",
+    "Setting backward hooks on ReLU",
+    "Input Tensor",
+    "You are providing multiple inputs for Lime",
+)
 
 _UNFIT = {
-    NoiseTunnel: "wraps a method and not a model; wrap the XNNAttribution: NoiseTunnel(xnn).attribute(inputs, ...)",
     FeaturePermutation: "mixes the examples of a batch; use FeatureAblation",
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
@@ -81,7 +85,11 @@ class FromCaptum:
 
     Each setting goes to the class's constructor or to its ``attribute`` method, whichever names it. A class that
     explains layers takes ``layer=`` by dotted name; without one it takes the last layer with feature maps that runs
-    before the explained layer.
+    before the explained layer. ``NoiseTunnel`` takes the method that it averages as ``attribution_method=``, a class or
+    another ``FromCaptum``; every x-feature's map has noise of its own.
+
+    DeepLift, LRP and the guided methods work on a twin of the model made of modules, see
+    :mod:`captum_xnn.canonical`, and refuse what they have no rule for.
 
     Args:
         method: A class of ``captum.attr``, or your own subclass of its ``Attribution``.
@@ -94,7 +102,13 @@ class FromCaptum:
         >>> from captum.attr import IntegratedGradients
         >>> FromCaptum(IntegratedGradients, n_steps=32)
         FromCaptum(IntegratedGradients, n_steps=32)
+        >>> from captum.attr import NoiseTunnel
+        >>> FromCaptum(NoiseTunnel, attribution_method=IntegratedGradients, nt_samples=8, n_steps=32)
+        FromCaptum(NoiseTunnel, attribution_method=IntegratedGradients, nt_samples=8, n_steps=32)
     """
+
+    method: type[Attribution]
+    settings: dict[str, Any]
 
     def __init__(self, method: type[Attribution], /, **settings: Any) -> None:
         if not (isinstance(method, type) and issubclass(method, Attribution)):
@@ -102,14 +116,25 @@ class FromCaptum:
                 f"expected a class derived from captum.attr.Attribution, got {method!r}; pass the class itself, "
                 "such as FromCaptum(captum.attr.DeepLift)"
             )
+        self._given = method, settings
+        self._noise: dict[str, inspect.Parameter] = {}
+        if issubclass(method, NoiseTunnel):
+            self._noise = {
+                name: p
+                for name, p in inspect.signature(method.attribute).parameters.items()
+                if p.kind is not p.VAR_KEYWORD
+            }
+            around, settings = _around(settings)
+            method, settings = around.method, {**around.settings, **settings}
         self.method = method
         self.settings = settings
         self._constructor = list(inspect.signature(method).parameters)[1:]
-        self._call = inspect.signature(method.attribute).parameters
+        self._call = {**inspect.signature(method.attribute).parameters, **self._noise}
         # These sample from baselines, which need not be as many as the examples.
         self._distribution = method.__name__.removeprefix("Layer") in ("DeepLiftShap", "GradientShap")
-        # Captum's DeepLift can be wrong without a word; its delta tells.
-        self._checking = {"return_convergence_delta": True} if method.__name__.startswith("DeepLift") else {}
+        # DeepLift takes what it does not know for linear without a word; its delta tells.
+        checked = method.__name__.startswith("DeepLift") and not self._noise
+        self._checking = {"return_convergence_delta": True} if checked else {}
         if method in _UNFIT:
             raise TypeError(
                 f"expected a class that attributes each x-feature, got {method.__name__}, which {_UNFIT[method]}"
@@ -122,10 +147,12 @@ class FromCaptum:
         self._sort(settings)
 
     def __repr__(self) -> str:
-        return f"FromCaptum({', '.join([self.method.__name__, *(f'{k}={v!r}' for k, v in self.settings.items())])})"
+        method, settings = self._given
+        shown = (f"{k}={v.__name__ if isinstance(v, type) else repr(v)}" for k, v in settings.items())
+        return f"FromCaptum({', '.join([method.__name__, *shown])})"
 
     def __getstate__(self) -> tuple[type[Attribution], dict[str, Any]]:
-        return self.method, self.settings
+        return self._given
 
     def __setstate__(self, state: tuple[type[Attribution], dict[str, Any]]) -> None:
         self.__init__(state[0], **state[1])  # type: ignore[misc]
@@ -170,12 +197,14 @@ class FromCaptum:
         construct, call = self._sort({**self.settings, **settings})
         attributed = self._attributed(network, inputs, additional_forward_args)
         layered = issubclass(self.method, LayerAttribution)
-        if not layered:
+        if not (layered or issubclass(self.method, PerturbationAttribution)):
             _refuse_integers(inputs, self.method.__name__)
         if "layer" in self._constructor:
             construct["layer"] = self._layer(network, attributed, construct.get("layer"))
         if internal_batch_size is not None and "internal_batch_size" in self._call:
             call["internal_batch_size"] = internal_batch_size
+        if internal_batch_size is not None and self._noise:
+            call["nt_samples_batch_size"] = 1
         if "target" in self._call:
             call["target"] = None  # replaced in every chunk
         rows = torch.arange(len(inputs[0])).repeat_interleave(len(features))
@@ -205,7 +234,7 @@ class FromCaptum:
                 twin = canonical(network, (*x, *(more or ())))
         except UnsupportedOperationError:
             if self._checking:
-                return network  # what goes wrong shows in its delta
+                return network  # what is wrong shows in the delta
             raise
         refuse_unfit(self.method, twin)
         return twin
@@ -216,6 +245,8 @@ class FromCaptum:
         """Returns the attributions of one chunk, detached."""
         inputs, additional = arguments
         attribution = self.method(network, **construct)
+        if self._noise:
+            attribution = NoiseTunnel(attribution)
         attribute = getattr(type(attribution).attribute, "__wrapped__", type(attribution).attribute)
         with warnings.catch_warnings():
             for text in _EXPECTED_WARNINGS:
@@ -223,7 +254,7 @@ class FromCaptum:
             given = attribute(attribution, inputs, additional_forward_args=additional, **call, **self._checking)
         if self._checking:
             given, delta = given
-            _warn_of_delta(self.method.__name__, given, delta)
+            _refuse_delta(self.method.__name__, given, delta)
         return tuple(a.detach() for a in format_tensors(given))
 
     def _layer(self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None) -> nn.Module:
@@ -423,17 +454,29 @@ def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
             )
 
 
-def _warn_of_delta(method: str, attributions: Any, delta: Tensor) -> None:
-    """Warns where attributions do not sum to what the x-feature differs from its value at the baselines."""
-    summed = torch.stack([a.detach().flatten(1).sum(1) for a in format_tensors(attributions)]).sum(0)
-    off, size = float(delta.detach().abs().mean()), float(summed.abs().mean())
-    if off > 0.01 * (off + size):
-        warnings.warn(
+def _refuse_delta(method: str, attributions: Any, delta: Tensor) -> None:
+    """Raises where attributions do not sum to what the x-feature differs from its value at the baselines."""
+    each = torch.cat([a.detach().flatten(1) for a in format_tensors(attributions)], 1)
+    off, size = float(delta.detach().abs().mean()), float(each.sum(1).abs().mean())
+    # Where attributions cancel, rounding alone is as large as their sum.
+    if off > 0.01 * (off + size) and off > 1e-4 * float(each.abs().sum(1).mean()):
+        raise UnsupportedOperationError(
             f"expected attributions of {method} that sum to the x-feature's difference from the baseline, got "
-            f"{off / (off + size):.0%} off: non-linearities of the model are functions, are used twice, or touch "
-            "each other (Conv-ReLU-MaxPool), which Captum's DeepLift does not handle. Use IntegratedGradients instead",
-            stacklevel=2,
+            f"{off / (off + size):.0%} off: it takes non-linearities that it has no rule for, such as GELU, attention "
+            "and layer norm, for linear. Use IntegratedGradients or the default heatmap"
         )
+
+
+def _around(settings: dict[str, Any]) -> tuple[FromCaptum, dict[str, Any]]:
+    """Returns the method that a noise tunnel averages, and the other settings."""
+    rest = dict(settings)
+    method = rest.pop("attribution_method", None)
+    if method is None:
+        raise TypeError(
+            "expected the method to average, got none; pass it as in FromCaptum(NoiseTunnel, "
+            "attribution_method=Saliency, nt_samples=8), or wrap the XNNAttribution in a NoiseTunnel"
+        )
+    return method if isinstance(method, FromCaptum) else FromCaptum(method), rest
 
 
 def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> dict[str, Any]:

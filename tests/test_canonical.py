@@ -185,7 +185,7 @@ def test_models_that_decide_by_values():
             UnsupportedOperationError, match=r"torch\.fx can follow up to layer 'b'.*control flow.*Integrated"
         ):
             FromCaptum(method)(network, (x,), range(K))
-    with pytest.warns(UserWarning, match="expected attributions of DeepLift that sum"):
+    with pytest.raises(UnsupportedOperationError, match="expected attributions of DeepLift that sum"):
         FromCaptum(DeepLift)(network, (x,), range(K))
 
 
@@ -276,4 +276,6 @@ def test_torchvisions_networks(name, torchvision):
         assert float(delta.detach().abs()) <= 1e-3 * float(difference.abs())
         assert not torch.allclose(guided, plain, rtol=0.01)
     (maps,) = FromCaptum(LRP)(network, (x,), [0])
-    assert bool(torch.isfinite(maps).all()) and 0 < float(maps.abs().sum()) < 1e3 * float(network(x)[:, 0].detach().abs())
+    assert bool(torch.isfinite(maps).all()) and 0 < float(maps.abs().sum()) < 1e3 * float(
+        network(x)[:, 0].detach().abs()
+    )
