@@ -70,7 +70,7 @@ class Graph:
         leading = self._leading(wanted)
         arrived: dict[Place, _Arrived] = {}
         for place, p in starts:
-            arrived[place] = _joined(arrived.get(place), _Arrived(p, is_spent=False))
+            arrived[place] = _joined(arrived.get(place), _Arrived(p, is_spent=False), descent)
         found: dict[Place, list[Tensor]] = {}
         with torch.no_grad():
             for i, node in enumerate(self.nodes):
@@ -85,7 +85,7 @@ class Graph:
                 for below, (child, _), came in zip(self._below[i], node.next_functions, made, strict=True):
                     if came is not None and below[0] >= 0 and (leading[below[0]] or below in wanted):
                         fitted = _fitted(came, child._input_metadata[below[1]])
-                        arrived[below] = _joined(arrived.get(below), fitted)
+                        arrived[below] = _joined(arrived.get(below), fitted, descent)
                 del given, made
         return [None if end is None else found.get(end) for end in ends]
 
@@ -106,14 +106,18 @@ class _Arrived(NamedTuple):
     """Whether nothing else uses their memory."""
 
 
-def _joined(before: _Arrived | None, new: _Arrived) -> _Arrived:
+def _joined(before: _Arrived | None, new: _Arrived, descent: Descent) -> _Arrived:
     """Returns a sum, in the memory of one of its terms if that is spent."""
     if before is None:
         return new
     if new.is_spent and not before.is_spent:
         before, new = new, before
-    pairs = zip(before.p, new.p, strict=True)
-    return _Arrived([x.add_(y) if before.is_spent else x + y for x, y in pairs], True)
+    pairs = list(zip(before.p, new.p, strict=True))
+    sums = [x.add_(y) if before.is_spent else x + y for x, y in pairs]
+    if new.is_spent:
+        for y in new.p:
+            descent.workspace.give(y)
+    return _Arrived(sums, True)
 
 
 def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> list[_Arrived | None]:

@@ -306,7 +306,7 @@ def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> T
 
     def back(p: Tensor) -> list[Tensor]:
         p = p.to(shares[0].dtype)
-        one = p * shares[0]
+        one = torch.mul(p, shares[0], out=descent.workspace.take(shares[0]))
         if len(shares) == 2:
             return [unbroadcast(x, shape) for x, shape in zip((one, p * shares[1]), shapes, strict=True)]
         other = p.sub_(one) if descent.is_spent else p - one

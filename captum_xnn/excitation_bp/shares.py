@@ -29,7 +29,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -159,6 +159,31 @@ class Workspace:
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._free: list[Tensor] = []
+
+    def give(self, x: Tensor) -> None:
+        """Takes the memory of a tensor that nothing uses any more.
+
+        Args:
+            x: The tensor.
+        """
+        # What is smaller the allocator keeps, and that of CUDA everything.
+        if x.device.type == "cpu" and 4 * x.numel() >= _PIECE and x.is_contiguous():
+            self._free.append(x.view(-1))
+
+    def take(self, like: Tensor) -> Tensor:
+        """Returns memory of the shape, dtype and device of a tensor for a result, with undefined contents.
+
+        Args:
+            like: The tensor to have room for.
+        """
+        if not like.is_contiguous():
+            return torch.empty_like(like)
+        for i, x in enumerate(self._free):
+            if x.numel() >= like.numel() and x.dtype == like.dtype and x.device == like.device:
+                return self._free.pop(i)[: like.numel()].view(like.shape)
+        self._free.clear()  # further down, tensors are rather larger
+        return torch.empty_like(like)
 
     def like(self, x: Tensor, dtype: torch.dtype, *, purpose: str = "weights") -> Tensor:
         """Returns memory of the shape and device of x, with undefined contents.
@@ -201,17 +226,16 @@ def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
     return [above] if negative == "clamp" else [above, _Term(a.clamp(max=0), False)]
 
 
-def _memory(a: Tensor, spent: Tensor | None) -> Tensor:
-    """Returns memory for a tensor like a, that of another one if that has room: fresh memory is slow to get.
+def _overwriting(spent: Tensor, like: Tensor) -> Tensor | None:
+    """Returns the memory of a spent tensor in the shape of another one, if it has room.
 
-    An example of the result takes no more room than one of the other tensor, so that none is overwritten before its
-    turn.
+    Examples stay in order. Where those of the result take more room than those of the tensor, it is to be written from
+    the last one on, else from the first, so that no example is overwritten before its turn.
     """
-    if spent is None or spent.numel() < a.numel() or spent.dtype != a.dtype:
-        return torch.empty_like(a)
-    if not (spent.is_contiguous() and a.is_contiguous()):
-        return torch.empty_like(a)
-    return spent.view(-1)[: a.numel()].view(a.shape)
+    room = spent.untyped_storage().nbytes() // spent.element_size() - spent.storage_offset()
+    if room < like.numel() or spent.dtype != like.dtype or not (spent.is_contiguous() and like.is_contiguous()):
+        return None
+    return spent.as_strided(like.shape, like.stride())
 
 
 class _Sum:
@@ -316,9 +340,11 @@ class _Matrix(Weighted):
             sums = [_Sum(None) for _ in p]
             self._add_winners(sums, p, a, descent)
             return [total.value for total in sums if total.value is not None]
-        may_overwrite = descent.is_spent and (self.a.is_positive or descent.negative != "excitatory")
-        won = [_memory(a, one if may_overwrite else None) for one in p]
-        for some in examples:
+        apart = len({one.untyped_storage().data_ptr() for one in p}) == len(p)
+        is_spent = descent.is_spent and apart and (self.a.is_positive or descent.negative != "excitatory")
+        over = [_overwriting(one, a) if is_spent else None for one in p]
+        won = [descent.workspace.take(a) if room is None else room for room in over]
+        for some in examples if a.numel() <= p[0].numel() else reversed(examples):
             self._add_winners([_Sum(each[some]) for each in won], [one[some] for one in p], a[some], descent)
         return won
 
@@ -508,19 +534,30 @@ class Convolution(_Matrix):
     @property
     def _is_pointwise(self) -> bool:
         """Whether it is a product of matrices at each place, which takes down to a quarter of a convolution's time."""
-        units = (*self.weight.shape[2:], *self.stride, self.groups)
+        units = (*self.weight.shape[2:], self.groups)
         return not self.transposed and not any(self.padding) and all(n == 1 for n in units)
+
+    def _seen(self, a: Tensor) -> Tensor:
+        """Returns the places that a pointwise convolution reads."""
+        places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
+        return a[places]
 
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
         if self._is_pointwise and a.is_contiguous():
-            return (part.flatten(1) @ a.flatten(2)).view(len(a), -1, *a.shape[2:])
+            seen = self._seen(a)
+            return (part.flatten(1) @ seen.flatten(2)).view(len(a), -1, *seen.shape[2:])
         return torch.convolution(
             a, part, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
 
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
         if self._is_pointwise and s.is_contiguous():
-            return (part.flatten(1).T @ s.flatten(2)).view(a.shape)
+            product = (part.flatten(1).T @ s.flatten(2)).view(len(s), -1, *s.shape[2:])
+            if all(step == 1 for step in self.stride):
+                return product
+            whole = torch.zeros_like(a)
+            self._seen(whole).copy_(product)
+            return whole
         beyond = [0] * len(self.stride) if self.transposed else self._unseen(s.shape[2:], part.shape[2:], a.shape[2:])
         return torch.convolution(
             s, part, None, self.stride, self.padding, self.dilation, not self.transposed, beyond, self.groups
