@@ -46,12 +46,16 @@ class CanonicalNetwork(nn.Module):
         network: What it is the twin of.
         graph: The model up to the explained layer.
         functions: What is left in it that is no module, by name.
+        layers: Under which name the last call of each module of the model stands in the graph.
     """
 
-    def __init__(self, network: ExplanationNetwork, graph: fx.GraphModule, functions: Iterable[str]) -> None:
+    def __init__(
+        self, network: ExplanationNetwork, graph: fx.GraphModule, functions: Iterable[str], layers: dict[str, str]
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.functions = tuple(dict.fromkeys(functions))
+        self._layers = layers
         self.xnn_encoder = network.xnn_encoder
         self.output_transform = network.output_transform
         self.training = False
@@ -74,12 +78,16 @@ class CanonicalNetwork(nn.Module):
         Raises:
             UnsupportedOperationError: If it is no single module here.
         """
-        if not any(node.op == "call_module" and node.target == name for node in self.graph.graph.nodes):
+        if name not in self._layers:
             raise UnsupportedOperationError(
                 f"expected a layer that is one operation, got {name!r}, which is taken apart for this method; name the "
                 "last layer in it"
             )
-        return self.graph.get_submodule(name)
+        return self.graph.get_submodule(self._layers[name])
+
+    def called(self) -> list[nn.Module]:
+        """Returns the modules that run, in order."""
+        return [self.graph.get_submodule(str(n.target)) for n in self.graph.graph.nodes if n.op == "call_module"]
 
 
 def needs_modules(method: type[Attribution]) -> bool:
@@ -162,7 +170,7 @@ def refuse_unfit(method: type[Attribution], twin: CanonicalNetwork) -> None:
         UnsupportedOperationError: If so, naming it.
     """
     bases = {base.__name__ for base in method.__mro__}
-    modules = [m for m in twin.graph.modules() if m is not twin.graph and not any(True for _ in m.children())]
+    modules = twin.called()
     names = [type(m).__name__ for m in modules]
     unfit: list[str] = []
     if "LRP" in bases:
@@ -188,8 +196,8 @@ _ROUTES = frozenset(
 _ACTIVATIONS = frozenset({"elu", "gelu", "hardswish", "leakyrelu", "leaky_relu", "mish", "sigmoid", "silu", "tanh"})
 
 
-def _followed(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, list[str]]:
-    """Returns the model up to the explained layer, rewritten, and the functions that are left in it."""
+def _followed(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, list[str], dict[str, str]]:
+    """Returns the model up to the explained layer, rewritten, the functions left in it, and new names of modules."""
     tracer = _Tracer(network.layer)
     try:
         graph = tracer.trace(network.model, concrete_args=_fixed_arguments(network.model, inputs))
@@ -207,7 +215,7 @@ def _followed(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> tuple[fx.
     rewriting = _Rewriting(graph, modules, _carriers(network.model, graph, inputs))
     rewriting.run()
     graph.lint()
-    return fx.GraphModule(_root(network.model, graph, modules), graph), rewriting.functions
+    return fx.GraphModule(_root(network.model, graph, modules), graph), rewriting.functions, rewriting.layers
 
 
 def _fixed_arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
@@ -268,6 +276,8 @@ class _Rewriting:
         self._used: set[nn.Module] = set()
         self.functions: list[str] = []
         """Names of functions that stay what they are."""
+        self.layers: dict[str, str] = {}
+        """The new name of each module's last call."""
 
     def run(self) -> None:
         """Rewrites the graph."""
@@ -295,9 +305,11 @@ class _Rewriting:
             node.replace_all_uses_with(flat)
             self._graph.erase_node(node)
             return
+        name = str(node.target)
         if module in self._used or getattr(module, "inplace", False):
-            node.target = self._added(_twin(module), str(node.target))
+            node.target = self._added(_twin(module), name)
         self._used.add(module)
+        self.layers[name] = str(node.target)
 
     def _replaced(self, node: fx.Node) -> None:
         """A function, which becomes a module where there is one."""
@@ -353,7 +365,8 @@ class _Rewriting:
             arguments = (node.args[0], kernel, stride, padding, dilation, pool.ceil_mode)
             spread = self._graph.call_function(windows, arguments)
         node.args = (spread,)
-        node.target = self._added(type(pool)(kernel, kernel), str(node.target))
+        old, node.target = node.target, self._added(type(pool)(kernel, kernel), str(node.target))
+        self.layers = {name: node.target if new == old else new for name, new in self.layers.items()}
 
     def _is_nonlinear(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self._modules[str(node.target)], _NONLINEAR)

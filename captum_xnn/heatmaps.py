@@ -12,8 +12,10 @@ Conventions:
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -40,7 +42,7 @@ from captum_xnn.excitation_bp.stopping import is_grid, stopping_layer
 from captum_xnn.host import find_layer, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
-__all__ = ["ExcitationMaps", "FromCaptum", "Heatmap", "as_heatmap", "rows_of_settings"]
+__all__ = ["TOKENS", "ExcitationMaps", "FromCaptum", "Heatmap", "TokenGrid", "as_heatmap", "rows_of_settings"]
 
 # Arguments of Captum's attribute methods that the backend fills in itself.
 _RESERVED = frozenset({"self", "inputs", "target", "additional_forward_args", "return_convergence_delta"})
@@ -86,7 +88,8 @@ class FromCaptum:
     Each setting goes to the class's constructor or to its ``attribute`` method, whichever names it. A class that
     explains layers takes ``layer=`` by dotted name; without one it takes the last layer with feature maps that runs
     before the explained layer. ``NoiseTunnel`` takes the method that it averages as ``attribution_method=``, a class or
-    another ``FromCaptum``; every x-feature's map has noise of its own.
+    another ``FromCaptum``; every x-feature's map has noise of its own. Layers of transformers give tokens: with
+    ``tokens="vit"``, ``"swin"`` or ``"sequence"`` these are taken for feature maps, see :class:`TokenGrid`.
 
     DeepLift, LRP and the guided methods work on a twin of the model made of modules, see
     :mod:`captum_xnn.canonical`, and refuse what they have no rule for.
@@ -97,6 +100,7 @@ class FromCaptum:
 
     Raises:
         TypeError: If the method is no attribution class, explains neurons only, or names no such setting.
+        ValueError: If tokens lie in no known way.
 
     Example:
         >>> from captum.attr import IntegratedGradients
@@ -117,6 +121,10 @@ class FromCaptum:
                 "such as FromCaptum(captum.attr.DeepLift)"
             )
         self._given = method, settings
+        settings = dict(settings)
+        self._tokens = settings.pop("tokens", None)
+        if self._tokens is not None and self._tokens not in TOKENS:
+            raise ValueError(f"expected tokens to be one of {', '.join(map(repr, TOKENS))}, got {self._tokens!r}")
         self._noise: dict[str, inspect.Parameter] = {}
         if issubclass(method, NoiseTunnel):
             self._noise = {
@@ -126,6 +134,7 @@ class FromCaptum:
             }
             around, settings = _around(settings)
             method, settings = around.method, {**around.settings, **settings}
+            self._tokens = self._tokens or around._tokens
         self.method = method
         self.settings = settings
         self._constructor = list(inspect.signature(method).parameters)[1:]
@@ -199,8 +208,11 @@ class FromCaptum:
         layered = issubclass(self.method, LayerAttribution)
         if not (layered or issubclass(self.method, PerturbationAttribution)):
             _refuse_integers(inputs, self.method.__name__)
+        grid = None
         if "layer" in self._constructor:
-            construct["layer"] = self._layer(network, attributed, construct.get("layer"))
+            module = construct["layer"] = self._layer(network, attributed, construct.get("layer"))
+            if self._tokens is not None:
+                grid = construct["layer"] = TokenGrid(self._tokens, inputs[0])
         if internal_batch_size is not None and "internal_batch_size" in self._call:
             call["internal_batch_size"] = internal_batch_size
         if internal_batch_size is not None and self._noise:
@@ -216,8 +228,10 @@ class FromCaptum:
                 call["target"] = wanted[i : i + size].to(inputs[0].device)
             own = call if self._distribution else rows_of_settings(call, len(inputs[0]), rows[i : i + size].tolist())
             leaves = _leaves(inputs, additional_forward_args, rows[i : i + size])
-            with untouched(attributed):
+            with untouched(attributed), nullcontext() if grid is None else grid.after(module):
                 chunks.append(self._attribute(attributed, construct, own, leaves))
+            if grid is None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
+                self._refuse_tokens(module, chunks[-1][0])
         maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likes = [inputs[0]] * len(maps) if layered else inputs
         return tuple(_finished(m, like, len(features), layered) for m, like in zip(maps, likes, strict=True))
@@ -251,7 +265,8 @@ class FromCaptum:
         with warnings.catch_warnings():
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
-            given = attribute(attribution, inputs, additional_forward_args=additional, **call, **self._checking)
+            alone = inputs[0] if len(inputs) == 1 else inputs
+            given = attribute(attribution, alone, additional_forward_args=additional, **call, **self._checking)
         if self._checking:
             given, delta = given
             _refuse_delta(self.method.__name__, given, delta)
@@ -268,6 +283,93 @@ class FromCaptum:
             )
         name, module = find_layer(network.model, layer)
         return attributed.layer(name) if isinstance(attributed, CanonicalNetwork) else module
+
+    def _refuse_tokens(self, layer: nn.Module, maps: Tensor) -> None:
+        """Raises where Grad-CAM has taken tokens, or single numbers, for channels."""
+        channels_first = maps.dim() > 3 or (maps.dim() == 3 and type(layer).__name__.endswith("1d"))
+        if not channels_first:
+            raise ValueError(
+                f"expected a layer with feature maps (N, C, H, W) for {self.method.__name__}, got "
+                f"{type(layer).__name__} without; where it gives tokens, say how they lie: "
+                f"FromCaptum({self.method.__name__}, layer='...', tokens='vit'), 'swin' or 'sequence'"
+            )
+
+
+class TokenGrid(nn.Module):
+    """Tokens as feature maps, for methods that want channels first.
+
+    Args:
+        kind: ``"vit"`` for (N, tokens, C), the last ones from the cells of an image, row by row; ``"swin"`` for
+            (N, H, W, C); ``"sequence"`` for (N, tokens, C) without an image.
+        image: Images (N, C, H, W), whose ratio the cells have; for ``"vit"``.
+
+    Example:
+        >>> TokenGrid("vit", torch.zeros(1, 3, 32, 32))(torch.zeros(2, 17, 8)).shape
+        torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(self, kind: str, image: Tensor) -> None:
+        super().__init__()
+        self.kind = kind
+        self.ratio = image.shape[2] / image.shape[3] if image.dim() == 4 else 1.0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns tokens as feature maps (N, C, H, W), or (N, C, tokens) of sequences.
+
+        Args:
+            tokens: The layer's output.
+
+        Raises:
+            ValueError: If they do not lie so.
+        """
+        if tokens.dim() != TOKENS[self.kind]:
+            raise ValueError(
+                f"expected tokens of {TOKENS[self.kind]} dimensions for tokens={self.kind!r}, got {tuple(tokens.shape)}"
+            )
+        if self.kind == "swin":
+            return tokens.permute(0, 3, 1, 2)
+        ahead = self._ahead(tokens) if self.kind == "vit" else 0
+        maps = tokens[:, ahead:].transpose(1, 2)
+        return maps.reshape(*maps.shape[:2], *self._cells(tokens)) if self.kind == "vit" else maps
+
+    def back(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        """Returns feature maps as tokens.
+
+        Args:
+            maps: What :meth:`forward` returned.
+            tokens: What it was given.
+        """
+        if self.kind == "swin":
+            return maps.permute(0, 2, 3, 1)
+        ahead = self._ahead(tokens) if self.kind == "vit" else 0
+        return torch.cat([tokens[:, :ahead], maps.flatten(2).transpose(1, 2)], 1)
+
+    @contextmanager
+    def after(self, layer: nn.Module) -> Iterator[None]:
+        """Returns a context in which a layer's output goes through this module.
+
+        Args:
+            layer: A layer that gives tokens.
+        """
+        handle = layer.register_forward_hook(lambda _module, _inputs, tokens: self.back(self(tokens), tokens))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _cells(self, tokens: Tensor) -> tuple[int, int]:
+        """Returns the height and width of the grid."""
+        count = tokens.shape[1]
+        return math.isqrt(int(count * self.ratio)), math.isqrt(int(count / self.ratio))
+
+    def _ahead(self, tokens: Tensor) -> int:
+        """Returns how many tokens, such as the class token, go before those of the cells."""
+        height, width = self._cells(tokens)
+        return tokens.shape[1] - height * width
+
+
+TOKENS = {"vit": 3, "swin": 4, "sequence": 3}
+"""How tokens may lie, and the dimensions of such a layer's output."""
 
 
 class ExcitationMaps:

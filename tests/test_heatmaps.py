@@ -468,3 +468,62 @@ def test_methods_leave_the_explanation_network_as_it_was():
     for method in (LRP, DeepLift, GuidedBackprop):
         FromCaptum(method)(network, (x,), range(K))
         assert [sorted(vars(m)) for m in srae.modules()] == before, method.__name__
+
+
+class Tokens(nn.Module):
+    """A class token and two more before those of 3 x 4 cells, as (N, tokens, C); or cells with the channels last."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.patch, self.mix, self.head = form, nn.Conv2d(2, 6, 2, 2), nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        cells = self.patch(x)
+        if self.form == "swin":
+            return self.head(self.mix(cells.permute(0, 2, 3, 1)).tanh().mean((1, 2)))
+        tokens = torch.cat([torch.ones(len(x), 3, 6), cells.flatten(2).mT], 1)
+        return self.head(self.mix(tokens).tanh().mean(1))
+
+
+@pytest.mark.parametrize("form", ["vit", "swin"])
+def test_grad_cam_of_tokens(form):
+    model, srae, x = Tokens(form), SRAE(4, K, hidden=()), torch.randn(2, 2, 6, 8)
+    network = network_of(model, "head", srae, x[:1])
+    (given,) = FromCaptum(LayerGradCam, layer="mix", tokens=form)(network, (x,), range(K))
+    cells = model.patch(x).permute(0, 2, 3, 1)
+    a = model.mix(cells).detach().requires_grad_()
+    extra = model.mix(torch.ones(2, 3, 6)).detach()
+    mean = a.tanh().mean((1, 2)) if form == "swin" else torch.cat([extra, a.flatten(1, 2)], 1).tanh().mean(1)
+    E = srae.encode(model.head(mean))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        cam = (grad.mean((1, 2), keepdim=True) * a).sum(3)[:, None]  # Grad-CAM, section 3
+        wanted = F.interpolate(cam, (6, 8), mode="bilinear").detach()
+        torch.testing.assert_close(given[:, k], wanted, rtol=1e-4, atol=1e-6)
+    assert not any(m._forward_hooks for m in model.modules())
+    with pytest.raises(ValueError, match="with feature maps"):
+        FromCaptum(LayerGradCam, layer="head")(network, (x,), range(K))
+
+
+def test_grad_cam_of_sequences():
+    model, srae = Embeds(), SRAE(3, K, hidden=(4,))
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    network = network_of(model, "head", srae, ids[:1])
+    (given,) = FromCaptum(LayerGradCam, layer="layer", tokens="sequence")(network, (ids,), range(K))
+    a = model.layer(model.embedding(ids)).detach().requires_grad_()
+    E = srae.encode(model.head(a.relu().mean(1)))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        torch.testing.assert_close(given[:, k, 0], (grad.mean(1, keepdim=True) * a).sum(2).detach())
+    with pytest.raises(ValueError, match=r"got Linear without; where it gives tokens, .*tokens='vit'"):
+        FromCaptum(LayerGradCam, layer="layer")(network, (ids,), range(K))
+
+
+def test_tokens_that_lie_otherwise():
+    with pytest.raises(ValueError, match="expected tokens to be one of 'vit', 'swin', 'sequence', got 'bert'"):
+        FromCaptum(LayerGradCam, tokens="bert")
+    model, x = Tokens("swin"), torch.randn(1, 2, 6, 8)
+    network = network_of(model, "head", SRAE(4, K, hidden=()), x)
+    with pytest.raises(ValueError, match=r"tokens of 3 dimensions for tokens='vit', got \(3, 3, 4, 5\)"):
+        FromCaptum(LayerGradCam, layer="mix", tokens="vit")(network, (x,), range(K))
+    assert not any(m._forward_hooks for m in model.modules())

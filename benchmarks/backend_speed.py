@@ -1,0 +1,133 @@
+"""What the maps of five x-features cost by a gradient backend, and what leaving the model early saves.
+
+A VGG16 of torchvision with random weights, 112 x 112 pixels, explained at a convolutional layer and at its first fully
+connected one. All runs take turns; printed are medians of ratios taken within a turn:
+
+backend      five maps of N images, to Captum's own class on a batch of 5 N images
+early exit   the x-features from the convolutional layer, to a forward pass of the whole model
+
+    python benchmarks/backend_speed.py
+    python benchmarks/backend_speed.py --memory
+
+``--memory`` prints the highest resident size of processes of their own, with and without an internal_batch_size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution, DeepLift, InputXGradient, IntegratedGradients, Saliency
+from excitation_speed import network
+from torch import Tensor, nn
+
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.host import find_layer, trace
+from captum_xnn.network import ExplanationNetwork
+from captum_xnn.srae import SRAE
+
+BACKENDS: dict[str, tuple[type[Attribution], dict[str, Any]]] = {
+    "Saliency": (Saliency, {}),
+    "InputXGradient": (InputXGradient, {}),
+    "IntegratedGradients": (IntegratedGradients, {"n_steps": 4}),
+    "DeepLift": (DeepLift, {}),
+}
+K = 5
+BAR = 1.1
+
+
+def composed(model: nn.Module, layer: str, x: Tensor) -> ExplanationNetwork:
+    """Returns a network from images to five x-features of a random encoder."""
+    module = find_layer(model, layer)[1]
+    found = trace(model, module, (x[:1],))
+    with torch.no_grad():
+        width = ExplanationNetwork(model, layer, SRAE(1, K, hidden=()), trace=found).activations(x[:1]).numel()
+    return ExplanationNetwork(model, layer, SRAE(width, K, hidden=(16,)).eval(), trace=found)
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Returns milliseconds."""
+    begin = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def ratio(name: str, one: Callable[[], object], other: Callable[[], object], repeats: int, bar: float) -> None:
+    """Prints the median ratio of two runs that take turns."""
+    one(), other()
+    found = sorted(timed(one) / timed(other) for _ in range(repeats))
+    middle = statistics.median(found)
+    verdict = "ok" if middle <= bar else "ABOVE"
+    print(f"  {name:<22}{middle:6.3f}  ({found[0]:.3f} to {found[-1]:.3f})  bar {bar} {verdict}", flush=True)
+
+
+def runs(
+    net: ExplanationNetwork, x: Tensor, method: type[Attribution], settings: dict[str, Any]
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Returns what draws the maps of all x-features, and Captum's own class on a batch as large as these maps."""
+    backend, many, targets = FromCaptum(method, **settings), x.repeat_interleave(K, 0), list(range(K)) * len(x)
+    return (
+        lambda: backend(net, (x,), range(K)),
+        lambda: method(net).attribute(many.clone(), target=targets, **settings),
+    )
+
+
+def compare(repeats: int, batch: int) -> None:
+    """Prints all ratios."""
+    model, x = network("vgg16"), torch.randn(batch, 3, 112, 112)
+    print(f"batch {batch}, {torch.get_num_threads()} threads, {repeats} turns")
+    for layer in ("features.23", "classifier.0"):
+        print(f"five maps at {layer}, to one map of five times as many images")
+        net = composed(model, layer, x)
+        for name, (method, settings) in BACKENDS.items():
+            ratio(name, *runs(net, x, method, settings), repeats, BAR)
+    early = composed(model, "features.23", x)
+    with torch.no_grad():
+        print("x-features of features.23, to the whole model")
+        ratio("early exit", lambda: early(x), lambda: model(x), repeats, 1.0)
+
+
+def peak(images: int, features: int, size: int | None) -> float:
+    """Returns the MiB that maps need at most, beyond the model; to be called in a process of its own."""
+    model, x = network("vgg16"), torch.randn(images, 3, 112, 112)
+    net = composed(model, "features.23", x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    FromCaptum(InputXGradient)(net, (x,), range(features), internal_batch_size=size)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory() -> None:
+    """Prints the memory of several sizes, each from a process of its own."""
+    for size in (None, 2):
+        for images, features in ((4, 1), (4, 5), (16, 5)):
+            code = f"import backend_speed as b; print(b.peak({images}, {features}, {size}))"
+            folder = Path(__file__).parent
+            told = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+            print(f"internal_batch_size={size}: {images} images, {features} maps each: {float(told.stdout):.0f} MiB")
+
+
+def main() -> None:
+    """Prints what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--memory", action="store_true")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.memory:
+        memory()
+    else:
+        compare(given.repeats, given.batch)
+
+
+if __name__ == "__main__":
+    main()
