@@ -288,7 +288,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, or 2-element tuple of **attributions**, **delta**:
 
             - **attributions**: (N, K, ...) for each input, or exactly the input's shape with ``feature``. Methods that
-              explain a layer give (N, K, 1, H, W) for images. Detached, of the input's dtype and device.
+              explain a layer give (N, K, 1, H, W) for images, of which ``feature`` gives each channel an equal part.
+              Detached, of the input's dtype and device.
             - **delta** (N,): :math:`\hat y - \bar y`, in logits.
 
         Raises:
@@ -464,7 +465,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             order += rows
         back = torch.tensor(order).argsort()
         whole = [torch.cat(each)[back.to(each[0].device)] for each in zip(*parts, strict=True)]
-        return tuple((m if feature is None else m[:, 0]).contiguous() for m in whole)
+        if feature is None:
+            return tuple(m.contiguous() for m in whole)
+        likes = inputs if len(whole) == len(inputs) else inputs[:1] * len(whole)
+        return tuple(_shaped(m[:, 0], like).contiguous() for m, like in zip(whole, likes, strict=True))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Returns the folder to which all fitted explainers of the current layer were saved, replacing what it held.
@@ -626,6 +630,13 @@ def _check_shape(Z: Tensor, explainer: Explainer) -> None:
 def _like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     """Returns the maps in the container of the inputs; a layer's own number of outputs goes before."""
     return maps if len(maps) > 1 or (isinstance(inputs, tuple) and len(inputs) == 1) else maps[0]
+
+
+def _shaped(m: Tensor, like: Tensor) -> Tensor:
+    """Returns a map (N, 1, H, W) of images as one for each channel, which sum to it."""
+    if m.dim() == like.dim() == 4 and m.shape[1] == 1 and m.shape[2:] == like.shape[2:]:
+        return m.expand_as(like) / like.shape[1]
+    return m
 
 
 def _device(model: nn.Module) -> torch.device:

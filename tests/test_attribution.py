@@ -811,6 +811,22 @@ def test_a_layer_method_on_images():
     assert type(xnn.explainer(0).srae).__name__ == "ConvSRAE"
 
 
+def test_one_map_has_the_shape_of_a_coloured_image():
+    """As Captum's metrics demand."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    images = randn(60, 3, 6, 6, seed=40)
+    xnn = XNNAttribution(model, "1", K, recipe=QUICK, heatmap=LayerGradCam)
+    xnn.fit(images, 0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    one = xnn.attribute(images[:4], 0, feature=1)
+    torch.testing.assert_close(one.sum(1), xnn.attribute(images[:4], 0)[:, 1, 0])
+    assert torch.equal(one[:, 0], one[:, 2])
+    # A shift by c in every pixel: the infidelity is (c * sum of the map - change of the output)^2.
+    found = infidelity(model, lambda x: (0.01 * torch.ones_like(x), x - 0.01), images[:4], one, target=0)
+    with torch.no_grad():
+        change = (model(images[:4]) - model(images[:4] - 0.01))[:, 0]
+    torch.testing.assert_close(found, (0.01 * one.flatten(1).sum(1) - change) ** 2)
+
+
 @pytest.mark.filterwarnings("ignore:expected probabilities")  # so small a model has neurons that only a bias excites
 @pytest.mark.parametrize("settings", [{"n_features": np.int64(2)}, {"seed": np.int64(1)}])
 def test_numbers_may_be_numpy_integers(tmp_path, settings):
