@@ -132,8 +132,9 @@ def canonical(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> Canonical
     """
     with torch.no_grad(), eager():
         twin = CanonicalNetwork(network, *_followed(network, inputs))
-        wanted, made = network(*inputs), twin(*inputs)
-    if wanted.shape != made.shape or not torch.allclose(wanted, made, rtol=1e-4, atol=1e-5, equal_nan=True):
+        wanted, made = network(*_copies(inputs)), twin(*_copies(inputs))
+    size = float(wanted.abs().max().nan_to_num(0)) if wanted.numel() else 0.0
+    if wanted.shape != made.shape or not torch.allclose(wanted, made, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
         raise UnsupportedOperationError(
             f"expected a model that torch.fx can follow up to layer {network.layer_name!r}, got one that computes "
             "something else for these inputs than what was written down of it"
@@ -201,6 +202,8 @@ def _followed(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> tuple[fx.
     tracer = _Tracer(network.layer)
     try:
         graph = tracer.trace(network.model, concrete_args=_fixed_arguments(network.model, inputs))
+        if tracer.result is None:
+            raise RuntimeError("a layer inside of one that is taken as a whole")
         graph.erase_node(next(node for node in graph.nodes if node.op == "output"))
         graph.output(tracer.create_arg(tracer.result))
     except Exception as error:  # whatever the model's own code raises when it meets no tensors
@@ -251,10 +254,15 @@ class _Carriers(fx.Interpreter):
         return made
 
 
+def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns inputs that a model may overwrite."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
 def _carriers(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> set[fx.Node]:
     """Returns the nodes that are tensors and depend on the inputs."""
     interpreter = _Carriers(model, graph)
-    interpreter.run(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
+    interpreter.run(*_copies(inputs))
     depending: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or any(before in depending for before in node.all_input_nodes):
@@ -319,7 +327,7 @@ class _Rewriting:
             self._graph.erase_node(node)
             return
         make = _MODULES.get(key)
-        if make is not None:
+        if make is not None and len(node.all_input_nodes) == 1:  # no other argument depends on the input
             args, kwargs = (node.args[1:], node.kwargs) if node.args else ((), _without(node.kwargs, "input"))
             signal = node.args[0] if node.args else node.kwargs["input"]
             module = make(*args, **_without(kwargs, "inplace", "training", "_stacklevel"))
@@ -450,7 +458,7 @@ _MODULES: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"), _relu),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), nn.Sigmoid),
     **dict.fromkeys((torch.tanh, F.tanh, "tanh"), nn.Tanh),
-    **dict.fromkeys((torch.softmax, F.softmax, "softmax"), nn.Softmax),
+    **dict.fromkeys((torch.softmax, F.softmax, "softmax"), lambda dim=None, **_: nn.Softmax(dim)),
     F.leaky_relu: lambda slope=0.01, *_: nn.LeakyReLU(slope),
     F.elu: lambda alpha=1.0, *_: nn.ELU(alpha),
     F.softplus: nn.Softplus,

@@ -218,6 +218,34 @@ def test_operations_without_a_rule_are_refused_by_name(method, activation, named
     torch.testing.assert_close(maps.sum(2), difference.detach(), rtol=1e-3, atol=1e-4)
 
 
+class Awkward(nn.Module):
+    """Sizes that depend on the input, an input that is overwritten, a softmax with all its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, x):
+        x = self.a(x.mul_(2))
+        x = F.avg_pool2d(F.relu(x, True), x.size()[2:]).flatten(1)
+        return self.b(F.softmax(x, dim=1, dtype=None) + x.mean())
+
+
+def test_awkward_models():
+    x = images()
+    network = network_of(Awkward(), "b", x.clone())
+    twin = canonical(network, (x.clone(),))
+    assert torch.equal(twin(x.clone()), network(x.clone()))
+    assert {type(m).__name__ for m in twin.called()} == {"Conv2d", "ReLU", "Softmax", "Addition_Module", "Linear"}
+
+
+def test_layers_inside_of_what_is_taken_as_a_whole():
+    model = nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True))
+    x = torch.randn(2, 3, 6)
+    with pytest.raises(UnsupportedOperationError, match="a layer inside of one that is taken as a whole"):
+        canonical(network_of(model, "0.norm1", x), (x,))
+
+
 def test_layers_that_are_taken_apart():
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()), nn.Flatten(), nn.Linear(64, 6)
