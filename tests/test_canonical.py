@@ -47,7 +47,7 @@ class Residual(nn.Module):
         if self.way == "modules":
             x = self.pool(self.relus[0](self.norm(self.a(x))).clone())
             x = self.relus[2](self.add(self.relus[1](self.b(x)), x))
-        elif self.way == "shared":
+        elif self.way in ("shared", "reused"):
             x = self.pool(self.relu(self.norm(self.a(x))))
             y = self.relu(self.b(x))
             y += x
@@ -63,7 +63,7 @@ class Residual(nn.Module):
         return self.fc(torch.flatten(F.dropout(x, training=self.training), 1))
 
 
-WAYS = ["shared", "functions", "methods"]
+WAYS = ["shared", "reused", "functions", "methods"]
 
 
 def residual(way="modules"):
