@@ -4,6 +4,7 @@ from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
+from captum_xnn.one_heatmap import OneHeatmap
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.training import Recipe
 
@@ -16,6 +17,7 @@ __all__ = [
     "Faithfulness",
     "LayerExcitationBP",
     "NeuronExcitationBP",
+    "OneHeatmap",
     "Recipe",
     "XNNAttribution",
     "__version__",

@@ -14,25 +14,27 @@ import copy
 import operator
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
 from captum_xnn import files
-from captum_xnn._compat import format_forward_args, format_tensors, log_usage
+from captum_xnn._compat import log_usage
 from captum_xnn.activations import Activations, Unpack, checked, collect, first_of_batch
+from captum_xnn.drawing import Part, copied, draw, in_shape_of, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
-from captum_xnn.heatmaps import Heatmap, as_heatmap, rows_of_settings
-from captum_xnn.host import OutputTransform, find_layer, read_layer, rows_of, trace, untouched, unwrap
+from captum_xnn.heatmaps import Heatmap, as_heatmap
+from captum_xnn.host import OutputTransform, find_layer, gathered, read_layer, rows_of, trace, untouched, unwrap
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
 from captum_xnn.network import ExplanationNetwork
+from captum_xnn.one_heatmap import OneHeatmap
 from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import Recipe, encode_all, fit
@@ -296,10 +298,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range.
         """
-        tensors, explained = self._explained(inputs, target, additional_forward_args)
+        tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
         with torch.inference_mode(False), untouched(unwrap(self.model)):
             maps = self._maps(tensors, explained, feature, internal_batch_size, heatmap_kwargs)
-        result = _like(inputs, maps)
+        result = like(inputs, maps)
         return (result, explained.prediction - explained.surrogate) if return_convergence_delta else result
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
@@ -343,12 +345,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        tensors, explained = self._explained(inputs, target, additional_forward_args)
+        tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
         with torch.inference_mode(False), untouched(unwrap(self.model)):
             maps = self._maps(tensors, explained, None, internal_batch_size, heatmap_kwargs)
         return Explanation(
             inputs=inputs,
-            maps=_like(inputs, maps),
+            maps=like(inputs, maps),
             features=explained.features,
             contributions=explained.contributions,
             bias=explained.bias,
@@ -393,42 +395,43 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
 
     def _explained(
-        self, inputs: Tensor | tuple[Tensor, ...], target: Any, additional_forward_args: Any
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any,
+        additional_forward_args: Any,
+        internal_batch_size: int | None = None,
     ) -> tuple[tuple[Tensor, ...], _Explained]:
         """Returns the inputs as a tuple and all numbers of an explanation, from one forward pass of the model."""
-        tensors = _checked_inputs(inputs)
-        targets = per_example(target, len(tensors[0]))
-        # Copies, as the model may work in place, and as inference tensors take no gradients.
-        with torch.inference_mode(False):
-            tensors = tuple(x.detach().clone() for x in tensors)
-            given = format_forward_args(additional_forward_args)
-            additional = given and tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in given)
+        tensors, additional = copied(inputs, additional_forward_args)
+        n = len(tensors[0])
+        targets = per_example(target, n)
+        explainers: list[Explainer] = []
+
+        def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            for some in torch.split(torch.arange(n), internal_batch_size or n):
+                Z, y_hat = self._read(tensors, additional, some)
+                if not explainers:
+                    for t in dict.fromkeys(targets):
+                        select(y_hat, t)  # one that is out of range is told before another is fitted
+                    explainers.extend(self._explainers(targets))
+                rows = some.tolist()
+                made = _numbers(Z, [(explainers[i], targets[i]) for i in rows])
+                yield rows, (*made, select_each(y_hat, [targets[i] for i in rows]).to(made[0].dtype))
+
+        return tensors, _Explained(targets, explainers, additional, *gathered(numbers(), n))
+
+    def _read(
+        self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the layer's output and the model's for some of the examples."""
         model = unwrap(self.model)
         name, module = find_layer(model, self.layer)
+        some, more = rows_of(inputs, additional, rows)
         with torch.inference_mode(False), untouched(model), torch.no_grad():
-            every = torch.arange(len(targets))
-            some, more = rows_of(tensors, additional, every)
             Z, output = read_layer(
                 model, module, (*some, *(more or ())), name=name, output_transform=self.output_transform
             )
-            y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
-            Z, y_hat = checked(Z, y_hat, name)
-            prediction = select_each(y_hat, targets)
-        explainers = self._explainers(targets)
-        numbers = [Z.new_empty(0)] * 4
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
-            for (explainer, t), rows in grouped(zip(explainers, targets, strict=True)):
-                srae, c = explainer.srae.to(Z.device), explainer.output(t)
-                _check_shape(Z, explainer)
-                E = srae.encode(Z[rows].to(srae.head.weight.dtype))
-                made = (E, srae.contributions(E, c), srae.head.bias[c].expand(len(E)), srae.head(E)[:, c])
-                if numbers[0].numel() == 0:
-                    numbers = [m.new_empty(len(targets), *m.shape[1:]) for m in made]
-                for whole, part in zip(numbers, made, strict=True):
-                    whole[rows] = part
-        E, contributions, bias, surrogate = numbers
-        prediction = prediction.to(surrogate.dtype)
-        return tensors, _Explained(targets, explainers, additional, E, contributions, bias, surrogate, prediction)
+            return checked(Z, output if self.prediction_transform is None else self.prediction_transform(output), name)
 
     def _maps(
         self,
@@ -444,31 +447,51 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         name, module = find_layer(model, self.layer)
         first = rows_of(inputs, explained.additional, torch.tensor([0]))
         ran = trace(model, module, (*first[0], *(first[1] or ())), name=name)
-        order: list[int] = []
-        parts = []
-        for explainer, rows in grouped(explained.explainers):
-            network = ExplanationNetwork(
-                model, module, explainer.srae, trace=ran, output_transform=self.output_transform
+        parts = [
+            Part(
+                ExplanationNetwork(model, module, explainer.srae, trace=ran, output_transform=self.output_transform),
+                features,
+                rows,
             )
-            some, additional = rows_of(inputs, explained.additional, torch.tensor(rows))
-            own = settings if len(rows) == len(inputs[0]) else rows_of_settings(settings, len(inputs[0]), rows)
-            parts.append(
-                self.heatmap(
-                    network,
-                    some,
-                    features,
-                    additional_forward_args=additional,
-                    internal_batch_size=internal_batch_size,
-                    **own,
-                )
-            )
-            order += rows
-        back = torch.tensor(order).argsort()
-        whole = [torch.cat(each)[back.to(each[0].device)] for each in zip(*parts, strict=True)]
-        if feature is None:
-            return tuple(m.contiguous() for m in whole)
-        likes = inputs if len(whole) == len(inputs) else inputs[:1] * len(whole)
-        return tuple(_shaped(m[:, 0], like).contiguous() for m, like in zip(whole, likes, strict=True))
+            for explainer, rows in grouped(explained.explainers)
+        ]
+        maps = draw(self.heatmap, parts, inputs, explained.additional, internal_batch_size, settings)
+        return maps if feature is None else in_shape_of(inputs, maps)
+
+    def one_heatmap(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        feature: Literal[0] | None = None,
+        internal_batch_size: int | None = None,
+        **heatmap_kwargs: Any,
+    ) -> Any:
+        """Returns the single map of the model's own output that the x-features' maps take apart: the 1-Heatmap.
+
+        It comes from the same backend, needs no fit, and is what :class:`captum_xnn.OneHeatmap` gives.
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
+            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            additional_forward_args: Further positional arguments of the model.
+            feature: 0 for a map in exactly the input's shape.
+            internal_batch_size: Maps computed at once, which bounds the memory.
+            heatmap_kwargs: Settings for this call of the heatmap backend.
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
+        """
+        one = OneHeatmap(self.model, self.heatmap, prediction_transform=self.prediction_transform)
+        return one.attribute(
+            inputs,
+            target,
+            additional_forward_args,
+            feature=feature,
+            internal_batch_size=internal_batch_size,
+            **heatmap_kwargs,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Returns the folder to which all fitted explainers of the current layer were saved, replacing what it held.
@@ -627,31 +650,22 @@ def _check_shape(Z: Tensor, explainer: Explainer) -> None:
         )
 
 
-def _like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """Returns the maps in the container of the inputs; a layer's own number of outputs goes before."""
-    return maps if len(maps) > 1 or (isinstance(inputs, tuple) and len(inputs) == 1) else maps[0]
-
-
-def _shaped(m: Tensor, like: Tensor) -> Tensor:
-    """Returns a map (N, 1, H, W) of images as one for each channel, which sum to it."""
-    if m.dim() == like.dim() == 4 and m.shape[1] == 1 and m.shape[2:] == like.shape[2:]:
-        return m.expand_as(like) / like.shape[1]
-    return m
-
-
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    """Returns the inputs as a tuple of tensors with at least one example, all of one length."""
-    tensors: tuple[Tensor, ...] = format_tensors(inputs)
-    if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
-        raise ValueError(
-            f"expected inputs with the examples first and at least one of them, got shapes "
-            f"{[tuple(x.shape) for x in tensors]}; add the batch dimension with x[None]"
-        )
-    return tensors
+def _numbers(Z: Tensor, explainers: Sequence[tuple[Explainer, Target]]) -> tuple[Tensor, ...]:
+    """Returns x-features, contributions, bias and surrogate of each example by its explainer."""
+
+    def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        for (explainer, target), rows in grouped(explainers):
+            srae, c = explainer.srae.to(Z.device), explainer.output(target)
+            _check_shape(Z, explainer)
+            E = srae.encode(Z[rows].to(srae.head.weight.dtype))
+            yield rows, (E, srae.contributions(E, c), srae.head.bias[c].expand(len(E)), srae.head(E)[:, c])
+
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
+        return gathered(made(), len(Z))
 
 
 def _features(feature: int | None, K: int) -> list[int]:

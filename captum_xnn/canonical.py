@@ -18,6 +18,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from captum.attr import Attribution
@@ -29,7 +30,7 @@ from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.host import eager
 from captum_xnn.network import ExplanationNetwork
 
-__all__ = ["CanonicalNetwork", "canonical", "needs_modules", "refuse_unfit"]
+__all__ = ["CanonicalNetwork", "Twins", "canonical", "needs_modules", "refuse_unfit"]
 
 # fmt: off
 _NONLINEAR = (
@@ -55,7 +56,7 @@ class CanonicalNetwork(nn.Module):
         super().__init__()
         self.graph = graph
         self.functions = tuple(dict.fromkeys(functions))
-        self._layers = layers
+        self.layers = layers
         self.xnn_encoder = network.xnn_encoder
         self.output_transform = network.output_transform
         self.training = False
@@ -78,12 +79,12 @@ class CanonicalNetwork(nn.Module):
         Raises:
             UnsupportedOperationError: If it is no single module here.
         """
-        if name not in self._layers:
+        if name not in self.layers:
             raise UnsupportedOperationError(
                 f"expected a layer that is one operation, got {name!r}, which is taken apart for this method; name the "
                 "last layer in it"
             )
-        return self.graph.get_submodule(self._layers[name])
+        return self.graph.get_submodule(self.layers[name])
 
     def called(self) -> list[nn.Module]:
         """Returns the modules that run, in order."""
@@ -131,8 +132,49 @@ def canonical(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> Canonical
         ['Linear', 'ReLU', 'Addition_Module', 'Linear']
     """
     with torch.no_grad(), eager():
-        twin = CanonicalNetwork(network, *_followed(network, inputs))
-        wanted, made = network(*_copies(inputs)), twin(*_copies(inputs))
+        return _same(CanonicalNetwork(network, *_followed(network, inputs)), network, inputs)
+
+
+class Twins:
+    """Twins that are kept for the next call: following a model takes as long as a few images.
+
+    Example:
+        >>> from captum_xnn.srae import SRAE
+        >>> network, twins = ExplanationNetwork(nn.Sequential(nn.ReLU()), "0", SRAE(4, 2, hidden=())), Twins()
+        >>> x = torch.rand(1, 4)
+        >>> twins.of(network, (x,)).graph is twins.of(network, (x,)).graph
+        True
+    """
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[nn.Module, dict[Any, tuple[fx.GraphModule, Any, Any]]] = WeakKeyDictionary()
+
+    def of(self, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
+        """Returns a network's twin: the model up to the layer as it is known, if it still computes the same.
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: All positional arguments of the model, to compare the two with.
+
+        Raises:
+            UnsupportedOperationError: If the model cannot be followed, or the twin does not compute the same.
+        """
+        known = self._known.setdefault(network.model, {})
+        key = network.layer_name, repr([x for x in inputs if not isinstance(x, Tensor)])
+        if key in known:
+            try:
+                with torch.no_grad(), eager():
+                    return _same(CanonicalNetwork(network, *known[key]), network, inputs)
+            except (RuntimeError, UnsupportedOperationError):  # the model has changed
+                del known[key]
+        twin = canonical(network, inputs)
+        known[key] = twin.graph, twin.functions, twin.layers
+        return twin
+
+
+def _same(twin: CanonicalNetwork, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
+    """Returns the twin, or raises where it does not compute what the network does."""
+    wanted, made = network(*_copies(inputs)), twin(*_copies(inputs))
     size = float(wanted.abs().max().nan_to_num(0)) if wanted.numel() else 0.0
     if wanted.shape != made.shape or not torch.allclose(wanted, made, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
         raise UnsupportedOperationError(
@@ -191,7 +233,7 @@ _ROUTES = frozenset(
     {
         "cat", "chunk", "clone", "concat", "contiguous", "expand", "flatten", "getitem", "movedim", "permute",
         "reshape", "split", "squeeze", "stack", "transpose", "unbind", "unflatten", "unsqueeze", "view",
-        "windows",
+        "view_as", "windows",
     }
 )  # fmt: skip
 _ACTIVATIONS = frozenset({"elu", "gelu", "hardswish", "leakyrelu", "leaky_relu", "mish", "sigmoid", "silu", "tanh"})
@@ -202,10 +244,12 @@ def _followed(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> tuple[fx.
     tracer = _Tracer(network.layer)
     try:
         graph = tracer.trace(network.model, concrete_args=_fixed_arguments(network.model, inputs))
-        if tracer.result is None:
-            raise RuntimeError("a layer inside of one that is taken as a whole")
-        graph.erase_node(next(node for node in graph.nodes if node.op == "output"))
-        graph.output(tracer.create_arg(tracer.result))
+        end = next(node for node in graph.nodes if node.op == "output")
+        if network.layer is not network.model:
+            if tracer.result is None:
+                raise RuntimeError("a layer inside of one that is taken as a whole")
+            graph.erase_node(end)
+            graph.output(tracer.create_arg(tracer.result))
     except Exception as error:  # whatever the model's own code raises when it meets no tensors
         raise UnsupportedOperationError(
             f"expected a model that torch.fx can follow up to layer {network.layer_name!r}, got {error}; use "
@@ -347,13 +391,13 @@ class _Rewriting:
         return len(terms) == 2 and all(isinstance(x, fx.Node) and x in self._carriers for x in terms)
 
     def _separate(self) -> None:
-        """Copies what is between two non-linearities, as Captum would hook that tensor twice."""
+        """Puts a view between two non-linearities, as Captum would hook that tensor twice."""
         for node in list(self._graph.nodes):
             if self._is_nonlinear(node):
                 for before in node.all_input_nodes:
                     if self._is_nonlinear(before):
                         with self._graph.inserting_before(node):
-                            node.replace_input_with(before, self._graph.call_function(torch.clone, (before,)))
+                            node.replace_input_with(before, self._graph.call_method("view_as", (before, before)))
 
     def _spread(self, node: fx.Node) -> None:
         """Writes overlapping pooling windows as ones side by side: Captum's DeepLift keeps one value for each cell."""

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
-from captum_xnn.canonical import CanonicalNetwork, canonical, needs_modules, refuse_unfit
+from captum_xnn.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
 from captum_xnn.excitation_bp.stopping import is_grid, stopping_layer
-from captum_xnn.host import find_layer, rows_of, untouched
+from captum_xnn.host import find_layer, gathered, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
 __all__ = ["TOKENS", "ExcitationMaps", "FromCaptum", "Heatmap", "TokenGrid", "as_heatmap", "rows_of_settings"]
@@ -121,6 +121,7 @@ class FromCaptum:
                 "such as FromCaptum(captum.attr.DeepLift)"
             )
         self._given = method, settings
+        self._twins = Twins()
         settings = dict(settings)
         self._tokens = settings.pop("tokens", None)
         if self._tokens is not None and self._tokens not in TOKENS:
@@ -141,9 +142,9 @@ class FromCaptum:
         self._call = {**inspect.signature(method.attribute).parameters, **self._noise}
         # These sample from baselines, which need not be as many as the examples.
         self._distribution = method.__name__.removeprefix("Layer") in ("DeepLiftShap", "GradientShap")
-        # DeepLift takes what it does not know for linear without a word; its delta tells.
-        checked = method.__name__.startswith("DeepLift") and not self._noise
-        self._checking = {"return_convergence_delta": True} if checked else {}
+        # DeepLift takes what it does not know for linear without a word; its delta tells. At a layer it does not, where
+        # there are ways around.
+        self._checking = method.__name__.startswith("DeepLift") and not self._noise
         if method in _UNFIT:
             raise TypeError(
                 f"expected a class that attributes each x-feature, got {method.__name__}, which {_UNFIT[method]}"
@@ -219,22 +220,23 @@ class FromCaptum:
             call["nt_samples_batch_size"] = 1
         if "target" in self._call:
             call["target"] = None  # replaced in every chunk
-        rows = torch.arange(len(inputs[0])).repeat_interleave(len(features))
-        wanted = torch.tensor(list(features)).repeat(len(inputs[0]))
-        size = internal_batch_size or len(rows)
-        chunks = []
-        for i in range(0, len(rows), size):
-            if "target" in call:
-                call["target"] = wanted[i : i + size].to(inputs[0].device)
-            own = call if self._distribution else rows_of_settings(call, len(inputs[0]), rows[i : i + size].tolist())
-            leaves = _leaves(inputs, additional_forward_args, rows[i : i + size])
-            with untouched(attributed), nullcontext() if grid is None else grid.after(module):
-                chunks.append(self._attribute(attributed, construct, own, leaves))
-            if grid is None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
-                self._refuse_tokens(module, chunks[-1][0])
-        maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
-        likes = [inputs[0]] * len(maps) if layered else inputs
-        return tuple(_finished(m, like, len(features), layered) for m, like in zip(maps, likes, strict=True))
+        n, K = len(inputs[0]), len(features)
+        rows, wanted = torch.arange(n).repeat_interleave(K), torch.tensor(list(features)).repeat(n)
+
+        def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
+            for some in torch.split(torch.arange(n * K), internal_batch_size or n * K):
+                if "target" in call:
+                    call["target"] = wanted[some].to(inputs[0].device)
+                own = call if self._distribution else rows_of_settings(call, n, rows[some].tolist())
+                leaves = _leaves(inputs, additional_forward_args, rows[some])
+                with untouched(attributed), nullcontext() if grid is None else grid.after(module):
+                    made = self._attribute(attributed, construct, own, leaves)
+                if grid is None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
+                    self._refuse_tokens(module, made[0])
+                likes = [inputs[0]] * len(made) if layered else inputs
+                yield some.tolist(), [_finished(m, like, layered) for m, like in zip(made, likes, strict=True)]
+
+        return tuple(m.reshape(n, K, *m.shape[1:]) for m in gathered(drawn(), n * K))
 
     def _attributed(
         self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
@@ -245,7 +247,7 @@ class FromCaptum:
         (x, more) = rows_of(inputs, additional, torch.tensor([0]))
         try:
             with untouched(network):
-                twin = canonical(network, (*x, *(more or ())))
+                twin = self._twins.of(network, (*x, *(more or ())))
         except UnsupportedOperationError:
             if self._checking:
                 return network  # what is wrong shows in the delta
@@ -266,10 +268,10 @@ class FromCaptum:
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
             alone = inputs[0] if len(inputs) == 1 else inputs
-            given = attribute(attribution, alone, additional_forward_args=additional, **call, **self._checking)
+            with _outputs(network) as outputs:
+                given = attribute(attribution, alone, additional_forward_args=additional, **call)
         if self._checking:
-            given, delta = given
-            _refuse_delta(self.method.__name__, given, delta)
+            _refuse_delta(self.method.__name__, given, outputs[-1], call["target"])
         return tuple(a.detach() for a in format_tensors(given))
 
     def _layer(self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None) -> nn.Module:
@@ -467,17 +469,19 @@ class ExcitationMaps:
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(f"expected an internal_batch_size of at least 1, got {internal_batch_size}")
         at_once = max(1, (internal_batch_size or n * K) // K), min(K, internal_batch_size or K)
-        rows = []
-        for some in torch.split(torch.arange(n), at_once[0]):
-            x, additional = rows_of(inputs, additional_forward_args, some)
-            parts = [
-                _winning(network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop)
-                for i in range(0, K, at_once[1])
-            ]
-            rows.append([torch.cat(each, 1) for each in zip(*parts, strict=True)])
-        maps = [torch.cat(each) for each in zip(*rows, strict=True)]
-        likes = inputs if stop is None else (inputs[0],) * len(maps)
-        return tuple(_enlarged(m, like, stop is not None) for m, like in zip(maps, likes, strict=True))
+        likes = inputs if stop is None else inputs[:1]
+
+        def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
+            for some in torch.split(torch.arange(n), at_once[0]):
+                x, additional = rows_of(inputs, additional_forward_args, some)
+                parts = [
+                    _winning(network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop)
+                    for i in range(0, K, at_once[1])
+                ]
+                made = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
+                yield some.tolist(), [_enlarged(m, likes[i % len(likes)], stop is not None) for i, m in enumerate(made)]
+
+        return gathered(drawn(), n)
 
     def _stop(
         self,
@@ -525,7 +529,8 @@ def _winning(
         if stop is not None and leaf.dim() == 4:
             p = _cells(p, inputs[0])
         if settings.contrastive:
-            side = torch.where(done.output[:, features] < 0, -1, 1).to(p.dtype)
+            opposite = (done.output[:, features] < 0) & network.centred
+            side = torch.where(opposite, -1, 1).to(p.dtype)
             p = p * side.reshape(*side.shape, *[1] * (p.dim() - 2))
         maps.append(p.detach().clamp(min=0))
     return maps
@@ -556,10 +561,27 @@ def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
             )
 
 
-def _refuse_delta(method: str, attributions: Any, delta: Tensor) -> None:
-    """Raises where attributions do not sum to what the x-feature differs from its value at the baselines."""
-    each = torch.cat([a.detach().flatten(1) for a in format_tensors(attributions)], 1)
-    off, size = float(delta.detach().abs().mean()), float(each.sum(1).abs().mean())
+@contextmanager
+def _outputs(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Returns a list to which the network's outputs are added, before a method's own hooks see them."""
+    seen: list[Tensor] = []
+    handle = network.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tensor) -> None:
+    """Raises where attributions do not sum to what the x-feature differs from its value at the baselines.
+
+    DeepLift runs inputs and baselines as one batch; the Shap forms run each input with all baselines, and average.
+    """
+    rows = len(target)
+    at_inputs, at_baselines = outputs.double().reshape(2, rows, -1, outputs.shape[1]).mean(2)
+    wanted = (at_inputs - at_baselines).gather(1, target[:, None])[:, 0]
+    each = torch.cat([a.detach().double().reshape(rows, -1) for a in format_tensors(attributions)], 1)
+    off, size = float((each.sum(1) - wanted).abs().mean()), float(each.sum(1).abs().mean())
     # Where attributions cancel, rounding alone is as large as their sum.
     if off > 0.01 * (off + size) and off > 1e-4 * float(each.abs().sum(1).mean()):
         raise UnsupportedOperationError(
@@ -612,11 +634,10 @@ def _leaves(
     return tuple(x.requires_grad_(x.is_floating_point()) for x in picked), more
 
 
-def _finished(maps: Tensor, like: Tensor, K: int, layered: bool) -> Tensor:
-    """Returns maps (N*K, ...) as (N, K, ...) in the input's dtype; a layer's feature maps as (N, K, 1, H, W)."""
+def _finished(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
+    """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W)."""
     if layered and maps.dim() == 4 and like.dim() == 4:
         maps = F.interpolate(maps.sum(1, keepdim=True), like.shape[2:], mode="bilinear", align_corners=False)
-    maps = maps.reshape(-1, K, *maps.shape[1:])
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 

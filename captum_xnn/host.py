@@ -12,7 +12,7 @@ import difflib
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +26,7 @@ __all__ = [
     "Trace",
     "eager",
     "find_layer",
+    "gathered",
     "not_reached",
     "read_layer",
     "rows_of",
@@ -228,6 +229,29 @@ def rows_of(
         return value[rows.to(value.device)] if has_rows else value
 
     return tuple(pick(x) for x in inputs), None if additional is None else tuple(pick(x) for x in additional)
+
+
+def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) -> tuple[Tensor, ...]:
+    """Returns tensors of n rows from parts as they come, none of which is held any longer.
+
+    Args:
+        parts: Row numbers R, with tensors (R, ...); together each of the n rows once.
+        n: Number of rows.
+
+    Example:
+        >>> gathered([([0, 2], [torch.tensor([1.0, 3.0])]), ([1], [torch.tensor([2.0])])], 3)
+        (tensor([1., 2., 3.]),)
+    """
+    whole: tuple[Tensor, ...] = ()
+    for rows, made in parts:
+        if list(rows) == list(range(n)):
+            return tuple(made)
+        if not whole:
+            whole = tuple(m.new_empty(n, *m.shape[1:]) for m in made)
+        index = torch.tensor(list(rows))
+        for all_rows, some in zip(whole, made, strict=True):
+            all_rows[index.to(all_rows.device)] = some
+    return whole
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_xnn.host import OutputTransform, Trace, find_layer, run_to_layer, unwrap
 from captum_xnn.srae import Autoencoder
 
-__all__ = ["ExplanationNetwork"]
+__all__ = ["ExplanationNetwork", "Outputs"]
 
 
 class ExplanationNetwork(nn.Module):
@@ -49,12 +49,14 @@ class ExplanationNetwork(nn.Module):
 
     model: nn.Module
     layer: nn.Module
+    centred: bool
+    """Whether a value below 0 says the opposite of one above, as x-features do, and logits do not."""
 
     def __init__(
         self,
         model: nn.Module,
         layer: str | nn.Module,
-        xnn: Autoencoder,
+        xnn: Autoencoder | Outputs,
         *,
         trace: Trace | None = None,
         output_transform: OutputTransform | None = None,
@@ -70,6 +72,7 @@ class ExplanationNetwork(nn.Module):
         self.executed = nn.ModuleList(trace.leaves if trace else ())
         self.xnn_encoder = _Encoder(xnn)
         self.output_transform = output_transform
+        self.centred = not isinstance(xnn, Outputs)
         self.training = False
 
     def activations(self, *inputs: Any) -> Tensor:
@@ -96,17 +99,37 @@ class ExplanationNetwork(nn.Module):
         return self.xnn_encoder(self.activations(*inputs))  # type: ignore[no-any-return]
 
 
+class Outputs(nn.Module):
+    """Stands in the place of an explanation network where the model's outputs themselves are explained.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 3))
+        >>> x = torch.rand(6, 4)
+        >>> torch.equal(ExplanationNetwork(model, model, Outputs())(x), model(x))
+        True
+    """
+
+    def encode(self, Z: Tensor) -> Tensor:
+        """Returns what it is given.
+
+        Args:
+            Z: The model's outputs, (N, C).
+        """
+        return Z
+
+
 class _Encoder(nn.Module):
     """The encoding half of an autoencoder; decoder and head are left out, as they never run here."""
 
-    xnn: Autoencoder
+    xnn: Autoencoder | Outputs
 
-    def __init__(self, xnn: Autoencoder) -> None:
+    def __init__(self, xnn: Autoencoder | Outputs) -> None:
         super().__init__()
         object.__setattr__(self, "xnn", xnn)
         self.layers = nn.ModuleList(m for name, m in xnn.named_children() if name not in ("decoder", "head"))
 
     def forward(self, Z: Tensor) -> Tensor:
-        weight = next(self.parameters())
+        weight = next(self.parameters(), Z)
         with torch.autocast(Z.device.type, enabled=False):
             return self.xnn.encode(Z.to(weight.dtype))

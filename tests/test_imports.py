@@ -19,6 +19,8 @@ ROWS = (
     ("excitation_bp.attribution", "excitation_bp.stopping"),
     ("excitation_bp",),
     ("explainer", "heatmaps"),
+    ("drawing",),
+    ("one_heatmap",),
     ("attribution", "report"),
     ("",),
     ("demo",),
