@@ -68,7 +68,7 @@ class CanonicalNetwork(nn.Module):
             inputs: All positional arguments of the model.
         """
         Z = self.graph(*inputs)
-        return self.xnn_encoder(Z if self.output_transform is None else self.output_transform(Z))  # type: ignore[no-any-return]
+        return self.xnn_encoder(Z if self.output_transform is None else self.output_transform(Z))
 
     def layer(self, name: str) -> nn.Module:
         """Returns the module that stands for a layer of the model.
@@ -285,16 +285,16 @@ def _root(model: nn.Module, graph: fx.Graph, modules: dict[str, nn.Module]) -> d
 
 
 class _Carriers(fx.Interpreter):
-    """Runs a graph and notes which nodes are tensors."""
+    """Runs a graph and notes the dimensions of nodes that are tensors."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, garbage_collect_values=True, graph=graph)
-        self.tensors: set[fx.Node] = set()
+        self.dims: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         made = super().run_node(n)
         if isinstance(made, Tensor):
-            self.tensors.add(n)
+            self.dims[n] = made.dim()
         return made
 
 
@@ -303,15 +303,15 @@ def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
-def _carriers(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> set[fx.Node]:
-    """Returns the nodes that are tensors and depend on the inputs."""
+def _carriers(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, int]:
+    """Returns the nodes that are tensors and depend on the inputs, with their number of dimensions."""
     interpreter = _Carriers(model, graph)
     interpreter.run(*_copies(inputs))
     depending: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or any(before in depending for before in node.all_input_nodes):
             depending.add(node)
-    return depending & interpreter.tensors
+    return {node: dims for node, dims in interpreter.dims.items() if node in depending}
 
 
 class _Rewriting:
@@ -320,10 +320,10 @@ class _Rewriting:
     Args:
         graph: Is changed.
         modules: The model's modules by name; new ones are added.
-        carriers: Nodes that are tensors and depend on the inputs.
+        carriers: Nodes that are tensors and depend on the inputs, with their number of dimensions.
     """
 
-    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module], carriers: set[fx.Node]) -> None:
+    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module], carriers: dict[fx.Node, int]) -> None:
         self._graph, self._modules, self._carriers = graph, modules, carriers
         self._used: set[nn.Module] = set()
         self.functions: list[str] = []
@@ -378,6 +378,12 @@ class _Rewriting:
             new: tuple[Any, ...] = (signal,)
         elif key in _SUMS and not _without(node.kwargs, "input", "other") and self._joins(node):
             module, new = Sum(), tuple(node.all_input_nodes) * (2 if len(node.all_input_nodes) == 1 else 1)
+        elif key in _MEANS and self._over_places(node):
+            module, new = nn.AdaptiveAvgPool2d(1), (node.args[0],)
+            if not node.kwargs.get("keepdim", len(node.args) > 2 and node.args[2]):
+                with self._graph.inserting_after(node):
+                    flat = self._graph.call_method("flatten", (node, 1))
+                node.replace_all_uses_with(flat, lambda user: user is not flat)
         else:
             if node.op in ("call_function", "call_method"):
                 self.functions.append(key if isinstance(key, str) else getattr(key, "__name__", str(key)))
@@ -389,6 +395,13 @@ class _Rewriting:
         """Whether a sum is one of two signals."""
         terms = [*node.args, *node.kwargs.values()]
         return len(terms) == 2 and all(isinstance(x, fx.Node) and x in self._carriers for x in terms)
+
+    def _over_places(self, node: fx.Node) -> bool:
+        """Whether a mean is that over the places of feature maps."""
+        over = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        known = not _without(node.kwargs, "dim", "keepdim") and node.args
+        places = isinstance(over, (tuple, list)) and sorted(d % 4 for d in over if isinstance(d, int)) == [2, 3]
+        return bool(known) and places and self._carriers.get(node.args[0]) == 4  # type: ignore[arg-type]
 
     def _separate(self) -> None:
         """Puts a view between two non-linearities, as Captum would hook that tensor twice."""
@@ -512,4 +525,5 @@ _MODULES: dict[Any, Callable[..., nn.Module]] = {
     F.avg_pool2d: _pool(nn.AvgPool2d, *_AVERAGE),
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
+_MEANS = (torch.mean, "mean")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")

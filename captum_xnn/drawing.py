@@ -71,10 +71,11 @@ def draw(
     maps = tuple(m.contiguous() for m in gathered(drawn(), n))
     blank = torch.stack([(m.flatten(2) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
-        names = ", ".join(str(parts[0].features[i]) for i in blank.nonzero()[:, 0].tolist())
+        what = "x-feature" if parts[0].network.centred else "output"
+        numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
         warnings.warn(
-            f"expected maps that are not zero, got zeros for feature {names} in all {n} examples: by this method "
-            "nothing in these inputs speaks for it. A dead x-feature contributes nothing; see explain().contributions",
+            f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in all {n} "
+            f"examples: by this method nothing in these inputs speaks for it. A dead {what} gives such maps always",
             stacklevel=4,
         )
     return maps

@@ -123,9 +123,7 @@ class FromCaptum:
         self._given = method, settings
         self._twins = Twins()
         settings = dict(settings)
-        self._tokens = settings.pop("tokens", None)
-        if self._tokens is not None and self._tokens not in TOKENS:
-            raise ValueError(f"expected tokens to be one of {', '.join(map(repr, TOKENS))}, got {self._tokens!r}")
+        self._tokens = _checked_tokens(settings.pop("tokens", None))
         self._noise: dict[str, inspect.Parameter] = {}
         if issubclass(method, NoiseTunnel):
             self._noise = {
@@ -374,6 +372,12 @@ TOKENS = {"vit": 3, "swin": 4, "sequence": 3}
 """How tokens may lie, and the dimensions of such a layer's output."""
 
 
+def _checked_tokens(tokens: str | None) -> str | None:
+    if tokens is not None and tokens not in TOKENS:
+        raise ValueError(f"expected tokens to be one of {', '.join(map(repr, TOKENS))}, got {tokens!r}")
+    return tokens
+
+
 class ExcitationMaps:
     r"""The default backend: contrastive winning probabilities of every x-feature, by excitation backprop.
 
@@ -390,6 +394,9 @@ class ExcitationMaps:
 
     Args:
         layer: Where to stop, by dotted name or as a module.
+        tokens: How a transformer's tokens lie in that layer, ``"vit"`` or ``"swin"``, see :class:`TokenGrid`. Their
+            probabilities are summed over channels and enlarged to the image; that of a class token is left out.
+            Without it maps are of the layer's own shape.
         contrastive: Whether to draw c-MWP, or MWP. See :class:`captum_xnn.ExcitationBP` for this and what follows.
         negative: What negative activations count.
         add: Shares of residual branches.
@@ -411,6 +418,7 @@ class ExcitationMaps:
         self,
         layer: str | nn.Module | None = None,
         *,
+        tokens: str | None = None,
         contrastive: bool = True,
         negative: Negative = "excitatory",
         add: Literal["signed", "excitatory"] = "signed",
@@ -418,11 +426,12 @@ class ExcitationMaps:
         strict: bool = False,
     ) -> None:
         self.layer = layer
+        self.tokens = _checked_tokens(tokens)
         self.settings = Settings(contrastive, negative, add, batch_norm, strict).checked()
         self._chosen: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        given = {} if self.layer is None else {"layer": self.layer}
+        given = {k: v for k, v in (("layer", self.layer), ("tokens", self.tokens)) if v is not None}
         given |= {k: v for k, v in asdict(self.settings).items() if v != getattr(Settings(), k)}
         return f"ExcitationMaps({', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
@@ -461,7 +470,9 @@ class ExcitationMaps:
             ValueError: If there is nothing to draw, or no number of maps to draw at once.
         """
         refuse_scripted(network.model)
-        layer, chosen = settings.pop("layer", self.layer), replace(self.settings, **settings).checked()
+        layer, tokens = settings.pop("layer", self.layer), _checked_tokens(settings.pop("tokens", self.tokens))
+        chosen = replace(self.settings, **settings).checked()
+        grid = TokenGrid(tokens, inputs[0]) if tokens and layer is not None else None
         stop = self._stop(network, layer, inputs, additional_forward_args)
         n, K = len(inputs[0]), len(features)
         if not K:
@@ -475,7 +486,7 @@ class ExcitationMaps:
             for some in torch.split(torch.arange(n), at_once[0]):
                 x, additional = rows_of(inputs, additional_forward_args, some)
                 parts = [
-                    _winning(network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop)
+                    _winning(network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop, grid)
                     for i in range(0, K, at_once[1])
                 ]
                 made = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
@@ -511,6 +522,7 @@ def _winning(
     settings: Settings,
     features: list[int],
     stop: Stop | None,
+    grid: TokenGrid | None,
 ) -> list[Tensor]:
     """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative."""
     done, winners = propagate(
@@ -526,7 +538,9 @@ def _winning(
     maps = []
     for p, leaf in zip(winners.p, done.leaves, strict=True):
         p = p.transpose(0, 1)
-        if stop is not None and leaf.dim() == 4:
+        if grid is not None:
+            p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])
+        elif stop is not None and leaf.dim() == 4:
             p = _cells(p, inputs[0])
         if settings.contrastive:
             opposite = (done.output[:, features] < 0) & network.centred

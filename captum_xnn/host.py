@@ -251,6 +251,7 @@ def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) ->
         index = torch.tensor(list(rows))
         for all_rows, some in zip(whole, made, strict=True):
             all_rows[index.to(all_rows.device)] = some
+        del made, some  # before the next part is made
     return whole
 
 

@@ -10,6 +10,7 @@ Rules it keeps, each of which was found to matter (with captum 0.9):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,9 +71,10 @@ class ExplanationNetwork(nn.Module):
         self.calls = trace.calls if trace else 1
         self.spatial_layer_name = find_layer(model, trace.spatial)[0] if trace and trace.spatial else None
         self.executed = nn.ModuleList(trace.leaves if trace else ())
-        self.xnn_encoder = _Encoder(xnn)
-        self.output_transform = output_transform
         self.centred = not isinstance(xnn, Outputs)
+        # No module of its own without layers: Captum would look for its rule.
+        self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else _Encoder(xnn)
+        self.output_transform = output_transform
         self.training = False
 
     def activations(self, *inputs: Any) -> Tensor:
@@ -96,10 +98,10 @@ class ExplanationNetwork(nn.Module):
         Args:
             inputs: All positional arguments of the model.
         """
-        return self.xnn_encoder(self.activations(*inputs))  # type: ignore[no-any-return]
+        return self.xnn_encoder(self.activations(*inputs))
 
 
-class Outputs(nn.Module):
+class Outputs:
     """Stands in the place of an explanation network where the model's outputs themselves are explained.
 
     Example:
@@ -122,14 +124,14 @@ class Outputs(nn.Module):
 class _Encoder(nn.Module):
     """The encoding half of an autoencoder; decoder and head are left out, as they never run here."""
 
-    xnn: Autoencoder | Outputs
+    xnn: Autoencoder
 
-    def __init__(self, xnn: Autoencoder | Outputs) -> None:
+    def __init__(self, xnn: Autoencoder) -> None:
         super().__init__()
         object.__setattr__(self, "xnn", xnn)
         self.layers = nn.ModuleList(m for name, m in xnn.named_children() if name not in ("decoder", "head"))
 
     def forward(self, Z: Tensor) -> Tensor:
-        weight = next(self.parameters(), Z)
+        weight = next(self.parameters())
         with torch.autocast(Z.device.type, enabled=False):
             return self.xnn.encode(Z.to(weight.dtype))

@@ -289,7 +289,7 @@ def test_internal_batch_size(xnn, size):
     finally:
         handle.remove()
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)
-    assert max(rows) <= max(size, len(X))
+    assert max(rows) <= size
 
 
 def test_settings_of_one_call(xnn):
@@ -305,6 +305,27 @@ def test_baselines_of_one_example_each(xnn):
     for i, t in enumerate(target):
         one = xnn.attribute(X[i : i + 1], t, baselines=baselines[i : i + 1])
         torch.testing.assert_close(given[i : i + 1], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("heatmap", [None, Saliency, FromCaptum(IntegratedGradients, n_steps=4)])
+@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1", "ignore:Internal batch size cannot be less")
+def test_the_model_never_sees_more_rows_than_the_internal_batch_size(heatmap):
+    xnn = made(heatmap=heatmap).fit(DATA, target=[0, 1], progress=False)
+    whole = xnn.explain(X, [0, 1, 0, 1, 1])
+    rows = []
+    handle = xnn.model[0].register_forward_hook(lambda _module, given, _output: rows.append(len(given[0])))
+    why = xnn.explain(X, [0, 1, 0, 1, 1], internal_batch_size=2)
+    handle.remove()
+    assert max(rows) == 2
+    for name in ("maps", "features", "contributions", "bias", "surrogate", "prediction"):
+        torch.testing.assert_close(getattr(why, name), getattr(whole, name), msg=name)
+
+
+def test_a_target_out_of_range_is_told_before_others_are_fitted():
+    xnn = made(train_data=DATA)
+    with pytest.raises((ValueError, IndexError), match="9"):
+        xnn.attribute(X, [0, 1, 0, 1, 9], internal_batch_size=2)
+    assert not xnn.explainers_
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

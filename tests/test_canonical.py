@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from captum.attr._utils.custom_modules import Addition_Module
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.canonical import canonical
+from captum_xnn.canonical import Twins, canonical
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.host import trace
@@ -307,3 +309,72 @@ def test_torchvisions_networks(name, torchvision):
     assert bool(torch.isfinite(maps).all()) and 0 < float(maps.abs().sum()) < 1e3 * float(
         network(x)[:, 0].detach().abs()
     )
+
+
+class Mean(nn.Module):
+    """Means over places, in several spellings."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.a, self.fc = way, nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+        self.pool = nn.AdaptiveAvgPool2d(1) if way == "module" else None
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        if self.way == "module":
+            x = torch.flatten(self.pool(x), 1)
+        elif self.way == "method":
+            x = x.mean((2, 3))
+        elif self.way == "function":
+            x = torch.mean(x, dim=[-1, -2])
+        elif self.way == "kept":
+            x = x.mean((-2, -1), True).flatten(1)
+        else:
+            x = x.mean(2).mean(2)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("way", ["method", "function", "kept"])
+def test_means_over_places_are_poolings(way):
+    x = images()
+    models = [Mean("module").eval(), Mean(way).eval()]
+    models[1].load_state_dict(models[0].state_dict())
+    wanted, given = (FromCaptum(LRP)(network_of(m, "fc", x), (x,), range(K))[0] for m in models)
+    torch.testing.assert_close(given, wanted)
+    with pytest.raises(UnsupportedOperationError, match="got mean"):
+        FromCaptum(LRP)(network_of(Mean("one by one").eval(), "fc", x), (x,), range(K))
+
+
+def test_twins_are_kept_until_the_model_changes():
+    """Also where the change is none of its weights."""
+    x = images()
+    network, twins = network_of(residual("functions"), "fc", x), Twins()
+    first = twins.of(network, (x,))
+    assert twins.of(network, (x[:1],)).graph is first.graph
+    with torch.no_grad():
+        network.model.a.weight *= 2  # which both share
+    assert twins.of(network, (x,)).graph is first.graph
+    network.model.a = nn.Conv2d(2, 4, 3, padding=1)
+    second = twins.of(network, (x,))
+    assert second.graph is not first.graph and torch.equal(second(x), network(x))
+    network.model.way = "methods"
+    network.model.norm.weight.data.neg_()
+    assert torch.equal(twins.of(network, (x,))(x), network(x))
+
+
+def test_kept_twins_do_not_keep_the_model():
+    backend, x = FromCaptum(LRP), images()
+    model = residual("functions")
+    wanted = backend(network_of(model, "fc", x), (x,), range(K))
+    assert torch.equal(backend(network_of(model, "fc", x), (x,), range(K))[0], wanted[0])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_arguments_that_are_no_tensors_have_twins_of_their_own():
+    x, twins = images(), Twins()
+    network = network_of(residual("functions"), "fc", x)
+    for gain in (None, 2.0, 3.0):
+        assert torch.equal(twins.of(network, (x, gain))(x, gain), network(x, gain))

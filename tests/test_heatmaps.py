@@ -29,7 +29,8 @@ from captum.attr import (
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.heatmaps import FromCaptum, as_heatmap
+from captum_xnn.excitation_bp import LayerExcitationBP
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, as_heatmap
 from captum_xnn.host import trace
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.srae import SRAE
@@ -505,6 +506,24 @@ def test_grad_cam_of_tokens(form):
         FromCaptum(LayerGradCam, layer="head")(network, (x,), range(K))
 
 
+@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.parametrize("form", ["vit", "swin", "sequence"])
+def test_probabilities_of_tokens_as_images(form):
+    """They are the layer's own ones, summed over channels, without the three tokens ahead of the cells."""
+    model, srae, x = Tokens("swin" if form == "swin" else "vit"), SRAE(4, K, hidden=()), torch.randn(2, 2, 6, 8)
+    network = network_of(model, "head", srae, x[:1])
+    heatmap = ExcitationMaps("mix", tokens=form, contrastive=False)
+    (given,) = heatmap(network, (x,), range(K), internal_batch_size=2)
+    for k in range(K):
+        own = LayerExcitationBP(network, model.mix, contrastive=False).attribute(x, target=k)
+        wanted = {"swin": own, "vit": own[:, 3:].reshape(2, 3, 4, -1), "sequence": own}[form].sum(-1)
+        if form != "sequence":
+            wanted = F.interpolate(wanted[:, None], (6, 8), mode="bilinear")[:, 0]
+        torch.testing.assert_close(given[:, k, 0], wanted)
+    other = ExcitationMaps("mix")(network, (x,), range(K), tokens=form, contrastive=False)[0]
+    torch.testing.assert_close(other, given)
+
+
 def test_grad_cam_of_sequences():
     model, srae = Embeds(), SRAE(3, K, hidden=(4,))
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -522,6 +541,8 @@ def test_grad_cam_of_sequences():
 def test_tokens_that_lie_otherwise():
     with pytest.raises(ValueError, match="expected tokens to be one of 'vit', 'swin', 'sequence', got 'bert'"):
         FromCaptum(LayerGradCam, tokens="bert")
+    with pytest.raises(ValueError, match="expected tokens to be one of 'vit', 'swin', 'sequence', got 'bert'"):
+        ExcitationMaps("mix", tokens="bert")
     model, x = Tokens("swin"), torch.randn(1, 2, 6, 8)
     network = network_of(model, "head", SRAE(4, K, hidden=()), x)
     with pytest.raises(ValueError, match=r"tokens of 3 dimensions for tokens='vit', got \(3, 3, 4, 5\)"):

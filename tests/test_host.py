@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
-from captum_xnn.host import find_layer, read_layer, rows_of, run_to_layer, trace, untouched, unwrap
+from captum_xnn.host import find_layer, gathered, read_layer, rows_of, run_to_layer, trace, untouched, unwrap
 
 HOOKS = (
     "_forward_hooks",
@@ -521,3 +521,20 @@ def test_functions_alone_cannot_be_read():
     model = ByWeight()
     with pytest.raises(LayerNotReachedError, match="used as weights and not called"):
         read_layer(model, model.layer, (torch.zeros(1, 3),), name="layer")
+
+
+def test_gathered_is_in_the_order_of_the_rows_and_holds_no_part():
+    """Each part is gone when the next is asked for."""
+    alive = []
+
+    def parts():
+        for rows in ([3, 0], [1], [4, 2]):
+            gc.collect()
+            assert not any(ref() is not None for ref in alive)
+            made = torch.tensor(rows) * 10.0, torch.tensor(rows)[:, None].expand(-1, 2).clone()
+            alive.extend(weakref.ref(m) for m in made)
+            yield rows, made
+            del made
+
+    one, two = gathered(parts(), 5)
+    assert one.tolist() == [0, 10, 20, 30, 40] and two.tolist() == [[i, i] for i in range(5)]
