@@ -9,13 +9,13 @@ early exit   the x-features from the convolutional layer, to a forward pass of t
     python benchmarks/backend_speed.py
     python benchmarks/backend_speed.py --memory
 
-``--memory`` prints the highest resident size of processes of their own, with and without an internal_batch_size.
+``--memory`` prints what maps need beyond what goes in and comes out, with and without an internal_batch_size, as the
+highest resident size of processes of their own (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from captum.attr import Attribution, DeepLift, InputXGradient, IntegratedGradients, Saliency
-from excitation_speed import network
+from excitation_speed import network, resident
 from torch import Tensor, nn
 
 from captum_xnn.heatmaps import FromCaptum
@@ -97,22 +97,28 @@ def compare(repeats: int, batch: int) -> None:
 
 
 def peak(images: int, features: int, size: int | None) -> float:
-    """Returns the MiB that maps need at most, beyond the model; to be called in a process of its own."""
+    """Returns the MiB that maps need at most, beyond model, inputs and the maps; to be called in a fresh process."""
     model, x = network("vgg16"), torch.randn(images, 3, 112, 112)
     net = composed(model, "features.23", x)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    FromCaptum(InputXGradient)(net, (x,), range(features), internal_batch_size=size)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    backend = FromCaptum(InputXGradient)
+    backend(net, (x[:1],), range(1))  # what is kept for later calls
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    before = resident("VmRSS")
+    (maps,) = backend(net, (x,), range(features), internal_batch_size=size)
+    return resident("VmHWM") - before - maps.numel() * maps.element_size() / 2**20
 
 
 def memory() -> None:
     """Prints the memory of several sizes, each from a process of its own."""
+    print("MiB beyond model, inputs and maps, InputXGradient at features.23")
     for size in (None, 2):
-        for images, features in ((4, 1), (4, 5), (16, 5)):
+        for images, features in ((4, 1), (4, 5), (16, 5), (48, 5)):
+            if size is None and images > 16:
+                continue
             code = f"import backend_speed as b; print(b.peak({images}, {features}, {size}))"
             folder = Path(__file__).parent
             told = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-            print(f"internal_batch_size={size}: {images} images, {features} maps each: {float(told.stdout):.0f} MiB")
+            print(f"  internal_batch_size={size}: {images} images, {features} maps each: {float(told.stdout):.0f}")
 
 
 def main() -> None:

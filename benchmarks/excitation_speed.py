@@ -155,12 +155,12 @@ def peak(name: str, job: str, batch: int, device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     # What building the model needed at most is forgotten.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(kind: str) -> float:
+def resident(kind: str) -> float:
     """Returns the resident size of this process on Linux in MiB, now (VmRSS) or at most (VmHWM)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[kind].split()[0]) / 1024

@@ -211,7 +211,7 @@ class FromCaptum:
         if "layer" in self._constructor:
             module = construct["layer"] = self._layer(network, attributed, construct.get("layer"))
             if self._tokens is not None:
-                grid = construct["layer"] = TokenGrid(self._tokens, inputs[0])
+                grid = construct["layer"] = TokenGrid(self._tokens, _image(inputs))
         if internal_batch_size is not None and "internal_batch_size" in self._call:
             call["internal_batch_size"] = internal_batch_size
         if internal_batch_size is not None and self._noise:
@@ -231,7 +231,7 @@ class FromCaptum:
                     made = self._attribute(attributed, construct, own, leaves)
                 if grid is None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
                     self._refuse_tokens(module, made[0])
-                likes = [inputs[0]] * len(made) if layered else inputs
+                likes = [_image(inputs)] * len(made) if layered else inputs
                 yield some.tolist(), [_finished(m, like, layered) for m, like in zip(made, likes, strict=True)]
 
         return tuple(m.reshape(n, K, *m.shape[1:]) for m in gathered(drawn(), n * K))
@@ -282,6 +282,11 @@ class FromCaptum:
                 f"{self.method.__name__}, found none; name one, as in FromCaptum({self.method.__name__}, layer='...')"
             )
         name, module = find_layer(network.model, layer)
+        if self.method.__name__ == "LayerLRP" and isinstance(module, (nn.ReLU, nn.Tanh)):
+            raise ValueError(
+                f"expected a layer with weights or a pooling for LayerLRP, got {type(module).__name__} "
+                f"{name!r}, through which relevance passes as it is; name the layer before it"
+            )
         return attributed.layer(name) if isinstance(attributed, CanonicalNetwork) else module
 
     def _refuse_tokens(self, layer: nn.Module, maps: Tensor) -> None:
@@ -472,7 +477,7 @@ class ExcitationMaps:
         refuse_scripted(network.model)
         layer, tokens = settings.pop("layer", self.layer), _checked_tokens(settings.pop("tokens", self.tokens))
         chosen = replace(self.settings, **settings).checked()
-        grid = TokenGrid(tokens, inputs[0]) if tokens and layer is not None else None
+        grid = TokenGrid(tokens, _image(inputs)) if tokens and layer is not None else None
         stop = self._stop(network, layer, inputs, additional_forward_args)
         n, K = len(inputs[0]), len(features)
         if not K:
@@ -480,7 +485,7 @@ class ExcitationMaps:
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(f"expected an internal_batch_size of at least 1, got {internal_batch_size}")
         at_once = max(1, (internal_batch_size or n * K) // K), min(K, internal_batch_size or K)
-        likes = inputs if stop is None else inputs[:1]
+        likes = inputs if stop is None else (_image(inputs),)
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
             for some in torch.split(torch.arange(n), at_once[0]):
@@ -541,13 +546,18 @@ def _winning(
         if grid is not None:
             p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])
         elif stop is not None and leaf.dim() == 4:
-            p = _cells(p, inputs[0])
+            p = _cells(p, _image(inputs))
         if settings.contrastive:
             opposite = (done.output[:, features] < 0) & network.centred
             side = torch.where(opposite, -1, 1).to(p.dtype)
             p = p * side.reshape(*side.shape, *[1] * (p.dim() - 2))
         maps.append(p.detach().clamp(min=0))
     return maps
+
+
+def _image(inputs: tuple[Tensor, ...]) -> Tensor:
+    """Returns the input whose size maps of a layer have: the first of images, if there are any."""
+    return next((x for x in inputs if x.dim() == 4), inputs[0])
 
 
 def _cells(p: Tensor, image: Tensor) -> Tensor:

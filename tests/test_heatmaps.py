@@ -21,6 +21,7 @@ from captum.attr import (
     LayerActivation,
     LayerGradCam,
     LayerIntegratedGradients,
+    LayerLRP,
     NeuronGradient,
     NoiseTunnel,
     Occlusion,
@@ -548,3 +549,44 @@ def test_tokens_that_lie_otherwise():
     with pytest.raises(ValueError, match=r"tokens of 3 dimensions for tokens='vit', got \(3, 3, 4, 5\)"):
         FromCaptum(LayerGradCam, layer="mix", tokens="vit")(network, (x,), range(K))
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_layer_lrp_wants_a_layer_that_it_has_a_rule_for():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(6), nn.Conv2d(4, 2, 1)).eval()
+    x, srae = torch.randn(2, 1, 8, 8), SRAE(2, K, hidden=())
+    network = network_of(model, "3", srae, x[:1])
+    with pytest.raises(ValueError, match="a layer with weights or a pooling for LayerLRP, got ReLU '1'"):
+        FromCaptum(LayerLRP, layer="1")(network, (x,), range(K))
+    (given,) = FromCaptum(LayerLRP, layer="2")(network, (x,), range(K))
+    for k in range(K):  # enlarged, one cell keeps its value everywhere
+        own = LayerLRP(network, model[2]).attribute(x.clone().requires_grad_(), target=k).detach().sum(1)
+        torch.testing.assert_close(given[:, k, 0], own.expand(2, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+def test_maps_of_a_layer_have_the_size_of_the_images_also_beside_a_table():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(8, 4)
+
+        def forward(self, table, image):
+            return self.fc(torch.cat([table, self.conv(image).relu().mean((2, 3))], 1))
+
+    class Alone(nn.Module):
+        """The same for images alone."""
+
+        def __init__(self, model, table):
+            super().__init__()
+            self.model, self.table = model, table
+
+        def forward(self, image):
+            return self.model(self.table[:1].expand(len(image), -1), image)
+
+    model, srae = Both(), SRAE(4, K, hidden=())
+    inputs = torch.randn(1, 5).expand(2, 5), torch.randn(2, 1, 9, 9)
+    network = network_of(model, "fc", srae, *(x[:1] for x in inputs))
+    for heatmap in (FromCaptum(LayerGradCam, layer=model.conv), ExcitationMaps(model.conv, contrastive=False)):
+        (given,) = heatmap(network, inputs, range(K))
+        other = heatmap(network_of(Alone(model, inputs[0]), "model.fc", srae, inputs[1][:1]), inputs[1:], range(K))
+        torch.testing.assert_close(given, other[0])
