@@ -136,7 +136,9 @@ def canonical(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> Canonical
 
 
 class Twins:
-    """Twins that are kept for the next call: following a model takes as long as a few images.
+    """Twins that are kept for the next call, until the model is another: following it takes as long as a few images.
+
+    A model that computes otherwise by something outside of it, such as a global setting, is not noticed.
 
     Example:
         >>> from captum_xnn.srae import SRAE
@@ -147,10 +149,10 @@ class Twins:
     """
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Module, dict[Any, tuple[fx.GraphModule, Any, Any]]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Any], tuple[Any, ...]]]] = WeakKeyDictionary()
 
     def of(self, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
-        """Returns a network's twin: the model up to the layer as it is known, if it still computes the same.
+        """Returns a network's twin, in which the model up to the layer may be known already.
 
         Args:
             network: From the model's inputs to its x-features.
@@ -159,17 +161,25 @@ class Twins:
         Raises:
             UnsupportedOperationError: If the model cannot be followed, or the twin does not compute the same.
         """
-        known = self._known.setdefault(network.model, {})
+        known, state = self._known.setdefault(network.model, {}), _state(network.model)
         key = network.layer_name, repr([x for x in inputs if not isinstance(x, Tensor)])
-        if key in known:
-            try:
-                with torch.no_grad(), eager():
-                    return _same(CanonicalNetwork(network, *known[key]), network, inputs)
-            except (RuntimeError, UnsupportedOperationError):  # the model has changed
-                del known[key]
+        if key in known and known[key][0] == state:
+            (_, (graph, functions, layers)) = known[key]
+            return CanonicalNetwork(network, graph, functions, layers)
         twin = canonical(network, inputs)
-        known[key] = twin.graph, twin.functions, twin.layers
+        known[key] = state, (twin.graph, twin.functions, twin.layers)
         return twin
+
+
+def _state(model: nn.Module) -> list[Any]:
+    """Returns what a model's computation depends on but the values of its tensors, which a twin shares."""
+    found: list[Any] = []
+    for name, module in model.named_modules():
+        own = {k: v for k, v in vars(module).items() if k != "training"}
+        found.append((name, id(module), len(module._forward_hooks), len(module._forward_pre_hooks)))
+        found += [(k, v if isinstance(v, (bool, int, float, str)) else id(v)) for k, v in own.items()]
+        found += [id(tensor) for kind in (module._parameters, module._buffers) for tensor in kind.values()]
+    return found
 
 
 def _same(twin: CanonicalNetwork, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:

@@ -358,7 +358,31 @@ def test_twins_are_kept_until_the_model_changes():
     second = twins.of(network, (x,))
     assert second.graph is not first.graph and torch.equal(second(x), network(x))
     network.model.way = "methods"
-    network.model.norm.weight.data.neg_()
+    third = twins.of(network, (x,))
+    assert third.graph is not second.graph and torch.equal(third(x), network(x))
+    network.model.norm.weight = nn.Parameter(-network.model.norm.weight)
+    assert torch.equal(twins.of(network, (x,))(x), network(x))
+
+
+class Token(nn.Module):
+    """A parameter of its own, which a graph refers to by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.fc = nn.Parameter(torch.ones(6)), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(F.relu(x + self.token))
+
+
+def test_twins_of_models_whose_own_parameter_is_replaced():
+    model, x, twins = Token(), torch.randn(2, 6), Twins()
+    network = network_of(model, "fc", x)
+    twins.of(network, (x,))
+    for value in (2.0, 3.0):
+        model.token = nn.Parameter(torch.full((6,), value))
+        assert torch.equal(twins.of(network, (x,))(x), network(x))
+    model.token.data *= -1
     assert torch.equal(twins.of(network, (x,))(x), network(x))
 
 
