@@ -156,7 +156,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
                 batches, such as a DataLoader, which hold the inputs first.
-            target: One output of the model (None, int, or tuple of ints), or a list of them: one explainer each.
+            target: One output of the model (None, int, or tuple of ints), or a list or range of them, which get an
+                explainer each.
             joint: Explain all targets of the list or tuple by one set of x-features.
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.

@@ -266,7 +266,7 @@ class FromCaptum:
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
             alone = inputs[0] if len(inputs) == 1 else inputs
-            with _outputs(network) as outputs:
+            with _of_dtypes(network, inputs), _outputs(network) as outputs:
                 given = attribute(attribution, alone, additional_forward_args=additional, **call)
         if self._checking:
             _refuse_delta(self.method.__name__, given, outputs[-1], call["target"])
@@ -583,6 +583,21 @@ def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
                 "or, where they are token ids, draw the maps at the embedding: "
                 "heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
             )
+
+
+@contextmanager
+def _of_dtypes(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Has the network take its inputs in the dtypes given: Captum's noise is float32 whatever it is added to."""
+
+    def cast(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        dtypes = {i: x.dtype for i, x in enumerate(inputs) if x.dtype in (torch.float16, torch.bfloat16)}
+        return tuple(a.to(dtypes[i]) if i in dtypes and isinstance(a, Tensor) else a for i, a in enumerate(arguments))
+
+    handle = network.register_forward_pre_hook(cast)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

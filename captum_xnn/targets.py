@@ -34,6 +34,8 @@ def single_target(target: Any) -> Target:
 
 def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
     """Returns the outputs that each explainer is to cover."""
+    if isinstance(target, range):
+        target = list(target)
     if joint:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:

@@ -222,6 +222,12 @@ def test_wrong_targets_are_rejected(xnn, target, told):
             method(X, target)
 
 
+def test_a_range_is_a_list_of_targets():
+    assert [e.targets for e in made().fit(DATA, range(3), progress=False).explainers_.values()] == [(0,), (1,), (2,)]
+    (joint,) = made(n_features=3).fit(DATA, range(3), joint=True, progress=False).explainers_.values()
+    assert joint.targets == (0, 1, 2)
+
+
 def test_wrong_targets_of_fit():
     xnn = made()
     for target, told in ((9, "got 9; they count from 0"), ([], "got an empty list"), (None, "got None; pass an int")):
