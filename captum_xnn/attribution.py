@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from captum_xnn import files
 from captum_xnn._compat import format_forward_args, format_tensors, log_usage
 from captum_xnn.activations import Activations, Unpack, checked, collect, first_of_batch
+from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
@@ -33,9 +34,10 @@ from captum_xnn.heatmaps import Heatmap, as_heatmap, rows_of_settings
 from captum_xnn.host import OutputTransform, find_layer, read_layer, rows_of, trace, untouched, unwrap
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
 from captum_xnn.network import ExplanationNetwork
-from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
+from captum_xnn.problem import Recipe
+from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
-from captum_xnn.training import Recipe, encode_all, fit
+from captum_xnn.training import encode_all, fit
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 

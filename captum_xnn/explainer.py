@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
+from captum_xnn.autoencoder import Autoencoder
+from captum_xnn.problem import Step
+from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target
-from captum_xnn.training import Step
 
 __all__ = ["Explainer"]
 

@@ -12,10 +12,10 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
     ("_compat", "errors", "targets", "visualize", "datasets", "datasets.digits", "metrics", "metrics.faithfulness"),
-    ("losses", "anchors", "host", "explanation", "excitation_bp.shares"),
-    ("srae", "activations", "files", "excitation_bp.signals"),
+    ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
+    ("autoencoder", "activations", "files", "excitation_bp.signals"),
     ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
-    ("canonical", "excitation_bp.propagation"),
+    ("srae", "canonical", "excitation_bp.propagation"),
     ("excitation_bp.attribution", "excitation_bp.stopping"),
     ("excitation_bp",),
     ("explainer", "heatmaps"),
