@@ -69,8 +69,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
             excitation backprop by default: :class:`~captum_xnn.heatmaps.ExcitationMaps`.
         autoencoder: Makes the network to fit from ``(shape of Z, n_features, n_outputs=...)``, for example
-            ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``. By default :class:`~captum_xnn.srae.SRAE`, or
-            :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.
+            ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the :mod:`~captum_xnn.baselines`. By
+            default :class:`~captum_xnn.srae.SRAE`, or :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.
         recipe: Settings of the training.
         train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
         unpack: Turns a batch of the training data into (inputs, additional_forward_args).
@@ -510,6 +510,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         model: nn.Module,
         *,
         strict: bool = True,
+        forms: Sequence[type[Autoencoder]] = (),
         **settings: Any,
     ) -> XNNAttribution:
         """Returns an XNNAttribution with saved explainers, on the model they were fitted to.
@@ -519,6 +520,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             model: The model, in which the layer is found by its name.
             strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. A missing
                 layer is an error in any case, and one whose output has another shape is when it is to be explained.
+            forms: Classes of explanation networks that are not this package's own, where some of the saved ones are of
+                these. A file names its classes, but none is imported, as that would run foreign code.
             settings: Arguments of the constructor that are not saved: heatmap, train_data, unpack, output_transform,
                 prediction_transform, device_ids.
 
@@ -528,8 +531,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         manifest, tensors = files.read(path)
         try:
-            saved = _Saved.of(manifest, tensors)
+            saved = _Saved.of(manifest, tensors, forms)
             was = saved.fingerprint["model_class"], saved.fingerprint["layer_class"], saved.fingerprint["tensors"]
+        except ExplainerFileError:
+            raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ExplainerFileError(
                 f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
@@ -585,7 +590,7 @@ class _Saved(NamedTuple):
     explainers: list[Explainer]
 
     @classmethod
-    def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> _Saved:
+    def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Autoencoder]]) -> _Saved:
         """Returns the contents of a manifest, or fails in one of many ways where it is damaged."""
         name = manifest["layer"]
         explainers = []
@@ -593,7 +598,7 @@ class _Saved(NamedTuple):
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             for i, entry in enumerate(manifest["explainers"]):
                 own = {key.removeprefix(f"{i}."): t for key, t in tensors.items() if key.startswith(f"{i}.")}
-                explainers.append(Explainer.restored(entry, own, name))
+                explainers.append(Explainer.restored(entry, own, name, forms=forms))
         return cls(
             layer=name,
             n_features=int(manifest["n_features"]),

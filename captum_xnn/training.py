@@ -21,7 +21,6 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -40,7 +39,7 @@ from captum_xnn.losses import (
 )
 from captum_xnn.problem import Problem, Recipe, Sampler, Step
 
-__all__ = ["Loss", "Recipe", "RunningObjective", "Step", "descend", "encode_all", "fit"]
+__all__ = ["Loss", "Recipe", "RunningObjective", "Step", "descend", "encode_all", "fit", "scaling"]
 
 
 class Loss(Protocol):
@@ -91,24 +90,34 @@ class RunningObjective:
         return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
 
 
-def _spread(Z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the means of the dimensions of Z and the scale of each.
+def scaling(Z: Tensor, y: Tensor) -> Scaling:
+    """Returns by what Z and y are standardised.
 
-    All dimensions share one scale, that of their mean variance: what varies little in the model weighs little here
+    All dimensions of Z share one scale, that of their mean variance: what varies little in the model weighs little here
     too, and the x-features generalise better than with a scale for each dimension (benchmarks/degeneration.py).
+
+    Args:
+        Z: Activations (M, D) or (M, channels, H, W).
+        y: Outputs (M, C).
+
+    Example:
+        >>> made = scaling(torch.tensor([[0.0, 4.0], [2.0, 2.0]]), torch.tensor([[1.0], [3.0]]))
+        >>> made.Z_mean, made.Z_std
+        (tensor([1., 3.]), tensor([1.4142, 1.4142]))
     """
     over = [d for d in range(Z.dim()) if d != 1]
     mean = Z.mean(over)
-    return mean, Z.var(over).mean().sqrt().expand_as(mean)
+    return Scaling(mean, Z.var(over).mean().sqrt().expand_as(mean), y.mean(0), y.std(0))
 
 
 def _check_varies(Z: Tensor, y: Tensor) -> None:
     """Raises where there is nothing to learn from, or nothing to learn."""
-    if not bool((_spread(Z)[1] > Z.abs().max() * torch.finfo(Z.dtype).eps).all()):
+    by = scaling(Z, y)
+    if not bool((by.Z_std > Z.abs().max() * torch.finfo(Z.dtype).eps).all()):
         raise ValueError(
             "expected activations that vary, got the same for every example; check the inputs, or explain another layer"
         )
-    if not bool((y.std(0) > y.mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
+    if not bool((by.y_std > by.y_mean.abs() * torch.finfo(y.dtype).eps * 4).all()):
         raise ValueError(
             "expected an output that varies, got the same for every example; there is nothing to explain, check that "
             "the target is the right one and that the inputs differ"
@@ -117,10 +126,9 @@ def _check_varies(Z: Tensor, y: Tensor) -> None:
 
 def _standardised(Z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Scaling]:
     """Returns Z and y standardised, and by what."""
-    scaling = Scaling(*_spread(Z), y.mean(0), y.std(0))
+    by = scaling(Z, y)
     shape = (1, -1, *[1] * (Z.dim() - 2))
-    scaled = (Z - scaling.Z_mean.reshape(shape)) / scaling.Z_std.reshape(shape)
-    return scaled, (y - scaling.y_mean) / scaling.y_std, scaling
+    return (Z - by.Z_mean.reshape(shape)) / by.Z_std.reshape(shape), (y - by.y_mean) / by.y_std, by
 
 
 def fit(
@@ -192,16 +200,14 @@ def descend(
     loss: Loss,
     *,
     pretraining: float = 0.0,
-    trained: Iterable[Tensor] | None = None,
 ) -> list[Step]:
     """Returns the history of minimising a loss by gradient descent on standardised data, undone afterwards.
 
     Args:
-        xnn: The network, as drawn.
+        xnn: The network, as drawn. Weights that require no gradient stay so.
         problem: Data, and the settings of optimiser and batches.
         loss: What is minimised.
         pretraining: Share of the steps that teach the anchors beside the loss.
-        trained: Weights that are trained, the others stay as drawn. All, if None.
 
     Example:
         >>> from captum_xnn.problem import Sampler
@@ -215,15 +221,14 @@ def descend(
         >>> history[-1].faithfulness < history[0].faithfulness
         True
     """
-    Z, y, scaling = _standardised(problem.Z, problem.y)
+    Z, y, by = _standardised(problem.Z, problem.y)
     start = None
     if pretraining > 0:
         start = anchors(Z.flatten(1), y, xnn.n_features, weight=problem.weight)
         with torch.no_grad():
             xnn.head.weight[:, : start.v.shape[1]] = start.v
-    weights = list(xnn.parameters() if trained is None else trained)
-    history = _descend(xnn, Z, y, problem, loss, start, pretraining, weights)
-    xnn.fold(scaling)
+    history = _descend(xnn, Z, y, problem, loss, start, pretraining)
+    xnn.fold(by)
     return history
 
 
@@ -235,10 +240,10 @@ def _descend(
     loss: Loss,
     start: Anchors | None,
     pretraining: float,
-    trained: list[Tensor],
 ) -> list[Step]:
     """Runs the optimisation on standardised data."""
     recipe, sampler = problem.recipe, problem.sampler
+    trained = [p for p in xnn.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(trained, recipe.learning_rate or xnn.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
     weight = sampler.weight.to(Z)
