@@ -19,7 +19,7 @@ ROWS = (
     ("excitation_bp.attribution", "excitation_bp.stopping", "baselines.least_squares"),
     ("excitation_bp", "baselines.learned", "baselines.nmf", "baselines.selection"),
     ("baselines",),
-    ("explainer", "heatmaps"),
+    ("explainer", "heatmaps", "tuning"),
     ("attribution", "report"),
     ("",),
     ("demo",),

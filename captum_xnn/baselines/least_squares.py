@@ -40,13 +40,15 @@ def read_out(xnn: Autoencoder, layer: nn.Module, problem: Problem, wanted: Tenso
         ([[2.0, -1.0]], [3.0])
     """
     E = encode_all(xnn, problem.Z)
-    w = problem.weight / len(E)
     # In double precision only what is of n columns; Z stays as it is.
-    mean = w.double() @ E.double()
+    w = problem.weight.double()
+    w = w / w.sum()
+    mean = w @ E.double()
     centred = E.double() - mean
-    std = (w.double() @ centred**2).sqrt()
-    std = torch.where(std > 0, std, 1)
-    whole = (centred / std * w[:, None].double()).T
+    std = (w @ centred**2).sqrt()
+    varies = std > 100 * torch.finfo(E.dtype).eps * mean.abs()
+    std = torch.where(varies, std, torch.inf)  # leaves out what does not vary
+    whole = (centred / std * w[:, None]).T
     cross = (whole.to(wanted) @ wanted).double()
     coefficients = torch.linalg.pinv(whole @ (centred / std), hermitian=True, rtol=1e-10) @ cross / std[:, None]
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
