@@ -1,5 +1,8 @@
 """Forms whose x-features are single dimensions of Z.
 
+In the default heatmaps an x-feature below its average, E < 0, shows what speaks against it. Nothing speaks against a
+dimension that only has excitation, so that its map is then empty.
+
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
 
