@@ -20,7 +20,7 @@ __all__ = ["Problem", "Recipe", "Sampler", "Step"]
 class Recipe:
     """Settings of the training, none of which should need tuning to a model.
 
-    With ``beta=0, eta=0, pretraining=0`` any form trains for faithfulness alone, as the paper's baseline NN
+    With ``beta=0, eta=0, pretraining=0`` the SRAE trains for faithfulness alone, as the paper's baseline NN
     (:class:`captum_xnn.baselines.NN`) always does.
 
     Raises:

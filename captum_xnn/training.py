@@ -243,8 +243,7 @@ def _descend(
 ) -> list[Step]:
     """Runs the optimisation on standardised data."""
     recipe, sampler = problem.recipe, problem.sampler
-    trained = [p for p in xnn.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, recipe.learning_rate or xnn.learning_rate, fused=True)
+    optimiser = torch.optim.Adam(xnn.parameters(), recipe.learning_rate or xnn.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
     weight = sampler.weight.to(Z)
     history = []

@@ -159,7 +159,7 @@ def tune(
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
             xnn = autoencoder(tuple(Z.shape[1:]), own.pop("n_features", 5), n_outputs=y.shape[1], **own).to(Z)
         chosen = replace(recipe, **{k: v for k, v in settings.items() if k in of_recipe})
-        marked = None if positives is None else positives[learn]
+        marked = None if positives is None else positives.to(Z.device)[learn]
         fit(xnn, Z[learn], y[learn], positives=marked, recipe=chosen, seed=seed)
         return score(xnn, Z[test], y[test])
 
@@ -205,7 +205,7 @@ def tune_alpha(
     flat = Z.flatten(1)
 
     def run(settings: dict[str, Any], learn: Tensor, test: Tensor) -> float:
-        marked = None if positives is None else positives[learn]
+        marked = None if positives is None else positives.to(Z.device)[learn]
         weight = Sampler(marked, len(learn), recipe, torch.Generator()).row_weight
         made = lasso(flat[learn], y[learn], settings["alpha"], weight=weight)
         return f_reg(flat[test] @ made.coefficients.T + made.intercept, y[test])

@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression, MultiTaskLasso
 from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.autoencoder import Dense, Reconstruction
+from captum_xnn.autoencoder import Dense, Reconstruction, dense
 from captum_xnn.baselines import (
     CAE,
     NMF,
@@ -27,6 +27,7 @@ from captum_xnn.baselines import (
 )
 from captum_xnn.baselines.learned import _weighted
 from captum_xnn.baselines.least_squares import read_out
+from captum_xnn.baselines.nmf import _unroll
 from captum_xnn.errors import ExplainerFileError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.problem import Problem, Sampler
@@ -140,6 +141,14 @@ def test_losses_by_loops(faithful, reconstruct):
     assert [float(t) for t in terms] == pytest.approx(
         [faithful * wanted[0] + reconstruct * wanted[1], *wanted, 0], rel=1e-12
     )
+
+
+def test_nn_learns_no_reconstruction_and_reads_it_out_afterwards():
+    xnn, Z, _, history = fitted(FORMS["NN"])
+    assert all(step.sparse_reconstruction == step.pull_away == 0 < step.faithfulness for step in history)
+    E = xnn.encode(Z).numpy()
+    best = LinearRegression().fit(E, Z.numpy(), sample_weight=row_weight(problem()[2]).numpy())
+    torch.testing.assert_close(xnn(Z).Z_tilde, torch.from_numpy(best.predict(E)), rtol=1e-5, atol=1e-5)
 
 
 def test_nn_is_as_faithful_as_the_srae():
@@ -261,10 +270,14 @@ def test_read_out_is_weighted_least_squares():
 
 
 def test_read_out_of_features_that_are_dead_or_twins():
-    x = torch.randn(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    weight, bias = read(torch.cat([x, x, torch.full_like(x, 3)], 1), 4 * x + 1, None)
-    torch.testing.assert_close(weight, torch.tensor([[2.0, 2.0, 0.0]]).double())
-    torch.testing.assert_close(bias, torch.ones(1).double())
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 60, 1, generator=g, dtype=torch.float64)
+    # Twins up to rounding share what one would get alone, each in its own units, also where the output is noisy.
+    weight, bias = read(torch.cat([x, 3 * x + 1e-13 * noise, torch.full_like(x, 3)], 1), 4 * x + 1 + noise, None)
+    alone, bias_alone = read(x, 4 * x + 1 + noise, None)
+    wanted = torch.tensor([[1 / 2, 1 / 6, 0.0]]).double() * alone
+    torch.testing.assert_close(weight, wanted, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(bias, bias_alone, rtol=1e-6, atol=1e-9)
 
 
 # --- dimensions of Z
@@ -427,6 +440,14 @@ def test_nmf_descends_to_the_best_coefficients_step_by_step():
         torch.testing.assert_close(xnn(z[None]).Z_tilde[0], wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_parts_that_are_zero_have_coefficient_zero():
+    """Where there are fewer parts in Z than asked for."""
+    encoder = dense((3, 4, 4, 2))
+    _unroll(encoder, torch.tensor([[0.6, 0.8, 0.0], [0.0, 0.0, 0.0]]))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(torch.tensor([[3.0, 4.0, 1.0]])), torch.tensor([[5.0, 0.0]]))
+
+
 def test_nmf_has_gradients_and_refuses_negative_activations():
     xnn, Z, _, _ = fitted(FORMS["NMF"])
     assert torch.autograd.gradcheck(xnn.encode, Z[:3].clone().requires_grad_())
@@ -530,7 +551,10 @@ class FirstDimensions(Dense):
 def test_forms_of_ones_own_load(tmp_path):
     xnn = XNNAttribution(net(), "1", 2, autoencoder=FirstDimensions).fit(DATA, 2, progress=False)
     path = xnn.save(tmp_path)
-    told = r"of a known form, got one of class '.*test_baselines.FirstDimensions'; .* forms=\[FirstDimensions\]\)"
+    told = (
+        r"^expected an explanation network of a known form, got one of class '.*test_baselines.FirstDimensions'; .* "
+        r"forms=\[FirstDimensions\]\)"
+    )
     for forms in ([], [NN]):
         with pytest.raises(ExplainerFileError, match=told):
             XNNAttribution.load(path, xnn.model, forms=forms)

@@ -56,9 +56,11 @@ def test_other_scores_and_other_arguments_of_the_network():
 
 def test_folds_hold_every_example_once_and_their_share_of_positives():
     positives = torch.arange(100) % 9 == 0
+    for seed in range(9):
+        fold = _folds(100, 5, seed, positives)
+        assert fold.bincount().tolist() == [20] * 5
+        assert sorted(fold[positives].bincount(minlength=5).tolist()) == [2, 2, 2, 3, 3]
     fold = _folds(100, 5, 0, positives)
-    assert fold.bincount().tolist() == [20] * 5
-    assert sorted(fold[positives].bincount(minlength=5).tolist()) == [2, 2, 2, 3, 3]
     assert torch.equal(fold, _folds(100, 5, 0, positives)) and not torch.equal(fold, _folds(100, 5, 1, positives))
     assert _folds(7, 3, 0, None).bincount().tolist() == [3, 2, 2]
 
@@ -150,10 +152,13 @@ def test_the_store_keeps_problems_apart(tmp_path):
     Z, y, positives = problem()
     store = tmp_path / "tuning.jsonl"
     tune(Z, y, store=store, **SETTINGS)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
     changes = [
         {"Z": Z + 1},
         {"y": y + 1},
         {"positives": positives},
+        {"positives": torch.zeros(120, dtype=torch.bool).index_fill(0, order[:5], True)},
+        {"positives": torch.zeros(120, dtype=torch.bool).index_fill(0, order[:9], True)},  # the same folds
         {"seed": 1},
         {"recipe": Recipe(steps=8)},
         {"autoencoder": partial(SRAE, hidden=(2,))},
