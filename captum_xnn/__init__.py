@@ -5,8 +5,8 @@ from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExci
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
 from captum_xnn.one_heatmap import OneHeatmap
+from captum_xnn.problem import Recipe
 from captum_xnn.srae import SRAE, ConvSRAE
-from captum_xnn.training import Recipe
 
 __all__ = [
     "SRAE",

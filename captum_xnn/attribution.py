@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from captum_xnn import files
 from captum_xnn._compat import log_usage
 from captum_xnn.activations import Activations, Unpack, checked, collect, first_of_batch
+from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.drawing import Part, copied, draw, in_shape_of, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer
@@ -35,9 +36,10 @@ from captum_xnn.host import OutputTransform, find_layer, gathered, read_layer, r
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
-from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
+from captum_xnn.problem import Recipe
+from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
-from captum_xnn.training import Recipe, encode_all, fit
+from captum_xnn.training import encode_all, fit
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 
@@ -69,8 +71,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
             excitation backprop by default: :class:`~captum_xnn.heatmaps.ExcitationMaps`.
         autoencoder: Makes the network to fit from ``(shape of Z, n_features, n_outputs=...)``, for example
-            ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``. By default :class:`~captum_xnn.srae.SRAE`, or
-            :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.
+            ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the :mod:`~captum_xnn.baselines`. By
+            default :class:`~captum_xnn.srae.SRAE`, or :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.
         recipe: Settings of the training.
         train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
         unpack: Turns a batch of the training data into (inputs, additional_forward_args).
@@ -532,6 +534,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         model: nn.Module,
         *,
         strict: bool = True,
+        forms: Sequence[type[Autoencoder]] = (),
         **settings: Any,
     ) -> XNNAttribution:
         """Returns an XNNAttribution with saved explainers, on the model they were fitted to.
@@ -541,6 +544,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             model: The model, in which the layer is found by its name.
             strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. A missing
                 layer is an error in any case, and one whose output has another shape is when it is to be explained.
+            forms: Classes of explanation networks that are not this package's own, where some of the saved ones are of
+                these. A file names its classes, but none is imported, as that would run foreign code.
             settings: Arguments of the constructor that are not saved: heatmap, train_data, unpack, output_transform,
                 prediction_transform, device_ids.
 
@@ -550,8 +555,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         manifest, tensors = files.read(path)
         try:
-            saved = _Saved.of(manifest, tensors)
+            saved = _Saved.of(manifest, tensors, forms)
             was = saved.fingerprint["model_class"], saved.fingerprint["layer_class"], saved.fingerprint["tensors"]
+        except ExplainerFileError:
+            raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ExplainerFileError(
                 f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
@@ -607,7 +614,7 @@ class _Saved(NamedTuple):
     explainers: list[Explainer]
 
     @classmethod
-    def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> _Saved:
+    def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Autoencoder]]) -> _Saved:
         """Returns the contents of a manifest, or fails in one of many ways where it is damaged."""
         name = manifest["layer"]
         explainers = []
@@ -615,7 +622,7 @@ class _Saved(NamedTuple):
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             for i, entry in enumerate(manifest["explainers"]):
                 own = {key.removeprefix(f"{i}."): t for key, t in tensors.items() if key.startswith(f"{i}.")}
-                explainers.append(Explainer.restored(entry, own, name))
+                explainers.append(Explainer.restored(entry, own, name, forms=forms))
         return cls(
             layer=name,
             n_features=int(manifest["n_features"]),

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.datasets.digits import Digits, load_digits
+from captum_xnn.problem import Recipe
 from captum_xnn.report import Illustration, Section, Table, write_report
-from captum_xnn.training import Recipe
 
 __all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
 

@@ -74,7 +74,7 @@ def draw(
         what = "x-feature" if parts[0].network.centred else "output"
         numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
         warnings.warn(
-            f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in all {n} "
+            f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
             f"examples: by this method nothing in these inputs speaks for it. A dead {what} gives such maps always",
             stacklevel=4,
         )

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_xnn.srae import SRAE, Autoencoder, ConvSRAE
+from captum_xnn.autoencoder import Autoencoder
+from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
+from captum_xnn.errors import ExplainerFileError
+from captum_xnn.problem import Step
+from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target
-from captum_xnn.training import Step
 
 __all__ = ["Explainer"]
 
-_FORMS: dict[str, type[Autoencoder]] = {"SRAE": SRAE, "ConvSRAE": ConvSRAE}
+_FORMS: tuple[type[Autoencoder], ...] = (
+    SRAE,
+    ConvSRAE,
+    NN,
+    SAE,
+    CAE,
+    Lasso,
+    SingleDimensions,
+    RandomEncoder,
+    RandomDecoder,
+    NMF,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Explainer:
         """Returns all but the weights, as JSON can hold it."""
         return {
             "targets": self.targets,
-            "class": type(self.srae).__name__,
+            "class": _name(type(self.srae)),
             "config": self.srae.config,
             "dtype": str(self.srae.head.weight.dtype).removeprefix("torch."),
             "f_reg": self.f_reg,
@@ -67,20 +82,21 @@ class Explainer:
         }
 
     @classmethod
-    def restored(cls, entry: dict[str, Any], weights: dict[str, Tensor], layer: str) -> Explainer:
+    def restored(
+        cls, entry: dict[str, Any], weights: dict[str, Tensor], layer: str, *, forms: Sequence[type[Autoencoder]] = ()
+    ) -> Explainer:
         """Returns the explainer that :meth:`entry` and the network's state dict describe.
 
         Args:
             entry: What :meth:`entry` returned.
             weights: The network's tensors by name.
             layer: Dotted name of the explained layer.
+            forms: Classes of networks beside those of this package.
 
         Raises:
-            ValueError: If the network is of an unknown form.
+            ExplainerFileError: If the network is of an unknown form.
         """
-        if entry["class"] not in _FORMS:
-            raise ValueError(f"unknown form {entry['class']!r}")
-        srae = _FORMS[entry["class"]](**entry["config"]).to(getattr(torch, entry["dtype"]))
+        srae = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
         srae.load_state_dict(weights)
         return cls(
             layer=layer,
@@ -92,3 +108,25 @@ class Explainer:
             floor=entry["floor"],
             history=tuple(Step(*step) for step in entry["history"]),
         )
+
+
+def _name(form: type[Autoencoder]) -> str:
+    """Returns the name of a form in files: with its module, unless it is of this package."""
+    return form.__name__ if form in _FORMS else f"{form.__module__}.{form.__qualname__}"
+
+
+def _form(name: str, forms: Sequence[type[Autoencoder]]) -> type[Autoencoder]:
+    """Returns the class that a file names.
+
+    Those handed in are found wherever they are defined by now. Nothing is imported: a file must not run code.
+    """
+    for form in _FORMS:
+        if form.__name__ == name:
+            return form
+    for form in forms:
+        if form.__name__ == name.rpartition(".")[2]:
+            return form
+    raise ExplainerFileError(
+        f"expected an explanation network of a known form, got one of class {name!r}; pass the class to load, as "
+        f"XNNAttribution.load(path, model, forms=[{name.rpartition('.')[2]}])"
+    )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import ExplainerFileError
 
-__all__ = ["SCHEMA", "differences", "fingerprint", "read", "replace_file", "write"]
+__all__ = ["SCHEMA", "checksum", "differences", "fingerprint", "read", "replace_file", "write"]
 
 SCHEMA = 1
 _MANIFEST = "explainer.json"
@@ -40,7 +40,7 @@ def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
         ('Linear', ['0.bias', '0.weight'])
     """
     tensors = {
-        name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "checksum": _checksum(t)}
+        name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "checksum": checksum(t)}
         for name, t in model.state_dict().items()
         if isinstance(t, Tensor)
     }
@@ -52,7 +52,16 @@ def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
     }
 
 
-def _checksum(tensor: Tensor) -> str:
+def checksum(tensor: Tensor) -> str:
+    """Returns what tells the values of a tensor from others, 16 hexadecimal digits.
+
+    Args:
+        tensor: Any tensor; its bytes count, not its shape.
+
+    Example:
+        >>> checksum(torch.zeros(3)) == checksum(torch.zeros(3)), checksum(torch.zeros(3)) == checksum(torch.ones(3))
+        (True, False)
+    """
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.host import OutputTransform, Trace, find_layer, run_to_layer, unwrap
-from captum_xnn.srae import Autoencoder
 
 __all__ = ["ExplanationNetwork", "Outputs"]
 

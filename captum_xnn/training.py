@@ -21,15 +21,14 @@ Reference:
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.anchors import Anchors, anchors
+from captum_xnn.autoencoder import Autoencoder, Objective, Reconstruction, Scaling
 from captum_xnn.losses import (
     RunningMean,
     faithfulness,
@@ -38,68 +37,17 @@ from captum_xnn.losses import (
     reconstruction_error,
     second_moments,
 )
-from captum_xnn.srae import Autoencoder, Objective, Reconstruction, Scaling
+from captum_xnn.problem import Problem, Recipe, Sampler, Step
 
-__all__ = ["Recipe", "RunningObjective", "Step", "encode_all", "fit"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of the training, none of which should need tuning to a model.
-
-    With ``beta=0, eta=0, pretraining=0`` it trains for faithfulness alone (the paper's baseline NN).
-
-    Raises:
-        ValueError: If a setting is out of range.
-
-    Example:
-        >>> Recipe(steps=500).beta
-        1.0
-    """
-
-    beta: float = 1.0
-    """Weight of the sparse reconstruction in Eq. 5."""
-    eta: float = 1.0
-    """Weight of the pull-away term in Eq. 5."""
-    q: float = 1.0
-    """Sparsity parameter of the log penalty, on standardised Z."""
-    steps: int = 1200
-    """Mini-batches in all."""
-    batch_size: int = 128
-    """Examples in a mini-batch."""
-    positive_share: float = 0.25
-    """Share of positives in every batch, where there are positives and they are fewer than that."""
-    pretraining: float = 0.3
-    """Share of the steps that teach the anchors."""
-    learning_rate: float | None = None
-    """Largest learning rate of Adam, reached after a tenth of the steps, then a cosine to zero. None takes the
-    network's own: 1e-3 for the dense form, 1e-2 for the convolutional one, whose few weights have further to go."""
-    rho: float = 0.1
-    """Share of the newest batch in running statistics."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "q"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}; the default is a good start")
-        for name in ("beta", "eta"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}; 0 switches the term off")
-        for name in ("positive_share", "pretraining"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}; it is a share")
-        if not 0 < self.rho <= 1:
-            raise ValueError(f"expected 0 < rho <= 1, got {self.rho}; 0.1 averages over about the last 10 batches")
-        for name in ("steps", "batch_size"):
-            object.__setattr__(self, name, operator.index(getattr(self, name)))
+__all__ = ["Loss", "Recipe", "RunningObjective", "Step", "descend", "encode_all", "fit", "scaling"]
 
 
-class Step(NamedTuple):
-    """One record of the training history; losses are on standardised Z and y, statistics are running means."""
+class Loss(Protocol):
+    """What is minimised: the total of the terms that it returns of a batch."""
 
-    step: int
-    faithfulness: float
-    sparse_reconstruction: float
-    pull_away: float
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Returns the terms on a batch; arguments as :meth:`RunningObjective.__call__` takes them."""
+        ...
 
 
 class RunningObjective:
@@ -142,60 +90,45 @@ class RunningObjective:
         return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
 
 
-class _Sampler:
-    """Draws batches of row numbers with a fixed share of positives, from a generator of its own."""
-
-    def __init__(self, positives: Tensor | None, rows: int, recipe: Recipe, generator: torch.Generator) -> None:
-        self.size, self.generator = recipe.batch_size, generator
-        marked = torch.zeros(rows, dtype=torch.bool) if positives is None else positives.cpu()
-        share = int(marked.sum()) / rows
-        if not 0 < share < recipe.positive_share:  # none, or no shortage of them: draw every row alike
-            self.pools: tuple[Tensor, ...] = (torch.arange(rows),)
-            self.counts: tuple[int, ...] = (self.size,)
-        else:
-            self.pools = marked.nonzero()[:, 0], (~marked).nonzero()[:, 0]
-            drawn = max(1, round(self.size * recipe.positive_share))
-            self.counts = drawn, max(1, self.size - drawn)
-        parts = [
-            torch.full((count,), len(pool) / rows / count) for pool, count in zip(self.pools, self.counts, strict=True)
-        ]
-        self.weight = torch.cat(parts)
-        self.row_weight = torch.ones(rows)
-        for pool, count in zip(self.pools, self.counts, strict=True):
-            self.row_weight[pool] = count / self.size / len(pool) * rows
-
-    def draw(self) -> Tensor:
-        """Returns row numbers (m,); ``weight`` says for what part of the training set each of them stands."""
-        return torch.cat(
-            [
-                pool[torch.randint(len(pool), (count,), generator=self.generator)]
-                for pool, count in zip(self.pools, self.counts, strict=True)
-            ]
-        )
-
-
-def _standardised(Z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Scaling]:
-    """Returns Z and y standardised, and by what.
+def scaling(Z: Tensor, y: Tensor) -> Scaling:
+    """Returns by what Z and y are standardised.
 
     All dimensions of Z share one scale, that of their mean variance: what varies little in the model weighs little here
     too, and the x-features generalise better than with a scale for each dimension (benchmarks/degeneration.py).
+
+    Args:
+        Z: Activations (M, D) or (M, channels, H, W).
+        y: Outputs (M, C).
+
+    Example:
+        >>> made = scaling(torch.tensor([[0.0, 4.0], [2.0, 2.0]]), torch.tensor([[1.0], [3.0]]))
+        >>> made.Z_mean, made.Z_std
+        (tensor([1., 3.]), tensor([1.4142, 1.4142]))
     """
     over = [d for d in range(Z.dim()) if d != 1]
-    Z_mean = Z.mean(over)
-    Z_std = Z.var(over).mean().sqrt().expand_as(Z_mean)
-    if not bool((Z_std > Z.abs().max() * torch.finfo(Z.dtype).eps).all()):
+    mean = Z.mean(over)
+    return Scaling(mean, Z.var(over).mean().sqrt().expand_as(mean), y.mean(0), y.std(0))
+
+
+def _check_varies(Z: Tensor, y: Tensor) -> None:
+    """Raises where there is nothing to learn from, or nothing to learn."""
+    by = scaling(Z, y)
+    if not bool((by.Z_std > Z.abs().max() * torch.finfo(Z.dtype).eps).all()):
         raise ValueError(
             "expected activations that vary, got the same for every example; check the inputs, or explain another layer"
         )
-    y_mean, y_std = y.mean(0), y.std(0)
-    if not bool((y_std > y_mean.abs() * torch.finfo(y.dtype).eps * 4).all()):
+    if not bool((by.y_std > by.y_mean.abs() * torch.finfo(y.dtype).eps * 4).all()):
         raise ValueError(
             "expected an output that varies, got the same for every example; there is nothing to explain, check that "
             "the target is the right one and that the inputs differ"
         )
+
+
+def _standardised(Z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Scaling]:
+    """Returns Z and y standardised, and by what."""
+    by = scaling(Z, y)
     shape = (1, -1, *[1] * (Z.dim() - 2))
-    scaled = (Z - Z_mean.reshape(shape)) / Z_std.reshape(shape)
-    return scaled, (y - y_mean) / y_std, Scaling(Z_mean, Z_std, y_mean, y_std)
+    return (Z - by.Z_mean.reshape(shape)) / by.Z_std.reshape(shape), (y - by.y_mean) / by.y_std, by
 
 
 def fit(
@@ -254,45 +187,77 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
     srae.reset(generator)
     Z = srae.shaped(Z)
-    scaled, y, scaling = _standardised(Z, y_hat)
-    sampler = _Sampler(positives, len(Z), recipe, generator)
-    start = None
-    if recipe.pretraining > 0:
-        start = anchors(scaled.flatten(1), y, srae.n_features, weight=sampler.row_weight.to(Z))
-        with torch.no_grad():
-            srae.head.weight[:, : start.v.shape[1]] = start.v
-    history = _descend(srae, scaled, y, sampler, recipe, start, progress)
-    srae.fold(scaling)
+    _check_varies(Z, y_hat)
+    sampler = Sampler(positives, len(Z), recipe, generator)
+    history = srae.learn(Problem(Z, y_hat, sampler, recipe, progress))
     _arrange(srae, Z, positives)
     return history
 
 
+def descend(
+    xnn: Autoencoder,
+    problem: Problem,
+    loss: Loss,
+    *,
+    pretraining: float = 0.0,
+) -> list[Step]:
+    """Returns the history of minimising a loss by gradient descent on standardised data, undone afterwards.
+
+    Args:
+        xnn: The network, as drawn. Weights that require no gradient stay so.
+        problem: Data, and the settings of optimiser and batches.
+        loss: What is minimised.
+        pretraining: Share of the steps that teach the anchors beside the loss.
+
+    Example:
+        >>> from captum_xnn.problem import Sampler
+        >>> from captum_xnn.srae import SRAE
+        >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> recipe, generator = Recipe(steps=100), torch.Generator().manual_seed(0)
+        >>> srae = SRAE(8, n_features=2, hidden=())
+        >>> srae.reset(generator)
+        >>> problem = Problem(Z, Z[:, :1], Sampler(None, 200, recipe, generator), recipe, False)
+        >>> history = descend(srae, problem, RunningObjective())
+        >>> history[-1].faithfulness < history[0].faithfulness
+        True
+    """
+    Z, y, by = _standardised(problem.Z, problem.y)
+    start = None
+    if pretraining > 0:
+        start = anchors(Z.flatten(1), y, xnn.n_features, weight=problem.weight)
+        with torch.no_grad():
+            xnn.head.weight[:, : start.v.shape[1]] = start.v
+    history = _descend(xnn, Z, y, problem, loss, start, pretraining)
+    xnn.fold(by)
+    return history
+
+
 def _descend(
-    srae: Autoencoder,
+    xnn: Autoencoder,
     Z: Tensor,
     y: Tensor,
-    sampler: _Sampler,
-    recipe: Recipe,
+    problem: Problem,
+    loss: Loss,
     start: Anchors | None,
-    progress: bool,
+    pretraining: float,
 ) -> list[Step]:
     """Runs the optimisation on standardised data."""
-    objective = RunningObjective(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho)
-    optimiser = torch.optim.Adam(srae.parameters(), recipe.learning_rate or srae.learning_rate, fused=True)
+    recipe, sampler = problem.recipe, problem.sampler
+    optimiser = torch.optim.Adam(xnn.parameters(), recipe.learning_rate or xnn.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
     weight = sampler.weight.to(Z)
     history = []
-    for step in tqdm(range(recipe.steps), "fitting the x-features", disable=not progress, leave=False):
+    for step in tqdm(range(recipe.steps), "fitting the x-features", disable=not problem.progress, leave=False):
         rows = sampler.draw().to(Z.device)
         batch, target = Z[rows], y[rows]
-        hold = _hold(step / recipe.steps, recipe.pretraining) if start else 0.0
-        made = srae(batch)
-        terms = objective(made, batch, target, weight=weight)
-        loss = terms.total
+        hold = _hold(step / recipe.steps, pretraining) if start else 0.0
+        made = xnn(batch)
+        terms = loss(made, batch, target, weight=weight)
+        total = terms.total
         if start and hold:
-            loss = loss + hold * _off_anchor(made.E, start.E[rows])
+            total = total + hold * _off_anchor(made.E, start.E[rows])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if step % max(1, recipe.steps // 50) == 0 or step == recipe.steps - 1:

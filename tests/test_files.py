@@ -249,7 +249,11 @@ DAMAGE = {
     "no list": (lambda f: edited(f, lambda m: m.update(explainers=5)), "entries missing or damaged"),
     "recipe": (lambda f: edited(f, lambda m: m["recipe"].update(spice=1)), "entries missing or damaged"),
     "a recipe out of range": (lambda f: edited(f, lambda m: m["recipe"].update(steps=0)), "entries missing or damaged"),
-    "class": (lambda f: edited(f, lambda m: m["explainers"][0].update({"class": "Foo"})), "entries missing or damaged"),
+    "class": (
+        lambda f: edited(f, lambda m: m["explainers"][0].update({"class": "my.Foo"})),
+        r"got one of class 'my.Foo'; .*\[Foo\]",
+    ),
+    "no class": (lambda f: edited(f, lambda m: m["explainers"][0].update({"class": 5})), "entries missing or damaged"),
     "dtype": (lambda f: edited(f, lambda m: m["explainers"][0].update(dtype="float7")), "entries missing or damaged"),
     "config": (lambda f: edited(f, lambda m: m["explainers"][0]["config"].update(x=1)), "entries missing or damaged"),
     "shape": (lambda f: edited(f, lambda m: m["explainers"][0]["config"].update(shape=9)), "entries missing or damag"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from captum_xnn.autoencoder import Scaling
 from captum_xnn.losses import covariance, second_moments
-from captum_xnn.srae import SRAE, ConvSRAE, Scaling
+from captum_xnn.srae import SRAE, ConvSRAE
 
 M = 11
 

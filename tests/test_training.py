@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from captum_xnn.losses import covariance
+from captum_xnn.problem import Sampler
 from captum_xnn.srae import SRAE, ConvSRAE
-from captum_xnn.training import Recipe, RunningObjective, _Sampler, fit
+from captum_xnn.training import Recipe, RunningObjective, fit
 
 QUICK = Recipe(steps=400)
 
@@ -116,7 +117,7 @@ def test_running_objective_agrees_with_the_full_batch(fitted):
 
 def test_positives_are_drawn_at_their_share_and_weights_undo_it():
     positives = torch.arange(1000) < 20
-    sampler = _Sampler(positives, 1000, Recipe(batch_size=64), torch.Generator().manual_seed(0))
+    sampler = Sampler(positives, 1000, Recipe(batch_size=64), torch.Generator().manual_seed(0))
     rows = torch.cat([sampler.draw() for _ in range(400)]).reshape(400, 64)
     assert float(positives[rows].float().mean()) == pytest.approx(0.25, abs=1e-6)
     assert float(sampler.weight.sum()) == pytest.approx(1, abs=1e-6)
@@ -128,7 +129,7 @@ def test_positives_are_drawn_at_their_share_and_weights_undo_it():
 
 @pytest.mark.parametrize("positives", [None, torch.zeros(50, dtype=torch.bool), torch.ones(50, dtype=torch.bool)])
 def test_without_a_shortage_of_positives_all_rows_count_alike(positives):
-    sampler = _Sampler(positives, 50, Recipe(batch_size=8), torch.Generator().manual_seed(0))
+    sampler = Sampler(positives, 50, Recipe(batch_size=8), torch.Generator().manual_seed(0))
     assert len(sampler.draw()) == 8
     assert torch.equal(sampler.row_weight, torch.ones(50))
 

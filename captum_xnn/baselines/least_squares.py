@@ -1,0 +1,56 @@
+"""Linear maps from x-features that are given, by weighted least squares: to the output, or back to Z.
+
+Conventions:
+    M examples, n x-features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.autoencoder import Autoencoder
+from captum_xnn.problem import Problem
+from captum_xnn.training import encode_all
+
+__all__ = ["read_out"]
+
+
+@torch.no_grad()
+def read_out(xnn: Autoencoder, layer: nn.Module, problem: Problem, wanted: Tensor) -> None:
+    """Makes a linear layer the best map from the x-features to what is wanted.
+
+    Best in the squared error, examples weighted as in batches; of several best ones it is the smallest on standardised
+    x-features, so that one that does not vary gets no weight.
+
+    Args:
+        xnn: The network, whose encoder is final.
+        layer: A linear layer with n inputs, such as its head.
+        problem: What the network learns from.
+        wanted: (M, outputs of the layer).
+
+    Example:
+        >>> from captum_xnn.problem import Recipe, Sampler
+        >>> from captum_xnn.srae import SRAE
+        >>> srae, Z, recipe = SRAE(6, n_features=2, hidden=()), torch.rand(50, 6), Recipe()
+        >>> y = srae.encode(Z) @ torch.tensor([[2.0], [-1.0]]) + 3
+        >>> sampler = Sampler(None, 50, recipe, torch.Generator())
+        >>> read_out(srae, srae.head, Problem(Z, y, sampler, recipe, False), y)
+        >>> srae.head.weight.round(decimals=2).tolist(), srae.head.bias.round(decimals=2).tolist()
+        ([[2.0, -1.0]], [3.0])
+    """
+    E = encode_all(xnn, problem.Z)
+    # In double precision only what is of n columns; Z stays as it is.
+    w = problem.weight.double()
+    w = w / w.sum()
+    mean = w @ E.double()
+    centred = E.double() - mean
+    std = (w @ centred**2).sqrt()
+    varies = std > 100 * torch.finfo(E.dtype).eps * mean.abs()
+    std = torch.where(varies, std, torch.inf)  # leaves out what does not vary
+    whole = (centred / std * w[:, None]).T
+    cross = (whole.to(wanted) @ wanted).double()
+    coefficients = torch.linalg.pinv(whole @ (centred / std), hermitian=True, rtol=1e-10) @ cross / std[:, None]
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    weight.copy_(coefficients.T)
+    bias.copy_((w.to(wanted) @ wanted).double() - mean @ coefficients)

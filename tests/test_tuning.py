@@ -1,0 +1,205 @@
+"""Cross-validation: folds, scores and their statistics by hand, and a run that was cut off ends as one that was not."""
+
+import json
+import statistics
+from functools import partial
+
+import pytest
+import torch
+
+from captum_xnn import SRAE, Recipe
+from captum_xnn.baselines import Lasso, lasso
+from captum_xnn.problem import Sampler
+from captum_xnn.training import fit
+from captum_xnn.tuning import Trial, Tuning, _folds, choose_n, held_out_f_reg, tune, tune_alpha
+
+small = partial(SRAE, hidden=())
+GRID = {"n_features": [1, 2], "eta": [0.5, 2.0]}
+SETTINGS = {"grid": GRID, "folds": 3, "autoencoder": small, "recipe": Recipe(steps=9), "progress": False}
+
+
+def problem(rows=120):
+    g = torch.Generator().manual_seed(0)
+    Z = torch.rand(rows, 6, generator=g)
+    y = Z[:, :1] + 2 * Z[:, 1:2] + 3 * Z[:, 2:3] + 0.1 * torch.randn(rows, 1, generator=g)
+    return Z, y, y[:, 0] > y.quantile(0.9)
+
+
+def test_scores_are_those_of_fits_without_the_fold():
+    Z, y, positives = problem()
+    found = tune(Z, y, positives=positives, seed=4, **SETTINGS)
+    assert [t.settings for t in found.trials] == [{"n_features": n, "eta": e} for n in (1, 2) for e in (0.5, 2.0)]
+    fold = _folds(120, 3, 4, positives)
+    for trial in found.trials:
+        for k, score in enumerate(trial.scores):
+            xnn = SRAE(6, trial.settings["n_features"], hidden=())
+            recipe = Recipe(steps=9, eta=trial.settings["eta"])
+            fit(xnn, Z[fold != k], y[fold != k], positives=positives[fold != k], recipe=recipe, seed=4)
+            with torch.no_grad():
+                wanted = float((xnn(Z[fold == k]).y_bar - y[fold == k]).abs().mean())
+            assert score == pytest.approx(wanted, rel=1e-6)
+    assert found.chosen == min(found.trials, key=lambda t: sum(t.scores)).settings == found.best.settings
+
+
+def test_other_scores_and_other_arguments_of_the_network():
+    Z, y, _ = problem()
+    seen = []
+
+    def sizes(xnn, Z, y):
+        seen.append((xnn.config["hidden"], xnn.n_features, len(Z)))
+        return -float(len(xnn.config["hidden"]))
+
+    found = tune(Z, y, grid={"hidden": [[], [3], [4, 3]]}, folds=2, recipe=Recipe(steps=2), score=sizes, progress=False)
+    assert seen == [(hidden, 5, 60) for hidden in ([], [3], [4, 3]) for _ in range(2)]
+    assert found.chosen == {"hidden": [4, 3]}
+
+
+def test_folds_hold_every_example_once_and_their_share_of_positives():
+    positives = torch.arange(100) % 9 == 0
+    for seed in range(9):
+        fold = _folds(100, 5, seed, positives)
+        assert fold.bincount().tolist() == [20] * 5
+        assert sorted(fold[positives].bincount(minlength=5).tolist()) == [2, 2, 2, 3, 3]
+    fold = _folds(100, 5, 0, positives)
+    assert torch.equal(fold, _folds(100, 5, 0, positives)) and not torch.equal(fold, _folds(100, 5, 1, positives))
+    assert _folds(7, 3, 0, None).bincount().tolist() == [3, 2, 2]
+
+
+def test_statistics_of_a_trial():
+    trial = Trial({}, (1.0, 2.0, 4.0, 5.5))
+    assert trial.mean == statistics.fmean(trial.scores) and trial.spread == pytest.approx(
+        statistics.stdev(trial.scores)
+    )
+    assert trial.error == pytest.approx(statistics.stdev(trial.scores) / 2)
+
+
+@pytest.mark.parametrize(("second", "n"), [((1.0, 1.4), 2), ((1.05, 1.4), 4)])
+def test_enough_features(second, n):
+    """The best, n = 4, has mean 1.1 and standard error 0.1: n = 2 is enough up to a mean of 1.2."""
+    scores = {8: (1.15, 1.15), 2: second, 1: (9.0, 9.0), 4: (1.0, 1.2)}
+    trials = [Trial({"n_features": k, "eta": eta}, s) for k, s in scores.items() for eta in (0, 1)]
+    trials += [Trial({"n_features": k, "eta": 2}, (50.0, 50.0)) for k in scores]
+    assert choose_n(Tuning(tuple(trials))) == n
+    with pytest.raises(ValueError, match=r"trials of several n_features, got \['eta'\]"):
+        choose_n(Tuning((Trial({"eta": 1}, (1.0, 2.0)),)))
+
+
+def test_n_of_known_factors_is_found():
+    """Three outputs, three independent dimensions: with two x-features one is missing, a fourth adds nothing."""
+    Z = problem()[0]
+    settings = SETTINGS | {"grid": {"n_features": [1, 2, 3, 4]}, "recipe": Recipe(steps=120, learning_rate=0.05)}
+    assert choose_n(tune(Z, Z[:, :3], **settings)) == 3
+
+
+# --- the Lasso's alpha
+
+
+def test_alphas_are_scored_without_the_fold():
+    Z, y, positives = problem()
+    found = tune_alpha(Z, y, alphas=[0.3, 0.01, 0.001], folds=4, seed=2, positives=positives, progress=False)
+    fold = _folds(120, 4, 2, positives)
+    for trial in found.trials:
+        for k, score in enumerate(trial.scores):
+            rows = fold != k
+            weight = Sampler(positives[rows], int(rows.sum()), Recipe(), torch.Generator()).row_weight
+            made = lasso(Z[rows], y[rows], trial.settings["alpha"], weight=weight)
+            off = Z[~rows] @ made.coefficients.T + made.intercept - y[~rows]
+            assert score == pytest.approx(float(off.abs().mean()), rel=1e-5)
+    assert found.chosen["alpha"] < 0.3
+    other = tune_alpha(Z, y, alphas=[0.3], folds=4, seed=2, positives=positives, recipe=Recipe(positive_share=0.5))
+    assert other.trials[0].scores != found.trials[0].scores
+
+
+# --- the store
+
+
+class Crash(Exception):
+    pass
+
+
+def crashing(after):
+    """A score with the name of the usual one that fails after some calls."""
+    calls = []
+
+    def score(xnn, Z, y):
+        if len(calls) == after:
+            raise Crash
+        calls.append(1)
+        return held_out_f_reg(xnn, Z, y)
+
+    score.__module__, score.__qualname__ = held_out_f_reg.__module__, held_out_f_reg.__qualname__
+    return score, calls
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+def test_a_resumed_run_equals_one_without_interruption(tmp_path, cut):
+    Z, y, _ = problem()
+    store = tmp_path / "new" / "tuning.jsonl"
+    whole = tune(Z, y, **SETTINGS)
+    with pytest.raises(Crash):
+        tune(Z, y, store=store, score=crashing(5)[0], **SETTINGS)
+    store.write_text(store.read_text()[: -cut or None])  # as a crash in the middle of a line leaves it
+    score, calls = crashing(99)
+    assert tune(Z, y, store=store, score=score, **SETTINGS) == whole
+    assert len(calls) == 12 - 5 + (cut > 0)
+    # All done: nothing is fitted, and the file stays as it is.
+    before = store.read_text()
+    assert tune(Z, y, store=str(store), score=crashing(0)[0], **SETTINGS) == whole
+    assert store.read_text() == before
+
+
+def test_the_store_keeps_problems_apart(tmp_path):
+    Z, y, positives = problem()
+    store = tmp_path / "tuning.jsonl"
+    tune(Z, y, store=store, **SETTINGS)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    changes = [
+        {"Z": Z + 1},
+        {"y": y + 1},
+        {"positives": positives},
+        {"positives": torch.zeros(120, dtype=torch.bool).index_fill(0, order[:5], True)},
+        {"positives": torch.zeros(120, dtype=torch.bool).index_fill(0, order[:9], True)},  # the same folds
+        {"seed": 1},
+        {"recipe": Recipe(steps=8)},
+        {"autoencoder": partial(SRAE, hidden=(2,))},
+        {"folds": 4},
+    ]
+    one = {"grid": {"n_features": [1], "eta": [0.5]}}
+    for i, change in enumerate(changes):
+        lines = len(store.read_text().splitlines())
+        settings = SETTINGS | one | {"Z": Z, "y": y} | change
+        score, calls = crashing(99)
+        found = tune(store=store, score=score, **settings)
+        assert len(calls) == settings["folds"], i
+        assert found == tune(**settings)
+        assert len(store.read_text().splitlines()) == lines + settings["folds"]
+    score, calls = crashing(99)
+    tune(Z, y, store=store, score=score, **SETTINGS)
+    assert not calls
+    assert {"problem", "settings", "fold", "score"} == set(json.loads(store.read_text().splitlines()[0]))
+
+
+def test_alphas_resume(tmp_path):
+    Z, y, _ = problem()
+    store, settings = tmp_path / "alpha.jsonl", {"alphas": [0.1, 0.01], "folds": 2, "progress": False}
+    whole = tune_alpha(Z, y, **settings)
+    tune_alpha(Z, y, store=store, **settings | {"alphas": [0.1]})
+    assert len(store.read_text().splitlines()) == 2
+    assert tune_alpha(Z, y, store=store, **settings) == whole
+    assert len(store.read_text().splitlines()) == 4
+
+
+def test_the_number_of_dimensions_of_the_lasso():
+    Z, y, _ = problem()
+    found = tune(Z, y, **SETTINGS | {"grid": {"n_features": [1, 3, 6]}, "autoencoder": Lasso})
+    assert choose_n(found) >= 3 and found.trials[0].mean > 2 * found.trials[1].mean
+
+
+def test_arguments_are_checked():
+    Z, y, _ = problem()
+    for grid in ({}, {"beta": []}):
+        with pytest.raises(ValueError, match="expected values to try"):
+            tune(Z, y, grid=grid)
+    for folds in (1, 121):
+        with pytest.raises(ValueError, match=f"expected 2 to 120 folds for 120 examples, got {folds}"):
+            tune(Z, y, **SETTINGS | {"folds": folds})
