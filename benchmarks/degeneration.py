@@ -44,6 +44,7 @@ from captum_xnn.losses import (
     second_moments,
 )
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.training import fit
 
 POSITIVES, NEGATIVE_SHARE, SEED = 50, 0.8, 2021
@@ -170,13 +171,6 @@ RECIPES: dict[str, Callable[..., Fitted]] = {
 }
 
 
-def effective_number(contributions: Tensor) -> float:
-    """Returns exp of the entropy of the mean absolute contribution shares, from (M, n)."""
-    share = contributions.abs().mean(0)
-    share = share / share.sum()
-    return float(torch.exp(-torch.xlogy(share, share).sum()))
-
-
 def mean_correlation(E: Tensor) -> float:
     """Returns the mean absolute correlation between x-features (M, n) that vary; 0 if fewer than two do."""
     E = E[:, E.std(0) > 1e-6]
@@ -204,7 +198,7 @@ def measure(fitted: Fitted, birds: Birds, rows: Split) -> dict[str, Any]:
         "train": f_reg(train, y[rows.train]),
         "test": f_reg(test, y[rows.test]),
         "f_cls": f_cls(test, birds.y_hat[rows.test], rows.label),
-        "eff": effective_number(contributions),
+        "eff": float(effective_number(contributions.abs().mean(0, keepdim=True))),
         "corr": mean_correlation(torch.cat([E_train, E_test])),
         "live": int((E_train.std(0) > 1e-6).sum()),
         "r2": int((r2 > 0.5).sum()),
