@@ -13,7 +13,8 @@ PACKAGE = Path(captum_xnn.__file__).parent
 ROWS = (
     ("_compat", "errors", "targets", "visualize", "datasets", "datasets.digits", "metrics", "metrics.faithfulness"),
     ("metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
-    ("metrics.paired", "metrics.purity"),
+    ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
+    ("metrics.locality",),
     ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
     ("metrics.keep_top", "metrics.randomisation"),
     ("autoencoder", "activations", "files", "excitation_bp.signals"),
