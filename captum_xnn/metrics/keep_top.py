@@ -151,7 +151,7 @@ def mean_colour(image: Tensor, kept: Tensor) -> Tensor:
 def biharmonic(image: Tensor, kept: Tensor) -> Tensor:
     """Returns the image with its lost pixels inpainted so that the bilaplacian vanishes there; zeros if none are kept.
 
-    Values stay in the range of each channel's kept pixels. About 0.4 s for 224 x 224 pixels with 1,000 kept.
+    Values stay in the range of each channel's kept pixels. About a second for 224 x 224 pixels with 1,000 kept.
 
     Args:
         image: (C, H, W).
@@ -175,7 +175,7 @@ def biharmonic(image: Tensor, kept: Tensor) -> Tensor:
 def telea(image: Tensor, kept: Tensor) -> Tensor:
     """Returns the image with its lost pixels inpainted by fast marching, 3 pixels around; zeros if none are kept.
 
-    Some 20 times faster than :func:`biharmonic`. It needs OpenCV and reckons in steps of 1/65535 of a channel's range.
+    Some ten times faster than :func:`biharmonic`. It needs OpenCV and reckons in steps of 1/65535 of a channel's range.
 
     Args:
         image: (C, H, W).
