@@ -1,6 +1,7 @@
 """Errors that captum_xnn raises beside ValueError and TypeError."""
 
 __all__ = [
+    "DatasetError",
     "ExplainerFileError",
     "LayerNotFoundError",
     "LayerNotReachedError",
@@ -32,3 +33,7 @@ class ModelMismatchError(ValueError):
 
 class UnsupportedOperationError(RuntimeError):
     """Raised where a heatmap's method meets an operation that it has no rule for, or cannot see."""
+
+
+class DatasetError(ValueError):
+    """Raised where a data set's folder lacks a file, or holds one that is damaged; the message names it."""

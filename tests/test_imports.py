@@ -15,6 +15,8 @@ ROWS = (
     ("metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("metrics.locality",),
+    ("datasets.parts",),
+    ("datasets.cub",),
     ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
     ("metrics.keep_top", "metrics.randomisation"),
     ("autoencoder", "activations", "files", "excitation_bp.signals"),

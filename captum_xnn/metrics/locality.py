@@ -191,7 +191,8 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
         S = S * contribution_shares(contributions).to(S.device)[:, :, None]
     total = S.sum(0)
     h = total / total.sum(1, keepdim=True)
-    return torch.special.entr(h).sum(1)
+    entropy: Tensor = torch.special.entr(h).sum(1)
+    return entropy
 
 
 def mean_locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> float:

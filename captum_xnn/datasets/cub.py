@@ -1,0 +1,169 @@
+"""Caltech-UCSD Birds-200-2011: 200 classes of birds with 15 parts and a box on every image.
+
+The folder is the one that the official archive unpacks to: ``images.txt``, ``image_class_labels.txt``,
+``train_test_split.txt``, ``bounding_boxes.txt``, ``classes.txt``, ``parts/parts.txt``, ``parts/part_locs.txt`` and
+``images/``. A part of the classes may be left out of all files alike; labels keep their official numbers, less one.
+
+Conventions:
+    See :mod:`captum_xnn.datasets.parts`. Official boxes are x, y, width, height, and become x0, y0, x1, y1.
+
+Reference:
+    Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captum_xnn.datasets.parts import PartsSample, resized
+from captum_xnn.errors import DatasetError
+
+__all__ = ["CUB200"]
+
+_REMEDY = (
+    "unpack CUB_200_2011.tgz once more and pass the folder CUB_200_2011, which holds images.txt and the folder images"
+)
+
+
+class CUB200(Dataset[PartsSample]):
+    """The images of CUB-200-2011 with their parts and boxes.
+
+    Args:
+        root: The unpacked folder.
+        split: The official training or test images; all of them, if None.
+        size: Height and width to which images, points and boxes are squashed; as they are, if None.
+        transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation; must not move its pixels.
+
+    Raises:
+        DatasetError: If a file is missing, cut short, or does not fit the others.
+
+    Example:
+        ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32, collate_fn=collate)``
+    """
+
+    names: list[str]
+    """File of every image, below ``images/``."""
+    labels: Tensor
+    """0-based class of every image, (M,), int64."""
+    points: Tensor
+    """Parts of every image (M, P, 2), x and y in pixels of the file, NaN where invisible."""
+    boxes: Tensor
+    """(M, 4), x0, y0, x1, y1 in pixels of the file."""
+    classes: dict[int, str]
+    """Name of every class, by 0-based label."""
+    part_names: list[str]
+    """Names of the P parts."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Literal["train", "test"] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if split not in (None, "train", "test"):
+            raise ValueError(f"expected split to be 'train', 'test' or None, got {split!r}; None takes all images")
+        self.root, self.size, self.transform = Path(root), size, transform
+        names = _table(self.root / "images.txt", 1, str)
+        tables = {
+            file: _table(self.root / file, columns, float)
+            for file, columns in (
+                ("image_class_labels.txt", 1),
+                ("train_test_split.txt", 1),
+                ("bounding_boxes.txt", 4),
+            )
+        }
+        for file, table in tables.items():
+            if table.keys() != names.keys():
+                missing = sorted(names.keys() ^ table.keys())
+                raise DatasetError(
+                    f"expected {self.root / file} and images.txt to list the same images, got {len(missing)} that are "
+                    f"in one of them, such as {missing[0]}; {_REMEDY}"
+                )
+        trained = {i for i, (flag,) in tables["train_test_split.txt"].items() if flag}
+        chosen = [i for i in names if split is None or (i in trained) == (split == "train")]
+        self.names = [str(names[i][0]) for i in chosen]
+        self.labels = torch.tensor([int(tables["image_class_labels.txt"][i][0]) - 1 for i in chosen])
+        boxes = torch.tensor([tables["bounding_boxes.txt"][i] for i in chosen]).reshape(-1, 4)
+        self.boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        self.classes = {i - 1: str(name) for i, (name,) in _table(self.root / "classes.txt", 1, str).items()}
+        self.part_names = [str(name) for (name,) in _table(self.root / "parts" / "parts.txt", 1, str).values()]
+        self.points = self._points(chosen)
+
+    def _points(self, chosen: list[int]) -> Tensor:
+        """Returns the parts of some images by their official numbers."""
+        path = self.root / "parts" / "part_locs.txt"
+        rows = _lines(path, 5)
+        P = len(self.part_names)
+        if sorted({int(r[1]) for r in rows}) != list(range(1, P + 1)):
+            raise DatasetError(f"expected parts 1 to {P} in {path}, got others; {_REMEDY}")
+        at = {number: row for row, number in enumerate(chosen)}
+        points = torch.full((len(chosen), P, 2), float("nan"))
+        seen = 0
+        for image, part, x, y, visible in rows:
+            row = at.get(int(image))
+            if row is not None:
+                seen += 1
+                if float(visible):
+                    points[row, int(part) - 1] = torch.tensor([float(x), float(y)])
+        if seen != len(chosen) * P:
+            raise DatasetError(
+                f"expected {P} parts for each of {len(chosen)} images in {path}, got {seen} lines of them; {_REMEDY}"
+            )
+        return points
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> PartsSample:
+        path = self.root / "images" / self.names[index]
+        sample = PartsSample(
+            _image(path), self.labels[index], self.points[index], self.boxes[index], torch.tensor(index)
+        )
+        if self.size is not None and tuple(sample.image.shape[1:]) != tuple(self.size):
+            sample = resized(sample, self.size)
+        return sample if self.transform is None else sample._replace(image=self.transform(sample.image))
+
+
+def _image(path: Path) -> Tensor:
+    """Returns an image (3, H, W) in [0, 1]."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except OSError as error:
+        raise DatasetError(f"expected an image, got none that can be read from {path} ({error}); {_REMEDY}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def _lines(path: Path, columns: int) -> list[list[str]]:
+    """Returns the words of all lines of a file; what is more than the columns belongs to the last."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"expected the file {path}, got {type(error).__name__}; {_REMEDY}") from error
+    rows = [line.split(maxsplit=columns - 1) for line in lines if line.strip()]
+    short = next((i for i, row in enumerate(rows) if len(row) != columns), None)
+    if short is not None or not rows:
+        at = f"line {short + 1} with {len(rows[short])}" if short is not None else "no lines"
+        raise DatasetError(f"expected {columns} columns in every line of {path}, got {at}; {_REMEDY}")
+    return rows
+
+
+def _table(path: Path, columns: int, kind: Callable[[str], float | str]) -> dict[int, list[float | str]]:
+    """Returns the columns of a file by the number that every line begins with."""
+    rows = _lines(path, columns + 1)
+    try:
+        return {int(row[0]): [kind(word) for word in row[1:]] for row in rows}
+    except ValueError as error:
+        raise DatasetError(f"expected numbers in {path}, got others ({error}); {_REMEDY}") from error
