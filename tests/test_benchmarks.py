@@ -1,10 +1,14 @@
 """The benchmarks run and count right; the figures themselves are theirs to print."""
 
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from captum_xnn.datasets.parts import PartsSample
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -92,3 +96,61 @@ def xnn_activations(xnn, batch):
 
     name, layer = find_layer(xnn.model, xnn.layer)
     return read_layer(xnn.model, layer, (batch,), name=name)[0]
+
+
+class Pictures:
+    """40 images of four classes: where a bright square is, is the class; the square is the first of two parts."""
+
+    def __init__(self):
+        g = torch.Generator().manual_seed(0)
+        self.labels = torch.arange(40) % 4
+        self.images = torch.rand(40, 3, 32, 32, generator=g) * 0.3
+        corners = torch.tensor([[4, 4], [20, 4], [4, 20], [20, 20]])[self.labels]
+        for image, (x, y) in zip(self.images, corners.tolist(), strict=True):
+            image[:, y : y + 8, x : x + 8] = 1
+        self.points = torch.stack([corners + 4.0, torch.full((40, 2), float("nan"))], 1)
+        self.boxes = torch.tensor([0.0, 0.0, 32.0, 32.0]).expand(40, 4)
+
+    def __getitem__(self, i):
+        return PartsSample(self.images[i], self.labels[i], self.points[i], self.boxes[i], torch.tensor(i))
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+def test_table_1_on_small_pictures(monkeypatch):
+    import cub
+
+    monkeypatch.setattr(cub, "POSITIVES", 6)
+    monkeypatch.setattr(cub, "DIMENSIONS", 3)
+    for name in ("SRAE", "NN"):
+        monkeypatch.setitem(cub.METHODS, name, partial(cub.METHODS[name], hidden=(8,)))
+    pictures = Pictures()
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(128, 12), nn.ReLU(),
+        nn.Linear(12, 4),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(pictures.images), pictures.labels).backward()
+        optimiser.step()
+    with torch.no_grad():
+        of = cub.Explained(model, "5", pictures, model[:6](pictures.images), model(pictures.images))
+    train, test, positives = cub.split(pictures.labels, 2)
+    assert sorted(torch.cat([train, test]).tolist()) == list(range(40)) and (pictures.labels[positives] == 2).all()
+    assert int((pictures.labels[train] == 2).sum()) == 6 and set(positives.tolist()) <= set(test.tolist())
+    lines = []
+    for method in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z"):
+        found = cub.measure(method, of, 2, 0, "1")
+        lines.append({"method": method, "class": 2, "seed": 0, **found})
+        # Of the one visible part, or nowhere: a logarithm of 1, or of none.
+        assert found["locality"] == pytest.approx(0, abs=1e-6) or math.isnan(found["locality"])
+    by = {line["method"]: line for line in lines}
+    assert by["SRAE"]["f_cls"] == 1 and by["Lasso"]["train"] < 0.1  # the output is linear in this layer
+    assert 1 <= by["SRAE"]["eff"] <= 5 and "o1" not in by["1-Heatmap"] and "test" not in by["Z"]
+    again = lines + [{**line, "class": 3, "train": line.get("train", math.nan) + 0.2} for line in lines]
+    mean, half = cub.summary(again)["NN"]["train"]
+    assert mean == pytest.approx(by["NN"]["train"] + 0.1)
+    assert half == pytest.approx(12.706 * 0.1, rel=1e-3)  # Student's t of one degree of freedom
+    text = cub.table(again)
+    assert "| SRAE | 2 | " in text and "(0.0812)" in text and "| 1-Heatmap | 2 |" in text
