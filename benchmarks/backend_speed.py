@@ -90,14 +90,14 @@ def runs(
     )
 
 
-def compare(repeats: int, batch: int) -> None:
+def compare(repeats: int, batch: int, backends: list[str]) -> None:
     """Prints all ratios."""
     model, x = network("vgg16"), torch.randn(batch, 3, 112, 112)
     print(f"batch {batch}, {torch.get_num_threads()} threads, {repeats} turns")
     for layer in ("features.23", "classifier.0"):
         print(f"five maps at {layer}, to one map of five times as many images")
         net = composed(model, layer, x)
-        for name, (method, settings) in BACKENDS.items():
+        for name, (method, settings) in ((name, BACKENDS[name]) for name in backends):
             ours, same, captums = runs(net, x, method, settings)
             ratio(name, ours, same, repeats, BAR)
             ratio(f"{name}, Captum", ours, captums, repeats, BAR)
@@ -141,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=list(BACKENDS))
     parser.add_argument("--memory", action="store_true")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -149,7 +150,7 @@ def main() -> None:
     elif not KEEP.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
     else:
-        compare(given.repeats, given.batch)
+        compare(given.repeats, given.batch, given.backends)
 
 
 if __name__ == "__main__":

@@ -476,6 +476,12 @@ class ExcitationMaps:
         """
         refuse_scripted(network.model)
         layer, tokens = settings.pop("layer", self.layer), _checked_tokens(settings.pop("tokens", self.tokens))
+        known = asdict(self.settings)
+        if unknown := settings.keys() - known.keys():
+            raise TypeError(
+                f"expected settings of ExcitationMaps, got {', '.join(map(repr, sorted(unknown)))}; it takes: "
+                f"{', '.join(sorted({'layer', 'tokens', *known}))}"
+            )
         chosen = replace(self.settings, **settings).checked()
         grid = TokenGrid(tokens, _image(inputs)) if tokens and layer is not None else None
         stop = self._stop(network, layer, inputs, additional_forward_args)
@@ -659,8 +665,11 @@ def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> d
     def pick(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(pick(v) for v in value)
-        has_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == n > 1
-        return value[index.to(value.device)] if has_rows else value
+        if not isinstance(value, Tensor):
+            return value
+        has_rows = value.dim() > 0 and len(value) == n > 1
+        # Captum views masks as rows, for which those that were expanded are not laid out.
+        return (value[index.to(value.device)] if has_rows else value).contiguous()
 
     return {k: pick(v) if k in ("baselines", "feature_mask") else v for k, v in settings.items()}
 

@@ -590,3 +590,24 @@ def test_maps_of_a_layer_have_the_size_of_the_images_also_beside_a_table():
         (given,) = heatmap(network, inputs, range(K))
         other = heatmap(network_of(Alone(model, inputs[0]), "model.fc", srae, inputs[1][:1]), inputs[1:], range(K))
         torch.testing.assert_close(given, other[0])
+
+
+def test_masks_may_be_expanded():
+    """Captum's ShapleyValueSampling fails on them: view size is not compatible."""
+    model, x, srae = nn.Sequential(nn.Conv2d(2, 3, 4), nn.Flatten()), torch.randn(2, 2, 4, 4), SRAE(3, K, hidden=())
+    network = network_of(model, "1", srae, x[:1])
+    mask = (torch.arange(4) // 2).expand(1, 2, 4, 4)
+    (given,) = FromCaptum(captum.attr.ShapleyValueSampling, feature_mask=mask, n_samples=2)(network, (x,), range(K))
+    with torch.no_grad():
+        for half in range(2):
+            only = x * (mask == half)
+            change = network(only) - network(torch.zeros_like(x))  # a linear network: each half adds its own
+            wanted = change[:, :, None, None, None].expand(-1, -1, 2, 4, 2)
+            torch.testing.assert_close(given[..., 2 * half : 2 * half + 2], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_settings_of_excitation_maps_are_told():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.rand(2, 4)
+    network = network_of(model, "1", SRAE(3, K, hidden=()), x[:1])
+    with pytest.raises(TypeError, match="settings of ExcitationMaps, got 'n_steps'; it takes: add, batch_norm, "):
+        ExcitationMaps()(network, (x,), range(K), n_steps=5)
