@@ -39,7 +39,7 @@ from captum_xnn.losses import (
 )
 from captum_xnn.problem import Problem, Recipe, Sampler, Step
 
-__all__ = ["Loss", "Recipe", "RunningObjective", "Step", "descend", "encode_all", "fit", "scaling"]
+__all__ = ["Loss", "RunningObjective", "descend", "encode_all", "fit", "scaling"]
 
 
 class Loss(Protocol):

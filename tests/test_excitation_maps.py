@@ -20,8 +20,8 @@ from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.host import trace
 from captum_xnn.network import ExplanationNetwork
+from captum_xnn.problem import Recipe
 from captum_xnn.srae import SRAE
-from captum_xnn.training import Recipe
 
 # Small random nets lose probability.
 pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from captum_xnn.losses import covariance
-from captum_xnn.problem import Sampler
+from captum_xnn.problem import Recipe, Sampler
 from captum_xnn.srae import SRAE, ConvSRAE
-from captum_xnn.training import Recipe, RunningObjective, fit
+from captum_xnn.training import RunningObjective, fit
 
 QUICK = Recipe(steps=400)
 

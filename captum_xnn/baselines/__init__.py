@@ -1,17 +1,17 @@
 r"""What the SRAE is compared with: forms of explanation network that leave out some, or all, of what it asks for.
 
-=====================  ==============================================================  ======================
-form                   x-features                                                      head
-=====================  ==============================================================  ======================
-NN                     learned for faithfulness alone                                  learned with them
-SAE                    learned for faithfulness and plain reconstruction               learned with them
-CAE                    learned for plain reconstruction alone                          least squares
-Lasso                  those dimensions of Z that an L1 penalty leaves                 the Lasso's own
-SingleDimensions       given dimensions of Z, or those most correlated with the output least squares
-RandomEncoder          a random network, as drawn                                      least squares
-RandomDecoder          learned by Eq. 5 against a decoder that stays as drawn          learned with them
-NMF                    coefficients of non-negative parts of Z                         least squares
-=====================  ==============================================================  ======================
+================  ===============================================================  =================
+form              x-features                                                       head
+================  ===============================================================  =================
+NN                learned for faithfulness alone                                   learned with them
+SAE               learned for faithfulness and plain reconstruction                learned with them
+CAE               learned for plain reconstruction alone                           least squares
+Lasso             those dimensions of Z that an L1 penalty leaves                  the Lasso's own
+SingleDimensions  given dimensions of Z, or those most correlated with the output  least squares
+RandomEncoder     a random network, as drawn                                       least squares
+RandomDecoder     learned by Eq. 5 against a decoder that stays as drawn           learned with them
+NMF               coefficients of non-negative parts of Z                          least squares
+================  ===============================================================  =================
 
 The first four and single dimensions are the paper's, the random controls and NMF are not: a method whose x-features
 score no better than random ones has shown nothing, and NMF is how most concept methods of today begin.
