@@ -114,10 +114,12 @@ def test_tcav_by_excitation_backprop(tmp_path):
     tcav = TCAV(
         model,
         ["2", "5"],
-        layer_attr_method=LayerExcitationBP(model, "2"),
+        layer_attr_method=LayerExcitationBP(model, None),
         classifier=ByMeans(),
         save_path=str(tmp_path),
     )
+    with pytest.raises(ValueError, match="expected a layer to stop at, got None"):
+        tcav.layer_attr_method.attribute(x, target=1)
     scores = tcav.interpret(x, experimental_sets=[concepts], target=1)["0-1"]
     for name, layer in (("2", model[2]), ("5", model[5])):
         depth = int(name) + 1

@@ -58,7 +58,6 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
     """What the three classes share: their settings, and one run of the model for all targets."""
 
     forward_func: Callable[..., Any]
-    layer: nn.Module
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.checked()
@@ -118,7 +117,8 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
 
 def _layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
     """Returns a layer by its name. A module need not be registered, as long as the model calls it."""
-    return unwrap(layer) if isinstance(layer, nn.Module) else find_layer(unwrap(model), layer)[1]
+    plain = unwrap(model)  # refuses functions
+    return unwrap(layer) if isinstance(layer, nn.Module) else find_layer(plain, layer)[1]
 
 
 def _name(attribution: LayerExcitationBP | NeuronExcitationBP) -> str:
@@ -257,7 +257,8 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
 
     Args:
         forward_func: The model.
-        layer: The layer, by dotted name or as a module.
+        layer: The layer, by dotted name or as a module. None where the object's ``layer`` is set later, as Captum's
+            ``TCAV`` does.
         device_ids: As in Captum; not needed.
         contrastive: See :class:`ExcitationBP`, as for all further settings.
         negative: What negative activations count.
@@ -282,10 +283,12 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         "Top-Down Neural Attention by Excitation Backprop", IJCV 2018.
     """
 
+    layer: nn.Module | None
+
     def __init__(
         self,
         forward_func: nn.Module,
-        layer: str | nn.Module,
+        layer: str | nn.Module | None,
         device_ids: list[int] | None = None,
         *,
         contrastive: bool = True,
@@ -294,7 +297,8 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         batch_norm: BatchNorm = "sign",
         strict: bool = False,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, _layer(forward_func, layer), device_ids)
+        module = None if layer is None else _layer(forward_func, layer)
+        LayerAttribution.__init__(self, forward_func, module, device_ids)
         _Excitation.__init__(self, Settings(contrastive, negative, add, batch_norm, strict))
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -326,7 +330,8 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         Raises:
             LayerNotReachedError: If the forward pass never calls the layer.
             UnsupportedOperationError: If an operation has no rule and ``strict`` is set, or cannot be seen at all.
-            ValueError: If a target is out of range or does not depend on the layer, or nothing can be contrasted.
+            ValueError: If a target is out of range or does not depend on the layer, nothing can be contrasted, or no
+                layer is set.
         """
         stop = self._stop(attribute_to_layer_input)
         winners, leaves = self._winners(inputs, additional_forward_args, _one_hots([target]), stop=stop)
@@ -351,13 +356,16 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         Raises:
             LayerNotReachedError: If the forward pass never calls the layer.
             UnsupportedOperationError: If an operation has no rule and ``strict`` is set, or cannot be seen at all.
-            ValueError: If a target is out of range or does not depend on the layer, or nothing can be contrasted.
+            ValueError: If a target is out of range or does not depend on the layer, nothing can be contrasted, or no
+                layer is set.
         """
         stop = self._stop(attribute_to_layer_input)
         winners, leaves = self._winners(inputs, additional_forward_args, _one_hots(targets), stop=stop)
         return _formatted(winners, leaves, len(leaves) > 1, None)
 
     def _stop(self, at_input: bool) -> Stop:
+        if self.layer is None:
+            raise ValueError("expected a layer to stop at, got None; set the object's layer to a module of the model")
         return Stop(self.layer, _name(self), at_input)
 
 
@@ -391,6 +399,8 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
     Reference:
         "Top-Down Neural Attention by Excitation Backprop", IJCV 2018.
     """
+
+    layer: nn.Module
 
     def __init__(
         self,
