@@ -119,7 +119,7 @@ class Pictures:
 def test_table_1_on_small_pictures(monkeypatch):
     import cub
 
-    monkeypatch.setattr(cub, "POSITIVES", 6)
+    monkeypatch.setattr(cub, "POSITIVE_SHARE", 0.6)
     monkeypatch.setattr(cub, "DIMENSIONS", 3)
     for name in ("SRAE", "NN"):
         monkeypatch.setitem(cub.METHODS, name, partial(cub.METHODS[name], hidden=(8,)))
