@@ -12,27 +12,27 @@ live      x-features that vary
 R2>.5     dimensions of Z (of 2,048) reconstructed with R2 above .5
 same      mean correlation of matched x-features between two seeds, on test data
 
-    python benchmarks/degeneration.py DATA --log degeneration.jsonl
+    python -m benchmarks.degeneration --root CUB_200_2011 --network FILE.py --layer relu6 --out DIR
 
-DATA holds `cub_200_2011_even/` and `cubnet/`. Every fit is a line of the log; a run with the same log resumes.
+Every fit is a line of OUT/results.jsonl; a run with the same OUT resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from birds import Birds
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks import birds
+from benchmarks.birds import Birds
+from benchmarks.one_vs_all import effective
+from benchmarks.runs import Line, measured, write
 from captum_xnn import SRAE, Recipe
 from captum_xnn.anchors import anchors
 from captum_xnn.losses import (
@@ -44,30 +44,7 @@ from captum_xnn.losses import (
     second_moments,
 )
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
-from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.training import fit
-
-POSITIVES, NEGATIVE_SHARE, SEED = 50, 0.8, 2021
-
-
-class Split(NamedTuple):
-    """Rows of one class's one-vs-all problem."""
-
-    label: int
-    train: Tensor
-    test: Tensor
-
-
-def split(labels: Tensor, label: int) -> Split:
-    """Returns 50 positives and 80 % of the negatives to train, the rest to test."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED + label))
-    positives, negatives = order[labels[order] == label], order[labels[order] != label]
-    cut = int(NEGATIVE_SHARE * len(negatives))
-    return Split(
-        label,
-        torch.cat([positives[:POSITIVES], negatives[:cut]]),
-        torch.cat([positives[POSITIVES:], negatives[cut:]]),
-    )
 
 
 class Fitted(NamedTuple):
@@ -186,25 +163,37 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(fitted: Fitted, birds: Birds, rows: Split) -> dict[str, Any]:
+def figures(fitted: Fitted, of: Birds, label: int, train: Tensor, test: Tensor) -> Line:
     """Returns the figures of one fit, and its contributions on the test data."""
-    Z, y = birds.Z, birds.y_hat[:, rows.label]
-    E_train, E_test = fitted.encode(Z[rows.train]), fitted.encode(Z[rows.test])
-    train, test = E_train @ fitted.v + fitted.bias, E_test @ fitted.v + fitted.bias
-    contributions = E_train[:POSITIVES] * fitted.v
-    residual = fitted.decode(E_train) - Z[rows.train]
-    r2 = 1 - residual.var(0) / Z[rows.train].var(0).clamp_min(1e-12)
+    Z, y = of.Z, of.y_hat[:, label]
+    E_train, E_test = fitted.encode(Z[train]), fitted.encode(Z[test])
+    surrogate, new = E_train @ fitted.v + fitted.bias, E_test @ fitted.v + fitted.bias
+    contributions = E_train[of.images.labels[train] == label] * fitted.v
+    residual = fitted.decode(E_train) - Z[train]
+    r2 = 1 - residual.var(0) / Z[train].var(0).clamp_min(1e-12)
     return {
-        "train": f_reg(train, y[rows.train]),
-        "test": f_reg(test, y[rows.test]),
-        "f_cls": f_cls(test, birds.y_hat[rows.test], rows.label),
-        "eff": float(effective_number(contributions.abs().mean(0, keepdim=True))),
+        "train": f_reg(surrogate, y[train]),
+        "test": f_reg(new, y[test]),
+        "f_cls": f_cls(new, of.y_hat[test], label),
+        "eff": effective(contributions),
         "corr": mean_correlation(torch.cat([E_train, E_test])),
         "live": int((E_train.std(0) > 1e-6).sum()),
         "r2": int((r2 > 0.5).sum()),
         "contributions": [round(c, 2) for c in contributions.mean(0).tolist()],
         "E_test": (E_test * fitted.v).tolist(),
     }
+
+
+def measure(of: Birds, job: Line) -> Line:
+    """Returns the figures of one recipe on one class."""
+    train, test, _ = birds.split(of.images.labels, job["class"])
+    y_hat = of.y_hat[train]
+    begin = time.perf_counter()
+    fitted = RECIPES[job["recipe"]](
+        of.Z[train], y_hat[:, job["class"] : job["class"] + 1], y_hat.argmax(1) == job["class"], job["seed"]
+    )
+    seconds = time.perf_counter() - begin
+    return {"seconds": round(seconds, 1), **figures(fitted, of, job["class"], train, test)}
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -236,42 +225,25 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def main(
-    data: Path, log: Path, cache: Path | None, classes: int, seeds: int, tried_classes: int, tried_seeds: int
-) -> None:
-    """Fits what the log lacks and prints the table."""
-    birds = Birds.read(data, cache)
-    labels = birds.labels.unique()
-    chosen = labels[torch.linspace(0, len(labels) - 1, classes).round().long()].tolist()
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(line["recipe"], line["class"], line["seed"]) for line in lines}
+def main(given: argparse.Namespace) -> None:
+    """Fits what OUT lacks and prints the table."""
+    of = birds.read_options(given)
+    chosen = birds.some_classes(of.images.labels, given.classes)
     jobs = [
-        (name, label, seed)
+        {"recipe": name, "class": label, "seed": seed}
         for name in RECIPES
-        for label in chosen[: classes if name in list(RECIPES)[:2] else tried_classes]
-        for seed in range(seeds if name in list(RECIPES)[:2] else tried_seeds)
-        if (name, label, seed) not in done
+        for label in chosen[: given.classes if name in list(RECIPES)[:2] else given.tried_classes]
+        for seed in range(given.seeds if name in list(RECIPES)[:2] else given.tried_seeds)
     ]
-    for name, label, seed in tqdm(jobs, "fits"):
-        rows = split(birds.labels, label)
-        y_hat = birds.y_hat[rows.train]
-        begin = time.perf_counter()
-        fitted = RECIPES[name](birds.Z[rows.train], y_hat[:, label : label + 1], y_hat.argmax(1) == label, seed)
-        seconds = time.perf_counter() - begin
-        figures = measure(fitted, birds, rows)
-        lines.append({"recipe": name, "class": label, "seed": seed, "seconds": round(seconds, 1), **figures})
-        with log.open("a") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
-    print(table(lines))
+    lines = measured(given.out, jobs, lambda job: measure(of, job), title="fits")
+    write(given.out, table(lines), {"fits": [{k: v for k, v in line.items() if k != "E_test"} for line in lines]})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with cub_200_2011_even/ and cubnet/")
-    parser.add_argument("--log", type=Path, default=Path("degeneration.jsonl"))
-    parser.add_argument("--cache", type=Path, help="file that keeps the activations between runs")
+    birds.options(parser)
     parser.add_argument("--classes", type=int, default=10, help="for the default recipe and NN")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--tried-classes", type=int, default=2, help="for the recipes that were tried")
     parser.add_argument("--tried-seeds", type=int, default=2)
-    main(**vars(parser.parse_args()))
+    main(parser.parse_args())

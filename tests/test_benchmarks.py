@@ -10,36 +10,43 @@ from torch import nn
 
 from captum_xnn.datasets.parts import PartsSample
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+@pytest.fixture(autouse=True, scope="module")
+def importable():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
 
 
 def test_collecting_is_timed_in_pairs():
-    from speed import collecting
+    from benchmarks.speed import collecting
 
     ratios = collecting(images=8, repeats=2)
     assert len(ratios) == 2 and min(ratios) > 0
 
 
 def test_figures_of_degeneration():
-    from degeneration import agreement, mean_correlation, split
+    from benchmarks.birds import split
+    from benchmarks.degeneration import agreement, mean_correlation
 
     x = torch.randn(5000, 3)
     mixed = torch.stack([x[:, 0], x[:, 0] + x[:, 1], torch.zeros(5000)], 1)
     assert mean_correlation(mixed) == pytest.approx(0.5**0.5, abs=0.02)
     assert agreement(x, x[:, [2, 0, 1]]) == pytest.approx(1, abs=1e-5)
-    rows = split(torch.arange(300) % 5, 3)
-    assert sorted(torch.cat([rows.train, rows.test]).tolist()) == list(range(300))
-    assert (torch.arange(300) % 5)[rows.train[:50]].unique().tolist() == [3]
+    labels = torch.arange(300) % 5
+    train, test, positives = split(labels, 3)
+    assert sorted(torch.cat([train, test]).tolist()) == list(range(300)) and set(positives.tolist()) <= set(
+        test.tolist()
+    )
+    assert labels[train[:50]].unique().tolist() == [3] and (labels[train[50:]] != 3).all()  # 50 of its 60
+    assert len(positives) == 10 and (labels[positives] == 3).all()
 
 
 @pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
 def test_excitation_speed(monkeypatch, capsys):
-    import excitation_speed as speed
+    from benchmarks import excitation_speed as speed
 
     names = ("saliency", "forward", "layer", "layer, MWP", "layer, K=5", "input", "input, MWP", "input, K=5")
     assert speed.ratios(dict(zip(names, (10, 4, 8, 5, 20, 16, 8, 40), strict=True))) == {
@@ -68,25 +75,28 @@ def test_excitation_speed(monkeypatch, capsys):
 @pytest.mark.birds
 def test_real_birds_do_not_degenerate(birds):
     """One class of twelve, through the public door: several, distinct, faithful x-features."""
-    from birds import LAYER, BirdImages, network
-    from degeneration import mean_correlation
     from torch.utils.data import DataLoader, Subset
 
+    from benchmarks.birds import network
+    from benchmarks.degeneration import mean_correlation
     from captum_xnn import XNNAttribution
+    from captum_xnn.datasets.cub import CUB200
+    from captum_xnn.datasets.parts import collate
     from captum_xnn.metrics.sparsity import effective_number
 
-    model, mean, std = network(birds)
-    images = BirdImages(birds, mean, std)
-    few = sorted(set(images.labels))[:12]
-    rows = [i for i, label in enumerate(images.labels) if label in few]
-    loader = DataLoader(Subset(images, rows), batch_size=32)
-    xnn = XNNAttribution(model, LAYER).fit(loader, target=few[4], progress=False)
-    one = torch.stack([images[i][0] for i in rows if images.labels[i] == few[4]])
-    explainer = xnn.explainer(few[4])
+    model, normalise = network(birds / "cubnet" / "cubnet.py")
+    images = CUB200(birds / "cub_200_2011_even", transform=normalise)
+    few = images.labels.unique()[:12]
+    label = int(few[4])
+    rows = torch.isin(images.labels, few).nonzero()[:, 0].tolist()
+    loader = DataLoader(Subset(images, rows), batch_size=32, collate_fn=lambda samples: collate(samples)[:2])
+    xnn = XNNAttribution(model, "relu6").fit(loader, target=label, progress=False)
+    one = torch.stack([images[i].image for i in rows if images.labels[i] == label])
+    explainer = xnn.explainer(label)
     with torch.no_grad():
         E = torch.cat([explainer.srae.encode(xnn_activations(xnn, batch)) for batch in one.split(16)])
     assert effective_number(explainer.srae.contributions(E).abs().mean(0, keepdim=True)) > 3
-    score = xnn.score(loader, few[4])
+    score = xnn.score(loader, label)
     assert score.f_cls >= 0.995 and score.f_reg < 0.2
     assert mean_correlation(E) < 0.6  # of one class alone, where they may well go together
 
@@ -115,14 +125,11 @@ class Pictures:
         return PartsSample(self.images[i], self.labels[i], self.points[i], self.boxes[i], torch.tensor(i))
 
 
-@pytest.mark.filterwarnings("ignore:expected")
-def test_table_1_on_small_pictures(monkeypatch):
-    import cub
+@pytest.fixture(scope="module")
+def few():
+    """A small network that tells these pictures apart, as the birds' benchmarks take theirs."""
+    from benchmarks.birds import Birds
 
-    monkeypatch.setattr(cub, "POSITIVE_SHARE", 0.6)
-    monkeypatch.setattr(cub, "DIMENSIONS", 3)
-    for name in ("SRAE", "NN"):
-        monkeypatch.setitem(cub.METHODS, name, partial(cub.METHODS[name], hidden=(8,)))
     pictures = Pictures()
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -135,22 +142,62 @@ def test_table_1_on_small_pictures(monkeypatch):
         nn.functional.cross_entropy(model(pictures.images), pictures.labels).backward()
         optimiser.step()
     with torch.no_grad():
-        of = cub.Explained(model, "5", pictures, model[:6](pictures.images), model(pictures.images))
-    train, test, positives = cub.split(pictures.labels, 2)
-    assert sorted(torch.cat([train, test]).tolist()) == list(range(40)) and (pictures.labels[positives] == 2).all()
-    assert int((pictures.labels[train] == 2).sum()) == 6 and set(positives.tolist()) <= set(test.tolist())
-    lines = []
-    for method in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z"):
-        found = cub.measure(method, of, 2, 0, "1")
-        lines.append({"method": method, "class": 2, "seed": 0, **found})
-        # Of the one visible part, or nowhere: a logarithm of 1, or of none.
-        assert found["locality"] == pytest.approx(0, abs=1e-6) or math.isnan(found["locality"])
+        return Birds(model, "5", pictures, model[:6](pictures.images), model(pictures.images))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Makes the learned forms of explanation network small."""
+    from benchmarks import one_vs_all
+
+    monkeypatch.setattr(one_vs_all, "DIMENSIONS", 3)
+    for name in ("SRAE", "NN"):
+        monkeypatch.setitem(one_vs_all.METHODS, name, partial(one_vs_all.METHODS[name], hidden=(8,)))
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
+    from benchmarks import birds, cub
+    from benchmarks.runs import interval, measured
+
+    monkeypatch.setattr(birds, "POSITIVE_SHARE", 0.6)
+    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z")]
+    lines = measured(tmp_path, jobs, lambda job: cub.measure(few, job, maps_layer="1"))
+    # Of the one visible part, or nowhere: a logarithm of 1, or of none.
+    assert all(line["locality"] == pytest.approx(0, abs=1e-6) or math.isnan(line["locality"]) for line in lines)
     by = {line["method"]: line for line in lines}
     assert by["SRAE"]["f_cls"] == 1 and by["Lasso"]["train"] < 0.1  # the output is linear in this layer
     assert 1 <= by["SRAE"]["eff"] <= 5 and "o1" not in by["1-Heatmap"] and "test" not in by["Z"]
     again = lines + [{**line, "class": 3, "train": line.get("train", math.nan) + 0.2} for line in lines]
-    mean, half = cub.summary(again)["NN"]["train"]
+    mean, half = interval(line["train"] for line in again if line["method"] == "NN")
     assert mean == pytest.approx(by["NN"]["train"] + 0.1)
     assert half == pytest.approx(12.706 * 0.1, rel=1e-3)  # Student's t of one degree of freedom
-    text = cub.table(again)
+    difference = next(a for a in cub.advantages(again) if a["against"] == "NN")
+    assert difference["test"] == pytest.approx(by["NN"]["test"] - by["SRAE"]["test"])
+    text = cub.report(again)
     assert "| SRAE | 2 | " in text and "(0.0812)" in text and "| 1-Heatmap | 2 |" in text
+    assert text.count("| SRAE |") == 1 and text.count("| NN | 2 |") == 2
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path):
+    from benchmarks.runs import Column, measured, table
+
+    jobs = [{"method": m, "class": c} for m in "ab" for c in (1, 2)]
+    seen = []
+
+    def measure(job):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(job)
+        return {"value": len(seen) + 0.5, "none": math.nan}
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, jobs, measure)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"method": "b", "cla')
+    lines = measured(tmp_path, jobs, lambda job: {"value": 9.5})
+    assert [line["value"] for line in lines] == [1.5, 2.5, 3.5, 9.5] and lines[3]["class"] == 2
+    assert measured(tmp_path, jobs, lambda job: pytest.fail("all is there"))[:3] == lines[:3]
+    text = table(lines, "method", [Column("value", "Value", 1), Column("none", "None")], paper={"b": {"value": 7}})
+    assert text.splitlines()[2:] == ["| a | 2 | 2.0 ± 6.4 |  |", "| b | 2 | 6.5 ± 38.1 (7) |  |"]
