@@ -201,3 +201,88 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path):
     assert measured(tmp_path, jobs, lambda job: pytest.fail("all is there"))[:3] == lines[:3]
     text = table(lines, "method", [Column("value", "Value", 1), Column("none", "None")], paper={"b": {"value": 7}})
     assert text.splitlines()[2:] == ["| a | 2 | 2.0 ± 6.4 |  |", "| b | 2 | 6.5 ± 38.1 (7) |  |"]
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_keep_top_on_small_pictures(few):
+    from benchmarks import keep_top
+
+    found = {
+        kind: keep_top.measure(few, {"maps": kind, "class": 1, "seed": 0}, [64, 1024], "biharmonic")
+        for kind in keep_top.MAPS
+    }
+    for line in found.values():  # with all pixels kept, the network sees the image as it is
+        assert line["1024"] == line["original"] == 1 and line["images"] == 2
+    advantage = keep_top.advantages([{"maps": k, "class": 1, "seed": 0, **line} for k, line in found.items()], [64])
+    assert [a["over"] for a in advantage] == ["1-Heatmap", "random"]
+    assert advantage[1]["64"] == found["x-features"]["64"] - found["random"]["64"]
+
+
+def test_lasso_on_small_pictures(few):
+    from benchmarks import lasso
+
+    tight, loose = (lasso.measure(few, {"alpha": alpha, "class": 1}) for alpha in (20.0, 0.2))
+    assert tight["chosen"] < loose["chosen"] <= 12 and loose["train"] < tight["train"]
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_layer_by_layer_on_small_pictures(few):
+    from benchmarks import conv_layers
+
+    train, test = conv_layers.rows_of(few, 1, negatives=12)
+    assert [int((few.images.labels[rows] == 1).sum()) for rows in (train, test)] == [8, 2]
+    assert [len(train), len(test)] == [20, 5] and not set(train.tolist()) & set(test.tolist())
+    lines = [
+        conv_layers.measure(few, {"layer": at, "class": 1, "seed": 0}, negatives=12, hidden=[6], steps=200)
+        for at in ("1", "5")
+    ]
+    assert all(line["train"] < 0.3 * line["spread"] for line in lines)
+
+
+def test_probabilities_at_the_points_of_parts():
+    from benchmarks.part_probabilities import at_points
+
+    maps = torch.zeros(1, 2, 4, 5)
+    maps[0, 0, 1, 2], maps[0, 0, 3, 4], maps[0, 1, 0, 0] = 1, 3, 2
+    points = torch.tensor([[[2.5, 1.5], [5.0, 4.0], [math.nan, math.nan]]])  # the second on the image's very edge
+    assert at_points(maps, points).tolist() == [[[0.25, 0.75, 0], [0, 0, 0]]]
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_degenerate_examples_on_small_pictures(few, tmp_path, monkeypatch):
+    from benchmarks import degenerate_examples
+    from benchmarks.degenerate_examples import map_correlation
+
+    same = torch.rand(3, 2, 5, 5)
+    assert map_correlation(torch.cat([same, same], 1)) > map_correlation(same)
+    assert map_correlation(same[:, :1].repeat(1, 3, 1, 1)) == pytest.approx(1)
+    monkeypatch.setattr(few.images, "classes", {1: "one"}, raising=False)
+    line = degenerate_examples.measure(few, {"method": "NN", "class": 1, "seed": 0}, tmp_path)
+    assert 0 <= line["positive"] <= 3 and (tmp_path / "one-NN-0.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_randomisation_on_small_pictures(few, monkeypatch):
+    from benchmarks import one_vs_all, randomisation
+
+    def fitted(*arguments):
+        *problem, seed = arguments
+        xnn = fit_once(*problem, 0)
+        if seed:  # the same in another order, which matching undoes
+            xnn.reorder_features(torch.tensor([3, 1, 0, 4, 2]))
+        return xnn
+
+    fit_once = one_vs_all.fitted
+    monkeypatch.setattr(one_vs_all, "fitted", fitted)
+    assert randomisation.layers_to(few.model, "5") == [("4",), ("4", "0")]  # not the last one, 6
+    found = randomisation.measure(few, {"class": 1}, steps=2, n_images=2)["found"]
+    assert list(found) == [
+        "network, 1 of 2 layers", "network, 2 of 2 layers", "explainer, 1 of 2 layers", "explainer, 2 of 2 layers",
+        "another seed",
+    ]  # fmt: skip
+    assert found["network, 2 of 2 layers"]["ssim"] < 0.9
+    assert found["another seed"]["spearman"] == pytest.approx(1, abs=1e-4)
