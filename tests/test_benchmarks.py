@@ -158,7 +158,7 @@ def small(monkeypatch):
 @pytest.mark.filterwarnings("ignore:expected")
 @pytest.mark.usefixtures("small")
 def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
-    from benchmarks import birds, cub
+    from benchmarks import birds, cub, one_vs_all
     from benchmarks.runs import interval, measured
 
     monkeypatch.setattr(birds, "POSITIVE_SHARE", 0.6)
@@ -173,9 +173,9 @@ def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
     mean, half = interval(line["train"] for line in again if line["method"] == "NN")
     assert mean == pytest.approx(by["NN"]["train"] + 0.1)
     assert half == pytest.approx(12.706 * 0.1, rel=1e-3)  # Student's t of one degree of freedom
-    difference = next(a for a in cub.advantages(again) if a["against"] == "NN")
+    difference = next(a for a in one_vs_all.advantages(again) if a["against"] == "NN")
     assert difference["test"] == pytest.approx(by["NN"]["test"] - by["SRAE"]["test"])
-    text = cub.report(again)
+    text = one_vs_all.report(again, cub.PAPER)
     assert "| SRAE | 2 | " in text and "(0.0812)" in text and "| 1-Heatmap | 2 |" in text
     assert text.count("| SRAE |") == 1 and text.count("| NN | 2 |") == 2
 
@@ -222,7 +222,8 @@ def test_keep_top_on_small_pictures(few):
 def test_lasso_on_small_pictures(few):
     from benchmarks import lasso
 
-    tight, loose = (lasso.measure(few, {"alpha": alpha, "class": 1}) for alpha in (20.0, 0.2))
+    data = few.Z, few.y_hat
+    tight, loose = (lasso.measure(data, data, 1, alpha) for alpha in (20.0, 0.2))
     assert tight["chosen"] < loose["chosen"] <= 12 and loose["train"] < tight["train"]
 
 
@@ -286,3 +287,20 @@ def test_randomisation_on_small_pictures(few, monkeypatch):
     ]  # fmt: skip
     assert found["network, 2 of 2 layers"]["ssim"] < 0.9
     assert found["another seed"]["spearman"] == pytest.approx(1, abs=1e-4)
+
+
+def test_rotated_x_features_explain_the_same():
+    from benchmarks.rotations import even_rotation, rotated
+    from captum_xnn import SRAE
+
+    v = torch.tensor([0.5, 2.0, -1.0, 0.1])
+    rotation = even_rotation(v, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(4))
+    torch.testing.assert_close(rotation @ v, torch.full((4,), float(v.norm()) / 2))
+    torch.manual_seed(0)
+    srae, Z = SRAE(6, 4, hidden=(5,)), torch.rand(9, 6)
+    other = rotated(srae, rotation)
+    before, after = srae(Z), other(Z)
+    torch.testing.assert_close(after.y_bar, before.y_bar)
+    torch.testing.assert_close(after.Z_tilde, before.Z_tilde)
+    torch.testing.assert_close(after.E, before.E @ rotation.T)
