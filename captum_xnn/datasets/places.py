@@ -524,8 +524,8 @@ def _listed(path: Path, folder: str, classes: dict[int, str], kept: set[str]) ->
     names = {str(label): name for label, name in classes.items()}
     for number, words in _lines(path, _PLACES_REMEDY):
         name = names.get(words[-1])
-        parent = words[0].rpartition("/")[0]
-        if len(words) != 2 or name is None or parent not in ("", f"/{name[0]}/{name}"):
+        parent = words[0].rpartition("/")[0][3:]  # /k/kitchen/1.jpg, but no folder for validation images
+        if len(words) != 2 or name is None or parent not in ("", name):
             raise _malformed(
                 path, number, f"an image and the label of its category in {_CATEGORIES}", words, _PLACES_REMEDY
             )
@@ -577,7 +577,7 @@ def _pixels(path: Path, mode: str | None, remedy: str) -> np.ndarray[Any, Any]:
     try:
         with Image.open(path) as image:
             return np.array(image if mode is None else image.convert(mode))
-    except (OSError, SyntaxError) as error:  # PIL says SyntaxError of some damaged PNG files
+    except (OSError, SyntaxError, ValueError) as error:  # PIL has the latter two for damaged heads of PNG files
         raise DatasetError(f"expected an image, got none that can be read from {path} ({error}); {remedy}") from error
 
 
