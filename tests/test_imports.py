@@ -16,7 +16,7 @@ ROWS = (
     ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("metrics.locality",),
     ("datasets.parts",),
-    ("datasets.cub",),
+    ("datasets.cub", "datasets.places"),
     ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
     ("metrics.keep_top", "metrics.randomisation"),
     ("autoencoder", "activations", "files", "excitation_bp.signals"),
