@@ -43,7 +43,7 @@ from captum_xnn.losses import (
     reconstruction_error,
     second_moments,
 )
-from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.training import fit
 
 
@@ -172,9 +172,9 @@ def figures(fitted: Fitted, of: Birds, label: int, train: Tensor, test: Tensor) 
     residual = fitted.decode(E_train) - Z[train]
     r2 = 1 - residual.var(0) / Z[train].var(0).clamp_min(1e-12)
     return {
-        "train": f_reg(surrogate, y[train]),
-        "test": f_reg(new, y[test]),
-        "f_cls": f_cls(new, of.y_hat[test], label),
+        "train": regression_faithfulness(surrogate, y[train]),
+        "test": regression_faithfulness(new, y[test]),
+        "f_cls": classification_faithfulness(of.y_hat[test], new, label),
         "eff": effective(contributions),
         "corr": mean_correlation(torch.cat([E_train, E_test])),
         "live": int((E_train.std(0) > 1e-6).sum()),

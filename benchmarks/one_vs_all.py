@@ -1,26 +1,62 @@
-"""Forms of explanation network, each fitted to one class against all others, with their faithfulness and maps."""
+"""Forms of explanation network, each fitted to one class against all others: the figures of Tables 1 and 2."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn import SRAE
+from benchmarks.runs import Column, Line, table
+from captum_xnn import SRAE, OneHeatmap
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.host import find_layer, trace
-from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics.locality import mean_locality
+from captum_xnn.metrics.orthogonality import orthogonality
 from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.training import encode_all, fit
 
 N_FEATURES, DIMENSIONS, SEED = 5, 20, 2021
+
+COLUMNS = (
+    Column("train", "F_reg train"),
+    Column("test", "test"),
+    Column("f_cls_train", "F_cls train", 4),
+    Column("f_cls", "test", 4),
+    Column("eff", "eff", 2),
+    Column("o1", "O1", 2),
+    Column("o2", "O2", 2),
+    Column("locality", "locality", 2),
+    Column("o1_weighted", "O1 weighted", 2),
+    Column("o2_weighted", "O2 weighted", 2),
+    Column("locality_weighted", "locality weighted", 2),
+)
+
+
+class Problem(NamedTuple):
+    """What there is to explain of one class."""
+
+    model: nn.Module
+    layer: str
+    label: int
+    train: tuple[Tensor, Tensor]
+    """Activations (M, ...) and all outputs (M, classes) to learn from."""
+    test: tuple[Tensor, Tensor]
+    """Others to test on."""
+    images: Tensor
+    """Of the class, to draw maps of, (N, 3, H, W)."""
+    Z: Tensor
+    """Their activations (N, ...)."""
+    parts: Callable[[Tensor], Tensor]
+    """Gives what maps (N, K, H, W) have of the parts or objects in these images, (N, K, P)."""
 
 
 def some_dimensions(shape: Any, n_features: int, *, n_outputs: int, label: int) -> Autoencoder:
@@ -62,7 +98,10 @@ def fitted(method: str, Z: Tensor, y_hat: Tensor, label: int, seed: int, *, n: i
 def faithfulness(xnn: Autoencoder, Z: Tensor, y_hat: Tensor, label: int) -> dict[str, float]:
     """Returns F_reg and F_cls."""
     y_bar = xnn.head(encode_all(xnn, Z))[:, 0]
-    return {"f_reg": f_reg(y_bar, y_hat[:, label]), "f_cls": f_cls(y_bar, y_hat, label)}
+    return {
+        "f_reg": regression_faithfulness(y_bar, y_hat[:, label]),
+        "f_cls": classification_faithfulness(y_hat, y_bar, label),
+    }
 
 
 def effective(contributions: Tensor) -> float:
@@ -78,3 +117,69 @@ def excitation_maps(
     network = ExplanationNetwork(model, layer, xnn, trace=trace(model, module, (images[:1],)))
     (maps,) = ExcitationMaps(maps_layer)(network, (images,), range(xnn.n_features), internal_batch_size=20)
     return maps[:, :, 0]
+
+
+def locations(maps: Tensor, S: Tensor, contributions: Tensor | None) -> Line:
+    """Returns orthogonality and locality, plain and weighted.
+
+    Args:
+        maps: (N, K, H, W).
+        S: What they have of each part (N, K, P).
+        contributions: (N, K); None for a single map, which has nothing to overlap with.
+    """
+    found = {"locality": mean_locality(S)}
+    if contributions is not None:
+        plain, weighted = orthogonality(maps), orthogonality(maps, contributions=contributions)
+        found |= {"o1": plain.o1, "o2": plain.o2, "o1_weighted": weighted.o1, "o2_weighted": weighted.o2}
+        found["locality_weighted"] = mean_locality(S, contributions=contributions)
+    return found
+
+
+def measure(of: Problem, method: str, seed: int, *, maps_layer: str | None = None) -> Line:
+    """Returns all figures of one method on one class."""
+    begin = time.perf_counter()
+    if METHODS[method] is None:
+        maps = OneHeatmap(of.model, ExcitationMaps(maps_layer)).attribute(of.images, of.label)[:, :, 0]
+        return locations(maps, of.parts(maps), None) | {"seconds": time.perf_counter() - begin}
+    xnn = fitted(method, *of.train, of.label, seed)
+    learned = time.perf_counter() - begin
+    contributions = xnn.contributions(encode_all(xnn, of.Z))
+    maps = excitation_maps(xnn, of.model, of.layer, of.images, maps_layer=maps_layer)
+    found = locations(maps, of.parts(maps), contributions)
+    if method == "Z":  # unrelated dimensions, which explain nothing together
+        return {"locality": found["locality"], "seconds": time.perf_counter() - begin}
+    seen, new = (faithfulness(xnn, *data, of.label) for data in (of.train, of.test))
+    return {
+        "train": seen["f_reg"],
+        "test": new["f_reg"],
+        "f_cls_train": seen["f_cls"],
+        "f_cls": new["f_cls"],
+        **found,
+        "eff": effective(contributions),
+        "contributions": [round(c, 3) for c in contributions.mean(0).tolist()],
+        "empty_maps": float((maps.flatten(2).sum(2) == 0).double().mean()),
+        "seconds": time.perf_counter() - begin,
+        "seconds_fit": learned,
+    }
+
+
+def advantages(lines: Iterable[Line], over: str = "SRAE") -> list[Line]:
+    """Returns, for every other method, its figures less one method's on the same class and seed."""
+    by = {(line["method"], line["class"], line["seed"]): line for line in lines}
+    return [
+        {"against": name} | {c.key: line.get(c.key, math.nan) - one.get(c.key, math.nan) for c in COLUMNS}
+        for (name, label, seed), line in by.items()
+        if name != over and (one := by.get((over, label, seed))) is not None
+    ]
+
+
+def report(lines: list[Line], paper: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns the table, and that of the differences to the SRAE, in Markdown."""
+    order = list(METHODS)
+    return "\n\n".join(
+        [
+            table(lines, "method", COLUMNS, paper=paper, order=order),
+            "Other methods less the SRAE:",
+            table(advantages(lines), "against", COLUMNS, order=order),
+        ]
+    )

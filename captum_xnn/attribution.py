@@ -33,7 +33,7 @@ from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
 from captum_xnn.heatmaps import Heatmap, as_heatmap
 from captum_xnn.host import OutputTransform, find_layer, gathered, read_layer, rows_of, trace, untouched, unwrap
-from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
 from captum_xnn.problem import Recipe
@@ -217,7 +217,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         history = fit(srae, Z, y, positives=positives, recipe=self.recipe, seed=self.seed, progress=progress)
         srae.requires_grad_(False)
         with torch.no_grad():
-            error = f_reg(srae.head(encode_all(srae, Z)), y)
+            error = regression_faithfulness(srae.head(encode_all(srae, Z)), y)
         return Explainer(
             layer=found.layer,
             targets=targets,
@@ -392,8 +392,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         y_hat = select(found.y_hat, target).to(y_bar.dtype)
         classes = found.y_hat.dim() == 2 and found.y_hat.shape[1] > 1
         return Faithfulness(
-            f_reg(y_bar, y_hat),
-            f_cls(y_bar, found.y_hat, target) if classes and isinstance(target, int) else None,
+            regression_faithfulness(y_bar, y_hat),
+            classification_faithfulness(found.y_hat, y_bar, target) if classes and isinstance(target, int) else None,
             len(y_bar),
         )
 
@@ -716,8 +716,7 @@ def _error_floor(y: Tensor, n: int) -> float | None:
     """Returns the least mean squared error, summed over outputs, of any n x-features with a linear head, if C > n."""
     if y.shape[1] <= n:
         return None
-    values = torch.linalg.eigvalsh(torch.cov(y.T.double(), correction=0))
-    floor = float(values[: y.shape[1] - n].sum())
+    floor = error_floor(y, n)
     warnings.warn(
         f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
         f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",

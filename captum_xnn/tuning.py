@@ -37,7 +37,7 @@ from tqdm import tqdm
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.baselines import lasso
 from captum_xnn.files import checksum
-from captum_xnn.metrics.faithfulness import f_reg
+from captum_xnn.metrics.faithfulness import regression_faithfulness
 from captum_xnn.problem import Recipe, Sampler
 from captum_xnn.srae import SRAE
 from captum_xnn.training import encode_all, fit
@@ -105,7 +105,7 @@ def held_out_f_reg(xnn: Autoencoder, Z: Tensor, y: Tensor) -> float:
         0.0
     """
     with torch.no_grad():
-        return f_reg(xnn.head(encode_all(xnn, Z)), y)
+        return regression_faithfulness(xnn.head(encode_all(xnn, Z)), y)
 
 
 def tune(
@@ -208,7 +208,7 @@ def tune_alpha(
         marked = None if positives is None else positives.to(Z.device)[learn]
         weight = Sampler(marked, len(learn), recipe, torch.Generator()).row_weight
         made = lasso(flat[learn], y[learn], settings["alpha"], weight=weight)
-        return f_reg(flat[test] @ made.coefficients.T + made.intercept, y[test])
+        return regression_faithfulness(flat[test] @ made.coefficients.T + made.intercept, y[test])
 
     about = [recipe.positive_share, "lasso"]
     return _cross_validated(run, Z, y, {"alpha": alphas}, folds, seed, positives, about, progress, store)

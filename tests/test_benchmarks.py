@@ -223,7 +223,7 @@ def test_lasso_on_small_pictures(few):
     from benchmarks import lasso
 
     data = few.Z, few.y_hat
-    tight, loose = (lasso.measure(data, data, 1, alpha) for alpha in (20.0, 0.2))
+    tight, loose = (lasso.measure(data, data, 1, alpha) for alpha in (60.0, 0.2))
     assert tight["chosen"] < loose["chosen"] <= 12 and loose["train"] < tight["train"]
 
 
@@ -304,3 +304,21 @@ def test_rotated_x_features_explain_the_same():
     torch.testing.assert_close(after.y_bar, before.y_bar)
     torch.testing.assert_close(after.Z_tilde, before.Z_tilde)
     torch.testing.assert_close(after.E, before.E @ rotation.T)
+
+
+def test_table_2_on_small_places(few, tmp_path):
+    """Rows: of the ten rooms as many as there are, others to fill up; never the same to train and to test on."""
+    from benchmarks.places import ROOMS, Counts, drawn, split
+
+    labels = torch.cat([torch.tensor(list(ROOMS.values())).repeat(7), torch.arange(365).repeat(2)])
+    counts = Counts(train=(4, 30), test=(1, 10))
+    rows = drawn(labels, counts)
+    assert len(rows) == 10 * 5 + 40 == len(rows.unique())
+    chosen = labels[rows]
+    for room in ROOMS.values():
+        assert int((chosen == room).sum()) >= 5
+        train, test = split(chosen, room, counts)
+        assert not set(train.tolist()) & set(test.tolist())
+        own = [int((chosen[part] == room).sum()) for part in (train, test)]
+        assert own[0] == 4 and own[1] >= 1 and [len(train) - own[0], len(test) - own[1]] == [30, 10]
+        assert (chosen[train[:4]] == room).all()

