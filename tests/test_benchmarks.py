@@ -322,3 +322,29 @@ def test_table_2_on_small_places(few, tmp_path):
         own = [int((chosen[part] == room).sum()) for part in (train, test)]
         assert own[0] == 4 and own[1] >= 1 and [len(train) - own[0], len(test) - own[1]] == [30, 10]
         assert (chosen[train[:4]] == room).all()
+
+
+class Rooms:
+    """The same pictures as scenes: the bright square is object 1, all else object 3."""
+
+    def __init__(self, pictures):
+        self.pictures, self.labels = pictures, pictures.labels
+
+    def __getitem__(self, i):
+        from captum_xnn.datasets.places import SceneSample
+
+        mask = torch.where(self.pictures.images[i][0] == 1, 1, 3)
+        return SceneSample(self.pictures.images[i], self.labels[i], mask, torch.tensor(i))
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_table_2_measures_objects(few):
+    from benchmarks.places import Counts, Scenes, measure
+
+    of = Scenes(few.model, few.layer, few.Z, few.y_hat, few.images.labels, Rooms(few.images))
+    counts = Counts(train=(6, 20), test=(2, 10), maps=4)
+    jobs = ({"method": method, "class": 3, "seed": 0} for method in ("1-Heatmap", "SRAE"))
+    one, xnn = (measure(of, job, counts, maps_layer="1") for job in jobs)
+    assert all(0 <= line["locality"] <= math.log(2) for line in (one, xnn))  # two objects of three
+    assert xnn["f_cls"] == 1 and xnn["test"] < few.y_hat[:, 3].std() and xnn["o1"] >= 0
