@@ -1,0 +1,318 @@
+"""Does each true reason get an x-feature, and does its map show it? On drawn figures, whose reasons are known.
+
+A class of the figures is the conjunction of two or three reasons, each the look of one part. Two networks are explained:
+``exact``, whose layer has a neuron for each look of each part and whose outputs are sums of reasons, and ``trained``,
+a small network that learned from labels, at its dense layer. The x-features of a class are matched to its reasons one
+to one by correlation, on test figures whose looks are independent of each other, so that an x-feature of one reason
+tells nothing of another. Every network, method, class, number of x-features and seed is a line of OUT/results.jsonl, and
+a run with the same OUT goes on where the last one stopped. Printed, and written to OUT, is the mean over classes and
+seeds with its 95 % confidence interval:
+
+F_reg       mean |surrogate - prediction|, in logits; std is the standard deviation of the prediction
+F_cls       share of examples whose predicted class stays
+eff         effective number of x-features, of their mean absolute contributions to the class
+AUROC       how well the matched x-feature tells whether its reason is shown, turned round if need be; chance is the
+            same of shuffled x-features, others the same x-feature's for the class's other reasons
+found       share of reasons whose x-feature has an AUROC of at least 0.9, and for the others of at most 0.7
+from E, Z   AUROC of the best linear read-out of the reason from all x-features, and from the layer
+ICA         AUROC of the x-features after FastICA turned them, matched anew
+mass        share of the map of the matched x-feature on its reason's part, on members of the class; of 1-Heatmap, of its
+            one map on each of the class's parts
+lift        the same by the part's share of the image's area: 1 is chance
+pointing    share of maps that peak at the part, within 5 pixels; chance is about 0.03
+O1          overlap of the maps
+locality    entropy of the parts that an x-feature's maps fall on, in nats, and weighted by contribution
+
+    python benchmarks/synthetic.py --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from cub import interval
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_xnn import SRAE, OneHeatmap
+from captum_xnn.activations import collect
+from captum_xnn.autoencoder import Autoencoder
+from captum_xnn.baselines import NN, SAE, RandomEncoder
+from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reason_parts
+from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
+from captum_xnn.heatmaps import ExcitationMaps
+from captum_xnn.host import find_layer, trace
+from captum_xnn.metrics.faithfulness import f_cls, f_reg
+from captum_xnn.metrics.locality import mean_locality, part_probabilities, pixel_probabilities
+from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.metrics.pointing import pointing_accuracy
+from captum_xnn.metrics.sparsity import effective_number
+from captum_xnn.network import ExplanationNetwork
+from captum_xnn.training import encode_all, fit
+
+METHODS: dict[str, Callable[..., Autoencoder] | None] = {
+    "SRAE": SRAE,
+    "NN": NN,
+    "SAE": SAE,
+    "RandomEncoder": RandomEncoder,
+    "1-Heatmap": None,
+}
+LAYERS = {"exact": "Z", "trained": "relu4"}
+FOUND, CONFUSED, TOLERANCE, MAPS = 0.9, 0.7, 5.0, 60
+
+COLUMNS = {
+    "f_reg": "F_reg", "std": "std", "f_cls": "F_cls", "eff": "eff", "auroc": "AUROC", "chance": "chance",
+    "others": "others", "found": "found", "from_e": "from E", "from_z": "from Z", "ica": "ICA", "mass": "mass",
+    "lift": "lift", "pointing": "pointing", "o1": "O1", "locality": "locality",
+    "locality_weighted": "locality weighted",
+}  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """Figures, with what a network makes of them."""
+
+    figures: Figures
+    Z: Tensor
+    y_hat: Tensor
+
+
+class Explained(NamedTuple):
+    """A network to explain, and three sets of figures: to learn from, to test on, and of independent looks."""
+
+    model: nn.Module
+    layer: str
+    train: Seen
+    test: Seen
+    free: Seen
+
+    @property
+    def accuracy(self) -> float:
+        """Share of test figures that the network tells right."""
+        return float((self.test.y_hat.argmax(1) == self.test.figures.labels).double().mean())
+
+
+def explained(name: str, train: int, test: int, seed: int, epochs: int) -> Explained:
+    """Returns a network with figures that it was, and was not, trained on."""
+    sets = (
+        draw_figures(train, seed=seed),
+        draw_figures(test, seed=seed + 1),
+        draw_figures(test, seed=seed + 2, members=0, near_misses=0),
+    )
+    model: nn.Module = exact_network(sets[0].reasons)
+    if name == "trained":
+        model = train_cnn(sets[0], epochs=epochs, seed=seed, progress=True)
+    seen = []
+    for figures in sets:
+        found = collect(model, LAYERS[name], figures.images)
+        seen.append(Seen(figures, found.Z, found.y_hat))
+    return Explained(model, LAYERS[name], *seen)
+
+
+def auroc(scores: Tensor, shown: Tensor) -> Tensor:
+    """Returns the probability that a score is higher where a reason is shown, ties half, (K, R), of (N, K), (N, R)."""
+    pairs = itertools.product(scores.double().T, shown.T)
+    return torch.stack([_auroc(*pair) for pair in pairs]).reshape(scores.shape[1], shown.shape[1])
+
+
+def _auroc(score: Tensor, shown: Tensor) -> Tensor:
+    _, place, count = score.unique(return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0) - (count - 1) / 2)[place]
+    own = shown.sum()
+    return (rank[shown].sum() - own * (own + 1) / 2) / (own * (len(shown) - own))
+
+
+def correlations(E: Tensor, shown: Tensor) -> Tensor:
+    """Returns correlations of x-features (N, K) with reasons (N, R), (K, R); 0 of constant ones."""
+    a, b = (x.double() - x.double().mean(0) for x in (E, shown))
+    size = a.norm(dim=0)[:, None] * b.norm(dim=0)
+    return a.T @ b / torch.where(size > 1e-9, size, math.inf)
+
+
+def matched(E: Tensor, shown: Tensor) -> Tensor:
+    """Returns the x-feature of each reason (R,), one to one, of the largest sum of absolute correlations; -1 for none."""
+    found = torch.full((shown.shape[1],), -1)
+    rows, columns = linear_sum_assignment(correlations(E, shown).abs().numpy(), maximize=True)
+    found[torch.as_tensor(columns)] = torch.as_tensor(rows)
+    return found
+
+
+def matched_auroc(E: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the x-feature of each reason, its AUROC (R,), and its mean AUROC for the other reasons (R,)."""
+    chosen = matched(E, shown)
+    values = auroc(E[:, chosen.clamp(min=0)], shown)
+    values = torch.where(chosen[:, None] >= 0, torch.maximum(values, 1 - values), 0.5)
+    own = values.diagonal()
+    return chosen, own, (values.sum(1) - own) / max(1, len(own) - 1)
+
+
+def read_out(train: Tensor, shown: Tensor, test: Tensor) -> Tensor:
+    """Returns what a linear model of least squares, with a touch of ridge, says of each reason, (N, R)."""
+    x = train.double()
+    mean, size = x.mean(0), x.std(0).max().clamp_min(1e-12)
+    a = torch.cat([(x - mean) / size, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    b = torch.cat([(test.double() - mean) / size, torch.ones(len(test), 1, dtype=x.dtype)], 1)
+    penalty = 1e-6 * len(x) * torch.eye(a.shape[1], dtype=x.dtype)
+    return b @ torch.linalg.solve(a.T @ a + penalty, a.T @ shown.double())
+
+
+def turned(train: Tensor, test: Tensor, seed: int) -> Tensor:
+    """Returns x-features (N, K) turned to be as independent as FastICA makes those of the training data."""
+    from sklearn.decomposition import FastICA
+
+    live = train.std(0) > 1e-6
+    if int(live.sum()) < 2:
+        return test
+    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-3)
+    ica.fit(train[:, live].double().numpy())
+    return torch.from_numpy(ica.transform(test[:, live].double().numpy()))
+
+
+def reasons_found(xnn: Autoencoder, of: Explained, label: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
+    shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
+    E, E_train = encode_all(xnn, of.free.Z), encode_all(xnn, of.train.Z)
+    chosen, own, others = matched_auroc(E, shown)
+    mixed = E[torch.randperm(len(E), generator=torch.Generator().manual_seed(seed))]
+    everything = {
+        "from_e": auroc(read_out(E_train, shown_train, E), shown).diagonal(),
+        "from_z": auroc(read_out(of.train.Z, shown_train, of.free.Z), shown).diagonal(),
+        "ica": matched_auroc(turned(E_train, E, seed), shown)[1],
+        "chance": matched_auroc(mixed, shown)[1],
+        "others": others,
+    }
+    found = {name: float(values.mean()) for name, values in everything.items()}
+    each = {"auroc": float(own.mean()), "found": float(((own >= FOUND) & (others <= CONFUSED)).double().mean()), "aurocs": own.tolist()}
+    return chosen, found | each | {"correlations": correlations(E, shown).tolist()}
+
+
+def places(maps: Tensor, members: Figures, label: int, chosen: Tensor) -> dict[str, float]:
+    """Returns how far the maps (N, K, H, W) of each reason's x-feature (R,) fall on the reason's part."""
+    parts = reason_parts(members, label)
+    there = chosen >= 0
+    masks = members.masks[:, parts].double()
+    p = pixel_probabilities(maps).double()[:, chosen.clamp(min=0)]
+    drawn = (p.sum((2, 3)) > 0) & there
+    mass = (p * masks).sum((2, 3))[drawn]
+    area = masks.mean((2, 3))[drawn]
+    peaks = pointing_accuracy(maps, members.points[:, parts] - 0.5, TOLERANCE)
+    own = peaks[chosen[there], there.nonzero()[:, 0]]
+    return {"mass": float(mass.mean()), "lift": float((mass / area).mean()), "pointing": float(own.mean())}
+
+
+def measure(name: str, of: Explained, method: str, label: int, n_features: int, seed: int) -> dict[str, Any]:
+    """Returns all figures of one explanation of one class."""
+    begin, heatmap = time.perf_counter(), ExcitationMaps()
+    rows = (of.test.figures.labels == label).nonzero()[:MAPS, 0]
+    members = of.test.figures._replace(
+        **{k: getattr(of.test.figures, k)[rows] for k in ("images", "points", "boxes", "masks")}
+    )
+    make = METHODS[method]
+    if make is None:
+        maps = OneHeatmap(of.model, heatmap).attribute(members.images, label)[:, :, 0]
+        S = part_probabilities(maps, members.points, members.boxes)
+        every = torch.zeros(len(reason_parts(members, label)), dtype=torch.long)
+        found: dict[str, Any] = {"locality": mean_locality(S)} | places(maps, members, label, every)
+        return found | {"seconds": time.perf_counter() - begin}
+    xnn = make(tuple(of.train.Z.shape[1:]), n_features, n_outputs=1)
+    y_hat, wanted = of.train.y_hat, of.test.y_hat
+    history = fit(xnn, of.train.Z, y_hat[:, label : label + 1], positives=y_hat.argmax(1) == label, seed=seed)
+    xnn.requires_grad_(False)
+    y_bar = xnn.head(encode_all(xnn, of.test.Z))[:, 0]
+    found = {"f_reg": f_reg(y_bar, wanted[:, label]), "std": float(wanted[:, label].std())}
+    found["losses"] = history[-1][1:] if history else []
+    found["f_cls"] = f_cls(y_bar, wanted, label)
+    contributions = xnn.contributions(encode_all(xnn, of.test.Z[rows]))
+    found["eff"] = float(effective_number(contributions.abs().mean(0, keepdim=True)))
+    chosen, told = reasons_found(xnn, of, label, seed)
+    module = find_layer(of.model, of.layer)[1]
+    network = ExplanationNetwork(of.model, of.layer, xnn, trace=trace(of.model, module, (members.images[:1],)))
+    (maps,) = heatmap(network, (members.images,), range(n_features), internal_batch_size=32 * n_features)
+    maps = maps[:, :, 0]
+    S = part_probabilities(maps, members.points, members.boxes)
+    found |= told | places(maps, members, label, chosen)
+    found |= {"o1": orthogonality(maps).o1, "locality": mean_locality(S)}
+    found["locality_weighted"] = mean_locality(S, contributions=contributions)
+    return found | {"seconds": time.perf_counter() - begin}
+
+
+def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns mean and half interval over classes and seeds, by network, number of x-features and method."""
+    kinds = dict.fromkeys((line["network"], line["x_features"], line["method"]) for line in lines)
+    found = []
+    for kind in sorted(kinds, key=lambda k: (k[0], k[1], list(METHODS).index(k[2]))):
+        of = [line for line in lines if (line["network"], line["x_features"], line["method"]) == kind]
+        head = dict(zip(("network", "x_features", "method"), kind, strict=True)) | {"fits": len(of)}
+        found.append(head | {c: interval(line.get(c, math.nan) for line in of) for c in COLUMNS})
+    return found
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Returns the table in Markdown."""
+    head = ["network", "x-features", "method", "fits", *COLUMNS.values()]
+    out = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in summary(lines):
+        cells = [str(row[k]) for k in ("network", "x_features", "method", "fits")]
+        for column in COLUMNS:
+            mean, half = row[column]
+            digits = 1 if column == "lift" else 2
+            shown = "" if math.isnan(mean) else f"{mean:.{digits}f}"
+            cells.append(shown + ("" if math.isnan(half) else f" ± {half:.{digits}f}"))
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def main(
+    networks: list[str],
+    methods: list[str],
+    classes: list[int],
+    x_features: list[str],
+    seeds: int,
+    train: int,
+    test: int,
+    epochs: int,
+    out: Path,
+) -> None:
+    """Measures what OUT lacks, and writes the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "results.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    keys = ("network", "seed", "class", "x_features", "method")
+    done = {tuple(line[k] for k in keys) for line in lines}
+    every = itertools.product(networks, range(seeds), classes, x_features, methods)
+    jobs = [job for job in every if job not in done and (METHODS[job[4]] or job[3] == x_features[0])]
+    with tqdm(total=len(jobs), desc="explanations") as bar:
+        for (name, seed), some in itertools.groupby(jobs, key=lambda job: job[:2]):
+            of = explained(name, train, test, 10 * seed, epochs)
+            for job in some:
+                n = int((of.train.figures.reasons[job[2]] >= 0).sum()) if job[3] == "reasons" else int(job[3])
+                figures = measure(name, of, job[4], job[2], n, seed)
+                lines.append(dict(zip(keys, job, strict=True)) | {"accuracy": of.accuracy} | figures)
+                with log.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                bar.update()
+    (out / "table.md").write_text(table(lines) + "\n")
+    (out / "table.json").write_text(json.dumps(summary(lines), indent=1) + "\n")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--classes", nargs="+", type=int, default=[0, 2, 3, 5], help="0 to 5; 4 and 5 have two reasons")
+    parser.add_argument("--x-features", nargs="+", default=["reasons", "5"], help="numbers, or one for each reason")
+    parser.add_argument("--seeds", type=int, default=2, help="each with figures and networks of its own")
+    parser.add_argument("--train", type=int, default=6000, help="figures to learn from")
+    parser.add_argument("--test", type=int, default=2000, help="figures to test on, twice")
+    parser.add_argument("--epochs", type=int, default=6, help="of training the network")
+    parser.add_argument("--out", type=Path, required=True)
+    main(**vars(parser.parse_args()))
