@@ -1,12 +1,12 @@
 """Does each true reason get an x-feature, and does its map show it? On drawn figures, whose reasons are known.
 
-A class of the figures is the conjunction of two or three reasons, each the look of one part. Two networks are explained:
-``exact``, whose layer has a neuron for each look of each part and whose outputs are sums of reasons, and ``trained``,
-a small network that learned from labels, at its dense layer. The x-features of a class are matched to its reasons one
-to one by correlation, on test figures whose looks are independent of each other, so that an x-feature of one reason
-tells nothing of another. Every network, method, class, number of x-features and seed is a line of OUT/results.jsonl, and
-a run with the same OUT goes on where the last one stopped. Printed, and written to OUT, is the mean over classes and
-seeds with its 95 % confidence interval:
+A class of the figures is the conjunction of two or three reasons, each the look of one part. Two networks are
+explained: ``exact``, whose layer has a neuron for each look of each part and whose outputs are sums of reasons, and
+``trained``, a small network that learned from labels, at its dense layer. The x-features of a class are matched to its
+reasons one to one by correlation, on test figures whose looks are independent of each other, so that an x-feature of
+one reason tells nothing of another. Every network, method, class, number of x-features and seed is a line of
+OUT/results.jsonl, and a run with the same OUT goes on where the last one stopped. Printed, and written to OUT, is the
+mean over classes and seeds with its 95 % confidence interval:
 
 F_reg       mean |surrogate - prediction|, in logits; std is the standard deviation of the prediction
 F_cls       share of examples whose predicted class stays
@@ -15,9 +15,8 @@ AUROC       how well the matched x-feature tells whether its reason is shown, tu
             same of shuffled x-features, others the same x-feature's for the class's other reasons
 found       share of reasons whose x-feature has an AUROC of at least 0.9, and for the others of at most 0.7
 from E, Z   AUROC of the best linear read-out of the reason from all x-features, and from the layer
-ICA         AUROC of the x-features after FastICA turned them, matched anew
-mass        share of the map of the matched x-feature on its reason's part, on members of the class; of 1-Heatmap, of its
-            one map on each of the class's parts
+mass        share of the map of the matched x-feature on its reason's part, on members of the class; of 1-Heatmap, of
+            its one map on each of the class's parts
 lift        the same by the part's share of the image's area: 1 is chance
 pointing    share of maps that peak at the part, within 5 pixels; chance is about 0.03
 O1          overlap of the maps
@@ -71,7 +70,7 @@ FOUND, CONFUSED, TOLERANCE, MAPS = 0.9, 0.7, 5.0, 60
 
 COLUMNS = {
     "f_reg": "F_reg", "std": "std", "f_cls": "F_cls", "eff": "eff", "auroc": "AUROC", "chance": "chance",
-    "others": "others", "found": "found", "from_e": "from E", "from_z": "from Z", "ica": "ICA", "mass": "mass",
+    "others": "others", "found": "found", "from_e": "from E", "from_z": "from Z", "mass": "mass",
     "lift": "lift", "pointing": "pointing", "o1": "O1", "locality": "locality",
     "locality_weighted": "locality weighted",
 }  # fmt: skip
@@ -138,7 +137,7 @@ def correlations(E: Tensor, shown: Tensor) -> Tensor:
 
 
 def matched(E: Tensor, shown: Tensor) -> Tensor:
-    """Returns the x-feature of each reason (R,), one to one, of the largest sum of absolute correlations; -1 for none."""
+    """Returns the x-feature of each reason (R,), one to one, with the largest sum of |correlations|; -1 for none."""
     found = torch.full((shown.shape[1],), -1)
     rows, columns = linear_sum_assignment(correlations(E, shown).abs().numpy(), maximize=True)
     found[torch.as_tensor(columns)] = torch.as_tensor(rows)
@@ -164,18 +163,6 @@ def read_out(train: Tensor, shown: Tensor, test: Tensor) -> Tensor:
     return b @ torch.linalg.solve(a.T @ a + penalty, a.T @ shown.double())
 
 
-def turned(train: Tensor, test: Tensor, seed: int) -> Tensor:
-    """Returns x-features (N, K) turned to be as independent as FastICA makes those of the training data."""
-    from sklearn.decomposition import FastICA
-
-    live = train.std(0) > 1e-6
-    if int(live.sum()) < 2:
-        return test
-    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-3)
-    ica.fit(train[:, live].double().numpy())
-    return torch.from_numpy(ica.transform(test[:, live].double().numpy()))
-
-
 def reasons_found(xnn: Autoencoder, of: Explained, label: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
     shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
@@ -185,12 +172,15 @@ def reasons_found(xnn: Autoencoder, of: Explained, label: int, seed: int) -> tup
     everything = {
         "from_e": auroc(read_out(E_train, shown_train, E), shown).diagonal(),
         "from_z": auroc(read_out(of.train.Z, shown_train, of.free.Z), shown).diagonal(),
-        "ica": matched_auroc(turned(E_train, E, seed), shown)[1],
         "chance": matched_auroc(mixed, shown)[1],
         "others": others,
     }
     found = {name: float(values.mean()) for name, values in everything.items()}
-    each = {"auroc": float(own.mean()), "found": float(((own >= FOUND) & (others <= CONFUSED)).double().mean()), "aurocs": own.tolist()}
+    each = {
+        "auroc": float(own.mean()),
+        "found": float(((own >= FOUND) & (others <= CONFUSED)).double().mean()),
+        "aurocs": own.tolist(),
+    }
     return chosen, found | each | {"correlations": correlations(E, shown).tolist()}
 
 

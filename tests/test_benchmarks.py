@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from captum_xnn.datasets.parts import PartsSample
+from captum_xnn.problem import Recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -154,3 +155,80 @@ def test_table_1_on_small_pictures(monkeypatch):
     assert half == pytest.approx(12.706 * 0.1, rel=1e-3)  # Student's t of one degree of freedom
     text = cub.table(again)
     assert "| SRAE | 2 | " in text and "(0.0812)" in text and "| 1-Heatmap | 2 |" in text
+
+
+def test_auroc_of_reasons():
+    import synthetic
+
+    g = torch.Generator().manual_seed(0)
+    scores, shown = torch.randint(0, 6, (40, 3), generator=g), torch.rand(40, 2, generator=g) < 0.4
+    found = synthetic.auroc(scores, shown)
+    for k in range(3):
+        for r in range(2):
+            own, rest = scores[shown[:, r], k].tolist(), scores[~shown[:, r], k].tolist()
+            wins = sum((a > b) + (a == b) / 2 for a in own for b in rest)
+            assert float(found[k, r]) == pytest.approx(wins / len(own) / len(rest))
+
+
+def test_reasons_are_matched_to_x_features():
+    import synthetic
+
+    shown = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)) < 0.3
+    E = torch.stack([torch.zeros(2000), -1.0 * shown[:, 2], 2.0 * shown[:, 0] + 0.1 * shown[:, 1]], 1)
+    chosen, own, others = synthetic.matched_auroc(E, shown)
+    assert chosen.tolist() == [2, 0, 1]  # the second has what is left
+    assert own.tolist() == [1, 0.5, 1] and others[2] < 0.53  # turned round, a reason is told as well
+    assert synthetic.matched(E[:, 1:], shown).tolist() == [1, -1, 0]
+    assert synthetic.matched_auroc(E[:, 1:], shown)[1].tolist() == [1, 0.5, 1]
+    mixed = E[:, 1:] @ torch.tensor([[1.0, 2.0], [1.0, -1.0]])
+    told = synthetic.read_out(mixed, shown[:, [0, 2]], mixed)
+    assert synthetic.auroc(told, shown[:, [0, 2]]).diagonal().tolist() == [1, 1]
+
+
+def test_maps_are_compared_with_the_parts_masks():
+    import synthetic
+
+    from captum_xnn.datasets.synthetic import draw_figures, reason_parts
+
+    figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
+    maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
+    right = synthetic.places(maps, figures, 0, torch.tensor([1, 0]))
+    assert right["mass"] == pytest.approx(1) and right["pointing"] == 1
+    area = figures.masks[:, [1, 3]].double().mean((2, 3))
+    assert right["lift"] == pytest.approx(float((1 / area).mean()))
+    assert synthetic.places(maps, figures, 0, torch.tensor([0, 1])) == {"mass": 0, "lift": 0, "pointing": 0}
+    half = synthetic.places(maps, figures, 0, torch.tensor([1, -1]))  # only the head has an x-feature
+    assert half["mass"] == pytest.approx(1) and half["lift"] == pytest.approx(float((1 / area[:, 0]).mean()))
+    even = synthetic.places(torch.ones(20, 1, 48, 48), figures, 0, torch.tensor([0, 0]))
+    assert even["lift"] == pytest.approx(1) and even["pointing"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+def test_synthetic_figures_end_to_end(monkeypatch, tmp_path, capsys):
+    import json
+
+    import synthetic
+
+    monkeypatch.setitem(synthetic.METHODS, "SRAE", partial(synthetic.METHODS["SRAE"], hidden=(8,)))
+    monkeypatch.setattr(synthetic, "fit", partial(synthetic.fit, recipe=Recipe(steps=150)))
+    monkeypatch.setattr(synthetic, "MAPS", 8)
+    arguments = {
+        "networks": ["exact", "trained"], "classes": [4], "x_features": ["reasons", "3"], "train": 300, "test": 200,
+        "epochs": 1, "out": tmp_path,
+    }  # fmt: skip
+    synthetic.main(methods=["SRAE", "1-Heatmap"], seeds=1, **arguments)
+    first = (tmp_path / "results.jsonl").read_text()
+    synthetic.main(methods=["SRAE", "1-Heatmap"], seeds=1, **arguments)
+    assert (tmp_path / "results.jsonl").read_text() == first  # nothing is measured twice
+    lines = [json.loads(line) for line in first.splitlines()]
+    kinds = [(line["network"], line["x_features"], line["method"]) for line in lines]
+    each = [("reasons", "SRAE"), ("reasons", "1-Heatmap"), ("3", "SRAE")]
+    assert kinds == [(name, *kind) for name in ("exact", "trained") for kind in each]
+    assert lines[0]["accuracy"] == 1 and lines[0]["from_z"] == 1 and lines[0]["f_cls"] > 0.8
+    assert lines[0]["f_reg"] < lines[0]["std"] and len(lines[0]["correlations"]) == 2
+    assert lines[1]["mass"] == pytest.approx(0.5, abs=1e-4) and "auroc" not in lines[1]  # half of it on each part
+    again = lines + [{**line, "seed": 1, "o1": line.get("o1", math.nan) + 0.2} for line in lines]
+    mean, half = synthetic.summary(again)[1]["o1"]
+    assert mean == pytest.approx(lines[0]["o1"] + 0.1) and half == pytest.approx(12.706 * 0.1, rel=1e-3)
+    assert "| exact | reasons | SRAE | 2 | " in synthetic.table(again)
+    assert (tmp_path / "table.md").read_text() == synthetic.table(lines) + "\n"

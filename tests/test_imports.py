@@ -17,6 +17,8 @@ ROWS = (
     ("metrics.locality",),
     ("datasets.parts",),
     ("datasets.cub",),
+    ("datasets.synthetic",),
+    ("datasets.synthetic_models",),
     ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
     ("metrics.keep_top", "metrics.randomisation"),
     ("autoencoder", "activations", "files", "excitation_bp.signals"),
