@@ -19,6 +19,8 @@ mass        share of the map of the matched x-feature on its reason's part, on m
             its one map on each of the class's parts
 lift        the same by the part's share of the image's area: 1 is chance
 pointing    share of maps that peak at the part, within 5 pixels; chance is about 0.03
+loss        Eq. 5 at the end of training the SRAE, and at the reasons themselves, with a linear head and decoder: where
+            the former is less, the objective asks for something else than the reasons
 O1          overlap of the maps
 locality    entropy of the parts that an x-feature's maps fall on, in nats, and weighted by contribution
 
@@ -50,13 +52,15 @@ from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reaso
 from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.host import find_layer, trace
+from captum_xnn.losses import log_penalty, pull_away
 from captum_xnn.metrics.faithfulness import f_cls, f_reg
 from captum_xnn.metrics.locality import mean_locality, part_probabilities, pixel_probabilities
 from captum_xnn.metrics.orthogonality import orthogonality
 from captum_xnn.metrics.pointing import pointing_accuracy
 from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.network import ExplanationNetwork
-from captum_xnn.training import encode_all, fit
+from captum_xnn.problem import Recipe, Sampler
+from captum_xnn.training import encode_all, fit, scaling
 
 METHODS: dict[str, Callable[..., Autoencoder] | None] = {
     "SRAE": SRAE,
@@ -71,8 +75,8 @@ FOUND, CONFUSED, TOLERANCE, MAPS = 0.9, 0.7, 5.0, 60
 COLUMNS = {
     "f_reg": "F_reg", "std": "std", "f_cls": "F_cls", "eff": "eff", "auroc": "AUROC", "chance": "chance",
     "others": "others", "found": "found", "from_e": "from E", "from_z": "from Z", "mass": "mass",
-    "lift": "lift", "pointing": "pointing", "o1": "O1", "locality": "locality",
-    "locality_weighted": "locality weighted",
+    "lift": "lift", "pointing": "pointing", "loss": "loss", "loss_of_reasons": "of reasons", "o1": "O1",
+    "locality": "locality", "locality_weighted": "locality weighted",
 }  # fmt: skip
 
 
@@ -163,6 +167,22 @@ def read_out(train: Tensor, shown: Tensor, test: Tensor) -> Tensor:
     return b @ torch.linalg.solve(a.T @ a + penalty, a.T @ shown.double())
 
 
+def loss_of_reasons(of: Explained, label: int) -> float:
+    """Returns Eq. 5 at x-features that are the reasons, by least-squares head and decoder, weighted as in a fit."""
+    y_hat, E = of.train.y_hat, concepts(of.train.figures, label).double()
+    y, recipe = y_hat[:, label : label + 1], Recipe()
+    by = scaling(of.train.Z, y)
+    wanted = torch.cat([(of.train.Z - by.Z_mean) / by.Z_std, (y - by.y_mean) / by.y_std], 1).double()
+    weight = Sampler(y_hat.argmax(1) == label, len(y), recipe, torch.Generator()).row_weight.double()
+    root = weight.sqrt()[:, None]
+    a = torch.cat([E, torch.ones_like(E[:, :1])], 1) * root
+    made = a @ torch.linalg.lstsq(a, wanted * root).solution
+    error = (made - wanted * root).square().sum(0) / weight.sum()
+    centred = E - (weight[:, None] * E).sum(0) / weight.sum()
+    terms = error[-1], recipe.beta * log_penalty(error[:-1], recipe.q), recipe.eta * pull_away(centred, weight=weight)
+    return float(sum(terms))
+
+
 def reasons_found(xnn: Autoencoder, of: Explained, label: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
     shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
@@ -218,7 +238,9 @@ def measure(name: str, of: Explained, method: str, label: int, n_features: int, 
     xnn.requires_grad_(False)
     y_bar = xnn.head(encode_all(xnn, of.test.Z))[:, 0]
     found = {"f_reg": f_reg(y_bar, wanted[:, label]), "std": float(wanted[:, label].std())}
-    found["losses"] = history[-1][1:] if history else []
+    if method == "SRAE":
+        found |= {"loss": math.fsum(history[-1][1:]), "losses": history[-1][1:]}
+        found["loss_of_reasons"] = loss_of_reasons(of, label)
     found["f_cls"] = f_cls(y_bar, wanted, label)
     contributions = xnn.contributions(encode_all(xnn, of.test.Z[rows]))
     found["eff"] = float(effective_number(contributions.abs().mean(0, keepdim=True)))

@@ -203,6 +203,24 @@ def test_maps_are_compared_with_the_parts_masks():
     assert even["lift"] == pytest.approx(1) and even["pointing"] == 0
 
 
+def test_equation_5_at_the_reasons_themselves():
+    """By one weighted covariance of reasons, layer and output: what reasons leave unexplained are Schur complements."""
+    import numpy as np
+    import synthetic
+
+    of = synthetic.explained("exact", 500, 50, 3, 1)
+    shown = synthetic.concepts(of.train.figures, 1).numpy()
+    Z, y, members = of.train.Z.numpy(), of.train.y_hat[:, 1:2].numpy(), (of.train.y_hat.argmax(1) == 1).numpy()
+    share = members.mean()
+    weights = np.where(members, 0.25 / share, 0.75 / (1 - share))  # a quarter of each batch
+    scaled = np.hstack([shown, Z / np.sqrt(Z.var(0, ddof=1).mean()), y / y.std(ddof=1)]).astype(float)
+    C = np.cov(scaled.T, aweights=weights, ddof=0)
+    left = np.diag(C[3:, 3:] - C[3:, :3] @ np.linalg.solve(C[:3, :3], C[:3, 3:]))
+    pull_away = sum(C[i, j] ** 2 / C[i, i] / C[j, j] for i in range(3) for j in range(3) if i != j) / 6
+    assert left[-1] == pytest.approx(0, abs=1e-6)  # this output is the sum of its reasons
+    assert synthetic.loss_of_reasons(of, 1) == pytest.approx(np.log1p(left[:-1]).mean() + pull_away, rel=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:expected")
 def test_synthetic_figures_end_to_end(monkeypatch, tmp_path, capsys):
     import json
