@@ -244,6 +244,7 @@ def test_synthetic_figures_end_to_end(monkeypatch, tmp_path, capsys):
     assert kinds == [(name, *kind) for name in ("exact", "trained") for kind in each]
     assert lines[0]["accuracy"] == 1 and lines[0]["from_z"] == 1 and lines[0]["f_cls"] > 0.8
     assert lines[0]["f_reg"] < lines[0]["std"] and len(lines[0]["correlations"]) == 2
+    assert len(lines[2]["correlations"]) == 3
     assert lines[1]["mass"] == pytest.approx(0.5, abs=1e-4) and "auroc" not in lines[1]  # half of it on each part
     again = lines + [{**line, "seed": 1, "o1": line.get("o1", math.nan) + 0.2} for line in lines]
     mean, half = synthetic.summary(again)[1]["o1"]

@@ -109,12 +109,8 @@ def train_cnn(figures: Figures, *, epochs: int = 6, seed: int = 0, progress: boo
     """
     generator = torch.Generator().manual_seed(seed)
     cnn = _untrained(len(figures.reasons) + 1, generator)
-    batches = [
-        rows
-        for _ in range(epochs)
-        for rows in torch.split(torch.randperm(len(figures.images), generator=generator), 64)
-        if len(rows) > 1  # batch norm has no spread of one
-    ]
+    order = (torch.randperm(len(figures.images), generator=generator) for _ in range(epochs))
+    batches = [rows for each in order for rows in torch.split(each, 64)]
     optimiser = torch.optim.AdamW(cnn.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=len(batches) + 1, pct_start=0.15)
     for rows in tqdm(batches, "training the network", disable=not progress, leave=False):
