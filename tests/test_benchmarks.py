@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from captum_xnn.datasets.parts import PartsSample
+from captum_xnn.problem import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -348,3 +349,93 @@ def test_table_2_measures_objects(few):
     one, xnn = (measure(of, job, counts, maps_layer="1") for job in jobs)
     assert all(0 <= line["locality"] <= math.log(2) for line in (one, xnn))  # two objects of three
     assert xnn["f_cls"] == 1 and xnn["test"] < few.y_hat[:, 3].std() and xnn["o1"] >= 0
+
+
+def test_auroc_of_reasons():
+    from benchmarks import synthetic
+
+    g = torch.Generator().manual_seed(0)
+    scores, shown = torch.randint(0, 6, (40, 3), generator=g), torch.rand(40, 2, generator=g) < 0.4
+    found = synthetic.auroc(scores, shown)
+    for k in range(3):
+        for r in range(2):
+            own, rest = scores[shown[:, r], k].tolist(), scores[~shown[:, r], k].tolist()
+            wins = sum((a > b) + (a == b) / 2 for a in own for b in rest)
+            assert float(found[k, r]) == pytest.approx(wins / len(own) / len(rest))
+
+
+def test_reasons_are_matched_to_x_features():
+    from benchmarks import synthetic
+
+    shown = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)) < 0.3
+    E = torch.stack([torch.zeros(2000), -1.0 * shown[:, 2], 2.0 * shown[:, 0] + 0.1 * shown[:, 1]], 1)
+    chosen, own, others = synthetic.matched_auroc(E, shown)
+    assert chosen.tolist() == [2, 0, 1]  # the second has what is left
+    assert own.tolist() == [1, 0.5, 1] and others[2] < 0.53  # turned round, a reason is told as well
+    assert synthetic.matched(E[:, 1:], shown).tolist() == [1, -1, 0]
+    assert synthetic.matched_auroc(E[:, 1:], shown)[1].tolist() == [1, 0.5, 1]
+    mixed = E[:, 1:] @ torch.tensor([[1.0, 2.0], [1.0, -1.0]])
+    told = synthetic.read_out(mixed, shown[:, [0, 2]], mixed)
+    assert synthetic.auroc(told, shown[:, [0, 2]]).diagonal().tolist() == [1, 1]
+
+
+def test_maps_are_compared_with_the_parts_masks():
+    from benchmarks import synthetic
+    from captum_xnn.datasets.synthetic import draw_figures, reason_parts
+
+    figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
+    maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
+    right = synthetic.places(maps, figures, 0, torch.tensor([1, 0]))
+    assert right["mass"] == pytest.approx(1) and right["pointing"] == 1
+    area = figures.masks[:, [1, 3]].double().mean((2, 3))
+    assert right["lift"] == pytest.approx(float((1 / area).mean()))
+    assert synthetic.places(maps, figures, 0, torch.tensor([0, 1])) == {"mass": 0, "lift": 0, "pointing": 0}
+    half = synthetic.places(maps, figures, 0, torch.tensor([1, -1]))  # only the head has an x-feature
+    assert half["mass"] == pytest.approx(1) and half["lift"] == pytest.approx(float((1 / area[:, 0]).mean()))
+    even = synthetic.places(torch.ones(20, 1, 48, 48), figures, 0, torch.tensor([0, 0]))
+    assert even["lift"] == pytest.approx(1) and even["pointing"] == 0
+
+
+def test_equation_5_at_the_reasons_themselves():
+    """By one weighted covariance of reasons, layer and output: what reasons leave unexplained are Schur complements."""
+    import numpy as np
+
+    from benchmarks import synthetic
+
+    of = synthetic.explained("exact", 500, 50, 3, 1)
+    shown = synthetic.concepts(of.train.figures, 1).numpy()
+    Z, y, members = of.train.Z.numpy(), of.train.y_hat[:, 1:2].numpy(), (of.train.y_hat.argmax(1) == 1).numpy()
+    share = members.mean()
+    weights = np.where(members, 0.25 / share, 0.75 / (1 - share))  # a quarter of each batch
+    scaled = np.hstack([shown, Z / np.sqrt(Z.var(0, ddof=1).mean()), y / y.std(ddof=1)]).astype(float)
+    C = np.cov(scaled.T, aweights=weights, ddof=0)
+    left = np.diag(C[3:, 3:] - C[3:, :3] @ np.linalg.solve(C[:3, :3], C[:3, 3:]))
+    pull_away = sum(C[i, j] ** 2 / C[i, i] / C[j, j] for i in range(3) for j in range(3) if i != j) / 6
+    assert left[-1] == pytest.approx(0, abs=1e-6)  # this output is the sum of its reasons
+    assert synthetic.loss_of_reasons(of, 1) == pytest.approx(np.log1p(left[:-1]).mean() + pull_away, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_synthetic_figures_end_to_end(monkeypatch):
+    from benchmarks import synthetic
+    from benchmarks.runs import table
+
+    monkeypatch.setattr(synthetic, "fit", partial(synthetic.fit, recipe=Recipe(steps=150)))
+    monkeypatch.setattr(synthetic, "MAPS", 8)
+    lines = []
+    for network in ("exact", "trained"):
+        of = synthetic.explained(network, 300, 200, 0, 1)
+        for n, method in (("reasons", "SRAE"), ("reasons", "1-Heatmap"), ("3", "SRAE")):
+            job = {"network": network, "seed": 0, "class": 4, "x_features": n, "method": method}
+            lines.append({**job, **synthetic.measure(of, job)})
+    assert lines[0]["accuracy"] == 1 and lines[0]["from_z"] == 1 and lines[0]["f_cls"] > 0.8
+    assert lines[0]["f_reg"] < lines[0]["std"] and len(lines[0]["correlations"]) == 2
+    assert len(lines[2]["correlations"]) == 3
+    assert lines[1]["mass"] == pytest.approx(0.5, abs=1e-4) and "auroc" not in lines[1]  # half of it on each part
+    text = table(synthetic.named(lines), "explained", synthetic.COLUMNS)
+    kinds = [row.split("|")[1].strip() for row in text.splitlines()[2:]]
+    assert kinds == [
+        f"{network}, {kind}" for network in ("exact", "trained")
+        for kind in ("3 x-features, SRAE", "reasons x-features, SRAE", "reasons x-features, 1-Heatmap")
+    ]  # fmt: skip
