@@ -36,23 +36,24 @@ PAPER = {
 }
 
 
-def saliency(kind: str, of: Birds, label: int, seed: int, images: Tensor, rows: Tensor, train: Tensor) -> Tensor:
+def saliency(job: Line, of: Birds, images: Tensor, rows: Tensor, train: Tensor, maps_layer: str | None) -> Tensor:
     """Returns what says how strong each pixel is, (N, H, W)."""
+    kind, label, seed = job["maps"], job["class"], job["seed"]
     if kind == "random":
         return torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(seed))
     if kind == "1-Heatmap":
-        return OneHeatmap(of.model, ExcitationMaps()).attribute(images, label)[:, 0, 0]
+        return OneHeatmap(of.model, ExcitationMaps(maps_layer)).attribute(images, label)[:, 0, 0]
     xnn = one_vs_all.fitted("SRAE", of.Z[train], of.y_hat[train], label, seed)
-    maps = one_vs_all.excitation_maps(xnn, of.model, of.layer, images)
+    maps = one_vs_all.excitation_maps(xnn, of.model, of.layer, images, maps_layer=maps_layer)
     return combined(maps, xnn.contributions(encode_all(xnn, of.Z[rows])))
 
 
-def measure(of: Birds, job: Line, pixels: Sequence[int], fill: str) -> Line:
+def measure(of: Birds, job: Line, pixels: Sequence[int], fill: str, maps_layer: str | None = None) -> Line:
     """Returns the accuracies on the test images of one class."""
     label, begin = job["class"], time.perf_counter()
     train, _, rows = birds.split(of.images.labels, label)
     images = collate([of.images[i] for i in rows.tolist()]).image
-    strength = saliency(job["maps"], of, label, job["seed"], images, rows, train)
+    strength = saliency(job, of, images, rows, train, maps_layer)
     labels = torch.full((len(images),), label)
     found = {str(n): keep_top_accuracy(of.model, images, strength, labels, n, fill=FILLS[fill]) for n in pixels}
     original = float((of.y_hat[rows].argmax(1) == label).double().mean())
@@ -79,7 +80,12 @@ def main(given: argparse.Namespace) -> None:
     of = birds.read_options(given)
     chosen = birds.some_classes(of.images.labels, given.classes)
     jobs = [{"maps": kind, "class": c, "seed": given.seed} for c in chosen for kind in MAPS]
-    lines = measured(given.out, jobs, lambda job: measure(of, job, given.pixels, given.fill), title="classes and maps")
+    lines = measured(
+        given.out,
+        jobs,
+        lambda job: measure(of, job, given.pixels, given.fill, given.maps_layer),
+        title="classes and maps",
+    )
     text = "\n\n".join(
         [
             table(lines, "maps", columns(given.pixels), paper=PAPER, order=MAPS),
@@ -96,5 +102,6 @@ if __name__ == "__main__":
     parser.add_argument("--classes", type=int, default=30, help="how many, evenly spread over those there are")
     parser.add_argument("--pixels", type=int, nargs="+", default=[300, 500, 1000])
     parser.add_argument("--fill", choices=list(FILLS), default="biharmonic", help="inpainting; telea needs OpenCV")
+    parser.add_argument("--maps-layer", help="where maps stop, to be enlarged; otherwise a layer of 14 x 14 cells or more")
     parser.add_argument("--seed", type=int, default=0)
     main(parser.parse_args())
