@@ -69,7 +69,7 @@ class Autoencoder(nn.Module, ABC):
     encoder: nn.Sequential
     decoder: nn.Sequential
     head: nn.Linear
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     """What Adam starts from, unless the recipe says otherwise."""
     config: dict[str, Any]
     """Arguments that make an untrained copy, as JSON can hold them."""

@@ -1,6 +1,7 @@
 """Errors that captum_xnn raises beside ValueError and TypeError."""
 
 __all__ = [
+    "CheckpointError",
     "DatasetError",
     "ExplainerFileError",
     "LayerNotFoundError",
@@ -29,6 +30,10 @@ class ExplainerFileError(ValueError):
 
 class ModelMismatchError(ValueError):
     """Raised where a saved explainer is loaded into another model than it was fitted to."""
+
+
+class CheckpointError(ValueError):
+    """Raised where a checkpoint cannot be written, or is damaged."""
 
 
 class UnsupportedOperationError(RuntimeError):

@@ -284,3 +284,21 @@ class RunningMean:
         self._sum = self.rho * newest if self._sum is None else self._sum + self.rho * (newest - self._sum)
         self._weight += self.rho * (1 - self._weight)
         return self._sum / self._weight + (batch - newest)
+
+    def keep(self, which: Tensor) -> None:
+        """Goes on with some of the statistics, where there is one for each of several explainers.
+
+        Args:
+            which: Boolean (T,), for a statistic (T, ...).
+        """
+        if self._sum is not None:
+            self._sum = self._sum[which]
+
+    @property
+    def state(self) -> tuple[Tensor | None, float]:
+        """The estimate before its correction, and the weight that corrects it; set it to go on from there."""
+        return self._sum, self._weight
+
+    @state.setter
+    def state(self, given: tuple[Tensor | None, float]) -> None:
+        self._sum, self._weight = given

@@ -245,10 +245,10 @@ def _descend(
     recipe, sampler = problem.recipe, problem.sampler
     optimiser = torch.optim.Adam(xnn.parameters(), recipe.learning_rate or xnn.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
-    weight = sampler.weight.to(Z)
     history = []
     for step in tqdm(range(recipe.steps), "fitting the x-features", disable=not problem.progress, leave=False):
-        rows = sampler.draw().to(Z.device)
+        drawn = sampler.draw()
+        rows, weight = drawn.to(Z.device), sampler.weight(drawn).to(Z)
         batch, target = Z[rows], y[rows]
         hold = _hold(step / recipe.steps, pretraining) if start else 0.0
         made = xnn(batch)
@@ -266,8 +266,8 @@ def _descend(
 
 
 def _rate(done: float) -> float:
-    """Returns the learning rate's factor after a share of the steps: up over a tenth, held, a cosine from 0.3 on."""
-    return max(min(done / 0.1, 1.0) * (1.0 if done < 0.3 else 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7))), 1e-3)
+    """Returns the learning rate's factor after a share of the steps: up in a twentieth, held as long, then a cosine."""
+    return max(min(done / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9)), 1e-3)
 
 
 def _hold(done: float, pretraining: float) -> float:

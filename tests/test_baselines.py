@@ -67,9 +67,10 @@ def fitted(make, positives=None, n=3, recipe=QUICK, seed=0, outputs=None):
 
 
 def row_weight(positives):
-    """Positives are a quarter of the whole; 1 on average."""
-    share = positives.double().mean()
-    return torch.where(positives, 0.25 / share, 0.75 / (1 - share))
+    """Of 128 rows some are drawn from the positives alone, so that a quarter of all are; 1 on average."""
+    share = float(positives.double().mean())
+    more = round(128 * (0.25 - share) / (1 - share))
+    return ((128 - more) + more / share * positives) / 128
 
 
 # --- what all have in common

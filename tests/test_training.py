@@ -118,13 +118,29 @@ def test_running_objective_agrees_with_the_full_batch(fitted):
 def test_positives_are_drawn_at_their_share_and_weights_undo_it():
     positives = torch.arange(1000) < 20
     sampler = Sampler(positives, 1000, Recipe(batch_size=64), torch.Generator().manual_seed(0))
-    rows = torch.cat([sampler.draw() for _ in range(400)]).reshape(400, 64)
-    assert float(positives[rows].float().mean()) == pytest.approx(0.25, abs=1e-6)
-    assert float(sampler.weight.sum()) == pytest.approx(1, abs=1e-6)
+    rows = torch.stack([sampler.draw() for _ in range(2000)])
+    # 15 positives are drawn as such, and 49 rows of which one in 50 is positive: 16 of 64, but for rounding.
+    assert sampler.counts == (49, 15)
+    assert float(positives[rows].float().mean()) == pytest.approx((15 + 49 * 0.02) / 64, abs=2e-3)
+    weight = sampler.weight(rows)
+    assert float(weight.sum(1).mean()) == pytest.approx(1, rel=0.01)
     values = torch.arange(1000.0)
-    assert float((values[rows] * sampler.weight).sum(1).mean()) == pytest.approx(499.5, rel=0.02)
+    assert float((values[rows] * weight).sum(1).mean()) == pytest.approx(499.5, rel=0.02)
+    assert float((positives[rows] * weight).sum(1).mean()) == pytest.approx(0.02, rel=0.02)
     # The anchors see the whole set, weighted as batches are.
-    assert float(sampler.row_weight[positives].sum() / sampler.row_weight.sum()) == pytest.approx(0.25, abs=1e-6)
+    assert float(sampler.row_weight[positives].sum() / 1000) == pytest.approx((15 + 49 * 0.02) / 64, abs=1e-6)
+    assert float(sampler.row_weight.mean()) == pytest.approx(1, abs=1e-6)
+
+
+def test_what_is_drawn_from_all_examples_does_not_depend_on_the_positives():
+    made = [
+        Sampler(torch.arange(100) < n, 100, Recipe(batch_size=16), torch.Generator().manual_seed(5)) for n in (2, 3)
+    ]
+    assert made[0].counts == made[1].counts
+    for _ in range(3):
+        a, b = (sampler.draw() for sampler in made)
+        assert torch.equal(a[: made[0].counts[0]], b[: made[0].counts[0]])
+        assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("positives", [None, torch.zeros(50, dtype=torch.bool), torch.ones(50, dtype=torch.bool)])
