@@ -2,34 +2,99 @@
 
 One pass over the data serves every target. It costs what a plain inference loop costs, plus the copies.
 All tensors are kept in memory on the CPU: M x D x 4 bytes in float32, 66 MB for 8,050 examples of 2,048 dimensions.
+
+What does not fit in memory goes to a folder, shard by shard (:mod:`captum_xnn.store`). Whatever ends the run, finished
+shards stay, and the same call goes on: the model runs on the examples of missing or damaged shards only. Their inputs
+are all that is loaded, too, where data are tensors or a plain ``DataLoader`` on an indexed data set; other iterables
+are read from their beginning. Data must come in the same order every time, without random augmentation. Loaders that
+shuffle are refused; beyond that, the inputs of the very first example are compared with a checksum in the manifest, and
+those of the first example of every finished shard where they are loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_xnn import files
 from captum_xnn._compat import format_forward_args
+from captum_xnn.batches import Batch, Batches, Unpack, first_inputs
+from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.host import OutputTransform, find_layer, read_layer, untouched, unwrap
+from captum_xnn.rows import Rows
+from captum_xnn.store import Store, locked
 
-__all__ = ["Activations", "Unpack", "checked", "collect", "first_of_batch"]
+__all__ = ["Activations", "Unpack", "checked", "collect", "collect_part", "first_of_batch"]
 
-Unpack = Callable[[Any], tuple[Any, Any]]
+_LOG = logging.getLogger(__name__)
 
 
 class Activations(NamedTuple):
-    """Activations of a layer and the outputs of the model, example by example."""
+    """Activations of a layer and the outputs of the model, example by example.
 
-    Z: Tensor
+    Both are tensors, or both :class:`~captum_xnn.rows.Rows` on disk: ``Z[rows]`` and ``Z.split(n)`` are the same of
+    either, and ``Z[:]`` is a tensor.
+    """
+
+    Z: Tensor | Rows
     """Output of the layer, (M, ...), in the model's dtype, on the CPU."""
-    y_hat: Tensor
+    y_hat: Tensor | Rows
     """Output of the model, (M,) or (M, C), usually logits, on the CPU."""
     layer: str
     """Dotted name of the layer."""
+    fingerprint: dict[str, Any] | None = None
+    """Of the model they are of (:func:`captum_xnn.files.fingerprint`), where they come from a store."""
+
+    @classmethod
+    def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
+        """Returns the activations in a folder that :func:`collect` filled, after verifying them.
+
+        Args:
+            store: The folder.
+            checksums: Whether to read all of it once and compare checksums, rather than look at sizes only.
+
+        Raises:
+            StoreError: If shards are missing, cut short, or changed, or the folder is not a store of this version. Says
+                which, and what to do.
+
+        Example:
+            >>> import tempfile
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> folder = tempfile.mkdtemp()
+            >>> _ = collect(model, "1", torch.ones(10, 4), store=folder)
+            >>> Activations.open(folder).Z
+            Rows(shape=(10, 3), dtype=torch.float32, files=1)
+        """
+        opened = Store.open(store)
+        opened.check(checksums=checksums)
+        return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, opened.manifest["fingerprint"])
+
+    def check(self, model: nn.Module, layer: str) -> None:
+        """Raises where these are not of a layer of a model, as far as is known.
+
+        Args:
+            model: A plain module.
+            layer: Dotted name of the layer.
+
+        Raises:
+            ModelMismatchError: If they are of another layer, or of a model with other weights.
+        """
+        told = [f"layer is {layer}, was {self.layer}"] if layer != self.layer else []
+        if not told and self.fingerprint is not None:
+            told = files.differences(self.fingerprint, files.fingerprint(model, layer))
+        if told:
+            raise ModelMismatchError(
+                f"expected activations of layer {layer!r} of this model, got those of another: {'; '.join(told)}. Name "
+                "that layer, load the weights they were collected with, or collect anew into another folder"
+            )
 
 
 def first_of_batch(batch: Any) -> tuple[Any, Any]:
@@ -116,15 +181,63 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
     return Z, y_hat
 
 
+class _Reader(NamedTuple):
+    """A model of which one layer is read."""
+
+    model: nn.Module
+    name: str
+    layer: nn.Module
+    output_transform: OutputTransform | None
+    prediction_transform: OutputTransform | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layer: str | nn.Module,
+        output_transform: OutputTransform | None,
+        prediction_transform: OutputTransform | None,
+    ) -> _Reader:
+        model = unwrap(model)
+        return cls(model, *find_layer(model, layer), output_transform, prediction_transform)
+
+    def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
+        """Returns the layer's and the model's outputs on a batch, on the CPU."""
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        arguments = _moved(inputs, device) + _moved(format_forward_args(additional) or (), device)
+        Z, output = read_layer(
+            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
+        )
+        y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
+        Z, y_hat = checked(Z, y_hat, self.name, first)
+        return Z.cpu(), y_hat.cpu()
+
+    def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
+        """Raises where not every example has the same shape."""
+        if len(shapes) > 1:
+            raise ValueError(
+                f"expected layer {self.name!r} to give every example the same shape, got {sorted(shapes)[:3]}; pool "
+                "over the varying dimension in output_transform=, such as `lambda output: output.mean(1)`"
+            )
+
+
+_NOTHING = (
+    "expected examples to collect activations from, got none; check that the loader is not empty or, if it is a "
+    "generator, not used up already"
+)
+
+
 def collect(
     model: nn.Module,
     layer: str | nn.Module,
     data: Any,
     *,
+    store: str | os.PathLike[str] | None = None,
     unpack: Unpack = first_of_batch,
     output_transform: OutputTransform | None = None,
     prediction_transform: OutputTransform | None = None,
     batch_size: int = 64,
+    rows_per_shard: int | None = None,
     progress: bool = False,
 ) -> Activations:
     """Returns the layer's activations and the model's outputs on all of the data, in its order.
@@ -137,16 +250,21 @@ def collect(
         layer: One of its layers, by dotted name or as a module. Of several calls in one pass the last counts.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
             batches such as a DataLoader.
+        store: A folder to collect into, made if need be, for data that do not fit in memory; see above. What it holds
+            already is verified and kept.
         unpack: Turns a batch of an iterable into (inputs, additional_forward_args).
         output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
         prediction_transform: The same for the model's output.
         batch_size: Examples per forward pass where data are tensors.
+        rows_per_shard: Examples in a shard of a new store; by default 4,096, or fewer where these are more than 64 MiB.
         progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If there are no data, or if activations or outputs are NaN or infinite.
         LayerNotFoundError: If the model has no such layer.
         LayerNotReachedError: If the layer never runs.
+        StoreError: If the store is of other data, or in use.
+        ModelMismatchError: If the store is of another model or layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -154,30 +272,250 @@ def collect(
         >>> found.Z.shape, found.y_hat.shape
         (torch.Size([10, 3]), torch.Size([10, 2]))
     """
-    model = unwrap(model)
-    name, module = find_layer(model, layer)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if store is not None:
+        folder = collect_part(
+            model,
+            layer,
+            data,
+            store,
+            unpack=unpack,
+            output_transform=output_transform,
+            prediction_transform=prediction_transform,
+            batch_size=batch_size,
+            rows_per_shard=rows_per_shard,
+            progress=progress,
+        )
+        return Activations.open(folder, checksums=False)  # those found were verified, the others just written
+    reader = _Reader.of(model, layer, output_transform, prediction_transform)
     Zs: list[Tensor] = []
     y_hats: list[Tensor] = []
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
-    with torch.inference_mode(False), untouched(model), torch.no_grad():
+    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
         batches = _batches(data, batch_size, unpack)
-        for inputs, additional in tqdm(batches, f"activations of {name}", total, disable=not progress, leave=False):
-            arguments = _moved(inputs, device) + _moved(format_forward_args(additional) or (), device)
-            Z, output = read_layer(model, module, arguments, name=name, output_transform=output_transform)
-            y_hat = output if prediction_transform is None else prediction_transform(output)
-            Z, y_hat = checked(Z, y_hat, name, sum(map(len, y_hats)))
-            Zs.append(Z.cpu())
-            y_hats.append(y_hat.cpu())
+        title = f"activations of {reader.name}"
+        for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
+            Z, y_hat = reader.read(inputs, additional, sum(map(len, y_hats)))
+            Zs.append(Z)
+            y_hats.append(y_hat)
     if not Zs:
-        raise ValueError(
-            "expected examples to collect activations from, got none; check that the loader is not empty or, if it is "
-            "a generator, not used up already"
+        raise ValueError(_NOTHING)
+    reader.same_shape({tuple(Z.shape[1:]) for Z in Zs})
+    return Activations(torch.cat(Zs), torch.cat(y_hats), reader.name)
+
+
+def collect_part(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    store: str | os.PathLike[str],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    rows_per_shard: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Returns the folder after collecting into it the shards that are this process's to do.
+
+    Several processes, on one machine or on several that see the same folder, make the same call with the same data and
+    a rank each. When all have returned, :meth:`Activations.open` gives the whole. None waits for another.
+
+    Args:
+        model: The model to explain, the same in all processes.
+        layer: One of its layers.
+        data: All of the data, as :func:`collect` takes them.
+        store: The folder.
+        rank: Number of this process, from 0 on.
+        world_size: Number of processes that share the work.
+        unpack: As in :func:`collect`.
+        output_transform: As in :func:`collect`.
+        prediction_transform: As in :func:`collect`.
+        batch_size: As in :func:`collect`.
+        rows_per_shard: As in :func:`collect`; the same in all processes.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As :func:`collect`, or if the rank is not one of the processes.
+        StoreError: If the store is of other data, or another process collects as the same rank.
+        ModelMismatchError: If the store is of another model or layer.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> folder = tempfile.mkdtemp()
+        >>> for rank in range(2):  # in processes of their own
+        ...     _ = collect_part(model, "1", torch.ones(10, 4), folder, rank=rank, world_size=2, rows_per_shard=3)
+        >>> len(Activations.open(folder).Z)
+        10
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"expected a rank from 0 to {world_size - 1}, got {rank}; every process has its own")
+    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    batches = Batches(data, batch_size, unpack)
+    folder = Path(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, rank), torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+        first = batches.first()
+        if first is None:
+            raise ValueError(_NOTHING)
+        filling = _Filling(reader, _begun(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
+        filling.store.sweep(rank, world_size)
+        with (
+            _told(filling.store),
+            tqdm(desc=f"activations of {reader.name}", unit=" examples", disable=not progress, leave=False) as bar,
+        ):
+            end = 0
+            for batch in batches.those(filling.wanted):
+                filling.take(batch)
+                end = batch.first + batch.rows
+                bar.update(batch.rows)
+            filling.finish(batches.examples or end)
+    return folder
+
+
+def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
+    """Returns a new store, or the one that is there if it is of the same model, layer and data."""
+    about: dict[str, Any] = {
+        "fingerprint": files.fingerprint(reader.model, reader.name),
+        "transforms": [k for k in ("output_transform", "prediction_transform") if getattr(reader, k) is not None],
+        "first_inputs": first_inputs(first.inputs, 0),
+    }
+    if not Store.exists(folder):
+        Z, y_hat = reader.read(first.inputs, first.additional, 0)
+        tables = {"Z": Z, "y_hat": y_hat}
+        Store.create(folder, about, tables, rows_per_shard=rows_per_shard, rows=examples)
+    store = Store.open(folder)
+    was = store.manifest
+    told = files.differences(was["fingerprint"], about["fingerprint"])
+    if told:
+        raise ModelMismatchError(
+            f"expected the model and layer of which {folder} holds activations, got another: {'; '.join(told)}. Load "
+            "the weights they were collected with, or collect into another folder"
         )
-    shapes = sorted({tuple(Z.shape[1:]) for Z in Zs})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"expected layer {name!r} to give every example the same shape, got {shapes[:3]}; pool over the varying "
-            "dimension in output_transform=, such as `lambda output: output.mean(1)`"
+    if was["transforms"] != about["transforms"]:
+        raise StoreError(
+            f"expected transforms {was['transforms']}, with which {folder} was begun, got {about['transforms']}; pass "
+            "the same, or collect into another folder"
         )
-    return Activations(torch.cat(Zs), torch.cat(y_hats), name)
+    if was["first_inputs"] != about["first_inputs"]:
+        raise _other_data(store, 0)
+    if rows_per_shard not in (None, store.rows_per_shard):
+        raise StoreError(
+            f"expected rows_per_shard={store.rows_per_shard}, with which {folder} was begun, got {rows_per_shard}; "
+            "leave it out, or collect into another folder"
+        )
+    if examples is not None:
+        store.finish(examples)
+    return store
+
+
+def _other_data(store: Store, example: int) -> StoreError:
+    return StoreError(
+        f"expected the data from which {store.folder} was begun, got other inputs in example {example}; pass the same "
+        "data in the same order and without random augmentation, or collect these into another folder"
+    )
+
+
+class _Filling:
+    """A store that is being filled with the shards of one process."""
+
+    def __init__(self, reader: _Reader, store: Store, rank: int, world_size: int) -> None:
+        self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
+        self._missing: dict[int, bool] = {}
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self._inputs = ""
+
+    def missing(self, shard: int) -> bool:
+        """Returns whether a shard is this process's to do."""
+        if shard % self.world_size != self.rank:
+            return False
+        if shard not in self._missing:
+            damage = self.store.damage(shard)
+            self._missing[shard] = damage is not None
+            if damage and self.store.begun(shard):
+                _LOG.warning("shard %d in %s %s; it is collected again", shard, self.store.folder, damage)
+        return self._missing[shard]
+
+    def _shards(self, first: int, after: int) -> range:
+        n = self.store.rows_per_shard
+        return range(first // n, -(-after // n))
+
+    def wanted(self, first: int, after: int) -> bool:
+        """Returns whether some of these examples belong to a shard that is this process's to do."""
+        return any(map(self.missing, self._shards(first, after)))
+
+    def take(self, batch: Batch) -> None:
+        """Runs the model on a batch where that is needed, and writes the shards that it completes."""
+        after = batch.first + batch.rows
+        read: tuple[Tensor, Tensor] | None = None
+        for shard in self._shards(batch.first, after):
+            begin, end = self.store.bounds(shard)
+            if not self.missing(shard):
+                self._compare(shard, begin, batch)
+                continue
+            read = read or self._read(batch)
+            rows = slice(max(begin - batch.first, 0), min(end, after) - batch.first)
+            if begin >= batch.first:
+                self._held, self._inputs = [], first_inputs(batch.inputs, begin - batch.first)
+            self._held.append((read[0][rows], read[1][rows]))
+            if end <= after:
+                self._write(shard)
+
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        Z, y_hat = self.reader.read(batch.inputs, batch.additional, batch.first)
+        if len(Z) != batch.rows:
+            raise ValueError(
+                f"expected {batch.rows} examples from example {batch.first} on, got {len(Z)} rows of layer "
+                f"{self.reader.name!r}; a store needs one for every row of the inputs: leave out unusable examples in "
+                "the data set rather than in collate_fn, and put examples first in output_transform="
+            )
+        for name, table in (("Z", Z), ("y_hat", y_hat)):
+            was = self.store.manifest["tables"][name]
+            self.reader.same_shape({tuple(was["shape"]), tuple(table.shape[1:])})
+            if str(table.dtype) != f"torch.{was['dtype']}":
+                raise StoreError(
+                    f"expected {name} in {was['dtype']}, as {self.store.folder} was begun, got {table.dtype}; convert "
+                    "the model or its inputs, or collect into another folder"
+                )
+        return Z, y_hat
+
+    def _compare(self, shard: int, begin: int, batch: Batch) -> None:
+        """Raises where a finished shard is of other inputs than those that come now."""
+        mine = shard % self.world_size == self.rank
+        known = mine and begin >= batch.first
+        if known and self.store.first_inputs(shard) != first_inputs(batch.inputs, begin - batch.first):
+            raise _other_data(self.store, begin)
+
+    def _write(self, shard: int) -> None:
+        Z, y_hat = (torch.cat(parts) for parts in zip(*self._held, strict=True))
+        self.store.write(shard, {"Z": Z, "y_hat": y_hat}, first=self._inputs)
+        self._held = []
+        self._missing[shard] = False
+
+    def finish(self, examples: int) -> None:
+        """Writes the last shard, when all examples have come.
+
+        Args:
+            examples: How many they are.
+        """
+        self.store.finish(examples)
+        if self._held:
+            self._write(examples // self.store.rows_per_shard)
+
+
+@contextmanager
+def _told(store: Store) -> Iterator[None]:
+    """Returns a context in which whatever ends it early, Ctrl-C included, is told what stays and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        done = sum(1 for _ in store.folder.glob("shard-*.json"))
+        text = f"{done} finished shards of activations stay in {store.folder}; the same call goes on from there"
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(text)
+        else:
+            _LOG.error(text)
+        raise

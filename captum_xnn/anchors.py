@@ -21,10 +21,13 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from captum_xnn.rows import Rows, parts
 
 __all__ = ["Anchors", "anchors"]
 
@@ -38,11 +41,11 @@ class Anchors(NamedTuple):
     """(C, r), least-squares weights of the anchors in the outputs."""
 
 
-def anchors(Z: Tensor, y: Tensor, n: int, *, weight: Tensor | None = None) -> Anchors:
+def anchors(Z: Tensor | Rows, y: Tensor, n: int, *, weight: Tensor | None = None) -> Anchors:
     """Returns the anchors of n x-features.
 
     Args:
-        Z: Activations (M, D).
+        Z: Activations (M, D), in memory or on disk.
         y: Outputs (M, C). With one output all anchors get the same share of it; with several they are only rotated to
             be most skewed, since no rotation shares several outputs evenly.
         n: Number of x-features.
@@ -61,37 +64,75 @@ def anchors(Z: Tensor, y: Tensor, n: int, *, weight: Tensor | None = None) -> An
     c = T.T @ (y - y.mean(0)).cpu().double() / len(T)
     rotation = _most_skewed(T, c[:, 0] if y.shape[1] == 1 else None)
     E = T @ rotation.T
-    return Anchors(E.to(Z), (rotation @ c).T.to(Z))
+    return Anchors(E.to(y), (rotation @ c).T.to(y))
 
 
-def _pls_scores(Z: Tensor, y: Tensor, w: Tensor, n: int) -> Tensor:
-    """Returns up to n scores (M, r), orthonormal under the weights w, which sum to 1.
+def _pls_scores(Z: Tensor | Rows, y: Tensor, w: Tensor, n: int) -> Tensor:
+    r"""Returns up to n scores (M, r), orthonormal under the weights w, which sum to 1.
 
-    Scores are kept orthogonal to each other instead of deflating Z, which is the same thing without the copies.
+    Scores are kept orthogonal to each other instead of deflating Z, which is the same thing without the copies. Every
+    score takes one pass over Z, which may lie on disk: beside t = Z d it gives :math:`Z^\top W t`, and thereby the next
+    :math:`Z^\top W r`, as the residual r loses its part along t.
     """
-    Z = Z - w @ Z
     residual = y - w @ y
-    smallest = torch.finfo(Z.dtype).eps * (w @ Z**2).sum().sqrt() * 10
+    centre, square, crossed = _first_pass(Z, residual, w)
+    smallest = torch.finfo(Z.dtype).eps * square.sqrt() * 10
     scores: list[Tensor] = []
+    loadings: list[Tensor] = []
     for _ in range(n):
-        crossed = Z.T @ (w[:, None] * residual)
         direction = torch.linalg.svd(crossed, full_matrices=False)[0][:, 0]
-        t = Z @ direction
+        t, loading = _pass(Z, centre, direction, w)
         for _twice in range(2):  # once leaves rounding errors behind
-            for s in scores:
-                t = t - s * (w * s) @ t
+            for s, of_s in zip(scores, loadings, strict=True):
+                along = (w * s) @ t
+                t, loading = t - s * along, loading - of_s * along
         norm = (w * t) @ t
         if not norm.sqrt() > smallest:
             break
-        t = t / norm.sqrt()
-        residual = residual - t[:, None] * ((w * t) @ residual)
+        t, loading = t / norm.sqrt(), loading / norm.sqrt()
+        explained = (w * t) @ residual
+        residual = residual - t[:, None] * explained
+        crossed = crossed - loading[:, None] * explained
         scores.append(t)
+        loadings.append(loading)
     if not scores:
         raise ValueError(
             "expected activations of which some vary with the output, got none; check that the layer lies on the path "
             "to this output, or explain another layer or target"
         )
     return torch.stack(scores, 1)
+
+
+def _first_pass(Z: Tensor | Rows, residual: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns mean (D,), sum of the variances of all dimensions, and covariance (D, C) with a residual."""
+    shift = next(iter(parts(Z)))[0]  # any row, so that no digits are lost where the mean is large
+    mean, square = torch.zeros_like(shift), w.new_zeros(())
+    crossed = w.new_zeros(len(shift), residual.shape[1])
+    for part, weight, r in _parts(Z, w, residual):
+        shifted = part - shift
+        mean += weight @ shifted
+        square += weight @ (shifted**2).sum(1)
+        crossed += shifted.T @ (weight[:, None] * r)
+    return shift + mean, square - mean @ mean, crossed - mean[:, None] * (w @ residual)
+
+
+def _pass(Z: Tensor | Rows, centre: Tensor, direction: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the score (M,) of a direction, and the covariance (D,) of Z with it."""
+    scores, loading = [], torch.zeros_like(centre)
+    for part, weight in _parts(Z, w):
+        centred = part - centre
+        t = centred @ direction
+        loading += (weight * t) @ centred
+        scores.append(t)
+    return torch.cat(scores), loading
+
+
+def _parts(Z: Tensor | Rows, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yields parts of Z with those of tensors that have as many rows."""
+    first = 0
+    for part in parts(Z):
+        yield (part, *(other[first : first + len(part)] for other in others))
+        first += len(part)
 
 
 def _whitened(T: Tensor) -> Tensor:

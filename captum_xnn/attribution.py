@@ -37,6 +37,7 @@ from captum_xnn.metrics.faithfulness import classification_faithfulness, error_f
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
 from captum_xnn.problem import Recipe
+from captum_xnn.rows import Rows, each, parts
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import encode_all, fit
@@ -148,6 +149,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         *,
         joint: bool = False,
         positives: Tensor | None = None,
+        store: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> XNNAttribution:
         """Returns this object after learning an explainer for each target, or one for all of them.
@@ -157,12 +159,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Args:
             data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
-                batches, such as a DataLoader, which hold the inputs first.
+                batches, such as a DataLoader, which hold the inputs first. Or activations that were collected before,
+                in memory or on disk (:class:`~captum_xnn.activations.Activations`); the model is not run then.
             target: One output of the model (None, int, or tuple of ints), or a list or range of them, which get an
                 explainer each.
             joint: Explain all targets of the list or tuple by one set of x-features.
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.
+            store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
+                it already is not collected again (:func:`~captum_xnn.activations.collect`).
             progress: Whether to show progress bars.
 
         Raises:
@@ -177,20 +182,32 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             2
         """
         groups = target_groups(target, joint)
-        found = self._collected(data, progress)
-        _warn_of_probabilities(found.y_hat)
+        found = self._collected(data, progress, store)
+        outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
+        if outputs.probabilities:
+            _warn_of_probabilities()
         for targets in groups:
             with torch.inference_mode(False):
-                explainer = self._fitted(found, targets, positives, progress)
+                explainer = self._fitted(found, outputs, targets, positives, progress)
             self.explainers_[explainer.layer, explainer.targets] = explainer
         return self
 
-    def _collected(self, data: Any, progress: bool) -> Activations:
+    def _collected(self, data: Any, progress: bool, store: str | os.PathLike[str] | None = None) -> Activations:
         """Returns the layer's activations and the model's outputs on some data."""
+        if isinstance(data, Activations):
+            if store is not None:
+                raise ValueError(
+                    "expected either data to collect into store=, or activations collected already, got both; "
+                    "leave store= out"
+                )
+            model = unwrap(self.model)
+            data.check(model, find_layer(model, self.layer)[0])
+            return data
         return collect(
             self.model,
             self.layer,
             data,
+            store=store,
             unpack=self.unpack,
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
@@ -198,12 +215,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
 
     def _fitted(
-        self, found: Activations, targets: tuple[Target, ...], positives: Tensor | None, progress: bool
+        self,
+        found: Activations,
+        outputs: _Outputs,
+        targets: tuple[Target, ...],
+        positives: Tensor | None,
+        progress: bool,
     ) -> Explainer:
         """Returns a new explainer of some outputs, learned from collected activations."""
-        y_hat = torch.stack([select(found.y_hat, t) for t in targets], 1)
+        y_hat = outputs.columns(targets)
         if positives is None:
-            positives = _own_positives(found.y_hat, targets)
+            positives = _own_positives(outputs.classes, targets)
         elif positives.shape != (len(y_hat),) or positives.dtype != torch.bool:
             raise ValueError(
                 f"expected positives as a boolean tensor ({len(y_hat)},), got {positives.dtype} "
@@ -211,7 +233,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
-        Z, y = found.Z.to(device, dtype), y_hat.to(device, dtype)
+        Z, y = each(found.Z, lambda part: part.to(device, dtype)), y_hat.to(device, dtype)
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
             srae = self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype)
         history = fit(srae, Z, y, positives=positives, recipe=self.recipe, seed=self.seed, progress=progress)
@@ -372,30 +394,30 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         other.heatmap = as_heatmap(heatmap)
         return other
 
-    def score(self, data: Any, target: Any = None) -> Faithfulness:
+    def score(self, data: Any, target: Any = None, *, store: str | os.PathLike[str] | None = None) -> Faithfulness:
         """Returns how faithful the explainer of a target is on some data: F_reg and F_cls.
 
         Args:
             data: As :meth:`fit` takes them.
             target: None, int, or tuple of ints.
+            store: As in :meth:`fit`; a folder for these data, not that of the training data.
 
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
         """
         target = single_target(target)
         explainer = self.explainer(target)
-        found = self._collected(data, progress=False)
+        found = self._collected(data, False, store)
+        outputs = _Outputs.of(found.y_hat, [target])
         weight = explainer.srae.head.weight
         with torch.no_grad():
-            E = encode_all(explainer.srae, found.Z.to(weight.device, weight.dtype))
+            E = encode_all(explainer.srae, each(found.Z, lambda part: part.to(weight.device, weight.dtype)))
             y_bar = explainer.srae.head(E)[:, explainer.output(target)].cpu()
-        y_hat = select(found.y_hat, target).to(y_bar.dtype)
-        classes = found.y_hat.dim() == 2 and found.y_hat.shape[1] > 1
-        return Faithfulness(
-            regression_faithfulness(y_bar, y_hat),
-            classification_faithfulness(found.y_hat, y_bar, target) if classes and isinstance(target, int) else None,
-            len(y_bar),
-        )
+        f_cls = None
+        if outputs.classes is not None and isinstance(target, int):
+            f_cls = _same_classes(found.y_hat, y_bar, target)
+        y_hat = outputs.columns((target,))[:, 0].to(y_bar.dtype)
+        return Faithfulness(regression_faithfulness(y_bar, y_hat), f_cls, len(y_bar))
 
     def _explained(
         self,
@@ -684,30 +706,67 @@ def _features(feature: int | None, K: int) -> list[int]:
     return [operator.index(feature)]
 
 
-def _warn_of_probabilities(y_hat: Tensor) -> None:
-    """Warns where the outputs look like a softmax, in which every class depends on all others."""
-    if y_hat.dim() != 2 or y_hat.shape[1] < 2 or not bool((y_hat >= 0).all()):
-        return
+class _Outputs(NamedTuple):
+    """What is learned of the model's outputs, from one pass over them: all of them may be too large for memory."""
+
+    y: Tensor
+    """The explained outputs, (M, C)."""
+    targets: list[Target]
+    """Which they are."""
+    classes: Tensor | None
+    """The class that the model gives each example, (M,); None where outputs are no classes."""
+    probabilities: bool
+    """Whether the outputs look like a softmax, in which every class depends on all others."""
+
+    @classmethod
+    def of(cls, y_hat: Tensor | Rows, targets: list[Target]) -> _Outputs:
+        targets = list(dict.fromkeys(targets))
+        columns, given, softmax = [], [], True
+        for part in parts(y_hat):
+            columns.append(torch.stack([select(part, t) for t in targets], 1))
+            if part.dim() == 2 and part.shape[1] > 1:
+                given.append(part.argmax(1))
+                softmax = softmax and _like_probabilities(part)
+        return cls(torch.cat(columns), targets, torch.cat(given) if given else None, bool(given) and softmax)
+
+    def columns(self, targets: tuple[Target, ...]) -> Tensor:
+        """Returns some of the explained outputs, (M, C)."""
+        return self.y[:, [self.targets.index(t) for t in targets]]
+
+
+def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
+    """Returns F_cls, part by part."""
+    first, same = 0, 0.0
+    for part in parts(y_hat):
+        given = y_bar[first : first + len(part)]
+        same += classification_faithfulness(part, given, target) * len(part)
+        first += len(part)
+    return same / first
+
+
+def _like_probabilities(y_hat: Tensor) -> bool:
     tolerance = 1e-2 if y_hat.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    if bool(((y_hat.double().sum(1) - 1).abs() < tolerance).all()):
-        warnings.warn(
-            "expected logits, got outputs that are non-negative and sum to 1 in every example, as after a softmax; "
-            "contributions to a probability mix all classes. Explain the model without its last softmax",
-            stacklevel=3,
-        )
+    return bool((y_hat >= 0).all()) and bool(((y_hat.double().sum(1) - 1).abs() < tolerance).all())
 
 
-def _own_positives(y_hat: Tensor, targets: tuple[Target, ...]) -> Tensor | None:
+def _warn_of_probabilities() -> None:
+    warnings.warn(
+        "expected logits, got outputs that are non-negative and sum to 1 in every example, as after a softmax; "
+        "contributions to a probability mix all classes. Explain the model without its last softmax",
+        stacklevel=3,
+    )
+
+
+def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:
     """Returns which examples the model itself gives one of the classes, (M,); None where outputs are no classes."""
-    if y_hat.dim() != 2 or y_hat.shape[1] < 2 or not all(isinstance(t, int) for t in targets):
+    if given is None or not all(isinstance(t, int) for t in targets):
         return None
-    given = y_hat.argmax(1)
     positives = torch.isin(given, torch.tensor(targets))
     if not bool(positives.any()):
         raise ValueError(
-            f"expected examples that the model gives class {', '.join(map(str, targets))}, got none of {len(y_hat)}; "
+            f"expected examples that the model gives class {', '.join(map(str, targets))}, got none of {len(given)}; "
             "add such examples to the data, or, if the outputs are no classes, weight all examples alike with "
-            f"positives=torch.ones({len(y_hat)}, dtype=torch.bool)"
+            f"positives=torch.ones({len(given)}, dtype=torch.bool)"
         )
     return positives
 

@@ -8,6 +8,7 @@ __all__ = [
     "LayerNotReachedError",
     "ModelMismatchError",
     "NotFittedError",
+    "StoreError",
     "UnsupportedOperationError",
 ]
 
@@ -38,6 +39,10 @@ class CheckpointError(ValueError):
 
 class UnsupportedOperationError(RuntimeError):
     """Raised where a heatmap's method meets an operation that it has no rule for, or cannot see."""
+
+
+class StoreError(ValueError):
+    """Raised where activations on disk are missing, damaged, unfinished, or of other data; the message says which."""
 
 
 class DatasetError(ValueError):

@@ -124,18 +124,19 @@ def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: 
     return folder
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, *data: bytes | memoryview) -> None:
     """Writes a file beside its place and moves it there in one step, so that it is the old or the new one, never half.
 
     Args:
         path: The file.
-        data: Its new contents.
+        data: Its new contents, one after the other.
     """
     # tempfile would make it readable for its owner alone; these files are there to be shared.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with draft.open("xb") as file:
-            file.write(data)
+            for some in data:
+                file.write(some)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

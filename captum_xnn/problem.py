@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.ranks import ALONE, Ranks
+from captum_xnn.rows import Rows
 
 __all__ = ["Problem", "Recipe", "Sampler", "Step"]
 
@@ -176,8 +177,8 @@ class Sampler:
 class Problem:
     """What is to be learned, in the model's own units."""
 
-    Z: Tensor
-    """Activations (M, D) or (M, channels, H, W)."""
+    Z: Tensor | Rows
+    """Activations (M, D) or (M, channels, H, W), in memory or on disk."""
     y: Tensor
     """Outputs (M, C) to be faithful to, in logits."""
     sampler: Sampler
@@ -196,4 +197,8 @@ class Problem:
     @property
     def weight(self) -> Tensor:
         """How much every example counts, (M,), 1 on average: as often as it is in batches."""
-        return self.sampler.row_weight.to(self.Z)
+        return self.sampler.row_weight.to(self.y)
+
+    def loaded(self) -> Tensor:
+        """Returns the activations in memory, for forms that need all of them at once."""
+        return self.Z[:]

@@ -38,6 +38,7 @@ from captum_xnn.losses import (
     second_moments,
 )
 from captum_xnn.problem import Problem, Recipe, Sampler, Step
+from captum_xnn.rows import Rows, each, parts
 
 __all__ = ["Loss", "RunningObjective", "descend", "encode_all", "fit", "scaling"]
 
@@ -90,14 +91,14 @@ class RunningObjective:
         return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
 
 
-def scaling(Z: Tensor, y: Tensor) -> Scaling:
+def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
     """Returns by what Z and y are standardised.
 
     All dimensions of Z share one scale, that of their mean variance: what varies little in the model weighs little here
     too, and the x-features generalise better than with a scale for each dimension (benchmarks/degeneration.py).
 
     Args:
-        Z: Activations (M, D) or (M, channels, H, W).
+        Z: Activations (M, D) or (M, channels, H, W), in memory or on disk.
         y: Outputs (M, C).
 
     Example:
@@ -105,15 +106,29 @@ def scaling(Z: Tensor, y: Tensor) -> Scaling:
         >>> made.Z_mean, made.Z_std
         (tensor([1., 3.]), tensor([1.4142, 1.4142]))
     """
-    over = [d for d in range(Z.dim()) if d != 1]
-    mean = Z.mean(over)
-    return Scaling(mean, Z.var(over).mean().sqrt().expand_as(mean), y.mean(0), y.std(0))
+    # One pass about the mean of its beginning, so that no digits are lost where the mean is large.
+    shift = _channels_last(next(iter(parts(Z)))).mean(0)
+    total, square, count = torch.zeros(len(shift), dtype=torch.float64), 0.0, 0
+    for part in parts(Z):
+        off = _channels_last(part) - shift
+        total += off.sum(0).cpu()
+        square += float(off.flatten() @ off.flatten())
+        count += len(off)
+    beside = total / count
+    variance = max(0.0, square - count * float(beside @ beside)) / (count - 1) / len(beside)
+    mean = shift + beside.to(shift)
+    return Scaling(mean, mean.new_tensor(math.sqrt(variance)).expand_as(mean), y.mean(0), y.std(0))
 
 
-def _check_varies(Z: Tensor, y: Tensor) -> None:
+def _channels_last(Z: Tensor) -> Tensor:
+    """Returns (M, channels, H, W) as (M * H * W, channels), and (M, D) as it is."""
+    return Z.flatten(2).transpose(1, 2).flatten(0, 1) if Z.dim() > 2 else Z
+
+
+def _check_varies(Z: Tensor | Rows, y: Tensor) -> None:
     """Raises where there is nothing to learn from, or nothing to learn."""
     by = scaling(Z, y)
-    if not bool((by.Z_std > Z.abs().max() * torch.finfo(Z.dtype).eps).all()):
+    if not bool((by.Z_std > by.Z_mean.abs().max() * torch.finfo(Z.dtype).eps).all()):
         raise ValueError(
             "expected activations that vary, got the same for every example; check the inputs, or explain another layer"
         )
@@ -124,16 +139,16 @@ def _check_varies(Z: Tensor, y: Tensor) -> None:
         )
 
 
-def _standardised(Z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Scaling]:
-    """Returns Z and y standardised, and by what."""
+def _standardised(Z: Tensor | Rows, y: Tensor) -> tuple[Tensor | Rows, Tensor, Scaling]:
+    """Returns Z and y standardised, and by what; of Z on disk what is read of it."""
     by = scaling(Z, y)
-    shape = (1, -1, *[1] * (Z.dim() - 2))
-    return (Z - by.Z_mean.reshape(shape)) / by.Z_std.reshape(shape), (y - by.y_mean) / by.y_std, by
+    mean, std = (values.reshape(1, -1, *[1] * (Z.dim() - 2)) for values in (by.Z_mean, by.Z_std))
+    return each(Z, lambda part: (part - mean) / std), (y - by.y_mean) / by.y_std, by
 
 
 def fit(
     srae: Autoencoder,
-    Z: Tensor,
+    Z: Tensor | Rows,
     y_hat: Tensor,
     *,
     positives: Tensor | None = None,
@@ -146,6 +161,7 @@ def fit(
     Args:
         srae: The network, on any device; its weights are drawn anew.
         Z: Activations (M, D), or (M, channels, H, W) for the convolutional form, floating-point, on the same device.
+            Rows on disk give the same numbers; some megabytes of them at a time, or a batch, are in memory.
         y_hat: Outputs (M, C) to be faithful to, in logits.
         positives: Boolean (M,): the examples of the explained class, to be drawn more often. None draws all alike.
         recipe: Settings of the training.
@@ -171,12 +187,13 @@ def fit(
     if len(Z) < 2:
         raise ValueError(f"expected at least two examples to learn from, got {len(Z)}; pass more data to fit")
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(Z.device.type, enabled=False):
-        return _fit(srae, Z.detach().clone(), y_hat.detach().clone(), positives, recipe or Recipe(), seed, progress)
+        Z = Z if isinstance(Z, Rows) else Z.detach().clone()
+        return _fit(srae, Z, y_hat.detach().clone(), positives, recipe or Recipe(), seed, progress)
 
 
 def _fit(
     srae: Autoencoder,
-    Z: Tensor,
+    Z: Tensor | Rows,
     y_hat: Tensor,
     positives: Tensor | None,
     recipe: Recipe,
@@ -186,7 +203,7 @@ def _fit(
     """Runs the recipe where gradients flow."""
     generator = torch.Generator().manual_seed(seed)
     srae.reset(generator)
-    Z = srae.shaped(Z)
+    Z = each(Z, srae.shaped)
     _check_varies(Z, y_hat)
     sampler = Sampler(positives, len(Z), recipe, generator)
     history = srae.learn(Problem(Z, y_hat, sampler, recipe, progress))
@@ -224,7 +241,7 @@ def descend(
     Z, y, by = _standardised(problem.Z, problem.y)
     start = None
     if pretraining > 0:
-        start = anchors(Z.flatten(1), y, xnn.n_features, weight=problem.weight)
+        start = anchors(each(problem.Z, _flat), y, xnn.n_features, weight=problem.weight)
         with torch.no_grad():
             xnn.head.weight[:, : start.v.shape[1]] = start.v
     history = _descend(xnn, Z, y, problem, loss, start, pretraining)
@@ -234,7 +251,7 @@ def descend(
 
 def _descend(
     xnn: Autoencoder,
-    Z: Tensor,
+    Z: Tensor | Rows,
     y: Tensor,
     problem: Problem,
     loss: Loss,
@@ -265,6 +282,10 @@ def _descend(
     return history
 
 
+def _flat(Z: Tensor) -> Tensor:
+    return Z.flatten(1)
+
+
 def _rate(done: float) -> float:
     """Returns the learning rate's factor after a share of the steps: up in a twentieth, held as long, then a cosine."""
     return max(min(done / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9)), 1e-3)
@@ -281,7 +302,7 @@ def _off_anchor(E: Tensor, anchored: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _arrange(srae: Autoencoder, Z: Tensor, positives: Tensor | None) -> None:
+def _arrange(srae: Autoencoder, Z: Tensor | Rows, positives: Tensor | None) -> None:
     """Standardises the x-features over the training data, makes v positive, and sorts them by contribution.
 
     A dead x-feature, of no variance, is only centred. With several outputs signs and order follow the first.
@@ -289,20 +310,21 @@ def _arrange(srae: Autoencoder, Z: Tensor, positives: Tensor | None) -> None:
     E = encode_all(srae, Z)
     mean, std = E.mean(0), E.std(0)
     flip = torch.where(srae.head.weight[0] < 0, -1.0, 1.0)
-    srae.standardise_features(mean, torch.where(std > 1e-6, std, 1.0) * flip)
-    given = srae.contributions(encode_all(srae, Z))
+    scale = torch.where(std > 1e-6, std, 1.0) * flip
+    srae.standardise_features(mean, scale)
+    given = srae.contributions((E - mean) / scale)
     marked = given if positives is None or not bool(positives.any()) else given[positives.to(given.device)]
     size = marked.mean(0) if marked is not given else given.std(0)
     srae.reorder_features(size.argsort(descending=True))
 
 
 @torch.no_grad()
-def encode_all(srae: Autoencoder, Z: Tensor, *, batch_size: int = 1024) -> Tensor:
+def encode_all(srae: Autoencoder, Z: Tensor | Rows, *, batch_size: int = 1024) -> Tensor:
     """Returns the x-features (M, n) of activations (M, ...), batch by batch.
 
     Args:
         srae: The network.
-        Z: Activations.
+        Z: Activations, in memory or on disk.
         batch_size: Rows at once.
     """
-    return torch.cat([srae.encode(part) for part in torch.split(Z, batch_size)])
+    return torch.cat([srae.encode(part) for part in Z.split(batch_size)])

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.problem import Problem
+from captum_xnn.rows import Rows, parts
 from captum_xnn.training import encode_all
 
 __all__ = ["read_out"]
 
 
 @torch.no_grad()
-def read_out(xnn: Autoencoder, layer: nn.Module, problem: Problem, wanted: Tensor) -> None:
+def read_out(xnn: Autoencoder, layer: nn.Module, problem: Problem, wanted: Tensor | Rows) -> None:
     """Makes a linear layer the best map from the x-features to what is wanted.
 
     Best in the squared error, examples weighted as in batches; of several best ones it is the smallest on standardised
@@ -27,7 +28,7 @@ def read_out(xnn: Autoencoder, layer: nn.Module, problem: Problem, wanted: Tenso
         xnn: The network, whose encoder is final.
         layer: A linear layer with n inputs, such as its head.
         problem: What the network learns from.
-        wanted: (M, outputs of the layer).
+        wanted: (M, outputs of the layer), in memory or on disk.
 
     Example:
         >>> from captum_xnn.problem import Recipe, Sampler
@@ -49,8 +50,13 @@ def read_out(xnn: Autoencoder, layer: nn.Module, problem: Problem, wanted: Tenso
     varies = std > 100 * torch.finfo(E.dtype).eps * mean.abs()
     std = torch.where(varies, std, torch.inf)  # leaves out what does not vary
     whole = (centred / std * w[:, None]).T
-    cross = (whole.to(wanted) @ wanted).double()
+    cross, of_wanted, first = torch.zeros((), dtype=w.dtype), torch.zeros((), dtype=w.dtype), 0
+    for part in parts(wanted):
+        rows = slice(first, first + len(part))
+        cross = cross + (whole[:, rows].to(part) @ part).double()
+        of_wanted = of_wanted + (w[rows].to(part) @ part).double()
+        first += len(part)
     coefficients = torch.linalg.pinv(whole @ (centred / std), hermitian=True, rtol=1e-10) @ cross / std[:, None]
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     weight.copy_(coefficients.T)
-    bias.copy_((w.to(wanted) @ wanted).double() - mean @ coefficients)
+    bias.copy_(of_wanted - mean @ coefficients)

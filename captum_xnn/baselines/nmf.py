@@ -67,12 +67,13 @@ class NMF(Dense):
         Args:
             problem: Data and settings.
         """
-        if bool((problem.Z < 0).any()):
+        Z = problem.loaded()
+        if bool((Z < 0).any()):
             raise ValueError(
-                f"expected activations that are not negative, as after a ReLU, got {float(problem.Z.min()):.3g}; "
+                f"expected activations that are not negative, as after a ReLU, got {float(Z.min()):.3g}; "
                 "explain such a layer, or choose another form"
             )
-        parts = _parts(problem, self.n_features).to(problem.Z)
+        parts = _parts(Z, problem, self.n_features).to(Z)
         _unroll(self.encoder, parts)
         with torch.no_grad():
             self.decoder[-1].get_parameter("weight").copy_(parts.T)
@@ -81,12 +82,12 @@ class NMF(Dense):
         return []
 
 
-def _parts(problem: Problem, n: int) -> Tensor:
+def _parts(Z: Tensor, problem: Problem, n: int) -> Tensor:
     """Returns the parts H, (n, D), each of norm 1 where it is not 0."""
     from sklearn.decomposition import NMF as Factorisation
 
     # Rows times the root of their weight, and so their coefficients: the weighted squared error, with the same parts.
-    data = (problem.weight.sqrt()[:, None] * problem.Z).detach().cpu().double().numpy()
+    data = (problem.weight.sqrt()[:, None] * Z).detach().cpu().double().numpy()
     seed = int(torch.randint(2**31, (), generator=problem.sampler.generator))
     init = "nndsvda" if n <= min(data.shape) else "random"
     made = Factorisation(n, init=init, random_state=seed, max_iter=2000).fit(data)

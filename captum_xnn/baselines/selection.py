@@ -22,6 +22,7 @@ from torch import Tensor
 from captum_xnn.autoencoder import Dense
 from captum_xnn.baselines.least_squares import read_out
 from captum_xnn.problem import Problem, Step
+from captum_xnn.rows import Rows, parts
 
 __all__ = ["Lasso", "LinearModel", "SingleDimensions", "lasso", "lasso_of_size"]
 
@@ -191,9 +192,9 @@ class Lasso(Dense):
             problem: Data and settings.
         """
         if self.alpha is None:
-            found = lasso_of_size(problem.Z, problem.y, self.n_features, weight=problem.weight)
+            found = lasso_of_size(problem.loaded(), problem.y, self.n_features, weight=problem.weight)
         else:
-            found = lasso(problem.Z, problem.y, self.alpha, weight=problem.weight)
+            found = lasso(problem.loaded(), problem.y, self.alpha, weight=problem.weight)
         chosen = found.dimensions
         if not 0 < len(chosen) <= self.n_features:
             raise ValueError(
@@ -278,10 +279,10 @@ class SingleDimensions(Dense):
 
 
 @torch.no_grad()
-def _select(xnn: Dense, Z: Tensor, chosen: Tensor) -> Tensor:
+def _select(xnn: Dense, Z: Tensor | Rows, chosen: Tensor) -> Tensor:
     """Makes chosen dimensions of Z the first x-features, over their standard deviations, and returns these."""
     weight, bias = xnn.encoder[-1].get_parameter("weight"), xnn.encoder[-1].get_parameter("bias")
-    std = Z[:, chosen].std(0)
+    std = torch.cat([part[:, chosen] for part in parts(Z)]).std(0)
     std = torch.where(std > 0, std, 1)
     weight.zero_()
     bias.zero_()
@@ -296,8 +297,8 @@ def _dimensions(xnn: Dense) -> Tensor:
 
 def _square_correlation(problem: Problem) -> Tensor:
     """Returns the squared correlations of all dimensions with the outputs, summed over the outputs, (D,)."""
-    w = problem.weight / len(problem.Z)
-    Z, y = problem.Z - w @ problem.Z, problem.y - w @ problem.y
+    w, Z = problem.weight / len(problem.Z), problem.loaded()
+    Z, y = Z - w @ Z, problem.y - w @ problem.y
     covariance = Z.T @ (w[:, None] * y)
     variance = (w @ Z**2)[:, None] * (w @ y**2)
     return torch.where(variance > 0, covariance**2 / variance, 0).sum(1)
