@@ -48,10 +48,11 @@ from captum_xnn.activations import collect
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reason_parts
 from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
+from captum_xnn.descent import scaling
 from captum_xnn.losses import log_penalty, pull_away
 from captum_xnn.metrics import mean_locality, orthogonality, part_probabilities, pixel_probabilities, pointing_accuracy
 from captum_xnn.problem import Recipe, Sampler
-from captum_xnn.training import encode_all, fit, scaling
+from captum_xnn.training import encode_all, fit
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}

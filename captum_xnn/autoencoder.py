@@ -96,6 +96,16 @@ class Autoencoder(nn.Module, ABC):
             problem: Data and settings; Z is as :meth:`shaped` gives it.
         """
 
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks of this form; one after the other, unless it knows better.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z, the recipe and the batches' common rows are the same for all.
+        """
+        return [xnn.learn(problem) for xnn, problem in zip(xnns, problems, strict=True)]
+
     @abstractmethod
     def _writers(self) -> tuple[nn.Module, ...]:
         """Returns the layers with one output per x-feature; the last of them gives the x-features themselves."""

@@ -138,9 +138,7 @@ class Sampler:
         """Returns row numbers (m,)."""
         return self._drawn(self.pool, self.positives, self.counts, self.generator)
 
-    def _drawn(
-        self, pool: Tensor, positives: Tensor, counts: tuple[int, int], generator: torch.Generator
-    ) -> Tensor:
+    def _drawn(self, pool: Tensor, positives: Tensor, counts: tuple[int, int], generator: torch.Generator) -> Tensor:
         found = pool[torch.randint(len(pool), (counts[0],), generator=generator)]
         if not counts[1]:
             return found

@@ -23,8 +23,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from captum_xnn.autoencoder import Autoencoder, Dense, Reconstruction, check_sizes
+from captum_xnn.descent import RunningObjective, descend
 from captum_xnn.problem import Problem, Step
-from captum_xnn.training import RunningObjective, descend
 
 __all__ = ["SRAE", "ConvSRAE"]
 
@@ -34,10 +34,9 @@ def _pointwise(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _by_equation_5(xnn: Autoencoder, problem: Problem) -> list[Step]:
-    recipe = problem.recipe
-    objective = RunningObjective(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho)
-    return descend(xnn, problem, objective, pretraining=recipe.pretraining)
+def _by_equation_5(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+    recipe, ranks = problems[0].recipe, problems[0].ranks
+    return descend(xnns, problems, lambda: RunningObjective.of(recipe, ranks), pretraining=recipe.pretraining)
 
 
 class SRAE(Dense):
@@ -79,7 +78,17 @@ class SRAE(Dense):
         Args:
             problem: Data and settings.
         """
-        return _by_equation_5(self, problem)
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        return _by_equation_5(xnns, problems)
 
 
 class ConvSRAE(Autoencoder):
@@ -172,7 +181,17 @@ class ConvSRAE(Autoencoder):
         Args:
             problem: Data and settings.
         """
-        return _by_equation_5(self, problem)
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        return _by_equation_5(xnns, problems)
 
     def _writers(self) -> tuple[nn.Module, ...]:
         return self.encoder[-1], self.planes

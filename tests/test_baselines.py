@@ -25,7 +25,7 @@ from captum_xnn.baselines import (
     lasso,
     lasso_of_size,
 )
-from captum_xnn.baselines.learned import _weighted
+from captum_xnn.baselines.learned import _Weighted
 from captum_xnn.baselines.least_squares import read_out
 from captum_xnn.baselines.nmf import _unroll
 from captum_xnn.errors import ExplainerFileError
@@ -137,7 +137,7 @@ def test_losses_by_loops(faithful, reconstruct):
     y, y_bar = torch.randn(2, 6, 2, generator=g, dtype=torch.float64)
     off = sum(float((y_bar[i, c] - y[i, c]) ** 2) for i in range(6) for c in range(2)) / 6
     plain = sum(float((Z_tilde[i, k] - Z[i, k]) ** 2) for i in range(6) for k in range(5)) / 6 / 5
-    terms = _weighted(faithful, reconstruct)(Reconstruction(Z[:, :2], y_bar, Z_tilde), Z, y)
+    terms = _Weighted(faithful, reconstruct)(Reconstruction(Z[:, :2], y_bar, Z_tilde), Z, y)
     wanted = off * (faithful > 0), plain * (reconstruct > 0)
     assert [float(t) for t in terms] == pytest.approx(
         [faithful * wanted[0] + reconstruct * wanted[1], *wanted, 0], rel=1e-12
@@ -260,7 +260,7 @@ def read(E, wanted, positives):
     return layer.weight.detach(), layer.bias.detach()
 
 
-def test_read_out_is_weighted_least_squares():
+def test_read_out_is_Weighted_least_squares():
     g = torch.Generator().manual_seed(0)
     E = torch.randn(60, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1e-2, 1e2]) + 5
     wanted, positives = torch.randn(60, 2, generator=g, dtype=torch.float64), torch.arange(60) < 6

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from captum_xnn.descent import RunningObjective
 from captum_xnn.losses import covariance
 from captum_xnn.problem import Recipe, Sampler
 from captum_xnn.srae import SRAE, ConvSRAE
-from captum_xnn.training import RunningObjective, fit
+from captum_xnn.training import fit
 
 QUICK = Recipe(steps=400)
 

@@ -9,15 +9,18 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
+from torch.func import vmap
 
-from captum_xnn.autoencoder import Dense, Objective, Reconstruction
+from captum_xnn.autoencoder import Autoencoder, Dense, Objective, Reconstruction
 from captum_xnn.baselines.least_squares import read_out
+from captum_xnn.descent import RunningObjective, descend, scaling
 from captum_xnn.losses import faithfulness, reconstruction_error
 from captum_xnn.problem import Problem, Step
-from captum_xnn.training import Loss, RunningObjective, descend, scaling
+from captum_xnn.ranks import ALONE, Ranks
 
 __all__ = ["CAE", "NN", "SAE", "RandomDecoder", "RandomEncoder"]
 
@@ -54,9 +57,20 @@ class NN(Dense):
         Args:
             problem: Data and settings.
         """
-        history = descend(self, problem, _weighted(1.0, 0.0))
-        read_out(self, self.decoder[-1], problem, problem.Z)
-        return history
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        histories = descend(xnns, problems, lambda: _Weighted(1.0, 0.0, problems[0].ranks))
+        for xnn, problem in zip(xnns, problems, strict=True):
+            read_out(xnn, xnn.decoder[-1], problem, problem.Z)
+        return histories
 
 
 class SAE(Dense):
@@ -95,7 +109,18 @@ class SAE(Dense):
         Args:
             problem: Data and settings.
         """
-        return descend(self, problem, _weighted(1.0, problem.recipe.beta))
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        recipe, ranks = problems[0].recipe, problems[0].ranks
+        return descend(xnns, problems, lambda: _Weighted(1.0, recipe.beta, ranks))
 
 
 class CAE(Dense):
@@ -133,9 +158,20 @@ class CAE(Dense):
         Args:
             problem: Data and settings.
         """
-        history = descend(self, problem, _weighted(0.0, 1.0))
-        read_out(self, self.head, problem, problem.y)
-        return history
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        histories = descend(xnns, problems, lambda: _Weighted(0.0, 1.0, problems[0].ranks))
+        for xnn, problem in zip(xnns, problems, strict=True):
+            read_out(xnn, xnn.head, problem, problem.y)
+        return histories
 
 
 class RandomDecoder(Dense):
@@ -169,10 +205,20 @@ class RandomDecoder(Dense):
         Args:
             problem: Data and settings.
         """
-        recipe = problem.recipe
-        objective = RunningObjective(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho)
-        self.decoder.requires_grad_(False)
-        return descend(self, problem, objective, pretraining=recipe.pretraining)
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        recipe, ranks = problems[0].recipe, problems[0].ranks
+        for xnn in xnns:
+            xnn.decoder.requires_grad_(False)
+        return descend(xnns, problems, lambda: RunningObjective.of(recipe, ranks), pretraining=recipe.pretraining)
 
 
 class RandomEncoder(Dense):
@@ -208,14 +254,18 @@ class RandomEncoder(Dense):
         return []
 
 
-def _weighted(faithful: float, reconstruct: float) -> Loss:
-    """Returns a loss of faithfulness and plain reconstruction."""
+class _Weighted:
+    """A loss of faithfulness and plain reconstruction, of one network or of a stack of them."""
 
-    def loss(made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+    def __init__(self, faithful: float, reconstruct: float, ranks: Ranks = ALONE) -> None:
+        self.faithful, self.reconstruct, self.ranks = faithful, reconstruct, ranks
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
         del weight  # of the pull-away term, which is none here
-        zero = Z.new_zeros(())
-        first = faithfulness(made.y_bar, y_hat) if faithful else zero
-        second = reconstruction_error(made.Z_tilde, Z).mean() if reconstruct else zero
-        return Objective(faithful * first + reconstruct * second, first, second, zero)
-
-    return loss
+        over: Callable[..., Any] = vmap if made.E.dim() == 3 else lambda function: function
+        zero = made.E.new_zeros(made.E.shape[:-2])
+        first = self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)) if self.faithful else zero
+        second = zero
+        if self.reconstruct:
+            second = self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z).mean(-1))
+        return Objective(self.faithful * first + self.reconstruct * second, first, second, zero)

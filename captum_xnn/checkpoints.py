@@ -1,0 +1,120 @@
+"""Checkpoints of a fit, from which it goes on with the very numbers that it would have had.
+
+A checkpoint is one file in a folder, named after the data, settings and weights that a fit starts from, so that no
+other fit goes on from it. It is written beside its place and moved there in one step, and read without running foreign code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_xnn.errors import CheckpointError
+from captum_xnn.files import checksum, replace_file
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint:
+    """A folder in which a fit keeps where it stands.
+
+    Args:
+        folder: Made if need be. Processes that fit together need to see the same one.
+        every: Seconds between two checkpoints, at least.
+
+    Example:
+        >>> import tempfile
+        >>> checkpoint = Checkpoint(tempfile.mkdtemp(), every=0)
+        >>> key = Checkpoint.key(["a fit", torch.zeros(3)])
+        >>> checkpoint.write(key, {"step": 3})
+        >>> checkpoint.read(key, torch.device("cpu"))
+        {'step': 3}
+        >>> checkpoint.read(Checkpoint.key(["another fit"]), torch.device("cpu")) is None
+        True
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, every: float = 60.0) -> None:
+        self.folder, self.every = Path(folder), every
+        self._last = time.monotonic()
+
+    @staticmethod
+    def key(parts: Iterable[Any]) -> str:
+        """Returns the name under which a fit is found again, 16 hexadecimal digits.
+
+        Args:
+            parts: What makes it this fit: texts, numbers, tensors, and lists of them.
+        """
+        return hashlib.blake2b(repr([_described(part) for part in parts]).encode(), digest_size=8).hexdigest()
+
+    def due(self) -> bool:
+        """Returns whether it is time for another checkpoint."""
+        return time.monotonic() - self._last >= self.every
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"fit-{key}.pt"
+
+    def write(self, key: str, state: dict[str, Any]) -> None:
+        """Writes where a fit stands, in place of what it wrote before.
+
+        Args:
+            key: What :meth:`key` returned.
+            state: Tensors, numbers, texts, and lists and dicts of them.
+
+        Raises:
+            CheckpointError: If it cannot be written, as on a full disk; the last one stays.
+        """
+        data = io.BytesIO()
+        torch.save(state, data)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path(key), data.getvalue())
+        except OSError as error:
+            raise CheckpointError(
+                f"expected to write a checkpoint to {str(self.folder)!r}, got {error}; make room or name another "
+                "folder and fit again: it goes on from the last checkpoint"
+            ) from error
+        self._last = time.monotonic()
+
+    def read(self, key: str, device: torch.device) -> Any:
+        """Returns what was written last, None if nothing was.
+
+        Args:
+            key: What :meth:`key` returned.
+            device: Where its tensors are to be.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"expected a whole checkpoint in {str(path)!r}, got a damaged one; delete it to fit from the start"
+            ) from error
+
+    def clear(self, keys: Iterable[str]) -> None:
+        """Removes what was written of some fits.
+
+        Args:
+            keys: What :meth:`key` returned.
+        """
+        for key in keys:
+            self._path(key).unlink(missing_ok=True)
+
+
+def _described(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return checksum(part)
+    return [_described(p) for p in part] if isinstance(part, list) else part

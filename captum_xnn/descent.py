@@ -1,0 +1,473 @@
+r"""Gradient descent on Eq. 5, for one explainer or for many that share their activations.
+
+Explainers of one form and size are learned together: their weights are stacked, (T, out, in), and one batched product
+serves all of them. Each is what it would be alone, up to the order of sums: weights, batches and schedule depend on the
+seed only, and no number passes from one to another. Of every batch all share the rows that are drawn from all examples.
+
+Conventions:
+    T explainers, M examples, m of them in a batch, D dimensions of Z, n x-features, C explained outputs.
+
+Reference:
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from tqdm import tqdm
+
+from captum_xnn.anchors import Anchors, anchors
+from captum_xnn.autoencoder import Autoencoder, Objective, Reconstruction, Scaling
+from captum_xnn.checkpoints import Checkpoint
+from captum_xnn.losses import (
+    RunningMean,
+    faithfulness,
+    log_penalty,
+    pull_away_of_moments,
+    reconstruction_error,
+)
+from captum_xnn.problem import Problem, Recipe, Step
+from captum_xnn.ranks import ALONE, Ranks
+from captum_xnn.rows import Rows, each, parts
+
+__all__ = ["Loss", "RunningObjective", "descend", "scaling"]
+
+# Steps whose rows are drawn, and brought to the device, at a time. Checkpoints are written between such blocks.
+_BLOCK = 25
+# Bytes of one stacked weight on a CPU: from 32 MiB on the C library gives memory back to the system after every use,
+# and fetching it anew costs as much as the products do.
+_CPU_STACK = 24 << 20
+# Share of the steps in which the anchors let go.
+_LETTING_GO = 0.1
+# Copies of the weights that training holds: weights, gradients, Adam's two moments, and products under way.
+_COPIES = 6
+
+_Made = TypeVar("_Made")
+
+
+class Loss(Protocol):
+    """What is minimised: the total of the terms that it returns of a batch."""
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Returns the terms on a batch; arguments as :meth:`RunningObjective.__call__` takes them."""
+        ...
+
+
+class RunningObjective:
+    """Eq. 5 over the whole training set, estimated over mini-batches with gradients for the newest one.
+
+    Args:
+        beta: Weight of the sparse reconstruction.
+        eta: Weight of the pull-away term.
+        q: Sparsity parameter.
+        rho: Share of the newest batch in the running statistics.
+        ranks: Processes that each see a part of every batch.
+
+    Example:
+        >>> from captum_xnn.srae import SRAE
+        >>> Z = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> _ = torch.manual_seed(0)
+        >>> terms = RunningObjective()(SRAE(8, 2, hidden=())(Z), Z, Z[:, :1])
+        >>> bool(terms.total == terms.faithfulness + terms.sparse_reconstruction + terms.pull_away)
+        True
+    """
+
+    def __init__(
+        self, *, beta: float = 1.0, eta: float = 1.0, q: float = 1.0, rho: float = 0.1, ranks: Ranks = ALONE
+    ) -> None:
+        self.beta, self.eta, self.q, self.ranks = beta, eta, q, ranks
+        self._Q, self._mean, self._moments = self.statistics = RunningMean(rho), RunningMean(rho), RunningMean(rho)
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: Ranks = ALONE) -> RunningObjective:
+        """Returns the objective with a recipe's settings.
+
+        Args:
+            recipe: The settings.
+            ranks: Processes that each see a part of every batch.
+        """
+        return cls(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho, ranks=ranks)
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Returns the objective and its terms after taking in a batch.
+
+        All arguments, and the terms, may have a further dimension (T, ...) in front, for so many explainers.
+
+        Args:
+            made: What the network makes of the batch.
+            Z: Activations (m, ...) of the batch.
+            y_hat: Outputs (m, C).
+            weight: Weights (m,) by which the batch stands for the training set, in the pull-away term. Faithfulness and
+                reconstruction count every row of the batch alike, and so weight what was drawn more often.
+        """
+        over = vmap if made.E.dim() == 3 else _as_it_is
+        Q = self._Q(self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z)))
+        if weight is None:
+            weight = torch.ones_like(made.E[..., 0])
+        weight = weight / self.ranks.mean(weight.sum(-1, keepdim=True))
+        mean = self._mean(self.ranks.mean((weight[..., None] * made.E).sum(-2))).detach()
+        centred = made.E - mean[..., None, :]
+        moments = self._moments(self.ranks.mean(centred.mT @ (weight[..., None] * centred)))
+        terms = (
+            self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)),
+            over(lambda errors: log_penalty(errors, self.q))(Q),
+            over(pull_away_of_moments)(moments),
+        )
+        return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
+
+
+def _as_it_is(function: Callable[..., _Made]) -> Callable[..., _Made]:
+    return function
+
+
+def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
+    """Returns by what Z and y are standardised.
+
+    All dimensions of Z share one scale, that of their mean variance: what varies little in the model weighs little here
+    too, and the x-features generalise better than with a scale for each dimension (benchmarks/degeneration.py).
+
+    Args:
+        Z: Activations (M, D) or (M, channels, H, W), in memory or on disk.
+        y: Outputs (M, C).
+
+    Example:
+        >>> made = scaling(torch.tensor([[0.0, 4.0], [2.0, 2.0]]), torch.tensor([[1.0], [3.0]]))
+        >>> made.Z_mean, made.Z_std
+        (tensor([1., 3.]), tensor([1.4142, 1.4142]))
+    """
+    # One pass about the mean of its beginning, so that no digits are lost where the mean is large.
+    shift = _channels_last(next(iter(parts(Z)))).mean(0)
+    total, square, count = torch.zeros(len(shift), dtype=torch.float64), 0.0, 0
+    for part in parts(Z):
+        off = _channels_last(part) - shift
+        total += off.sum(0).cpu()
+        square += float(off.flatten() @ off.flatten())
+        count += len(off)
+    beside = total / count
+    variance = max(0.0, square - count * float(beside @ beside)) / (count - 1) / len(beside)
+    mean = shift + beside.to(shift)
+    return Scaling(mean, mean.new_tensor(math.sqrt(variance)).expand_as(mean), y.mean(0), y.std(0))
+
+
+def _channels_last(Z: Tensor) -> Tensor:
+    """Returns (M, channels, H, W) as (M * H * W, channels), and (M, D) as it is."""
+    return Z.flatten(2).transpose(1, 2).flatten(0, 1) if Z.dim() > 2 else Z
+
+
+def _standardised(Z: Tensor | Rows, by: Scaling) -> Any:
+    """Returns Z standardised; rows on disk as they are read."""
+    shape = (1, -1, *[1] * (Z.dim() - 2))
+    return each(Z, lambda part: (part - by.Z_mean.reshape(shape)) / by.Z_std.reshape(shape))
+
+
+def descend(
+    xnns: Sequence[Autoencoder],
+    problems: Sequence[Problem],
+    loss: Callable[[], Loss],
+    *,
+    pretraining: float = 0.0,
+) -> list[list[Step]]:
+    """Returns the histories of minimising a loss by gradient descent on standardised data, undone afterwards.
+
+    Args:
+        xnns: Networks of one form and size, as drawn. Weights that require no gradient stay so.
+        problems: For each its data, of which Z and the recipe are the same for all.
+        loss: Makes what is minimised, of stacks of explainers.
+        pretraining: Share of the steps that teach the anchors beside the loss.
+
+    Example:
+        >>> from captum_xnn.problem import Sampler
+        >>> from captum_xnn.srae import SRAE
+        >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> recipe, generator = Recipe(steps=100), torch.Generator().manual_seed(0)
+        >>> srae = SRAE(8, n_features=2, hidden=())
+        >>> srae.reset(generator)
+        >>> problem = Problem(Z, Z[:, :1], Sampler(None, 200, recipe, generator), recipe)
+        >>> (history,) = descend([srae], [problem], RunningObjective)
+        >>> history[-1].faithfulness < history[0].faithfulness
+        True
+    """
+    first = problems[0]
+    by = [scaling(first.Z, first.y)]
+    by += [Scaling(*by[0][:2], p.y.mean(0), p.y.std(0)) for p in problems[1:]]
+    Z = _standardised(first.Z, by[0])
+    histories: list[list[Step]] = []
+    size = _together(xnns[0], len(xnns))
+    steps = first.recipe.steps * math.ceil(len(xnns) / size)
+    with tqdm(total=steps, desc="fitting the x-features", disable=not first.progress, leave=False) as bar:
+        for start in range(0, len(xnns), size):
+            some = slice(start, start + size)
+            stack = _Stack(xnns[some], problems[some], by[some], Z, loss, pretraining)
+            histories += stack.run(bar)
+    for xnn, scales in zip(xnns, by, strict=True):
+        xnn.fold(scales)
+    return histories
+
+
+def _together(xnn: Autoencoder, wanted: int) -> int:
+    """Returns how many explainers are learned at a time, in stacks of nearly even size."""
+    weights = list(xnn.parameters())
+    if weights[0].device.type == "cuda":
+        free = torch.cuda.mem_get_info(weights[0].device)[0] // 2
+        most = free // (_COPIES * sum(p.numel() * p.element_size() for p in weights))
+    else:
+        most = _CPU_STACK // max(p.numel() * p.element_size() for p in weights)
+    return math.ceil(wanted / math.ceil(wanted / max(1, most)))
+
+
+class _Stack:
+    """Explainers that are learned at a time: their weights side by side, and where training stands."""
+
+    def __init__(
+        self,
+        xnns: Sequence[Autoencoder],
+        problems: Sequence[Problem],
+        by: Sequence[Scaling],
+        Z: Tensor | Rows,
+        loss: Callable[[], Loss],
+        pretraining: float,
+    ) -> None:
+        self.xnns, self.problems, self.Z, self.make_loss, self.pretraining = xnns, problems, Z, loss, pretraining
+        self.recipe, self.ranks, self.loss = problems[0].recipe, problems[0].ranks, loss()
+        self.y = torch.stack([(p.y - s.y_mean) / s.y_std for p, s in zip(problems, by, strict=True)])
+        self.samplers = [p.sampler for p in problems]
+        self.watch = _watched(self.samplers, self.recipe).to(self.y.device)
+        self.anchored = self._anchors() if pretraining > 0 else None
+        self.alive = list(range(len(xnns)))
+        self.step = 0
+        self.history: list[tuple[int, list[int], Tensor]] = []
+        self.told = 0
+        self.best = torch.full((len(xnns),), math.inf, device=self.y.device)
+        self.best_step = torch.zeros(len(xnns), dtype=torch.long, device=self.y.device)
+        state = [dict(xnn.named_parameters()) | dict(xnn.named_buffers()) for xnn in xnns]
+        learned = {name for name, p in xnns[0].named_parameters() if p.requires_grad}
+        stacked = {name: torch.stack([s[name].detach() for s in state]) for name in state[0]}
+        self.weights = {name: t.requires_grad_(name in learned) for name, t in stacked.items()}
+        self.best_weights = {name: t.detach().clone() for name, t in self.weights.items()} if len(self.watch) else {}
+        self._optimise()
+        mark = [_signature(xnn, problem, by[0]) for xnn, problem in zip(xnns, problems, strict=True)]
+        self.checkpoint = problems[0].checkpoint
+        self.key = Checkpoint.key(mark)
+
+    def _optimise(self) -> None:
+        """Makes an optimiser of the weights as they are now."""
+        rate = self.recipe.learning_rate or self.xnns[0].learning_rate
+        learned = [p for p in self.weights.values() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(learned, rate, fused=True)
+        self.rate = rate
+
+    def _anchors(self) -> Tensor:
+        """Returns the anchors of all explainers, (T, M, n), after setting the heads to theirs."""
+        flat = each(self.Z, lambda part: part.flatten(1))
+        found: list[Anchors] = [
+            anchors(flat, y, xnn.n_features, weight=problem.weight)
+            for xnn, y, problem in zip(self.xnns, self.y, self.problems, strict=True)
+        ]
+        E = self.y.new_full((len(found), self.y.shape[1], self.xnns[0].n_features), math.nan)
+        for t, (xnn, made) in enumerate(zip(self.xnns, found, strict=True)):
+            r = made.v.shape[1]
+            with torch.no_grad():
+                xnn.head.weight[:, :r] = self.ranks.same(made.v)
+            E[t, :, :r] = made.E
+        return self.ranks.same(E)
+
+    def run(self, bar: Any) -> list[list[Step]]:
+        """Returns the histories, after writing what was learned into the networks.
+
+        Args:
+            bar: A progress bar, to be moved on by one for each step.
+        """
+        self._resume(bar)
+        while self.alive and self.step < self.recipe.steps:
+            count = min(_BLOCK, self.recipe.steps - self.step)
+            drawn = torch.stack([torch.stack([s.draw() for s in self.samplers]) for _ in range(count)])
+            weight = torch.stack([s.weight(drawn[:, t]) for t, s in enumerate(self.samplers)], 1)
+            rows, weight = (self.ranks.part(some).to(self.y.device) for some in (drawn, weight))
+            for now in range(count):
+                if not self.alive:
+                    break
+                self._take(rows[now][self.alive], weight[now][self.alive].to(self.y))
+                bar.update(1)
+            self._tell()
+            self._save(final=False)
+        self._finish(range(len(self.alive)))
+        self.alive = []
+        bar.update(self.recipe.steps - self.step)
+        self._save(final=True)
+        return [
+            [Step(step, *terms[members.index(t)].tolist()) for step, members, terms in self.history if t in members]
+            for t in range(len(self.xnns))
+        ]
+
+    def _take(self, rows: Tensor, weight: Tensor) -> None:
+        """Takes a step on a batch with rows (T, m), without waiting for the device."""
+        share = self.step / self.recipe.steps
+        Z, y = _rows(self.Z, rows), torch.stack([self.y[t][r] for t, r in zip(self.alive, rows, strict=True)])
+        made = self._made(Z)
+        terms = self.loss(made, Z, y, weight=weight)
+        total = terms.total.sum()
+        hold = _hold(share, self.pretraining)
+        if self.anchored is not None and hold:
+            wanted = torch.stack([self.anchored[t][r] for t, r in zip(self.alive, rows, strict=True)])
+            total = total + hold * _off_anchor(made.E, wanted).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        for p in self.weights.values():
+            if p.grad is not None:
+                self.ranks.average(p.grad)
+        self.optimiser.param_groups[0]["lr"] = self.rate * _rate(share)
+        self.optimiser.step()
+        often = max(1, self.recipe.steps // 50)
+        if self.step % often == 0 or self.step == self.recipe.steps - 1:
+            self.history.append((self.step, list(self.alive), torch.stack(terms[1:], 1).detach()))
+        self.step += 1
+        if len(self.watch) and (self.step % often == 0 or self.step == self.recipe.steps):
+            self._check()
+
+    def _made(self, Z: Tensor) -> Reconstruction:
+        """Returns what the networks make of activations (T, m, ...)."""
+        if len(Z) == 1:  # forms of one's own need not know how to be stacked
+            made = functional_call(self.xnns[0], {k: t[0] for k, t in self.weights.items()}, (Z[0],))
+            return Reconstruction(*(part[None] for part in made))
+
+        def one(weights: dict[str, Tensor], some: Tensor) -> Any:
+            return functional_call(self.xnns[0], weights, (some,))
+
+        return Reconstruction(*vmap(one, randomness="different")(self.weights, Z))
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Keeps the weights that are best on held-out examples; stops explainers that have not become better."""
+        rows = self.watch[self.alive]
+        Z, y = _rows(self.Z, rows), torch.stack([self.y[t][r] for t, r in zip(self.alive, rows, strict=True)])
+        weight = torch.stack([self.samplers[t].weight(r.cpu()) for t, r in zip(self.alive, rows, strict=True)])
+        now = self.make_loss()(self._made(Z), Z, y, weight=weight.to(y)).total
+        better = now < self.best[self.alive]
+        self.best[self.alive] = torch.where(better, now, self.best[self.alive])
+        self.best_step[self.alive] = torch.where(better, self.step, self.best_step[self.alive])
+        for name, kept in self.best_weights.items():
+            kept[better] = self.weights[name].detach()[better]
+        late = self.step - self.best_step[self.alive] >= (self.recipe.patience or 1) * self.recipe.steps
+        late &= self.step >= (self.pretraining + _LETTING_GO) * self.recipe.steps
+        if bool(late.any()):
+            self._finish(late.nonzero()[:, 0].tolist())
+            self._keep(~late)
+
+    def _finish(self, places: Sequence[int]) -> None:
+        """Writes the weights of some of the explainers that are still learning into their networks."""
+        source = self.best_weights or self.weights
+        with torch.no_grad():
+            for place in places:
+                xnn = self.xnns[self.alive[place]]
+                for name, target in (*xnn.named_parameters(), *xnn.named_buffers()):
+                    target.copy_(source[name][place])
+
+    def _keep(self, which: Tensor) -> None:
+        """Goes on with some of the explainers; what training knows of them stays."""
+        old = self.optimiser.state
+        self.alive = [t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept]
+        weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
+        states = {k: old[t] for k, t in self.weights.items() if t in old}
+        self.weights = weights
+        self.best_weights = {k: t[which] for k, t in self.best_weights.items()}
+        self._optimise()
+        for name, state in states.items():
+            kept = {k: v[which].clone() if v.dim() else v for k, v in state.items()}
+            self.optimiser.state[weights[name]] = kept
+        for statistic in getattr(self.loss, "statistics", ()):
+            statistic.keep(which)
+
+    def _tell(self) -> None:
+        """Hands new records to those who asked for them."""
+        for step, members, terms in self.history[self.told :]:
+            for t, row in zip(members, terms, strict=True):
+                log = self.problems[t].log
+                if log is not None and self.ranks.first:
+                    log(Step(step, *row.tolist()))
+        self.told = len(self.history)
+
+    def _save(self, *, final: bool) -> None:
+        """Writes a checkpoint if it is time for one."""
+        if self.checkpoint is None or not (self.ranks.first and (final or self.checkpoint.due())):
+            return
+        self.checkpoint.write(
+            self.key,
+            {
+                "step": self.step,
+                "alive": self.alive,
+                "done": {str(t): dict(xnn.state_dict()) for t, xnn in enumerate(self.xnns) if t not in self.alive},
+                "weights": {k: t.detach() for k, t in self.weights.items()},
+                "best_weights": self.best_weights,
+                "best": self.best,
+                "best_step": self.best_step,
+                "optimiser": self.optimiser.state_dict(),
+                "statistics": [s.state for s in getattr(self.loss, "statistics", ())],
+                "samplers": [s.state for s in self.samplers],
+                "history": [(step, members, terms.cpu()) for step, members, terms in self.history],
+            },
+        )
+
+    def _resume(self, bar: Any) -> None:
+        """Goes back to where a checkpoint was written, if there is one of this very fit."""
+        saved = None if self.checkpoint is None else self.checkpoint.read(self.key, self.y.device)
+        if saved is None:
+            return
+        self.step, self.alive = saved["step"], saved["alive"]
+        for t, state in saved["done"].items():
+            self.xnns[int(t)].load_state_dict(state)
+        self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
+        self.best_weights, self.best, self.best_step = saved["best_weights"], saved["best"], saved["best_step"]
+        self._optimise()
+        self.optimiser.load_state_dict(saved["optimiser"])
+        for statistic, state in zip(getattr(self.loss, "statistics", ()), saved["statistics"], strict=True):
+            statistic.state = state
+        for sampler, state in zip(self.samplers, saved["samplers"], strict=True):
+            sampler.state = state
+        self.history = [(step, members, terms.to(self.y.device)) for step, members, terms in saved["history"]]
+        self.told = len(self.history)
+        bar.update(self.step)
+
+
+def _signature(xnn: Autoencoder, problem: Problem, by: Scaling) -> list[Any]:
+    """Returns what makes a fit this one and no other."""
+    tensors = [by.Z_mean, by.Z_std, problem.y, problem.sampler.row_weight, *xnn.state_dict().values()]
+    return [type(xnn).__name__, repr(problem.recipe), problem.ranks.world, *tensors]
+
+
+def _watched(samplers: Sequence[Any], recipe: Recipe) -> Tensor:
+    """Returns the held-out rows that are watched, (T, rows); (0, 0) where nobody waits for anything."""
+    if recipe.patience is None:
+        return torch.zeros(0, 0, dtype=torch.long)
+    return torch.stack([s.watched() for s in samplers])
+
+
+def _rows(Z: Tensor | Rows, rows: Tensor) -> Tensor:
+    """Returns activations (T, m, ...) of rows (T, m). From a disk each is read once, however many ask for it."""
+    if isinstance(Z, Tensor):
+        return Z[rows]
+    needed, where = rows.unique(return_inverse=True)
+    return Z[needed][where]
+
+
+def _rate(done: float) -> float:
+    """Returns the learning rate's factor after a share of the steps: up in a twentieth, held as long, then a cosine."""
+    return max(min(done / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9)), 1e-3)
+
+
+def _hold(done: float, pretraining: float) -> float:
+    """Returns the weight of the anchors after a share of the steps: 1 in pre-training, then down to 0 in a tenth."""
+    return max(0.0, min(1.0, 1 - (done - pretraining) / _LETTING_GO))
+
+
+def _off_anchor(E: Tensor, anchored: Tensor) -> Tensor:
+    """Returns the mean over examples of the squared distance of x-features (T, m, n) from their anchors, (T,).
+
+    Where Z has fewer useful directions than there are x-features, some have no anchor: NaN.
+    """
+    return torch.where(anchored.isnan(), 0.0, E - anchored).square().sum(2).mean(1)

@@ -1,0 +1,104 @@
+"""Processes that fit the same explainers together: who they are, and the few things they tell each other.
+
+Every process draws the same batches and takes its part of their rows. What Eq. 5 needs of the whole batch, the errors
+:math:`Q_k` and the moments of the x-features, is averaged over the processes before the logarithm and the cosine, and
+so are the gradients. The number of processes then changes nothing but the order of sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, distributed
+
+__all__ = ["ALONE", "Ranks"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of several processes, and how many there are.
+
+    Args:
+        rank: Number of this process, from 0.
+        world: Number of processes. More than one speak through the default group of ``torch.distributed``.
+
+    Example:
+        >>> import torch
+        >>> ALONE.mean(torch.tensor(3.0))
+        tensor(3.)
+        >>> Ranks(1, 2).part(torch.arange(5))
+        tensor([1, 3])
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def here(cls) -> Ranks:
+        """Returns this process among those of the default group, as torchrun and init_process_group set it up.
+
+        Raises:
+            RuntimeError: If there is no group.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            raise RuntimeError(
+                "expected a group of processes, got none; run under torchrun and call "
+                "torch.distributed.init_process_group first, or leave distributed out"
+            )
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that shows progress and writes files."""
+        return self.rank == 0
+
+    def part(self, rows: Tensor) -> Tensor:
+        """Returns this process's part of the last dimension of row numbers.
+
+        Args:
+            rows: Row numbers (..., m).
+        """
+        return rows[..., self.rank :: self.world]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Returns the mean over the processes, with the gradient of this process's values.
+
+        Where gradients of weights are then averaged too, they are those of a function of the mean.
+
+        Args:
+            values: Of the same shape in every process.
+        """
+        if self.world == 1:
+            return values
+        mean = values.detach().clone()
+        self.average(mean)
+        return mean + (values - values.detach())
+
+    def average(self, values: Tensor) -> None:
+        """Replaces values by their mean over the processes.
+
+        Args:
+            values: Of the same shape in every process.
+        """
+        if self.world > 1:
+            distributed.all_reduce(values)
+            values /= self.world
+
+    def same(self, values: Tensor) -> Tensor:
+        """Returns the first process's values, bit for bit, in every process.
+
+        Args:
+            values: Of the same shape in every process.
+        """
+        if self.world > 1:
+            values = values.contiguous()
+            distributed.broadcast(values, 0)
+        return values
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+ALONE = Ranks()
