@@ -29,10 +29,11 @@ from captum_xnn._compat import format_forward_args
 from captum_xnn.batches import Batch, Batches, Unpack, first_inputs
 from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.host import OutputTransform, find_layer, read_layer, untouched, unwrap
+from captum_xnn.ranks import Ranks
 from captum_xnn.rows import Rows
 from captum_xnn.store import Store, locked
 
-__all__ = ["Activations", "Unpack", "checked", "collect", "collect_part", "first_of_batch"]
+__all__ = ["Activations", "Unpack", "checked", "collect", "collect_part", "collect_together", "first_of_batch"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -301,6 +302,80 @@ def collect(
         raise ValueError(_NOTHING)
     reader.same_shape({tuple(Z.shape[1:]) for Z in Zs})
     return Activations(torch.cat(Zs), torch.cat(y_hats), reader.name)
+
+
+def collect_together(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    *,
+    ranks: Ranks,
+    store: str | os.PathLike[str] | None = None,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Activations:
+    """Returns in every process the activations and outputs on all of the data, of which each ran a part.
+
+    Without a store all of them are in the memory of every process.
+
+    Args:
+        model: The model to explain, the same in all processes.
+        layer: One of its layers.
+        data: All of the data, as :func:`collect` takes them, the same in all processes.
+        ranks: The processes.
+        store: A folder that all of them see, to collect into.
+        unpack: As in :func:`collect`.
+        output_transform: As in :func:`collect`.
+        prediction_transform: As in :func:`collect`.
+        batch_size: As in :func:`collect`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As :func:`collect`.
+
+    Example:
+        >>> from captum_xnn.ranks import ALONE
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> collect_together(model, "1", torch.ones(10, 4), ranks=ALONE).Z.shape
+        torch.Size([10, 3])
+    """
+    transforms: dict[str, Any] = {
+        "unpack": unpack,
+        "output_transform": output_transform,
+        "prediction_transform": prediction_transform,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+    if ranks.world == 1:
+        return collect(model, layer, data, store=store, **transforms)
+    if store is not None:
+        collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
+        ranks.wait()
+        return Activations.open(store, checksums=False)
+    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    own: dict[int, tuple[Tensor, Tensor]] = {}
+    count = 0
+    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+        batches = tqdm(_batches(data, batch_size, unpack), f"activations of {reader.name}", disable=not progress)
+        for number, (inputs, additional) in enumerate(batches):
+            if number % ranks.world == ranks.rank:
+                own[number] = reader.read(inputs, additional, 0)
+            count = number + 1
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for part in ranks.all_of(own):
+        found |= part
+    if len(found) != count or not found:
+        raise ValueError(
+            f"expected the same {count} batches in every process, got {len(found)}; pass all processes the same data"
+            if found
+            else _NOTHING
+        )
+    reader.same_shape({tuple(Z.shape[1:]) for Z, _ in found.values()})
+    Z, y_hat = (torch.cat([found[number][i] for number in range(count)]) for i in range(2))
+    return Activations(Z, y_hat, reader.name)
 
 
 def collect_part(

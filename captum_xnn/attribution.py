@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from captum_xnn import files
 from captum_xnn._compat import log_usage
-from captum_xnn.activations import Activations, Unpack, checked, collect, first_of_batch
+from captum_xnn.activations import Activations, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.autoencoder import Autoencoder
+from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.drawing import Part, copied, draw, in_shape_of, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer
@@ -36,11 +38,12 @@ from captum_xnn.host import OutputTransform, find_layer, gathered, read_layer, r
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
-from captum_xnn.problem import Recipe
+from captum_xnn.problem import Recipe, Step
+from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, each, parts
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
-from captum_xnn.training import encode_all, fit
+from captum_xnn.training import encode_all, fit_together
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 
@@ -150,12 +153,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         joint: bool = False,
         positives: Tensor | None = None,
         store: str | os.PathLike[str] | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+        log: Log | None = None,
+        distributed: bool = False,
         progress: bool = True,
     ) -> XNNAttribution:
         """Returns this object after learning an explainer for each target, or one for all of them.
 
-        The data are run through the model once, whatever the number of targets. No labels are used: positives are the
-        examples to which the model itself gives the class; training draws them more often.
+        The data are run through the model once, whatever the number of targets, and explainers are learned together.
+        No labels are used: positives are the examples to which the model itself gives the class; training draws them
+        more often.
 
         Args:
             data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
@@ -168,10 +175,18 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 right where the outputs are no classes.
             store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
                 it already is not collected again (:func:`~captum_xnn.activations.collect`).
+            checkpoint: A folder that keeps how far training has come, every minute: the same call goes on from there
+                after it was cut off, with the same numbers as if it had not been.
+            log: Is called with the target, or the tuple of them, and every new record of the history
+                (:mod:`captum_xnn.logs`).
+            distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
+                torchrun. All make the same call with the same data, and get the same explainers; a store and a
+                checkpoint are in a folder that all of them see.
             progress: Whether to show progress bars.
 
         Raises:
             ValueError: If data or outputs cannot be learned from; the message says why, and what to do.
+            RuntimeError: If distributed is asked for outside of a group of processes.
 
         Example:
             >>> _ = torch.manual_seed(0)
@@ -182,17 +197,23 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             2
         """
         groups = target_groups(target, joint)
-        found = self._collected(data, progress, store)
+        ranks = Ranks.here() if distributed else ALONE
+        found = self._collected(data, progress, store, ranks)
         outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
         if outputs.probabilities:
             _warn_of_probabilities()
-        for targets in groups:
-            with torch.inference_mode(False):
-                explainer = self._fitted(found, outputs, targets, positives, progress)
-            self.explainers_[explainer.layer, explainer.targets] = explainer
+        kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+        run = _Run(progress and ranks.first, kept, log, ranks)
+        with torch.inference_mode(False):
+            for some in {len(targets): None for targets in groups}:  # of one size, to be learned together
+                alike = [targets for targets in groups if len(targets) == some]
+                for explainer in self._fitted(found, outputs, alike, positives, run):
+                    self.explainers_[explainer.layer, explainer.targets] = explainer
         return self
 
-    def _collected(self, data: Any, progress: bool, store: str | os.PathLike[str] | None = None) -> Activations:
+    def _collected(
+        self, data: Any, progress: bool, store: str | os.PathLike[str] | None = None, ranks: Ranks = ALONE
+    ) -> Activations:
         """Returns the layer's activations and the model's outputs on some data."""
         if isinstance(data, Activations):
             if store is not None:
@@ -203,7 +224,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             model = unwrap(self.model)
             data.check(model, find_layer(model, self.layer)[0])
             return data
-        return collect(
+        return collect_together(
             self.model,
             self.layer,
             data,
@@ -212,44 +233,59 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
             progress=progress,
+            ranks=ranks,
         )
 
     def _fitted(
         self,
         found: Activations,
         outputs: _Outputs,
-        targets: tuple[Target, ...],
+        groups: Sequence[tuple[Target, ...]],
         positives: Tensor | None,
-        progress: bool,
-    ) -> Explainer:
-        """Returns a new explainer of some outputs, learned from collected activations."""
-        y_hat = outputs.columns(targets)
+        run: _Run,
+    ) -> Iterator[Explainer]:
+        """Yields new explainers of as many outputs each, learned together from collected activations."""
+        ys = [outputs.columns(targets) for targets in groups]
         if positives is None:
-            positives = _own_positives(outputs.classes, targets)
-        elif positives.shape != (len(y_hat),) or positives.dtype != torch.bool:
+            marks = [_own_positives(outputs.classes, targets) for targets in groups]
+        elif positives.shape == (len(ys[0]),) and positives.dtype == torch.bool:
+            marks = [positives for _ in groups]
+        else:
             raise ValueError(
-                f"expected positives as a boolean tensor ({len(y_hat)},), got {positives.dtype} "
+                f"expected positives as a boolean tensor ({len(ys[0])},), got {positives.dtype} "
                 f"{tuple(positives.shape)}; mark each example of the class True"
             )
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
-        Z, y = each(found.Z, lambda part: part.to(device, dtype)), y_hat.to(device, dtype)
+        Z, ys = each(found.Z, lambda part: part.to(device, dtype)), [y.to(device, dtype) for y in ys]
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
-            srae = self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype)
-        history = fit(srae, Z, y, positives=positives, recipe=self.recipe, seed=self.seed, progress=progress)
-        srae.requires_grad_(False)
-        with torch.no_grad():
-            error = regression_faithfulness(srae.head(encode_all(srae, Z)), y)
-        return Explainer(
-            layer=found.layer,
-            targets=targets,
-            srae=srae,
-            f_reg=error,
-            examples=len(y),
-            positives=None if positives is None else int(positives.sum()),
-            floor=_error_floor(y, self.n_features),
-            history=tuple(history),
+            xnns = [self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype) for targets in groups]
+        histories = fit_together(
+            xnns,
+            Z,
+            ys,
+            positives=marks,
+            recipe=self.recipe,
+            seed=self.seed,
+            progress=run.progress,
+            checkpoint=run.checkpoint,
+            logs=[run.logging(targets) for targets in groups],
+            ranks=run.ranks,
         )
+        for targets, xnn, y, marked, history in zip(groups, xnns, ys, marks, histories, strict=True):
+            xnn.requires_grad_(False)
+            with torch.no_grad():
+                error = regression_faithfulness(xnn.head(encode_all(xnn, Z)), y)
+            yield Explainer(
+                layer=found.layer,
+                targets=targets,
+                srae=xnn,
+                f_reg=error,
+                examples=len(y),
+                positives=None if marked is None else int(marked.sum()),
+                floor=_error_floor(y, self.n_features),
+                history=tuple(history),
+            )
 
     def _make(self, shape: tuple[int, ...], outputs: int) -> Autoencoder:
         make = self.autoencoder
@@ -609,6 +645,23 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
 
 _TRANSFORMS = ("output_transform", "prediction_transform")
+
+Log = Callable[[Any, Step], None]
+
+
+class _Run(NamedTuple):
+    """What goes on beside a fit, and changes nothing of it."""
+
+    progress: bool
+    checkpoint: Checkpoint | None
+    log: Log | None
+    ranks: Ranks
+
+    def logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
+        """Returns what is told the records of one explainer."""
+        if self.log is None:
+            return None
+        return partial(self.log, targets[0] if len(targets) == 1 else targets)
 
 
 class _Explained(NamedTuple):

@@ -1,7 +1,8 @@
 """Checkpoints of a fit, from which it goes on with the very numbers that it would have had.
 
 A checkpoint is one file in a folder, named after the data, settings and weights that a fit starts from, so that no
-other fit goes on from it. It is written beside its place and moved there in one step, and read without running foreign code.
+other fit goes on from it. It is written beside its place and moved there in one step, and
+read without running foreign code.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class _Stack:
         self.step = 0
         self.history: list[tuple[int, list[int], Tensor]] = []
         self.told = 0
-        self.best = torch.full((len(xnns),), math.inf, device=self.y.device)
+        self.best = self.y.new_full((len(xnns),), math.inf)
         self.best_step = torch.zeros(len(xnns), dtype=torch.long, device=self.y.device)
         state = [dict(xnn.named_parameters()) | dict(xnn.named_buffers()) for xnn in xnns]
         learned = {name for name, p in xnns[0].named_parameters() if p.requires_grad}
@@ -451,7 +451,7 @@ def _rows(Z: Tensor | Rows, rows: Tensor) -> Tensor:
     """Returns activations (T, m, ...) of rows (T, m). From a disk each is read once, however many ask for it."""
     if isinstance(Z, Tensor):
         return Z[rows]
-    needed, where = rows.unique(return_inverse=True)
+    needed, where = torch.unique(rows, return_inverse=True)
     return Z[needed][where]
 
 

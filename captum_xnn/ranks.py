@@ -8,6 +8,7 @@ so are the gradients. The number of processes then changes nothing but the order
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, distributed
 
@@ -94,6 +95,18 @@ class Ranks:
             values = values.contiguous()
             distributed.broadcast(values, 0)
         return values
+
+    def all_of(self, own: Any) -> list[Any]:
+        """Returns what every process has, in their order.
+
+        Args:
+            own: This process's; anything that can be pickled.
+        """
+        if self.world == 1:
+            return [own]
+        found = [None] * self.world
+        distributed.all_gather_object(found, own)
+        return found
 
     def wait(self) -> None:
         """Returns when all processes have come here."""

@@ -562,7 +562,7 @@ def test_fitting_several_targets_equals_separate_fits(xnn):
         one = made().fit(DATA, target, progress=False)
         together = xnn.explainer(target).srae.state_dict()
         for name, weights in one.explainer(target).srae.state_dict().items():
-            assert torch.equal(weights, together[name]), name
+            torch.testing.assert_close(weights, together[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_forms_of_data_give_the_same():
@@ -578,8 +578,9 @@ def test_forms_of_data_give_the_same():
 
 
 def test_the_same_seed_gives_the_same(xnn):
-    a, b = (made(seed=s).fit(DATA, 0, progress=False).explain(X, 0).surrogate for s in (0, 1))
-    assert torch.equal(a, xnn.explain(X, 0).surrogate)
+    a, b, c = (made(seed=s).fit(DATA, 0, progress=False).explain(X, 0).surrogate for s in (0, 1, 0))
+    assert torch.equal(a, c)
+    torch.testing.assert_close(a, xnn.explain(X, 0).surrogate, rtol=1e-4, atol=1e-4)  # learned beside others
     assert not torch.equal(a, b)
 
 

@@ -1,0 +1,388 @@
+"""Explainers that are learned together, stopped early, cut off and resumed, or learned by several processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from captum_xnn import XNNAttribution
+from captum_xnn.baselines import CAE, NN, SAE, RandomDecoder, RandomEncoder
+from captum_xnn.checkpoints import Checkpoint
+from captum_xnn.descent import _Stack, _together
+from captum_xnn.errors import CheckpointError
+from captum_xnn.logs import JSONLines
+from captum_xnn.problem import Recipe
+from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.training import encode_all, fit, fit_together
+
+T, M, D, K = 3, 400, 12, 3
+SHORT = Recipe(steps=60, batch_size=32)
+FORMS = {
+    "SRAE": partial(SRAE, hidden=(16,)),
+    "NN": partial(NN, hidden=(16,)),
+    "SAE": partial(SAE, hidden=(16,)),
+    "CAE": partial(CAE, hidden=(16,)),
+    "RandomDecoder": partial(RandomDecoder, hidden=(16,)),
+    "RandomEncoder": partial(RandomEncoder, hidden=(16,)),
+}
+
+
+def problem(dtype=torch.float64, shape=(D,)):
+    """Activations, T outputs with positives of different frequency."""
+    g = torch.Generator().manual_seed(0)
+    Z = torch.randn(M, *shape, generator=g, dtype=torch.float64).relu()
+    flat = Z.flatten(1)
+    ys = [(flat[:, 3 * t : 3 * t + 3] @ torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))[:, None] for t in range(T)]
+    marks = [y[:, 0] > y[:, 0].quantile(q) for y, q in zip(ys, (0.9, 0.97, 0.5), strict=True)]
+    return Z.to(dtype), [y.to(dtype) for y in ys], marks
+
+
+def together(make, recipe=SHORT, **settings):
+    Z, ys, marks = problem()
+    xnns = [make(D, K).double() for _ in ys]
+    histories = fit_together(xnns, Z, ys, positives=marks, recipe=recipe, **settings)
+    return xnns, histories
+
+
+def same(a, b, tolerance=0.0):
+    for one, other in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_is_what_it_would_be_alone(form):
+    xnns, histories = together(FORMS[form])
+    Z, ys, marks = problem()
+    for xnn, history, y, marked in zip(xnns, histories, ys, marks, strict=True):
+        alone = FORMS[form](D, K).double()
+        recorded = fit(alone, Z, y, positives=marked, recipe=SHORT)
+        same(xnn, alone, 1e-7)
+        assert [r.step for r in history] == [r.step for r in recorded]
+        for term in ("faithfulness", "sparse_reconstruction", "pull_away"):
+            assert [getattr(r, term) for r in history] == pytest.approx([getattr(r, term) for r in recorded], rel=1e-6)
+
+
+def test_convolutional_forms_too():
+    Z, ys, marks = problem(shape=(D, 3, 3))
+    make = partial(ConvSRAE, (D, 3, 3), K, hidden=(8,))
+    xnns = [make().double() for _ in ys]
+    fit_together(xnns, Z, ys, positives=marks, recipe=SHORT)
+    for xnn, y, marked in zip(xnns, ys, marks, strict=True):
+        alone = make().double()
+        fit(alone, Z, y, positives=marked, recipe=SHORT)
+        same(xnn, alone, 1e-7)
+
+
+def test_stacks_of_any_size_give_the_same(monkeypatch):
+    whole, _ = together(FORMS["SRAE"])
+    monkeypatch.setattr("captum_xnn.descent._CPU_STACK", 1)
+    assert _together(whole[0], 3) == 1
+    for a, b in zip(whole, together(FORMS["SRAE"])[0], strict=True):
+        same(a, b, 1e-7)
+
+
+def test_stacks_have_nearly_even_sizes(monkeypatch):
+    xnn = SRAE(100, 2, hidden=())  # 800 bytes in its largest weight
+    monkeypatch.setattr("captum_xnn.descent._CPU_STACK", 3000)
+    assert [_together(xnn, n) for n in (1, 3, 4, 7)] == [1, 3, 2, 3]
+
+
+def test_networks_that_differ_are_refused():
+    Z, ys, _ = problem()
+    with pytest.raises(ValueError, match="networks of one form and size, got others"):
+        fit_together([SRAE(D, 2).double(), SRAE(D, 3).double()], Z, ys[:2])
+
+
+# --- early stopping
+
+
+def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
+    # The first output has nothing to do with Z: on held-out examples it only becomes worse.
+    Z, ys, _ = problem()
+    g = torch.Generator().manual_seed(1)
+    ys = [torch.randn(M, 1, generator=g, dtype=torch.float64), ys[1]]
+    checked = []
+    check = _Stack._check
+
+    def spy(stack):
+        before = list(stack.alive)
+        check(stack)
+        checked.append((stack.step, before, stack.best.clone()))
+
+    monkeypatch.setattr(_Stack, "_check", spy)
+    recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
+    xnns = [SRAE(D, K, hidden=(64,)).double() for _ in ys]
+    noise, learned = fit_together(xnns, Z, ys, recipe=recipe)
+    assert noise[-1].step < learned[-1].step < 399
+    # It stopped after a tenth of the steps, or more where these were still drawn to anchors, without a new best.
+    last = max(step for step, alive, _ in checked if 0 in alive)
+    best = [float(b[0]) for _, alive, b in checked if 0 in alive]
+    since = next(step for (step, _, _), value in zip(checked, best, strict=False) if value == best[-1])
+    assert last - since >= 40 and last >= 0.4 * 400
+    assert all(math.isfinite(float(p.abs().max())) for p in xnns[0].parameters())
+
+
+def test_the_best_weights_count(monkeypatch):
+    """Whoever is best early on, and then is ruined, ends as it was when it was best."""
+    Z, ys, marks = problem()
+    recipe = Recipe(steps=100, batch_size=32, patience=1.0)
+    states = {}
+    check = _Stack._check
+
+    def ruined(stack):
+        if stack.step == 50:
+            states["best"] = {k: t.detach().clone() for k, t in stack.weights.items()}
+            stack.best.fill_(-1.0)  # nothing later is better
+            for name, kept in stack.best_weights.items():
+                kept.copy_(stack.weights[name].detach())
+        check(stack)
+
+    monkeypatch.setattr(_Stack, "_check", ruined)
+    monkeypatch.setattr("captum_xnn.training._arrange", lambda *_: None)
+    monkeypatch.setattr(SRAE, "fold", lambda *_: None)
+    xnns = [SRAE(D, K, hidden=()).double() for _ in ys]
+    fit_together(xnns, Z, ys, positives=marks, recipe=recipe)
+    for t, xnn in enumerate(xnns):
+        for name, p in xnn.named_parameters():
+            torch.testing.assert_close(p.detach(), states["best"][name][t], rtol=0, atol=0)
+
+
+def test_those_who_go_on_do_not_notice():
+    """That a neighbour stopped changes nothing for an explainer, and held-out rows are the same for all."""
+    Z, ys, _ = problem()
+    noise = torch.randn(M, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
+    pair = [SRAE(D, K, hidden=(64,)).double() for _ in range(2)]
+    histories = fit_together(pair, Z, [noise, ys[1]], recipe=recipe)
+    assert len(histories[0]) < len(histories[1])
+    alone = SRAE(D, K, hidden=(64,)).double()
+    fit(alone, Z, ys[1], recipe=recipe)
+    same(pair[1], alone, 1e-6)
+
+
+# --- checkpoints
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_at(monkeypatch, step):
+    take = _Stack._take
+
+    def cut(stack, *arguments):
+        if stack.step == step:
+            raise Cut
+        take(stack, *arguments)
+
+    monkeypatch.setattr(_Stack, "_take", cut)
+
+
+@pytest.mark.parametrize("patience", [None, 0.5])
+@pytest.mark.parametrize("form", ["SRAE", "NN"])
+def test_a_fit_that_was_cut_off_goes_on_with_the_same_numbers(form, patience, tmp_path):
+    recipe = Recipe(steps=120, batch_size=32, patience=patience)
+    whole, histories = together(FORMS[form], recipe)
+    for step in (10, 60, 119):
+        kept = Checkpoint(tmp_path, every=0)
+        with pytest.MonkeyPatch.context() as patch:
+            cut_at(patch, step)
+            with pytest.raises(Cut):
+                together(FORMS[form], recipe, checkpoint=kept)
+        again, resumed = together(FORMS[form], recipe, checkpoint=kept)
+        for a, b in zip(whole, again, strict=True):
+            same(a, b)
+        assert resumed == histories
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_it_goes_on_from_where_it_was(tmp_path, monkeypatch):
+    kept, steps = Checkpoint(tmp_path, every=0), []
+    cut_at(monkeypatch, 80)
+    recipe = Recipe(steps=120, batch_size=32)
+    with pytest.raises(Cut):
+        together(FORMS["SRAE"], recipe, checkpoint=kept)
+    monkeypatch.undo()
+    take = _Stack._take
+
+    def noting(stack, *arguments):
+        steps.append(stack.step)
+        take(stack, *arguments)
+
+    monkeypatch.setattr(_Stack, "_take", noting)
+    together(FORMS["SRAE"], recipe, checkpoint=kept)
+    assert steps == list(range(75, 120))
+    # What is done is not done again.
+    steps.clear()
+    together(FORMS["SRAE"], recipe, checkpoint=kept)
+    assert steps == []
+
+
+def test_other_data_or_settings_start_anew(tmp_path, monkeypatch):
+    kept, started = Checkpoint(tmp_path, every=0), []
+    take = _Stack._take
+
+    def noting(stack, *arguments):
+        started.append(stack.step)
+        take(stack, *arguments)
+
+    monkeypatch.setattr(_Stack, "_take", noting)
+    Z, ys, marks = problem()
+
+    def once(Z=Z, y=ys[0], marked=marks[0], recipe=SHORT, seed=0):
+        started.clear()
+        fit_together(
+            [SRAE(D, K, hidden=()).double()], Z, [y], positives=[marked], recipe=recipe, seed=seed, checkpoint=kept
+        )
+        return len(started)
+
+    assert once() == 60
+    assert once() == 0
+    other = Z.clone()
+    other[7, 3] += 1
+    for changed in ({"Z": other}, {"y": ys[1]}, {"marked": marks[1]}, {"recipe": Recipe(steps=61)}, {"seed": 1}):
+        assert once(**changed) > 0, changed
+    assert once() == 0
+
+
+def test_a_checkpoint_that_is_damaged_or_cannot_be_written_is_told(tmp_path, monkeypatch):
+    kept = Checkpoint(tmp_path / "here", every=0)
+    together(FORMS["SRAE"], checkpoint=kept)
+    (file,) = (tmp_path / "here").iterdir()
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"expected a whole checkpoint in .* damaged one; delete it"):
+        together(FORMS["SRAE"], checkpoint=kept)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    file.unlink()
+    monkeypatch.setattr("captum_xnn.checkpoints.replace_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device; make room"):
+        together(FORMS["SRAE"], checkpoint=kept)
+
+
+# --- through XNNAttribution
+
+
+def model_and_data():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 5))
+    return model, torch.randn(500, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_many_targets_are_each_what_they_would_be_alone():
+    model, data = model_and_data()
+    make = partial(XNNAttribution, model, "1", 2, recipe=Recipe(steps=50))
+    many = make().fit(data, target=range(5), progress=False)
+    for target in range(5):
+        one = make().fit(data, target=target, progress=False)
+        a, b = (x.explain(data[:20], target=target) for x in (many, one))
+        torch.testing.assert_close(a.contributions, b.contributions, rtol=1e-3, atol=1e-3)
+        assert many.explainer(target).f_reg == pytest.approx(one.explainer(target).f_reg, rel=1e-3)
+        assert many.explainer(target).positives == one.explainer(target).positives
+
+
+def test_every_record_is_logged_once_also_where_a_fit_goes_on(tmp_path):
+    model, data = model_and_data()
+    recipe = Recipe(steps=100)
+
+    def run(cut=None):
+        with pytest.MonkeyPatch.context() as patch:
+            if cut:
+                cut_at(patch, cut)
+            XNNAttribution(model, "1", 2, recipe=recipe).fit(
+                data,
+                target=[1, 3],
+                progress=False,
+                checkpoint=Checkpoint(tmp_path / "kept", every=0),
+                log=JSONLines(tmp_path / "fit.jsonl"),
+            )
+
+    with pytest.raises(Cut):
+        run(cut=55)
+    run()
+    lines = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
+    steps = [step for step in range(100) if step % 2 == 0 or step == 99]
+    for target in (1, 3):
+        assert [line["step"] for line in lines if line["target"] == target] == steps
+    assert set(lines[0]) == {"target", "step", "faithfulness", "sparse_reconstruction", "pull_away"}
+
+
+# --- several processes
+
+SCRIPT = """
+    import sys, torch, torch.distributed as dist
+    from functools import partial
+    from torch import nn
+    from captum_xnn import XNNAttribution
+    from captum_xnn.problem import Recipe
+    torch.set_num_threads(1)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 5)).double()
+    data = torch.randn(500, 6, generator=torch.Generator().manual_seed(1)).double()
+    calls = []
+    model[0].register_forward_hook(lambda m, i, o: calls.append(len(o)))
+    xnn = XNNAttribution(model, "1", 3, recipe=Recipe(steps=60))
+    settings = dict(distributed=dist.is_initialized(), progress=False)
+    store = sys.argv[2] if len(sys.argv) > 2 else None
+    xnn.fit(data, target=[1, 4], store=store, **settings)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.save({"E": torch.stack([xnn.explain(data[:9], target=t).features for t in (1, 4)]), "rows": sum(calls) - 18},
+               f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+def processes(count, folder, *arguments):
+    """Runs the script in so many processes under torchrun, or plainly, and returns what each saved."""
+    folder.mkdir()
+    (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
+    command = [str(folder / "script.py"), str(folder), *arguments]
+    if count > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_give_the_same_x_features(tmp_path):
+    (alone,) = processes(1, tmp_path / "1")
+    for count in (2, 4):
+        found = processes(count, tmp_path / str(count))
+        for one in found:
+            torch.testing.assert_close(one["E"], alone["E"], rtol=0, atol=1e-4)
+        # Every process ran its share of the data.
+        assert sum(one["rows"] for one in found) == alone["rows"] == 500
+        assert max(one["rows"] for one in found) < 500
+
+
+@pytest.mark.slow
+def test_processes_share_a_store(tmp_path):
+    (alone,) = processes(1, tmp_path / "1")
+    found = processes(2, tmp_path / "2", str(tmp_path / "store"))
+    for one in found:
+        torch.testing.assert_close(one["E"], alone["E"], rtol=0, atol=1e-4)
+
+
+def test_no_group_of_processes_is_told():
+    model, data = model_and_data()
+    with pytest.raises(RuntimeError, match="expected a group of processes, got none; run under torchrun"):
+        XNNAttribution(model, "1", 2).fit(data, target=0, distributed=True)
+
+
+def test_encoding_is_row_by_row():
+    xnns, _ = together(FORMS["SRAE"])
+    Z = problem()[0]
+    torch.testing.assert_close(encode_all(xnns[0], Z, batch_size=7), encode_all(xnns[0], Z), rtol=1e-12, atol=1e-12)
