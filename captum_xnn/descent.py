@@ -258,8 +258,16 @@ class _Stack:
     def _optimise(self) -> None:
         """Makes an optimiser of the weights as they are now."""
         rate = self.recipe.learning_rate or self.xnns[0].learning_rate
-        learned = [p for p in self.weights.values() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(learned, rate, fused=True)
+        learned = {name: p for name, p in self.weights.items() if p.requires_grad}
+        decays = [name.endswith("weight") and not name.startswith("head.") for name in learned]
+        groups = [
+            {
+                "params": [p for p, d in zip(learned.values(), decays, strict=True) if d == decaying],
+                "weight_decay": decay,
+            }
+            for decaying, decay in ((True, self.recipe.weight_decay), (False, 0.0))
+        ]
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], rate, fused=True)
         self.rate = rate
 
     def _anchors(self) -> Tensor:
@@ -321,7 +329,8 @@ class _Stack:
         for p in self.weights.values():
             if p.grad is not None:
                 self.ranks.average(p.grad)
-        self.optimiser.param_groups[0]["lr"] = self.rate * _rate(share)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * _rate(share)
         self.optimiser.step()
         often = max(1, self.recipe.steps // 50)
         if self.step % often == 0 or self.step == self.recipe.steps - 1:

@@ -337,8 +337,9 @@ SCRIPT = """
     settings = dict(distributed=dist.is_initialized(), progress=False)
     store = sys.argv[2] if len(sys.argv) > 2 else None
     xnn.fit(data, target=[1, 4], store=store, **settings)
+    rows = sum(calls)
     rank = dist.get_rank() if dist.is_initialized() else 0
-    torch.save({"E": torch.stack([xnn.explain(data[:9], target=t).features for t in (1, 4)]), "rows": sum(calls) - 18},
+    torch.save({"E": torch.stack([xnn.explain(data[:9], target=t).features for t in (1, 4)]), "rows": rows},
                f"{sys.argv[1]}/{rank}.pt")
 """
 
