@@ -118,13 +118,12 @@ def _first_pass(Z: Tensor | Rows, residual: Tensor, w: Tensor) -> tuple[Tensor, 
 
 def _pass(Z: Tensor | Rows, centre: Tensor, direction: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the score (M,) of a direction, and the covariance (D,) of Z with it."""
-    scores, loading = [], torch.zeros_like(centre)
-    for part, weight in _parts(Z, w):
+    scores, loading = torch.empty_like(w), torch.zeros_like(centre)
+    for part, weight, score in _parts(Z, w, scores):
         centred = part - centre
-        t = centred @ direction
-        loading += (weight * t) @ centred
-        scores.append(t)
-    return torch.cat(scores), loading
+        score.copy_(centred @ direction)
+        loading += (weight * score) @ centred
+    return scores, loading
 
 
 def _parts(Z: Tensor | Rows, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -774,13 +774,14 @@ class _Outputs(NamedTuple):
     @classmethod
     def of(cls, y_hat: Tensor | Rows, targets: list[Target]) -> _Outputs:
         targets = list(dict.fromkeys(targets))
-        columns, given, softmax = [], [], True
+        y, first, given, softmax = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], True
         for part in parts(y_hat):
-            columns.append(torch.stack([select(part, t) for t in targets], 1))
+            y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
+            first += len(part)
             if part.dim() == 2 and part.shape[1] > 1:
                 given.append(part.argmax(1))
                 softmax = softmax and _like_probabilities(part)
-        return cls(torch.cat(columns), targets, torch.cat(given) if given else None, bool(given) and softmax)
+        return cls(y, targets, torch.cat(given) if given else None, bool(given) and softmax)
 
     def columns(self, targets: tuple[Target, ...]) -> Tensor:
         """Returns some of the explained outputs, (M, C)."""

@@ -84,6 +84,8 @@ class Batches:
                 f"{type(data).__name__}; wrap it in a torch.utils.data.DataLoader"
             )
         self._data = data
+        self._begun: Batch | None = None
+        self._rest = self._counted(data)
 
     @property
     def examples(self) -> int | None:
@@ -91,26 +93,33 @@ class Batches:
         return None if self._numbers is None else sum(map(len, self._numbers))
 
     def first(self) -> Batch | None:
-        """Returns the first batch, which :meth:`those` gives again, or None if there are no data."""
-        if self._numbers is not None:
-            return next(self.those(lambda _first, _after: False), None)
-        running = iter(self._data)
-        begun = list(itertools.islice(running, 1))
-        self._data = itertools.chain(begun, running)  # an iterator's first batch comes only once
-        return next(self._counted(begun), None)
+        """Returns the first batch, or None if there are no data. It is loaded once, and the first of :meth:`those`."""
+        if self._begun is None:
+            self._begun = next(self._rest if self._numbers is None else self._fetched(self._numbered()[:1]), None)
+        return self._begun
 
     def those(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
-        """Yields the first batch and all others that are wanted; of a mere iterable all.
+        """Yields the first batch and all others that are wanted; of a mere iterable all, once.
 
         Args:
             wanted: Whether a batch is, by the number of its first example and of the one after its last.
         """
-        if self._numbers is None:
-            yield from self._counted(self._data)
+        first = self.first()
+        if first is None:
             return
-        ends = itertools.accumulate(map(len, self._numbers))
-        chosen = [(end - len(n), n) for n, end in zip(self._numbers, ends, strict=True)]
-        chosen = [(first, n) for first, n in chosen if first == 0 or wanted(first, first + len(n))]
+        yield first
+        if self._numbers is None:
+            yield from self._rest
+        else:
+            yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
+
+    def _numbered(self) -> list[tuple[int, Sequence[int]]]:
+        """Returns the batches of what is indexed: number of the first example, and where the examples are."""
+        numbers = self._numbers or ()
+        ends = itertools.accumulate(map(len, numbers))
+        return [(end - len(n), n) for end, n in zip(ends, numbers, strict=True)]
+
+    def _fetched(self, chosen: list[tuple[int, Sequence[int]]]) -> Iterator[Batch]:
         for (first, numbers), loaded in zip(chosen, self._loaded([n for _, n in chosen]), strict=True):
             yield Batch(first, len(numbers), *loaded)
 

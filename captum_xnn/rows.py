@@ -194,13 +194,32 @@ class _Files:
             return found
         which = np.searchsorted(self.ends, wanted, side="right")
         into = found.reshape(-1).view(np.uint8).data
+        runs = list(_runs(wanted, which))
         with self.lock:
-            for first, last in _runs(wanted, which):
+            places = []
+            for first, last in runs:
                 file = int(which[first])
                 start = int(wanted[first] - (self.ends[file - 1] if file else 0))
                 offset = self.heads[file].offset + start * self.bytes
-                self._fill(file, offset, into[first * self.bytes : last * self.bytes])
+                places.append((file, offset, into[first * self.bytes : last * self.bytes]))
+            if len(places) > 1:  # the system fetches what is not in its cache from all places at once
+                places = [place for place in places if not self._cached(*place)]
+            for place in places:
+                self._fill(*place)
         return found
+
+    def _cached(self, file: int, offset: int, into: memoryview) -> bool:
+        """Returns whether bytes could be read without waiting for the disk, which is asked to fetch them otherwise."""
+        if not hasattr(os, "RWF_NOWAIT"):  # Linux
+            return False
+        handle = self._opened(file).fileno()
+        try:
+            if os.preadv(handle, [into], offset, os.RWF_NOWAIT) == len(into):
+                return True
+        except OSError:  # nothing of it is in the cache, or the file system cannot tell
+            pass
+        os.posix_fadvise(handle, offset, len(into), os.POSIX_FADV_WILLNEED)
+        return False
 
     def _fill(self, file: int, offset: int, into: memoryview) -> None:
         """Reads bytes of a file from an offset on."""

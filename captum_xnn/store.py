@@ -5,7 +5,7 @@ A folder holds::
     store.json          the manifest: model fingerprint, layer, dtypes, shapes, examples in a shard, examples in all
     Z-00000.npy         activations of the first shard, (examples, ...); numpy.load(..., mmap_mode="r") reads them
     y_hat-00000.npy     the model's outputs on the same examples
-    shard-00000.json    written last: the shard is done. Checksums of both files, and of its first example's inputs
+    shard-00000.json    written last: the shard is done. Checksums of both files and of its first example's inputs
     rank-0.lock         held by the process that writes; left behind, it means nothing
 
 Every file is written beside its place, brought to the disk, and moved there in one step, so that a process killed at
@@ -136,7 +136,7 @@ class Store:
             complete = False
         if not complete:
             raise StoreError(
-                f"expected a whole manifest in {path}, got one with entries missing; delete it and {_AGAIN}"
+                f"expected a whole manifest in {path}, got one with entries missing; delete it and collect anew"
             )
         return cls(Path(folder), manifest)
 
@@ -153,6 +153,12 @@ class Store:
     def layer(self) -> str:
         """Dotted name of the layer."""
         return str(self.manifest["fingerprint"]["layer"])
+
+    @property
+    def key(self) -> str:
+        """What tells this store from others, and from an earlier one in the same folder, 16 hexadecimal digits."""
+        own = {k: v for k, v in self.manifest.items() if k != "rows"}
+        return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @property
     def rows_per_shard(self) -> int:
@@ -219,7 +225,7 @@ class Store:
                 digest.update(some)
             files[name] = {"name": f"{name}-{shard:05d}.npy", "sha256": digest.hexdigest()}
             _writing(self.folder / files[name]["name"], f"shard {shard}", *data)
-        entry = {"rows": len(tables[TABLES[0]]), "first_inputs": first, "files": files}
+        entry = {"store": self.key, "rows": len(tables[TABLES[0]]), "first_inputs": first, "files": files}
         _writing(self._entry(shard), f"shard {shard}", json.dumps(entry, indent=1).encode())
 
     def _entry(self, shard: int) -> Path:
@@ -254,6 +260,8 @@ class Store:
         try:
             described = json.loads(entry.read_bytes())
             first, after = self.bounds(shard)
+            if described["store"] != self.key:
+                return "is of another model or other data than the manifest"
             if described["rows"] != after - first:
                 return f"has {described['rows']} examples instead of {after - first}"
             files = {name: (str(f["name"]), str(f["sha256"])) for name, f in described["files"].items()}

@@ -187,4 +187,9 @@ def encode_all(srae: Autoencoder, Z: Tensor | Rows, *, batch_size: int = 1024) -
         Z: Activations, in memory or on disk.
         batch_size: Rows at once.
     """
-    return torch.cat([srae.encode(part) for part in Z.split(batch_size)])
+    # One tensor made beforehand: small ones between large parts would leave the memory of these in pieces.
+    E, first = srae.head.weight.new_empty(len(Z), srae.n_features), 0
+    for part in Z.split(batch_size):
+        E[first : first + len(part)] = srae.encode(part)
+        first += len(part)
+    return E

@@ -28,6 +28,16 @@ def test_collecting_is_timed_in_pairs():
     assert len(ratios) == 2 and min(ratios) > 0
 
 
+def test_fits_from_a_store_are_timed_in_pairs(monkeypatch, tmp_path, capsys):
+    from benchmarks import store
+
+    monkeypatch.setattr(store, "DIMENSIONS", 12)
+    store.main(examples=300, steps=3, repeats=2, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "fit of 300 x 12, 3 steps: store / memory median" in printed and "bar 1.5" in printed
+    assert printed.count("128 random rows") == 4 and printed.count("a pass over") == 2
+
+
 def test_figures_of_degeneration():
     from benchmarks.birds import split
     from benchmarks.degeneration import agreement, mean_correlation

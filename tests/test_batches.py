@@ -1,0 +1,119 @@
+"""Batches with the number of their first example, of which only those wanted are loaded."""
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
+
+from captum_xnn.activations import first_of_batch
+from captum_xnn.batches import Batches, first_inputs
+
+X = torch.arange(22.0).reshape(11, 2)
+
+
+class Seen(Dataset):
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return X[i], i
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, range(len(X)), strict=True))
+
+
+class Own(DataLoader):
+    """A loader that may do anything in its iteration."""
+
+    def __iter__(self):
+        yield from DataLoader(self.dataset, self.batch_size)
+
+
+def numbered(data, wanted=lambda first, after: True, batch_size=4):
+    return [(b.first, b.rows, b.inputs) for b in Batches(data, batch_size, first_of_batch).those(wanted)]
+
+
+def expected(sizes):
+    return list(zip([sum(sizes[:i]) for i in range(len(sizes))], sizes, X.split(sizes), strict=True))
+
+
+def same(found, wanted):
+    return [b[:2] for b in found] == [b[:2] for b in wanted] and all(
+        torch.equal(a[2], b[2]) for a, b in zip(found, wanted, strict=True)
+    )
+
+
+KINDS = {
+    "tensor": lambda: X,
+    "loader": lambda: DataLoader(Seen(), 4),
+    "stream": lambda: DataLoader(Stream(), 4),
+    "own": lambda: Own(Seen(), 4),
+    "list": lambda: list(X.split(4)),
+    "generator": lambda: iter(X.split(4)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_batches(kind):
+    assert same(numbered(KINDS[kind]()), expected([4, 4, 3]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_and_those_wanted(kind):
+    indexed = kind in ("tensor", "loader")
+    assert Batches(KINDS[kind](), 4, first_of_batch).examples == (11 if indexed else None)
+    found = numbered(KINDS[kind](), lambda first, after: (first, after) == (8, 11))
+    assert same(found, [expected([4, 4, 3])[i] for i in ((0, 2) if indexed else (0, 1, 2))])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_at_the_first_takes_nothing_away(kind):
+    batches = Batches(KINDS[kind](), 4, first_of_batch)
+    assert torch.equal(batches.first().inputs, X[:4]) and batches.first() is batches.first()
+    assert same([b[:3] for b in batches.those(lambda first, after: True)], expected([4, 4, 3]))
+
+
+def test_what_is_not_wanted_is_not_read():
+    data = Seen()
+    numbered(DataLoader(data, 4), lambda first, after: first == 8)
+    assert data.read == [0, 1, 2, 3, 8, 9, 10]
+
+
+def test_batches_of_any_size_and_order():
+    batches = BatchSampler([4, 3, 2, 7, 0], 2, drop_last=False)
+    found = numbered(DataLoader(Seen(), batch_sampler=batches), lambda first, after: first == 4)
+    assert [b[:2] for b in found] == [(0, 2), (4, 1)]
+    assert torch.equal(found[0][2], X[[4, 3]]) and torch.equal(found[1][2], X[[0]])
+
+
+def test_batches_are_made_as_the_loader_makes_them():
+    loader = DataLoader(Seen(), 4, collate_fn=lambda rows: torch.stack([x for x, _ in rows]) * 2)
+    assert torch.equal(torch.cat([b[2] for b in numbered(loader)]), 2 * X)
+
+
+def test_several_inputs():
+    ((first, rows, inputs), *_) = numbered((X, X + 1), batch_size=5)
+    assert (first, rows) == (0, 5) and torch.equal(inputs[1], X[:5] + 1)
+    with pytest.raises(ValueError, match=r"as many examples of every input, got \[10, 11\]"):
+        Batches((X, X[:10]), 4, first_of_batch)
+    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, got int"):
+        Batches(3, 4, first_of_batch)
+
+
+def test_no_data():
+    for data in (X[:0], [], iter([]), DataLoader(X[:0])):
+        assert Batches(data, 4, first_of_batch).first() is None
+        assert numbered(data) == []
+
+
+def test_inputs_are_told_apart():
+    made = first_inputs(X, 3)
+    assert made == first_inputs(X[2:], 1) == first_inputs((X[3:], "text"), 0)
+    assert made != first_inputs(X + 1e-5, 3) and made != first_inputs(X, 4)
+    assert first_inputs((X, X), 3) != first_inputs((X, X + 1), 3)
+    assert first_inputs(X.bfloat16(), 3) == first_inputs(X.bfloat16(), 3)
