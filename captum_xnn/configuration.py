@@ -1,8 +1,8 @@
 """The configuration of a run on the command line: every setting, as a TOML file holds it.
 
 A file sets what it names and leaves the rest at its default; options of the command line override it. Relative paths in
-a file count from the file's own folder. What a run saves beside its results has every setting with the paths made
-absolute, so that it gives the same run again from anywhere.
+a file count from the file's own folder. What a run saves beside its results has every setting, with absolute paths but
+for its own folder, so that it gives the same run again from anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +156,13 @@ class Configuration:
         return "\n".join([*_lines(plain), "", "[recipe]", *_lines(recipe), ""])
 
     def write(self, folder: Path) -> Path:
-        """Returns the file that it has written into a folder, in one step.
+        """Returns the file that it has written into the folder of the results, in one step.
 
         Args:
-            folder: Exists already.
+            folder: Exists already. It is ``out`` of what is written.
         """
         path = folder / CONFIGURATION_FILE
-        replace_file(path, self.text().encode())
+        replace_file(path, replace(self, out=".").text().encode())
         return path
 
 

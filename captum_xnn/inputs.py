@@ -7,6 +7,7 @@ Conventions:
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", 
 """Endings of images, in small letters; other files in a folder are passed over."""
 ARRAY_FILES = (".npy", ".npz", ".pt")
 """Endings of arrays."""
+
+_log = logging.getLogger(__name__)
 
 
 def as_size(name: str, value: Any) -> tuple[int, int]:
@@ -227,6 +230,8 @@ class Inputs:
             skipped += [name for name, _ in damaged]
             if whole:
                 yield self._batch(*zip(*whole, strict=True))
+        if skipped and not self.skipped:
+            _log.warning("left out %d damaged of %d images: %s", len(skipped), len(self.names), ", ".join(skipped))
         self.skipped = tuple(skipped)
         if len(skipped) == len(self.names):
             raise DatasetError(
