@@ -170,8 +170,10 @@ def _ran(run: Callable[[], Any], what: str) -> Any:
     try:
         return run()
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        at = f", line {frames[-1].lineno} of {frames[-1].filename}" if len(frames) > 2 else ""
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[0] != "<"
+        ]
+        at = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
         told = " ".join(str(error).split())
         raise ValueError(
             f"expected {what}, got {type(error).__name__} ({told}{at}); see that it runs in Python by itself"
