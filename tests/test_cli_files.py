@@ -1,4 +1,4 @@
-"""The command line on files: fit, explain and evaluate from end to end, bit for bit again, and each error on one line."""
+"""The command line on files: fit, explain and evaluate from end to end, the same bits again, and errors on one line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from captum_xnn.configuration import Configuration, tomllib
 from captum_xnn.inputs import Inputs
 from captum_xnn.model_files import load_model
 
+# The tiny model's images do not all excite every x-feature.
+pytestmark = pytest.mark.filterwarnings("ignore:expected maps that are not zero")
+
+FEW = 5  # pictures take a while
 OPTIONS = ["--layer", "1", "--target", "all", "--n-features", "2", "--recipe", "steps=20", "beta=0.5", "--quiet"]
 
 
@@ -28,8 +32,10 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model, its images and fitted explainers."""
+    """The model, its images, a few of them in few/images, and fitted explainers."""
     folder = write(tmp_path_factory.mktemp("files"))
+    (folder / "few").mkdir()
+    write(folder / "few", count=FEW)
     assert cli.main(arguments(folder, "--out", f"{folder}/xnn", "--seed", "3")) == 0
     return folder
 
@@ -101,7 +107,7 @@ def test_options_override_the_file(folder: Path, tmp_path: Path, capsys: pytest.
 def test_joint_explainers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments(folder, "--joint", "--target", "2", "0", "--out", str(tmp_path))) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("  2, 0")
-    explained = ["explain", "--explainer", str(tmp_path), "--data", f"{folder}/images/odd", "--out", f"{tmp_path}/why"]
+    explained = ["explain", "--explainer", str(tmp_path), "--data", f"{folder}/few/images", "--out", f"{tmp_path}/why"]
     assert cli.main([*explained, "--quiet"]) == 0
     assert {line["target"] for line in lines(tmp_path / "why")} == {0, 2}
 
@@ -121,12 +127,21 @@ def test_explain_writes_numbers_maps_and_pictures(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "why"
-    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--out", str(out), "--quiet"]
-    assert cli.main([*command, "--batch-size", "9"]) == 0
+    command = [
+        "explain",
+        "--explainer",
+        f"{folder}/xnn",
+        "--data",
+        f"{folder}/few/images",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    assert cli.main([*command, "--batch-size", "2"]) == 0
     assert capsys.readouterr().out == (
-        f"60 inputs explained. Written: {out}/explanations.jsonl, with pictures/ and maps/\n"
+        f"{FEW} inputs explained. Written: {out}/explanations.jsonl, with pictures/ and maps/\n"
     )
-    (batch,) = Inputs(folder / "images", load_model(f"{folder}/net.py").preparation)
+    (batch,) = Inputs(folder / "few" / "images", load_model(f"{folder}/net.py").preparation)
     assert [line["name"] for line in lines(out)] == list(batch.names)
     xnn = explainers(folder)
     for line, image in zip(lines(out), batch.inputs, strict=True):
@@ -141,8 +156,9 @@ def test_explain_writes_numbers_maps_and_pictures(
         np.testing.assert_allclose(maps, why.maps[0], atol=1e-5)
     first = lines(out)[0]
     assert (first["maps"], first["picture"]) == ("maps/even/000.png.npy", "pictures/even/000.png.png")
-    assert len(list((out / "pictures").rglob("*.png"))) == 60
-    assert Image.open(out / first["picture"]).size[0] > 600
+    assert len(list((out / "pictures").rglob("*.png"))) == FEW
+    with Image.open(out / first["picture"]) as picture:
+        assert picture.size[0] > 600
 
 
 def test_pictures_show_the_image_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +173,12 @@ def test_pictures_show_the_image_itself(folder: Path, tmp_path: Path, monkeypatc
 
 
 def test_named_targets_and_another_heatmap(folder: Path, tmp_path: Path) -> None:
-    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images/even", "--out", str(tmp_path)]
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--out", str(tmp_path)]
     assert cli.main([*command, "--target", "1-2", "--heatmap", "InputXGradient", "--quiet"]) == 0
     from captum.attr import InputXGradient
 
     xnn = explainers(folder).with_heatmap(InputXGradient)
-    (batch,) = Inputs(folder / "images" / "even", load_model(f"{folder}/net.py").preparation)
+    (batch,) = Inputs(folder / "few" / "images", load_model(f"{folder}/net.py").preparation)
     for line, image in zip(lines(tmp_path), batch.inputs, strict=True):
         assert line["target"] == 1 + logits(seed_of(line["name"]))[1:].argmax()
         np.testing.assert_allclose(
@@ -223,25 +239,25 @@ def test_a_folder_from_python_needs_the_model_named(
 
 
 def test_arrays_are_explained_too(folder: Path, tmp_path: Path) -> None:
-    (batch,) = Inputs(folder / "images" / "odd", load_model(f"{folder}/net.py").preparation)
+    (batch,) = Inputs(folder / "few" / "images", load_model(f"{folder}/net.py").preparation)
     torch.save(batch.inputs, tmp_path / "inputs.pt")
     command = ["explain", "--explainer", f"{folder}/xnn", "--quiet", "--out"]
     assert cli.main([*command, f"{tmp_path}/a", "--data", f"{tmp_path}/inputs.pt"]) == 0
-    assert cli.main([*command, f"{tmp_path}/b", "--data", f"{folder}/images/odd"]) == 0
+    assert cli.main([*command, f"{tmp_path}/b", "--data", f"{folder}/few/images"]) == 0
     same = ("target", "prediction", "contributions")
     one, other = ([[line[key] for key in same] for line in lines(tmp_path / name)] for name in "ab")
-    assert one == other and [line["name"] for line in lines(tmp_path / "a")] == list(map(str, range(30)))
+    assert one == other and [line["name"] for line in lines(tmp_path / "a")] == list(map(str, range(FEW)))
 
 
 def test_damaged_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, count=6)
+    write(tmp_path, count=3)
     (tmp_path / "images" / "odd" / "a.png").write_text("not an image")
     command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{tmp_path}/images", "--out", f"{tmp_path}/why"]
     assert cli.main([*command, "--quiet"]) == 1
     assert "cannot be read, 'odd/a.png' in " in one_line(capsys)
     assert cli.main([*command, "--quiet", "--skip-damaged"]) == 0
-    assert len(lines(tmp_path / "why")) == 6
-    assert capsys.readouterr().err == "captum-xnn: left out 1 damaged of 7 images: odd/a.png\n"
+    assert len(lines(tmp_path / "why")) == 3
+    assert capsys.readouterr().err == "captum-xnn: left out 1 damaged of 4 images: odd/a.png\n"
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -397,10 +413,9 @@ def test_help_says_that_the_model_file_runs(command: str, capsys: pytest.Capture
 def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> None:
     def run(*more: str) -> str:
         command = [sys.executable, "-m", "captum_xnn", *more]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
-        return done.stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    fit = ["fit", "--model", "net.py", "--data", "images", "--device", "cpu", *OPTIONS, "--seed", "3"]
+    fit = arguments(folder, "--seed", "3")
     assert "F_reg, training" in run(*fit, "--out", str(tmp_path))
     assert weights(tmp_path) == weights(folder / "xnn")
-    assert "60 inputs. Written" in run("evaluate", "--explainer", str(tmp_path), "--data", "images")
+    assert "60 inputs. Written" in run("evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images")

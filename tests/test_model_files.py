@@ -116,7 +116,7 @@ def test_mistakes_in_naming_a_model(source, said, folder):
         ("MEAN = [0.5]", "as many channels"),
         ("transform = 3", "expected transform .* as a function, got 3"),
         ("import nothing_like_it", "line 44 of .*net.py"),
-        ("def f(:", r"SyntaxError \(.*line 34\)\)"),
+        ("def f(:", r"SyntaxError \(.*line 32\)\)"),
     ],
 )
 def test_mistakes_in_a_file(line, said, folder):
