@@ -111,8 +111,8 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     from captum_xnn.files import replace_file
 
     path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     opened, xnn = _opened(arguments)
+    path.parent.mkdir(parents=True, exist_ok=True)
     found = evaluate(opened, xnn, opened.targets(xnn), maps=arguments.maps, progress=not arguments.quiet)
     # JSON has no infinity, which O2 may be.
     entries = [{k: None if v == math.inf else v for k, v in result._asdict().items()} for result in found]
@@ -129,14 +129,17 @@ def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
     The model and how its inputs are made are those of the configuration beside the explainers, unless options say
     otherwise; data and targets are those of the options.
     """
+    from captum_xnn import files
     from captum_xnn.configuration import CONFIGURATION_FILE, Configuration
     from captum_xnn.opened import Opened, heatmap_named
 
+    heatmap = heatmap_named(arguments.heatmap)
+    files.read(arguments.explainer)  # a wrong folder is told as such, before a model is run or missed
     beside = Path(arguments.explainer, CONFIGURATION_FILE)
     settings = {"targets": "all", **_settings(arguments)}
     settings.pop("out", None)
     opened = Opened.of(Configuration.read(beside if beside.is_file() else None, settings))
-    return opened, opened.explainers(arguments.explainer, heatmap_named(arguments.heatmap))
+    return opened, opened.explainers(arguments.explainer, heatmap)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def _write_maps(path: Path, maps: Tensor) -> None:
 
 def _write_picture(path: Path, why: Explanation, index: int, title: str) -> None:
     buffer = io.BytesIO()
+    title = title.encode(errors="replace").decode()  # names of files may hold bytes that are no text
     # Without the program's name, equal pictures are equal files.
     why.show(index, title=title).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -240,7 +240,8 @@ def _count(name: str, value: Any) -> int:
 
 def _targets(name: str, value: Any) -> str | tuple[int | str, ...]:
     if isinstance(value, (list, tuple)):
-        return "all" if list(value) == ["all"] else tuple(value)
+        numbers = tuple(int(v) if isinstance(v, str) and v.isdecimal() else v for v in value)
+        return "all" if numbers == ("all",) else numbers
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise _wrong(name, value, 'a list of whole numbers and ranges such as "10-19", or "all"')
     return "all" if value == "all" else (value,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_options_override_the_file(folder: Path, tmp_path: Path, capsys: pytest.
     changed = ["--layer", "1", "--target", "0", "2", "--no-joint", "--no-skip-damaged", "--recipe", "steps=8"]
     assert cli.main(["fit", "--config", f"{tmp_path}/run.toml", *changed, "--quiet"]) == 0
     read = Configuration.read(tmp_path / "a" / "config.toml")
-    assert (read.layer, read.targets, read.joint, read.skip_damaged) == ("1", ("0", "2"), False, False)
+    assert (read.layer, read.targets, read.joint, read.skip_damaged) == ("1", (0, 2), False, False)
     assert (read.n_features, read.recipe) == (3, Recipe(steps=8, eta=0))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["0", "2"]
 
@@ -260,6 +261,17 @@ def test_damaged_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "captum-xnn: left out 1 damaged of 4 images: odd/a.png\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there names are any bytes")
+def test_names_that_are_no_text(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, count=1)
+    (image,) = (tmp_path / "images").rglob("*.png")
+    os.rename(image, os.fsencode(tmp_path / "images") + b"/a\xff$x$.png")
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{tmp_path}/images", "--out", f"{tmp_path}/why"]
+    assert cli.main([*command, "--quiet"]) == 0
+    (line,) = lines(tmp_path / "why")
+    assert os.fsencode(line["name"]) == b"a\xff$x$.png" and (tmp_path / "why" / line["picture"]).is_file()
+
+
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
@@ -327,6 +339,9 @@ def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytes
     assert cli.main(["evaluate", *command, "--quiet"]) == 1
     assert "the model that the explainers were fitted to, got one that differs" in one_line(capsys)
     assert cli.main(["evaluate", *command[:1], f"{tmp_path}/none", *command[2:], "--quiet"]) == 1
+    assert "expected explainer.json in" in one_line(capsys)
+    assert not (tmp_path / "none").exists()
+    assert cli.main(["evaluate", "--explainer", f"{tmp_path}/none", "--data", f"{folder}/images"]) == 1
     assert "expected explainer.json in" in one_line(capsys)
     assert cli.main(["explain", *command, "--heatmap", "DeepLIFT", "--out", str(tmp_path)]) == 1
     assert "near names: DeepLift" in one_line(capsys)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_xnn import Recipe
@@ -44,6 +44,7 @@ def test_written_and_read_again_is_the_same(configuration, tmp_path):
     assert Configuration.read(written(tmp_path, configuration.text())) == configuration
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_text_and_number_survive(text, number):
     read = tomllib.loads(Configuration(layer=text, mean=(number,)).text())
