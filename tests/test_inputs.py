@@ -1,6 +1,7 @@
 """Inputs from files: the right pixels under the right name in the right order, and damaged files named."""
 
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_images_are_squashed_as_those_of_data_sets_are(folder):
 def test_one_number_means_grey(given, tmp_path):
     grey = save(tmp_path / "g.png", pixels(0, channels=1))
     (batch,) = Inputs(tmp_path, Preparation(**given))
+    assert batch.inputs.shape == batch.images.shape == (1, 1, 6, 8)
     mean, std = given.get("mean", (0,))[0], given.get("std", (1,))[0]
     np.testing.assert_allclose(batch.inputs[0, 0], (grey / 255 - mean) / std, atol=1e-6)
     np.testing.assert_allclose(batch.images[0, 0], grey / 255, atol=1e-6)
@@ -178,11 +180,14 @@ def test_folders_without_images(tmp_path):
         Inputs(tmp_path / "a.txt")
 
 
-def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path):
+def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path, monkeypatch):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "birds").symlink_to(folder / "finch")
     (folder / "finch" / "round").symlink_to(folder / "finch")
+    seen, realpath = [], os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda place: seen.append(place) or realpath(place))
     assert Inputs(tmp_path / "linked").names == ("birds/a.PNG", "birds/b.png")
+    assert len(seen) == 3  # linked, birds and, once, round
 
 
 def test_a_transform_replaces_the_rest(folder):
