@@ -1,0 +1,152 @@
+"""The commands that explain a user's own model and files: they write explainers, and explanations.
+
+Every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.configuration import Configuration, targets_of
+from captum_xnn.explanation import Explanation
+from captum_xnn.files import replace_file
+from captum_xnn.inputs import Batch
+from captum_xnn.opened import Opened, needed
+from captum_xnn.targets import Target, select
+
+__all__ = ["EXPLANATIONS_FILE", "explain", "fit"]
+
+EXPLANATIONS_FILE = "explanations.jsonl"
+"""Name of the numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
+
+_log = logging.getLogger(__name__)
+
+
+def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttribution:
+    """Returns explainers that it has fitted and saved, with the configuration beside them.
+
+    Args:
+        configuration: With a model, layer, data and out.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: If a setting is missing or wrong, or the data cannot be learned from.
+    """
+    layer = needed(configuration, "layer", "--layer NAME")
+    folder = Path(needed(configuration, "out", "--out DIR"))
+    folder.mkdir(parents=True, exist_ok=True)  # where that fails, it does so before hours of work
+    opened = Opened.of(configuration)
+    xnn = XNNAttribution(
+        opened.model, layer, configuration.n_features, recipe=configuration.recipe, seed=configuration.seed
+    )
+    xnn.fit(opened.inputs, _chosen(opened, progress), joint=configuration.joint, progress=progress)
+    xnn.save(folder)
+    opened.configuration.write(folder)
+    return xnn
+
+
+def explain(
+    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], folder: Path, *, progress: bool = True
+) -> int:
+    """Returns how many inputs it has explained in files: a picture and maps of each, and one file of all numbers.
+
+    Args:
+        opened: The model and its inputs.
+        xnn: The explainers.
+        targets: Fitted targets. For each input the one is explained to which the model gives the highest output.
+        folder: Where to write; made if need be.
+        progress: Whether to show a progress bar.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    try:
+        with tqdm(total=len(opened.inputs.names), desc="explaining", disable=not progress, leave=False) as bar:
+            for batch in opened.inputs:
+                for line in _explained(opened, xnn, targets, batch, folder):
+                    lines.append(line)
+                    bar.update()
+    finally:  # where it is interrupted, the pictures that are there have their numbers
+        if lines:
+            replace_file(folder / EXPLANATIONS_FILE, "".join(lines).encode())
+    return len(lines)
+
+
+def _chosen(opened: Opened, progress: bool) -> list[int] | None:
+    """Returns the targets to fit, checked before the data are read; of all classes, those the model gives an input."""
+    targets, shape = targets_of(opened.configuration.targets), opened.output_shape
+    if targets == "all":
+        if len(shape) != 1 or shape[0] < 2:
+            raise ValueError(f"expected a model with classes for --target all, got outputs {shape}; name the targets")
+        return _given(opened, shape[0], progress)
+    if targets is None and shape not in ((), (1,)):
+        raise ValueError(
+            f"expected targets, got none for a model with outputs {shape}; pass --target 46 112, or --target all"
+        )
+    for target in targets if isinstance(targets, list) else [None]:
+        select(torch.zeros(1, *shape), target)
+    return targets if isinstance(targets, list) else None
+
+
+def _given(opened: Opened, classes: int, progress: bool) -> list[int]:
+    """Returns the classes that the model gives to any of the inputs."""
+    given: set[int] = set()
+    for batch in tqdm(opened.inputs, "classes", disable=not progress, leave=False):
+        given.update(opened.outputs(batch.inputs).argmax(1).tolist())
+    if len(given) < classes:
+        _log.warning("explaining %d of %d classes; the model gives the others to none of the data", len(given), classes)
+    return sorted(given)
+
+
+def _explained(
+    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], batch: Batch, folder: Path
+) -> Iterator[str]:
+    """Yields a line of JSON for each input of a batch, after writing its maps and its picture."""
+    why = xnn.explain(
+        batch.inputs.to(opened.device),
+        opened.highest(batch.inputs, targets),
+        internal_batch_size=opened.configuration.batch_size,
+    )
+    shown = why if batch.images is None else replace(why, inputs=batch.images)
+    for i, name in enumerate(batch.names):
+        maps, picture = folder / "maps" / f"{name}.npy", folder / "pictures" / f"{name}.png"
+        _write_maps(maps, why.maps[i])
+        _write_picture(picture, shown, i, f"{name}: {opened.name_of(why.target[i])}")
+        numbers = {
+            "name": name,
+            "target": why.target[i],
+            "prediction": float(why.prediction[i]),
+            "surrogate": float(why.surrogate[i]),
+            "bias": float(why.bias[i]),
+            "contributions": why.contributions[i].tolist(),
+            "features": why.features[i].tolist(),
+            "maps": maps.relative_to(folder).as_posix(),
+            "picture": picture.relative_to(folder).as_posix(),
+        }
+        yield json.dumps(numbers) + "\n"
+
+
+def _write_maps(path: Path, maps: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, maps.detach().cpu().float().numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())
+
+
+def _write_picture(path: Path, why: Explanation, index: int, title: str) -> None:
+    buffer = io.BytesIO()
+    title = title.encode(errors="replace").decode()  # names of files may hold bytes that are no text
+    # Without the program's name, equal pictures are equal files.
+    why.show(index, title=title).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,147 @@
+"""How good explainers are on a data set: faithfulness, x-features in use and, of their maps, orthogonality.
+
+Conventions:
+    M inputs, C outputs of the model. One pass over the data serves all targets; maps take a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn.activations import Activations, collect
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.explainer import Explainer
+from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream
+from captum_xnn.metrics.sparsity import effective_number
+from captum_xnn.opened import Opened
+from captum_xnn.targets import Target, select
+from captum_xnn.training import encode_all
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+class Evaluation(NamedTuple):
+    """How good the explainer of one target is on some data.
+
+    Positives are the inputs that the model gives the class, or all of them where outputs are no classes.
+    """
+
+    target: Target
+    """The explained output."""
+    name: str
+    """What it is called."""
+    f_reg: float
+    """Mean absolute difference between surrogate and prediction, in logits."""
+    f_cls: float | None
+    """Share of inputs whose predicted class stays, in [0, 1]; None where outputs are no classes."""
+    effective: float | None
+    """Effective number of x-features, by their mean contributions to the positives; None without any."""
+    positives: int
+    """Positives among the inputs."""
+    inputs: int
+    """All inputs M."""
+    o1: float | None = None
+    """Orthogonality O1 of the maps of some of the positives, 0 is best; None where no maps were drawn."""
+    o2: float | None = None
+    """Orthogonality O2 of the same maps; infinite where a map is a combination of others."""
+
+
+def evaluate(
+    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], *, maps: int = 0, progress: bool = True
+) -> list[Evaluation]:
+    r"""Returns how good explainers are, one entry for each target.
+
+    Args:
+        opened: The model and its inputs.
+        xnn: The explainers.
+        targets: Fitted targets.
+        maps: How many positives of each target, at most and the first ones, to draw maps of for O1 and O2.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: If maps are asked for and inputs are no images.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from captum_xnn.configuration import Configuration
+        >>> code = "import torch\ntorch.manual_seed(0)\nload = lambda: torch.nn.Sequential("
+        >>> code += "torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = Path(folder, "net.py").write_text(code)
+        ...     torch.save(torch.randn(100, 4), Path(folder, "inputs.pt"))
+        ...     opened = Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu"))
+        ...     xnn = XNNAttribution(opened.model, "1", 2).fit(opened.inputs, [0, 1, 2], progress=False)
+        ...     results = evaluate(opened, xnn, [0, 1, 2], progress=False)
+        >>> [result.inputs for result in results], sum(result.positives for result in results)
+        ([100, 100, 100], 100)
+    """
+    found = collect(opened.model, xnn.layer, opened.inputs, progress=progress)
+    results, rows = [], {}
+    for target in targets:
+        positives = _positives(found.y_hat, target)
+        results.append(_evaluated(xnn.explainer(target), target, opened.name_of(target), found, positives))
+        rows[target] = positives[:maps].tolist()
+    if maps < 1:
+        return results
+    drawn = _orthogonality(opened, xnn, rows, progress)
+    return [r._replace(o1=drawn[r.target].o1, o2=drawn[r.target].o2) if r.target in drawn else r for r in results]
+
+
+def _classes(y_hat: Tensor, target: Target) -> bool:
+    return y_hat.dim() == 2 and y_hat.shape[1] > 1 and isinstance(target, int)
+
+
+def _positives(y_hat: Tensor, target: Target) -> Tensor:
+    """Returns the row numbers of the positives."""
+    if not _classes(y_hat, target):
+        return torch.arange(len(y_hat))
+    return torch.eq(y_hat.argmax(1), target).nonzero()[:, 0]  # type: ignore[arg-type]  # an int, as it is a class
+
+
+def _evaluated(explainer: Explainer, target: Target, name: str, found: Activations, positives: Tensor) -> Evaluation:
+    """Returns the numbers of one target that need no maps."""
+    srae, c = explainer.srae, explainer.output(target)
+    weight = srae.head.weight
+    with torch.no_grad():
+        E = encode_all(srae, found.Z.to(weight.device, weight.dtype))
+        y_bar, contributions = srae.head(E)[:, c].cpu(), srae.contributions(E, c).cpu()
+    own = contributions[positives].abs().mean(0, keepdim=True)
+    return Evaluation(
+        target=target,
+        name=name,
+        f_reg=regression_faithfulness(y_bar, select(found.y_hat, target).to(y_bar.dtype)),
+        f_cls=classification_faithfulness(found.y_hat, y_bar, target)  # type: ignore[arg-type]
+        if _classes(found.y_hat, target)
+        else None,
+        effective=float(effective_number(own)) if len(positives) else None,
+        positives=len(positives),
+        inputs=len(y_bar),
+    )
+
+
+def _orthogonality(
+    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
+) -> dict[Target, Orthogonality]:
+    """Returns O1 and O2 of each target's maps of some inputs, named by row number; a target without any is left out."""
+    streams: dict[Target, OrthogonalityStream] = {}
+    first = 0
+    for batch in tqdm(opened.inputs, "maps", disable=not progress, leave=False):
+        if batch.images is None:
+            raise ValueError(
+                f"expected images to draw maps of, got inputs {tuple(batch.inputs.shape)}; leave maps out (--maps)"
+            )
+        for target, wanted in rows.items():
+            own = [row - first for row in wanted if first <= row < first + len(batch.inputs)]
+            if own:
+                some = batch.inputs[own].to(opened.device)
+                maps = xnn.attribute(some, target, internal_batch_size=opened.configuration.batch_size)
+                streams.setdefault(target, OrthogonalityStream()).update(maps.sum(2))
+        first += len(batch.inputs)
+    return {target: stream.compute() for target, stream in streams.items()}

@@ -1,0 +1,436 @@
+"""The command line on files: fit, explain and evaluate from end to end, the same bits again, and errors on one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import logits, seed_of, write
+from PIL import Image
+
+from captum_xnn import Recipe, XNNAttribution, cli, commands
+from captum_xnn.configuration import Configuration, tomllib
+from captum_xnn.inputs import Inputs
+from captum_xnn.model_files import load_model
+
+# The tiny model's images do not all excite every x-feature.
+pytestmark = pytest.mark.filterwarnings("ignore:expected maps that are not zero")
+
+FEW = 5  # pictures take a while
+OPTIONS = ["--layer", "1", "--target", "all", "--n-features", "2", "--recipe", "steps=20", "beta=0.5", "--quiet"]
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["fit", "--model", f"{folder}/net.py", "--data", f"{folder}/images", "--device", "cpu", *OPTIONS, *more]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, its images, a few of them in few/images, and fitted explainers."""
+    folder = write(tmp_path_factory.mktemp("files"))
+    (folder / "few").mkdir()
+    write(folder / "few", count=FEW)
+    assert cli.main(arguments(folder, "--out", f"{folder}/xnn", "--seed", "3")) == 0
+    return folder
+
+
+def explainers(folder: Path) -> XNNAttribution:
+    return XNNAttribution.load(folder / "xnn", load_model(f"{folder}/net.py").model)
+
+
+def weights(folder: Path) -> bytes:
+    (path,) = folder.glob("weights-*.safetensors")
+    return path.read_bytes()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "explanations.jsonl").read_text().splitlines()]
+
+
+def test_fit_learns_what_the_same_calls_in_python_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = load_model(f"{folder}/net.py")
+    recipe = Recipe(steps=20, beta=0.5)
+    inputs = Inputs(folder / "images", made.preparation)
+    xnn = XNNAttribution(made.model, "1", 2, recipe=recipe, seed=3).fit(inputs, [0, 1, 2], progress=False)
+    assert weights(xnn.save(folder / "python")) == weights(folder / "xnn")
+
+
+def test_the_saved_configuration_is_whole(folder: Path) -> None:
+    read = tomllib.loads((folder / "xnn" / "config.toml").read_text())
+    assert read["model"] == f"{folder}/net.py" and read["data"] == f"{folder}/images"
+    assert (read["size"], read["mean"], read["std"]) == ([6, 6], [-0.1, 0.0, -0.1], [0.5, 0.25, 0.2])
+    assert (read["targets"], read["layer"], read["seed"], read["n_features"]) == ("all", "1", 3, 2)
+    assert (read["recipe"]["steps"], read["recipe"]["beta"], read["recipe"]["eta"]) == (20, 0.5, 1.0)
+
+
+def test_fitting_again_from_the_saved_configuration_gives_the_same_bits(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = f"{folder}/xnn/config.toml"
+    assert cli.main(["fit", "--config", config, "--out", "again", "--quiet"]) == 0
+    assert weights(tmp_path / "again") == weights(folder / "xnn")
+    assert Configuration.read("again/config.toml", {"out": f"{folder}/xnn"}) == Configuration.read(config)
+    first, again = (
+        json.loads((place / "explainer.json").read_text()) for place in (folder / "xnn", tmp_path / "again")
+    )
+    assert first == again
+    assert cli.main(["fit", "--config", config, "--out", "other", "--seed", "4", "--quiet"]) == 0
+    assert weights(tmp_path / "other") != weights(folder / "xnn")
+
+
+def test_without_another_place_it_goes_where_the_configuration_is(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes((folder / "xnn" / "config.toml").read_bytes())
+    assert cli.main(["fit", "--config", str(tmp_path / "config.toml"), "--quiet"]) == 0
+    assert weights(tmp_path) == weights(folder / "xnn")
+
+
+def test_options_override_the_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text(
+        f'model = "{folder}/net.py"\ndata = "{folder}/images"\nlayer = "3"\ntargets = [1]\njoint = true\nout = "a"\n'
+        "n_features = 3\nskip_damaged = true\n[recipe]\nsteps = 9\neta = 0"
+    )
+    changed = ["--layer", "1", "--target", "0", "2", "--no-joint", "--no-skip-damaged", "--recipe", "steps=8"]
+    assert cli.main(["fit", "--config", f"{tmp_path}/run.toml", *changed, "--quiet"]) == 0
+    read = Configuration.read(tmp_path / "a" / "config.toml")
+    assert (read.layer, read.targets, read.joint, read.skip_damaged) == ("1", (0, 2), False, False)
+    assert (read.n_features, read.recipe) == (3, Recipe(steps=8, eta=0))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["0", "2"]
+
+
+def test_joint_explainers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments(folder, "--joint", "--target", "2", "0", "--out", str(tmp_path))) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("  2, 0")
+    explained = ["explain", "--explainer", str(tmp_path), "--data", f"{folder}/few/images", "--out", f"{tmp_path}/why"]
+    assert cli.main([*explained, "--quiet"]) == 0
+    assert {line["target"] for line in lines(tmp_path / "why")} == {0, 2}
+
+
+def test_all_means_the_classes_that_occur(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, count=8)
+    for image in (tmp_path / "images").rglob("*.png"):
+        if logits(seed_of(image.name)).argmax() == 1:
+            image.unlink()
+    assert cli.main(arguments(tmp_path, "--out", f"{tmp_path}/xnn")) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()[1:3]] == ["0", "2"]
+    assert captured.err == "captum-xnn: explaining 2 of 3 classes; the model gives the others to none of the data\n"
+
+
+def test_explain_writes_numbers_maps_and_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "why"
+    command = [
+        "explain",
+        "--explainer",
+        f"{folder}/xnn",
+        "--data",
+        f"{folder}/few/images",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    assert cli.main([*command, "--batch-size", "2"]) == 0
+    assert capsys.readouterr().out == (
+        f"{FEW} inputs explained. Written: {out}/explanations.jsonl, with pictures/ and maps/\n"
+    )
+    (batch,) = Inputs(folder / "few" / "images", load_model(f"{folder}/net.py").preparation)
+    assert [line["name"] for line in lines(out)] == list(batch.names)
+    xnn = explainers(folder)
+    for line, image in zip(lines(out), batch.inputs, strict=True):
+        own = logits(seed_of(line["name"]))
+        assert line["target"] == own.argmax()
+        assert line["prediction"] == pytest.approx(own.max(), abs=1e-5)
+        assert line["bias"] + sum(line["contributions"]) == pytest.approx(line["surrogate"], abs=1e-5)
+        why = xnn.explain(image[None], line["target"])
+        assert line["contributions"] == pytest.approx(why.contributions[0].tolist(), abs=1e-5)
+        assert line["features"] == pytest.approx(why.features[0].tolist(), abs=1e-5)
+        maps = np.load(out / line["maps"])
+        np.testing.assert_allclose(maps, why.maps[0], atol=1e-5)
+    first = lines(out)[0]
+    assert (first["maps"], first["picture"]) == ("maps/even/000.png.npy", "pictures/even/000.png.png")
+    assert len(list((out / "pictures").rglob("*.png"))) == FEW
+    with Image.open(out / first["picture"]) as picture:
+        assert picture.size[0] > 600
+
+
+def test_pictures_show_the_image_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(commands, "_write_picture", lambda path, why, i, title: shown.append((why.inputs[i], title)))
+    image = folder / "images" / "odd" / "001.png"
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", str(image), "--out", str(tmp_path), "--quiet"]
+    assert cli.main([*command, "--target", "2"]) == 0
+    ((pixels, title),) = shown
+    np.testing.assert_allclose(pixels, np.array(Image.open(image)).transpose(2, 0, 1) / 255, atol=1e-6)
+    assert title == "001.png: blue"
+
+
+def test_named_targets_and_another_heatmap(folder: Path, tmp_path: Path) -> None:
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--out", str(tmp_path)]
+    assert cli.main([*command, "--target", "1-2", "--heatmap", "InputXGradient", "--quiet"]) == 0
+    from captum.attr import InputXGradient
+
+    xnn = explainers(folder).with_heatmap(InputXGradient)
+    (batch,) = Inputs(folder / "few" / "images", load_model(f"{folder}/net.py").preparation)
+    for line, image in zip(lines(tmp_path), batch.inputs, strict=True):
+        assert line["target"] == 1 + logits(seed_of(line["name"]))[1:].argmax()
+        np.testing.assert_allclose(
+            np.load(tmp_path / line["maps"]), xnn.attribute(image[None], line["target"])[0], atol=1e-5
+        )
+
+
+def test_evaluate_prints_a_table_and_writes_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--quiet"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["target", "F_reg", "F_cls", "effective", "positives"]
+    assert out[-1] == f"60 inputs. Written: {folder}/xnn/evaluation.json"
+    written = json.loads((folder / "xnn" / "evaluation.json").read_text())
+    xnn = explainers(folder)
+    (batch,) = Inputs(folder / "images", load_model(f"{folder}/net.py").preparation)
+    for row, entry in zip(out[1:4], written["targets"], strict=True):
+        score = xnn.score(batch.inputs, entry["target"])
+        assert (entry["f_reg"], entry["f_cls"]) == pytest.approx((score.f_reg, score.f_cls), abs=1e-6)
+        assert row.split() == [
+            str(entry["target"]),
+            f"{entry['f_reg']:.4f}",
+            f"{entry['f_cls']:.4f}",
+            f"{entry['effective']:.4f}",
+            str(entry["positives"]),
+        ]
+    assert sum(entry["positives"] for entry in written["targets"]) == 60
+
+
+def test_evaluate_with_maps(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--quiet", "--target", "2"]
+    assert cli.main([*command, "--maps", "3", "--out", f"{tmp_path}/new/e.json"]) == 0
+    header, row = capsys.readouterr().out.splitlines()[:2]
+    (entry,) = json.loads((tmp_path / "new" / "e.json").read_text())["targets"]
+    assert header.split()[-2:] == ["O1", "O2"] and row.split()[-2] == f"{entry['o1']:.4f}"
+
+
+def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from captum_xnn import evaluation
+
+    result = evaluation.Evaluation(0, "a", 1.0, None, None, 0, 5, 0.0, float("inf"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: [result])
+    command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--maps", "--quiet"]
+    assert cli.main([*command, "--out", f"{tmp_path}/e.json"]) == 0
+    assert "Infinity" not in (tmp_path / "e.json").read_text()
+
+
+def test_a_folder_from_python_needs_the_model_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explainers(folder).save(tmp_path)
+    command = ["evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images", "--quiet"]
+    assert cli.main(command) == 1
+    assert "expected one model, got none; pass either --model FILE.py" in capsys.readouterr().err
+    assert cli.main([*command, "--model", f"{folder}/net.py"]) == 0
+
+
+def test_arrays_are_explained_too(folder: Path, tmp_path: Path) -> None:
+    (batch,) = Inputs(folder / "few" / "images", load_model(f"{folder}/net.py").preparation)
+    torch.save(batch.inputs, tmp_path / "inputs.pt")
+    command = ["explain", "--explainer", f"{folder}/xnn", "--quiet", "--out"]
+    assert cli.main([*command, f"{tmp_path}/a", "--data", f"{tmp_path}/inputs.pt"]) == 0
+    assert cli.main([*command, f"{tmp_path}/b", "--data", f"{folder}/few/images"]) == 0
+    same = ("target", "prediction", "contributions")
+    one, other = ([[line[key] for key in same] for line in lines(tmp_path / name)] for name in "ab")
+    assert one == other and [line["name"] for line in lines(tmp_path / "a")] == list(map(str, range(FEW)))
+
+
+def test_damaged_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, count=3)
+    (tmp_path / "images" / "odd" / "a.png").write_text("not an image")
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{tmp_path}/images", "--out", f"{tmp_path}/why"]
+    assert cli.main([*command, "--quiet"]) == 1
+    assert "cannot be read, 'odd/a.png' in " in one_line(capsys)
+    assert cli.main([*command, "--quiet", "--skip-damaged"]) == 0
+    assert len(lines(tmp_path / "why")) == 3
+    assert capsys.readouterr().err == "captum-xnn: left out 1 damaged of 4 images: odd/a.png\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there names are any bytes")
+def test_names_that_are_no_text(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, count=1)
+    (image,) = (tmp_path / "images").rglob("*.png")
+    os.rename(image, os.fsencode(tmp_path / "images") + b"/a\xff$x$.png")
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{tmp_path}/images", "--out", f"{tmp_path}/why"]
+    assert cli.main([*command, "--quiet"]) == 0
+    (line,) = lines(tmp_path / "why")
+    assert os.fsencode(line["name"]) == b"a\xff$x$.png" and (tmp_path / "why" / line["picture"]).is_file()
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("captum-xnn: error: expected ")
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--layer", "2.conv"], "name of a layer of Sequential, got '2.conv'; near names"),
+        (["--target", "3"], "target within the model's outputs (3,), got 3"),
+        (["--target", "3-1"], "targets as whole numbers from 0 and ranges such as 10-19, or all, got '3-1'"),
+        (["--n-features", "0"], "n_features as a whole number from 1, got 0"),
+        (["--recipe", "step=3"], "got 'step'; near names: steps"),
+        (["--data", "nowhere"], "a folder or a file of inputs, got "),
+        (["--model", "nowhere.py"], "to run, got FileNotFoundError"),
+        (["--torchvision", "vgg19"], "expected one model, got two"),
+        (["--device", "abacus"], "a device that is here, got 'abacus'"),
+        (["--size", "1", "2", "3"], "size as pixels, one number or height and width, got [1, 2, 3]"),
+        (["--mean", "0.5"], "expected mean and std of as many channels"),
+        (["--out", "taken"], "taken"),
+        (["--config", "none.toml"], "a configuration in 'none.toml', could not read it"),
+    ],
+)
+def test_each_mistake_is_one_line(
+    change: list[str],
+    said: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert cli.main(arguments(folder, "--out", "new", *change)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("captum-xnn: error: ") and said in captured.err
+    assert not list(tmp_path.rglob("explainer.json")) and (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("--layer", "expected layer, got none; pass --layer NAME"),
+        ("--target", "expected targets, got none for a model"),
+    ],
+)
+def test_what_is_left_out_is_asked_for(
+    left_out: str, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(folder, "--out", str(tmp_path))
+    at = command.index(left_out)
+    assert cli.main(command[:at] + command[at + 2 :]) == 1
+    assert said in one_line(capsys)
+    assert cli.main(arguments(folder)) == 1
+    assert "expected out, got none; pass --out DIR" in one_line(capsys)
+
+
+def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = (folder / "net.py").read_text().replace("bias.zero_()", "bias.fill_(1)")
+    (tmp_path / "net.py").write_text(changed)
+    command = ["--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--model", f"{tmp_path}/net.py"]
+    assert cli.main(["evaluate", *command, "--quiet"]) == 1
+    assert "the model that the explainers were fitted to, got one that differs" in one_line(capsys)
+    assert cli.main(["evaluate", *command[:1], f"{tmp_path}/none", *command[2:], "--quiet"]) == 1
+    assert "expected explainer.json in" in one_line(capsys)
+    assert not (tmp_path / "none").exists()
+    assert cli.main(["evaluate", "--explainer", f"{tmp_path}/none", "--data", f"{folder}/images"]) == 1
+    assert "expected explainer.json in" in one_line(capsys)
+    assert cli.main(["explain", *command, "--heatmap", "DeepLIFT", "--out", str(tmp_path)]) == 1
+    assert "near names: DeepLift" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["fit", "--seed", "x"], "invalid int value"),
+        (["fit", "--recipe", "steps"], "expected NAME=VALUE such as steps=500, got 'steps'"),
+        (["fit", "--recipe", "steps=many"], "expected a number in 'steps=many'"),
+        (["fit", "--lair", "3"], "unrecognized arguments"),
+        (["explain", "--data", "x", "--out", "y"], "the following arguments are required: --explainer"),
+        (["explain", "--explainer", "x", "--out", "y"], "the following arguments are required: --data"),
+        (["evaluate", "--explainer", "x"], "the following arguments are required: --data"),
+    ],
+)
+def test_wrong_usage_gives_code_2(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(command)
+    assert said in capsys.readouterr().err
+
+
+def test_an_interruption_keeps_what_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture = commands._write_picture
+
+    def interrupted(path: Path, why: Any, index: int, title: str) -> None:
+        if path.name == "004.png.png":
+            raise KeyboardInterrupt
+        write_picture(path, why, index, title)
+
+    monkeypatch.setattr(commands, "_write_picture", interrupted)
+    command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--out", str(tmp_path)]
+    assert cli.main([*command, "--quiet"]) == 130
+    assert capsys.readouterr().err == "captum-xnn: interrupted\n"
+    assert [line["name"] for line in lines(tmp_path)] == ["even/000.png", "even/002.png"]
+    assert len(list((tmp_path / "pictures").rglob("*"))) == 3
+
+
+def test_an_interrupted_fit_leaves_the_old_explainers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(arguments(folder, "--out", str(tmp_path))) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(XNNAttribution, "fit", interrupted)
+    assert cli.main(arguments(folder, "--out", str(tmp_path), "--seed", "9")) == 130
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_traceback_shows_where(folder: Path) -> None:
+    with pytest.raises(ValueError, match="expected out, got none"):
+        cli.main(["--traceback", *arguments(folder)])
+
+
+def test_warnings_are_lines_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import warnings
+
+    def warned(*_: Any, **__: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("expected\n more", stacklevel=1)
+        raise ValueError("expected no warning")
+
+    monkeypatch.setattr(commands, "fit", warned)
+    assert cli.main(arguments(folder)) == 1
+    assert capsys.readouterr().err == ("captum-xnn: warning: expected more\ncaptum-xnn: error: expected no warning\n")
+
+
+@pytest.mark.parametrize("command", ["fit", "explain", "evaluate"])
+def test_help_says_that_the_model_file_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert "The file is run, with all that it may do" in " ".join(capsys.readouterr().out.split())
+
+
+def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> None:
+    def run(*more: str) -> str:
+        command = [sys.executable, "-m", "captum_xnn", *more]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    fit = arguments(folder, "--seed", "3")
+    assert "F_reg, training" in run(*fit, "--out", str(tmp_path))
+    assert weights(tmp_path) == weights(folder / "xnn")
+    assert "60 inputs. Written" in run("evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images")

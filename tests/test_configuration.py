@@ -1,0 +1,183 @@
+"""Configurations: what TOML says is what a run gets, written and read again, and every mistake is named."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captum_xnn import Recipe
+from captum_xnn.configuration import Configuration, targets_of, tomllib
+
+FULL = Configuration(
+    model="/nets/cub net.py:make",
+    weights="/w.pt",
+    layer="features.3",
+    data='/images "new"/\\x',
+    size=(120, 160),
+    mean=(0.485, 0.456, 1e-05),
+    std=(0.229, 1.0, 1e16),
+    batch_size=3,
+    workers=2,
+    skip_damaged=True,
+    targets=(46, "10-12", 7),
+    joint=True,
+    n_features=7,
+    seed=12345678901234567890,
+    device="cuda:1",
+    out="/there",
+    recipe=Recipe(steps=7, beta=0.1, learning_rate=3e-4),
+)
+
+
+def written(folder, text):
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "configuration", [FULL, Configuration(), Configuration(torchvision="vgg19", weights="/vgg.pt", targets="all")]
+)
+def test_written_and_read_again_is_the_same(configuration, tmp_path):
+    assert Configuration.read(written(tmp_path, configuration.text())) == configuration
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.floats(allow_nan=False, allow_infinity=False))
+def test_any_text_and_number_survive(text, number):
+    read = tomllib.loads(Configuration(layer=text, mean=(number,)).text())
+    assert (read["layer"], read["mean"]) == (text, [number])
+
+
+def test_what_is_written_has_every_setting_that_has_a_value(tmp_path):
+    read = tomllib.loads(FULL.text())
+    assert set(read) == set(vars(FULL)) - {"torchvision"}
+    assert set(read["recipe"]) == set(vars(FULL.recipe))
+
+
+def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path):
+    path = written(tmp_path, 'layer = "relu6"\ntargets = [1, "3-5"]\nsize = 32\n[recipe]\nsteps = 9')
+    read = Configuration.read(path)
+    assert read == Configuration(layer="relu6", targets=(1, "3-5"), size=(32, 32), recipe=Recipe(steps=9))
+
+
+def test_options_override_one_by_one(tmp_path):
+    path = written(tmp_path, 'layer = "a"\nseed = 1\njoint = true\n[recipe]\nsteps = 9\nbeta = 0.5')
+    read = Configuration.read(path, {"seed": 2, "joint": False, "recipe": {"steps": 8}})
+    assert read == Configuration(layer="a", seed=2, recipe=Recipe(steps=8, beta=0.5))
+
+
+def test_a_model_replaces_one_of_the_other_kind(tmp_path):
+    path = written(tmp_path, 'torchvision = "vgg19"\nweights = "v.pt"')
+    assert Configuration.read(path, {"model": "/net.py"}) == Configuration(model="/net.py")
+    path = written(tmp_path, 'model = "net.py"')
+    assert Configuration.read(path, {"torchvision": "vgg19", "weights": "/v.pt"}) == Configuration(
+        torchvision="vgg19", weights="/v.pt"
+    )
+
+
+def test_paths_count_from_the_file_and_those_of_options_from_here(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    path = written(tmp_path / "runs", 'model = "../net.py:make"\ndata = "images"\nout = "."\nweights = "/w.pt"')
+    read = Configuration.read(os.path.relpath(path), {"data": "mine"})
+    assert (read.model, read.data) == (f"{tmp_path}/net.py:make", f"{here}/mine")
+    assert (read.out, read.weights) == (f"{tmp_path}/runs", "/w.pt")
+
+
+@pytest.mark.parametrize("model", ["package.module:make", "module:load"])
+def test_modules_are_no_paths(model, tmp_path):
+    assert Configuration.read(written(tmp_path, f'model = "{model}"')).model == model
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert Configuration.read(None, {"data": "~/birds", "model": "~/net.py"}) == Configuration(
+        data="/home/someone/birds", model="/home/someone/net.py"
+    )
+
+
+def test_the_results_folder_may_move(tmp_path):
+    (tmp_path / "a").mkdir()
+    Configuration(out=str(tmp_path / "a"), seed=4).write(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Configuration.read(tmp_path / "b" / "config.toml") == Configuration(out=str(tmp_path / "b"), seed=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("n_feature = 3", r"names of settings in .*run.toml, got 'n_feature'; near names: n_features"),
+        ("zzz = 3", r"got 'zzz'; the settings are model, torchvision, .*recipe$"),
+        ("[recipe]\nstep = 3", r"settings of the recipe in \[recipe\] of .*run.toml, got 'step'; near names: steps"),
+        ("recipe = 3", r"a table \[recipe\] in .*run.toml, got 3"),
+        ('[recipe]\nsteps = "many"', r"numbers in the recipe of .*run.toml, got {'steps': 'many'}"),
+        ("[recipe]\nsteps = 0", r"expected steps > 0, got 0; .*run.toml"),
+        ("n_features = 0", r"n_features as a whole number from 1, got 0; .*run.toml"),
+        ("n_features = true", "n_features as a whole number from 1, got True"),
+        ("seed = 1.5", "seed as a whole number from 0, got 1.5"),
+        ("layer = 6", "layer as text, got 6"),
+        ('layer = ""', "layer as text, got ''"),
+        ('joint = "yes"', "joint as true or false, got 'yes'"),
+        ("size = [1, 2, 3]", r"size as pixels, one number or height and width, got \[1, 2, 3\]"),
+        ("size = 0", "size as pixels"),
+        ("mean = [1, 2]", r"mean as a number for each of 1 or 3 channels, got \[1, 2\]"),
+        ('std = "0.5"', "std as a number for each of 1 or 3 channels, got '0.5'"),
+        ("targets = 1.5", "targets as a list of whole numbers and ranges"),
+        ("targets = [-1]", "targets as whole numbers from 0 and ranges such as 10-19, or all, got -1"),
+        ("targets = []", "expected targets, got an empty list"),
+        ('layer = "a', "expected TOML in .*run.toml.*, got something else"),
+    ],
+)
+def test_mistakes_are_named(text, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        Configuration.read(written(tmp_path, text))
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a configuration in .*none.toml.*; pass a TOML file"):
+        Configuration.read(tmp_path / "none.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"layer = '\xff'")
+    with pytest.raises(ValueError, match=r"expected TOML in .*bytes.toml"):
+        Configuration.read(tmp_path / "bytes.toml")
+
+
+def test_mistakes_in_options_are_told_of_the_options():
+    with pytest.raises(ValueError, match=r"in \[recipe\] of the options, got 'step'"):
+        Configuration.read(None, {"recipe": {"step": 3}})
+
+
+@pytest.mark.parametrize(
+    ("targets", "numbers"),
+    [
+        ([46, 112, 7], [46, 112, 7]),
+        (["46", "3-5", 4], [46, 3, 4, 5]),
+        ("7", [7]),
+        ("0-2", [0, 1, 2]),
+        (["5-5"], [5]),
+        ("all", "all"),
+        (None, None),
+    ],
+)
+def test_targets(targets, numbers):
+    assert targets_of(targets) == numbers
+
+
+@pytest.mark.parametrize("wrong", [["5-3"], ["a"], ["1-"], ["-1"], ["1.0"], ["all", 3], [True], [" 1"]])
+def test_targets_that_are_none(wrong):
+    with pytest.raises(ValueError, match="expected targets as whole numbers"):
+        targets_of(wrong)
+
+
+def test_all_in_a_list_is_all():
+    assert Configuration(targets=["all"]).targets == "all"
+
+
+def test_configurations_are_not_changed_by_reading(tmp_path):
+    options = {"data": "mine", "recipe": {"steps": 3}}
+    Configuration.read(written(tmp_path, "seed = 3"), options)
+    assert options == {"data": "mine", "recipe": {"steps": 3}} and Path.cwd() != tmp_path

@@ -1,0 +1,88 @@
+"""Evaluation: the numbers are those of the metrics, each target for itself."""
+
+import math
+
+import pytest
+import torch
+from command_line import logits, seed_of, write
+
+from captum_xnn import Recipe, XNNAttribution
+from captum_xnn.configuration import Configuration
+from captum_xnn.evaluation import evaluate
+from captum_xnn.metrics import effective_number
+from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.opened import Opened
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("evaluation"))
+    return Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/images", device="cpu", batch_size=7))
+
+
+@pytest.fixture(scope="module")
+def xnn(opened):
+    return XNNAttribution(opened.model, "1", 2, recipe=Recipe(steps=20)).fit(opened.inputs, [2, 0], progress=False)
+
+
+@pytest.fixture(scope="module")
+def everything(opened):
+    """All inputs, and the class that the model gives each, by hand."""
+    batches = list(opened.inputs)
+    names = [name for batch in batches for name in batch.names]
+    return torch.cat([batch.inputs for batch in batches]), torch.tensor([logits(seed_of(n)).argmax() for n in names])
+
+
+def test_faithfulness_is_that_of_score(opened, xnn, everything):
+    for result in evaluate(opened, xnn, [0, 2], progress=False):
+        score = xnn.score(everything[0], result.target)
+        assert (result.f_reg, result.f_cls, result.inputs) == pytest.approx((*score[:2], 60), abs=1e-6)
+        assert (result.o1, result.o2) == (None, None)
+
+
+def test_effective_number_is_that_of_the_positives(opened, xnn, everything):
+    inputs, classes = everything
+    for result in evaluate(opened, xnn, [0, 2], progress=False):
+        why = xnn.explain(inputs[classes == result.target], result.target)
+        expected = effective_number(why.contributions.abs().mean(0, keepdim=True))
+        assert result.effective == pytest.approx(float(expected), rel=1e-5)
+        assert result.positives == int((classes == result.target).sum()) > 0
+        assert result.name == opened.name_of(result.target)
+
+
+@pytest.mark.parametrize("most", [4, 100])
+def test_orthogonality_is_that_of_the_first_positives(opened, xnn, everything, most):
+    inputs, classes = everything
+    results = evaluate(opened, xnn, [2, 0], maps=most, progress=False)
+    assert [result.target for result in results] == [2, 0]
+    for result in results:
+        maps = xnn.attribute(inputs[classes == result.target][:most], result.target).sum(2)
+        o1, o2 = orthogonality(maps)
+        assert result.o1 == pytest.approx(o1, abs=1e-5)
+        assert result.o2 == pytest.approx(o2, abs=1e-4) or (math.isinf(result.o2) and math.isinf(o2))
+
+
+def test_a_class_without_positives(opened, tmp_path, everything):
+    write(tmp_path, count=12)
+    (tmp_path / "images" / "odd").rename(tmp_path / "odd")
+    xnn = XNNAttribution(opened.model, "3", 2, recipe=Recipe(steps=3)).fit(everything[0], [0, 1], progress=False)
+    for image in (tmp_path / "images" / "even").glob("*.png"):
+        if logits(seed_of(image.name)).argmax() == 1:
+            image.unlink()
+    fewer = Opened.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/images", device="cpu"))
+    zero, one = evaluate(fewer, fewer.explainers(xnn.save(tmp_path / "xnn")), [0, 1], maps=2, progress=False)
+    assert (one.positives, one.effective, one.o1, one.o2) == (0, None, None, None)
+    assert one.f_cls is not None and zero.o1 is not None
+
+
+def test_outputs_that_are_no_classes(tmp_path):
+    (tmp_path / "net.py").write_text("import torch\ntorch.manual_seed(0)\nload = lambda: torch.nn.Sequential("
+                                     "torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1))")  # fmt: skip
+    torch.save(torch.randn(50, 4), tmp_path / "inputs.pt")
+    opened = Opened.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/inputs.pt", device="cpu"))
+    xnn = XNNAttribution(opened.model, "1", 2, recipe=Recipe(steps=5)).fit(opened.inputs, progress=False)
+    (result,) = evaluate(opened, xnn, [None], progress=False)
+    assert (result.f_cls, result.positives, result.target) == (None, 50, None)
+    assert result.f_reg == pytest.approx(xnn.explainer().f_reg, abs=1e-6)
+    with pytest.raises(ValueError, match=r"expected images to draw maps of, got inputs \(50, 4\)"):
+        evaluate(opened, xnn, [None], maps=3, progress=False)

@@ -1,0 +1,164 @@
+"""Models from Python files, modules and torchvision: loaded as the user wrote it, and every mistake is named."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from captum_xnn.inputs import Preparation
+from captum_xnn.model_files import IMAGENET_MEAN, IMAGENET_STD, load_model, load_torchvision
+
+NET = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from beside import WIDTH
+
+MEAN, STD, SIZE, CLASSES = torch.tensor([0.5, 0.4, 0.3]), [0.5, 0.25, 0.2], 12, ["finch", "crow", 3]
+
+
+@dataclass
+class Settings:
+    width: "int" = WIDTH
+
+
+def load():
+    import later
+    return nn.Sequential(nn.Dropout(), nn.Linear(Settings().width, later.OUTPUTS)).train()
+
+
+def other():
+    return nn.Linear(1, 1)
+
+
+ready = nn.Linear(2, 2)
+number = 3
+wrong = lambda: {"model": 1}
+
+
+def fails():
+    raise KeyError("weights\\nof the net")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "beside.py").write_text("WIDTH = 7")
+    (tmp_path / "later.py").write_text("OUTPUTS = 4")
+    yield tmp_path
+    for name in ("beside", "later", "net", "captum_xnn_model_net"):
+        sys.modules.pop(name, None)
+
+
+def test_a_file_with_what_lies_beside_it(folder):
+    path = list(sys.path)
+    made = load_model(f"{folder}/net.py")
+    assert (made.model[1].in_features, made.model[1].out_features) == (7, 4)
+    assert not any(module.training for module in made.model.modules())
+    assert made.preparation.size == (12, 12)
+    assert made.preparation.mean == pytest.approx((0.5, 0.4, 0.3)) and made.preparation.std == (0.5, 0.25, 0.2)
+    assert made.classes == ("finch", "crow", "3")
+    assert sys.path == path
+
+
+def test_another_function_and_a_finished_model(folder):
+    assert load_model(f"{folder}/net.py:other").model.in_features == 1
+    assert load_model(f"{folder}/net.py:ready").model.in_features == 2
+
+
+def test_a_module_in_the_working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert load_model("net:load").model[1].in_features == 7
+    assert load_model("net.py").model[1].in_features == 7
+    assert load_model("torch.nn:Identity").preparation == Preparation()
+
+
+def test_a_file_may_be_called_like_a_package(folder):
+    (folder / "torch.py").write_text("import torch.nn\ndef load():\n    return torch.nn.Identity()")
+    assert isinstance(load_model(f"{folder}/torch.py").model, nn.Identity)
+    assert sys.modules["torch"] is torch
+
+
+def test_a_transform(folder):
+    (folder / "net.py").write_text("import torch\nload = torch.nn.Identity\ndef transform(image):\n    return 5")
+    assert load_model(f"{folder}/net.py").preparation.transform(None) == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("resnet18", r"expected a model as FILE.py, FILE.py:function or package.module:function, got 'resnet18'"),
+        ("{}/none.py", r"none.py' to run, got FileNotFoundError \(no file .*none.py"),
+        ("no_such_module:load", r"'no_such_module' to run, got ModuleNotFoundError"),
+        ("{}/net.py:lod", r"expected a function lod\(\) in .*net.py', got none; define it"),
+        ("{}/net.py:number", r"expected a function number\(\) in .*net.py', got int"),
+        ("{}/net.py:wrong", r"wrong\(\) of .*net.py' to return a torch.nn.Module, got dict"),
+        ("{}/net.py:fails", r"to return a model, got KeyError \(.*of the net.*, line 30 of .*net.py\)"),
+    ],
+)
+def test_mistakes_in_naming_a_model(source, said, folder):
+    path = list(sys.path)
+    with pytest.raises(ValueError, match=said):
+        load_model(source.format(folder))
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("SIZE = 2.5", "expected SIZE as pixels"),
+        ("MEAN = 1, 2", "expected MEAN as a number for each of 1 or 3 channels"),
+        ("STD = 0.5, 0.0, 1", "expected std above 0"),
+        ("MEAN = [0.5]", "as many channels"),
+        ("transform = 3", "expected transform .* as a function, got 3"),
+        ("import nothing_like_it", "line 44 of .*net.py"),
+        ("def f(:", r"SyntaxError \(.*line 32\)\)"),
+    ],
+)
+def test_mistakes_in_a_file(line, said, folder):
+    (folder / "net.py").write_text(f"{NET}\n{line}" if "import" not in line else "\n" * 43 + line)
+    with pytest.raises(ValueError, match=rf"(?s){said}") as error:
+        load_model(f"{folder}/net.py")
+    assert "net.py" in str(error.value)
+
+
+def test_torchvision_with_weights_from_a_file(torchvision, tmp_path):
+    torch.manual_seed(3)
+    model = torchvision.models.squeezenet1_1(num_classes=1000).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    x = torch.randn(1, 3, 224, 224)
+    for name in ("w.pt", "w.safetensors"):
+        made = load_torchvision("squeezenet1_1", tmp_path / name)
+        assert torch.equal(made.model(x), model(x))
+        assert made.preparation == Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD)
+    with pytest.raises(ValueError, match=r"expected weights of squeezenet1_0 in .*w.pt', got others \(Error\(s\) in"):
+        load_torchvision("squeezenet1_0", tmp_path / "w.pt")
+
+
+def test_mistakes_with_torchvision(torchvision, tmp_path):
+    with pytest.raises(ValueError, match=r"expected the name of an image classifier of torchvision, got 'squeezenet'"):
+        load_torchvision("squeezenet", tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"expected weights in .*w.pt', could not read them \(No such file"):
+        load_torchvision("squeezenet1_1", tmp_path / "w.pt")
+    for name in ("w.pt", "w.safetensors"):
+        (tmp_path / name).write_text("text")
+        with pytest.raises(ValueError, match=rf"expected weights of squeezenet1_1 in .*{name}', got others"):
+            load_torchvision("squeezenet1_1", tmp_path / name)
+
+
+def test_torchvision_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ImportError, match=r"expected torchvision, .*pip install captum-xnn\[vision\]"):
+        load_torchvision("squeezenet1_1", "w.pt")
+
+
+def test_nothing_is_loaded_from_torchvision_for_other_models(folder):
+    code = f"import sys; from captum_xnn.model_files import *; load_model('{folder}/net.py'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchvision" not in done.stdout.split()
