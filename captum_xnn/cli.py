@@ -93,7 +93,7 @@ def _fit(arguments: argparse.Namespace) -> str:
         [", ".join(map(str, e.targets)), f"{e.f_reg:.4f}", "" if e.positives is None else str(e.positives)]
         for e in xnn.explainers_.values()
     ]
-    written = f"Written: {configuration.out} (explainers, and {CONFIGURATION_FILE} to fit them again)"
+    written = f"Written: {configuration.out} (explainers, history, and {CONFIGURATION_FILE} to fit them again)"
     return "\n".join([_table(["target", "F_reg, training", "positives"], rows), "", written])
 
 
@@ -225,12 +225,16 @@ def _fit_parser(commands: Any) -> None:
         "fit",
         help="learn x-features of your model from your images",
         description="Learns x-features of a model's outputs from images, without labels, and saves them with the whole "
-        "configuration. Options override the configuration's settings.",
+        "configuration. Options override the configuration's settings. What was cut off goes on when it is called "
+        "again. Under torchrun several processes do it together: torchrun --nproc-per-node 2 -m captum_xnn fit ...",
         epilog=_MODELS,
     )
     fit.set_defaults(run=_fit)
     fit.add_argument("--config", metavar="FILE", help="TOML file of settings, such as config.toml of an earlier fit")
     fit.add_argument("--out", metavar="DIR", help="folder to save to, replacing explainers in it")
+    fit.add_argument("--store", metavar="DIR", help="keep activations there: needs little memory, and they serve again")
+    fit.add_argument("--checkpoint", metavar="DIR", help="keep checkpoints there (in --out until the fit is done)")
+    fit.add_argument("--tensorboard", metavar="DIR", help="write curves of the loss there")
     fit.add_argument("--layer", metavar="NAME", help="dotted name of the layer to explain")
     fit.add_argument("--n-features", type=int, metavar="K", help="x-features for each explainer (5)")
     fit.add_argument(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +24,28 @@ from captum_xnn.configuration import Configuration, targets_of
 from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
 from captum_xnn.inputs import Batch
+from captum_xnn.logs import JSONLines, TensorBoard
 from captum_xnn.opened import Opened, needed
+from captum_xnn.problem import Step
+from captum_xnn.ranks import Ranks, launched
 from captum_xnn.targets import Target, select
 
-__all__ = ["EXPLANATIONS_FILE", "explain", "fit"]
+__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
 
 EXPLANATIONS_FILE = "explanations.jsonl"
 """Name of the numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
+
+HISTORY_FILE = "history.jsonl"
+"""Name of the fits' history in the folder of the explainers: a line of JSON for each record and target."""
 
 _log = logging.getLogger(__name__)
 
 
 def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttribution:
-    """Returns explainers that it has fitted and saved, with the configuration beside them.
+    """Returns explainers that it has fitted and saved, with the configuration and the history beside them.
+
+    Where it is cut off, the same call goes on from the last checkpoint. Processes that torchrun starts fit together,
+    and the first of them saves.
 
     Args:
         configuration: With a model, layer, data and out.
@@ -46,14 +57,45 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
     layer = needed(configuration, "layer", "--layer NAME")
     folder = Path(needed(configuration, "out", "--out DIR"))
     folder.mkdir(parents=True, exist_ok=True)  # where that fails, it does so before hours of work
-    opened = Opened.of(configuration)
-    xnn = XNNAttribution(
-        opened.model, layer, configuration.n_features, recipe=configuration.recipe, seed=configuration.seed
-    )
-    xnn.fit(opened.inputs, _chosen(opened, progress), joint=configuration.joint, progress=progress)
-    xnn.save(folder)
-    opened.configuration.write(folder)
+    with launched() as many:
+        first = not many or Ranks.here().first
+        opened = Opened.of(configuration)
+        xnn = XNNAttribution(
+            opened.model, layer, configuration.n_features, recipe=configuration.recipe, seed=configuration.seed
+        )
+        kept = Path(configuration.checkpoint or folder / "checkpoint")
+        history = kept / HISTORY_FILE  # beside the checkpoints, since the fit that goes on from them goes on with it
+        xnn.fit(
+            opened.inputs,
+            _chosen(opened, progress and first),
+            joint=configuration.joint,
+            store=configuration.store,
+            checkpoint=kept,
+            log=_logging(configuration, history) if first else None,
+            distributed=many,
+            progress=progress,
+        )
+        if first:
+            xnn.save(folder)
+            opened.configuration.write(folder)
+            if history.exists():
+                replace_file(folder / HISTORY_FILE, history.read_bytes())
+            if configuration.checkpoint is None:
+                shutil.rmtree(kept, ignore_errors=True)
     return xnn
+
+
+def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:
+    """Returns what is told the records of the fits."""
+    logs: list[Callable[[Any, Step], None]] = [JSONLines(history)]
+    if configuration.tensorboard is not None:
+        logs.append(TensorBoard(configuration.tensorboard))
+
+    def log(target: Any, step: Step) -> None:
+        for one in logs:
+            one(target, step)
+
+    return log
 
 
 def explain(

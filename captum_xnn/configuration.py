@@ -78,6 +78,13 @@ class Configuration:
     """A device as torch names it; ``auto`` is the GPU if there is one."""
     out: str | None = None
     """Folder of the results."""
+    store: str | None = None
+    """Folder to keep activations in, where they do not fit in memory or are to be used again."""
+    checkpoint: str | None = None
+    """Folder to keep checkpoints in, and to go on from. One in the folder of the results, until the fit is done, if
+    None."""
+    tensorboard: str | None = None
+    """Folder to write curves of the loss into, for TensorBoard."""
     recipe: Recipe = field(default_factory=Recipe)
     """Settings of the training."""
 
@@ -249,6 +256,7 @@ def _targets(name: str, value: Any) -> str | tuple[int | str, ...]:
 
 _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("model", "torchvision", "weights", "layer", "data", "device", "out"), _text),
+    **dict.fromkeys(("store", "checkpoint", "tensorboard"), _text),
     **dict.fromkeys(("mean", "std"), as_channels),
     **dict.fromkeys(("batch_size", "n_features"), _count),
     **dict.fromkeys(("workers", "seed"), _whole),
@@ -273,7 +281,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _located(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns settings with all paths absolute."""
     found = dict(settings)
-    for name in ("weights", "data", "out"):
+    for name in ("weights", "data", "out", "store", "checkpoint", "tensorboard"):
         if found.get(name) is not None:
             found[name] = os.path.normpath(folder / Path(found[name]).expanduser())
     source = found.get("model")

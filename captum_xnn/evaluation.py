@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.activations import Activations, collect
+from captum_xnn.activations import collect
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
 from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.opened import Opened
+from captum_xnn.rows import Rows, each
 from captum_xnn.targets import Target, select
 from captum_xnn.training import encode_all
 
@@ -83,10 +84,11 @@ def evaluate(
         ([100, 100, 100], 100)
     """
     found = collect(opened.model, xnn.layer, opened.inputs, progress=progress)
+    y_hat = found.y_hat[:]
     results, rows = [], {}
     for target in targets:
-        positives = _positives(found.y_hat, target)
-        results.append(_evaluated(xnn.explainer(target), target, opened.name_of(target), found, positives))
+        positives = _positives(y_hat, target)
+        results.append(_evaluated(xnn.explainer(target), target, opened.name_of(target), (found.Z, y_hat), positives))
         rows[target] = positives[:maps].tolist()
     if maps < 1:
         return results
@@ -105,20 +107,23 @@ def _positives(y_hat: Tensor, target: Target) -> Tensor:
     return torch.eq(y_hat.argmax(1), target).nonzero()[:, 0]  # type: ignore[arg-type]  # an int, as it is a class
 
 
-def _evaluated(explainer: Explainer, target: Target, name: str, found: Activations, positives: Tensor) -> Evaluation:
-    """Returns the numbers of one target that need no maps."""
+def _evaluated(
+    explainer: Explainer, target: Target, name: str, found: tuple[Tensor | Rows, Tensor], positives: Tensor
+) -> Evaluation:
+    """Returns the numbers of one target that need no maps, from activations and outputs."""
+    Z, y_hat = found
     srae, c = explainer.srae, explainer.output(target)
     weight = srae.head.weight
     with torch.no_grad():
-        E = encode_all(srae, found.Z.to(weight.device, weight.dtype))
+        E = encode_all(srae, each(Z, lambda part: part.to(weight.device, weight.dtype)))
         y_bar, contributions = srae.head(E)[:, c].cpu(), srae.contributions(E, c).cpu()
     own = contributions[positives].abs().mean(0, keepdim=True)
     return Evaluation(
         target=target,
         name=name,
-        f_reg=regression_faithfulness(y_bar, select(found.y_hat, target).to(y_bar.dtype)),
-        f_cls=classification_faithfulness(found.y_hat, y_bar, target)  # type: ignore[arg-type]
-        if _classes(found.y_hat, target)
+        f_reg=regression_faithfulness(y_bar, select(y_hat, target).to(y_bar.dtype)),
+        f_cls=classification_faithfulness(y_hat, y_bar, target)  # type: ignore[arg-type]
+        if _classes(y_hat, target)
         else None,
         effective=float(effective_number(own)) if len(positives) else None,
         positives=len(positives),

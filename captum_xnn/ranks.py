@@ -7,12 +7,16 @@ so are the gradients. The number of processes then changes nothing but the order
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
-__all__ = ["ALONE", "Ranks"]
+__all__ = ["ALONE", "Ranks", "launched"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,28 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def launched() -> Iterator[bool]:
+    """Returns a context in which the processes that torchrun started are a group; whether there are any.
+
+    They speak by NCCL about tensors on GPUs, of which each process takes its own, and by Gloo about others.
+
+    Example:
+        >>> with launched() as many:
+        ...     many
+        False
+    """
+    if not distributed.is_available() or not distributed.is_torchelastic_launched():
+        yield False
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend)
+    try:
+        yield True
+    finally:
+        distributed.destroy_process_group()

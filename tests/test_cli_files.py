@@ -434,3 +434,31 @@ def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> 
     assert "F_reg, training" in run(*fit, "--out", str(tmp_path))
     assert weights(tmp_path) == weights(folder / "xnn")
     assert "60 inputs. Written" in run("evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images")
+
+
+def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that was cut off goes on, and its history is whole; nothing of the checkpoints stays."""
+    from captum_xnn.descent import _Stack
+
+    take, out, store = _Stack._take, tmp_path / "out", tmp_path / "store"
+
+    def cut(stack: _Stack, *given: Any) -> None:
+        if stack.step == 40:
+            raise KeyboardInterrupt
+        take(stack, *given)
+
+    monkeypatch.setattr(_Stack, "_take", cut)
+    monkeypatch.setattr("captum_xnn.checkpoints.Checkpoint.due", lambda _: True)
+    line = arguments(folder, "--out", str(out), "--store", str(store), "--recipe", "steps=60")
+    assert cli.main(line) == 130
+    assert (out / "checkpoint").is_dir() and not (out / "explainer.json").exists()
+    monkeypatch.setattr(_Stack, "_take", take)
+    assert cli.main(line) == 0
+    whole = tmp_path / "whole"
+    assert cli.main([*line, "--out", str(whole), "--store", str(tmp_path / "other")]) == 0
+    weights = [next(path.glob("weights-*")).read_bytes() for path in (out, whole)]
+    assert weights[0] == weights[1]
+    history = [(path / "history.jsonl").read_text() for path in (out, whole)]
+    assert history[0] == history[1] and len(history[0].splitlines()) >= 60
+    assert not (out / "checkpoint").exists()
+    assert np.load(next(store.rglob("*.npy"))).ndim >= 1

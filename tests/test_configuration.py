@@ -27,7 +27,10 @@ FULL = Configuration(
     seed=12345678901234567890,
     device="cuda:1",
     out="/there",
-    recipe=Recipe(steps=7, beta=0.1, learning_rate=3e-4),
+    store="/there/store",
+    checkpoint="/there/checkpoint",
+    tensorboard="/there/curves",
+    recipe=Recipe(steps=7, beta=0.1, learning_rate=3e-4, patience=0.2),
 )
 
 

@@ -201,9 +201,7 @@ def test_what_was_finished_stays_when_the_loader_raises(model, seen, tmp_path, e
         assert raised.value.__notes__ == [
             f"2 finished shards of activations stay in {tmp_path}; the same call goes on from there"
         ]
-    with pytest.raises(
-        StoreError, match=r"expected 5 whole shards .* but shard 2 is not collected yet; shard 3"
-    ):
+    with pytest.raises(StoreError, match=r"expected 5 whole shards .* but shard 2 is not collected yet; shard 3"):
         Activations.open(tmp_path)
     seen.clear()
     data = Broken()
