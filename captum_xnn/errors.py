@@ -6,6 +6,7 @@ __all__ = [
     "LayerNotFoundError",
     "LayerNotReachedError",
     "ModelMismatchError",
+    "NamesFileError",
     "NotFittedError",
     "UnsupportedOperationError",
 ]
@@ -29,6 +30,10 @@ class ExplainerFileError(ValueError):
 
 class ModelMismatchError(ValueError):
     """Raised where a saved explainer is loaded into another model than it was fitted to."""
+
+
+class NamesFileError(ValueError):
+    """Raised where a file of names is missing, foreign, or made for x-features of another layer or target."""
 
 
 class UnsupportedOperationError(RuntimeError):

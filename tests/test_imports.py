@@ -11,16 +11,16 @@ PACKAGE = Path(captum_xnn.__file__).parent
 
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
-    ("_compat", "errors", "targets", "visualize", "datasets", "metrics.faithfulness"),
-    ("metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
-    ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
-    ("metrics.locality",),
-    ("datasets.parts", "datasets.digits", "datasets.synthetic"),
+    ("_compat", "errors", "targets", "datasets", "metrics.faithfulness"),
+    ("files", "metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
+    ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
+    ("sentence", "metrics.locality"),
+    ("visualize", "datasets.parts", "datasets.digits", "datasets.synthetic"),
     ("datasets.cub", "datasets.places", "datasets.synthetic_models"),
     ("losses", "anchors", "problem", "host", "explanation", "excitation_bp.shares"),
     ("metrics.keep_top", "metrics.randomisation"),
     ("metrics",),
-    ("autoencoder", "activations", "files", "excitation_bp.signals"),
+    ("autoencoder", "activations", "excitation_bp.signals"),
     ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
     ("srae", "canonical", "excitation_bp.propagation"),
     ("excitation_bp.attribution", "excitation_bp.stopping", "baselines.least_squares"),
