@@ -174,15 +174,19 @@ class Explanation:
     def __str__(self) -> str:
         return "\n".join(self.describe(i) for i in range(len(self)))
 
-    def show(self, index: int = 0, *, names: Sequence[str] | None = None, **options: Any) -> Figure:
+    def show(self, index: int = 0, *, names: Names | None = None, **options: Any) -> Figure:
         """Returns a picture of one example: input, a map for each x-feature in order of contribution, and their sum.
 
-        Inputs that are no images give the sum alone.
+        Inputs that are no images give the sum alone. Where the explanation holds the 1-Heatmap it stands beside the
+        image.
 
         Args:
             index: Which example.
-            names: A name for each of the K x-features, in their own order.
-            options: Options of :func:`captum_xnn.visualize.show_explanation`.
+            names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them: a list, a mapping, or
+                the file that a report exports.
+            options: Options of :func:`captum_xnn.visualize.show_explanation`, such as ``mean=`` and ``std=`` of the
+                normalised inputs, ``scale=``, ``style=`` or ``axes=``; without images those of
+                :func:`captum_xnn.visualize.show_contributions`.
         """
         from captum_xnn import visualize
 
@@ -190,27 +194,27 @@ class Explanation:
             "bias": float(self.bias[index]),
             "surrogate": float(self.surrogate[index]),
             "prediction": float(self.prediction[index]),
-            "names": names,
+            "names": self._names(names, index),
         }
         contributions = self.contributions[index].detach().cpu()
         image = self._image()
         if image is None:
             return visualize.show_contributions(contributions, **numbers, **options)
+        if self.one_heatmap is not None:
+            numbers["one_heatmap"] = _first(self.one_heatmap)[index, 0].cpu()
         maps = self.directed_maps()[index].cpu()
-        return visualize.show_explanation(image[index].detach().cpu(), maps, contributions, **numbers, **options)
+        return visualize.show_explanation(image[index].detach().cpu(), maps, contributions, **(numbers | options))
 
-    def gallery(
-        self, indices: Sequence[int] | None = None, *, names: Sequence[str] | None = None, **options: Any
-    ) -> Figure:
+    def gallery(self, indices: Sequence[int] | None = None, *, names: Names | None = None, **options: Any) -> Figure:
         """Returns a picture of several examples as rows, with the same x-feature in each column, to name it by.
 
         Args:
             indices: Which examples; all of them, if None.
-            names: A name for each of the K x-features, in their own order.
+            names: Names of the x-features, as :meth:`show` takes them.
             options: Options of :func:`captum_xnn.visualize.show_gallery`.
 
         Raises:
-            ValueError: If the inputs are no images.
+            ValueError: If the inputs are no images, or names differ between the examples' targets.
         """
         from captum_xnn import visualize
 
@@ -218,13 +222,28 @@ class Explanation:
         if image is None:
             raise ValueError("expected images (N, C, H, W) with C = 1 or 3 and maps of them, got others; use show")
         rows = list(range(len(self))) if indices is None else list(indices)
+        if self.one_heatmap is not None:
+            options = {"one_heatmaps": _first(self.one_heatmap)[rows, 0].cpu(), **options}
         return visualize.show_gallery(
             image[rows].detach().cpu(),
             self.directed_maps()[rows].cpu(),
             self.contributions[rows].detach().cpu(),
-            names=names,
+            names=self._common_names(names, rows),
             **options,
         )
+
+    def _common_names(self, names: Names | None, rows: Sequence[int]) -> list[str] | None:
+        """Returns the names that x-features have in all of some examples."""
+        if not rows:
+            return None
+        first, *others = (self._names(names, i) for i in rows)
+        if any(other != first for other in others):
+            raise ValueError(
+                f"expected examples whose x-features have the same names, got targets "
+                f"{', '.join(dict.fromkeys(str(self.target[i]) for i in rows))}, for which they differ; pick the "
+                "examples of one target"
+            )
+        return first
 
     def directed_maps(self) -> Tensor:
         """Returns the first input's maps, (N, K, ...), positive where the input drives an x-feature to what it is.
@@ -233,7 +252,7 @@ class Explanation:
         then positive where the input pulls it up, against its value, and are turned round; maps that are never
         negative stay.
         """
-        maps = self.maps if isinstance(self.maps, Tensor) else self.maps[0]
+        maps = _first(self.maps)
         if not bool((maps < 0).any()):
             return maps
         sign = torch.where(self.features < 0, -1, 1).to(maps)
@@ -241,9 +260,14 @@ class Explanation:
 
     def _image(self) -> Tensor | None:
         """Returns the first input where it is images and the maps are of it."""
-        image = self.inputs if isinstance(self.inputs, Tensor) else self.inputs[0]
-        maps = self.maps if isinstance(self.maps, Tensor) else self.maps[0]
+        image = _first(self.inputs)
+        maps = _first(self.maps)
         return image if image.dim() == 4 and image.shape[1] in (1, 3) and maps.dim() == 5 else None
+
+
+def _first(tensors: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Returns the first tensor of what may be several."""
+    return tensors if isinstance(tensors, Tensor) else tensors[0]
 
 
 def _name_of(target: Target, target_names: Mapping[Any, str] | Sequence[str]) -> str:
