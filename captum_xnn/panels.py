@@ -218,7 +218,7 @@ def wrapped(name: str, width: int, lines: int = 2) -> str:
 def _faded(image: Array) -> Array:
     """Returns the image (H, W, 3) in pale greys, still recognisable, lighter than any colour that goes on top."""
     grey = image @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((0.74 + 0.25 * grey)[:, :, None], 3, axis=2)
+    return np.repeat((0.70 + 0.29 * grey)[:, :, None], 3, axis=2)
 
 
 def _coloured(shown: Array) -> NDArray[Any]:

@@ -70,8 +70,8 @@ else:
 if present:
     from captum_xnn import XNNAttribution
 
-    xnn = XNNAttribution(model, layer, n_features=5).fit(images.split(32), target=target)
-    print(xnn.score(images.split(32), target=target))
+    xnn = XNNAttribution(model, layer, n_features=5).fit(images, target=target)
+    print(xnn.score(images, target=target))
     with torch.no_grad():
         outputs = torch.cat([model(some)[:, target] for some in images[: len(own)].split(32)])
     best = outputs.argsort(descending=True)[:5]
