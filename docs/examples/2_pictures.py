@@ -82,7 +82,7 @@ why.show(0, style=side_by_side)
 # ``largest`` shows those that contribute most. The others are one step of the sum, which still ends at the real
 # number.
 
-many = XNNAttribution(model, "relu3", n_features=12, recipe=Recipe(steps=300)).fit(digits.train_images, target=7)
+many = XNNAttribution(model, "relu3", n_features=12, recipe=Recipe(steps=200)).fit(digits.train_images, target=7)
 many.explain(sevens, target=7).show(0, largest=4)
 
 # %%

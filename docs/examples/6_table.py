@@ -84,7 +84,7 @@ why.show(0, names=names, title="Why class 0?")
 # A near miss
 # -----------
 # A row that lacks one reason of the class: its head has another look. The x-feature that stands for the head, if
-# there is one, contributes nothing, and the sum stays far below that of a member.
+# there is one, contributes nothing, and the sum stays below that of a member.
 
 lacking = (x_test[:, 4 * 1] == 0) & (x_test[:, 4 * 2 + 1] == 1) & (x_test[:, 4 * 3] == 1)
 near = xnn.explain(x_test[lacking][:1], target=0)
