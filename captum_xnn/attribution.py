@@ -390,6 +390,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         *,
+        one_heatmap: bool = False,
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Explanation:
@@ -399,6 +400,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: Which output to explain, for all examples or for each, as everywhere in Captum.
             additional_forward_args: Further positional arguments of the model.
+            one_heatmap: Whether to draw the map of the model's own output as well, as :meth:`one_heatmap` does;
+                :meth:`Explanation.show <captum_xnn.Explanation.show>` then has it beside the image.
             internal_batch_size: Maps computed at once, which bounds the memory.
             heatmap_kwargs: Settings for this call of the heatmap backend.
 
@@ -409,6 +412,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
         with torch.inference_mode(False), untouched(unwrap(self.model)):
             maps = self._maps(tensors, explained, None, internal_batch_size, heatmap_kwargs)
+        one = None
+        if one_heatmap:
+            one = self.one_heatmap(
+                inputs, target, additional_forward_args, internal_batch_size=internal_batch_size, **heatmap_kwargs
+            )
         return Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
@@ -418,6 +426,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             surrogate=explained.surrogate,
             prediction=explained.prediction,
             target=tuple(explained.targets),
+            layer=explained.explainers[0].layer,
+            one_heatmap=one,
         )
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:

@@ -7,6 +7,7 @@ __all__ = [
     "LayerNotFoundError",
     "LayerNotReachedError",
     "ModelMismatchError",
+    "NamesFileError",
     "NotFittedError",
     "StoreError",
     "UnsupportedOperationError",
@@ -35,6 +36,10 @@ class ModelMismatchError(ValueError):
 
 class CheckpointError(ValueError):
     """Raised where a checkpoint cannot be written, or is damaged."""
+
+
+class NamesFileError(ValueError):
+    """Raised where a file of names is missing, foreign, or made for x-features of another layer or target."""
 
 
 class UnsupportedOperationError(RuntimeError):

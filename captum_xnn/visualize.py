@@ -21,36 +21,55 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, cast, final
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["Scale", "own_scale", "shared_scale", "show_contributions", "show_explanation", "show_gallery"]
+from captum_xnn.names import Names, resolve_names
+from captum_xnn.panels import (
+    BLUES,
+    INK,
+    NEUTRAL,
+    ORANGES,
+    Array,
+    Style,
+    caption,
+    colour_of,
+    contours,
+    draw_image,
+    note,
+    overlay,
+    wrapped,
+)
+from captum_xnn.sentence import decimals
+from captum_xnn.waterfall import Sum, draw_waterfall, plain, signed
 
-Array: TypeAlias = NDArray[np.float64]
+__all__ = [
+    "Scale",
+    "Style",
+    "contours",
+    "overlay",
+    "own_scale",
+    "shared_scale",
+    "show_contributions",
+    "show_explanation",
+    "show_gallery",
+]
+
 Numbers: TypeAlias = Tensor | ArrayLike
+Channels: TypeAlias = float | Sequence[float]
 Scale: TypeAlias = Callable[[Array, Array], Array]
 
 # A few extreme pixels, common in backpropagated maps, must not decide how bright everything else is.
 CLIP_QUANTILE = 0.995
 PANELS_PER_ROW = 5
-
-# The colour-blind tell orange from blue. As text on white, each has a contrast above 4.5.
-RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c"
-INK = "#222222"
-_ORANGES = LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"])
-_BLUES = LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
 
 
 @final
@@ -104,7 +123,7 @@ def _maps(maps: Numbers, n_features: int) -> Array:
     return array if array.ndim == 3 else array.sum(1)
 
 
-def _displayable(image: Numbers) -> Array:
+def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) -> Array:
     """Returns the image as (H, W, 3) in [0, 1]: bytes and [0, 1] as they are, other ranges stretched."""
     array = _array(image, "pixels of the image")
     if array.ndim == 2:
@@ -114,7 +133,9 @@ def _displayable(image: Numbers) -> Array:
             f"expected an image (H, W), (1, H, W) or (3, H, W), got shape {array.shape}; "
             "pick one example and put the channels first"
         )
-    if _numpy(image).dtype == np.uint8:
+    if mean is not None or std is not None:
+        array = _denormalised(array, mean, std)
+    elif _numpy(image).dtype == np.uint8:
         array = array / 255
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
@@ -123,16 +144,26 @@ def _displayable(image: Numbers) -> Array:
     return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
 
 
-def _names(names: Sequence[str] | None, n_features: int) -> list[str]:
-    """Returns K names, by default the numbers of the x-features counted from 1."""
-    if names is None:
-        return [f"x-feature {k + 1}" for k in range(n_features)]
-    if isinstance(names, str) or len(names) != n_features:
+def _denormalised(array: Array, mean: Channels | None, std: Channels | None) -> Array:
+    """Returns an image (C, H, W) in the colours it had before it was normalised, in [0, 1]."""
+    if mean is None or std is None:
         raise ValueError(
-            f"expected one name for each of K = {n_features} x-features, got {names!r}; "
-            "give a list in the numbering of the explainer, not in the order of the picture"
+            "expected mean and std together, got one of them; give both as they were used to normalise the image"
         )
-    return [str(name) for name in names]
+    middle, spread = (np.asarray(value, dtype=np.float64).reshape(-1) for value in (mean, std))
+    if middle.size not in (1, len(array)) or spread.size not in (1, len(array)) or not (spread > 0).all():
+        raise ValueError(
+            f"expected mean and std > 0 as a number or one for each of {len(array)} channels, got {mean} and {std}; "
+            "give both as they were used to normalise the image"
+        )
+    true = array * spread[:, None, None] + middle[:, None, None]
+    # Half a range is left for noise that was added after normalising.
+    if true.min() < -0.5 or true.max() > 1.5:
+        raise ValueError(
+            f"expected mean and std that bring the image back to [0, 1], got values from {true.min():.3g} to "
+            f"{true.max():.3g}; give them for images in [0, 1], dividing those for bytes by 255"
+        )
+    return np.asarray(true.clip(0, 1))
 
 
 def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
@@ -214,55 +245,7 @@ def own_scale(maps: Numbers, contributions: Numbers) -> Array:
     return _divided(flat, _levels(flat))
 
 
-def _decimals(values: Array) -> int:
-    """Returns how many decimals show three digits of the largest value."""
-    largest = float(np.abs(values).max())
-    return min(max(2 - math.floor(math.log10(largest)), 1), 6) if largest > 0 else 1
-
-
-def _plain(value: float, decimals: int) -> str:
-    """Returns the number with a true minus sign, which is easier to see than a hyphen."""
-    text = f"{value:.{decimals}f}"
-    return (text if float(text) else text.lstrip("-")).replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(value: float, decimals: int) -> str:
-    """Returns the number with its sign; what rounds to zero has none."""
-    text = _plain(value, decimals)
-    return f"+{text}" if value > 0 and float(text) else text
-
-
-def _colour(value: float) -> str:
-    """Returns the colour of a contribution's sign."""
-    return RAISES if value > 0 else LOWERS if value < 0 else NEUTRAL
-
-
-def _wrapped(name: str, width: int, lines: int = 2) -> str:
-    """Returns a name on at most so many lines, shortened with an ellipsis."""
-    return "\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder=" \N{HORIZONTAL ELLIPSIS}")) or name
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """One explanation's terms in one unit: contributions (K,), bias, their sum, and the model's output."""
-
-    contributions: Array
-    bias: float
-    surrogate: float
-    prediction: float
-
-    @property
-    def order(self) -> list[int]:
-        """Returns the x-features by contribution, the one that raises the output most first."""
-        return [int(k) for k in np.argsort(-self.contributions, kind="stable")]
-
-    @property
-    def decimals(self) -> int:
-        """Returns the decimals that all numbers of one picture share, so that a reader can add them up."""
-        return _decimals(np.array([*self.contributions, self.bias, self.surrogate, self.prediction]))
-
-
-def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, prediction: Numbers) -> _Sum:
+def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, prediction: Numbers, largest: int | None) -> Sum:
     """Returns the terms of one explanation, after checking that they add up."""
     weights = _contributions(contributions)
     offset, given = _scalar(bias, "bias"), _scalar(surrogate, "surrogate")
@@ -273,7 +256,9 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
             f"expected bias + contributions = surrogate, got {offset:g} + {weights.sum():g} = {found:g} "
             f"beside a surrogate of {given:g}; pass all three from one example and one target"
         )
-    return _Sum(weights, offset, given, _scalar(prediction, "prediction"))
+    if largest is not None and largest < 1:
+        raise ValueError(f"expected to show at least one x-feature, got largest={largest}; leave it out for all")
+    return Sum(weights, offset, given, _scalar(prediction, "prediction"), largest)
 
 
 def _scalar(value: Numbers, noun: str) -> float:
@@ -286,78 +271,78 @@ def _scalar(value: Numbers, noun: str) -> float:
     return float(array.item())
 
 
-def _figure(width: float, height: float, title: str | None) -> Figure:
-    """Returns an empty white figure of a size in inches, laid out so that no text is cut off."""
+def _place(
+    axes: Axes | Figure | SubFigure | None, width: float, height: float, title: str | None
+) -> Figure | SubFigure:
+    """Returns an empty white place to draw in: a new figure of a size in inches, or the one that was given."""
+    if axes is None:
+        figure = _Picture(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        place: Figure | SubFigure = figure
+    elif isinstance(axes, Axes):
+        place = _in_place_of(axes)
+    elif isinstance(axes, (Figure, SubFigure)):
+        place = axes
+    else:
+        raise TypeError(
+            f"expected axes= to be an Axes, a Figure or a SubFigure, got {type(axes).__name__}; pick one of several, "
+            "as in axes[0]"
+        )
     # White whatever the user's style sheet says, because the colours of the maps fade to a light background.
-    figure = _Picture(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    place.set_facecolor("white")
+    if place.figure.get_layout_engine() is None:
+        place.figure.set_layout_engine("constrained")
     if title is not None:
-        figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
-    return figure
+        place.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    return place
 
 
-def _caption(axes: Axes, name: str, number: str, *, colour: str = INK, size: float = 11) -> None:
-    """Writes the name and, below it, the number above a panel."""
-    axes.set_title(name, fontsize=9, color=INK, pad=19, parse_math=False)
-    axes.annotate(
-        number,
-        (0.5, 1.0),
-        (0, 3),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=size,
-        fontweight="bold" if size > 9 else "normal",
-        color=colour,
-        parse_math=False,
-    )
+def _in_place_of(axes: Axes) -> SubFigure:
+    """Returns a subfigure where axes were, which are removed."""
+    spec, parent = axes.get_subplotspec(), axes.figure
+    if spec is None or not isinstance(parent, (Figure, SubFigure)):
+        raise ValueError(
+            "expected axes that are part of a grid, got free ones, which several panels cannot take the place of; make "
+            "them with subplots, or pass a SubFigure"
+        )
+    axes.remove()
+    return parent.add_subfigure(spec)
 
 
-def _draw_image(axes: Axes, image: Array) -> None:
-    """Draws an image (H, W, 3) without ticks."""
-    height, width = image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0))
-    # At the top of its place an image keeps its distance to the text above when the layout shrinks it.
-    axes.set_anchor("N")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color="#bbbbbb", linewidth=0.6)
+def _draw_map(axes: Axes, image: Array, shown: Array, contribution: float, style: Style) -> None:
+    """Draws a map (h, w) in [-1, 1] over the image (H, W, 3), or says why there is nothing to see."""
+    style(axes, image, shown)
+    if not shown.any():
+        # A feature may well contribute although its map is empty, e.g. through the encoder's biases.
+        note(axes, "empty map" if contribution else "no contribution")
 
 
-def _faded(image: Array) -> Array:
-    """Returns the image (H, W, 3) in pale greys, still recognisable, with colours to go on top."""
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((0.64 + 0.34 * grey)[:, :, None], 3, axis=2)
+def _draw_one_heatmap(axes: Axes, image: Array, one: Array, style: Style) -> None:
+    """Draws the single map of the model's output on a scale of its own."""
+    shown = own_scale(one[None], [1.0])[0]
+    style(axes, image, shown)
+    if not shown.any():
+        note(axes, "empty map")
 
 
-def _coloured(shown: Array) -> Array:
-    """Returns colours (H, W, 4) for a map in [-1, 1]; the weaker, the more transparent."""
-    size = np.abs(shown)
-    colours = np.where((shown >= 0)[:, :, None], _ORANGES(size), _BLUES(size))
-    colours[:, :, 3] = np.minimum(1.0, 1.15 * size**0.65)
-    return colours
-
-
-def _draw_map(axes: Axes, image: Array, shown: Array, contribution: float) -> None:
-    """Draws a map (h, w) in [-1, 1] over the pale image (H, W, 3), or says why there is nothing to see."""
-    _draw_image(axes, _faded(image))
-    if shown.any():
-        height, width = image.shape[:2]
-        coarse = shown.shape[0] < height or shown.shape[1] < width
-        axes.imshow(_coloured(shown), extent=(0, width, height, 0), interpolation="bilinear" if coarse else "auto")
-        return
-    # A feature may well contribute although its map is empty, e.g. through the encoder's biases.
-    note = "empty map" if contribution else "no contribution"
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.3"}
-    axes.text(0.5, 0.06, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=INK, bbox=box)
+def _one(one_heatmap: Numbers) -> Array:
+    """Returns the map of one example's output summed over channels, (H, W)."""
+    array = _array(one_heatmap, "values of one_heatmap")
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(
+            f"expected one_heatmap (H, W) or (C, H, W) of one example, got shape {array.shape}; pick one example, "
+            "as in one_heatmap[0]"
+        )
+    return array if array.ndim == 2 else array.sum(0)
 
 
 def _draw_key(figure: Figure | SubFigure) -> None:
     """Writes below the maps what the two colours mean."""
     handles = [
-        Patch(color=_ORANGES(0.6), label="raises the output"),
-        Patch(color=_BLUES(0.6), label="lowers it"),
+        Patch(color=ORANGES(0.6), label="raises the output"),
+        Patch(color=BLUES(0.6), label="lowers it"),
     ]
     figure.legend(
         handles=handles,
@@ -372,84 +357,19 @@ def _draw_key(figure: Figure | SubFigure) -> None:
     )
 
 
-def _draw_steps(axes: Axes, total: _Sum) -> None:
-    """Draws the bias, each contribution from where the last one ended, and their sum, from top to bottom."""
-    steps = np.array([total.bias, *total.contributions[total.order]])
-    ends = np.cumsum(steps)
-    starts = ends - steps
-    colours = ["#a8a8a8", *(_ORANGES(0.6) if step > 0 else _BLUES(0.6) for step in steps[1:])]
-    axes.barh(range(len(steps)), steps, left=starts, height=0.66, color=colours)
-    axes.barh(len(steps), total.surrogate, height=0.66, color="#444444")
-    for row, end in enumerate(ends):
-        axes.plot([end, end], [row - 0.33, row + 1.33], color="#888888", linewidth=0.7)
-
-
-def _draw_waterfall(axes: Axes, total: _Sum, labels: Sequence[str], unit: str) -> None:
-    """Draws the sum as a waterfall, with a diamond where the model's own prediction lies.
-
-    The labels (K,) are in the numbering of the explainer and short enough to stand beside a row.
-    """
-    _draw_steps(axes, total)
-    n_rows = len(total.order) + 3
-    axes.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    axes.plot(
-        [total.prediction] * 2,
-        [-0.5, n_rows - 1],
-        color=INK,
-        linewidth=0.9,
-        linestyle=(0, (2, 2)),
-        zorder=0.5,
-    )
-    axes.plot(total.prediction, n_rows - 1, marker="D", markersize=6, color=INK, linestyle="none")
-    rows = ["bias", *(labels[k] for k in total.order), "x-features", "model"]
-    axes.set_yticks(range(n_rows), rows, fontsize=8, color=INK, parse_math=False)
-    axes.set_ylim(n_rows - 0.4, -0.6)
-    axes.use_sticky_edges = False
-    axes.margins(x=0.06)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel(unit, fontsize=8, color=NEUTRAL, labelpad=2, parse_math=False)
-    axes.tick_params(axis="x", labelsize=8, color="#bbbbbb", labelcolor=NEUTRAL)
-    axes.tick_params(axis="y", length=0)
-    axes.set_facecolor("white")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
-    _draw_numbers(axes, total)
-
-
-def _draw_numbers(axes: Axes, total: _Sum) -> None:
-    """Writes the numbers of a waterfall as a column on its right, where no bar can run into them."""
-    steps = [total.bias, *total.contributions[total.order]]
-    numbers = [(_signed(step, total.decimals), _colour(step)) for step in steps]
-    numbers[0] = (numbers[0][0], NEUTRAL)
-    numbers += [(_plain(value, total.decimals), INK) for value in (total.surrogate, total.prediction)]
-    longest = max(len(text) for text, _ in numbers)
-    for row, (text, colour) in enumerate(numbers):
-        axes.annotate(
-            text,
-            (1.0, row),
-            # Right-aligned by the width of a digit at this size, so that the decimal points stand in line.
-            (4 + 5.6 * longest, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=8,
-            fontweight="bold" if row >= len(steps) else "normal",
-            color=colour,
-        )
-
-
 def show_contributions(
     contributions: Numbers,
     *,
     bias: Numbers,
     surrogate: Numbers,
     prediction: Numbers,
-    names: Sequence[str] | None = None,
+    names: Names | None = None,
     title: str | None = None,
     unit: str = "logits",
+    largest: int | None = None,
+    axes: Axes | Figure | SubFigure | None = None,
 ) -> Figure:
-    """Returns a waterfall: bias and contributions add up to the x-features' output, beside the model's.
+    """Returns a waterfall: bias and contributions add up to the x-features' output, and with a residual to the model's.
 
     The contribution that raises the output most comes first. Use it where there is no image,
     for tables and text.
@@ -459,9 +379,12 @@ def show_contributions(
         bias: The explainer's bias, one number in logits.
         surrogate: What the x-features give, one number in logits: bias + contributions.
         prediction: What the model gives, one number in logits.
-        names: K names in the numbering of the explainer, to replace "x-feature 1", ...
+        names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them.
         title: Text above the picture.
         unit: Unit of all numbers, written at the axis.
+        largest: How many x-features to show, those with the largest contributions by size; the others are one bar
+            together. All of them, if None.
+        axes: Where to draw: axes, or a figure or subfigure to fill. A new figure, if None.
 
     Raises:
         ValueError: If a shape does not fit, a value is not finite, or the terms do not add up.
@@ -469,13 +392,24 @@ def show_contributions(
     Example:
         >>> figure = show_contributions([-0.5, 2.0], bias=1.0, surrogate=2.5, prediction=2.6)
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['bias', 'x-feature 2', 'x-feature 1', 'x-features', 'model']
+        ['bias', 'x-feature 2', 'x-feature 1', 'x-features', 'unexplained', 'model']
     """
-    total = _sum(contributions, bias=bias, surrogate=surrogate, prediction=prediction)
-    figure = _figure(5.5, 1.0 + 0.3 * (len(total.order) + 3), title)
-    labels = [_wrapped(name, 26) for name in _names(names, len(total.order))]
-    _draw_waterfall(figure.subplots(), total, labels, unit)
-    return figure
+    total = _sum(contributions, bias=bias, surrogate=surrogate, prediction=prediction, largest=largest)
+    labels = [wrapped(name, 26) for name in resolve_names(names, len(total.contributions))]
+    if isinstance(axes, Axes):
+        draw_waterfall(axes, total, labels, unit)
+        if title is not None:
+            axes.set_title(title, fontsize=10, fontweight="bold", color=INK, parse_math=False)
+        return _root(axes)
+    place = _place(axes, 5.5, 1.0 + 0.3 * (len(total.order) + 4 + bool(total.n_others)), title)
+    draw_waterfall(place.subplots(), total, labels, unit)
+    return place.figure
+
+
+def _root(axes: Axes) -> Figure:
+    """Returns the figure that axes are on, also through subfigures."""
+    place: Any = axes.figure
+    return cast(Figure, place.figure)
 
 
 def show_explanation(
@@ -486,11 +420,17 @@ def show_explanation(
     bias: Numbers,
     surrogate: Numbers,
     prediction: Numbers,
-    names: Sequence[str] | None = None,
+    names: Names | None = None,
     title: str | None = None,
     target_name: str | None = None,
+    one_heatmap: Numbers | None = None,
     scale: Scale = shared_scale,
+    style: Style = overlay,
+    mean: Channels | None = None,
+    std: Channels | None = None,
     unit: str = "logits",
+    largest: int | None = None,
+    axes: Axes | Figure | SubFigure | None = None,
 ) -> Figure:
     """Returns one example's explanation: the image, the maps in order of contribution, and the sum.
 
@@ -499,19 +439,27 @@ def show_explanation(
 
     Args:
         image: Image (C, H, W) or (H, W) with C = 1 or 3. Bytes and values within [0, 1] are shown as they
-            are; any other range, as of a normalised image, is stretched to [0, 1].
+            are; any other range, as of a normalised image, is stretched to [0, 1] unless mean and std are given.
         maps: Attribution maps (K, C, H, W), (K, 1, H, W) or (K, H, W); channels are summed. Maps of other
             height and width than the image are stretched over it.
         contributions: Contributions (K,) in logits.
         bias: The explainer's bias, one number in logits.
         surrogate: What the x-features give, one number in logits: bias + contributions.
         prediction: What the model gives, one number in logits.
-        names: K names in the numbering of the explainer, to replace "x-feature 1", ...
+        names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them.
         title: Text above the picture.
         target_name: Name of the explained output, written above the image.
+        one_heatmap: Map (C, H, W) or (H, W) of the model's own output, drawn beside the image on a scale of its own.
         scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions
             (K,) that returns what to draw (K, H, W) in [-1, 1].
+        style: :func:`~captum_xnn.panels.overlay`, :func:`~captum_xnn.panels.contours`, or any function that draws an
+            image (H, W, 3) and a map (h, w) in [-1, 1] into axes.
+        mean: What was subtracted from each channel of the image, in [0, 1], a number or C of them.
+        std: What each channel was then divided by, a number or C of them.
         unit: Unit of all numbers, written at the axis.
+        largest: How many x-features to show, those with the largest contributions by size; all of them, if None.
+        axes: Where to draw: a figure or subfigure to fill, or axes whose place is taken, as of one from
+            ``subplots``. A new figure, if None.
 
     Raises:
         ValueError: If a shape does not fit, a value is not finite, or the terms do not add up.
@@ -522,43 +470,63 @@ def show_explanation(
         >>> [axes.get_title() for axes in figure.axes]
         ['image', 'x-feature 2', 'x-feature 1', 'bias + contributions']
     """
-    total = _sum(contributions, bias=bias, surrogate=surrogate, prediction=prediction)
-    pixels = _displayable(image)
-    shown = _scaled(scale, _maps(maps, len(total.order)), total.contributions)
-    labels = _names(names, len(total.order))
-    figure, image_axes, map_axes, sum_axes = _explanation_grid(
-        len(total.order), pixels.shape[0] / pixels.shape[1], title
-    )
-    _draw_image(image_axes, pixels)
-    model, x_features = (_plain(value, total.decimals) for value in (total.prediction, total.surrogate))
-    _caption(image_axes, _wrapped(target_name or "image", 24), f"model {model}, x-features {x_features}", size=8)
-    for axes, k in zip(map_axes, total.order, strict=True):
+    total = _sum(contributions, bias=bias, surrogate=surrogate, prediction=prediction, largest=largest)
+    pixels = _displayable(image, mean, std)
+    shown = _scaled(scale, _maps(maps, len(total.contributions)), total.contributions)
+    one = None if one_heatmap is None else _one(one_heatmap)
+    labels = resolve_names(names, len(total.contributions))
+    grid = _explanation_grid(len(total.order), pixels.shape[0] / pixels.shape[1], one is not None, title, axes)
+    draw_image(grid.image, pixels)
+    caption(grid.image, wrapped(target_name or "image", 24), _both(total), size=8)
+    if grid.one is not None and one is not None:
+        _draw_one_heatmap(grid.one, pixels, one, style)
+        caption(grid.one, "1-Heatmap", "the whole output", size=8)
+    for panel, k in zip(grid.maps, total.order, strict=True):
         value = float(total.contributions[k])
-        _draw_map(axes, pixels, shown[k], value)
-        _caption(axes, _wrapped(labels[k], 20), _signed(value, total.decimals), colour=_colour(value))
-    _draw_waterfall(sum_axes, total, [_wrapped(name, 20, lines=1) for name in labels], unit)
-    sum_axes.set_title("bias + contributions", fontsize=9, color=INK, pad=4)
-    _draw_key(image_axes.figure)
-    return figure
+        _draw_map(panel, pixels, shown[k], value, style)
+        caption(panel, wrapped(labels[k], 20), signed(value, total.decimals), colour=colour_of(value))
+    draw_waterfall(grid.total, total, [wrapped(name, 20, lines=1) for name in labels], unit)
+    grid.total.set_title("bias + contributions", fontsize=9, color=INK, pad=4)
+    _draw_key(grid.pictures)
+    return grid.pictures.figure
 
 
-def _explanation_grid(n_maps: int, aspect: float, title: str | None) -> tuple[Figure, Axes, list[Axes], Axes]:
-    """Returns a figure with places for the image, for each map, wrapped into even rows, and for the sum."""
+def _both(total: Sum) -> str:
+    """Returns what the model and the x-features give, or the former alone where both are wider than an image."""
+    model, x_features = (plain(value, total.decimals) for value in (total.prediction, total.surrogate))
+    both = f"model {model}, x-features {x_features}"
+    return both if len(both) <= 28 else f"model {model}"
+
+
+class _Grid(NamedTuple):
+    """Places for the parts of an explanation."""
+
+    pictures: SubFigure
+    image: Axes
+    one: Axes | None
+    maps: list[Axes]
+    total: Axes
+
+
+def _explanation_grid(
+    n_maps: int, aspect: float, one: bool, title: str | None, axes: Axes | Figure | SubFigure | None
+) -> _Grid:
+    """Returns places for the image, the 1-Heatmap, each map, wrapped into even rows, and the sum."""
     n_rows = math.ceil(n_maps / PANELS_PER_ROW)
     n_columns = math.ceil(n_maps / n_rows)
-    big = min(n_rows, 2)
+    n_big, big = 1 + one, min(n_rows, 2)
     aspect = min(max(aspect, 0.5), 2.0)
     cell, right = 1.6, 3.3
-    height = n_rows * (cell * aspect + 0.5) + 0.3 + (0.35 if title else 0)
-    left = cell * (big + n_columns)
-    figure = _figure(left + right, max(height, 2.3), title)
+    height = max(n_rows * (cell * aspect + 0.5) + 0.3, 0.24 * (n_maps + 4)) + (0.35 if title else 0)
+    left = cell * (big * n_big + n_columns)
+    place = _place(axes, left + right, max(height, 2.3), title)
     # Apart, so that the axis below the sum takes no room from the maps.
-    halves = figure.add_gridspec(1, 2, width_ratios=[left, right])
-    pictures, total = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
-    grid = pictures.add_gridspec(n_rows, 1 + n_columns, width_ratios=[big, *[1] * n_columns])
-    image_axes = pictures.add_subplot(grid[:big, 0])
-    map_axes = [pictures.add_subplot(grid[k // n_columns, 1 + k % n_columns]) for k in range(n_maps)]
-    return figure, image_axes, map_axes, total.subplots()
+    halves = place.add_gridspec(1, 2, width_ratios=[left, right])
+    pictures, total = place.add_subfigure(halves[0]), place.add_subfigure(halves[1])
+    grid = pictures.add_gridspec(n_rows, n_big + n_columns, width_ratios=[*[big] * n_big, *[1] * n_columns])
+    image, *ones = (pictures.add_subplot(grid[:big, i]) for i in range(n_big))
+    maps = [pictures.add_subplot(grid[k // n_columns, n_big + k % n_columns]) for k in range(n_maps)]
+    return _Grid(pictures, image, ones[0] if ones else None, maps, total.subplots())
 
 
 def show_gallery(
@@ -567,10 +535,15 @@ def show_gallery(
     contributions: Numbers,
     *,
     feature_order: Sequence[int] | None = None,
-    names: Sequence[str] | None = None,
+    names: Names | None = None,
     title: str | None = None,
     row_names: Sequence[str] | None = None,
+    one_heatmaps: Numbers | None = None,
     scale: Scale = shared_scale,
+    style: Style = overlay,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    axes: Axes | Figure | SubFigure | None = None,
 ) -> Figure:
     """Returns several examples as rows: the image, then the same x-feature in each column, to name it by.
 
@@ -582,10 +555,16 @@ def show_gallery(
         contributions: Contributions (N, K) in logits.
         feature_order: Which x-features to show from left to right, counted from 0. Where it is not given, all
             of them by their mean contribution, largest first.
-        names: K names in the numbering of the explainer, to replace "x-feature 1", ...
+        names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them.
         title: Text above the picture.
         row_names: N texts written beside the images.
+        one_heatmaps: Maps (N, C, H, W), (N, 1, C, H, W) or (N, H, W) of the model's own output, drawn beside the
+            images, each on a scale of its own.
         scale: :func:`shared_scale`, :func:`own_scale`, or a function like them, applied to each row.
+        style: As in :func:`show_explanation`.
+        mean: As in :func:`show_explanation`.
+        std: As in :func:`show_explanation`.
+        axes: As in :func:`show_explanation`.
 
     Raises:
         ValueError: If a shape does not fit, a value is not finite, or there is no such x-feature.
@@ -598,22 +577,30 @@ def show_gallery(
     """
     table = _table(contributions)
     columns = _columns(feature_order, table)
-    labels, decimals = _names(names, table.shape[1]), _decimals(table)
-    pixels = [_displayable(image) for image in _examples(images, len(table), "images")]
-    rows = zip(pixels, _examples(maps, len(table), "maps"), table, strict=True)
-    figure, grid = _gallery_grid(table[:, columns].shape, pixels[0].shape[0] / pixels[0].shape[1], title)
-    for axes, (image, row_maps, row) in zip(grid, rows, strict=True):
-        shown = _scaled(scale, _maps(row_maps, len(row)), row)
-        _draw_image(axes[0], image)
-        for panel, k in zip(axes[1:], columns, strict=True):
-            _draw_map(panel, image, shown[k], float(row[k]))
-            _caption(panel, "", _signed(row[k], decimals), colour=_colour(row[k]))
-    for panel, name in zip(grid[0], ["image", *(labels[k] for k in columns)], strict=True):
-        panel.set_title(_wrapped(name, 18), fontsize=9, color=INK, pad=19, parse_math=False)
-    for axes, name in zip(grid, _row_names(row_names, len(table)), strict=True):
-        axes[0].set_ylabel(_wrapped(name, 18), fontsize=8, color=INK, parse_math=False)
-    _draw_key(figure)
-    return figure
+    labels, digits = resolve_names(names, table.shape[1]), decimals(table.ravel().tolist())
+    pixels = [_displayable(image, mean, std) for image in _examples(images, len(table), "images")]
+    shown = [
+        _scaled(scale, _maps(row_maps, len(row)), row)
+        for row_maps, row in zip(_examples(maps, len(table), "maps"), table, strict=True)
+    ]
+    ones = [] if one_heatmaps is None else [_one(m) for m in _examples(one_heatmaps, len(table), "one_heatmaps")]
+    heads = ["image", *(["1-Heatmap"] if ones else []), *(labels[k] for k in columns)]
+    texts = _row_names(row_names, len(table))
+    grid = _gallery_grid(len(table), len(heads), pixels[0].shape[0] / pixels[0].shape[1], title, axes)
+    for i, row in enumerate(grid):
+        draw_image(row[0], pixels[i])
+        row[0].set_ylabel(wrapped(texts[i], 18), fontsize=8, color=INK, parse_math=False)
+        if ones:
+            _draw_one_heatmap(row[1], pixels[i], ones[i], style)
+        for panel, k in zip(row[-len(columns) :], columns, strict=True):
+            value = float(table[i, k])
+            _draw_map(panel, pixels[i], shown[i][k], value, style)
+            caption(panel, "", signed(value, digits), colour=colour_of(value))
+    for panel, name in zip(grid[0], heads, strict=True):
+        panel.set_title(wrapped(name, 18), fontsize=9, color=INK, pad=19, parse_math=False)
+    place: Any = grid[0][0].figure
+    _draw_key(place)
+    return _root(grid[0][0])
 
 
 def _table(contributions: Numbers) -> Array:
@@ -663,11 +650,12 @@ def _row_names(row_names: Sequence[str] | None, n_examples: int) -> list[str]:
     return [str(name) for name in row_names]
 
 
-def _gallery_grid(shape: tuple[int, ...], aspect: float, title: str | None) -> tuple[Figure, list[list[Axes]]]:
-    """Returns a figure with N rows of places for an image and its maps; shape is (N, maps per row)."""
-    n_rows, n_columns = shape[0], shape[1] + 1
+def _gallery_grid(
+    n_rows: int, n_columns: int, aspect: float, title: str | None, axes: Axes | Figure | SubFigure | None
+) -> list[list[Axes]]:
+    """Returns rows of places for an image and its maps."""
     aspect = min(max(aspect, 0.5), 2.0)
     cell = 1.45
-    figure = _figure(cell * n_columns + 0.3, n_rows * (cell * aspect + 0.25) + 0.5 + (0.35 if title else 0), title)
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
-    return figure, [list(row) for row in grid]
+    height = n_rows * (cell * aspect + 0.25) + 0.5 + (0.35 if title else 0)
+    grid = _place(axes, cell * n_columns + 0.3, height, title).subplots(n_rows, n_columns, squeeze=False)
+    return [list(row) for row in grid]

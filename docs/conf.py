@@ -1,7 +1,11 @@
 """Sphinx configuration. The build fetches nothing from the network."""
 
 import os
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for _scraper
 
 # A day before the first progress bar: those of the quickstart would bury warnings. (TQDM_DISABLE yields to arguments.)
 os.environ["TQDM_DELAY"] = "86400"
@@ -23,10 +27,12 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "matplotlib.sphinxext.plot_directive",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "examples"]
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
+html_title = project
 html_static_path = ["_static"]
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
 html_show_sourcelink = False
@@ -48,3 +54,18 @@ plot_html_show_source_link = False
 plot_html_show_formats = False
 plot_formats = [("png", 110)]
 plot_rcparams = {"figure.max_open_warning": 50}
+
+# The gallery's scripts run at build, too, one after another; an exception in one ends the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": "/",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("_scraper.scrape",),
+    "capture_repr": (),
+    "backreferences_dir": None,
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "thumbnail_size": (480, 240),
+}

@@ -660,6 +660,17 @@ def test_too_few_features_have_an_error_floor():
     assert ((y_bar - y) ** 2).sum(1).mean() >= floor * (1 - 1e-6)
 
 
+# --- what an explanation carries
+
+
+def test_an_explanation_knows_its_layer_and_has_the_one_heatmap_where_asked(xnn):
+    assert xnn.explain(X, 1).one_heatmap is None
+    why = xnn.explain(X, 1, one_heatmap=True)
+    assert torch.equal(why.one_heatmap, xnn.one_heatmap(X, 1)) and why.one_heatmap.shape == (len(X), 1, *X.shape[1:])
+    assert torch.equal(why.maps, xnn.explain(X, 1).maps)
+    assert why.layer == xnn.explainer(1).layer
+
+
 # --- what cannot be explained
 
 

@@ -11,14 +11,14 @@ PACKAGE = Path(captum_xnn.__file__).parent
 
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
-    ("_compat", "errors", "targets", "visualize", "datasets", "metrics.faithfulness", "rows", "ranks"),
-    ("metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
-    ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
-    ("metrics.locality",),
-    ("datasets.parts", "datasets.digits", "datasets.synthetic"),
-    ("datasets.cub", "datasets.places", "datasets.synthetic_models"),
-    ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "files", "batches"),
-    ("checkpoints",),
+    ("_compat", "errors", "targets", "datasets", "metrics.faithfulness", "rows", "ranks"),
+    ("files", "metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
+    ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
+    ("sentence", "metrics.locality"),
+    ("panels", "datasets.parts", "datasets.digits", "datasets.synthetic"),
+    ("waterfall", "datasets.cub", "datasets.places", "datasets.synthetic_models"),
+    ("visualize",),
+    ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
     ("problem",),
     ("metrics.keep_top", "metrics.randomisation"),
     ("metrics", "store"),

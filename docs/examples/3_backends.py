@@ -1,0 +1,85 @@
+"""
+Other heatmaps: any of Captum's methods
+=======================================
+
+x-features and contributions come from the explainer, maps from a backend, which can be any Captum class. This page
+draws the same explanation by several of them. What each is good for, and where it is wrong, is on :doc:`/captum_users`.
+"""
+
+from captum.attr import DeepLift, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
+
+from captum_xnn import Recipe, XNNAttribution
+from captum_xnn.datasets.digits import load_digits
+from captum_xnn.demo import train_cnn
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.visualize import own_scale
+
+digits = load_digits()
+model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
+xnn = XNNAttribution(model, "relu3", recipe=Recipe(steps=300)).fit(digits.train_images, target=3)
+three = digits.test_images[digits.test_labels == 3][:1]
+
+
+def shown(name, heatmap):
+    why = xnn.with_heatmap(heatmap).explain(three, target=3, one_heatmap=True)
+    return why.show(0, title=name, scale=own_scale)
+
+
+# %%
+# The default
+# -----------
+# Contrastive excitation backprop: what excites an x-feature rather than its opposite. The maps are never negative;
+# those of an x-feature with a negative contribution are drawn in blue.
+
+shown("Excitation backprop", None)
+
+# %%
+# Gradients along a path
+# ----------------------
+# Settings of a method go to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed, and each adds up to the
+# difference of its x-feature from a baseline, here a black image.
+
+shown("Integrated Gradients", FromCaptum(IntegratedGradients, n_steps=32))
+
+# %%
+# Differences from a reference
+# ----------------------------
+# Without settings the class itself will do.
+
+shown("DeepLift", DeepLift)
+
+# %%
+# What happens without a region
+# -----------------------------
+
+shown("Occlusion", FromCaptum(Occlusion, sliding_window_shapes=(1, 7, 7), strides=(1, 3, 3)))
+
+# %%
+# A layer's own map
+# -----------------
+# Coarse maps are enlarged to the image.
+
+shown("Grad-CAM at relu2", FromCaptum(LayerGradCam, layer="relu2"))
+
+# %%
+# Any of them, averaged over noise
+# --------------------------------
+
+shown("Saliency, averaged", FromCaptum(NoiseTunnel, attribution_method=Saliency, nt_samples=16, stdevs=0.2))
+
+# %%
+# One x-feature in Captum's own pictures
+# --------------------------------------
+# ``feature=`` gives the map of one x-feature in the shape of the input, which whatever takes Captum's attributions
+# takes.
+
+from captum.attr import visualization
+
+maps = xnn.attribute(three, target=3, feature=0)
+figure, _ = visualization.visualize_image_attr(
+    maps[0].permute(1, 2, 0).numpy(),
+    three[0].permute(1, 2, 0).numpy(),
+    method="blended_heat_map",
+    use_pyplot=False,
+)
+figure

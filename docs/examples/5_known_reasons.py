@@ -1,0 +1,97 @@
+"""
+Figures whose reasons are known
+===============================
+
+Does an explanation find the reasons? On photographs nobody can say. The figures of
+:mod:`captum_xnn.datasets.synthetic` are drawn so that a class *is* the looks of two or three parts, and the masks of
+all parts are known.
+"""
+
+import numpy as np
+import torch
+
+from captum_xnn import Recipe, XNNAttribution
+from captum_xnn.datasets.synthetic import LOOKS, PARTS, draw_figures, reason_parts
+from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
+
+figures = draw_figures(2500)
+parts = reason_parts(figures, 0)
+for part in parts:
+    print(f"class 0 needs the {PARTS[part]} {LOOKS[figures.reasons[0, part]]}")
+
+# %%
+# Six members of class 0, with the masks of its reasons. Crest, foot and tail can have any look, or none.
+
+from matplotlib import pyplot as plt
+
+test = draw_figures(400, seed=1)
+members = (test.labels == 0).nonzero()[:6, 0]
+figure, axes = plt.subplots(2, 6, figsize=(11, 3.8), layout="constrained")
+for (image, mask), row in zip(axes.T, members, strict=True):
+    image.imshow(test.images[row].permute(1, 2, 0))
+    mask.imshow((test.masks[row, parts] * torch.arange(1, 4)[:, None, None]).sum(0), cmap="viridis")
+    image.set(xticks=[], yticks=[])
+    mask.set(xticks=[], yticks=[])
+figure
+
+# %%
+# A network whose inside is known
+# -------------------------------
+# It is set by hand: its layer ``Z`` has a unit for each look of each part, and the output of a class is the number
+# of its reasons that are shown, less two and a half. Three x-features are learned from Z, of which nothing is told
+# to them.
+
+exact = exact_network(figures.reasons)
+xnn = XNNAttribution(exact, "Z", n_features=3, recipe=Recipe(steps=300)).fit(figures.images[:1200], target=0)
+print(xnn.score(test.images, target=0))
+why = xnn.explain(test.images[members], target=0, one_heatmap=True)
+why.gallery(range(3))
+
+
+# %%
+# How much of each map lies on each reason? If an x-feature is one reason, its row has a single large number.
+
+
+def on_reasons(why, rows):
+    maps = why.maps.sum(2).clamp(min=0)
+    masks = test.masks[rows][:, parts].float()
+    return torch.einsum("nkhw,nrhw->nkr", maps, masks).mean(0) / maps.sum((2, 3)).mean(0)[:, None]
+
+
+def table(shares):
+    figure, axes = plt.subplots(figsize=(4, 2.6), layout="constrained")
+    axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1)
+    axes.set_xticks(range(len(parts)), [PARTS[p] for p in parts])
+    axes.set_yticks(range(len(shares)), [f"x-feature {k + 1}" for k in range(len(shares))])
+    for (k, r), share in np.ndenumerate(shares):
+        axes.text(r, k, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.6 else "black")
+    return figure
+
+
+table(on_reasons(why, members).numpy())
+
+# %%
+# A network that learned
+# ----------------------
+# Nothing is known of the inside of this one, which learned from labels. It takes normalised images; ``mean`` and
+# ``std`` give them their colours back in the pictures. Without the two the range of each image is stretched, which is
+# right for those alone that have black as well as white in them.
+
+mean, std = 0.475, 0.25
+cnn = train_cnn(figures._replace(images=(figures.images - mean) / std), epochs=5)
+learned = XNNAttribution(cnn, "relu4", n_features=3, recipe=Recipe(steps=500)).fit(
+    (figures.images - mean) / std, target=0
+)
+normalised = (test.images[members] - mean) / std
+why = learned.explain(normalised, target=0, one_heatmap=True)
+why.show(0, mean=mean, std=std, target_name="class 0")
+
+# %%
+# Its x-features need not be the reasons one by one. The table says in how far they are.
+
+table(on_reasons(why, members).numpy())
+
+# %%
+print(learned.score((test.images - mean) / std, target=0))
+for sentence in why.sentences(target_names=[f"class {c}" for c in range(6)] + ["none of them"]):
+    print(sentence)

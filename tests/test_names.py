@@ -1,0 +1,173 @@
+"""Names of x-features: every form in which they come, the file that the report's page exports, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captum_xnn.errors import NamesFileError
+from captum_xnn.names import read_names, resolve_names, write_names
+
+# As the page writes it, to the letter.
+EXPORTED = (
+    '{"captum_xnn": "names", "version": 1, "layer": "relu6", '
+    '"names": {"46": {"0": "golden feather", "1": "red forehead"}}}'
+)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    path = tmp_path / "names.json"
+    path.write_text(EXPORTED)
+    return path
+
+
+def changed(path: Path, **entries: Any) -> Path:
+    path.write_text(json.dumps(json.loads(EXPORTED) | entries))
+    return path
+
+
+# Every form
+
+
+def test_without_names_x_features_are_numbered_from_one() -> None:
+    assert resolve_names(None, 3) == ["x-feature 1", "x-feature 2", "x-feature 3"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "b", "c"],
+        ("a", "b", "c"),
+        np.array(["a", "b", "c"]),
+        {0: "a", 1: "b", 2: "c"},
+        {"2": "c", "1": "b", "0": "a"},
+        {np.int64(0): "a", "1": "b", 2: "c"},
+    ],
+)
+def test_lists_and_mappings_name_in_the_numbering_of_the_explainer(names: Any) -> None:
+    assert resolve_names(names, 3) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("names", [["", "b"], [" \n", "b"], {1: "b"}, {"1": "b", "0": ""}])
+def test_what_has_no_name_or_an_empty_one_keeps_its_number(names: Any) -> None:
+    assert resolve_names(names, 3) == ["x-feature 1", "b", "x-feature 3"]
+
+
+def test_names_stand_on_one_line_and_keep_all_else() -> None:
+    assert resolve_names(["red\n  forehead\t ", '<b>"$x$" & \u7fbd</b>'], 2) == [
+        "red forehead",
+        '<b>"$x$" & \u7fbd</b>',
+    ]
+
+
+# The file
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_the_exported_file_names_the_x_features_of_its_target(exported: Path, as_path: Any) -> None:
+    names = resolve_names(as_path(exported), 3, target=46, layer="relu6")
+    assert names == ["golden feather", "red forehead", "x-feature 3"]
+    assert read_names(exported) == ("relu6", {"46": {0: "golden feather", 1: "red forehead"}})
+
+
+def test_the_file_is_written_to_the_letter(tmp_path: Path, exported: Path) -> None:
+    path = write_names(tmp_path / "new" / "n.json", {46: {1: "red forehead", "0": "golden feather"}}, layer="relu6")
+    assert json.dumps(json.loads(path.read_text(encoding="utf-8"))) == EXPORTED
+    assert list(path.parent.iterdir()) == [path]  # nothing half-written stays
+    write_names(path, {46: exported, (1, 2): ["", "\u7fbd"]}, layer="relu6")
+    assert json.loads(path.read_text(encoding="utf-8"))["names"] == {
+        "46": {"0": "golden feather", "1": "red forehead"},
+        "(1, 2)": {"1": "\u7fbd"},
+    }
+    assert resolve_names(path, 2, target=(1, 2)) == ["x-feature 1", "\u7fbd"]
+    assert resolve_names(path, 2, target=46)[0] == "golden feather"
+
+
+@pytest.mark.parametrize(("key", "target"), [("None", 0), ("0", None), ("None", None), ("0", 0)])
+def test_the_only_output_of_a_model_is_none_or_zero(exported: Path, key: str, target: Any) -> None:
+    assert resolve_names(changed(exported, names={key: {"0": "a"}, "7": {"0": "b"}}), 1, target=target) == ["a"]
+
+
+def test_without_a_target_a_file_of_one_target_is_unambiguous(exported: Path) -> None:
+    assert resolve_names(exported, 2) == ["golden feather", "red forehead"]
+    two = changed(exported, names={"46": {"0": "a"}, "7": {"0": "b"}})
+    with pytest.raises(NamesFileError, match=r"of target None in .* got those of 46, 7; name them"):
+        resolve_names(two, 2)
+
+
+def test_a_byte_order_mark_is_no_error(exported: Path) -> None:
+    exported.write_bytes(b"\xef\xbb\xbf" + EXPORTED.encode())
+    assert resolve_names(exported, 1 + 1, target=46) == ["golden feather", "red forehead"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (["a", "b", "c"], ValueError, r"expected names of the x-features 0 to 1, got 'c' for number 2; give one"),
+        ({5: "a"}, ValueError, r"x-features 0 to 1, got 'a' for number 5"),
+        ({-1: "a"}, ValueError, r"x-features 0 to 1, got 'a' for number -1"),
+        ({"first": "a"}, ValueError, r"expected the number of an x-feature, counted from 0, got 'first'; write"),
+        ({0.5: "a"}, ValueError, r"expected the number of an x-feature, counted from 0, got 0.5"),
+        ([None, "a"], TypeError, r"expected names that are texts, got None; leave"),
+        ({"46": {"0": "a"}}, TypeError, r"expected names that are texts, got \{'0': 'a'\}"),
+    ],
+)
+def test_wrong_names_are_refused(names: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        resolve_names(names, 2)
+
+
+def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
+    with pytest.raises(NamesFileError, match=r"of layer 'fc7', got those of layer 'relu6' in .*names.json'; they"):
+        resolve_names(exported, 2, target=46, layer="fc7")
+    with pytest.raises(NamesFileError, match=r"of target 7 in .* got those of 46; name them in a report"):
+        resolve_names(exported, 2, target=7, layer="relu6")
+    with pytest.raises(ValueError, match=r"x-features 0 to 0, got 'red forehead' for number 1"):
+        resolve_names(exported, 1, target=46)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"captum_xnn": "explainer"}, r"and an entry \"captum_xnn\": \"names\", got other JSON in .*; export"),
+        ({"version": 2}, r"expected version 1 in .*, got 2; it was written by another version of captum_xnn: use"),
+        ({"version": None}, r"expected version 1 in .*, got None"),
+        ({"version": True}, r"expected version 1 in .*, got True"),
+        ({"layer": 6}, r"expected a layer and names by target in .*; export"),
+        ({"names": ["golden feather"]}, r"expected a layer and names by target in"),
+        ({"names": {"46": ["golden feather"]}}, r"for target 46 in .*, got \['golden feather'\]"),
+        ({"names": {"46": {"0": 7}}}, r"names by the x-feature's number for target 46 in .*, got \{'0': 7\}"),
+        ({"names": {"46": {"one": "a"}}}, r"number of an x-feature, counted from 0, got 'one'; .*; look at target 46"),
+    ],
+)
+def test_other_json_is_refused(exported: Path, entries: dict[str, Any], message: str) -> None:
+    with pytest.raises(NamesFileError, match=message):
+        read_names(changed(exported, **entries))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", EXPORTED[:60].encode(), b"\xff\xfe\x00", b"[" * 100_000])
+def test_what_is_no_json_is_refused(exported: Path, data: bytes) -> None:
+    exported.write_bytes(data)
+    with pytest.raises(NamesFileError, match=r"expected JSON in .*names.json', got something cut short or foreign"):
+        read_names(exported)
+
+
+def test_other_json_types_are_refused(exported: Path) -> None:
+    exported.write_text('["golden feather"]')
+    with pytest.raises(NamesFileError, match="got other JSON"):
+        read_names(exported)
+
+
+def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(NamesFileError, match=r"at 'golden feather', could not read it \(No such file .* as a list"):
+        resolve_names("golden feather", 2)
+    with pytest.raises(NamesFileError, match="could not read it"):
+        resolve_names(tmp_path, 2)
