@@ -435,6 +435,8 @@ class _Rewriting:
     def _called(self, node: fx.Node) -> None:
         """A module: left out without effect, or of its own."""
         module = self._modules[str(node.target)]
+        if not node.args and len(node.kwargs) == 1:  # by keyword, where Captum's hooks see no input
+            node.args, node.kwargs = tuple(node.kwargs.values()), {}
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             self._graph.erase_node(node)

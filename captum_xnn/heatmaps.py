@@ -11,6 +11,7 @@ Conventions:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import warnings
@@ -302,7 +303,7 @@ class FromCaptum:
             )
         attribution = self.method(network, **construct)
         if self._noise:
-            attribution = NoiseTunnel(attribution)
+            attribution = NoiseTunnel(_decorated(attribution))
         attribute = getattr(type(attribution).attribute, "__wrapped__", type(attribution).attribute)
         with warnings.catch_warnings():
             for text in _EXPECTED_WARNINGS:
@@ -722,6 +723,14 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
             f"{off / (off + size):.0%} off: it takes non-linearities that it has no rule for, such as GELU, attention "
             "and layer norm, for linear. Use IntegratedGradients or the default heatmap"
         )
+
+
+def _decorated(attribution: Attribution) -> Attribution:
+    """Returns an attribution whose method has what Captum's decorator leaves, which a noise tunnel calls."""
+    method = type(attribution).attribute
+    if not hasattr(method, "__wrapped__"):
+        attribution.attribute = functools.wraps(method)(functools.partial(method, attribution))
+    return attribution
 
 
 def _around(settings: dict[str, Any]) -> tuple[FromCaptum, dict[str, Any]]:
