@@ -69,6 +69,8 @@ _UNFIT = {
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
 
+# Methods for layers that all the same move the inputs, from a baseline or by noise.
+_BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
 # Lost probability that changes a map visibly. Neurons that only their bias excites, as small networks have, lose less.
 _VISIBLE = 0.05
@@ -220,7 +222,8 @@ class FromCaptum:
         checking = self._checking and bool(construct.get("multiply_by_inputs", True))
         attributed = self._attributed(network, inputs, additional_forward_args, checking)
         layered = issubclass(self.method, LayerAttribution)
-        if not (layered or issubclass(self.method, PerturbationAttribution)):
+        moves = not (layered or issubclass(self.method, PerturbationAttribution))
+        if moves or self.method.__name__ in _BETWEEN_INPUTS:
             _refuse_integers(inputs, self.method.__name__)
         name, grid = "", None
         module: nn.Module | None = None

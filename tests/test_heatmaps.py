@@ -324,6 +324,9 @@ def test_integers_are_refused_with_the_way_out():
     network = network_of(model, "head", SRAE(3, K, hidden=()), ids)
     with pytest.raises(TypeError, match=r"got torch\.int64 as input 0.*LayerIntegratedGradients, layer='name.of"):
         FromCaptum(IntegratedGradients)(network, (ids,), range(K))
+    for method in (captum.attr.LayerConductance, captum.attr.InternalInfluence, captum.attr.LayerGradientShap):
+        with pytest.raises(TypeError, match=f"floating-point inputs for {method.__name__}, got torch.int64 as input 0"):
+            FromCaptum(method, layer="layer")(network, (ids,), range(K))
 
 
 def test_methods_that_replace_inputs_take_token_ids():
