@@ -5,11 +5,13 @@ from captum._utils.common import (
     _format_tensor_into_tuples,
     _verify_select_neuron,
 )
+from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LINEAR_LAYERS
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.log import log_usage
 
 __all__ = [
+    "DEEPLIFT_TYPES",
     "LRP_TYPES",
     "Sum",
     "format_forward_args",
@@ -20,6 +22,7 @@ __all__ = [
 
 format_forward_args = _format_additional_forward_args
 format_tensors = _format_tensor_into_tuples
+DEEPLIFT_TYPES = frozenset(SUPPORTED_NON_LINEAR)
 LRP_TYPES = frozenset({*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS})
 Sum = Addition_Module
 select_neuron = _verify_select_neuron

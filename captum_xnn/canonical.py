@@ -16,8 +16,8 @@ import inspect
 import itertools
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,7 +25,7 @@ from captum.attr import Attribution
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from captum_xnn._compat import LRP_TYPES, Sum
+from captum_xnn._compat import DEEPLIFT_TYPES, LRP_TYPES, Sum
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.host import eager
 from captum_xnn.network import ExplanationNetwork
@@ -40,22 +40,34 @@ _NONLINEAR = (
 # fmt: on
 
 
+class Function(NamedTuple):
+    """What a model does by a function that stays one."""
+
+    name: str
+    signals: tuple[int | str, ...]
+    """Which of its arguments depend on the model's inputs, by place or name."""
+
+
 class CanonicalNetwork(nn.Module):
     """The explained model up to a layer, as modules that run once each, continued by the encoder of x-features.
 
     Args:
         network: What it is the twin of.
         graph: The model up to the explained layer.
-        functions: What is left in it that is no module, by name.
+        functions: What is left in it that is no module, by the names of its nodes.
         layers: Under which name the last call of each module of the model stands in the graph.
     """
 
     def __init__(
-        self, network: ExplanationNetwork, graph: fx.GraphModule, functions: Iterable[str], layers: dict[str, str]
+        self,
+        network: ExplanationNetwork,
+        graph: fx.GraphModule,
+        functions: Mapping[str, Function],
+        layers: dict[str, str],
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.functions = tuple(dict.fromkeys(functions))
+        self.functions = functions
         self.layers = layers
         self.xnn_encoder = network.xnn_encoder
         self.output_transform = network.output_transform
@@ -88,7 +100,25 @@ class CanonicalNetwork(nn.Module):
 
     def called(self) -> list[nn.Module]:
         """Returns the modules that run, in order."""
-        return [self.graph.get_submodule(str(n.target)) for n in self.graph.graph.nodes if n.op == "call_module"]
+        return [ran for ran in self.operations() if isinstance(ran, nn.Module)]
+
+    def operations(self, after: nn.Module | None = None) -> list[nn.Module | Function]:
+        """Returns the modules that run and the functions between them, in order.
+
+        Args:
+            after: A module of the graph, to return only what depends on it.
+        """
+        behind: set[fx.Node] = set()
+        found: list[nn.Module | Function] = []
+        for node in self.graph.graph.nodes:
+            module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if after is None or any(before in behind for before in node.all_input_nodes):
+                behind.add(node)
+                ran = self.functions.get(node.name) if module is None else module
+                found += [] if ran is None else [ran]
+            elif module is after:
+                behind.add(node)
+        return found
 
 
 def needs_modules(method: type[Attribution]) -> bool:
@@ -212,30 +242,53 @@ class _Tracer(fx.Tracer):
         return made
 
 
-def refuse_unfit(method: type[Attribution], twin: CanonicalNetwork) -> None:
+def refuse_unfit(method: type[Attribution], twin: CanonicalNetwork, layer: nn.Module | None = None) -> None:
     """Raises where a method of Captum has no rule for something in a network, which it would not say.
 
     Args:
         method: A class of ``captum.attr``.
         twin: A network made of modules.
+        layer: The module of it that a form of DeepLift explains; only what follows is looked at.
 
     Raises:
         UnsupportedOperationError: If so, naming it.
     """
     bases = {base.__name__ for base in method.__mro__}
-    modules = twin.called()
-    names = [type(m).__name__ for m in modules]
-    unfit: list[str] = []
     if "LRP" in bases:
-        unfit = [name for name in twin.functions if name not in _ROUTES]
-        unfit += [type(m).__name__ for m in modules if type(m) not in LRP_TYPES and not hasattr(m, "rule")]
-    elif "DeepLift" not in bases and "ReLU" not in names:
-        unfit = [name for name in (*twin.functions, *names) if name.lower() in _ACTIVATIONS]
+        unfit = [_name(x) for x in twin.operations() if not _has_lrp_rule(x)]
+    elif "DeepLift" in bases:
+        encoder = twin.xnn_encoder.modules() if isinstance(twin.xnn_encoder, nn.Module) else ()
+        ran = [*twin.operations(layer), *(m for m in encoder if next(m.children(), None) is None)]
+        unfit = [_name(x) for x in ran if not _is_linear(x) and type(x) not in DEEPLIFT_TYPES]
+    else:
+        names = [_name(x) for x in twin.operations()]
+        refused = _RECTIFIERS if "ReLU" in names else _RECTIFIERS | _SQUASHES
+        unfit = [name for name in names if name.lower().rstrip("_") in refused]
     if unfit:
+        would = "which it would take for linear" if "DeepLift" in bases else "whose plain gradient it would take"
         raise UnsupportedOperationError(
-            f"expected operations that {method.__name__} has a rule for, got {', '.join(dict.fromkeys(unfit))}, whose "
-            "plain gradient it would take; use IntegratedGradients or the default heatmap"
+            f"expected operations that {method.__name__} has a rule for, got {', '.join(dict.fromkeys(unfit))}, "
+            f"{would}; use IntegratedGradients or the default heatmap"
         )
+
+
+def _name(ran: nn.Module | Function) -> str:
+    return ran.name if isinstance(ran, Function) else type(ran).__name__
+
+
+def _has_lrp_rule(ran: nn.Module | Function) -> bool:
+    if isinstance(ran, Function):
+        return ran.name in _ROUTES
+    return type(ran) in LRP_TYPES or hasattr(ran, "rule")
+
+
+def _is_linear(ran: nn.Module | Function) -> bool:
+    """Whether an operation is linear in all that depends on the model's inputs, but for a constant."""
+    if isinstance(ran, nn.Module):
+        return isinstance(ran, _LINEAR)
+    if ran.name in _PRODUCTS:
+        return len(ran.signals) == 1
+    return ran.name in _ROUTES or ran.name in _TERMS or (ran.name in _QUOTIENTS and ran.signals == (0,))
 
 
 # Functions that hand on what is given to their results.
@@ -246,10 +299,35 @@ _ROUTES = frozenset(
         "view_as", "windows",
     }
 )  # fmt: skip
-_ACTIVATIONS = frozenset({"elu", "gelu", "hardswish", "leakyrelu", "leaky_relu", "mish", "sigmoid", "silu", "tanh"})
+_TERMS = frozenset(
+    {
+        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "add", "add_", "avg_pool1d", "avg_pool2d",
+        "avg_pool3d", "iadd", "interpolate", "isub", "mean", "neg", "pad", "roll", "sub", "sub_", "sum",
+    }
+)  # fmt: skip
+_PRODUCTS = frozenset({"conv1d", "conv2d", "conv3d", "imul", "linear", "matmul", "mul", "mul_"})
+_QUOTIENTS = frozenset({"div", "div_", "itruediv", "truediv"})
+_LINEAR = (
+    nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd, nn.Upsample, nn.PixelShuffle, nn.Unflatten, nn.Flatten, nn.Identity,
+    nn.modules.dropout._DropoutNd, Sum,
+)  # fmt: skip
+# What stands in the place of a ReLU, or holds one that no hook sees.
+_RECTIFIERS = frozenset(
+    {
+        "celu", "clamp", "clamp_min", "clip", "elu", "gelu", "glu", "hardswish", "hardtanh", "leaky_relu", "leakyrelu",
+        "maximum", "mish", "prelu", "relu6", "rrelu", "selu", "silu", "softplus", "threshold", "transformer",
+        "transformerdecoder", "transformerdecoderlayer", "transformerencoder", "transformerencoderlayer",
+    }
+)  # fmt: skip
+# What gates beside ReLUs are made of, and networks without ReLUs.
+_SQUASHES = frozenset({"gru", "hardsigmoid", "logsigmoid", "lstm", "rnn", "sigmoid", "softsign", "tanh"})
 
 
-def _followed(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, list[str], dict[str, str]]:
+def _followed(
+    network: ExplanationNetwork, inputs: tuple[Any, ...]
+) -> tuple[fx.GraphModule, dict[str, Function], dict[str, str]]:
     """Returns the model up to the explained layer, rewritten, the functions left in it, and new names of modules."""
     tracer = _Tracer(network.layer)
     try:
@@ -336,8 +414,8 @@ class _Rewriting:
     def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module], carriers: dict[fx.Node, int]) -> None:
         self._graph, self._modules, self._carriers = graph, modules, carriers
         self._used: set[nn.Module] = set()
-        self.functions: list[str] = []
-        """Names of functions that stay what they are."""
+        self.functions: dict[str, Function] = {}
+        """Functions that stay what they are, by the names of their nodes."""
         self.layers: dict[str, str] = {}
         """The new name of each module's last call."""
 
@@ -357,6 +435,8 @@ class _Rewriting:
     def _called(self, node: fx.Node) -> None:
         """A module: left out without effect, or of its own."""
         module = self._modules[str(node.target)]
+        if not node.args and len(node.kwargs) == 1:  # by keyword, where Captum's hooks see no input
+            node.args, node.kwargs = tuple(node.kwargs.values()), {}
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             self._graph.erase_node(node)
@@ -380,11 +460,11 @@ class _Rewriting:
             node.replace_all_uses_with(node.all_input_nodes[0])
             self._graph.erase_node(node)
             return
-        make = _MODULES.get(key)
+        make = _relu if key in _CLAMPS and self._rectifies(node) else _MODULES.get(key)
         if make is not None and len(node.all_input_nodes) == 1:  # no other argument depends on the input
             args, kwargs = (node.args[1:], node.kwargs) if node.args else ((), _without(node.kwargs, "input"))
             signal = node.args[0] if node.args else node.kwargs["input"]
-            module = make(*args, **_without(kwargs, "inplace", "training", "_stacklevel"))
+            module = make() if make is _relu else make(*args, **_without(kwargs, "inplace", "training", "_stacklevel"))
             new: tuple[Any, ...] = (signal,)
         elif key in _SUMS and not _without(node.kwargs, "input", "other") and self._joins(node):
             module, new = Sum(), tuple(node.all_input_nodes) * (2 if len(node.all_input_nodes) == 1 else 1)
@@ -396,10 +476,25 @@ class _Rewriting:
                 node.replace_all_uses_with(flat, lambda user: user is not flat)
         else:
             if node.op in ("call_function", "call_method"):
-                self.functions.append(key if isinstance(key, str) else getattr(key, "__name__", str(key)))
+                name = key if isinstance(key, str) else getattr(key, "__name__", str(key))
+                places: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+                self.functions[node.name] = Function(name, tuple(at for at, x in places if self._depends(x)))
             return
         node.op, node.target = "call_module", self._added(module, node.name)
         node.args, node.kwargs = new, {}
+
+    def _rectifies(self, node: fx.Node) -> bool:
+        """Whether a clamp is a ReLU by another name."""
+        names = ("input", "min", "max")
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        low, high = given.get("min"), given.get("max")
+        return isinstance(low, (int, float)) and low == 0 and high is None
+
+    def _depends(self, argument: Any) -> bool:
+        """Whether an argument is, or holds, a tensor that depends on the inputs."""
+        if isinstance(argument, (list, tuple)):
+            return any(self._depends(x) for x in argument)
+        return argument in self._carriers if isinstance(argument, fx.Node) else False
 
     def _joins(self, node: fx.Node) -> bool:
         """Whether a sum is one of two signals."""
@@ -514,8 +609,8 @@ def _pool(make: Callable[..., nn.Module], *positional: str) -> Callable[..., nn.
     return made
 
 
-def _relu(*_args: Any) -> nn.Module:
-    return nn.ReLU()  # another argument is whether it is in place
+def _relu() -> nn.Module:
+    return nn.ReLU()
 
 
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -535,5 +630,9 @@ _MODULES: dict[Any, Callable[..., nn.Module]] = {
     F.avg_pool2d: _pool(nn.AvgPool2d, *_AVERAGE),
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
+_CLAMPS = (
+    torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip, "clamp", "clamp_", "clamp_min",
+    "clamp_min_", "clip", "clip_",
+)  # fmt: skip
 _MEANS = (torch.mean, "mean")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")

@@ -6,6 +6,7 @@ Conventions:
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -69,6 +70,7 @@ def draw(
             )
 
     maps = tuple(m.contiguous() for m in gathered(drawn(), n))
+    _warn_of_infinite(maps)
     blank = torch.stack([(m.flatten(2) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
         what = "x-feature" if parts[0].network.centred else "output"
@@ -76,9 +78,27 @@ def draw(
         warnings.warn(
             f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
             f"examples: by this method nothing in these inputs speaks for it. A dead {what} gives such maps always",
-            stacklevel=4,
+            stacklevel=_levels_up(),
         )
     return maps
+
+
+def _levels_up() -> int:
+    """Returns the stacklevel at which a warning of the function that asks is shown beside the user's own line."""
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("captum", "captum_xnn"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
+    bad = torch.stack([~m.flatten(2).isfinite().all(2) for m in maps]).any(0)
+    if bool(bad.any()):
+        warnings.warn(
+            f"expected finite maps, got NaN or infinite values in {int(bad.sum())} of {bad.numel()}; the usual cause "
+            "is half precision: run the model and its inputs with .float()",
+            stacklevel=_levels_up(),
+        )
 
 
 def copied(

@@ -11,6 +11,7 @@ Conventions:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import warnings
@@ -23,9 +24,14 @@ from weakref import WeakKeyDictionary
 import torch
 from captum.attr import (
     Attribution,
+    DataLoaderAttribution,
+    DeepLift,
+    DeepLiftShap,
     FeaturePermutation,
     LayerActivation,
     LayerAttribution,
+    LayerDeepLift,
+    LayerFeaturePermutation,
     NoiseTunnel,
     PerturbationAttribution,
 )
@@ -34,12 +40,12 @@ from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
 from captum_xnn.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
-from captum_xnn.errors import UnsupportedOperationError
+from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
-from captum_xnn.excitation_bp.stopping import is_grid, stopping_layer
-from captum_xnn.host import find_layer, gathered, rows_of, untouched
+from captum_xnn.excitation_bp.stopping import stopping_layer
+from captum_xnn.host import find_layer, gathered, has_channels_last, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
 __all__ = ["TOKENS", "ExcitationMaps", "FromCaptum", "Heatmap", "TokenGrid", "as_heatmap", "rows_of_settings"]
@@ -53,13 +59,18 @@ _EXPECTED_WARNINGS = (
     "Setting backward hooks on ReLU",
     "Input Tensor",
     "You are providing multiple inputs for Lime",
+    "This method computes finite differences between evaluations",
 )
 
 _UNFIT = {
+    DataLoaderAttribution: "wraps an attribution; pass that one's class, and call attribute for each batch",
     FeaturePermutation: "mixes the examples of a batch; use FeatureAblation",
+    LayerFeaturePermutation: "mixes the examples of a batch; use LayerFeatureAblation",
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
 
+# Methods for layers that all the same move the inputs, from a baseline or by noise.
+_BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
 # Lost probability that changes a map visibly. Neurons that only their bias excites, as small networks have, lose less.
 _VISIBLE = 0.05
@@ -115,7 +126,8 @@ class FromCaptum:
     settings: dict[str, Any]
 
     def __init__(self, method: type[Attribution], /, **settings: Any) -> None:
-        if not (isinstance(method, type) and issubclass(method, Attribution)):
+        attributes = isinstance(method, type) and issubclass(method, Attribution) and hasattr(method, "attribute")
+        if not attributes:
             raise TypeError(
                 f"expected a class derived from captum.attr.Attribution, got {method!r}; pass the class itself, "
                 "such as FromCaptum(captum.attr.DeepLift)"
@@ -140,9 +152,9 @@ class FromCaptum:
         self._call = {**inspect.signature(method.attribute).parameters, **self._noise}
         # These sample from baselines, which need not be as many as the examples.
         self._distribution = method.__name__.removeprefix("Layer") in ("DeepLiftShap", "GradientShap")
-        # DeepLift takes what it does not know for linear without a word; its delta tells. At a layer it does not, where
-        # there are ways around.
-        self._checking = method.__name__.startswith("DeepLift") and not self._noise
+        # DeepLift takes what it does not know for linear without a word; its delta tells. Of other forms it does not:
+        # at a layer there are ways around, and what a noise tunnel or a subclass makes of them need not sum to it.
+        self._checking = method in (DeepLift, DeepLiftShap) and not self._noise
         if method in _UNFIT:
             raise TypeError(
                 f"expected a class that attributes each x-feature, got {method.__name__}, which {_UNFIT[method]}"
@@ -165,9 +177,13 @@ class FromCaptum:
     def __setstate__(self, state: tuple[type[Attribution], dict[str, Any]]) -> None:
         self.__init__(state[0], **state[1])  # type: ignore[misc]
 
+    def _takes(self, name: str) -> bool:
+        """Whether the method's call takes an argument of this name."""
+        return name in self._call or any(p.kind is p.VAR_KEYWORD for p in self._call.values())
+
     def _sort(self, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the settings of the constructor and those of the call."""
-        open_call = any(p.kind is p.VAR_KEYWORD for p in self._call.values())
+        open_call = self._takes("")
         call = [name for name, p in self._call.items() if name not in _RESERVED and p.kind is not p.VAR_KEYWORD]
         unknown = [name for name in settings if name not in self._constructor and name not in call]
         if unknown and not open_call:
@@ -203,15 +219,23 @@ class FromCaptum:
             ValueError: If a layer method finds no layer to explain.
         """
         construct, call = self._sort({**self.settings, **settings})
-        attributed = self._attributed(network, inputs, additional_forward_args)
+        checking = self._checking and bool(construct.get("multiply_by_inputs", True))
+        attributed = self._attributed(network, inputs, additional_forward_args, checking)
         layered = issubclass(self.method, LayerAttribution)
-        if not (layered or issubclass(self.method, PerturbationAttribution)):
+        moves = not (layered or issubclass(self.method, PerturbationAttribution))
+        if moves or self.method.__name__ in _BETWEEN_INPUTS:
             _refuse_integers(inputs, self.method.__name__)
-        grid = None
+        name, grid = "", None
+        module: nn.Module | None = None
         if "layer" in self._constructor:
-            module = construct["layer"] = self._layer(network, attributed, construct.get("layer"))
+            name, module = self._layer(network, attributed, construct.get("layer"))
+            construct["layer"] = module
             if self._tokens is not None:
                 grid = construct["layer"] = TokenGrid(self._tokens, _image(inputs))
+        if isinstance(attributed, CanonicalNetwork) and issubclass(self.method, LayerDeepLift):
+            refuse_unfit(self.method, attributed, module)
+        if "eps" in self._constructor and any(x.dtype == torch.float16 for x in inputs):
+            construct.setdefault("eps", torch.finfo(torch.float16).tiny)  # Captum's own is 0 there
         if internal_batch_size is not None and "internal_batch_size" in self._call:
             call["internal_batch_size"] = internal_batch_size
         if internal_batch_size is not None and self._noise:
@@ -227,17 +251,26 @@ class FromCaptum:
                     call["target"] = wanted[some].to(inputs[0].device)
                 own = call if self._distribution else rows_of_settings(call, n, rows[some].tolist())
                 leaves = _leaves(inputs, additional_forward_args, rows[some])
-                with untouched(attributed), nullcontext() if grid is None else grid.after(module):
-                    made = self._attribute(attributed, construct, own, leaves)
-                if grid is None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
-                    self._refuse_tokens(module, made[0])
+                with (
+                    untouched(attributed),
+                    _shapes(module, name, network.layer_name) as shapes,
+                    grid.after(module) if grid is not None and module is not None else nullcontext(),
+                ):
+                    made = self._attribute(attributed, construct, own, leaves, checking)
+                if grid is None and module is not None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
+                    channels_last = any(has_channels_last(shape, _image(inputs)) for shape in shapes)
+                    self._refuse_tokens(module, made[0], channels_last)
                 likes = [_image(inputs)] * len(made) if layered else inputs
                 yield some.tolist(), [_finished(m, like, layered) for m, like in zip(made, likes, strict=True)]
 
         return tuple(m.reshape(n, K, *m.shape[1:]) for m in gathered(drawn(), n * K))
 
     def _attributed(
-        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+        self,
+        network: ExplanationNetwork,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        checking: bool,
     ) -> nn.Module:
         """Returns the network that the method works on: its twin made of modules, where the method needs them."""
         if not needs_modules(self.method):
@@ -247,33 +280,53 @@ class FromCaptum:
             with untouched(network):
                 twin = self._twins.of(network, (*x, *(more or ())))
         except UnsupportedOperationError:
-            if self._checking:
+            if checking:
                 return network  # what is wrong shows in the delta
             raise
-        refuse_unfit(self.method, twin)
+        if not (checking or issubclass(self.method, LayerDeepLift)):
+            refuse_unfit(self.method, twin)
         return twin
 
     def _attribute(
-        self, network: nn.Module, construct: dict[str, Any], call: dict[str, Any], arguments: tuple[Any, Any]
+        self,
+        network: nn.Module,
+        construct: dict[str, Any],
+        call: dict[str, Any],
+        arguments: tuple[Any, Any],
+        checking: bool,
     ) -> tuple[Tensor, ...]:
         """Returns the attributions of one chunk, detached."""
         inputs, additional = arguments
+        if self._takes("additional_forward_args"):
+            call = {**call, "additional_forward_args": additional}
+        elif additional is not None:
+            raise TypeError(
+                f"expected a method that takes additional_forward_args, got {self.method.__name__} without; add that "
+                "argument to its attribute, or wrap the model in one that needs no further arguments"
+            )
         attribution = self.method(network, **construct)
         if self._noise:
-            attribution = NoiseTunnel(attribution)
+            attribution = NoiseTunnel(_decorated(attribution))
         attribute = getattr(type(attribution).attribute, "__wrapped__", type(attribution).attribute)
         with warnings.catch_warnings():
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
             alone = inputs[0] if len(inputs) == 1 else inputs
             with _of_dtypes(network, inputs), _outputs(network) as outputs:
-                given = attribute(attribution, alone, additional_forward_args=additional, **call)
-        if self._checking:
+                given = attribute(attribution, alone, **call)
+        if checking:
             _refuse_delta(self.method.__name__, given, outputs[-1], call["target"])
         return tuple(a.detach() for a in format_tensors(given))
 
-    def _layer(self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None) -> nn.Module:
-        """Returns the module that a layer method is to explain."""
+    def _layer(
+        self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None
+    ) -> tuple[str, nn.Module]:
+        """Returns the name of the layer that a method is to explain, and the module."""
+        if layer is None and self._tokens is not None:
+            raise ValueError(
+                f"expected a layer whose tokens lie as tokens={self._tokens!r} says, got none; name it, as in "
+                f"FromCaptum({self.method.__name__}, layer='...', tokens={self._tokens!r})"
+            )
         if layer is None:
             layer = network.spatial_layer_name
         if layer is None:
@@ -287,12 +340,16 @@ class FromCaptum:
                 f"expected a layer with weights or a pooling for LayerLRP, got {type(module).__name__} "
                 f"{name!r}, through which relevance passes as it is; name the layer before it"
             )
-        return attributed.layer(name) if isinstance(attributed, CanonicalNetwork) else module
+        if not isinstance(attributed, CanonicalNetwork):
+            return name, module
+        if set(network.executed).isdisjoint(module.modules()):
+            raise _not_before(name, network.layer_name)
+        return name, attributed.layer(name)
 
-    def _refuse_tokens(self, layer: nn.Module, maps: Tensor) -> None:
-        """Raises where Grad-CAM has taken tokens, or single numbers, for channels."""
+    def _refuse_tokens(self, layer: nn.Module, maps: Tensor, channels_last: bool) -> None:
+        """Raises where Grad-CAM has taken tokens, cells, or single numbers, for channels."""
         channels_first = maps.dim() > 3 or (maps.dim() == 3 and type(layer).__name__.endswith("1d"))
-        if not channels_first:
+        if channels_last or not channels_first:
             raise ValueError(
                 f"expected a layer with feature maps (N, C, H, W) for {self.method.__name__}, got "
                 f"{type(layer).__name__} without; where it gives tokens, say how they lie: "
@@ -483,7 +540,12 @@ class ExcitationMaps:
                 f"{', '.join(sorted({'layer', 'tokens', *known}))}"
             )
         chosen = replace(self.settings, **settings).checked()
-        grid = TokenGrid(tokens, _image(inputs)) if tokens and layer is not None else None
+        if tokens and layer is None:
+            raise ValueError(
+                f"expected a layer whose tokens lie as tokens={tokens!r} says, got none; name it, as in "
+                f"ExcitationMaps('...', tokens={tokens!r})"
+            )
+        grid = TokenGrid(tokens, _image(inputs)) if tokens else None
         stop = self._stop(network, layer, inputs, additional_forward_args)
         n, K = len(inputs[0]), len(features)
         if not K:
@@ -568,7 +630,7 @@ def _image(inputs: tuple[Tensor, ...]) -> Tensor:
 
 def _cells(p: Tensor, image: Tensor) -> Tensor:
     """Returns a layer's probabilities (N, K, C, h, w), or with the channels last, as maps (N, K, 1, h, w)."""
-    if image.dim() == 4 and not is_grid(p.shape[3], p.shape[4], image) and is_grid(p.shape[2], p.shape[3], image):
+    if has_channels_last(p.shape[1:], image):
         return p.sum(4)[:, :, None]
     return p.sum(2, keepdim=True)
 
@@ -589,6 +651,34 @@ def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
                 "or, where they are token ids, draw the maps at the embedding: "
                 "heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
             )
+
+
+@contextmanager
+def _shapes(layer: nn.Module | None, name: str, explained: str) -> Iterator[list[torch.Size]]:
+    """Notes the shapes of what a layer returns, and tells where it never ran before the explained one."""
+    seen: list[torch.Size] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen.append(output.shape)
+
+    handle = None if layer is None else layer.register_forward_hook(note)
+    try:
+        yield seen
+    except AssertionError as error:
+        if "Forward hook did not obtain" in str(error):
+            raise _not_before(name, explained) from error
+        raise
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _not_before(name: str, explained: str) -> LayerNotReachedError:
+    return LayerNotReachedError(
+        f"expected layer {name!r} to run before the explained layer {explained!r}, where the x-features' network ends, "
+        "but it does not; choose one that does"
+    )
 
 
 @contextmanager
@@ -626,6 +716,8 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
     at_inputs, at_baselines = outputs.double().reshape(2, rows, -1, outputs.shape[1]).mean(2)
     wanted = (at_inputs - at_baselines).gather(1, target[:, None])[:, 0]
     each = torch.cat([a.detach().double().reshape(rows, -1) for a in format_tensors(attributions)], 1)
+    if not bool(each.isfinite().all()):
+        return  # which whoever gets the maps is told
     off, size = float((each.sum(1) - wanted).abs().mean()), float(each.sum(1).abs().mean())
     # Where attributions cancel, rounding alone is as large as their sum.
     if off > 0.01 * (off + size) and off > 1e-4 * float(each.abs().sum(1).mean()):
@@ -634,6 +726,14 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
             f"{off / (off + size):.0%} off: it takes non-linearities that it has no rule for, such as GELU, attention "
             "and layer norm, for linear. Use IntegratedGradients or the default heatmap"
         )
+
+
+def _decorated(attribution: Attribution) -> Attribution:
+    """Returns an attribution whose method has what Captum's decorator leaves, which a noise tunnel calls."""
+    method = type(attribution).attribute
+    if not hasattr(method, "__wrapped__"):
+        attribution.attribute = functools.wraps(method)(functools.partial(method, attribution))
+    return attribution
 
 
 def _around(settings: dict[str, Any]) -> tuple[FromCaptum, dict[str, Any]]:
@@ -685,7 +785,8 @@ def _leaves(
 def _finished(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
     """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W)."""
     if layered and maps.dim() == 4 and like.dim() == 4:
-        maps = F.interpolate(maps.sum(1, keepdim=True), like.shape[2:], mode="bilinear", align_corners=False)
+        one = maps.sum(3)[:, None] if has_channels_last(maps.shape, like) else maps.sum(1, keepdim=True)
+        maps = F.interpolate(one, like.shape[2:], mode="bilinear", align_corners=False)
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 

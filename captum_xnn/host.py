@@ -27,6 +27,8 @@ __all__ = [
     "eager",
     "find_layer",
     "gathered",
+    "has_channels_last",
+    "is_grid",
     "not_reached",
     "read_layer",
     "rows_of",
@@ -403,6 +405,38 @@ def not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
     )
 
 
+def is_grid(height: int, width: int, image: Tensor) -> bool:
+    """Returns whether two dimensions of a layer's output are cells of an image, by their ratio.
+
+    Args:
+        height: The first of them.
+        width: The second.
+        image: Images (N, C, H, W).
+
+    Example:
+        >>> is_grid(14, 14, torch.zeros(1, 3, 224, 224)), is_grid(14, 96, torch.zeros(1, 3, 224, 224))
+        (True, False)
+    """
+    return min(height, width) > 1 and 0.8 <= (height / image.shape[2]) / (width / image.shape[3]) <= 1.25
+
+
+def has_channels_last(shape: Sequence[int], image: Tensor | None) -> bool:
+    """Returns whether a layer's output of this shape is (N, H, W, C), as in Swin and ConvNeXt, by the image's ratio.
+
+    Args:
+        shape: Of the layer's output.
+        image: Images (N, C, H, W), or another input, or None.
+
+    Example:
+        >>> image = torch.zeros(1, 3, 224, 224)
+        >>> has_channels_last((1, 7, 7, 768), image), has_channels_last((1, 768, 7, 7), image)
+        (True, False)
+    """
+    if image is None or image.dim() != 4 or len(shape) != 4:
+        return False
+    return is_grid(shape[1], shape[2], image) and not is_grid(shape[2], shape[3], image)
+
+
 class Trace(NamedTuple):
     """What one forward pass up to the layer executed."""
 
@@ -411,7 +445,8 @@ class Trace(NamedTuple):
     calls: int
     """How often the layer was called."""
     spatial: nn.Module | None
-    """The last leaf before the layer whose output was (N, C, H, W) with H, W > 1, or None."""
+    """The last leaf before the layer whose output was (N, C, H, W) with several cells, or None. Dropout and identities,
+    which change nothing, are passed over."""
 
 
 def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Trace:
@@ -437,13 +472,13 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     order: list[tuple[nn.Module, bool]] = []
     ends: list[int] = []
     thread = threading.get_ident()
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if threading.get_ident() != thread:
             return
         if not any(True for _ in module.children()):
-            grid = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
-            order.append((module, grid))
+            order.append((module, not isinstance(module, _IDLE) and _is_spatial(output, image)))
         if module is layer:
             ends.append(len(order))
 
@@ -459,3 +494,12 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     before = order[: ends[-1]]
     grids = [module for module, grid in before if grid]
     return Trace(tuple(dict.fromkeys(module for module, _ in before)), len(ends), grids[-1] if grids else None)
+
+
+_IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+def _is_spatial(output: Any, image: Tensor | None) -> bool:
+    """Whether a layer's output is feature maps (N, C, H, W) of several cells."""
+    several = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
+    return several and not has_channels_last(output.shape, image)

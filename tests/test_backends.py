@@ -124,6 +124,8 @@ def methods(case):
         "LayerGradCam": {"layer": case.inner} if case.inner else {},
         "LayerIntegratedGradients": {"n_steps": 8, **({"layer": case.inner} if case.inner else {})},
         "LayerGradientXActivation": {"layer": case.inner} if case.inner else {},
+        "LayerConductance": {"n_steps": 8, **({"layer": case.inner} if case.inner else {})},
+        "InternalInfluence": {"n_steps": 8, **({"layer": case.inner} if case.inner else {})},
         "LayerActivation": {},
         "Occlusion": {"sliding_window_shapes": case.window, "strides": case.window},
         "FeatureAblation": masked,

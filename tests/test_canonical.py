@@ -17,6 +17,7 @@ from captum.attr import (
     GuidedGradCam,
     IntegratedGradients,
     LayerDeepLift,
+    NoiseTunnel,
     Saliency,
 )
 from captum.attr._utils.custom_modules import Addition_Module
@@ -218,6 +219,167 @@ def test_operations_without_a_rule_are_refused_by_name(method, activation, named
     (maps,) = FromCaptum(IntegratedGradients, n_steps=500)(network, (x,), range(K))
     difference = network(x) - network(0 * x)
     torch.testing.assert_close(maps.sum(2), difference.detach(), rtol=1e-3, atol=1e-4)
+
+
+class Clamped(nn.Module):
+    """Rectified in one of several spellings."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.a, self.b = way, nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+
+    def forward(self, x):
+        return self.b(self.way(self.a(x)))
+
+
+SPELLINGS = [
+    lambda x: x.clamp(min=0),
+    lambda x: torch.clamp(x, 0),
+    lambda x: x.clamp_min_(0.0),
+    lambda x: torch.clip(x, min=0),
+]
+
+
+@pytest.mark.parametrize("spelling", range(len(SPELLINGS)))
+@pytest.mark.parametrize("method", [DeepLift, LRP, GuidedBackprop])
+def test_clamps_at_zero_are_rectifiers(method, spelling):
+    x = images()
+    models = [Clamped(way).eval() for way in (F.relu, SPELLINGS[spelling])]
+    models[1].load_state_dict(models[0].state_dict())
+    wanted, given = (FromCaptum(method)(network_of(m, "b", x), (x,), range(K))[0] for m in models)
+    assert bool(wanted.any())
+    torch.testing.assert_close(given, wanted)
+
+
+class Beside(nn.Module):
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def forward(self, x):
+        return self.other(F.relu(x - 1) + x)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (nn.ReLU6(), "ReLU6"),
+        (nn.Hardswish(), "Hardswish"),
+        (F.relu6, "relu6"),
+        (lambda x: x.clamp(0, 6), "clamp"),
+        (lambda x: torch.maximum(x, 0 * x), "maximum"),
+        (nn.PReLU(), "PReLU"),
+    ],
+)
+@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
+def test_guided_methods_are_refused_where_only_some_rectifiers_are_seen(method, other, named):
+    """As in MobileNets, whose ReLU6 and Hardswish Captum leaves as they are, beside ReLUs that it does not."""
+    x = images()
+    network = network_of(Clamped(Beside(other)), "b", x)
+    with pytest.raises(UnsupportedOperationError, match=f"{method.__name__} has a rule for, got {named}, whose plain"):
+        FromCaptum(method)(network, (x,), range(K))
+
+
+@pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), nn.LSTM(6, 6)])
+def test_guided_methods_do_not_look_into_what_is_taken_as_a_whole(layer):
+    class Taken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.fc = layer, nn.Linear(6, 4)
+
+        def forward(self, x):
+            made = self.layer(x)
+            return self.fc(made[0] if isinstance(self.layer, nn.LSTM) else made)
+
+    x = torch.randn(3, 2, 6)
+    network = network_of(Taken().eval(), "fc", x)
+    with pytest.raises(UnsupportedOperationError, match=f"got {type(layer).__name__}, whose plain gradient"):
+        FromCaptum(GuidedBackprop)(network, (x,), range(K))
+
+
+def test_guided_methods_take_sigmoids_that_gate_beside_rectifiers():
+    x = images()
+    network = network_of(Clamped(lambda x: F.relu(x) * x.mean((2, 3), True).sigmoid()), "b", x)
+    (given,) = FromCaptum(GuidedBackprop)(network, (x,), range(K))
+    assert not torch.allclose(given, FromCaptum(Saliency, abs=False)(network, (x,), range(K))[0], rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
+def test_guided_methods_on_mobilenets(name, torchvision):
+    model, x = getattr(torchvision.models, name)(weights=None).eval(), torch.randn(1, 3, 32, 32)
+    for method in (GuidedBackprop, Deconvolution, GuidedGradCam):
+        with pytest.raises(UnsupportedOperationError, match=r"ReLU6|Hardswish"):
+            FromCaptum(method)(network_of(model, "features", x), (x,), range(K))
+
+
+class Two(nn.Module):
+    """Something before the layer b, something after."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.before, self.after = before, after
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x):
+        return self.c(self.after(self.b(self.before(self.a(x)))) * self.scale / 2)
+
+
+@pytest.mark.parametrize(
+    ("after", "named"),
+    [
+        (nn.GELU(), "GELU"),
+        (nn.LayerNorm(6), "LayerNorm"),
+        (nn.ReLU6(), "ReLU6"),
+        (F.silu, "silu"),
+        (lambda x: x * x, "mul"),
+        (lambda x: 1 / (x + 9), "truediv"),
+    ],
+)
+def test_deeplift_at_a_layer_before_what_it_does_not_know(after, named):
+    """Where its delta says nothing, for there may be ways around the layer."""
+    x = torch.randn(3, 4)
+    network = network_of(Two(nn.ReLU(), after), "c", x)
+    with pytest.raises(UnsupportedOperationError, match=f"LayerDeepLift has a rule for, got .*{named}, which it would"):
+        FromCaptum(LayerDeepLift, layer="b")(network, (x,), range(K))
+
+
+def test_deeplift_at_a_layer_behind_what_it_does_not_know():
+    """At the layer's output it sums to the difference, whatever is before."""
+    x = torch.randn(3, 4)
+    network = network_of(Two(nn.GELU(), nn.ReLU()), "c", x)
+    (given,) = FromCaptum(LayerDeepLift, layer="b")(network, (x,), range(K))
+    difference = (network(x) - network(0 * x)).detach()
+    torch.testing.assert_close(given.sum(2), difference, rtol=1e-4, atol=1e-6)
+
+
+class Halved(DeepLift):
+    """A user's own."""
+
+    def attribute(self, inputs, target=None, additional_forward_args=None):
+        return super().attribute.__wrapped__(self, inputs, None, target, additional_forward_args) / 2
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        FromCaptum(NoiseTunnel, attribution_method=DeepLift, nt_samples=2, stdevs=0.0),
+        FromCaptum(DeepLift, multiply_by_inputs=False),
+        FromCaptum(Halved),
+    ],
+    ids=["noise", "multipliers", "subclass"],
+)
+def test_forms_of_deeplift_whose_delta_says_nothing(backend):
+    x = torch.randn(3, 4)
+    with pytest.raises(UnsupportedOperationError, match=r"has a rule for, got GELU, which it would take for linear"):
+        backend(network_of(Two(nn.GELU(), nn.ReLU()), "c", x), (x,), range(K))
+    network = network_of(Two(nn.ReLU(), nn.Tanh()), "c", x)
+    (given,), difference = backend(network, (x,), range(K)), (network(x) - network(0 * x)).detach()
+    if "multiply_by_inputs" in repr(backend):
+        given = given * x[:, None]
+    if backend.method is Halved:
+        given = 2 * given
+    torch.testing.assert_close(given.sum(2), difference, rtol=1e-4, atol=1e-6)
 
 
 class Awkward(nn.Module):

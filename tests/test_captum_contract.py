@@ -196,12 +196,24 @@ RANDOM = {"GradientShap": FromCaptum(GradientShap, baselines=torch.zeros(2, *SHA
 
 
 @pytest.mark.parametrize("name", [*MAKERS, *RANDOM])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_results_have_the_inputs_dtype(name, dtype):
-    """C13: Captum's Occlusion gives float32 of float64, its IntegratedGradients of bfloat16."""
+    """C13: Captum's Occlusion gives float32 of float64, its IntegratedGradients of bfloat16, its DeepLift NaN of
+    float16."""
     make = MAKERS.get(name) or partial(fitted, heatmap=RANDOM[name])
     result = make(network(dtype)).attribute(images(dtype=dtype), target=1)
     assert result.dtype == dtype and bool(result.isfinite().all()) and bool(result.any())
+
+
+@pytest.mark.parametrize("name", HEATMAPS)
+def test_float16_maps_are_those_of_float32(name):
+    """By the same explainer, whose encoder computes in float32 behind the model."""
+    half = fitted(network(torch.float16), HEATMAPS[name])
+    single = fitted(network(), HEATMAPS[name])
+    single.explainers_ = half.explainers_
+    x = images(dtype=torch.float16)
+    given, wanted = half.attribute(x, target=1).float(), single.attribute(x.float(), target=1)
+    assert float((given - wanted).norm()) < 0.02 * float(wanted.norm())
 
 
 def test_targets_that_captum_refuses_are_refused(subject):

@@ -157,13 +157,32 @@ def test_a_map_of_zeros_is_a_picture_here():
     """Captum's own routine raises `Cannot normalize by scale factor = 0`."""
     xnn, x = fitted(cnn()), images()
     xnn.explainer(1).srae.encoder[0].weight.data[0] = 0
-    with pytest.warns(UserWarning, match="got zeros for x-feature 0 in 4 of 4 examples"):
-        why = xnn.explain(x, target=1)
+    for told_by in (xnn.attribute, xnn.explain):
+        with pytest.warns(UserWarning, match="got zeros for x-feature 0 in 4 of 4 examples") as told:
+            why = told_by(x, target=1)
+        assert len(told) == 1 and told[0].filename == __file__
     with pytest.raises(AssertionError, match="Cannot normalize by scale factor = 0"):
         visualization.visualize_image_attr(why.maps[0, 0].permute(1, 2, 0).numpy(), use_pyplot=False)
     texts = [t.get_text() for axes in why.show(0).axes for t in axes.texts]
     assert any("empty map" in t or "no contribution" in t for t in texts)
     plt.close("all")
+
+
+def test_maps_that_are_not_finite_are_told():
+    """Once for a call, whatever the backend."""
+
+    class Broken(Saliency):
+        def attribute(self, inputs, target=None, additional_forward_args=None):
+            maps = super().attribute.__wrapped__(self, inputs, target, True, additional_forward_args)
+            return maps / (target != 0).to(maps).reshape(-1, 1, 1, 1)
+
+    xnn, x = fitted(cnn(), heatmap=Broken), images()
+    with pytest.warns(UserWarning, match="expected finite maps, got NaN or infinite values in 4 of 8") as told:
+        xnn.attribute(x, target=1, internal_batch_size=3)
+    assert len(told) == 1 and told[0].filename == __file__
+    with pytest.warns(UserWarning, match="in 4 of 4") as told:
+        OneHeatmap(cnn(), Broken).attribute(x, target=0)
+    assert len(told) == 1 and told[0].filename == __file__
 
 
 def test_quantus_takes_an_explain_function(torchvision):

@@ -30,6 +30,7 @@ from captum.attr import (
 from torch import nn
 from torch.nn import functional as F
 
+from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.excitation_bp import LayerExcitationBP
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, as_heatmap
 from captum_xnn.host import trace
@@ -186,12 +187,65 @@ def test_neuron_classes_are_refused(name):
     "method",
     [
         FeaturePermutation,  # mixes the rows of a batch, so that no map is its example's own
+        captum.attr.LayerFeaturePermutation,
+        captum.attr.DataLoaderAttribution,  # takes an attribution, and no inputs
         LayerActivation,  # takes no target, so that all maps are the same
+        captum.attr.Attribution,  # attributes nothing
+        captum.attr.PerturbationAttribution,
     ],
 )
 def test_classes_that_cannot_draw_one_map_per_feature_are_refused(method):
     with pytest.raises(TypeError, match=method.__name__):
         FromCaptum(method)
+
+
+class Minimal(captum.attr.Attribution):
+    """A user's own class, with nothing that it does not need."""
+
+    def attribute(self, inputs, target):
+        with torch.no_grad():
+            return inputs * self.forward_func(inputs)[torch.arange(len(inputs)), target][:, None, None, None]
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_class_without_further_arguments(size):
+    model, srae, x = made()
+    network = network_of(model, "3", srae, x[:1])
+    (given,) = FromCaptum(Minimal)(network, (x,), range(K), internal_batch_size=size)
+    torch.testing.assert_close(given, (x[:, None] * network(x)[:, :, None, None, None]).detach())
+    with pytest.raises(TypeError, match="takes additional_forward_args, got Minimal without; add that argument"):
+        FromCaptum(Minimal)(network, (x,), range(K), additional_forward_args=(1,))
+
+
+@pytest.mark.parametrize("method", [Occlusion, FeatureAblation, captum.attr.ShapleyValueSampling])
+def test_methods_that_show_progress_show_it(method, capsys):
+    model, srae, x = made()
+    network = network_of(model, "3", srae, x[:1])
+    settings = {"sliding_window_shapes": (1, 3, 3)} if method is Occlusion else {"n_samples": 1}
+    settings = {} if method is FeatureAblation else settings
+    for shown in (False, True):
+        FromCaptum(method, **settings)(network, (x,), range(K), show_progress=shown)
+        said = capsys.readouterr()
+        assert (f"{method.get_name()} attribution" in said.err + said.out) == shown
+
+
+def test_small_batches_of_layer_conductance_are_told_of_by_nobody():
+    """Captum warns that it takes more rows at once than told; for one map it does take two."""
+    model, srae, x = made(torch.float64)
+    network = network_of(model, "3", srae, x[:1])
+    backend = FromCaptum(captum.attr.LayerConductance, n_steps=4, layer="1")
+    (parts,) = backend(network, (x,), range(K), internal_batch_size=1)
+    torch.testing.assert_close(parts, backend(network, (x,), range(K))[0])
+
+
+@pytest.mark.parametrize("method", [LayerGradCam, LayerIntegratedGradients, captum.attr.GuidedGradCam, LayerLRP])
+def test_layers_behind_the_explained_one(method):
+    """Captum only says: Forward hook did not obtain any outputs for given layer."""
+    model, _, x = made()
+    network = network_of(model, "1", SRAE(8 * 16, K, hidden=()), x[:1])
+    with pytest.raises(LayerNotReachedError, match="layer '2' to run before the explained layer '1'"):
+        FromCaptum(method, layer="2")(network, (x,), range(K))
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_noise_tunnels_average_any_method():
@@ -270,6 +324,9 @@ def test_integers_are_refused_with_the_way_out():
     network = network_of(model, "head", SRAE(3, K, hidden=()), ids)
     with pytest.raises(TypeError, match=r"got torch\.int64 as input 0.*LayerIntegratedGradients, layer='name.of"):
         FromCaptum(IntegratedGradients)(network, (ids,), range(K))
+    for method in (captum.attr.LayerConductance, captum.attr.InternalInfluence, captum.attr.LayerGradientShap):
+        with pytest.raises(TypeError, match=f"floating-point inputs for {method.__name__}, got torch.int64 as input 0"):
+            FromCaptum(method, layer="layer")(network, (ids,), range(K))
 
 
 def test_methods_that_replace_inputs_take_token_ids():
@@ -523,6 +580,56 @@ def test_probabilities_of_tokens_as_images(form):
         torch.testing.assert_close(given[:, k, 0], wanted)
     other = ExcitationMaps("mix")(network, (x,), range(K), tokens=form, contrastive=False)[0]
     torch.testing.assert_close(other, given)
+
+
+class ChannelsLast(nn.Module):
+    """As ConvNeXt and Swin: feature maps, and then the same with the channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.drop, self.mix, self.head = (
+            nn.Conv2d(2, 6, 2, 2),
+            nn.Dropout2d(),
+            nn.Linear(6, 9),
+            nn.Linear(9, 4),
+        )
+
+    def forward(self, x):
+        return self.head(self.mix(self.drop(self.conv(x)).permute(0, 2, 3, 1)).tanh().mean((1, 2)))
+
+
+def test_the_layer_that_is_chosen_has_the_channels_first():
+    """By the image's ratio. Where there is no image to tell by, the last one with four dimensions is taken."""
+    model, x = ChannelsLast().eval(), torch.randn(2, 2, 6, 8)
+    network = network_of(model, "head", SRAE(4, K, hidden=()), x[:1])
+    assert network.spatial_layer_name == "conv"
+    (given,) = FromCaptum(LayerGradCam)(network, (x,), range(K))
+    torch.testing.assert_close(given, FromCaptum(LayerGradCam, layer="conv")(network, (x,), range(K))[0])
+
+
+def test_layers_with_the_channels_last():
+    """Grad-CAM wants to be told; other methods' attributions are summed over channels all the same."""
+    model, srae, x = ChannelsLast().eval(), SRAE(4, K, hidden=()), torch.randn(2, 2, 6, 8)
+    network = network_of(model, "head", srae, x[:1])
+    with pytest.raises(ValueError, match=r"with feature maps .* LayerGradCam, got Linear without; .* 'swin'"):
+        FromCaptum(LayerGradCam, layer="mix")(network, (x,), range(K))
+    (given,) = FromCaptum(captum.attr.LayerGradientXActivation, layer="mix")(network, (x,), range(K))
+    a = model.mix(model.conv(x).permute(0, 2, 3, 1)).detach().requires_grad_()
+    E = srae.encode(model.head(a.tanh().mean((1, 2))))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        wanted = F.interpolate((a * grad).sum(3)[:, None], (6, 8), mode="bilinear").detach()
+        torch.testing.assert_close(given[:, k], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", ["vit", "swin", "sequence"])
+def test_tokens_of_no_layer(tokens):
+    """The layer that would be chosen has feature maps, which "swin" would take for something else."""
+    model, x = ChannelsLast().eval(), torch.randn(1, 2, 6, 8)
+    network = network_of(model, "head", SRAE(4, K, hidden=()), x)
+    for heatmap in (FromCaptum(LayerGradCam, tokens=tokens), ExcitationMaps(tokens=tokens)):
+        with pytest.raises(ValueError, match=f"a layer whose tokens lie as tokens='{tokens}' says, got none; name it"):
+            heatmap(network, (x,), range(K))
 
 
 def test_grad_cam_of_sequences():

@@ -90,7 +90,7 @@ class Run:
             ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
         """
         self._check()
-        scale = _SCALES.get(self.output.dtype, _SCALE)
+        scale = min(_SCALES.get(dtype, _SCALE) for dtype in self._dtypes())
         starts = [(self.graph.root, list(prior.to(self.output.dtype) * scale))]
         if self.mode.settings.contrastive:
             starts = self._contrasted(starts)
@@ -111,6 +111,11 @@ class Run:
         mass = _mass(p)
         start = _mass([torch.stack(one) for _, one in starts]) / scale
         return Winners(tuple(p), (0 if self.mode.settings.contrastive else 1) - mass, start - mass)
+
+    def _dtypes(self) -> set[torch.dtype]:
+        """Returns the dtypes that probability takes on its way: a float32 encoder may follow a float16 model."""
+        inner = (made.dtype for node in self.graph.nodes for made in node._input_metadata)
+        return {self.output.dtype, *(leaf.dtype for leaf in self.leaves), *inner}
 
     def _contrasted(self, starts: Sequence[tuple[Place, list[Tensor]]]) -> list[tuple[Place, list[Tensor]]]:
         """Returns what the inputs of the last weighted operations win by W, less what they win by -W."""

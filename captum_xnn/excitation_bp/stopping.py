@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from captum_xnn.excitation_bp.graph import cuts, last_weighted, topological
 from captum_xnn.excitation_bp.propagation import run, signals
 from captum_xnn.excitation_bp.signals import Settings
-from captum_xnn.host import eager, untouched
+from captum_xnn.host import eager, is_grid, untouched
 
-__all__ = ["is_grid", "stopping_layer"]
+__all__ = ["stopping_layer"]
 
 CELLS = 14
 """Least cells of a map along its shorter side."""
@@ -93,21 +93,6 @@ def stopping_layer(
         and last_weighted(topological([layer.node]))  # else it hands the image on
     ]
     return _choice(layers, image)
-
-
-def is_grid(height: int, width: int, image: Tensor) -> bool:
-    """Returns whether two dimensions of a layer's output are cells of an image, by their ratio.
-
-    Args:
-        height: The first of them.
-        width: The second.
-        image: Images (N, C, H, W).
-
-    Example:
-        >>> is_grid(14, 14, torch.zeros(1, 3, 224, 224)), is_grid(14, 96, torch.zeros(1, 3, 224, 224))
-        (True, False)
-    """
-    return min(height, width) > 1 and 0.8 <= (height / image.shape[2]) / (width / image.shape[3]) <= 1.25
 
 
 def _choice(layers: list[_Layer], image: Tensor) -> str | None:
