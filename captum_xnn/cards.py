@@ -62,6 +62,8 @@ class Example:
     """The x-feature's part of the mass of all maps of the image, in [0, 1]; None for examples of other classes."""
     prediction: float
     """What the model gives, in logits."""
+    given: int | None
+    """The class that the model gives; None where its outputs are no classes."""
     crop: tuple[int, ...]
     """Around the map's mass: x0, y0, x1, y1 in pixels of the image."""
 
@@ -219,6 +221,7 @@ class _Kept(NamedTuple):
     contributions: Tensor
     map_shares: Tensor | None
     prediction: float
+    given: int | None
 
 
 class _Top:
@@ -296,7 +299,8 @@ class _Stream:
         self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
         self.tops["E high"].update(E, numbers)
         self.tops["E low"].update(-E, numbers)
-        own = self._of_class(y_hat).nonzero()[:, 0]
+        given = y_hat.argmax(1).tolist() if y_hat.dim() == 2 and y_hat.shape[1] > 1 else [None] * len(y_hat)
+        own = self._of_class(given)
         shares: dict[int, Tensor] = {}
         if len(own):
             self.own.update(contributions[own])
@@ -314,7 +318,9 @@ class _Stream:
             if number in wanted:
                 # A copy: a slice would keep the whole batch in memory.
                 image = images[row].detach().cpu().clone()
-                self.kept[number] = _Kept(image, E[row], contributions[row], shares.get(number), predictions[row])
+                self.kept[number] = _Kept(
+                    image, E[row], contributions[row], shares.get(number), predictions[row], given[row]
+                )
 
     def _numbers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns x-features (N, K) and contributions (N, K), in double precision, and the model's outputs."""
@@ -332,11 +338,10 @@ class _Stream:
             contributions = srae.contributions(E, self.explainer.output(self.target))
         return E.double().cpu(), contributions.double().cpu(), found.y_hat
 
-    def _of_class(self, y_hat: Tensor) -> Tensor:
-        """Returns which examples the model gives the class, (N,)."""
-        if y_hat.dim() != 2 or y_hat.shape[1] < 2 or not isinstance(self.target, int):
-            return torch.ones(len(y_hat), dtype=torch.bool)
-        return y_hat.argmax(1) == self.target
+    def _of_class(self, given: list[int | None]) -> Tensor:
+        """Returns the rows of the examples that the model gives the class, of all where there are no classes."""
+        classes = isinstance(self.target, int)
+        return torch.tensor([i for i, c in enumerate(given) if not classes or c is None or c == self.target]).long()
 
     def _map_shares(self, batch: Any, images: Tensor, own: Tensor) -> Tensor:
         """Returns each x-feature's part of the maps' mass, (n, K), after adding what they have of the places."""
@@ -412,6 +417,7 @@ class _Stream:
                     contribution=float(kept.contributions[k]),
                     map_share=None if kept.map_shares is None else float(kept.map_shares[k]),
                     prediction=kept.prediction,
+                    given=kept.given,
                     crop=crop_box(own, (height, width)),
                 )
             )

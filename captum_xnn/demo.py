@@ -324,7 +324,7 @@ def _report(
         digits,
         data=data.test_images,
         captions=[f"test digit {row}, a {data.test_labels[row]}" for row in rows.tolist()],
-        class_names=[str(digit) for digit in range(10)],
+        class_names=[f"digit {digit}" for digit in range(10)],
         title=f"Why a network reads these digits, from its {LAYERS[layer]} layer",
         notes=notes,
         progress=progress,

@@ -138,6 +138,7 @@ def write_report(
                     for card in cards
                 ],
                 scatter=_scatter(rows, shown),
+                apart=_apart(rows),
                 names=_names_of(known, t, xnn.n_features),
             )
         )
@@ -327,7 +328,14 @@ class _Chapter:
     training: Any
     cards: Sequence[Mapping[str, Any]]
     scatter: Mapping[str, Any]
+    apart: tuple[float, float] | None
     names: Sequence[str]
+
+
+def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Returns the mean outputs for images of the class and for others, None where either are missing."""
+    own, others = ([row["says"] for row in rows if row["own"] is wanted] for wanted in (True, False))
+    return (sum(own) / len(own), sum(others) / len(others)) if own and others else None
 
 
 def _card(
@@ -339,6 +347,7 @@ def _card(
 ) -> dict[str, Any]:
     """Returns a card as the template needs it; equal lists of images become one."""
     lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
+    target = card.target
     for label, examples in (
         ("contributes most", card.contributes),
         ("largest share of the map", card.fills),
@@ -354,7 +363,7 @@ def _card(
         "examples": card.examples,
         "positives": card.positives,
         "lists": [
-            (" and ".join(labels), [_crop(e, display, captions) for e in examples])
+            (" and ".join(labels), [_crop(e, target, class_names, display, captions) for e in examples])
             for labels, examples in lists.values()
         ],
         "features": _strongest(card.feature_correlations, leave_out=card.feature),
@@ -363,7 +372,13 @@ def _card(
     }
 
 
-def _crop(example: Example, display: Callable[[Tensor], Tensor], captions: Sequence[str] | None) -> dict[str, Any]:
+def _crop(
+    example: Example,
+    target: Target,
+    class_names: _ClassNames,
+    display: Callable[[Tensor], Tensor],
+    captions: Sequence[str] | None,
+) -> dict[str, Any]:
     """Returns the part of an image around the map, and the map there."""
     x0, y0, x1, y1 = example.crop
     image = _shown(display, example.image)
@@ -378,7 +393,7 @@ def _crop(example: Example, display: Callable[[Tensor], Tensor], captions: Seque
         "map": overlay(heat[rows, columns], size=40),
         "caption": f"image {example.number + 1}" if captions is None else str(captions[example.number]),
         "contribution": example.contribution,
-        "map_share": example.map_share,
+        "other": "" if example.given in (None, target) else class_names.of(example.given),
         "small": max(y1 - y0, x1 - x0) <= 64,
     }
 

@@ -214,6 +214,7 @@ function peek(item) {
   item.peeked = true;
   redraw(item);
   writePeek(item);
+  el("peek").classList.add("open");
 }
 
 function unpeek(item) {
@@ -239,13 +240,12 @@ function writePeek(item) {
     node.append(make("b", k === ONE ? "" : side(row.c[k]), k === ONE ? plain(row.says) : signed(row.c[k])), make("span", "", nameOf(k)));
     return node;
   }));
-  el("peek").hidden = false;
 }
 
+// On a narrow screen the heatmaps of an image lie over the page, and are closed again.
 function closePeek() {
-  el("peek").hidden = true;
+  el("peek").classList.remove("open");
   if (state.shown) unpeek(state.shown);
-  state.shown = null;
 }
 el("peek-close").addEventListener("click", closePeek);
 document.addEventListener("keydown", (event) => {
@@ -303,6 +303,8 @@ function writeComparison() {
     body.append(line);
   }
   el("comparison-table").replaceChildren(head, body);
+  el("comparison-table").style.minWidth = `${6.4 * (shown.length + 1)}rem`;
+  el("comparison-table").style.maxWidth = `${14 * (shown.length + 1)}rem`;
 }
 
 el("compare").addEventListener("click", () => {
@@ -335,7 +337,7 @@ function writeNames() {
   for (const button of el("toggles").children) if (button.dataset.map !== ONE) button.textContent = nameOf(Number(button.dataset.map));
   for (const option of el("sort").options) if (!(option.value in SORTS)) option.textContent = `contribution of ${nameOf(Number(option.value))}`;
   writeItems();
-  if (state.shown && !el("peek").hidden) writePeek(state.shown);
+  if (state.shown) writePeek(state.shown);
 }
 
 // A target may be a tuple such as "(0, 1)"; the x-feature stands behind the last colon.
@@ -421,6 +423,10 @@ function showTarget(index) {
   }
   writeNames();
   arrange();
+  if (!state.shown) {
+    state.shown = items[0];
+    writePeek(items[0]);
+  }
 }
 
 el("toggles").replaceChildren(...[ONE, ...featureList()].map((k) => {
@@ -436,7 +442,7 @@ el("filter").addEventListener("change", arrange);
 el("scale").addEventListener("change", () => {
   state.scale = el("scale").value;
   for (const item of items) if (item.near) drawMap(item);
-  if (state.shown && !el("peek").hidden) writePeek(state.shown);
+  if (state.shown) writePeek(state.shown);
 });
 if (el("target")) el("target").addEventListener("change", (event) => showTarget(Number(event.target.value)));
 
