@@ -1,9 +1,9 @@
 """How large a report of many images is, how long it takes to open, and how fast a heatmap is on all images.
 
-A page of photographs-like pictures, noise at several scales of 224 x 224 pixels, is written and opened in headless
-Chromium. Opening is from the request to the first picture of the gallery that is decoded and drawn; a toggle is from the
-click to the next frame after all that the click changes is drawn, once for each x-feature. Printed is the best and the
-median of several rounds.
+A page of pictures much like photographs, noise at several scales of 224 x 224 pixels, is written and opened in headless
+Chromium. Opening is from the request to the first picture of the gallery that is decoded and drawn; a toggle is from
+the click to the next frame after all that the click changes is drawn, once for each x-feature. Printed is the best and
+the median of several rounds.
 
     python -m benchmarks.report_speed --images 500 --out DIR
 """
@@ -96,7 +96,7 @@ def write(folder: Path, n: int) -> Path:
         target = int(model(images).argmax(1).mode().values)
     xnn = XNNAttribution(model, "3", heatmap=InputXGradient, recipe=Recipe(steps=50))
     xnn.fit(images, target, progress=False)
-    return write_report(folder / f"report-{n}.html", xnn, images.split(32), target)
+    return write_report(folder / f"report-{n}.html", xnn, list(images.split(32)), target)
 
 
 OPENED = """

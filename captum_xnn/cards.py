@@ -199,6 +199,11 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
     Raises:
         ValueError: If the model takes anything else.
     """
+    if isinstance(data, tuple):
+        raise ValueError(
+            f"expected images (M, C, H, W) or a list or loader of batches, got a tuple of {len(data)}, which stands "
+            "for the several inputs of a model; pass list(data) if these are batches"
+        )
     batches: Iterable[Any] = torch.split(data, _BATCH) if isinstance(data, Tensor) else data
     for batch in batches:
         images, additional = (batch, None) if isinstance(data, Tensor) else xnn.unpack(batch)
@@ -395,7 +400,7 @@ class _Stream:
 
     def _kept_heat(self) -> dict[int, Tensor]:
         """Returns the maps (K, h, w) of the kept examples by their numbers."""
-        heat = {}
+        heat: dict[int, Tensor] = {}
         for _, rows in grouped(tuple(kept.image.shape) for kept in self.kept.values()):
             numbers = [list(self.kept)[row] for row in rows]
             for some in (numbers[i : i + _BATCH] for i in range(0, len(numbers), _BATCH)):

@@ -37,7 +37,7 @@ from captum_xnn.cards import ConceptCard, Example, PlacesOfMaps, concept_cards, 
 from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
 from captum_xnn.host import find_layer, unwrap
-from captum_xnn.targets import Target, select, target_groups
+from captum_xnn.targets import Target, target_groups
 from captum_xnn.thumbnails import displayable, overlay, photo
 from captum_xnn.visualize import own_scale
 
@@ -46,6 +46,7 @@ __all__ = ["write_report"]
 ClassNames = Mapping[int, str] | Sequence[str]
 
 _CROP = 112
+_ABSENT = "absent though the class is there"
 _CORRELATES = 3
 _PLACES = 6
 _DOTS = 400
@@ -124,9 +125,7 @@ def write_report(
     shown = gallery.images(captions)
     chapters = []
     for t, rows in zip(targets, gallery.rows, strict=True):
-        cards = concept_cards(
-            xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress
-        )
+        cards = concept_cards(xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress)
         chapters.append(
             _Chapter(
                 key=str(t),
@@ -352,7 +351,7 @@ def _card(
         ("contributes most", card.contributes),
         ("largest share of the map", card.fills),
         ("strongest in all data", card.fires),
-        ("absent though the class is there", card.absent),
+        (_ABSENT, card.absent),
     ):
         lists.setdefault(tuple(e.number for e in examples), ([], examples))[0].append(label)
     return {
@@ -363,7 +362,10 @@ def _card(
         "examples": card.examples,
         "positives": card.positives,
         "lists": [
-            (" and ".join(labels), [_crop(e, target, class_names, display, captions) for e in examples])
+            (
+                " and ".join(labels),
+                [_cut(e, target, class_names, display, captions, whole=_ABSENT in labels) for e in examples],
+            )
             for labels, examples in lists.values()
         ],
         "features": _strongest(card.feature_correlations, leave_out=card.feature),
@@ -372,17 +374,19 @@ def _card(
     }
 
 
-def _crop(
+def _cut(
     example: Example,
     target: Target,
     class_names: _ClassNames,
     display: Callable[[Tensor], Tensor],
     captions: Sequence[str] | None,
+    *,
+    whole: bool,
 ) -> dict[str, Any]:
-    """Returns the part of an image around the map, and the map there."""
-    x0, y0, x1, y1 = example.crop
+    """Returns the part of an image around the map, and the map there; all of it to look for what is absent."""
     image = _shown(display, example.image)
     height, width = image.shape[1:]
+    x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
     heat = _scaled(example.heat[None], torch.tensor([example.contribution]))[0]
     rows, columns = (
         slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
@@ -426,10 +430,10 @@ def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, An
     size = max(-y_ticks[0], y_ticks[-1], reach)
 
     def across(v: float) -> float:
-        return round(left + (right - left) * (v - low) / (high - low), 1)
+        return float(round(left + (right - left) * (v - low) / (high - low), 1))
 
     def up(v: float) -> float:
-        return round((top + bottom) / 2 - (bottom - top) / 2 * v / size, 1)
+        return float(round((top + bottom) / 2 - (bottom - top) / 2 * v / size, 1))
 
     step = -(-len(rows) // _DOTS)
     return {

@@ -120,7 +120,8 @@ def _palette() -> NDArray[np.uint8]:
         np.stack([*(np.interp(sizes, (0, 0.5, 1), stops) for stops in zip(*colours, strict=True)), 255 * opacity], 1)
         for colours in (_LOWERS, _RAISES)
     ]
-    return np.rint(np.concatenate([halves[0][:0:-1], halves[1]])).astype(np.uint8)
+    colours: NDArray[np.uint8] = np.rint(np.concatenate([halves[0][:0:-1], halves[1]])).astype(np.uint8)
+    return colours
 
 
 def _data_uri(picture: Any, form: str, **options: Any) -> str:

@@ -180,5 +180,7 @@ def test_inputs_that_are_no_images_are_told(explained) -> None:
     xnn, images, _ = explained
     with pytest.raises(ValueError, match=r"expected batches of images \(N, C, H, W\).* got \(90, 1728\)"):
         concept_cards(xnn, [images.flatten(1)], 1)
+    with pytest.raises(ValueError, match="got a tuple of 3, which stands for the several inputs of a model"):
+        concept_cards(xnn, images.split(32), 1)
     with pytest.raises(ValueError, match="at least one example, got keep=0"):
         concept_cards(xnn, images, 1, keep=0)

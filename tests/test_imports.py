@@ -11,7 +11,7 @@ PACKAGE = Path(captum_xnn.__file__).parent
 
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
-    ("_compat", "errors", "targets", "visualize", "datasets", "metrics.faithfulness"),
+    ("_compat", "errors", "targets", "visualize", "thumbnails", "datasets", "metrics.faithfulness"),
     ("metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("metrics.locality",),
@@ -29,7 +29,9 @@ ROWS = (
     ("explainer", "heatmaps", "tuning"),
     ("drawing",),
     ("one_heatmap",),
-    ("attribution", "report"),
+    ("attribution",),
+    ("cards",),
+    ("report",),
     ("",),
     ("demo",),
     ("cli",),

@@ -72,7 +72,7 @@ def written(path: Path, explained: Any, n: int = 9, target: Any = None, **option
 
 @pytest.fixture(scope="module")
 def page(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
-    xnn, images, _ = explained
+    _, images, _ = explained
     return written(
         tmp_path_factory.mktemp("page") / "r.html",
         explained,
@@ -180,7 +180,7 @@ def test_cards_stand_for_each_x_feature(page: tuple[str, Page], explained: Any) 
 
 
 def test_cards_show_parts(explained: Any, tmp_path: Path) -> None:
-    xnn, images, _ = explained
+    _, images, _ = explained
     n = len(images)
     points, box = torch.full((n, 2, 2), 12.0), torch.tensor([[2.0, 2.0, 22.0, 22.0]]).expand(n, 4)
     batch = PartsSample(images, torch.zeros(n), points, box, torch.arange(n))
@@ -207,7 +207,7 @@ def test_page_loads_nothing_and_its_policy_allows_its_own_script_only(page: tupl
 
 
 def test_markup_in_any_text_stays_text(explained: Any, tmp_path: Path) -> None:
-    xnn, images, _ = explained
+    _, images, _ = explained
     names = {"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": EVIL, "2": "x"}}}
     text, parsed = written(
         tmp_path / "r.html",
@@ -266,7 +266,7 @@ def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:
 def test_display_undoes_a_normalisation(explained: Any, tmp_path: Path) -> None:
     from captum_xnn.thumbnails import photo
 
-    xnn, images, _ = explained
+    _, images, _ = explained
     _, parsed = written(tmp_path / "r.html", explained, display=lambda image: 1 - image.clamp(0, 1))
     assert parsed.data["images"][3]["src"] == photo(1 - images[3].clamp(0, 1))
 
@@ -342,4 +342,6 @@ def test_script_and_style_cannot_end_early() -> None:
     assert not re.search(r"</script|<!--", script.read_text("utf-8"), re.IGNORECASE)
     assert not re.search(r"</style", style.read_text("utf-8"), re.IGNORECASE)
     # Texts are written as texts: nothing in the script makes elements or code of them.
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script.read_text())
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script.read_text()
+    )

@@ -1,4 +1,4 @@
-"""The page in a real browser: what hovering, toggling, selecting, naming and loading do, on all screens and in the dark."""
+"""The page in a real browser: hovering, toggling, selecting, naming and loading, on all screens and in the dark."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def choose(driver: Any, selector: str, value: str) -> None:
     Select(one(driver, selector)).select_by_value(value)
 
 
-def signed(value: float, data: dict[str, Any], target: int = 0) -> str:
-    decimals = data["targets"][target]["decimals"]
+def signed(value: float, data: dict[str, Any], target: int = 0, more: int = 0) -> str:
+    decimals = data["targets"][target]["decimals"] + more
     shown = f"{value:+.{decimals}f}"
     return (shown if float(shown) else shown[1:]).replace("-", "\N{MINUS SIGN}")
 
@@ -179,7 +179,7 @@ def test_hovering_an_image_shows_all_its_heatmaps_by_contribution(driver: Any, p
     assert values[:3] == [signed(row["c"][k], data) for k in order]
     colours = [b.get_attribute("class") for b in all_of(driver, "#peek-maps b")][:3]
     assert colours == ["raises" if row["c"][k] > 0 else "lowers" for k in order]
-    assert signed(row["says"] - row["sum"], data) in text(driver, "#peek-sum")
+    assert "unexplained " + signed(row["says"] - row["sum"], data, more=1) in text(driver, "#peek-sum")
     hover(driver, one(driver, "#gallery-heading"))
     assert shown_map(driver, 4) is None
 

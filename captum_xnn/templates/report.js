@@ -24,10 +24,13 @@ function plain(value, decimals = target().decimals) {
   return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "\u2212");
 }
 
-function signed(value) {
-  const text = plain(value);
-  return value > 0 && Number(value.toFixed(target().decimals)) !== 0 ? "+" + text : text;
+function signed(value, decimals = target().decimals) {
+  const text = plain(value, decimals);
+  return value > 0 && Number(value.toFixed(decimals)) !== 0 ? "+" + text : text;
 }
+
+// Residuals are small beside what they are left over from.
+const unexplained = (row) => `unexplained ${signed(residual(row), target().decimals + 1)}`;
 
 const side = (value) => (value > 0 ? "raises" : value < 0 ? "lowers" : "");
 const featureList = () => Array.from({ length: data.features }, (_, k) => k);
@@ -89,7 +92,9 @@ const items = data.images.map((image, index) => {
   });
   bars.append(...paths);
   const numbers = make("p", "numbers");
-  node.append(pick, bars, make("p", "caption", image.caption), numbers);
+  const caption = make("p", "caption", image.caption);
+  caption.title = image.caption;
+  node.append(pick, bars, caption, numbers);
   const item = { index, node, pick, number, box, photo, over, bars, paths, numbers, live: false, selected: false, peeked: false };
   pick.addEventListener("click", () => select(item, !item.selected));
   pick.addEventListener("focus", () => { rove(item); peek(item); });
@@ -147,10 +152,10 @@ function writeItem(item, largest) {
   item.paths[1].setAttribute("d", rects.raises);
   item.paths[2].setAttribute("d", rects.lowers);
   const says = data.images[item.index].says;
-  item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; unexplained ${signed(residual(row))}`;
+  item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; ${unexplained(row)}`;
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
-    `${data.images[item.index].caption}: ${plain(row.says)}, mostly ${nameOf(top)} ${signed(row.c[top])}, unexplained ${signed(residual(row))}`);
+    `${data.images[item.index].caption}: ${plain(row.says)}, mostly ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
   writeNumber(item);
 }
 
@@ -232,7 +237,7 @@ function writePeek(item) {
   el("peek-title").textContent = image.caption;
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
-    `bias ${plain(row.bias)}, x-features ${signed(total)}: together ${plain(row.sum)}; the model ${plain(row.says)}, unexplained ${signed(residual(row))}`;
+    `bias ${plain(row.bias)}, x-features ${signed(total)}: together ${plain(row.sum)}; the model ${plain(row.says)}, ${unexplained(row)}`;
   const ranked = featureList().sort((a, b) => row.c[b] - row.c[a]);
   el("peek-maps").replaceChildren(...[...ranked, ONE].map((k) => {
     const node = make("li");
