@@ -102,8 +102,6 @@ if __name__ == "__main__":
     parser.add_argument("--classes", type=int, default=30, help="how many, evenly spread over those there are")
     parser.add_argument("--pixels", type=int, nargs="+", default=[300, 500, 1000])
     parser.add_argument("--fill", choices=list(FILLS), default="biharmonic", help="inpainting; telea needs OpenCV")
-    parser.add_argument(
-        "--maps-layer", help="where maps stop, to be enlarged; otherwise a layer of 14 x 14 cells or more"
-    )
+    parser.add_argument("--maps-layer", help="where maps stop, to be enlarged; otherwise a layer of 14 x 14 cells or more")
     parser.add_argument("--seed", type=int, default=0)
     main(parser.parse_args())
