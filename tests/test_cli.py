@@ -98,3 +98,54 @@ def test_interruption_gives_code_130(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_version_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "captum_xnn", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"captum-xnn {__version__}\n"
+
+
+def test_report_explains_a_folder_of_images(
+    explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+    import re
+
+    import torch
+    from PIL import Image
+
+    from captum_xnn.attribution import XNNAttribution
+
+    xnn, images, _ = explained
+    xnn.save(tmp_path / "explainer")
+    torch.save(xnn.model, tmp_path / "model.pt")
+    model = f"import torch\ndef load():\n    return torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False)\n"
+    (tmp_path / "model.py").write_text(f"{model}MEAN = STD = (0.5, 0.5, 0.5)\n")
+    (tmp_path / "classes.json").write_text('["red", "green", "blue"]')
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    for i in range(6):
+        pixels = (images[i].clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+        # One is of another size and is squashed, without which they were no batch.
+        picture = Image.fromarray(pixels).resize((48, 24) if i == 5 else (24, 24), 0)
+        picture.save(tmp_path / "images" / ("more" if i % 2 else ".") / f"{i}.png")
+    # The explainer was fitted with another backend than the default, whose warnings are not the matter here.
+    load = XNNAttribution.load
+    monkeypatch.setattr(XNNAttribution, "load", lambda path, model: load(path, model, heatmap=xnn.heatmap))
+    options = {"--model": "model.py", "--out": "why.html", "--classes": "classes.json"}
+    paths = [part for option, name in options.items() for part in (option, str(tmp_path / name))]
+    folders = [str(tmp_path / "explainer"), str(tmp_path / "images")]
+    code = cli.main(["report", *folders, *paths, "--size", "24", "--target", "1", "--title", "Bars"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert captured.out == f"Open this: {tmp_path / 'why.html'}\n"
+    page = (tmp_path / "why.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert [image["caption"] for image in data["images"]] == [
+        "0.png", "2.png", "4.png", "more/1.png", "more/3.png", "more/5.png"
+    ]  # fmt: skip
+    normalised = (images[[0, 2, 4, 1, 3, 5]].clamp(0, 1) - 0.5) / 0.5
+    # Images are stored as bytes, which moves outputs a little.
+    says = [row["says"] for row in data["targets"][0]["rows"]]
+    assert says[:5] == pytest.approx(xnn.model(normalised)[:5, 1].tolist(), abs=0.03)
+    assert [t["label"] for t in data["targets"]] == ["green"]
+
+
+def test_report_of_an_empty_folder_gives_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.py").write_text("def load(): pass")
+    assert cli.main(["report", str(tmp_path), str(tmp_path / "none"), "--model", str(tmp_path / "model.py")]) == 1
+    assert "expected .jpg, .png or .webp images below" in capsys.readouterr().err
