@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,6 +105,24 @@ def test_correlations_are_numpys(cards: tuple[ConceptCard, ...], everything) -> 
             assert float(card.output_correlations[j]) == pytest.approx(
                 np.corrcoef(vE[:, k], y_hat[:, j])[0, 1], abs=1e-5
             )
+
+
+def test_sign_of_an_x_feature_means_nothing(cards: tuple[ConceptCard, ...], explained) -> None:
+    xnn, images, target = explained
+    explainer = xnn.explainer(target)
+    turned = copy.deepcopy(explainer.srae)
+    last = [module for module in turned.encoder.modules() if isinstance(module, nn.Linear)][-1]
+    for tensor in (last.weight, last.bias):
+        tensor.data.neg_()
+    turned.head.weight.data.neg_()
+    other = copy.copy(xnn)
+    other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, srae=turned)}
+    for card, flipped in zip(cards, concept_cards(other, images, target, keep=KEEP), strict=True):
+        assert [e.feature for e in flipped.fires] == pytest.approx([-e.feature for e in card.fires], abs=1e-5)
+        for name in ("fires", "contributes", "fills", "absent"):
+            assert numbers(getattr(flipped, name)) == numbers(getattr(card, name)), name
+        assert flipped.share == pytest.approx(card.share)
+        assert torch.allclose(flipped.output_correlations, card.output_correlations, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 7, 90])
