@@ -1,8 +1,4 @@
-"""The command line: ``captum-xnn demo`` on real digits; ``fit``, ``explain`` and ``evaluate`` on files.
-
-A further command on saved explainers, such as a report, is a parser by :func:`_on_explainers` and a function that
-begins with :func:`_opened`.
-"""
+"""The command line: ``captum-xnn demo`` on real digits; ``fit``, ``explain``, ``evaluate`` and ``report`` on files."""
 
 from __future__ import annotations
 
@@ -20,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from captum_xnn import __version__
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.opened import Opened
 
@@ -123,6 +121,34 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     return "\n".join([_table(["target", *columns], rows), "", f"{found[0].inputs} inputs. Written: {path}"])
 
 
+def _report(arguments: argparse.Namespace) -> str:
+    from captum_xnn.report import write_report
+
+    opened, xnn = _opened(arguments)
+    targets = opened.targets(xnn)
+
+    def shown(image: Tensor) -> Tensor:
+        images = opened.model_file.preparation.displayable(image[None])
+        if images is None:
+            raise ValueError(f"expected images for a report, got inputs {tuple(image.shape)}; name a folder of images")
+        return images[0]
+
+    path = write_report(
+        arguments.out,
+        xnn,
+        opened.inputs,
+        targets,
+        captions=opened.inputs.names,
+        class_names={target: opened.name_of(target) for target in targets if isinstance(target, int)},
+        names=arguments.names,
+        title=arguments.title,
+        display=shown,
+        internal_batch_size=opened.configuration.batch_size,
+        progress=not arguments.quiet,
+    )
+    return f"Open this: {path}"
+
+
 def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
     """Returns the model, its inputs and the explainers of a command's arguments.
 
@@ -205,6 +231,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.set_defaults(run=_explain)
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    report = _on_explainers(
+        commands,
+        "report",
+        "explain a folder of images, as one page",
+        "Writes one HTML page that explains what a model says of images: how faithful the explanation is, what each "
+        "x-feature is, and all heatmaps. It needs no other file and no network.",
+    )
+    report.set_defaults(run=_report)
+    report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
+    report.add_argument("--names", metavar="FILE", help="names of x-features, as a report exports them")
+    report.add_argument("--title", help="heading of the page")
     evaluate = _on_explainers(
         commands,
         "evaluate",

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.datasets.digits import Digits, load_digits
 from captum_xnn.problem import Recipe
-from captum_xnn.report import Illustration, Section, Table, write_report
+from captum_xnn.report import write_report
 
 __all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
 
@@ -39,6 +39,8 @@ LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
 """Explained layers of the network, with what kind of layer each is."""
 
 _GALLERY_ROWS = 5
+# Images in the page of each explained digit and of each other one.
+_GALLERY_OWN, _GALLERY_OTHERS = 16, 4
 
 
 class Score(NamedTuple):
@@ -63,7 +65,7 @@ class DemoResult:
     report: Path
     """The page to open first."""
     written: tuple[Path, ...]
-    """Everything that was written, the report first; explainers are folders."""
+    """Everything that was written, the pages of both layers first; explainers are folders."""
 
     def __str__(self) -> str:
         lines = [f"The network reads {self.accuracy:.1%} of the test digits correctly.", ""]
@@ -212,11 +214,10 @@ def run(
         outputs = cnn(data.test_images)
     accuracy = float((outputs.argmax(1) == data.test_labels).double().mean())
     pictures = _pictures(explainers, data, outputs, digits, progress)
-    sections = [_how_to_read(), *_sections(pictures), _scores_section(scores)]
-    summary = _summary(accuracy, scores)
-    report = write_report(folder / "report.html", sections, title="Why a network reads these digits", summary=summary)
     saved = _save(folder, cnn, explainers, pictures)
-    return DemoResult(accuracy, scores, pictures[0].sentence, report, (report, *saved))
+    notes = [("How faithful both layers are", _scores_text(accuracy, scores))]
+    reports = [_report(folder, xnn, layer, data, outputs, digits, notes, progress) for layer, xnn in explainers.items()]
+    return DemoResult(accuracy, scores, pictures[0].sentence, reports[0], (*reports, *saved))
 
 
 def _checked(digits: Sequence[int]) -> list[int]:
@@ -230,14 +231,11 @@ def _checked(digits: Sequence[int]) -> list[int]:
 
 
 class _Picture(NamedTuple):
-    """A picture with what the page says about it."""
+    """A picture with what it shows."""
 
     name: str
     """Its file, without the ending."""
-    heading: str
-    """The section it belongs to."""
     figure: Figure
-    caption: str
     sentence: str
     """What it shows, in words and numbers."""
 
@@ -245,7 +243,7 @@ class _Picture(NamedTuple):
 def _pictures(
     explainers: dict[str, XNNAttribution], data: Digits, outputs: Tensor, digits: list[int], progress: bool
 ) -> list[_Picture]:
-    """Returns all pictures in the order of the page: explanations of single digits, then the galleries."""
+    """Returns all pictures: explanations of single digits, then the galleries."""
     featured = 4 if 4 in digits else digits[0]
     bar = tqdm(total=len(explainers) * (len(digits) + 2), desc="drawing", disable=not progress, leave=False)
     made = []
@@ -291,11 +289,7 @@ def _explanation(xnn: XNNAttribution, image: Tensor, layer: str, digit: int) -> 
     why = xnn.explain(image, target=digit)
     title = f"Why is this a {digit}?   {LAYERS[layer].capitalize()} layer {layer}"
     figure = why.show(title=title, target_name=f"a test digit {digit}")
-    caption = (
-        f"Output {digit} of the network, explained at its {LAYERS[layer]} layer {layer}: each x-feature with its map "
-        "and its contribution, and how bias and contributions add up to what the x-features say."
-    )
-    return _Picture(f"digit-{digit}-{layer}", f"Why is this a {digit}?", figure, caption, why.describe(0))
+    return _Picture(f"digit-{digit}-{layer}", figure, why.describe(0))
 
 
 def _gallery(xnn: XNNAttribution, images: Tensor, labels: list[int], layer: str, digit: int, kind: str) -> _Picture:
@@ -306,66 +300,52 @@ def _gallery(xnn: XNNAttribution, images: Tensor, labels: list[int], layer: str,
     own = kind == "positives"
     subject = f"Digits read as {digit}" if own else f"Other digits: what speaks for or against a {digit}"
     figure = why.gallery(title=f"{subject}   ({LAYERS[layer]} layer {layer})", row_names=rows, feature_order=order)
-    caption = (
-        f"{subject}, at layer {layer}. Each column is one x-feature throughout; look down a column to name it. Beside "
-        f"each digit stands the network's output for class {digit}."
+    return _Picture(f"gallery-{digit}-{kind}-{layer}", figure, str(why))
+
+
+def _report(
+    folder: Path,
+    xnn: XNNAttribution,
+    layer: str,
+    data: Digits,
+    outputs: Tensor,
+    digits: list[int],
+    notes: Sequence[tuple[str, str]],
+    progress: bool,
+) -> Path:
+    """Returns the page of one layer: cards over all test digits, and a gallery of some of them."""
+    given = outputs.argmax(1)
+    wanted = [(digit, _GALLERY_OWN if digit in digits else _GALLERY_OTHERS) for digit in range(10)]
+    rows = torch.cat([(given == digit).nonzero()[:n, 0] for digit, n in wanted])
+    return write_report(
+        folder / ("report.html" if layer == next(iter(LAYERS)) else f"report-{layer}.html"),
+        xnn,
+        data.test_images[rows],
+        digits,
+        data=data.test_images,
+        captions=[f"test digit {row}, a {data.test_labels[row]}" for row in rows.tolist()],
+        class_names=[f"digit {digit}" for digit in range(10)],
+        title=f"Why a network reads these digits, from its {LAYERS[layer]} layer",
+        notes=notes,
+        progress=progress,
     )
-    heading = f"What makes a {digit}" if own else f"What is not a {digit}"
-    return _Picture(f"gallery-{digit}-{kind}-{layer}", heading, figure, caption, str(why))
 
 
-def _how_to_read() -> Section:
-    return Section(
-        "How to read the pictures",
-        "Each digit is explained by five x-features, which were learned from the inside of the network. The number "
-        "above a map is the x-feature's contribution to the network's output for that class, compared with an average "
-        "digit. Bias and contributions add up to what the x-features say; the network's own output stands below it, "
-        "and the two should be close. Where they are not, as happens at the convolutional layer, a picture tells only "
-        "a part of why.\n\n"
-        "A map shows where its x-feature comes from: the parts of the image that excite it rather than its opposite, "
-        "found by contrastive excitation backprop at the network's first pooling layer. It is orange where the "
-        "x-feature raises the output and blue where it lowers it. Pale maps are of x-features that matter little here.",
-    )
-
-
-def _sections(pictures: Sequence[_Picture]) -> list[Section]:
-    """Returns one section for each heading, in order."""
-    return [
-        Section(
-            heading,
-            figures=[Illustration(p.figure, p.sentence, p.caption) for p in pictures if p.heading == heading],
-        )
-        for heading in dict.fromkeys(p.heading for p in pictures)
+def _scores_text(accuracy: float, scores: Sequence[Score]) -> str:
+    """Returns what the page says about both explained layers."""
+    lines = [
+        f"The network reads {accuracy:.1%} of 1,000 digits it never saw correctly. F_reg is the mean distance, in "
+        "logits, between its output and what bias and x-features say; F_cls is the share of digits whose class stays "
+        "when the x-features replace the output. The paper reports F_reg 1.20 in training and 2.04 in testing for its "
+        "convolutional explainer, on all of MNIST and another network."
     ]
-
-
-def _scores_section(scores: Sequence[Score]) -> Section:
-    header = ["Explained", "F_reg, training", "F_reg, test", "F_cls, test"]
-    rows = [
-        [
-            f"digit {s.digit} at {s.layer} ({LAYERS[s.layer]})",
-            f"{s.train.f_reg:.3f}",
-            f"{s.test.f_reg:.3f}",
-            _percent(s.test.f_cls),
-        ]
+    lines += [
+        f"Digit {s.digit} at {s.layer} ({LAYERS[s.layer]}): F_reg {s.train.f_reg:.3f} in training, {s.test.f_reg:.3f} "
+        f"in testing; F_cls {_percent(s.test.f_cls)} in testing."
         for s in scores
     ]
-    text = (
-        "F_reg is the mean distance, in logits, between the network's output and what bias and x-features say; F_cls "
-        "is the share of digits whose class stays when the x-features replace the output. The paper reports F_reg 1.20 "
-        "in training and 2.04 in testing for its convolutional explainer, on all of MNIST and another network."
-    )
-    return Section("How faithful the explanations are", text, table=Table(header, rows))
-
-
-def _summary(accuracy: float, scores: Sequence[Score]) -> list[tuple[str, str, str]]:
-    rows = [("Accuracy, test", f"{accuracy:.1%}", "digits that the network reads correctly, of 1,000 it never saw")]
-    for layer, kind in LAYERS.items():
-        own = [s.test for s in scores if s.layer == layer]
-        mean = sum(test.f_reg for test in own) / len(own)
-        meaning = f"mean |network - x-features| over {own[0].examples:,} digits, explained at the {kind} layer {layer}"
-        rows.append((f"F_reg, {kind}", f"{mean:.3f} logits", meaning))
-    return rows
+    lines += ["The page of the other layer lies beside this one."]
+    return "\n\n".join(lines)
 
 
 def _save(

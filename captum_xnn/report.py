@@ -1,92 +1,74 @@
-"""Reports: one self-contained HTML file of numbers and pictures, which opens offline and can be mailed.
+"""Reports: one self-contained HTML file that explains a model, with concept cards and a gallery to look through.
 
-Pictures are inlined as PNG, styles are inlined too, and nothing is loaded or run: the file forbids it to
-itself by a content security policy. The template is ``templates/report.html`` beside this module; every text
-is escaped.
+The file opens offline and can be mailed. It shows how faithful the explanation is, a card for each x-feature, and all
+images with their heatmaps: of one image on hover or focus, of one x-feature on all images, of selected images side by
+side. x-features are named in the page, and the names are exported as JSON that the next report takes.
+
+Safety:
+    Nothing is loaded: a content security policy forbids it, and allows the one script and the one style sheet by their
+    checksums. Every text is escaped, in the page by the template, in the data by JSON without ``<``, ``>``, ``&`` and
+    ``'``, and the script writes texts as texts only.
+
+Size:
+    Images are at most 200 pixels wide or high, maps 64.
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
+import torch
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from tqdm import tqdm
 
+from captum_xnn.activations import collect
+from captum_xnn.attribution import Faithfulness, XNNAttribution
+from captum_xnn.cards import ConceptCard, Example, PlacesOfMaps, concept_cards, image_batches
+from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
+from captum_xnn.host import find_layer, unwrap
+from captum_xnn.targets import Target, target_groups
+from captum_xnn.thumbnails import displayable, overlay, photo
+from captum_xnn.visualize import own_scale
 
-__all__ = ["Illustration", "Section", "Table", "write_report"]
+__all__ = ["write_report"]
 
+ClassNames = Mapping[int, str] | Sequence[str]
 
-@dataclass(frozen=True)
-class Illustration:
-    """A picture in a report.
-
-    Attributes:
-        figure: Any matplotlib figure, such as those of :mod:`captum_xnn.visualize`.
-        alt: What the picture shows, in a sentence for those who cannot see it.
-        caption: Text below the picture.
-    """
-
-    figure: Figure
-    alt: str
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table in a report.
-
-    Attributes:
-        header: One text per column.
-        rows: Rows of as many cells each; the first cell names its row. Cells are written with ``str``: format
-            numbers first.
-        caption: Text above the table.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report, under a heading of its own.
-
-    Attributes:
-        title: The heading.
-        text: Plain text; an empty line starts a new paragraph.
-        figures: Pictures below the text.
-        table: A table below the pictures.
-    """
-
-    title: str
-    text: str = ""
-    figures: Sequence[Illustration] = ()
-    table: Table | None = None
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture as the template needs it; width and height in CSS pixels."""
-
-    source: str
-    width: int
-    height: int
+_CROP = 112
+_ABSENT = "absent though the class is there"
+_CORRELATES = 3
+_PLACES = 6
+_DOTS = 400
 
 
 def write_report(
     path: str | os.PathLike[str],
-    sections: Sequence[Section],
+    xnn: XNNAttribution,
+    images: Any,
+    target: Any = None,
     *,
-    title: str,
-    summary: Sequence[tuple[str, str, str]],
-    dpi: int = 144,
+    data: Any = None,
+    captions: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
+    names: Any = None,
+    title: str | None = None,
+    notes: Sequence[tuple[str, str]] = (),
+    places: PlacesOfMaps | None = None,
+    place_names: Sequence[str] = (),
+    display: Callable[[Tensor], Tensor] = displayable,
+    internal_batch_size: int | None = None,
+    progress: bool = False,
 ) -> Path:
     """Returns the path of the report it has written, one HTML file that needs no other.
 
@@ -94,93 +76,430 @@ def write_report(
 
     Args:
         path: Where to write.
-        sections: The parts below the summary, in order.
-        title: The heading of the report and its name in the browser.
-        summary: Rows of a label, a value with its unit, and what the value means, such as
-            ``("F_reg, test", "0.31 logits", "mean |model - x-features|")``.
-        dpi: Resolution of the pictures, in pixels per inch of the figures; 96 is one pixel of an ordinary
-            screen.
+        xnn: With fitted explainers, for a model that takes one tensor of images.
+        images: What the gallery shows, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
+        target: The explained output, or a list of them, each of which gets cards and a gallery of the same images.
+        data: A data set for faithfulness and cards, as ``xnn.fit`` takes it; the images themselves without.
+        captions: Of each image, such as its file's name.
+        class_names: Names of the model's outputs, by number.
+        names: Of x-features: a file that a report exported, or what it holds.
+        title: The heading of the page and its name in the browser.
+        notes: Sections of a heading and plain text, in which empty lines part paragraphs, after faithfulness.
+        places: What maps have of parts or objects where data are annotated, see
+            :func:`captum_xnn.cards.concept_cards`.
+        place_names: Their names, as many as there are.
+        display: Turns an image (C, H, W), as the model takes it, into one in [0, 1], as by undoing the normalisation.
+        internal_batch_size: Maps computed at once, which bounds the memory.
+        progress: Whether to show progress bars.
 
     Raises:
-        ImportError: If jinja2 is missing.
-        ValueError: If a row of the summary or of a table has the wrong number of cells, or a picture has no
-            alt text.
+        ImportError: If jinja2 or pillow is missing.
+        NotFittedError: If a target was not fitted.
+        ValueError: If inputs are no images, captions are not as many, names are of another layer, or no data are of
+            the class.
 
     Example:
         >>> import tempfile
-        >>> from captum_xnn.visualize import show_contributions
-        >>> figure = show_contributions([2.0, -0.5], bias=1.0, surrogate=2.5, prediction=2.6)
-        >>> section = Section("Why", figures=[Illustration(figure, alt="2.5 is 1 + 2 - 0.5")])
-        >>> summary = [("F_reg, test", "0.31 logits", "mean |model - x-features|")]
+        >>> from captum.attr import InputXGradient
+        >>> from torch import nn
+        >>> from captum_xnn import Recipe
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+        >>> images = torch.rand(60, 1, 8, 8)
+        >>> target = int(model(images).argmax(1).mode().values)
+        >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
+        >>> xnn = xnn.fit(images, target, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_report(f"{folder}/finch.html", [section], title="Goldfinch", summary=summary)
-        ...     path.name, "0.31 logits" in path.read_text(encoding="utf-8")
-        ('finch.html', True)
+        ...     path = write_report(f"{folder}/why.html", xnn, images[:5], target, title="Why?")
+        ...     path.name, "<h1>Why?</h1>" in path.read_text(encoding="utf-8")
+        ('why.html', True)
     """
-    _check(sections, summary)
-    page = _render(sections, title, summary, dpi)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(target, page.encode())
-    return target
-
-
-def _check(sections: Sequence[Section], summary: Sequence[tuple[str, str, str]]) -> None:
-    """Raises ValueError for what would make a crooked table or an unreadable picture."""
-    for row in summary:
-        if isinstance(row, str) or len(row) != 3:
-            raise ValueError(
-                f"expected summary rows of label, value and meaning, got {row!r}; "
-                'write for example ("F_reg, test", "0.31 logits", "mean |model - x-features|")'
+    _check_jinja2()
+    layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
+    known = _read_names(names, layer)
+    data = _reused(images, "images") if data is None else _reused(data, "data")
+    targets = [t for group in target_groups(target, joint=False) for t in group]
+    gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, internal_batch_size)
+    for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
+        gallery.update(batch)
+    shown = gallery.images(captions)
+    chapters = []
+    for t, rows in zip(targets, gallery.rows, strict=True):
+        cards = concept_cards(xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress)
+        chapters.append(
+            _Chapter(
+                key=str(t),
+                label=gallery.class_names.of(t),
+                score=xnn.score(data, t),
+                training=xnn.explainer(t),
+                cards=[
+                    _card(card, gallery.class_names, place_names, display, None if data is not images else captions)
+                    for card in cards
+                ],
+                scatter=_scatter(rows, shown),
+                apart=_apart(rows),
+                names=_names_of(known, t, xnn.n_features),
             )
-    for section in sections:
-        _check_table(section)
-        for number, picture in enumerate(section.figures, start=1):
-            if not picture.alt.strip():
-                raise ValueError(
-                    f"expected an alt text for picture {number} of section {section.title!r}, got "
-                    f"{picture.alt!r}; say in a sentence what is to be seen"
-                )
+        )
+    model = type(unwrap(xnn.model)).__name__
+    page = {
+        "layer": layer,
+        "features": xnn.n_features,
+        "names": known,
+        "images": shown,
+        "targets": [
+            {"key": str(t), "label": gallery.class_names.of(t), "decimals": _decimals(rows), "rows": rows}
+            for t, rows in zip(targets, gallery.rows, strict=True)
+        ],
+    }
+    text = _render(
+        title=f"{model} explained at {layer}" if title is None else title,
+        model=model,
+        layer=layer,
+        features=xnn.n_features,
+        chapters=chapters,
+        notes=notes,
+        images=len(shown),
+        page=page,
+    )
+    written = Path(path)
+    written.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(written, text.encode())
+    return written
 
 
-def _check_table(section: Section) -> None:
-    """Raises ValueError where a row of the section's table is longer or shorter than the header."""
-    if section.table is None:
-        return
-    for row in section.table.rows:
-        if len(row) != len(section.table.header):
-            raise ValueError(
-                f"expected {len(section.table.header)} cells in each row of the table of section "
-                f"{section.title!r}, got {list(row)!r}; fill what is missing with an empty text"
+def _reused(data: Any, noun: str) -> Any:
+    """Returns data that can be read more than once, as a report does."""
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"expected {noun} that can be read several times, got a {type(data).__name__}, which is used up after one; "
+            "pass a tensor, a list of batches or a DataLoader"
+        )
+    return data
+
+
+def _read_names(names: Any, layer: str) -> dict[str, dict[str, str]]:
+    """Returns names by target and by x-feature from what a report exported, a path or its contents."""
+    if names is None:
+        return {}
+    if isinstance(names, (str, os.PathLike)):
+        names = json.loads(Path(names).read_text(encoding="utf-8"))
+    if not isinstance(names, Mapping) or names.get("captum_xnn") != "names" or names.get("version") != 1:
+        raise ValueError(
+            "expected names of x-features as a report exports them, version 1, got something else; open a report, name "
+            "x-features and press Download names"
+        )
+    if names["layer"] != layer:
+        raise ValueError(
+            f"expected names of x-features of layer {layer!r}, got those of {names['layer']!r}; x-features of another "
+            "layer are others, pass the file that a report on this explainer exported"
+        )
+    return {str(t): {str(k): str(name) for k, name in each.items()} for t, each in names["names"].items()}
+
+
+def _names_of(known: Mapping[str, Mapping[str, str]], target: Target, K: int) -> list[str]:
+    """Returns the names of a target's x-features; those without are numbered from 1."""
+    own = known.get(str(target), {})
+    return [own.get(str(k)) or f"x-feature {k + 1}" for k in range(K)]
+
+
+class _ClassNames:
+    """What the model's outputs are called."""
+
+    def __init__(self, names: ClassNames | None) -> None:
+        self.names = {} if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
+
+    def of(self, target: Target) -> str:
+        """Returns the name of an output, or else its number."""
+        if target is None:
+            return "the output"
+        return str(self.names[target]) if target in self.names else f"class {target}"
+
+
+class _Gallery:
+    """Gathers what the page needs of each image, batch by batch, and lets the tensors go."""
+
+    def __init__(
+        self,
+        xnn: XNNAttribution,
+        targets: Sequence[Target],
+        class_names: _ClassNames,
+        display: Callable[[Tensor], Tensor],
+        internal_batch_size: int | None,
+    ) -> None:
+        self.xnn, self.targets, self.class_names, self.display = xnn, targets, class_names, display
+        self.internal_batch_size = internal_batch_size
+        self.photos: list[dict[str, Any]] = []
+        self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
+
+    def update(self, images: Tensor) -> None:
+        """Takes up images (N, C, H, W)."""
+        xnn = self.xnn
+        y_hat = collect(
+            xnn.model,
+            xnn.layer,
+            images,
+            output_transform=xnn.output_transform,
+            prediction_transform=xnn.prediction_transform,
+        ).y_hat[:]
+        classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
+        given = y_hat.argmax(1).tolist() if classes else [None] * len(y_hat)
+        for image, c in zip(images, given, strict=True):
+            says = self.class_names.of(c) if classes else ""
+            height, width = image.shape[1:]
+            self.photos.append(
+                {"src": photo(_shown(self.display, image)), "says": says, "width": width, "height": height}
             )
+        for target, rows in zip(self.targets, self.rows, strict=True):
+            why = xnn.explain(images, target=target, internal_batch_size=self.internal_batch_size)
+            one = xnn.one_heatmap(images, target=target, internal_batch_size=self.internal_batch_size)
+            own = [not classes or not isinstance(target, int) or c == target for c in given]
+            rows.extend(_rows(why, one, own))
+
+    def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Returns all images with their captions."""
+        n = len(self.photos)
+        if captions is None:
+            captions = [f"image {i + 1}" for i in range(n)]
+        if not n or isinstance(captions, str) or len(captions) != n:
+            raise ValueError(
+                f"expected images and a caption for each of them, got {n} images and {len(captions)} captions; pass "
+                "the names of their files, or no captions"
+            )
+        return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]
 
 
-def _render(sections: Sequence[Section], title: str, summary: Sequence[tuple[str, str, str]], dpi: int) -> str:
-    """Returns the whole page."""
+def _shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Returns an image as it is to be seen, after checking what the user's function makes of it."""
+    return displayable(display(image.detach().cpu()))
+
+
+def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
+    """Yields the numbers and maps of each image for one target."""
+    heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
+    for i, given in enumerate(own):
+        contributions = why.contributions[i].detach().double().cpu()
+        maps = _scaled(heat[i], contributions)
+        yield {
+            "c": [_short(v) for v in contributions.tolist()],
+            "e": [_short(v) for v in why.features[i].tolist()],
+            "bias": _short(float(why.bias[i])),
+            "sum": _short(float(why.surrogate[i])),
+            "says": _short(float(why.prediction[i])),
+            "own": given,
+            "maps": [overlay(m) for m in maps],
+            "one": overlay(_scaled(single[i], torch.ones(1))[0]),
+            "strength": [round(s, 3) for s in _strengths(maps, contributions)],
+        }
+
+
+def _scaled(maps: Tensor, contributions: Tensor) -> Tensor:
+    """Returns maps (K, H, W), each on its own scale from -1 to 1 and of the sign of its contribution."""
+    return torch.from_numpy(own_scale(maps, contributions)).float()
+
+
+def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
+    """Returns how strong each map is on a scale that all share: its contribution spread over its pixels."""
+    mass = maps.double().abs().sum((1, 2))
+    density = torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)
+    largest = density.max()
+    return (density / largest).tolist() if largest > 0 else density.tolist()
+
+
+def _short(value: float) -> float:
+    """Returns a number with as many digits as a reader can want, which makes the page smaller."""
+    return float(f"{value:.6g}")
+
+
+def _decimals(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many decimals show three digits of the largest contribution or output."""
+    largest = max(abs(v) for row in rows for v in (*row["c"], row["says"]))
+    return int(min(max(2 - np.floor(np.log10(largest)), 1), 6)) if largest > 0 else 1
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    """What the page says about one target."""
+
+    key: str
+    label: str
+    score: Faithfulness
+    training: Any
+    cards: Sequence[Mapping[str, Any]]
+    scatter: Mapping[str, Any]
+    apart: tuple[float, float] | None
+    names: Sequence[str]
+
+
+def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Returns the mean outputs for images of the class and for others, None where either are missing."""
+    own, others = ([row["says"] for row in rows if row["own"] is wanted] for wanted in (True, False))
+    return (sum(own) / len(own), sum(others) / len(others)) if own and others else None
+
+
+def _card(
+    card: ConceptCard,
+    class_names: _ClassNames,
+    place_names: Sequence[str],
+    display: Callable[[Tensor], Tensor],
+    captions: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Returns a card as the template needs it; equal lists of images become one."""
+    lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
+    target = card.target
+    for label, examples in (
+        ("contributes most", card.contributes),
+        ("largest share of the map", card.fills),
+        ("strongest in all data", card.fires),
+        (_ABSENT, card.absent),
+    ):
+        lists.setdefault(tuple(e.number for e in examples), ([], examples))[0].append(label)
+    return {
+        "feature": card.feature,
+        "share": card.share,
+        "contribution": card.contribution,
+        "deviation": card.deviation,
+        "examples": card.examples,
+        "positives": card.positives,
+        "lists": [
+            (
+                " and ".join(labels),
+                [_cut(e, target, class_names, display, captions, whole=_ABSENT in labels) for e in examples],
+            )
+            for labels, examples in lists.values()
+        ],
+        "features": _strongest(card.feature_correlations, leave_out=card.feature),
+        "outputs": [(class_names.of(c), r) for c, r in _strongest(card.output_correlations)],
+        "places": _places(card.places, place_names),
+    }
+
+
+def _cut(
+    example: Example,
+    target: Target,
+    class_names: _ClassNames,
+    display: Callable[[Tensor], Tensor],
+    captions: Sequence[str] | None,
+    *,
+    whole: bool,
+) -> dict[str, Any]:
+    """Returns the part of an image around the map, and the map there; all of it to look for what is absent."""
+    image = _shown(display, example.image)
+    height, width = image.shape[1:]
+    x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
+    heat = _scaled(example.heat[None], torch.tensor([example.contribution]))[0]
+    rows, columns = (
+        slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
+        for low, high, len_map, len_image in ((y0, y1, heat.shape[0], height), (x0, x1, heat.shape[1], width))
+    )
+    return {
+        "photo": photo(image[:, y0:y1, x0:x1], size=_CROP),
+        "map": overlay(heat[rows, columns], size=40),
+        "caption": f"image {example.number + 1}" if captions is None else str(captions[example.number]),
+        "contribution": example.contribution,
+        "other": "" if example.given in (None, target) else class_names.of(example.given),
+        "small": max(y1 - y0, x1 - x0) <= 64,
+    }
+
+
+def _strongest(correlations: Tensor, *, leave_out: int | None = None) -> list[tuple[int, float]]:
+    """Returns the strongest correlations with their numbers, without those that are about zero."""
+    order = correlations.abs().argsort(descending=True, stable=True).tolist()
+    found = [(i, float(correlations[i])) for i in order if i != leave_out and abs(float(correlations[i])) >= 0.05]
+    return found[:_CORRELATES]
+
+
+def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the parts or objects of which maps have most."""
+    if places is None:
+        return []
+    # on_parts gives the context last, which data sets of parts have no name for.
+    called = [*names, "context"] if len(names) == len(places) - 1 else list(names)
+    called += [f"place {p + 1}" for p in range(len(called), len(places))]
+    order = places.argsort(descending=True, stable=True).tolist()[:_PLACES]
+    return [(called[p], float(places[p])) for p in order if float(places[p]) > 0]
+
+
+def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the dots of residuals against predictions, and ticks, in the coordinates of a drawing 480 x 240."""
+    left, right, top, bottom = 52.0, 468.0, 12.0, 200.0
+    x, y = [row["says"] for row in rows], [row["says"] - row["sum"] for row in rows]
+    reach = max(*(abs(v) for v in y), 1e-9)
+    x_ticks, y_ticks = _ticks(min(x), max(x), 6), _ticks(-reach, reach, 5)
+    low, high = min(x_ticks[0], *x), max(x_ticks[-1], *x)
+    size = max(-y_ticks[0], y_ticks[-1], reach)
+
+    def across(v: float) -> float:
+        return float(round(left + (right - left) * (v - low) / (high - low), 1))
+
+    def up(v: float) -> float:
+        return float(round((top + bottom) / 2 - (bottom - top) / 2 * v / size, 1))
+
+    step = -(-len(rows) // _DOTS)
+    return {
+        "left": left,
+        "right": right,
+        "top": top,
+        "bottom": bottom,
+        "x": [(across(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in x_ticks],
+        "y": [(up(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in y_ticks],
+        "dots": [(across(x[i]), up(y[i]), rows[i]["own"], images[i]["caption"], y[i]) for i in range(0, len(x), step)],
+        "left_out": step > 1,
+    }
+
+
+def _ticks(low: float, high: float, bins: int) -> list[float]:
+    """Returns round numbers that cover a range."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    return [float(v) for v in MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+
+
+def _check_jinja2() -> None:
+    """Raises, before minutes of work, where the page cannot be written."""
     try:
-        import jinja2
+        import jinja2  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "expected jinja2 for write_report, got no such module; run `pip install captum-xnn[report]`"
         ) from error
-    source = resources.files("captum_xnn").joinpath("templates", "report.html").read_text(encoding="utf-8")
+
+
+def _render(**content: Any) -> str:
+    """Returns the whole page."""
+    import jinja2
+    from markupsafe import Markup
+
+    folder = resources.files("captum_xnn") / "templates"
+    page, style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
+    )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["paragraphs"] = _paragraphs
-    environment.filters["picture"] = partial(_picture, dpi=dpi)
-    return environment.from_string(source).render(sections=sections, title=title, summary=summary)
+    environment.filters["signed"] = _signed
+    return environment.from_string(page).render(
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        **content,
+    )
 
 
-def _paragraphs(text: str) -> list[str]:
+def _checksum(text: str) -> str:
+    """Returns the source expression by which a policy allows this very text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _signed(value: float, decimals: int = 2) -> str:
+    """Returns a number with its sign, a true minus sign; what rounds to zero has none."""
+    text = f"{value:+.{decimals}f}"
+    return (text if float(text) else text[1:]).replace("-", "\N{MINUS SIGN}")
+
+
+def _paragraphs(text: str) -> Iterable[str]:
     """Returns the paragraphs of a text, which empty lines part."""
     return [part.strip() for part in "\n".join(map(str.strip, text.splitlines())).split("\n\n") if part.strip()]
-
-
-def _picture(figure: Figure, dpi: int) -> _Picture:
-    """Returns a figure as a data URI with the size of the figure's inches."""
-    buffer = io.BytesIO()
-    # Without the program's name and version, equal figures give equal files for longer.
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return _Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)

@@ -38,3 +38,33 @@ def birds():
     if not (folder / "cubnet").is_dir():
         pytest.skip("the real birds are not here; set CAPTUM_XNN_BIRDS to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def explained():
+    """A small network of three classes with explainers of two of them, 90 images of which it is right, and target 1."""
+    from captum.attr import InputXGradient
+
+    from captum_xnn import Recipe, XNNAttribution
+
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(90) % 3
+    images = 0.3 * torch.rand(90, 3, 24, 24, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        # Each class has a bar of its own, in one of its colours; class 2 has that of class 1 as well, paler.
+        image[label, 4 + 6 * label : 8 + 6 * label, 3:21] += 0.6
+        if label == 2:
+            image[1, 10:14, 3:21] += 0.25
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        layers = [torch.nn.Conv2d(3, 6, 5, stride=3), torch.nn.ReLU(), torch.nn.Flatten()]
+        model = torch.nn.Sequential(*layers, torch.nn.Linear(6 * 49, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+        for _ in range(60):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+    model.eval().requires_grad_(False)
+    assert torch.equal(model(images).argmax(1), labels)
+    xnn = XNNAttribution(model, "4", n_features=3, heatmap=InputXGradient, recipe=Recipe(steps=100))
+    return xnn.fit(images, target=[1, 2], progress=False), images, 1

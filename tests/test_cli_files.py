@@ -462,3 +462,29 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert history[0] == history[1] and len(history[0].splitlines()) >= 60
     assert not (out / "checkpoint").exists()
     assert np.load(next(store.rglob("*.npy"))).ndim >= 1
+
+
+def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted, page = tmp_path / "fitted", tmp_path / "why.html"
+    assert cli.main(arguments(folder, "--out", str(fitted))) == 0
+    (tmp_path / "few").mkdir()
+    write(tmp_path / "few", count=6)
+    (tmp_path / "names.json").write_text(
+        json.dumps({"captum_xnn": "names", "version": 1, "layer": "1", "names": {"0": {"0": "redness"}}})
+    )
+    line = ["report", "--explainer", str(fitted), "--data", str(tmp_path / "few" / "images"), "--out", str(page)]
+    line += ["--target", "0", "--title", "Why red?", "--heatmap", "InputXGradient", "--quiet"]
+    capsys.readouterr()
+    assert cli.main([*line, "--names", str(tmp_path / "names.json")]) == 0
+    assert capsys.readouterr().out == f"Open this: {page}\n"
+    text = page.read_text("utf-8")
+    assert "<h1>Why red?</h1>" in text and "redness" in text
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    seeds, below = [0, 2, 4, 1, 3, 5], tmp_path / "few" / "images"
+    names = [path.relative_to(below).as_posix() for path in sorted(below.rglob("*")) if path.is_file()]
+    assert [image["caption"] for image in data["images"]] == names
+    (target,) = data["targets"]
+    assert target["label"] == "red"
+    assert [row["says"] for row in target["rows"]] == pytest.approx([logits(seed)[0] for seed in seeds], abs=1e-3)
+    assert cli.main([*line[:-1], "--data", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import stat
@@ -109,12 +110,18 @@ def test_sentence_names_digit_and_all_terms(result: DemoResult) -> None:
     assert sum(terms) == pytest.approx(float(given[1]), abs=0.04)
 
 
-def test_page_needs_no_other_file(result: DemoResult) -> None:
-    page = result.report.read_text(encoding="utf-8")
-    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
-    sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 8
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+@pytest.mark.parametrize("name", ["report.html", "report-pool2.html"])
+def test_pages_explain_all_digits_and_need_no_other_file(result: DemoResult, folder: Path, name: str) -> None:
+    assert folder / name in result.written[:2]
+    page = (folder / name).read_text(encoding="utf-8")
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<script src|@import|url\(", page)
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]{0,30})', page))
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["layer"] == ("relu3" if name == "report.html" else "pool2")
+    assert [t["label"] for t in data["targets"]] == ["digit 4", "digit 7"]
+    assert len(data["images"]) == len(data["targets"][0]["rows"]) >= 40
+    # The gallery holds what the network reads as the digit, and others.
+    assert sum(row["own"] for row in data["targets"][0]["rows"]) == 16
 
 
 def test_weights_are_readable_for_others_like_the_other_files(result: DemoResult, folder: Path) -> None:

@@ -1,9 +1,12 @@
-"""Reports: every number is there, nothing is loaded, and an older report survives a failure."""
+"""Reports: every number is there, nothing is loaded, texts stay texts, and an older report survives a failure."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import os
+import re
 import stat
 import sys
 from html.parser import HTMLParser
@@ -11,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
+import torch
 
-from captum_xnn.report import Illustration, Section, Table, write_report
-from captum_xnn.visualize import show_contributions
+from captum_xnn.cards import on_parts
+from captum_xnn.datasets.parts import PartsSample
+from captum_xnn.report import write_report
 
-SUMMARY = [
-    ("F_reg, test", "0.31 logits", "mean |model - x-features|"),
-    ("F_cls, test", "98.7 %", "examples that keep their class"),
-]
-# Elements that HTML never closes.
-VOID = {"meta", "img"}
+# Elements that HTML never closes, and those of SVG that close themselves.
+VOID = {"meta", "img", "input", "link"}
+EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'&\u2028"
 
 
 class Page(HTMLParser):
-    """What a report holds: elements with attributes, visible text, and what is left open."""
+    """What a report holds: elements with attributes, visible text, scripts, and what is left open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -40,176 +42,306 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style" and data.strip():
+        if self.open and self.open[-1] in self.raw:
+            self.raw[self.open[-1]].append(data)
+        elif data.strip():
             self.text.append(data.strip())
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
-
-def picture() -> Figure:
-    return show_contributions([2.0, -0.5], bias=1.0, surrogate=2.5, prediction=2.6)
-
-
-def sections() -> list[Section]:
-    return [
-        Section(
-            "Examples",
-            "First paragraph\nstill the first.\n\n \nSecond.",
-            [Illustration(picture(), "A sum", "Two terms")],
-        ),
-        Section("Features", table=Table(["x-feature", "locality"], [["wing", 1.97], ["head", "2.04"]], "In nats")),
-    ]
+    @property
+    def data(self) -> Any:
+        """What the page's script reads."""
+        return json.loads(self.raw["script"][0])
 
 
-def written(folder: Path, parts: list[Section] | None = None, **options: Any) -> tuple[str, Page]:
-    settings: dict[str, Any] = {"title": "Goldfinch", "summary": SUMMARY} | options
-    text = write_report(folder / "report.html", sections() if parts is None else parts, **settings).read_text("utf-8")
+def written(path: Path, explained: Any, n: int = 9, target: Any = None, **options: Any) -> tuple[str, Page]:
+    xnn, images, own = explained
+    path = write_report(path, xnn, images[:n], own if target is None else target, **options)
+    text = path.read_text("utf-8")
     return text, Page(text)
 
 
-def test_report_shows_every_number_and_text(tmp_path: Path) -> None:
-    _, page = written(tmp_path)
-    assert page.open == []
-    expected = {
-        "Goldfinch",
-        "Examples",
-        "Features",
-        "Two terms",
-        "In nats",
-        "wing",
-        "1.97",
-        "head",
-        "2.04",
-        "Second.",
-    }
-    assert expected | {text for row in SUMMARY for text in row} <= set(page.text)
-    assert "First paragraph\nstill the first." in page.text
+@pytest.fixture(scope="module")
+def page(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    _, images, _ = explained
+    return written(
+        tmp_path_factory.mktemp("page") / "r.html",
+        explained,
+        target=[1, 2],
+        data=images,
+        class_names=["red", "green", "blue"],
+        captions=[f"{i}.png" for i in range(9)],
+        title="Bars",
+        notes=[("A note", "First.\nStill first.\n\nSecond.")],
+    )
 
 
-def test_report_loads_and_runs_nothing(tmp_path: Path) -> None:
-    text, page = written(tmp_path)
-    assert "://" not in text and "url(" not in text and "@import" not in text
-    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "base", "form"}
-    addresses = [a[key] for _, a in page.elements for key in ("src", "href", "srcset") if a.get(key)]
-    assert addresses and all(str(address).startswith(("data:image/png;base64,", "#")) for address in addresses)
-    policies = [a["content"] for a in page.named("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-
-
-def test_pictures_are_inlined_with_alt_text_and_size(tmp_path: Path) -> None:
-    figure = picture()
-    _, page = written(tmp_path, [Section("One", figures=[Illustration(figure, "A sum")])], dpi=96)
-    (image,) = page.named("img")
-    assert image["alt"] == "A sum"
-    png = base64.b64decode(str(image["src"]).partition(",")[2])
-    assert png.startswith(b"\x89PNG")
-    # The header of a PNG holds width and height at byte 16, four bytes each; at 96 dpi they are CSS pixels.
-    size = [int.from_bytes(png[i : i + 4], "big") for i in (16, 20)]
-    shown = [int(str(image["width"])), int(str(image["height"]))]
-    assert all(abs(a - b) <= 1 for a, b in zip(size, shown, strict=True))
-
-
-def test_headings_are_nested_and_regions_point_to_headings(tmp_path: Path) -> None:
-    _, page = written(tmp_path, sections() * 2)
-    assert [tag for tag, _ in page.elements if tag in {"h1", "h2", "h3"}] == ["h1"] + ["h2"] * 6
-    ids = [a["id"] for _, a in page.elements if "id" in a]
+def test_page_is_well_formed(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    assert text.startswith("<!DOCTYPE html>")
+    assert parsed.open == []
+    ids = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    assert {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a} <= set(ids)
-    assert {str(a["href"])[1:] for a in page.named("a")} == {f"section-{n}" for n in range(1, 5)}
+    pointing = {str(a[key]) for _, a in parsed.elements for key in ("aria-labelledby", "for") if key in a}
+    pointing |= {str(a["href"])[1:] for a in parsed.named("a")}
+    assert pointing <= set(ids)
+    assert [tag for tag, _ in parsed.elements if tag == "h1"] == ["h1"]
+    # Every control has a name: a label, an own text, or an aria-label.
+    labelled = {a["for"] for a in parsed.named("label") if "for" in a}
+    assert all(a["id"] in labelled for a in parsed.named("input") if a.get("class") == "name")
 
 
-def test_markup_in_any_text_is_escaped(tmp_path: Path) -> None:
-    evil = "<script>alert('x')</script>\"&"
-    part = Section(evil, evil, [Illustration(picture(), evil, evil)], Table([evil], [[evil]], evil))
-    text, page = written(tmp_path, [part] * 4, title=evil, summary=[(evil, evil, evil)])
-    assert "<script" not in text and not page.named("script")
-    assert page.named("img")[0]["alt"] == evil
-    assert evil in page.text
+def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: Any) -> None:
+    xnn, images, _ = explained
+    data = page[1].data
+    assert [t["key"] for t in data["targets"]] == ["1", "2"]
+    assert [t["label"] for t in data["targets"]] == ["green", "blue"]
+    given = xnn.model(images[:9]).argmax(1)
+    for shown in data["targets"]:
+        target = int(shown["key"])
+        why = xnn.explain(images[:9], target=target)
+        for i, row in enumerate(shown["rows"]):
+            assert row["c"] == pytest.approx(why.contributions[i].tolist(), rel=1e-5)
+            assert row["e"] == pytest.approx(why.features[i].tolist(), rel=1e-5)
+            assert row["bias"] + sum(row["c"]) == pytest.approx(row["sum"], abs=1e-3)
+            assert row["says"] == pytest.approx(float(why.prediction[i]), rel=1e-5)
+            assert row["own"] == (int(given[i]) == target)
+            assert len(row["maps"]) == 3
+            assert max(row["strength"]) == pytest.approx(1)
+    names = ["red", "green", "blue"]
+    assert [image["says"] for image in data["images"]] == [names[c] for c in given.tolist()]
+    assert [image["caption"] for image in data["images"]] == [f"{i}.png" for i in range(9)]
 
 
-def test_equal_reports_are_equal_files(tmp_path: Path) -> None:
-    assert written(tmp_path)[0] == written(tmp_path)[0]
+def test_strengths_are_contributions_per_pixel(explained: Any, page: tuple[str, Page]) -> None:
+    import numpy as np
+
+    from captum_xnn.visualize import own_scale
+
+    xnn, images, target = explained
+    why = xnn.explain(images[:1], target=target)
+    sizes = np.abs(own_scale(why.directed_maps()[0], why.contributions[0])).sum((1, 2))
+    density = why.contributions[0].abs().numpy() / sizes
+    assert page[1].data["targets"][0]["rows"][0]["strength"] == pytest.approx(density / density.max(), abs=1e-3)
 
 
-def test_report_without_sections_or_summary_is_complete(tmp_path: Path) -> None:
-    _, page = written(tmp_path, [], summary=[])
-    assert page.text == ["Goldfinch", "Goldfinch"]
-    assert page.open == []
+def test_faithfulness_is_that_of_the_data_and_stands_before_the_cards(page: tuple[str, Page], explained: Any) -> None:
+    text, parsed = page
+    xnn, images, _ = explained
+    for target in (1, 2):
+        score = xnn.score(images, target)
+        assert f"{score.f_reg:.3g}" in parsed.text
+        assert f"{100 * (score.f_cls or 0):.1f} %" in parsed.text
+        assert f"{xnn.explainer(target).f_reg:.3g}" in parsed.text
+    assert text.index('id="faithfulness"') < text.index('id="cards"') < text.index('id="gallery"')
+    assert {"Bars", "A note", "First.\nStill first.", "Second."} <= set(parsed.text)
 
 
-def test_folders_are_made_and_only_the_report_is_left(tmp_path: Path) -> None:
-    path = write_report(str(tmp_path / "a" / "b" / "r.html"), sections(), title="T", summary=SUMMARY)
-    assert [p.name for p in path.parent.iterdir()] == ["r.html"]
+def test_scatter_has_a_dot_for_each_image_at_its_residual(page: tuple[str, Page]) -> None:
+    _, parsed = page
+    dots, rows = parsed.named("circle"), parsed.data["targets"][0]["rows"]
+    assert len(dots) == 18
+    assert [dot["class"] for dot in dots[:9]] == ["own" if row["own"] else "other" for row in rows]
+    height = [float(str(dot["cy"])) for dot in dots[:9]]
+    residual = [row["says"] - row["sum"] for row in rows]
+    # Both axes are linear, and a residual of 0 lies on the line of zero.
+    slope = (height[1] - height[0]) / (residual[1] - residual[0])
+    assert slope < 0
+    zero = next(float(str(a["y1"])) for a in parsed.named("line") if a["class"] == "zero")
+    assert height == pytest.approx([zero + slope * r for r in residual], abs=0.5)
+
+
+def test_one_image_and_no_error_still_make_a_scatter(explained: Any, tmp_path: Path) -> None:
+    xnn, images, _ = explained
+    _, parsed = written(tmp_path / "r.html", (xnn, images[1:2], 1), 1)
+    assert len(parsed.named("circle")) == 1
+
+
+def test_cards_stand_for_each_x_feature(page: tuple[str, Page], explained: Any) -> None:
+    from captum_xnn.cards import concept_cards
+
+    xnn, images, _ = explained
+    _, parsed = page
+    assert len(parsed.named("article")) == 6
+    for target in (1, 2):
+        for card in concept_cards(xnn, images, target):
+            assert f"{100 * card.share:.0f} %" in parsed.text
+    # The names that cards are linked by are filled where the page is read without its script.
+    assert "x-feature 1" in parsed.text
+
+
+def test_cards_show_parts(explained: Any, tmp_path: Path) -> None:
+    _, images, _ = explained
+    n = len(images)
+    points, box = torch.full((n, 2, 2), 12.0), torch.tensor([[2.0, 2.0, 22.0, 22.0]]).expand(n, 4)
+    batch = PartsSample(images, torch.zeros(n), points, box, torch.arange(n))
+    _, parsed = written(tmp_path / "r.html", explained, data=[batch], places=on_parts, place_names=["beak", "tail"])
+    assert {"beak", "context"} <= set(parsed.text)
+    # Of two parts on one point the first has all.
+    assert "tail" not in parsed.text
+
+
+def test_page_loads_nothing_and_its_policy_allows_its_own_script_only(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    assert not {tag for tag, _ in parsed.elements} & {"iframe", "object", "embed", "base", "form"}
+    addresses = [str(a[key]) for _, a in parsed.elements for key in ("src", "href", "srcset", "xlink:href") if key in a]
+    assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
+    assert not [a for _, a in parsed.elements if any(key == "style" or key.startswith("on") for key in a)]
+    assert "url(" not in text and "@import" not in text
+    (policy,) = [a["content"] for a in parsed.named("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    for tag, content in (("script", parsed.raw["script"][1]), ("style", "".join(parsed.raw["style"]))):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert [a.get("type") for a in parsed.named("script")] == ["application/json", None]
+
+
+def test_markup_in_any_text_stays_text(explained: Any, tmp_path: Path) -> None:
+    _, images, _ = explained
+    names = {"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": EVIL, "2": "x"}}}
+    text, parsed = written(
+        tmp_path / "r.html",
+        explained,
+        data=images,
+        captions=[EVIL] * 9,
+        class_names=[EVIL] * 3,
+        names=names,
+        title=EVIL,
+        notes=[(EVIL, EVIL)],
+        places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
+        place_names=[EVIL],
+    )
+    assert parsed.open == []
+    assert len(parsed.named("script")) == 2
+    assert all(str(a["src"]).startswith("data:") for a in parsed.named("img"))
+    assert parsed.data["images"][0]["caption"] == EVIL
+    assert parsed.data["names"]["1"]["0"] == EVIL
+    assert text.count("</script>") == 2 and "\u2028" not in parsed.raw["script"][0]
+
+
+def test_names_are_read_from_a_file_and_kept_for_other_targets(explained: Any, tmp_path: Path) -> None:
+    exported = {"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"1": "gold"}, "2": {"0": "sky"}}}
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps(exported), encoding="utf-8")
+    _, parsed = written(tmp_path / "r.html", explained, names=file)
+    assert parsed.data["names"] == exported["names"]
+    assert {"gold", "x-feature 1"} <= {text for text in parsed.text}
+    assert "sky" not in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"captum_xnn": "names", "version": 1, "layer": "0", "names": {}}, "of layer '4', got those of '0'"),
+        ({"captum_xnn": "names", "version": 2, "layer": "4", "names": {}}, "version 1, got something else"),
+        ({"1": {"0": "beak"}}, "version 1, got something else"),
+    ],
+)
+def test_names_of_others_are_refused(explained: Any, tmp_path: Path, names: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        written(tmp_path / "r.html", explained, names=names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:
+    xnn, images, target = explained
+    _, whole = written(tmp_path / "a.html", explained)
+    path = write_report(tmp_path / "b.html", xnn, [images[:4], images[4:9]], target)
+    parts = Page(path.read_text("utf-8"))
+    assert [i["src"] for i in parts.data["images"]] == [i["src"] for i in whole.data["images"]]
+    for a, b in zip(whole.data["targets"][0]["rows"], parts.data["targets"][0]["rows"], strict=True):
+        assert a["c"] == pytest.approx(b["c"], rel=1e-4)
+
+
+def test_display_undoes_a_normalisation(explained: Any, tmp_path: Path) -> None:
+    from captum_xnn.thumbnails import photo
+
+    _, images, _ = explained
+    _, parsed = written(tmp_path / "r.html", explained, display=lambda image: 1 - image.clamp(0, 1))
+    assert parsed.data["images"][3]["src"] == photo(1 - images[3].clamp(0, 1))
+
+
+def test_equal_reports_are_equal_files(explained: Any, tmp_path: Path) -> None:
+    assert written(tmp_path / "a.html", explained)[0] == written(tmp_path / "b.html", explained)[0]
+
+
+def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str, Page]) -> None:
+    from captum_xnn.thumbnails import overlay, photo
+
+    # Noise compresses worst: no photograph and no map takes more.
+    one = len(photo(torch.rand(3, 227, 227))) + 6 * len(overlay(torch.rand(64, 64) * 2 - 1))
+    assert 100 * one + len(page[0]) < 10e6
+
+
+def test_scatter_of_many_images_leaves_some_out_and_says_so(page: tuple[str, Page]) -> None:
+    from captum_xnn.report import _scatter
+
+    rows, images = page[1].data["targets"][0]["rows"], page[1].data["images"]
+    few, many = (_scatter(rows * n, images * n) for n in (12, 100))
+    assert (len(few["dots"]), few["left_out"]) == (108, False)
+    assert (len(many["dots"]), many["left_out"]) == (300, True)
+
+
+def test_folders_are_made_and_only_the_report_is_left(explained: Any, tmp_path: Path) -> None:
+    written(tmp_path / "a" / "b" / "r.html", explained)
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["r.html"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are posix")
-def test_report_is_as_readable_as_any_other_new_file(tmp_path: Path) -> None:
+def test_report_is_as_readable_as_any_other_new_file(explained: Any, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
-    path = write_report(tmp_path / "r.html", [], title="T", summary=SUMMARY)
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+    written(tmp_path / "r.html", explained)
+    assert stat.S_IMODE((tmp_path / "r.html").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
 
 
-class Unpaintable(Figure):
-    def savefig(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("no ink")
-
-
-def test_old_report_survives_a_picture_that_cannot_be_drawn(tmp_path: Path) -> None:
-    old, _ = written(tmp_path)
-    with pytest.raises(RuntimeError, match="no ink"):
-        written(tmp_path, [Section("New", figures=[Illustration(Unpaintable(), "none")])])
-    assert (tmp_path / "report.html").read_text("utf-8") == old
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_old_report_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, _ = written(tmp_path)
+def test_old_report_survives_a_full_disk(explained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, _ = written(tmp_path / "r.html", explained)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        written(tmp_path, [], title="New")
-    assert (tmp_path / "report.html").read_text("utf-8") == old
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+        written(tmp_path / "r.html", explained, title="New")
+    assert (tmp_path / "r.html").read_text("utf-8") == old
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
-def test_missing_jinja2_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_jinja2_names_the_extra(explained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"expected jinja2 .* run `pip install captum-xnn\[report\]`"):
-        written(tmp_path)
+        written(tmp_path / "r.html", explained)
 
 
-@pytest.mark.parametrize(
-    ("parts", "summary", "message"),
-    [
-        (
-            [],
-            [("F_reg", "0.31")],
-            r"expected summary rows of label, value and meaning, got \('F_reg', '0.31'\); write",
-        ),
-        ([], ["abc"], r"expected summary rows .* got 'abc'; write"),
-        (
-            [Section("S", table=Table(["a", "b"], [["1"]]))],
-            [],
-            r"expected 2 cells in each row of the table of section 'S', got \['1'\]; fill",
-        ),
-        (
-            [Section("S", figures=[Illustration(Figure(), " ")])],
-            [],
-            r"expected an alt text for picture 1 of section 'S', got ' '; say",
-        ),
-    ],
-)
-def test_crooked_tables_and_missing_alt_texts_are_refused(
-    tmp_path: Path, parts: list[Section], summary: Any, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        written(tmp_path, parts, summary=summary)
+def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
+    xnn, images, target = explained
+    with pytest.raises(ValueError, match="got 9 images and 2 captions"):
+        written(tmp_path / "r.html", explained, captions=["a", "b"])
+    with pytest.raises(ValueError, match="expected images that can be read several times, got a list_iterator"):
+        write_report(tmp_path / "r.html", xnn, iter([images[:9]]), target)
+    with pytest.raises(ValueError, match="expected data that can be read several times"):
+        write_report(tmp_path / "r.html", xnn, images[:9], target, data=iter([images]))
     assert not list(tmp_path.iterdir())
+
+
+def test_script_and_style_cannot_end_early() -> None:
+    from importlib import resources
+
+    folder = resources.files("captum_xnn") / "templates"
+    script, style = (folder / name for name in ("report.js", "report.css"))
+    assert not re.search(r"</script|<!--", script.read_text("utf-8"), re.IGNORECASE)
+    assert not re.search(r"</style", style.read_text("utf-8"), re.IGNORECASE)
+    # Texts are written as texts: nothing in the script makes elements or code of them.
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script.read_text()
+    )

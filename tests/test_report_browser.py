@@ -1,0 +1,581 @@
+"""The page in a real browser: hovering, toggling, selecting, naming and loading, on all screens and in the dark."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import report_speed
+from benchmarks.report_speed import chromium, found, opening, resize, toggling
+from captum_xnn.report import write_report
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(found() is None, reason="chromium and chromedriver are not installed"),
+]
+pytest.importorskip("selenium")
+
+EVIL = "</script><img src=x onerror=\"document.title='owned'\"><b>'&" + "w" * 120
+ROWS = 14
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def page(explained: Any, folder: Path) -> Path:
+    xnn, images, _ = explained
+    captions = [f"picture-{i}.png" for i in range(ROWS)]
+    names = ["red", "green", "blue"]
+    return write_report(
+        folder / "page.html", xnn, images[:ROWS], [1, 2], data=images, captions=captions, class_names=names
+    )
+
+
+@pytest.fixture(scope="module")
+def evil_page(explained: Any, folder: Path) -> Path:
+    xnn, images, _ = explained
+    return write_report(
+        folder / "evil.html",
+        xnn,
+        images[:ROWS],
+        1,
+        data=images,
+        captions=[EVIL] * ROWS,
+        class_names=[EVIL] * 3,
+        names={"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": EVIL}}},
+        title=EVIL,
+        notes=[(EVIL, EVIL)],
+        places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
+        place_names=[EVIL],
+    )
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def quiet(driver: Any) -> Iterator[None]:
+    """No test may leave a word on the console or ask anything of a network."""
+    resize(driver, 1400, 900)
+    emulate(driver, "light")
+    driver.get_log("browser"), driver.get_log("performance")
+    yield
+    assert driver.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert any(url.startswith("file:") for url in asked)
+
+
+def emulate(driver: Any, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def opened(driver: Any, path: Path) -> dict[str, Any]:
+    """The page's data, after it was opened."""
+    driver.get(path.as_uri())
+    until(lambda: driver.execute_script("return document.documentElement.dataset.ready") == "true")
+    return dict(driver.execute_script("return data"))
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for what the page does after an event, such as drawing what has come near."""
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end, "the page never came to it"
+        time.sleep(0.02)
+
+
+def all_of(driver: Any, selector: str) -> list[Any]:
+    return list(driver.find_elements("css selector", selector))
+
+
+def one(driver: Any, selector: str) -> Any:
+    return driver.find_element("css selector", selector)
+
+
+def text(driver: Any, selector: str) -> str:
+    return str(one(driver, selector).get_attribute("textContent"))
+
+
+def hover(driver: Any, element: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    ActionChains(driver).move_to_element(element).perform()
+
+
+def keys(driver: Any, *pressed: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(driver).send_keys(*pressed).perform()
+
+
+def choose(driver: Any, selector: str, value: str) -> None:
+    from selenium.webdriver.support.select import Select
+
+    Select(one(driver, selector)).select_by_value(value)
+
+
+def signed(value: float, data: dict[str, Any], target: int = 0, more: int = 0) -> str:
+    decimals = data["targets"][target]["decimals"] + more
+    shown = f"{value:+.{decimals}f}"
+    return (shown if float(shown) else shown[1:]).replace("-", "\N{MINUS SIGN}")
+
+
+def shown_maps(driver: Any, *, scroll: bool = True) -> list[str | None]:
+    """The maps that lie on the images of the gallery, decoded and drawn; None on those without one."""
+    if scroll:
+        driver.execute_script("document.getElementById('items').scrollIntoView()")
+    return list(
+        driver.execute_async_script(
+            """
+            const done = arguments[0];
+            // Two frames: what has come near to the window is told after the first.
+            requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(async () => {
+              const overs = [...document.querySelectorAll(".item .over")];
+              await Promise.all(overs.filter((over) => !over.hidden).map((over) => over.decode()));
+              done(overs.map((over) => (over.checkVisibility() && over.naturalWidth ? over.src : null)));
+            })));
+            """
+        )
+    )
+
+
+def shown_map(driver: Any, item: int) -> str | None:
+    """The map on one image, without moving the page below the pointer."""
+    return shown_maps(driver, scroll=False)[item]
+
+
+def texts(driver: Any, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)"
+    return list(driver.execute_script(script, selector))
+
+
+def test_hovering_an_image_shows_all_its_heatmaps_by_contribution(driver: Any, page: Path) -> None:
+    data = opened(driver, page)
+    row = data["targets"][0]["rows"][4]
+    assert shown_map(driver, 4) is None
+    hover(driver, all_of(driver, ".pick")[4])
+    strongest = max(range(3), key=lambda k: abs(row["c"][k]))
+    assert shown_map(driver, 4) == row["maps"][strongest]
+    assert text(driver, "#peek-title") == "picture-4.png"
+    order = sorted(range(3), key=lambda k: -row["c"][k])
+    maps = [image.get_attribute("src") for image in all_of(driver, "#peek-maps .over")]
+    assert maps == [*(row["maps"][k] for k in order), row["one"]]
+    values = texts(driver, "#peek-maps b")
+    assert values[:3] == [signed(row["c"][k], data) for k in order]
+    colours = [b.get_attribute("class") for b in all_of(driver, "#peek-maps b")][:3]
+    assert colours == ["raises" if row["c"][k] > 0 else "lowers" for k in order]
+    assert "unexplained " + signed(row["says"] - row["sum"], data, more=1) in text(driver, "#peek-sum")
+    hover(driver, one(driver, "#gallery-heading"))
+    assert shown_map(driver, 4) is None
+
+
+def test_gallery_is_one_stop_of_tab_and_arrows_move_in_it(driver: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, page)
+    assert len(all_of(driver, ".pick[tabindex='0']")) == 1
+    driver.execute_script("document.getElementById('scale').focus()")
+    keys(driver, Keys.TAB)
+    assert driver.switch_to.active_element == all_of(driver, ".pick")[0]
+    keys(driver, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert text(driver, "#peek-title") == "picture-2.png"
+    assert shown_map(driver, 2) is not None and shown_map(driver, 1) is None
+    columns = driver.execute_script("return getComputedStyle(list).gridTemplateColumns.split(' ').length")
+    keys(driver, Keys.ARROW_DOWN)
+    assert text(driver, "#peek-title") == f"picture-{2 + columns}.png"
+    keys(driver, Keys.HOME)
+    assert text(driver, "#peek-title") == "picture-0.png"
+    keys(driver, Keys.ARROW_LEFT, Keys.END)
+    assert text(driver, "#peek-title") == f"picture-{ROWS - 1}.png"
+    keys(driver, Keys.ENTER)
+    assert all_of(driver, ".pick")[-1].get_attribute("aria-pressed") == "true"
+    # Every image says to those who cannot see it what it shows.
+    assert all("unexplained" in str(p.get_attribute("aria-label")) for p in all_of(driver, ".pick"))
+
+
+def test_everything_is_reached_by_tab(driver: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, page)
+    driver.execute_script("document.querySelectorAll('.pick')[0].click()")
+    reached = set()
+    for _ in range(50):
+        keys(driver, Keys.TAB)
+        focused = driver.switch_to.active_element
+        if focused.id in reached:
+            break
+        reached.add(focused.id)
+    wanted = all_of(driver, "button, select, input, a[href], summary")
+    missing = [
+        e.get_attribute("outerHTML")[:80]
+        for e in wanted
+        if e.is_displayed() and e.is_enabled() and e.id not in reached and "pick" not in str(e.get_attribute("class"))
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_toggle_shows_one_x_feature_on_all_images_and_takes_it_away(driver: Any, page: Path, k: int) -> None:
+    data = opened(driver, page)
+    rows = data["targets"][0]["rows"]
+    button = one(driver, f"#toggles [data-map='{k}']")
+    button.click()
+    assert shown_maps(driver) == [row["maps"][k] for row in rows]
+    assert texts(driver, ".number") == [signed(row["c"][k], data) for row in rows]
+    classes = driver.execute_script("return [...document.querySelectorAll('.number')].map((n) => n.className)")
+    assert classes == ["number raises" if row["c"][k] > 0 else "number lowers" for row in rows]
+    assert [b.get_attribute("aria-pressed") for b in all_of(driver, "#toggles button")].count("true") == 1
+    one(driver, "#toggles [data-map='one']").click()
+    assert shown_maps(driver) == [row["one"] for row in rows]
+    one(driver, "#toggles [data-map='one']").click()
+    assert shown_maps(driver) == [None] * ROWS
+
+
+def test_shared_scale_makes_weak_maps_faint(driver: Any, page: Path) -> None:
+    data = opened(driver, page)
+    one(driver, "#toggles [data-map='1']").click()
+    choose(driver, "#scale", "shared")
+    assert None not in shown_maps(driver)
+    found = driver.execute_script(
+        "return [...document.querySelectorAll('.item .over')].map((o) => Number(getComputedStyle(o).opacity))"
+    )
+    assert found == pytest.approx([row["strength"][1] ** 0.65 for row in data["targets"][0]["rows"]], abs=1e-3)
+    assert min(found) < 0.9
+
+
+def test_sorting_and_filtering(driver: Any, page: Path) -> None:
+    data = opened(driver, page)
+    rows = data["targets"][0]["rows"]
+
+    def order() -> list[int]:
+        return [int(name.split("-")[1].split(".")[0]) for name in texts(driver, ".item .caption")]
+
+    for value, key in (
+        ("residual", lambda i: -abs(rows[i]["says"] - rows[i]["sum"])),
+        ("says", lambda i: -rows[i]["says"]),
+        ("1", lambda i: -rows[i]["c"][1]),
+        ("given", lambda i: i),
+    ):
+        choose(driver, "#sort", value)
+        assert order() == sorted(range(ROWS), key=key), value
+    choose(driver, "#filter", "own")
+    assert order() == [i for i in range(ROWS) if rows[i]["own"]]
+    choose(driver, "#filter", "other")
+    assert order() == [i for i in range(ROWS) if not rows[i]["own"]]
+    assert len(all_of(driver, ".pick[tabindex='0']")) == 1
+
+
+def test_selected_images_are_compared_side_by_side(driver: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    data = opened(driver, page)
+    rows = data["targets"][0]["rows"]
+    assert not one(driver, "#compare").is_enabled()
+    for i in (1, 4, 7):
+        all_of(driver, ".pick")[i].click()
+    all_of(driver, ".pick")[4].click()
+    assert text(driver, "#compare") == "Compare 2"
+    assert "\N{CHECK MARK}" in all_of(driver, ".number")[7].text
+    one(driver, "#compare").click()
+    assert one(driver, "#comparison").is_displayed()
+    lines = all_of(driver, "#comparison-table tbody tr")
+    assert len(lines) == 2
+    for line, i in zip(lines, (1, 7), strict=True):
+        maps = [o.get_attribute("src") for o in line.find_elements("css selector", ".over")]
+        assert maps == [rows[i]["one"], *rows[i]["maps"]]
+        values = [b.text for b in line.find_elements("css selector", "td b")]
+        assert values[1:] == [signed(c, data) for c in rows[i]["c"]]
+    button = one(driver, "#comparison-toggles [data-map='1']")
+    button.click()
+    assert one(driver, "#comparison-toggles [data-map='1']").get_attribute("aria-pressed") == "false"
+    heads = texts(driver, "#comparison-table thead th")
+    assert heads == ["image", "1-heatmap", "x-feature 1", "x-feature 3"]
+    keys(driver, Keys.ESCAPE)
+    assert not one(driver, "#comparison").is_displayed()
+    one(driver, "#clear").click()
+    assert not one(driver, "#compare").is_enabled()
+    assert {p.get_attribute("aria-pressed") for p in all_of(driver, ".pick")} == {"false"}
+
+
+def test_names_are_shown_everywhere_exported_and_loaded_again(driver: Any, page: Path, tmp_path: Path) -> None:
+    opened(driver, page)
+    one(driver, "[data-name-input='1:0']").send_keys("golden feather")
+    one(driver, "[data-name-input='1:2']").send_keys("  bar ")
+    assert texts(driver, "#toggles button") == ["1-heatmap", "golden feather", "x-feature 2", "bar"]
+    assert "contribution of golden feather" in text(driver, "#sort")
+    hover(driver, all_of(driver, ".pick")[0])
+    assert "golden feather" in text(driver, "#peek-maps")
+    expected = {"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": "golden feather", "2": "bar"}}}
+    assert json.loads(str(one(driver, "#names-json").get_property("value"))) == expected
+
+    settings = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
+    one(driver, "#names-download").click()
+    file = tmp_path / "names.json"
+    until(file.exists)
+    assert json.loads(file.read_text(encoding="utf-8")) == expected
+
+    opened(driver, page)
+    assert texts(driver, "#toggles button")[1] == "x-feature 1"
+    one(driver, "#names-load").send_keys(str(file))
+    until(lambda: text(driver, "#names-status") == "2 names loaded.")
+    assert texts(driver, "#toggles button") == ["1-heatmap", "golden feather", "x-feature 2", "bar"]
+    assert one(driver, "[data-name-input='1:0']").get_property("value") == "golden feather"
+    # Taken back, a name is gone from the file too.
+    driver.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))",
+                          one(driver, "[data-name-input='1:0']"))  # fmt: skip
+    assert json.loads(str(one(driver, "#names-json").get_property("value")))["names"] == {"1": {"2": "bar"}}
+
+
+def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, explained: Any, tmp_path: Path) -> None:
+    xnn, images, target = explained
+    opened(driver, page)
+    one(driver, "[data-name-input='1:1']").send_keys('a "quoted" <name>')
+    file = tmp_path / "names.json"
+    file.write_text(str(one(driver, "#names-json").get_property("value")), encoding="utf-8")
+    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], target, names=file))
+    assert one(driver, "[data-name-input='1:1']").get_property("value") == 'a "quoted" <name>'
+    assert texts(driver, "#toggles button")[2] == 'a "quoted" <name>'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"captum_xnn": "names", "version": 1, "layer": "7", "names": {}}', "it is of layer 7, and this page of 4"),
+        ('{"hello": 1}', "it holds no names of x-features"),
+        ("not json", "was not loaded"),
+    ],
+)
+def test_foreign_files_are_refused(driver: Any, page: Path, tmp_path: Path, content: str, said: str) -> None:
+    opened(driver, page)
+    (tmp_path / "other.json").write_text(content)
+    one(driver, "#names-load").send_keys(str(tmp_path / "other.json"))
+    until(lambda: said in text(driver, "#names-status"))
+    assert texts(driver, "#toggles button")[1] == "x-feature 1"
+
+
+def test_copy_selects_the_text_where_the_clipboard_is_closed(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    driver.execute_script("navigator.clipboard.writeText = () => Promise.reject(new Error('closed'))")
+    one(driver, "#names-copy").click()
+    until(lambda: "copy it by hand" in text(driver, "#names-status"))
+    selected = driver.execute_script("return el('names-json').selectionEnd - el('names-json').selectionStart")
+    assert selected == len(str(one(driver, "#names-json").get_property("value")))
+
+
+def test_markup_in_any_name_is_shown_and_never_run(driver: Any, evil_page: Path, tmp_path: Path) -> None:
+    opened(driver, evil_page)
+    assert driver.title == EVIL and text(driver, "h1") == EVIL
+    assert all_of(driver, ".item .caption")[0].text == EVIL
+    assert texts(driver, "#toggles button")[1] == EVIL
+    field = one(driver, "[data-name-input='1:1']")
+    field.send_keys("<img src=x onerror=document.title=1>\"'")
+    hover(driver, all_of(driver, ".pick")[2])
+    for i in (0, 3):
+        all_of(driver, ".pick")[i].click()
+    one(driver, "#compare").click()
+    assert "<img src=x onerror=document.title=1>\"'" in text(driver, "#comparison-table")
+    one(driver, "#comparison-close").click()
+    names = {"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"2": EVIL}, "__proto__": {"0": EVIL}}}
+    (tmp_path / "evil.json").write_text(json.dumps(names))
+    one(driver, "#names-load").send_keys(str(tmp_path / "evil.json"))
+    until(lambda: "loaded" in text(driver, "#names-status"))
+    assert texts(driver, "#toggles button")[3] == EVIL
+    assert driver.title == EVIL
+    assert driver.execute_script("return {}[0]") is None
+    sources = driver.execute_script("return [...document.querySelectorAll('img[src]')].map((image) => image.src)")
+    assert len(sources) > ROWS and all(source.startswith("data:image/") for source in sources)
+
+
+def test_policy_stops_what_was_not_written_with_the_page(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    driver.execute_script("""
+        const script = document.createElement("script");
+        script.textContent = "document.title = 'owned'";
+        document.body.append(script);
+        const image = document.createElement("img");
+        image.src = "https://example.org/x.png";
+        document.body.append(image);
+    """)
+    said: list[str] = []
+
+    def refused() -> bool:
+        said.extend(entry["message"] for entry in driver.get_log("browser"))
+        return len(said) >= 2
+
+    until(refused)
+    assert all("Content Security Policy" in message for message in said)
+    assert driver.title != "owned"
+    driver.get_log("performance")
+    driver.get(page.as_uri())
+
+
+def luminance(colour: str) -> float:
+    parts = [float(v) for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [v / 255 / 12.92 if v / 255 <= 0.03928 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(driver: Any, selector: str) -> float:
+    """Contrast of a text with what lies behind it, by the formula of WCAG 2."""
+    text_colour, behind = driver.execute_script(
+        """
+        let node = document.querySelector(arguments[0]);
+        const colour = getComputedStyle(node).color;
+        while (node && getComputedStyle(node).backgroundColor === "rgba(0, 0, 0, 0)") node = node.parentElement;
+        return [colour, getComputedStyle(node).backgroundColor];
+        """,
+        selector,
+    )
+    low, high = sorted((luminance(text_colour), luminance(behind)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def background(driver: Any) -> float:
+    return luminance(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_theme_follows_the_system_and_the_switch_overrules_it(driver: Any, page: Path, scheme: str) -> None:
+    emulate(driver, scheme)
+    opened(driver, page)
+    dark = scheme == "dark"
+    assert (background(driver) < 0.1) == dark
+    one(driver, "[data-set-theme='light']").click()
+    assert background(driver) > 0.9
+    one(driver, "[data-set-theme='dark']").click()
+    assert background(driver) < 0.1
+    pressed = [b.get_attribute("data-set-theme") for b in all_of(driver, ".switch [aria-pressed='true']")]
+    assert pressed == ["dark"]
+    one(driver, "[data-set-theme='auto']").click()
+    assert (background(driver) < 0.1) == dark
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read_in_both_themes(driver: Any, page: Path, scheme: str) -> None:
+    emulate(driver, scheme)
+    opened(driver, page)
+    one(driver, "#toggles [data-map='0']").click()
+    all_of(driver, ".pick")[0].click()
+    selectors = (
+        "h1", "h2 em", ".meaning", "nav a", ".card h3", ".card .raises", ".numbers", ".number.raises", ".badge",
+        "#toggles [aria-pressed='true']", "#toggles [aria-pressed='false']", "#compare", ".sum", "figcaption",
+        ".pick[aria-pressed='true'] .number", "select", ".source",
+    )  # fmt: skip
+    poor = {selector: round(contrast(driver, selector), 2) for selector in selectors}
+    assert {selector: found for selector, found in poor.items() if found < 4.5} == {}
+
+
+@pytest.mark.parametrize("which", ["page", "evil_page"])
+@pytest.mark.parametrize("width", [360, 768, 2560])
+def test_no_width_scrolls_sideways(driver: Any, request: Any, which: str, width: int) -> None:
+    resize(driver, width, 740)
+    opened(driver, request.getfixturevalue(which))
+
+    def fits() -> bool:
+        wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        return bool(wide[0] <= wide[1])
+
+    assert fits()
+    driver.execute_script("document.querySelectorAll('.pick')[1].focus()")
+    all_of(driver, ".pick")[1].click()
+    assert one(driver, "#peek").is_displayed()
+    assert fits()
+    one(driver, "#names-copy")
+    driver.execute_script("document.querySelector('details').open = true; el('compare').click()")
+    assert fits()
+    box = one(driver, "#comparison").rect
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_narrow_screens_open_and_close_the_heatmaps_of_an_image(driver: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    resize(driver, 360, 740)
+    opened(driver, page)
+    assert not one(driver, "#peek").is_displayed()
+    pick = all_of(driver, ".pick")[2]
+    driver.execute_script("arguments[0].scrollIntoView({block: 'start'})", pick)
+    pick.click()
+    assert one(driver, "#peek").is_displayed()
+    keys(driver, Keys.ESCAPE)
+    assert not one(driver, "#peek").is_displayed()
+
+
+def test_other_target_has_its_own_cards_maps_and_names(driver: Any, page: Path) -> None:
+    data = opened(driver, page)
+    one(driver, "[data-name-input='1:0']").send_keys("gold")
+    one(driver, "#toggles [data-map='0']").click()
+    choose(driver, "#target", "1")
+    rows = data["targets"][1]["rows"]
+    assert shown_maps(driver) == [row["maps"][0] for row in rows]
+    assert texts(driver, ".number") == [signed(row["c"][0], data, 1) for row in rows]
+    assert texts(driver, "#toggles button")[1] == "x-feature 1"
+    assert [c.is_displayed() for c in all_of(driver, ".chapter")] == [False, True]
+    assert text(driver, "#cards em") == "blue"
+    one(driver, "[data-name-input='2:0']").send_keys("sky")
+    exported = json.loads(str(one(driver, "#names-json").get_property("value")))
+    assert exported["names"] == {"1": {"0": "gold"}, "2": {"0": "sky"}}
+
+
+def test_maps_of_cards_are_shown_on_demand(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    over = all_of(driver, ".crop .over")[0]
+    assert not over.is_displayed()
+    one(driver, ".show-crop-maps").click()
+    assert over.is_displayed()
+    assert all(driver.execute_script("return [...document.querySelectorAll('.crop img')].map((i) => i.naturalWidth)"))
+
+
+def test_page_without_its_script_still_shows_faithfulness_and_cards(driver: Any, page: Path) -> None:
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        driver.get(page.as_uri())
+        assert "needs the script inside this page" in one(driver, "noscript").text
+        assert len(all_of(driver, ".card")) == 6
+        assert "x-feature 1" in one(driver, "main").text
+    finally:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_five_hundred_images_open_in_two_seconds_and_toggle_in_a_tenth(driver: Any, page: Path, tmp_path: Path) -> None:
+    head, rest = page.read_text("utf-8").split('<script type="application/json" id="data">', 1)
+    content, tail = rest.split("</script>", 1)
+    data = json.loads(content)
+    data["images"] = (data["images"] * 36)[:500]
+    for target in data["targets"]:
+        target["rows"] = (target["rows"] * 36)[:500]
+    many = tmp_path / "many.html"
+    many.write_text(f'{head}<script type="application/json" id="data">{json.dumps(data)}</script>{tail}', "utf-8")
+    # What the page's thread computes: the clock depends on what else the machine does.
+    assert opening(driver, many).computing < 2
+    assert len(all_of(driver, ".item")) == 500
+    took = [toggling(driver, k) for k in (0, 1, 2)]
+    assert all(seconds.computing < 0.1 for seconds, _ in took)
+    # Those far from the window are drawn when they come near.
+    assert all(10 < maps < 200 for _, maps in took)
+    assert shown_maps(driver)[0] == data["targets"][0]["rows"][0]["maps"][2]
+
+
+def test_benchmark_prints_size_and_times(driver: Any, page: Path, tmp_path: Path, capsys: Any) -> None:
+    opened(driver, page)
+    report_speed.main(images=40, rounds=1, out=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("40 images, 5 x-features: ") and lines[0].endswith(" MB")
+    assert lines[1].startswith("opens in: ") and "ms median" in lines[2]
