@@ -229,6 +229,13 @@ def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: py
     assert "Infinity" not in (tmp_path / "e.json").read_text()
 
 
+def test_targets_of_the_configuration_do_not_hide_others_that_were_fitted(folder: Path, tmp_path: Path) -> None:
+    explainers(folder).save(tmp_path)
+    Configuration(model=f"{folder}/net.py", targets=[0], device="cpu").write(tmp_path)
+    assert cli.main(["evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images", "--quiet"]) == 0
+    assert len(json.loads((tmp_path / "evaluation.json").read_text())["targets"]) == 3
+
+
 def test_a_folder_from_python_needs_the_model_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +319,14 @@ def test_each_mistake_is_one_line(
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("captum-xnn: error: ") and said in captured.err
     assert not list(tmp_path.rglob("explainer.json")) and (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_target_that_is_none_is_told_before_the_data_are_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(XNNAttribution, "fit", lambda *_, **__: pytest.fail("it fits"))
+    assert cli.main(arguments(folder, "--target", "0", "3", "--out", str(tmp_path))) == 1
+    assert "target within the model's outputs (3,), got 3" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
