@@ -136,8 +136,8 @@ def crop_box(heat: Tensor, size: tuple[int, int], *, share: float = 0.6, least: 
     """Returns a square around the middle of a map's mass: x0, y0, x1, y1 in pixels of the image.
 
     On each axis it reaches from where (1 - share) / 2 of the mass lies before it to where as much lies behind it; the
-    longer of the two, and a tenth for the surroundings, is the side, and 18 pixels at least. A map of zeros gives the whole image, as square
-    as it is.
+    longer of the two, and a tenth for the surroundings, is the side, and 18 pixels at least. A map of zeros gives the
+    whole image, square or not.
 
     Args:
         heat: (h, w), of which the positive part counts; it may be coarser than the image.
