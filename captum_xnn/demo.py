@@ -315,7 +315,8 @@ def _report(
 ) -> Path:
     """Returns the page of one layer: cards over all test digits, and a gallery of some of them."""
     given = outputs.argmax(1)
-    wanted = [(digit, _GALLERY_OWN if digit in digits else _GALLERY_OTHERS) for digit in range(10)]
+    others = [digit for digit in range(10) if digit not in digits]
+    wanted = [*((digit, _GALLERY_OWN) for digit in digits), *((digit, _GALLERY_OTHERS) for digit in others)]
     rows = torch.cat([(given == digit).nonzero()[:n, 0] for digit, n in wanted])
     return write_report(
         folder / ("report.html" if layer == next(iter(LAYERS)) else f"report-{layer}.html"),

@@ -23,6 +23,8 @@ __all__ = ["crop_box", "displayable", "overlay", "photo"]
 # Photographs compress well as JPEG; drawings and digits of a few pixels keep every one of theirs as PNG.
 _SMALL = 64
 _QUALITY = 82
+# Nobody sees what a crop of fewer pixels is of.
+_LEAST = 18
 
 # Sizes of a map told apart; with both signs and zero these are the 63 colours of its palette.
 _STEPS = 31
@@ -134,8 +136,8 @@ def crop_box(heat: Tensor, size: tuple[int, int], *, share: float = 0.6, least: 
     """Returns a square around the middle of a map's mass: x0, y0, x1, y1 in pixels of the image.
 
     On each axis it reaches from where (1 - share) / 2 of the mass lies before it to where as much lies behind it; the
-    longer of the two, and a tenth for the surroundings, is the side. A map of zeros gives the whole image, as square
-    as it is.
+    longer of the two, and a tenth for the surroundings, is the side, and 18 pixels at least. A map of zeros gives the
+    whole image, square or not.
 
     Args:
         heat: (h, w), of which the positive part counts; it may be coarser than the image.
@@ -154,7 +156,7 @@ def crop_box(heat: Tensor, size: tuple[int, int], *, share: float = 0.6, least: 
     if not bool(mass.sum() > 0):
         return (0, 0, width, height)
     (x0, x1), (y0, y1) = (_middle(mass.sum(0), share, width), _middle(mass.sum(1), share, height))
-    side = min(max(1.1 * max(x1 - x0, y1 - y0), least * min(size)), min(size))
+    side = min(max(1.1 * max(x1 - x0, y1 - y0), least * min(size), _LEAST), min(size))
     pixels = max(1, round(side))
     left = min(max(round((x0 + x1 - pixels) / 2), 0), width - pixels)
     top = min(max(round((y0 + y1 - pixels) / 2), 0), height - pixels)

@@ -93,18 +93,21 @@ def test_what_is_no_map_on_a_scale_is_refused(shown: torch.Tensor) -> None:
 def test_crop_is_a_square_around_the_middle_of_the_mass() -> None:
     heat = torch.zeros(40, 60)
     heat[10:30, 20:40] = 1
-    # 0.6 of the mass lies between 0.2 and 0.8 of 20 pixels, 12 pixels; a tenth more is 13, above the least of 0.1 * 40.
-    assert crop_box(heat, (40, 60), least=0.1) == (24, 14, 37, 27)
+    # 0.6 of the mass lies between 0.2 and 0.8 of 200 pixels, 120 pixels; a tenth more is 132, above the least, 40.
+    assert crop_box(heat, (400, 600), least=0.1) == (234, 134, 366, 266)
     # With a coarser map of the same, the same pixels of the image.
-    assert crop_box(heat[::10, ::10], (40, 60), least=0.1) == (24, 14, 37, 27)
+    assert crop_box(heat[::10, ::10], (400, 600), least=0.1) == (234, 134, 366, 266)
+    # A tenth of that image is too small to see anything.
+    assert crop_box(heat, (40, 60), least=0.1) == (21, 11, 39, 29)
 
 
 def test_crop_ignores_negative_parts_stays_inside_and_follows_flips() -> None:
     heat = torch.zeros(20, 20)
     heat[0, 0] = 1
-    assert crop_box(heat, (20, 20), least=0.5) == (0, 0, 10, 10)
-    assert crop_box(heat.flip(1), (20, 20), least=0.5) == (10, 0, 20, 10)
-    assert crop_box(heat - (torch.arange(400).reshape(20, 20) > 200).float(), (20, 20), least=0.5) == (0, 0, 10, 10)
+    assert crop_box(heat, (200, 200), least=0.5) == (0, 0, 100, 100)
+    assert crop_box(heat.flip(1), (200, 200), least=0.5) == (100, 0, 200, 100)
+    negative = (torch.arange(400).reshape(20, 20) > 200).float()
+    assert crop_box(heat - negative, (200, 200), least=0.5) == (0, 0, 100, 100)
 
 
 def test_crop_of_an_empty_map_is_the_image() -> None:
