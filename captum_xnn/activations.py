@@ -500,7 +500,13 @@ class _Filling:
     def __init__(self, reader: _Reader, store: Store, rank: int, world_size: int) -> None:
         self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
         self._missing: dict[int, bool] = {}
-        self._held: list[tuple[Tensor, Tensor]] = []
+        # Room for one shard, made once: the memory of one after the other would be left in pieces.
+        size = min(store.rows_per_shard, store.examples or store.rows_per_shard)
+        self._shard = {
+            name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]))
+            for name, table in store.manifest["tables"].items()
+        }
+        self._full = 0
         self._inputs = ""
 
     def missing(self, shard: int) -> bool:
@@ -534,10 +540,17 @@ class _Filling:
             read = read or self._read(batch)
             rows = slice(max(begin - batch.first, 0), min(end, after) - batch.first)
             if begin >= batch.first:
-                self._held, self._inputs = [], first_inputs(batch.inputs, begin - batch.first)
-            self._held.append((read[0][rows], read[1][rows]))
+                self._full, self._inputs = 0, first_inputs(batch.inputs, begin - batch.first)
+            self._hold(Z=read[0][rows], y_hat=read[1][rows])
             if end <= after:
                 self._write(shard)
+
+    def _hold(self, **tables: Tensor) -> None:
+        """Adds rows to the shard that is being filled."""
+        before = self._full
+        for name, table in tables.items():
+            self._full = before + len(table)
+            self._shard[name][before : self._full] = table
 
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         Z, y_hat = self.reader.read(batch.inputs, batch.additional, batch.first)
@@ -565,9 +578,8 @@ class _Filling:
             raise _other_data(self.store, begin)
 
     def _write(self, shard: int) -> None:
-        Z, y_hat = (torch.cat(parts) for parts in zip(*self._held, strict=True))
-        self.store.write(shard, {"Z": Z, "y_hat": y_hat}, first=self._inputs)
-        self._held = []
+        self.store.write(shard, {k: table[: self._full] for k, table in self._shard.items()}, first=self._inputs)
+        self._full = 0
         self._missing[shard] = False
 
     def finish(self, examples: int) -> None:
@@ -577,7 +589,7 @@ class _Filling:
             examples: How many they are.
         """
         self.store.finish(examples)
-        if self._held:
+        if self._full:
             self._write(examples // self.store.rows_per_shard)
 
 

@@ -253,15 +253,15 @@ LIMITED = """
 
     folder, kind, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 2048), nn.ReLU(), nn.Linear(2048, 4))
+    model = nn.Sequential(nn.Linear(8, 4096), nn.ReLU(), nn.Linear(4096, 4))
     def batches(count):
         g = torch.Generator().manual_seed(1)
         for _ in range(count):
-            yield torch.randn(1024, 8, generator=g)
+            yield torch.randn(512, 8, generator=g)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     network = partial(SRAE, hidden=(20,))
     xnn = XNNAttribution(model, "1", 3, recipe=Recipe(steps=60), autoencoder=network)
-    count = 10 * limit // (1024 * 2048 * 4) + 1
+    count = 10 * limit // (512 * 4096 * 4) + 1
     try:
         if kind == "collect":
             xnn.fit(batches(count), 0, store=folder, progress=False)
@@ -291,5 +291,5 @@ def test_a_store_ten_times_larger_than_the_limit_on_memory(tmp_path):
     size = sum(file.stat().st_size for file in tmp_path.glob("Z-*.npy"))
     assert size >= 10 * limit
     assert "no memory" not in told and "Faithfulness(" in told, told
-    assert int(told.split()[0]) * 2048 * 4 + 128 * len(list(tmp_path.glob("Z-*.npy"))) == size
+    assert int(told.split()[0]) * 4096 * 4 + 128 * len(list(tmp_path.glob("Z-*.npy"))) == size
     assert "no memory" in run("memory")
