@@ -449,3 +449,33 @@ def test_synthetic_figures_end_to_end(monkeypatch):
         f"{network}, {kind}" for network in ("exact", "trained")
         for kind in ("3 x-features, SRAE", "reasons x-features, SRAE", "reasons x-features, 1-Heatmap")
     ]  # fmt: skip
+
+
+def test_many_targets(tmp_path, capsys):
+    import argparse
+    import json
+
+    from benchmarks import many_targets
+
+    # By hand: 2 x 10 rows x 3 steps, forward and back through 4-6-2 and its mirror, and no gradient to Z.
+    recipe = Recipe(steps=3, batch_size=10)
+    assert many_targets.flops(4, (6,), 2, recipe) == 2 * 30 * (2 * 3 * (24 + 12) - 24)
+    given = argparse.Namespace(
+        out=tmp_path, activations=None, examples=300, width=20, targets=3, few=2, rounds=1, steps=5, grow=False
+    )
+    many_targets.main(given)
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "many_targets.json").read_text())
+    assert found["largest_difference"] < 1e-3 and len(found["ratios"]) == 1
+    assert found["seconds_per_explainer"] == pytest.approx(found["seconds"] / 3)
+
+
+def test_agreement_of_maps():
+    from benchmarks.seeds import agreement
+
+    maps = torch.rand(2, 3, 4, 4)
+    assert agreement(maps, 2 * maps + 1) == pytest.approx(1, abs=1e-5)
+    assert agreement(maps, -maps) == pytest.approx(-1, abs=1e-5)
+    constant = maps.clone()
+    constant[:, 0] = 1
+    assert agreement(maps, constant) == pytest.approx(2 / 3, abs=1e-5)
