@@ -97,12 +97,16 @@ def by_hand(
         row_weight = torch.where(positives, 0.25 / share[0], 0.75 / share[1])
         anchored = anchors(X, t, 5, weight=row_weight) if start == "anchors" else None
         encode = (lambda x: srae.encode(x).relu()) if relu else srae.encode
-        optimiser = torch.optim.Adam(srae.parameters(), srae.learning_rate, fused=True)
+        weights = [p for name, p in srae.named_parameters() if name.endswith("weight") and "head" not in name]
+        others = [p for name, p in srae.named_parameters() if not name.endswith("weight") or "head" in name]
+        groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimiser = torch.optim.AdamW(groups, srae.learning_rate, fused=True)
         Q_mean, E_mean, G_mean = RunningMean(recipe.rho), RunningMean(recipe.rho), RunningMean(recipe.rho)
         for step in range(recipe.steps):
             done = step / recipe.steps
-            rate = min(done / 0.1, 1) * (1 if done < 0.3 else 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
-            optimiser.param_groups[0]["lr"] = srae.learning_rate * max(rate, 1e-3)
+            rate = min(done / 0.05, 1) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9))
+            for group in optimiser.param_groups:
+                group["lr"] = srae.learning_rate * max(rate, 1e-3)
             rows = torch.cat(
                 [p[torch.randint(len(p), (c,), generator=generator)] for p, c in zip(pools, counts, strict=True)]
             )
@@ -142,6 +146,8 @@ RECIPES: dict[str, Callable[..., Fitted]] = {
     "linear, cosines": by_hand(centred=False),
     "linear, correlations": by_hand(),
     "linear, correlations, SAE first": by_hand(start="sae"),
+    "default, no weight decay": by_recipe(Recipe(weight_decay=0.0)),
+    "default, twice the steps at a third of the rate": by_recipe(Recipe(steps=1200, learning_rate=1e-3)),
     "default, no anchors": by_recipe(Recipe(pretraining=0)),
     "default, a scale for each dimension": by_hand(start="anchors", scale="each"),
     "default, eta = 0": by_recipe(Recipe(eta=0.0)),

@@ -15,6 +15,7 @@ With --grow the time of one fit is printed for other numbers of examples, target
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -47,7 +48,7 @@ def chosen(y_hat: Tensor, targets: int) -> list[int]:
 def flops(width: int, hidden: tuple[int, ...], n: int, recipe: Recipe) -> float:
     """Returns multiplications and additions of a fit's products: forward, and back to weights and to inputs but Z."""
     sizes = [width, *hidden, n]
-    layers = [a * b for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [a * b for a, b in itertools.pairwise(sizes)]
     return 2 * recipe.batch_size * recipe.steps * (2 * 3 * sum(layers) - layers[0])
 
 
