@@ -320,7 +320,7 @@ def test_every_record_is_logged_once_also_where_a_fit_goes_on(tmp_path):
 # --- several processes
 
 SCRIPT = """
-    import sys, torch, torch.distributed as dist
+    import os, sys, torch, torch.distributed as dist
     from functools import partial
     from torch import nn
     from captum_xnn import XNNAttribution
@@ -331,12 +331,23 @@ SCRIPT = """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 5)).double()
     data = torch.randn(500, 6, generator=torch.Generator().manual_seed(1)).double()
+    kept = None
+    if os.environ.get("CHECKPOINT"):
+        from captum_xnn.checkpoints import Checkpoint
+        from captum_xnn.descent import _Stack
+        kept, take = Checkpoint(os.environ["CHECKPOINT"], every=0), _Stack._take
+        def killed(stack, *given):
+            if stack.step == 30 and dist.get_rank() == 1 and os.environ.get("KILL"):
+                os._exit(9)
+            print("step", stack.step, flush=True)
+            take(stack, *given)
+        _Stack._take = killed
     calls = []
     model[0].register_forward_hook(lambda m, i, o: calls.append(len(o)))
     xnn = XNNAttribution(model, "1", 3, recipe=Recipe(steps=60))
     settings = dict(distributed=dist.is_initialized(), progress=False)
     store = sys.argv[2] if len(sys.argv) > 2 else None
-    xnn.fit(data, target=[1, 4], store=store, **settings)
+    xnn.fit(data, target=[1, 4], store=store, checkpoint=kept, **settings)
     rows = sum(calls)
     rank = dist.get_rank() if dist.is_initialized() else 0
     torch.save({"E": torch.stack([xnn.explain(data[:9], target=t).features for t in (1, 4)]), "rows": rows},
@@ -344,17 +355,22 @@ SCRIPT = """
 """
 
 
-def processes(count, folder, *arguments):
+def processes(count, folder, *arguments, **variables):
     """Runs the script in so many processes under torchrun, or plainly, and returns what each saved."""
-    folder.mkdir()
+    done = started(count, folder, *arguments, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def started(count, folder, *arguments, **variables):
+    """Runs the script and returns how it ended."""
+    folder.mkdir(exist_ok=True)
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
     command = [str(folder / "script.py"), str(folder), *arguments]
     if count > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.mark.slow
@@ -375,6 +391,18 @@ def test_processes_share_a_store(tmp_path):
     found = processes(2, tmp_path / "2", str(tmp_path / "store"))
     for one in found:
         torch.testing.assert_close(one["E"], alone["E"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    whole = processes(2, tmp_path / "whole")
+    cut = started(2, tmp_path / "cut", CHECKPOINT=str(tmp_path / "kept"), KILL="1")
+    assert cut.returncode != 0 and not (tmp_path / "cut" / "0.pt").exists()
+    done = started(2, tmp_path / "cut", CHECKPOINT=str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 24\n" not in done.stdout and "step 25\n" in done.stdout
+    again = torch.load(tmp_path / "cut" / "0.pt", weights_only=True)
+    assert torch.equal(again["E"], whole[0]["E"])
 
 
 def test_no_group_of_processes_is_told():
