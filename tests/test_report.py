@@ -122,6 +122,22 @@ def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: A
     assert [image["caption"] for image in data["images"]] == [f"{i}.png" for i in range(9)]
 
 
+def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feature(
+    explained: Any, page: tuple[str, Page]
+) -> None:
+    from captum_xnn.thumbnails import overlay
+    from captum_xnn.visualize import own_scale
+
+    xnn, images, target = explained
+    # The whole gallery at once, as the page drew it: rounding may move a colour by one step otherwise.
+    why = xnn.explain(images[:9], target=target)
+    one = xnn.one_heatmap(images[:9], target=target)
+    for i, row in enumerate(page[1].data["targets"][0]["rows"]):
+        scaled = torch.from_numpy(own_scale(why.directed_maps()[i], why.contributions[i])).float()
+        assert row["maps"] == [overlay(m) for m in scaled]
+        assert row["one"] == overlay(torch.from_numpy(own_scale(one[i], [1.0])).float()[0])
+
+
 def test_strengths_are_contributions_per_pixel(explained: Any, page: tuple[str, Page]) -> None:
     import numpy as np
 
