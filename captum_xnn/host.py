@@ -445,8 +445,8 @@ class Trace(NamedTuple):
     calls: int
     """How often the layer was called."""
     spatial: nn.Module | None
-    """The last leaf before the layer whose output was (N, C, H, W) with several cells, or None. Dropout and identities,
-    which change nothing, are passed over."""
+    """The last module before the layer whose output was (N, C, H, W) with several cells, or None. Of a block that
+    returns what its last leaf did, that leaf. Dropout and identities, which change nothing, are passed over."""
 
 
 def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Trace:
@@ -469,18 +469,23 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
         >>> trace(model, model[1], (torch.zeros(1, 2),)).leaves
         (Linear(in_features=2, out_features=3, bias=True), ReLU())
     """
-    order: list[tuple[nn.Module, bool]] = []
-    ends: list[int] = []
+    order: list[nn.Module] = []
+    grids: list[tuple[nn.Module, Tensor, int]] = []
+    ends: list[tuple[int, nn.Module | None]] = []
     thread = threading.get_ident()
     image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if threading.get_ident() != thread:
             return
-        if not any(True for _ in module.children()):
-            order.append((module, not isinstance(module, _IDLE) and _is_spatial(output, image)))
+        is_block = any(True for _ in module.children())
+        if not is_block:
+            order.append(module)
+        if module is not model and _is_spatial(output, image):
+            same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, *grids[0][1:])))
+            grids[:] = [(grids[0][0] if same else module, output, _version(output))]
         if module is layer:
-            ends.append(len(order))
+            ends.append((len(order), grids[0][0] if grids else None))
 
     handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
     try:
@@ -491,9 +496,8 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
             handle.remove()
     if not ends:
         raise not_reached(model, name)
-    before = order[: ends[-1]]
-    grids = [module for module, grid in before if grid]
-    return Trace(tuple(dict.fromkeys(module for module, _ in before)), len(ends), grids[-1] if grids else None)
+    count, spatial = ends[-1]
+    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), spatial)
 
 
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
@@ -503,3 +507,12 @@ def _is_spatial(output: Any, image: Tensor | None) -> bool:
     """Whether a layer's output is feature maps (N, C, H, W) of several cells."""
     several = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
     return several and not has_channels_last(output.shape, image)
+
+
+def _is_unchanged(output: Tensor, before: Tensor, version: int) -> bool:
+    """Whether a tensor is another, which nothing has overwritten since."""
+    return output is before and _version(output) == version
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # which inference tensors do not count

@@ -607,6 +607,37 @@ def test_the_layer_that_is_chosen_has_the_channels_first():
     torch.testing.assert_close(given, FromCaptum(LayerGradCam, layer="conv")(network, (x,), range(K))[0])
 
 
+class Branches(nn.Module):
+    """As an Inception block, which joins what its branches give, and a residual one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True)
+        self.mix = nn.Conv2d(7, 7, 1)
+
+    def forward(self, x):
+        joined = torch.cat([self.relu(self.a(x)), F.relu(self.b(x))], 1)
+        mixed = self.mix(joined)
+        mixed += joined
+        return mixed
+
+
+def test_the_layer_that_is_chosen_is_no_branch_of_a_block():
+    model = nn.Sequential(nn.Sequential(Branches(), nn.Dropout2d()), nn.Flatten(), nn.Linear(7 * 48, 4)).eval()
+    srae, x = SRAE(4, K, hidden=()), torch.randn(2, 2, 6, 8)
+    network = network_of(model, "2", srae, x[:1])
+    assert network.spatial_layer_name == "0.0"
+    (given,) = FromCaptum(LayerGradCam)(network, (x,), range(K))
+    a = model[0](x).detach().requires_grad_()
+    E = srae.encode(model[2](a.flatten(1)))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        torch.testing.assert_close(given[:, k], (grad.mean((2, 3), True) * a).sum(1, True).detach())
+    # Where a block ends in a layer of its own, that is the one, as methods on modules want single operations.
+    last = nn.Sequential(nn.Sequential(Branches(), nn.ReLU(inplace=True)), nn.Flatten(), nn.Linear(7 * 48, 4)).eval()
+    assert network_of(last, "2", srae, x[:1]).spatial_layer_name == "0.1"
+
+
 def test_layers_with_the_channels_last():
     """Grad-CAM wants to be told; other methods' attributions are summed over channels all the same."""
     model, srae, x = ChannelsLast().eval(), SRAE(4, K, hidden=()), torch.randn(2, 2, 6, 8)
