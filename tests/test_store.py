@@ -201,9 +201,7 @@ def test_what_was_finished_stays_when_the_loader_raises(model, seen, tmp_path, e
         assert raised.value.__notes__ == [
             f"2 finished shards of activations stay in {tmp_path}; the same call goes on from there"
         ]
-    with pytest.raises(
-        StoreError, match=r"expected 5 whole shards .* but shard 2 is not collected yet; shard 3"
-    ):
+    with pytest.raises(StoreError, match=r"expected 5 whole shards .* but shard 2 is not collected yet; shard 3"):
         Activations.open(tmp_path)
     seen.clear()
     data = Broken()
@@ -626,6 +624,15 @@ def test_a_rank_lost_is_made_up_for_by_any_number(model, seen, tmp_path):
     seen.clear()
     assert same(into(tmp_path, model, batch_size=1), Counted([]))
     assert numbers(seen) == [*range(5, 10), *range(15, 20)]
+
+
+def test_a_rank_with_other_data(model, seen, tmp_path):
+    """Although none of the shards that are its own to do have been begun."""
+    collect_part(model, "relu", DATA, tmp_path, rank=0, world_size=2, rows_per_shard=SHARD)
+    seen.clear()
+    with pytest.raises(StoreError, match="other inputs in example 0"):
+        collect_part(model, "relu", DATA + 1e-3, tmp_path, rank=1, world_size=2)
+    assert not seen
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
