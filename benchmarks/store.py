@@ -71,7 +71,7 @@ def fits(found: Activations, steps: int, repeats: int) -> list[tuple[float, floa
 
 def dropped(folder: Path) -> None:
     """Asks the system to forget the contents of the store's files."""
-    for file in folder.glob("*.npy"):
+    for file in folder.glob("*.npy") if hasattr(os, "posix_fadvise") else ():
         with file.open("rb") as handle:
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -580,7 +580,6 @@ class _Filling:
     def _write(self, shard: int) -> None:
         self.store.write(shard, {k: table[: self._full] for k, table in self._shard.items()}, first=self._inputs)
         self._full = 0
-        self._missing[shard] = False
 
     def finish(self, examples: int) -> None:
         """Writes the last shard, when all examples have come.

@@ -626,6 +626,15 @@ def test_a_rank_lost_is_made_up_for_by_any_number(model, seen, tmp_path):
     assert numbers(seen) == [*range(5, 10), *range(15, 20)]
 
 
+def test_a_rank_with_other_data(model, seen, tmp_path):
+    """Although none of the shards that are its own to do have been begun."""
+    collect_part(model, "relu", DATA, tmp_path, rank=0, world_size=2, rows_per_shard=SHARD)
+    seen.clear()
+    with pytest.raises(StoreError, match="other inputs in example 0"):
+        collect_part(model, "relu", DATA + 1e-3, tmp_path, rank=1, world_size=2)
+    assert not seen
+
+
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_is_none(model, tmp_path, rank):
     with pytest.raises(ValueError, match=f"expected a rank from 0 to 1, got {rank}"):
