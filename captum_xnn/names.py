@@ -25,7 +25,7 @@ from captum_xnn.errors import NamesFileError
 from captum_xnn.files import replace_file
 from captum_xnn.targets import Target
 
-__all__ = ["VERSION", "Names", "NamesFile", "read_names", "resolve_names", "write_names"]
+__all__ = ["VERSION", "Names", "NamesFile", "by_number", "read_names", "resolve_names", "write_names"]
 
 Numbered: TypeAlias = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
 Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
@@ -72,7 +72,7 @@ def resolve_names(
         >>> resolve_names({1: "red forehead"}, 2)
         ['x-feature 1', 'red forehead']
     """
-    given = {} if names is None else _by_number(names, target, layer)
+    given = {} if names is None else by_number(names, target, layer)
     beyond = [k for k in given if not 0 <= k < n_features]
     if beyond:
         raise ValueError(
@@ -141,7 +141,7 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
         ['x-feature 1', 'red forehead']
     """
     kept = {
-        str(target): {str(k): name for k, name in sorted(_by_number(some, target, layer).items()) if name}
+        str(target): {str(k): name for k, name in sorted(by_number(some, target, layer).items()) if name}
         for target, some in names.items()
     }
     described = {"captum_xnn": "names", "version": VERSION, "layer": layer, "names": kept}
@@ -151,8 +151,18 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
     return file
 
 
-def _by_number(names: Names, target: Target, layer: str | None) -> dict[int, str]:
-    """Returns names of one target by the x-feature's number, as they were given."""
+def by_number(names: Names, target: Target = None, layer: str | None = None) -> dict[int, str]:
+    """Returns those names that are given, by the x-feature's number from 0.
+
+    Args:
+        names: In any form.
+        target: Which output is explained, for names in a file.
+        layer: Dotted name of the layer, which a file of names must be of.
+
+    Example:
+        >>> by_number(["beak", "  red  crown"])
+        {0: 'beak', 1: 'red crown'}
+    """
     if isinstance(names, (str, os.PathLike)):
         return _of_target(read_names(names), target, layer, repr(os.fspath(names)))
     if isinstance(names, Mapping):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +33,11 @@ from tqdm import tqdm
 from captum_xnn.activations import collect
 from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.cards import ConceptCard, Example, PlacesOfMaps, concept_cards, image_batches
+from captum_xnn.errors import NamesFileError
 from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
 from captum_xnn.host import find_layer, unwrap
+from captum_xnn.names import Names, by_number, read_names, resolve_names
 from captum_xnn.targets import Target, target_groups
 from captum_xnn.thumbnails import displayable, overlay, photo
 from captum_xnn.visualize import own_scale
@@ -61,7 +62,7 @@ def write_report(
     data: Any = None,
     captions: Sequence[str] | None = None,
     class_names: ClassNames | None = None,
-    names: Any = None,
+    names: str | os.PathLike[str] | Mapping[Any, Names] | None = None,
     title: str | None = None,
     notes: Sequence[tuple[str, str]] = (),
     places: PlacesOfMaps | None = None,
@@ -82,7 +83,8 @@ def write_report(
         data: A data set for faithfulness and cards, as ``xnn.fit`` takes it; the images themselves without.
         captions: Of each image, such as its file's name.
         class_names: Names of the model's outputs, by number.
-        names: Of x-features: a file that a report exported, or what it holds.
+        names: Of x-features: a file that a report exported or :func:`captum_xnn.names.write_names` wrote, or names in
+            any other form for each target.
         title: The heading of the page and its name in the browser.
         notes: Sections of a heading and plain text, in which empty lines part paragraphs, after faithfulness.
         places: What maps have of parts or objects where data are annotated, see
@@ -138,7 +140,7 @@ def write_report(
                 ],
                 scatter=_scatter(rows, shown),
                 apart=_apart(rows),
-                names=_names_of(known, t, xnn.n_features),
+                names=resolve_names(known.get(str(t), {}), xnn.n_features),
             )
         )
     model = type(unwrap(xnn.model)).__name__
@@ -178,29 +180,19 @@ def _reused(data: Any, noun: str) -> Any:
     return data
 
 
-def _read_names(names: Any, layer: str) -> dict[str, dict[str, str]]:
-    """Returns names by target and by x-feature from what a report exported, a path or its contents."""
+def _read_names(names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str) -> dict[str, dict[int, str]]:
+    """Returns names by target and by x-feature, given or of a file that a report on this layer exported."""
     if names is None:
         return {}
-    if isinstance(names, (str, os.PathLike)):
-        names = json.loads(Path(names).read_text(encoding="utf-8"))
-    if not isinstance(names, Mapping) or names.get("captum_xnn") != "names" or names.get("version") != 1:
-        raise ValueError(
-            "expected names of x-features as a report exports them, version 1, got something else; open a report, name "
-            "x-features and press Download names"
-        )
-    if names["layer"] != layer:
-        raise ValueError(
-            f"expected names of x-features of layer {layer!r}, got those of {names['layer']!r}; x-features of another "
+    if isinstance(names, Mapping):
+        return {str(target): by_number(given) for target, given in names.items()}
+    file = read_names(names)
+    if file.layer != layer:
+        raise NamesFileError(
+            f"expected names of x-features of layer {layer!r}, got those of {file.layer!r}; x-features of another "
             "layer are others, pass the file that a report on this explainer exported"
         )
-    return {str(t): {str(k): str(name) for k, name in each.items()} for t, each in names["names"].items()}
-
-
-def _names_of(known: Mapping[str, Mapping[str, str]], target: Target, K: int) -> list[str]:
-    """Returns the names of a target's x-features; those without are numbered from 1."""
-    own = known.get(str(target), {})
-    return [own.get(str(k)) or f"x-feature {k + 1}" for k in range(K)]
+    return file.names
 
 
 class _ClassNames:

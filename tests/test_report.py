@@ -224,7 +224,7 @@ def test_page_loads_nothing_and_its_policy_allows_its_own_script_only(page: tupl
 
 def test_markup_in_any_text_stays_text(explained: Any, tmp_path: Path) -> None:
     _, images, _ = explained
-    names = {"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": EVIL, "2": "x"}}}
+    names = {1: {0: EVIL, 2: "x"}}
     text, parsed = written(
         tmp_path / "r.html",
         explained,
@@ -241,7 +241,7 @@ def test_markup_in_any_text_stays_text(explained: Any, tmp_path: Path) -> None:
     assert len(parsed.named("script")) == 2
     assert all(str(a["src"]).startswith("data:") for a in parsed.named("img"))
     assert parsed.data["images"][0]["caption"] == EVIL
-    assert parsed.data["names"]["1"]["0"] == EVIL
+    assert parsed.data["names"]["1"]["0"] == " ".join(EVIL.split())
     assert text.count("</script>") == 2 and "\u2028" not in parsed.raw["script"][0]
 
 
@@ -259,14 +259,16 @@ def test_names_are_read_from_a_file_and_kept_for_other_targets(explained: Any, t
     ("names", "message"),
     [
         ({"captum_xnn": "names", "version": 1, "layer": "0", "names": {}}, "of layer '4', got those of '0'"),
-        ({"captum_xnn": "names", "version": 2, "layer": "4", "names": {}}, "version 1, got something else"),
-        ({"1": {"0": "beak"}}, "version 1, got something else"),
+        ({"captum_xnn": "names", "version": 2, "layer": "4", "names": {}}, "expected version 1 in .* got 2"),
+        ({"1": {"0": "beak"}}, "expected names of x-features and an entry .* got other JSON"),
     ],
 )
 def test_names_of_others_are_refused(explained: Any, tmp_path: Path, names: Any, message: str) -> None:
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps(names))
     with pytest.raises(ValueError, match=message):
-        written(tmp_path / "r.html", explained, names=names)
-    assert not list(tmp_path.iterdir())
+        written(tmp_path / "r.html", explained, names=file)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:

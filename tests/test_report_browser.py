@@ -51,7 +51,7 @@ def evil_page(explained: Any, folder: Path) -> Path:
         data=images,
         captions=[EVIL] * ROWS,
         class_names=[EVIL] * 3,
-        names={"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": EVIL}}},
+        names={1: {0: EVIL}},
         title=EVIL,
         notes=[(EVIL, EVIL)],
         places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
