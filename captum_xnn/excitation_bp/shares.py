@@ -60,6 +60,8 @@ Negative = Literal["excitatory", "clamp", "raw"]
 _PIECE = 1 << 22
 # Rows that linear layers hand down at once: one takes as long as eight, as reading the weights does.
 _ROWS = 8
+# Numbers in the widest vectors of a processor, in float32.
+_VECTOR = 16
 
 
 def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
@@ -484,13 +486,17 @@ class Linear(_Matrix):
         count = _ROWS // max(1, a.numel() // max(1, a.shape[-1]))
         if count < 2:
             return super()._add_shares(sums, p, Z, part, a, room)
-        # Weights are read once for so many targets, also where there are fewer: a product rounds by its shape.
+        # Weights are read once for so many targets, also where there are fewer: a product rounds by its shape, and on
+        # some processors, where columns do not fill the last vector, by the place of a row as well.
+        width = part.shape[1]
+        if width % _VECTOR:
+            part = torch.nn.functional.pad(part, (0, -width % _VECTOR))
         for first in range(0, len(p), count):
             some = p[first : first + count]
             s = Z.new_zeros(count, *Z.shape)
             for one, row in zip(some, s, strict=False):
                 torch.div(one, Z, out=row)
-            for back, total in zip(self._back(s, part, a), sums[first : first + count], strict=False):
+            for back, total in zip(self._back(s, part, a)[..., :width], sums[first : first + count], strict=False):
                 total.add(back, a)
 
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
