@@ -237,9 +237,13 @@ class _Stack:
         self.recipe, self.ranks, self.loss = problems[0].recipe, problems[0].ranks, loss()
         self.y = torch.stack([(p.y - s.y_mean) / s.y_std for p, s in zip(problems, by, strict=True)])
         self.samplers = [p.sampler for p in problems]
-        self.watch = _watched(self.samplers, self.recipe).to(self.y.device)
+        watch = _watched(self.samplers, self.recipe)
+        self.watch = watch.to(self.y.device)
+        """Held-out rows (T, rows), and for what part of the training set each stands."""
+        self.watch_weight = torch.stack([s.weight(r) for s, r in zip(self.samplers, watch, strict=False)] or [watch])
+        self.watch_weight = self.watch_weight.to(self.y)
         self.anchored = self._anchors() if pretraining > 0 else None
-        self.alive = list(range(len(xnns)))
+        self._go_on_with(list(range(len(xnns))))
         self.step = 0
         self.history: list[tuple[int, list[int], Tensor]] = []
         self.told = 0
@@ -254,6 +258,10 @@ class _Stack:
         mark = [_signature(xnn, problem, by[0]) for xnn, problem in zip(xnns, problems, strict=True)]
         self.checkpoint = problems[0].checkpoint
         self.key = Checkpoint.key(mark)
+
+    def _go_on_with(self, which: list[int]) -> None:
+        """Takes down which explainers are still learning: their numbers, as a list and on the device."""
+        self.alive, self.places = which, torch.tensor(which, dtype=torch.long, device=self.y.device)
 
     def _optimise(self) -> None:
         """Makes an optimiser of the weights as they are now."""
@@ -300,7 +308,7 @@ class _Stack:
             for now in range(count):
                 if not self.alive:
                     break
-                self._take(rows[now][self.alive], weight[now][self.alive].to(self.y))
+                self._take(rows[now][self.places], weight[now][self.places].to(self.y))
                 bar.update(1)
             self._tell()
             self._save(final=False)
@@ -316,14 +324,13 @@ class _Stack:
     def _take(self, rows: Tensor, weight: Tensor) -> None:
         """Takes a step on a batch with rows (T, m), without waiting for the device."""
         share = self.step / self.recipe.steps
-        Z, y = _rows(self.Z, rows), torch.stack([self.y[t][r] for t, r in zip(self.alive, rows, strict=True)])
+        Z, y = _rows(self.Z, rows), self.y[self.places[:, None], rows]
         made = self._made(Z)
         terms = self.loss(made, Z, y, weight=weight)
         total = terms.total.sum()
         hold = _hold(share, self.pretraining)
         if self.anchored is not None and hold:
-            wanted = torch.stack([self.anchored[t][r] for t, r in zip(self.alive, rows, strict=True)])
-            total = total + hold * _off_anchor(made.E, wanted).sum()
+            total = total + hold * _off_anchor(made.E, self.anchored[self.places[:, None], rows]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         for p in self.weights.values():
@@ -353,16 +360,15 @@ class _Stack:
     @torch.no_grad()
     def _check(self) -> None:
         """Keeps the weights that are best on held-out examples; stops explainers that have not become better."""
-        rows = self.watch[self.alive]
-        Z, y = _rows(self.Z, rows), torch.stack([self.y[t][r] for t, r in zip(self.alive, rows, strict=True)])
-        weight = torch.stack([self.samplers[t].weight(r.cpu()) for t, r in zip(self.alive, rows, strict=True)])
-        now = self.make_loss()(self._made(Z), Z, y, weight=weight.to(y)).total
-        better = now < self.best[self.alive]
-        self.best[self.alive] = torch.where(better, now, self.best[self.alive])
-        self.best_step[self.alive] = torch.where(better, self.step, self.best_step[self.alive])
+        rows = self.watch[self.places]
+        Z, y = _rows(self.Z, rows), self.y[self.places[:, None], rows]
+        now = self.make_loss()(self._made(Z), Z, y, weight=self.watch_weight[self.places]).total
+        better = now < self.best[self.places]
+        self.best[self.places] = torch.where(better, now, self.best[self.places])
+        self.best_step[self.places] = torch.where(better, self.step, self.best_step[self.places])
         for name, kept in self.best_weights.items():
             kept[better] = self.weights[name].detach()[better]
-        late = self.step - self.best_step[self.alive] >= (self.recipe.patience or 1) * self.recipe.steps
+        late = self.step - self.best_step[self.places] >= (self.recipe.patience or 1) * self.recipe.steps
         late &= self.step >= (self.pretraining + _LETTING_GO) * self.recipe.steps
         if bool(late.any()):
             self._finish(late.nonzero()[:, 0].tolist())
@@ -380,7 +386,7 @@ class _Stack:
     def _keep(self, which: Tensor) -> None:
         """Goes on with some of the explainers; what training knows of them stays."""
         old = self.optimiser.state
-        self.alive = [t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept]
+        self._go_on_with([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
         weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
         states = {k: old[t] for k, t in self.weights.items() if t in old}
         self.weights = weights
@@ -427,7 +433,8 @@ class _Stack:
         saved = None if self.checkpoint is None else self.checkpoint.read(self.key, self.y.device)
         if saved is None:
             return
-        self.step, self.alive = saved["step"], saved["alive"]
+        self.step = saved["step"]
+        self._go_on_with(saved["alive"])
         for t, state in saved["done"].items():
             self.xnns[int(t)].load_state_dict(state)
         self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
