@@ -119,6 +119,7 @@ def main(given: argparse.Namespace) -> None:
         "ratio": statistics.median(ratios) if ratios else None,
         "ratios": ratios,
         "largest_difference": max(differences, default=None),
+        "tflop_per_explainer": arithmetic / 1e12,
         "gflops": arithmetic * len(targets) / seconds / 1e9,
         "gflops_of_a_product": product_rate(Z.shape[1], recipe.batch_size, 800) / 1e9,
         "f_reg_train": errors(xnns, Z[train], y_hat[train], targets),
