@@ -29,7 +29,7 @@ from torch import Tensor
 
 from captum_xnn.rows import Rows, parts
 
-__all__ = ["Anchors", "anchors"]
+__all__ = ["Anchors", "anchors", "anchors_of_each"]
 
 
 class Anchors(NamedTuple):
@@ -58,79 +58,133 @@ def anchors(Z: Tensor | Rows, y: Tensor, n: int, *, weight: Tensor | None = None
         >>> made.E.shape, made.v.round(decimals=1)
         (torch.Size([500, 4]), tensor([[1., 1., 1., 1.]]))
     """
-    w = torch.full_like(y[:, 0], 1 / len(y)) if weight is None else weight / weight.sum()
-    # From here on (M, r) numbers only: in double precision on the CPU, which every machine has.
-    T = _whitened(_pls_scores(Z, y, w, n).cpu().double())
-    c = T.T @ (y - y.mean(0)).cpu().double() / len(T)
-    rotation = _most_skewed(T, c[:, 0] if y.shape[1] == 1 else None)
-    E = T @ rotation.T
-    return Anchors(E.to(y), (rotation @ c).T.to(y))
+    weights = None if weight is None else weight[None]
+    return anchors_of_each(Z, y[None], n, weights=weights)[0]
 
 
-def _pls_scores(Z: Tensor | Rows, y: Tensor, w: Tensor, n: int) -> Tensor:
-    r"""Returns up to n scores (M, r), orthonormal under the weights w, which sum to 1.
+def anchors_of_each(Z: Tensor | Rows, ys: Tensor, n: int, *, weights: Tensor | None = None) -> list[Anchors]:
+    """Returns the anchors of several explainers, which share the passes over Z.
 
-    Scores are kept orthogonal to each other instead of deflating Z, which is the same thing without the copies. Every
-    score takes one pass over Z, which may lie on disk: beside t = Z d it gives :math:`Z^\top W t`, and thereby the next
-    :math:`Z^\top W r`, as the residual r loses its part along t.
+    Args:
+        Z: Activations (M, D), in memory or on disk.
+        ys: Outputs (T, M, C) of T explainers.
+        n: Number of x-features of each.
+        weights: Weights (T, M) of the examples, for each.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> Z, ys = torch.randn(500, 8, generator=g), torch.randn(2, 500, 1, generator=g)
+        >>> torch.allclose(anchors_of_each(Z, ys, 3)[1].v, anchors(Z, ys[1], 3).v, atol=1e-4)
+        True
     """
-    residual = y - w @ y
-    centre, square, crossed = _first_pass(Z, residual, w)
-    smallest = torch.finfo(Z.dtype).eps * square.sqrt() * 10
-    scores: list[Tensor] = []
-    loadings: list[Tensor] = []
+    weights = torch.ones_like(ys[..., 0]) if weights is None else weights
+    found = []
+    for y, scores in zip(ys, _pls_scores(Z, ys, weights / weights.sum(1, keepdim=True), n), strict=True):
+        # From here on (M, r) numbers only: in double precision on the CPU, which every machine has.
+        T = _whitened(scores.cpu().double())
+        c = T.T @ (y - y.mean(0)).cpu().double() / len(T)
+        rotation = _most_skewed(T, c[:, 0] if y.shape[1] == 1 else None)
+        found.append(Anchors((T @ rotation.T).to(y), (rotation @ c).T.to(y)))
+    return found
+
+
+def _pls_scores(Z: Tensor | Rows, ys: Tensor, w: Tensor, n: int) -> list[Tensor]:
+    r"""Returns up to n scores (M, r) for each of T outputs, orthonormal under its weights w, (T, M), which sum to 1.
+
+    Scores are kept orthogonal to each other instead of deflating Z, which is the same thing without the copies. The
+    n-th scores of all outputs take one pass over Z, which may lie on disk: beside t = Z d it gives
+    :math:`Z^\top W t`, and thereby the next :math:`Z^\top W r`, as the residual r loses its part along t.
+    """
+    residuals = ys - (w[:, None] @ ys)
+    centres, squares, crossed = _first_pass(Z, residuals, w)
+    those = [_Scores(*of) for of in zip(residuals, w, crossed, squares, strict=True)]
     for _ in range(n):
-        direction = torch.linalg.svd(crossed, full_matrices=False)[0][:, 0]
-        t, loading = _pass(Z, centre, direction, w)
-        for _twice in range(2):  # once leaves rounding errors behind
-            for s, of_s in zip(scores, loadings, strict=True):
-                along = (w * s) @ t
-                t, loading = t - s * along, loading - of_s * along
-        norm = (w * t) @ t
-        if not norm.sqrt() > smallest:
+        going = [i for i, one in enumerate(those) if not one.is_spent]
+        if not going:
             break
-        t, loading = t / norm.sqrt(), loading / norm.sqrt()
-        explained = (w * t) @ residual
-        residual = residual - t[:, None] * explained
-        crossed = crossed - loading[:, None] * explained
-        scores.append(t)
-        loadings.append(loading)
-    if not scores:
+        directions = torch.stack([those[i].direction() for i in going])
+        for i, t, loading in zip(going, *_pass(Z, centres[going], directions, w[going]), strict=True):
+            those[i].take(t, loading)
+    if not all(one.scores for one in those):
         raise ValueError(
             "expected activations of which some vary with the output, got none; check that the layer lies on the path "
             "to this output, or explain another layer or target"
         )
-    return torch.stack(scores, 1)
+    return [torch.stack(one.scores, 1) for one in those]
 
 
-def _first_pass(Z: Tensor | Rows, residual: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean (D,), sum of the variances of all dimensions, and covariance (D, C) with a residual."""
+class _Scores:
+    """The scores of one output, as they are found.
+
+    Args:
+        residual: What is left of the output, (M, C).
+        w: Weights (M,).
+        crossed: Covariance of Z with the residual, (D, C).
+        square: Sum of the variances of Z.
+    """
+
+    def __init__(self, residual: Tensor, w: Tensor, crossed: Tensor, square: Tensor) -> None:
+        self.residual, self.w, self.crossed = residual, w, crossed
+        self.smallest = torch.finfo(residual.dtype).eps * square.sqrt() * 10
+        self.scores: list[Tensor] = []
+        self.loadings: list[Tensor] = []
+        self.is_spent = False
+
+    def direction(self) -> Tensor:
+        """Returns the direction (D,) in which Z varies most with the residual."""
+        found: Tensor = torch.linalg.svd(self.crossed, full_matrices=False)[0][:, 0]
+        return found
+
+    def take(self, t: Tensor, loading: Tensor) -> None:
+        """Takes in what the direction gives: a score (M,), and the covariance (D,) of Z with it."""
+        for _twice in range(2):  # once leaves rounding errors behind
+            for s, of_s in zip(self.scores, self.loadings, strict=True):
+                along = (self.w * s) @ t
+                t, loading = t - s * along, loading - of_s * along
+        norm = ((self.w * t) @ t).sqrt()
+        if not norm > self.smallest:
+            self.is_spent = True
+            return
+        t, loading = t / norm, loading / norm
+        explained = (self.w * t) @ self.residual
+        self.residual = self.residual - t[:, None] * explained
+        self.crossed = self.crossed - loading[:, None] * explained
+        self.scores.append(t)
+        self.loadings.append(loading)
+
+
+def _first_pass(Z: Tensor | Rows, residuals: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns means (T, D), sums of the variances of all dimensions (T,), and covariances (T, D, C) with residuals."""
     shift = next(iter(parts(Z)))[0]  # any row, so that no digits are lost where the mean is large
-    mean, square = torch.zeros_like(shift), w.new_zeros(())
-    crossed = w.new_zeros(len(shift), residual.shape[1])
-    for part, weight, r in _parts(Z, w, residual):
+    weighted = w[..., None] * residuals
+    mean, square = w.new_zeros(len(w), len(shift)), w.new_zeros(len(w))
+    crossed = w.new_zeros(len(w), len(shift), residuals.shape[2])
+    for part, rows in _parts(Z):
         shifted = part - shift
-        mean += weight @ shifted
-        square += weight @ (shifted**2).sum(1)
-        crossed += shifted.T @ (weight[:, None] * r)
-    return shift + mean, square - mean @ mean, crossed - mean[:, None] * (w @ residual)
+        mean += w[:, rows] @ shifted
+        square += w[:, rows] @ (shifted**2).sum(1)
+        crossed += shifted.T @ weighted[:, rows]
+    crossed -= mean[..., None] * weighted.sum(1)[:, None]
+    return shift + mean, square - (mean**2).sum(1), crossed
 
 
-def _pass(Z: Tensor | Rows, centre: Tensor, direction: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the score (M,) of a direction, and the covariance (D,) of Z with it."""
-    scores, loading = torch.empty_like(w), torch.zeros_like(centre)
-    for part, weight, score in _parts(Z, w, scores):
-        centred = part - centre
-        score.copy_(centred @ direction)
-        loading += (weight * score) @ centred
-    return scores, loading
+def _pass(Z: Tensor | Rows, centres: Tensor, directions: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the scores (T, M) of directions (T, D), and the covariances (T, D) of Z with them."""
+    scores, loadings = torch.empty_like(w), torch.zeros_like(centres)
+    shift = centres[0]
+    beside = ((centres - shift) * directions).sum(1)[:, None]
+    for part, rows in _parts(Z):
+        shifted = part - shift
+        scores[:, rows] = directions @ shifted.T - beside
+        loadings += (w[:, rows] * scores[:, rows]) @ shifted
+    return scores, loadings - (w * scores).sum(1)[:, None] * (centres - shift)
 
 
-def _parts(Z: Tensor | Rows, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields parts of Z with those of tensors that have as many rows."""
+def _parts(Z: Tensor | Rows) -> Iterator[tuple[Tensor, slice]]:
+    """Yields parts of Z, and which rows they are."""
     first = 0
     for part in parts(Z):
-        yield (part, *(other[first : first + len(part)] for other in others))
+        yield part, slice(first, first + len(part))
         first += len(part)
 
 
@@ -179,7 +233,9 @@ def _most_skewed(T: Tensor, even: Tensor | None, *, starts: int = 8, iterations:
         V = torch.eye(free).to(T) if start == 0 else torch.linalg.qr(drawn)[0].to(T)
         for _ in range(iterations):
             columns = (T @ (fixed + outer @ V @ inner.T).T).relu()
-            V = _nearest_rotation(outer.T @ (columns**2).T @ T @ inner)
+            last, V = V, _nearest_rotation(outer.T @ (columns**2).T @ T @ inner)
+            if float((V - last).abs().max()) < 1e-12:
+                break
         rotation = fixed + outer @ V @ inner.T
         value = float((T @ rotation.T).relu().pow(3).sum())
         if value > best_value:

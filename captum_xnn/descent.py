@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from tqdm import tqdm
 
-from captum_xnn.anchors import Anchors, anchors
+from captum_xnn.anchors import anchors_of_each
 from captum_xnn.autoencoder import Autoencoder, Objective, Reconstruction, Scaling
 from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.losses import (
@@ -281,10 +281,8 @@ class _Stack:
     def _anchors(self) -> Tensor:
         """Returns the anchors of all explainers, (T, M, n), after setting the heads to theirs."""
         flat = each(self.Z, lambda part: part.flatten(1))
-        found: list[Anchors] = [
-            anchors(flat, y, xnn.n_features, weight=problem.weight)
-            for xnn, y, problem in zip(self.xnns, self.y, self.problems, strict=True)
-        ]
+        weights = torch.stack([problem.weight for problem in self.problems])
+        found = anchors_of_each(flat, self.y, self.xnns[0].n_features, weights=weights)
         E = self.y.new_full((len(found), self.y.shape[1], self.xnns[0].n_features), math.nan)
         for t, (xnn, made) in enumerate(zip(self.xnns, found, strict=True)):
             r = made.v.shape[1]

@@ -416,7 +416,8 @@ def test_equation_5_at_the_reasons_themselves():
     shown = synthetic.concepts(of.train.figures, 1).numpy()
     Z, y, members = of.train.Z.numpy(), of.train.y_hat[:, 1:2].numpy(), (of.train.y_hat.argmax(1) == 1).numpy()
     share = members.mean()
-    weights = np.where(members, 0.25 / share, 0.75 / (1 - share))  # a quarter of each batch
+    more = round(128 * (0.25 - share) / (1 - share))  # drawn from the members alone, so that a quarter of a batch is
+    weights = (128 - more + more / share * members) / 128
     scaled = np.hstack([shown, Z / np.sqrt(Z.var(0, ddof=1).mean()), y / y.std(ddof=1)]).astype(float)
     C = np.cov(scaled.T, aweights=weights, ddof=0)
     left = np.diag(C[3:, 3:] - C[3:, :3] @ np.linalg.solve(C[:3, :3], C[:3, 3:]))
