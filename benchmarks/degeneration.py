@@ -99,7 +99,7 @@ def by_hand(
         encode = (lambda x: srae.encode(x).relu()) if relu else srae.encode
         weights = [p for name, p in srae.named_parameters() if name.endswith("weight") and "head" not in name]
         others = [p for name, p in srae.named_parameters() if not name.endswith("weight") or "head" in name]
-        groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [{"params": weights, "weight_decay": srae.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW(groups, srae.learning_rate, fused=True)
         Q_mean, E_mean, G_mean = RunningMean(recipe.rho), RunningMean(recipe.rho), RunningMean(recipe.rho)
         for step in range(recipe.steps):

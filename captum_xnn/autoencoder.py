@@ -71,6 +71,8 @@ class Autoencoder(nn.Module, ABC):
     head: nn.Linear
     learning_rate: ClassVar[float] = 3e-3
     """What Adam starts from, unless the recipe says otherwise."""
+    weight_decay: ClassVar[float] = 0.5
+    """How weights decay, unless the recipe says otherwise."""
     config: dict[str, Any]
     """Arguments that make an untrained copy, as JSON can hold them."""
 

@@ -267,13 +267,12 @@ class _Stack:
         """Makes an optimiser of the weights as they are now."""
         rate = self.recipe.learning_rate or self.xnns[0].learning_rate
         learned = {name: p for name, p in self.weights.items() if p.requires_grad}
+        given = self.recipe.weight_decay
+        decay = self.xnns[0].weight_decay if given is None else given
         decays = [name.endswith("weight") and not name.startswith("head.") for name in learned]
         groups = [
-            {
-                "params": [p for p, d in zip(learned.values(), decays, strict=True) if d == decaying],
-                "weight_decay": decay,
-            }
-            for decaying, decay in ((True, self.recipe.weight_decay), (False, 0.0))
+            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if d], "weight_decay": decay},
+            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if not d], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], rate, fused=True)
         self.rate = rate

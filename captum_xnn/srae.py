@@ -121,6 +121,7 @@ class ConvSRAE(Autoencoder):
     """
 
     learning_rate = 1e-2
+    weight_decay = 0.1
 
     def __init__(
         self,
