@@ -55,7 +55,8 @@ class TensorBoard:
         ImportError: If TensorBoard is not installed.
 
     Example:
-        >>> TensorBoard("runs/goldfinch")  # doctest: +SKIP
+        >>> log = TensorBoard("runs/goldfinch")  # doctest: +SKIP
+        >>> xnn.fit(loader, target=46, log=log)  # doctest: +SKIP
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
