@@ -255,9 +255,9 @@ class _Stack:
         self.weights = {name: t.requires_grad_(name in learned) for name, t in stacked.items()}
         self.best_weights = {name: t.detach().clone() for name, t in self.weights.items()} if len(self.watch) else {}
         self._optimise()
-        mark = [_signature(xnn, problem, by[0]) for xnn, problem in zip(xnns, problems, strict=True)]
-        self.checkpoint = problems[0].checkpoint
-        self.key = Checkpoint.key(mark)
+        self.checkpoint, self.key = problems[0].checkpoint, ""
+        if self.checkpoint is not None:
+            self.key = Checkpoint.key(_signature(x, p, by[0]) for x, p in zip(xnns, problems, strict=True))
 
     def _go_on_with(self, which: list[int]) -> None:
         """Takes down which explainers are still learning: their numbers, as a list and on the device."""
