@@ -9,9 +9,9 @@ A folder holds::
     rank-0.lock         held by the process that writes; left behind, it means nothing
 
 Every file is written beside its place, brought to the disk, and moved there in one step, so that a process killed at
-any point leaves whole shards and nothing that looks like one. The list of what is done is the set of shard-*.json
-files: each belongs to one process, and several can write at the same time. Shard i holds examples ``i * n`` to
-``(i + 1) * n - 1`` whatever the size of batches, and process r of w writes the shards with ``i % w == r``.
+any point leaves whole shards and nothing that looks like one. The list of what is done is the set of
+``shard-*.json`` files: each belongs to one process, and several can write at the same time. Shard i holds examples
+``i * n`` to ``(i + 1) * n - 1`` whatever the size of batches, and process r of w writes the shards with ``i % w == r``.
 
 NumPy has no bfloat16. What it lacks is stored as float32, which holds the same numbers, and read back as what it was.
 
