@@ -48,6 +48,7 @@ ClassNames = Mapping[int, str] | Sequence[str]
 
 _CROP = 112
 _ABSENT = "absent though the class is there"
+_LEAST = "contributes least"
 _CORRELATES = 3
 _PLACES = 6
 _DOTS = 400
@@ -149,6 +150,7 @@ def write_report(
                 apart=_apart(rows),
                 names=called,
                 decimals=_decimals(rows),
+                classes=gallery.classes and isinstance(t, int),
             )
         )
     model = type(unwrap(xnn.model)).__name__
@@ -158,7 +160,7 @@ def write_report(
         "names": known,
         "images": shown,
         "targets": [
-            {"key": c.key, "label": c.label, "decimals": c.decimals, "rows": rows}
+            {"key": c.key, "label": c.label, "decimals": c.decimals, "classes": c.classes, "rows": rows}
             for c, rows in zip(chapters, gallery.rows, strict=True)
         ],
     }
@@ -258,6 +260,7 @@ class _Gallery:
         self.internal_batch_size = internal_batch_size
         self.photos: list[dict[str, Any]] = []
         self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
+        self.classes = False
 
     def update(self, images: Tensor) -> None:
         """Takes up images (N, C, H, W)."""
@@ -269,7 +272,7 @@ class _Gallery:
             output_transform=xnn.output_transform,
             prediction_transform=xnn.prediction_transform,
         ).y_hat[:]
-        classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
+        self.classes = classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
         given = y_hat.argmax(1).tolist() if classes else [None] * len(y_hat)
         for image, c in zip(images, given, strict=True):
             says = self.class_names.of(c) if classes else ""
@@ -357,6 +360,8 @@ class _Chapter:
     apart: tuple[float, float] | None
     names: Sequence[str]
     decimals: int
+    classes: bool
+    """Whether images are of the class or of others, which the model's only output knows nothing of."""
 
 
 def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -375,11 +380,13 @@ def _card(
     """Returns a card as the template needs it; equal lists of images become one."""
     lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
     target = card.target
+    classes = isinstance(target, int) and any(e.given is not None for e in card.absent)
+    absent = _ABSENT if classes else _LEAST
     for label, examples in (
         ("contributes most", card.contributes),
         ("largest share of the map", card.fills),
         ("strongest in all data", card.fires),
-        (_ABSENT, card.absent),
+        (absent, card.absent),
     ):
         lists.setdefault(tuple(e.number for e in examples), ([], examples))[0].append(label)
     return {
@@ -392,7 +399,7 @@ def _card(
         "lists": [
             (
                 " and ".join(labels),
-                [_cut(e, target, class_names, display, caption, whole=_ABSENT in labels) for e in examples],
+                [_cut(e, target, class_names, display, caption, whole=absent in labels) for e in examples],
             )
             for labels, examples in lists.values()
         ],

@@ -307,6 +307,17 @@ def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Pa
         assert float(f"{card.contributes[0].contribution:.{decimals}f}")
 
 
+def test_page_of_an_only_output_speaks_of_no_classes(only_output: Any, explained: Any, tmp_path: Path) -> None:
+    xnn, images = only_output
+    page = Page(write_report(tmp_path / "one.html", xnn, images[:4], data=images).read_text("utf-8"))
+    # The menu that the script hides is the exception.
+    of_classes = r"model (says|calls (?!this))|something else|to the class|of the class|the class is there"
+    assert not [text for text in page.text if re.search(of_classes, text)]
+    assert "Contributes least" in page.text and page.data["targets"][0]["classes"] is False
+    _, other = written(tmp_path / "r.html", explained)
+    assert {"Absent though the class is there"} <= set(other.text) and other.data["targets"][0]["classes"] is True
+
+
 def crops(parsed: Page) -> set[str]:
     return {str(a["title"]) for a in parsed.named("span") if str(a.get("class", "")).startswith("crop")}
 

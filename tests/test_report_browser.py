@@ -378,6 +378,7 @@ def test_foreign_files_are_refused(driver: Any, page: Path, tmp_path: Path, cont
 def test_names_of_the_only_output_are_loaded_under_either_key(driver: Any, only_output: Any, tmp_path: Path) -> None:
     xnn, images = only_output
     opened(driver, write_report(tmp_path / "one.html", xnn, images[:3], data=images))
+    assert not one(driver, "#filter").is_displayed() and one(driver, "#sort").is_displayed()
     names = {"captum_xnn": "names", "version": 1, "layer": "1", "names": {"0": {"1": "beak"}}}
     (tmp_path / "names.json").write_text(json.dumps(names))
     one(driver, "#names-load").send_keys(str(tmp_path / "names.json"))

@@ -432,6 +432,9 @@ function showTarget(index) {
     return option;
   }));
   sort.value = was;
+  // Without classes there is nothing to choose from.
+  el("filter-label").hidden = !target().classes;
+  if (!target().classes) el("filter").value = "all";
   // Anchors lead to the chapter that is shown.
   for (const [id, nth] of [["faithfulness", 0], ["cards", 1]]) {
     const old = el(id);
