@@ -48,6 +48,7 @@ ClassNames = Mapping[int, str] | Sequence[str]
 
 _CROP = 112
 _ABSENT = "absent though the class is there"
+_LEAST = "contributes least"
 _CORRELATES = 3
 _PLACES = 6
 _DOTS = 400
@@ -61,6 +62,7 @@ def write_report(
     *,
     data: Any = None,
     captions: Sequence[str] | None = None,
+    data_captions: Sequence[str] | None = None,
     class_names: ClassNames | None = None,
     names: str | os.PathLike[str] | Mapping[Any, Names] | None = None,
     title: str | None = None,
@@ -82,6 +84,7 @@ def write_report(
         target: The explained output, or a list of them, each of which gets cards and a gallery of the same images.
         data: A data set for faithfulness and cards, as ``xnn.fit`` takes it; the images themselves without.
         captions: Of each image, such as its file's name.
+        data_captions: Of each image of ``data``, for the cards; where the images are the data, ``captions`` serve.
         class_names: Names of the model's outputs, by number.
         names: Of x-features: a file that a report exported or :func:`captum_xnn.names.write_names` wrote, or names in
             any other form for each target.
@@ -97,8 +100,9 @@ def write_report(
     Raises:
         ImportError: If jinja2 or pillow is missing.
         NotFittedError: If a target was not fitted.
-        ValueError: If inputs are no images, captions are not as many, names are of another layer, or no data are of
-            the class.
+        ValueError: If the path is a folder, inputs are no images, captions are not as many, names are of another layer,
+            or no data are of the class.
+        TypeError: If names are not by target.
 
     Example:
         >>> import tempfile
@@ -117,30 +121,36 @@ def write_report(
         ('why.html', True)
     """
     _check_jinja2()
+    if Path(path).is_dir():
+        raise ValueError(f"expected a file to write, got the folder {str(path)!r}; add a name such as report.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
-    known = _read_names(names, layer)
-    data = _reused(images, "images") if data is None else _reused(data, "data")
     targets = [t for group in target_groups(target, joint=False) for t in group]
+    known = _read_names(names, layer, targets)
+    labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
+    if data is None:
+        data, data_captions = images, captions if data_captions is None else data_captions
+    _reused(images, "images")
+    _reused(data, "data")
     gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, internal_batch_size)
     for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
         gallery.update(batch)
     shown = gallery.images(captions)
     chapters = []
-    for t, rows in zip(targets, gallery.rows, strict=True):
+    for t, rows, called in zip(targets, gallery.rows, labels, strict=True):
         cards = concept_cards(xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress)
+        caption = _caption_of(data_captions, cards[0].examples, shown=data is images)
         chapters.append(
             _Chapter(
                 key=str(t),
                 label=gallery.class_names.of(t),
                 score=xnn.score(data, t),
                 training=xnn.explainer(t),
-                cards=[
-                    _card(card, gallery.class_names, place_names, display, None if data is not images else captions)
-                    for card in cards
-                ],
+                cards=[_card(card, gallery.class_names, place_names, display, caption) for card in cards],
                 scatter=_scatter(rows, shown),
                 apart=_apart(rows),
-                names=resolve_names(known.get(str(t), {}), xnn.n_features),
+                names=called,
+                decimals=_decimals(rows),
+                classes=gallery.classes and isinstance(t, int),
             )
         )
     model = type(unwrap(xnn.model)).__name__
@@ -150,8 +160,8 @@ def write_report(
         "names": known,
         "images": shown,
         "targets": [
-            {"key": str(t), "label": gallery.class_names.of(t), "decimals": _decimals(rows), "rows": rows}
-            for t, rows in zip(targets, gallery.rows, strict=True)
+            {"key": c.key, "label": c.label, "decimals": c.decimals, "classes": c.classes, "rows": rows}
+            for c, rows in zip(chapters, gallery.rows, strict=True)
         ],
     }
     text = _render(
@@ -166,33 +176,60 @@ def write_report(
     )
     written = Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(written, text.encode())
+    # Names of files may hold bytes that are no text.
+    replace_file(written, text.encode(errors="replace"))
     return written
 
 
-def _reused(data: Any, noun: str) -> Any:
-    """Returns data that can be read more than once, as a report does."""
+def _reused(data: Any, noun: str) -> None:
+    """Raises where data cannot be read more than once, as a report does."""
     if isinstance(data, Iterator):
         raise ValueError(
             f"expected {noun} that can be read several times, got a {type(data).__name__}, which is used up after one; "
             "pass a tensor, a list of batches or a DataLoader"
         )
-    return data
 
 
-def _read_names(names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str) -> dict[str, dict[int, str]]:
+def _read_names(
+    names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
+) -> dict[str, dict[int, str]]:
     """Returns names by target and by x-feature, given or of a file that a report on this layer exported."""
     if names is None:
         return {}
     if isinstance(names, Mapping):
-        return {str(target): by_number(given) for target, given in names.items()}
-    file = read_names(names)
-    if file.layer != layer:
-        raise NamesFileError(
-            f"expected names of x-features of layer {layer!r}, got those of {file.layer!r}; x-features of another "
-            "layer are others, pass the file that a report on this explainer exported"
+        known = {str(target): by_number(given, target, layer) for target, given in names.items()}
+    elif isinstance(names, (str, os.PathLike)):
+        file = read_names(names)
+        if file.layer != layer:
+            raise NamesFileError(
+                f"expected names of x-features of layer {layer!r}, got those of {file.layer!r}; x-features of another "
+                "layer are others, pass the file that a report on this explainer exported"
+            )
+        known = file.names
+    else:
+        raise TypeError(
+            f"expected names of x-features by target, got a {type(names).__name__}; a report may explain several: "
+            f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
         )
-    return file.names
+    # A model with one output is explained with target None or 0, which are the same.
+    for key, same in (("None", "0"), ("0", "None")):
+        if key in map(str, targets) and key not in known and same in known:
+            known[key] = known.pop(same)
+    return known
+
+
+def _caption_of(captions: Sequence[str] | None, examples: int, *, shown: bool) -> Callable[[int], str]:
+    """Returns what gives an image of the data its caption, by its number from 0."""
+    if captions is None:
+        # The gallery counts images of its own where it shows others.
+        of = "" if shown else " of the data"
+        return lambda number: f"image {number + 1}{of}"
+    if isinstance(captions, str) or len(captions) != examples:
+        raise ValueError(
+            f"expected a caption for each of {examples} images of the data, got {len(captions)} data_captions; pass "
+            "the names of their files, or no captions"
+        )
+    return lambda number: str(captions[number])
 
 
 class _ClassNames:
@@ -223,6 +260,7 @@ class _Gallery:
         self.internal_batch_size = internal_batch_size
         self.photos: list[dict[str, Any]] = []
         self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
+        self.classes = False
 
     def update(self, images: Tensor) -> None:
         """Takes up images (N, C, H, W)."""
@@ -234,7 +272,7 @@ class _Gallery:
             output_transform=xnn.output_transform,
             prediction_transform=xnn.prediction_transform,
         ).y_hat[:]
-        classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
+        self.classes = classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
         given = y_hat.argmax(1).tolist() if classes else [None] * len(y_hat)
         for image, c in zip(images, given, strict=True):
             says = self.class_names.of(c) if classes else ""
@@ -321,6 +359,9 @@ class _Chapter:
     scatter: Mapping[str, Any]
     apart: tuple[float, float] | None
     names: Sequence[str]
+    decimals: int
+    classes: bool
+    """Whether images are of the class or of others, which the model's only output knows nothing of."""
 
 
 def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -334,16 +375,18 @@ def _card(
     class_names: _ClassNames,
     place_names: Sequence[str],
     display: Callable[[Tensor], Tensor],
-    captions: Sequence[str] | None,
+    caption: Callable[[int], str],
 ) -> dict[str, Any]:
     """Returns a card as the template needs it; equal lists of images become one."""
     lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
     target = card.target
+    classes = isinstance(target, int) and any(e.given is not None for e in card.absent)
+    absent = _ABSENT if classes else _LEAST
     for label, examples in (
         ("contributes most", card.contributes),
         ("largest share of the map", card.fills),
         ("strongest in all data", card.fires),
-        (_ABSENT, card.absent),
+        (absent, card.absent),
     ):
         lists.setdefault(tuple(e.number for e in examples), ([], examples))[0].append(label)
     return {
@@ -356,7 +399,7 @@ def _card(
         "lists": [
             (
                 " and ".join(labels),
-                [_cut(e, target, class_names, display, captions, whole=_ABSENT in labels) for e in examples],
+                [_cut(e, target, class_names, display, caption, whole=absent in labels) for e in examples],
             )
             for labels, examples in lists.values()
         ],
@@ -371,7 +414,7 @@ def _cut(
     target: Target,
     class_names: _ClassNames,
     display: Callable[[Tensor], Tensor],
-    captions: Sequence[str] | None,
+    caption: Callable[[int], str],
     *,
     whole: bool,
 ) -> dict[str, Any]:
@@ -387,7 +430,7 @@ def _cut(
     return {
         "photo": photo(image[:, y0:y1, x0:x1], size=_CROP),
         "map": overlay(heat[rows, columns], size=40),
-        "caption": f"image {example.number + 1}" if captions is None else str(captions[example.number]),
+        "caption": caption(example.number),
         "contribution": example.contribution,
         "other": "" if example.given in (None, target) else class_names.of(example.given),
         "small": max(y1 - y0, x1 - x0) <= 64,

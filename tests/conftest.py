@@ -68,3 +68,24 @@ def explained():
     assert torch.equal(model(images).argmax(1), labels)
     xnn = XNNAttribution(model, "4", n_features=3, heatmap=InputXGradient, recipe=Recipe(steps=100))
     return xnn.fit(images, target=[1, 2], progress=False), images, 1
+
+
+@pytest.fixture(scope="session")
+def only_output():
+    """An explainer of a small network with one output of about a thousandth, of two x-features, and 30 images."""
+    from captum.attr import InputXGradient
+
+    from captum_xnn import Recipe, XNNAttribution
+
+    images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 1)
+        )
+        with torch.no_grad():
+            model[3].weight.mul_(1e-2)
+            model[3].bias.zero_()
+    model.eval().requires_grad_(False)
+    xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=100))
+    return xnn.fit(images, progress=False), images

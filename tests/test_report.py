@@ -18,6 +18,7 @@ import torch
 
 from captum_xnn.cards import on_parts
 from captum_xnn.datasets.parts import PartsSample
+from captum_xnn.names import write_names
 from captum_xnn.report import write_report
 
 # Elements that HTML never closes, and those of SVG that close themselves.
@@ -271,6 +272,77 @@ def test_names_of_others_are_refused(explained: Any, tmp_path: Path, names: Any,
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_names_that_cannot_be_told_apart_by_target_are_refused(explained: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"by target, got a list; .* write \{1: \['golden feather'\]\}"):
+        written(tmp_path / "r.html", explained, names=["beak"])
+
+
+def test_names_of_each_target_may_be_a_file_of_many(explained: Any, tmp_path: Path) -> None:
+    file = write_names(tmp_path / "names.json", {1: ["gold"], 2: ["sky"]}, layer="4")
+    _, parsed = written(tmp_path / "r.html", explained, names={2: file})
+    assert parsed.data["names"] == {"2": {"0": "sky"}}
+
+
+@pytest.mark.parametrize("given", [None, 0])
+def test_names_of_the_only_output_are_those_of_target_none_and_0(only_output: Any, tmp_path: Path, given: Any) -> None:
+    xnn, images = only_output
+    file = write_names(tmp_path / "names.json", {given: ["beak"]}, layer="1")
+    for names in (file, {given: ["beak"]}):
+        parsed = Page(write_report(tmp_path / "r.html", xnn, images[:2], data=images, names=names).read_text("utf-8"))
+        assert parsed.data["names"] == {"None": {"0": "beak"}}
+        assert parsed.data["targets"][0]["key"] == "None"
+
+
+def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Path) -> None:
+    from captum_xnn.cards import concept_cards
+
+    xnn, images = only_output
+    page = Page(write_report(tmp_path / "r.html", xnn, images[:4], data=images).read_text("utf-8"))
+    decimals = page.data["targets"][0]["decimals"]
+    assert decimals > 3
+    for card in concept_cards(xnn, images):
+        # Over all examples the mean contribution is zero, so that the deviation and the examples tell.
+        assert any(f"± {card.deviation:.{decimals + 1}f} logits" in text for text in page.text)
+        assert f"{card.contributes[0].contribution:+.{decimals}f}".replace("-", "\N{MINUS SIGN}") in page.text
+        assert float(f"{card.contributes[0].contribution:.{decimals}f}")
+
+
+def test_page_of_an_only_output_speaks_of_no_classes(only_output: Any, explained: Any, tmp_path: Path) -> None:
+    xnn, images = only_output
+    page = Page(write_report(tmp_path / "one.html", xnn, images[:4], data=images).read_text("utf-8"))
+    # The menu that the script hides is the exception.
+    of_classes = r"model (says|calls (?!this))|something else|to the class|of the class|the class is there"
+    assert not [text for text in page.text if re.search(of_classes, text)]
+    assert "Contributes least" in page.text and page.data["targets"][0]["classes"] is False
+    _, other = written(tmp_path / "r.html", explained)
+    assert {"Absent though the class is there"} <= set(other.text) and other.data["targets"][0]["classes"] is True
+
+
+def crops(parsed: Page) -> set[str]:
+    return {str(a["title"]) for a in parsed.named("span") if str(a.get("class", "")).startswith("crop")}
+
+
+def test_cards_call_images_as_the_data_do(explained: Any, tmp_path: Path) -> None:
+    _, images, _ = explained
+    own = [f"{i}.png" for i in range(90)]
+    gallery = [f"shown {i}" for i in range(9)]
+    _, same = written(tmp_path / "r.html", explained, captions=gallery)
+    assert crops(same) and crops(same) <= set(gallery)
+    _, other = written(tmp_path / "r.html", explained, data=images, captions=gallery, data_captions=own)
+    assert crops(other) and crops(other) <= set(own)
+    # Without captions, the first of the data may be another than the first of the gallery.
+    _, unnamed = written(tmp_path / "r.html", explained, data=images)
+    assert crops(unnamed) == {f"image {int(name.removesuffix('.png')) + 1} of the data" for name in crops(other)}
+    with pytest.raises(ValueError, match="caption for each of 90 images of the data, got 9 data_captions"):
+        written(tmp_path / "r.html", explained, data=images, data_captions=own[:9])
+
+
+def test_names_of_files_that_are_no_text_are_written_all_the_same(explained: Any, tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    text, parsed = written(tmp_path / "r.html", explained, captions=[name] * 9, title=name)
+    assert "<h1>a?.png</h1>" in text and parsed.data["images"][0]["caption"].startswith("a")
+
+
 def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:
     xnn, images, target = explained
     _, whole = written(tmp_path / "a.html", explained)
@@ -349,6 +421,8 @@ def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
         write_report(tmp_path / "r.html", xnn, iter([images[:9]]), target)
     with pytest.raises(ValueError, match="expected data that can be read several times"):
         write_report(tmp_path / "r.html", xnn, images[:9], target, data=iter([images]))
+    with pytest.raises(ValueError, match=r"expected a file to write, got the folder .* add a name"):
+        write_report(tmp_path, xnn, images[:9], target)
     assert not list(tmp_path.iterdir())
 
 

@@ -359,6 +359,11 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
     [
         ('{"captum_xnn": "names", "version": 1, "layer": "7", "names": {}}', "it is of layer 7, and this page of 4"),
         ('{"hello": 1}', "it holds no names of x-features"),
+        ("null", "it holds no names of x-features"),
+        (
+            '{"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": "gold", "3": "sky"}}}',
+            "it names x-feature 4, and this page has 3",
+        ),
         ("not json", "was not loaded"),
     ],
 )
@@ -368,6 +373,17 @@ def test_foreign_files_are_refused(driver: Any, page: Path, tmp_path: Path, cont
     one(driver, "#names-load").send_keys(str(tmp_path / "other.json"))
     until(lambda: said in text(driver, "#names-status"))
     assert texts(driver, "#toggles button")[1] == "x-feature 1"
+
+
+def test_names_of_the_only_output_are_loaded_under_either_key(driver: Any, only_output: Any, tmp_path: Path) -> None:
+    xnn, images = only_output
+    opened(driver, write_report(tmp_path / "one.html", xnn, images[:3], data=images))
+    assert not one(driver, "#filter").is_displayed() and one(driver, "#sort").is_displayed()
+    names = {"captum_xnn": "names", "version": 1, "layer": "1", "names": {"0": {"1": "beak"}}}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    one(driver, "#names-load").send_keys(str(tmp_path / "names.json"))
+    until(lambda: texts(driver, "#toggles button")[2] == "beak")
+    assert json.loads(driver.execute_script("return exported()"))["names"] == {"None": {"1": "beak"}}
 
 
 def test_copy_selects_the_text_where_the_clipboard_is_closed(driver: Any, page: Path) -> None:

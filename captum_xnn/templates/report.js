@@ -384,15 +384,27 @@ el("names-copy").addEventListener("click", async () => {
   }
 });
 
+// A model with one output is explained with target None or 0, which are the same.
+function keyHere(key) {
+  const here = (wanted) => data.targets.some((each) => each.key === wanted), same = { None: "0", 0: "None" }[key];
+  return !here(key) && same && here(same) ? same : key;
+}
+
 el("names-load").addEventListener("change", async (event) => {
   const [file] = event.target.files;
   if (!file) return;
   try {
     const found = JSON.parse(await file.text());
-    if (found.captum_xnn !== "names" || found.version !== 1) throw new Error("it holds no names of x-features, version 1");
+    if (!found || found.captum_xnn !== "names" || found.version !== 1) throw new Error("it holds no names of x-features, version 1");
     if (found.layer !== data.layer) throw new Error(`it is of layer ${found.layer}, and this page of ${data.layer}`);
+    const beyond = Object.entries(found.names)
+      .filter(([written]) => data.targets.some((each) => each.key === keyHere(written)))
+      .flatMap(([, each]) => Object.keys(each))
+      .find((k) => Number(k) >= data.features);
+    if (beyond !== undefined) throw new Error(`it names x-feature ${Number(beyond) + 1}, and this page has ${data.features}`);
     let count = 0;
-    for (const [key, each] of Object.entries(found.names)) {
+    for (const [written, each] of Object.entries(found.names)) {
+      const key = keyHere(written);
       names[key] = { ...names[key] };
       for (const [k, name] of Object.entries(each)) {
         names[key][k] = String(name);
@@ -420,6 +432,9 @@ function showTarget(index) {
     return option;
   }));
   sort.value = was;
+  // Without classes there is nothing to choose from.
+  el("filter-label").hidden = !target().classes;
+  if (!target().classes) el("filter").value = "all";
   // Anchors lead to the chapter that is shown.
   for (const [id, nth] of [["faithfulness", 0], ["cards", 1]]) {
     const old = el(id);
