@@ -139,7 +139,7 @@ def _report(arguments: argparse.Namespace) -> str:
         opened.inputs,
         targets,
         captions=opened.inputs.names,
-        class_names={target: opened.name_of(target) for target in targets if isinstance(target, int)},
+        class_names=opened.model_file.classes,
         names=arguments.names,
         title=arguments.title,
         display=shown,

@@ -319,6 +319,7 @@ def _report(
     others = [digit for digit in range(10) if digit not in digits]
     wanted = [*((digit, _GALLERY_OWN) for digit in digits), *((digit, _GALLERY_OTHERS) for digit in others)]
     rows = torch.cat([(given == digit).nonzero()[:n, 0] for digit, n in wanted])
+    captions = [f"test digit {i}, a {label}" for i, label in enumerate(data.test_labels.tolist())]
     with warnings.catch_warnings():
         # Of a few among all these images the convolutional form loses a tenth of the probability to biases.
         warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
@@ -328,7 +329,8 @@ def _report(
             data.test_images[rows],
             digits,
             data=data.test_images,
-            captions=[f"test digit {row}, a {data.test_labels[row]}" for row in rows.tolist()],
+            captions=[captions[row] for row in rows.tolist()],
+            data_captions=captions,
             class_names=[f"digit {digit}" for digit in range(10)],
             title=f"Why a network reads these digits, from its {LAYERS[layer]} layer",
             notes=notes,
