@@ -40,9 +40,9 @@ __all__ = ["Loss", "RunningObjective", "descend", "scaling"]
 
 # Steps whose rows are drawn, and brought to the device, at a time. Checkpoints are written between such blocks.
 _BLOCK = 25
-# Bytes of one stacked weight on a CPU: from 32 MiB on the C library gives memory back to the system after every use,
-# and fetching it anew costs as much as the products do.
-_CPU_STACK = 24 << 20
+# Bytes of one stacked weight on a CPU: larger products gain nothing from being stacked, and lose a fifth of their speed
+# (benchmarks/many_targets.py). Small ones, whose calls take longer than their arithmetic, are stacked.
+_CPU_STACK = 4 << 20
 # Share of the steps in which the anchors let go.
 _LETTING_GO = 0.1
 # Copies of the weights that training holds: weights, gradients, Adam's two moments, and products under way.
