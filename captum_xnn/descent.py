@@ -14,8 +14,9 @@ Reference:
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from captum_xnn.problem import Problem, Recipe, Step
 from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, each, parts
 
-__all__ = ["Loss", "RunningObjective", "descend", "scaling"]
+__all__ = ["ByDescent", "Loss", "RunningObjective", "descend", "scaling"]
 
 # Steps whose rows are drawn, and brought to the device, at a time. Checkpoints are written between such blocks.
 _BLOCK = 25
@@ -120,6 +121,59 @@ class RunningObjective:
             over(pull_away_of_moments)(moments),
         )
         return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
+
+
+class ByDescent(Autoencoder):
+    """Base of forms whose weights gradient descent learns, of several networks at once.
+
+    Example:
+        >>> from captum_xnn.srae import SRAE
+        >>> issubclass(SRAE, ByDescent), SRAE.anchored
+        (True, True)
+    """
+
+    anchored: ClassVar[bool] = False
+    """Whether the x-features are drawn to their anchors at first, for ``recipe.pretraining`` of the steps."""
+
+    @classmethod
+    @abstractmethod
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns what is minimised, new, of one network or of a stack of them.
+
+        Args:
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
+        """
+
+    def finish(self, problem: Problem) -> None:
+        """Sets what needs no descent, once that is over; nothing, unless the form knows better.
+
+        Args:
+            problem: Data and settings, in the units of which the weights are by now.
+        """
+
+    def learn(self, problem: Problem) -> list[Step]:
+        """Returns the history of learning by the recipe.
+
+        Args:
+            problem: Data and settings.
+        """
+        return self.learn_together([self], [problem])[0]
+
+    @classmethod
+    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+        """Returns the histories of learning several networks at once.
+
+        Args:
+            xnns: Networks of this form and of one size, as drawn.
+            problems: For each its data, of which Z and the recipe are the same for all.
+        """
+        recipe, ranks = problems[0].recipe, problems[0].ranks
+        pretraining = recipe.pretraining if cls.anchored else 0.0
+        histories = descend(xnns, problems, lambda: cls.minimised(recipe, ranks), pretraining=pretraining)
+        for xnn, problem in zip(xnns, problems, strict=True):
+            cast(ByDescent, xnn).finish(problem)
+        return histories
 
 
 def _as_it_is(function: Callable[..., _Made]) -> Callable[..., _Made]:

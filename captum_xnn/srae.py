@@ -22,9 +22,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from captum_xnn.autoencoder import Autoencoder, Dense, Reconstruction, check_sizes
-from captum_xnn.descent import RunningObjective, descend
-from captum_xnn.problem import Problem, Step
+from captum_xnn.autoencoder import Dense, Reconstruction, check_sizes
+from captum_xnn.descent import ByDescent, Loss, RunningObjective
+from captum_xnn.problem import Recipe
+from captum_xnn.ranks import Ranks
 
 __all__ = ["SRAE", "ConvSRAE"]
 
@@ -34,12 +35,7 @@ def _pointwise(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _by_equation_5(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-    recipe, ranks = problems[0].recipe, problems[0].ranks
-    return descend(xnns, problems, lambda: RunningObjective.of(recipe, ranks), pretraining=recipe.pretraining)
-
-
-class SRAE(Dense):
+class SRAE(ByDescent, Dense):
     r"""A Sparse Reconstruction Autoencoder on a layer that gives one vector per example.
 
     .. math:: E = E_\theta(Z), \quad \bar y = v^T E + b, \quad \tilde Z = E^{-1}_{\tilde\theta}(E)
@@ -67,31 +63,25 @@ class SRAE(Dense):
         "Embedding Deep Networks into Visual Explanations", 2021, section 2.2, Fig. 2(a); sizes from section 4.2.
     """
 
+    anchored = True
+
     def __init__(
         self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
     ) -> None:
         super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
 
-    def learn(self, problem: Problem) -> list[Step]:
-        """Returns the history of learning by the recipe.
-
-        Args:
-            problem: Data and settings.
-        """
-        return self.learn_together([self], [problem])[0]
-
     @classmethod
-    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-        """Returns the histories of learning several networks at once.
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns Eq. 5, with running statistics.
 
         Args:
-            xnns: Networks of this form and of one size, as drawn.
-            problems: For each its data, of which Z and the recipe are the same for all.
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
         """
-        return _by_equation_5(xnns, problems)
+        return RunningObjective.of(recipe, ranks)
 
 
-class ConvSRAE(Autoencoder):
+class ConvSRAE(ByDescent):
     r"""A Sparse Reconstruction Autoencoder of 1x1 convolutions, on a layer that gives feature maps.
 
     The encoder turns Z, (M, channels, H, W), into n maps; the decoder reconstructs Z from these. Each map is max-pooled
@@ -120,6 +110,7 @@ class ConvSRAE(Autoencoder):
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.4.
     """
 
+    anchored = True
     learning_rate = 1e-2
     weight_decay = 0.1
 
@@ -176,23 +167,15 @@ class ConvSRAE(Autoencoder):
         E = self._read(maps)
         return Reconstruction(E, self.head(E), self.decoder(maps))
 
-    def learn(self, problem: Problem) -> list[Step]:
-        """Returns the history of learning by the recipe.
-
-        Args:
-            problem: Data and settings.
-        """
-        return self.learn_together([self], [problem])[0]
-
     @classmethod
-    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-        """Returns the histories of learning several networks at once.
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns Eq. 5, with running statistics.
 
         Args:
-            xnns: Networks of this form and of one size, as drawn.
-            problems: For each its data, of which Z and the recipe are the same for all.
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
         """
-        return _by_equation_5(xnns, problems)
+        return RunningObjective.of(recipe, ranks)
 
     def _writers(self) -> tuple[nn.Module, ...]:
         return self.encoder[-1], self.planes

@@ -15,17 +15,17 @@ from typing import Any
 from torch import Tensor
 from torch.func import vmap
 
-from captum_xnn.autoencoder import Autoencoder, Dense, Objective, Reconstruction
+from captum_xnn.autoencoder import Dense, Objective, Reconstruction
 from captum_xnn.baselines.least_squares import read_out
-from captum_xnn.descent import RunningObjective, descend, scaling
+from captum_xnn.descent import ByDescent, Loss, RunningObjective, scaling
 from captum_xnn.losses import faithfulness, reconstruction_error
-from captum_xnn.problem import Problem, Step
+from captum_xnn.problem import Problem, Recipe, Step
 from captum_xnn.ranks import ALONE, Ranks
 
 __all__ = ["CAE", "NN", "SAE", "RandomDecoder", "RandomEncoder"]
 
 
-class NN(Dense):
+class NN(ByDescent, Dense):
     """A fully connected network D-800-100-n with a linear head, learned for faithfulness alone.
 
     Of the recipe it takes steps, batches and learning rate; beta, eta, q and pre-training do not concern it.
@@ -51,29 +51,26 @@ class NN(Dense):
     ) -> None:
         super().__init__(shape, n_features, hidden=hidden, decoding=(), n_outputs=n_outputs)
 
-    def learn(self, problem: Problem) -> list[Step]:
-        """Returns the history of learning for faithfulness.
+    @classmethod
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns faithfulness.
+
+        Args:
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
+        """
+        return _Weighted(1.0, 0.0, ranks)
+
+    def finish(self, problem: Problem) -> None:
+        """Fits a linear decoder by least squares, to show what the x-features still tell of Z.
 
         Args:
             problem: Data and settings.
         """
-        return self.learn_together([self], [problem])[0]
-
-    @classmethod
-    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-        """Returns the histories of learning several networks at once.
-
-        Args:
-            xnns: Networks of this form and of one size, as drawn.
-            problems: For each its data, of which Z and the recipe are the same for all.
-        """
-        histories = descend(xnns, problems, lambda: _Weighted(1.0, 0.0, problems[0].ranks))
-        for xnn, problem in zip(xnns, problems, strict=True):
-            read_out(xnn, xnn.decoder[-1], problem, problem.Z)
-        return histories
+        read_out(self, self.decoder[-1], problem, problem.Z)
 
 
-class SAE(Dense):
+class SAE(ByDescent, Dense):
     r"""A stacked autoencoder D-800-100-n-100-800-D with a linear head, learned for faithfulness and reconstruction.
 
     .. math:: L = L_{FS} + \beta \frac1{S_z} \sum_k Q_k
@@ -103,27 +100,18 @@ class SAE(Dense):
     ) -> None:
         super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
 
-    def learn(self, problem: Problem) -> list[Step]:
-        """Returns the history of learning for faithfulness and plain reconstruction.
-
-        Args:
-            problem: Data and settings.
-        """
-        return self.learn_together([self], [problem])[0]
-
     @classmethod
-    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-        """Returns the histories of learning several networks at once.
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns faithfulness and plain reconstruction.
 
         Args:
-            xnns: Networks of this form and of one size, as drawn.
-            problems: For each its data, of which Z and the recipe are the same for all.
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
         """
-        recipe, ranks = problems[0].recipe, problems[0].ranks
-        return descend(xnns, problems, lambda: _Weighted(1.0, recipe.beta, ranks))
+        return _Weighted(1.0, recipe.beta, ranks)
 
 
-class CAE(Dense):
+class CAE(ByDescent, Dense):
     r"""A classic autoencoder D-800-100-n-100-800-D, learned for reconstruction alone; then a head by least squares.
 
     .. math:: L = \frac1{S_z} \sum_k Q_k
@@ -152,29 +140,26 @@ class CAE(Dense):
     ) -> None:
         super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
 
-    def learn(self, problem: Problem) -> list[Step]:
-        """Returns the history of learning for plain reconstruction.
+    @classmethod
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns plain reconstruction.
+
+        Args:
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
+        """
+        return _Weighted(0.0, 1.0, ranks)
+
+    def finish(self, problem: Problem) -> None:
+        """Fits the head by least squares.
 
         Args:
             problem: Data and settings.
         """
-        return self.learn_together([self], [problem])[0]
-
-    @classmethod
-    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-        """Returns the histories of learning several networks at once.
-
-        Args:
-            xnns: Networks of this form and of one size, as drawn.
-            problems: For each its data, of which Z and the recipe are the same for all.
-        """
-        histories = descend(xnns, problems, lambda: _Weighted(0.0, 1.0, problems[0].ranks))
-        for xnn, problem in zip(xnns, problems, strict=True):
-            read_out(xnn, xnn.head, problem, problem.y)
-        return histories
+        read_out(self, self.head, problem, problem.y)
 
 
-class RandomDecoder(Dense):
+class RandomDecoder(ByDescent, Dense):
     """An SRAE whose decoder stays as drawn, as a control: what does learning to reconstruct add?
 
     All else is the SRAE's: layers, recipe, anchors, Eq. 5.
@@ -194,31 +179,23 @@ class RandomDecoder(Dense):
         whose sparse autoencoders do not.
     """
 
+    anchored = True
+
     def __init__(
         self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
     ) -> None:
         super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
-
-    def learn(self, problem: Problem) -> list[Step]:
-        """Returns the history of learning encoder and head by the recipe.
-
-        Args:
-            problem: Data and settings.
-        """
-        return self.learn_together([self], [problem])[0]
+        self.decoder.requires_grad_(False)
 
     @classmethod
-    def learn_together(cls, xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-        """Returns the histories of learning several networks at once.
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Returns Eq. 5, with running statistics.
 
         Args:
-            xnns: Networks of this form and of one size, as drawn.
-            problems: For each its data, of which Z and the recipe are the same for all.
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
         """
-        recipe, ranks = problems[0].recipe, problems[0].ranks
-        for xnn in xnns:
-            xnn.decoder.requires_grad_(False)
-        return descend(xnns, problems, lambda: RunningObjective.of(recipe, ranks), pretraining=recipe.pretraining)
+        return RunningObjective.of(recipe, ranks)
 
 
 class RandomEncoder(Dense):
