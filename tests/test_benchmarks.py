@@ -480,3 +480,15 @@ def test_agreement_of_maps():
     constant = maps.clone()
     constant[:, 0] = 1
     assert agreement(maps, constant) == pytest.approx(2 / 3, abs=1e-5)
+
+
+def test_maps_that_differ_by_chance_are_one_map_on_average():
+    from benchmarks.seeds import mean_maps
+    from captum_xnn.metrics.orthogonality import orthogonality
+
+    generator = torch.Generator().manual_seed(0)
+    common = torch.rand(6, 1, 8, 8, generator=generator).expand(6, 3, 8, 8)
+    seeds = [common * torch.rand(6, 3, 8, 8, generator=generator) for _ in range(200)]
+    assert orthogonality(seeds[0]).o1 < 0.5 and orthogonality(mean_maps(seeds)).o1 > 1.2
+    weighted = [3.0 * seeds[0], torch.zeros_like(seeds[0])]  # the scale of a map is nothing, an empty map stays empty
+    assert torch.allclose(mean_maps(weighted) * 2, seeds[0] / seeds[0].sum((2, 3), keepdim=True))
