@@ -31,7 +31,7 @@ from captum_xnn.metrics.orthogonality import orthogonality
 from captum_xnn.metrics.stability import matched_features
 from captum_xnn.training import encode_all
 
-METHODS = ("SRAE", "NN", "SAE", "CAE", "RandomEncoder")
+METHODS = ("SRAE", "NN", "SAE", "RandomEncoder")
 COLUMNS = (
     Column("x_features", "x-features agree", 2),
     Column("maps", "maps agree", 2),

@@ -398,15 +398,21 @@ class _Stack:
             self._check()
 
     def _made(self, Z: Tensor) -> Reconstruction:
-        """Returns what the networks make of activations (T, m, ...)."""
+        """Returns what the networks make of activations (T, m, ...), in their precision."""
+        weights, some = self.weights, Z
+        if self.recipe.mixed_precision:  # cast by hand, as vmap leaves autocast behind
+            weights, some = {k: t.bfloat16() for k, t in weights.items()}, Z.bfloat16()
+        return Reconstruction(*(part.to(Z.dtype) for part in self._networks(weights, some)))
+
+    def _networks(self, weights: dict[str, Tensor], Z: Tensor) -> Reconstruction:
         if len(Z) == 1:  # forms of one's own need not know how to be stacked
-            made = functional_call(self.xnns[0], {k: t[0] for k, t in self.weights.items()}, (Z[0],))
+            made = functional_call(self.xnns[0], {k: t[0] for k, t in weights.items()}, (Z[0],))
             return Reconstruction(*(part[None] for part in made))
 
         def one(weights: dict[str, Tensor], some: Tensor) -> Any:
             return functional_call(self.xnns[0], weights, (some,))
 
-        return Reconstruction(*vmap(one, randomness="different")(self.weights, Z))
+        return Reconstruction(*vmap(one, randomness="different")(weights, Z))
 
     @torch.no_grad()
     def _check(self) -> None:

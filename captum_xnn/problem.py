@@ -64,6 +64,10 @@ class Recipe:
     """Where set, a tenth of the examples, a thousand at most, is held out of the batches, and an explainer stops once
     Eq. 5 has not become better on it for this share of the steps; its best weights count. Measured on the birds it
     saves nothing, as the objective falls to the end: it is for data that few steps explain."""
+    mixed_precision: bool = False
+    """Whether products of training are of bfloat16 numbers, while weights and losses stay as they are. The
+    x-features come out nearly the same, in less time where the device has such products (benchmarks/many_targets.py).
+    How many processes learn together then makes more than 1e-4 of a difference."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "q"):

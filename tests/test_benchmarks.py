@@ -462,13 +462,16 @@ def test_many_targets(tmp_path, capsys):
     recipe = Recipe(steps=3, batch_size=10)
     assert many_targets.flops(4, (6,), 2, recipe) == 2 * 30 * (2 * 3 * (24 + 12) - 24)
     given = argparse.Namespace(
-        out=tmp_path, activations=None, examples=300, width=20, targets=3, few=2, rounds=1, steps=5, grow=False
-    )
+        out=tmp_path, activations=None, examples=300, width=20, targets=3, few=2, rounds=1, steps=5, grow=False,
+        device=torch.device("cpu"), mixed_precision=True,
+    )  # fmt: skip
     many_targets.main(given)
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "many_targets.json").read_text())
     assert found["largest_difference"] < 1e-3 and len(found["ratios"]) == 1
     assert found["seconds_per_explainer"] == pytest.approx(found["seconds"] / 3)
+    mixed = found["mixed_precision"]
+    assert mixed["agreement"] > 0.9 and mixed["f_reg_test_mixed"] == pytest.approx(mixed["f_reg_test"], rel=0.1)
 
 
 def test_agreement_of_maps():

@@ -30,7 +30,7 @@ FULL = Configuration(
     store="/there/store",
     checkpoint="/there/checkpoint",
     tensorboard="/there/curves",
-    recipe=Recipe(steps=7, beta=0.1, learning_rate=3e-4, weight_decay=0.25, patience=0.2),
+    recipe=Recipe(steps=7, beta=0.1, learning_rate=3e-4, weight_decay=0.25, patience=0.2, mixed_precision=True),
 )
 
 

@@ -18,6 +18,7 @@ from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.descent import _Stack, _together
 from captum_xnn.errors import CheckpointError
 from captum_xnn.logs import JSONLines
+from captum_xnn.metrics.stability import matched_features
 from captum_xnn.problem import Recipe
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.training import encode_all, fit, fit_together
@@ -98,6 +99,30 @@ def test_networks_that_differ_are_refused():
     Z, ys, _ = problem()
     with pytest.raises(ValueError, match="networks of one form and size, got others"):
         fit_together([SRAE(D, 2).double(), SRAE(D, 3).double()], Z, ys[:2])
+
+
+# --- mixed precision
+
+
+@pytest.mark.parametrize("count", [1, T])  # as they are, and stacked
+def test_mixed_precision_gives_nearly_the_same(count):
+    make = partial(SRAE, D, K, hidden=(16,))
+    Z, ys, marks = problem(torch.float32)
+    found = []
+    for mixed in (False, True):
+        seen = []
+        xnns = [make() for _ in range(count)]
+        xnns[0].encoder[0].register_forward_hook(lambda *args, seen=seen: seen.append(args[2].dtype))
+        recipe = Recipe(steps=300, mixed_precision=mixed)
+        histories = fit_together(xnns, Z, ys[:count], positives=marks[:count], recipe=recipe)
+        assert (torch.bfloat16 in seen) == mixed
+        assert {t.dtype for xnn in xnns for t in xnn.state_dict().values()} == {torch.float32}
+        found.append((xnns, histories))
+    for a, b, y in zip(found[0][0], found[1][0], ys, strict=False):
+        assert matched_features(encode_all(a, Z), encode_all(b, Z)).mean > 0.99
+        errors = [float((xnn.head(encode_all(xnn, Z)) - y).abs().mean().detach()) for xnn in (a, b)]
+        assert errors[1] < 1.1 * errors[0] + 0.01 * float(y.std())
+    assert found[0][1][0][-1] != found[1][1][0][-1]  # another way there
 
 
 # --- early stopping
