@@ -55,6 +55,22 @@ def test_figures_of_degeneration():
     assert len(positives) == 10 and (labels[positives] == 3).all()
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+def test_the_loop_over_captum_does_the_same_work(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")  # they are run as scripts
+    import explaining
+    from backend_speed import composed
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 8, 8)
+    net = composed(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4)), "1", x)
+    for name, (ours, loop) in explaining.jobs(net, x).items():
+        (maps,) = ours()
+        assert maps.shape[:2] == (3, explaining.K)
+        if name != "ExcitationBP":
+            torch.testing.assert_close(maps, torch.stack(loop(), 1), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
 def test_excitation_speed(monkeypatch, capsys):
     from benchmarks import excitation_speed as speed
