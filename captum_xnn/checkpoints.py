@@ -7,6 +7,7 @@ read without running foreign code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -105,14 +106,21 @@ class Checkpoint:
                 f"expected a whole checkpoint in {str(path)!r}, got a damaged one; delete it to fit from the start"
             ) from error
 
-    def clear(self, keys: Iterable[str]) -> None:
-        """Removes what was written of some fits.
+    def clear(self) -> None:
+        """Removes all checkpoints in the folder, and the folder if nothing else is in it.
 
-        Args:
-            keys: What :meth:`key` returned.
+        Example:
+            >>> import tempfile
+            >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()) / "kept")
+            >>> checkpoint.write("0", {"step": 3})
+            >>> checkpoint.clear()
+            >>> checkpoint.folder.exists()
+            False
         """
-        for key in keys:
-            self._path(key).unlink(missing_ok=True)
+        for path in self.folder.glob("fit-*.pt"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # files of somebody else are in it
+            self.folder.rmdir()
 
 
 def _described(part: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.attribution import XNNAttribution
+from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.configuration import Configuration, targets_of
 from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
 from captum_xnn.inputs import Batch
-from captum_xnn.logs import JSONLines, TensorBoard
+from captum_xnn.logs import JSONLines, TensorBoard, line
 from captum_xnn.opened import Opened, needed
 from captum_xnn.problem import Step
 from captum_xnn.ranks import Ranks, launched
@@ -63,26 +63,35 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
         xnn = XNNAttribution(
             opened.model, layer, configuration.n_features, recipe=configuration.recipe, seed=configuration.seed
         )
-        kept = Path(configuration.checkpoint or folder / "checkpoint")
-        history = kept / HISTORY_FILE  # beside the checkpoints, since the fit that goes on from them goes on with it
+        kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
+        growing = kept.folder / HISTORY_FILE  # beside the checkpoints, to be watched; of all fits that had them
         xnn.fit(
             opened.inputs,
             _chosen(opened, progress and first),
             joint=configuration.joint,
             store=configuration.store,
             checkpoint=kept,
-            log=_logging(configuration, history) if first else None,
+            log=_logging(configuration, growing) if first else None,
             distributed=many,
             progress=progress,
         )
         if first:
             xnn.save(folder)
             opened.configuration.write(folder)
-            if history.exists():
-                replace_file(folder / HISTORY_FILE, history.read_bytes())
+            replace_file(folder / HISTORY_FILE, _history(xnn).encode())
             if configuration.checkpoint is None:
-                shutil.rmtree(kept, ignore_errors=True)
+                growing.unlink(missing_ok=True)
+                kept.clear()
     return xnn
+
+
+def _history(xnn: XNNAttribution) -> str:
+    """Returns lines of JSON for every record of every explainer, one explainer after the other."""
+    return "".join(
+        line(e.targets if len(e.targets) > 1 else e.targets[0], step)
+        for e in xnn.explainers_.values()
+        for step in e.history
+    )
 
 
 def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:

@@ -361,12 +361,12 @@ class _Stack:
                     break
                 self._take(rows[now][self.places], weight[now][self.places].to(self.y))
                 bar.update(1)
-            self._tell()
-            self._save(final=False)
+            if self.checkpoint is None or self.checkpoint.due():
+                self._keep_record()
         self._finish(range(len(self.alive)))
         self.alive = []
         bar.update(self.recipe.steps - self.step)
-        self._save(final=True)
+        self._keep_record()
         return [
             [Step(step, *terms[members.index(t)].tolist()) for step, members, terms in self.history if t in members]
             for t in range(len(self.xnns))
@@ -449,18 +449,27 @@ class _Stack:
         for statistic in getattr(self.loss, "statistics", ()):
             statistic.keep(which)
 
+    def _keep_record(self) -> None:
+        """Hands new records to those who asked for them, and writes a checkpoint.
+
+        Both at once: a fit that goes on from a checkpoint repeats no record, and leaves none out.
+        """
+        if self.ranks.first:
+            self._tell()
+            self._save()
+
     def _tell(self) -> None:
         """Hands new records to those who asked for them."""
         for step, members, terms in self.history[self.told :]:
             for t, row in zip(members, terms, strict=True):
                 log = self.problems[t].log
-                if log is not None and self.ranks.first:
+                if log is not None:
                     log(Step(step, *row.tolist()))
         self.told = len(self.history)
 
-    def _save(self, *, final: bool) -> None:
-        """Writes a checkpoint if it is time for one."""
-        if self.checkpoint is None or not (self.ranks.first and (final or self.checkpoint.due())):
+    def _save(self) -> None:
+        """Writes a checkpoint, where one is wanted."""
+        if self.checkpoint is None:
             return
         self.checkpoint.write(
             self.key,

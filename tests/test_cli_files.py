@@ -457,8 +457,12 @@ def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> 
     assert "60 inputs. Written" in run("evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images")
 
 
-def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit that was cut off goes on, and its history is whole; nothing of the checkpoints stays."""
+@pytest.mark.parametrize("due", [False, True])
+def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, due: bool) -> None:
+    """A fit that was cut off goes on, and its history is whole; nothing of the checkpoints stays.
+
+    Also if another was cut off there, and whether or not there was time for a checkpoint.
+    """
     from captum_xnn.descent import _Stack
 
     take, out, store = _Stack._take, tmp_path / "out", tmp_path / "store"
@@ -469,10 +473,11 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
         take(stack, *given)
 
     monkeypatch.setattr(_Stack, "_take", cut)
-    monkeypatch.setattr("captum_xnn.checkpoints.Checkpoint.due", lambda _: True)
+    monkeypatch.setattr("captum_xnn.checkpoints.Checkpoint.due", lambda _: due)
     line = arguments(folder, "--out", str(out), "--store", str(store), "--recipe", "steps=60")
+    assert cli.main([*line, "--seed", "1"]) == 130
     assert cli.main(line) == 130
-    assert (out / "checkpoint").is_dir() and not (out / "explainer.json").exists()
+    assert (out / "checkpoint").is_dir() == due and not (out / "explainer.json").exists()
     monkeypatch.setattr(_Stack, "_take", take)
     assert cli.main(line) == 0
     whole = tmp_path / "whole"
@@ -480,9 +485,18 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
     weights = [next(path.glob("weights-*")).read_bytes() for path in (out, whole)]
     assert weights[0] == weights[1]
     history = [(path / "history.jsonl").read_text() for path in (out, whole)]
-    assert history[0] == history[1] and len(history[0].splitlines()) >= 60
+    assert history[0] == history[1] and len(set(history[0].splitlines())) == 3 * 60
     assert not (out / "checkpoint").exists()
     assert np.load(next(store.rglob("*.npy"))).ndim >= 1
+
+
+def test_what_else_is_in_the_folder_stays(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "checkpoint" / "model.pth"
+    mine.parent.mkdir()
+    mine.write_text("weeks of training")
+    assert cli.main(arguments(folder, "--out", str(tmp_path))) == 0
+    assert mine.read_text() == "weeks of training"
+    assert [path.name for path in mine.parent.iterdir()] == ["model.pth"]
 
 
 def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

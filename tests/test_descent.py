@@ -1,5 +1,6 @@
 """Explainers that are learned together, stopped early, cut off and resumed, or learned by several processes."""
 
+import itertools
 import json
 import math
 import os
@@ -270,6 +271,30 @@ def test_a_checkpoint_that_is_damaged_or_cannot_be_written_is_told(tmp_path, mon
         together(FORMS["SRAE"], checkpoint=kept)
 
 
+def test_it_is_time_for_a_checkpoint_so_many_seconds_after_the_last(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("captum_xnn.checkpoints.time.monotonic", lambda: now[0])
+    kept, seen = Checkpoint(tmp_path, every=60), []
+    for now[0] in (159.9, 160.0, 175.0):
+        seen.append(kept.due())
+    kept.write("0", {})
+    for now[0] in (234.9, 235.0):
+        seen.append(kept.due())
+    assert seen == [False, True, True, False, True]
+
+
+def test_only_checkpoints_are_cleared_away(tmp_path):
+    kept = Checkpoint(tmp_path / "kept")
+    kept.clear()  # nothing to do
+    kept.write("0", {"step": 1})
+    (tmp_path / "kept" / "weights.pt").write_text("somebody else's")
+    kept.clear()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["weights.pt"]
+    (tmp_path / "kept" / "weights.pt").unlink()
+    kept.clear()
+    assert not (tmp_path / "kept").exists()
+
+
 # --- through XNNAttribution
 
 
@@ -291,24 +316,28 @@ def test_many_targets_are_each_what_they_would_be_alone():
         assert many.explainer(target).positives == one.explainer(target).positives
 
 
-def test_every_record_is_logged_once_also_where_a_fit_goes_on(tmp_path):
+@pytest.mark.parametrize("blocks", [1, 2, 9])
+def test_every_record_is_logged_once_also_where_a_fit_goes_on(blocks, tmp_path):
+    """Whether it is time for a checkpoint in every block of steps, in every second one, or only after the cut."""
     model, data = model_and_data()
     recipe = Recipe(steps=100)
 
     def run(cut=None):
+        calls = itertools.count(1)
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoint, "due", lambda _: next(calls) % blocks == 0)
             if cut:
                 cut_at(patch, cut)
             XNNAttribution(model, "1", 2, recipe=recipe).fit(
                 data,
                 target=[1, 3],
                 progress=False,
-                checkpoint=Checkpoint(tmp_path / "kept", every=0),
+                checkpoint=tmp_path / "kept",
                 log=JSONLines(tmp_path / "fit.jsonl"),
             )
 
     with pytest.raises(Cut):
-        run(cut=55)
+        run(cut=85)
     run()
     lines = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
     steps = [step for step in range(100) if step % 2 == 0 or step == 99]
