@@ -347,7 +347,7 @@ def collect_together(
         "output_transform": output_transform,
         "prediction_transform": prediction_transform,
         "batch_size": batch_size,
-        "progress": progress,
+        "progress": progress and ranks.first,
     }
     if ranks.world == 1:
         return collect(model, layer, data, store=store, **transforms)

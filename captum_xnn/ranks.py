@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["ALONE", "Ranks", "launched"]
+__all__ = ["ALONE", "Ranks", "launched", "speaks"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,17 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def speaks() -> bool:
+    """Returns whether this process is to say what all have done: not where it is another than torchrun's first.
+
+    Example:
+        >>> speaks()
+        True
+    """
+    many = distributed.is_available() and distributed.is_torchelastic_launched()
+    return not many or os.environ["RANK"] == "0"
 
 
 @contextmanager
