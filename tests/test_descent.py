@@ -20,6 +20,7 @@ from captum_xnn.descent import _Stack, _together
 from captum_xnn.errors import CheckpointError
 from captum_xnn.logs import JSONLines
 from captum_xnn.problem import Recipe
+from captum_xnn.ranks import Ranks
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.training import encode_all, fit, fit_together
 
@@ -432,6 +433,42 @@ def test_a_killed_rank_leaves_a_checkpoint_to_go_on_from(tmp_path):
     assert "step 24\n" not in done.stdout and "step 25\n" in done.stdout
     again = torch.load(tmp_path / "cut" / "0.pt", weights_only=True)
     assert torch.equal(again["E"], whole[0]["E"])
+
+
+class Pair(Ranks):
+    """The second of two processes; the first says what it is told to say."""
+
+    says = None
+
+    def all_of(self, own):
+        return [type(self).says(own), own]
+
+    def average(self, values):
+        pass
+
+    def same(self, values):
+        return values
+
+
+def test_processes_learn_as_many_at_a_time(monkeypatch):
+    """As the one with the least room; stacks of other sizes could not be averaged."""
+    sizes, run = [], _Stack.run
+    monkeypatch.setattr(_Stack, "run", lambda stack, bar: sizes.append(len(stack.xnns)) or run(stack, bar))
+    monkeypatch.setattr(Pair, "says", lambda own: 2)
+    together(FORMS["SRAE"], Recipe(steps=3, batch_size=32), ranks=Pair(1, 2))
+    assert sizes == [2, 1]
+
+
+def test_processes_that_see_other_checkpoints_are_told(monkeypatch, tmp_path):
+    for step in (25, 0):
+        monkeypatch.setattr(Pair, "says", lambda own, step=step: step if own == 0 else own)
+        kept = Checkpoint(tmp_path, every=0)
+        if step:
+            with pytest.raises(CheckpointError, match=r"go on from the same checkpoint, got steps \[25, 0\]"):
+                together(FORMS["SRAE"], ranks=Pair(1, 2), checkpoint=kept)
+        else:
+            together(FORMS["SRAE"], ranks=Pair(1, 2), checkpoint=kept)
+    assert not list(tmp_path.iterdir())  # the first process writes
 
 
 def test_no_group_of_processes_is_told():
