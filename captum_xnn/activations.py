@@ -32,7 +32,7 @@ from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.host import OutputTransform, find_layer, read_layer, untouched, unwrap
 from captum_xnn.ranks import Ranks
 from captum_xnn.rows import Rows
-from captum_xnn.store import Store, locked
+from captum_xnn.store import TABLES, Store, locked
 
 __all__ = ["Activations", "Unpack", "checked", "collect", "collect_part", "collect_together", "first_of_batch"]
 
@@ -244,6 +244,9 @@ class _Reader(NamedTuple):
             )
 
 
+# Share of the largest activation that devices and precisions differ by at most; another transform is further off.
+_ROUNDING = 0.05
+
 _NOTHING = (
     "expected examples to collect activations from, got none; check that the loader is not empty or, if it is a "
     "generator, not used up already"
@@ -446,6 +449,7 @@ def collect_part(
         if first is None:
             raise ValueError(_NOTHING)
         filling = _Filling(reader, _begun(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
+        filling.check_transforms(first)
         filling.store.sweep(rank, world_size)
         with (
             _told(filling.store),
@@ -517,6 +521,22 @@ class _Filling:
         }
         self._full = 0
         self._inputs = ""
+
+    def check_transforms(self, first: Batch) -> None:
+        """Raises where transforms make something else of the first batch than those with which the store was begun.
+
+        They are functions, of which a manifest can say no more than that there are some.
+        """
+        if not self.store.manifest["transforms"] or self.store.damage(0):
+            return
+        for name, made in zip(TABLES, self._read(first), strict=True):
+            was = self.store.shard(name, 0)[: len(made)].double()
+            off = float((made[: len(was)].double() - was).abs().max())
+            if off > _ROUNDING * float(was.abs().max()):
+                raise StoreError(
+                    f"expected transforms that make of the data what {self.store.folder} holds, got others: {name} "
+                    f"differs by up to {off:.3g}; pass the same, or collect into another folder"
+                )
 
     def missing(self, shard: int) -> bool:
         """Returns whether a shard is this process's to do."""
