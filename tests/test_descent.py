@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -259,8 +260,16 @@ def test_a_checkpoint_that_is_damaged_or_cannot_be_written_is_told(tmp_path, mon
     kept = Checkpoint(tmp_path / "here", every=0)
     together(FORMS["SRAE"], checkpoint=kept)
     (file,) = (tmp_path / "here").iterdir()
-    file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"expected a whole checkpoint in .* damaged one; delete it"):
+    whole = file.read_bytes()
+    # Cut short, empty, and with one bit of a weight, or of anything else, turned round.
+    flipped = [bytearray(whole) for _ in range(40)]
+    for i, data in enumerate(flipped):
+        data[len(data) * i // 40] ^= 0x10
+    for damaged in (whole[:-200], b"", b"foreign", *flipped):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"expected a whole checkpoint in .* damaged one; delete it"):
+            kept.read(file.stem.removeprefix("fit-"), torch.device("cpu"))
+    with pytest.raises(CheckpointError, match="expected a whole checkpoint"):
         together(FORMS["SRAE"], checkpoint=kept)
 
     def full(*_):
@@ -282,6 +291,39 @@ def test_it_is_time_for_a_checkpoint_so_many_seconds_after_the_last(tmp_path, mo
     for now[0] in (234.9, 235.0):
         seen.append(kept.due())
     assert seen == [False, True, True, False, True]
+
+
+def test_a_checkpoint_runs_no_foreign_code(tmp_path):
+    class Foreign:
+        def __reduce__(self):
+            return print, ("foreign code",)
+
+    kept = Checkpoint(tmp_path)
+    kept.write("0", {"step": Foreign()})
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        kept.read("0", torch.device("cpu"))
+
+
+def test_killed_while_writing_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    kept = Checkpoint(tmp_path)
+    kept.write("0", {"step": 1})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("captum_xnn.files.os.fsync", killed)
+        kept.write("0", {"step": 2})
+    assert kept.read("0", torch.device("cpu")) == {"step": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_fits_are_told_apart():
+    parts = ["SRAE", 3, torch.arange(3.0), [torch.ones(2), "x"]]
+    name = Checkpoint.key(parts)
+    assert Checkpoint.key(iter(parts)) == name and len(name) == 16
+    for i, other in enumerate(("NN", 4, torch.tensor([0.0, 1.0, 3.0]), [torch.tensor([1.0, 2.0]), "x"])):
+        assert Checkpoint.key([*parts[:i], other, *parts[i + 1 :]]) != name
 
 
 def test_only_checkpoints_are_cleared_away(tmp_path):
