@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from captum_xnn import XNNAttribution
+from captum_xnn.anchors import anchors
+from captum_xnn.autoencoder import Objective
 from captum_xnn.baselines import CAE, NN, SAE, RandomDecoder, RandomEncoder
 from captum_xnn.checkpoints import Checkpoint
-from captum_xnn.descent import _Stack, _together
+from captum_xnn.descent import _hold, _off_anchor, _rate, _signature, _Stack, _together, descend, scaling
 from captum_xnn.errors import CheckpointError
 from captum_xnn.logs import JSONLines
-from captum_xnn.problem import Recipe
+from captum_xnn.problem import Problem, Recipe, Sampler
 from captum_xnn.ranks import Ranks
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.training import encode_all, fit, fit_together
@@ -103,7 +105,87 @@ def test_networks_that_differ_are_refused():
         fit_together([SRAE(D, 2).double(), SRAE(D, 3).double()], Z, ys[:2])
 
 
+# --- the schedule
+
+
+def test_the_learning_rate_by_hand():
+    # Up in a twentieth of the steps, held as long, then half a cosine, which never quite comes to nothing.
+    for done, rate in ((0, 1e-3), (0.025, 0.5), (0.05, 1), (0.1, 1), (0.4, 0.75), (0.55, 0.5), (1, 1e-3)):
+        assert _rate(done) == pytest.approx(rate)
+
+
+def test_the_anchors_hold_and_let_go_by_hand():
+    for done, hold in ((0, 1), (0.3, 1), (0.325, 0.75), (0.35, 0.5), (0.4, 0), (0.9, 0)):
+        assert _hold(done, 0.3) == pytest.approx(hold)
+    E, anchored = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]), torch.tensor([[[0.0, 4.0], [3.0, math.nan]]])
+    assert _off_anchor(E, anchored).tolist() == [((1 + 4) + (0 + 0)) / 2]
+
+
+class Nothing:
+    """A loss without gradients, under which weights only decay."""
+
+    def __call__(self, made, Z, y_hat, *, weight=None):
+        zero = 0 * (made.y_bar.sum((1, 2)) + made.Z_tilde.sum((1, 2)))
+        return Objective(zero, zero, zero, zero)
+
+
+def test_weights_of_encoder_and_decoder_decay_and_no_others(monkeypatch):
+    monkeypatch.setattr(SRAE, "fold", lambda *_: None)
+    Z, ys, _ = problem()
+    recipe = Recipe(steps=20, batch_size=32, learning_rate=0.01, weight_decay=2.0)
+    xnn, generator = SRAE(D, K, hidden=(5,)).double(), torch.Generator().manual_seed(0)
+    xnn.reset(generator)
+    before = {name: p.detach().clone() for name, p in xnn.named_parameters()}
+    descend([xnn], [Problem(Z, ys[0], Sampler(None, M, recipe, generator), recipe)], Nothing)
+    left = math.prod(1 - 0.01 * 2.0 * _rate(step / 20) for step in range(20))
+    assert left < 0.9
+    for name, p in xnn.named_parameters():
+        decays = name.endswith("weight") and not name.startswith("head")
+        torch.testing.assert_close(p.detach(), before[name] * (left if decays else 1), rtol=1e-12, atol=0)
+
+
+def test_heads_begin_as_those_of_the_anchors(monkeypatch):
+    begun = []
+    monkeypatch.setattr(_Stack, "_resume", lambda stack, bar: begun.append(stack.weights["head.weight"].clone()))
+    Z, ys, _ = problem()
+    y = torch.cat(ys[:2], 1)
+    fit(SRAE(D, K, n_outputs=2, hidden=()).double(), Z, y, recipe=Recipe(steps=1, batch_size=32))
+    v = anchors((Z - Z.mean(0)) / Z.var(0).mean().sqrt(), (y - y.mean(0)) / y.std(0), K).v
+    assert v.std() > 0.1  # not the even heads that weights are drawn with
+    torch.testing.assert_close(begun[0][0], v, rtol=1e-6, atol=1e-6)
+
+
 # --- early stopping
+
+
+def test_what_is_watched_is_the_objective_of_held_out_examples(monkeypatch):
+    """Eq. 5 written again, with every row weighted by the part of the training set that it stands for."""
+    seen = []
+    check = _Stack._check
+
+    def spy(stack):
+        stack.best.fill_(math.inf)
+        check(stack)
+        seen.append(([w.detach().clone() for w in stack.weights.values()], stack))
+
+    monkeypatch.setattr(_Stack, "_check", spy)
+    together(FORMS["SRAE"], Recipe(steps=5, batch_size=32, patience=1.0, beta=0.5, eta=2.0, q=3.0))
+    weights, stack = seen[-1]
+    for t, sampler in enumerate(stack.samplers):
+        rows = stack.watch[t]
+        assert set(rows.tolist()) <= set(sampler.held_out.tolist())
+        xnn = FORMS["SRAE"](D, K).double()
+        xnn.load_state_dict({name: w[t] for name, w in zip(stack.weights, weights, strict=True)})
+        with torch.no_grad():
+            E, y_bar, Z_tilde = xnn(stack.Z[rows])
+        faithful = (y_bar - stack.y[t, rows]).square().mean()
+        sparse = (1 + 3.0 * (Z_tilde - stack.Z[rows]).square().mean(0)).log().mean()
+        w = 1 / sampler.row_weight[rows].double()
+        C = torch.cov(E.T, aweights=w)
+        square = (C / C.diag().outer(C.diag()).sqrt()).square()
+        apart = (square.sum() - K) / (K * (K - 1))
+        expected = faithful + 0.5 * sparse + 2.0 * apart
+        assert float(stack.best[t]) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
@@ -205,6 +287,39 @@ def test_a_fit_that_was_cut_off_goes_on_with_the_same_numbers(form, patience, tm
         assert resumed == histories
         for file in tmp_path.iterdir():
             file.unlink()
+
+
+def test_one_that_was_cut_off_after_a_neighbour_had_stopped(tmp_path):
+    Z, ys, _ = problem()
+    noise = torch.randn(M, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
+
+    def run(**settings):
+        pair = [SRAE(D, K, hidden=(64,)).double() for _ in range(2)]
+        return pair, fit_together(pair, Z, [noise, ys[1]], recipe=recipe, **settings)
+
+    whole, histories = run()
+    stopped, end = (history[-1].step for history in histories)
+    assert stopped + 50 < end
+    kept = Checkpoint(tmp_path, every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, stopped + 50)
+        with pytest.raises(Cut):
+            run(checkpoint=kept)
+    again, resumed = run(checkpoint=kept)
+    for a, b in zip(whole, again, strict=True):
+        same(a, b)
+    assert resumed == histories
+
+
+def test_another_number_of_processes_is_another_fit():
+    """Whose sums have another order: it would not go on with the same numbers."""
+    Z, ys, _ = problem()
+    xnn, recipe = FORMS["SRAE"](D, K).double(), SHORT
+    problems = [
+        Problem(Z, ys[0], Sampler(None, M, recipe, torch.Generator()), recipe, ranks=Ranks(0, n)) for n in (1, 2)
+    ]
+    assert len({Checkpoint.key(_signature(xnn, p, scaling(Z, ys[0]))) for p in problems}) == 2
 
 
 def test_it_goes_on_from_where_it_was(tmp_path, monkeypatch):
@@ -396,7 +511,7 @@ SCRIPT = """
     from functools import partial
     from torch import nn
     from captum_xnn import XNNAttribution
-    from captum_xnn.problem import Recipe
+    from captum_xnn.problem import Problem, Recipe, Sampler
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")

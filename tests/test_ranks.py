@@ -49,7 +49,7 @@ def found_by(ranks):
         "mean": ranks.mean(own).tolist(),
         "gradient of the mean": given.grad.tolist(),
         "same": ranks.same(own.clone()).tolist(),
-        "same of a view": ranks.same(torch.stack([own, own], 1).T[:, :1]).tolist(),
+        "same of a view": ranks.same((own[:1] * torch.ones(2, 3)).T).tolist(),
         "all_of": ranks.all_of(("who", ranks.rank)),
         "terms": terms,
         "gradient": gradient,
@@ -72,7 +72,7 @@ def test_what_three_processes_tell_each_other(tmp_path):
         assert one["average"] == one["mean"] == [37.0, 37.0]
         # The derivative of sum(mean^2) in the mean: those of the weights are averaged afterwards.
         assert one["gradient of the mean"] == [74.0, 74.0]
-        assert one["same"] == [1.0, 1.0] and one["same of a view"] == [[1.0], [1.0]]
+        assert one["same"] == [1.0, 1.0] and one["same of a view"] == [[1.0, 1.0]] * 3
         assert one["all_of"] == [("who", 0), ("who", 1), ("who", 2)]
         # Eq. 5 and its gradient are those of one process that sees all rows.
         torch.testing.assert_close(one["terms"], alone[0], rtol=1e-12, atol=1e-12)
