@@ -138,6 +138,9 @@ def launched() -> Iterator[bool]:
 
     They speak by NCCL about tensors on GPUs, of which each process takes its own, and by Gloo about others.
 
+    Raises:
+        RuntimeError: If another process ended while this one was waiting for it.
+
     Example:
         >>> with launched() as many:
         ...     many
@@ -153,5 +156,12 @@ def launched() -> Iterator[bool]:
     distributed.init_process_group(backend)
     try:
         yield True
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise RuntimeError(
+            f"expected all processes to go on together, lost another ({str(error)[:120]}); look for what that one "
+            "said, and call again: finished shards and the last checkpoint stay"
+        ) from error
     finally:
         distributed.destroy_process_group()

@@ -9,7 +9,7 @@ from torch import multiprocessing
 from captum_xnn.activations import collect_together
 from captum_xnn.autoencoder import Reconstruction
 from captum_xnn.descent import RunningObjective
-from captum_xnn.ranks import ALONE, Ranks, speaks
+from captum_xnn.ranks import ALONE, Ranks, launched, speaks
 
 WORLD = 3
 M, D, K = 12, 4, 2
@@ -95,6 +95,30 @@ def test_one_process_of_torchrun_speaks(monkeypatch):
     assert not speaks()
     monkeypatch.setitem(os.environ, "RANK", "0")
     assert speaks()
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            RuntimeError("[gloo/pair.cc:553] Connection closed by peer"),
+            r"lost another \(\[gloo/pair.cc:553\] Conn.*stay",
+        ),
+        (torch.distributed.DistNetworkError("Connection reset"), r"lost another \(Connection reset\); look for what"),
+        (RuntimeError("out of memory"), "^out of memory$"),
+        (ValueError("expected gloo"), "^expected gloo$"),
+    ],
+)
+def test_a_process_that_lost_another_says_so(raised, told, monkeypatch):
+    ended = []
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: ended.append(True))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(type(raised) if told.startswith("^") else RuntimeError, match=told), launched() as many:
+        assert many
+        raise raised
+    assert ended == [True]
 
 
 # --- collecting
