@@ -13,9 +13,10 @@ those of the first example of every finished shard where they are loaded.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.host import OutputTransform, find_layer, read_layer, untouched, unwrap
 from captum_xnn.ranks import Ranks
 from captum_xnn.rows import Rows
-from captum_xnn.store import Store, locked
+from captum_xnn.store import TABLES, Store, locked
 
 __all__ = ["Activations", "Unpack", "checked", "collect", "collect_part", "collect_together", "first_of_batch"]
 
@@ -213,6 +214,27 @@ class _Reader(NamedTuple):
         Z, y_hat = checked(Z, y_hat, self.name, first)
         return Z.cpu(), y_hat.cpu()
 
+    def read_all(
+        self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Returns what :meth:`read` does, of each batch."""
+        found: list[tuple[Tensor, Tensor]] = []
+        first = 0
+        with torch.inference_mode(False), untouched(self.model), torch.no_grad():
+            title = f"activations of {self.name}"
+            for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
+                found.append(self.read(inputs, additional, first))
+                first += len(found[-1][0])
+        return found
+
+    def joined(self, read: Sequence[tuple[Tensor, Tensor]]) -> Activations:
+        """Returns the activations that :meth:`read` returned batch by batch."""
+        if not read:
+            raise ValueError(_NOTHING)
+        self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
+        Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
+        return Activations(Z, y_hat, self.name)
+
     def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
         """Raises where not every example has the same shape."""
         if len(shapes) > 1:
@@ -221,6 +243,9 @@ class _Reader(NamedTuple):
                 "over the varying dimension in output_transform=, such as `lambda output: output.mean(1)`"
             )
 
+
+# Share of the largest activation that devices and precisions differ by at most; another transform is further off.
+_ROUNDING = 0.05
 
 _NOTHING = (
     "expected examples to collect activations from, got none; check that the loader is not empty or, if it is a "
@@ -288,20 +313,9 @@ def collect(
         )
         return Activations.open(folder, checksums=False)  # those found were verified, the others just written
     reader = _Reader.of(model, layer, output_transform, prediction_transform)
-    Zs: list[Tensor] = []
-    y_hats: list[Tensor] = []
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
-    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-        batches = _batches(data, batch_size, unpack)
-        title = f"activations of {reader.name}"
-        for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
-            Z, y_hat = reader.read(inputs, additional, sum(map(len, y_hats)))
-            Zs.append(Z)
-            y_hats.append(y_hat)
-    if not Zs:
-        raise ValueError(_NOTHING)
-    reader.same_shape({tuple(Z.shape[1:]) for Z in Zs})
-    return Activations(torch.cat(Zs), torch.cat(y_hats), reader.name)
+    read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
+    return reader.joined(read)
 
 
 def collect_together(
@@ -334,7 +348,7 @@ def collect_together(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: As :func:`collect`.
+        ValueError: As :func:`collect`, or if the processes have other models or data, or a loader that shuffles.
 
     Example:
         >>> from captum_xnn.ranks import ALONE
@@ -347,7 +361,7 @@ def collect_together(
         "output_transform": output_transform,
         "prediction_transform": prediction_transform,
         "batch_size": batch_size,
-        "progress": progress,
+        "progress": progress and ranks.first,
     }
     if ranks.world == 1:
         return collect(model, layer, data, store=store, **transforms)
@@ -356,26 +370,24 @@ def collect_together(
         ranks.wait()
         return Activations.open(store, checksums=False)
     reader = _Reader.of(model, layer, output_transform, prediction_transform)
-    own: dict[int, tuple[Tensor, Tensor]] = {}
-    count = 0
-    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-        batches = tqdm(_batches(data, batch_size, unpack), f"activations of {reader.name}", disable=not progress)
-        for number, (inputs, additional) in enumerate(batches):
-            if number % ranks.world == ranks.rank:
-                own[number] = reader.read(inputs, additional, 0)
-            count = number + 1
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for part in ranks.all_of(own):
-        found |= part
-    if len(found) != count or not found:
-        raise ValueError(
-            f"expected the same {count} batches in every process, got {len(found)}; pass all processes the same data"
-            if found
-            else _NOTHING
-        )
-    reader.same_shape({tuple(Z.shape[1:]) for Z, _ in found.values()})
-    Z, y_hat = (torch.cat([found[number][i] for number in range(count)]) for i in range(2))
-    return Activations(Z, y_hat, reader.name)
+    batches = Batches(data, batch_size, unpack)
+    first = batches.first()
+    if first is None:
+        raise ValueError(_NOTHING)
+    own = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
+    seen = {
+        "model": files.fingerprint(reader.model, reader.name),
+        "data": (batches.examples, first_inputs(first.inputs, 0)),
+    }
+    of_all = ranks.all_of((own, seen))
+    for what, mine in seen.items():
+        if any(other[what] != mine for _, other in of_all):
+            raise ValueError(
+                f"expected the same {what} in every process, got others; seed what is drawn at random, load the same "
+                "weights, and pass all processes the same data in the same order"
+            )
+    taken = itertools.zip_longest(*(read for read, _ in of_all))  # they took turns
+    return reader.joined([pair for turn in taken for pair in turn if pair is not None])
 
 
 def collect_part(
@@ -437,6 +449,7 @@ def collect_part(
         if first is None:
             raise ValueError(_NOTHING)
         filling = _Filling(reader, _begun(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
+        filling.check_transforms(first)
         filling.store.sweep(rank, world_size)
         with (
             _told(filling.store),
@@ -508,6 +521,22 @@ class _Filling:
         }
         self._full = 0
         self._inputs = ""
+
+    def check_transforms(self, first: Batch) -> None:
+        """Raises where transforms make something else of the first batch than those with which the store was begun.
+
+        They are functions, of which a manifest can say no more than that there are some.
+        """
+        if not self.store.manifest["transforms"] or self.store.damage(0):
+            return
+        for name, made in zip(TABLES, self._read(first), strict=True):
+            was = self.store.shard(name, 0)[: len(made)].double()
+            off = float((made[: len(was)].double() - was).abs().max())
+            if off > _ROUNDING * float(was.abs().max()):
+                raise StoreError(
+                    f"expected transforms that make of the data what {self.store.folder} holds, got others: {name} "
+                    f"differs by up to {off:.3g}; pass the same, or collect into another folder"
+                )
 
     def missing(self, shard: int) -> bool:
         """Returns whether a shard is this process's to do."""

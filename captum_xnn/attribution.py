@@ -178,7 +178,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             checkpoint: A folder that keeps how far training has come, every minute: the same call goes on from there
                 after it was cut off, with the same numbers as if it had not been.
             log: Is called with the target, or the tuple of them, and every new record of the history
-                (:mod:`captum_xnn.logs`).
+                (:mod:`captum_xnn.logs`). Beside a checkpoint, records come when that is written, so that none is
+                repeated where the fit goes on.
             distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
                 torchrun. All make the same call with the same data, and get the same explainers; a store and a
                 checkpoint are in a folder that all of them see.

@@ -85,12 +85,13 @@ class Batches:
             )
         self._data = data
         self._begun: Batch | None = None
+        self._end: int | None = None
         self._rest = self._counted(data)
 
     @property
     def examples(self) -> int | None:
-        """Examples M, or None where an iterable has to be read to know."""
-        return None if self._numbers is None else sum(map(len, self._numbers))
+        """Examples M; of a mere iterable None, until it has been read to its end."""
+        return self._end if self._numbers is None else sum(map(len, self._numbers))
 
     def first(self) -> Batch | None:
         """Returns the first batch, or None if there are no data. It is loaded once, and the first of :meth:`those`."""
@@ -112,6 +113,27 @@ class Batches:
             yield from self._rest
         else:
             yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
+
+    def share(self, rank: int, world: int) -> Iterator[Batch]:
+        """Yields the batches of one of several processes that take turns.
+
+        Args:
+            rank: Number of the process, which is that of its first batch.
+            world: Number of processes.
+
+        Example:
+            >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
+            >>> [b.first for b in made.share(0, 2)]
+            [0, 8]
+        """
+        first = self.first()
+        if first is not None and rank == 0:
+            yield first
+        following = rank or world
+        if self._numbers is None:
+            yield from itertools.islice(self._rest, following - 1, None, world)
+        else:
+            yield from self._fetched(self._numbered()[following::world])
 
     def _numbered(self) -> list[tuple[int, Sequence[int]]]:
         """Returns the batches of what is indexed: number of the first example, and where the examples are."""
@@ -141,10 +163,11 @@ class Batches:
             if rows is None:
                 raise TypeError(
                     f"expected a tensor with a row for each example among the inputs, got {type(inputs).__name__}; "
-                    "collect these into memory, without store="
+                    "collect these into memory in one process, without store="
                 )
             yield Batch(first, rows, inputs, additional)
             first += rows
+        self._end = first
 
 
 class _Chosen(Sampler[list[int]]):
@@ -195,8 +218,8 @@ def _refuse_disorder(data: Any) -> None:
         if isinstance(sampler, _RANDOM):
             raise ValueError(
                 f"expected a loader that gives the examples in the same order every time, got one with a "
-                f"{type(sampler).__name__}; a store is filled in order, so that it can be gone on with: pass a loader "
-                "with shuffle=False (the fit draws its own batches at random)"
+                f"{type(sampler).__name__}; only then can a store be gone on with, or the work be shared: pass a "
+                "loader with shuffle=False (the fit draws its own batches at random)"
             )
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ValueError(

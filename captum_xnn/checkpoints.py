@@ -1,16 +1,16 @@
 """Checkpoints of a fit, from which it goes on with the very numbers that it would have had.
 
 A checkpoint is one file in a folder, named after the data, settings and weights that a fit starts from, so that no
-other fit goes on from it. It is written beside its place and moved there in one step, and
-read without running foreign code.
+other fit goes on from it. It is written beside its place and moved there in one step, begins with a checksum of the
+rest, as a fit would go on from a wrong number without a word, and is read without running foreign code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
-import pickle
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +23,11 @@ from captum_xnn.errors import CheckpointError
 from captum_xnn.files import checksum, replace_file
 
 __all__ = ["Checkpoint"]
+
+# Of what a fit writes: one that wrote another is another fit.
+_LAYOUT = 1
+# Bytes of the checksum.
+_DIGEST = 32
 
 
 class Checkpoint:
@@ -54,14 +59,15 @@ class Checkpoint:
         Args:
             parts: What makes it this fit: texts, numbers, tensors, and lists of them.
         """
-        return hashlib.blake2b(repr([_described(part) for part in parts]).encode(), digest_size=8).hexdigest()
+        described = [_LAYOUT, *(_described(part) for part in parts)]
+        return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
     def due(self) -> bool:
         """Returns whether it is time for another checkpoint."""
         return time.monotonic() - self._last >= self.every
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"fit-{key}.pt"
+        return self.folder / f"fit-{key}.checkpoint"
 
     def write(self, key: str, state: dict[str, Any]) -> None:
         """Writes where a fit stands, in place of what it wrote before.
@@ -77,7 +83,7 @@ class Checkpoint:
         torch.save(state, data)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path(key), data.getvalue())
+            replace_file(self._path(key), _digest(data.getbuffer()), data.getbuffer())
         except OSError as error:
             raise CheckpointError(
                 f"expected to write a checkpoint to {str(self.folder)!r}, got {error}; make room or name another "
@@ -98,21 +104,33 @@ class Checkpoint:
         path = self._path(key)
         if not path.exists():
             return None
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        found = memoryview(path.read_bytes())
+        digest, data = found[:_DIGEST], found[_DIGEST:]
+        if digest != _digest(data):
             raise CheckpointError(
                 f"expected a whole checkpoint in {str(path)!r}, got a damaged one; delete it to fit from the start"
-            ) from error
+            )
+        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
-    def clear(self, keys: Iterable[str]) -> None:
-        """Removes what was written of some fits.
+    def clear(self) -> None:
+        """Removes all checkpoints in the folder, and the folder if nothing else is in it.
 
-        Args:
-            keys: What :meth:`key` returned.
+        Example:
+            >>> import tempfile
+            >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()) / "kept")
+            >>> checkpoint.write("0", {"step": 3})
+            >>> checkpoint.clear()
+            >>> checkpoint.folder.exists()
+            False
         """
-        for key in keys:
-            self._path(key).unlink(missing_ok=True)
+        for path in self.folder.glob("fit-*.checkpoint"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # files of somebody else are in it
+            self.folder.rmdir()
+
+
+def _digest(data: memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
 
 
 def _described(part: Any) -> Any:

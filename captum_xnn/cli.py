@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_xnn import __version__
+from captum_xnn.ranks import speaks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,16 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         with _told_on_stderr():
-            print(arguments.run(arguments))
+            said = arguments.run(arguments)
+        if speaks():
+            print(said)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if arguments.traceback:
             raise
-        print(f"captum-xnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"captum-xnn: error: {_told(str(error), error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("captum-xnn: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"captum-xnn: {_told('interrupted', error)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _told(text: str, error: BaseException) -> str:
+    """Returns on one line what an error says, and what was added to it on its way, such as how to go on."""
+    return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
 
 
 @contextlib.contextmanager

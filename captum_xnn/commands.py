@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +18,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_xnn.activations import collect_together
 from captum_xnn.attribution import XNNAttribution
+from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.configuration import Configuration, targets_of
 from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
 from captum_xnn.inputs import Batch
-from captum_xnn.logs import JSONLines, TensorBoard
+from captum_xnn.logs import JSONLines, TensorBoard, line
 from captum_xnn.opened import Opened, needed
 from captum_xnn.problem import Step
-from captum_xnn.ranks import Ranks, launched
+from captum_xnn.ranks import ALONE, Ranks, launched
+from captum_xnn.rows import Rows, parts
 from captum_xnn.targets import Target, select
 
 __all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
@@ -58,31 +60,44 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
     folder = Path(needed(configuration, "out", "--out DIR"))
     folder.mkdir(parents=True, exist_ok=True)  # where that fails, it does so before hours of work
     with launched() as many:
-        first = not many or Ranks.here().first
+        ranks = Ranks.here() if many else ALONE
         opened = Opened.of(configuration)
         xnn = XNNAttribution(
             opened.model, layer, configuration.n_features, recipe=configuration.recipe, seed=configuration.seed
         )
-        kept = Path(configuration.checkpoint or folder / "checkpoint")
-        history = kept / HISTORY_FILE  # beside the checkpoints, since the fit that goes on from them goes on with it
+        kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
+        growing = kept.folder / HISTORY_FILE  # beside the checkpoints, to be watched; of all fits that had them
+        log = _logging(configuration, growing) if ranks.first else None
+        asked = _asked(opened)
+        found = collect_together(
+            opened.model, layer, opened.inputs, ranks=ranks, store=configuration.store, progress=progress
+        )
         xnn.fit(
-            opened.inputs,
-            _chosen(opened, progress and first),
+            found,
+            _given(found.y_hat, ranks) if asked == "all" else asked,
             joint=configuration.joint,
-            store=configuration.store,
             checkpoint=kept,
-            log=_logging(configuration, history) if first else None,
+            log=log,
             distributed=many,
             progress=progress,
         )
-        if first:
+        if ranks.first:
             xnn.save(folder)
             opened.configuration.write(folder)
-            if history.exists():
-                replace_file(folder / HISTORY_FILE, history.read_bytes())
+            replace_file(folder / HISTORY_FILE, _history(xnn).encode())
             if configuration.checkpoint is None:
-                shutil.rmtree(kept, ignore_errors=True)
+                growing.unlink(missing_ok=True)
+                kept.clear()
     return xnn
+
+
+def _history(xnn: XNNAttribution) -> str:
+    """Returns lines of JSON for every record of every explainer, one explainer after the other."""
+    return "".join(
+        line(e.targets if len(e.targets) > 1 else e.targets[0], step)
+        for e in xnn.explainers_.values()
+        for step in e.history
+    )
 
 
 def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:
@@ -124,30 +139,28 @@ def explain(
     return len(lines)
 
 
-def _chosen(opened: Opened, progress: bool) -> list[int] | None:
-    """Returns the targets to fit, checked before the data are read; of all classes, those the model gives an input."""
+def _asked(opened: Opened) -> list[int] | str | None:
+    """Returns the targets to fit, or "all", checked before the data are read."""
     targets, shape = targets_of(opened.configuration.targets), opened.output_shape
-    if targets == "all":
-        if len(shape) != 1 or shape[0] < 2:
-            raise ValueError(f"expected a model with classes for --target all, got outputs {shape}; name the targets")
-        return _given(opened, shape[0], progress)
+    if targets == "all" and (len(shape) != 1 or shape[0] < 2):
+        raise ValueError(f"expected a model with classes for --target all, got outputs {shape}; name the targets")
     if targets is None and shape not in ((), (1,)):
         raise ValueError(
             f"expected targets, got none for a model with outputs {shape}; pass --target 46 112, or --target all"
         )
-    for target in targets if isinstance(targets, list) else [None]:
+    for target in targets if isinstance(targets, list) else ():
         select(torch.zeros(1, *shape), target)
-    return targets if isinstance(targets, list) else None
+    return targets
 
 
-def _given(opened: Opened, classes: int, progress: bool) -> list[int]:
-    """Returns the classes that the model gives to any of the inputs."""
-    given: set[int] = set()
-    for batch in tqdm(opened.inputs, "classes", disable=not progress, leave=False):
-        given.update(opened.outputs(batch.inputs).argmax(1).tolist())
-    if len(given) < classes:
-        _log.warning("explaining %d of %d classes; the model gives the others to none of the data", len(given), classes)
-    return sorted(given)
+def _given(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
+    """Returns the classes that the model gives to any example, by its outputs (M, C)."""
+    given = sorted({c for part in parts(y_hat) for c in part.argmax(1).tolist()})
+    if ranks.first and len(given) < y_hat.shape[1]:
+        _log.warning(
+            "explaining %d of %d classes; the model gives the others to none of the data", len(given), y_hat.shape[1]
+        )
+    return given
 
 
 def _explained(

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from captum_xnn.anchors import anchors_of_each
 from captum_xnn.autoencoder import Autoencoder, Objective, Reconstruction, Scaling
 from captum_xnn.checkpoints import Checkpoint
+from captum_xnn.errors import CheckpointError
 from captum_xnn.losses import (
     RunningMean,
     faithfulness,
@@ -252,7 +253,7 @@ def descend(
     by += [Scaling(*by[0][:2], p.y.mean(0), p.y.std(0)) for p in problems[1:]]
     Z = _standardised(first.Z, by[0])
     histories: list[list[Step]] = []
-    size = _together(xnns[0], len(xnns))
+    size = min(first.ranks.all_of(_together(xnns[0], len(xnns))))  # whose devices may have unequal room
     steps = first.recipe.steps * math.ceil(len(xnns) / size)
     with tqdm(total=steps, desc="fitting the x-features", disable=not first.progress, leave=False) as bar:
         for start in range(0, len(xnns), size):
@@ -311,7 +312,8 @@ class _Stack:
         self._optimise()
         self.checkpoint, self.key = problems[0].checkpoint, ""
         if self.checkpoint is not None:
-            self.key = Checkpoint.key(_signature(x, p, by[0]) for x, p in zip(xnns, problems, strict=True))
+            key = Checkpoint.key(_signature(x, p, by[0]) for x, p in zip(xnns, problems, strict=True))
+            self.key = self.ranks.all_of(key)[0]  # of the process that writes
 
     def _go_on_with(self, which: list[int]) -> None:
         """Takes down which explainers are still learning: their numbers, as a list and on the device."""
@@ -361,12 +363,12 @@ class _Stack:
                     break
                 self._take(rows[now][self.places], weight[now][self.places].to(self.y))
                 bar.update(1)
-            self._tell()
-            self._save(final=False)
+            if self.checkpoint is None or self.checkpoint.due():
+                self._keep_record()
         self._finish(range(len(self.alive)))
         self.alive = []
         bar.update(self.recipe.steps - self.step)
-        self._save(final=True)
+        self._keep_record()
         return [
             [Step(step, *terms[members.index(t)].tolist()) for step, members, terms in self.history if t in members]
             for t in range(len(self.xnns))
@@ -455,18 +457,27 @@ class _Stack:
         for statistic in getattr(self.loss, "statistics", ()):
             statistic.keep(which)
 
+    def _keep_record(self) -> None:
+        """Hands new records to those who asked for them, and writes a checkpoint.
+
+        Both at once: a fit that goes on from a checkpoint repeats no record, and leaves none out.
+        """
+        if self.ranks.first:
+            self._tell()
+            self._save()
+
     def _tell(self) -> None:
         """Hands new records to those who asked for them."""
         for step, members, terms in self.history[self.told :]:
             for t, row in zip(members, terms, strict=True):
                 log = self.problems[t].log
-                if log is not None and self.ranks.first:
+                if log is not None:
                     log(Step(step, *row.tolist()))
         self.told = len(self.history)
 
-    def _save(self, *, final: bool) -> None:
-        """Writes a checkpoint if it is time for one."""
-        if self.checkpoint is None or not (self.ranks.first and (final or self.checkpoint.due())):
+    def _save(self) -> None:
+        """Writes a checkpoint, where one is wanted."""
+        if self.checkpoint is None:
             return
         self.checkpoint.write(
             self.key,
@@ -487,7 +498,15 @@ class _Stack:
 
     def _resume(self, bar: Any) -> None:
         """Goes back to where a checkpoint was written, if there is one of this very fit."""
-        saved = None if self.checkpoint is None else self.checkpoint.read(self.key, self.y.device)
+        if self.checkpoint is None:
+            return
+        saved = self.checkpoint.read(self.key, self.y.device)
+        found = self.ranks.all_of(0 if saved is None else saved["step"])
+        if len(set(found)) > 1:
+            raise CheckpointError(
+                f"expected all processes to go on from the same checkpoint, got steps {found} in "
+                f"{str(self.checkpoint.folder)!r}; name a folder that all of them see"
+            )
         if saved is None:
             return
         self.step = saved["step"]

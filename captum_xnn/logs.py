@@ -13,7 +13,7 @@ from typing import Any
 
 from captum_xnn.problem import Step
 
-__all__ = ["JSONLines", "TensorBoard"]
+__all__ = ["JSONLines", "TensorBoard", "line"]
 
 
 class JSONLines:
@@ -42,7 +42,21 @@ class JSONLines:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps({"target": target, **step._asdict()}) + "\n")
+            file.write(line(target, step))
+
+
+def line(target: Any, step: Step) -> str:
+    r"""Returns a record as a line of JSON, its end included.
+
+    Args:
+        target: The explained output, or the tuple of them.
+        step: The record.
+
+    Example:
+        >>> line(46, Step(0, 1.0, 0.5, 0.25))
+        '{"target": 46, "step": 0, "faithfulness": 1.0, "sparse_reconstruction": 0.5, "pull_away": 0.25}\n'
+    """
+    return json.dumps({"target": target, **step._asdict()}) + "\n"
 
 
 class TensorBoard:

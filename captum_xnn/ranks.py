@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["ALONE", "Ranks", "launched"]
+__all__ = ["ALONE", "Ranks", "launched", "speaks"]
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,25 @@ class Ranks:
 ALONE = Ranks()
 
 
+def speaks() -> bool:
+    """Returns whether this process is to say what all have done: not where it is another than torchrun's first.
+
+    Example:
+        >>> speaks()
+        True
+    """
+    many = distributed.is_available() and distributed.is_torchelastic_launched()
+    return not many or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def launched() -> Iterator[bool]:
     """Returns a context in which the processes that torchrun started are a group; whether there are any.
 
     They speak by NCCL about tensors on GPUs, of which each process takes its own, and by Gloo about others.
+
+    Raises:
+        RuntimeError: If another process ended while this one was waiting for it.
 
     Example:
         >>> with launched() as many:
@@ -142,5 +156,12 @@ def launched() -> Iterator[bool]:
     distributed.init_process_group(backend)
     try:
         yield True
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise RuntimeError(
+            f"expected all processes to go on together, lost another ({str(error)[:120]}); look for what that one "
+            "said, and call again: finished shards and the last checkpoint stay"
+        ) from error
     finally:
         distributed.destroy_process_group()

@@ -318,10 +318,17 @@ class Store:
             StoreError: If the store is not complete.
         """
         self.check(checksums=False)
-        files = []
-        for shard in range(self.shards or 0):
-            entry = _json(self._entry(shard), _AGAIN)
-            files.append(self.folder / Path(entry["files"][table]["name"]).name)
+        return self.shard(table, *range(self.shards or 0))
+
+    def shard(self, table: str, *shards: int) -> Rows:
+        """Returns a table's rows of finished shards, one shard after the other.
+
+        Args:
+            table: "Z" or "y_hat".
+            shards: Their numbers.
+        """
+        entries = (_json(self._entry(shard), _AGAIN) for shard in shards)
+        files = [self.folder / Path(entry["files"][table]["name"]).name for entry in entries]
         rows, dtype = Rows(files), getattr(torch, self.manifest["tables"][table]["dtype"])
         return rows if rows.dtype == dtype else rows.map(lambda values: values.to(dtype))
 

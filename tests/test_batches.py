@@ -78,6 +78,16 @@ def test_a_look_at_the_first_takes_nothing_away(kind):
     assert same([b[:3] for b in batches.those(lambda first, after: True)], expected([4, 4, 3]))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_take_turns(kind, world):
+    turns = expected([4, 4, 3])
+    for rank in range(world):
+        batches = Batches(KINDS[kind](), 4, first_of_batch)
+        assert same([b[:3] for b in batches.share(rank, world)], turns[rank::world])
+        assert batches.examples == 11
+
+
 def test_what_is_not_wanted_is_not_read():
     data = Seen()
     numbered(DataLoader(data, 4), lambda first, after: first == 8)

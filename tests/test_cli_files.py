@@ -17,7 +17,7 @@ from PIL import Image
 
 from captum_xnn import Recipe, XNNAttribution, cli, commands
 from captum_xnn.configuration import Configuration, tomllib
-from captum_xnn.inputs import Inputs
+from captum_xnn.inputs import Inputs, _Images
 from captum_xnn.model_files import load_model
 
 # The tiny model's images do not all excite every x-feature.
@@ -126,6 +126,42 @@ def test_all_means_the_classes_that_occur(folder: Path, tmp_path: Path, capsys: 
     captured = capsys.readouterr()
     assert [line.split()[0] for line in captured.out.splitlines()[1:3]] == ["0", "2"]
     assert captured.err == "captum-xnn: explaining 2 of 3 classes; the model gives the others to none of the data\n"
+
+
+def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first, on which the model is tried, also where the images tell which classes there are."""
+    read: list[int] = []
+    fetch = _Images.__getitem__
+
+    def noting(images: _Images, index: int) -> Any:
+        read.append(index)
+        return fetch(images, index)
+
+    monkeypatch.setattr(_Images, "__getitem__", noting)
+    line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
+    assert cli.main(line) == 0
+    assert read[:10] == list(range(10)) and read[10:] == list(range(60))
+
+
+def test_interrupted_while_collecting_says_how_to_go_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch, stop = _Images.__getitem__, [35]
+
+    def interrupted(images: _Images, index: int) -> Any:
+        if index == stop[0]:
+            raise KeyboardInterrupt
+        return fetch(images, index)
+
+    monkeypatch.setattr(_Images, "__getitem__", interrupted)
+    monkeypatch.setattr("captum_xnn.store._SHARD_ROWS", 10)
+    line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
+    assert cli.main(line) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("captum-xnn: interrupted; 3 finished shards of activations stay in ") and "goes on" in said
+    stop[0] = -1
+    assert cli.main([*line, "--seed", "3"]) == 0
+    assert weights(tmp_path / "xnn") == weights(folder / "xnn")
 
 
 def test_explain_writes_numbers_maps_and_pictures(
@@ -457,8 +493,12 @@ def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> 
     assert "60 inputs. Written" in run("evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images")
 
 
-def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit that was cut off goes on, and its history is whole; nothing of the checkpoints stays."""
+@pytest.mark.parametrize("due", [False, True])
+def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, due: bool) -> None:
+    """A fit that was cut off goes on, and its history is whole; nothing of the checkpoints stays.
+
+    Also if another was cut off there, and whether or not there was time for a checkpoint.
+    """
     from captum_xnn.descent import _Stack
 
     take, out, store = _Stack._take, tmp_path / "out", tmp_path / "store"
@@ -469,10 +509,11 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
         take(stack, *given)
 
     monkeypatch.setattr(_Stack, "_take", cut)
-    monkeypatch.setattr("captum_xnn.checkpoints.Checkpoint.due", lambda _: True)
+    monkeypatch.setattr("captum_xnn.checkpoints.Checkpoint.due", lambda _: due)
     line = arguments(folder, "--out", str(out), "--store", str(store), "--recipe", "steps=60")
+    assert cli.main([*line, "--seed", "1"]) == 130
     assert cli.main(line) == 130
-    assert (out / "checkpoint").is_dir() and not (out / "explainer.json").exists()
+    assert (out / "checkpoint").is_dir() == due and not (out / "explainer.json").exists()
     monkeypatch.setattr(_Stack, "_take", take)
     assert cli.main(line) == 0
     whole = tmp_path / "whole"
@@ -480,9 +521,36 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
     weights = [next(path.glob("weights-*")).read_bytes() for path in (out, whole)]
     assert weights[0] == weights[1]
     history = [(path / "history.jsonl").read_text() for path in (out, whole)]
-    assert history[0] == history[1] and len(history[0].splitlines()) >= 60
+    assert history[0] == history[1] and len(set(history[0].splitlines())) == 3 * 60
     assert not (out / "checkpoint").exists()
     assert np.load(next(store.rglob("*.npy"))).ndim >= 1
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_do_it_together_and_one_of_them_speaks(folder: Path, tmp_path: Path) -> None:
+    def run(count: int) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command += ["-m", "captum_xnn", *arguments(folder, "--out", f"{tmp_path}/{count}", "--batch-size", "10")]
+        threads = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=threads).stdout
+
+    said = [run(count) for count in (1, 2)]
+    assert [text.count("Written") for text in said] == [1, 1]
+    model, x = load_model(f"{folder}/net.py").model, torch.rand(9, 3, 6, 6)
+    one, two = (XNNAttribution.load(tmp_path / str(count), model) for count in (1, 2))
+    assert list(one.explainers_) == list(two.explainers_) == [("1", (t,)) for t in range(3)]
+    for t in range(3):
+        a, b = (xnn.explain(x, target=t).features for xnn in (one, two))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_what_else_is_in_the_folder_stays(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "checkpoint" / "model.pth"
+    mine.parent.mkdir()
+    mine.write_text("weeks of training")
+    assert cli.main(arguments(folder, "--out", str(tmp_path))) == 0
+    assert mine.read_text() == "weeks of training"
+    assert [path.name for path in mine.parent.iterdir()] == ["model.pth"]
 
 
 def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

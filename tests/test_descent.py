@@ -1,8 +1,10 @@
 """Explainers that are learned together, stopped early, cut off and resumed, or learned by several processes."""
 
+import itertools
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -13,13 +15,16 @@ import torch
 from torch import nn
 
 from captum_xnn import XNNAttribution
+from captum_xnn.anchors import anchors
+from captum_xnn.autoencoder import Objective
 from captum_xnn.baselines import CAE, NN, SAE, RandomDecoder, RandomEncoder
 from captum_xnn.checkpoints import Checkpoint
-from captum_xnn.descent import _Stack, _together
+from captum_xnn.descent import _hold, _off_anchor, _rate, _signature, _Stack, _together, descend, scaling
 from captum_xnn.errors import CheckpointError
 from captum_xnn.logs import JSONLines
 from captum_xnn.metrics.stability import matched_features
-from captum_xnn.problem import Recipe
+from captum_xnn.problem import Problem, Recipe, Sampler
+from captum_xnn.ranks import Ranks
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.training import encode_all, fit, fit_together
 
@@ -125,7 +130,87 @@ def test_mixed_precision_gives_nearly_the_same(count):
     assert found[0][1][0][-1] != found[1][1][0][-1]  # another way there
 
 
+# --- the schedule
+
+
+def test_the_learning_rate_by_hand():
+    # Up in a twentieth of the steps, held as long, then half a cosine, which never quite comes to nothing.
+    for done, rate in ((0, 1e-3), (0.025, 0.5), (0.05, 1), (0.1, 1), (0.4, 0.75), (0.55, 0.5), (1, 1e-3)):
+        assert _rate(done) == pytest.approx(rate)
+
+
+def test_the_anchors_hold_and_let_go_by_hand():
+    for done, hold in ((0, 1), (0.3, 1), (0.325, 0.75), (0.35, 0.5), (0.4, 0), (0.9, 0)):
+        assert _hold(done, 0.3) == pytest.approx(hold)
+    E, anchored = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]), torch.tensor([[[0.0, 4.0], [3.0, math.nan]]])
+    assert _off_anchor(E, anchored).tolist() == [((1 + 4) + (0 + 0)) / 2]
+
+
+class Nothing:
+    """A loss without gradients, under which weights only decay."""
+
+    def __call__(self, made, Z, y_hat, *, weight=None):
+        zero = 0 * (made.y_bar.sum((1, 2)) + made.Z_tilde.sum((1, 2)))
+        return Objective(zero, zero, zero, zero)
+
+
+def test_weights_of_encoder_and_decoder_decay_and_no_others(monkeypatch):
+    monkeypatch.setattr(SRAE, "fold", lambda *_: None)
+    Z, ys, _ = problem()
+    recipe = Recipe(steps=20, batch_size=32, learning_rate=0.01, weight_decay=2.0)
+    xnn, generator = SRAE(D, K, hidden=(5,)).double(), torch.Generator().manual_seed(0)
+    xnn.reset(generator)
+    before = {name: p.detach().clone() for name, p in xnn.named_parameters()}
+    descend([xnn], [Problem(Z, ys[0], Sampler(None, M, recipe, generator), recipe)], Nothing)
+    left = math.prod(1 - 0.01 * 2.0 * _rate(step / 20) for step in range(20))
+    assert left < 0.9
+    for name, p in xnn.named_parameters():
+        decays = name.endswith("weight") and not name.startswith("head")
+        torch.testing.assert_close(p.detach(), before[name] * (left if decays else 1), rtol=1e-12, atol=0)
+
+
+def test_heads_begin_as_those_of_the_anchors(monkeypatch):
+    begun = []
+    monkeypatch.setattr(_Stack, "_resume", lambda stack, bar: begun.append(stack.weights["head.weight"].clone()))
+    Z, ys, _ = problem()
+    y = torch.cat(ys[:2], 1)
+    fit(SRAE(D, K, n_outputs=2, hidden=()).double(), Z, y, recipe=Recipe(steps=1, batch_size=32))
+    v = anchors((Z - Z.mean(0)) / Z.var(0).mean().sqrt(), (y - y.mean(0)) / y.std(0), K).v
+    assert v.std() > 0.1  # not the even heads that weights are drawn with
+    torch.testing.assert_close(begun[0][0], v, rtol=1e-6, atol=1e-6)
+
+
 # --- early stopping
+
+
+def test_what_is_watched_is_the_objective_of_held_out_examples(monkeypatch):
+    """Eq. 5 written again, with every row weighted by the part of the training set that it stands for."""
+    seen = []
+    check = _Stack._check
+
+    def spy(stack):
+        stack.best.fill_(math.inf)
+        check(stack)
+        seen.append(([w.detach().clone() for w in stack.weights.values()], stack))
+
+    monkeypatch.setattr(_Stack, "_check", spy)
+    together(FORMS["SRAE"], Recipe(steps=5, batch_size=32, patience=1.0, beta=0.5, eta=2.0, q=3.0))
+    weights, stack = seen[-1]
+    for t, sampler in enumerate(stack.samplers):
+        rows = stack.watch[t]
+        assert set(rows.tolist()) <= set(sampler.held_out.tolist())
+        xnn = FORMS["SRAE"](D, K).double()
+        xnn.load_state_dict({name: w[t] for name, w in zip(stack.weights, weights, strict=True)})
+        with torch.no_grad():
+            E, y_bar, Z_tilde = xnn(stack.Z[rows])
+        faithful = (y_bar - stack.y[t, rows]).square().mean()
+        sparse = (1 + 3.0 * (Z_tilde - stack.Z[rows]).square().mean(0)).log().mean()
+        w = 1 / sampler.row_weight[rows].double()
+        C = torch.cov(E.T, aweights=w)
+        square = (C / C.diag().outer(C.diag()).sqrt()).square()
+        apart = (square.sum() - K) / (K * (K - 1))
+        expected = faithful + 0.5 * sparse + 2.0 * apart
+        assert float(stack.best[t]) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
@@ -229,6 +314,39 @@ def test_a_fit_that_was_cut_off_goes_on_with_the_same_numbers(form, patience, tm
             file.unlink()
 
 
+def test_one_that_was_cut_off_after_a_neighbour_had_stopped(tmp_path):
+    Z, ys, _ = problem()
+    noise = torch.randn(M, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
+
+    def run(**settings):
+        pair = [SRAE(D, K, hidden=(64,)).double() for _ in range(2)]
+        return pair, fit_together(pair, Z, [noise, ys[1]], recipe=recipe, **settings)
+
+    whole, histories = run()
+    stopped, end = (history[-1].step for history in histories)
+    assert stopped + 50 < end
+    kept = Checkpoint(tmp_path, every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, stopped + 50)
+        with pytest.raises(Cut):
+            run(checkpoint=kept)
+    again, resumed = run(checkpoint=kept)
+    for a, b in zip(whole, again, strict=True):
+        same(a, b)
+    assert resumed == histories
+
+
+def test_another_number_of_processes_is_another_fit():
+    """Whose sums have another order: it would not go on with the same numbers."""
+    Z, ys, _ = problem()
+    xnn, recipe = FORMS["SRAE"](D, K).double(), SHORT
+    problems = [
+        Problem(Z, ys[0], Sampler(None, M, recipe, torch.Generator()), recipe, ranks=Ranks(0, n)) for n in (1, 2)
+    ]
+    assert len({Checkpoint.key(_signature(xnn, p, scaling(Z, ys[0]))) for p in problems}) == 2
+
+
 def test_it_goes_on_from_where_it_was(tmp_path, monkeypatch):
     kept, steps = Checkpoint(tmp_path, every=0), []
     cut_at(monkeypatch, 80)
@@ -282,8 +400,16 @@ def test_a_checkpoint_that_is_damaged_or_cannot_be_written_is_told(tmp_path, mon
     kept = Checkpoint(tmp_path / "here", every=0)
     together(FORMS["SRAE"], checkpoint=kept)
     (file,) = (tmp_path / "here").iterdir()
-    file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"expected a whole checkpoint in .* damaged one; delete it"):
+    whole = file.read_bytes()
+    # Cut short, empty, and with one bit of a weight, or of anything else, turned round.
+    flipped = [bytearray(whole) for _ in range(40)]
+    for i, data in enumerate(flipped):
+        data[len(data) * i // 40] ^= 0x10
+    for damaged in (whole[:-200], b"", b"foreign", *flipped):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"expected a whole checkpoint in .* damaged one; delete it"):
+            kept.read(file.stem.removeprefix("fit-"), torch.device("cpu"))
+    with pytest.raises(CheckpointError, match="expected a whole checkpoint"):
         together(FORMS["SRAE"], checkpoint=kept)
 
     def full(*_):
@@ -293,6 +419,63 @@ def test_a_checkpoint_that_is_damaged_or_cannot_be_written_is_told(tmp_path, mon
     monkeypatch.setattr("captum_xnn.checkpoints.replace_file", full)
     with pytest.raises(CheckpointError, match="No space left on device; make room"):
         together(FORMS["SRAE"], checkpoint=kept)
+
+
+def test_it_is_time_for_a_checkpoint_so_many_seconds_after_the_last(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("captum_xnn.checkpoints.time.monotonic", lambda: now[0])
+    kept, seen = Checkpoint(tmp_path, every=60), []
+    for now[0] in (159.9, 160.0, 175.0):
+        seen.append(kept.due())
+    kept.write("0", {})
+    for now[0] in (234.9, 235.0):
+        seen.append(kept.due())
+    assert seen == [False, True, True, False, True]
+
+
+def test_a_checkpoint_runs_no_foreign_code(tmp_path):
+    class Foreign:
+        def __reduce__(self):
+            return print, ("foreign code",)
+
+    kept = Checkpoint(tmp_path)
+    kept.write("0", {"step": Foreign()})
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        kept.read("0", torch.device("cpu"))
+
+
+def test_killed_while_writing_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    kept = Checkpoint(tmp_path)
+    kept.write("0", {"step": 1})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("captum_xnn.files.os.fsync", killed)
+        kept.write("0", {"step": 2})
+    assert kept.read("0", torch.device("cpu")) == {"step": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_fits_are_told_apart():
+    parts = ["SRAE", 3, torch.arange(3.0), [torch.ones(2), "x"]]
+    name = Checkpoint.key(parts)
+    assert Checkpoint.key(iter(parts)) == name and len(name) == 16
+    for i, other in enumerate(("NN", 4, torch.tensor([0.0, 1.0, 3.0]), [torch.tensor([1.0, 2.0]), "x"])):
+        assert Checkpoint.key([*parts[:i], other, *parts[i + 1 :]]) != name
+
+
+def test_only_checkpoints_are_cleared_away(tmp_path):
+    kept = Checkpoint(tmp_path / "kept")
+    kept.clear()  # nothing to do
+    kept.write("0", {"step": 1})
+    (tmp_path / "kept" / "weights.pt").write_text("somebody else's")
+    kept.clear()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["weights.pt"]
+    (tmp_path / "kept" / "weights.pt").unlink()
+    kept.clear()
+    assert not (tmp_path / "kept").exists()
 
 
 # --- through XNNAttribution
@@ -316,24 +499,28 @@ def test_many_targets_are_each_what_they_would_be_alone():
         assert many.explainer(target).positives == one.explainer(target).positives
 
 
-def test_every_record_is_logged_once_also_where_a_fit_goes_on(tmp_path):
+@pytest.mark.parametrize("blocks", [1, 2, 9])
+def test_every_record_is_logged_once_also_where_a_fit_goes_on(blocks, tmp_path):
+    """Whether it is time for a checkpoint in every block of steps, in every second one, or only after the cut."""
     model, data = model_and_data()
     recipe = Recipe(steps=100)
 
     def run(cut=None):
+        calls = itertools.count(1)
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoint, "due", lambda _: next(calls) % blocks == 0)
             if cut:
                 cut_at(patch, cut)
             XNNAttribution(model, "1", 2, recipe=recipe).fit(
                 data,
                 target=[1, 3],
                 progress=False,
-                checkpoint=Checkpoint(tmp_path / "kept", every=0),
+                checkpoint=tmp_path / "kept",
                 log=JSONLines(tmp_path / "fit.jsonl"),
             )
 
     with pytest.raises(Cut):
-        run(cut=55)
+        run(cut=85)
     run()
     lines = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
     steps = [step for step in range(100) if step % 2 == 0 or step == 99]
@@ -349,7 +536,7 @@ SCRIPT = """
     from functools import partial
     from torch import nn
     from captum_xnn import XNNAttribution
-    from captum_xnn.problem import Recipe
+    from captum_xnn.problem import Problem, Recipe, Sampler
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
@@ -428,6 +615,42 @@ def test_a_killed_rank_leaves_a_checkpoint_to_go_on_from(tmp_path):
     assert "step 24\n" not in done.stdout and "step 25\n" in done.stdout
     again = torch.load(tmp_path / "cut" / "0.pt", weights_only=True)
     assert torch.equal(again["E"], whole[0]["E"])
+
+
+class Pair(Ranks):
+    """The second of two processes; the first says what it is told to say."""
+
+    says = None
+
+    def all_of(self, own):
+        return [type(self).says(own), own]
+
+    def average(self, values):
+        pass
+
+    def same(self, values):
+        return values
+
+
+def test_processes_learn_as_many_at_a_time(monkeypatch):
+    """As the one with the least room; stacks of other sizes could not be averaged."""
+    sizes, run = [], _Stack.run
+    monkeypatch.setattr(_Stack, "run", lambda stack, bar: sizes.append(len(stack.xnns)) or run(stack, bar))
+    monkeypatch.setattr(Pair, "says", lambda own: 2)
+    together(FORMS["SRAE"], Recipe(steps=3, batch_size=32), ranks=Pair(1, 2))
+    assert sizes == [2, 1]
+
+
+def test_processes_that_see_other_checkpoints_are_told(monkeypatch, tmp_path):
+    for step in (25, 0):
+        monkeypatch.setattr(Pair, "says", lambda own, step=step: step if own == 0 else own)
+        kept = Checkpoint(tmp_path, every=0)
+        if step:
+            with pytest.raises(CheckpointError, match=r"go on from the same checkpoint, got steps \[25, 0\]"):
+                together(FORMS["SRAE"], ranks=Pair(1, 2), checkpoint=kept)
+        else:
+            together(FORMS["SRAE"], ranks=Pair(1, 2), checkpoint=kept)
+    assert not list(tmp_path.iterdir())  # the first process writes
 
 
 def test_no_group_of_processes_is_told():

@@ -541,6 +541,27 @@ def test_other_settings(model, tmp_path):
         into(tmp_path, model)
 
 
+def test_another_transform_of_the_same_shape(model, seen, tmp_path):
+    """The manifest knows only that there is one; what it makes of the first examples tells it from another."""
+
+    def positive(z):
+        return z.clamp(min=0)
+
+    into(tmp_path, model, output_transform=positive)
+    for transform, off in ((lambda z: 2 * positive(z), 1.0), (lambda z: 1.2 * positive(z), 0.2)):
+        most = collect(model, "relu", DATA[:4]).Z.max()
+        with pytest.raises(StoreError, match=f"got others: Z differs by up to {float(most * off):.3g}; pass the same"):
+            into(tmp_path, model, output_transform=transform)
+    seen.clear()
+    found = into(tmp_path, model, output_transform=lambda z: z.relu() * 1.001)  # as on another device
+    assert numbers(seen) == [0, 1, 2, 3]
+    assert torch.equal(found.Z[:], collect(model, "relu", DATA).Z)
+    found = found.Z[:]
+    # A first shard that is damaged tells nothing.
+    np.save(tmp_path / "Z-00000.npy", np.full((SHARD, 6), 99.0, np.float32))
+    assert torch.equal(into(tmp_path, model, output_transform=positive).Z[:], found)
+
+
 def test_loaders_that_shuffle_or_share(model, tmp_path):
     data = TensorDataset(DATA)
     for sampler in (
