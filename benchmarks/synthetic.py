@@ -203,7 +203,7 @@ def places(maps: Tensor, members: Figures, label: int, chosen: Tensor) -> dict[s
     drawn = (p.sum((2, 3)) > 0) & there
     mass = (p * masks).sum((2, 3))[drawn]
     area = masks.mean((2, 3))[drawn]
-    peaks = pointing_accuracy(maps, members.points[:, parts] - 0.5, TOLERANCE)
+    peaks = pointing_accuracy(maps, members.points[:, parts], TOLERANCE)
     own = peaks[chosen[there], there.nonzero()[:, 0]]
     return {"mass": float(mass.mean()), "lift": float((mass / area).mean()), "pointing": float(own.mean())}
 

@@ -8,8 +8,16 @@ does not see whether x-features are distinct or what they reconstruct, and so of
 much of them faithfulness can bear; left alone with them it leans to the baseline NN. The paper does not say what its
 cross-validation scored.
 
+To tune what :class:`~captum_xnn.XNNAttribution` is to be fitted with, take its layer's activations first::
+
+    found = collect(model, "classifier.0", loader)
+    y, own = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
+    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=own, store="tuning.jsonl")
+    print(tuned.table())                                  # every combination, or tuned.curve("n_features")
+    xnn = XNNAttribution(model, "classifier.0", choose_n(tuned)).fit(loader, target=46)
+
 Conventions:
-    M examples, D dimensions of Z, C outputs.
+    M examples, D dimensions of Z, C outputs. A fit that diverged, with a score of NaN, is as bad as can be.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2:
@@ -20,6 +28,7 @@ Reference:
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -81,13 +90,64 @@ class Tuning:
 
     @property
     def best(self) -> Trial:
-        """The combination of the lowest mean, the first of several."""
-        return min(self.trials, key=lambda t: t.mean)
+        """The combination of the lowest mean, the first of several.
+
+        Raises:
+            ValueError: If no combination has a score that is a number, in all folds.
+        """
+        known = [t for t in self.trials if not math.isnan(t.mean)]
+        if not known:
+            raise ValueError(
+                f"expected scores to choose by, got NaN of all {len(self.trials)} combinations; look at the data for "
+                "values that are not finite, or lower the learning rate"
+            )
+        return min(known, key=lambda t: t.mean)
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The settings of the best combination."""
         return self.best.settings
+
+    def curve(self, name: str) -> list[tuple[Any, float, float]]:
+        """Returns each value of one setting with mean and standard error at the best of the others.
+
+        Args:
+            name: A setting of the grid.
+
+        Raises:
+            ValueError: If it was not in the grid.
+
+        Example:
+            >>> trials = [Trial({"n": n, "eta": eta}, (n + eta, n + eta)) for n in (3, 5) for eta in (0.0, 1.0)]
+            >>> Tuning(tuple(trials)).curve("n")
+            [(3, 3.0, 0.0), (5, 5.0, 0.0)]
+        """
+        if not all(name in t.settings for t in self.trials):
+            raise ValueError(f"expected a setting of the grid, {[*self.trials[0].settings]}, got {name!r}; pass one")
+        found: list[tuple[Any, float, float]] = []
+        for value in [t.settings[name] for t in self.trials]:
+            if value not in [known for known, _, _ in found]:
+                own = [t for t in self.trials if t.settings[name] == value]
+                best = min(own, key=lambda t: math.inf if math.isnan(t.mean) else t.mean)
+                found.append((value, best.mean, best.error))
+        return found
+
+    def table(self) -> str:
+        """Returns all combinations with mean and standard error as a Markdown table, the chosen one in bold.
+
+        Example:
+            >>> print(Tuning((Trial({"n": 3}, (2.0, 4.0)), Trial({"n": 5}, (1.0, 1.0)))).table())
+            | n | mean | standard error |
+            |---|---|---|
+            | 3 | 3 | 1 |
+            | **5** | **1** | **0** |
+        """
+        best, names = self.best, [*self.trials[0].settings, "mean", "standard error"]
+        rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        for t in self.trials:
+            cells = [*map(str, t.settings.values()), f"{t.mean:.4g}", f"{t.error:.4g}"]
+            rows.append(f"| {' | '.join(f'**{cell}**' if t is best else cell for cell in cells)} |")
+        return "\n".join(rows)
 
 
 def held_out_f_reg(xnn: Autoencoder, Z: Tensor, y: Tensor) -> float:
@@ -141,7 +201,8 @@ def tune(
             targets. A line cut short by a crash is done again.
 
     Raises:
-        ValueError: If the grid is empty or there are fewer examples than folds.
+        ValueError: If the grid is empty or names what is no setting, if Z, y and positives do not belong together, or
+            there are fewer examples than folds.
 
     Example:
         >>> Z = torch.rand(120, 6, generator=torch.Generator().manual_seed(0))
@@ -153,6 +214,7 @@ def tune(
     """
     recipe = recipe or Recipe()
     of_recipe = {f.name for f in fields(Recipe)}
+    _check_names(grid, of_recipe, autoencoder)
 
     def run(settings: dict[str, Any], learn: Tensor, test: Tensor) -> float:
         own = {k: v for k, v in settings.items() if k not in of_recipe}
@@ -223,7 +285,7 @@ def choose_n(tuning: Tuning) -> int:
         tuning: What :func:`tune` returned for a grid with ``n_features``.
 
     Raises:
-        ValueError: If n_features was not in the grid.
+        ValueError: If n_features was not in the grid, or no score is a number.
 
     Example:
         >>> trials = {1: (4.0, 4.2), 2: (1.0, 1.6), 3: (1.1, 1.2), 4: (1.0, 1.2)}
@@ -236,7 +298,21 @@ def choose_n(tuning: Tuning) -> int:
             "grid={'n_features': [1, 2, ...]} to tune"
         )
     enough = tuning.best.mean + tuning.best.error
-    return min(int(t.settings["n_features"]) for t in tuning.trials if t.mean <= enough)
+    return min(n for n, mean, _ in tuning.curve("n_features") if mean <= enough)
+
+
+def _check_names(grid: Mapping[str, Sequence[Any]], of_recipe: set[str], autoencoder: Callable[..., Any]) -> None:
+    """Raises for a name that is neither the recipe's nor the network's."""
+    taken = inspect.signature(autoencoder).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return
+    of_network = {*taken} - {"shape", "n_outputs"}
+    unknown = grid.keys() - of_recipe - of_network
+    if unknown:
+        raise ValueError(
+            f"expected settings of the recipe, {sorted(of_recipe)}, or of the network, {sorted(of_network)}, got "
+            f"{sorted(unknown)}; look for a slip of the pen"
+        )
 
 
 def _cross_validated(
@@ -251,6 +327,21 @@ def _cross_validated(
     progress: bool,
     store: str | os.PathLike[str] | None,
 ) -> Tuning:
+    for name, values in grid.items():
+        if not isinstance(values, Sequence):
+            raise ValueError(
+                f"expected a list of values for {name}, got {values!r}; pass [{values!r}] for a single one"
+            )
+    if y.dim() != 2 or Z.dim() < 2 or len(Z) != len(y):
+        raise ValueError(
+            f"expected Z (M, ...) and y (M, C) of the same examples, got {tuple(Z.shape)} and {tuple(y.shape)}; take "
+            "y_hat[:, target:target + 1] for one output"
+        )
+    if positives is not None and (positives.dtype != torch.bool or positives.shape != (len(Z),)):
+        raise ValueError(
+            f"expected boolean positives ({len(Z)},), got {positives.dtype} {tuple(positives.shape)}; pass "
+            "y_hat.argmax(1) == target"
+        )
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if not grid or not combinations:
         raise ValueError(f"expected values to try, got {dict(grid)}; pass for example grid={{'n_features': [3, 5, 7]}}")

@@ -162,13 +162,44 @@ def test_an_image_that_cannot_be_read_is_named(tree, tmp_path, how):
     root = shutil.copytree(tree, tmp_path / "copy")
     path = next((root / "images").rglob("bird_9.png"))
     data = path.read_bytes()
-    path.unlink()
-    if how == "cut short":
-        path.write_bytes(data[: len(data) // 2])
+    if how == "missing":
+        path.unlink()
+        with pytest.raises(
+            DatasetError, match=r"expected 5 images in .*, got 1 that are missing, such as .*bird_9.png"
+        ):
+            CUB200(root)
+        assert len(CUB200(root, "test")) == 2  # bird 9 is to train on
+        return
+    path.write_bytes(data[: len(data) // 2])
     birds = CUB200(root)
     assert birds[0].image.shape == (3, 10, 20)
     with pytest.raises(DatasetError, match=r"none that can be read from .*bird_9.png"):
         birds[2]
+
+
+def test_lists_without_the_images_are_told(tree, tmp_path):
+    """As of an archive whose unpacking stopped after the text files."""
+    root = shutil.copytree(tree, tmp_path / "copy")
+    shutil.rmtree(root / "images")
+    with pytest.raises(DatasetError, match=r"expected 5 images in .*images, got 5 that are missing.*; unpack CUB"):
+        CUB200(root)
+
+
+@pytest.mark.parametrize(("old", "new"), [("1 1 ", "one 1 "), (" 1 1.0", " first 1.0"), ("2.0 2.0 1", "2.0 two 1")])
+def test_a_word_for_a_number_among_the_parts_is_told(tree, tmp_path, old, new):
+    path = shutil.copytree(tree, tmp_path / "copy") / "parts" / "part_locs.txt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DatasetError, match=r"expected numbers in .*part_locs.txt, got others .*; unpack CUB"):
+        CUB200(path.parents[1])
+
+
+def test_a_class_without_a_name_is_told(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "copy")
+    (root / "classes.txt").write_text("2 002.Black footed\n5 005.Crested_Auklet\n")
+    with pytest.raises(DatasetError, match=r"a name for every class in .*classes.txt, got none for 7; unpack"):
+        CUB200(root)
 
 
 def test_the_wrong_folder(tmp_path):

@@ -33,6 +33,40 @@ def test_f_cls_needs_classes():
         classification_faithfulness(torch.zeros(3, 1), torch.zeros(3), 0)
 
 
+def test_f_reg_in_halves_is_averaged_in_double_precision():
+    """bfloat16 has 8 bits, and no half holds 100,000."""
+    made = torch.arange(3000).remainder(8).to(torch.bfloat16)
+    assert regression_faithfulness(made, torch.zeros_like(made)) == 3.5
+    far = torch.full((4,), 50000.0, dtype=torch.float16)
+    assert regression_faithfulness(far, -far) == pytest.approx(100000, rel=1e-3)
+
+
+def test_f_cls_of_nan_is_no_agreement():
+    """argmax takes a NaN for the largest number, and so an explainer that diverged for a perfect one."""
+    nan = torch.nan
+    assert classification_faithfulness(OUTPUTS[1:2], torch.tensor([nan]), 0) == 0
+    assert classification_faithfulness(OUTPUTS, torch.tensor([1.0, nan, nan, 2.0]), 0) == 0.5
+    assert classification_faithfulness(torch.tensor([[nan, 1.0]]), torch.tensor([0.0]), 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "target", "told"),
+    [
+        (torch.zeros(4), 3, r"targets from 0 to 2, got \[3\]"),
+        (torch.zeros(4), -1, r"targets from 0 to 2, got \[-1\]"),
+        (torch.zeros(4, 2), (1, 1), "different targets"),
+        (torch.zeros(3), 1, r"surrogate \(4, 1\) .* got \(3,\)"),
+        (torch.zeros(4, 3), 1, r"surrogate \(4, 1\) .* got \(4, 3\)"),
+        (torch.zeros(8), (0, 1), r"surrogate \(4, 2\) .* got \(8,\)"),
+    ],
+)
+def test_f_cls_tells_what_does_not_fit(surrogate, target, told):
+    with pytest.raises(ValueError, match=told):
+        classification_faithfulness(OUTPUTS, surrogate, target)
+    with pytest.raises(ValueError, match="M > 0 examples"):
+        classification_faithfulness(OUTPUTS[:0], torch.zeros(0), 1)
+
+
 def test_error_floor_is_what_the_best_x_features_leave():
     """The best n x-features with a linear head are the outputs' first n principal components."""
     scales = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.double)

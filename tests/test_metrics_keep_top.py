@@ -280,3 +280,9 @@ def test_photograph_is_recovered_better_by_better_fills():
         float((keep_top(image, kept, fill) - image).abs().mean()) for fill in (biharmonic, mean_colour, constant(0.0))
     ]
     assert errors[0] < 0.5 * errors[1] < 0.5 * errors[2]
+
+
+def test_combined_tells_contributions_that_are_not_finite():
+    """A NaN is not above 0, and all x-features would count alike."""
+    with pytest.raises(ValueError, match="finite contributions"):
+        combined(torch.ones(1, 2, 3, 3), torch.tensor([[1.0, torch.nan]]))

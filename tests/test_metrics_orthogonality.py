@@ -86,6 +86,37 @@ def test_a_dead_map_correlates_with_none(value):
     assert orthogonality(dead, contributions=contributions) == pytest.approx(others, abs=1e-12)
 
 
+def test_two_dead_maps_that_are_constant_but_for_rounding_correlate_with_none():
+    """In double precision the mean of 50,176 times 0.1 is not 0.1, and what is left of both is the same everywhere."""
+    maps = rand(3, 5, 224, 224)
+    maps[:, 0], maps[:, 1] = 0.1, 1 / 3
+    K, live = 5, orthogonality(maps[:, 2:])
+    found = orthogonality(maps)
+    assert found.o2 == pytest.approx(live.o2, abs=1e-12)
+    assert found.o1 == pytest.approx(math.sqrt((live.o1 + math.sqrt(3)) ** 2 + 2) - math.sqrt(K), abs=1e-12)
+    noise = maps.float()
+    noise[:, 0] *= 1 + torch.finfo(torch.float32).eps * (rand(224, 224) > 0.5)  # as of an enlarged constant map
+    noise[:, 1] = noise[:, 0]
+    assert orthogonality(noise).o2 == pytest.approx(live.o2, abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_told(wrong):
+    """A NaN among the contributions would count as a share of 0, and the explainer as perfectly orthogonal."""
+    maps, contributions = rand(2, 3, 4, 4), rand(2, 3, seed=1)
+    bad_maps, bad = maps.clone(), contributions.clone()
+    bad_maps[1, 2, 0, 0], bad[1, 0] = wrong, wrong
+    with pytest.raises(ValueError, match="finite maps"):
+        orthogonality(bad_maps)
+    with pytest.raises(ValueError, match="finite contributions"):
+        orthogonality(maps, contributions=bad)
+    stream = OrthogonalityStream()
+    stream.update(maps)
+    with pytest.raises(ValueError, match="finite maps"):
+        stream.update(bad_maps)
+    assert stream.compute() == orthogonality(maps)  # as before
+
+
 def test_equal_shares_are_the_plain_form_and_none_leaves_out():
     maps = rand(3, 4, 5, 5)
     equal = torch.tensor([2.0, -2.0, 2.0, -2.0]).expand(3, -1)

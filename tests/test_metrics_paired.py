@@ -99,3 +99,8 @@ def test_errors():
         paired_test([1.0, 2.0], [1.0, 2.0, 3.0], seed=0)
     with pytest.raises(ValueError, match="finite: False"):
         paired_test([1.0, float("nan")], [1.0, 2.0], seed=0)
+
+
+def test_halves():
+    a, b = torch.tensor([0.75, 0.5, 1.0]), torch.tensor([0.25, 0.5, 0.5])
+    assert paired_test(a.bfloat16(), b.bfloat16(), seed=0) == paired_test(a, b, seed=0)

@@ -81,3 +81,15 @@ def test_effective_number_by_hand():
         effective_number(torch.zeros(3))
     with pytest.raises(ValueError, match=r"got \(3, 0\)"):
         effective_number(torch.zeros(3, 0))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_told(wrong):
+    """It would have been 0: no sparsity, no x-feature."""
+    values = torch.rand(2, 3, 4)
+    values[1, 2, 0] = wrong
+    for measure in (gini, hoyer):
+        with pytest.raises(ValueError, match="finite values"):
+            measure(values)
+    with pytest.raises(ValueError, match="finite values"):
+        effective_number(values[1])

@@ -99,3 +99,15 @@ def test_errors(measure):
         measure(A[:, :0], B)
     with pytest.raises(ValueError, match=r"got \(40,\)"):
         measure(A[:, 0], B)
+
+
+@pytest.mark.parametrize("measure", [matched_features, linear_cka])
+def test_what_is_not_finite_is_told(measure):
+    """It would have been taken for a dead x-feature."""
+    E = torch.rand(5, 2)
+    for wrong in (torch.nan, torch.inf):
+        bad = E.clone()
+        bad[3, 1] = wrong
+        for pair in ((bad, E), (E, bad)):
+            with pytest.raises(ValueError, match="finite x-features"):
+                measure(*pair)

@@ -1,6 +1,7 @@
 """Cross-validation: folds, scores and their statistics by hand, and a run that was cut off ends as one that was not."""
 
 import json
+import math
 import statistics
 from functools import partial
 
@@ -203,3 +204,48 @@ def test_arguments_are_checked():
     for folds in (1, 121):
         with pytest.raises(ValueError, match=f"expected 2 to 120 folds for 120 examples, got {folds}"):
             tune(Z, y, **SETTINGS | {"folds": folds})
+
+
+def test_a_fit_that_diverged_is_never_chosen():
+    """NaN is neither above nor below a number, so that min would keep a first one."""
+    nan = math.nan
+    trials = {1: (nan, nan), 2: (1.0, 1.2), 3: (0.1, nan), 4: (1.05, 1.1)}
+    found = Tuning(tuple(Trial({"n_features": n}, scores) for n, scores in trials.items()))
+    assert found.chosen == {"n_features": 4} and choose_n(found) == 2
+    for start in range(4):
+        turned = Tuning(found.trials[start:] + found.trials[:start])
+        assert turned.chosen == {"n_features": 4} and choose_n(turned) == 2
+    nothing = Tuning(found.trials[:1])
+    for ask in (lambda: nothing.best, lambda: nothing.chosen, lambda: choose_n(nothing), nothing.table):
+        with pytest.raises(ValueError, match="got NaN of all 1 combinations"):
+            ask()
+
+
+def test_curve_and_table():
+    scores = {(3, 0.1): (4.0, 6.0), (3, 1.0): (3.0, 5.0), (5, 0.1): (1.0, 2.0), (5, 1.0): (math.nan, 0.0)}
+    found = Tuning(tuple(Trial({"n_features": n, "eta": eta}, s) for (n, eta), s in scores.items()))
+    assert found.curve("n_features") == [(3, 4.0, pytest.approx(1)), (5, 1.5, pytest.approx(0.5))]
+    assert found.curve("eta") == [(0.1, 1.5, pytest.approx(0.5)), (1.0, 4.0, pytest.approx(1))]
+    rows = found.table().splitlines()
+    assert rows[0] == "| n_features | eta | mean | standard error |" and len(rows) == 6
+    assert rows[4] == "| **5** | **0.1** | **1.5** | **0.5** |" and rows[3] == "| 3 | 1.0 | 4 | 1 |"
+    with pytest.raises(ValueError, match=r"expected a setting of the grid, \['n_features', 'eta'\], got 'beta'"):
+        found.curve("beta")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"grid": {"betta": [1.0]}}, r"got \['betta'\]"),
+        ({"grid": {"shape": [3]}}, r"got \['shape'\]"),
+        ({"grid": {"beta": 1.0}}, r"list of values for beta, got 1.0; pass \[1.0\]"),
+        ({"y": torch.zeros(30)}, r"y \(M, C\) .* got \(40, 3\) and \(30,\)"),
+        ({"y": torch.zeros(30, 1)}, r"of the same examples, got \(40, 3\) and \(30, 1\)"),
+        ({"positives": torch.ones(40).long()}, "boolean positives"),
+        ({"positives": torch.ones(30).bool()}, r"positives \(40,\), got"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_fit(change, told):
+    given = {"Z": torch.rand(40, 3), "y": torch.rand(40, 1), "grid": {"n_features": [1]}, "progress": False} | change
+    with pytest.raises(ValueError, match=told):
+        tune(given.pop("Z"), given.pop("y"), **given)

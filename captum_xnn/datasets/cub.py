@@ -43,7 +43,8 @@ class CUB200(Dataset[PartsSample]):
         transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation; must not move its pixels.
 
     Raises:
-        DatasetError: If a file is missing, cut short, or does not fit the others.
+        DatasetError: If a file is missing, cut short, or does not fit the others. That all images of the split are
+            there is checked at once, what they hold when they are read.
 
     Example:
         ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32, collate_fn=collate)``
@@ -98,23 +99,49 @@ class CUB200(Dataset[PartsSample]):
         self.classes = {i - 1: str(name) for i, (name,) in _table(self.root / "classes.txt", 1, str).items()}
         self.part_names = [str(name) for (name,) in _table(self.root / "parts" / "parts.txt", 1, str).values()]
         self.points = self._points(chosen)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Raises unless all images are there; each folder is listed once."""
+        folders: dict[Path, set[str]] = {}
+        missing = []
+        for path in (self.root / "images" / name for name in self.names):
+            if path.parent not in folders:
+                folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            if path.name not in folders[path.parent]:
+                missing.append(path)
+        unnamed = sorted({*self.labels.tolist()} - self.classes.keys())
+        if unnamed:
+            raise DatasetError(
+                f"expected a name for every class in {self.root / 'classes.txt'}, got none for {unnamed[0] + 1}; "
+                f"{_REMEDY}"
+            )
+        if missing:
+            raise DatasetError(
+                f"expected {len(self)} images in {self.root / 'images'}, got {len(missing)} that are missing, such as "
+                f"{missing[0]}; {_REMEDY}"
+            )
 
     def _points(self, chosen: list[int]) -> Tensor:
         """Returns the parts of some images by their official numbers."""
         path = self.root / "parts" / "part_locs.txt"
         rows = _lines(path, 5)
         P = len(self.part_names)
-        if sorted({int(r[1]) for r in rows}) != list(range(1, P + 1)):
+        try:
+            located = [(int(i), int(part), float(x), float(y), bool(float(seen))) for i, part, x, y, seen in rows]
+        except ValueError as error:
+            raise DatasetError(f"expected numbers in {path}, got others ({error}); {_REMEDY}") from error
+        if sorted({part for _, part, *_ in located}) != list(range(1, P + 1)):
             raise DatasetError(f"expected parts 1 to {P} in {path}, got others; {_REMEDY}")
         at = {number: row for row, number in enumerate(chosen)}
         points = torch.full((len(chosen), P, 2), float("nan"))
         seen = 0
-        for image, part, x, y, visible in rows:
-            row = at.get(int(image))
+        for image, part, x, y, visible in located:
+            row = at.get(image)
             if row is not None:
                 seen += 1
-                if float(visible):
-                    points[row, int(part) - 1] = torch.tensor([float(x), float(y)])
+                if visible:
+                    points[row, part - 1] = torch.tensor([x, y])
         if seen != len(chosen) * P:
             raise DatasetError(
                 f"expected {P} parts for each of {len(chosen)} images in {path}, got {seen} lines of them; {_REMEDY}"

@@ -42,11 +42,13 @@ def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
             f"expected surrogate and prediction of one shape, with examples, got {tuple(surrogate.shape)} and "
             f"{tuple(prediction.shape)}; reshape them or check the data"
         )
-    return float((surrogate - prediction).abs().mean())
+    return float((surrogate.double() - prediction.double()).abs().mean())
 
 
 def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int | Sequence[int]) -> float:
     """Returns F_cls, the share of examples whose predicted class stays the same, in [0, 1].
+
+    An example whose surrogate or logits are NaN has no predicted class, and counts as one that changed.
 
     Args:
         logits: All outputs of the model, (M, C).
@@ -54,7 +56,8 @@ def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int |
         target: Which output the surrogate stands for, or which several.
 
     Raises:
-        ValueError: If the model has a single output, which names no class.
+        ValueError: If the model has a single output, which names no class, there are no examples, a target is out of
+            range, or the surrogate is not of these targets.
 
     Example:
         >>> classification_faithfulness(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([3.0, 0.0]), 0)
@@ -65,10 +68,20 @@ def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int |
             f"expected logits (M, C) of C > 1 classes, got {tuple(logits.shape)}; for a single output use "
             "regression_faithfulness"
         )
-    replaced = logits.clone()
+    M, C = logits.shape
     columns = [target] if isinstance(target, int) else list(target)
-    replaced[:, columns] = surrogate.reshape(len(logits), -1).to(logits)
-    return float((replaced.argmax(1) == logits.argmax(1)).double().mean())
+    if not all(0 <= c < C for c in columns) or len({*columns}) != len(columns):
+        raise ValueError(f"expected different targets from 0 to {C - 1}, got {columns}; name outputs of the model")
+    if not M or surrogate.shape not in ((M, len(columns)), (M,) * (len(columns) == 1)):
+        raise ValueError(
+            f"expected a surrogate ({M}, {len(columns)}) of M > 0 examples and {len(columns)} targets, got "
+            f"{tuple(surrogate.shape)}; pass one column for each target"
+        )
+    replaced = logits.clone()
+    replaced[:, columns] = surrogate.reshape(M, -1).to(logits)
+    # argmax takes a NaN for the largest number.
+    same = (replaced.argmax(1) == logits.argmax(1)) & ~(replaced.isnan() | logits.isnan()).any(1)
+    return float(same.double().mean())
 
 
 def error_floor(prediction: Tensor, n: int) -> float:

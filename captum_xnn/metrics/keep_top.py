@@ -62,7 +62,7 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
         contributions: v_i E_i, (N, K).
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes do not belong together, or contributions are not finite.
 
     Example:
         >>> maps = torch.tensor([[[[8.0, 0.0]], [[1.0, 1.0]], [[0.0, 5.0]]]])
@@ -74,6 +74,8 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
             f"expected maps (N, K, H, W) and contributions (N, K), got {tuple(maps.shape)} and "
             f"{tuple(contributions.shape)}; sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
         )
+    if not bool(contributions.isfinite().all()):
+        raise ValueError("expected finite contributions, got NaN or infinite values; look whether the fit diverged")
     weight = contributions.double().clamp_min(0)
     weight = torch.where((weight > 0).any(1, keepdim=True), weight, 1.0)
     positive = maps.double().clamp_min(0)

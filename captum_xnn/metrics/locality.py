@@ -40,13 +40,13 @@ __all__ = ["locality", "mean_locality", "object_probabilities", "part_probabilit
 
 
 def pixel_probabilities(maps: Tensor) -> Tensor:
-    """Returns maps divided by their sums, (N, K, H, W); a map of zeros stays one.
+    """Returns maps divided by their sums, (N, K, H, W), in single precision at least; a map of zeros stays one.
 
     Args:
         maps: (N, K, H, W), not negative.
 
     Raises:
-        ValueError: If values are negative or not finite.
+        ValueError: If values or their sums are not finite, or values are negative.
 
     Example:
         >>> pixel_probabilities(torch.tensor([[[[1.0, 3.0]]]]))
@@ -61,7 +61,10 @@ def pixel_probabilities(maps: Tensor) -> Tensor:
             f"expected maps that are finite and not negative, got values from {float(maps.min()):.3g} to "
             f"{float(maps.max()):.3g}; take maps.clamp(min=0) for what speaks for an x-feature"
         )
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # a half holds no more than 65,504
     total = maps.sum((2, 3), keepdim=True, dtype=torch.float64).to(maps.dtype)
+    if bool(total.isinf().any()):
+        raise ValueError(f"expected maps whose sums {maps.dtype} holds, got larger ones; divide them by a number first")
     return maps / torch.where(total > 0, total, 1)
 
 
@@ -76,7 +79,7 @@ def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
         boxes: (N, 4), x0, y0, x1, y1 in pixels.
 
     Raises:
-        ValueError: If shapes do not fit, or maps have negative values.
+        ValueError: If shapes do not fit, maps have negative values, or a box is not finite or ends before it begins.
 
     Example:
         >>> maps = torch.tensor([[[[1.0, 0.0, 0.0, 1.0]]]])  # one row of four pixels
@@ -92,6 +95,13 @@ def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
         raise ValueError(
             f"expected points ({N}, P, 2) and boxes ({N}, 4), got {tuple(points.shape)} and {tuple(boxes.shape)}; pass "
             "x and y of each part and x0, y0, x1, y1 of each image"
+        )
+    wrong = ~boxes.isfinite().all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"expected boxes x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got {boxes[i].tolist()} of image {i}; of boxes "
+            "x, y, width, height add the first two to the last two"
         )
     probabilities = pixel_probabilities(maps)
     found = maps.new_zeros(N, maps.shape[1], P + 1, dtype=torch.float64)
@@ -145,7 +155,11 @@ def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = N
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.2 (Places).
     """
     size = (len(maps), *maps.shape[2:])
-    if (*masks.shape[:1], *masks.shape[-2:]) != size or masks.dim() != (4 if masks.dtype == torch.bool else 3):
+    if (
+        (*masks.shape[:1], *masks.shape[-2:]) != size
+        or masks.dim() != (4 if masks.dtype == torch.bool else 3)
+        or (masks.is_floating_point())
+    ):
         raise ValueError(
             f"expected masks {size} of integers, or boolean ({size[0]}, O, {size[1]}, {size[2]}), got "
             f"{masks.dtype} {tuple(masks.shape)}; resize them to the maps without interpolation"
@@ -164,6 +178,8 @@ def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = N
 def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> Tensor:
     r"""Returns the entropy of each x-feature's mean probabilities of parts, (K,), in nats; NaN if it never has any.
 
+    That is so of maps that are zeros in all images, and where no part is visible in any box, nor any object there.
+
     .. math:: H = -\sum_p h_p \log h_p, \quad h_p = \bar S_p / \sum_p \bar S_p, \quad
               \bar S_p = \sum_m w_m S^m_p / \sum_m w_m
 
@@ -172,7 +188,7 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
         contributions: (N, K), in logits: images weigh by the x-feature's share of them. Equally without.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or values are not finite.
 
     Example:
         >>> locality(torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[1.0, 0.0], [0.0, 0.0]]]))
@@ -182,8 +198,13 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.2, :math:`H_n`.
     """
     S = probabilities.double()
+    if S.dim() != 3 or not bool(S.isfinite().all()):
+        raise ValueError(
+            f"expected finite probabilities (N, K, P), got {tuple(S.shape)}, finite: {bool(S.isfinite().all())}; pass "
+            "what part_probabilities or object_probabilities returned"
+        )
     if contributions is not None:
-        if S.dim() != 3 or contributions.shape != S.shape[:2]:
+        if contributions.shape != S.shape[:2]:
             raise ValueError(
                 f"expected contributions (N, K) for probabilities (N, K, P), got {tuple(contributions.shape)} and "
                 f"{tuple(S.shape)}; pass those of Explanation.contributions"
@@ -192,7 +213,7 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
     total = S.sum(0)
     h = total / total.sum(1, keepdim=True)
     entropy: Tensor = torch.special.entr(h).sum(1)
-    return entropy
+    return torch.where(total.sum(1) > 0, entropy, torch.nan)
 
 
 def mean_locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> float:

@@ -21,7 +21,8 @@ Weighted by contribution:
 
 What the paper leaves open:
     How C is aggregated over the data set: here within images, so that images with strong maps do not correlate the
-    maps of all x-features. A map of no variance in any image is correlated with none.
+    maps of all x-features. A map of no variance in any image is correlated with none; what is left of a constant
+    map by rounding is no variance.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2.
@@ -54,7 +55,7 @@ def orthogonality(maps: Tensor, *, contributions: Tensor | None = None) -> Ortho
         contributions: (N, K), in logits; for the weighted form.
 
     Raises:
-        ValueError: If shapes do not fit, or there are no images.
+        ValueError: If shapes do not fit, values are not finite, or there are no images.
 
     Example:
         >>> maps = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]])
@@ -96,7 +97,7 @@ class OrthogonalityStream:
             contributions: (N, K), in all batches or in none.
 
         Raises:
-            ValueError: If shapes do not fit each other or earlier ones.
+            ValueError: If shapes do not fit each other or earlier ones, or values are not finite.
         """
         known = None if self.covariance is None else len(self.covariance)
         if maps.dim() != 4 or known not in (None, maps.shape[1]):
@@ -106,11 +107,8 @@ class OrthogonalityStream:
             )
         if self.images and (self.shares is None) != (contributions is None):
             raise ValueError("expected contributions with every batch or with none; pass them always, or never")
-        for image in maps.detach():  # one at a time, as double precision takes twice the room
-            flat = image.double().flatten(1)
-            flat = flat - flat.mean(1, keepdim=True)
-            own = flat @ flat.T
-            self.covariance = own if self.covariance is None else self.covariance + own
+        if not bool(maps.isfinite().all()):
+            raise ValueError("expected finite maps, got NaN or infinite values; look at the images that have them")
         if contributions is not None:
             if contributions.shape != maps.shape[:2]:
                 raise ValueError(
@@ -119,6 +117,14 @@ class OrthogonalityStream:
                 )
             total = contribution_shares(contributions).sum(0)
             self.shares = total if self.shares is None else self.shares + total
+        rounding = 4 * torch.finfo(maps.dtype).eps if maps.is_floating_point() else 0.0
+        for image in maps.detach():  # one at a time, as double precision takes twice the room
+            flat = image.double().flatten(1)
+            centred = flat - flat.mean(1, keepdim=True)
+            varies = centred.norm(dim=1) > rounding * flat.norm(dim=1)
+            centred = torch.where(varies[:, None], centred, 0)
+            own = centred @ centred.T
+            self.covariance = own if self.covariance is None else self.covariance + own
         self.images += len(maps)
 
     def correlations(self) -> Tensor:
@@ -159,11 +165,18 @@ def contribution_shares(contributions: Tensor) -> Tensor:
     Args:
         contributions: (N, K), in logits.
 
+    Raises:
+        ValueError: If they are not finite.
+
     Example:
         >>> contribution_shares(torch.tensor([[3.0, -1.0], [0.0, 0.0]]))
         tensor([[0.7500, 0.2500],
                 [0.0000, 0.0000]], dtype=torch.float64)
     """
     size = contributions.detach().double().abs()
+    if not bool(size.isfinite().all()):
+        raise ValueError(
+            "expected finite contributions, got NaN or infinite values; look whether the explainer's fit diverged"
+        )
     total = size.sum(1, keepdim=True)
     return size / torch.where(total > 0, total, 1)

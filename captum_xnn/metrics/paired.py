@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["Comparison", "paired_test"]
@@ -74,7 +75,7 @@ def paired_test(
         >>> round(found.difference, 3), found.permutation, found.effect
         (0.15, 0.25, 0.8)
     """
-    given = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (a, b)]
+    given = [_array(x) for x in (a, b)]
     first, second = (x.astype(np.float64) for x in given)
     finite = bool(np.isfinite(first).all() and np.isfinite(second).all())
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2 or not finite:
@@ -95,6 +96,13 @@ def paired_test(
         permutation=_sign_flips(shares, seed, resamples),
         effect=effect,
     )
+
+
+def _array(scores: Sequence[float] | Tensor) -> _Array:
+    if not isinstance(scores, Tensor):
+        return np.asarray(scores)
+    own = scores.detach().cpu()
+    return np.asarray(own if own.dtype == torch.float64 or not own.is_floating_point() else own.float())
 
 
 def _interval(differences: _Array, seed: int, resamples: int, confidence: float) -> tuple[float, float]:

@@ -1,8 +1,9 @@
 """Pointing accuracy: how often the strongest pixel of an x-feature's map lies on a given part.
 
 Conventions:
-    N images, K x-features, maps of H x W pixels, P annotated parts. Points are (x, y) in the maps' pixels: x to the
-    right, y down, the centre of the top left pixel at (0, 0). A point with a NaN is a part that cannot be seen.
+    N images, K x-features, maps of H x W pixels, P annotated parts. Points are (x, y) in the maps' pixels, x to the
+    right, y down, as in :mod:`captum_xnn.metrics.locality` and the data sets: the origin is the corner of the image, so
+    that the centre of the first pixel is at (0.5, 0.5). A part with a NaN is invisible.
 
 Reference:
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2018, section 4.1 (the pointing game).
@@ -34,7 +35,7 @@ def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> 
     Example:
         >>> maps = torch.zeros(1, 1, 5, 5)
         >>> maps[0, 0, 1, 3] = 1.0
-        >>> pointing_accuracy(maps, torch.tensor([[[3.0, 2.0], [0.0, 4.0], [torch.nan, torch.nan]]]), tolerance=1)
+        >>> pointing_accuracy(maps, torch.tensor([[[3.5, 2.5], [0.5, 4.5], [torch.nan, torch.nan]]]), tolerance=1)
         tensor([[1., 0., nan]], dtype=torch.float64)
     """
     if maps.dim() != 4 or points.dim() != 3 or points.shape[2] != 2 or len(points) != len(maps):
@@ -50,9 +51,9 @@ def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> 
     flat = maps.flatten(2)
     peak = flat.argmax(2)
     width = maps.shape[3]
-    xy = torch.stack([peak % width, peak.div(width, rounding_mode="floor")], 2).double()
+    xy = torch.stack([peak % width, peak.div(width, rounding_mode="floor")], 2).double() + 0.5  # its centre
     distance = (xy[:, :, None] - points.to(maps.device).double()[:, None]).square().sum(3).sqrt()
     peaked = flat.amax(2) > flat.amin(2)
     hits = (distance <= tolerance) & peaked[:, :, None]
-    seen = (~points.isnan().any(2)).sum(0).to(maps.device)
+    seen = points.isfinite().all(2).sum(0).to(maps.device)
     return hits.double().sum(0) / seen.double()  # 0 / 0 is the NaN of a part never seen

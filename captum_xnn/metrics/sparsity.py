@@ -29,7 +29,7 @@ def gini(maps: Tensor) -> Tensor:
         maps: (N, K, ...).
 
     Raises:
-        ValueError: If maps have no pixels.
+        ValueError: If maps have no pixels, or are not finite.
 
     Example:
         >>> gini(torch.tensor([[[0.0, 0.0, 0.0, 2.0], [1.0, 1.0, 1.0, 1.0]]]))
@@ -57,7 +57,7 @@ def hoyer(maps: Tensor) -> Tensor:
         maps: (N, K, ...).
 
     Raises:
-        ValueError: If maps have no pixels.
+        ValueError: If maps have no pixels, or are not finite.
 
     Example:
         >>> hoyer(torch.tensor([[[0.0, 0.0, 0.0, 2.0], [1.0, 1.0, 1.0, 1.0]]]))
@@ -87,7 +87,7 @@ def effective_number(contributions: Tensor) -> Tensor:
         contributions: v_i E_i, (N, K).
 
     Raises:
-        ValueError: If contributions are not (N, K) with K > 0.
+        ValueError: If contributions are not (N, K) with K > 0, or not finite.
 
     Example:
         >>> effective_number(torch.tensor([[2.0, -2.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]]))
@@ -108,6 +108,8 @@ def _magnitudes(maps: Tensor) -> Tensor:
     """Returns absolute values (N, K, d), the largest of each map 1, so that no square over- or underflows."""
     if maps.dim() < 3 or 0 in maps.shape[2:]:
         raise ValueError(f"expected maps (N, K, ...) with pixels, got {tuple(maps.shape)}; keep both first dimensions")
+    if not bool(maps.isfinite().all()):
+        raise ValueError("expected finite values, got NaN or infinite ones; look whether the explainer's fit diverged")
     values = maps.double().abs().flatten(2)
     largest = values.amax(2, keepdim=True)
     return values / torch.where(largest > 0, largest, 1)

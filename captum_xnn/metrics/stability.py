@@ -50,7 +50,7 @@ def matched_features(E_a: Tensor, E_b: Tensor) -> Matching:
         E_b: Those of the second on the same examples, (M, K').
 
     Raises:
-        ValueError: If the examples are not as many, or fewer than two.
+        ValueError: If the examples are not as many, fewer than two, or values are not finite.
 
     Example:
         >>> E = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
@@ -82,7 +82,7 @@ def linear_cka(E_a: Tensor, E_b: Tensor) -> float:
         E_b: Those of the second on the same examples, (M, K').
 
     Raises:
-        ValueError: If the examples are not as many, or fewer than two.
+        ValueError: If the examples are not as many, fewer than two, or values are not finite.
 
     Example:
         >>> E = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
@@ -104,6 +104,8 @@ def _centred(E_a: Tensor, E_b: Tensor) -> tuple[Tensor, Tensor]:
             f"expected x-features (M, K) and (M, K') of the same M > 1 examples, got {tuple(E_a.shape)} and "
             f"{tuple(E_b.shape)}; encode the same data with both explainers"
         )
+    if not bool(E_a.isfinite().all() and E_b.isfinite().all()):
+        raise ValueError("expected finite x-features, got NaN or infinite values; look whether a fit diverged")
     return _alive(E_a.double()), _alive(E_b.double().to(E_a.device))
 
 
