@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.runs import kept
 from captum_xnn.activations import collect
 from captum_xnn.datasets.cub import CUB200
 from captum_xnn.datasets.parts import collate
@@ -79,14 +80,13 @@ def read(
     """Returns activations and outputs on all images, from one pass over them (minutes on two cores) or a file."""
     model, normalise = network(file, torchvision, weights)
     images = CUB200(root, size=(size, size), transform=normalise)
-    if cache is not None and cache.exists():
-        return Birds(model, layer, images, **torch.load(cache, weights_only=True))
     loader = DataLoader(images, batch_size=32, collate_fn=collate)
-    found = collect(model, layer, loader, unpack=lambda batch: ((batch.image,), None), progress=True)
-    if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"Z": found.Z, "y_hat": found.y_hat}, cache)
-    return Birds(model, layer, images, found.Z, found.y_hat)
+    found = kept(
+        cache,
+        {"network": str(file.resolve()) if file else torchvision, "layer": layer, "size": size, "images": len(images)},
+        lambda: collect(model, layer, loader, unpack=lambda batch: ((batch.image,), None), progress=True),
+    )
+    return Birds(model, layer, images, **found)
 
 
 def read_options(given: argparse.Namespace) -> Birds:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, Recipe
 from captum_xnn.activations import collect
 from captum_xnn.datasets.parts import collate
@@ -94,6 +94,7 @@ def main(given: argparse.Namespace) -> None:
         jobs,
         lambda job: measure(of, job, negatives=given.negatives, hidden=given.hidden, steps=given.steps),
         title="classes and layers",
+        under=settings(given),
     )
     pools = list(PAPER)[-1 - len(given.layers) : -1]  # the paper's five, or the last of them
     paper = {layer: PAPER[at] for layer, at in zip(given.layers, pools, strict=False)}

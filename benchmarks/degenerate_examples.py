@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.degeneration import mean_correlation
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets.parts import collate
 from captum_xnn.metrics.orthogonality import orthogonality
 from captum_xnn.training import encode_all
@@ -71,7 +71,7 @@ def main(given: argparse.Namespace) -> None:
     of = birds.read_options(given)
     chosen = birds.some_classes(of.images.labels, given.classes)
     jobs = [{"method": m, "class": c, "seed": given.seed} for c in chosen for m in ("SRAE", "NN")]
-    lines = measured(given.out, jobs, lambda job: measure(of, job, given.out), title="classes")
+    lines = measured(given.out, jobs, lambda job: measure(of, job, given.out), title="classes", under=settings(given))
     write(given.out, table(lines, "method", COLUMNS), summary(lines, "method", COLUMNS))
 
 

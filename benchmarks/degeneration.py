@@ -32,7 +32,7 @@ from torch import Tensor
 from benchmarks import birds
 from benchmarks.birds import Birds
 from benchmarks.one_vs_all import effective
-from benchmarks.runs import Line, measured, write
+from benchmarks.runs import Line, measured, settings, write
 from captum_xnn import SRAE, Recipe
 from captum_xnn.anchors import anchors
 from captum_xnn.losses import (
@@ -241,7 +241,7 @@ def main(given: argparse.Namespace) -> None:
         for label in chosen[: given.classes if name in list(RECIPES)[:2] else given.tried_classes]
         for seed in range(given.seeds if name in list(RECIPES)[:2] else given.tried_seeds)
     ]
-    lines = measured(given.out, jobs, lambda job: measure(of, job), title="fits")
+    lines = measured(given.out, jobs, lambda job: measure(of, job), title="fits", under=settings(given))
     write(given.out, table(lines), {"fits": [{k: v for k, v in line.items() if k != "E_test"} for line in lines]})
 
 

@@ -70,7 +70,9 @@ def measure(job: Line, mnist: Path | None = None) -> Line:
 def main(seeds: int, digits: list[int], mnist: Path | None, out: Path) -> None:
     """Measures what OUT lacks, and writes the table."""
     jobs = [{"layer": layer, "digit": d, "seed": s} for s in range(seeds) for layer in LAYERS for d in digits]
-    lines = measured(out, jobs, lambda job: measure(job, mnist), title="explainers")
+    lines = measured(
+        out, jobs, lambda job: measure(job, mnist), title="explainers", under={"mnist": mnist and str(mnist.resolve())}
+    )
     seconds = interval(line["seconds"] for line in lines)[0]
     text = table(lines, "layer", COLUMNS, paper=PAPER) + f"\n\nA digit takes {seconds:.0f} s on average."
     write(out, text, summary(lines, "layer", COLUMNS))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap
 from captum_xnn.datasets.parts import collate
 from captum_xnn.heatmaps import ExcitationMaps
@@ -85,6 +85,7 @@ def main(given: argparse.Namespace) -> None:
         jobs,
         lambda job: measure(of, job, given.pixels, given.fill, given.maps_layer),
         title="classes and maps",
+        under=settings(given),
     )
     text = "\n\n".join(
         [

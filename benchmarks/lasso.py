@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import birds, places
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import Recipe
 from captum_xnn.baselines.selection import lasso
 from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
@@ -88,7 +88,7 @@ def main(given: argparse.Namespace) -> None:
         return measure((Z[train], y_hat[train]), (Z[test], y_hat[test]), job["class"], job["alpha"])
 
     jobs = [{"alpha": alpha, "class": c} for c in classes for alpha in given.alphas]
-    lines = measured(given.out, jobs, of, title="classes and alphas")
+    lines = measured(given.out, jobs, of, title="classes and alphas", under=settings(given))
     order = [str(alpha) for alpha in sorted(given.alphas, reverse=True)]
     text = table(lines, "alpha", COLUMNS, paper=PAPER[given.data], order=order)
     write(given.out, text, summary(lines, "alpha", COLUMNS))

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks import birds, one_vs_all
 from benchmarks.one_vs_all import COLUMNS, METHODS
-from benchmarks.runs import Line, measured, summary, write
+from benchmarks.runs import Line, kept, measured, settings, summary, write
 from captum_xnn.activations import collect
 from captum_xnn.datasets.places import ROOMS, ADE20KScenes, Places365, collate
 from captum_xnn.metrics.locality import object_probabilities
@@ -94,12 +94,18 @@ def read(given: argparse.Namespace, counts: Counts) -> Scenes:
     images = Places365(given.places, "train", **size)
     rows = drawn(images.labels, counts)
     cache = given.activations or given.out / "activations.pt"
-    if not cache.exists():
-        loader = DataLoader(Subset(images, rows.tolist()), 32, collate_fn=collate, num_workers=given.workers)
-        found = collect(model, given.layer, loader, unpack=lambda batch: ((batch.image,), None), progress=True)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"Z": found.Z, "y_hat": found.y_hat}, cache)
-    return Scenes(model, given.layer, **torch.load(cache, weights_only=True), labels=images.labels[rows], rooms=rooms)
+    loader = DataLoader(Subset(images, rows.tolist()), 32, collate_fn=collate, num_workers=given.workers)
+    found = kept(
+        cache,
+        {
+            "network": str(given.file.resolve()) if given.file else given.torchvision,
+            "layer": given.layer,
+            "size": given.size,
+            "images": len(rows),
+        },
+        lambda: collect(model, given.layer, loader, unpack=lambda batch: ((batch.image,), None), progress=True),
+    )
+    return Scenes(model, given.layer, **found, labels=images.labels[rows], rooms=rooms)
 
 
 def measure(of: Scenes, job: Line, counts: Counts, *, maps_layer: str | None = None) -> Line:
@@ -128,7 +134,11 @@ def main(given: argparse.Namespace) -> None:
     of = read(given, counts)
     jobs = [{"method": m, "class": ROOMS[r], "seed": given.seed} for r in given.rooms for m in given.methods]
     lines = measured(
-        given.out, jobs, lambda job: measure(of, job, counts, maps_layer=given.maps_layer), title="methods and rooms"
+        given.out,
+        jobs,
+        lambda job: measure(of, job, counts, maps_layer=given.maps_layer),
+        title="methods and rooms",
+        under=settings(given),
     )
     write(given.out, one_vs_all.report(lines, PAPER), summary(lines, "method", COLUMNS))
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.datasets.parts import collate
 from captum_xnn.metrics.randomisation import randomised, similarity, top_down
@@ -82,7 +82,11 @@ def main(given: argparse.Namespace) -> None:
     of = birds.read_options(given)
     jobs = [{"class": c} for c in birds.some_classes(of.images.labels, given.classes)]
     lines = measured(
-        given.out, jobs, lambda job: measure(of, job, steps=given.steps, n_images=given.images), title="classes"
+        given.out,
+        jobs,
+        lambda job: measure(of, job, steps=given.steps, n_images=given.images),
+        title="classes",
+        under=settings(given),
     )
     each = [{"redrawn": what, **values} for line in lines for what, values in line["found"].items()]
     write(given.out, table(each, "redrawn", COLUMNS), summary(each, "redrawn", COLUMNS))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE
 from captum_xnn.datasets.parts import collate
 from captum_xnn.metrics.locality import part_probabilities
@@ -96,7 +96,9 @@ def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the table."""
     of = birds.read_options(given)
     jobs = [{"class": c} for c in birds.some_classes(of.images.labels, given.classes)]
-    lines = measured(given.out, jobs, lambda job: measure(of, job, rotations=given.rotations), title="classes")
+    lines = measured(
+        given.out, jobs, lambda job: measure(of, job, rotations=given.rotations), title="classes", under=settings(given)
+    )
     each = [{"metric": metric, **values} for line in lines for metric, values in line["found"].items()]
     write(given.out, table(each, "metric", COLUMNS), summary(each, "metric", COLUMNS))
 

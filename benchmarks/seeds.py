@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets.parts import collate
 from captum_xnn.metrics.locality import mean_locality, part_probabilities
 from captum_xnn.metrics.orthogonality import orthogonality
@@ -89,7 +89,13 @@ def main(given: argparse.Namespace) -> None:
     of = birds.read_options(given)
     chosen = birds.some_classes(of.images.labels, given.classes)
     jobs = [{"method": m, "class": c} for c in chosen for m in METHODS]
-    lines = measured(given.out, jobs, lambda job: measure(of, job, seeds=given.seeds), title="methods and classes")
+    lines = measured(
+        given.out,
+        jobs,
+        lambda job: measure(of, job, seeds=given.seeds),
+        title="methods and classes",
+        under=settings(given),
+    )
     write(given.out, table(lines, "method", COLUMNS, order=METHODS), summary(lines, "method", COLUMNS))
 
 

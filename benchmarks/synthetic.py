@@ -42,7 +42,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfulness
-from benchmarks.runs import Column, Line, measured, summary, table, write
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
 from captum_xnn.autoencoder import Autoencoder
@@ -269,7 +269,7 @@ def main(given: argparse.Namespace) -> None:
     def of(job: Line) -> Line:
         return measure(explained(job["network"], given.train, given.test, 10 * job["seed"], given.epochs), job)
 
-    lines = named(measured(given.out, jobs, of, title="explanations"))
+    lines = named(measured(given.out, jobs, of, title="explanations", under=settings(given)))
     write(given.out, table(lines, "explained", COLUMNS), summary(lines, "explained", COLUMNS))
 
 

@@ -298,7 +298,7 @@ def choose_n(tuning: Tuning) -> int:
             "grid={'n_features': [1, 2, ...]} to tune"
         )
     enough = tuning.best.mean + tuning.best.error
-    return int(min(n for n, mean, _ in tuning.curve("n_features") if mean <= enough))
+    return min(int(n) for n, mean, _ in tuning.curve("n_features") if mean <= enough)
 
 
 def _check_names(grid: Mapping[str, Sequence[Any]], of_recipe: set[str], autoencoder: Callable[..., Any]) -> None:

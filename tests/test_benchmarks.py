@@ -1,5 +1,7 @@
 """The benchmarks run and count right; the figures themselves are theirs to print."""
 
+import argparse
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -331,6 +333,73 @@ def test_rotated_x_features_explain_the_same():
     torch.testing.assert_close(after.y_bar, before.y_bar)
     torch.testing.assert_close(after.Z_tilde, before.Z_tilde)
     torch.testing.assert_close(after.E, before.E @ rotation.T)
+
+
+def test_a_run_under_other_settings_stops(tmp_path):
+    """Rather than to put results of two layers, or two ways to draw maps, into one table."""
+    from benchmarks.runs import measured, settings
+
+    given = argparse.Namespace(layer="relu6", root=tmp_path, maps_layer=None, classes=2, out=tmp_path)
+    jobs = [{"class": 1}]
+    measured(tmp_path, jobs, lambda job: {"value": 1}, under=settings(given))
+    given.classes, given.out = 3, tmp_path / "."
+    again = measured(tmp_path, [*jobs, {"class": 2}], lambda job: {"value": 2}, under=settings(given))
+    assert [line["value"] for line in again] == [1, 2]
+    given.maps_layer = "pool"
+    with pytest.raises(SystemExit, match="another --maps-layer: 'pool', where it was None; take another --out"):
+        measured(tmp_path, jobs, lambda job: {}, under=settings(given))
+    measured(tmp_path / "older", jobs, lambda job: {"value": 1})  # results of a run that kept no settings
+    measured(tmp_path / "older", jobs, lambda job: pytest.fail("all is there"), under=settings(given))
+    given.layer = "relu7"
+    with pytest.raises(SystemExit, match="another --layer"):
+        measured(tmp_path / "older", jobs, lambda job: {}, under=settings(given))
+
+
+def test_activations_are_kept_whole_and_of_one_layer(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from benchmarks import runs
+
+    made = SimpleNamespace(Z=torch.rand(3, 2), y_hat=torch.rand(3, 4))
+    cache, of = tmp_path / "new" / "activations.pt", {"layer": "relu6", "size": 227}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs.kept(cache, of, lambda: made)
+    assert not cache.exists()
+    runs.kept(cache, of, lambda: made)
+    found = runs.kept(cache, of, lambda: pytest.fail("it is there"))
+    assert torch.equal(found["Z"], made.Z) and torch.equal(found["y_hat"], made.y_hat) and len(found) == 2
+    with pytest.raises(SystemExit, match=r"'relu7'.* in .*activations.pt, got those of .*'relu6'.*delete the file"):
+        runs.kept(cache, of | {"layer": "relu7"}, lambda: made)
+    torch.save({"Z": made.Z, "y_hat": made.y_hat}, tmp_path / "older.pt")
+    assert torch.equal(runs.kept(tmp_path / "older.pt", of, lambda: pytest.fail("it is there"))["Z"], made.Z)
+    assert runs.kept(None, of, lambda: made)["Z"] is made.Z
+
+
+def test_infinite_figures_are_counted_and_json_is_json(tmp_path, capsys):
+    """A method with degenerate x-features is not to be judged by the classes where it has none."""
+    from benchmarks.runs import Column, measured, summary, table, write
+
+    values = {"a": (1.0, math.inf, 3.0, math.nan), "b": (math.inf, math.inf), "c": (2.0,)}
+    jobs = [{"method": m, "class": c} for m, of in values.items() for c in range(len(of))]
+    measured(tmp_path, jobs, lambda job: {"o2": values[job["method"]][job["class"]]})
+    lines = measured(tmp_path, jobs, lambda job: pytest.fail("all is there"))  # as they come from the file
+    columns = [Column("o2", "O2", 1)]
+    text = table(lines, "method", columns, paper={"a": {"o2": 2.5}})
+    assert text.splitlines()[2:] == ["| a | 4 | 2.0 ± 12.7, 1 inf (2.5) |", "| b | 2 | 2 inf |", "| c | 1 | 2.0 |"]
+    write(tmp_path, text, summary(lines, "method", columns))
+
+    def refuse(name):
+        pytest.fail(f"{name} is not JSON")
+
+    kept = json.loads((tmp_path / "table.json").read_text(), parse_constant=refuse)
+    assert kept["a"]["infinite"] == {"o2": 1} and kept["b"]["o2"] == [None, None] and kept["c"]["o2"] == [2.0, None]
+    assert text in capsys.readouterr().out and (tmp_path / "table.md").read_text() == text + "\n"
 
 
 def test_table_2_on_small_places(few, tmp_path):
