@@ -559,6 +559,16 @@ def test_many_targets(tmp_path, capsys):
     assert mixed["agreement"] > 0.9 and mixed["f_reg_test_mixed"] == pytest.approx(mixed["f_reg_test"], rel=0.1)
 
 
+def test_a_form_without_a_history_is_measured_on_the_figures(monkeypatch):
+    from benchmarks import synthetic
+
+    monkeypatch.setattr(synthetic, "MAPS", 8)
+    of = synthetic.explained("exact", 300, 200, 0, 1)
+    job = {"network": "exact", "seed": 0, "class": 4, "x_features": "reasons", "method": "RandomEncoder"}
+    line = synthetic.measure(of, job)
+    assert "loss" not in line and line["f_reg"] > 0.1 and line["from_z"] == 1
+
+
 def test_agreement_of_maps():
     from benchmarks.seeds import agreement
 
