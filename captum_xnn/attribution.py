@@ -87,7 +87,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
     Raises:
         LayerNotFoundError: If the model has no such layer.
-        TypeError: If the model is no module, or a scripted one.
+        TypeError: If the model is no module, or a scripted one, or the autoencoder cannot be called.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -124,6 +124,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         LayerAttribution.__init__(self, model, module, device_ids)
         if n_features < 1:
             raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
+        if autoencoder is not None and not callable(autoencoder):
+            raise TypeError(
+                "expected autoencoder as a class such as SRAE or captum_xnn.baselines.NN, or a function that makes one, "
+                f"got {autoencoder!r}; pass the class itself"
+            )
         self.model = model
         self.n_features = operator.index(n_features)
         self.heatmap = as_heatmap(heatmap)

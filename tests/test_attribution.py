@@ -76,6 +76,11 @@ def maps_by_hand(xnn, x, target, steps=5):
 # --- numbers
 
 
+def test_an_autoencoder_by_name_is_told(xnn):
+    with pytest.raises(TypeError, match=r"expected autoencoder as a class such as SRAE .*, got 'NN'; pass the class"):
+        XNNAttribution(xnn.model, xnn.layer, autoencoder="NN")
+
+
 @pytest.mark.parametrize("target", [0, 2])
 def test_explain_equals_recomputation_from_the_weights(xnn, target):
     why = xnn.explain(X, target)
