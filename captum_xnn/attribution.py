@@ -126,7 +126,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
         if autoencoder is not None and not callable(autoencoder):
             raise TypeError(
-                "expected autoencoder as a class such as SRAE or captum_xnn.baselines.NN, or a function that makes one, "
+                "expected autoencoder as a class such as SRAE or captum_xnn.baselines.NN, or a function that makes it, "
                 f"got {autoencoder!r}; pass the class itself"
             )
         self.model = model
