@@ -107,7 +107,7 @@ class OrthogonalityStream:
             )
         if self.images and (self.shares is None) != (contributions is None):
             raise ValueError("expected contributions with every batch or with none; pass them always, or never")
-        if not bool(maps.isfinite().all()):
+        if not all(bool(image.isfinite().all()) for image in maps):  # one at a time, for the memory
             raise ValueError("expected finite maps, got NaN or infinite values; look at the images that have them")
         if contributions is not None:
             if contributions.shape != maps.shape[:2]:
