@@ -124,7 +124,8 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     entries = [{k: None if v == math.inf else v for k, v in result._asdict().items()} for result in found]
     replace_file(path, json.dumps({"data": arguments.data, "targets": entries}, indent=1).encode())
     columns = {"F_reg": "f_reg", "F_cls": "f_cls", "effective": "effective", "positives": "positives"}
-    columns |= {"O1": "o1", "O2": "o2"} if arguments.maps else {}
+    if arguments.maps:
+        columns |= {"O1": "o1", "O2": "o2", "O1_weighted": "o1_weighted", "O2_weighted": "o2_weighted"}
     rows = [[str(r.target), *(_number(getattr(r, name)) for name in columns.values())] for r in found]
     return "\n".join([_table(["target", *columns], rows), "", f"{found[0].inputs} inputs. Written: {path}"])
 

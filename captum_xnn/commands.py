@@ -69,8 +69,19 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
         growing = kept.folder / HISTORY_FILE  # beside the checkpoints, to be watched; of all fits that had them
         log = _logging(configuration, growing) if ranks.first else None
         asked = _asked(opened)
+        inputs = opened.inputs
+        # Which images are damaged nobody knows before they are read: where these are left out, every process reads all.
+        apart: dict[str, Any] = {}
+        if not configuration.skip_damaged:
+            apart = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
         found = collect_together(
-            opened.model, layer, opened.inputs, ranks=ranks, store=configuration.store, progress=progress
+            opened.model,
+            layer,
+            inputs.loader() if apart else inputs,
+            ranks=ranks,
+            store=configuration.store,
+            progress=progress,
+            **apart,
         )
         xnn.fit(
             found,

@@ -51,6 +51,10 @@ class Evaluation(NamedTuple):
     """Orthogonality O1 of the maps of some of the positives, 0 is best; None where no maps were drawn."""
     o2: float | None = None
     """Orthogonality O2 of the same maps; infinite where a map is a combination of others."""
+    o1_weighted: float | None = None
+    """O1 with maps weighted by their share of the contributions, so that x-features in little use count little."""
+    o2_weighted: float | None = None
+    """O2 in the same way."""
 
 
 def evaluate(
@@ -93,7 +97,11 @@ def evaluate(
     if maps < 1:
         return results
     drawn = _orthogonality(opened, xnn, rows, progress)
-    return [r._replace(o1=drawn[r.target].o1, o2=drawn[r.target].o2) if r.target in drawn else r for r in results]
+    return [_with_orthogonality(r, *drawn[r.target]) if r.target in drawn else r for r in results]
+
+
+def _with_orthogonality(result: Evaluation, plain: Orthogonality, weighted: Orthogonality) -> Evaluation:
+    return result._replace(o1=plain.o1, o2=plain.o2, o1_weighted=weighted.o1, o2_weighted=weighted.o2)
 
 
 def _classes(y_hat: Tensor, target: Target) -> bool:
@@ -133,9 +141,12 @@ def _evaluated(
 
 def _orthogonality(
     opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
-) -> dict[Target, Orthogonality]:
-    """Returns O1 and O2 of each target's maps of some inputs, named by row number; a target without any is left out."""
-    streams: dict[Target, OrthogonalityStream] = {}
+) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
+    """Returns O1 and O2, plain and weighted, of each target's maps of some inputs, named by row number.
+
+    A target without any is left out.
+    """
+    streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
     first = 0
     for batch in tqdm(opened.inputs, "maps", disable=not progress, leave=False):
         if batch.images is None:
@@ -146,7 +157,10 @@ def _orthogonality(
             own = [row - first for row in wanted if first <= row < first + len(batch.inputs)]
             if own:
                 some = batch.inputs[own].to(opened.device)
-                maps = xnn.attribute(some, target, internal_batch_size=opened.configuration.batch_size)
-                streams.setdefault(target, OrthogonalityStream()).update(maps.sum(2))
+                why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
+                plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
+                assert isinstance(why.maps, Tensor)  # as the inputs are one
+                plain.update(why.maps.sum(2))
+                weighted.update(why.maps.sum(2), contributions=why.contributions)
         first += len(batch.inputs)
-    return {target: stream.compute() for target, stream in streams.items()}
+    return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,30 +206,13 @@ class Inputs:
         return -(-len(self.names) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        loader: DataLoader[Any] = DataLoader(
-            self._rows,
-            self.batch_size,
-            num_workers=self.workers,
-            collate_fn=list,
-            # Its own, as a loader draws a seed from the global one. Nothing is shuffled.
-            generator=torch.Generator().manual_seed(0),
-        )
         skipped: list[str] = []
-        first = 0
-        for rows in loader:
-            names = self.names[first : first + len(rows)]
-            first += len(rows)
-            whole = [(name, row) for name, row in zip(names, rows, strict=True) if isinstance(row, Tensor)]
-            damaged = [(name, row) for name, row in zip(names, rows, strict=True) if not isinstance(row, Tensor)]
-            if damaged and not self.skip_damaged:
-                name, why = damaged[0]
-                raise DatasetError(
-                    f"expected an image, got one that cannot be read, {name!r} in {str(self.path)!r} ({why}); replace "
-                    "it, or leave damaged images out with skip_damaged=True (--skip-damaged)"
-                )
-            skipped += [name for name, _ in damaged]
-            if whole:
-                yield self._batch(*zip(*whole, strict=True))
+        for rows in self.loader():
+            if self.skip_damaged:
+                skipped += [name for name, row in rows if not isinstance(row, Tensor)]
+                rows = [(name, row) for name, row in rows if isinstance(row, Tensor)]
+            if rows:
+                yield self.batch(rows)
         if skipped and not self.skipped:
             _log.warning("left out %d damaged of %d images: %s", len(skipped), len(self.names), ", ".join(skipped))
         self.skipped = tuple(skipped)
@@ -239,19 +222,48 @@ class Inputs:
                 "arrived whole"
             )
 
-    def _batch(self, names: tuple[str, ...], rows: tuple[Tensor, ...]) -> Batch:
-        shapes = {tuple(row.shape): name for name, row in zip(names, rows, strict=True)}
+    def loader(self) -> DataLoader[Any]:
+        """Returns a plain loader of the inputs, of which each batch can be had without the others.
+
+        What it yields is for :meth:`batch`. Processes that share the work load a part each with it.
+        """
+        return DataLoader(
+            self._rows,
+            self.batch_size,
+            num_workers=self.workers,
+            collate_fn=list,
+            # Its own, as a loader draws a seed from the global one. Nothing is shuffled.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def batch(self, rows: Sequence[tuple[str, Tensor | str]]) -> Batch:
+        """Returns the batch that some names and inputs make.
+
+        Args:
+            rows: As :meth:`loader` yields them.
+
+        Raises:
+            DatasetError: If an image is damaged, or sizes differ.
+        """
+        shapes: dict[tuple[int, ...], str] = {}
+        for name, row in rows:
+            if not isinstance(row, Tensor):
+                raise DatasetError(
+                    f"expected an image, got one that cannot be read, {name!r} in {str(self.path)!r} ({row}); replace "
+                    "it, or leave damaged images out with skip_damaged=True (--skip-damaged)"
+                )
+            shapes[tuple(row.shape)] = name
         if len(shapes) > 1:
             told = ", ".join(f"{list(shape)} ({name})" for shape, name in list(shapes.items())[:2])
             raise DatasetError(
                 f"expected images of one size, got {told}; pass size=(H, W) (--size), or SIZE in the model's file"
             )
-        inputs = torch.stack(rows)
-        return Batch(inputs, self.preparation.displayable(inputs), names)
+        inputs = torch.stack([row for _, row in rows if isinstance(row, Tensor)])
+        return Batch(inputs, self.preparation.displayable(inputs), tuple(name for name, _ in rows))
 
 
-class _Images(Dataset[Tensor | str]):
-    """Inputs made of image files; in place of one that cannot be read, why."""
+class _Images(Dataset[tuple[str, Tensor | str]]):
+    """Names and inputs made of image files; in place of one that cannot be read, why."""
 
     names: tuple[str, ...]
 
@@ -281,7 +293,10 @@ class _Images(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> tuple[str, Tensor | str]:
+        return self.names[index], self._read(index)
+
+    def _read(self, index: int) -> Tensor | str:
         from PIL import Image, UnidentifiedImageError
 
         path = self.root / self.names[index]
@@ -307,8 +322,8 @@ class _Images(Dataset[Tensor | str]):
         return made
 
 
-class _Array(Dataset[Tensor]):
-    """Rows of an array in a file, which is mapped into memory where its format allows."""
+class _Array(Dataset[tuple[str, Tensor]]):
+    """Numbers and rows of an array in a file, which is mapped into memory where its format allows."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         hint = "save one array (M, ...) of inputs with numpy.save, numpy.savez or torch.save"
@@ -327,10 +342,10 @@ class _Array(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
         row = self.values[index]
         row = torch.from_numpy(np.array(row)) if not isinstance(row, Tensor) else row
-        return row.to(self.dtype) if row.is_floating_point() else row
+        return self.names[index], row.to(self.dtype) if row.is_floating_point() else row
 
 
 def _read_array(path: Path) -> Tensor | np.ndarray[Any, Any]:

@@ -256,7 +256,8 @@ def test_evaluate_with_maps(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert cli.main([*command, "--maps", "3", "--out", f"{tmp_path}/new/e.json"]) == 0
     header, row = capsys.readouterr().out.splitlines()[:2]
     (entry,) = json.loads((tmp_path / "new" / "e.json").read_text())["targets"]
-    assert header.split()[-2:] == ["O1", "O2"] and row.split()[-2] == f"{entry['o1']:.4f}"
+    assert header.split()[-4:] == ["O1", "O2", "O1_weighted", "O2_weighted"]
+    assert row.split()[-4] == f"{entry['o1']:.4f}" and row.split()[-2] == f"{entry['o1_weighted']:.4f}"
 
 
 def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

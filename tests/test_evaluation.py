@@ -56,8 +56,13 @@ def test_orthogonality_is_that_of_the_first_positives(opened, xnn, everything, m
     results = evaluate(opened, xnn, [2, 0], maps=most, progress=False)
     assert [result.target for result in results] == [2, 0]
     for result in results:
-        maps = xnn.attribute(inputs[classes == result.target][:most], result.target).sum(2)
+        why = xnn.explain(inputs[classes == result.target][:most], result.target)
+        maps = why.maps.sum(2)
         o1, o2 = orthogonality(maps)
+        weighted = orthogonality(maps, contributions=why.contributions)
+        assert result.o1_weighted == pytest.approx(weighted.o1, rel=1e-3)
+        assert result.o2_weighted == pytest.approx(weighted.o2, abs=1e-4)
+        assert result.o1_weighted != pytest.approx(o1, rel=1e-2)
         assert result.o1 == pytest.approx(o1, abs=1e-5)
         assert result.o2 == pytest.approx(o2, abs=1e-4) or (math.isinf(result.o2) and math.isinf(o2))
 

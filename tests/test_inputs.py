@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captum_xnn.batches import Batches
 from captum_xnn.datasets.parts import PartsSample, resized
 from captum_xnn.errors import DatasetError
 from captum_xnn.inputs import Inputs, Preparation, as_channels, as_size
@@ -102,6 +103,19 @@ def test_workers_read_the_same(folder):
     alone, several = (list(Inputs(folder, batch_size=2, workers=workers, skip_damaged=True)) for workers in (0, 2))
     assert [b.names for b in alone] == [b.names for b in several]
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(alone, several, strict=True))
+
+
+def test_a_part_of_the_batches_is_read_alone(folder, monkeypatch):
+    inputs = Inputs(folder, batch_size=2)
+    whole, opened = list(inputs), []
+    open_image = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: (opened.append(Path(path).name), open_image(path))[1])
+    batches = Batches(inputs.loader(), 2, lambda rows: (inputs.batch(rows), None))
+    assert batches.examples == 5
+    (second,) = [part.inputs for part in batches.share(1, 2)]
+    assert second.names == whole[1].names and torch.equal(second.inputs, whole[1].inputs)
+    # The first batch is every process's, to compare the data; the third is another's.
+    assert sorted(opened) == sorted(Path(name).name for name in whole[0].names + whole[1].names)
 
 
 def test_the_global_generator_is_not_drawn_from(folder):
