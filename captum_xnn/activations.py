@@ -27,16 +27,34 @@ from tqdm import tqdm
 
 from captum_xnn import files
 from captum_xnn._compat import format_forward_args
-from captum_xnn.batches import Batch, Batches, Unpack, first_inputs
+from captum_xnn.batches import Batch, Batches, Unpack, first_inputs, is_repeatable
 from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.host import OutputTransform, find_layer, read_layer, untouched, unwrap
 from captum_xnn.ranks import Ranks
 from captum_xnn.rows import Rows
 from captum_xnn.store import TABLES, Store, locked
 
-__all__ = ["Activations", "Unpack", "checked", "collect", "collect_part", "collect_together", "first_of_batch"]
+__all__ = [
+    "Activations",
+    "Source",
+    "Unpack",
+    "checked",
+    "collect",
+    "collect_part",
+    "collect_together",
+    "first_of_batch",
+]
 
 _LOG = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """Data that can be read again in the same order."""
+
+    data: Any
+    """As :func:`collect` takes them."""
+    unpack: Unpack
+    """Turns a batch of an iterable into (inputs, additional_forward_args)."""
 
 
 class Activations(NamedTuple):
@@ -54,6 +72,8 @@ class Activations(NamedTuple):
     """Dotted name of the layer."""
     fingerprint: dict[str, Any] | None = None
     """Of the model they are of (:func:`captum_xnn.files.fingerprint`), where they come from a store."""
+    source: Source | None = None
+    """Where the inputs are read again, which groups of contributions need; None where they cannot be."""
 
     @classmethod
     def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
@@ -311,11 +331,12 @@ def collect(
             rows_per_shard=rows_per_shard,
             progress=progress,
         )
-        return Activations.open(folder, checksums=False)  # those found were verified, the others just written
+        opened = Activations.open(folder, checksums=False)  # those found were verified, the others just written
+        return opened._replace(source=_source(data, unpack))
     reader = _Reader.of(model, layer, output_transform, prediction_transform)
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
     read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
-    return reader.joined(read)
+    return reader.joined(read)._replace(source=_source(data, unpack))
 
 
 def collect_together(
@@ -368,7 +389,7 @@ def collect_together(
     if store is not None:
         collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
         ranks.wait()
-        return Activations.open(store, checksums=False)
+        return Activations.open(store, checksums=False)._replace(source=_source(data, unpack))
     reader = _Reader.of(model, layer, output_transform, prediction_transform)
     batches = Batches(data, batch_size, unpack)
     first = batches.first()
@@ -387,7 +408,13 @@ def collect_together(
                 "weights, and pass all processes the same data in the same order"
             )
     taken = itertools.zip_longest(*(read for read, _ in of_all))  # they took turns
-    return reader.joined([pair for turn in taken for pair in turn if pair is not None])
+    joined = reader.joined([pair for turn in taken for pair in turn if pair is not None])
+    return joined._replace(source=_source(data, unpack))
+
+
+def _source(data: Any, unpack: Unpack) -> Source | None:
+    """Return where data are read again; None if they are read once only, or in another order each time."""
+    return Source(data, unpack) if is_repeatable(data) else None
 
 
 def collect_part(

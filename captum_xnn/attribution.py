@@ -28,26 +28,30 @@ from captum_xnn import files
 from captum_xnn._compat import log_usage
 from captum_xnn.activations import Activations, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.autoencoder import Autoencoder
+from captum_xnn.batches import Batches, repeatable
 from captum_xnn.checkpoints import Checkpoint
+from captum_xnn.contribution_fit import fit_groups
+from captum_xnn.contribution_groups import ContributionGroups
+from captum_xnn.contribution_network import ContributionNetwork
 from captum_xnn.drawing import Part, copied, draw, in_shape_of, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
-from captum_xnn.explainer import Explainer
-from captum_xnn.explanation import Explanation
-from captum_xnn.heatmaps import Heatmap, as_heatmap
-from captum_xnn.host import OutputTransform, find_layer, gathered, read_layer, rows_of, trace, untouched, unwrap
+from captum_xnn.explainer import Explainer, Form
+from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.heatmaps import Heatmap, as_heatmap, rows_of_settings
+from captum_xnn.host import OutputTransform, Trace, find_layer, gathered, read_layer, rows_of, trace, untouched, unwrap
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
 from captum_xnn.problem import Recipe, Step
 from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, each, parts
-from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.tail import Tail
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import encode_all, fit_together
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 
-MakeAutoencoder = Callable[..., Autoencoder]
+MakeAutoencoder = Callable[..., Form]
 
 
 class Faithfulness(NamedTuple):
@@ -204,6 +208,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         groups = target_groups(target, joint)
         ranks = Ranks.here() if distributed else ALONE
+        if self._is_exact and not isinstance(data, Activations):
+            data = repeatable(data)
         found = self._collected(data, progress, store, ranks)
         outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
         if outputs.probabilities:
@@ -263,9 +269,77 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
-        Z, ys = each(found.Z, lambda part: part.to(device, dtype)), [y.to(device, dtype) for y in ys]
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
-            xnns = [self._make(tuple(Z.shape[1:]), len(targets)).to(device, dtype) for targets in groups]
+            forms = [self._make(tuple(found.Z.shape[1:]), len(targets)).to(device, dtype) for targets in groups]
+        if isinstance(forms[0], ContributionGroups):
+            yield from self._grouped(found, ys, groups, marks, forms, run)
+        else:
+            yield from self._learned(found, ys, groups, marks, forms, run)
+
+    def _grouped(
+        self,
+        found: Activations,
+        ys: Sequence[Tensor],
+        groups: Sequence[tuple[Target, ...]],
+        marks: Sequence[Tensor | None],
+        forms: Sequence[Any],
+        run: _Run,
+    ) -> Iterator[Explainer]:
+        """Yield explainers that are groups of contributions."""
+        if found.source is None:
+            raise ValueError(
+                "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
+                "the data themselves, as in fit(loader, target, store=...), or fit with autoencoder=SRAE"
+            )
+        read = fit_groups(
+            forms,
+            self._tail(),
+            found.Z,
+            ys,
+            found.source.data,
+            groups,
+            marks=marks,
+            unpack=found.source.unpack,
+            seed=self.seed,
+            progress=run.progress,
+            ranks=run.ranks,
+        )
+        for targets, form, y, marked, evidence in zip(groups, forms, ys, marks, read, strict=True):
+            yield Explainer(
+                layer=found.layer,
+                targets=targets,
+                form=form.requires_grad_(False),
+                f_reg=float(evidence.unexplained.double().abs().mean()),
+                examples=len(y),
+                positives=None if marked is None else int(marked.sum()),
+            )
+
+    def _tail(self) -> Tail:
+        return Tail(
+            self.model,
+            self.layer,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether explainers are groups of contributions."""
+        made = self.autoencoder.func if isinstance(self.autoencoder, partial) else self.autoencoder
+        return made is None or made is ContributionGroups
+
+    def _learned(
+        self,
+        found: Activations,
+        ys: Sequence[Tensor],
+        groups: Sequence[tuple[Target, ...]],
+        marks: Sequence[Tensor | None],
+        xnns: Sequence[Any],
+        run: _Run,
+    ) -> Iterator[Explainer]:
+        """Yield explainers that learn to imitate the model, together."""
+        device, dtype = _device(unwrap(self.model)), xnns[0].dtype
+        Z, ys = each(found.Z, lambda part: part.to(device, dtype)), [y.to(device, dtype) for y in ys]
         histories = fit_together(
             xnns,
             Z,
@@ -285,7 +359,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             yield Explainer(
                 layer=found.layer,
                 targets=targets,
-                srae=xnn,
+                form=xnn,
                 f_reg=error,
                 examples=len(y),
                 positives=None if marked is None else int(marked.sum()),
@@ -293,10 +367,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 history=tuple(history),
             )
 
-    def _make(self, shape: tuple[int, ...], outputs: int) -> Autoencoder:
-        make = self.autoencoder
-        if make is None:
-            make = ConvSRAE if len(shape) == 3 and shape[1] > 1 and shape[2] > 1 else SRAE
+    def _make(self, shape: tuple[int, ...], outputs: int) -> Form:
+        make = self.autoencoder or ContributionGroups
         return make(shape, self.n_features, n_outputs=outputs)
 
     def explainer(self, target: Any = None) -> Explainer:
@@ -436,6 +508,37 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             one_heatmap=one,
         )
 
+    def contributions(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        internal_batch_size: int | None = None,
+    ) -> Contributions:
+        """Return the numbers of :meth:`explain` without drawing maps.
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
+            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            additional_forward_args: Further positional arguments of the model.
+            internal_batch_size: Examples at once, which bounds the memory.
+
+        Raises:
+            NotFittedError: If a target was not fitted and there are no train_data.
+            ValueError: If a target is out of range.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+            >>> xnn = XNNAttribution(model, "1", n_features=2).fit(torch.randn(300, 6), target=0, progress=False)
+            >>> made = xnn.contributions(torch.ones(1, 6), target=0)
+            >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
+            True
+        """
+        found = self._explained(inputs, target, additional_forward_args, internal_batch_size)[1]
+        return Contributions(found.features, found.contributions, found.bias, found.surrogate, found.prediction)
+
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
         """Returns the same explainers with another heatmap backend; what either fits later, both have.
 
@@ -461,15 +564,36 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainer = self.explainer(target)
         found = self._collected(data, False, store)
         outputs = _Outputs.of(found.y_hat, [target])
-        weight = explainer.srae.head.weight
-        with torch.no_grad():
-            E = encode_all(explainer.srae, each(found.Z, lambda part: part.to(weight.device, weight.dtype)))
-            y_bar = explainer.srae.head(E)[:, explainer.output(target)].cpu()
+        y_bar = self._surrogates(found, explainer, target)
         f_cls = None
         if outputs.classes is not None and isinstance(target, int):
             f_cls = _same_classes(found.y_hat, y_bar, target)
         y_hat = outputs.columns((target,))[:, 0].to(y_bar.dtype)
         return Faithfulness(regression_faithfulness(y_bar, y_hat), f_cls, len(y_bar))
+
+    def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
+        """Return what bias and x-features give for all examples, (M,)."""
+        form, output = explainer.form, explainer.output(target)
+        if not isinstance(form, ContributionGroups):
+            weight = form.head.weight
+            with torch.no_grad():
+                E = encode_all(form, each(found.Z, lambda part: part.to(weight.device, weight.dtype)))
+                y_bar: Tensor = form.head(E)[:, output].cpu()
+                return y_bar
+        if found.source is None:
+            raise ValueError(
+                "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
+                "the data themselves"
+            )
+        made = []
+        for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
+            many = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+            device = _device(unwrap(self.model))
+            numbers = self._explained(
+                tuple(x.to(device) for x in many), target, batch.additional, explainers=[explainer] * batch.rows
+            )[1]
+            made.append(numbers.surrogate.cpu())
+        return torch.cat(made)
 
     def _explained(
         self,
@@ -477,12 +601,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         target: Any,
         additional_forward_args: Any,
         internal_batch_size: int | None = None,
+        explainers: Sequence[Explainer] = (),
     ) -> tuple[tuple[Tensor, ...], _Explained]:
-        """Returns the inputs as a tuple and all numbers of an explanation, from one forward pass of the model."""
+        """Return the inputs as a tuple and all numbers of an explanation, by given explainers or the fitted ones."""
         tensors, additional = copied(inputs, additional_forward_args)
         n = len(tensors[0])
         targets = per_example(target, n)
-        explainers: list[Explainer] = []
+        explainers = list(explainers)
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for some in torch.split(torch.arange(n), internal_batch_size or n):
@@ -492,10 +617,58 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                         select(y_hat, t)  # one that is out of range is told before another is fitted
                     explainers.extend(self._explainers(targets))
                 rows = some.tolist()
-                made = _numbers(Z, [(explainers[i], targets[i]) for i in rows])
-                yield rows, (*made, select_each(y_hat, [targets[i] for i in rows]).to(made[0].dtype))
+                asked = [(explainers[i], targets[i]) for i in rows]
+                own = select_each(y_hat, [targets[i] for i in rows])
+                made = self._numbers(Z, own, asked, *rows_of(tensors, additional, some))
+                yield rows, (*made, own.to(made[0].dtype))
 
         return tensors, _Explained(targets, explainers, additional, *gathered(numbers(), n))
+
+    def _numbers(
+        self,
+        Z: Tensor,
+        own: Tensor,
+        explainers: Sequence[tuple[Explainer, Target]],
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> tuple[Tensor, ...]:
+        """Return x-features, contributions, bias, surrogate and slopes of each example by its explainer.
+
+        Slopes are (N, ...) as Z, or (N, 0) where no explainer has any.
+        """
+        most = max(explainer.form.n_features for explainer, _ in explainers)
+        sloping = any(isinstance(explainer.form, ContributionGroups) for explainer, _ in explainers)
+
+        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            for (explainer, target), rows in grouped(explainers):
+                _check_shape(Z, explainer)
+                form = explainer.form.to(Z.device)
+                if isinstance(form, ContributionGroups):
+                    x, more = rows_of(inputs, additional, torch.tensor(rows))
+                    numbers = self._of_groups(form, explainer.output(target), target, own[rows], x, more)
+                else:
+                    numbers = _of_network(form, Z[rows], explainer.output(target), sloping)
+                yield rows, (*(_wide(n, most) for n in numbers[:2]), *numbers[2:])
+
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
+            return gathered(made(), len(Z))
+
+    def _of_groups(
+        self,
+        form: ContributionGroups,
+        output: int,
+        target: Target,
+        own: Tensor,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> tuple[Tensor, ...]:
+        """Return the numbers of some examples by groups of contributions."""
+        scale = form.scale[output : output + 1]
+        with untouched(unwrap(self.model)):
+            made = form.integral(self._tail(), inputs, additional, [[target] * len(own)], own=own[None], scale=scale)
+        E = form.features(form.contributions(made)[0])
+        bias = made.start[0].to(E)
+        return E, E, bias, bias + E.sum(1), made.slopes[0]
 
     def _read(
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
@@ -519,21 +692,39 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         settings: dict[str, Any],
     ) -> tuple[Tensor, ...]:
         """Returns the maps of all examples, drawn with one network for each of the explainers among them."""
-        features = _features(feature, self.n_features)
+        widths = [explainer.form.n_features for explainer in explained.explainers]
+        features = _features(feature, max(widths))
         model = unwrap(self.model)
         name, module = find_layer(model, self.layer)
         first = rows_of(inputs, explained.additional, torch.tensor([0]))
         ran = trace(model, module, (*first[0], *(first[1] or ())), name=name)
-        parts = [
-            Part(
-                ExplanationNetwork(model, module, explainer.srae, trace=ran, output_transform=self.output_transform),
-                features,
-                rows,
-            )
-            for explainer, rows in grouped(explained.explainers)
-        ]
-        maps = draw(self.heatmap, parts, inputs, explained.additional, internal_batch_size, settings)
+
+        def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            for width, rows in grouped(widths):  # as many maps of each example at once
+                own = [k for k in features if k < width]
+                some = [(explained.explainers[i], explained.targets[i]) for i in rows]
+                x, more = rows_of(inputs, explained.additional, torch.tensor(rows))
+                slopes = explained.slopes[torch.tensor(rows).to(explained.slopes.device)]
+                parts = list(self._parts(some, own or [0], slopes, ran))
+                maps = draw(self.heatmap, parts, x, more, internal_batch_size, _of_rows(settings, widths, rows))
+                yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
+
+        maps = gathered(drawn(), len(widths))
         return maps if feature is None else in_shape_of(inputs, maps)
+
+    def _parts(
+        self, explainers: Sequence[tuple[Explainer, Target]], features: list[int], slopes: Tensor, ran: Trace
+    ) -> Iterator[Part]:
+        """Yield the networks that draw the maps of some examples."""
+        model, tail = unwrap(self.model), self._tail()
+        for (explainer, target), rows in grouped(explainers):
+            form = explainer.form
+            if isinstance(form, ContributionGroups):
+                network: ExplanationNetwork = ContributionNetwork(form, tail, target, trace=ran)
+                yield Part(network, features, rows, slopes[rows])
+            else:
+                network = ExplanationNetwork(model, tail.layer, form, trace=ran, output_transform=self.output_transform)
+                yield Part(network, features, rows)
 
     def one_heatmap(
         self,
@@ -598,7 +789,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             "fingerprint": files.fingerprint(model, name),
             "explainers": [e.entry() for e in explainers],
         }
-        tensors = {f"{i}.{key}": t for i, e in enumerate(explainers) for key, t in e.srae.state_dict().items()}
+        tensors = {f"{i}.{key}": t for i, e in enumerate(explainers) for key, t in e.form.state_dict().items()}
         return files.write(path, manifest, tensors)
 
     @classmethod
@@ -655,7 +846,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         xnn = cls(model, saved.layer or plain, saved.n_features, recipe=saved.recipe, seed=saved.seed, **settings)
         device = _device(plain)
         for explainer in saved.explainers:
-            explainer.srae.to(device)
+            explainer.form.to(device)
             xnn.explainers_[saved.layer, explainer.targets] = explainer
         return xnn
 
@@ -690,6 +881,7 @@ class _Explained(NamedTuple):
     contributions: Tensor
     bias: Tensor
     surrogate: Tensor
+    slopes: Tensor
     prediction: Tensor
 
 
@@ -740,8 +932,12 @@ def _check_model(told: list[str], strict: bool) -> None:
 
 def _check_shape(Z: Tensor, explainer: Explainer) -> None:
     """Raises where a layer's output has not the shape that an explainer was fitted to."""
-    shape = explainer.srae.config["shape"]
+    form, shape = explainer.form, explainer.form.config["shape"]
     fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
+    if isinstance(form, ContributionGroups):  # of which places may be as many as they like
+        fits = Z.dim() - 1 == form.base.dim() and all(
+            size == own or own == 1 for size, own in zip(Z.shape[1:], form.base.shape, strict=True)
+        )
     if not fits:
         raise ModelMismatchError(
             f"expected layer {explainer.layer!r} to give {shape} values per example, as when the explainer was fitted, "
@@ -753,18 +949,26 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _numbers(Z: Tensor, explainers: Sequence[tuple[Explainer, Target]]) -> tuple[Tensor, ...]:
-    """Returns x-features, contributions, bias and surrogate of each example by its explainer."""
+def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:
+    """Return the numbers of some examples by a learned network."""
+    E = form.encode(Z.to(form.dtype))
+    slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
+    return E, form.contributions(E, output), form.head.bias[output].expand(len(E)), form.head(E)[:, output], slopes
 
-    def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-        for (explainer, target), rows in grouped(explainers):
-            srae, c = explainer.srae.to(Z.device), explainer.output(target)
-            _check_shape(Z, explainer)
-            E = srae.encode(Z[rows].to(srae.head.weight.dtype))
-            yield rows, (E, srae.contributions(E, c), srae.head.bias[c].expand(len(E)), srae.head(E)[:, c])
 
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
-        return gathered(made(), len(Z))
+def _padded(maps: Tensor, most: int) -> Tensor:
+    """Return maps (N, K, ...) with empty ones for x-features that an explainer lacks, (N, most, ...)."""
+    missing = most - maps.shape[1]
+    return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
+
+
+def _of_rows(settings: dict[str, Any], all_rows: Sequence[Any], rows: list[int]) -> dict[str, Any]:
+    return settings if len(rows) == len(all_rows) else rows_of_settings(settings, len(all_rows), rows)
+
+
+def _wide(numbers: Tensor, most: int) -> Tensor:
+    """Return numbers (N, K) with zeros for x-features that this explainer lacks, (N, most)."""
+    return nn.functional.pad(numbers, (0, most - numbers.shape[1]))
 
 
 def _features(feature: int | None, K: int) -> list[int]:

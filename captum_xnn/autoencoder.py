@@ -121,6 +121,11 @@ class Autoencoder(nn.Module, ABC):
         """Number of x-features n."""
         return self.head.in_features
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.head.weight.dtype
+
     def reset(self, generator: torch.Generator) -> None:
         r"""Draws all weights anew, uniform in :math:`\\pm 1/\\sqrt{fan}` as torch does, but from the given generator.
 

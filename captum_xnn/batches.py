@@ -28,7 +28,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-__all__ = ["Batch", "Batches", "Unpack", "first_inputs"]
+__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "repeatable"]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -202,6 +202,52 @@ def first_inputs(inputs: Any, row: int) -> str:
     return digest.hexdigest()
 
 
+def is_repeatable(data: Any) -> bool:
+    """Return whether data give the same examples in the same order each time they are read, as far as is known.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> is_repeatable(torch.zeros(3, 1)), is_repeatable(iter([torch.zeros(3, 1)]))
+        (True, False)
+    """
+    return not isinstance(data, Iterator) and not _is_random(data)
+
+
+def repeatable(data: Any) -> Any:
+    """Return the same examples in a form that can be read again in the same order.
+
+    A loader that shuffles is replaced by one of the same data set that does not. What can be read only once is kept in
+    memory, batch by batch.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> loader = DataLoader([1.0, 2.0, 3.0], batch_size=2, shuffle=True)
+        >>> list(repeatable(loader))
+        [tensor([1., 2.], dtype=torch.float64), tensor([3.], dtype=torch.float64)]
+    """
+    if isinstance(data, Iterator):
+        return list(data)
+    if not _is_random(data) or type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
+        return data
+    order = range(len(data.dataset))  # type: ignore[arg-type]
+    size = data.batch_size or getattr(data.batch_sampler, "batch_size", None) or 1
+    return _loader(data, _Chosen([order[i : i + size] for i in range(0, len(order), size)]))
+
+
+def _is_random(data: Any) -> bool:
+    """Return whether a loader gives another order in every run."""
+    return any(isinstance(sampler, _RANDOM) for sampler in _samplers(data))
+
+
+def _samplers(data: Any) -> list[Any]:
+    samplers = [getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
+    return [*samplers, getattr(samplers[1], "sampler", None)]
+
+
 def _many(inputs: Any) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
@@ -212,9 +258,7 @@ def _ranges(examples: int, batch_size: int) -> list[Sequence[int]]:
 
 def _refuse_disorder(data: Any) -> None:
     """Raises where a loader gives another order in every run, or to every process other examples."""
-    samplers = [getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
-    samplers.append(getattr(samplers[1], "sampler", None))
-    for sampler in samplers:
+    for sampler in _samplers(data):
         if isinstance(sampler, _RANDOM):
             raise ValueError(
                 f"expected a loader that gives the examples in the same order every time, got one with a "

@@ -70,6 +70,7 @@ class CanonicalNetwork(nn.Module):
         self.functions = functions
         self.layers = layers
         self.xnn_encoder = network.xnn_encoder
+        self.hold = network.hold
         self.output_transform = network.output_transform
         self.training = False
 
@@ -79,7 +80,7 @@ class CanonicalNetwork(nn.Module):
         Args:
             inputs: All positional arguments of the model.
         """
-        Z = self.graph(*inputs)
+        Z = self.graph(*self.hold(inputs))
         return self.xnn_encoder(Z if self.output_transform is None else self.output_transform(Z))
 
     def layer(self, name: str) -> nn.Module:
@@ -162,7 +163,7 @@ def canonical(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> Canonical
         ['Linear', 'ReLU', 'Addition_Module', 'Linear']
     """
     with torch.no_grad(), eager():
-        return _same(CanonicalNetwork(network, *_followed(network, inputs)), network, inputs)
+        return _same(CanonicalNetwork(network, *_followed(network, network.hold(inputs))), network, inputs)
 
 
 class Twins:
@@ -285,7 +286,7 @@ def _has_lrp_rule(ran: nn.Module | Function) -> bool:
 def _is_linear(ran: nn.Module | Function) -> bool:
     """Whether an operation is linear in all that depends on the model's inputs, but for a constant."""
     if isinstance(ran, nn.Module):
-        return isinstance(ran, _LINEAR)
+        return isinstance(ran, _LINEAR) or getattr(ran, "linear", False) is True
     if ran.name in _PRODUCTS:
         return len(ran.signals) == 1
     return ran.name in _ROUTES or ran.name in _TERMS or (ran.name in _QUOTIENTS and ran.signals == (0,))

@@ -286,7 +286,7 @@ class _Stream:
     ) -> None:
         self.xnn, self.target, self.places, self.internal_batch_size = xnn, target, places, internal_batch_size
         self.explainer: Explainer = xnn.explainer(target)
-        K = self.explainer.srae.n_features
+        K = self.explainer.form.n_features
         # Either end may be the one that the class has, which is known at the end only.
         names = ("E high", "E low", "vE high", "vE low", "map share")
         self.tops = {name: _Top(K, keep) for name in names}
@@ -329,7 +329,7 @@ class _Stream:
 
     def _numbers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns x-features (N, K) and contributions (N, K), in double precision, and the model's outputs."""
-        xnn, srae = self.xnn, self.explainer.srae
+        xnn = self.xnn
         found = collect(
             xnn.model,
             xnn.layer,
@@ -337,11 +337,8 @@ class _Stream:
             output_transform=xnn.output_transform,
             prediction_transform=xnn.prediction_transform,
         )
-        weight = srae.head.weight
-        with torch.no_grad():
-            E = srae.encode(found.Z[:].to(weight.device, weight.dtype))
-            contributions = srae.contributions(E, self.explainer.output(self.target))
-        return E.double().cpu(), contributions.double().cpu(), found.y_hat[:]
+        made = xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
+        return made.features.double().cpu(), made.contributions.double().cpu(), found.y_hat[:]
 
     def _of_class(self, given: list[int | None]) -> Tensor:
         """Returns the rows of the examples that the model gives the class, of all where there are no classes."""

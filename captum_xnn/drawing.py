@@ -31,6 +31,8 @@ class Part(NamedTuple):
     """Which of its outputs, K."""
     rows: list[int]
     """Which examples."""
+    slopes: Tensor | None = None
+    """Of these examples, (n, ...), where the network takes them as its last argument."""
 
 
 def draw(
@@ -54,8 +56,10 @@ def draw(
     n = len(inputs[0])
 
     def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-        for network, features, rows in parts:
+        for network, features, rows, slopes in parts:
             x, more = (inputs, additional) if len(rows) == n else rows_of(inputs, additional, torch.tensor(rows))
+            if slopes is not None:
+                more = (*(more or ()), slopes)
             own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
             yield (
                 rows,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from captum_xnn.activations import collect
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.explainer import Explainer
+from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics.sparsity import effective_number
@@ -92,7 +92,8 @@ def evaluate(
     results, rows = [], {}
     for target in targets:
         positives = _positives(y_hat, target)
-        results.append(_evaluated(xnn.explainer(target), target, opened.name_of(target), (found.Z, y_hat), positives))
+        numbers = _numbers(opened, xnn, target, found.Z)
+        results.append(_evaluated(numbers, target, opened.name_of(target), y_hat, positives))
         rows[target] = positives[:maps].tolist()
     if maps < 1:
         return results
@@ -115,16 +116,23 @@ def _positives(y_hat: Tensor, target: Target) -> Tensor:
     return torch.eq(y_hat.argmax(1), target).nonzero()[:, 0]  # type: ignore[arg-type]  # an int, as it is a class
 
 
+def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:
+    """Return surrogate (M,) and contributions (M, K) of all inputs."""
+    explainer = xnn.explainer(target)
+    form, c = explainer.form, explainer.output(target)
+    if isinstance(form, Autoencoder):
+        with torch.no_grad():
+            E = encode_all(form, each(Z, lambda part: part.to(form.head.weight.device, form.dtype)))
+            return form.head(E)[:, c].cpu(), form.contributions(E, c).cpu()
+    made = [xnn.contributions(batch.inputs.to(opened.device), target) for batch in opened.inputs]
+    return torch.cat([m.surrogate.cpu() for m in made]), torch.cat([m.contributions.cpu() for m in made])
+
+
 def _evaluated(
-    explainer: Explainer, target: Target, name: str, found: tuple[Tensor | Rows, Tensor], positives: Tensor
+    numbers: tuple[Tensor, Tensor], target: Target, name: str, y_hat: Tensor, positives: Tensor
 ) -> Evaluation:
-    """Returns the numbers of one target that need no maps, from activations and outputs."""
-    Z, y_hat = found
-    srae, c = explainer.srae, explainer.output(target)
-    weight = srae.head.weight
-    with torch.no_grad():
-        E = encode_all(srae, each(Z, lambda part: part.to(weight.device, weight.dtype)))
-        y_bar, contributions = srae.head(E)[:, c].cpu(), srae.contributions(E, c).cpu()
+    """Returns the numbers of one target that need no maps."""
+    y_bar, contributions = numbers
     own = contributions[positives].abs().mean(0, keepdim=True)
     return Evaluation(
         target=target,

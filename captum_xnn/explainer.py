@@ -11,14 +11,19 @@ from torch import Tensor
 
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
+from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.errors import ExplainerFileError
 from captum_xnn.problem import Step
 from captum_xnn.srae import SRAE, ConvSRAE
 from captum_xnn.targets import Target
 
-__all__ = ["Explainer"]
+__all__ = ["Explainer", "Form"]
 
-_FORMS: tuple[type[Autoencoder], ...] = (
+Form = Autoencoder | ContributionGroups
+"""What an explainer may be: a learned network, or groups of contributions."""
+
+_FORMS: tuple[type[Form], ...] = (
+    ContributionGroups,
     SRAE,
     ConvSRAE,
     NN,
@@ -40,7 +45,7 @@ class Explainer:
     """Dotted name of the explained layer."""
     targets: tuple[Target, ...]
     """The explained outputs, in the order of the head's rows."""
-    srae: Autoencoder
+    form: Form
     f_reg: float
     """Mean absolute error on the training data, in logits."""
     examples: int
@@ -71,9 +76,9 @@ class Explainer:
         """Returns all but the weights, as JSON can hold it."""
         return {
             "targets": self.targets,
-            "class": _name(type(self.srae)),
-            "config": self.srae.config,
-            "dtype": str(self.srae.head.weight.dtype).removeprefix("torch."),
+            "class": _name(type(self.form)),
+            "config": self.form.config,
+            "dtype": str(self.form.dtype).removeprefix("torch."),
             "f_reg": self.f_reg,
             "examples": self.examples,
             "positives": self.positives,
@@ -83,7 +88,7 @@ class Explainer:
 
     @classmethod
     def restored(
-        cls, entry: dict[str, Any], weights: dict[str, Tensor], layer: str, *, forms: Sequence[type[Autoencoder]] = ()
+        cls, entry: dict[str, Any], weights: dict[str, Tensor], layer: str, *, forms: Sequence[type[Form]] = ()
     ) -> Explainer:
         """Returns the explainer that :meth:`entry` and the network's state dict describe.
 
@@ -96,12 +101,12 @@ class Explainer:
         Raises:
             ExplainerFileError: If the network is of an unknown form.
         """
-        srae = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
-        srae.load_state_dict(weights)
+        form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
+        form.load_state_dict(weights)
         return cls(
             layer=layer,
             targets=tuple(tuple(t) if isinstance(t, list) else t for t in entry["targets"]),
-            srae=srae.requires_grad_(False),
+            form=form.requires_grad_(False),
             f_reg=entry["f_reg"],
             examples=entry["examples"],
             positives=entry["positives"],
@@ -110,12 +115,12 @@ class Explainer:
         )
 
 
-def _name(form: type[Autoencoder]) -> str:
+def _name(form: type[Form]) -> str:
     """Returns the name of a form in files: with its module, unless it is of this package."""
     return form.__name__ if form in _FORMS else f"{form.__module__}.{form.__qualname__}"
 
 
-def _form(name: str, forms: Sequence[type[Autoencoder]]) -> type[Autoencoder]:
+def _form(name: str, forms: Sequence[type[Form]]) -> type[Form]:
     """Returns the class that a file names.
 
     Those handed in are found wherever they are defined by now. Nothing is imported: a file must not run code.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,22 @@ from captum_xnn.targets import Target
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Explanation"]
+__all__ = ["Contributions", "Explanation"]
+
+
+class Contributions(NamedTuple):
+    """The numbers of an explanation, without maps."""
+
+    features: Tensor
+    """x-features E, (N, K)."""
+    contributions: Tensor
+    """What each x-feature adds, (N, K), in logits."""
+    bias: Tensor
+    """What the output is without them, (N,), in logits."""
+    surrogate: Tensor
+    """Sum of bias and contributions, (N,), in logits."""
+    prediction: Tensor
+    """The model's output, (N,), in logits."""
 
 
 @dataclass(frozen=True, eq=False)

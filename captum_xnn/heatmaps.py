@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 from captum_xnn._compat import format_tensors
 from captum_xnn.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
+from captum_xnn.contribution_network import ContributionNetwork
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp.shares import Negative
@@ -273,7 +274,11 @@ class FromCaptum:
         checking: bool,
     ) -> nn.Module:
         """Returns the network that the method works on: its twin made of modules, where the method needs them."""
-        if not needs_modules(self.method):
+        modules = needs_modules(self.method)
+        if isinstance(network, ContributionNetwork):
+            moves = issubclass(self.method, PerturbationAttribution)
+            network.slopes = "recomputed" if moves else "held" if modules else "gradient"
+        if not modules:
             return network
         (x, more) = rows_of(inputs, additional, torch.tensor([0]))
         try:

@@ -57,7 +57,7 @@ class ExplanationNetwork(nn.Module):
         self,
         model: nn.Module,
         layer: str | nn.Module,
-        xnn: Autoencoder | Outputs,
+        xnn: Any,
         *,
         trace: Trace | None = None,
         output_transform: OutputTransform | None = None,
@@ -73,9 +73,12 @@ class ExplanationNetwork(nn.Module):
         self.executed = nn.ModuleList(trace.leaves if trace else ())
         self.centred = not isinstance(xnn, Outputs)
         # No module of its own without layers: Captum would look for its rule.
-        self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else _Encoder(xnn)
+        self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)
         self.output_transform = output_transform
         self.training = False
+
+    def _encoder(self, xnn: Any) -> Callable[[Tensor], Tensor]:
+        return _Encoder(xnn)
 
     def activations(self, *inputs: Any) -> Tensor:
         """Returns the layer's output Z, (N, ...), with its graph.
@@ -91,6 +94,14 @@ class ExplanationNetwork(nn.Module):
             name=self.layer_name,
             output_transform=self.output_transform,
         )
+
+    def hold(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the model's own arguments, after taking those that are not the model's.
+
+        Args:
+            inputs: All positional arguments of this network.
+        """
+        return inputs
 
     def forward(self, *inputs: Any) -> Tensor:
         """Returns the x-features, (N, n).

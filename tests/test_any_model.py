@@ -257,7 +257,7 @@ def reads_back(xnn, model, case, inputs, more, why):
         Z = case.settings.get("output_transform", lambda o: o)(seen[-1])
         y = case.settings.get("prediction_transform", lambda o: o)(output)
         y = y if y.dim() == 1 else y[:, case.target or 0]
-        srae = xnn.explainer(case.target).srae
+        srae = xnn.explainer(case.target).form
         E = srae.encode(Z.to(why.surrogate.dtype))
         tolerance = {"rtol": 1e-4, "atol": 1e-5} if Z.dtype not in HALF else {"rtol": 0.05, "atol": 0.05}
         torch.testing.assert_close(why.prediction, y.to(why.prediction.dtype), **tolerance)
@@ -289,7 +289,7 @@ def gradients_by_hand(xnn, case, why, inputs, more):
     handle.remove()
     for m, mode in zip(model.modules(), modes, strict=True):
         m.training = mode
-    E = xnn.explainer(case.target).srae.encode(case.settings.get("output_transform", lambda o: o)(seen[-1]))
+    E = xnn.explainer(case.target).form.encode(case.settings.get("output_transform", lambda o: o)(seen[-1]))
     for k in range(K):
         grads = torch.autograd.grad(E[:, k].sum(), leaves, retain_graph=True)
         for maps, grad in zip(why.maps if len(inputs) > 1 else (why.maps,), grads, strict=True):

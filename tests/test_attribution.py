@@ -51,7 +51,7 @@ def xnn():
 
 def by_hand(xnn, x, target):
     """E, contributions, bias and surrogate from the weights of the explainer's network."""
-    srae = xnn.explainer(target).srae
+    srae = xnn.explainer(target).form
     model = xnn.model
     Z = (x @ model[0].weight.T + model[0].bias).clamp(min=0)
     E = (Z @ srae.encoder[0].weight.T + srae.encoder[0].bias).clamp(min=0)
@@ -138,7 +138,7 @@ def test_the_explainer_knows_its_fit(xnn):
     means = given[marked].mean(0).tolist()
     assert means == sorted(means, reverse=True)
     assert explainer.floor is None
-    assert not any(p.requires_grad for p in explainer.srae.parameters())
+    assert not any(p.requires_grad for p in explainer.form.parameters())
 
 
 # --- targets
@@ -436,7 +436,7 @@ def test_random_numbers_are_left_alone(tmp_path):
 
 
 def test_calls_repeat_and_leave_nothing_behind(xnn):
-    srae = xnn.explainer(0).srae
+    srae = xnn.explainer(0).form
     before = [sorted(vars(m)) for m in [*xnn.model.modules(), *srae.modules()]]
     for heatmap in (LRP, Saliency):
         other = xnn.with_heatmap(heatmap)
@@ -565,8 +565,8 @@ def test_train_data_fit_lazily_and_once(capsys):
 def test_fitting_several_targets_equals_separate_fits(xnn):
     for target in (0, 1, 2):
         one = made().fit(DATA, target, progress=False)
-        together = xnn.explainer(target).srae.state_dict()
-        for name, weights in one.explainer(target).srae.state_dict().items():
+        together = xnn.explainer(target).form.state_dict()
+        for name, weights in one.explainer(target).form.state_dict().items():
             torch.testing.assert_close(weights, together[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -625,7 +625,7 @@ def test_a_joint_explainer_covers_its_targets():
     assert len(xnn.explainers_) == 1
     explainer = xnn.explainer(2)
     assert explainer.targets == (0, 2, 3) and explainer.floor is None and explainer is xnn.explainer(3)
-    srae = explainer.srae
+    srae = explainer.form
     target = [3, 0, 2, 2, 3]
     why = xnn.explain(X, target)
     with torch.no_grad():
@@ -661,7 +661,7 @@ def test_too_few_features_have_an_error_floor():
         xnn = made(model, n_features=1).fit(DATA, (0, 1, 3), joint=True, progress=False)
     assert xnn.explainer(0).floor == pytest.approx(floor, rel=1e-4)
     with torch.no_grad():
-        y_bar = xnn.explainer(0).srae(model[:2](DATA)).y_bar.double().numpy()
+        y_bar = xnn.explainer(0).form(model[:2](DATA)).y_bar.double().numpy()
     assert ((y_bar - y) ** 2).sum(1).mean() >= floor * (1 - 1e-6)
 
 
@@ -852,7 +852,7 @@ def test_a_layer_method_on_images():
     xnn.fit(images, 0, positives=torch.ones(60, dtype=torch.bool), progress=False)
     assert xnn.attribute(images[:4], 0).shape == (4, K, 1, 6, 6)
     assert xnn.attribute(images[:4], 0, feature=1).shape == (4, 1, 6, 6)
-    assert type(xnn.explainer(0).srae).__name__ == "ConvSRAE"
+    assert type(xnn.explainer(0).form).__name__ == "ConvSRAE"
 
 
 def test_one_map_has_the_shape_of_a_coloured_image():

@@ -142,7 +142,7 @@ class Whole(nn.Module):
 
     def __init__(self, model, layer, srae):
         super().__init__()
-        self.model, self.srae, self.kept = model, srae, [layer]
+        self.model, self.form, self.kept = model, srae, [layer]
 
     def forward(self, *inputs):
         seen = []
@@ -151,7 +151,7 @@ class Whole(nn.Module):
             self.model(*inputs)
         finally:
             handle.remove()
-        return self.srae.encode(seen[-1])
+        return self.form.encode(seen[-1])
 
 
 class Guided(torch.autograd.Function):

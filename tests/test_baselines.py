@@ -513,7 +513,7 @@ def test_lifecycle(form, tmp_path):
     for target in (0, 2):
         assert torch.equal(again.attribute(X, target), xnn.attribute(X, target))
         assert again.score(DATA, target) == xnn.score(DATA, target)
-        assert type(again.explainer(target).srae) is type(xnn.explainer(target).srae)
+        assert type(again.explainer(target).form) is type(xnn.explainer(target).form)
     assert xnn.score(DATA, 2).f_reg == pytest.approx(xnn.explainer(2).f_reg, rel=1e-4)
 
 
@@ -565,7 +565,7 @@ def test_forms_of_ones_own_load(tmp_path):
     moved = type("FirstDimensions", (FirstDimensions,), {"__module__": "__main__"})
     for form in (FirstDimensions, moved):
         again = XNNAttribution.load(path, xnn.model, forms=[NN, form])
-        assert type(again.explainer(2).srae) is form
+        assert type(again.explainer(2).form) is form
         assert torch.equal(again.attribute(X, 2), xnn.attribute(X, 2))
 
 
@@ -575,4 +575,4 @@ def test_a_form_of_ones_own_is_not_taken_for_one_of_ours(tmp_path):
     path = xnn.save(tmp_path)
     with pytest.raises(ExplainerFileError, match=r"got one of class '.*NN'"):
         XNNAttribution.load(path, xnn.model)
-    assert type(XNNAttribution.load(path, xnn.model, forms=[mine]).explainer(2).srae) is mine
+    assert type(XNNAttribution.load(path, xnn.model, forms=[mine]).explainer(2).form) is mine

@@ -84,7 +84,7 @@ def test_infidelity_and_sensitivity_of_one_x_feature():
 
 def x_features(xnn, x):
     with torch.no_grad():
-        return xnn.explainer(1).srae.encode(xnn.model(x))
+        return xnn.explainer(1).form.encode(xnn.model(x))
 
 
 class ByMeans(Classifier):
@@ -156,7 +156,7 @@ def test_captums_pictures_of_the_results(heatmap):
 def test_a_map_of_zeros_is_a_picture_here():
     """Captum's own routine raises `Cannot normalize by scale factor = 0`."""
     xnn, x = fitted(cnn()), images()
-    xnn.explainer(1).srae.encoder[0].weight.data[0] = 0
+    xnn.explainer(1).form.encoder[0].weight.data[0] = 0
     for told_by in (xnn.attribute, xnn.explain):
         with pytest.warns(UserWarning, match="got zeros for x-feature 0 in 4 of 4 examples") as told:
             why = told_by(x, target=1)

@@ -110,7 +110,7 @@ def test_correlations_are_numpys(cards: tuple[ConceptCard, ...], everything) -> 
 def test_sign_of_an_x_feature_means_nothing(cards: tuple[ConceptCard, ...], explained) -> None:
     xnn, images, target = explained
     explainer = xnn.explainer(target)
-    turned = copy.deepcopy(explainer.srae)
+    turned = copy.deepcopy(explainer.form)
     last = [module for module in turned.encoder.modules() if isinstance(module, nn.Linear)][-1]
     for tensor in (last.weight, last.bias):
         tensor.data.neg_()

@@ -75,7 +75,7 @@ def test_load_gives_the_same_explanations(xnn, saved):
         old, new = xnn.explainer(target), again.explainer(target)
         for name in ("layer", "targets", "f_reg", "examples", "positives", "floor", "history"):
             assert getattr(new, name) == getattr(old, name), name
-        assert not any(p.requires_grad for p in new.srae.parameters())
+        assert not any(p.requires_grad for p in new.form.parameters())
     assert (again.n_features, again.seed, again.recipe) == (2, 3, QUICK)
     assert XNNAttribution.load(str(saved), net()).score(DATA, 0) == xnn.score(DATA, 0)
 
@@ -144,7 +144,7 @@ def test_the_files_and_their_checksum(xnn, saved):
     assert hashlib.sha256(data).hexdigest() == manifest["sha256"]
     tensors = load_tensors(data)
     for i, target in enumerate((0, 2)):
-        for name, tensor in xnn.explainer(target).srae.state_dict().items():
+        for name, tensor in xnn.explainer(target).form.state_dict().items():
             assert torch.equal(tensors.pop(f"{i}.{name}"), tensor)
     assert not tensors
     assert manifest["schema"] == files.SCHEMA == 1 and manifest["layer"] == "2"

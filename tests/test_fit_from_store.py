@@ -63,7 +63,7 @@ def same(a, b):
     assert a.explainers_.keys() == b.explainers_.keys()
     for key, one in a.explainers_.items():
         other = b.explainers_[key]
-        mine, theirs = one.srae.state_dict(), other.srae.state_dict()
+        mine, theirs = one.form.state_dict(), other.form.state_dict()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine), key
         assert (one.f_reg, one.history, one.positives, one.examples, one.floor) == (
             other.f_reg,
@@ -191,7 +191,7 @@ def test_score_from_a_store(model, tmp_path):
         assert (score.f_cls, score.examples) == (expected.f_cls, 90)
     explainer = xnn.explainer(0)
     with torch.no_grad():
-        y_hat, y_bar = model(TEST), explainer.srae(model[:2](TEST)).y_bar[:, 0]
+        y_hat, y_bar = model(TEST), explainer.form(model[:2](TEST)).y_bar[:, 0]
     replaced = torch.cat([y_bar[:, None], y_hat[:, 1:]], 1)
     assert expected.f_cls == pytest.approx(float((replaced.argmax(1) == y_hat.argmax(1)).double().mean()))
 

@@ -11,7 +11,7 @@ PACKAGE = Path(captum_xnn.__file__).parent
 
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
-    ("_compat", "errors", "targets", "datasets", "metrics.faithfulness", "rows", "ranks"),
+    ("_compat", "covering", "errors", "grouping", "targets", "datasets", "metrics.faithfulness", "rows", "ranks"),
     ("files", "metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("sentence", "metrics.locality"),
@@ -19,13 +19,13 @@ ROWS = (
     ("waterfall", "datasets.cub", "datasets.places", "datasets.synthetic_models"),
     ("visualize", "thumbnails"),
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
-    ("problem",),
+    ("problem", "tail"),
     ("metrics.keep_top", "metrics.randomisation"),
     ("metrics", "store"),
-    ("autoencoder", "activations", "excitation_bp.signals"),
-    ("descent", "logs"),
-    ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
-    ("srae", "canonical", "excitation_bp.propagation"),
+    ("autoencoder", "activations", "excitation_bp.signals", "path_integral"),
+    ("descent", "logs", "contribution_groups"),
+    ("training", "network", "contribution_fit", "excitation_bp.rules", "excitation_bp.graph"),
+    ("srae", "canonical", "contribution_network", "excitation_bp.propagation"),
     ("excitation_bp.attribution", "excitation_bp.stopping", "baselines.least_squares"),
     ("excitation_bp", "baselines.learned", "baselines.nmf", "baselines.selection"),
     ("baselines",),

@@ -265,7 +265,7 @@ def test_maps_depend_on_the_weights_of_model_and_explainer():
         return xnn.attribute(images[:4], target=1).sum(2)
 
     before = maps()
-    for module in (model, xnn.explainer(1).srae.encoder):
+    for module in (model, xnn.explainer(1).form.encoder):
         with randomised(module, seed=0):
             changed = similarity(before, maps())
         assert float(changed.spearman.mean()) < 0.9 and float(changed.ssim.mean()) < 0.9

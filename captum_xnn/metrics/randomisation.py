@@ -1,6 +1,6 @@
 r"""Randomisation checks: maps that stay the same when weights are drawn anew do not explain those weights.
 
-Weights of the model, or of the explanation network (``xnn.explainer(target).srae``), are redrawn and the maps compared:
+Weights of the model, or of the explanation network (``xnn.explainer(target).form``), are redrawn and the maps compared:
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> for layers in top_down(model):  # cascading: the last layer, the last two, ..., all

@@ -1,0 +1,297 @@
+"""Fits groups of contributions: draws examples, reads their contributions from the model, learns the groups.
+
+A few hundred examples are enough, because only the groups are learned: some positives of each target, and others that
+all targets share. Positives that are images are also shown with one patch covered at a time, which tells what every
+dimension's contribution loses (:mod:`captum_xnn.covering`).
+
+Conventions:
+    M examples, T explainers of C outputs each, D dimensions or channels of Z, K x-features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn.batches import Batches, Unpack
+from captum_xnn.contribution_groups import ContributionGroups
+from captum_xnn.covering import covered
+from captum_xnn.grouping import Weights, learn_groups
+from captum_xnn.host import rows_of, untouched
+from captum_xnn.ranks import ALONE, Ranks
+from captum_xnn.rows import Rows, parts
+from captum_xnn.tail import Tail
+from captum_xnn.targets import Target
+
+__all__ = ["Evidence", "Sample", "fit_groups"]
+
+# Rows of covered images that the model takes at once.
+_ROWS = 64
+# Targets whose gradients are taken in one pass of the model.
+_TARGETS = 16
+
+
+class Sample(NamedTuple):
+    """Row numbers of the examples to learn from."""
+
+    positives: list[Tensor]
+    """For each explainer, in ascending order."""
+    others: Tensor
+    """Shared by all, in ascending order."""
+
+    @classmethod
+    def drawn(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int, seed: int) -> Sample:
+        """Draw positives of each explainer, and others.
+
+        Args:
+            marks: For each explainer which examples are positives, (M,); None where outputs are no classes.
+            rows: Examples M.
+            positives: Positives of each explainer, at most.
+            others: Other examples, at most.
+            seed: Seeds the draw.
+
+        Example:
+            >>> made = Sample.drawn([torch.arange(9) < 3, None], 9, 2, 4, seed=0)
+            >>> [len(p) for p in made.positives], len(made.others)
+            ([2, 2], 4)
+        """
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+        own = [order if m is None or not bool(m.any()) else order[m.cpu()[order]] for m in marks]
+        return cls([p[:positives].sort().values for p in own], order.flip(0)[:others].sort().values)
+
+
+class Evidence(NamedTuple):
+    """What the groups of one explainer are learned from."""
+
+    own: Tensor
+    """Contributions to the outputs in positives, (C, P, D)."""
+    others: Tensor
+    """The same in other examples, (C, O, D)."""
+    drops: Tensor | None
+    """What contributions lose where a patch of a positive is covered, (C, P, patches, D); None without images."""
+    unexplained: Tensor
+    """What contributions of all these examples fail to add up to, (C, P + O)."""
+
+
+def fit_groups(
+    forms: Sequence[ContributionGroups],
+    tail: Tail,
+    Z: Tensor | Rows,
+    ys: Sequence[Tensor],
+    data: Any,
+    targets: Sequence[tuple[Target, ...]],
+    *,
+    marks: Sequence[Tensor | None],
+    unpack: Unpack,
+    seed: int = 0,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+) -> list[Evidence]:
+    """Fit groups of contributions, in place; return what they were learned from.
+
+    Args:
+        forms: One for each of T explainers, all with the same settings.
+        tail: The model's rest.
+        Z: Activations of all examples, (M, ...).
+        ys: For each explainer the outputs of all examples, (M, C).
+        data: Where the examples' inputs are read again, in the same order.
+        targets: For each explainer its targets.
+        marks: For each explainer which examples are positives, (M,).
+        unpack: Turns a batch of data into (inputs, additional arguments).
+        seed: Seeds the draw of examples.
+        progress: Whether to show a progress bar.
+        ranks: Processes that share the work.
+
+    Raises:
+        ValueError: If Z or an output does not vary, or the output does not depend on the layer.
+    """
+    first = forms[0]
+    config = first.config
+    with torch.no_grad():
+        base = first.mean_of(parts(Z), len(Z))
+        for form, y in zip(forms, ys, strict=True):
+            _check_varies(y)
+            form.base.copy_(base)
+            form.scale.copy_(y.double().std(0))
+    sample = Sample.drawn(marks, len(Z), config["positives"], config["others"], seed)
+    gathering = _Gathering(forms, tail, targets, sample)
+    wanted = torch.zeros(len(Z), dtype=torch.bool)
+    wanted[torch.cat([*sample.positives, sample.others])] = True
+    batches = Batches(data, _ROWS, unpack)
+    with torch.inference_mode(False), untouched(tail.model):
+        bar = tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
+        for number, batch in enumerate(batches.those(lambda begin, end: bool(wanted[begin:end].any()))):
+            if number % ranks.world == ranks.rank:
+                gathering.take(batch)
+            bar.update(batch.rows)
+        bar.close()
+    found = gathering.evidence(ranks)
+    for form, evidence in zip(forms, found, strict=True):
+        _check_depends(evidence, form, tail)
+        _learn(form, evidence)
+    return found
+
+
+@torch.no_grad()
+def _learn(form: ContributionGroups, evidence: Evidence) -> None:
+    scale = form.scale[:, None, None].to(evidence.own)
+    own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
+    drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
+    a = learn_groups(own, others, drops, form.config["n_features"], weights=Weights(balance=form.config["balance"]))
+    E = evidence.own[0].double() @ a.double()
+    order = E.mean(0).argsort(descending=True, stable=True)
+    form.groups = a[:, order].to(form.groups)
+    form.config["n_features"] = a.shape[1]
+
+
+class _Gathering:
+    """Contributions of the drawn examples, as their batches come."""
+
+    def __init__(
+        self, forms: Sequence[ContributionGroups], tail: Tail, targets: Sequence[tuple[Target, ...]], sample: Sample
+    ) -> None:
+        self.forms, self.tail, self.targets, self.sample = forms, tail, targets, sample
+        self.outputs = len(targets[0])
+        self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
+        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.others: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def take(self, batch: Any) -> None:
+        """Read the contributions of a batch's drawn examples."""
+        many = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+        inputs = tuple(x.to(self.device, copy=True) for x in many)
+        additional = batch.additional
+        if additional is not None:
+            given = additional if isinstance(additional, tuple) else (additional,)
+            additional = tuple(a.to(self.device, copy=True) if isinstance(a, Tensor) else a for a in given)
+        end = batch.first + batch.rows
+        for rows in torch.split(_within(self.sample.others, batch.first, end), _ROWS):
+            self._take_others(rows - batch.first, rows, inputs, additional)
+        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in _within(p, batch.first, end).tolist()]
+        for i in range(0, len(pairs), _ROWS):
+            self._take_own(pairs[i : i + _ROWS], batch.first, inputs, additional)
+
+    def _take_others(
+        self,
+        at: Tensor,
+        rows: Tensor,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> None:
+        if not len(rows):
+            return
+        x, more = rows_of(inputs, additional, at)
+        flat = [target for of in self.targets for target in of]
+        made, off = [], []
+        for i in range(0, len(flat), _TARGETS):
+            some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
+            scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
+            c, unexplained = self._contributions(x, more, some, scale)
+            made.append(c)
+            off.append(unexplained)
+        c, unexplained = torch.cat(made), torch.cat(off)
+        for i, row in enumerate(rows.tolist()):
+            self.others[row] = c[:, i], unexplained[:, i]
+
+    def _take_own(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        first: int,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> None:
+        numbers = torch.tensor([row - first for _, row in pairs])
+        x, more = rows_of(inputs, additional, numbers)
+        targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
+        scale = torch.stack([self.forms[t].scale for t, _ in pairs]).amin(0)
+        c, unexplained = self._contributions(x, more, targets, scale)
+        drops = self._drops(x, more, targets, c, scale)
+        for i, pair in enumerate(pairs):
+            self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
+
+    def _contributions(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        targets: Sequence[Sequence[Target]],
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return contributions by channel (C, N, D), and what they fail to add up to, (C, N)."""
+        form = self.forms[0]
+        own = self.tail.outputs(inputs, additional, targets)
+        made = form.integral(self.tail, inputs, additional, targets, own=own, scale=scale)
+        c = form.contributions(made)
+        return c.cpu(), (made.end.to(c) - made.start.to(c) - c.sum(2)).cpu()
+
+    def _drops(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        targets: Sequence[Sequence[Target]],
+        c: Tensor,
+        scale: Tensor,
+    ) -> Tensor | None:
+        """Return what contributions lose where patches are covered, (C, N, patches, D); None without images."""
+        hidden = covered(inputs, self.forms[0].config["patches"])
+        if hidden is None:
+            return None
+        n, made = len(inputs[0]), []
+        for x in hidden:
+            left, _ = self._contributions(x, additional, targets, scale)
+            made.append(c - left)
+        return torch.stack(made, 2).reshape(len(targets), n, len(made), -1)
+
+    def evidence(self, ranks: Ranks) -> list[Evidence]:
+        """Return what was read by all processes, for each explainer."""
+        own: dict[Any, Any] = {}
+        others: dict[Any, Any] = {}
+        for mine in ranks.all_of((self.own, self.others)):
+            own |= mine[0]
+            others |= mine[1]
+        found = []
+        for t, positives in enumerate(self.sample.positives):
+            rows = [own[t, row] for row in positives.tolist()]
+            outputs = slice(t * self.outputs, (t + 1) * self.outputs)
+            rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
+            drops = None if rows[0][2] is None else torch.stack([r[2] for r in rows], 1)
+            found.append(
+                Evidence(
+                    torch.stack([r[0] for r in rows], 1),
+                    torch.stack([c for c, _ in rest], 1) if rest else rows[0][0][:, None][:, :0],
+                    drops,
+                    torch.stack([r[1] for r in rows] + [off for _, off in rest], 1),
+                )
+            )
+        return found
+
+
+def _within(rows: Tensor, first: int, end: int) -> Tensor:
+    """Return those of some ascending row numbers that a batch has."""
+    return rows[(rows >= first) & (rows < end)]
+
+
+def _check_varies(y: Tensor) -> None:
+    if len(y) < 2:
+        raise ValueError(f"there is {len(y)} example to learn from; pass at least two, better some hundred")
+    if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
+        raise ValueError(
+            "the output is the same for every example, so there is nothing to explain; check the target and the inputs"
+        )
+
+
+def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> None:
+    every = torch.cat([evidence.own, evidence.others], 1)
+    if not bool(every.isfinite().all()):
+        raise ValueError(
+            f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "
+            "layer"
+        )
+    if not bool((every.abs() > 0).any()):
+        raise ValueError(
+            f"layer {tail.name!r} contributes nothing to the output of any example: no gradient reaches it; choose a "
+            "layer on the way to this output, or fit with autoencoder=SRAE where the rest is not differentiable"
+        )
