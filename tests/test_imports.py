@@ -12,9 +12,9 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
     ("_compat", "errors", "targets", "datasets", "metrics.faithfulness", "rows", "ranks"),
-    ("files", "metrics.concepts", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
+    ("files", "metrics.concepts", "metrics.controls", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
-    ("sentence", "metrics.locality"),
+    ("sentence", "metrics.locality", "metrics.patches"),
     ("panels", "datasets.parts", "datasets.digits", "datasets.synthetic"),
     ("waterfall", "datasets.cub", "datasets.places", "datasets.synthetic_models"),
     ("visualize", "thumbnails"),
