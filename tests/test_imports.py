@@ -15,7 +15,7 @@ ROWS = (
     ("files", "metrics.concepts", "metrics.controls", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("sentence", "metrics.locality", "metrics.patches"),
-    ("panels", "datasets.parts", "datasets.digits", "datasets.synthetic"),
+    ("panels", "metrics.selectivity", "datasets.parts", "datasets.digits", "datasets.synthetic"),
     ("waterfall", "datasets.cub", "datasets.places", "datasets.synthetic_models"),
     ("visualize", "thumbnails"),
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),

@@ -43,6 +43,7 @@ from captum_xnn.metrics.patches import (
 from captum_xnn.metrics.pointing import pointing_accuracy
 from captum_xnn.metrics.purity import chance_purity, clustering_purity
 from captum_xnn.metrics.randomisation import Similarity, randomised, similarity, top_down
+from captum_xnn.metrics.selectivity import Selectivity, selectivity, single_deletion, within_part
 from captum_xnn.metrics.sparsity import effective_number, gini, hoyer
 from captum_xnn.metrics.stability import Matching, linear_cka, matched_features
 
@@ -51,6 +52,7 @@ __all__ = [
     "Matching",
     "Orthogonality",
     "OrthogonalityStream",
+    "Selectivity",
     "Similarity",
     "area",
     "biharmonic",
@@ -93,10 +95,13 @@ __all__ = [
     "randomised",
     "rank_correlation",
     "regression_faithfulness",
+    "selectivity",
     "shapley_values",
     "similarity",
+    "single_deletion",
     "surrogate_score",
     "telea",
     "top_down",
     "top_pixels",
+    "within_part",
 ]
