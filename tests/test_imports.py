@@ -16,7 +16,7 @@ ROWS = (
     ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("sentence", "metrics.locality", "metrics.patches"),
     ("panels", "metrics.selectivity", "datasets.parts", "datasets.digits", "datasets.synthetic"),
-    ("waterfall", "datasets.cub", "datasets.places", "datasets.synthetic_models"),
+    ("waterfall", "datasets.cub", "datasets.funnybirds", "datasets.places", "datasets.synthetic_models"),
     ("visualize", "thumbnails"),
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
     ("problem",),
