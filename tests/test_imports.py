@@ -26,7 +26,7 @@ ROWS = (
     ("descent", "logs"),
     ("training", "network", "excitation_bp.rules", "excitation_bp.graph"),
     ("srae", "canonical", "excitation_bp.propagation"),
-    ("excitation_bp.attribution", "excitation_bp.stopping", "baselines.least_squares"),
+    ("excitation_bp.attribution", "excitation_bp.stopping", "baselines.least_squares", "baselines.partitions"),
     ("excitation_bp", "baselines.learned", "baselines.nmf", "baselines.selection"),
     ("baselines",),
     ("explainer", "heatmaps", "tuning"),
