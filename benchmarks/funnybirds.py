@@ -11,7 +11,7 @@ movement      movement of the x-features in multiples of that of their sum; more
 O1            overlap of the x-features' drops when one patch of 4 x 4 is covered, plain and weighted by contribution
 patches       patch agreement of the maps: rank correlation over patches of the drops with the map, weighted by
               contribution; GxA is of gradient x activation, MWP of contrastive excitation backprop, with the drops
-              turned to the side of the x-feature; chance is of smooth random maps
+              turned to the side of the x-feature; chance is of smooth random maps, mean over 20
 SD            single deletion: rank correlation over the parts of a bird of the drop of the logit with the importance,
               which is the sum of all GxA maps on the part, or, for MWP, of all unit maps times |contribution|; area is
               the number of the part's pixels
@@ -58,7 +58,7 @@ from captum_xnn.metrics import (
     within_part,
 )
 
-GRID, NODES, OTHERS = 4, 12, 200
+GRID, NODES, DRAWS = 4, 12, 20
 
 COLUMNS = (
     Column("f_reg", "F_reg"),
@@ -244,11 +244,9 @@ def by_chance(job: Job, base: Tensor) -> Tensor:
 
 
 def by_correlation(job: Job, base: Tensor) -> Tensor:
-    """Returns spectral clusters of the contributions to the class's training images and some others."""
-    labels = job.of.train_labels
-    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(job.seed))
-    rows = torch.cat([(labels == job.label).nonzero()[:, 0], drawn[labels[drawn] != job.label][:OTHERS]])
-    return spectral_partition(contributions_of_dimensions(job.rest, job.of.train[0][rows], base), N_FEATURES)
+    """Returns spectral clusters of the contributions to the class's training images, some of which lack parts."""
+    own = job.of.train[0][job.of.train_labels == job.label]
+    return spectral_partition(contributions_of_dimensions(job.rest, own, base), N_FEATURES)
 
 
 METHODS: dict[str, Callable[[Job], Form]] = {
@@ -309,7 +307,10 @@ def judged(of: Read, form: Form, rows: list[int], label: int, seed: int) -> Line
         "o1": plain.o1,
         "o1_weighted": weighted.o1,
         "patches": patch_agreement(maps, drops, contributions=values),
-        "patches_chance": patch_agreement(random_maps(maps, seed=seed), drops, contributions=values),
+        "patches_chance": sum(
+            patch_agreement(random_maps(maps, seed=DRAWS * seed + i), drops, contributions=values) for i in range(DRAWS)
+        )
+        / DRAWS,
     }
     if form.excitation is not None:
         maps = form.excitation(images)

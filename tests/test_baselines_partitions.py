@@ -66,7 +66,7 @@ def test_spectral_clusters_ask_for_correlation_alone():
 def test_spectral_clusters_are_those_of_plain_algebra():
     """The embedding by NumPy's eigenvectors of the random walk, which times the root of the degrees are the same."""
     c = blocks(0.6)
-    R = np.corrcoef(c.numpy().T) ** 2
+    R = abs(np.corrcoef(c.numpy().T))
     values, vectors = np.linalg.eig(R / R.sum(1, keepdims=True))
     order = np.argsort(-values.real)[:3]
     rows = vectors.real[:, order]

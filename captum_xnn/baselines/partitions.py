@@ -79,8 +79,9 @@ def single_dimensions(contributions: Tensor, groups: int) -> Tensor:
 def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
     r"""Group the dimensions whose contributions go together, by normalised spectral clustering; one-hot, (D, K).
 
-    The affinity of two dimensions is the squared correlation of their contributions over the examples: contributions
-    that rise and fall together have one cause, also where one speaks against the output. The K leading eigenvectors of
+    The affinity of two dimensions is the absolute correlation of their contributions over the examples: contributions
+    that rise and fall together have one cause, also where one speaks against the output. On the drawn figures it finds
+    more reasons than squared or positive correlations do. The K leading eigenvectors of
     :math:`G^{-1/2} R G^{-1/2}`, with the affinities R and their sums G, place each dimension on a sphere, where k-means
     starts at the dimension of the largest sum, then at the farthest from those chosen. Nothing is drawn.
 
@@ -113,7 +114,7 @@ def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
             "pass more examples"
         )
     unit = centred[:, live] / size[live]
-    affinity = (unit.T @ unit).square()
+    affinity = (unit.T @ unit).abs()
     degree = affinity.sum(0)
     rows = _leading(affinity / degree.outer(degree).sqrt(), groups)
     length = rows.norm(dim=1, keepdim=True)
