@@ -41,12 +41,14 @@ def flat(*values):
     return np.full((*SIZE, 3), values, dtype=np.uint8)
 
 
-def part_map(number):
+def part_map(number, palette=False):
     """Each region in a row of its own, one pixel wider in each image; the last of them behind the bird."""
-    pixels = flat(0, 0, 0)
-    for row, rgb in enumerate(COLOURS.values()):
-        pixels[row, : number + 1] = rgb
-    return pixels
+    index = np.zeros(SIZE, dtype=np.uint8)
+    for row in range(len(COLOURS)):
+        index[row, : number + 1] = row + 1
+    image = Image.fromarray(index)
+    image.putpalette([0, 0, 0, *(value for rgb in COLOURS.values() for value in rgb)])
+    return image if palette else image.convert("RGBA")
 
 
 def entry(label, lacks=(), **more):
@@ -72,11 +74,8 @@ def write(root, *, small=False):
     for number, label in zip(numbers, TEST, strict=True):
         save(test / "test" / str(label) / f"{number:06d}{suffix}", flat(*colour(label, number)), mode, **options)
         path = test / "test_part_map" / str(label) / f"{number:06d}.png"
-        if small:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(part_map(number)).quantize(len(COLOURS) + 1, dither=Image.Dither.NONE).save(path)
-        else:
-            save(path, part_map(number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part_map(number, palette=small).save(path)
         for taken in [*([p] for p in PARTS), ["beak", "tail"]]:
             name = "_".join(["body", *sorted(set(PARTS) - set(taken))])
             own = test / "test_interventions" / str(label) / f"{number:06d}" / f"{name}{suffix}"
