@@ -14,6 +14,7 @@ from captum_xnn.baselines import (
     spectral_partition,
     subspace_relevances,
 )
+from captum_xnn.baselines.partitions import _ascent, _k_means
 from captum_xnn.metrics import selectivity
 
 BLOCKS = torch.tensor([2, 0, 1, 0, 2, 2, 1, 0, 0, 2, 1, 2])
@@ -103,6 +104,15 @@ def test_threads_and_rounding_change_nothing():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(spectral_partition(c * (1 + 1e-13 * randn(*c.shape, seed=6)), 5), alone)
+
+
+def test_a_row_between_two_centres_goes_to_the_first():
+    rows = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0.5, 0.5]]).double()
+    for nudge in (-1e-14, 0, 1e-14):
+        moved = rows.clone()
+        moved[4, 1] += nudge
+        assert _k_means(moved, 2, 0).tolist() == [0, 0, 1, 1, 0]
+        assert _k_means(moved, 2, 2).tolist() == [1, 1, 0, 0, 0]
 
 
 def test_dead_dimensions_join_the_largest_group():
@@ -199,6 +209,19 @@ def objective(U, a, c):
     R = subspace_relevances(U, a, c)[:, :-1].clamp(min=0)
     over_examples = R.square().mean(0).sqrt()
     return float(over_examples.sqrt().mean() ** 2)
+
+
+def test_drsa_climbs_its_objective():
+    """The value is the formula's; the gradient that of finite differences, off the orthogonal matrices too."""
+    a, c, U = randn(30, 6), randn(30, 6, seed=1), torch.linalg.qr(randn(6, 4, seed=2))[0]
+    value, slope = _ascent(U, a, c, 2)
+    assert value == pytest.approx(objective(U.T.reshape(2, 2, 6).transpose(1, 2), a, c), rel=1e-6)
+    for i, j in ((0, 0), (3, 2), (5, 3)):
+        moved = [U.clone(), U.clone()]
+        moved[0][i, j] += 1e-6
+        moved[1][i, j] -= 1e-6
+        up, down = (_ascent(x, a, c, 2)[0] for x in moved)
+        assert float(slope[i, j]) == pytest.approx((up - down) / 2e-6, rel=1e-4, abs=1e-6)
 
 
 def test_drsa_tells_sources_of_different_examples_apart_and_prca_holds_both():

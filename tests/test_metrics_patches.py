@@ -214,9 +214,11 @@ def test_constant_maps_and_drops_agree_with_nothing():
     assert np.isnan(patch_agreement(maps, drops, contributions=torch.zeros(2, 3)))
 
 
-def test_equal_patches_tie_though_their_sums_round():
-    maps = torch.where(patch_masks(7, 7, 2)[3], 0.3, torch.full((1, 1, 7, 7), 0.1, dtype=torch.float64))
-    drops = torch.tensor([[[0.0, 0, 0, 1]]])
+def test_equal_patches_tie_though_their_means_round():
+    """Fifteen patches of one value, of 81, 90 and 100 pixels: no order among them, and so a perfect agreement."""
+    masks = patch_masks(37, 37, 4)
+    maps = torch.where(masks[15], 0.9, torch.full((1, 1, 37, 37), 0.7, dtype=torch.float64))
+    drops = (torch.arange(16) == 15).double()[None, None]
     assert patch_agreement(maps, drops) == pytest.approx(1)
 
 
