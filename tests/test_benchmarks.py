@@ -590,3 +590,150 @@ def test_maps_that_differ_by_chance_are_one_map_on_average():
     assert orthogonality(seeds[0]).o1 < 0.5 and orthogonality(mean_maps(seeds)).o1 > 1.2
     weighted = [3.0 * seeds[0], torch.zeros_like(seeds[0])]  # the scale of a map is nothing, an empty map stays empty
     assert torch.allclose(mean_maps(weighted) * 2, seeds[0] / seeds[0].sum((2, 3), keepdim=True))
+
+
+@pytest.fixture(scope="module")
+def two_parts():
+    """Pictures with two squares, each at one of two places: both places are the class. Every square can be removed."""
+    from benchmarks.funnybirds import GRID, Read
+    from captum_xnn.metrics import patch_masks
+
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(48) % 4
+    ground = torch.rand(48, 3, 32, 32, generator=g) * 0.3
+    masks = torch.zeros(48, 2, 32, 32, dtype=torch.bool)
+    for i, label in enumerate(labels.tolist()):
+        masks[i, 0, 4:12, 4 + 16 * (label % 2) :][:, :8] = True
+        masks[i, 1, 20:28, 4 + 16 * (label // 2) :][:, :8] = True
+    images = torch.where(masks.any(1)[:, None], 1, ground)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(inplace=True), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(128, 12), nn.ReLU(),
+        nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimiser.step()
+    model.requires_grad_(False)
+    seen = {
+        "train": images[:32], "test": images[32:],
+        "taken": torch.stack([torch.where(masks[32:, p, None], ground[32:], images[32:]) for p in range(2)], 1),
+        "covered": torch.stack([torch.where(m, 0, images[32:]) for m in patch_masks(32, 32, GRID)], 1),
+    }  # fmt: skip
+    read = {
+        name: tuple(net(x.flatten(0, -4)).reshape(*x.shape[:-3], -1) for net in (model[:6], model))
+        for name, x in seen.items()
+    }
+    return Read(
+        model, "5", "1", read["train"], labels[:32], read["test"], labels[32:], read["taken"], read["covered"][0],
+        lambda rows: images[32:][rows], lambda rows: masks[32:][rows],
+    )  # fmt: skip
+
+
+def test_contributions_of_dimensions_are_complete_and_exact_behind_a_linear_layer(two_parts):
+    from benchmarks import funnybirds
+
+    Z, y_hat = two_parts.test
+    base = two_parts.train[0].mean(0)
+    job = funnybirds.Job(two_parts, 2, 0)
+    torch.testing.assert_close(job.rest(Z), y_hat[:, 2])  # the rest of the model is row-wise
+    c = funnybirds.contributions_of_dimensions(job.rest, Z, base)
+    bias = job.rest(base[None])
+    assert float((c.sum(1) + bias - y_hat[:, 2]).abs().mean()) < 0.02 * float(y_hat[:, 2].std())  # of kinks
+    weights = torch.randn(12)
+    linear = funnybirds.contributions_of_dimensions(lambda rows: rows @ weights + 3, Z, base)
+    torch.testing.assert_close(linear, (Z - base) * weights, atol=1e-5, rtol=1e-5)
+    squares = funnybirds.contributions_of_dimensions(lambda rows: rows.square().sum(1), Z, base)
+    torch.testing.assert_close(squares, Z**2 - base**2, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_maps_are_those_of_autograd_and_add_up(two_parts):
+    from benchmarks import funnybirds
+
+    job, images = funnybirds.Job(two_parts, 1, 0), two_parts.images([0, 1, 5])
+    groups = funnybirds.METHODS["random groups"](job)
+    maps = funnybirds.gradient_maps(two_parts, groups, images)
+    A = two_parts.model[:2](images).requires_grad_()
+    base = two_parts.train[0].mean(0)
+    given = funnybirds.contributions_of_dimensions(job.rest, two_parts.model[2:6](A), base)
+    (gradient,) = torch.autograd.grad(given.sum(), A)
+    cells = (gradient * A).detach().sum(1, keepdim=True)
+    wanted = nn.functional.interpolate(cells, (32, 32), mode="bilinear")
+    assert maps.shape == (3, 5, 32, 32) and float(wanted.abs().max()) > 0
+    torch.testing.assert_close(maps.sum(1, keepdim=True), wanted, atol=1e-5, rtol=1e-4)
+    assert not two_parts.model[1]._forward_hooks and not two_parts.model[5]._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_parts_and_patches_judge_every_method(two_parts, tmp_path, monkeypatch):
+    from benchmarks import funnybirds
+    from benchmarks.runs import measured, table
+
+    monkeypatch.setattr(funnybirds, "N_FEATURES", 3)  # few dimensions are alive in pictures of one class
+    jobs = [{"method": m, "class": c, "seed": 0} for c in (1, 2) for m in funnybirds.METHODS]
+    lines = measured(tmp_path, jobs, partial(funnybirds.measure, two_parts))
+    by = {(line["method"], line["class"]): line for line in lines}
+    for label in (1, 2):
+        one, groups = by["1-Heatmap", label], [by[m, label] for m in ("random groups", "spectral clusters")]
+        spread = float(two_parts.test[1][:, label].std())
+        assert one["birds"] == 4 and one["f_reg"] < 1e-4 and all(line["f_reg"] < 0.02 * spread for line in groups)
+        assert one["selectivity"] == one["whole"] and one["movement"] == 1 and one["o1"] == 0
+        # Of exact forms the parts move the sum as they move the logit.
+        assert all(line["whole"] == pytest.approx(one["whole"], abs=0.02) for line in groups)
+        assert all(line["sd_area"] == 0 for line in [one, *groups])  # both parts have 64 pixels
+        assert all(line["part_drops"] == one["part_drops"] for line in groups) and "patches_mwp" not in groups[0]
+        assert one["patches"] > 0.4 > abs(one["patches_chance"])  # the squares are what the network looks at
+        assert by["SRAE", label]["f_reg"] < spread and -1 <= by["SRAE", label]["patches_mwp"] <= 1
+    kinds = funnybirds.within(lines)
+    assert [line["method"] for line in kinds] == list(funnybirds.METHODS) and kinds[0]["within_area"] == 0
+    assert "nan" not in table(lines, "method", funnybirds.COLUMNS)
+    assert funnybirds.measure(two_parts._replace(labels=two_parts.labels * 0 + 9), jobs[0]) == {"birds": 0}
+
+
+NETWORK = """
+import torch
+from torch import nn
+MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+def load():
+    torch.manual_seed(0)
+    pooled = nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    net = nn.Sequential(*pooled, nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(3)[:, :, None, None]), net[0].bias.zero_()
+        net[4].weight.abs_(), net[4].bias.zero_()
+        net[4].weight[0] = torch.tensor([1.0] * 4 + [0.0] * 8)  # red, which the second class alone has
+        net[6].weight.mul_(0.1), net[6].bias.copy_(torch.tensor([0.5, 0.0]))
+        net[6].weight[1, 0] = 3
+    return net.requires_grad_(False).eval()
+"""
+
+
+def test_funnybirds_from_a_folder_resumes(tmp_path, capsys, monkeypatch):
+    from test_datasets_funnybirds import write
+
+    from benchmarks import funnybirds
+
+    monkeypatch.setattr(funnybirds, "N_FEATURES", 2)
+    (tmp_path / "net.py").write_text(NETWORK)
+    given = argparse.Namespace(
+        root=write(tmp_path / "birds", small=True), file=tmp_path / "net.py", layer="5", maps_layer="1", classes=2,
+        methods=["1-Heatmap", "random groups"], seeds=2, out=tmp_path / "out",
+    )  # fmt: skip
+    funnybirds.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert [line["birds"] for line in lines] == [1, 1, 2, 2] * 2 and "1-Heatmap | 4 |" in printed
+    assert all(line["importances_area"] == [[n + 1.0, 2 * n + 2, 2 * n + 2, n + 1, 2 * n + 2] for n in ns]
+               for line, ns in zip(lines, [[1], [1], [3, 5], [3, 5]] * 2, strict=True))  # fmt: skip
+    # Taking a part away changes the blue channel alone, by one more for each later part.
+    assert all(
+        sorted(map(abs, row), reverse=True) == pytest.approx(list(map(abs, reversed(row))))
+        for row in lines[0]["part_drops"]
+    )
+    monkeypatch.setattr(funnybirds, "collect", None)
+    monkeypatch.setattr(funnybirds, "METHODS", {"1-Heatmap": None, "random groups": None})
+    funnybirds.main(given)  # runs nothing again
+    assert capsys.readouterr().out == printed

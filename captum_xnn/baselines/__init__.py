@@ -21,6 +21,9 @@ the Lasso and in NMF; x-features are rewritten to mean 0, standard deviation 1, 
 contributions. Where the decoder plays no part in learning (NN, Lasso, SingleDimensions, RandomEncoder) it is the best
 linear map from x-features to Z, fitted afterwards, so that reconstructions can be compared.
 
+Groups of the contributions of Z's dimensions, which are no forms but functions, are in
+:mod:`captum_xnn.baselines.partitions`.
+
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
 
@@ -31,6 +34,15 @@ Reference:
 
 from captum_xnn.baselines.learned import CAE, NN, SAE, RandomDecoder, RandomEncoder
 from captum_xnn.baselines.nmf import NMF
+from captum_xnn.baselines.partitions import (
+    drsa,
+    nmf_partition,
+    prca,
+    random_partition,
+    single_dimensions,
+    spectral_partition,
+    subspace_relevances,
+)
 from captum_xnn.baselines.selection import Lasso, LinearModel, SingleDimensions, lasso, lasso_of_size
 
 __all__ = [
@@ -43,6 +55,13 @@ __all__ = [
     "RandomDecoder",
     "RandomEncoder",
     "SingleDimensions",
+    "drsa",
     "lasso",
     "lasso_of_size",
+    "nmf_partition",
+    "prca",
+    "random_partition",
+    "single_dimensions",
+    "spectral_partition",
+    "subspace_relevances",
 ]

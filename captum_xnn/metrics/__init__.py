@@ -10,6 +10,7 @@ from captum_xnn.metrics.concepts import (
     shapley_values,
     surrogate_score,
 )
+from captum_xnn.metrics.controls import random_maps, random_partition
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.metrics.keep_top import (
     biharmonic,
@@ -30,9 +31,19 @@ from captum_xnn.metrics.locality import (
 )
 from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream, contribution_shares, orthogonality
 from captum_xnn.metrics.paired import Comparison, paired_test
+from captum_xnn.metrics.patches import (
+    blurred,
+    drop_orthogonality,
+    patch_agreement,
+    patch_correlations,
+    patch_drops,
+    patch_masks,
+    rank_correlation,
+)
 from captum_xnn.metrics.pointing import pointing_accuracy
 from captum_xnn.metrics.purity import chance_purity, clustering_purity
 from captum_xnn.metrics.randomisation import Similarity, randomised, similarity, top_down
+from captum_xnn.metrics.selectivity import Selectivity, selectivity, single_deletion, within_part
 from captum_xnn.metrics.sparsity import effective_number, gini, hoyer
 from captum_xnn.metrics.stability import Matching, linear_cka, matched_features
 
@@ -41,9 +52,11 @@ __all__ = [
     "Matching",
     "Orthogonality",
     "OrthogonalityStream",
+    "Selectivity",
     "Similarity",
     "area",
     "biharmonic",
+    "blurred",
     "chance_purity",
     "classification_faithfulness",
     "clustering_purity",
@@ -53,6 +66,7 @@ __all__ = [
     "contribution_order",
     "contribution_shares",
     "deletion",
+    "drop_orthogonality",
     "effective_number",
     "error_floor",
     "gini",
@@ -69,15 +83,25 @@ __all__ = [
     "orthogonality",
     "paired_test",
     "part_probabilities",
+    "patch_agreement",
+    "patch_correlations",
+    "patch_drops",
+    "patch_masks",
     "pixel_probabilities",
     "pointing_accuracy",
+    "random_maps",
     "random_order",
+    "random_partition",
     "randomised",
+    "rank_correlation",
     "regression_faithfulness",
+    "selectivity",
     "shapley_values",
     "similarity",
+    "single_deletion",
     "surrogate_score",
     "telea",
     "top_down",
     "top_pixels",
+    "within_part",
 ]

@@ -1,0 +1,394 @@
+"""Which part moves an x-feature, and do the maps know? On FunnyBirds, where every part can be taken away.
+
+Each class of the test images is explained on its own, and only birds that the network tells right count. Every method,
+class and seed is a line of OUT/results.jsonl, and a run with the same OUT resumes where the last one stopped. Printed,
+and written to OUT, is the mean over classes and seeds with its 95 % confidence interval:
+
+F_reg         mean |sum of contributions and bias - logit| on test birds, in logits
+selectivity   share of the part that moves an x-feature most, of the movement by all parts
+whole         the same of the sum of the x-features: what x-features score that all move alike
+movement      movement of the x-features in multiples of that of their sum; more than 1 is cancelling
+O1            overlap of the x-features' drops when one patch of 4 x 4 is covered, plain and weighted by contribution
+patches       patch agreement of the maps: rank correlation over patches of the drops with the map, weighted by
+              contribution; GxA is of gradient x activation, MWP of contrastive excitation backprop, with the drops
+              turned to the side of the x-feature; chance is of smooth random maps, mean over 20
+SD            single deletion: rank correlation over the parts of a bird of the drop of the logit with the importance,
+              which is the sum of all GxA maps on the part, or, for MWP, of all unit maps times |contribution|; area is
+              the number of the part's pixels
+within        a second table: the same over all birds, for each part, mean over parts
+
+Groups of dimensions divide their path-integrated contributions to the logit, from the mean activation of the training
+images. A method of your own is an entry of METHODS.
+
+    python -m benchmarks.funnybirds --root FunnyBirds --network funnynet.py --layer relu6 --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.birds import network, some_classes
+from benchmarks.one_vs_all import N_FEATURES, excitation_maps, fitted
+from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
+from captum_xnn import OneHeatmap
+from captum_xnn.activations import collect
+from captum_xnn.baselines import random_partition, spectral_partition
+from captum_xnn.datasets.funnybirds import FunnyBirds, FunnyBirdsSample
+from captum_xnn.heatmaps import ExcitationMaps
+from captum_xnn.host import find_layer
+from captum_xnn.metrics import (
+    drop_orthogonality,
+    patch_agreement,
+    patch_masks,
+    random_maps,
+    selectivity,
+    single_deletion,
+    within_part,
+)
+
+GRID, NODES, DRAWS = 4, 12, 20
+
+COLUMNS = (
+    Column("f_reg", "F_reg"),
+    Column("selectivity", "selectivity"),
+    Column("whole", "whole"),
+    Column("movement", "movement", 1),
+    Column("o1", "O1", 2),
+    Column("o1_weighted", "O1 weighted", 2),
+    Column("patches", "patches, GxA", 2),
+    Column("patches_mwp", "MWP", 2),
+    Column("patches_chance", "chance", 2),
+    Column("sd", "SD, GxA", 2),
+    Column("sd_mwp", "MWP", 2),
+    Column("sd_area", "area", 2),
+    Column("seconds", "seconds", 1),
+)
+WITHIN = (Column("within", "within parts, GxA", 2), Column("within_mwp", "MWP", 2), Column("within_area", "area", 2))
+
+
+class Read(NamedTuple):
+    """A network, what it gives on FunnyBirds, and the birds themselves; activations are flat, (M, D)."""
+
+    model: nn.Module
+    layer: str
+    maps_layer: str
+    train: tuple[Tensor, Tensor]
+    """Activations and all outputs of the training images."""
+    train_labels: Tensor
+    test: tuple[Tensor, Tensor]
+    labels: Tensor
+    taken: tuple[Tensor, Tensor]
+    """Activations (N, P, D) and outputs (N, P, classes) of the test images without each part."""
+    covered: Tensor
+    """Activations (N, patches, D) of the test images with each patch covered."""
+    images: Callable[[list[int]], Tensor]
+    """Gives test images (n, 3, H, W)."""
+    masks: Callable[[list[int]], Tensor]
+    """Gives their parts' pixels, (n, P, H, W), bool."""
+
+
+class Form(NamedTuple):
+    """An explanation of one output."""
+
+    contributions: Callable[[Tensor], Tensor]
+    """Gives the contributions (n, K) of activations (n, D), in logits, with the gradient that maps are to follow."""
+    bias: float
+    """What contributions leave out of the logit."""
+    excitation: Callable[[Tensor], Tensor] | None = None
+    """Gives maps (n, K, H, W) of images by contrastive excitation backprop."""
+
+
+class Job(NamedTuple):
+    """What a method has to fit an explanation."""
+
+    of: Read
+    label: int
+    seed: int
+
+    @property
+    def rest(self) -> Callable[[Tensor], Tensor]:
+        """The model from the layer to the logit, (n, D) to (n,)."""
+        return partial(rest_of_model, self.of.model, self.of.layer, self.of.images([0]), self.label)
+
+
+class Variants(Dataset[Tensor]):
+    """Several variants of each image, one after the other."""
+
+    def __init__(self, images: int, variants: int, make: Callable[[int, int], Tensor]) -> None:
+        self.images, self.variants, self.make = images, variants, make
+
+    def __len__(self) -> int:
+        return self.images * self.variants
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.make(*divmod(index, self.variants))
+
+
+def read(given: argparse.Namespace) -> Read:
+    """Returns the network's activations on all images, from one pass over them (minutes on one core) or from OUT."""
+    model, normalise = network(given.file)
+    train, test = (FunnyBirds(given.root, split, transform=normalise) for split in ("train", "test"))
+    height, width = test[0].image.shape[1:]
+    patches = patch_masks(height, width, GRID)
+
+    def collected(name: str, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
+        def run() -> Any:
+            loader = DataLoader(images, batch_size=50)
+            return collect(model, given.layer, loader, unpack=_images_of, progress=True)
+
+        known = {"network": str(given.file.resolve()), "root": str(given.root.resolve()), "layer": given.layer}
+        found = kept(given.out / f"{name}.pt", known | {"images": len(images)}, run)  # type: ignore[arg-type]
+        return found["Z"].flatten(1), found["y_hat"]
+
+    taken = collected(
+        "taken", Variants(len(test), len(test.part_names), lambda i, p: test.without(i, test.part_names[p]))
+    )
+    # In normalised images 0 is the mean colour of the data.
+    covered = collected("covered", Variants(len(test), GRID**2, lambda i, p: torch.where(patches[p], 0, test[i].image)))
+    return Read(
+        model,
+        given.layer,
+        given.maps_layer,
+        collected("train", train),
+        train.labels,
+        collected("test", test),
+        test.labels,
+        tuple(values.reshape(len(test), len(test.part_names), -1) for values in taken),  # type: ignore[arg-type]
+        covered[0].reshape(len(test), GRID**2, -1),
+        lambda rows: torch.stack([test[i].image for i in rows]),
+        lambda rows: torch.stack([test.masks(i) for i in rows]),
+    )
+
+
+def _images_of(batch: Any) -> tuple[tuple[Tensor], None]:
+    return (batch.image if isinstance(batch, FunnyBirdsSample) else batch,), None
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replaces a module's output."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: hook(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def rest_of_model(model: nn.Module, layer: str, stand_in: Tensor, label: int, Z: Tensor) -> Tensor:
+    """Returns the logit (n,) of activations (n, D), which take the place of those of a stand-in image.
+
+    Nothing else may cross from before the layer to behind it.
+    """
+    with hooked(find_layer(model, layer)[1], lambda output: Z.reshape(-1, *output.shape[1:])):
+        return model(stand_in)[:, label]
+
+
+def slopes(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor) -> Tensor:
+    """Returns the mean gradient of the logit on the way from the base to Z, (n, D), by Gauss-Legendre."""
+    nodes, weights = (torch.from_numpy(x).to(Z) for x in np.polynomial.legendre.leggauss(NODES))
+    on_the_way = base + (nodes[:, None, None] + 1) / 2 * (Z.detach() - base)
+    with torch.enable_grad():
+        on_the_way = on_the_way.flatten(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(rest(on_the_way).sum(), on_the_way)
+    return (weights[:, None, None] / 2 * gradient.reshape(NODES, *Z.shape)).sum(0)
+
+
+def contributions_of_dimensions(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor) -> Tensor:
+    """Returns the path-integrated contributions (n, D), in logits; their gradient is that of the fixed read-out."""
+    return torch.cat([(part - base) * slopes(rest, part, base) for part in Z.split(64)])
+
+
+def learned(method: str, job: Job) -> Form:
+    """Returns an explanation network that learns from activations."""
+    of = job.of
+    xnn = fitted(method, *of.train, job.label, job.seed)
+    return Form(
+        lambda Z: xnn.contributions(xnn.encode(Z)),
+        float(xnn.head.bias[0]),
+        lambda images: excitation_maps(xnn, of.model, of.layer, images, maps_layer=of.maps_layer),
+    )
+
+
+def whole(job: Job) -> Form:
+    """Returns the logit as one x-feature."""
+    of, bias = job.of, float(job.rest(job.of.train[0].mean(0, keepdim=True)).detach())
+    return Form(
+        lambda Z: job.rest(Z)[:, None] - bias,
+        bias,
+        lambda images: OneHeatmap(of.model, ExcitationMaps(of.maps_layer)).attribute(images, job.label)[:, :, 0],
+    )
+
+
+def divided(make: Callable[[Job, Tensor], Tensor], job: Job) -> Form:
+    """Returns groups of dimensions by a partition (D, K) of the base's (D,) contributions."""
+    base = job.of.train[0].mean(0)
+    a = make(job, base).to(base)
+    return Form(lambda Z: contributions_of_dimensions(job.rest, Z, base) @ a, float(job.rest(base[None]).detach()))
+
+
+def by_chance(job: Job, base: Tensor) -> Tensor:
+    """Returns random groups."""
+    return random_partition(len(base), N_FEATURES, torch.Generator().manual_seed(1000 * job.seed + job.label))
+
+
+def by_correlation(job: Job, base: Tensor) -> Tensor:
+    """Returns spectral clusters of the contributions to the class's training images, some of which lack parts."""
+    own = job.of.train[0][job.of.train_labels == job.label]
+    return spectral_partition(contributions_of_dimensions(job.rest, own, base), N_FEATURES)
+
+
+METHODS: dict[str, Callable[[Job], Form]] = {
+    "SRAE": partial(learned, "SRAE"),
+    "NN": partial(learned, "NN"),
+    "1-Heatmap": whole,
+    "random groups": partial(divided, by_chance),
+    "spectral clusters": partial(divided, by_correlation),
+}
+"""Every method gives a Form of a Job; the exact form of the library belongs here."""
+
+
+def gradient_maps(of: Read, form: Form, images: Tensor) -> Tensor:
+    """Returns gradient x activation of each contribution, (n, K, H, W), summed over channels and enlarged."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        seen[name] = output
+        return output.clone()  # what follows may work in place
+
+    modules = {name: find_layer(of.model, name)[1] for name in (of.maps_layer, of.layer)}
+    with torch.enable_grad():
+        with hooked(modules[of.maps_layer], partial(keep, "A")), hooked(modules[of.layer], partial(keep, "Z")):
+            of.model(images.clone().requires_grad_())
+        given = form.contributions(seen["Z"].flatten(1))
+        maps = []
+        for k in range(given.shape[1]):
+            (gradient,) = torch.autograd.grad(given[:, k].sum(), seen["A"], retain_graph=True)
+            maps.append((gradient * seen["A"]).sum(1).detach())
+    return F.interpolate(torch.stack(maps, 1), images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def mass(maps: Tensor, masks: Tensor) -> Tensor:
+    """Returns the sum of maps (n, H, W) over the pixels of each part, (n, P)."""
+    return torch.einsum("nhw,nphw->np", maps.double(), masks.double())
+
+
+def judged(of: Read, form: Form, rows: list[int], label: int, seed: int) -> Line:
+    """Returns all figures of an explanation of some test images."""
+    images, masks = of.images(rows), of.masks(rows)
+    with torch.no_grad():
+        values = form.contributions(of.test[0][rows])
+        taken, covered = (
+            torch.stack([form.contributions(Z) for Z in variants[rows].transpose(0, 1)], 2)
+            for variants in (of.taken[0], of.covered)
+        )
+        surrogate = form.contributions(of.test[0]).sum(1) + form.bias
+    found = selectivity(values[:, :, None] - taken)
+    drops, part_drops = values[:, :, None] - covered, of.test[1][rows, None, label] - of.taken[1][rows, :, label]
+    plain, weighted = drop_orthogonality(drops), drop_orthogonality(drops, contributions=values)
+    maps = gradient_maps(of, form, images)
+    importances = {"": mass(maps.sum(1), masks), "_area": masks.double().sum((2, 3))}
+    line: Line = {
+        "f_reg": float((surrogate - of.test[1][:, label]).abs().mean()),
+        "selectivity": found.share,
+        "whole": found.whole,
+        "movement": found.movement,
+        "o1": plain.o1,
+        "o1_weighted": weighted.o1,
+        "patches": patch_agreement(maps, drops, contributions=values),
+        "patches_chance": sum(
+            patch_agreement(random_maps(maps, seed=DRAWS * seed + i), drops, contributions=values) for i in range(DRAWS)
+        )
+        / DRAWS,
+    }
+    if form.excitation is not None:
+        maps = form.excitation(images)
+        turned = drops * values.sign()[:, :, None]
+        line["patches_mwp"] = patch_agreement(maps, turned, contributions=values)
+        size = maps.sum((2, 3), keepdim=True)
+        unit = maps / torch.where(size > 0, size, 1)
+        importances["_mwp"] = mass((values.abs()[:, :, None, None] * unit).sum(1), masks)
+    for name, importance in importances.items():
+        line[f"sd{name}"] = float(single_deletion(importance, part_drops).mean())
+        line[f"importances{name}"] = importance.tolist()
+    return line | {"part_drops": part_drops.tolist(), "birds": len(rows)}
+
+
+def measure(of: Read, job: Line) -> Line:
+    """Returns all figures of one method on one class; none if the network tells no bird of the class right."""
+    begin, label = time.perf_counter(), job["class"]
+    right = (of.labels == label) & (of.test[1].argmax(1) == label)
+    rows = right.nonzero()[:, 0].tolist()
+    if not rows:
+        return {"birds": 0}
+    form = METHODS[job["method"]](Job(of, label, job["seed"]))
+    learned_in = time.perf_counter() - begin
+    return judged(of, form, rows, label, job["seed"]) | {"seconds": learned_in}
+
+
+def within(lines: list[Line]) -> list[Line]:
+    """Returns the rank correlation over all birds within each part, mean over parts, of every method and seed."""
+    groups: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        if line["birds"]:
+            groups.setdefault((line["method"], line["seed"]), []).append(line)
+    found = []
+    for (method, seed), of in groups.items():
+        drops = torch.tensor([row for line in of for row in line["part_drops"]])
+        own: Line = {"method": method, "seed": seed}
+        for name in ("", "_mwp", "_area"):
+            if f"importances{name}" in of[0]:
+                importances = torch.tensor([row for line in of for row in line[f"importances{name}"]])
+                own[f"within{name}"] = float(within_part(importances, drops).mean())
+        found.append(own)
+    return found
+
+
+def main(given: argparse.Namespace) -> None:
+    """Measures what OUT lacks, and writes the tables."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    of = read(given)
+    jobs = [
+        {"method": method, "class": label, "seed": seed}
+        for seed in range(given.seeds)
+        for label in some_classes(of.labels, given.classes)
+        for method in given.methods
+    ]
+    lines = measured(given.out, jobs, partial(measure, of), title="methods and classes", under=settings(given))
+    told = [line for line in lines if line["birds"]]
+    parts = within(lines)
+    order = list(METHODS)
+    text = "\n\n".join(
+        [
+            table(told, "method", COLUMNS, order=order),
+            "Over all birds of these classes, for each part:",
+            table(parts, "method", WITHIN, order=order),
+        ]
+    )
+    write(given.out, text, {"methods": summary(told, "method", COLUMNS), "within": summary(parts, "method", WITHIN)})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="the unpacked folder")
+    parser.add_argument(
+        "--network", dest="file", type=Path, required=True, help="Python file with load(), MEAN and STD"
+    )
+    parser.add_argument("--layer", required=True, help="the layer to explain; nothing crosses from before it to behind")
+    parser.add_argument("--maps-layer", default="features.10", help="where maps are drawn, a layer of feature maps")
+    parser.add_argument("--classes", type=int, default=50, help="how many, evenly spread over those there are")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run resumes")
+    main(parser.parse_args())

@@ -1,0 +1,293 @@
+"""FunnyBirds: rendered birds of five parts, each of which can be taken away, so that its true effect is known.
+
+The folder is the one that the official archive unpacks to: ``classes.json``, ``parts.json``, and for each split
+``dataset_test.json``, ``test/CLASS/NUMBER.png``, ``test_part_map/CLASS/NUMBER.png`` and
+``test_interventions/CLASS/NUMBER/body_PARTS_KEPT.png``. The training split has images alone. Nothing is downloaded.
+
+Conventions:
+    N images (3, H, W) in [0, 1]; official ones have 256 x 256 pixels. P parts, in the order of ``parts.json``: beak,
+    eye, foot, tail, wing. Both eyes, feet and wings are one part. A file's number is the place of its image in
+    ``dataset_test.json``, or the entry's ``image_idx`` where it has one.
+
+Smaller copies:
+    Images may be ``.png`` or ``.webp``. A split may lie in ``handed/`` below the root, and hold some numbers only. A
+    part map may have a palette. ``drops.csv`` beside a split says how far the logit of one network falls without each
+    part.
+
+Reference:
+    Hesse, Schaub-Meyer, Roth, "FunnyBirds: A Synthetic Vision Dataset for a Part-Based Analysis of Explainable AI
+    Methods", 2023.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captum_xnn.errors import DatasetError
+
+__all__ = ["FunnyBirds", "FunnyBirdsSample", "PartDrops"]
+
+_REMEDY = (
+    "unpack FunnyBirds.zip once more and pass the folder FunnyBirds, which holds classes.json and dataset_test.json"
+)
+# The official colours of part maps; the body and what is behind the bird have others.
+_COLOURS = {
+    (255, 255, 0): "beak",
+    (255, 255, 253): "eye",
+    (255, 255, 254): "eye",
+    (255, 0, 1): "foot",
+    (255, 0, 2): "foot",
+    (0, 0, 255): "tail",
+    (0, 255, 1): "wing",
+    (0, 255, 2): "wing",
+}
+_SUFFIXES = (".png", ".webp")
+
+
+class FunnyBirdsSample(NamedTuple):
+    """One image with its class, or several along a first dimension, as torch's own ``collate_fn`` joins them."""
+
+    image: Tensor
+    """(3, H, W) in [0, 1], or what the data set's transform makes of it."""
+    label: Tensor
+    """0-based class, int64, ()."""
+    number: Tensor
+    """Place of the image in its data set, int64, ()."""
+
+
+class PartDrops(NamedTuple):
+    """How far the logit of the true class falls in one network when a part is taken away, from ``drops.csv``."""
+
+    logit: Tensor
+    """Of the whole bird, (N,), float32."""
+    drops: Tensor
+    """Logit of the whole bird minus logit without the part, (N, P), float32."""
+    predicted: Tensor
+    """Class with the highest logit, (N,), int64."""
+    pixels: Tensor
+    """Visible pixels of each part, (N, P), int64."""
+
+
+class FunnyBirds(Dataset[FunnyBirdsSample]):
+    """The images of FunnyBirds, with part masks and with parts taken away where the split has them.
+
+    Args:
+        root: The unpacked folder.
+        split: The official training or test images.
+        transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation; must not move its pixels.
+
+    Raises:
+        DatasetError: If a file is missing, cut short, or does not fit the others. That all images of the split are
+            there is checked at once, what they hold when they are read.
+        ValueError: If the split does not exist.
+
+    Example:
+        ``DataLoader(FunnyBirds("FunnyBirds", "train"), batch_size=32)``
+    """
+
+    part_names: list[str]
+    """Names of the P parts."""
+    classes: Tensor
+    """Variant of each part of every class, (classes, P), int64."""
+    labels: Tensor
+    """0-based class of every image, (N,), int64."""
+    numbers: Tensor
+    """Official number of every image, (N,), int64."""
+    present: Tensor
+    """Whether the image was rendered with the part, (N, P), bool. Half of the training birds lack some."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Literal["train", "test"],
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f"expected split to be 'train' or 'test', got {split!r}; FunnyBirds has no others")
+        self.root, self.split, self.transform = Path(root), split, transform
+        listed = f"dataset_{split}.json"
+        handed = self.root / "handed"
+        self.folder = handed if (handed / listed).is_file() and not (self.root / listed).is_file() else self.root
+        self.part_names = list(_json(self.root / "parts.json", dict))
+        self.classes = self._classes()
+        entries = _json(self.folder / listed, list)
+        try:
+            self.labels = torch.tensor([entry["class_idx"] for entry in entries])
+            self.numbers = torch.tensor([entry.get("image_idx", i) for i, entry in enumerate(entries)])
+            self.present = torch.tensor(
+                [[entry[f"{part}_model"] != "placeholder" for part in self.part_names] for entry in entries]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DatasetError(
+                f"expected class_idx and the model of every part in each entry of {self.folder / listed}, got others "
+                f"({type(error).__name__}: {error}); {_REMEDY}"
+            ) from error
+        unknown = self.labels[(self.labels < 0) | (self.labels >= len(self.classes))]
+        if len(unknown):
+            raise DatasetError(
+                f"expected classes 0 to {len(self.classes) - 1} in {self.folder / listed}, as in classes.json, got "
+                f"{int(unknown[0])}; {_REMEDY}"
+            )
+        self.files = self._files()
+
+    def _classes(self) -> Tensor:
+        """Read the variants of each class's parts, (classes, P)."""
+        path = self.root / "classes.json"
+        try:
+            entries = sorted(_json(path, list), key=lambda entry: int(entry["class_idx"]))
+            if [entry["class_idx"] for entry in entries] != list(range(len(entries))):
+                raise ValueError("numbers that are not 0, 1, ...")
+            return torch.tensor([[entry["parts"][part] for part in self.part_names] for entry in entries])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(
+                f"expected class_idx and a variant of {', '.join(self.part_names)} in each entry of {path}, got others "
+                f"({type(error).__name__}: {error}); {_REMEDY}"
+            ) from error
+
+    def _files(self) -> list[Path]:
+        """Find the file of every image; each folder is listed once."""
+        folders: dict[Path, set[str]] = {}
+        found, missing = [], []
+        for label, number in zip(self.labels.tolist(), self.numbers.tolist(), strict=True):
+            folder = self.folder / self.split / str(label)
+            if folder not in folders:
+                folders[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+            names = [f"{number:06d}{suffix}" for suffix in _SUFFIXES]
+            name = next((name for name in names if name in folders[folder]), None)
+            if name is None:
+                missing.append(folder / names[0])
+            else:
+                found.append(folder / name)
+        if missing:
+            raise DatasetError(
+                f"expected {len(self)} images in {self.folder / self.split}, got {len(missing)} that are missing, such "
+                f"as {missing[0]}; {_REMEDY}"
+            )
+        return found
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> FunnyBirdsSample:
+        image = self._seen(_pixels(self.files[index]))
+        return FunnyBirdsSample(image, self.labels[index], torch.tensor(index))
+
+    def masks(self, index: int) -> Tensor:
+        """Read which pixels show each part of an image, (P, H, W), bool; none where a part is hidden.
+
+        Args:
+            index: Place of the image in this data set.
+
+        Raises:
+            DatasetError: If the split has no part maps, or this one cannot be read.
+        """
+        path = self._beside(f"{self.split}_part_map", f"{int(self.numbers[index]):06d}", index)
+        pixels = torch.from_numpy(_pixels(path)).long()
+        code = (pixels * torch.tensor([65536, 256, 1])).sum(2)
+        masks = torch.zeros(len(self.part_names), *code.shape, dtype=torch.bool)
+        for (red, green, blue), part in _COLOURS.items():
+            if part in self.part_names:
+                masks[self.part_names.index(part)] |= code == 65536 * red + 256 * green + blue
+        return masks
+
+    def without(self, index: int, parts: str | Iterable[str]) -> Tensor:
+        """Read the image of the same scene with parts taken away, (3, H, W), after the transform.
+
+        Args:
+            index: Place of the image in this data set.
+            parts: Name of a part, or several names. The official archive has all combinations.
+
+        Raises:
+            ValueError: If a part does not exist.
+            DatasetError: If there is no such image, or it cannot be read.
+        """
+        taken = {parts} if isinstance(parts, str) else set(parts)
+        unknown = sorted(taken - set(self.part_names))
+        if unknown:
+            raise ValueError(f"expected parts of {', '.join(self.part_names)}, got {unknown[0]!r}; check the spelling")
+        name = "_".join(["body", *sorted(set(self.part_names) - taken)])
+        number = f"{int(self.numbers[index]):06d}"
+        return self._seen(_pixels(self._beside(f"{self.split}_interventions", f"{number}/{name}", index)))
+
+    def part_drops(self) -> PartDrops:
+        """Read the drops of one network's logits, in the order of this data set.
+
+        Raises:
+            DatasetError: If the split has no ``drops.csv``, as the official archive has none, or it lacks images.
+        """
+        path = self.folder / "drops.csv"
+        try:
+            with path.open(newline="") as file:
+                rows = {int(row["image_idx"]): row for row in csv.DictReader(file)}
+            chosen = [rows[number] for number in self.numbers.tolist()]
+            table = {
+                key: [[float(row[f"{key}_{part}"]) for part in self.part_names] for row in chosen]
+                for key in ("drop", "pixels")
+            }
+            logit, predicted = ([float(row[key]) for row in chosen] for key in ("logit", "predicted"))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"expected the drops of {len(self)} images in {path}, got {type(error).__name__} ({error}); the "
+                "official archive has no such file: measure drops on the images of without()"
+            ) from error
+        return PartDrops(
+            torch.tensor(logit),
+            torch.tensor(table["drop"]).reshape(-1, len(self.part_names)),
+            torch.tensor(predicted).long(),
+            torch.tensor(table["pixels"]).long().reshape(-1, len(self.part_names)),
+        )
+
+    def _seen(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+        """Return pixels (H, W, 3) as the transformed image."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+        return image if self.transform is None else self.transform(image)
+
+    def _beside(self, folder: str, name: str, index: int) -> Path:
+        """Find a file of an image in another folder of the split."""
+        paths = [self.folder / folder / str(int(self.labels[index])) / f"{name}{suffix}" for suffix in _SUFFIXES]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            there = (
+                "it is missing"
+                if (self.folder / folder).is_dir()
+                else f"the split {self.split!r} has no folder {folder}"
+            )
+            raise DatasetError(f"expected the file {paths[0]}, got none: {there}; {_REMEDY}, or take split='test'")
+        return path
+
+
+def _pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Read an image as (H, W, 3); transparency is left out, as officially."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except OSError as error:
+        raise DatasetError(f"expected an image, got none that can be read from {path} ({error}); {_REMEDY}") from error
+
+
+def _json(path: Path, kind: type) -> Any:
+    """Read a JSON file that holds a dictionary or a list."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"expected the file {path} as JSON, got {type(error).__name__} ({error}); {_REMEDY}"
+        ) from error
+    if not isinstance(found, kind) or not found:
+        raise DatasetError(f"expected a {kind.__name__} with entries in {path}, got another value; {_REMEDY}")
+    return found

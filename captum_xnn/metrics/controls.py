@@ -1,0 +1,67 @@
+"""Controls: maps and partitions drawn by chance, to print beside every figure.
+
+A measure tells something only where chance does badly. Draw a few seeds and print their mean beside the method.
+
+Conventions:
+    N images, K x-features, D dimensions of the layer. Draws are made on the CPU, so that they are the same on every
+    device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["random_maps", "random_partition"]
+
+
+def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
+    """Draw a smooth random map in place of every map, (N, K, H, W), not negative, of the maps' shape and dtype.
+
+    Uniform numbers on a grid of cells x cells points are enlarged bilinearly. The maps of an image and of different
+    images are independent.
+
+    Args:
+        maps: (N, K, H, W); only shape, dtype and device count.
+        seed: Seeds the draw.
+        cells: Points of the coarse grid along each side; fewer make smoother maps.
+
+    Raises:
+        ValueError: If maps have another number of dimensions or are integers.
+
+    Example:
+        >>> drawn = random_maps(torch.zeros(2, 3, 8, 8), seed=0)
+        >>> drawn.shape, bool((drawn >= 0).all())
+        (torch.Size([2, 3, 8, 8]), True)
+    """
+    if maps.dim() != 4 or not maps.is_floating_point():
+        raise ValueError(
+            f"expected maps (N, K, H, W) of floating point, got {tuple(maps.shape)} of {maps.dtype}; sum over the "
+            "channels of maps (N, K, C, H, W) first"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(*maps.shape[:2], cells, cells, generator=generator, dtype=torch.float64)
+    return F.interpolate(coarse, maps.shape[2:], mode="bilinear", align_corners=True).to(maps)
+
+
+def random_partition(dimensions: int, groups: int, generator: torch.Generator) -> Tensor:
+    """Draw groups of dimensions by chance, as one-hot rows (D, K), float32; their sizes differ by at most 1.
+
+    Args:
+        dimensions: D.
+        groups: K, at most D.
+        generator: Of the CPU.
+
+    Raises:
+        ValueError: If there are fewer dimensions than groups.
+
+    Example:
+        >>> a = random_partition(7, 3, torch.Generator().manual_seed(0))
+        >>> a.sum(0).sort().values, bool((a.sum(1) == 1).all())
+        (tensor([2., 2., 3.]), True)
+    """
+    if not 1 <= groups <= dimensions:
+        raise ValueError(f"expected 1 to {dimensions} groups of {dimensions} dimensions, got {groups}; ask for fewer")
+    chosen = torch.randperm(dimensions, generator=generator) % groups
+    return F.one_hot(chosen, groups).float()

@@ -1,0 +1,295 @@
+"""Patches against plain loops and SciPy's rank correlation, what must not count, and what chance scores."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
+
+from captum_xnn.metrics import (
+    blurred,
+    contribution_shares,
+    drop_orthogonality,
+    orthogonality,
+    patch_agreement,
+    patch_correlations,
+    patch_drops,
+    patch_masks,
+    random_maps,
+    random_partition,
+    rank_correlation,
+)
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(8, 8, 4), (7, 10, 3), (5, 5, 5), (3, 9, 1), (13, 4, 4)])
+def test_patches_part_the_image(height, width, grid):
+    masks = patch_masks(height, width, grid)
+    assert masks.shape == (grid**2, height, width) and masks.dtype == torch.bool
+    assert bool((masks.sum(0) == 1).all())
+    for number, mask in enumerate(masks):
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        assert int(mask.sum()) == len(rows) * len(columns)  # a rectangle
+        assert len(rows) in (height // grid, -(-height // grid)) and len(columns) in (width // grid, -(-width // grid))
+        after = [other for other in masks[number + 1 :] if bool((other.nonzero() <= mask.nonzero()[-1]).all())]
+        assert not after  # in reading order
+    assert masks[0, 0, 0] and masks[-1, -1, -1] and masks[grid - 1, 0, -1]
+
+
+@pytest.mark.parametrize("grid", [0, 4])
+def test_a_grid_finer_than_the_image_is_refused(grid):
+    with pytest.raises(ValueError, match=rf"grid of 1 to 3 .* 3 x 8 pixels, got {grid}; take a coarser"):
+        patch_masks(3, 8, grid)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(1)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 5 * 7, 3)
+    ).double()
+
+
+def covered_by_hand(image, fill, grid, i, j):
+    """Patch (i, j) of an image whose sides the grid may not divide."""
+    image = image.clone()
+    H, W = image.shape[1:]
+    for y in range(H):
+        for x in range(W):
+            if y * grid // H == i and x * grid // W == j:
+                image[:, y, x] = fill[:, y, x]
+    return image
+
+
+@pytest.mark.parametrize("kind", ["mean colour", "number", "colour", "blurred"])
+def test_drops_written_as_loops(network, kind):
+    images = rand(3, 2, 7, 9)
+    fills = {
+        "mean colour": (None, images.mean((2, 3), keepdim=True).expand_as(images)),
+        "number": (0.25, torch.full_like(images, 0.25)),
+        "colour": (torch.tensor([0.1, 0.9])[:, None, None], torch.tensor([0.1, 0.9])[:, None, None].expand(3, 2, 7, 9)),
+        "blurred": (blurred(images, 1.5), blurred(images, 1.5)),
+    }
+    fill, values = fills[kind]
+    drops = patch_drops(network, images, grid=2, fill=fill)
+    assert drops.shape == (3, 3, 4) and not drops.requires_grad
+    for n in range(3):
+        for p in range(4):
+            hand = covered_by_hand(images[n], values[n].double(), 2, p // 2, p % 2)
+            wanted = network(images[n : n + 1]) - network(hand[None])
+            torch.testing.assert_close(drops[n, :, p], wanted[0].detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_batches_are_the_whole_and_bound_what_is_run_at_once(network):
+    images, sizes = rand(3, 2, 7, 9), []
+
+    def counted(batch):
+        sizes.append(len(batch))
+        return network(batch)
+
+    drops = patch_drops(counted, images, grid=3, batch_size=4)
+    assert max(sizes) == 4 and sum(sizes) == 3 * (9 + 1)
+    torch.testing.assert_close(drops, patch_drops(network, images, grid=3, batch_size=1000))
+
+
+def test_drops_of_a_sum_are_the_pixels_themselves():
+    """Worked by hand: 4 x 4 pixels, covered by 0."""
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    drops = patch_drops(lambda x: x.sum((2, 3)), image, grid=2, fill=0.0)
+    assert drops.tolist() == [[[0 + 1 + 4 + 5, 2 + 3 + 6 + 7, 8 + 9 + 12 + 13, 10 + 11 + 14 + 15]]]
+
+
+def test_contributions_that_need_gradients_turn_them_on():
+    def path(images):
+        with torch.enable_grad():
+            x = images.requires_grad_()
+            (slope,) = torch.autograd.grad(x.square().sum(), x)
+        return (slope * images).sum((2, 3))
+
+    images = torch.ones(2, 1, 4, 4)
+    assert patch_drops(path, images, grid=2, fill=0.0).tolist() == [[[8.0] * 4]] * 2
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x: x.sum((1, 2, 3)), r"contributions \(2, K\) of 2 images, got \(2,\); give a single logit a second"),
+        (lambda x: x.sum((2, 3))[:1], r"contributions \(2, K\) of 2 images, got \(1, 1\)"),
+        (lambda x: x.sum((2, 3)) / 0, "finite contributions, got NaN or infinite"),
+    ],
+)
+def test_other_contributions_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        patch_drops(given, torch.ones(2, 1, 4, 4), grid=2)
+
+
+def test_other_images_and_fills_are_refused(network):
+    with pytest.raises(ValueError, match=r"images \(N, C, H, W\) .* got \(2, 7, 9\) and 64; add a first"):
+        patch_drops(network, torch.ones(2, 7, 9))
+    with pytest.raises(ValueError, match=r"broadcasts to \(1, 2, 7, 9\), got \(2,\); give a colour as \(C, 1, 1\)"):
+        patch_drops(network, rand(1, 2, 7, 9), fill=torch.zeros(2))
+
+
+def test_blur_is_scipys():
+    images = rand(2, 3, 12, 9)
+    wanted = gaussian_filter(images.numpy(), (0, 0, 2.0, 2.0), mode="nearest", truncate=4)
+    np.testing.assert_allclose(blurred(images, 2.0).numpy(), wanted, rtol=1e-10)
+    with pytest.raises(ValueError, match="sigma > 0 pixels, got 0"):
+        blurred(images, 0)
+
+
+@pytest.mark.parametrize("values", [10**6, 4])  # 4 values make ties
+def test_rank_correlation_is_scipys(values):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randint(values, (2, 3, 5, 16), generator=g).double()
+    found = rank_correlation(a, b)
+    for i in range(3):
+        for j in range(5):
+            assert float(found[i, j]) == pytest.approx(spearmanr(a[i, j], b[i, j]).statistic, abs=1e-12)
+
+
+def test_rank_correlation_of_constants_is_0():
+    a = rand(3, 8)
+    assert rank_correlation(a, torch.full((3, 8), 0.3)).tolist() == [0, 0, 0]
+    nearly = 0.1 + torch.linspace(0, 1e-8, 8).expand(3, 8)  # less than single precision tells apart
+    assert rank_correlation(a.float(), nearly.float()).tolist() == [0, 0, 0]
+    assert rank_correlation(torch.tensor([5]), torch.tensor([7])).tolist() == 0
+    with pytest.raises(ValueError, match=r"one shape \(..., P\), got \(3, 8\) and \(8,\)"):
+        rank_correlation(a, a[0])
+    with pytest.raises(ValueError, match="finite values, got NaN"):
+        rank_correlation(a, a / 0)
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_agreement_written_as_loops(channels):
+    maps, drops, contributions = (
+        rand(4, 2, *channels, 9, 10) - 0.5,
+        rand(4, 2, 9, seed=1) - 0.5,
+        rand(4, 2, seed=2) - 0.5,
+    )
+    masks = patch_masks(9, 10, 3)
+    flat = maps.sum(2) if channels else maps
+    rho = np.zeros((4, 2))
+    for n in range(4):
+        for k in range(2):
+            rho[n, k] = spearmanr([float(flat[n, k][m].mean()) for m in masks], drops[n, k]).statistic
+    np.testing.assert_allclose(patch_correlations(maps, drops), rho, atol=1e-12)
+    assert patch_agreement(maps, drops) == pytest.approx(rho.mean())
+    size = contributions.abs().numpy()
+    share = size / size.sum(1, keepdims=True)
+    wanted = (share * rho).sum() / share.sum()
+    assert patch_agreement(maps, drops, contributions=contributions) == pytest.approx(wanted)
+    np.testing.assert_allclose(share, contribution_shares(contributions))
+
+
+def test_agreement_worked_by_hand():
+    """Patches of mass 3, 1, 2, 0 against drops that order two neighbours the other way: 1 - 6 * 2 / (4 * 15) = 0.8."""
+    maps = torch.tensor([[[[3.0, 1.0], [2.0, 0.0]]]]).repeat_interleave(3, 2).repeat_interleave(2, 3)
+    drops = torch.tensor([[[9.0, 3.0, 2.0, -1.0]]])
+    assert patch_agreement(maps, drops) == pytest.approx(0.8)
+    assert patch_agreement(-maps, drops) == pytest.approx(-0.8)
+
+
+def test_scales_and_monotone_changes_do_not_count():
+    maps, drops = rand(3, 2, 4, 4), rand(3, 2, 16, seed=1) - 0.5
+    wanted = patch_agreement(maps, drops)
+    for changed in (1e-30 * maps, 1e30 * maps, maps**3, maps.exp(), (1e-30 * maps.float())):  # a pixel is a patch
+        assert patch_agreement(changed, drops) == pytest.approx(wanted, abs=1e-12)
+    assert patch_agreement(maps, 5 * drops**3) == pytest.approx(wanted, abs=1e-12)
+    assert patch_agreement(maps * torch.tensor([1e-6, 1e6])[:, None, None], drops) == pytest.approx(wanted)
+
+
+def test_constant_maps_and_drops_agree_with_nothing():
+    maps, drops = rand(2, 3, 7, 7), rand(2, 3, 9, seed=1)
+    maps[:, 0] = 0.1  # patches of 4, 6 and 9 pixels
+    drops[:, 1] = 0
+    found = patch_correlations(maps, drops)
+    assert found[:, :2].tolist() == [[0, 0], [0, 0]] and bool((found[:, 2] != 0).all())
+    shares = torch.tensor([[2.0, 0, 0], [2.0, 0, 0]])
+    assert patch_agreement(maps, drops, contributions=shares) == 0
+    assert np.isnan(patch_agreement(maps, drops, contributions=torch.zeros(2, 3)))
+
+
+def test_equal_patches_tie_though_their_means_round():
+    """Fifteen patches of one value, of 81, 90 and 100 pixels: no order among them, and so a perfect agreement."""
+    masks = patch_masks(37, 37, 4)
+    maps = torch.where(masks[15], 0.9, torch.full((1, 1, 37, 37), 0.7, dtype=torch.float64))
+    drops = (torch.arange(16) == 15).double()[None, None]
+    assert patch_agreement(maps, drops) == pytest.approx(1)
+
+
+def test_drops_as_maps_are_the_ceiling():
+    """A map made by covering the same patches agrees by construction, also where it is enlarged."""
+    drops = rand(2, 3, 16) - 0.5
+    maps = drops.unflatten(2, (4, 4)).repeat_interleave(3, 2).repeat_interleave(5, 3)
+    assert patch_agreement(maps, drops) == pytest.approx(1)
+
+
+def test_random_maps_agree_by_chance():
+    drops = rand(40, 5, 16) - 0.5
+    maps = torch.zeros(40, 5, 32, 32)
+    found = torch.tensor([patch_agreement(random_maps(maps, seed=s), drops) for s in range(20)])
+    error = 15**-0.5 / 200**0.5  # of the mean of 200 independent rank correlations
+    assert float(found.abs().max()) < 4 * error and float(found.mean().abs()) < 4 * error / 20**0.5
+
+
+def test_random_maps_are_smooth_independent_and_the_same_by_seed():
+    like = torch.zeros(6, 4, 20, 30, dtype=torch.float64)
+    maps = random_maps(like, seed=3)
+    assert maps.shape == like.shape and maps.dtype == like.dtype and float(maps.min()) >= 0
+    assert torch.equal(maps, random_maps(like, seed=3)) and not torch.equal(maps, random_maps(like, seed=4))
+    neighbours = (maps[..., 1:] - maps[..., :-1]).std() / maps.std()
+    assert float(neighbours) < 0.5
+    each = torch.corrcoef(maps.flatten(0, 1).flatten(1))
+    each.fill_diagonal_(0)
+    assert float(each.abs().mean()) < 0.2  # 49 points
+    with pytest.raises(ValueError, match=r"maps \(N, K, H, W\) of floating point, got \(6, 4, 20, 30\) of torch.int64"):
+        random_maps(like.long(), seed=0)
+
+
+def test_random_partitions():
+    a = random_partition(23, 5, torch.Generator().manual_seed(0))
+    assert bool((a.sum(1) == 1).all()) and set(a.unique().tolist()) == {0, 1}
+    assert sorted(a.sum(0).tolist()) == [4, 4, 5, 5, 5]
+    assert torch.equal(a, random_partition(23, 5, torch.Generator().manual_seed(0)))
+    drawn = torch.stack([random_partition(4, 2, torch.Generator().manual_seed(s)) for s in range(200)])
+    assert 0.35 < float(drawn[:, 0, 0].mean()) < 0.65  # no dimension belongs to a group
+    with pytest.raises(ValueError, match="1 to 3 groups of 3 dimensions, got 4"):
+        random_partition(3, 4, torch.Generator())
+
+
+def test_orthogonality_of_drops():
+    """Drops of either sign count alike; x-features on patches of their own overlap less than by chance."""
+    drops, contributions = rand(5, 3, 16) - 0.5, rand(5, 3, seed=1)
+    for given in (None, contributions):
+        wanted = orthogonality(drops.abs().reshape(5, 3, 4, 4), contributions=given)
+        assert drop_orthogonality(drops, contributions=given) == pytest.approx(wanted)
+        assert drop_orthogonality(-7 * drops, contributions=given) == pytest.approx(wanted)
+    same = drops[:, :1].expand(-1, 3, -1)
+    assert drop_orthogonality(same).o1 == pytest.approx(3 - 3**0.5)
+    own = torch.zeros(4, 3, 16)
+    own[:, [0, 1, 2], [2, 7, 11]] = 1
+    assert drop_orthogonality(own).o1 < 0.01 < 1 < drop_orthogonality(same).o1
+    with pytest.raises(ValueError, match=r"drops \(N, K, P\), got \(5, 16\)"):
+        drop_orthogonality(drops[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("maps", "drops", "message"),
+    [
+        ((2, 3, 8, 8), (2, 3, 10), r"P a square number, got \(2, 3, 8, 8\) and \(2, 3, 10\)"),
+        ((2, 3, 8, 8), (2, 2, 16), r"got \(2, 3, 8, 8\) and \(2, 2, 16\)"),
+        ((3, 8, 8), (3, 16), r"got \(3, 8, 8\) and \(3, 16\)"),
+        ((2, 3, 3, 8), (2, 3, 16), "take a coarser grid"),
+        ((0, 3, 8, 8), (0, 3, 16), r"at least one x-feature, got \(0, 3, 8, 8\)"),
+    ],
+)
+def test_other_shapes_are_refused(maps, drops, message):
+    with pytest.raises(ValueError, match=message):
+        patch_agreement(torch.ones(maps), torch.ones(drops))
+    with pytest.raises(ValueError, match=r"expected contributions \(2, 3\), one for each map, got \(2, 2\)"):
+        patch_agreement(torch.ones(2, 3, 8, 8), torch.ones(2, 3, 16), contributions=torch.ones(2, 2))
