@@ -22,6 +22,7 @@ from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.covering import covered
 from captum_xnn.grouping import Weights, learn_groups
 from captum_xnn.host import rows_of, untouched
+from captum_xnn.path_integral import Integral
 from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, parts
 from captum_xnn.tail import Tail
@@ -190,9 +191,9 @@ class _Gathering:
         for i in range(0, len(flat), _TARGETS):
             some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
             scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
-            c, unexplained = self._contributions(x, more, some, scale)
-            made.append(c)
-            off.append(unexplained)
+            found = self._integral(x, more, some, scale)
+            made.append(self.forms[0].contributions(found).cpu())
+            off.append(_unexplained(found, made[-1]))
         c, unexplained = torch.cat(made), torch.cat(off)
         for i, row in enumerate(rows.tolist()):
             self.others[row] = c[:, i], unexplained[:, i]
@@ -208,42 +209,49 @@ class _Gathering:
         x, more = rows_of(inputs, additional, numbers)
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs]).amin(0)
-        c, unexplained = self._contributions(x, more, targets, scale)
-        drops = self._drops(x, more, targets, c, scale)
+        found = self._integral(x, more, targets, scale)
+        c = self.forms[0].contributions(found).cpu()
+        unexplained = _unexplained(found, c)
+        drops = self._drops(x, more, targets, found)
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
 
-    def _contributions(
+    def _integral(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
         targets: Sequence[Sequence[Target]],
         scale: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return contributions by channel (C, N, D), and what they fail to add up to, (C, N)."""
-        form = self.forms[0]
+    ) -> Integral:
         own = self.tail.outputs(inputs, additional, targets)
-        made = form.integral(self.tail, inputs, additional, targets, own=own, scale=scale)
-        c = form.contributions(made)
-        return c.cpu(), (made.end.to(c) - made.start.to(c) - c.sum(2)).cpu()
+        return self.forms[0].integral(self.tail, inputs, additional, targets, own=own, scale=scale)
 
     def _drops(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
         targets: Sequence[Sequence[Target]],
-        c: Tensor,
-        scale: Tensor,
+        found: Integral,
     ) -> Tensor | None:
-        """Return what contributions lose where patches are covered, (C, N, patches, D); None without images."""
-        hidden = covered(inputs, self.forms[0].config["patches"])
+        """Return what contributions lose where patches are covered, (C, N, patches, D); None without images.
+
+        Contributions of a covered image are integrated anew where Z is a vector, and the rest of the model cheap. Of
+        feature maps and tokens the slopes are those of the whole image.
+        """
+        form = self.forms[0]
+        hidden = covered(inputs, form.config["patches"])
         if hidden is None:
             return None
-        n, made = len(inputs[0]), []
+        c, made = form.contributions(found), []
         for x in hidden:
-            left, _ = self._contributions(x, additional, targets, scale)
-            made.append(c - left)
-        return torch.stack(made, 2).reshape(len(targets), n, len(made), -1)
+            if found.Z.dim() == 2:
+                loose = torch.full((len(targets),), torch.inf)  # so that no example takes more intervals
+                left = form.contributions(form.integral(self.tail, x, additional, targets, scale=loose))
+                made.append((c - left).cpu())
+            else:
+                lost = found.Z - self.tail.activations(x, additional)
+                made.append(form.by_channel(found.slopes * lost.to(found.slopes)).cpu())
+        return torch.stack(made, 2)
 
     def evidence(self, ranks: Ranks) -> list[Evidence]:
         """Return what was read by all processes, for each explainer."""
@@ -267,6 +275,11 @@ class _Gathering:
                 )
             )
         return found
+
+
+def _unexplained(found: Integral, c: Tensor) -> Tensor:
+    """Return what contributions fail to add up to, (C, N)."""
+    return (found.end - found.start).to(c) - c.sum(2)
 
 
 def _within(rows: Tensor, first: int, end: int) -> Tensor:

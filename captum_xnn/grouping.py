@@ -102,7 +102,7 @@ def learn_groups(
     E = every[:, live]
     M = None if drops is None else drops.double()[..., live]
     a = spectral_groups(E if M is None else M.flatten(0, 1), K)
-    if M is not None and K > 1 and bool((M.abs().sum() > 0)):
+    if M is not None and K > 1 and bool(M.abs().sum() > 0):
         a = _descended(a, E, M, weights, steps, learning_rate)
     groups = torch.full((D, a.shape[1]), 1 / a.shape[1], dtype=torch.float64)
     groups[live] = a

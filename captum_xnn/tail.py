@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.host import OutputTransform, eager, find_layer, not_reached, rows_of, unwrap
+from captum_xnn.host import OutputTransform, eager, find_layer, not_reached, rows_of, run_to_layer, unwrap
 from captum_xnn.targets import Target, select_each
 
 __all__ = ["Points", "Tail"]
@@ -76,6 +76,7 @@ class Tail:
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
         self._once: bool | None = None if output_transform is None else False
+        self._bytes: int | None = None
 
     def along(
         self,
@@ -101,15 +102,32 @@ class Tail:
         """
         ys: list[Tensor] = []
         total = Z = None
-        first, at_once = 0, 1
+        first = 0
         while first < len(ts):
-            some = slice(first, first + at_once)
+            some = slice(first, first + self._points_at_once(len(inputs[0])))
             made = self._along(inputs, additional, base, ts[some], weights[some], targets)
             ys.append(made.y)
             total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
-            first, at_once = first + at_once, _points_at_once(Z)
+            first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
         assert total is not None and Z is not None
         return Points(torch.cat(ys, 1), total, Z)
+
+    def _points_at_once(self, n: int) -> int:
+        """Return how many points of each of n examples the memory is meant to hold; one while Z is unknown."""
+        return 1 if self._bytes is None else max(1, min(_ROWS, _BYTES // max(1, self._bytes)) // n)
+
+    def activations(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
+        """Return the layer's output Z, (N, ...).
+
+        Args:
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+        """
+        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))
+        with torch.no_grad():
+            return run_to_layer(
+                self.model, self.layer, (*x, *(more or ())), name=self.name, output_transform=self.output_transform
+            )
 
     def outputs(
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, targets: Sequence[Sequence[Target]]
@@ -196,12 +214,6 @@ class Tail:
             (g,) = torch.autograd.grad(y.sum(), leaf, retain_graph=i + 1 < len(ys), allow_unused=True)
             found.append(torch.zeros_like(leaf) if g is None else g)
         return found
-
-
-def _points_at_once(Z: Tensor) -> int:
-    """Return how many points of each example the memory is meant to hold."""
-    row = max(1, Z[0].numel() * Z.element_size())
-    return max(1, min(_ROWS, _BYTES // row) // len(Z))
 
 
 class _Swap:
