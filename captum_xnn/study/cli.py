@@ -39,7 +39,36 @@ def add_parsers(commands: Any) -> None:
     _folder(serve)
     _address(serve)
     serve.add_argument("--links", type=int, default=0, metavar="N", help="participants to add, whose links are printed")
-    return None
+    static = _step(steps, "static", _static, "write the page as a folder for any web server")
+    _folder(static)
+    static.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    static.add_argument("--count", type=_positive, default=1, metavar="N", help="sessions to add (1)")
+    static.add_argument("--address", default=".", help="where the folder will be served, for the links")
+    export = _step(steps, "export", _export, "write all answers as a Psych-DS folder")
+    _folder(export)
+    export.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--answers", nargs="+", default=[], metavar="PATH", help="files that participants of a static study sent"
+    )
+    analyse = _step(steps, "analyse", _analyse, "make figures, tests and one page of findings")
+    analyse.add_argument("export", metavar="EXPORT", help="folder that export wrote")
+    analyse.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    analyse.add_argument("--seed", type=int, default=0, help="seed of the resampling (0)")
+    simulate = _step(steps, "simulate", _simulate, "let simulated participants take part, or plan how many you need")
+    _folder(simulate)
+    simulate.add_argument("--participants", type=_positive, default=30, metavar="N", help="how many (30)")
+    simulate.add_argument(
+        "--behaviour", default="paper", choices=("random", "noisy", "perfect", "features", "paper"),
+        help="how they answer; paper: with the paper's mean purities",
+    )  # fmt: skip
+    simulate.add_argument("--seed", type=int, default=0, help="seed of what they do (0)")
+    simulate.add_argument(
+        "--power", nargs=2, type=float, metavar=("PURITY", "PURITY"),
+        help="nobody takes part: print how often N people would show the difference of these mean purities",
+    )  # fmt: skip
+    withdraw = _step(steps, "withdraw", _withdraw, "delete everything of participants")
+    _folder(withdraw)
+    withdraw.add_argument("ids", nargs="+", metavar="CODE", help="as it stood at the foot of their page")
 
 
 def _step(steps: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -114,3 +143,74 @@ def _serve(arguments: argparse.Namespace) -> str:
     with contextlib.suppress(KeyboardInterrupt):
         serve(arguments.folder, host=arguments.host, port=arguments.port, links=arguments.links, announce=announce)
     return "The study has ended. All answers are in the folder."
+
+
+def _static(arguments: argparse.Namespace) -> str:
+    from captum_xnn.study.static import write_static
+
+    links = write_static(arguments.folder, arguments.out, count=arguments.count, address=arguments.address)
+    return "\n".join([*links, f"Written: {arguments.out}"])
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    from captum_xnn.study.export import export, load_answers
+    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+
+    lines = []
+    if arguments.answers:
+        with StudyStore(Path(arguments.folder) / ANSWERS_FILE) as store:
+            loaded, left_out = load_answers(store, arguments.answers)
+        lines += [f"{loaded} files merged", *(f"left out: {told}" for told in left_out)]
+    return "\n".join([*lines, f"Written: {export(arguments.folder, arguments.out)}"])
+
+
+def _analyse(arguments: argparse.Namespace) -> str:
+    from captum_xnn.study.findings import PAGE, write_findings
+
+    results = write_findings(arguments.export, arguments.out, seed=arguments.seed)
+    analysed = len(results.participants) - len(results.excluded)
+    lines = [f"{analysed} participants analysed, {len(results.excluded)} left out"]
+    for c in results.comparisons:
+        where = f" ({c.dataset})" if c.dataset else ""
+        lines.append(
+            f"{c.measure}{where}, {c.a} against {c.b}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}], "
+            f"corrected p {c.holm_p:.4f}"
+        )
+    return "\n".join([*lines, f"Open this: {Path(arguments.out) / PAGE}"])
+
+
+def _simulate(arguments: argparse.Namespace) -> str:
+    from captum_xnn.study.prepared import PreparedStudy
+    from captum_xnn.study.simulation import BEHAVIOURS, counts_of, paper_behaviour, power, simulate, skill_for
+    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+
+    study = PreparedStudy.read(arguments.folder)
+    if arguments.power:
+        first = next(iter(study.datasets.values()))
+        counts = counts_of(first)
+        low, high = sorted(arguments.power)
+        found = power(
+            (skill_for(low, counts), skill_for(high, counts)), counts, participants=arguments.participants,
+            seed=arguments.seed,
+        )  # fmt: skip
+        return f"{found:.0%} of simulated studies of {arguments.participants} people tell {low:g} from {high:g}"
+    behaviour = paper_behaviour(study) if arguments.behaviour == "paper" else BEHAVIOURS[arguments.behaviour]
+    with StudyStore(Path(arguments.folder) / ANSWERS_FILE) as store:
+        simulate(study, store, behaviour, participants=arguments.participants, seed=arguments.seed)
+    return (
+        f"{arguments.participants} simulated participants took part. They are among the answers: use a copy of the "
+        "study, not the one that people will use"
+    )
+
+
+def _withdraw(arguments: argparse.Namespace) -> str:
+    from captum_xnn.study.prepared import PreparedStudy
+    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+
+    PreparedStudy.read(arguments.folder)
+    lines = []
+    with StudyStore(Path(arguments.folder) / ANSWERS_FILE) as store:
+        for code in arguments.ids:
+            gone = store.withdraw(code.strip().upper())
+            lines.append(f"{code}: {'deleted' if gone else 'no such participant'}")
+    return "\n".join([*lines, "Export anew, and delete earlier exports."])
