@@ -590,3 +590,14 @@ def test_maps_that_differ_by_chance_are_one_map_on_average():
     assert orthogonality(seeds[0]).o1 < 0.5 and orthogonality(mean_maps(seeds)).o1 > 1.2
     weighted = [3.0 * seeds[0], torch.zeros_like(seeds[0])]  # the scale of a map is nothing, an empty map stays empty
     assert torch.allclose(mean_maps(weighted) * 2, seeds[0] / seeds[0].sum((2, 3), keepdim=True))
+
+
+def test_the_simulated_study_prints_the_papers_means_beside_its_own(tmp_path, capsys):
+    pytest.importorskip("flask")
+    pytest.importorskip("statsmodels")
+    from benchmarks import human_study
+
+    human_study.main(participants=4, out=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("cub  none    paper 0.560  found 0.") and len(lines) == 12
+    assert (tmp_path / "findings" / "figure4_sort.svg").is_file()

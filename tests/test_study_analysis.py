@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.cbook import boxplot_stats
-from study_made import by_hand
+
+from benchmarks.human_study import by_hand
 
 pytest.importorskip("flask")
 pytest.importorskip("statsmodels")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from command_line import write
-from study_made import by_hand, made
+from study_made import made
 
+from benchmarks.human_study import by_hand
 from captum_xnn import cli
 from captum_xnn.study.store import ANSWERS_FILE, StudyStore
 
