@@ -451,6 +451,26 @@ def test_a_session_by_keys_alone(driver: Any, site: Site) -> None:
     forward(driver, lambda: ActionChains(driver).send_keys(Keys.ENTER).perform())
 
 
+def test_who_sorts_on_the_pages_has_the_purity_that_was_put_in(driver: Any, explained: Any, tmp_path: Path) -> None:
+    from captum_xnn.study.analysis import read_export, scored
+    from captum_xnn.study.export import export
+
+    site = Site(tmp_path / "study", explained)
+    try:
+        kinds = {name: f["given"] for d in site.study.datasets.values() for name, f in d.images.items()}
+        kinds |= {image["id"]: image["given"] + 1 for image in site.study.facts["practice_batch"]["images"]}
+        for groups in (lambda image: kinds[image], lambda image: 1):  # classes 1 and 2; all into one group
+            opened(driver, site.link())
+            while kind(driver) != "end":
+                answer(driver, groups)
+        trials = scored(read_export(export(site.study.folder, tmp_path / "export")))
+        found = {(t.participant, t.score) for t in trials}
+        # Of five images of two classes three are of one.
+        assert len(trials) == 12 and found == {("p001", 1.0), ("p002", 0.6)}
+    finally:
+        site.close()
+
+
 def test_hostile_texts_stay_text(driver: Any, explained: Any, tmp_path: Path) -> None:
     from dataclasses import replace
 

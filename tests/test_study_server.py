@@ -369,3 +369,21 @@ def test_killed_thirty_times_it_keeps_every_acknowledged_answer(explained: Any, 
     connection = sqlite3.connect(tmp_path / ANSWERS_FILE)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_links_made_by_two_processes_at_once_have_slots_of_their_own(
+    study: Any, store: StudyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = StudyStore.free_slots
+    raced = []
+
+    def slow(self: StudyStore, count: int) -> list[int]:
+        found = free(self, count)
+        if not raced:
+            raced.append(1)
+            invite(study, store, 2)  # takes the same slots first
+        return found
+
+    monkeypatch.setattr(StudyStore, "free_slots", slow)
+    assert len(invite(study, store, 3)) == 3
+    assert [p.slot for p in store.participants()] == [0, 1, 2, 3, 4]

@@ -122,6 +122,18 @@ def test_threads_lose_nothing_and_one_bad_request_harms_no_other(store: StudySto
     assert [len(store.events(p.id)) for p in store.participants()] == [25] * 20
 
 
+def test_another_process_may_add_participants_meanwhile(store: StudyStore) -> None:
+    (first,) = store.invite([PLAN])
+    store.claim(first, "tab")
+    with StudyStore(store.path) as other:
+        (second,) = other.invite([PLAN])
+        assert other.withdraw(other.participants()[0].id)
+    assert store.participant(first) is None
+    assert store.claim(second, "tab").slot == 1  # type: ignore[union-attr]
+    with pytest.raises(UnknownLinkError):
+        store.record(first, "tab", [moved("1")])
+
+
 def test_what_was_acknowledged_is_on_the_disk_already(store: StudyStore) -> None:
     (token,) = store.invite([PLAN])
     store.claim(token, "tab")

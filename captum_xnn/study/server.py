@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -57,8 +58,14 @@ def invite(study: PreparedStudy, store: StudyStore, count: int) -> list[str]:
         store: Its database.
         count: How many.
     """
-    slots = store.free_slots(count)
-    return store.invite([plan(study, slot) for slot in slots], slots=slots)
+    for attempt in range(5):
+        slots = store.free_slots(count)
+        try:
+            return store.invite([plan(study, slot) for slot in slots], slots=slots)
+        except sqlite3.IntegrityError:  # another process took a slot meanwhile
+            if attempt == 4:
+                raise
+    raise AssertionError("unreachable")
 
 
 def state_of(study: PreparedStudy, store: StudyStore, participant: Participant) -> dict[str, Any]:
