@@ -48,6 +48,7 @@ _EXAMPLES = 2
 _SMALL = 64
 _MAP = 96
 _OUTPUTS_AT_ONCE = 64
+_MAPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,11 @@ class _Rendering:
         generator = random.Random(f"{self.configuration.seed}/ids/{settings.name}")
         used = [row for batch in rows for row in batch] + examples
         self.ids = {row: f"i{generator.getrandbits(48):012x}" for row in used}
-        jobs = [(arm, stage, b) for arm in arms for stage in arm.stages for b in range(len(rows))]
-        for arm, stage, b in tqdm(jobs, f"rendering {settings.name}", disable=None, leave=False):
-            self._write(arm, stage, b, rows[b])
+        self._draw_maps(used)
+        for arm in arms:
+            for stage in arm.stages:
+                for b, batch in enumerate(rows):
+                    self._write(arm, stage, b, batch)
         for arm in arms:
             if arm.task != "sort":
                 for stage in {"none", *(arm.stages if arm.task == "prediction" else ())}:
@@ -275,46 +278,59 @@ class _Rendering:
             "source": str(self.material.names[row]).encode(errors="replace").decode(),
             "given": self.given[row],
             "label": None if labels is None else labels[row],
-            **self._explained(row, self.given[row]),
+            **self._why[row, self.given[row]],
         }
 
-    def _explained(self, row: int, target: int) -> dict[str, Any]:
-        """Return the numbers of one explanation, after drawing its maps."""
-        if (row, target) not in self._why:
-            why = self.material.xnn.explain(self.material.inputs[row : row + 1], target=[target])
-            contributions = why.contributions[0].detach().double().cpu()
-            heat = why.directed_maps()[0].detach().sum(1).cpu()
-            self._why[row, target] = {
-                "prediction": float(why.prediction[0]),
-                "surrogate": float(why.surrogate[0]),
-                "bias": float(why.bias[0]),
+    def _draw_maps(self, rows: Sequence[int]) -> None:
+        """Draw the maps of all stages, for the class that the model gives; for the distinction, for all classes."""
+        own = {(row, self.given[row]) for row in rows}
+        every = {(row, c) for row in rows for c in self.settings.classes}
+        wanted: dict[str, set[tuple[int, int]]] = {"xnn": own}
+        for arm in self.configuration.arms:
+            for stage in arm.stages:
+                if stage != "none":
+                    wanted[stage] = wanted.get(stage, set()) | (every if arm.task == "distinction" else own)
+        jobs = [
+            (stage, pairs[i : i + _MAPS_AT_ONCE])
+            for stage, pairs in ((stage, sorted(found)) for stage, found in wanted.items())
+            for i in range(0, len(pairs), _MAPS_AT_ONCE)
+        ]
+        for stage, pairs in tqdm(jobs, f"drawing {self.settings.name}", disable=None, leave=False):
+            inputs = self.material.inputs[[row for row, _ in pairs]]
+            targets = [target for _, target in pairs]
+            if stage == "xnn":
+                self._explain(inputs, pairs, targets)
+            else:
+                self._draw_single(stage, inputs, pairs, targets)
+
+    def _explain(self, inputs: Tensor, pairs: Sequence[tuple[int, int]], targets: list[int]) -> None:
+        why = self.material.xnn.explain(inputs, target=targets, internal_batch_size=_OUTPUTS_AT_ONCE)
+        heat = why.directed_maps().detach().sum(2).cpu()
+        for i, pair in enumerate(pairs):
+            contributions = why.contributions[i].detach().double().cpu()
+            self._why[pair] = {
+                "prediction": float(why.prediction[i]),
+                "surrogate": float(why.surrogate[i]),
+                "bias": float(why.bias[i]),
                 "contributions": contributions.tolist(),
             }
             total = float(contributions.abs().sum())
-            scaled = torch.from_numpy(own_scale(heat, contributions)).float()
-            self._maps["xnn", row, target] = [
+            scaled = torch.from_numpy(own_scale(heat[i], contributions)).float()
+            self._maps[("xnn", *pair)] = [
                 {"src": overlay(m, size=_MAP), "c": round(c / total, 4) if total > 0 else 0.0}
                 for m, c in zip(scaled, contributions.tolist(), strict=True)
             ]
-        return self._why[row, target]
+
+    def _draw_single(self, stage: str, inputs: Tensor, pairs: Sequence[tuple[int, int]], targets: list[int]) -> None:
+        xnn = self.material.xnn
+        one = OneHeatmap(xnn.model, _backend(stage, xnn), prediction_transform=xnn.prediction_transform)
+        maps = one.attribute(inputs, target=targets, internal_batch_size=_OUTPUTS_AT_ONCE)
+        for pair, heat in zip(pairs, maps.detach().sum(2).cpu(), strict=True):
+            scaled = torch.from_numpy(own_scale(heat, np.ones(1))).float()
+            self._maps[(stage, *pair)] = [{"src": overlay(scaled[0], size=_MAP)}]
 
     def _shown_maps(self, stage: str, row: int, target: int) -> list[dict[str, Any]]:
-        if stage == "none":
-            return []
-        if stage == "xnn":
-            self._explained(row, target)
-            return self._maps["xnn", row, target]
-        key = (stage, row, target)
-        if key not in self._maps:
-            one = OneHeatmap(
-                self.material.xnn.model,
-                _backend(stage, self.material.xnn),
-                prediction_transform=self.material.xnn.prediction_transform,
-            )
-            heat = one.attribute(self.material.inputs[row : row + 1], target=target)[0].detach().sum(1).cpu()
-            scaled = torch.from_numpy(own_scale(heat, np.ones(1))).float()
-            self._maps[key] = [{"src": overlay(scaled[0], size=_MAP)}]
-        return self._maps[key]
+        return [] if stage == "none" else self._maps[stage, row, target]
 
     def _photo(self, row: int) -> dict[str, Any]:
         image = displayable(self.material.shown[row])

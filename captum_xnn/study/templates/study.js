@@ -949,28 +949,28 @@ async function choices(step, events) {
   const stage = step.stage;
   const item = h("div", {});
   const error = h("p", { className: "error", role: "alert" });
-  const back = h("button", { type: "button", className: "plain", id: "back", onclick: () => { at -= 1; show(); } }, "Back");
+  const back = h("button", { type: "button", className: "plain", id: "back", onclick: () => { at -= 1; show(true); } }, "Back");
   const button = h("button", { className: "go", type: "button", id: "next" }, "Next");
   button.addEventListener("click", () => {
     if (given[step.order[at]] === undefined) { say("Please choose an answer first."); return; }
-    if (at + 1 < step.order.length) { at += 1; show(); return; }
+    if (at + 1 < step.order.length) { at += 1; show(true); return; }
     const open = step.order.findIndex((id) => given[id] === undefined);
-    if (open >= 0) { at = open; show(); return; }
+    if (open >= 0) { at = open; show(true); return; }
     submit({ choices: given }, button);
   });
   const letters = h("div", { className: "letters" });
   for (let g = 0; g < step.groups; g += 1) {
     letters.append(h("section", { className: "pile", "aria-label": `Kind ${LETTERS[g]}` },
       h("header", {}, h("h2", {}, h("span", { className: "sr" }, "Kind "), h("span", { className: "key" }, LETTERS[g]))),
-      examples.images.filter((image) => image.group === g).map((image, i) =>
-        h("div", {}, h("div", { className: "tiles" }, h("div", { className: "tile" }, picture(image, null, `Example ${i + 1} of kind ${LETTERS[g]}`))),
-          image.maps.length ? mapList(image, image.maps, stage, false) : null))));
+      h("div", { className: "examples" }, examples.images.filter((image) => image.group === g).map((image, i) =>
+        h("div", { className: image.maps.length ? "example mapped" : "example" }, picture(image, null, `Example ${i + 1} of kind ${LETTERS[g]}`),
+          image.maps.length ? mapList(image, image.maps, stage, false) : null)))));
   }
   screen("choosing", heading(step, `${step.title}: ${QUESTION[step.kind]}`),
     h("details", { open: true }, h("summary", {}, step.kind === "predict" ? "Examples of the agent’s answers" : "Examples of each kind"), letters),
     h("div", { className: "sheet" }, item, error, h("div", { className: "actions" }, back, button)));
 
-  function show() {
+  function show(moved) {
     const id = step.order[at];
     const image = byId.get(id);
     const filled = given[id] === undefined ? {} : { choice: given[id] };
@@ -993,11 +993,12 @@ async function choices(step, events) {
         step.kind === "agree" ? h("p", {}, "The agent says: ", h("b", {}, `kind ${LETTERS[image.says]}`)) : null,
         step.kind === "agree" && image.maps.length ? [legend(image.maps), mapList(image, image.maps, stage, false)] : null,
         set)));
+    if (moved) main.querySelector(".sheet").scrollIntoView({ block: "nearest" });
     back.disabled = at === 0;
     button.textContent = at + 1 < step.order.length ? "Next" : "Done";
     error.textContent = "";
   }
-  show();
+  show(false);
 }
 
 const SCREENS = { consent, background, practice: sort, sort, agree: choices, distinguish: choices, predict: choices, intro, confidence, final };
