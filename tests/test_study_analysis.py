@@ -303,10 +303,12 @@ def test_the_page_and_the_tables_hold_the_results(tmp_path: Path) -> None:
 
 def test_hostile_comments_and_titles_stay_text(tmp_path: Path) -> None:
     evil = "</p><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
-    results(tmp_path, replace(BEHAVIOURS["noisy"], comments=evil), 3, title=evil)
+    results(tmp_path, replace(BEHAVIOURS["noisy"], comments=f"=1+1 {evil}"), 3, title=evil)
     write_findings(tmp_path / "export", tmp_path / "out", resamples=99)
     page = (tmp_path / "out" / "findings.html").read_text()
     assert "<script" not in page and "<img src=x" not in page and page.count("&lt;script&gt;") >= 5
+    # A browser runs no formulas: there the comment stands as it was written.
+    assert page.count("<blockquote>=1+1 &lt;/p&gt;") == 3
 
 
 def test_power_is_the_level_without_a_difference_and_grows_with_people() -> None:

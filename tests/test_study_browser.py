@@ -397,7 +397,7 @@ def test_every_step_is_readable_named_and_never_scrolls_sideways(driver: Any, si
         assert driver.execute_script(UNNAMED) == [], step
         for scheme in ("light", "dark"):
             emulate(driver, scheme)
-            for width in (1280, 768, 360):
+            for width in (1280, 768, 360, 320):
                 resize(driver, width, 800)
                 time.sleep(0.15)  # colours fade
                 wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")

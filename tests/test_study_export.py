@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from study_made import answer_to, made
 
+from benchmarks.human_study import by_hand
+
 pytest.importorskip("flask")
 
-from captum_xnn.study.export import COLUMNS, export, guarded, load_answers
+from captum_xnn.study.export import COLUMNS, export, guarded, load_answers, unguarded
 from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.study.server import invite
 from captum_xnn.study.store import ANSWERS_FILE, StudyStore
@@ -122,6 +124,19 @@ def test_texts_are_no_formulas_and_stay_whole(answered: Any) -> None:
 def test_what_a_spreadsheet_would_run_is_guarded(text: str) -> None:
     assert guarded(text) == f"'{text}"
     assert guarded(f"a{text}") == f"a{text}"
+
+
+def test_hostile_names_of_files_stay_text(tmp_path: Path) -> None:
+    study = by_hand(tmp_path)
+    evil = ["=cmd|' /C calc'!A0.png", "@SUM(1+1).png", '",=1,"\n=2.png', "<script>x.png", "-2+3.png"]
+    for dataset in study.facts["datasets"]:
+        for i, image in enumerate(dataset["images"]):
+            image["source"] = evil[i % 5]
+    study.write()
+    out = export(tmp_path, tmp_path / "export")
+    shown = [row["source"] for row in read(out, "images")]
+    assert {unguarded(name) for name in shown} == set(evil)
+    assert all(name[0] not in "=+-@" for name in shown)
 
 
 def test_ids_for_withdrawal_are_not_exported_and_those_who_withdrew_are_gone(answered: Any) -> None:

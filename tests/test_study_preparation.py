@@ -187,6 +187,9 @@ def test_x_features_of_a_joint_explainer_are_the_same_for_all_classes(explained:
         ({"datasets": [{"name": "a", "explainer": "e", "data": "d", "classes": [1]}]}, "two or more outputs"),
         ({"datasets": [{"name": "a"}]}, "missing 3 required"),
         ({"seed": "x"}, "expected seed"),
+        ({"exclusions": {"min_practice_purity": 80}}, "from 0 to 1, got 80"),
+        ({"exclusions": {"min_trial_seconds": "5"}}, "from 0 to inf, got '5'"),
+        ({"exclusions": {"failed_attention": 1}}, "as true or false"),
     ],
 )
 def test_wrong_settings_are_told(settings: dict[str, Any], said: str) -> None:

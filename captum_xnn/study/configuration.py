@@ -233,6 +233,13 @@ def _check(study: StudyConfiguration) -> None:
         value = getattr(study, name)
         if type(value) is not int or value < least:
             raise ValueError(f"expected {name} as a whole number from {least}, got {value!r}")
+    rules = study.exclusions
+    for name, highest in (("min_practice_purity", 1.0), ("min_trial_seconds", float("inf"))):
+        value = getattr(rules, name)
+        if type(value) not in (int, float) or not 0 <= value <= highest:
+            raise ValueError(f"expected {name} of the exclusions from 0 to {highest:g}, got {value!r}")
+    if type(rules.unfinished) is not bool or type(rules.failed_attention) is not bool:
+        raise ValueError("expected unfinished and failed_attention of the exclusions as true or false")
     if not study.datasets:
         raise ValueError("expected at least one data set, got none; add a table [[datasets]]")
     for noun, names in (("data set", [d.name for d in study.datasets]), ("arm", [a.name for a in study.arms])):

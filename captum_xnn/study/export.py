@@ -38,7 +38,7 @@ from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.study.protocol import ATTENTION, BACKGROUND, CONFIDENCE, DIFFICULTY, PERFORMANCE, RATINGS
 from captum_xnn.study.store import ANSWERS_FILE, Participant, StudyStore, UnknownLinkError
 
-__all__ = ["COLUMNS", "export", "guarded", "load_answers"]
+__all__ = ["COLUMNS", "export", "guarded", "load_answers", "unguarded"]
 
 _WHERE = {
     "participant": "Number of the participant, from 1, with a p before it",
@@ -223,6 +223,19 @@ def guarded(text: str) -> str:
         ("'=1+1", 'fine', "' @x")
     """
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unguarded(text: str) -> str:
+    """Return the text that :func:`guarded` was given.
+
+    Args:
+        text: From an exported table.
+
+    Example:
+        >>> unguarded("'=1+1"), unguarded("'twas"), unguarded("fine")
+        ('=1+1', "'twas", 'fine')
+    """
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
 
 
 def _csv(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bytes:

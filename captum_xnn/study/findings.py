@@ -15,7 +15,7 @@ from typing import Any
 
 from captum_xnn.files import replace_file
 from captum_xnn.study.analysis import Difference, Effect, Results, analyse, read_export
-from captum_xnn.study.export import guarded
+from captum_xnn.study.export import guarded, unguarded
 from captum_xnn.study.figures import (
     box_statistics,
     called,
@@ -165,7 +165,7 @@ def _render(results: Results, figures: Mapping[str, str], tables: Sequence[str])
         sentences=_sentences(results),
         measures=_MEASURES,
         boxes=_boxes(results),
-        comments=[(p["participant"], p["comments"]) for p in results.participants if p["comments"].strip()],
+        comments=[(p["participant"], unguarded(p["comments"])) for p in results.participants if p["comments"].strip()],
         tables=tables,
     )
 
