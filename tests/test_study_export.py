@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def test_names_of_files_and_description_are_those_of_psych_ds(answered: Any) -> 
     _, out, _ = answered
     files = sorted(path.name for path in (out / "data").iterdir())
     assert files == sorted(f"study-bars11_description-{table}_data.csv" for table in COLUMNS)
+    # The expression of the specification, with keywords that it knows.
+    rule = r"([a-z]+-[a-zA-Z0-9]+)(_[a-z]+-[a-zA-Z0-9]+)*_data\.csv"
+    assert all(
+        re.fullmatch(rule, name) and {"study", "description"} == set(re.findall(r"([a-z]+)-", name)) for name in files
+    )
     described = json.loads((out / "dataset_description.json").read_text())
     assert described["@type"] == "Dataset" and described["@context"] == "https://schema.org/"
     assert described["name"] and described["description"]
@@ -66,6 +72,8 @@ def test_names_of_files_and_description_are_those_of_psych_ds(answered: Any) -> 
         assert header == list(columns) and set(header) <= set(named)
     assert all(len(v["description"]) > 10 and v["@type"] == "PropertyValue" for v in named.values())
     assert len(named) == len(described["variableMeasured"])
+    in_files = {name for columns in COLUMNS.values() for name in columns}
+    assert set(named) == in_files
 
 
 def test_every_answer_is_there_once(answered: Any) -> None:

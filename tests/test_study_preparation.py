@@ -92,6 +92,25 @@ def test_the_single_map_is_that_of_the_answers_own_output(study: PreparedStudy, 
     assert np.corrcoef(signed(only["src"]), heat.numpy().ravel())[0, 1] > 0.8
 
 
+def test_backends_with_settings_of_their_own_are_named_by_the_stage(explained: Any, tmp_path: Path) -> None:
+    from captum.attr import LayerGradCam
+
+    from captum_xnn.heatmaps import FromCaptum
+
+    xnn, images, _ = explained
+    grad_cam = FromCaptum(LayerGradCam, layer="0")
+    one = replace(SETTINGS, datasets=SETTINGS.datasets[:1], arms=(Arm("a", ("single:Cam",)),), out=str(tmp_path))
+    study = prepare(one, [material(explained)], heatmaps={"Cam": grad_cam})
+    dataset = study.datasets["gulls"]
+    for shown in media(study, "gulls/0/single:Cam/sort"):
+        facts = dataset.images[shown["id"]]
+        row = row_of(facts)
+        heat = OneHeatmap(xnn.model, grad_cam).attribute(images[row : row + 1], target=facts["given"])[0, 0].sum(0)
+        assert np.corrcoef(signed(shown["maps"][0]["src"]), heat.numpy().ravel())[0, 1] > 0.8
+    with pytest.raises(ValueError, match="got 'Cam'; near names"):
+        prepare(one, [material(explained)])
+
+
 def test_stages_show_no_maps_but_their_own(study: PreparedStudy) -> None:
     assert all(shown["maps"] == [] for shown in media(study, "gulls/0/none/sort"))
     assert {len(shown["maps"]) for shown in media(study, "gulls/0/xnn/sort")} == {3}

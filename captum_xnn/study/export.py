@@ -453,12 +453,6 @@ def _description(study: PreparedStudy) -> dict[str, Any]:
             if name in measured and text not in measured[name]["description"]:
                 measured[name]["description"] += f"; in {table}: {text}"
             measured.setdefault(name, {"@type": "PropertyValue", "name": name, "description": text})
-    for name, levels in (
-        ("stage", ["none", "single", "xnn"]),
-        ("task", ["sort", "agreement", "distinction", "prediction"]),
-        ("question", ["confidence", "performance", "difficulty", "attention"]),
-    ):
-        measured[name]["levels"] = levels
     for name, unit in (("minutes", "minute"), ("seconds", "second"), ("prediction", "logit"), ("surrogate", "logit"),
                        ("bias", "logit"), ("contribution", "logit")):  # fmt: skip
         measured[name]["unitText"] = unit
@@ -471,7 +465,4 @@ def _description(study: PreparedStudy) -> dict[str, Any]:
         "schemaVersion": "Psych-DS 1.0",
         "keywords": ["explainable AI", "human study", "x-features"],
         "variableMeasured": list(measured.values()),
-        "creator": [],
-        "license": "",
-        "generatedBy": "captum_xnn",
     }

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,30 @@ class Material:
     """N true classes as outputs of the model, where they are known."""
 
 
-def prepare(configuration: StudyConfiguration, material: Sequence[Material] | None = None) -> PreparedStudy:
+Backends = Mapping[str, type[Attribution] | Heatmap]
+
+
+def prepare(
+    configuration: StudyConfiguration,
+    material: Sequence[Material] | None = None,
+    *,
+    heatmaps: Backends | None = None,
+) -> PreparedStudy:
     """Write a prepared study into the folder that the configuration names.
 
     Args:
         configuration: All settings.
         material: Of each data set; opened as the configuration names it, if None.
+        heatmaps: Backends of stages such as ``single:GradCam`` by that name, such as ``{"GradCam":
+            FromCaptum(LayerGradCam, layer="features.34")}``. Other names are classes in ``captum.attr``.
 
     Raises:
-        ValueError: If images are too few, the folder holds a study that has begun, or an explainer is missing.
+        ValueError: If images are too few, the folder holds a study that has begun, an explainer is missing, or there is
+            no backend of a name.
     """
+    backends = dict(heatmaps or {})
+    for name in {heatmap_of(stage) for arm in configuration.arms for stage in arm.stages} - {None, *backends}:
+        backends[str(name)] = heatmap_named(str(name))
     folder = Path(configuration.out)
     if (folder / "answers.sqlite").exists():
         raise ValueError(
@@ -93,7 +107,7 @@ def prepare(configuration: StudyConfiguration, material: Sequence[Material] | No
     datasets = []
     for number, settings in enumerate(configuration.datasets):
         found = read_material(settings) if material is None else material[number]
-        datasets.append(_Rendering(configuration, settings, found, writer).render())
+        datasets.append(_Rendering(configuration, settings, found, backends, writer).render())
     practice = practice_batch(configuration.seed)
     media, private = practice
     visual = any(stage != "none" for arm in configuration.arms for stage in arm.stages)
@@ -175,9 +189,15 @@ class _Rendering:
     """Draws the batches of one data set and renders what each arm's stages show of them."""
 
     def __init__(
-        self, configuration: StudyConfiguration, settings: DatasetSettings, material: Material, media: _Media
+        self,
+        configuration: StudyConfiguration,
+        settings: DatasetSettings,
+        material: Material,
+        backends: Backends,
+        media: _Media,
     ) -> None:
         self.configuration, self.settings, self.material, self.media = configuration, settings, material, media
+        self.backends = backends
         self._maps: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
         self._why: dict[tuple[int, int], dict[str, Any]] = {}
 
@@ -323,7 +343,11 @@ class _Rendering:
 
     def _draw_single(self, stage: str, inputs: Tensor, pairs: Sequence[tuple[int, int]], targets: list[int]) -> None:
         xnn = self.material.xnn
-        one = OneHeatmap(xnn.model, _backend(stage, xnn), prediction_transform=xnn.prediction_transform)
+        one = OneHeatmap(
+            xnn.model,
+            self.backends.get(heatmap_of(stage) or "", xnn.heatmap),
+            prediction_transform=xnn.prediction_transform,
+        )
         maps = one.attribute(inputs, target=targets, internal_batch_size=_OUTPUTS_AT_ONCE)
         for pair, heat in zip(pairs, maps.detach().sum(2).cpu(), strict=True):
             scaled = torch.from_numpy(own_scale(heat, np.ones(1))).float()
@@ -372,12 +396,6 @@ class _Rendering:
                 ]
             },
         )
-
-
-def _backend(stage: str, xnn: XNNAttribution) -> type[Attribution] | Heatmap:
-    """Return the backend of a single stage: the one that it names, else that of the x-features' maps."""
-    name = heatmap_of(stage)
-    return xnn.heatmap if name is None else heatmap_named(name)
 
 
 def practice_batch(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
