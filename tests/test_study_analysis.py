@@ -324,3 +324,18 @@ def test_purity_follows_from_skill_and_back() -> None:
         assert expected_purity(skill_for(purity, COUNTS), COUNTS) == pytest.approx(purity, abs=0.005)
     # Two images of two classes, at random: together with probability 1/2, and then half of them are right.
     assert expected_purity(0.0, (1, 1)) == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_study_of_which_everybody_is_left_out_still_has_its_page(tmp_path: Path) -> None:
+    answered(tmp_path, replace(BEHAVIOURS["noisy"], attentive=False), 3)
+    found = write_findings(tmp_path / "export", tmp_path / "out", resamples=99)
+    assert len(found.excluded) == 3 and not found.trials and not found.comparisons and found.comparisons_of_all
+    page = (tmp_path / "out" / "findings.html").read_text()
+    assert "failed attention check 3" in page and "Too few participants to compare." in page
+
+
+def test_arms_without_any_agent_have_no_ratings_of_agents(tmp_path: Path) -> None:
+    answered(tmp_path, BEHAVIOURS["noisy"], 3, arms=[{"name": "a", "stages": ["none"], "task": "sort"}])
+    found = write_findings(tmp_path / "export", tmp_path / "out", resamples=99)
+    assert found.performance == {} and found.conditions() == ["none"] and not found.comparisons
+    assert sum(found.difficulty) == 3 and not (tmp_path / "out" / "figure5_performance.svg").exists()
