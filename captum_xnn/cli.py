@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_xnn import __version__
 from captum_xnn.ranks import speaks
+from captum_xnn.study.cli import add_parsers as add_study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         "--maps", type=int, nargs="?", const=100, default=0, metavar="N",
         help="draw maps too, of at most N images of each class (100), for O1 and O2",
     )  # fmt: skip
+    add_study(commands)
     return parser
 
 

@@ -737,3 +737,14 @@ def test_funnybirds_from_a_folder_resumes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(funnybirds, "METHODS", {"1-Heatmap": None, "random groups": None})
     funnybirds.main(given)  # runs nothing again
     assert capsys.readouterr().out == printed
+
+
+def test_the_simulated_study_prints_the_papers_means_beside_its_own(tmp_path, capsys):
+    pytest.importorskip("flask")
+    pytest.importorskip("statsmodels")
+    from benchmarks import human_study
+
+    human_study.main(participants=4, out=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("cub  none    paper 0.560  found 0.") and len(lines) == 12
+    assert (tmp_path / "findings" / "figure4_sort.svg").is_file()

@@ -37,9 +37,16 @@ ROWS = (
     ("report",),
     ("configuration", "model_files"),
     ("opened",),
-    ("evaluation", "commands"),
+    ("evaluation", "commands", "study", "study.configuration", "study.prepared"),
+    ("study.preparation", "study.protocol"),
+    ("study.store",),
+    ("study.server", "study.export", "study.analysis"),
+    ("study.static", "study.simulation", "study.figures"),
+    ("study.findings",),
     ("",),
     ("demo",),
+    ("study.demo",),
+    ("study.cli",),
     ("cli",),
     ("__main__",),
 )
@@ -94,7 +101,7 @@ def test_the_walk_sees_imports():
 
 
 def test_importing_is_light():
-    heavy = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas")
+    heavy = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas", "statsmodels", "waitress")
     code = f"import sys, captum_xnn; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

