@@ -37,7 +37,7 @@ from captum_xnn.drawing import Part, copied, draw, in_shape_of, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps import Heatmap, as_heatmap, rows_of_settings
+from captum_xnn.heatmaps import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
 from captum_xnn.host import OutputTransform, Trace, find_layer, gathered, read_layer, rows_of, trace, untouched, unwrap
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
@@ -76,12 +76,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. The closer to the model's
             output, the easier few x-features are faithful.
         n_features: x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
-            excitation backprop by default: :class:`~captum_xnn.heatmaps.ExcitationMaps`.
-        autoencoder: Makes the network to fit from ``(shape of Z, n_features, n_outputs=...)``, for example
-            ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the :mod:`~captum_xnn.baselines`. By
-            default :class:`~captum_xnn.srae.SRAE`, or :class:`~captum_xnn.srae.ConvSRAE` where Z has feature maps.
-        recipe: Settings of the training.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. By default gradient x
+            activation for groups of contributions, and contrastive excitation backprop for learned networks:
+            :class:`~captum_xnn.heatmaps.DefaultMaps`.
+        autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. By default
+            :class:`~captum_xnn.contribution_groups.ContributionGroups`, which is exact; ``SRAE``, the paper's learned
+            form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the :mod:`~captum_xnn.baselines`.
+        recipe: Settings of the training of learned networks.
         train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
         unpack: Turns a batch of the training data into (inputs, additional_forward_args).
         output_transform: Turns the layer's raw output, such as a tuple or dict, into one tensor (N, ...).
@@ -300,7 +301,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             groups,
             marks=marks,
             unpack=found.source.unpack,
-            seed=self.seed,
             progress=run.progress,
             ranks=run.ranks,
         )
@@ -751,7 +751,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        one = OneHeatmap(self.model, self.heatmap, prediction_transform=self.prediction_transform)
+        backend: Heatmap = self.heatmap
+        if isinstance(backend, DefaultMaps):
+            forms = [e.form for e in self.explainers_.values()]
+            exact = any(isinstance(f, ContributionGroups) for f in forms) if forms else self._is_exact
+            backend = backend.of_groups if exact else backend.of_networks
+        one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform)
         return one.attribute(
             inputs,
             target,

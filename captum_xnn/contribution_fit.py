@@ -1,4 +1,4 @@
-"""Fits groups of contributions: draws examples, reads their contributions from the model, learns the groups.
+"""Fits groups of contributions: chooses examples, reads their contributions from the model, learns the groups.
 
 A few hundred examples are enough, because only the groups are learned: some positives of each target, and others that
 all targets share. Positives that are images are also shown with one patch covered at a time, which tells what every
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from captum_xnn.batches import Batches, Unpack
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.covering import covered
-from captum_xnn.grouping import Weights, learn_groups
+from captum_xnn.grouping import learn_groups
 from captum_xnn.host import rows_of, untouched
 from captum_xnn.path_integral import Integral
 from captum_xnn.ranks import ALONE, Ranks
@@ -45,24 +45,29 @@ class Sample(NamedTuple):
     """Shared by all, in ascending order."""
 
     @classmethod
-    def drawn(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int, seed: int) -> Sample:
-        """Draw positives of each explainer, and others.
+    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
+        """Choose positives of each explainer, and others, evenly over the data: nothing is drawn at random.
 
         Args:
             marks: For each explainer which examples are positives, (M,); None where outputs are no classes.
             rows: Examples M.
             positives: Positives of each explainer, at most.
             others: Other examples, at most.
-            seed: Seeds the draw.
 
         Example:
-            >>> made = Sample.drawn([torch.arange(9) < 3, None], 9, 2, 4, seed=0)
-            >>> [len(p) for p in made.positives], len(made.others)
-            ([2, 2], 4)
+            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
+            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
         """
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-        own = [order if m is None or not bool(m.any()) else order[m.cpu()[order]] for m in marks]
-        return cls([p[:positives].sort().values for p in own], order.flip(0)[:others].sort().values)
+        everything = torch.arange(rows)
+        own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
+        return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """Return so many of some rows, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
 class Evidence(NamedTuple):
@@ -88,7 +93,6 @@ def fit_groups(
     *,
     marks: Sequence[Tensor | None],
     unpack: Unpack,
-    seed: int = 0,
     progress: bool = False,
     ranks: Ranks = ALONE,
 ) -> list[Evidence]:
@@ -103,7 +107,6 @@ def fit_groups(
         targets: For each explainer its targets.
         marks: For each explainer which examples are positives, (M,).
         unpack: Turns a batch of data into (inputs, additional arguments).
-        seed: Seeds the draw of examples.
         progress: Whether to show a progress bar.
         ranks: Processes that share the work.
 
@@ -118,7 +121,7 @@ def fit_groups(
             _check_varies(y)
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
-    sample = Sample.drawn(marks, len(Z), config["positives"], config["others"], seed)
+    sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
     gathering = _Gathering(forms, tail, targets, sample)
     wanted = torch.zeros(len(Z), dtype=torch.bool)
     wanted[torch.cat([*sample.positives, sample.others])] = True
@@ -142,7 +145,7 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     scale = form.scale[:, None, None].to(evidence.own)
     own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
-    a = learn_groups(own, others, drops, form.config["n_features"], weights=Weights(balance=form.config["balance"]))
+    a = learn_groups(own, others, drops, form.config["n_features"], balance=form.config["balance"])
     E = evidence.own[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
@@ -150,7 +153,7 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
 
 
 class _Gathering:
-    """Contributions of the drawn examples, as their batches come."""
+    """Contributions of the chosen examples, as their batches come."""
 
     def __init__(
         self, forms: Sequence[ContributionGroups], tail: Tail, targets: Sequence[tuple[Target, ...]], sample: Sample
@@ -162,7 +165,7 @@ class _Gathering:
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
 
     def take(self, batch: Any) -> None:
-        """Read the contributions of a batch's drawn examples."""
+        """Read the contributions of a batch's chosen examples."""
         many = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         inputs = tuple(x.to(self.device, copy=True) for x in many)
         additional = batch.additional

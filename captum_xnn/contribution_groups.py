@@ -52,7 +52,7 @@ class ContributionGroups(nn.Module):
         patches: Cells along each side of the grid in which images are covered to see what an x-feature loses.
         positives: Examples of the class to learn from, at most.
         others: Further examples to learn from, at most.
-        balance: Weight of an entropy that makes x-features share the output's variance evenly; 0 leaves it to the data.
+        balance: From 0 to 1: how far groups are drawn to equal sizes. 0 leaves sizes to the data.
         intervals: Intervals of the path integral to begin with.
         most: Intervals at most.
         tolerance: Standard deviations of the output that contributions may fail to add up to, before intervals double.
@@ -82,8 +82,8 @@ class ContributionGroups(nn.Module):
         *,
         n_outputs: int = 1,
         channels: int | None = None,
-        patches: int = 6,
-        positives: int = 40,
+        patches: int = 8,
+        positives: int = 30,
         others: int = 200,
         balance: float = 0.0,
         intervals: int = 8,

@@ -1,79 +1,60 @@
-r"""Which contributions belong together: the objective by which groups are learned.
+r"""Which contributions belong together: groups in closed form, from what the model loses where an image is covered.
 
 An x-feature should be one reason, and a reason sits somewhere in the image: cover its place, and that x-feature loses,
-no other. Let :math:`m_{ikp} = \sum_d a_{dk} \Delta c_{ipd}` be what x-feature k of positive i loses where patch p is
-covered, and :math:`E_k = \sum_d a_{dk} c_d`. Groups a, with :math:`\sum_k a_{dk} = 1` held by projection, minimise
+no other. Let row i of X be what every dimension's contribution to the output loses where one patch of one positive is
+covered, and :math:`m_i = \sum_d X_{id}` what the output loses. Only patches that speak for the output count,
+:math:`m_i > 0`.
 
-.. math::
+1. *Clusters of patches.* Patches whose covering takes away the same contributions belong to one reason: spectral
+   clusters of the rows of X by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1 where
+   patch i is in cluster k.
+2. *Groups by ridge regression.* Each patch's whole loss is to be the loss of its cluster's x-feature, and no other's:
 
-    L = - \frac{\sum_{ik} \lVert m_{ik} \rVert_2}{\sum_{ik} \lVert m_{ik} \rVert_1}
-        + \alpha \Bigl(\frac{\sum_{ikp} |m_{ikp}|}{\sum_{ip} |\sum_k m_{ikp}|} - 1\Bigr)
-        + \eta L_{PT}(E) + \lambda \frac{\lVert E - E^0 \rVert^2}{\lVert E^0 \rVert^2}
-        + \rho R(a) + \beta B(E).
+   .. math:: a = \frac1K + (X^\top X + \rho I)^{-1} X^\top \Bigl(S \odot m - \frac{m}{K}\Bigr),
+             \qquad \rho = \lambda \sum_i \lVert x_i \rVert^2,
 
-1. *Concentration*: each x-feature loses through few patches. It is pull-away in the image, the term the paper lacks.
-2. *Economy*: x-features do not lose large amounts that cancel each other.
-3. *Pull-away* of the x-features, Eq. 3 of the paper, on squared correlations.
-4. *Nearness to the start* :math:`E^0`: clusters of dimensions whose drops go together. It has the place of Eq. 2:
-   dimensions of one group say the same, so that each would do to reconstruct the others.
-5. *Range*: squares of what lies outside [0, 1]. Signs are allowed, as layers mix parts.
-6. *Balance*: one minus the normalised entropy of variance shares; off by default.
+   which minimises :math:`\lVert X a - S \odot m \rVert^2 + \rho \lVert a - 1/K \rVert^2`. The columns of the target
+   sum to m, so that :math:`\sum_k a_{dk} = 1` without a constraint. Signs are allowed, as layers mix parts.
+3. *Hardening.* Entries below a share of the row's largest become 0, and the largest takes what is missing.
+4. Groups that add nothing to the positives join the one that they correlate with most.
 
-Nothing here knows a heatmap method, so that none is favoured when maps are judged. In the end small entries become 0
-and groups that add nothing join the one they correlate with most.
+The target of step 2 is pull-away in the image, the term the paper lacks, and the first term has the place of Eq. 2:
+each x-feature reconstructs the losses of its own patches. No heatmap method has a part in it, so that none is favoured
+when maps are judged. Nothing is drawn at random or descended to, and ties go to the first.
 
-Without covered inputs the groups are the start: clusters of dimensions whose contributions go together.
+Without covered inputs the groups are clusters of dimensions whose contributions go together over the examples.
 
 Conventions:
     D dimensions, K x-features, P patches. Contributions are divided by the standard deviation of their output.
 
 Reference:
-    Not in the paper. Ng, Jordan, Weiss, "On spectral clustering", NIPS 2001, for the start. Leemann, Kirchhof, Rong,
+    Not in the paper. Ng, Jordan, Weiss, "On spectral clustering", NIPS 2001, for the clusters. Leemann, Kirchhof, Rong,
     Kasneci, Kasneci, "When are post-hoc conceptual explanations identifiable?", UAI 2023, argue for disjoint places.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Weights", "learn_groups", "objective", "spectral_groups"]
+__all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups"]
 
-# Of the contributions' mass, what may belong to dimensions that are shared evenly and left alone.
-_REST = 1e-3
-# Entries below this become 0 in the end: where a reason is one group, what leaks into others is smaller.
-_SMALL = 0.1
+# Lambda, the ridge: with less of it groups are sharper, with more of it they vary less with the examples.
+_RIDGE = 1.0
+# Gamma, by which a patch's weight among the clusters grows with its loss.
+_WEIGHT = 0.5
+# Share of a row's largest entry below which others become 0.
+_SMALL = 0.2
+# Patches with less than this share of the largest loss do not speak for the output.
+_SILENT = 1e-4
 # Share of all contributions to positives below which a group adds nothing.
 _NOTHING = 0.01
-
-
-class Weights(NamedTuple):
-    """Weights of the objective's terms."""
-
-    economy: float = 0.1
-    """Alpha."""
-    pull_away: float = 0.3
-    """Eta, as in the paper's Eq. 5."""
-    nearness: float = 0.3
-    """Lambda."""
-    range: float = 0.01
-    """Rho."""
-    balance: float = 0.0
-    """Beta."""
+_TINY = 1e-12
 
 
 def learn_groups(
-    own: Tensor,
-    others: Tensor,
-    drops: Tensor | None,
-    K: int,
-    *,
-    weights: Weights | None = None,
-    steps: int = 150,
-    learning_rate: float = 0.02,
+    own: Tensor, others: Tensor, drops: Tensor | None, K: int, *, ridge: float = _RIDGE, balance: float = 0.0
 ) -> Tensor:
     """Return groups (D, K') of at most K x-features, whose rows sum to 1.
 
@@ -83,42 +64,106 @@ def learn_groups(
         drops: What the contributions of positives lose where a patch is covered, (m, P, D); None where nothing can be
             covered.
         K: x-features at most.
-        weights: Weights of the terms.
-        steps: Steps of Adam.
-        learning_rate: Its learning rate.
+        ridge: Lambda; 1 to 10 give nearly the same figures.
+        balance: From 0 to 1: how far clusters are drawn to equal sizes.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> two = torch.rand(30, 2, generator=g)  # two reasons, each in three dimensions
         >>> own = two.repeat_interleave(3, 1)
         >>> drops = torch.stack([own * torch.tensor([1.0, 1, 1, 0, 0, 0]), own * torch.tensor([0.0, 0, 0, 1, 1, 1])], 1)
-        >>> learn_groups(own, own[:0], drops, 2).round().sum(0)
+        >>> learn_groups(own, own[:0], drops, 2).sum(0)
         tensor([3., 3.], dtype=torch.float64)
     """
-    weights = weights or Weights()
     every = torch.cat([own, others]).double()
-    D, K = every.shape[1], max(1, min(K, every.shape[1]))
-    live = _live(every, drops)
-    E = every[:, live]
-    M = None if drops is None else drops.double()[..., live]
-    a = spectral_groups(E if M is None else M.flatten(0, 1), K)
-    if M is not None and K > 1 and bool(M.abs().sum() > 0):
-        a = _descended(a, E, M, weights, steps, learning_rate)
-    groups = torch.full((D, a.shape[1]), 1 / a.shape[1], dtype=torch.float64)
-    groups[live] = a
-    return _useful(_hardened(groups), own.double(), every)
+    K = max(1, min(K, every.shape[1]))
+    rows = None if drops is None else _speaking(drops.double())
+    if rows is None:
+        a = spectral_groups(every, K)
+    else:
+        X, m = rows
+        K = min(K, len(X))
+        a = hardened(regressed(X, m, patch_clusters(X, m, K, balance=balance), K, ridge))
+    return _useful(a, own.double(), every)
 
 
-def _live(every: Tensor, drops: Tensor | None) -> Tensor:
-    """Return the dimensions that hold nearly all of the contributions' mass, in ascending order."""
-    mass = every.abs().mean(0)
-    mass = mass / mass.sum().clamp(min=torch.finfo(mass.dtype).tiny)
-    if drops is not None:
-        lost = drops.double().abs().mean((0, 1))
-        mass = mass + lost / lost.sum().clamp(min=torch.finfo(mass.dtype).tiny)
-    order = mass.argsort(descending=True, stable=True)
-    before = mass[order].cumsum(0) - mass[order]
-    return order[before < (1 - _REST) * mass.sum()].sort().values
+def _speaking(drops: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return losses of the patches that speak for the output, (n, D), and their sums (n,); None if there are none.
+
+    Every image counts alike.
+    """
+    X = (drops / drops.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
+    m = X.sum(1)
+    kept = m > _SILENT * m.max()
+    return (X[kept], m[kept]) if bool((m > 0).any()) else None
+
+
+def patch_clusters(X: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
+    """Return the cluster of each patch, (n,), from 0 to K - 1.
+
+    Args:
+        X: What each contribution loses, (n, D).
+        m: What the output loses, (n,), positive.
+        K: Clusters.
+        balance: From 0 to 1: how far clusters are drawn to equal sizes.
+
+    Example:
+        >>> X = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.1]], dtype=torch.float64)
+        >>> patch_clusters(X, X.sum(1), 2)
+        tensor([0, 1, 0])
+    """
+    unit = X / X.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    weight = (m / m.max()).double() ** _WEIGHT
+    likeness = (unit @ unit.T).clamp(min=0).square() * weight[:, None] * weight
+    root = likeness.sum(1).sqrt()
+    places = _leading(likeness / root[:, None] / root, K) / root[:, None]
+    places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    return _clustered(places, weight, K, balance=balance)
+
+
+def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE) -> Tensor:
+    """Return the groups (D, K) by which each patch's loss is that of its cluster's x-feature.
+
+    Args:
+        X: What each contribution loses, (n, D).
+        m: What the output loses, (n,).
+        label: The cluster of each patch, (n,).
+        K: x-features.
+        ridge: Lambda.
+
+    Example:
+        >>> X = torch.eye(2, dtype=torch.float64)
+        >>> regressed(X, X.sum(1), torch.tensor([0, 1]), 2, ridge=1e-6).round(decimals=3)
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
+    """
+    n, D = X.shape
+    target = torch.nn.functional.one_hot(label, K).to(X) * m[:, None] - m[:, None] / K
+    penalty = ridge * X.square().sum(1).mean()
+    if n < D:  # the same by the smaller of two systems
+        found: Tensor = X.T @ torch.linalg.solve(X @ X.T + penalty * torch.eye(n).to(X), target)
+    else:
+        found = torch.linalg.solve(X.T @ X + penalty * torch.eye(D).to(X), X.T @ target)
+    return 1 / K + found
+
+
+def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
+    """Return groups without small entries; the largest of each row takes what is missing to 1.
+
+    Args:
+        a: Groups (D, K), whose rows sum to 1.
+        small: Share of a row's largest entry below which others become 0.
+
+    Example:
+        >>> hardened(torch.tensor([[0.9, 0.1], [0.6, 0.4]]))
+        tensor([[1.0000, 0.0000],
+                [0.6000, 0.4000]])
+    """
+    size = a.abs()
+    largest = size.amax(1, keepdim=True)
+    made = torch.where(size < small * largest, 0, a)
+    first = (size >= largest * (1 - 1e-9)).double().argmax(1, keepdim=True)
+    return made.scatter_add(1, first, 1 - made.sum(1, keepdim=True))
 
 
 def spectral_groups(X: Tensor, K: int) -> Tensor:
@@ -153,7 +198,9 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     root = likeness.sum(1).sqrt()
     places = _leading(likeness / root[:, None] / root, K)
     places = places / places.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return torch.nn.functional.one_hot(_clustered(places, weight, K), K).double()
+    label = _clustered(places, weight, K)
+    one_hot: Tensor = torch.eye(K, dtype=torch.float64)[label]
+    return one_hot
 
 
 def _leading(matrix: Tensor, K: int) -> Tensor:
@@ -167,17 +214,17 @@ def _leading(matrix: Tensor, K: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(eigsh(matrix.numpy(), K, v0=start, tol=1e-10)[1]))
 
 
-def _clustered(places: Tensor, weight: Tensor, K: int) -> Tensor:
-    """Return the cluster of each row by k-means from the farthest points, (D,)."""
+def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
+    """Return the cluster of each row by k-means from the farthest points; balance makes large ones farther, (D,)."""
     near = torch.full_like(weight, torch.inf)
     chosen = [int(weight.argmax())]
     for _ in range(K - 1):
         near = torch.minimum(near, (places - places[chosen[-1]]).square().sum(1))
         chosen.append(_first_of_largest(near * weight))
     centres = places[chosen]
-    label = torch.full((len(places),), -1)
+    label, total = torch.full((len(places),), -1), weight.new_ones(K)
     for _ in range(100):
-        distance = torch.cdist(places, centres)
+        distance = torch.cdist(places, centres) * (total / total.mean()).clamp(min=_TINY) ** balance
         new = (distance <= distance.amin(1, keepdim=True) + 1e-9).double().argmax(1)
         if torch.equal(new, label):
             break
@@ -191,74 +238,6 @@ def _clustered(places: Tensor, weight: Tensor, K: int) -> Tensor:
 def _first_of_largest(values: Tensor) -> int:
     """Return the first of those that are largest but for rounding."""
     return int((values >= values.max() * (1 - 1e-9)).double().argmax())
-
-
-def objective(a: Tensor, E0: Tensor, every: Tensor, drops: Tensor, weights: Weights) -> Tensor:
-    """Return the objective of groups, a scalar.
-
-    Args:
-        a: Groups (D, K), whose rows sum to 1.
-        E0: Centred x-features of the start, (m, K).
-        every: Centred contributions, (m, D).
-        drops: What contributions of positives lose, (i, P, D).
-        weights: Weights of the terms.
-
-    Example:
-        >>> drops = torch.eye(2).reshape(1, 2, 2)  # two patches, each of which one dimension needs
-        >>> every = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-        >>> round(float(objective(torch.eye(2), every, every, drops, Weights())), 3)
-        -1.0
-    """
-    m = torch.einsum("ipd,dk->ikp", drops, a)
-    size = (m.square() + _TINY).sqrt()
-    lost = size.sum()
-    loss = -m.norm(dim=2).sum() / lost
-    loss = loss + weights.economy * (lost / m.sum(1).abs().sum().clamp(min=_TINY) - 1)
-    E = every @ a
-    K = a.shape[1]
-    unit = E / E.norm(dim=0).clamp(min=_TINY)
-    loss = loss + weights.pull_away * (unit.T @ unit).fill_diagonal_(0).square().sum() / (K * (K - 1))
-    loss = loss + weights.nearness * (E - E0).square().sum() / E0.square().sum().clamp(min=_TINY)
-    outside = a.clamp(max=0).square() + (a - 1).clamp(min=0).square()
-    loss = loss + weights.range * outside.sum(1).mean()
-    if weights.balance:
-        share = E.square().sum(0) / E.square().sum().clamp(min=_TINY)
-        loss = loss + weights.balance * (1 + (share * (share + _TINY).log()).sum() / np.log(K))
-    return loss
-
-
-_TINY = 1e-12
-
-
-def _descended(start: Tensor, every: Tensor, drops: Tensor, weights: Weights, steps: int, rate: float) -> Tensor:
-    """Return groups that minimise the objective, from a start."""
-    # Single precision where it saves time; both give the same groups to three digits.
-    dtype = torch.float64 if drops.numel() < 1_000_000 else torch.float32
-    centred, drops, a0 = (every - every.mean(0)).to(dtype), drops.to(dtype), start.to(dtype)
-    E0 = centred @ a0
-    free = a0.clone()
-    mean, square = torch.zeros_like(free), torch.zeros_like(free)
-    for step in range(1, steps + 1):
-        with torch.enable_grad():
-            leaf = free.detach().requires_grad_(True)
-            (g,) = torch.autograd.grad(objective(_summing_to_one(leaf), E0, centred, drops, weights), leaf)
-        # Adam, written out: its few lines take less time than an optimiser's bookkeeping.
-        mean = 0.9 * mean + 0.1 * g
-        square = 0.999 * square + 0.001 * g.square()
-        free = free - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-    return _summing_to_one(free).double()
-
-
-def _summing_to_one(a: Tensor) -> Tensor:
-    """Return the nearest groups whose rows sum to 1."""
-    return a + (1 - a.sum(1, keepdim=True)) / a.shape[1]
-
-
-def _hardened(a: Tensor) -> Tensor:
-    """Return groups without small entries, whose rows sum to 1."""
-    large = torch.where(a.abs() < _SMALL, 0.0, a)
-    total = large.sum(1, keepdim=True)
-    return torch.where(total.abs() > 0.5, large / torch.where(total == 0, 1, total), a)
 
 
 def _useful(a: Tensor, own: Tensor, every: Tensor) -> Tensor:

@@ -28,10 +28,12 @@ from captum.attr import (
     DeepLift,
     DeepLiftShap,
     FeaturePermutation,
+    InputXGradient,
     LayerActivation,
     LayerAttribution,
     LayerDeepLift,
     LayerFeaturePermutation,
+    LayerGradientXActivation,
     NoiseTunnel,
     PerturbationAttribution,
 )
@@ -49,7 +51,17 @@ from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.host import find_layer, gathered, has_channels_last, rows_of, untouched
 from captum_xnn.network import ExplanationNetwork
 
-__all__ = ["TOKENS", "ExcitationMaps", "FromCaptum", "Heatmap", "TokenGrid", "as_heatmap", "rows_of_settings"]
+__all__ = [
+    "TOKENS",
+    "DefaultMaps",
+    "ExcitationMaps",
+    "FromCaptum",
+    "GradientMaps",
+    "Heatmap",
+    "TokenGrid",
+    "as_heatmap",
+    "rows_of_settings",
+]
 
 # Arguments of Captum's attribute methods that the backend fills in itself.
 _RESERVED = frozenset({"self", "inputs", "target", "additional_forward_args", "return_convergence_delta"})
@@ -593,6 +605,105 @@ class ExcitationMaps:
         return Stop(module, name)
 
 
+class GradientMaps:
+    """Gradient x activation at the last layer with feature maps, or input x gradient where there is none.
+
+    The default for groups of contributions. Of their x-features the maps sum to the map that this backend gives the
+    model's own output, place by place.
+
+    Example:
+        >>> GradientMaps()
+        GradientMaps()
+    """
+
+    def __init__(self) -> None:
+        self._at_layer, self._at_inputs = FromCaptum(LayerGradientXActivation), FromCaptum(InputXGradient)
+
+    def __repr__(self) -> str:
+        return "GradientMaps()"
+
+    def __call__(
+        self,
+        network: ExplanationNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        **settings: Any,
+    ) -> tuple[Tensor, ...]:
+        """Return one tensor (N, K, ...) of maps per input; (N, K, 1, H, W) for images.
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            additional_forward_args: Further arguments of the model.
+            internal_batch_size: Maps computed at once; bounds the memory. All of them, if None.
+            settings: Settings for this call of the method.
+
+        Raises:
+            TypeError: If inputs are integers and no layer has feature maps, or a setting is unknown.
+        """
+        layered = "layer" in settings or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
+        draw = self._at_layer if layered else self._at_inputs
+        return draw(
+            network,
+            inputs,
+            features,
+            additional_forward_args=additional_forward_args,
+            internal_batch_size=internal_batch_size,
+            **settings,
+        )
+
+
+class DefaultMaps:
+    """The backend that measures best for the explained form.
+
+    :class:`GradientMaps` for groups of contributions, :class:`ExcitationMaps` for learned networks and for outputs.
+
+    Example:
+        >>> DefaultMaps()
+        DefaultMaps()
+    """
+
+    def __init__(self) -> None:
+        self.of_groups, self.of_networks = GradientMaps(), ExcitationMaps()
+
+    def __repr__(self) -> str:
+        return "DefaultMaps()"
+
+    def __call__(
+        self,
+        network: ExplanationNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        **settings: Any,
+    ) -> tuple[Tensor, ...]:
+        """Return one tensor (N, K, ...) of maps per input, by the backend for this network.
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            additional_forward_args: Further arguments of the model.
+            internal_batch_size: Maps computed at once; bounds the memory. All of them, if None.
+            settings: Settings of that backend for this call.
+        """
+        draw: Heatmap = self.of_groups if isinstance(network, ContributionNetwork) else self.of_networks
+        return draw(
+            network,
+            inputs,
+            features,
+            additional_forward_args=additional_forward_args,
+            internal_batch_size=internal_batch_size,
+            **settings,
+        )
+
+
 def _winning(
     network: ExplanationNetwork,
     inputs: tuple[Tensor, ...],
@@ -799,7 +910,7 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:
     """Returns a backend from a Captum class or a backend; the default one from None.
 
     Args:
-        heatmap: A Captum attribution class, a backend object, or None for :class:`ExcitationMaps`.
+        heatmap: A Captum attribution class, a backend object, or None for :class:`DefaultMaps`.
 
     Raises:
         TypeError: If it is neither.
@@ -810,7 +921,7 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:
         FromCaptum(IntegratedGradients)
     """
     if heatmap is None:
-        return ExcitationMaps()
+        return DefaultMaps()
     if isinstance(heatmap, type):
         return FromCaptum(heatmap)
     if isinstance(heatmap, Attribution) or not callable(heatmap):
