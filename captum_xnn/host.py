@@ -30,6 +30,7 @@ __all__ = [
     "has_channels_last",
     "is_grid",
     "not_reached",
+    "one_path",
     "read_layer",
     "rows_of",
     "run_to_layer",
@@ -137,7 +138,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks and
     attributes that appeared meanwhile, and the random number generators of torch, numpy and Python. Other threads wait
-    for the context to end.
+    for the context to end. Inside, the model has one implementation only, see :func:`one_path`.
 
     Args:
         model: A plain module.
@@ -150,7 +151,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    with _LOCK, _kept(list(model.modules())) as modules:
+    with _LOCK, one_path(), _kept(list(model.modules())) as modules:
         for module in modules:
             if module.training:
                 module.training = False
@@ -261,15 +262,65 @@ def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) ->
 def eager() -> Iterator[None]:
     """Returns a context in which compiled modules and functions run as the Python they were, and hooks as they should.
 
+    Like :func:`untouched` it includes :func:`one_path`.
+
     Example:
         >>> with eager() as nothing:
         ...     print(nothing)
         None
     """
-    if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
-        yield
-        return
-    with _LOCK, torch.compiler.set_stance("force_eager"):
+    with one_path():
+        if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
+            yield
+            return
+        with _LOCK, torch.compiler.set_stance("force_eager"):
+            yield
+
+
+class _FusedAttention:
+    """Counts who needs torch's fused transformer layers to be off, over all threads; the last to leave restores them.
+
+    A lock held meanwhile would stop replicas of a model that run in threads of their own.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self.lock:
+            if not self.users:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_FUSED_ATTENTION = _FusedAttention()
+
+
+@contextmanager
+def one_path() -> Iterator[None]:
+    """Keep torch from switching a model between implementations with and without gradients.
+
+    Without gradients, ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` otherwise take a fused path that skips
+    their submodules, turns padded batches into nested tensors and fills padded positions with zeros. The numbers of
+    an explanation are read without gradients and its maps with them, and both must be of the same values.
+
+    Example:
+        >>> with one_path():
+        ...     print(torch.backends.mha.get_fastpath_enabled())
+        False
+        >>> torch.backends.mha.get_fastpath_enabled()
+        True
+    """
+    with _FUSED_ATTENTION.off():
         yield
 
 
