@@ -29,7 +29,8 @@ from captum_xnn import files
 from captum_xnn._compat import format_forward_args
 from captum_xnn.batches import Batch, Batches, Unpack, first_inputs, is_repeatable
 from captum_xnn.errors import ModelMismatchError, StoreError
-from captum_xnn.host import OutputTransform, find_layer, read_layer, untouched, unwrap
+from captum_xnn.host import OutputTransform, calls_of, find_layer, read_layer, untouched, unwrap
+from captum_xnn.probe import probe
 from captum_xnn.ranks import Ranks
 from captum_xnn.rows import Rows
 from captum_xnn.store import TABLES, Store, locked
@@ -225,14 +226,41 @@ class _Reader(NamedTuple):
 
     def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
         """Returns the layer's and the model's outputs on a batch, on the CPU."""
+        many = inputs if isinstance(inputs, tuple) else (inputs,)
+        Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
+        return Z.cpu(), y_hat.cpu()
+
+    def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        """Returns the layer's and the model's outputs as they come."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        arguments = _moved(inputs, device) + _moved(format_forward_args(additional) or (), device)
+        arguments = _moved(inputs, device) + _moved(additional, device)
         Z, output = read_layer(
             self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
         )
-        y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
-        Z, y_hat = checked(Z, y_hat, self.name, first)
-        return Z.cpu(), y_hat.cpu()
+        return Z, output if self.prediction_transform is None else self.prediction_transform(output)
+
+    def try_out(self, inputs: Any, additional: Any, read: tuple[Tensor, Tensor]) -> None:
+        """Raise where a model cannot be explained, as far as its first batch shows.
+
+        Args:
+            inputs: The batch's.
+            additional: Additional arguments.
+            read: What :meth:`read` returned of them.
+        """
+        many = inputs if isinstance(inputs, tuple) else (inputs,)
+        more = format_forward_args(additional) or ()
+        if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
+            return
+        many, more = probe(self._ran, many, more, *read)
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        calls_of(
+            self.model,
+            self.layer,
+            _moved(many, device) + _moved(more, device),
+            name=self.name,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
 
     def read_all(
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
@@ -244,6 +272,8 @@ class _Reader(NamedTuple):
             title = f"activations of {self.name}"
             for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
                 found.append(self.read(inputs, additional, first))
+                if not first:
+                    self.try_out(inputs, additional, found[0])
                 first += len(found[-1][0])
         return found
 
@@ -293,7 +323,8 @@ def collect(
 
     Args:
         model: The model to explain.
-        layer: One of its layers, by dotted name or as a module. Of several calls in one pass the last counts.
+        layer: One of its layers, by dotted name or as a module. Of several calls in a row the last counts; for calls
+            side by side see :class:`captum_xnn.host.EveryCall`.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
             batches such as a DataLoader.
         store: A folder to collect into, made if need be, for data that do not fit in memory; see above. What it holds
@@ -500,6 +531,7 @@ def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, ro
     }
     if not Store.exists(folder):
         Z, y_hat = reader.read(first.inputs, first.additional, 0)
+        reader.try_out(first.inputs, first.additional, (Z, y_hat))
         tables = {"Z": Z, "y_hat": y_hat}
         Store.create(folder, about, tables, rows_per_shard=rows_per_shard, rows=examples)
     store = Store.open(folder)

@@ -42,6 +42,7 @@ from captum_xnn.host import OutputTransform, Trace, find_layer, gathered, read_l
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
+from captum_xnn.probe import refuse_whole_arguments
 from captum_xnn.problem import Recipe, Step
 from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, each, parts
@@ -607,6 +608,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         tensors, additional = copied(inputs, additional_forward_args)
         n = len(tensors[0])
         targets = per_example(target, n)
+        self._refuse_whole(tensors, additional)
         explainers = list(explainers)
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
@@ -682,6 +684,20 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 model, module, (*some, *(more or ())), name=name, output_transform=self.output_transform
             )
             return checked(Z, output if self.prediction_transform is None else self.prediction_transform(output), name)
+
+    def _refuse_whole(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
+        """Raise where an additional argument has a row for each example by chance."""
+        model = unwrap(self.model)
+        name, module = find_layer(model, self.layer)
+
+        def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+            copies, others = copied(x, more)
+            arguments = (*copies, *(others or ()))
+            Z, output = read_layer(model, module, arguments, name=name, output_transform=self.output_transform)
+            return Z, output if self.prediction_transform is None else self.prediction_transform(output)
+
+        with torch.inference_mode(False), untouched(model), torch.no_grad():
+            refuse_whole_arguments(read, inputs, additional or ())
 
     def _maps(
         self,

@@ -51,6 +51,8 @@ _SILENT = 1e-4
 # Share of all contributions to positives below which a group adds nothing.
 _NOTHING = 0.01
 _TINY = 1e-12
+# Rows above which only the eigenvectors that are needed are calculated.
+_LARGE = 600
 
 
 def learn_groups(
@@ -205,13 +207,18 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
 
 def _leading(matrix: Tensor, K: int) -> Tensor:
     """Return the eigenvectors of the K largest eigenvalues of a symmetric matrix, (D, K)."""
-    from scipy.sparse.linalg import eigsh
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     D = len(matrix)
-    if 4 * K >= D:
-        return torch.linalg.eigh(matrix)[1][:, D - K :]
-    start = np.linspace(1, 2, D)  # any that is no eigenvector, and the same in every run
-    return torch.from_numpy(np.ascontiguousarray(eigsh(matrix.numpy(), K, v0=start, tol=1e-10)[1]))
+    if D > _LARGE:
+        start = np.linspace(1, 2, D)  # any that is no eigenvector, and the same in every run
+        try:
+            found: Tensor = torch.from_numpy(np.ascontiguousarray(eigsh(matrix.numpy(), K, v0=start, tol=1e-10)[1]))
+            return found
+        except ArpackNoConvergence:
+            pass
+    whole: Tensor = torch.linalg.eigh(matrix)[1]
+    return whole[:, D - K :]
 
 
 def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) -> Tensor:

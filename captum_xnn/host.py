@@ -8,6 +8,7 @@ layer's last call, and :func:`read_layer` runs the whole model where its output 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import random
 import sys
@@ -23,13 +24,16 @@ from torch import Tensor, nn
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
 
 __all__ = [
+    "EveryCall",
     "Trace",
+    "calls_of",
     "eager",
     "find_layer",
     "gathered",
     "has_channels_last",
     "is_grid",
     "not_reached",
+    "one_path",
     "read_layer",
     "rows_of",
     "run_to_layer",
@@ -39,6 +43,48 @@ __all__ = [
 ]
 
 OutputTransform = Callable[[Any], Tensor]
+
+
+class EveryCall:
+    """An ``output_transform`` that explains all calls of a layer in one forward pass, not the last alone.
+
+    It is for a layer that runs side by side on several inputs or parts of one: the towers of a Siamese network, an
+    encoder of frames, a head over pyramid levels. Outputs (N, ...) of one shape become Z of shape (N, calls, ...);
+    those of several shapes are flattened and joined.
+
+    Args:
+        transform: Turns the raw output of each call into one tensor (N, ...).
+
+    Example:
+        >>> EveryCall().joined([torch.zeros(2, 3), torch.ones(2, 3)]).shape
+        torch.Size([2, 2, 3])
+        >>> EveryCall().joined([torch.zeros(2, 3), torch.ones(2, 4, 4)]).shape
+        torch.Size([2, 19])
+    """
+
+    def __init__(self, transform: OutputTransform | None = None) -> None:
+        self.transform = transform
+
+    def __call__(self, output: Any) -> Tensor:
+        """Return the tensor of one call.
+
+        Args:
+            output: The layer's raw output.
+        """
+        made: Tensor = output if self.transform is None else self.transform(output)
+        return made
+
+    def joined(self, outputs: Sequence[Any]) -> Tensor:
+        """Return Z of all calls.
+
+        Args:
+            outputs: Raw outputs of the layer, in the order of its calls.
+        """
+        parts = [_as_tensor(output, "of every call", self) for output in outputs]
+        if len({part.shape for part in parts}) == 1:
+            return torch.stack(parts, 1)
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
 
 # The model's modes and hooks, and torch's compilation stance, are shared by all threads: one of them at a time.
 _LOCK = threading.RLock()
@@ -137,7 +183,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks and
     attributes that appeared meanwhile, and the random number generators of torch, numpy and Python. Other threads wait
-    for the context to end.
+    for the context to end. Inside, the model has one implementation only, see :func:`one_path`.
 
     Args:
         model: A plain module.
@@ -150,7 +196,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    with _LOCK, _kept(list(model.modules())) as modules:
+    with _LOCK, one_path(), _kept(list(model.modules())) as modules:
         for module in modules:
             if module.training:
                 module.training = False
@@ -171,12 +217,9 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
         for m in modules
     ]
     parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
-    devices = sorted(
-        {p.device.index for p, _, _ in parameters if p.device.type == "cuda" and p.device.index is not None}
-    )
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(_devices(modules)):
             yield modules
     finally:
         random.setstate(python_state)
@@ -188,6 +231,12 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
                 p.grad = grad
         for state in states:
             _restore(state)
+
+
+def _devices(modules: Iterable[nn.Module]) -> list[int]:
+    """Returns the numbers of the GPUs that hold a model."""
+    found = {p.device for m in modules for p in m._parameters.values() if p is not None}
+    return sorted({d.index for d in found if d.type == "cuda" and d.index is not None})
 
 
 def _restore(state: _State) -> None:
@@ -261,15 +310,65 @@ def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) ->
 def eager() -> Iterator[None]:
     """Returns a context in which compiled modules and functions run as the Python they were, and hooks as they should.
 
+    Like :func:`untouched` it includes :func:`one_path`.
+
     Example:
         >>> with eager() as nothing:
         ...     print(nothing)
         None
     """
-    if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
-        yield
-        return
-    with _LOCK, torch.compiler.set_stance("force_eager"):
+    with one_path():
+        if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
+            yield
+            return
+        with _LOCK, torch.compiler.set_stance("force_eager"):
+            yield
+
+
+class _FusedAttention:
+    """Counts who needs torch's fused transformer layers to be off, over all threads; the last to leave restores them.
+
+    A lock held meanwhile would stop replicas of a model that run in threads of their own.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self.lock:
+            if not self.users:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_FUSED_ATTENTION = _FusedAttention()
+
+
+@contextmanager
+def one_path() -> Iterator[None]:
+    """Keep torch from switching a model between implementations with and without gradients.
+
+    Without gradients, ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` otherwise take a fused path that skips
+    their submodules, turns padded batches into nested tensors and fills padded positions with zeros. The numbers of
+    an explanation are read without gradients and its maps with them, and both must be of the same values.
+
+    Example:
+        >>> with one_path():
+        ...     print(torch.backends.mha.get_fastpath_enabled())
+        False
+        >>> torch.backends.mha.get_fastpath_enabled()
+        True
+    """
+    with _FUSED_ATTENTION.off():
         yield
 
 
@@ -313,7 +412,8 @@ def read_layer(
         layer: One of its submodules.
         inputs: All positional arguments of the model.
         name: What to call the layer in errors.
-        output_transform: Turns the layer's raw output into one tensor (N, ...).
+        output_transform: Turns the layer's raw output into one tensor (N, ...). With :class:`EveryCall` Z is of all
+            calls.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer.
@@ -325,12 +425,13 @@ def read_layer(
         (tensor([[-1.,  2.]]), tensor([[0., 2.]]))
     """
     seen: list[Tensor] = []
+    every = isinstance(output_transform, EveryCall)
     thread = threading.get_ident()
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if threading.get_ident() == thread:
             # A copy, because the next operation may be in place.
-            seen[:] = [_as_tensor(output, name, output_transform).clone()]
+            seen[:] = [*(seen if every else ()), _as_tensor(output, name, output_transform).clone()]
 
     handle = layer.register_forward_hook(keep)
     try:
@@ -340,7 +441,7 @@ def read_layer(
         handle.remove()
     if not seen:
         raise not_reached(model, name)
-    return seen[0], output
+    return (EveryCall().joined(seen) if every else seen[0]), output
 
 
 def run_to_layer(
@@ -371,6 +472,8 @@ def run_to_layer(
         tensor([[0., 2.]])
     """
     count = 0
+    every = output_transform if isinstance(output_transform, EveryCall) else None
+    earlier: list[Tensor] = []
     thread = threading.get_ident()
 
     def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -378,6 +481,8 @@ def run_to_layer(
         if threading.get_ident() != thread:
             return
         count += 1
+        if every is not None:
+            earlier.append(_as_tensor(output, name, every).clone())  # the next operation may be in place
         if count == calls:
             raise _LayerReached(output)
 
@@ -386,7 +491,7 @@ def run_to_layer(
         with eager():
             model(*inputs)
     except _LayerReached as reached:
-        return _as_tensor(reached.output, name, output_transform)
+        return EveryCall().joined(earlier) if every else _as_tensor(reached.output, name, output_transform)
     finally:
         handle.remove()
     raise not_reached(model, name)
@@ -403,6 +508,125 @@ def not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
         f"expected the forward pass of {type(model).__name__} to call layer {name!r}, but it never did; choose a layer "
         "that runs for these inputs (attention projections, for one, are used as weights and not called)"
     )
+
+
+def calls_of(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    name: str = "layer",
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+) -> int:
+    """Count the calls of a layer in one forward pass; raise where only the last of several would be explained.
+
+    Calls in a row are right: what the model makes of the first call goes through the last one. Of calls side by side,
+    as in Siamese towers, the last one knows nothing of the others. To tell them apart, the model runs a second time
+    with noise on all calls but the last, and with the first pass's output of the last call.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model; few examples will do. They are copied.
+        name: What to call the layer in errors.
+        output_transform: The layer's; with :class:`EveryCall` nothing is refused.
+        prediction_transform: Turns the model's raw output into the tensor that is explained.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer.
+        ValueError: If the model's output depends on an earlier call other than through the last one.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> calls_of(nn.Sequential(layer, nn.ReLU(), layer), layer, (torch.ones(3, 2),))
+        2
+    """
+    last: Any = None
+    count, calls = 0, 0
+    thread = threading.get_ident()
+
+    def see(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        nonlocal last, count
+        if threading.get_ident() != thread:
+            return None
+        count += 1
+        if not calls:
+            last = _mapped(torch.clone, output)
+            return None
+        return last if count == calls else _mapped(_noisy, output)
+
+    def ran() -> list[Tensor]:
+        nonlocal count
+        count = 0
+        copies = tuple(_mapped(torch.clone, x) for x in inputs)
+        with torch.random.fork_rng(_devices(model.modules())):
+            torch.manual_seed(0)
+            output = model(*copies)
+        return _tensors(output if prediction_transform is None else prediction_transform(output))
+
+    handle = layer.register_forward_hook(see)
+    try:
+        with torch.no_grad(), eager():
+            usual = ran()
+            if not count:
+                raise not_reached(model, name)
+            calls = count
+            if calls == 1 or layer is model or isinstance(output_transform, EveryCall):
+                return calls
+            try:
+                disturbed = ran()
+            except Exception:
+                return calls  # noise may lead the model's own code astray, and says nothing then
+    finally:
+        handle.remove()
+    if count == calls and not all(map(_is_close, usual, disturbed)):
+        raise ValueError(
+            f"expected layer {name!r} to run once in a forward pass, got {calls} calls side by side, as in the towers "
+            "of a Siamese network or an encoder of frames, of which only the last would be explained; explain all of "
+            "them with output_transform=captum_xnn.host.EveryCall(), or a layer that runs once after they are joined"
+        )
+    return calls
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Returns a value with all tensors in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        made = copy.copy(value)
+        for key, one in value.items():
+            made[key] = _mapped(change, one)
+        return made
+    if isinstance(value, (tuple, list)):
+        many = [_mapped(change, one) for one in value]
+        return type(value)(*many) if hasattr(value, "_fields") else type(value)(many)
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(lambda x: found.append(x) or x, value)  # type: ignore[func-returns-value]
+    return found
+
+
+def _noisy(x: Tensor) -> Tensor:
+    """Returns a tensor with as much noise as it has spread."""
+    if not x.is_floating_point() or not x.numel():
+        return x.clone()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+    spread = x.double().std(correction=0).to(x)
+    return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are the same but for rounding."""
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    tolerance = 1e-2 if a.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    return torch.allclose(a, b, tolerance, tolerance * float(a.abs().amax()) if a.numel() else 0, equal_nan=True)
 
 
 def is_grid(height: int, width: int, image: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
-from captum_xnn.host import find_layer, gathered, read_layer, rows_of, run_to_layer, trace, untouched, unwrap
+from captum_xnn.host import find_layer, gathered, one_path, read_layer, rows_of, run_to_layer, trace, untouched, unwrap
 
 HOOKS = (
     "_forward_hooks",
@@ -224,6 +224,40 @@ def together(*works):
         t.start()
     for t in threads:
         t.join()
+
+
+# --- one_path
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_fused_attention_is_off_until_the_last_of_several_threads_is_done(before):
+    """Threads that begin and end in any order leave the switch as it was."""
+    torch.backends.mha.set_fastpath_enabled(before)
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+    seen = []
+
+    def first():
+        with one_path():
+            first_in.set()
+            second_in.wait(5)
+        first_out.set()
+
+    def second():
+        first_in.wait(5)
+        with one_path():
+            second_in.set()
+            first_out.wait(5)
+            seen.append(torch.backends.mha.get_fastpath_enabled())
+
+    try:
+        together(first, second)
+        assert seen == [False]
+        assert torch.backends.mha.get_fastpath_enabled() is before
+        with pytest.raises(RuntimeError, match="broken on purpose"), untouched(nn.ReLU()), one_path():
+            raise RuntimeError("broken on purpose")
+        assert torch.backends.mha.get_fastpath_enabled() is before
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 # --- read_layer

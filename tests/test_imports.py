@@ -20,7 +20,7 @@ ROWS = (
     ("visualize", "thumbnails"),
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
     ("problem", "tail"),
-    ("metrics.keep_top", "metrics.randomisation"),
+    ("metrics.keep_top", "metrics.randomisation", "probe"),
     ("metrics", "store"),
     ("autoencoder", "activations", "excitation_bp.signals", "path_integral"),
     ("descent", "logs", "contribution_groups"),
