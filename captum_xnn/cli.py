@@ -286,6 +286,11 @@ def _fit_parser(commands: Any) -> None:
     fit.add_argument("--layer", metavar="NAME", help="dotted name of the layer to explain")
     fit.add_argument("--n-features", type=int, metavar="K", help="x-features for each explainer (5)")
     fit.add_argument(
+        "--form",
+        choices=["groups", "srae"],
+        help="groups of contributions, which are exact, or the learned SRAE (groups)",
+    )
+    fit.add_argument(
         "--joint", action=argparse.BooleanOptionalAction, help="explain all targets by the same x-features"
     )
     fit.add_argument("--seed", type=int, help="seed of the fits (0)")

@@ -30,6 +30,7 @@ from captum_xnn.opened import Opened, needed
 from captum_xnn.problem import Step
 from captum_xnn.ranks import ALONE, Ranks, launched
 from captum_xnn.rows import Rows, parts
+from captum_xnn.srae import by_shape
 from captum_xnn.targets import Target, select
 
 __all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
@@ -63,7 +64,12 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
         ranks = Ranks.here() if many else ALONE
         opened = Opened.of(configuration)
         xnn = XNNAttribution(
-            opened.model, layer, configuration.n_features, recipe=configuration.recipe, seed=configuration.seed
+            opened.model,
+            layer,
+            configuration.n_features,
+            autoencoder=by_shape if configuration.form == "srae" else None,
+            recipe=configuration.recipe,
+            seed=configuration.seed,
         )
         kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
         growing = kept.folder / HISTORY_FILE  # beside the checkpoints, to be watched; of all fits that had them

@@ -72,6 +72,8 @@ class Configuration:
     """Whether one set of x-features explains all targets."""
     n_features: int = 5
     """x-features K for each explainer."""
+    form: str = "groups"
+    """``"groups"`` of contributions, which are exact, or ``"srae"``, the paper's learned network."""
     seed: int = 0
     """Seeds every fit."""
     device: str = "auto"
@@ -254,6 +256,12 @@ def _targets(name: str, value: Any) -> str | tuple[int | str, ...]:
     return "all" if value == "all" else (value,)
 
 
+def _form(name: str, value: Any) -> str:
+    if value not in ("groups", "srae"):
+        raise _wrong(name, value, '"groups" or "srae"')
+    return str(value)
+
+
 _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("model", "torchvision", "weights", "layer", "data", "device", "out"), _text),
     **dict.fromkeys(("store", "checkpoint", "tensorboard"), _text),
@@ -261,6 +269,7 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("batch_size", "n_features"), _count),
     **dict.fromkeys(("workers", "seed"), _whole),
     **dict.fromkeys(("skip_damaged", "joint"), _flag),
+    "form": _form,
     "size": as_size,
     "targets": _targets,
 }

@@ -27,7 +27,7 @@ from captum_xnn.descent import ByDescent, Loss, RunningObjective
 from captum_xnn.problem import Recipe
 from captum_xnn.ranks import Ranks
 
-__all__ = ["SRAE", "ConvSRAE"]
+__all__ = ["SRAE", "ConvSRAE", "by_shape"]
 
 
 def _pointwise(sizes: Sequence[int]) -> nn.Sequential:
@@ -185,3 +185,20 @@ class ConvSRAE(ByDescent):
 
     def _readers_of_maps(self) -> tuple[nn.Module, ...]:
         return (self.decoder[0],)
+
+
+def by_shape(shape: Sequence[int], n_features: int = 5, *, n_outputs: int = 1) -> SRAE | ConvSRAE:
+    """Return a ConvSRAE for feature maps (C, H, W) of several cells, and an SRAE for all else.
+
+    Args:
+        shape: Shape (...) of one example of Z.
+        n_features: x-features n.
+        n_outputs: Explained outputs C.
+
+    Example:
+        >>> type(by_shape((4, 3, 3))).__name__, type(by_shape((4, 1, 1))).__name__
+        ('ConvSRAE', 'SRAE')
+    """
+    if len(shape) == 3 and shape[1] > 1 and shape[2] > 1:
+        return ConvSRAE(shape, n_features, n_outputs=n_outputs)
+    return SRAE(shape, n_features, n_outputs=n_outputs)

@@ -77,6 +77,8 @@ class Tail:
         self.prediction_transform = prediction_transform
         self._once: bool | None = None if output_transform is None else False
         self._bytes: int | None = None
+        self.calls = 1
+        """How often a pass calls the layer, as far as is known; the last call counts."""
 
     def along(
         self,
@@ -126,7 +128,12 @@ class Tail:
         x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))
         with torch.no_grad():
             return run_to_layer(
-                self.model, self.layer, (*x, *(more or ())), name=self.name, output_transform=self.output_transform
+                self.model,
+                self.layer,
+                (*x, *(more or ())),
+                calls=self.calls,
+                name=self.name,
+                output_transform=self.output_transform,
             )
 
     def outputs(
@@ -146,6 +153,21 @@ class Tail:
         return torch.stack([select_each(y_hat, list(of)) for of in targets])
 
     def _along(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        base: Tensor,
+        ts: Tensor,
+        weights: Tensor,
+        targets: Sequence[Sequence[Target]],
+    ) -> Points:
+        while True:
+            try:
+                return self._tried(inputs, additional, base, ts, weights, targets)
+            except _CalledAgain:
+                self.calls += 1
+
+    def _tried(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
@@ -216,11 +238,16 @@ class Tail:
         return found
 
 
+class _CalledAgain(BaseException):
+    """Leaves a pass in which an earlier call of the layer was taken for the last one."""
+
+
 class _Swap:
     """Replaces a layer's output by points on the way to it, and keeps them as a leaf that takes gradients."""
 
     def __init__(self, tail: Tail, base: Tensor, ts: Tensor, n: int, once: bool) -> None:
         self.tail, self.base, self.ts, self.n, self.once = tail, base, ts, n, once
+        self.count = 0
         self.leaf: Tensor | None = None
         self.Z: Tensor | None = None
 
@@ -232,12 +259,10 @@ class _Swap:
         def replace(_module: nn.Module, _inputs: Any, raw: Any) -> Any:
             if threading.get_ident() != thread:
                 return None
-            if self.leaf is not None:
-                raise ValueError(
-                    f"layer {self.tail.name!r} runs several times in one pass, and contributions are of one run; "
-                    "choose a layer that runs once, or fit with autoencoder=SRAE"
-                )
-            return self._replaced(raw)
+            self.count += 1
+            if self.count > self.tail.calls:
+                raise _CalledAgain
+            return self._replaced(raw) if self.count == self.tail.calls else None
 
         handle = layer.register_forward_hook(replace)
         try:

@@ -46,6 +46,7 @@ def explained():
     from captum.attr import InputXGradient
 
     from captum_xnn import Recipe, XNNAttribution
+    from captum_xnn.srae import by_shape
 
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(90) % 3
@@ -66,7 +67,9 @@ def explained():
             optimiser.step()
     model.eval().requires_grad_(False)
     assert torch.equal(model(images).argmax(1), labels)
-    xnn = XNNAttribution(model, "4", n_features=3, heatmap=InputXGradient, recipe=Recipe(steps=100))
+    xnn = XNNAttribution(
+        model, "4", n_features=3, autoencoder=by_shape, heatmap=InputXGradient, recipe=Recipe(steps=100)
+    )
     return xnn.fit(images, target=[1, 2], progress=False), images, 1
 
 
@@ -76,6 +79,7 @@ def only_output():
     from captum.attr import InputXGradient
 
     from captum_xnn import Recipe, XNNAttribution
+    from captum_xnn.srae import by_shape
 
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     with torch.random.fork_rng(devices=[]):
@@ -87,5 +91,7 @@ def only_output():
             model[3].weight.mul_(1e-2)
             model[3].bias.zero_()
     model.eval().requires_grad_(False)
-    xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=100))
+    xnn = XNNAttribution(
+        model, "1", n_features=2, autoencoder=by_shape, heatmap=InputXGradient, recipe=Recipe(steps=100)
+    )
     return xnn.fit(images, progress=False), images

@@ -13,7 +13,7 @@ from captum.attr import DeepLift, GuidedBackprop, InputXGradient, Occlusion, Sal
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn import SRAE, ConvSRAE, Recipe, XNNAttribution
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
 
@@ -216,7 +216,7 @@ def life(case, dtype, device, heatmap=None):
         case.layer,
         K,
         recipe=Recipe(steps=12),
-        autoencoder=None if case.conv else partial(SRAE, hidden=(8,)),
+        autoencoder=ConvSRAE if case.conv else partial(SRAE, hidden=(8,)),
         heatmap=heatmap or FromCaptum(Saliency, abs=False),
         unpack=lambda batch: batch,
         **case.settings,

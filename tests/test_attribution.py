@@ -16,6 +16,7 @@ from torch import nn
 from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.srae import by_shape
 
 QUICK = Recipe(steps=30)
 K = 2
@@ -848,7 +849,7 @@ def test_a_layer_method_on_several_inputs_or_a_layer_with_two_outputs():
 def test_a_layer_method_on_images():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
     images = randn(60, 1, 6, 6, seed=40)
-    xnn = XNNAttribution(model, "1", K, recipe=QUICK, heatmap=LayerGradCam)
+    xnn = XNNAttribution(model, "1", K, recipe=QUICK, heatmap=LayerGradCam, autoencoder=by_shape)
     xnn.fit(images, 0, positives=torch.ones(60, dtype=torch.bool), progress=False)
     assert xnn.attribute(images[:4], 0).shape == (4, K, 1, 6, 6)
     assert xnn.attribute(images[:4], 0, feature=1).shape == (4, 1, 6, 6)
@@ -859,7 +860,7 @@ def test_one_map_has_the_shape_of_a_coloured_image():
     """As Captum's metrics demand."""
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
     images = randn(60, 3, 6, 6, seed=40)
-    xnn = XNNAttribution(model, "1", K, recipe=QUICK, heatmap=LayerGradCam)
+    xnn = XNNAttribution(model, "1", K, recipe=QUICK, heatmap=LayerGradCam, autoencoder=by_shape)
     xnn.fit(images, 0, positives=torch.ones(60, dtype=torch.bool), progress=False)
     one = xnn.attribute(images[:4], 0, feature=1)
     torch.testing.assert_close(one.sum(1), xnn.attribute(images[:4], 0)[:, 1, 0])

@@ -16,6 +16,7 @@ from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.cards import ConceptCard, _Moments, _Stream, concept_cards, on_parts
 from captum_xnn.datasets.parts import PartsSample, collate
 from captum_xnn.metrics.locality import part_probabilities
+from captum_xnn.srae import by_shape
 from captum_xnn.thumbnails import crop_box
 
 KEEP = 4
@@ -116,7 +117,7 @@ def test_sign_of_an_x_feature_means_nothing(cards: tuple[ConceptCard, ...], expl
         tensor.data.neg_()
     turned.head.weight.data.neg_()
     other = copy.copy(xnn)
-    other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, srae=turned)}
+    other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, form=turned)}
     for card, flipped in zip(cards, concept_cards(other, images, target, keep=KEEP), strict=True):
         assert [e.feature for e in flipped.fires] == pytest.approx([-e.feature for e in card.fires], abs=1e-5)
         for name in ("fires", "contributes", "fills", "absent"):
@@ -184,7 +185,9 @@ def test_parts_are_the_mean_over_the_class(explained, everything) -> None:
 def test_outputs_that_are_no_classes_have_all_examples() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 1))
     images = torch.rand(40, 1, 4, 4)
-    xnn = XNNAttribution(model, "2", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
+    xnn = XNNAttribution(
+        model, "2", n_features=2, autoencoder=by_shape, heatmap=InputXGradient, recipe=Recipe(steps=20)
+    )
     cards = concept_cards(xnn.fit(images, progress=False), images, keep=3)
     assert [card.positives for card in cards] == [40, 40]
     assert cards[0].contributes[0].given is None

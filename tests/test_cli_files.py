@@ -15,7 +15,7 @@ import torch
 from command_line import logits, seed_of, write
 from PIL import Image
 
-from captum_xnn import Recipe, XNNAttribution, cli, commands
+from captum_xnn import SRAE, Recipe, XNNAttribution, cli, commands
 from captum_xnn.configuration import Configuration, tomllib
 from captum_xnn.inputs import Inputs, _Images
 from captum_xnn.model_files import load_model
@@ -28,7 +28,20 @@ pytestmark = [
 ]
 
 FEW = 5  # pictures take a while
-OPTIONS = ["--layer", "1", "--target", "all", "--n-features", "2", "--recipe", "steps=20", "beta=0.5", "--quiet"]
+OPTIONS = [
+    "--layer",
+    "1",
+    "--target",
+    "all",
+    "--n-features",
+    "2",
+    "--form",
+    "srae",
+    "--recipe",
+    "steps=20",
+    "beta=0.5",
+    "--quiet",
+]
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
@@ -62,7 +75,10 @@ def test_fit_learns_what_the_same_calls_in_python_do(folder: Path, capsys: pytes
     made = load_model(f"{folder}/net.py")
     recipe = Recipe(steps=20, beta=0.5)
     inputs = Inputs(folder / "images", made.preparation)
-    xnn = XNNAttribution(made.model, "1", 2, recipe=recipe, seed=3).fit(inputs, [0, 1, 2], progress=False)
+    xnn = XNNAttribution(made.model, "1", 2, autoencoder=SRAE, recipe=recipe, seed=3)
+    xnn.fit(inputs, [0, 1, 2], progress=False)
+        inputs, [0, 1, 2], progress=False
+    )
     assert weights(xnn.save(folder / "python")) == weights(folder / "xnn")
 
 
@@ -578,3 +594,19 @@ def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pyte
     assert [row["says"] for row in target["rows"]] == pytest.approx([logits(seed)[0] for seed in seeds], abs=1e-3)
     assert cli.main([*line[:-1], "--data", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_groups_of_contributions_are_the_default_form(folder: Path, tmp_path: Path) -> None:
+    """They give the model's outputs back, from the command line as from Python."""
+    line = [argument for argument in arguments(folder, "--out", f"{tmp_path}/xnn") if argument not in ("--form", "srae")]
+    assert cli.main(line) == 0
+    manifest = json.loads((tmp_path / "xnn" / "explainer.json").read_text())
+    assert {entry["class"] for entry in manifest["explainers"]} == {"ContributionGroups"}
+    made = load_model(f"{folder}/net.py")
+    inputs = next(iter(Inputs(folder / "images", made.preparation))).inputs
+    xnn = XNNAttribution.load(tmp_path / "xnn", made.model)
+    for target in (0, 1, 2):
+        why = xnn.contributions(inputs, target)
+        with torch.no_grad():
+            y_hat = made.model(inputs)[:, target]
+        assert float((why.bias + why.contributions.sum(1) - y_hat).abs().mean()) < 0.01 * float(y_hat.std())

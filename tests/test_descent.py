@@ -489,7 +489,7 @@ def model_and_data():
 
 def test_many_targets_are_each_what_they_would_be_alone():
     model, data = model_and_data()
-    make = partial(XNNAttribution, model, "1", 2, recipe=Recipe(steps=50))
+    make = partial(XNNAttribution, model, "1", 2, autoencoder=SRAE, recipe=Recipe(steps=50))
     many = make().fit(data, target=range(5), progress=False)
     for target in range(5):
         one = make().fit(data, target=target, progress=False)
@@ -511,7 +511,7 @@ def test_every_record_is_logged_once_also_where_a_fit_goes_on(blocks, tmp_path):
             patch.setattr(Checkpoint, "due", lambda _: next(calls) % blocks == 0)
             if cut:
                 cut_at(patch, cut)
-            XNNAttribution(model, "1", 2, recipe=recipe).fit(
+            XNNAttribution(model, "1", 2, autoencoder=SRAE, recipe=recipe).fit(
                 data,
                 target=[1, 3],
                 progress=False,

@@ -12,6 +12,7 @@ from captum_xnn.evaluation import evaluate
 from captum_xnn.metrics import effective_number
 from captum_xnn.metrics.orthogonality import orthogonality
 from captum_xnn.opened import Opened
+from captum_xnn.srae import by_shape
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,9 @@ def opened(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def xnn(opened):
-    return XNNAttribution(opened.model, "1", 2, recipe=Recipe(steps=20)).fit(opened.inputs, [2, 0], progress=False)
+    return XNNAttribution(opened.model, "1", 2, autoencoder=by_shape, recipe=Recipe(steps=20)).fit(
+        opened.inputs, [2, 0], progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,9 @@ def test_orthogonality_is_that_of_the_first_positives(opened, xnn, everything, m
 def test_a_class_without_positives(opened, tmp_path, everything):
     write(tmp_path, count=12)
     (tmp_path / "images" / "odd").rename(tmp_path / "odd")
-    xnn = XNNAttribution(opened.model, "3", 2, recipe=Recipe(steps=3)).fit(everything[0], [0, 1], progress=False)
+    xnn = XNNAttribution(opened.model, "3", 2, autoencoder=by_shape, recipe=Recipe(steps=3)).fit(
+        everything[0], [0, 1], progress=False
+    )
     for image in (tmp_path / "images" / "even").glob("*.png"):
         if logits(seed_of(image.name)).argmax() == 1:
             image.unlink()
@@ -85,7 +90,9 @@ def test_outputs_that_are_no_classes(tmp_path):
                                      "torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1))")  # fmt: skip
     torch.save(torch.randn(50, 4), tmp_path / "inputs.pt")
     opened = Opened.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/inputs.pt", device="cpu"))
-    xnn = XNNAttribution(opened.model, "1", 2, recipe=Recipe(steps=5)).fit(opened.inputs, progress=False)
+    xnn = XNNAttribution(opened.model, "1", 2, autoencoder=by_shape, recipe=Recipe(steps=5)).fit(
+        opened.inputs, progress=False
+    )
     (result,) = evaluate(opened, xnn, [None], progress=False)
     assert (result.f_cls, result.positives, result.target) == (None, 50, None)
     assert result.f_reg == pytest.approx(xnn.explainer().f_reg, abs=1e-6)

@@ -20,6 +20,7 @@ from captum_xnn.anchors import anchors
 from captum_xnn.baselines import CAE, NMF, NN, Lasso, RandomEncoder, SingleDimensions
 from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.rows import Rows
+from captum_xnn.srae import by_shape
 from captum_xnn.training import encode_all, fit, scaling
 
 QUICK = Recipe(steps=40)
@@ -169,7 +170,7 @@ def test_fit_with_a_store_is_fit_without(model, tmp_path, kind):
     elif kind == "conv":
         model = nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 2, 2, padding=1), nn.ReLU(), nn.Flatten())
         model.append(nn.Linear(24, 3))
-        layer, settings = "2", {"autoencoder": None}
+        layer, settings = "2", {"autoencoder": by_shape}
     elif kind in ("double", "bfloat16"):
         dtype = getattr(torch, kind)
         model, data = model.to(dtype), DATA.to(dtype)

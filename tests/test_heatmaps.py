@@ -299,7 +299,7 @@ def test_as_heatmap():
 
     assert as_heatmap(own) is own
     assert as_heatmap(DeepLift).method is DeepLift
-    assert repr(as_heatmap(None)) == "ExcitationMaps()"
+    assert repr(as_heatmap(None)) == "DefaultMaps()"
 
 
 def test_backends_pickle():
