@@ -87,7 +87,7 @@ class ContributionGroups(nn.Module):
         others: int = 200,
         balance: float = 0.0,
         intervals: int = 8,
-        most: int = 64,
+        most: int = 512,
         tolerance: float = 0.01,
     ) -> None:
         super().__init__()

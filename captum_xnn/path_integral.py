@@ -66,7 +66,7 @@ def integrate(
     *,
     tolerance: Tensor,
     intervals: int = 8,
-    most: int = 64,
+    most: int = 512,
     own: Tensor | None = None,
 ) -> Integral:
     """Integrate the gradient of outputs along the straight path from a base to the layer's output.

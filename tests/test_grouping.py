@@ -1,0 +1,131 @@
+"""Which contributions belong together: equations a second time, and reasons set by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from captum_xnn.grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
+
+
+def double_rand(*shape):
+    return torch.rand(*shape, dtype=torch.float64)
+
+
+def two_reasons(m=40, patches=6):
+    """Contributions of six dimensions, of which 0, 2, 5 are lost in the first patches and 1, 3, 4 in the last."""
+    mask = torch.zeros(patches, 6, dtype=torch.float64)
+    mask[:2, [0, 2, 5]], mask[-2:, [1, 3, 4]] = 0.5, 0.5
+    own = double_rand(m, 6) + 0.1
+    return own, own[:, None] * mask
+
+
+def test_two_reasons_are_found():
+    own, drops = two_reasons()
+    a = learn_groups(own, double_rand(20, 6), drops, 2)
+    labels = a.argmax(1).tolist()
+    assert labels[0] == labels[2] == labels[5] != labels[1] == labels[3] == labels[4]
+    assert a.max(1).values.min() > 0.9
+    torch.testing.assert_close(a.sum(1), torch.ones(6).double())
+
+
+@pytest.mark.parametrize("drops", [True, False])
+@pytest.mark.parametrize("K", [1, 3, 50])
+def test_rows_sum_to_one_and_all_of_it_is_the_same_twice(drops, K):
+    own, others = torch.randn(30, 12).double(), torch.randn(20, 12).double()
+    lost = torch.randn(30, 9, 12).double() if drops else None
+    before = torch.get_rng_state()
+    first, second = learn_groups(own, others, lost, K), learn_groups(own, others, lost, K)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, second)
+    assert first.shape[0] == 12
+    assert first.shape[1] <= min(K, 12)
+    torch.testing.assert_close(first.sum(1), torch.ones(12).double())
+
+
+def test_groups_that_add_nothing_join_the_one_that_they_go_with():
+    own = double_rand(40, 3) * torch.tensor([1, 1, 1e-4]).double()
+    own[:, 2] = own[:, 1] * 1e-4
+    a = learn_groups(own, own[:0], None, 3)
+    assert a.shape == (3, 2)
+    assert torch.equal(a[1], a[2])
+    assert not torch.equal(a[0], a[1])
+
+
+def test_outputs_scale_away():
+    own, drops = two_reasons()
+    torch.testing.assert_close(learn_groups(own * 7, own[:0], drops * 7, 2), learn_groups(own, own[:0], drops, 2))
+
+
+def test_permuting_dimensions_permutes_rows():
+    own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
+    order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
+    a = learn_groups(own, others, drops, 3)
+    b = learn_groups(own[:, order], others[:, order], drops[:, :, order], 3)
+    torch.testing.assert_close(b, a[order])
+
+
+@pytest.mark.parametrize(("n", "D"), [(20, 6), (5, 12)], ids=["more patches", "more dimensions"])
+def test_ridge_regression_by_loops(n, D):
+    K, ridge = 3, 0.7
+    X = torch.randn(n, D).double()
+    m, label = X.sum(1), torch.arange(n) % K
+    a = regressed(X, m, label, K, ridge)
+    rho = ridge * sum(float(x @ x) for x in X) / n
+
+    def objective(a):
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(n):
+            for k in range(K):
+                wanted = m[i] if label[i] == k else 0
+                total = total + (sum(X[i, d] * a[d, k] for d in range(D)) - wanted) ** 2
+        return total + rho * sum((a[d, k] - 1 / K) ** 2 for d in range(D) for k in range(K))
+
+    at = a.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(at), at)
+    assert slope.abs().max() < 1e-9
+    torch.testing.assert_close(a.sum(1), torch.ones(D).double())
+
+
+def test_hardening_by_hand():
+    a = torch.tensor([[0.7, 0.2, 0.1], [-1.0, 1.9, 0.1], [0.5, 0.5, 0.0], [0.45, 0.45, 0.1]]).double()
+    expected = torch.tensor([[0.8, 0.2, 0.0], [-1.0, 2.0, 0.0], [0.5, 0.5, 0.0], [0.45, 0.45, 0.1]]).double()
+    torch.testing.assert_close(hardened(a), expected)
+
+
+def blocks(sizes, m=200):
+    """Columns that go together in blocks, and each block on its own."""
+    sources = torch.randn(m, len(sizes)).double()
+    columns = [sources[:, [b]] + 0.1 * torch.randn(m, size).double() for b, size in enumerate(sizes)]
+    return torch.cat(columns, 1), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (2, 5, 3), (3, 3, 3, 3)])
+def test_spectral_groups_find_blocks(sizes):
+    X, block = blocks(sizes)
+    order = torch.randperm(len(block))
+    label = spectral_groups(X[:, order], len(sizes)).argmax(1)
+    same = block[order][:, None] == block[order]
+    assert torch.equal(label[:, None] == label, same)
+
+
+def test_spectral_groups_tie_to_the_first():
+    """Both blocks are the same but for their place: the first column is the first cluster's."""
+    source = torch.randn(50, 1).double()
+    source = source - source.mean()
+    X = torch.cat([source, source, -source, -source], 1)
+    assert spectral_groups(X, 2).argmax(1).tolist() == [0, 0, 1, 1]
+
+
+def test_spectral_groups_of_constants():
+    a = spectral_groups(torch.ones(5, 4), 2)
+    assert a.isfinite().all()
+    torch.testing.assert_close(a.sum(1), torch.ones(4).double())
+
+
+def test_patches_that_lose_the_same_are_one_cluster():
+    X = torch.zeros(8, 6).double()
+    X[::2, :3], X[1::2, 3:] = double_rand(4, 1) + 0.5, double_rand(4, 1) + 0.5
+    label = patch_clusters(X, X.sum(1), 2)
+    assert label[::2].unique().numel() == label[1::2].unique().numel() == 1
+    assert label[0] != label[1]

@@ -1,0 +1,115 @@
+"""Path-integrated contributions: the integral in closed form, the sum, and the doubling of intervals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from captum_xnn.path_integral import integrate
+from captum_xnn.tail import Tail
+
+
+class Square(nn.Module):
+    """The sum of squares of the layer's output, and twice the product of its first two numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x):
+        z = self.layer(x)
+        return torch.stack([z.square().sum(1), 2 * z[:, 0] * z[:, 1]], 1)
+
+
+class Sine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x):
+        return torch.sin(self.layer(x)).sum(1)
+
+
+def of(model, x, base, targets, tolerance=1e9, **options):
+    C = len(targets)
+    return integrate(Tail(model, "layer"), (x,), None, base, targets, tolerance=torch.full((C,), tolerance), **options)
+
+
+@pytest.mark.parametrize("intervals", [1, 3, 8])
+def test_quadratic_outputs_in_closed_form(intervals):
+    """The trapezoid rule is exact for gradients that are linear in t."""
+    x, base = torch.randn(5, 3).double(), torch.randn(3).double()
+    made = of(Square(), x, base, [[0] * 5, [1] * 5], intervals=intervals)
+    c = made.contributions(base)
+    torch.testing.assert_close(c[0], x**2 - base**2, rtol=0, atol=1e-6)
+    d, mean = x - base, (x + base) / 2
+    torch.testing.assert_close(c[1, :, :2], 2 * d[:, :2] * mean[:, [1, 0]], rtol=0, atol=1e-6)
+    assert c[1, :, 2].abs().max() == 0
+    torch.testing.assert_close(made.end, Square()(x).T)
+    torch.testing.assert_close(made.start, Square()(base[None]).T.expand(2, 5), rtol=0, atol=1e-6)
+
+
+def test_trapezoid_rule_by_loops():
+    x, base, S = torch.randn(4, 3).double() * 3, torch.zeros(3).double(), 5
+    made = of(Sine(), x, base, [[None] * 4], intervals=S)
+    for n in range(4):
+        for d in range(3):
+            slopes = [torch.cos(x[n, d] * s / S) for s in range(S + 1)]
+            slope = (slopes[0] / 2 + sum(slopes[1:-1]) + slopes[-1] / 2) / S
+            torch.testing.assert_close(made.slopes[0, n, d], slope, rtol=0, atol=1e-6)
+
+
+def test_doubled_intervals_are_the_rule_with_as_many_from_the_start():
+    x, base = torch.randn(4, 3).double() * 3, torch.zeros(3).double()
+    doubled = of(Sine(), x, base, [[None] * 4], tolerance=0.0, intervals=4, most=32)
+    whole = of(Sine(), x, base, [[None] * 4], intervals=32)
+    assert doubled.intervals.tolist() == [32] * 4
+    torch.testing.assert_close(doubled.slopes, whole.slopes)
+
+
+def test_only_examples_that_are_off_take_more_intervals():
+    x = torch.tensor([[0.01, 0.0], [9.0, -4.0], [0.02, 0.01]]).double()
+    made = of(Sine(), x, torch.zeros(2).double(), [[None] * 3], tolerance=0.01, intervals=2, most=64)
+    assert made.intervals[[0, 2]].tolist() == [2, 2]
+    assert made.intervals[1] > 2
+    off = made.contributions(torch.zeros(2).double())[0].sum(1) - (made.end - made.start)[0]
+    assert off.abs().max() <= 0.01
+
+
+def test_intervals_stop_at_the_most():
+    made = of(Sine(), torch.full((1, 1), 50.0), torch.zeros(1), [[None]], tolerance=0.0, intervals=2, most=16)
+    assert made.intervals.tolist() == [16]
+
+
+def test_each_example_has_its_own_target():
+    x, base = torch.randn(4, 3).double(), torch.zeros(3).double()
+    each = of(Square(), x, base, [[0, 1, 0, 1]]).slopes[0]
+    both = of(Square(), x, base, [[0] * 4, [1] * 4]).slopes
+    torch.testing.assert_close(each, torch.stack([both[n % 2, n] for n in range(4)]))
+
+
+def test_a_model_that_gives_other_outputs_is_refused():
+    x, base = torch.randn(4, 3), torch.zeros(3)
+    own = Square()(x).T[:1] + 1
+    with pytest.raises(ValueError, match=r"another output where layer 'layer' gets its own output back.*; .*SRAE"):
+        of(Square(), x, base, [[0] * 4], own=own)
+    of(Square(), x, base, [[0] * 4], own=own - 1)
+
+
+def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
+    """One row for all examples crosses the layer by broadcasting in such a model: the unchanged point tells."""
+
+    class Crossing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            z = self.layer(x)
+            return (torch.relu(z).reshape(-1, len(x), 3) * x).reshape(-1, 3).sum(1)
+
+    model, x = Crossing().double(), torch.randn(5, 3).double()
+    made = of(model, x, torch.zeros(3).double(), [[None] * 5], own=model(x)[None].detach(), tolerance=1e-3, most=4096)
+    c = made.contributions(torch.zeros(3).double())
+    torch.testing.assert_close(c[0], (torch.relu(model.layer(x)) * x).detach(), rtol=0, atol=1e-2)
