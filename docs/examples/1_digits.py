@@ -23,8 +23,8 @@ print(f"{accuracy:.1%} of the test digits are read correctly")
 # %%
 # Fit
 # ---
-# An explainer of one output of the network, here that of the 4, at the layer ``relu3``, of 64 units. The fit learns which
-# units belong together, in at most five groups. No labels are needed.
+# An explainer of one output of the network, here that of the 4, at the layer ``relu3``, of 64 units. The fit learns
+# which units belong together, in at most five groups. No labels are needed.
 
 from captum_xnn import XNNAttribution
 
@@ -32,8 +32,8 @@ xnn = XNNAttribution(model, layer="relu3", n_features=5)
 xnn.fit(digits.train_images, target=4)
 
 # %%
-# Is it faithful? F_reg is the mean distance between the network's output and the sum of bias and contributions. It is the
-# error of a numerical integral. F_cls is the share of digits that would be read as before.
+# Is it faithful? F_reg is the mean distance between the network's output and the sum of bias and contributions. It is
+# the error of a numerical integral. F_cls is the share of digits that would be read as before.
 
 print(xnn.score(digits.test_images, target=4))
 

@@ -71,7 +71,8 @@ for sentence in why.sentences(names, target_names=words):
 # an early layer a few x-features cannot say everything. Where the residual is more than ``residual_share`` of the
 # contributions, by default 0.1, the sentence says so.
 
-early = XNNAttribution(model, "pool2", autoencoder=ConvSRAE, recipe=Recipe(steps=200)).fit(digits.train_images, target=7)
+early = XNNAttribution(model, "pool2", autoencoder=ConvSRAE, recipe=Recipe(steps=200))
+early.fit(digits.train_images, target=7)
 for sentence in early.explain(sevens, target=7).sentences(target_names=words):
     print(sentence)
 

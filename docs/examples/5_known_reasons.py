@@ -38,8 +38,8 @@ figure
 # A network whose inside is known
 # -------------------------------
 # It is set by hand: its layer ``Z`` has a unit for each look of each part, and the output of a class is the number
-# of its reasons that are shown, less two and a half. The fit groups the units of Z into at
-# most three x-features, and knows nothing of the reasons.
+# of its reasons that are shown, less two and a half. The fit groups the units of Z into at most three
+# x-features, and knows nothing of the reasons.
 
 exact = exact_network(figures.reasons)
 xnn = XNNAttribution(exact, "Z", n_features=3).fit(figures.images[:1200], target=0)
