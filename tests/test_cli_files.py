@@ -77,8 +77,6 @@ def test_fit_learns_what_the_same_calls_in_python_do(folder: Path, capsys: pytes
     inputs = Inputs(folder / "images", made.preparation)
     xnn = XNNAttribution(made.model, "1", 2, autoencoder=SRAE, recipe=recipe, seed=3)
     xnn.fit(inputs, [0, 1, 2], progress=False)
-        inputs, [0, 1, 2], progress=False
-    )
     assert weights(xnn.save(folder / "python")) == weights(folder / "xnn")
 
 
@@ -598,7 +596,9 @@ def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pyte
 
 def test_groups_of_contributions_are_the_default_form(folder: Path, tmp_path: Path) -> None:
     """They give the model's outputs back, from the command line as from Python."""
-    line = [argument for argument in arguments(folder, "--out", f"{tmp_path}/xnn") if argument not in ("--form", "srae")]
+    line = [
+        argument for argument in arguments(folder, "--out", f"{tmp_path}/xnn") if argument not in ("--form", "srae")
+    ]
     assert cli.main(line) == 0
     manifest = json.loads((tmp_path / "xnn" / "explainer.json").read_text())
     assert {entry["class"] for entry in manifest["explainers"]} == {"ContributionGroups"}

@@ -2,8 +2,8 @@
 A quick tour on digits
 ======================
 
-A small network reads handwritten digits. Why does it see a 4? Five x-features, learned from inside of it, say so: each
-has a map, a contribution, and after a look at many examples, a name.
+A small network reads handwritten digits. Why does it see a 4? A few x-features, groups of the units inside of it, say
+so: each has a map, a contribution, and after a look at many examples, a name.
 """
 
 # %%
@@ -23,17 +23,17 @@ print(f"{accuracy:.1%} of the test digits are read correctly")
 # %%
 # Fit
 # ---
-# An explainer of one output of the network, here that of the 4, at the layer ``relu3``, of 64 units. No labels are
-# needed.
+# An explainer of one output of the network, here that of the 4, at the layer ``relu3``, of 64 units. The fit learns
+# which units belong together, in at most five groups. No labels are needed.
 
-from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import XNNAttribution
 
-xnn = XNNAttribution(model, layer="relu3", n_features=5, recipe=Recipe(steps=500))
+xnn = XNNAttribution(model, layer="relu3", n_features=5)
 xnn.fit(digits.train_images, target=4)
 
 # %%
-# Is it faithful? F_reg is the mean distance between the network's output and what the x-features make of it, and
-# F_cls the share of digits that would be read as before.
+# Is it faithful? F_reg is the mean distance between the network's output and the sum of bias and contributions. It is
+# the error of a numerical integral. F_cls is the share of digits that would be read as before.
 
 print(xnn.score(digits.test_images, target=4))
 
@@ -41,8 +41,7 @@ print(xnn.score(digits.test_images, target=4))
 # Explain
 # -------
 # One digit, with the map of the output itself beside it, which says where the network looks but not what it sees
-# there. The five maps take it apart. The numbers above them, with the bias, add up to what the x-features give.
-# What is missing to the network's own output is the step called *unexplained*.
+# there. The x-features' maps take it apart. The numbers above them, with the bias, add up to the network's output.
 
 fours = digits.test_images[(digits.test_labels == 4) & (model(digits.test_images).argmax(1) == 4)][:5]
 why = xnn.explain(fours, target=4, one_heatmap=True)

@@ -6,13 +6,13 @@ Pictures: scales, styles and composed figures
 can be chosen.
 """
 
-from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import XNNAttribution
 from captum_xnn.datasets.digits import load_digits
 from captum_xnn.demo import train_cnn
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
-xnn = XNNAttribution(model, "relu3", recipe=Recipe(steps=300)).fit(digits.train_images, target=7)
+xnn = XNNAttribution(model, "relu3").fit(digits.train_images, target=7)
 sevens = digits.test_images[digits.test_labels == 7][:3]
 why = xnn.explain(sevens, target=7)
 
@@ -82,7 +82,7 @@ why.show(0, style=side_by_side)
 # ``largest`` shows those that contribute most. The others are one step of the sum, which still ends at the real
 # number.
 
-many = XNNAttribution(model, "relu3", n_features=12, recipe=Recipe(steps=200)).fit(digits.train_images, target=7)
+many = XNNAttribution(model, "relu3", n_features=12).fit(digits.train_images, target=7)
 many.explain(sevens, target=7).show(0, largest=4)
 
 # %%

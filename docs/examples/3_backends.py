@@ -8,7 +8,7 @@ draws the same explanation by several of them. What each is good for, and where 
 
 from captum.attr import DeepLift, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
 
-from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import XNNAttribution
 from captum_xnn.datasets.digits import load_digits
 from captum_xnn.demo import train_cnn
 from captum_xnn.heatmaps import FromCaptum
@@ -16,7 +16,7 @@ from captum_xnn.visualize import own_scale
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
-xnn = XNNAttribution(model, "relu3", recipe=Recipe(steps=300)).fit(digits.train_images, target=3)
+xnn = XNNAttribution(model, "relu3").fit(digits.train_images, target=3)
 three = digits.test_images[digits.test_labels == 3][:1]
 
 
@@ -36,8 +36,8 @@ shown("Excitation backprop", None)
 # %%
 # Gradients along a path
 # ----------------------
-# Settings of a method go to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed, and each adds up to the
-# difference of its x-feature from a baseline, here a black image.
+# Settings of a method go to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed. Those of all x-features add
+# up to the map of the output, place by place, relative to a baseline, here a black image.
 
 shown("Integrated Gradients", FromCaptum(IntegratedGradients, n_steps=32))
 

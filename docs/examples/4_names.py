@@ -7,13 +7,13 @@ x-features have no names until someone looks at them. This page names those of t
 
 import torch
 
-from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import ConvSRAE, Recipe, XNNAttribution
 from captum_xnn.datasets.digits import load_digits
 from captum_xnn.demo import train_cnn
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
-xnn = XNNAttribution(model, "relu3", recipe=Recipe(steps=400)).fit(digits.train_images, target=7)
+xnn = XNNAttribution(model, "relu3").fit(digits.train_images, target=7)
 sevens = digits.test_images[digits.test_labels == 7][:6]
 why = xnn.explain(sevens, target=7)
 
@@ -22,7 +22,7 @@ why = xnn.explain(sevens, target=7)
 # ---------------------
 # A column is one x-feature. ``feature_order`` keeps the order of the explainer, in which names are given.
 
-why.gallery(feature_order=range(5))
+why.gallery(feature_order=range(why.features.shape[1]))
 
 # %%
 # Give names
@@ -67,10 +67,12 @@ for sentence in why.sentences(names, target_names=words):
 # %%
 # What the x-features miss
 # ------------------------
-# At an early layer a few x-features cannot say everything. Where the residual is more than ``residual_share`` of the
+# By default x-features miss nothing but the error of an integral. The paper's learned form imitates the network, and at
+# an early layer a few x-features cannot say everything. Where the residual is more than ``residual_share`` of the
 # contributions, by default 0.1, the sentence says so.
 
-early = XNNAttribution(model, "pool2", recipe=Recipe(steps=200)).fit(digits.train_images, target=7)
+early = XNNAttribution(model, "pool2", autoencoder=ConvSRAE, recipe=Recipe(steps=200))
+early.fit(digits.train_images, target=7)
 for sentence in early.explain(sevens, target=7).sentences(target_names=words):
     print(sentence)
 

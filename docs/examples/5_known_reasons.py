@@ -10,7 +10,7 @@ all parts are known.
 import numpy as np
 import torch
 
-from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import XNNAttribution
 from captum_xnn.datasets.synthetic import LOOKS, PARTS, draw_figures, reason_parts
 from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
 
@@ -38,11 +38,11 @@ figure
 # A network whose inside is known
 # -------------------------------
 # It is set by hand: its layer ``Z`` has a unit for each look of each part, and the output of a class is the number
-# of its reasons that are shown, less two and a half. Three x-features are learned from Z, of which nothing is told
-# to them.
+# of its reasons that are shown, less two and a half. The fit groups the units of Z into at most three
+# x-features, and knows nothing of the reasons.
 
 exact = exact_network(figures.reasons)
-xnn = XNNAttribution(exact, "Z", n_features=3, recipe=Recipe(steps=300)).fit(figures.images[:1200], target=0)
+xnn = XNNAttribution(exact, "Z", n_features=3).fit(figures.images[:1200], target=0)
 print(xnn.score(test.images, target=0))
 why = xnn.explain(test.images[members], target=0, one_heatmap=True)
 why.gallery(range(3))
@@ -79,9 +79,7 @@ table(on_reasons(why, members).numpy())
 
 mean, std = 0.475, 0.25
 cnn = train_cnn(figures._replace(images=(figures.images - mean) / std), epochs=5)
-learned = XNNAttribution(cnn, "relu4", n_features=3, recipe=Recipe(steps=500)).fit(
-    (figures.images - mean) / std, target=0
-)
+learned = XNNAttribution(cnn, "relu4", n_features=3).fit((figures.images - mean) / std, target=0)
 normalised = (test.images[members] - mean) / std
 why = learned.explain(normalised, target=0, one_heatmap=True)
 why.show(0, mean=mean, std=std, target_name="class 0")

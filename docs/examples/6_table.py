@@ -42,12 +42,10 @@ print(f"{(model(x_test).argmax(1) == test.labels).float().mean():.1%} of the tes
 
 from captum.attr import IntegratedGradients
 
-from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 
-xnn = XNNAttribution(
-    model, "3", n_features=3, heatmap=FromCaptum(IntegratedGradients, n_steps=32), recipe=Recipe(steps=600)
-)
+xnn = XNNAttribution(model, "3", n_features=3, heatmap=FromCaptum(IntegratedGradients, n_steps=32))
 xnn.fit(x, target=0)
 print(xnn.score(x_test, target=0))
 members = x_test[test.labels == 0][:8]
@@ -73,8 +71,8 @@ figure
 # %%
 # The waterfall
 # -------------
-# Without images, ``show`` is the sum alone: from the bias by each x-feature to what they give together, and by what
-# they leave unexplained to the model's output. Each x-feature is named by the column that it has most of.
+# Without images, ``show`` is the sum alone: from the bias by each x-feature to the model's output. Each x-feature is
+# named by the column that it has most of.
 
 names = [columns[k] for k in mean.argmax(1).tolist()]
 print(why.sentence(names, target_name="class 0"))

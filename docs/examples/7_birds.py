@@ -78,7 +78,7 @@ if present:
     why = xnn.explain(images[best], target=target, one_heatmap=True)
     print(why.sentence(target_name=species))
 else:
-    print("Would learn five x-features, and say in a sentence why a bird is of its species.")
+    print("Would learn up to five x-features, and say in a sentence why a bird is of its species.")
 
 # %%
 # The image, the map of the whole output, and the x-features' maps, as in Fig. 1 of the paper:
