@@ -10,7 +10,7 @@ include both ends; the number of intervals doubles for those examples whose sum 
 used again. What is off in the end is not spread over the dimensions: it is the example's ``unexplained``.
 
 The trapezoid rule is chosen by measurement: ReLUs and max-pooling make f piecewise linear, where Gauss-Legendre
-converges no faster and reuses nothing (benchmarks/quadrature.py).
+converges no faster and reuses nothing.
 
 Conventions:
     N examples, Z (N, ...), C explained outputs.
