@@ -25,6 +25,7 @@ from captum_xnn import XNNAttribution
 from captum_xnn.datasets.digits import Digits, load_digits, load_mnist
 from captum_xnn.demo import LAYERS, train_cnn
 from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.srae import by_shape
 
 PAPER = {"pool2": {"train": 1.1952, "test": 2.0422, "accuracy": 0.9870}}
 COLUMNS = (
@@ -51,7 +52,7 @@ def measure(job: Line, mnist: Path | None = None) -> Line:
     label, begin = job["digit"], time.perf_counter()
     with torch.no_grad():
         outputs = cnn(digits.test_images)
-    xnn = XNNAttribution(cnn, job["layer"], seed=job["seed"])
+    xnn = XNNAttribution(cnn, job["layer"], autoencoder=by_shape, seed=job["seed"])
     xnn.fit(digits.train_images, target=label, progress=False)
     seen, new = xnn.score(digits.train_images, label), xnn.score(digits.test_images, label)
     why = xnn.explain(digits.test_images[digits.test_labels == label], label)

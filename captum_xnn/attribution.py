@@ -66,11 +66,11 @@ class Faithfulness(NamedTuple):
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
-    r"""Attribution maps of a few learned x-features, whose signed contributions add up to the model's output.
+    r"""Attribution maps of a few x-features, whose signed contributions add up to the model's output.
 
-    An explanation network learns x-features E from the output Z of one layer, such that
-    :math:`\hat y \approx b + \sum_i v_i E_i`. Every x-feature gets a heatmap by any Captum method. :meth:`fit` learns,
-    :meth:`attribute` gives the maps as Captum's classes do, :meth:`explain` the maps with all the numbers.
+    x-features E of one layer's output Z give :math:`\hat y = b + \sum_i v_i E_i`: by default to the error of a path
+    integral, with a learned form approximately. Every x-feature gets a heatmap by any Captum method. :meth:`fit`
+    learns, :meth:`attribute` gives the maps as Captum's classes do, :meth:`explain` the maps with all the numbers.
 
     Args:
         model: Any trained module that runs as Python code. It is never changed.
@@ -186,11 +186,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 right where the outputs are no classes.
             store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
                 it already is not collected again (:func:`~captum_xnn.activations.collect`).
-            checkpoint: A folder that keeps how far training has come, every minute: the same call goes on from there
-                after it was cut off, with the same numbers as if it had not been.
-            log: Is called with the target, or the tuple of them, and every new record of the history
-                (:mod:`captum_xnn.logs`). Beside a checkpoint, records come when that is written, so that none is
-                repeated where the fit goes on.
+            checkpoint: For learned forms: a folder that keeps how far training has come, every minute. The same call
+                goes on from there after it was cut off, with the same numbers as if it had not been.
+            log: For learned forms: is called with the target, or the tuple of them, and every new record of the
+                history (:mod:`captum_xnn.logs`). Beside a checkpoint, records come when that is written, so that none
+                is repeated where the fit goes on.
             distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
                 torchrun. All make the same call with the same data, and get the same explainers; a store and a
                 checkpoint are in a folder that all of them see.

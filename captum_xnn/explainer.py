@@ -47,7 +47,7 @@ class Explainer:
     """The explained outputs, in the order of the head's rows."""
     form: Form
     f_reg: float
-    """Mean absolute error on the training data, in logits."""
+    """Mean absolute error, in logits: on the examples that groups were learned from, or on all training data."""
     examples: int
     """Training examples."""
     positives: int | None

@@ -62,11 +62,12 @@ class Explanation:
     maps: Tensor | tuple[Tensor, ...]
     """Attribution maps, (N, K, ...), one tensor for each input tensor; (N, K, 1, H, W) from a layer's method."""
     features: Tensor
-    """x-features E, (N, K), in standard deviations from the average training example."""
+    """x-features E, (N, K): in logits of groups of contributions, else in standard deviations from the average."""
     contributions: Tensor
     """v_i E_i, (N, K), in logits."""
     bias: Tensor
-    """What the average training example gives, (N,), in logits."""
+    """What the output is at the base, the average of the training data, (N,), in logits. It differs between examples
+    where something beside the layer's output reaches the model's."""
     surrogate: Tensor
     """What bias and x-features give together, (N,), in logits."""
     prediction: Tensor
