@@ -147,7 +147,7 @@ def test_weights_and_hooks_are_left_as_found_after_an_error():
     model, one = Block(), torch.ones(1)
     model.head.bias.requires_grad_(False)
     before = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(Exception, match="target|index|out of"):
+    with pytest.raises(Exception, match=r"target|index|out of"):
         Tail(model, "layer").along((torch.ones(2, 4),), None, torch.zeros(4), one, one, [[7] * 2])
     assert [p.requires_grad for p in model.parameters()] == before
     assert not model.layer._forward_hooks
