@@ -414,3 +414,16 @@ def test_refuses_activations_without_inputs():
     bare = Activations(found.Z, found.y_hat, found.layer)
     with pytest.raises(ValueError, match=r"do not say which inputs.*pass the data themselves"):
         XNNAttribution(model, "1", 2).fit(bare, 0, positives=everything(20), progress=False)
+
+
+def test_fewer_examples_than_features_still_add_up():
+    model, x = mlp(), torch.randn(3, 6)
+    xnn = fitted(model, "1", x, 1, K=6)
+    assert largest_off(xnn.contributions(x, 1)) < 0.0101
+
+
+def test_refuses_nan_activations():
+    x = torch.randn(20, 6)
+    x[3, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN.*; "):
+        fitted(mlp(), "1", x)
