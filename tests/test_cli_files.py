@@ -15,10 +15,11 @@ import torch
 from command_line import logits, seed_of, write
 from PIL import Image
 
-from captum_xnn import SRAE, Recipe, XNNAttribution, cli, commands
+from captum_xnn import Recipe, XNNAttribution, cli, commands
 from captum_xnn.configuration import Configuration, tomllib
 from captum_xnn.inputs import Inputs, _Images
 from captum_xnn.model_files import load_model
+from captum_xnn.srae import by_shape
 
 # The tiny model's images do not all excite every x-feature.
 # So small a model has neurons that only a bias excites.
@@ -75,7 +76,7 @@ def test_fit_learns_what_the_same_calls_in_python_do(folder: Path, capsys: pytes
     made = load_model(f"{folder}/net.py")
     recipe = Recipe(steps=20, beta=0.5)
     inputs = Inputs(folder / "images", made.preparation)
-    xnn = XNNAttribution(made.model, "1", 2, autoencoder=SRAE, recipe=recipe, seed=3)
+    xnn = XNNAttribution(made.model, "1", 2, autoencoder=by_shape, recipe=recipe, seed=3)
     xnn.fit(inputs, [0, 1, 2], progress=False)
     assert weights(xnn.save(folder / "python")) == weights(folder / "xnn")
 

@@ -535,7 +535,7 @@ SCRIPT = """
     import os, sys, torch, torch.distributed as dist
     from functools import partial
     from torch import nn
-    from captum_xnn import XNNAttribution
+    from captum_xnn import SRAE, XNNAttribution
     from captum_xnn.problem import Problem, Recipe, Sampler
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
@@ -556,7 +556,8 @@ SCRIPT = """
         _Stack._take = killed
     calls = []
     model[0].register_forward_hook(lambda m, i, o: calls.append(len(o)))
-    xnn = XNNAttribution(model, "1", 3, recipe=Recipe(steps=60))
+    learned = os.environ.get("FORM", "learned") == "learned"
+    xnn = XNNAttribution(model, "1", 3, autoencoder=SRAE if learned else None, recipe=Recipe(steps=60))
     settings = dict(distributed=dist.is_initialized(), progress=False)
     store = sys.argv[2] if len(sys.argv) > 2 else None
     xnn.fit(data, target=[1, 4], store=store, checkpoint=kept, **settings)
@@ -595,6 +596,14 @@ def test_one_two_and_four_processes_give_the_same_x_features(tmp_path):
         # Every process ran its share of the data.
         assert sum(one["rows"] for one in found) == alone["rows"] == 500
         assert max(one["rows"] for one in found) < 500
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_groups_of_contributions(tmp_path):
+    (alone,) = processes(1, tmp_path / "1", FORM="groups")
+    for one in processes(2, tmp_path / "2", FORM="groups"):
+        torch.testing.assert_close(one["E"], alone["E"], rtol=0, atol=1e-6)
+    assert float(alone["E"].abs().max()) > 0.01
 
 
 @pytest.mark.slow
@@ -656,7 +665,7 @@ def test_processes_that_see_other_checkpoints_are_told(monkeypatch, tmp_path):
 def test_no_group_of_processes_is_told():
     model, data = model_and_data()
     with pytest.raises(RuntimeError, match="expected a group of processes, got none; run under torchrun"):
-        XNNAttribution(model, "1", 2).fit(data, target=0, distributed=True)
+        XNNAttribution(model, "1", 2, autoencoder=SRAE).fit(data, target=0, distributed=True)
 
 
 def test_encoding_is_row_by_row():
