@@ -418,7 +418,7 @@ def test_objects_pickle_and_print():
 def test_the_default_of_an_explainer_is_left_alone_by_it():
     model, x = cnn(inplace=True).train(), images(40)
     before = copy.deepcopy(model.state_dict())
-    xnn = XNNAttribution(model, "8", n_features=2, recipe=Recipe(steps=20))
+    xnn = XNNAttribution(model, "8", n_features=2, autoencoder=SRAE, recipe=Recipe(steps=20))
     positives = torch.arange(40) % 2 == 0
     xnn.fit(x, target=1, positives=positives, progress=False)
     maps = xnn.attribute(x[:3], target=1)
@@ -508,8 +508,8 @@ def test_maps_have_the_dtype_of_the_image(dtype, close):
 
 def test_the_default_draws_each_target_with_its_own_explainer():
     model, x = cnn(), images(40)
-    xnn = XNNAttribution(model, "8", n_features=2, recipe=Recipe(steps=20))
-    assert isinstance(xnn.heatmap, ExcitationMaps)
+    xnn = XNNAttribution(model, "8", n_features=2, autoencoder=SRAE, recipe=Recipe(steps=20))
+    assert isinstance(xnn.heatmap.of_networks, ExcitationMaps)
     xnn.fit(x, target=[0, 1], positives=torch.arange(40) % 2 == 0, progress=False)
     targets = [1, 0, 0, 1]
     maps = xnn.attribute(x[:4], targets)

@@ -55,7 +55,7 @@ def test_a_padded_transformer_has_the_same_numbers_with_and_without_gradients(la
     assert torch.backends.mha.get_fastpath_enabled()
     some = ids[:5]
     why = xnn.explain(some, 0)
-    network = ExplanationNetwork(model, layer, xnn.explainer(0).srae)
+    network = ExplanationNetwork(model, layer, xnn.explainer(0).form)
     torch.testing.assert_close(why.features, network(some).detach(), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(why.features, network(some), rtol=1e-4, atol=1e-5)
@@ -63,7 +63,7 @@ def test_a_padded_transformer_has_the_same_numbers_with_and_without_gradients(la
     handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: seen.append(output.detach()))
     model(some)  # with gradients, by torch alone
     handle.remove()
-    torch.testing.assert_close(why.features, xnn.explainer(0).srae.encode(seen[0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(why.features, xnn.explainer(0).form.encode(seen[0]), rtol=1e-4, atol=1e-5)
 
 
 # --- a layer that runs several times in one pass
@@ -148,7 +148,7 @@ def test_calls_in_a_row_are_read_at_the_last_one():
     state = torch.zeros(3, 5)
     for step in data[:3].unbind(1):
         state = model.cell(step, state)
-    torch.testing.assert_close(xnn.explain(data[:3], 0).features, xnn.explainer(0).srae.encode(state))
+    torch.testing.assert_close(xnn.explain(data[:3], 0).features, xnn.explainer(0).form.encode(state))
 
 
 @pytest.mark.parametrize("kind", SIDE_BY_SIDE)
@@ -165,7 +165,7 @@ def test_every_call_is_explained(kind):
     handle.remove()
     Z = torch.stack(seen, 1) if len(shape) > 1 else torch.cat([z.flatten(1) for z in seen], 1)
     assert Z.shape[1:] == shape
-    E = xnn.explainer(0).srae.encode(Z)
+    E = xnn.explainer(0).form.encode(Z)
     plain = tuple(x.detach() for x in some)
     if kind == "frame encoder":  # without gradients by its own will
         torch.testing.assert_close(xnn._explained(plain[0], 0, None)[1].features, E)
