@@ -13,7 +13,7 @@ from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.errors import ExplainerFileError
 from captum_xnn.problem import Step
-from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.targets import Target
 
 __all__ = ["Explainer"]
@@ -21,6 +21,7 @@ __all__ = ["Explainer"]
 _FORMS: tuple[type[Autoencoder], ...] = (
     SRAE,
     ConvSRAE,
+    PaperSRAE,
     NN,
     SAE,
     CAE,
