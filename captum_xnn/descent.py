@@ -150,7 +150,7 @@ class ByDescent(Autoencoder):
     anchored: ClassVar[bool] = False
     """Whether the x-features are drawn to their anchors at first, for ``recipe.pretraining`` of the steps."""
     standardised: ClassVar[bool] = True
-    """Whether training standardises Z and the outputs. The fitted network takes and gives the model's own units anyway."""
+    """Whether training standardises Z and the outputs. The fitted network has the model's own units either way."""
 
     @classmethod
     @abstractmethod
@@ -359,9 +359,7 @@ class _Stack:
         """Returns the anchors of all explainers, (T, M, n), after setting the heads to theirs."""
         flat = each(self.Z, lambda part: part.flatten(1))
         weights = torch.stack([problem.weight for problem in self.problems])
-        found = anchors_of_each(
-            flat, self.y, self.xnns[0].n_features, weights=weights, balance=self.recipe.balance
-        )
+        found = anchors_of_each(flat, self.y, self.xnns[0].n_features, weights=weights, balance=self.recipe.balance)
         E = self.y.new_full((len(found), self.y.shape[1], self.xnns[0].n_features), math.nan)
         for t, (xnn, made) in enumerate(zip(self.xnns, found, strict=True)):
             r = made.v.shape[1]

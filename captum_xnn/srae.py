@@ -7,8 +7,9 @@ Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs (1 unless several are explained jointly).
 
 Differs from the paper:
-    :class:`PaperSRAE` is Eq. 5 as printed. In the other forms the x-layer is linear, its x-features have mean 0 and standard deviation 1 over the training data, and the head has
-    a bias. A contribution :math:`v_i E_i` is thus what an example has more, or less, than the average training example.
+    :class:`PaperSRAE` is Eq. 5 as printed. In the other forms the x-layer is linear, its x-features have mean 0 and
+    standard deviation 1 over the training data, and the head has a bias. A contribution :math:`v_i E_i` is thus what an
+    example has more, or less, than the average training example.
     See the page "How the training recipe was found".
 
 Reference:
@@ -83,19 +84,24 @@ class SRAE(ByDescent, Dense):
 
 
 class PaperSRAE(ByDescent, Dense):
-    r"""A Sparse Reconstruction Autoencoder by Eq. 5 as printed: ``XNNAttribution(model, layer, autoencoder=PaperSRAE)``.
+    r"""A Sparse Reconstruction Autoencoder by Eq. 5 as printed: pass ``autoencoder=PaperSRAE``.
 
     .. math:: \min_{\theta, \tilde\theta, v} \frac1M \sum_i \lVert v^T E_\theta(Z^{(i)}) - \hat y^{(i)} \rVert^2
               + \beta \frac1{S_z} \sum_k \log(1 + q\,Q_k)
               + \eta \frac1{n(n-1)} \sum_l \sum_{l' \ne l}
               \Big(\frac{E_l^T E_{l'}}{\lVert E_l \rVert \lVert E_{l'} \rVert}\Big)^2
 
-    It differs from :class:`SRAE` in this: x-features are rectified, as in the authors' code, and stay as learned; v has
-    either sign, and no bias stands beside it; the pull-away term has cosines, not correlations; Z and the output stay
-    in the model's units; no anchors, and weights do not decay. Of the recipe ``pretraining`` and ``balance`` do not
-    concern it. Layers, batches, running statistics and the schedule of the learning rate are those of :class:`SRAE`.
+    It differs from :class:`SRAE` in six points:
 
-    On real birds it degenerates: x-features die, and one does most of the work (benchmarks/degeneration.py).
+    - x-features are rectified, as in the authors' code, and stay as learned.
+    - v has either sign, and no bias stands beside it.
+    - The pull-away term has cosines, not correlations.
+    - Z and the output stay in the model's units.
+    - Training starts from random weights, without anchors. ``pretraining`` and ``balance`` of the recipe have no effect.
+    - Weights do not decay, and the learning rate is the authors' 1e-3.
+
+    Layers, batches with their share of positives, running statistics and the schedule are those of :class:`SRAE`.
+    On real birds this form degenerates: x-features die, and one does most of the work (benchmarks/degeneration.py).
 
     Arguments are those of :class:`SRAE`.
 

@@ -167,7 +167,9 @@ def test_equation_5_as_printed():
     assert [float(t) for t in given] == pytest.approx(
         [faithful + beta * sparse + eta * pull, faithful, sparse, pull], rel=1e-10
     )
-    assert float(srae.objective(Z, y_hat, beta=beta, eta=eta, q=q).total) == pytest.approx(float(given.total), rel=1e-12)
+    assert float(srae.objective(Z, y_hat, beta=beta, eta=eta, q=q).total) == pytest.approx(
+        float(given.total), rel=1e-12
+    )
 
 
 def test_v_of_the_printed_form_has_both_signs_and_no_bias():
