@@ -97,7 +97,7 @@ class PaperSRAE(ByDescent, Dense):
     - v has either sign, and no bias stands beside it.
     - The pull-away term has cosines, not correlations.
     - Z and the output stay in the model's units.
-    - Training starts from random weights, without anchors. ``pretraining`` and ``balance`` of the recipe have no effect.
+    - Training starts from random weights, without anchors. The recipe's ``pretraining`` and ``balance`` have no effect.
     - Weights do not decay, and the learning rate is the authors' 1e-3.
 
     Layers, batches with their share of positives, running statistics and the schedule are those of :class:`SRAE`.
