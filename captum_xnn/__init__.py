@@ -6,7 +6,7 @@ from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
 from captum_xnn.one_heatmap import OneHeatmap
 from captum_xnn.problem import Recipe
-from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.srae import SRAE, ConvSRAE, PaperSRAE
 
 __all__ = [
     "SRAE",
@@ -18,6 +18,7 @@ __all__ = [
     "LayerExcitationBP",
     "NeuronExcitationBP",
     "OneHeatmap",
+    "PaperSRAE",
     "Recipe",
     "XNNAttribution",
     "__version__",

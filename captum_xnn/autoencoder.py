@@ -73,6 +73,9 @@ class Autoencoder(nn.Module, ABC):
     """What Adam starts from, unless the recipe says otherwise."""
     weight_decay: ClassVar[float] = 0.5
     """How weights decay, unless the recipe says otherwise."""
+    signed: ClassVar[bool] = True
+    """Whether x-features have both signs. A fit then shifts, scales and flips them: mean 0, standard deviation 1 and
+    positive weights v. Otherwise they stay as learned."""
     config: dict[str, Any]
     """Arguments that make an untrained copy, as JSON can hold them."""
 

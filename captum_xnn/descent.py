@@ -50,6 +50,9 @@ _LETTING_GO = 0.1
 # Copies of the weights that training holds: weights, gradients, Adam's two moments, and products under way.
 _COPIES = 6
 
+# Fills of means and standard deviations that change nothing.
+_UNITS = (torch.zeros_like, torch.ones_like, torch.zeros_like, torch.ones_like)
+
 _Made = TypeVar("_Made")
 
 
@@ -70,6 +73,8 @@ class RunningObjective:
         q: Sparsity parameter.
         rho: Share of the newest batch in the running statistics.
         ranks: Processes that each see a part of every batch.
+        centred: Whether the pull-away term is about the mean: squared correlations. Eq. 3 as printed is not; it has
+            cosines.
 
     Example:
         >>> from captum_xnn.srae import SRAE
@@ -81,20 +86,28 @@ class RunningObjective:
     """
 
     def __init__(
-        self, *, beta: float = 1.0, eta: float = 1.0, q: float = 1.0, rho: float = 0.1, ranks: Ranks = ALONE
+        self,
+        *,
+        beta: float = 1.0,
+        eta: float = 1.0,
+        q: float = 1.0,
+        rho: float = 0.1,
+        ranks: Ranks = ALONE,
+        centred: bool = True,
     ) -> None:
-        self.beta, self.eta, self.q, self.ranks = beta, eta, q, ranks
+        self.beta, self.eta, self.q, self.ranks, self.centred = beta, eta, q, ranks, centred
         self._Q, self._mean, self._moments = self.statistics = RunningMean(rho), RunningMean(rho), RunningMean(rho)
 
     @classmethod
-    def of(cls, recipe: Recipe, ranks: Ranks = ALONE) -> RunningObjective:
+    def of(cls, recipe: Recipe, ranks: Ranks = ALONE, *, centred: bool = True) -> RunningObjective:
         """Returns the objective with a recipe's settings.
 
         Args:
             recipe: The settings.
             ranks: Processes that each see a part of every batch.
+            centred: Whether the pull-away term is about the mean.
         """
-        return cls(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho, ranks=ranks)
+        return cls(beta=recipe.beta, eta=recipe.eta, q=recipe.q, rho=recipe.rho, ranks=ranks, centred=centred)
 
     def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
         """Returns the objective and its terms after taking in a batch.
@@ -113,9 +126,10 @@ class RunningObjective:
         if weight is None:
             weight = torch.ones_like(made.E[..., 0])
         weight = weight / self.ranks.mean(weight.sum(-1, keepdim=True))
-        mean = self._mean(self.ranks.mean((weight[..., None] * made.E).sum(-2))).detach()
-        centred = made.E - mean[..., None, :]
-        moments = self._moments(self.ranks.mean(centred.mT @ (weight[..., None] * centred)))
+        E = made.E
+        if self.centred:
+            E = E - self._mean(self.ranks.mean((weight[..., None] * E).sum(-2))).detach()[..., None, :]
+        moments = self._moments(self.ranks.mean(E.mT @ (weight[..., None] * E)))
         terms = (
             self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)),
             over(lambda errors: log_penalty(errors, self.q))(Q),
@@ -135,6 +149,8 @@ class ByDescent(Autoencoder):
 
     anchored: ClassVar[bool] = False
     """Whether the x-features are drawn to their anchors at first, for ``recipe.pretraining`` of the steps."""
+    standardised: ClassVar[bool] = True
+    """Whether training standardises Z and the outputs. The fitted network has the model's own units either way."""
 
     @classmethod
     @abstractmethod
@@ -171,7 +187,9 @@ class ByDescent(Autoencoder):
         """
         recipe, ranks = problems[0].recipe, problems[0].ranks
         pretraining = recipe.pretraining if cls.anchored else 0.0
-        histories = descend(xnns, problems, lambda: cls.minimised(recipe, ranks), pretraining=pretraining)
+        histories = descend(
+            xnns, problems, lambda: cls.minimised(recipe, ranks), pretraining=pretraining, standardise=cls.standardised
+        )
         for xnn, problem in zip(xnns, problems, strict=True):
             cast(ByDescent, xnn).finish(problem)
         return histories
@@ -227,14 +245,16 @@ def descend(
     loss: Callable[[], Loss],
     *,
     pretraining: float = 0.0,
+    standardise: bool = True,
 ) -> list[list[Step]]:
-    """Returns the histories of minimising a loss by gradient descent on standardised data, undone afterwards.
+    """Returns the histories of minimising a loss by gradient descent, on standardised data unless told otherwise.
 
     Args:
         xnns: Networks of one form and size, as drawn. Weights that require no gradient stay so.
         problems: For each its data, of which Z and the recipe are the same for all.
         loss: Makes what is minimised, of stacks of explainers.
         pretraining: Share of the steps that teach the anchors beside the loss.
+        standardise: Whether to standardise Z and the outputs meanwhile.
 
     Example:
         >>> from captum_xnn.problem import Sampler
@@ -251,6 +271,8 @@ def descend(
     first = problems[0]
     by = [scaling(first.Z, first.y)]
     by += [Scaling(*by[0][:2], p.y.mean(0), p.y.std(0)) for p in problems[1:]]
+    if not standardise:
+        by = [Scaling(*(fill(t) for t, fill in zip(one, _UNITS, strict=True))) for one in by]
     Z = _standardised(first.Z, by[0])
     histories: list[list[Step]] = []
     size = min(first.ranks.all_of(_together(xnns[0], len(xnns))))  # whose devices may have unequal room
@@ -337,7 +359,7 @@ class _Stack:
         """Returns the anchors of all explainers, (T, M, n), after setting the heads to theirs."""
         flat = each(self.Z, lambda part: part.flatten(1))
         weights = torch.stack([problem.weight for problem in self.problems])
-        found = anchors_of_each(flat, self.y, self.xnns[0].n_features, weights=weights)
+        found = anchors_of_each(flat, self.y, self.xnns[0].n_features, weights=weights, balance=self.recipe.balance)
         E = self.y.new_full((len(found), self.y.shape[1], self.xnns[0].n_features), math.nan)
         for t, (xnn, made) in enumerate(zip(self.xnns, found, strict=True)):
             r = made.v.shape[1]

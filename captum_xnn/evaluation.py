@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
     f_cls: float | None
     """Share of inputs whose predicted class stays, in [0, 1]; None where outputs are no classes."""
     effective: float | None
-    """Effective number of x-features, by their mean contributions to the positives; None without any."""
+    """Effective number of x-features, by their mean contributions to the positives; None without any. No quality."""
     positives: int
     """Positives among the inputs."""
     inputs: int

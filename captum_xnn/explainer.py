@@ -14,7 +14,7 @@ from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, Random
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.errors import ExplainerFileError
 from captum_xnn.problem import Step
-from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.targets import Target
 
 __all__ = ["Explainer", "Form"]
@@ -26,6 +26,7 @@ _FORMS: tuple[type[Form], ...] = (
     ContributionGroups,
     SRAE,
     ConvSRAE,
+    PaperSRAE,
     NN,
     SAE,
     CAE,

@@ -50,6 +50,10 @@ class Recipe:
     """Share of positives in every batch, where there are positives and they are fewer than that."""
     pretraining: float = 0.3
     """Share of the steps that teach the anchors."""
+    balance: float = 0.1
+    """How much even shares of the output's variance count in the anchors, in [0, 1]. A choice, not a finding: at 1 the
+    x-features begin with even shares, whatever the model does, and at 0 some contribute next to nothing
+    (:mod:`captum_xnn.anchors`)."""
     learning_rate: float | None = None
     """Largest learning rate of Adam, reached after a twentieth of the steps and left after a tenth on a cosine to zero.
     None takes the network's own: 3e-3 for the dense form, 1e-2 for the convolutional one, whose few weights have
@@ -81,6 +85,8 @@ class Recipe:
         for name in ("positive_share", "pretraining"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}; it is a share")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"expected 0 <= balance <= 1, got {self.balance}; 0 leaves shares as they come")
         if not 0 < self.rho <= 1:
             raise ValueError(f"expected 0 < rho <= 1, got {self.rho}; 0.1 averages over about the last 10 batches")
         for name in ("steps", "batch_size"):

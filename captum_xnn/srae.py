@@ -7,8 +7,9 @@ Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs (1 unless several are explained jointly).
 
 Differs from the paper:
-    The x-layer is linear, its x-features have mean 0 and standard deviation 1 over the training data, and the head has
-    a bias. A contribution :math:`v_i E_i` is thus what an example has more, or less, than the average training example.
+    :class:`PaperSRAE` is Eq. 5 as printed. In the other forms the x-layer is linear, its x-features have mean 0 and
+    standard deviation 1 over the training data, and the head has a bias. A contribution :math:`v_i E_i` is thus what an
+    example has more, or less, than the average training example.
     See the page "How the training recipe was found".
 
 Reference:
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from captum_xnn.autoencoder import Dense, Reconstruction, check_sizes
@@ -27,7 +29,7 @@ from captum_xnn.descent import ByDescent, Loss, RunningObjective
 from captum_xnn.problem import Recipe
 from captum_xnn.ranks import Ranks
 
-__all__ = ["SRAE", "ConvSRAE", "by_shape"]
+__all__ = ["SRAE", "ConvSRAE", "PaperSRAE", "by_shape"]
 
 
 def _pointwise(sizes: Sequence[int]) -> nn.Sequential:
@@ -79,6 +81,75 @@ class SRAE(ByDescent, Dense):
             ranks: Processes that learn together.
         """
         return RunningObjective.of(recipe, ranks)
+
+
+class PaperSRAE(ByDescent, Dense):
+    r"""A Sparse Reconstruction Autoencoder by Eq. 5 as printed: pass ``autoencoder=PaperSRAE``.
+
+    .. math:: \min_{\theta, \tilde\theta, v} \frac1M \sum_i \lVert v^T E_\theta(Z^{(i)}) - \hat y^{(i)} \rVert^2
+              + \beta \frac1{S_z} \sum_k \log(1 + q\,Q_k)
+              + \eta \frac1{n(n-1)} \sum_l \sum_{l' \ne l}
+              \Big(\frac{E_l^T E_{l'}}{\lVert E_l \rVert \lVert E_{l'} \rVert}\Big)^2
+
+    It differs from :class:`SRAE` in six points:
+
+    - x-features are rectified, as in the authors' code, and stay as learned.
+    - v has either sign, and no bias stands beside it.
+    - The pull-away term has cosines, not correlations.
+    - Z and the output stay in the model's units.
+    - Training starts from random weights, without anchors. The recipe's ``pretraining`` and ``balance`` have no effect.
+    - Weights do not decay, and the learning rate is the authors' 1e-3.
+
+    Layers, batches with their share of positives, running statistics and the schedule are those of :class:`SRAE`.
+    On real birds this form degenerates: x-features die, and one does most of the work (benchmarks/degeneration.py).
+
+    Arguments are those of :class:`SRAE`.
+
+    Example:
+        >>> xnn = PaperSRAE(2048, n_features=5)
+        >>> bool((xnn.encode(torch.randn(3, 2048)) >= 0).all()), xnn.head.bias
+        (True, Parameter containing:
+        tensor([0.]))
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, Eq. 5; sizes from section 4.2.
+    """
+
+    learning_rate = 1e-3
+    weight_decay = 0.0
+    standardised = False
+    signed = False
+
+    def __init__(
+        self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
+    ) -> None:
+        super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
+        self.encoder.append(nn.ReLU())
+        nn.init.zeros_(self.head.bias.requires_grad_(False))
+
+    def reset(self, generator: torch.Generator) -> None:
+        r"""Draw all weights anew, uniform in :math:`\pm 1/\sqrt{fan}`, v included; the head's bias is 0.
+
+        Args:
+            generator: A CPU generator; the same seed gives the same weights on every device.
+        """
+        super().reset(generator)
+        with torch.no_grad():
+            bound, drawn = self.n_features**-0.5, torch.empty(self.head.weight.shape)
+            self.head.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    @classmethod
+    def minimised(cls, recipe: Recipe, ranks: Ranks) -> Loss:
+        """Return Eq. 5 as printed, with running statistics.
+
+        Args:
+            recipe: Settings of the training.
+            ranks: Processes that learn together.
+        """
+        return RunningObjective.of(recipe, ranks, centred=False)
+
+    def _writers(self) -> tuple[nn.Module, ...]:
+        return (self.encoder[-2],)
 
 
 class ConvSRAE(ByDescent):

@@ -15,6 +15,7 @@ Explainers of several targets are fitted together on the same activations (:mod:
 Differs from the paper:
     The pull-away term is taken about the mean (squared correlations, not cosines); the start is the anchors, not a
     stacked autoencoder; the x-layer is linear. Adam with a cosine schedule replaces stepwise decay.
+    :class:`~captum_xnn.srae.PaperSRAE` is trained by Eq. 5 as printed.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
@@ -163,16 +164,19 @@ def _check_varies(by: Scaling, y: Tensor) -> None:
 
 @torch.no_grad()
 def _arrange(srae: Autoencoder, Z: Tensor | Rows, positives: Tensor | None) -> None:
-    """Standardises the x-features over the training data, makes v positive, and sorts them by contribution.
+    """Standardise the x-features over the training data, make v positive, and sort them by contribution.
 
-    A dead x-feature, of no variance, is only centred. With several outputs signs and order follow the first.
+    A dead x-feature, of no variance, is only centred. With several outputs signs and order follow the first. x-features
+    of a rectified x-layer are only sorted.
     """
     E = encode_all(srae, Z)
-    mean, std = E.mean(0), E.std(0)
-    flip = torch.where(srae.head.weight[0] < 0, -1.0, 1.0)
-    scale = torch.where(std > 1e-6, std, 1.0) * flip
-    srae.standardise_features(mean, scale)
-    given = srae.contributions((E - mean) / scale)
+    if srae.signed:
+        mean, std = E.mean(0), E.std(0)
+        flip = torch.where(srae.head.weight[0] < 0, -1.0, 1.0)
+        scale = torch.where(std > 1e-6, std, 1.0) * flip
+        srae.standardise_features(mean, scale)
+        E = (E - mean) / scale
+    given = srae.contributions(E)
     marked = given if positives is None or not bool(positives.any()) else given[positives.to(given.device)]
     size = marked.mean(0) if marked is not given else given.std(0)
     srae.reorder_features(size.argsort(descending=True))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# The models here are tiny: a second thread costs more than it does.
-torch.set_num_threads(1)
+# The models here are tiny: a second thread costs more than it does, unless asked for.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -163,8 +163,8 @@ def test_nn_is_as_faithful_as_the_srae():
 
 
 # What of the recipe moves a form. All else here leaves it at the same weights.
-CONCERNS = {"NN": [], "SAE": ["beta"], "CAE": [], "RandomDecoder": ["beta", "eta", "q", "pretraining"]}
-CHANGED = {"beta": 7.0, "eta": 7.0, "q": 7.0, "pretraining": 0.1}
+CONCERNS = {"NN": [], "SAE": ["beta"], "CAE": [], "RandomDecoder": ["beta", "eta", "q", "pretraining", "balance"]}
+CHANGED = {"beta": 7.0, "eta": 7.0, "q": 7.0, "pretraining": 0.1, "balance": 0.9}
 
 
 @pytest.mark.parametrize("form", CONCERNS)

@@ -175,7 +175,7 @@ def test_heads_begin_as_those_of_the_anchors(monkeypatch):
     Z, ys, _ = problem()
     y = torch.cat(ys[:2], 1)
     fit(SRAE(D, K, n_outputs=2, hidden=()).double(), Z, y, recipe=Recipe(steps=1, batch_size=32))
-    v = anchors((Z - Z.mean(0)) / Z.var(0).mean().sqrt(), (y - y.mean(0)) / y.std(0), K).v
+    v = anchors((Z - Z.mean(0)) / Z.var(0).mean().sqrt(), (y - y.mean(0)) / y.std(0), K, balance=Recipe().balance).v
     assert v.std() > 0.1  # not the even heads that weights are drawn with
     torch.testing.assert_close(begun[0][0], v, rtol=1e-6, atol=1e-6)
 

@@ -88,7 +88,7 @@ def test_enough_features(second, n):
 def test_n_of_known_factors_is_found():
     """Three outputs, three independent dimensions: with two x-features one is missing, a fourth adds nothing."""
     Z = problem()[0]
-    settings = SETTINGS | {"grid": {"n_features": [1, 2, 3, 4]}, "recipe": Recipe(steps=120, learning_rate=0.05)}
+    settings = SETTINGS | {"grid": {"n_features": [1, 2, 3, 4]}, "recipe": Recipe(steps=300, learning_rate=0.05)}
     assert choose_n(tune(Z, Z[:, :3], **settings)) == 3
 
 
