@@ -797,9 +797,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         backend: Heatmap = self.heatmap
         if isinstance(backend, DefaultMaps):
-            forms = [e.form for e in self.explainers_.values()]
-            exact = any(isinstance(f, ContributionGroups) for f in forms) if forms else self._is_exact
-            backend = backend.of_networks
+            fitted = self.explainers_.values()
+            exact = any(e.is_exact for e in fitted) if fitted else self._is_exact
+            backend = backend.of_groups if exact else backend.of_networks
         one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform)
         return one.attribute(
             inputs,
