@@ -760,14 +760,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self, explainers: Sequence[tuple[Explainer, Target]], features: list[int], slopes: Tensor, ran: Trace
     ) -> Iterator[Part]:
         """Yield the networks that draw the maps of some examples."""
-        model, tail = unwrap(self.model), self._tail()
+        model = unwrap(self.model)
         for (explainer, target), rows in grouped(explainers):
             form = explainer.form
             if isinstance(form, ContributionGroups):
-                network: ExplanationNetwork = ContributionNetwork(form, tail, target, trace=ran)
+                network: ExplanationNetwork = ContributionNetwork(form, self._tail(), target, trace=ran)
                 yield Part(network, features, rows, slopes[rows])
             else:
-                network = ExplanationNetwork(model, tail.layer, form, trace=ran, output_transform=self.output_transform)
+                layer = find_layer(model, self.layer)[1]
+                network = ExplanationNetwork(model, layer, form, trace=ran, output_transform=self.output_transform)
                 yield Part(network, features, rows)
 
     def one_heatmap(
