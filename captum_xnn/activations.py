@@ -75,6 +75,8 @@ class Activations(NamedTuple):
     """Of the model they are of (:func:`captum_xnn.files.fingerprint`), where they come from a store."""
     source: Source | None = None
     """Where the inputs are read again, which groups of contributions need; None where they cannot be."""
+    folder: Path | None = None
+    """Of the store. Fits keep contributions beside it."""
 
     @classmethod
     def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
@@ -98,7 +100,8 @@ class Activations(NamedTuple):
         """
         opened = Store.open(store)
         opened.check(checksums=checksums)
-        return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, opened.manifest["fingerprint"])
+        fingerprint = opened.manifest["fingerprint"]
+        return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, fingerprint, folder=Path(store))
 
     def check(self, model: nn.Module, layer: str) -> None:
         """Raises where these are not of a layer of a model, as far as is known.

@@ -196,9 +196,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.
             store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
-                it already is not collected again (:func:`~captum_xnn.activations.collect`).
-            checkpoint: For learned forms: a folder that keeps how far training has come, every minute. The same call
-                goes on from there after it was cut off, with the same numbers as if it had not been.
+                it already is not collected again (:func:`~captum_xnn.activations.collect`). It keeps contributions
+                too: a later fit to the same outputs reads them there, with any ``n_features``, and runs the model no
+                more.
+            checkpoint: A folder that keeps how far the fit has come, every minute, or after every 16 outputs where
+                groups of contributions are fitted. After an interruption the same call continues from there, with the
+                same numbers as without the interruption.
             log: For learned forms: is called with the target, or the tuple of them, and every new record of the
                 history (:mod:`captum_xnn.logs`). Beside a checkpoint, records come when that is written, so that none
                 is repeated where the fit goes on.
@@ -301,27 +304,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         run: _Run,
     ) -> Iterator[Explainer]:
         """Yield explainers that are groups of contributions."""
-        idle = [name for name, value in (("checkpoint", run.checkpoint), ("log", run.log)) if value is not None]
-        if idle:
+        if run.log is not None:
             warnings.warn(
-                f"fit does not use {' and '.join(idle)}: groups of contributions are a closed form, without steps to "
-                "resume or record; leave it out, or fit with autoencoder=SRAE",
+                "fit does not use log: groups of contributions are a closed form, without steps to record; leave it "
+                "out, or fit with autoencoder=SRAE",
                 stacklevel=levels_up(),
             )
-        if found.source is None:
-            raise ValueError(
-                "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
-                "the data themselves, as in fit(loader, target, store=...), or fit with autoencoder=SRAE"
-            )
+        kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
+        kept += [] if run.checkpoint is None else [run.checkpoint]
         read = fit_groups(
             forms,
             self._tail(),
             found.Z,
             ys,
-            found.source.data,
+            found.source,
             groups,
             marks=marks,
-            unpack=found.source.unpack,
+            kept=kept,
+            model=files.fingerprint(unwrap(self.model), found.layer) if kept else None,
             progress=run.progress,
             ranks=run.ranks,
         )

@@ -95,7 +95,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             found,
             _given(found.y_hat, ranks) if asked == "all" else asked,
             joint=configuration.joint,
-            checkpoint=kept if learned else None,
+            checkpoint=kept,
             log=log if learned else None,
             distributed=many,
             progress=progress,
@@ -112,7 +112,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
 
 def _tell_of_idle(configuration: Configuration) -> None:
     """Warn of settings that groups of contributions do not use."""
-    idle = [name for name in ("checkpoint", "tensorboard") if getattr(configuration, name) is not None]
+    idle = [] if configuration.tensorboard is None else ["tensorboard"]
     idle += ["recipe"] if configuration.recipe != Recipe() else []
     if configuration.form == "groups" and idle:
         _log.warning(

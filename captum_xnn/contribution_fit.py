@@ -4,20 +4,26 @@ A few hundred examples are enough, because only the groups are learned: some pos
 all targets share. Positives that are images are also shown with one patch covered at a time, which tells what every
 dimension's contribution loses (:mod:`captum_xnn.covering`).
 
+What was read can be kept on disk, a file for each explainer. A later fit with another number of x-features, or one that
+goes on where it was cut off, then does not run the model again.
+
 Conventions:
     M examples, T explainers of C outputs each, D dimensions or channels of Z, K x-features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.batches import Batch, Batches, Unpack
+from captum_xnn.activations import Source
+from captum_xnn.batches import Batch, Batches
+from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.covering import covered
 from captum_xnn.grouping import learn_groups
@@ -32,8 +38,10 @@ __all__ = ["Evidence", "Sample", "fit_groups"]
 
 # Rows of covered images that the model takes at once.
 _ROWS = 64
-# Targets whose gradients are taken in one pass of the model.
+# Outputs whose gradients are taken in one pass of the model, and whose contributions the memory holds.
 _TARGETS = 16
+# Settings that change how groups are learned, not what they are learned from.
+_LEARNED = ("n_features", "balance")
 
 
 class Sample(NamedTuple):
@@ -88,30 +96,34 @@ def fit_groups(
     tail: Tail,
     Z: Tensor | Rows,
     ys: Sequence[Tensor],
-    data: Any,
+    source: Source | None,
     targets: Sequence[tuple[Target, ...]],
     *,
     marks: Sequence[Tensor | None],
-    unpack: Unpack,
+    kept: Sequence[Checkpoint] = (),
+    model: Any = None,
     progress: bool = False,
     ranks: Ranks = ALONE,
-) -> list[Evidence]:
-    """Fit groups of contributions, in place; return what they were learned from.
+) -> Iterator[Evidence]:
+    """Fit groups of contributions, in place, one after the other; yield what each was learned from.
 
     Args:
         forms: One for each of T explainers, all with the same settings.
         tail: The model's rest.
         Z: Activations of all examples, (M, ...).
         ys: For each explainer the outputs of all examples, (M, C).
-        data: Where the examples' inputs are read again, in the same order.
+        source: Where the examples' inputs are read again, in the same order; None where everything is kept.
         targets: For each explainer its targets.
         marks: For each explainer which examples are positives, (M,).
-        unpack: Turns a batch of data into (inputs, additional arguments).
+        kept: Folders in which contributions are looked for. New ones are written to the first.
+        model: What tells the model and layer from others, as JSON holds it; used with ``kept``.
         progress: Whether to show a progress bar.
         ranks: Processes that share the work.
 
     Raises:
-        ValueError: If Z or an output does not vary, or the output does not depend on the layer.
+        ValueError: If Z or an output does not vary, the output does not depend on the layer, or contributions have to
+            be read and the inputs are not known.
+        CheckpointError: If a file in ``kept`` is damaged, or cannot be written.
     """
     first = forms[0]
     config = first.config
@@ -122,22 +134,89 @@ def fit_groups(
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
-    gathering = _Gathering(forms, tail, targets, sample)
-    wanted = torch.zeros(len(Z), dtype=torch.bool)
-    wanted[torch.cat([*sample.positives, sample.others])] = True
-    batches = Batches(data, _ROWS, unpack)
-    with torch.inference_mode(False), untouched(tail.model):
-        bar = tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
-        for number, batch in enumerate(batches.those(lambda begin, end: bool(wanted[begin:end].any()))):
-            if number % ranks.world == ranks.rank:
-                gathering.take(batch)
-            bar.update(batch.rows)
-        bar.close()
-    found = gathering.evidence(ranks)
-    for form, evidence in zip(forms, found, strict=True):
-        _check_depends(evidence, form, tail)
-        _learn(form, evidence)
-    return found
+    reading = _Reading(tail, source, sample, kept, model, ranks)
+    at_once = max(1, _TARGETS // len(targets[0]))
+    with closing(
+        tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
+    ) as bar:
+        for i in range(0, len(forms), at_once):
+            some = range(i, min(i + at_once, len(forms)))
+            for t, evidence in zip(some, reading.evidence(forms, targets, some, bar), strict=True):
+                _check_depends(evidence, forms[t], tail)
+                _learn(forms[t], evidence)
+                yield evidence
+
+
+class _Reading(NamedTuple):
+    """Where contributions come from: folders that keep them, or else the model."""
+
+    tail: Tail
+    source: Source | None
+    sample: Sample
+    kept: Sequence[Checkpoint]
+    model: Any
+    ranks: Ranks
+
+    def evidence(
+        self,
+        forms: Sequence[ContributionGroups],
+        targets: Sequence[tuple[Target, ...]],
+        some: range,
+        bar: tqdm[Any],
+    ) -> list[Evidence]:
+        """Return what some of the explainers are learned from."""
+        keys = {t: self._key(forms[t], targets[t], t) if self.kept else "" for t in some}
+        found = {t: self._found(key) for t, key in keys.items()}
+        everywhere = [
+            all(seen) for seen in zip(*self.ranks.all_of([e is not None for e in found.values()]), strict=True)
+        ]
+        missing = [t for t, seen in zip(some, everywhere, strict=True) if not seen]
+        if missing:
+            for t, evidence in zip(missing, self._read(forms, targets, missing, bar), strict=True):
+                found[t] = evidence
+                if self.kept and self.ranks.first:
+                    self.kept[0].write(keys[t], evidence._asdict())
+        return [evidence for evidence in found.values() if evidence is not None]
+
+    def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
+        """Return the name under which contributions are kept: of all that they depend on."""
+        settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
+        rows = [self.sample.positives[t], self.sample.others]
+        return Checkpoint.key(["contributions", self.model, targets, settings, form.base, form.scale, rows])
+
+    def _found(self, key: str) -> Evidence | None:
+        for folder in self.kept:
+            state = folder.read(key, torch.device("cpu"))
+            if state is not None:
+                return Evidence(**state)
+        return None
+
+    def _read(
+        self,
+        forms: Sequence[ContributionGroups],
+        targets: Sequence[tuple[Target, ...]],
+        missing: list[int],
+        bar: tqdm[Any],
+    ) -> list[Evidence]:
+        """Read contributions from the model."""
+        if self.source is None:
+            unknown = ", ".join(str(target) for t in missing for target in targets[t])
+            beside = f"no contributions to output {unknown} are kept beside these activations, " if self.kept else ""
+            raise ValueError(
+                f"{beside}these activations do not say which inputs they are of, and contributions need the inputs "
+                "again; pass the data themselves, as in fit(loader, target, store=...), which keeps contributions in "
+                "the store, or fit with autoencoder=SRAE"
+            )
+        sample = Sample([self.sample.positives[t] for t in missing], self.sample.others)
+        gathering = _Gathering([forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample)
+        wanted = torch.cat([*sample.positives, sample.others])
+        batches = Batches(self.source.data, _ROWS, self.source.unpack)
+        with torch.inference_mode(False), untouched(self.tail.model):
+            for number, batch in enumerate(batches.those(lambda begin, end: bool(len(_within(wanted, begin, end))))):
+                if number % self.ranks.world == self.ranks.rank:
+                    gathering.take(batch)
+                bar.update(batch.rows)
+        return gathering.evidence(self.ranks)
 
 
 @torch.no_grad()
@@ -206,7 +285,7 @@ class _Gathering:
         numbers = torch.tensor([row - first for _, row in pairs])
         x, more = rows_of(inputs, additional, numbers)
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
-        scale = torch.stack([self.forms[t].scale for t, _ in pairs]).amin(0)
+        scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
         found = self._integral(x, more, targets, scale)
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)

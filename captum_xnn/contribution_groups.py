@@ -198,7 +198,7 @@ class ContributionGroups(nn.Module):
             additional: Further arguments of the model.
             targets: For each explained output the target of every example.
             own: The model's own outputs, (C, N).
-            scale: Standard deviations of the outputs, (C,), where they are not those that this explains.
+            scale: Standard deviations of the outputs, (C,) or (C, N), where they are not those that this explains.
         """
         scale = self.scale if scale is None else scale
         return integrate(

@@ -6,8 +6,9 @@ For the layer's output Z, a base :math:`Z_0` and the rest of the model f,
           \qquad \sum_d c_d = f(Z) - f(Z_0).
 
 The sum is exact for every f with gradients almost everywhere. The integral is taken by the trapezoid rule, whose points
-include both ends; the number of intervals doubles for those examples whose sum is still off, and all earlier points are
-used again. What is off in the end is not spread over the dimensions: it is the example's ``unexplained``.
+include both ends; the number of intervals doubles where the sum is still off, and all earlier points are used again.
+Each output of each example takes its own number, whatever is beside it. What is off in the end is not spread over the
+dimensions: it is the example's ``unexplained``.
 
 The trapezoid rule is chosen by measurement: ReLUs and max-pooling make f piecewise linear, where Gauss-Legendre
 converges no faster and reuses nothing.
@@ -46,7 +47,7 @@ class Integral(NamedTuple):
     end: Tensor
     """Outputs at Z, (C, N)."""
     intervals: Tensor
-    """Intervals that each example took, (N,)."""
+    """Intervals that each output of each example took, (C, N)."""
 
     def contributions(self, base: Tensor) -> Tensor:
         """Return the contributions of all numbers of Z, (C, N, ...).
@@ -77,8 +78,8 @@ def integrate(
         additional: Further arguments of the model.
         base: Where paths begin, of a shape that expands to Z.
         targets: For each of C outputs the target of every example.
-        tolerance: Largest difference, (C,), between the sum of contributions and the change of the output with which
-            an example is done.
+        tolerance: Largest difference, (C,) or (C, N), between the sum of contributions and the change of the output
+            with which an example is done.
         intervals: Intervals to begin with.
         most: Intervals after which an example is done in any case.
         own: The model's own outputs, (C, N), that the end of the path has to give.
@@ -113,16 +114,17 @@ def integrate(
         found.gradient / intervals,
         found.y[:, 0].clone(),
         found.y[:, -1].clone(),
-        torch.full((n,), intervals),
+        torch.full((len(targets), n), intervals),
     )
-    going = torch.arange(n)
-    while intervals < most and len(going := going[_off(made, base, tolerance, going)]):
-        x, more = rows_of(inputs, additional, going)
+    going = torch.ones(len(targets), n, dtype=torch.bool)
+    while intervals < most and bool((going := going & _off(made, base, tolerance)).any()):
+        rows = going.any(0).nonzero()[:, 0]
+        x, more = rows_of(inputs, additional, rows)
         middles = (torch.arange(intervals) + 0.5) / intervals
-        some = [[of[i] for i in going.tolist()] for of in targets]
+        some = [[of[i] for i in rows.tolist()] for of in targets]
         new = tail.along(x, more, base, middles, torch.ones(intervals), some)
-        at = going.to(made.slopes.device)
-        made.slopes[:, at] = (made.slopes[:, at] + new.gradient / intervals) / 2
+        halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
+        made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
         intervals *= 2
         made.intervals[going] = intervals
     return made
@@ -134,10 +136,8 @@ def _differs(y: Tensor, own: Tensor) -> bool:
     return not bool(((y - own).abs() <= tolerance * (1 + own.abs())).all())
 
 
-def _off(made: Integral, base: Tensor, tolerance: Tensor, rows: Tensor) -> Tensor:
-    """Return for which of some examples the contributions do not sum to the change of the output, (R,)."""
-    at = rows.to(made.Z.device)
-    moved = made.Z[at].to(made.slopes) - base.to(made.slopes)
-    total = (made.slopes[:, at] * moved).flatten(2).sum(2)
-    off = (total - (made.end - made.start)[:, at].to(total)).abs() > tolerance.to(total)[:, None]
-    return off.any(0).to(rows.device)
+def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
+    """Return which contributions do not sum to the change of the output, (C, N)."""
+    total = made.contributions(base).flatten(2).sum(2)
+    off = (total - (made.end - made.start).to(total)).abs() > tolerance.to(total).reshape(len(total), -1)
+    return off.cpu()
