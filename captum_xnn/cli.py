@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.evaluation import Evaluation
     from captum_xnn.opened import Opened
 
 __all__ = ["main"]
@@ -120,15 +121,50 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
     opened, xnn = _opened(arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = evaluate(opened, xnn, opened.targets(xnn), maps=arguments.maps, progress=not arguments.quiet)
-    # JSON has no infinity, which O2 may be.
-    entries = [{k: None if v == math.inf else v for k, v in result._asdict().items()} for result in found]
+    quiet = arguments.quiet
+    targets = opened.targets(xnn)
+    found = evaluate(opened, xnn, targets, maps=arguments.maps, patches=arguments.patches, progress=not quiet)
+    entries = [_finite(result._asdict()) for result in found]
     replace_file(path, json.dumps({"data": arguments.data, "targets": entries}, indent=1).encode())
     columns = {"F_reg": "f_reg", "F_cls": "f_cls", "effective": "effective", "positives": "positives"}
     if arguments.maps:
         columns |= {"O1": "o1", "O2": "o2", "O1_weighted": "o1_weighted", "O2_weighted": "o2_weighted"}
     rows = [[str(r.target), *(_number(getattr(r, name)) for name in columns.values())] for r in found]
-    return "\n".join([_table(["target", *columns], rows), "", f"{found[0].inputs} inputs. Written: {path}"])
+    tables = [_table(["target", *columns], rows)]
+    if arguments.patches:
+        tables += ["", _patches_table(found)]
+    return "\n".join([*tables, "", f"{found[0].inputs} inputs. Written: {path}"])
+
+
+def _finite(value: Any) -> Any:
+    """Return what JSON can hold: named tuples as dicts, and null for an infinite number, as O2 may be."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if value == math.inf else value
+
+
+def _patches_table(found: Sequence[Evaluation]) -> str:
+    """Return the measures on covered patches, each with its controls behind it."""
+    header = [
+        "target",
+        "images",
+        "agreement",
+        "random groups",
+        "random maps",
+        "1-Heatmap",
+        "O1 of drops",
+        "random groups",
+    ]
+    rows = []
+    for result in found:
+        of = result.patches
+        if of is not None:
+            by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
+            figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
+            rows.append([str(result.target), str(of.images), *map(_number, [*figures, of.drops.o1, by_chance])])
+    return _table(header, rows)
 
 
 def _report(arguments: argparse.Namespace) -> str:
@@ -263,6 +299,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--maps", type=int, nargs="?", const=100, default=0, metavar="N",
         help="draw maps too, of at most N images of each class (100), for O1 and O2",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--patches", type=int, nargs="?", const=10, default=0, metavar="N",
+        help="cover patches of at most N images of each class (10): patch agreement and O1 of drops, beside chance",
     )  # fmt: skip
     add_study(commands)
     return parser

@@ -1,12 +1,12 @@
-"""How good explainers are on a data set: faithfulness, x-features in use and, of their maps, orthogonality.
+"""How good explainers are on a data set: faithfulness, x-features in use, orthogonality of maps, covered patches.
 
 Conventions:
-    M inputs, C outputs of the model. One pass over the data serves all targets; maps take a second one.
+    M inputs, C outputs of the model. One pass over the data serves all targets; maps and patches take a second one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from captum_xnn.metrics.faithfulness import classification_faithfulness, regress
 from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.opened import Opened
+from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.rows import Rows, each
 from captum_xnn.targets import Target, select
 from captum_xnn.training import encode_all
@@ -55,10 +56,18 @@ class Evaluation(NamedTuple):
     """O1 with maps weighted by their share of the contributions, so that x-features in little use count little."""
     o2_weighted: float | None = None
     """O2 in the same way."""
+    patches: PatchScores | None = None
+    """Measures on covered patches of some of the positives, with their controls; None where none were covered."""
 
 
 def evaluate(
-    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], *, maps: int = 0, progress: bool = True
+    opened: Opened,
+    xnn: XNNAttribution,
+    targets: Sequence[Target],
+    *,
+    maps: int = 0,
+    patches: int = 0,
+    progress: bool = True,
 ) -> list[Evaluation]:
     r"""Returns how good explainers are, one entry for each target.
 
@@ -67,10 +76,11 @@ def evaluate(
         xnn: The explainers.
         targets: Fitted targets.
         maps: How many positives of each target, at most and the first ones, to draw maps of for O1 and O2.
+        patches: How many to cover patch by patch (:mod:`captum_xnn.patch_scores`).
         progress: Whether to show progress bars.
 
     Raises:
-        ValueError: If maps are asked for and inputs are no images.
+        ValueError: If maps or patches are asked for and inputs are no images.
 
     Example:
         >>> import tempfile
@@ -94,11 +104,14 @@ def evaluate(
         positives = _positives(y_hat, target)
         numbers = _numbers(opened, xnn, target, found.Z)
         results.append(_evaluated(numbers, target, opened.name_of(target), y_hat, positives))
-        rows[target] = positives[:maps].tolist()
-    if maps < 1:
-        return results
-    drawn = _orthogonality(opened, xnn, rows, progress)
-    return [_with_orthogonality(r, *drawn[r.target]) if r.target in drawn else r for r in results]
+        rows[target] = positives
+    if maps > 0:
+        drawn = _orthogonality(opened, xnn, {target: of[:maps].tolist() for target, of in rows.items()}, progress)
+        results = [_with_orthogonality(r, *drawn[r.target]) if r.target in drawn else r for r in results]
+    if patches > 0:
+        covered = _patches(opened, xnn, {target: of[:patches].tolist() for target, of in rows.items()}, progress)
+        results = [r._replace(patches=covered.get(r.target)) for r in results]
+    return results
 
 
 def _with_orthogonality(result: Evaluation, plain: Orthogonality, weighted: Orthogonality) -> Evaluation:
@@ -150,25 +163,45 @@ def _evaluated(
 def _orthogonality(
     opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
 ) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
-    """Returns O1 and O2, plain and weighted, of each target's maps of some inputs, named by row number.
+    """Return O1 and O2, plain and weighted, of each target's maps of some inputs, named by row number.
 
     A target without any is left out.
     """
     streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
+    for target, some in _images(opened, rows, "maps", progress):
+        why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
+        plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
+        assert isinstance(why.maps, Tensor)  # as the inputs are one
+        plain.update(why.maps.sum(2))
+        weighted.update(why.maps.sum(2), contributions=why.contributions)
+    return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}
+
+
+def _patches(
+    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
+) -> dict[Target, PatchScores]:
+    """Return the measures on covered patches of each target's inputs, named by row number."""
+    images: dict[Target, list[Tensor]] = {}
+    for target, some in _images(opened, rows, "images", progress):
+        images.setdefault(target, []).append(some)
+    bar = tqdm(images.items(), "patches", disable=not progress, leave=False)
+    batch_size = opened.configuration.batch_size
+    return {t: patch_scores(xnn, torch.cat(some), t, internal_batch_size=batch_size) for t, some in bar}
+
+
+def _images(
+    opened: Opened, rows: Mapping[Target, Sequence[int]], what: str, progress: bool
+) -> Iterator[tuple[Target, Tensor]]:
+    """Yield those inputs of each target that are wanted, batch by batch, on the model's device."""
     first = 0
-    for batch in tqdm(opened.inputs, "maps", disable=not progress, leave=False):
+    for batch in tqdm(opened.inputs, what, disable=not progress, leave=False):
         if batch.images is None:
             raise ValueError(
-                f"expected images to draw maps of, got inputs {tuple(batch.inputs.shape)}; leave maps out (--maps)"
+                f"inputs are {tuple(batch.inputs.shape)}, and maps and patches are of images; leave --maps and "
+                "--patches out"
             )
         for target, wanted in rows.items():
             own = [row - first for row in wanted if first <= row < first + len(batch.inputs)]
             if own:
-                some = batch.inputs[own].to(opened.device)
-                why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
-                plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
-                assert isinstance(why.maps, Tensor)  # as the inputs are one
-                plain.update(why.maps.sum(2))
-                weighted.update(why.maps.sum(2), contributions=why.contributions)
+                yield target, batch.inputs[own].to(opened.device)
         first += len(batch.inputs)
-    return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}

@@ -275,6 +275,17 @@ def test_evaluate_with_maps(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert row.split()[-4] == f"{entry['o1']:.4f}" and row.split()[-2] == f"{entry['o1_weighted']:.4f}"
 
 
+def test_evaluate_with_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--quiet", "--target", "2"]
+    assert cli.main([*command, "--patches", "3", "--out", f"{tmp_path}/e.json"]) == 0
+    header, row = capsys.readouterr().out.splitlines()[3:5]
+    of = json.loads((tmp_path / "e.json").read_text())["targets"][0]["patches"]
+    assert header.split("  ")[0] == "target" and "random groups" in header
+    figures = [of["agreement"], of["agreement_random_groups"], of["agreement_random_maps"], of["agreement_one_heatmap"]]
+    figures += [of["drops"]["o1"], of["drops_random_groups"]["o1"]]
+    assert row.split() == ["2", "3", *(f"{figure:.4f}" for figure in figures)]
+
+
 def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from captum_xnn import evaluation
 

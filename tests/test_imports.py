@@ -33,7 +33,7 @@ ROWS = (
     ("drawing",),
     ("one_heatmap",),
     ("attribution", "inputs"),
-    ("cards",),
+    ("cards", "patch_scores"),
     ("report",),
     ("configuration", "model_files"),
     ("opened",),
