@@ -189,6 +189,7 @@ def _report(arguments: argparse.Namespace) -> str:
         names=arguments.names,
         title=arguments.title,
         display=shown,
+        patches=arguments.patches,
         internal_batch_size=opened.configuration.batch_size,
         progress=not arguments.quiet,
     )
@@ -288,6 +289,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
     report.add_argument("--names", metavar="FILE", help="names of x-features, as a report exports them")
     report.add_argument("--title", help="heading of the page")
+    report.add_argument(
+        "--patches", type=int, nargs="?", const=4, default=0, metavar="N",
+        help="cover patches of N images of each class (4), to measure how far maps are right",
+    )  # fmt: skip
     evaluate = _on_explainers(
         commands,
         "evaluate",

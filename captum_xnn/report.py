@@ -38,6 +38,7 @@ from captum_xnn.explanation import Explanation
 from captum_xnn.files import replace_file
 from captum_xnn.host import find_layer, unwrap
 from captum_xnn.names import Names, by_number, read_names, resolve_names
+from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.targets import Target, target_groups
 from captum_xnn.thumbnails import displayable, overlay, photo
 from captum_xnn.visualize import own_scale
@@ -70,6 +71,7 @@ def write_report(
     places: PlacesOfMaps | None = None,
     place_names: Sequence[str] = (),
     display: Callable[[Tensor], Tensor] = displayable,
+    patches: int = 0,
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> Path:
@@ -94,6 +96,8 @@ def write_report(
             :func:`captum_xnn.cards.concept_cards`.
         place_names: Their names, as many as there are.
         display: Turns an image (C, H, W), as the model takes it, into one in [0, 1], as by undoing the normalisation.
+        patches: How many of the images that the model gives the class to cover patch by patch, for the measures of
+            :func:`captum_xnn.patch_scores.patch_scores`; each takes 16 explanations.
         internal_batch_size: Maps computed at once, which bounds the memory.
         progress: Whether to show progress bars.
 
@@ -131,7 +135,7 @@ def write_report(
         data, data_captions = images, captions if data_captions is None else data_captions
     _reused(images, "images")
     _reused(data, "data")
-    gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, internal_batch_size)
+    gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, patches, internal_batch_size)
     for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
         gallery.update(batch)
     shown = gallery.images(captions)
@@ -151,6 +155,7 @@ def write_report(
                 names=called,
                 decimals=_decimals(rows),
                 classes=gallery.classes and isinstance(t, int),
+                patches=gallery.patch_scores(t),
             )
         )
     model = type(unwrap(xnn.model)).__name__
@@ -254,10 +259,12 @@ class _Gallery:
         targets: Sequence[Target],
         class_names: _ClassNames,
         display: Callable[[Tensor], Tensor],
+        patches: int,
         internal_batch_size: int | None,
     ) -> None:
         self.xnn, self.targets, self.class_names, self.display = xnn, targets, class_names, display
-        self.internal_batch_size = internal_batch_size
+        self.patches, self.internal_batch_size = patches, internal_batch_size
+        self.covered: dict[Target, Tensor] = {t: torch.empty(0) for t in targets}
         self.photos: list[dict[str, Any]] = []
         self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
         self.classes = False
@@ -285,6 +292,16 @@ class _Gallery:
             one = xnn.one_heatmap(images, target=target, internal_batch_size=self.internal_batch_size)
             own = [not classes or not isinstance(target, int) or c == target for c in given]
             rows.extend(_rows(why, one, own))
+            held = self.covered[target]
+            more = images[own][: self.patches - len(held)]
+            self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
+
+    def patch_scores(self, target: Target) -> PatchScores | None:
+        """Return the measures on covered patches of the first images of a class; None without any."""
+        images = self.covered[target]
+        if not len(images):
+            return None
+        return patch_scores(self.xnn, images, target, internal_batch_size=self.internal_batch_size or 64)
 
     def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
         """Returns all images with their captions."""
@@ -362,6 +379,7 @@ class _Chapter:
     decimals: int
     classes: bool
     """Whether images are of the class or of others, which the model's only output knows nothing of."""
+    patches: PatchScores | None
 
 
 def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:

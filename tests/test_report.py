@@ -19,6 +19,7 @@ import torch
 from captum_xnn.cards import on_parts
 from captum_xnn.datasets.parts import PartsSample
 from captum_xnn.names import write_names
+from captum_xnn.patch_scores import patch_scores
 from captum_xnn.report import write_report
 
 # Elements that HTML never closes, and those of SVG that close themselves.
@@ -161,6 +162,20 @@ def test_faithfulness_is_that_of_the_data_and_stands_before_the_cards(page: tupl
         assert f"{xnn.explainer(target).f_reg:.3g}" in parsed.text
     assert text.index('id="faithfulness"') < text.index('id="cards"') < text.index('id="gallery"')
     assert {"Bars", "A note", "First.\nStill first.", "Second."} <= set(parsed.text)
+
+
+def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explained: Any, tmp_path: Path) -> None:
+    xnn, images, own = explained
+    text, _ = written(tmp_path / "r.html", explained, patches=2)
+    with torch.no_grad():
+        mine = images[:9][xnn.model(images[:9]).argmax(1) == own]
+    found = patch_scores(xnn, mine[:2], own)
+    assert found.images == 2 and found.drops_random_groups is not None
+    assert f"<b>{found.agreement:.2f}</b> from" in text and "order 2 images&#39; patches" in text.replace("'", "&#39;")
+    assert f"random maps {found.agreement_random_maps:.2f}, one heatmap of the whole output" in text
+    assert f"<b>{found.drops.o1:.2f}</b> 0 is distinct" in text
+    assert text.count(f"Random groups {found.drops_random_groups.o1:.2f}") >= 1
+    assert "Patch agreement" not in written(tmp_path / "without.html", explained)[0]
 
 
 def test_scatter_has_a_dot_for_each_image_at_its_residual(page: tuple[str, Page]) -> None:
