@@ -191,6 +191,35 @@ def test_several_inputs_and_further_arguments():
     torch.testing.assert_close(made.bias, bias.detach())
 
 
+@pytest.mark.parametrize("layer", ["0", "5"])
+def test_joint_groups_are_shared_and_add_up_for_each_output(tmp_path, layer):
+    """Contributions differ between outputs, by the groups of one matrix; files keep it; outputs count alike."""
+    model, x = cnn().eval(), torch.randn(40, 1, 8, 8)
+    model[7].weight.data[2] *= 1000
+    joint = fitted(model, layer, x, (0, 2), fit={"joint": True})
+    (explainer,) = joint.explainers_.values()
+    a = explainer.form.groups
+    torch.testing.assert_close(a.sum(1), torch.ones(len(a)))
+    for target in (0, 2):
+        made = joint.contributions(x, target)
+        assert largest_off(made) < 0.0101
+        torch.testing.assert_close(made.prediction, model(x)[:, target].detach())
+        alone = fitted(model, layer, x, target)
+        alone.explainer(target).form.groups = a  # contributions of the output alone, by the same groups
+        torch.testing.assert_close(
+            made.contributions, alone.contributions(x, target).contributions, rtol=1e-4, atol=1e-4
+        )
+        back = XNNAttribution.load(joint.save(tmp_path), model)
+        torch.testing.assert_close(back.contributions(x, target).contributions, made.contributions)
+    mixed = joint.contributions(x[:2], [0, 2]).contributions
+    expected = [joint.contributions(x[:2], target).contributions[i] for i, target in enumerate((0, 2))]
+    torch.testing.assert_close(mixed, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    model[7].weight.data[2] /= 500
+    model[7].bias.data[2] /= 500
+    scaled = fitted(model, layer, x, (0, 2), fit={"joint": True})
+    torch.testing.assert_close(next(iter(scaled.explainers_.values())).form.groups, a, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 0.0101), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_dtypes(dtype, bound):
     model, x = mlp().to(dtype), torch.randn(40, 6).to(dtype)
