@@ -4,9 +4,9 @@ from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
-from captum_xnn.one_heatmap import OneHeatmap
-from captum_xnn.problem import Recipe
-from captum_xnn.srae import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.training.problem import Recipe
 
 __all__ = [
     "SRAE",

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_xnn.autoencoder import Scaling
-from captum_xnn.losses import covariance, second_moments
-from captum_xnn.problem import Recipe
-from captum_xnn.ranks import ALONE
-from captum_xnn.srae import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.distributed import ALONE
+from captum_xnn.models.base import Scaling
+from captum_xnn.models.losses import covariance, second_moments
+from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.training.problem import Recipe
 
 M = 11
 

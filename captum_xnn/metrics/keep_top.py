@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.host import untouched
+from captum_xnn.layers.state import untouched
 
 __all__ = [
     "biharmonic",

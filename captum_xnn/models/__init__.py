@@ -1,0 +1,6 @@
+"""Forms of explanation network: groups of contributions, the SRAE of the paper, and what they are compared with."""
+
+from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
+
+__all__ = ["SRAE", "ContributionGroups", "ConvSRAE", "PaperSRAE"]
