@@ -84,7 +84,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         n_features: x-features K for each explainer.
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. By default gradient x
             activation for groups of contributions, and contrastive excitation backprop for learned networks:
-            :class:`~captum_xnn.heatmaps.DefaultMaps`.
+            :class:`~captum_xnn.heatmaps.backends.DefaultMaps`.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. By default
             :class:`~captum_xnn.models.contribution_groups.ContributionGroups`, which is exact; ``SRAE``, the paper's
             learned form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the
@@ -184,14 +184,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
                 batches, such as a DataLoader, which hold the inputs first. Or activations that were collected before,
-                in memory or on disk (:class:`~captum_xnn.activations.Activations`); the model is not run then.
+                in memory or on disk (:class:`~captum_xnn.activations.collecting.Activations`); the model is not run
+                then.
             target: One output of the model (None, int, or tuple of ints), or a list or range of them, which get an
                 explainer each.
             joint: Explain all targets of the list or tuple by one set of x-features.
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.
             store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
-                it already is not collected again (:func:`~captum_xnn.activations.collect`). It keeps contributions
+                it already is not collected again (:func:`~captum_xnn.activations.collecting.collect`). It keeps
+                contributions
                 too: a later fit to the same outputs reads them there, with any ``n_features``, and runs the model no
                 more.
             checkpoint: A folder that keeps how far the fit has come, every minute, or after every 16 outputs where

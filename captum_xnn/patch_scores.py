@@ -29,7 +29,7 @@ from captum_xnn.layers.lookup import find_layer, unwrap
 from captum_xnn.layers.read import read_layer
 from captum_xnn.layers.state import untouched
 from captum_xnn.metrics.controls import random_maps, random_partition
-from captum_xnn.metrics.orthogonality import Orthogonality
+from captum_xnn.metrics.overlap import Orthogonality
 from captum_xnn.metrics.patches import drop_orthogonality, patch_agreement, patch_drops
 from captum_xnn.models.contribution_groups import ContributionGroups
 from captum_xnn.targets import Target, select

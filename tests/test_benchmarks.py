@@ -584,7 +584,7 @@ def test_agreement_of_maps():
 
 def test_maps_that_differ_by_chance_are_one_map_on_average():
     from benchmarks.seeds import mean_maps
-    from captum_xnn.metrics.orthogonality import orthogonality
+    from captum_xnn.metrics.overlap import orthogonality
 
     generator = torch.Generator().manual_seed(0)
     common = torch.rand(6, 1, 8, 8, generator=generator).expand(6, 3, 8, 8)

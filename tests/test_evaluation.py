@@ -11,7 +11,7 @@ from captum_xnn.cli.configuration import Configuration
 from captum_xnn.cli.evaluation import evaluate
 from captum_xnn.cli.opened import Opened
 from captum_xnn.metrics import effective_number
-from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.metrics.overlap import orthogonality
 from captum_xnn.models.srae import by_shape
 from captum_xnn.patch_scores import patch_scores
 

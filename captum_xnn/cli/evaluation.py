@@ -18,7 +18,7 @@ from captum_xnn.activations.memmap import Rows, each
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli.opened import Opened
 from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
-from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream
+from captum_xnn.metrics.overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.models.base import Autoencoder
 from captum_xnn.patch_scores import PatchScores, patch_scores

@@ -17,7 +17,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps import Heatmap, as_heatmap
+from captum_xnn.heatmaps.backends import Heatmap, as_heatmap
 from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, like
 from captum_xnn.heatmaps.network import ExplanationNetwork, Outputs
 from captum_xnn.layers.batching import rows_of

@@ -173,8 +173,8 @@ class Autoencoder(nn.Module, ABC):
     def solve(self, examples: Examples) -> None:
         """Set in closed form what needs no descent: all weights, or after descent some; nothing by default.
 
-        :func:`captum_xnn.training.fit` draws the weights anew, descends where :meth:`minimised` says so, calls this,
-        and standardises and sorts the x-features.
+        :func:`captum_xnn.training.fitting.fit` draws the weights anew, descends where :meth:`minimised` says so, calls
+        this, and standardises and sorts the x-features.
 
         Args:
             examples: Z is as :meth:`shaped` gives it.

@@ -30,8 +30,8 @@ from captum_xnn.activations import collect
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets.parts import PartsSample
 from captum_xnn.explainer import Explainer
-from captum_xnn.metrics.locality import object_probabilities, part_probabilities
-from captum_xnn.metrics.orthogonality import contribution_shares
+from captum_xnn.metrics.localisation import object_probabilities, part_probabilities
+from captum_xnn.metrics.overlap import contribution_shares
 from captum_xnn.report.thumbnails import crop_box
 from captum_xnn.targets import Target, grouped, select, single_target
 

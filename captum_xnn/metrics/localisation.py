@@ -34,7 +34,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_xnn.metrics.orthogonality import contribution_shares
+from captum_xnn.metrics.overlap import contribution_shares
 
 __all__ = ["locality", "mean_locality", "object_probabilities", "part_probabilities", "pixel_probabilities"]
 
