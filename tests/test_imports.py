@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import captum_xnn
 
+HEAVY = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas", "statsmodels", "waitress")
 PACKAGE = Path(captum_xnn.__file__).parent
 
 # Five layers from the bottom up; folders and files import from their own row and from lower ones. "" is the package
@@ -98,8 +101,23 @@ def test_the_walk_sees_imports():
     assert graph()["report.page"] >= {"attribution", "report.cards"}
 
 
-def test_importing_is_light():
-    heavy = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas", "statsmodels", "waitress")
-    code = f"import sys, captum_xnn; print([m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import captum_xnn; captum_xnn.__version__", ("torch", "captum", "matplotlib", "numpy")),
+        ("from captum_xnn.cli import parser; parser._parser()", ("torch", "captum", "matplotlib", "numpy")),
+        ("import captum_xnn; captum_xnn.XNNAttribution, captum_xnn.metrics", HEAVY),
+    ],
+)
+def test_importing_is_light(code, without):
+    code = f"import sys; {code}; print([m for m in {without} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there_and_others_are_not():
+    for name in captum_xnn.__all__:
+        assert getattr(captum_xnn, name) is not None and name in dir(captum_xnn)
+    assert set(captum_xnn._FOLDERS) == set(captum_xnn._FOLDERS) & set(dir(captum_xnn))
+    with pytest.raises(AttributeError, match="'captum_xnn' has no attribute 'XNN'"):
+        captum_xnn.XNN  # noqa: B018

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_xnn import __version__
-from captum_xnn.distributed import speaks
 from captum_xnn.study.cli import add_parsers as add_study
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _told_on_stderr():
             said = arguments.run(arguments)
+        from captum_xnn.distributed import speaks  # with torch, which --help and --version do without
+
         if speaks():
             print(said)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:

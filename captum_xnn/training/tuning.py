@@ -44,11 +44,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.metrics.faithfulness import regression_faithfulness
-from captum_xnn.models.base import Autoencoder
+from captum_xnn.models.base import Autoencoder, encode_all
 from captum_xnn.models.baselines import lasso
 from captum_xnn.models.srae import SRAE
 from captum_xnn.serialization import checksum
-from captum_xnn.training import encode_all, fit
+from captum_xnn.training.fitting import fit
 from captum_xnn.training.problem import Recipe, Sampler
 
 __all__ = ["Trial", "Tuning", "choose_n", "held_out_f_reg", "tune", "tune_alpha"]
