@@ -8,7 +8,8 @@ import pytest
 import torch
 from command_line import write
 
-from captum_xnn import XNNAttribution, cli
+from captum_xnn import XNNAttribution
+from captum_xnn.cli import parser as cli
 from captum_xnn.cli.inputs import Inputs
 from captum_xnn.cli.model_files import load_model
 

@@ -444,7 +444,7 @@ def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
 def test_script_and_style_cannot_end_early() -> None:
     from importlib import resources
 
-    folder = resources.files("captum_xnn") / "templates"
+    folder = resources.files("captum_xnn.report") / "templates"
     script, style = (folder / name for name in ("report.js", "report.css"))
     assert not re.search(r"</script|<!--", script.read_text("utf-8"), re.IGNORECASE)
     assert not re.search(r"</style", style.read_text("utf-8"), re.IGNORECASE)

@@ -49,6 +49,7 @@ def channel_dimension(
         name: What to call the layer in errors.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU())
         >>> channel_dimension(model, model[1], (6, 10), (torch.zeros(1, 2, 12),))
         1

@@ -18,6 +18,7 @@ def is_grid(height: int, width: int, image: Tensor) -> bool:
         image: Images (N, C, H, W).
 
     Example:
+        >>> import torch
         >>> is_grid(14, 14, torch.zeros(1, 3, 224, 224)), is_grid(14, 96, torch.zeros(1, 3, 224, 224))
         (True, False)
     """
@@ -32,6 +33,7 @@ def has_channels_last(shape: Sequence[int], image: Tensor | None) -> bool:
         image: Images (N, C, H, W), or another input, or None.
 
     Example:
+        >>> import torch
         >>> image = torch.zeros(1, 3, 224, 224)
         >>> has_channels_last((1, 7, 7, 768), image), has_channels_last((1, 768, 7, 7), image)
         (True, False)
