@@ -36,8 +36,8 @@ from benchmarks.birds import Birds
 from benchmarks.one_vs_all import effective
 from benchmarks.runs import Line, measured, settings, write
 from captum_xnn import SRAE, PaperSRAE, Recipe
-from captum_xnn.anchors import anchors
-from captum_xnn.losses import (
+from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.models.losses import (
     RunningMean,
     faithfulness,
     log_penalty,
@@ -45,8 +45,8 @@ from captum_xnn.losses import (
     reconstruction_error,
     second_moments,
 )
-from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.training import fit
+from captum_xnn.training.anchors import anchors
 
 
 class Fitted(NamedTuple):

@@ -23,12 +23,15 @@ import torch
 from torch import Tensor
 
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.explainer import Explainer
-from captum_xnn.host import channel_dimension, find_layer, read_layer, untouched, unwrap
+from captum_xnn.layers.channels import channel_dimension
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.read import read_layer
+from captum_xnn.layers.state import untouched
 from captum_xnn.metrics.controls import random_maps, random_partition
-from captum_xnn.metrics.orthogonality import Orthogonality
+from captum_xnn.metrics.overlap import Orthogonality
 from captum_xnn.metrics.patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.models.contribution_groups import ContributionGroups
 from captum_xnn.targets import Target, select
 
 __all__ = ["PatchScores", "patch_scores"]

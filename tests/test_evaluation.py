@@ -7,13 +7,13 @@ import torch
 from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.configuration import Configuration
-from captum_xnn.evaluation import evaluate
+from captum_xnn.cli.configuration import Configuration
+from captum_xnn.cli.evaluation import evaluate
+from captum_xnn.cli.opened import Opened
 from captum_xnn.metrics import effective_number
-from captum_xnn.metrics.orthogonality import orthogonality
-from captum_xnn.opened import Opened
+from captum_xnn.metrics.overlap import orthogonality
+from captum_xnn.models.srae import by_shape
 from captum_xnn.patch_scores import patch_scores
-from captum_xnn.srae import by_shape
 
 
 @pytest.fixture(scope="module")

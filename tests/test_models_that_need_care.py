@@ -11,8 +11,8 @@ from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.host import EveryCall
-from captum_xnn.network import ExplanationNetwork
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.read import EveryCall
 
 K = 2
 

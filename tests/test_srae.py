@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_xnn.autoencoder import Scaling
-from captum_xnn.losses import covariance, second_moments
-from captum_xnn.problem import Recipe
-from captum_xnn.ranks import ALONE
-from captum_xnn.srae import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.distributed import ALONE
+from captum_xnn.models.base import Scaling, Weights
+from captum_xnn.models.losses import covariance, second_moments
+from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
 
 M = 11
 
@@ -163,7 +162,7 @@ def test_equation_5_as_printed():
                 )
                 pull += product**2 / (norm_a * norm_b) / (n * (n - 1))
     assert pull > 0.1
-    given = PaperSRAE.minimised(Recipe(beta=beta, eta=eta, q=q), ALONE)(srae(Z), Z, y_hat)
+    given = PaperSRAE.minimised(Weights(beta, eta, q), ALONE)(srae(Z), Z, y_hat)
     assert [float(t) for t in given] == pytest.approx(
         [faithful + beta * sparse + eta * pull, faithful, sparse, pull], rel=1e-10
     )
