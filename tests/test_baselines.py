@@ -121,9 +121,9 @@ def test_the_constructors_arguments_make_a_copy(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_to_learn_from_is_an_error(form):
-    with pytest.raises(ValueError, match="activations that vary, got the same"):
+    with pytest.raises(ValueError, match="activations are the same for every example; check"):
         fit(FORMS[form](4, 2), torch.ones(9, 4), torch.rand(9, 1))
-    with pytest.raises(ValueError, match="an output that varies, got the same"):
+    with pytest.raises(ValueError, match="output is the same for every example; check"):
         fit(FORMS[form](4, 2), torch.rand(9, 4), torch.ones(9, 1))
 
 

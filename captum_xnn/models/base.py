@@ -357,7 +357,7 @@ class Dense(Autoencoder, ABC):
     .. math:: E = E_\theta(Z), \quad \bar y = v^T E + b, \quad \tilde Z = E^{-1}_{\tilde\theta}(E)
 
     Args:
-        shape: Dimensions D of Z, or the shape (...) of one example, which is flattened.
+        shape: Dimensions D of Z, or the shape (...) of one example, to be flattened.
         n_features: x-features n.
         hidden: Sizes of the encoder's hidden layers. Empty makes the encoder linear.
         decoding: Sizes of the decoder's hidden layers. None takes the encoder's sizes in reverse.

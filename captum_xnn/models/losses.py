@@ -256,8 +256,8 @@ class RunningMean:
     A call takes the statistic s of a new batch. It returns the running estimate
     :math:`\bar s \leftarrow (1 - \rho)\,\bar s + \rho\, s` with the gradient of the **batch** statistic. A non-linear
     function of the estimate, such as :func:`log_penalty` or :func:`pull_away_of_moments`, is therefore linearised at
-    the running estimate. Its value and gradient equal those of the full training set, up to the lag and the scatter of
-    the estimate. A correction of the weights, as in Adam, makes the first estimate equal the first batch's statistic.
+    the running estimate. Its value and gradient are estimates for the full training set, up to the lag and the scatter of
+    the running estimate. A correction of the weights, as in Adam, makes the first estimate equal the first batch's statistic.
 
     Args:
         rho: Share of the newest batch, in (0, 1]. 1 gives the plain mini-batch estimate.
@@ -273,7 +273,7 @@ class RunningMean:
 
     def __init__(self, rho: float = 0.1) -> None:
         if not 0 < rho <= 1:
-            raise ValueError(f"rho is {rho}; pass 0 < rho <= 1, such as 0.1 to average over about the last 10 batches")
+            raise ValueError(f"rho is {rho}; pass 0 < rho <= 1 (0.1 averages over about the last 10 batches)")
         self.rho = rho
         self._sum: Tensor | None = None
         self._weight = 0.0

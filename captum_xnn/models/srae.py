@@ -45,7 +45,7 @@ class SRAE(Dense):
     dimensions are flattened to (M, D).
 
     Args:
-        shape: Dimensions D of Z, or the shape (...) of one example, which is flattened.
+        shape: Dimensions D of Z, or the shape (...) of one example, to be flattened.
         n_features: x-features n. The paper uses 5 for one class and 7 for four.
         hidden: Sizes of the encoder's hidden layers. The decoder mirrors them. Empty makes both linear.
         n_outputs: Explained outputs C.
