@@ -278,8 +278,8 @@ class Autoencoder(nn.Module, ABC):
         """Rewrite the weights to shift and scale the x-features. Nothing else changes.
 
         Args:
-            mean: Present means (n,) of the x-features. They become 0.
-            std: Present standard deviations (n,), not 0. They become 1. A negative value also flips the x-feature.
+            mean: Current means (n,) of the x-features. They become 0.
+            std: Current standard deviations (n,), not 0. They become 1. A negative value also flips the x-feature.
         """
         _scale_outputs(self._writers()[-1], -mean / std, 1 / std)
         for reader in self._readers():

@@ -7,15 +7,15 @@ the output count, :math:`m_i > 0`.
 
 1. *Clusters of patches.* Patches that lower the same contributions when covered belong to one reason. Spectral
    clustering groups the rows of X by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1
-   where patch i is in cluster k.
+   if patch i is in cluster k, else 0.
 2. *Groups by ridge regression.* The whole drop of each patch should be the drop of its cluster's x-feature alone:
 
    .. math:: a = \frac1K + (X^\top X + \rho I)^{-1} X^\top \Bigl(S \odot m - \frac{m}{K}\Bigr),
-             \qquad \rho = \lambda \sum_i \lVert x_i \rVert^2,
+             \qquad \rho = \lambda \tfrac1n \sum_{i=1}^n \lVert x_i \rVert^2.
 
    This minimises :math:`\lVert X a - S \odot m \rVert^2 + \rho \lVert a - 1/K \rVert^2`. The columns of the target
    sum to m, so :math:`\sum_k a_{dk} = 1` holds without a constraint. Entries may be negative, because layers mix parts.
-3. *Hardening.* Entries below a share of the row's largest become 0. The largest then grows until the row sums to 1.
+3. *Hardening.* Entries below a share of the row's largest become 0. The largest takes the rest, so that rows sum to 1.
 4. *Merging.* A group that adds nothing to the positives joins the group that it correlates with most.
 
 The target of step 2 is a pull-away term in the image, missing from the paper. The first term takes the place of Eq. 2:
@@ -149,7 +149,7 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
 
 
 def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
-    """Set small entries to 0, and enlarge the largest entry of each row until the row sums to 1.
+    """Set small entries to 0, and correct the largest entry of each row, so that the row sums to 1.
 
     Args:
         a: Groups (D, K); each row sums to 1.

@@ -256,8 +256,8 @@ class RunningMean:
     A call takes the statistic s of a new batch. It returns the running estimate
     :math:`\bar s \leftarrow (1 - \rho)\,\bar s + \rho\, s` with the gradient of the **batch** statistic. A non-linear
     function of the estimate, such as :func:`log_penalty` or :func:`pull_away_of_moments`, is therefore linearised at
-    the running estimate. Its value and gradient are estimates for the full training set, up to the lag and the scatter of
-    the running estimate. A correction of the weights, as in Adam, makes the first estimate equal the first batch's statistic.
+    the running estimate. It has the value and the gradient of the full training set, up to the lag and the scatter of
+    the estimate. A correction of the weights, as in Adam, makes the first estimate equal the first batch's statistic.
 
     Args:
         rho: Share of the newest batch, in (0, 1]. 1 gives the plain mini-batch estimate.
@@ -286,7 +286,7 @@ class RunningMean:
         return self._sum / self._weight + (batch - newest)
 
     def keep(self, which: Tensor) -> None:
-        """Keep the statistics of some of several explainers, and drop the others.
+        """Keep the statistics of some of several explainers, and discard the others.
 
         Args:
             which: Boolean (T,), for a statistic (T, ...).

@@ -10,8 +10,8 @@ include both ends. Where the sum is still off, the number of intervals doubles, 
 output of each example takes its own number of intervals, independent of the rest of the batch. A remaining difference
 is not spread over the dimensions. It counts as the example's ``unexplained``.
 
-Measurements decided for the trapezoid rule. ReLUs and max-pooling make f piecewise linear. Gauss-Legendre quadrature
-converges no faster there and cannot reuse points.
+The choice of the trapezoid rule rests on measurements. ReLUs and max-pooling make f piecewise linear. Gauss-Legendre
+quadrature converges no faster there and cannot reuse points.
 
 Conventions:
     N examples, Z (N, ...), C explained outputs.

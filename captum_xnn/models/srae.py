@@ -73,7 +73,7 @@ class SRAE(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Create Eq. 5 with running statistics.
+        """Create the loss of Eq. 5 with running statistics.
 
         Args:
             weights: Settings of the terms.
@@ -139,7 +139,7 @@ class PaperSRAE(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Create Eq. 5 as printed, with running statistics.
+        """Create the loss of Eq. 5 as printed, with running statistics.
 
         Args:
             weights: Settings of the terms.
@@ -240,7 +240,7 @@ class ConvSRAE(Autoencoder):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Create Eq. 5 with running statistics.
+        """Create the loss of Eq. 5 with running statistics.
 
         Args:
             weights: Settings of the terms.

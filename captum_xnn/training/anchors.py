@@ -6,8 +6,8 @@ Training starts from them, so all seeds find the same x-features. Three steps co
 
 1. Find n partial-least-squares scores of Z with the output: directions of joint variation of Z and the output. They
    reconstruct Z and the output, as Eq. 5 asks. They are uncorrelated, as its pull-away term asks.
-2. Rotate these scores by varimax. Each dimension of Z then belongs to one anchor, as far as possible. This settles the
-   question of Eq. 2 for a linear decoder: the dimensions of Z that an x-feature reconstructs. With loadings
+2. Rotate these scores by varimax. Each dimension of Z then belongs to one anchor, as far as possible. For a linear
+   decoder this answers the question of Eq. 2: which dimensions of Z an x-feature reconstructs. With loadings
    :math:`L_{di}`, the covariance of dimension d with anchor i, varimax maximises
 
    .. math:: V = \frac{\sum_i \big(\sum_d L_{di}^4 - \frac1D (\sum_d L_{di}^2)^2\big)}{\sum_d (\sum_i L_{di}^2)^2}
@@ -23,7 +23,7 @@ of x-features therefore says nothing about their quality.
 **The same on every processor.** All sums are in double precision. The rotation starts from the scores in their order.
 It turns one pair of anchors after another by the best angle: the direction of the leading eigenvector of a symmetric
 2 x 2 matrix. If angles tie within a relative margin of 1e-6, the pair stays as it is. Signs and order follow rules with
-the same margin (:func:`_arranged`). Scores with a correlation below 1e-5 with the output are dropped. Rounding
+the same margin (:func:`_arranged`). Scores with a correlation below 1e-5 with the output are left out. Rounding
 therefore decides nothing, unless data lie within rounding of a margin.
 
 Conventions:
@@ -241,7 +241,7 @@ def _loadings(Z: Tensor | Rows, scores: list[Tensor]) -> list[Tensor]:
 def _whitened(T: Tensor) -> Tensor:
     """Decorrelate scores (M, r), with variance 1 and as little change as possible.
 
-    Scores that depend linearly on earlier ones are dropped. Weights of zero can cause them.
+    Scores that depend linearly on earlier ones are left out. Weights of zero can cause them.
     """
     T = T - T.mean(0)
     kept: list[int] = []

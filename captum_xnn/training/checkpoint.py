@@ -2,7 +2,7 @@
 
 A checkpoint is one file in a folder. Its name depends on the data, settings and first weights of the fit, so no other
 fit resumes from it. A temporary file takes the data first and then replaces the checkpoint in one step. The file begins
-with a checksum of its contents, because a fit could not notice a wrong number. Reading a file runs no foreign code.
+with a checksum of its contents, because a fit would not notice a wrong number. Reading a file runs no foreign code.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Checkpoint:
         return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints in the folder, and the folder if it is empty then.
+        """Remove all checkpoints in the folder, and the folder itself if it is then empty.
 
         Example:
             >>> import tempfile

@@ -39,7 +39,7 @@ __all__ = ["Evidence", "Sample", "fit_groups"]
 
 # Rows in one batch of the model, covered images included.
 _ROWS = 64
-# Outputs that one pass of the model takes gradients of. Memory holds the contributions of as many.
+# Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
@@ -73,7 +73,7 @@ class Sample(NamedTuple):
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:
-    """Select a number of rows, evenly spread."""
+    """Select evenly spread rows, ``count`` at most."""
     if len(rows) <= count:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]

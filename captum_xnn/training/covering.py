@@ -15,7 +15,7 @@ __all__ = ["covered", "patch_bounds"]
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
-    """Compute the begin and end of each patch along one side, in pixels.
+    """Compute the start and end of each patch along one side, in pixels.
 
     Args:
         size: Pixels along the side.

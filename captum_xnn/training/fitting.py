@@ -1,6 +1,6 @@
 r"""Fit learned forms, such as a Sparse Reconstruction Autoencoder, to activations and outputs.
 
-Measurements decided for this recipe (see the page "How the training recipe was found"):
+The recipe rests on measurements (see the page "How the training recipe was found"):
 
 1. Standardise Z and the output, so that no setting depends on the model's scales.
 2. Fill a fixed share of each batch with positives, to balance the classes.
@@ -94,7 +94,7 @@ def fit_together(
     logs: Sequence[Callable[[Step], None] | None] | None = None,
     ranks: Ranks = ALONE,
 ) -> list[list[Step]]:
-    """Fit several learned forms in place to the same activations, with own outputs each, and return the histories.
+    """Fit several learned forms in place to the same activations, each to its own outputs, and return the histories.
 
     Each result equals that of :func:`fit` alone, up to the order of sums.
 

@@ -24,7 +24,7 @@ __all__ = ["Problem", "Recipe", "Sampler", "Step"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of gradient descent. None should need tuning to a model.
+    """Settings of gradient descent. No setting should need tuning to a model.
 
     With ``beta=0, eta=0, pretraining=0`` the SRAE trains for faithfulness alone, like the paper's baseline NN
     (:class:`captum_xnn.models.baselines.NN`).
@@ -48,7 +48,7 @@ class Recipe:
     batch_size: int = 128
     """Examples in a mini-batch."""
     positive_share: float = 0.25
-    """Share of positives in every batch. No effect without positives, or where the data hold more."""
+    """Share of positives in every batch. It has no effect if the data hold more, or no positives."""
     pretraining: float = 0.3
     """Share of the steps that pull the x-features to their anchors."""
     balance: float = 0.1
@@ -68,9 +68,9 @@ class Recipe:
     """Share of the newest batch in running statistics."""
     patience: float | None = None
     """Share of the steps after which an explainer stops if Eq. 5 does not improve on held-out examples. A tenth of the
-    examples, at most a thousand, is held out of the batches. The explainer keeps its best weights. None never stops
-    early. On the birds patience saves nothing, because the objective falls to the end. It helps on data that few steps
-    explain."""
+    examples, at most a thousand, is held out of the batches. The explainer keeps its best weights. The default never
+    stops early. On the birds patience saves nothing, because the objective falls to the end. It helps on data that few
+    steps explain."""
     mixed_precision: bool = False
     """Whether training computes products in bfloat16. Weights and losses keep their dtype. The x-features are nearly
     the same, and devices with bfloat16 products need less time (benchmarks/many_targets.py). The number of processes
@@ -150,7 +150,7 @@ class Sampler:
         expected = torch.full((rows,), self.counts[0] / len(self.pool))
         expected[marked] += drawn / max(1, len(self.positives))
         self.row_weight = expected / expected.mean()
-        """How often each example is drawn, (M,), 1 on average. A held-out example gets the weight of its kind."""
+        """How often each example is drawn, (M,), 1 on average. A held-out example has the weight of its kind."""
 
     def draw(self) -> Tensor:
         """Draw row numbers (m,)."""
@@ -165,14 +165,14 @@ class Sampler:
         return torch.cat([found, positives[more]])
 
     def watched(self) -> Tensor:
-        """Draw the held-out rows that watch the training, (4 m,), in the way of batches."""
+        """Draw held-out rows for checks during training, (4 m,), in the same way as batches."""
         positives = self.held_out[self.marked[self.held_out]]
         counts = (4 * self.counts[0], 4 * self.counts[1]) if len(positives) else (4 * self.size, 0)
         return self._drawn(self.held_out, positives, counts, self.generator)
 
     @property
     def state(self) -> list[Tensor]:
-        """States of the random streams. Assign it to resume from there."""
+        """States of the random streams. Assign them to resume from there."""
         return [self.generator.get_state(), self._of_positives.get_state()]
 
     @state.setter

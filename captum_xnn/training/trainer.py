@@ -370,7 +370,7 @@ def _signature(xnn: Autoencoder, problem: Problem, by: Scaling) -> list[Any]:
 
 
 def _watched(samplers: Sequence[Any], recipe: Recipe) -> Tensor:
-    """Draw the held-out rows that watch the training, (T, rows); empty without patience."""
+    """Draw the held-out rows for checks during training, (T, rows); empty without patience."""
     if recipe.patience is None:
         return torch.zeros(0, 0, dtype=torch.long)
     return torch.stack([s.watched() for s in samplers])

@@ -183,7 +183,7 @@ class RandomDecoder(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Create Eq. 5 with running statistics.
+        """Create the loss of Eq. 5 with running statistics.
 
         Args:
             weights: Settings of the terms.
