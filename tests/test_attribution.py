@@ -721,8 +721,8 @@ def test_wrong_positives():
     [
         ([], ValueError, "expected examples to collect activations from, got none"),
         (torch.zeros(0, 6), ValueError, "expected examples to collect activations from, got none"),
-        (DATA[:1], ValueError, "at least two examples to learn from, got 1"),
-        (torch.ones(20, 6), ValueError, "expected activations that vary"),
+        (DATA[:1], ValueError, "needs at least two examples, not 1; pass more data"),
+        (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "got NaN or infinity in example 160"),
         (3, TypeError, "training data as a tensor"),
         ([{"x": DATA}], TypeError, "got dict; pass unpack="),
@@ -735,7 +735,7 @@ def test_data_that_cannot_be_learned_from(data, error, told):
 
 
 def test_one_example_without_classes():
-    with pytest.raises(ValueError, match="at least two examples to learn from, got 1"):
+    with pytest.raises(ValueError, match="needs at least two examples, not 1; pass more data"):
         made(net(nn.ReLU(), nn.Linear(4, 1))).fit(DATA[:1], progress=False)
 
 
@@ -743,7 +743,7 @@ def test_an_output_that_does_not_vary():
     model = net()
     with torch.no_grad():
         model[2].weight[1] = 0
-    with pytest.raises(ValueError, match="expected an output that varies"):
+    with pytest.raises(ValueError, match="output is the same for every example; check"):
         made(model).fit(DATA, 1, positives=torch.ones(160, dtype=torch.bool), progress=False)
 
 

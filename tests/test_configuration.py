@@ -119,7 +119,7 @@ def test_the_results_folder_may_move(tmp_path):
         ("[recipe]\nstep = 3", r"settings of the recipe in \[recipe\] of .*run.toml, got 'step'; near names: steps"),
         ("recipe = 3", r"a table \[recipe\] in .*run.toml, got 3"),
         ('[recipe]\nsteps = "many"', r"numbers in the recipe of .*run.toml, got {'steps': 'many'}"),
-        ("[recipe]\nsteps = 0", r"expected steps > 0, got 0; .*run.toml"),
+        ("[recipe]\nsteps = 0", r"steps is 0; pass steps > 0.*run.toml"),
         ("n_features = 0", r"n_features as a whole number from 1, got 0; .*run.toml"),
         ("n_features = true", "n_features as a whole number from 1, got True"),
         ("seed = 1.5", "seed as a whole number from 0, got 1.5"),

@@ -150,9 +150,9 @@ def test_feature_maps_learn_the_same_from_disk(tmp_path):
 
 def test_what_cannot_be_learned_from(tmp_path):
     Z = torch.ones(9, 4)
-    with pytest.raises(ValueError, match="activations that vary, got the same"):
+    with pytest.raises(ValueError, match="activations are the same for every example; check"):
         fit(SRAE(4, 2, hidden=()), on_disk(tmp_path, Z), torch.rand(9, 1))
-    with pytest.raises(ValueError, match="at least two examples to learn from, got 1"):
+    with pytest.raises(ValueError, match="needs at least two examples, not 1; pass more data"):
         fit(SRAE(4, 2, hidden=()), on_disk(tmp_path / "one", Z[:1]), torch.rand(1, 1))
 
 
