@@ -1,7 +1,7 @@
 """Base classes of the learned forms of explanation network.
 
 Every learned form has an encoder to x-features, a linear head and a decoder. The base class can also rewrite their
-weights to other units. A form (:class:`~captum_xnn.models.srae.SRAE`, :class:`~captum_xnn.models.srae.ConvSRAE`, the
+weights to other units. A form (:class:`~captum_xnn.models.SRAE`, :class:`~captum_xnn.models.ConvSRAE`, the
 :mod:`~captum_xnn.models.baselines`) defines its layers and how they learn. Training, explaining and saving use only the
 interface defined here.
 
@@ -174,7 +174,7 @@ class Autoencoder(nn.Module, ABC):
     def solve(self, examples: Examples) -> None:
         """Set weights in closed form: all of them, or some after descent. Does nothing by default.
 
-        :func:`captum_xnn.training.fitting.fit` draws new weights and minimises the loss of :meth:`minimised`, if there
+        :func:`captum_xnn.training.fit` draws new weights and minimises the loss of :meth:`minimised`, if there
         is one. It then calls this method, and standardises and sorts the x-features.
 
         Args:

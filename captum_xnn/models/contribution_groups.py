@@ -17,7 +17,7 @@ Conventions:
 
 Differs from the paper:
     In the paper a learned encoder computes the x-features and imitates the model: see
-    :class:`~captum_xnn.models.srae.SRAE`. Here nothing imitates the model. The encoder is the model's own rest.
+    :class:`~captum_xnn.models.SRAE`. Here nothing imitates the model. The encoder is the model's own rest.
 
 Reference:
     Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, for contributions.

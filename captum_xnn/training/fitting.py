@@ -15,7 +15,7 @@ Explainers of several targets learn together on the same activations (:mod:`capt
 Differs from the paper:
     The pull-away term subtracts the mean: it has squared correlations, not cosines. Training starts from the anchors,
     not from a stacked autoencoder. The x-layer is linear. Adam with a cosine schedule replaces stepwise decay.
-    :class:`~captum_xnn.models.srae.PaperSRAE` trains by Eq. 5 as printed.
+    :class:`~captum_xnn.models.PaperSRAE` trains by Eq. 5 as printed.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.

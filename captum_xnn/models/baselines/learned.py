@@ -25,7 +25,7 @@ class NN(Dense):
 
     The form uses steps, batches and learning rate from the recipe, but not beta, eta, q and pre-training.
 
-    It takes the arguments of :class:`~captum_xnn.models.srae.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ class SAE(Dense):
 
     The paper does not say whether its SAE was first trained layer by layer. Here all layers learn at once.
 
-    It takes the arguments of :class:`~captum_xnn.models.srae.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -114,7 +114,7 @@ class CAE(Dense):
     The paper does not say how its CAE predicts the output. Here the best linear head does. Without hidden layers the
     x-features span the first n principal components. The form uses steps, batches and learning rate from the recipe.
 
-    It takes the arguments of :class:`~captum_xnn.models.srae.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -158,7 +158,7 @@ class RandomDecoder(Dense):
 
     Layers, recipe, anchors and Eq. 5 are the SRAE's.
 
-    It takes the arguments of :class:`~captum_xnn.models.srae.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -195,7 +195,7 @@ class RandomDecoder(Dense):
 class RandomEncoder(Dense):
     """A random network D-800-100-n with a head by least squares: a control for the gain from learning.
 
-    It takes the arguments of :class:`~captum_xnn.models.srae.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
