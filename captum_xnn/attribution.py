@@ -30,15 +30,26 @@ from captum_xnn.activations import Activations, Unpack, checked, collect_togethe
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.batches import Batches, repeatable
 from captum_xnn.checkpoints import Checkpoint
-from captum_xnn.contribution_fit import fit_groups
+from captum_xnn.contribution_fit import Evidence, fit_groups
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.contribution_network import ContributionNetwork
-from captum_xnn.drawing import Part, copied, draw, in_shape_of, like
+from captum_xnn.drawing import Part, copied, draw, in_shape_of, levels_up, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.heatmaps import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
-from captum_xnn.host import OutputTransform, Trace, find_layer, gathered, read_layer, rows_of, trace, untouched, unwrap
+from captum_xnn.host import (
+    OutputTransform,
+    Trace,
+    channel_dimension,
+    find_layer,
+    gathered,
+    read_layer,
+    rows_of,
+    trace,
+    untouched,
+    unwrap,
+)
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
@@ -272,7 +283,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
-            forms = [self._make(tuple(found.Z.shape[1:]), len(targets)).to(device, dtype) for targets in groups]
+            make = self._maker(found)
+            shape = tuple(found.Z.shape[1:])
+            forms = [make(shape, self.n_features, n_outputs=len(of)).to(device, dtype) for of in groups]
         if isinstance(forms[0], ContributionGroups):
             yield from self._grouped(found, ys, groups, marks, forms, run)
         else:
@@ -288,6 +301,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         run: _Run,
     ) -> Iterator[Explainer]:
         """Yield explainers that are groups of contributions."""
+        idle = [name for name, value in (("checkpoint", run.checkpoint), ("log", run.log)) if value is not None]
+        if idle:
+            warnings.warn(
+                f"fit does not use {' and '.join(idle)}: groups of contributions are a closed form, without steps to "
+                "resume or record; leave it out, or fit with autoencoder=SRAE",
+                stacklevel=levels_up(),
+            )
         if found.source is None:
             raise ValueError(
                 "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
@@ -306,6 +326,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ranks=run.ranks,
         )
         for targets, form, y, marked, evidence in zip(groups, forms, ys, marks, read, strict=True):
+            _warn_of_unexplained(form, evidence, targets, found.layer)
             yield Explainer(
                 layer=found.layer,
                 targets=targets,
@@ -368,9 +389,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 history=tuple(history),
             )
 
-    def _make(self, shape: tuple[int, ...], outputs: int) -> Form:
+    def _maker(self, found: Activations) -> MakeAutoencoder:
+        """Return what makes the explanation networks; groups are told which dimension has channels."""
         make = self.autoencoder or ContributionGroups
-        return make(shape, self.n_features, n_outputs=outputs)
+        told = isinstance(make, partial) and "channels" in make.keywords
+        if not self._is_exact or told or self.output_transform is not None or found.source is None:
+            return make
+        model = unwrap(self.model)
+        name, module = find_layer(model, self.layer)
+        first = Batches(found.source.data, 2, found.source.unpack).first()
+        assert first is not None  # as activations were collected from it
+        shape = tuple(found.Z.shape[1:])
+        inputs, additional = first.on(_device(model))
+        return partial(make, channels=channel_dimension(model, module, shape, (*inputs, *additional), name=name))
 
     def explainer(self, target: Any = None) -> Explainer:
         """Returns the fitted explainer of an output: its own one, else a joint one that covers it.
@@ -588,11 +619,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
         made = []
         for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
-            many = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-            device = _device(unwrap(self.model))
-            numbers = self._explained(
-                tuple(x.to(device) for x in many), target, batch.additional, explainers=[explainer] * batch.rows
-            )[1]
+            inputs, additional = batch.on(_device(unwrap(self.model)))
+            numbers = self._explained(inputs, target, additional, explainers=[explainer] * batch.rows)[1]
             made.append(numbers.surrogate.cpu())
         return torch.cat(made)
 
@@ -732,14 +760,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self, explainers: Sequence[tuple[Explainer, Target]], features: list[int], slopes: Tensor, ran: Trace
     ) -> Iterator[Part]:
         """Yield the networks that draw the maps of some examples."""
-        model, tail = unwrap(self.model), self._tail()
+        model = unwrap(self.model)
         for (explainer, target), rows in grouped(explainers):
             form = explainer.form
             if isinstance(form, ContributionGroups):
-                network: ExplanationNetwork = ContributionNetwork(form, tail, target, trace=ran)
+                network: ExplanationNetwork = ContributionNetwork(form, self._tail(), target, trace=ran)
                 yield Part(network, features, rows, slopes[rows])
             else:
-                network = ExplanationNetwork(model, tail.layer, form, trace=ran, output_transform=self.output_transform)
+                layer = find_layer(model, self.layer)[1]
+                network = ExplanationNetwork(model, layer, form, trace=ran, output_transform=self.output_transform)
                 yield Part(network, features, rows)
 
     def one_heatmap(
@@ -769,8 +798,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         backend: Heatmap = self.heatmap
         if isinstance(backend, DefaultMaps):
-            forms = [e.form for e in self.explainers_.values()]
-            exact = any(isinstance(f, ContributionGroups) for f in forms) if forms else self._is_exact
+            fitted = self.explainers_.values()
+            exact = any(e.is_exact for e in fitted) if fitted else self._is_exact
             backend = backend.of_groups if exact else backend.of_networks
         one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform)
         return one.attribute(
@@ -872,6 +901,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return xnn
 
 
+# Standard deviations of the output that contributions may miss without a word.
+_NOTABLE = 0.005
+
 _TRANSFORMS = ("output_transform", "prediction_transform")
 
 Log = Callable[[Any, Step], None]
@@ -968,6 +1000,23 @@ def _check_shape(Z: Tensor, explainer: Explainer) -> None:
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, ...], layer: str) -> None:
+    """Warn where contributions fail to add up although intervals have doubled as often as they may."""
+    if form.dtype not in (torch.float32, torch.float64):
+        return
+    off = evidence.unexplained.double().abs() / form.scale[:, None].double().cpu()
+    # A tolerance near rounding is the user's wish and not the integral's failure.
+    missed = off > max(2 * form.config["tolerance"], _NOTABLE)
+    if bool(missed.any()):
+        warnings.warn(
+            f"contributions to target {', '.join(map(str, targets))} at layer {layer!r} miss the output by up to "
+            f"{float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of {missed.shape[1]} "
+            f"examples, after {form.config['most']} intervals; choose a later layer, or pass "
+            f"autoencoder=functools.partial(ContributionGroups, most={2 * form.config['most']})",
+            stacklevel=levels_up(),
+        )
 
 
 def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:

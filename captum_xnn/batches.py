@@ -47,6 +47,25 @@ class Batch(NamedTuple):
     additional: Any
     """Additional arguments of the model, or None."""
 
+    def on(self, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return copies of inputs and additional arguments on a device, each as a tuple.
+
+        A model that works in place then leaves the user's data alone.
+
+        Args:
+            device: The model's device.
+
+        Example:
+            >>> Batch(0, 2, torch.ones(2, 1), None).on(torch.device("cpu"))
+            ((tensor([[1.],
+                    [1.]]),), ())
+        """
+        given = (_many(self.inputs), () if self.additional is None else _many(self.additional))
+        inputs, additional = (
+            tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in values) for values in given
+        )
+        return inputs, additional
+
 
 class Batches:
     """All batches of some data, in order and counted.

@@ -27,7 +27,7 @@ from captum_xnn.files import replace_file
 from captum_xnn.inputs import Batch
 from captum_xnn.logs import JSONLines, TensorBoard, line
 from captum_xnn.opened import Opened, needed
-from captum_xnn.problem import Step
+from captum_xnn.problem import Recipe, Step
 from captum_xnn.ranks import ALONE, Ranks, launched
 from captum_xnn.rows import Rows, parts
 from captum_xnn.srae import by_shape
@@ -60,6 +60,8 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
     layer = needed(configuration, "layer", "--layer NAME")
     folder = Path(needed(configuration, "out", "--out DIR"))
     folder.mkdir(parents=True, exist_ok=True)  # where that fails, it does so before hours of work
+    learned = configuration.form == "srae"
+    _tell_of_idle(configuration)
     with launched() as many:
         ranks = Ranks.here() if many else ALONE
         opened = Opened.of(configuration)
@@ -67,7 +69,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             opened.model,
             layer,
             configuration.n_features,
-            autoencoder=by_shape if configuration.form == "srae" else None,
+            autoencoder=by_shape if learned else None,
             recipe=configuration.recipe,
             seed=configuration.seed,
         )
@@ -93,8 +95,8 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             found,
             _given(found.y_hat, ranks) if asked == "all" else asked,
             joint=configuration.joint,
-            checkpoint=kept,
-            log=log,
+            checkpoint=kept if learned else None,
+            log=log if learned else None,
             distributed=many,
             progress=progress,
         )
@@ -106,6 +108,17 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
                 growing.unlink(missing_ok=True)
                 kept.clear()
     return xnn
+
+
+def _tell_of_idle(configuration: Configuration) -> None:
+    """Warn of settings that groups of contributions do not use."""
+    idle = [name for name in ("checkpoint", "tensorboard") if getattr(configuration, name) is not None]
+    idle += ["recipe"] if configuration.recipe != Recipe() else []
+    if configuration.form == "groups" and idle:
+        _log.warning(
+            "%s: not used, as groups of contributions are a closed form; pass --form srae for the learned form",
+            ", ".join(idle),
+        )
 
 
 def _history(xnn: XNNAttribution) -> str:

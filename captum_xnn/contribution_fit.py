@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.batches import Batches, Unpack
+from captum_xnn.batches import Batch, Batches, Unpack
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.covering import covered
 from captum_xnn.grouping import learn_groups
@@ -164,14 +164,9 @@ class _Gathering:
         self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def take(self, batch: Any) -> None:
+    def take(self, batch: Batch) -> None:
         """Read the contributions of a batch's chosen examples."""
-        many = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-        inputs = tuple(x.to(self.device, copy=True) for x in many)
-        additional = batch.additional
-        if additional is not None:
-            given = additional if isinstance(additional, tuple) else (additional,)
-            additional = tuple(a.to(self.device, copy=True) if isinstance(a, Tensor) else a for a in given)
+        inputs, additional = batch.on(self.device)
         end = batch.first + batch.rows
         for rows in torch.split(_within(self.sample.others, batch.first, end), _ROWS):
             self._take_others(rows - batch.first, rows, inputs, additional)

@@ -343,8 +343,8 @@ def _scores_text(accuracy: float, scores: Sequence[Score]) -> str:
     lines = [
         f"The network reads {accuracy:.1%} of 1,000 digits it never saw correctly. F_reg is the mean distance, in "
         "logits, between its output and what bias and x-features say; F_cls is the share of digits whose class stays "
-        "when the x-features replace the output. The paper reports F_reg 1.20 in training and 2.04 in testing for its "
-        "convolutional explainer, on all of MNIST and another network."
+        "when the x-features replace the output. The x-features are groups of the network's own contributions, which "
+        "add up by construction: both figures check the calculation, and not whether an x-feature is one reason."
     ]
     lines += [
         f"Digit {s.digit} at {s.layer} ({LAYERS[s.layer]}): F_reg {s.train.f_reg:.3f} in training, {s.test.f_reg:.3f} "

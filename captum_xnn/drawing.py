@@ -19,7 +19,7 @@ from captum_xnn.heatmaps import Heatmap, rows_of_settings
 from captum_xnn.host import gathered, rows_of
 from captum_xnn.network import ExplanationNetwork
 
-__all__ = ["Part", "copied", "draw", "in_shape_of", "like"]
+__all__ = ["Part", "copied", "draw", "in_shape_of", "levels_up", "like"]
 
 
 class Part(NamedTuple):
@@ -79,16 +79,27 @@ def draw(
     if bool(blank.any()):
         what = "x-feature" if parts[0].network.centred else "output"
         numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+        why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
+        if parts[0].slopes is not None:
+            why = (
+                "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
+                "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
+            )
         warnings.warn(
             f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
-            f"examples: by this method nothing in these inputs speaks for it. A dead {what} gives such maps always",
-            stacklevel=_levels_up(),
+            f"examples: {why}",
+            stacklevel=levels_up(),
         )
     return maps
 
 
-def _levels_up() -> int:
-    """Returns the stacklevel at which a warning of the function that asks is shown beside the user's own line."""
+def levels_up() -> int:
+    """Return the stacklevel at which a warning of the calling function is shown beside the user's own line.
+
+    Example:
+        >>> levels_up() >= 1
+        True
+    """
     level, frame = 0, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("captum", "captum_xnn"):
         level, frame = level + 1, frame.f_back
@@ -101,7 +112,7 @@ def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
         warnings.warn(
             f"expected finite maps, got NaN or infinite values in {int(bad.sum())} of {bad.numel()}; the usual cause "
             "is half precision: run the model and its inputs with .float()",
-            stacklevel=_levels_up(),
+            stacklevel=levels_up(),
         )
 
 

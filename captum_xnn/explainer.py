@@ -56,6 +56,11 @@ class Explainer:
     """With fewer x-features than outputs: the mean squared error, summed over outputs, that no x-features go below."""
     history: tuple[Step, ...] = field(default=(), repr=False)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether x-features add up to the output by construction, as groups of contributions do."""
+        return isinstance(self.form, ContributionGroups)
+
     def covers(self, target: Target) -> bool:
         """Returns whether this explains an output; of a model with one output, None and 0 are the same.
 

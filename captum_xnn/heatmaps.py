@@ -15,6 +15,7 @@ import functools
 import inspect
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -605,10 +606,40 @@ class ExcitationMaps:
         return Stop(module, name)
 
 
-class GradientMaps:
+class _Choice(ABC):
+    """Base of backends that leave each call to one of several others."""
+
+    @abstractmethod
+    def choose(self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Heatmap:
+        """Return the backend for a call.
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            options: Keyword arguments of the call.
+        """
+
+    def __call__(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], features: Sequence[int], **options: Any
+    ) -> tuple[Tensor, ...]:
+        """Return one tensor (N, K, ...) of maps per input; layer methods on images give (N, K, 1, H, W).
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            options: Further arguments, as :class:`FromCaptum` takes them.
+        """
+        return self.choose(network, inputs, options)(network, inputs, features, **options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class GradientMaps(_Choice):
     """Gradient x activation at the last layer with feature maps, or input x gradient where there is none.
 
-    The default for groups of contributions. Of their x-features the maps sum to the map that this backend gives the
+    The default for groups of contributions. The maps of their x-features sum to the map that this backend gives the
     model's own output, place by place.
 
     Example:
@@ -619,48 +650,20 @@ class GradientMaps:
     def __init__(self) -> None:
         self._at_layer, self._at_inputs = FromCaptum(LayerGradientXActivation), FromCaptum(InputXGradient)
 
-    def __repr__(self) -> str:
-        return "GradientMaps()"
-
-    def __call__(
-        self,
-        network: ExplanationNetwork,
-        inputs: tuple[Tensor, ...],
-        features: Sequence[int],
-        *,
-        additional_forward_args: tuple[Any, ...] | None = None,
-        internal_batch_size: int | None = None,
-        **settings: Any,
-    ) -> tuple[Tensor, ...]:
-        """Return one tensor (N, K, ...) of maps per input; (N, K, 1, H, W) for images.
+    def choose(self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Heatmap:
+        """Return gradient x activation for images of a network with feature maps, else input x gradient.
 
         Args:
             network: From the model's inputs to its x-features.
             inputs: Input tensors (N, ...).
-            features: The K x-features to draw, 0-based.
-            additional_forward_args: Further arguments of the model.
-            internal_batch_size: Maps computed at once; bounds the memory. All of them, if None.
-            settings: Settings for this call of the method.
-
-        Raises:
-            TypeError: If inputs are integers and no layer has feature maps, or a setting is unknown.
+            options: Keyword arguments of the call; ``layer`` names a layer.
         """
-        layered = "layer" in settings or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
-        draw = self._at_layer if layered else self._at_inputs
-        return draw(
-            network,
-            inputs,
-            features,
-            additional_forward_args=additional_forward_args,
-            internal_batch_size=internal_batch_size,
-            **settings,
-        )
+        layered = "layer" in options or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
+        return self._at_layer if layered else self._at_inputs
 
 
-class DefaultMaps:
-    """The backend that measures best for the explained form.
-
-    :class:`GradientMaps` for groups of contributions, :class:`ExcitationMaps` for learned networks and for outputs.
+class DefaultMaps(_Choice):
+    """:class:`GradientMaps` for groups of contributions, :class:`ExcitationMaps` for learned networks and outputs.
 
     Example:
         >>> DefaultMaps()
@@ -670,38 +673,15 @@ class DefaultMaps:
     def __init__(self) -> None:
         self.of_groups, self.of_networks = GradientMaps(), ExcitationMaps()
 
-    def __repr__(self) -> str:
-        return "DefaultMaps()"
-
-    def __call__(
-        self,
-        network: ExplanationNetwork,
-        inputs: tuple[Tensor, ...],
-        features: Sequence[int],
-        *,
-        additional_forward_args: tuple[Any, ...] | None = None,
-        internal_batch_size: int | None = None,
-        **settings: Any,
-    ) -> tuple[Tensor, ...]:
-        """Return one tensor (N, K, ...) of maps per input, by the backend for this network.
+    def choose(self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Heatmap:
+        """Return the backend for the form of the network.
 
         Args:
             network: From the model's inputs to its x-features.
             inputs: Input tensors (N, ...).
-            features: The K x-features to draw, 0-based.
-            additional_forward_args: Further arguments of the model.
-            internal_batch_size: Maps computed at once; bounds the memory. All of them, if None.
-            settings: Settings of that backend for this call.
+            options: Keyword arguments of the call.
         """
-        draw: Heatmap = self.of_groups if isinstance(network, ContributionNetwork) else self.of_networks
-        return draw(
-            network,
-            inputs,
-            features,
-            additional_forward_args=additional_forward_args,
-            internal_batch_size=internal_batch_size,
-            **settings,
-        )
+        return self.of_groups if isinstance(network, ContributionNetwork) else self.of_networks
 
 
 def _winning(

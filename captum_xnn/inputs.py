@@ -297,12 +297,13 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         return self.names[index], self._read(index)
 
     def _read(self, index: int) -> Tensor | str:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         path = self.root / self.names[index]
         try:
-            with Image.open(path) as image:
-                image.load()
+            with Image.open(path) as opened:
+                opened.load()
+                image = _in_eight_bits(ImageOps.exif_transpose(opened))
         except Exception as error:  # on damaged files, PIL's readers raise nearly everything
             # PIL's own words repeat the path.
             unknown = isinstance(error, UnidentifiedImageError)
@@ -320,6 +321,29 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
                 "as torchvision's ToTensor"
             )
         return made
+
+
+def _in_eight_bits(image: Any) -> Any:
+    """Return an image of deeper pixels in 8 bits, where PIL's own conversion would cut off all above 255.
+
+    16 bits are scaled by their whole range. Floating-point pixels lie in [0, 1], or in [0, 255].
+
+    Raises:
+        ValueError: If the range of the pixels does not tell what white is.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    pixels = np.asarray(image)
+    low, high = float(pixels.min()), float(pixels.max())
+    white = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
+    if not 0 <= low <= high <= white:  # also of NaN
+        raise ValueError(
+            f"pixels from {low:g} to {high:g} in mode {image.mode!r}, of which none is known to be white; save it with "
+            "8 or 16 bits, or floating-point pixels from 0 to 1"
+        )
+    return Image.fromarray(np.round(pixels * (255.0 / white)).astype(np.uint8))
 
 
 class _Array(Dataset[tuple[str, Tensor]]):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.host import OutputTransform, eager, find_layer, not_reached, rows_of, run_to_layer, unwrap
+from captum_xnn.host import EveryCall, OutputTransform, eager, find_layer, not_reached, rows_of, run_to_layer, unwrap
 from captum_xnn.targets import Target, select_each
 
 __all__ = ["Points", "Tail"]
@@ -45,6 +45,17 @@ class Points(NamedTuple):
     """The layer's own output, (N, ...)."""
 
 
+class _Line(NamedTuple):
+    """Points to run at: what the model gets, and where its layer's output is to be."""
+
+    inputs: tuple[Tensor, ...]
+    additional: tuple[Any, ...] | None
+    base: Tensor
+    ts: Tensor
+    weights: Tensor
+    targets: Sequence[Sequence[Target]]
+
+
 class Tail:
     """Runs the rest of a model on changed outputs of one layer.
 
@@ -54,6 +65,10 @@ class Tail:
         output_transform: Turns the layer's raw output into one tensor (N, ...). It may pick and rearrange numbers, not
             calculate with them.
         prediction_transform: Turns the model's raw output into one tensor (N, ...).
+
+    Raises:
+        LayerNotFoundError: If the model has no such layer.
+        ValueError: If all calls of the layer are to be explained.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -73,6 +88,11 @@ class Tail:
     ) -> None:
         self.model = unwrap(model)
         self.name, self.layer = find_layer(self.model, layer)
+        if isinstance(output_transform, EveryCall):
+            raise ValueError(
+                f"EveryCall explains all calls of layer {self.name!r}, and groups of contributions are of one call; "
+                "fit with autoencoder=SRAE, or choose a layer behind the calls"
+            )
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
         self._once: bool | None = None if output_transform is None else False
@@ -102,12 +122,13 @@ class Tail:
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.
         """
+        line = _Line(inputs, additional, base, ts, weights, targets)
         ys: list[Tensor] = []
         total = Z = None
         first = 0
         while first < len(ts):
             some = slice(first, first + self._points_at_once(len(inputs[0])))
-            made = self._along(inputs, additional, base, ts[some], weights[some], targets)
+            made = self._along(line._replace(ts=ts[some], weights=weights[some]))
             ys.append(made.y)
             total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
             first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
@@ -152,60 +173,33 @@ class Tail:
         y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
         return torch.stack([select_each(y_hat, list(of)) for of in targets])
 
-    def _along(
-        self,
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-        base: Tensor,
-        ts: Tensor,
-        weights: Tensor,
-        targets: Sequence[Sequence[Target]],
-    ) -> Points:
+    def _along(self, line: _Line) -> Points:
+        """Run at all points of a line, at the layer's last call."""
         while True:
             try:
-                return self._tried(inputs, additional, base, ts, weights, targets)
+                return self._tried(line)
             except _CalledAgain:
                 self.calls += 1
 
-    def _tried(
-        self,
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-        base: Tensor,
-        ts: Tensor,
-        weights: Tensor,
-        targets: Sequence[Sequence[Target]],
-    ) -> Points:
+    def _tried(self, line: _Line) -> Points:
+        """Run with the inputs once, and with repeated inputs where something else crosses the layer."""
         if self._once is not False:
             try:
-                return self._run(inputs, additional, base, ts, weights, targets, once=True)
+                return self._run(line, once=True)
             except _MISFITS:
-                if self._once is None or len(ts) > 1 or len(inputs[0]) > 1:
-                    self._once = False  # something crosses the layer
-                else:
-                    raise
-        return self._run(inputs, additional, base, ts, weights, targets, once=False)
+                self._once = False
+        return self._run(line, once=False)
 
     def repeat(self) -> bool:
         """Repeat the inputs from now on; return whether they were not repeated before."""
         before, self._once = self._once, False
         return before is not False
 
-    def _run(
-        self,
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-        base: Tensor,
-        ts: Tensor,
-        weights: Tensor,
-        targets: Sequence[Sequence[Target]],
-        *,
-        once: bool,
-    ) -> Points:
-        n, S = len(inputs[0]), len(ts)
-        # Copies, as a model may work in place.
-        inputs, additional = rows_of(inputs, additional, torch.arange(n) if once else torch.arange(n).repeat(S))
-        swap = _Swap(self, base, ts, n, once)
+    def _run(self, line: _Line, *, once: bool) -> Points:
+        n, S = len(line.inputs[0]), len(line.ts)
+        rows = torch.arange(n) if once else torch.arange(n).repeat(S)
+        inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
+        swap = _Swap(self, line, once)
         with _frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager():
             output = self.model(*inputs, *(additional or ()))
             if swap.leaf is None or swap.Z is None:
@@ -217,11 +211,11 @@ class Tail:
                     f"{len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows; choose a layer with a "
                     "row for each example"
                 )
-            ys = [select_each(y_hat, list(of) * S) for of in targets]
+            ys = [select_each(y_hat, list(of) * S) for of in line.targets]
             gradients = self._gradients(ys, swap.leaf)
         y = torch.stack([y.detach().reshape(S, n) for y in ys])
         dtype = torch.promote_types(swap.Z.dtype, torch.float32)
-        w = weights.to(swap.Z.device, dtype)
+        w = line.weights.to(swap.Z.device, dtype)
         total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
 
@@ -245,8 +239,8 @@ class _CalledAgain(BaseException):
 class _Swap:
     """Replaces a layer's output by points on the way to it, and keeps them as a leaf that takes gradients."""
 
-    def __init__(self, tail: Tail, base: Tensor, ts: Tensor, n: int, once: bool) -> None:
-        self.tail, self.base, self.ts, self.n, self.once = tail, base, ts, n, once
+    def __init__(self, tail: Tail, line: _Line, once: bool) -> None:
+        self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.inputs[0]), once
         self.count = 0
         self.leaf: Tensor | None = None
         self.Z: Tensor | None = None

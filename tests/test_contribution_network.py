@@ -23,7 +23,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
+from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.host import EveryCall
 
 
 class Residual(nn.Module):
@@ -445,3 +447,93 @@ def test_refuses_nan_activations():
     x[3, 2] = torch.nan
     with pytest.raises(ValueError, match=r"NaN.*; "):
         fitted(mlp(), "1", x)
+
+
+class Convolution1d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.conv(x)).mean(2))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm, self.mix = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(16, 16)
+        self.act, self.head = nn.GELU(), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.mix(self.norm(self.patch(x).permute(0, 2, 3, 1)))).mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "shape", "channels"),
+    [
+        (Convolution1d, "act", (2, 12), 6),
+        (Convolution1d, "conv", (2, 12), 6),
+        (ChannelsLast, "act", (3, 32, 32), 16),
+        (cnn, "2", (1, 8, 8), 4),
+    ],
+)
+def test_groups_are_of_channels_wherever_these_lie(build, layer, shape, channels):
+    """And of whatever dimension the user names."""
+    model, x = build().eval(), torch.randn(40, *shape)
+    xnn = fitted(model, layer, x, 1)
+    assert len(xnn.explainer(1).form.groups) == channels
+    told = XNNAttribution(model, layer, 3, autoencoder=partial(ContributionGroups, channels=1))
+    told.fit(x, 1, positives=torch.ones(40, dtype=torch.bool), progress=False)
+    Z = collect(model, layer, x).Z
+    assert len(told.explainer(1).form.groups) == Z.shape[1]
+
+
+def test_all_calls_of_a_layer_have_no_contributions():
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, a, b):
+            return self.head((self.tower(a) - self.tower(b)).abs())
+
+    x = (torch.randn(40, 6), torch.randn(40, 6))
+    xnn = XNNAttribution(Siamese(), "tower", 2, output_transform=EveryCall())
+    with pytest.raises(ValueError, match="groups of contributions are of one call; fit with autoencoder=SRAE"):
+        xnn.fit(x, 1, positives=torch.ones(40, dtype=torch.bool), progress=False)
+
+
+def test_fit_says_what_it_does_not_use(tmp_path):
+    xnn = XNNAttribution(mlp(), "1", 2)
+    with pytest.warns(
+        UserWarning, match="fit does not use checkpoint and log: groups of contributions are a closed form"
+    ):
+        xnn.fit(torch.randn(40, 6), 1, checkpoint=tmp_path, log=print, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_says_where_contributions_do_not_add_up():
+    torch.manual_seed(0)
+    model, x = cnn().eval(), torch.randn(40, 1, 8, 8)
+    few = XNNAttribution(model, "0", 3, autoencoder=partial(ContributionGroups, intervals=1, most=1))
+    with pytest.warns(
+        UserWarning, match=r"miss the output by up to [\d.]+% .* in \d+ of \d+ examples, after 1 intervals"
+    ):
+        few.fit(x, 1, positives=everything(40), progress=False)
+    fitted(model, "0", x, 1)  # says nothing
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_map_that_is_zero_says_that_the_x_feature_may_contribute():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[2].weight.fill_(1.0)
+    x = torch.rand(40, 2)
+    xnn = XNNAttribution(model, "1", 2, heatmap=InputXGradient).fit(x, progress=False)
+    off = -x[:3]  # both units are inactive, and say so: each adds 0 - base
+    assert bool((xnn.contributions(off).contributions < -0.1).all())
+    with pytest.raises(
+        UserWarning, match="zeros for x-feature 0, 1 in 3 of 3 examples: it may contribute by numbers below"
+    ):
+        xnn.attribute(off)

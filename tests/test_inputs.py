@@ -314,3 +314,35 @@ def test_sizes_and_channels():
         Preparation(mean=(0.5,), std=STD)
     with pytest.raises(ValueError, match="expected std above 0"):
         Preparation(std=(0.0,))
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "float to 1", "float to 255", "32 bits"])
+def test_deep_pixels_keep_their_brightness(kind, tmp_path):
+    """PIL's own conversion makes nearly all of them white, or black."""
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    made = {
+        "16 bits": lambda: Image.fromarray((ramp * 65535).astype(np.uint16)),
+        "float to 1": lambda: Image.fromarray(ramp.astype(np.float32)),
+        "float to 255": lambda: Image.fromarray((ramp * 255).astype(np.float32)),
+        "32 bits": lambda: Image.fromarray((ramp * 65535).astype(np.int32)),
+    }[kind]()
+    made.save(tmp_path / "ramp.tiff")
+    (batch,) = Inputs(tmp_path)
+    for channel in batch.inputs[0]:
+        assert np.abs(channel.numpy() - ramp).max() <= 0.5 / 255 + 1e-6
+
+
+def test_pixels_of_an_unknown_range_are_refused_by_file_name(tmp_path):
+    Image.fromarray(np.array([[-3.0, 900.0]], np.float32)).save(tmp_path / "depth.tiff")
+    with pytest.raises(DatasetError, match=r"'depth.tiff'.*pixels from -3 to 900 in mode 'F'"):
+        list(Inputs(tmp_path))
+
+
+def test_photographs_stand_upright(tmp_path):
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    (batch,) = Inputs(tmp_path)
+    assert batch.inputs.shape == (1, 3, 4, 2) and bool((batch.inputs[0, :, 0, 1] == 1).all())
