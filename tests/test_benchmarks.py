@@ -628,7 +628,7 @@ def two_parts():
     }
     return Read(
         model, "5", "1", read["train"], labels[:32], read["test"], labels[32:], read["taken"], read["covered"][0],
-        lambda rows: images[32:][rows], lambda rows: masks[32:][rows],
+        lambda rows: images[32:][rows], lambda rows: masks[32:][rows], images[:32],
     )  # fmt: skip
 
 
@@ -677,7 +677,8 @@ def test_parts_and_patches_judge_every_method(two_parts, tmp_path, monkeypatch):
     lines = measured(tmp_path, jobs, partial(funnybirds.measure, two_parts))
     by = {(line["method"], line["class"]): line for line in lines}
     for label in (1, 2):
-        one, groups = by["1-Heatmap", label], [by[m, label] for m in ("random groups", "spectral clusters")]
+        exact = ("groups", "random groups", "spectral clusters")
+        one, groups = by["1-Heatmap", label], [by[m, label] for m in exact]
         spread = float(two_parts.test[1][:, label].std())
         assert one["birds"] == 4 and one["f_reg"] < 1e-4 and all(line["f_reg"] < 0.02 * spread for line in groups)
         assert one["selectivity"] == one["whole"] and one["movement"] == 1 and one["o1"] == 0
