@@ -171,9 +171,7 @@ def of_birds(layer: str, given: argparse.Namespace, label: int) -> Problem:
     source = Source(loader(Subset(images, train.tolist())), _image)
     shown = torch.stack([images[i].image for i in test[: given.test].tolist()])
     small = partial(ConvSRAE, hidden=(64, 32), pool=2)  # as benchmarks.conv_layers
-    return Problem(
-        model, layer, label, Activations(Z, y_hat, layer, source=source), shown, SRAE if dense else small
-    )
+    return Problem(model, layer, label, Activations(Z, y_hat, layer, source=source), shown, SRAE if dense else small)
 
 
 def _tensors(model: nn.Module, layer: str, label: int, train: Tensor, test: Tensor) -> Problem:

@@ -226,8 +226,7 @@ def by_groups(of: Explained, job: Line, n: int, members: Figures, rows: Tensor) 
     label = job["class"]
     xnn = XNNAttribution(of.model, of.layer, n).fit(of.train.figures.images, label, progress=False)
     free, train, test = (
-        xnn.contributions(seen.figures.images, label, internal_batch_size=500)
-        for seen in (of.free, of.train, of.test)
+        xnn.contributions(seen.figures.images, label, internal_batch_size=500) for seen in (of.free, of.train, of.test)
     )
     why = xnn.explain(members.images, label, internal_batch_size=100)
     return Made(
