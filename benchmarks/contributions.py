@@ -6,7 +6,7 @@ mean over classes with its 95 % confidence interval:
 
 F_reg        mean |surrogate - logit| on test examples, in logits, and the standard deviation of the logit
 F_cls        share of test examples whose class stays
-intervals    of the path integral, mean over test examples; unexplained bias and skips are in F_reg
+intervals    of the path integral, mean over test examples
 O1           overlap of the x-features' drops when one patch of 4 x 4 is covered, weighted by contribution
 patches      patch agreement of the default maps: rank correlation over the patches of the drops with the map,
              weighted by contribution; chance is of smooth random maps, mean over 20; one map is the agreement of the
@@ -14,7 +14,8 @@ patches      patch agreement of the default maps: rank correlation over the patc
 eff          effective number of x-features, which describes them and does not judge them
 halves       correlation on test examples of matched x-features from two fits, each to one half of the positives and
              all negatives; mixed is the same with the test examples of one fit shuffled
-fit, explain seconds beyond collecting activations; seconds to explain an image with maps
+fit, explain processor seconds of a fit beyond collecting activations, and of explaining an image with maps, over all
+             threads: other work on the machine does not count
 
 ``random groups`` are a random partition into as many groups: whatever is not better than theirs is no achievement of
 the groups. Images have columns that other inputs lack. The SRAE's maps are by excitation backprop, which has no signs,
@@ -48,7 +49,10 @@ from benchmarks.runs import Column, Line, kept, measured, settings, summary, tab
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, Source, collect
 from captum_xnn.contribution_groups import ContributionGroups
+from captum_xnn.datasets.cub import CUB200
+from captum_xnn.datasets.digits import load_digits
 from captum_xnn.datasets.parts import collate
+from captum_xnn.datasets.synthetic import draw_figures
 from captum_xnn.host import untouched
 from captum_xnn.metrics import (
     classification_faithfulness,
@@ -142,9 +146,9 @@ def _image(batch: Any) -> tuple[tuple[Tensor], None]:
 
 
 @lru_cache(maxsize=1)
-def _birds(root: Path, file: Path) -> tuple[nn.Module, birds.CUB200]:
+def _birds(root: Path, file: Path) -> tuple[nn.Module, CUB200]:
     model, normalise = birds.network(file)
-    return model, birds.CUB200(root, size=(227, 227), transform=normalise)
+    return model, CUB200(root, size=(227, 227), transform=normalise)
 
 
 def bird_classes(given: argparse.Namespace) -> list[int]:
@@ -153,7 +157,7 @@ def bird_classes(given: argparse.Namespace) -> list[int]:
 
 
 def of_birds(layer: str, given: argparse.Namespace, label: int) -> Problem:
-    """Returns a class of birds: all images of the dense layer, 1,000 other ones of feature maps."""
+    """Returns a class of birds: all images at the dense layer, some of the others at feature maps to bound memory."""
     model, images = _birds(given.root, given.file)
     dense = layer == "relu6"
     everything: Any = birds.Birds(model, layer, images, torch.empty(0), torch.empty(0))
@@ -265,7 +269,7 @@ def trained(make: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, epoch
 
 @lru_cache(maxsize=1)
 def _residual(examples: int, epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
-    train, test = synthetic.draw_figures(examples, seed=0), synthetic.draw_figures(1000, seed=1)
+    train, test = draw_figures(examples, seed=0), draw_figures(1000, seed=1)
     outputs = len(train.reasons) + 1
     return (
         trained(lambda: residual_network(outputs), train.images, train.labels, epochs),
@@ -276,7 +280,7 @@ def _residual(examples: int, epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _vision_transformer(epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
-    found = digits.load_digits()
+    found = load_digits()
     model = trained(lambda: Tokens(Patches(1, 7), 16, 10), found.train_images, found.train_labels, 2 * epochs)
     return model, found.train_images, found.test_images
 
@@ -350,11 +354,11 @@ NETWORKS: dict[str, Network] = {
 
 
 def fitted(of: Problem, form: Any) -> tuple[XNNAttribution, float]:
-    """Returns an explainer of the class, and the seconds that its fit took beyond collecting activations."""
+    """Returns an explainer of the class, and the processor seconds of its fit beyond collecting activations."""
     xnn = XNNAttribution(of.model, of.layer, N_FEATURES, autoencoder=form)
-    begin = time.perf_counter()
+    begin = time.process_time()
     xnn.fit(of.train, of.label, progress=False)
-    return xnn, time.perf_counter() - begin
+    return xnn, time.process_time() - begin
 
 
 class Exact(NamedTuple):
@@ -425,9 +429,9 @@ def judged(of: Problem, by: Shown, xnn: XNNAttribution, E: Tensor, bias: Tensor,
     }
     if by.images is None or drops is None or by.lost is None:
         return line
-    begin = time.perf_counter()
+    begin = time.process_time()
     why = xnn.explain(by.images, of.label, internal_batch_size=BATCH)
-    seconds = (time.perf_counter() - begin) / len(by.images)
+    seconds = (time.process_time() - begin) / len(by.images)
     assert isinstance(why.maps, Tensor)
     maps, values = why.maps.sum(2), E[by.rows[: len(by.images)]]
     if not xnn.explainer(of.label).is_exact:
