@@ -71,20 +71,22 @@ DRAWS, BATCH = 20, 64
 POINTS = ((60, 8), (30, 8), (20, 8), (10, 8), (5, 8), (30, 6), (30, 4))
 """Positives at most and patches along a side, of the curve; the first is what the others are compared with."""
 
-COLUMNS = (
+EXACTNESS = (
     Column("f_reg", "F_reg"),
     Column("std", "std of the output", 2),
     Column("f_cls", "F_cls", 4),
     Column("intervals", "intervals", 0),
+    Column("seconds_fit", "fit, s", 1),
+    Column("seconds_explain", "explain, s", 2),
+)
+GROUPS = (
     Column("o1", "O1 of drops", 2),
     Column("patches", "patches", 2),
     Column("patches_chance", "chance", 2),
     Column("patches_one", "one map", 2),
-    Column("eff", "eff", 1),
     Column("halves", "halves", 2),
     Column("mixed", "mixed", 2),
-    Column("seconds_fit", "fit, s", 1),
-    Column("seconds_explain", "explain, s", 2),
+    Column("eff", "eff", 1),
 )
 CURVE = (
     Column("o1", "O1 of drops", 2),
@@ -549,8 +551,9 @@ def main(given: argparse.Namespace) -> None:
 
     lines = measured(given.out, jobs, of, title="classes", under=settings(given))
     found = flat(lines, "points" if given.curve else "methods")
-    columns = CURVE if given.curve else COLUMNS
-    write(given.out, table(found, "explained", columns), summary(found, "explained", columns))
+    tables = (CURVE,) if given.curve else (EXACTNESS, GROUPS)
+    text = "\n\n".join(table(found, "explained", columns) for columns in tables)
+    write(given.out, text, summary(found, "explained", [column for columns in tables for column in columns]))
 
 
 if __name__ == "__main__":

@@ -802,7 +802,7 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     assert groups["intervals"] == 8 and groups["f_cls"] == 1 and groups["std"] == srae["std"]
     assert groups["patches_one"] == chance["patches_one"] == pytest.approx(_agreement_of_the_output(squares))
     assert groups["halves"] > groups["mixed"] and "halves" not in chance
-    assert "small, random groups | 1 | " in printed and printed.count("small, ") == 3
+    assert "small, random groups | 1 | " in printed and printed.count("small, ") == 6
     monkeypatch.setattr(contributions, "measure", None)
     contributions.main(given)  # measures nothing again
     assert capsys.readouterr().out == printed
