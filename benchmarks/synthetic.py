@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfulness
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap, XNNAttribution
-from captum_xnn.activations import collect
+from captum_xnn.activations import Activations, Source, collect, first_of_batch
 from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reason_parts
 from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
 from captum_xnn.descent import scaling
@@ -68,7 +68,7 @@ from captum_xnn.training import encode_all, fit
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "groups", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}
-FOUND, CONFUSED, TOLERANCE, MAPS = 0.9, 0.7, 5.0, 60
+FOUND, CONFUSED, TOLERANCE, MAPS, READ = 0.9, 0.7, 5.0, 60, 2000
 
 COLUMNS = tuple(
     Column(key, title, 1 if key == "lift" else 2)
@@ -191,7 +191,7 @@ class Made(NamedTuple):
     E: Tensor
     """x-features (N, K) of the figures of independent looks."""
     E_train: Tensor
-    """x-features of the training figures."""
+    """x-features of the first training figures."""
     contributions: Tensor
     """Of the members that maps are drawn of, in logits."""
     maps: Tensor
@@ -223,10 +223,12 @@ def by_network(of: Explained, job: Line, n: int, members: Figures, rows: Tensor)
 
 def by_groups(of: Explained, job: Line, n: int, members: Figures, rows: Tensor) -> Made:
     """Returns the explanation by groups of contributions, as a user gets it."""
-    label = job["class"]
-    xnn = XNNAttribution(of.model, of.layer, n).fit(of.train.figures.images, label, progress=False)
+    label, images = job["class"], of.train.figures.images
+    known = Activations(of.train.Z, of.train.y_hat, of.layer, source=Source(images, first_of_batch))
+    xnn = XNNAttribution(of.model, of.layer, n).fit(known, label, progress=False)
     free, train, test = (
-        xnn.contributions(seen.figures.images, label, internal_batch_size=500) for seen in (of.free, of.train, of.test)
+        xnn.contributions(some, label, internal_batch_size=500)
+        for some in (of.free.figures.images, images[:READ], of.test.figures.images)
     )
     why = xnn.explain(members.images, label, internal_batch_size=100)
     return Made(
@@ -245,6 +247,7 @@ def reasons_found(made: Made, of: Explained, label: int, seed: int) -> tuple[Ten
     """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
     shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
     E, E_train = made.E, made.E_train
+    shown_train = shown_train[: len(E_train)]
     chosen, own, others = matched_auroc(E, shown)
     mixed = E[torch.randperm(len(E), generator=torch.Generator().manual_seed(seed))]
     everything = {
