@@ -477,10 +477,11 @@ def measure(of: Problem, given: argparse.Namespace) -> Line:
     xnn, seconds = fitted(of, ContributionGroups)
     form: Any = xnn.explainer(of.label).form
     exact, drops = _dimensions(of, by, form)
-    halves = [fitted(part, ContributionGroups)[0].explainer(of.label).form for part in halved(of)]
-    # Groups of both halves divide the same contributions.
-    both = [exact.c.double() @ half.groups.double() for half in halves]
-    learned = {"seconds_fit": seconds} | agreement(both[0], both[1])
+    learned: Line = {"seconds_fit": seconds}
+    if not given.no_halves:
+        halves: list[Any] = [fitted(part, ContributionGroups)[0].explainer(of.label).form for part in halved(of)]
+        # Groups of both halves divide the same contributions.
+        learned |= agreement(*(exact.c.double() @ half.groups.double() for half in halves))
     drawn = random_partition(len(form.groups), form.n_features, torch.Generator().manual_seed(of.label)).to(form.groups)
     for name, a, more in (("groups", form.groups, learned), ("random groups", drawn, {})):
         form.groups = a
@@ -495,11 +496,12 @@ def measure(of: Problem, given: argparse.Namespace) -> Line:
         lost = patch_drops(lambda x: xnn.contributions(x, of.label).contributions, by.images)
     found["SRAE"] = judged(of, by, xnn, made.contributions, made.bias, lost) | {"seconds_fit": seconds}
     if not given.no_halves:
-        both = [
-            fitted(part, of.learned)[0].contributions(of.test, of.label, internal_batch_size=BATCH).features
-            for part in halved(of)
-        ]
-        found["SRAE"] |= agreement(both[0], both[1])
+        found["SRAE"] |= agreement(
+            *(
+                fitted(part, of.learned)[0].contributions(of.test, of.label, internal_batch_size=BATCH).features
+                for part in halved(of)
+            )
+        )
     return {"methods": found, "tests": len(of.test), "positives": len(of.positives)}
 
 
@@ -561,7 +563,7 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="+", required=True, choices=list(NETWORKS))
     parser.add_argument("--classes", type=int, default=4, help="of each network")
     parser.add_argument("--curve", action="store_true", help="fewer positives and coarser covers, in an OUT of its own")
-    parser.add_argument("--no-halves", action="store_true", help="no fits of the SRAE to halves of the positives")
+    parser.add_argument("--no-halves", action="store_true", help="no fits to halves of the positives")
     parser.add_argument("--root", type=Path, help="folder of the birds with images.txt")
     parser.add_argument("--network", dest="file", type=Path, help="Python file with load(), MEAN and STD, for birds")
     parser.add_argument("--activations", type=Path, help="file that keeps the birds' activations at relu6")
