@@ -227,10 +227,10 @@ def by_groups(of: Explained, job: Line, n: int, members: Figures, rows: Tensor) 
     known = Activations(of.train.Z, of.train.y_hat, of.layer, source=Source(images, first_of_batch))
     xnn = XNNAttribution(of.model, of.layer, n).fit(known, label, progress=False)
     free, train, test = (
-        xnn.contributions(some, label, internal_batch_size=500)
+        xnn.contributions(some, label, internal_batch_size=64)
         for some in (of.free.figures.images, images[:READ], of.test.figures.images)
     )
-    why = xnn.explain(members.images, label, internal_batch_size=100)
+    why = xnn.explain(members.images, label, internal_batch_size=64)
     return Made(
         free.contributions,
         train.contributions,
@@ -247,11 +247,10 @@ def reasons_found(made: Made, of: Explained, label: int, seed: int) -> tuple[Ten
     """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
     shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
     E, E_train = made.E, made.E_train
-    shown_train = shown_train[: len(E_train)]
     chosen, own, others = matched_auroc(E, shown)
     mixed = E[torch.randperm(len(E), generator=torch.Generator().manual_seed(seed))]
     everything = {
-        "from_e": auroc(read_out(E_train, shown_train, E), shown).diagonal(),
+        "from_e": auroc(read_out(E_train, shown_train[: len(E_train)], E), shown).diagonal(),
         "from_z": auroc(read_out(of.train.Z, shown_train, of.free.Z), shown).diagonal(),
         "chance": matched_auroc(mixed, shown)[1],
         "others": others,

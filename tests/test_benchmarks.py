@@ -519,21 +519,28 @@ def test_synthetic_figures_end_to_end(monkeypatch):
 
     monkeypatch.setattr(synthetic, "fit", partial(synthetic.fit, recipe=Recipe(steps=150)))
     monkeypatch.setattr(synthetic, "MAPS", 8)
+    monkeypatch.setattr(synthetic, "READ", 100)
     lines = []
     for network in ("exact", "trained"):
         of = synthetic.explained(network, 300, 200, 0, 1)
-        for n, method in (("reasons", "SRAE"), ("reasons", "1-Heatmap"), ("3", "SRAE")):
+        for n, method in (("reasons", "SRAE"), ("reasons", "1-Heatmap"), ("3", "SRAE"), ("reasons", "groups")):
+            if (network, method) == ("trained", "groups"):
+                continue  # the network gives nothing this class yet
             job = {"network": network, "seed": 0, "class": 4, "x_features": n, "method": method}
             lines.append({**job, **synthetic.measure(of, job)})
     assert lines[0]["accuracy"] == 1 and lines[0]["from_z"] == 1 and lines[0]["f_cls"] > 0.8
     assert lines[0]["f_reg"] < lines[0]["std"] and len(lines[0]["correlations"]) == 2
     assert len(lines[2]["correlations"]) == 3
     assert lines[1]["mass"] == pytest.approx(0.5, abs=1e-4) and "auroc" not in lines[1]  # half of it on each part
+    groups = lines[3]  # on a layer that holds the reasons, and a linear rest
+    assert groups["f_reg"] < 1e-5 and groups["found"] == groups["f_cls"] == groups["from_e"] == 1
+    assert groups["mass"] == pytest.approx(1) and groups["pointing"] == 1 and "loss" not in groups
     text = table(synthetic.named(lines), "explained", synthetic.COLUMNS)
     kinds = [row.split("|")[1].strip() for row in text.splitlines()[2:]]
     assert kinds == [
-        f"{network}, {kind}" for network in ("exact", "trained")
-        for kind in ("3 x-features, SRAE", "reasons x-features, SRAE", "reasons x-features, 1-Heatmap")
+        *(f"exact, {k}" for k in ("3 x-features, SRAE", *(f"reasons x-features, {m}" for m in ("SRAE", "groups")))),
+        "exact, reasons x-features, 1-Heatmap", "trained, 3 x-features, SRAE", "trained, reasons x-features, SRAE",
+        "trained, reasons x-features, 1-Heatmap",
     ]  # fmt: skip
 
 
