@@ -77,7 +77,7 @@ EXACTNESS = (
     Column("f_cls", "F_cls", 4),
     Column("intervals", "intervals", 0),
     Column("seconds_fit", "fit, s", 1),
-    Column("seconds_explain", "explain, s", 2),
+    Column("seconds_explain", "explain, s", 3),
 )
 GROUPS = (
     Column("o1", "O1 of drops", 2),
