@@ -11,6 +11,7 @@ Reference:
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import os
 import warnings
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from captum_xnn import files
 from captum_xnn._compat import log_usage
-from captum_xnn.activations import Activations, Unpack, checked, collect_together, first_of_batch
+from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.batches import Batches, repeatable
 from captum_xnn.checkpoints import Checkpoint
@@ -39,9 +40,9 @@ from captum_xnn.explainer import Explainer, Form
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.heatmaps import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
 from captum_xnn.host import (
+    EveryCall,
     OutputTransform,
     Trace,
-    channel_dimension,
     find_layer,
     gathered,
     read_layer,
@@ -50,6 +51,7 @@ from captum_xnn.host import (
     untouched,
     unwrap,
 )
+from captum_xnn.layout import channel_dimension
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
@@ -57,6 +59,7 @@ from captum_xnn.probe import refuse_whole_arguments
 from captum_xnn.problem import Recipe, Step
 from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, each, parts
+from captum_xnn.srae import ConvSRAE
 from captum_xnn.tail import Tail
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import encode_all, fit_together
@@ -390,18 +393,35 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
 
     def _maker(self, found: Activations) -> MakeAutoencoder:
-        """Return what makes the explanation networks; groups are told which dimension has channels."""
+        """Return what makes the explanation networks; those that ask for it are told which dimension has channels."""
         make = self.autoencoder or ContributionGroups
         told = isinstance(make, partial) and "channels" in make.keywords
-        if not self._is_exact or told or self.output_transform is not None or found.source is None:
-            return make
-        model = unwrap(self.model)
-        name, module = find_layer(model, self.layer)
-        first = Batches(found.source.data, 2, found.source.unpack).first()
-        assert first is not None  # as activations were collected from it
         shape = tuple(found.Z.shape[1:])
+        if told or found.source is None or len(shape) < 2 or isinstance(self.output_transform, EveryCall):
+            return make
+        if "channels" in inspect.signature(make).parameters:
+            return partial(make, channels=self._channels(found.source, found.layer))
+        made = make.func if isinstance(make, partial) else make
+        if made is ConvSRAE and self._channels(found.source, found.layer) != 1:
+            raise ValueError(
+                f"layer {found.layer!r} gives {shape} values per example with channels last, and ConvSRAE takes "
+                "(channels, H, W); pass output_transform=lambda output: output.movedim(-1, 1), or autoencoder=SRAE"
+            )
+        return make
+
+    def _channels(self, source: Source, name: str) -> int:
+        """Return the dimension of Z that holds channels, from the first batch of some data."""
+        model = unwrap(self.model)
+        first = Batches(source.data, 2, source.unpack).first()
+        assert first is not None  # as activations were collected from it
         inputs, additional = first.on(_device(model))
-        return partial(make, channels=channel_dimension(model, module, shape, (*inputs, *additional), name=name))
+        return channel_dimension(
+            model,
+            find_layer(model, self.layer)[1],
+            (*inputs, *additional),
+            name=name,
+            output_transform=self.output_transform,
+        )
 
     def explainer(self, target: Any = None) -> Explainer:
         """Returns the fitted explainer of an output: its own one, else a joint one that covers it.

@@ -19,7 +19,7 @@ ROWS = (
     ("waterfall", "datasets.cub", "datasets.funnybirds", "datasets.places", "datasets.synthetic_models"),
     ("visualize", "thumbnails"),
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
-    ("problem", "tail"),
+    ("problem", "tail", "layout"),
     ("metrics.keep_top", "metrics.randomisation", "probe"),
     ("metrics", "store"),
     ("autoencoder", "activations", "excitation_bp.signals", "path_integral"),

@@ -6,13 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from captum.attr import LayerGradientXActivation, Saliency
+from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
 from torch import nn
+from torch.nn import functional as F
 
-from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.heatmaps import FromCaptum
+from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.host import EveryCall
 from captum_xnn.network import ExplanationNetwork
+from captum_xnn.srae import ConvSRAE, by_shape
 
 K = 2
 
@@ -189,3 +191,164 @@ def test_a_layer_whose_earlier_calls_count_for_nothing():
     model, data = Auxiliary(), batches(((6,), (6,)))
     xnn = made(model, "encoder", prediction_transform=lambda output: output["logits"])
     assert len(xnn.fit(data, 0, positives=torch.ones(60).bool(), progress=False).explainers_) == 1
+
+
+# --- how channels, cells and tokens lie
+
+
+class PatchTokens(nn.Module):
+    """A class token and those of 14 x 14 patches, of which a linear layer sees each alone."""
+
+    def __init__(self, ahead=1):
+        super().__init__()
+        self.patch, self.mix, self.head = nn.Conv2d(3, 6, 14, 14), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.extra = nn.Parameter(torch.randn(1, ahead, 6))
+
+    def forward(self, x):
+        tokens = torch.cat([self.extra.expand(len(x), -1, -1), self.patch(x).flatten(2).mT], 1)
+        return self.head(self.mix(tokens).tanh().mean(1))
+
+
+SIZES = {"2:3": (56, 84, 4, 6), "3:4": (96, 128, 6, 9), "no multiple": (120, 160, 8, 11)}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_grad_cam_of_a_vision_transformer_lies_where_its_tokens_lie(size, given):
+    """By hand from the convolution's own cells, which need not have the ratio of the image."""
+    height, width, rows, columns = SIZES[size]
+    model, x = PatchTokens(), torch.randn(24, 3, height, width)
+    settings = {"layer": "mix", "tokens": "vit", **({"grid": (rows, columns)} if given else {})}
+    xnn = made(model, "head", heatmap=FromCaptum(LayerGradCam, **settings))
+    xnn.fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    maps = xnn.attribute(x[:2], 0)
+    cells = model.patch(x[:2])
+    assert cells.shape[2:] == (rows, columns)
+    a = model.mix(cells.permute(0, 2, 3, 1)).detach().requires_grad_()
+    extra = model.mix(model.extra.expand(2, -1, -1)).detach()
+    E = xnn.explainer(0).form.encode(model.head(torch.cat([extra, a.flatten(1, 2)], 1).tanh().mean(1)))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        cam = (grad.mean((1, 2), keepdim=True) * a).sum(3)[:, None].detach()
+        torch.testing.assert_close(
+            maps[:, k], F.interpolate(cam, (height, width), mode="bilinear"), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("make", [partial(FromCaptum, LayerGradCam, layer="mix"), partial(ExcitationMaps, "mix")])
+def test_a_grid_that_the_tokens_contradict(make):
+    """Leftovers that are no class or register tokens, or more cells than tokens."""
+    model, x = PatchTokens(), torch.randn(24, 3, 96, 128)
+    xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    for grid in ((6, 8), (5, 11), (9, 6)):
+        wrong = (
+            rf"grid is \({grid[0]}, {grid[1]}\), and the 55 tokens of layer 'mix' are 6 x 9 cells of .* with 1 class"
+        )
+        with pytest.raises(ValueError, match=wrong):
+            xnn.with_heatmap(make(tokens="vit", grid=grid)).attribute(x[:2], 0)
+    with pytest.raises(ValueError, match="grid is 14; pass cells along height and width"):
+        make(tokens="vit", grid=14)
+    with pytest.raises(ValueError, match=r"grid=\(6, 9\) is for tokens='vit', and tokens is 'swin'"):
+        make(tokens="swin", grid=(6, 9))
+
+
+def test_tokens_whose_grid_the_model_does_not_show():
+    """Patches cut out by a reshape; the grid has to be given."""
+
+    class Reshaped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(12, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            patches = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5)
+            return self.head(self.embed(patches.flatten(3).flatten(1, 2)).tanh().mean(1))
+
+    model, x = Reshaped(), torch.randn(24, 3, 6, 8)
+    xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    cam = partial(FromCaptum, LayerGradCam, layer="embed", tokens="vit")
+    with pytest.raises(ValueError, match=r"'embed' gives 12 tokens, and no convolution .* pass it, .*grid=\(height"):
+        xnn.with_heatmap(cam()).attribute(x[:2], 0)
+    with pytest.raises(ValueError, match=r"grid is \(4, 4\), 16 cells, and layer 'embed' gives 12 tokens"):
+        xnn.with_heatmap(cam(grid=(4, 4))).attribute(x[:2], 0)
+    maps = xnn.with_heatmap(cam(grid=(3, 4))).attribute(x[:2], 0)
+    patches = F.unfold(x[:2], 2, stride=2).mT
+    a = model.embed(patches).detach().requires_grad_()
+    E = xnn.explainer(0).form.encode(model.head(a.tanh().mean(1)))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        wanted = (grad.mean(1, keepdim=True) * a).sum(2).detach().reshape(2, 1, 3, 4)
+        torch.testing.assert_close(maps[:, k], F.interpolate(wanted, (6, 8), mode="bilinear"), rtol=1e-4, atol=1e-6)
+
+
+class Cube(nn.Module):
+    """As many channels as rows and columns, last, as a small Swin has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm, self.act, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.patch(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+def test_channels_last_are_summed_over_channels_by_every_backend():
+    model, x = Cube(), torch.randn(24, 3, 32, 32)
+    xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    maps = xnn.with_heatmap(FromCaptum(LayerGradientXActivation, layer="act")).attribute(x[:2], 0)
+    a = model.act(model.norm(model.patch(x[:2]).permute(0, 2, 3, 1))).detach().requires_grad_()
+    E = xnn.explainer(0).form.encode(model.head(a.mean((1, 2))))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        wanted = F.interpolate((a * grad).sum(3)[:, None], (32, 32), mode="bilinear").detach()
+        torch.testing.assert_close(maps[:, k], wanted, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="a layer with feature maps"):
+        xnn.with_heatmap(FromCaptum(LayerGradCam, layer="act")).attribute(x[:2], 0)
+    network = ExplanationNetwork(model, "head", xnn.explainer(0).form)
+    (p,) = ExcitationMaps("act", contrastive=False)(network, (x[:1],), [0])
+    own = LayerExcitationBP(network, model.act, contrastive=False).attribute(x[:1], target=0)
+    torch.testing.assert_close(p[:, 0], F.interpolate(own.sum(3)[:, None], (32, 32), mode="bilinear"))
+
+
+def test_learned_forms_do_not_take_rows_for_channels():
+    model, x, everything = Cube(), torch.randn(40, 3, 32, 32), torch.ones(40).bool()
+    with pytest.raises(ValueError, match=r"layer 'act' gives \(8, 8, 8\) .* channels last, and ConvSRAE takes"):
+        made(model, "act", autoencoder=ConvSRAE).fit(x, 0, positives=everything, progress=False)
+    turned = made(model, "act", autoencoder=by_shape, output_transform=lambda output: output.movedim(-1, 1))
+    assert isinstance(turned.fit(x, 0, positives=everything, progress=False).explainer(0).form, ConvSRAE)
+    flat = made(model, "act", autoencoder=by_shape).fit(x, 0, positives=everything, progress=False)
+    assert isinstance(flat.explainer(0).form, SRAE)
+    assert isinstance(made(model, "patch", autoencoder=by_shape).fit(x, 0, positives=everything, progress=False)
+                      .explainer(0).form, ConvSRAE)  # fmt: skip
+    groups = XNNAttribution(model, "act", K).fit(x, 0, positives=everything, progress=False).explainer(0).form
+    assert groups.channels == 3
+
+
+def test_steps_that_are_as_many_as_the_examples_are_no_examples():
+    """An LSTM gives (T, N, D) unless told otherwise; of T = N examples the shape says nothing."""
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn, self.lstm, self.head = nn.Linear(4, 4), nn.LSTM(4, 5), nn.Linear(5, 3)
+            self.out = nn.Identity()
+
+        def forward(self, x):
+            return self.head(self.out(self.lstm(self.turn(x).transpose(0, 1))[0])[-1])
+
+    model, x = Steps(), torch.randn(6, 6, 4)
+    for form in (None, partial(SRAE, hidden=(8,))):
+        xnn = XNNAttribution(model, "out", K, autoencoder=form, recipe=Recipe(steps=12))
+        with pytest.raises(ValueError, match=r"put examples first in output_transform="):
+            xnn.fit(x, 0, positives=torch.ones(6).bool(), progress=False)
+        for n in (1, 2, 6):  # the probe has two examples, or one of two
+            with pytest.raises(ValueError, match="examples"):
+                xnn.fit(x[:n], 0, positives=torch.ones(n).bool(), progress=False)
+    swapped = made(model, "head").fit(torch.randn(40, 6, 4), 0, positives=torch.ones(40).bool(), progress=False)
+    for heatmap in (
+        FromCaptum(LayerGradCam, layer="out", tokens="sequence"),
+        ExcitationMaps("out", tokens="vit", strict=False),
+    ):
+        with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 1, 5\) for 1 example"):
+            swapped.with_heatmap(heatmap).attribute(x, 0)
