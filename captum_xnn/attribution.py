@@ -52,6 +52,7 @@ from captum_xnn.host import (
     unwrap,
 )
 from captum_xnn.layout import channel_dimension
+from captum_xnn.logits import Spread, no_logits
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.one_heatmap import OneHeatmap
@@ -228,8 +229,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             data = repeatable(data)
         found = self._collected(data, progress, store, ranks)
         outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
-        if outputs.probabilities:
-            _warn_of_probabilities()
+        if ranks.first and (reason := no_logits(outputs.spread)) is not None:
+            warnings.warn(reason, stacklevel=levels_up())
         kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
         run = _Run(progress and ranks.first, kept, log, ranks)
         with torch.inference_mode(False):
@@ -1078,20 +1079,20 @@ class _Outputs(NamedTuple):
     """Which they are."""
     classes: Tensor | None
     """The class that the model gives each example, (M,); None where outputs are no classes."""
-    probabilities: bool
-    """Whether the outputs look like a softmax, in which every class depends on all others."""
+    spread: Spread
+    """Whether all outputs look like logits."""
 
     @classmethod
     def of(cls, y_hat: Tensor | Rows, targets: list[Target]) -> _Outputs:
         targets = list(dict.fromkeys(targets))
-        y, first, given, softmax = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], True
+        y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
         for part in parts(y_hat):
             y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
             first += len(part)
             if part.dim() == 2 and part.shape[1] > 1:
                 given.append(part.argmax(1))
-                softmax = softmax and _like_probabilities(part)
-        return cls(y, targets, torch.cat(given) if given else None, bool(given) and softmax)
+            spread.add(part)
+        return cls(y, targets, torch.cat(given) if given else None, spread)
 
     def columns(self, targets: tuple[Target, ...]) -> Tensor:
         """Returns some of the explained outputs, (M, C)."""
@@ -1106,19 +1107,6 @@ def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
         same += classification_faithfulness(part, given, target) * len(part)
         first += len(part)
     return same / first
-
-
-def _like_probabilities(y_hat: Tensor) -> bool:
-    tolerance = 1e-2 if y_hat.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    return bool((y_hat >= 0).all()) and bool(((y_hat.double().sum(1) - 1).abs() < tolerance).all())
-
-
-def _warn_of_probabilities() -> None:
-    warnings.warn(
-        "expected logits, got outputs that are non-negative and sum to 1 in every example, as after a softmax; "
-        "contributions to a probability mix all classes. Explain the model without its last softmax",
-        stacklevel=3,
-    )
 
 
 def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:

@@ -11,7 +11,18 @@ PACKAGE = Path(captum_xnn.__file__).parent
 
 # From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
 ROWS = (
-    ("_compat", "covering", "errors", "grouping", "targets", "datasets", "metrics.faithfulness", "rows", "ranks"),
+    (
+        "_compat",
+        "covering",
+        "errors",
+        "grouping",
+        "targets",
+        "logits",
+        "datasets",
+        "metrics.faithfulness",
+        "rows",
+        "ranks",
+    ),
     ("files", "metrics.concepts", "metrics.controls", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
     ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
     ("sentence", "metrics.locality", "metrics.patches"),

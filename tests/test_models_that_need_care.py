@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.host import EveryCall
+from captum_xnn.logits import Spread, no_logits
 from captum_xnn.network import ExplanationNetwork
 from captum_xnn.srae import ConvSRAE, by_shape
 
@@ -352,3 +353,80 @@ def test_steps_that_are_as_many_as_the_examples_are_no_examples():
     ):
         with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 1, 5\) for 1 example"):
             swapped.with_heatmap(heatmap).attribute(x, 0)
+
+
+# --- outputs that are no logits
+
+
+def classifier(*end):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), *end)
+
+
+def centred(y):
+    return y - y.mean(1, keepdim=True)
+
+
+NO_LOGITS = {
+    "softmax": (nn.Softmax(1), r"non-negative and sum to 1 .* pass prediction_transform=lambda y: y.log\(\) - ",
+                lambda y: centred(y.log()), centred),
+    "log_softmax": (nn.LogSoftmax(1), r"exponentials sum to 1 .* pass prediction_transform=lambda y: y - y.mean\(1, ",
+                    centred, centred),
+    "sigmoid": (nn.Sigmoid(), r"between 0 and 1 \(.*\); they may be probabilities after a sigmoid, .*torch.logit, eps",
+                partial(torch.logit, eps=1e-6), lambda y: y),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_LOGITS)
+def test_outputs_that_are_no_logits_are_told_with_a_remedy_that_is_right(kind):
+    """With the remedy contributions are those to the logits before, which a softmax gives up to their mean."""
+    end, told, remedy, same = NO_LOGITS[kind]
+    logits, x = classifier(), torch.randn(80, 6)
+    with torch.no_grad():
+        logits[2].weight.mul_(4)
+    model, everything = nn.Sequential(*logits, end), torch.ones(80).bool()
+    with pytest.warns(UserWarning, match=told) as seen:
+        XNNAttribution(model, "1", K).fit(x, [0, 1], positives=everything, progress=False)
+    assert len(seen) == 1
+    given = XNNAttribution(model, "1", K, prediction_transform=remedy)
+    wanted = XNNAttribution(logits, "1", K, prediction_transform=same)
+    for xnn in (given, wanted):
+        xnn.fit(x, 0, positives=everything, progress=False)
+    one, other = (xnn.explain(x[:5], 0) for xnn in (given, wanted))
+    torch.testing.assert_close(one.prediction, same(logits(x[:5]))[:, 0].detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.bias + one.contributions.sum(1), one.prediction, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(one.bias, other.bias, rtol=0.02, atol=0.02)
+
+
+def test_outputs_over_positions_that_are_no_logits():
+    """Of a segmentation network classes are in dimension 1, of a language model in the last one."""
+    x, everything = torch.rand(24, 3, 6, 6), torch.ones(24).bool()
+    maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.LogSoftmax(1))
+    with pytest.warns(UserWarning, match=r"exponentials sum to 1 .* y - y.mean\(1, keepdim=True\)"):
+        XNNAttribution(maps, "1", K).fit(x, (0, 1, 1), positives=everything, progress=False)
+    tokens = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.Softmax(-1))
+    with pytest.warns(UserWarning, match=r"sum to 1 .* y.log\(\).mean\(2, keepdim=True\)"):
+        XNNAttribution(tokens, "1", K).fit(torch.randn(24, 4, 6), (2, 1), positives=everything, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        (torch.linspace(0, 1, 40), "may be"),  # a regression too, which is why it says so
+        (torch.linspace(0, 1, 40)[:, None], "may be"),
+        (torch.linspace(0.2, 0.6, 40)[:, None], None),  # close together, as outputs of a regression or small logits
+        (torch.linspace(0, 1, 8)[:, None], None),  # few
+        (torch.linspace(0, 1.01, 40)[:, None], None),
+        (torch.linspace(-0.01, 1, 40)[:, None], None),
+        (torch.linspace(-3, 3, 40)[:, None].expand(-1, 3), None),
+        (torch.eye(3).repeat(9, 1), "sum to 1"),
+        (torch.cat([torch.eye(3).repeat(9, 1), torch.tensor([[0.5, 0.5, 0.1]])]), "may be"),
+        (torch.cat([torch.randn(9, 3).log_softmax(1), torch.tensor([[-1.0, -1.0, -1.0]])]), None),
+        (torch.randn(40, 4).half().log_softmax(1), "exponentials"),
+    ],
+)
+def test_which_outputs_are_told_to_be_no_logits(outputs, told):
+    seen = Spread()
+    for part in outputs.split(7):
+        seen.add(part)
+    given = no_logits(seen)
+    assert given is None if told is None else told in given
