@@ -34,6 +34,7 @@ from captum_xnn.checkpoints import Checkpoint
 from captum_xnn.contribution_fit import Evidence, fit_groups
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.contribution_network import ContributionNetwork
+from captum_xnn.directions import directions
 from captum_xnn.drawing import Part, copied, draw, in_shape_of, levels_up, like
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
@@ -382,6 +383,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             xnn.requires_grad_(False)
             with torch.no_grad():
                 error = regression_faithfulness(xnn.head(encode_all(xnn, Z)), y)
+            if run.ranks.first and getattr(xnn, "anchored", False):
+                _warn_of_few_directions(found, xnn.n_features, error / float(y.std(0).mean()))
             yield Explainer(
                 layer=found.layer,
                 targets=targets,
@@ -925,6 +928,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 # Standard deviations of the output that contributions may miss without a word.
 _NOTABLE = 0.005
 
+# Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
+_OFF = 0.02
+
 _TRANSFORMS = ("output_transform", "prediction_transform")
 
 Log = Callable[[Any, Step], None]
@@ -1038,6 +1044,19 @@ def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, .
             f"autoencoder=functools.partial(ContributionGroups, most={2 * form.config['most']})",
             stacklevel=levels_up(),
         )
+
+
+def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
+    """Warn where x-features that are to differ are over twice a layer's directions, and the surrogate is off for it."""
+    if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
+        return
+    warnings.warn(
+        f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
+        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
+        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
+        "out, as contributions always add up",
+        stacklevel=levels_up(),
+    )
 
 
 def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ __all__ = ["Spread", "no_logits"]
 
 # Fewer outputs than this, or closer ones, may lie between 0 and 1 by chance.
 _ENOUGH = 10
-_WIDE = 0.5
+_WIDE = 0.7
 
 
 class Spread:
