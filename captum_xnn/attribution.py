@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from captum_xnn import files
 from captum_xnn._compat import log_usage
-from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
+from captum_xnn.activations import Activations, Source, checked, collect_together
 from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.batches import Batches, repeatable
 from captum_xnn.checkpoints import Checkpoint
@@ -65,6 +65,7 @@ from captum_xnn.srae import ConvSRAE
 from captum_xnn.tail import Tail
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import encode_all, fit_together
+from captum_xnn.unpacking import Unpack, first_of_batch, unpack_for
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 
@@ -101,7 +102,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the :mod:`~captum_xnn.baselines`.
         recipe: Settings of the training of learned networks.
         train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
-        unpack: Turns a batch of the training data into (inputs, additional_forward_args).
+        unpack: Turns a batch of the training data into (inputs, additional_forward_args). By default a dict goes by the
+            names of the model's arguments, and of a tuple or list the first entry is taken.
         output_transform: Turns the layer's raw output, such as a tuple or dict, into one tensor (N, ...).
         prediction_transform: The same for the model's output.
         seed: Seeds every fit.
@@ -157,7 +159,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
-        self.unpack = unpack
+        self.unpack = unpack_for(model, unpack)
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
         self.seed = operator.index(seed)

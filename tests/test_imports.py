@@ -38,7 +38,7 @@ ROWS = (
     ("waterfall", "datasets.cub", "datasets.funnybirds", "datasets.places", "datasets.synthetic_models"),
     ("visualize", "thumbnails"),
     ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
-    ("problem", "tail", "layout"),
+    ("problem", "tail", "layout", "unpacking"),
     ("metrics.keep_top", "metrics.randomisation", "probe"),
     ("metrics", "store"),
     ("autoencoder", "activations", "excitation_bp.signals", "path_integral"),
