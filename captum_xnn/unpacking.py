@@ -133,8 +133,8 @@ class ForModel:
         if len(taken) < len(required):
             raise TypeError(
                 f"forward of {self.name} needs {', '.join(required)}, and of a batch with {1 + len(left)} entries the "
-                f"first is taken; say which are arguments, as in unpack=lambda batch: (batch[0], batch[1:"
-                f"{1 + len(required) - len(taken)}])"
+                "first is taken; say which entries are arguments, as in "
+                f"unpack=lambda batch: (tuple(batch[:{len(required)}]), None)"
             )
         free = [n for n in self.names[len(taken) :] if self.defaults.get(n, 0) is None and n not in _ANSWERS]
         tensors = [x for x in left if isinstance(x, Tensor)]

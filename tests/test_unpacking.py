@@ -199,12 +199,14 @@ def test_when_an_entry_is_told(model, batch, told):
 def test_a_model_that_needs_more_than_the_first_entry_is_refused():
     image, table, labels = torch.rand(N, 1, 8, 8), torch.rand(N, 5), torch.arange(N)
     loader = DataLoader(TensorDataset(image, table, labels), 16)
-    told = r"Both needs image, table, and of a batch with 3 entries the first is taken; .*\(batch\[0\], batch\[1:2\]\)"
+    told = (
+        r"Both needs image, table, and of a batch with 3 entries the first is taken; .*\(tuple\(batch\[:2\]\), None\)"
+    )
     with pytest.raises(TypeError, match=told):
         collect(Both(), "conv", loader)
     model = Both()
     wanted = model(image, table).detach()
-    found = collect(model, "conv", loader, unpack=lambda batch: (batch[0], tuple(batch[1:2])))
+    found = collect(model, "conv", loader, unpack=lambda batch: (tuple(batch[:2]), None))
     torch.testing.assert_close(found.y_hat, wanted)
     torch.testing.assert_close(collect(model, "conv", [((image, table), labels)]).y_hat, wanted)
 
