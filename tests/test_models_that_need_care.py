@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
-from captum_xnn.directions import directions
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.host import EveryCall
-from captum_xnn.logits import Spread, no_logits
-from captum_xnn.network import ExplanationNetwork
-from captum_xnn.srae import ConvSRAE, by_shape
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.logits import Spread, no_logits
+from captum_xnn.layers.read import EveryCall
+from captum_xnn.models.srae import ConvSRAE, by_shape
+from captum_xnn.training.directions import directions
 
 K = 2
 
