@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -355,6 +356,16 @@ def test_steps_that_are_as_many_as_the_examples_are_no_examples():
     ):
         with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 1, 5\) for 1 example"):
             swapped.with_heatmap(heatmap).attribute(x, 0)
+    chance = r"layer 'out' gives shape \(6, 1, 5\) for 1 example, so its examples do not come first"
+    gradients = swapped.with_heatmap(FromCaptum(LayerGradientXActivation, layer="out"))
+    with pytest.raises(ValueError, match=chance):
+        gradients.attribute(x[:3], 0)  # 3 examples with 2 maps each are 6 rows
+    with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 8, 5\) for 8 examples, so its examples"):
+        gradients.attribute(x[:4], 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
+        with pytest.raises(ValueError, match=chance):
+            swapped.with_heatmap(ExcitationMaps("out")).attribute(x, 0)
 
 
 # --- outputs that are no logits

@@ -287,6 +287,9 @@ class FromCaptum:
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
                     made = self._attribute(attributed, construct, own, leaves, checking)
+                if module is not None and grid is None:
+                    asked = network, name, inputs, additional_forward_args
+                    self._layouts.refuse_examples_second(*asked, (seen or [made[0].shape])[-1], made[0], len(some))
                 channels = None
                 if grid is None and module is not None and made[0].dim() > 2:
                     channels = self._layouts.channels(
@@ -536,6 +539,22 @@ class _Layouts:
         found: int = self._read(_channels, network, name, inputs, additional)
         return found
 
+    def refuse_examples_second(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        shape: Sequence[int],
+        maps: Tensor,
+        rows: int,
+    ) -> None:
+        """Raises where a layer has no row for each example, as (T, N, D); asks the model where T is N by chance."""
+        refuse_examples_second(maps, rows, name)
+        if len(shape) > 2 and shape[0] == shape[1]:
+            one = self._read(_shape, network, name, inputs, additional)
+            refuse_examples_second(torch.empty(one, device="meta"), 1, name)
+
     def tokens(
         self,
         network: ExplanationNetwork,
@@ -698,6 +717,7 @@ class ExcitationMaps:
         given = network, "" if stop is None else stop.name, inputs, additional_forward_args
         grid = self._layouts.tokens(*given, tokens, cells) if tokens else None
         channels = partial(self._layouts.channels, *given)
+        check = partial(self._layouts.refuse_examples_second, *given)
         n, K = len(inputs[0]), len(features)
         if not K:
             raise ValueError("expected at least one x-feature to draw, got none; pass their numbers, such as [0, 1]")
@@ -711,7 +731,15 @@ class ExcitationMaps:
                 x, additional = rows_of(inputs, additional_forward_args, some)
                 parts = [
                     _winning(
-                        network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop, channels, grid
+                        network,
+                        x,
+                        additional or (),
+                        chosen,
+                        list(features[i : i + at_once[1]]),
+                        stop,
+                        channels,
+                        check,
+                        grid,
                     )
                     for i in range(0, K, at_once[1])
                 ]
@@ -827,11 +855,13 @@ def _winning(
     features: list[int],
     stop: Stop | None,
     channels: Callable[[Sequence[int]], int],
+    check: Callable[[Sequence[int], Tensor, int], None],
     grid: TokenGrid | None,
 ) -> list[Tensor]:
     """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative.
 
     Feature maps of a layer to stop at are summed over channels, which are in the dimension that ``channels`` returns.
+    ``check`` raises where such a layer has no row for each example.
     """
     done, winners = propagate(
         network,
@@ -845,6 +875,8 @@ def _winning(
     )
     maps = []
     for p, leaf in zip(winners.p, done.leaves, strict=True):
+        if stop is not None and grid is None:
+            check(p.shape[1:], p[0], len(inputs[0]))
         p = p.transpose(0, 1)
         if grid is not None:
             p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])
