@@ -200,9 +200,9 @@ class Explanation:
             index: Which example.
             names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them: a list, a
                 mapping, or the file that a report exports.
-            options: Options of :func:`captum_xnn.plots.explanation.show_explanation`, such as ``mean=`` and ``std=`` of
+            options: Options of :func:`captum_xnn.plots.show_explanation`, such as ``mean=`` and ``std=`` of
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``; without images those of
-                :func:`captum_xnn.plots.explanation.show_contributions`.
+                :func:`captum_xnn.plots.show_contributions`.
         """
         from captum_xnn.plots import explanation as visualize
 
@@ -227,7 +227,7 @@ class Explanation:
         Args:
             indices: Which examples; all of them, if None.
             names: Names of the x-features, as :meth:`show` takes them.
-            options: Options of :func:`captum_xnn.plots.explanation.show_gallery`.
+            options: Options of :func:`captum_xnn.plots.show_gallery`.
 
         Raises:
             ValueError: If the inputs are no images, or names differ between the examples' targets.

@@ -17,7 +17,7 @@ Weighted by contribution:
     its correlations are multiplied by :math:`\sqrt{t_i t_j}`, and K is replaced by :math:`\sum_i t_i`. With equal
     shares that is the plain form, and a share of 0 leaves an x-feature out. One x-feature that does everything is
     perfectly orthogonal, so read it beside the effective number
-    (:func:`captum_xnn.metrics.sparsity.effective_number`).
+    (:func:`captum_xnn.metrics.effective_number`).
 
 What the paper leaves open:
     How C is aggregated over the data set: here within images, so that images with strong maps do not correlate the

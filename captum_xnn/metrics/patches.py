@@ -16,7 +16,7 @@ What fakes them:
     agreement says nothing of whether x-features differ: one x-feature that is the whole output can reach any value.
     No heatmap method can flatter the orthogonality of drops, as it sees none. x-features that chance divides do
     not look distinct either: each loses by the same patches. A dead x-feature does: use the weighted form.
-    Print :func:`captum_xnn.metrics.controls.random_maps` and ``random_partition`` beside both.
+    Print :func:`captum_xnn.metrics.random_maps` and ``random_partition`` beside both.
 
 Fill:
     A covered patch is an image that the model never saw, so the drops depend on the fill. The default is the mean

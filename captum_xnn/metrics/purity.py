@@ -9,7 +9,7 @@ Conventions:
     Purity is in (0, 1], 1 is best. It never falls when a group is split, and N groups of one image each have purity 1:
     compare sortings with the same number of groups, and with :func:`chance_purity`.
 
-Stages that the same people went through are compared by :func:`captum_xnn.metrics.paired.paired_test`.
+Stages that the same people went through are compared by :func:`captum_xnn.metrics.paired_test`.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.1.

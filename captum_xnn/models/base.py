@@ -1,6 +1,6 @@
 """What every explanation network has: x-features, a linear head, and how its weights are rewritten to other units.
 
-A form of explanation network (:class:`~captum_xnn.models.srae.SRAE`, :class:`~captum_xnn.models.srae.ConvSRAE`, the
+A form of explanation network (:class:`~captum_xnn.models.SRAE`, :class:`~captum_xnn.models.ConvSRAE`, the
 :mod:`~captum_xnn.models.baselines`) says which layers it has and how it learns; training, explaining and saving see
 this only.
 
@@ -173,7 +173,7 @@ class Autoencoder(nn.Module, ABC):
     def solve(self, examples: Examples) -> None:
         """Set in closed form what needs no descent: all weights, or after descent some; nothing by default.
 
-        :func:`captum_xnn.training.fitting.fit` draws the weights anew, descends where :meth:`minimised` says so, calls
+        :func:`captum_xnn.training.fit` draws the weights anew, descends where :meth:`minimised` says so, calls
         this, and standardises and sorts the x-features.
 
         Args:

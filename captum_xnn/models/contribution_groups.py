@@ -17,7 +17,7 @@ Conventions:
 
 Differs from the paper:
     The x-features of the paper are those of a learned encoder, which imitates the model: see
-    :class:`~captum_xnn.models.srae.SRAE`. Here nothing imitates. The encoder is the model's own rest.
+    :class:`~captum_xnn.models.SRAE`. Here nothing imitates. The encoder is the model's own rest.
 
 Reference:
     Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, for contributions.

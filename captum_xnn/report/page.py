@@ -88,12 +88,12 @@ def write_report(
         captions: Of each image, such as its file's name.
         data_captions: Of each image of ``data``, for the cards; where the images are the data, ``captions`` serve.
         class_names: Names of the model's outputs, by number.
-        names: Of x-features: a file that a report exported or :func:`captum_xnn.plots.names.write_names` wrote, or
+        names: Of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote, or
             names in any other form for each target.
         title: The heading of the page and its name in the browser.
         notes: Sections of a heading and plain text, in which empty lines part paragraphs, after faithfulness.
         places: What maps have of parts or objects where data are annotated, see
-            :func:`captum_xnn.report.cards.concept_cards`.
+            :func:`captum_xnn.report.concept_cards`.
         place_names: Their names, as many as there are.
         display: Turns an image (C, H, W), as the model takes it, into one in [0, 1], as by undoing the normalisation.
         patches: How many of the images that the model gives the class to cover patch by patch, for the measures of

@@ -15,7 +15,7 @@ Explainers of several targets are fitted together on the same activations (:mod:
 Differs from the paper:
     The pull-away term is taken about the mean (squared correlations, not cosines); the start is the anchors, not a
     stacked autoencoder; the x-layer is linear. Adam with a cosine schedule replaces stepwise decay.
-    :class:`~captum_xnn.models.srae.PaperSRAE` is trained by Eq. 5 as printed.
+    :class:`~captum_xnn.models.PaperSRAE` is trained by Eq. 5 as printed.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.

@@ -25,7 +25,7 @@ class NN(Dense):
 
     Of the recipe it takes steps, batches and learning rate; beta, eta, q and pre-training do not concern it.
 
-    Arguments are those of :class:`~captum_xnn.models.srae.SRAE`.
+    Arguments are those of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ class SAE(Dense):
 
     The paper does not say whether its SAE was trained layer by layer first. Here all layers learn at once.
 
-    Arguments are those of :class:`~captum_xnn.models.srae.SRAE`.
+    Arguments are those of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -115,7 +115,7 @@ class CAE(Dense):
     layers its x-features span the first n principal components.
     Of the recipe it takes steps, batches and learning rate.
 
-    Arguments are those of :class:`~captum_xnn.models.srae.SRAE`.
+    Arguments are those of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -159,7 +159,7 @@ class RandomDecoder(Dense):
 
     All else is the SRAE's: layers, recipe, anchors, Eq. 5.
 
-    Arguments are those of :class:`~captum_xnn.models.srae.SRAE`.
+    Arguments are those of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -196,7 +196,7 @@ class RandomDecoder(Dense):
 class RandomEncoder(Dense):
     """A random network D-800-100-n as drawn, with a head by least squares, as a control: what does learning add?
 
-    Arguments are those of :class:`~captum_xnn.models.srae.SRAE`.
+    Arguments are those of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
