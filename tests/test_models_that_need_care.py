@@ -472,3 +472,18 @@ def test_directions_are_counted_by_their_variance(count):
     assert directions(Z.unflatten(1, (3, 3))) == count
     values = np.linalg.eigvalsh(np.cov(Z.numpy().T))[::-1]
     assert int((values.cumsum() < 0.99 * values.sum()).sum()) + 1 == count
+
+
+def test_groups_that_add_nothing_are_merged_and_logged(caplog):
+    """Of four dimensions two reach the output."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(80, 4)
+    with torch.no_grad():
+        model[2].weight[0, 2:] = 0
+    xnn = XNNAttribution(model, "1", 4)
+    with caplog.at_level("INFO", "captum_xnn"):
+        xnn.fit(x, positives=torch.ones(80).bool(), progress=False)
+    left = xnn.explainer().form.n_features
+    assert left <= 2
+    assert f"{left} of 4 x-features were left after merging" in caplog.text
+    why = xnn.contributions(x[:5])
+    torch.testing.assert_close(why.bias + why.contributions.sum(1), model(x[:5])[:, 0].detach(), rtol=0.02, atol=0.02)
