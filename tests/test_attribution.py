@@ -725,7 +725,7 @@ def test_wrong_positives():
         (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "got NaN or infinity in example 160"),
         (3, TypeError, "training data as a tensor"),
-        ([{"x": DATA}], TypeError, "got dict; pass unpack="),
+        ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )
 def test_data_that_cannot_be_learned_from(data, error, told):

@@ -145,7 +145,7 @@ def test_all_means_the_classes_that_occur(folder: Path, tmp_path: Path, capsys: 
 
 
 def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the first, on which the model is tried, also where the images tell which classes there are."""
+    """But for the first batch, on which the model is tried, and whose layer shows at the end where its channels are."""
     read: list[int] = []
     fetch = _Images.__getitem__
 
@@ -156,7 +156,7 @@ def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(_Images, "__getitem__", noting)
     line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
     assert cli.main(line) == 0
-    assert read[:10] == list(range(10)) and read[10:] == list(range(60))
+    assert read[:10] == list(range(10)) and read[10:70] == list(range(60)) and read[70:] == list(range(10))
 
 
 def test_interrupted_while_collecting_says_how_to_go_on(

@@ -258,18 +258,21 @@ class ConvSRAE(Autoencoder):
         return (self.decoder[0],)
 
 
-def by_shape(shape: Sequence[int], n_features: int = 5, *, n_outputs: int = 1) -> SRAE | ConvSRAE:
+def by_shape(shape: Sequence[int], n_features: int = 5, *, n_outputs: int = 1, channels: int = 1) -> SRAE | ConvSRAE:
     """Create a ConvSRAE for feature maps (C, H, W) of several cells, and an SRAE for every other shape.
 
     Args:
         shape: Shape (...) of one example of Z.
         n_features: x-features n.
         n_outputs: Explained outputs C.
+        channels: The dimension of Z with channels, counted with the examples as 0. Maps (H, W, C) get an SRAE.
 
     Example:
         >>> type(by_shape((4, 3, 3))).__name__, type(by_shape((4, 1, 1))).__name__
         ('ConvSRAE', 'SRAE')
+        >>> type(by_shape((3, 3, 4), channels=3)).__name__
+        'SRAE'
     """
-    if len(shape) == 3 and shape[1] > 1 and shape[2] > 1:
+    if len(shape) == 3 and shape[1] > 1 and shape[2] > 1 and channels == 1:
         return ConvSRAE(shape, n_features, n_outputs=n_outputs)
     return SRAE(shape, n_features, n_outputs=n_outputs)

@@ -13,6 +13,7 @@ Conventions:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ from captum_xnn.training.checkpoint import Checkpoint
 from captum_xnn.training.covering import covered
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
+
+_LOG = logging.getLogger(__name__)
 
 # Rows in one batch of the model, covered images included.
 _ROWS = 64
@@ -229,6 +232,8 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     E = evidence.own[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
+    if a.shape[1] < form.config["n_features"]:
+        _LOG.info("%d of %d x-features were left after merging", a.shape[1], form.config["n_features"])
     form.config["n_features"] = a.shape[1]
 
 
