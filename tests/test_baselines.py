@@ -554,7 +554,7 @@ def test_forms_of_ones_own_load(tmp_path):
     xnn = XNNAttribution(net(), "1", 2, autoencoder=FirstDimensions).fit(DATA, 2, progress=False)
     path = xnn.save(tmp_path)
     told = (
-        r"^expected an explanation network of a known form, got one of class '.*test_baselines.FirstDimensions'; .* "
+        r"^the explainer's class '.*test_baselines.FirstDimensions' is not known; .* "
         r"forms=\[FirstDimensions\]\)"
     )
     for forms in ([], [NN]):

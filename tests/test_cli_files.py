@@ -350,7 +350,7 @@ def test_names_that_are_no_text(folder: Path, tmp_path: Path) -> None:
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
-    assert captured.err.startswith("captum-xnn: error: expected ")
+    assert captured.err.startswith("captum-xnn: error: ")
     return captured.err
 
 
@@ -358,7 +358,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("change", "said"),
     [
         (["--layer", "2.conv"], "name of a layer of Sequential, got '2.conv'; near names"),
-        (["--target", "3"], "target within the model's outputs (3,), got 3"),
+        (["--target", "3"], "target 3 is outside the model's outputs (3,)"),
         (["--target", "3-1"], "targets as whole numbers from 0 and ranges such as 10-19, or all, got '3-1'"),
         (["--n-features", "0"], "n_features as a whole number from 1, got 0"),
         (["--recipe", "step=3"], "got 'step'; near names: steps"),
@@ -394,7 +394,7 @@ def test_a_target_that_is_none_is_told_before_the_data_are_read(
 ) -> None:
     monkeypatch.setattr(XNNAttribution, "fit", lambda *_, **__: pytest.fail("it fits"))
     assert cli.main(arguments(folder, "--target", "0", "3", "--out", str(tmp_path))) == 1
-    assert "target within the model's outputs (3,), got 3" in one_line(capsys)
+    assert "target 3 is outside the model's outputs (3,)" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
