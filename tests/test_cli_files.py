@@ -364,7 +364,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--n-features", "0"], "n_features must be a whole number of at least 1, got 0"),
         (["--recipe", "step=3"], "'step' in [recipe] of the options is not one of the settings of the recipe; near"),
         (["--data", "nowhere"], "the folder or file of inputs "),
-        (["--model", "nowhere.py"], "cannot run 'nowhere.py': FileNotFoundError"),
+        (["--model", "nowhere.py"], "nowhere.py': FileNotFoundError"),
         (["--torchvision", "vgg19"], "two models are given"),
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--size", "1", "2", "3"], "must be one number of pixels such as 224, or height and width, got [1, 2, 3]"),
@@ -435,8 +435,8 @@ def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytes
     ("command", "said"),
     [
         (["fit", "--seed", "x"], "invalid int value"),
-        (["fit", "--recipe", "steps"], "expected NAME=VALUE such as steps=500, got 'steps'"),
-        (["fit", "--recipe", "steps=many"], "expected a number in 'steps=many'"),
+        (["fit", "--recipe", "steps"], "'steps' is not NAME=VALUE; write it like steps=500"),
+        (["fit", "--recipe", "steps=many"], "the value in 'steps=many' is not a number"),
         (["fit", "--lair", "3"], "unrecognized arguments"),
         (["explain", "--data", "x", "--out", "y"], "the following arguments are required: --explainer"),
         (["explain", "--explainer", "x", "--out", "y"], "the following arguments are required: --data"),
@@ -506,7 +506,7 @@ def test_warnings_are_lines_too(
 def test_help_says_that_the_model_file_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
-    assert "The file is run, with all that it may do" in " ".join(capsys.readouterr().out.split())
+    assert "The command runs the file as Python code" in " ".join(capsys.readouterr().out.split())
 
 
 def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> None:

@@ -76,24 +76,24 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
         kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
         growing = kept.folder / HISTORY_FILE  # watched during the fit; holds all fits with these checkpoints
         log = _logging(configuration, growing) if ranks.first else None
-        asked = _asked(opened)
+        requested = _requested_targets(opened)
         inputs = opened.inputs
         # Damaged images are found only by reading them. To skip them, every process must read all images.
-        apart: dict[str, Any] = {}
+        independent: dict[str, Any] = {}
         if not configuration.skip_damaged:
-            apart = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
+            independent = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
         found = collect_together(
             opened.model,
             layer,
-            inputs.loader() if apart else inputs,
+            inputs.loader() if independent else inputs,
             ranks=ranks,
             store=configuration.store,
             progress=progress,
-            **apart,
+            **independent,
         )
         xnn.fit(
             found,
-            _given(found.y_hat, ranks) if asked == "all" else asked,
+            _predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
             joint=configuration.joint,
             checkpoint=kept,
             log=log if learned else None,
@@ -169,7 +169,7 @@ def explain(
     return len(lines)
 
 
-def _asked(opened: Opened) -> list[int] | str | None:
+def _requested_targets(opened: Opened) -> list[int] | str | None:
     """Return the targets to fit, or "all", after checking them before the data are read."""
     targets, shape = targets_of(opened.configuration.targets), opened.output_shape
     if targets == "all" and (len(shape) != 1 or shape[0] < 2):
@@ -181,7 +181,7 @@ def _asked(opened: Opened) -> list[int] | str | None:
     return targets
 
 
-def _given(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
+def _predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
     """Return the classes that the model gives to at least one example, from its outputs (M, C)."""
     given = sorted({c for part in parts(y_hat) for c in part.argmax(1).tolist()})
     if ranks.first and len(given) < y_hat.shape[1]:

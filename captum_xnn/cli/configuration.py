@@ -146,12 +146,12 @@ class Configuration:
             >>> both.layer, both.seed, both.recipe.steps, both.recipe.beta
             ('relu6', 3, 500, 0.5)
         """
-        over = _located(overriding or {}, Path.cwd())
+        over = _with_absolute_paths(overriding or {}, Path.cwd())
         if path is None:
             return cls.of(over, "the options")
-        settings = _parsed(Path(path))
+        settings = _read_toml(Path(path))
         cls.of(settings, str(path))  # so that errors in the file name the file
-        settings = _located(settings, Path(path).absolute().parent)
+        settings = _with_absolute_paths(settings, Path(path).absolute().parent)
         if {"model", "torchvision"} & set(over):
             settings = {name: value for name, value in settings.items() if name not in _MODEL}
         recipe = {**settings.get("recipe", {}), **over.get("recipe", {})}
@@ -279,7 +279,7 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     """Read the settings of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -291,7 +291,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is not valid TOML ({error}); correct that line") from error
 
 
-def _located(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _with_absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Make all paths in the settings absolute."""
     found = dict(settings)
     for name in ("weights", "data", "out", "store", "checkpoint", "tensorboard"):

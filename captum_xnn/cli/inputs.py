@@ -254,9 +254,9 @@ class Inputs:
                 )
             shapes[tuple(row.shape)] = name
         if len(shapes) > 1:
-            told = ", ".join(f"{list(shape)} ({name})" for shape, name in list(shapes.items())[:2])
+            sizes = ", ".join(f"{list(shape)} ({name})" for shape, name in list(shapes.items())[:2])
             raise DatasetError(
-                f"the images differ in size: {told}; pass size=(H, W) (--size), or set SIZE in the model's file"
+                f"the images differ in size: {sizes}; pass size=(H, W) (--size), or set SIZE in the model's file"
             )
         inputs = torch.stack([row for _, row in rows if isinstance(row, Tensor)])
         return Batch(inputs, self.preparation.displayable(inputs), tuple(name for name, _ in rows))
@@ -352,8 +352,8 @@ class _Array(Dataset[tuple[str, Tensor]]):
         try:
             self.values = _read_array(path)
         except Exception as error:  # numpy, zipfile and torch each raise their own errors for damaged or foreign files
-            told = " ".join(str(error).split())[:200]
-            raise DatasetError(f"{str(path)!r} cannot be read as an array ({told}); {hint}") from error
+            reason = " ".join(str(error).split())[:200]
+            raise DatasetError(f"{str(path)!r} cannot be read as an array ({reason}); {hint}") from error
         if not self.values.shape or not len(self.values):
             raise DatasetError(
                 f"the array in {str(path)!r} has shape {tuple(self.values.shape)}, so it holds no inputs (M, ...); "

@@ -77,14 +77,14 @@ def load_model(source: str) -> ModelFile:
             "function load() that returns the trained model"
         )
     with _importable(Path(place).absolute().parent if place.endswith(".py") else Path.cwd()):
-        module = _ran(lambda: _module(place), repr(place))
+        module = _run_user_code(lambda: _module(place), repr(place))
         load = getattr(module, name, None)
         if not callable(load):
             raise ValueError(
                 f"{name} in {place!r} is {'missing' if load is None else f'{type(load).__name__}, not a function'}; "
                 f"define {name}() to return the trained model, or name another function after a colon"
             )
-        model = load if isinstance(load, nn.Module) else _ran(load, f"{name}() of {place!r}")
+        model = load if isinstance(load, nn.Module) else _run_user_code(load, f"{name}() of {place!r}")
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{name}() of {place!r} returned {type(model).__name__} instead of a torch.nn.Module; return the model "
@@ -122,8 +122,8 @@ def load_torchvision(name: str, weights: str | os.PathLike[str]) -> ModelFile:
     except OSError as error:
         raise ValueError(f"cannot read the weights {str(path)!r} ({error.strerror}); {hint}") from error
     except Exception as error:  # torch and safetensors each raise their own errors for damaged or foreign files
-        told = " ".join(str(error).split())
-        raise ValueError(f"{str(path)!r} does not hold weights of {name} ({told[:200]}); {hint}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{str(path)!r} does not hold weights of {name} ({reason[:200]}); {hint}") from error
     return ModelFile(model.eval(), Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD))
 
 
@@ -163,7 +163,7 @@ def _module(place: str) -> ModuleType:
     return module
 
 
-def _ran(run: Callable[[], Any], what: str) -> Any:
+def _run_user_code(run: Callable[[], Any], what: str) -> Any:
     """Run the user's code and return its result. If it fails, raise an error that names the line."""
     try:
         return run()
@@ -172,9 +172,9 @@ def _ran(run: Callable[[], Any], what: str) -> Any:
             f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[0] != "<"
         ]
         at = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"cannot run {what}: {type(error).__name__} ({told}{at}); check that it runs in Python by itself"
+            f"cannot run {what}: {type(error).__name__} ({reason}{at}); check that it runs in Python by itself"
         ) from error
 
 

@@ -81,7 +81,7 @@ class Opened:
             dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
         )
         known = replace(configuration, size=preparation.size, mean=preparation.mean, std=preparation.std)
-        return cls(known, replace(file, model=model, preparation=preparation), inputs, _tried(model, inputs))
+        return cls(known, replace(file, model=model, preparation=preparation), inputs, _output_shape(model, inputs))
 
     @property
     def model(self) -> nn.Module:
@@ -229,8 +229,8 @@ def _device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises AssertionError
-        told = " ".join(str(error).split())[:120]
-        raise ValueError(f"device {name!r} is not available ({told}); use cpu or auto") from error
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"device {name!r} is not available ({reason}); use cpu or auto") from error
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -242,16 +242,16 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Any:
         return model(inputs.to(_device_of(model), copy=True))
 
 
-def _tried(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
     """Run the model on one input, and return the shape of its output."""
     first = next(iter(inputs)).inputs[:1]
     try:
         output = _outputs(model, first)
     except Exception as error:  # the model's own code may raise anything
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {told}); check the "
-            "size (--size) and the channels (MEAN and STD) of the images"
+            f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); check "
+            "the size (--size) and the channels (MEAN and STD) of the images"
         ) from error
     if not isinstance(output, Tensor):
         raise ValueError(

@@ -135,8 +135,8 @@ def write_report(
     labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
     if data is None:
         data, data_captions = images, captions if data_captions is None else data_captions
-    _reused(images, "images")
-    _reused(data, "data")
+    _check_rereadable(images, "images")
+    _check_rereadable(data, "data")
     gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, patches, internal_batch_size)
     for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
         gallery.update(batch)
@@ -153,7 +153,7 @@ def write_report(
                 training=xnn.explainer(t),
                 cards=[_card(card, gallery.class_names, place_names, display, caption) for card in cards],
                 scatter=_scatter(rows, shown),
-                apart=_apart(rows),
+                mean_outputs=_mean_outputs(rows),
                 names=called,
                 decimals=_decimals(rows),
                 classes=gallery.classes and isinstance(t, int),
@@ -188,7 +188,7 @@ def write_report(
     return written
 
 
-def _reused(data: Any, noun: str) -> None:
+def _check_rereadable(data: Any, noun: str) -> None:
     """Raise if the data can be read only once, because a report reads them several times."""
     if isinstance(data, Iterator):
         raise ValueError(
@@ -376,7 +376,7 @@ class _Chapter:
     training: Any
     cards: Sequence[Mapping[str, Any]]
     scatter: Mapping[str, Any]
-    apart: tuple[float, float] | None
+    mean_outputs: tuple[float, float] | None
     names: Sequence[str]
     decimals: int
     classes: bool
@@ -384,7 +384,7 @@ class _Chapter:
     patches: PatchScores | None
 
 
-def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """Compute the mean outputs for positives and for other images; None if either group is empty."""
     own, others = ([row["says"] for row in rows if row["own"] is wanted] for wanted in (True, False))
     return (sum(own) / len(own), sum(others) / len(others)) if own and others else None
