@@ -56,7 +56,7 @@ class Example:
     heat: Tensor
     """The x-feature's map (h, w), positive where the image drives the x-feature to its value."""
     feature: float
-    """E_i, in standard deviations from the average training example."""
+    """E_i, in the unit of ``Explanation.features``."""
     contribution: float
     """v_i E_i, in logits."""
     map_share: float | None
