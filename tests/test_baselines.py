@@ -554,7 +554,7 @@ def test_forms_of_ones_own_load(tmp_path):
     xnn = XNNAttribution(net(), "1", 2, autoencoder=FirstDimensions).fit(DATA, 2, progress=False)
     path = xnn.save(tmp_path)
     told = (
-        r"^expected an explanation network of a known form, got one of class '.*test_baselines.FirstDimensions'; .* "
+        r"^the explainer's class '.*test_baselines.FirstDimensions' is not known; .* "
         r"forms=\[FirstDimensions\]\)"
     )
     for forms in ([], [NN]):
@@ -572,6 +572,6 @@ def test_a_form_of_ones_own_is_not_taken_for_one_of_ours(tmp_path):
     mine = type("NN", (FirstDimensions,), {})
     xnn = XNNAttribution(net(), "1", 2, autoencoder=mine).fit(DATA, 2, progress=False)
     path = xnn.save(tmp_path)
-    with pytest.raises(ExplainerFileError, match=r"got one of class '.*NN'"):
+    with pytest.raises(ExplainerFileError, match=r"class '.*NN' is not known"):
         XNNAttribution.load(path, xnn.model)
     assert type(XNNAttribution.load(path, xnn.model, forms=[mine]).explainer(2).form) is mine

@@ -237,7 +237,7 @@ def test_warnings_and_errors_of_outputs_are_as_in_memory(model, tmp_path):
     model[2].bias.data[1] = -1000
     with pytest.raises(ValueError, match="examples that the model gives class 1, got none of 210"):
         explained(model).fit(DATA, 1, store=tmp_path / "b", progress=False)
-    with pytest.raises(ValueError, match=r"within the model's outputs \(3,\), got 3"):
+    with pytest.raises(ValueError, match=r"target 3 is outside the model's outputs \(3,\)"):
         explained(model).fit(DATA, 3, store=tmp_path / "b", progress=False)
 
 

@@ -192,7 +192,7 @@ def test_all_examples_get_a_sentence_with_the_names_of_their_targets() -> None:
 
 def test_a_target_without_a_name_is_told() -> None:
     for names in ({46: "goldfinch"}, ["a"] * 7, "goldfinch, wren, and others"):
-        with pytest.raises(ValueError, match=r"expected a name for target \d+ in target_names, got none among"):
+        with pytest.raises(ValueError, match=r"target \d+ has no name among the \d+ target_names"):
             explanation().sentences(target_names=names)
 
 

@@ -639,7 +639,7 @@ def test_a_file_of_another_layer_is_no_names_for_a_picture(tmp_path: Path) -> No
 def test_a_gallery_of_targets_with_different_names_is_refused(tmp_path: Path) -> None:
     path = write_names(tmp_path / "names.json", {46: ["a"], 7: ["b"]}, layer="relu6")
     why = images_explained(target=(46, 7))
-    with pytest.raises(ValueError, match=r"have the same names, got targets 46, 7, for which they differ; pick"):
+    with pytest.raises(ValueError, match=r"targets 46, 7 have different names for the same x-feature; pick"):
         why.gallery(names=path)
     assert why.gallery([1], names=path).axes[1].get_title() == "b"
 
