@@ -119,7 +119,7 @@ def test_the_results_folder_may_move(tmp_path):
         ("[recipe]\nstep = 3", r"'step' in \[recipe\] of .*run.toml is not one .*; near names: steps"),
         ("recipe = 3", r"recipe in .*run.toml must be a table, got 3; write \[recipe\]"),
         ('[recipe]\nsteps = "many"', r"recipe of .*run.toml must hold numbers, got {'steps': 'many'}"),
-        ("[recipe]\nsteps = 0", r"expected steps > 0, got 0; .*run.toml"),
+        ("[recipe]\nsteps = 0", r"steps is 0; pass steps > 0.*run.toml"),
         ("n_features = 0", r"n_features must be a whole number of at least 1, got 0 .*run.toml"),
         ("n_features = true", "n_features must be a whole number of at least 1, got True"),
         ("seed = 1.5", "seed must be a whole number of at least 0, got 1.5"),
