@@ -1,1 +1,1 @@
-"""Data sets to explain models on, each with the conventions of its official layout."""
+"""Data sets on which to explain models, each read from its official layout."""
