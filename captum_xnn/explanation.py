@@ -202,9 +202,9 @@ class Explanation:
             index: Position of the example in the batch.
             names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them: a list, a
                 mapping, or the file that a report exports.
-            options: Options of :func:`captum_xnn.plots.explanation.show_explanation`, such as ``mean=`` and ``std=`` of
+            options: Options of :func:`captum_xnn.plots.show_explanation`, such as ``mean=`` and ``std=`` of
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
-                :func:`captum_xnn.plots.explanation.show_contributions`.
+                :func:`captum_xnn.plots.show_contributions`.
         """
         from captum_xnn.plots import explanation as visualize
 

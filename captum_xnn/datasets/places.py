@@ -186,7 +186,7 @@ def _nearest(old: int, new: int) -> Tensor:
 def object_masks(mask: Tensor, objects: Iterable[int]) -> Tensor:
     r"""Mark the pixels of each of some objects, boolean (P, H, W), or (N, P, H, W) for masks of N images.
 
-    Pass the result for N images to :func:`captum_xnn.metrics.localisation.object_probabilities`; its columns are then
+    Pass the result for N images to :func:`captum_xnn.metrics.object_probabilities`; its columns are then
     the objects in the given order. To count all objects, pass the masks of indices there instead.
 
     .. math:: m_{p, i, j} = [\text{mask}_{i, j} = o_p]

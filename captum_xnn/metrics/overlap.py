@@ -18,7 +18,7 @@ Weighted by contribution:
     Its correlations are multiplied by :math:`\sqrt{t_i t_j}`, and :math:`\sum_i t_i` replaces K. Equal shares give
     the plain form, and a share of 0 leaves an x-feature out. A single x-feature that contributes everything is
     perfectly orthogonal, so read the metric beside the effective number
-    (:func:`captum_xnn.metrics.sparsity.effective_number`).
+    (:func:`captum_xnn.metrics.effective_number`).
 
 Left open by the paper, and decided here:
     The paper does not say how to aggregate C over the data set. Here covariances are taken within each image, so

@@ -16,7 +16,7 @@ How to read them:
     as a rival. Patch agreement does not show whether x-features differ: a single x-feature that equals the whole
     output can reach any value. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
     groups of dimensions do not look distinct either, because their drops come from the same patches. A dead x-feature
-    does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.controls.random_maps` and
+    does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.random_maps` and
     ``random_partition`` beside both metrics.
 
 Fill:

@@ -9,7 +9,7 @@ Conventions:
     Purity is in (0, 1], 1 is best. Splitting a group never lowers it, and N groups of one image each have purity 1.
     So compare sortings with the same number of groups, and with :func:`chance_purity`.
 
-To compare stages of the same people, use :func:`captum_xnn.metrics.paired.paired_test`.
+To compare stages of the same people, use :func:`captum_xnn.metrics.paired_test`.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.1.

@@ -89,12 +89,12 @@ def write_report(
         captions: Caption of each image, such as its file name.
         data_captions: Caption of each image of ``data``, for the cards. If ``data`` is None, ``captions`` are used.
         class_names: Names of the model's outputs: a list in order, or a mapping by number.
-        names: Names of x-features: a file that a report exported or :func:`captum_xnn.plots.names.write_names` wrote,
+        names: Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote,
             or a mapping from targets to names.
         title: Heading of the page and its title in the browser.
         notes: Extra sections, each a heading and plain text. Empty lines separate paragraphs.
         places: Function that computes the share of maps on annotated parts or objects; see
-            :func:`captum_xnn.report.cards.concept_cards`.
+            :func:`captum_xnn.report.concept_cards`.
         place_names: Names of these parts or objects, in order.
         display: Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example
             by undoing the normalisation.
