@@ -49,6 +49,7 @@ from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.heatmaps.shared_pass import gradients_of_groups
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_tensors
 from captum_xnn.layers.layout import (
@@ -93,6 +94,8 @@ _UNFIT = {
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
 
+# Settings of a call with which x-features can share a forward pass.
+_SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
 # Methods for layers that all the same move the inputs, from a baseline or by noise.
 _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
@@ -823,6 +826,58 @@ class GradientMaps(_Choice):
         """
         layered = "layer" in options or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
         return self._at_layer if layered else self._at_inputs
+
+    def __call__(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], features: Sequence[int], **options: Any
+    ) -> tuple[Tensor, ...]:
+        """Return one tensor (N, K, ...) of maps per input; layer methods on images give (N, K, 1, H, W).
+
+        Groups of contributions share one forward pass (:mod:`captum_xnn.heatmaps.shared_pass`).
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            options: Further arguments, as :class:`FromCaptum` takes them.
+        """
+        chosen = self.choose(network, inputs, options)
+        if isinstance(network, ContributionNetwork) and not {*options} - _SHARED:
+            found = self._together(network, inputs, features, layered=chosen is self._at_layer, **options)
+            if found is not None:
+                return found
+        return chosen(network, inputs, features, **options)
+
+    def _together(
+        self,
+        network: ContributionNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        layered: bool,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        layer: str | nn.Module | None = None,
+    ) -> tuple[Tensor, ...] | None:
+        """Return the maps of all x-features from one forward pass for each chunk; None where that cannot be."""
+        given = (additional_forward_args or ())[:-1]  # the last ones are the slopes of the path
+        name, place = self._at_layer._layer(network, network, layer) if layered else ("", None)
+        n, K, chunks = len(inputs[0]), len(features), []
+        for rows in torch.split(torch.arange(n), internal_batch_size or n):
+            x, more = rows_of(inputs, given, rows)
+            made = gradients_of_groups(network, x, more or (), features, place)
+            if made is None:
+                return None
+            maps = [values[:, None] * gradients for values, gradients in made]
+            if place is None:
+                chunks.append([m.to(like.dtype) for m, like in zip(maps, inputs, strict=True)])
+                continue
+            values, layouts = made[0][0], self._at_layer._layouts
+            asked = network, name, inputs, additional_forward_args
+            layouts.refuse_examples_second(*asked, values.shape, values, len(rows))
+            channels = layouts.channels(*asked, values.shape) if values.dim() > 2 else None
+            done = _finished(maps[0].flatten(0, 1), _image(inputs), True, channels)
+            chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
+        return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))
 
 
 class DefaultMaps(_Choice):
