@@ -864,7 +864,7 @@ class GradientMaps(_Choice):
         n, K, chunks = len(inputs[0]), len(features), []
         for rows in torch.split(torch.arange(n), internal_batch_size or n):
             x, more = rows_of(inputs, given, rows)
-            made = gradients_of_groups(network, x, more or (), features, place)
+            made = gradients_of_groups(network.form, network.tail, network.target, x, more or (), features, place)
             if made is None:
                 return None
             maps = [values[:, None] * gradients for values, gradients in made]

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.layers.batching import rows_of
 from captum_xnn.layers.state import eager, untouched
-from captum_xnn.layers.tail import frozen
-from captum_xnn.targets import select_each
+from captum_xnn.layers.tail import Tail, frozen
+from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.targets import Target, select_each
 
 __all__ = ["gradients_of_groups"]
 
@@ -35,7 +35,9 @@ class _Unfit(Exception):
 
 
 def gradients_of_groups(
-    network: ContributionNetwork,
+    form: ContributionGroups,
+    tail: Tail,
+    target: Target,
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...],
     features: Sequence[int],
@@ -44,7 +46,9 @@ def gradients_of_groups(
     """Compute the gradients of x-features at a layer's output, or at all inputs.
 
     Args:
-        network: From the model's inputs to its x-features.
+        form: The groups.
+        tail: The model's rest behind the explained layer.
+        target: The explained output.
         inputs: Tensors (N, ...).
         additional: Further arguments of the model.
         features: The K x-features, 0-based.
@@ -52,9 +56,9 @@ def gradients_of_groups(
 
     Returns:
         For each input, or for the layer, its values F (N, ...) and the gradients (N, K, ...). None where one pass does
-        not do: an ``output_transform``, a layer that runs several times or returns no tensor, integer inputs.
+        not do: with an ``output_transform``, integer inputs, or a layer that runs several times or returns no tensor.
     """
-    if network.output_transform is not None or network.calls != 1:
+    if tail.output_transform is not None:
         return None
     if place is None and not all(x.is_floating_point() for x in inputs):
         return None
@@ -63,28 +67,27 @@ def gradients_of_groups(
     given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
     seen: list[Tensor] = []
     with ExitStack() as stack:
-        for context in (untouched(network.model), frozen(network.model), torch.enable_grad(), eager()):
+        for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
             stack.enter_context(context)
         if place is not None:
             stack.enter_context(_cut(place, leaves))
-        stack.enter_context(_kept(network.layer, seen))
+        stack.enter_context(_kept(tail.layer, seen))
         try:
-            output = network.model(*given, *(more or ()))
+            output = tail.model(*given, *(more or ()))
         except _Unfit:
             return None
         if len(seen) != 1 or not leaves:
             return None
-        return _gradients(network, output, seen[0], leaves, features)
+        y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
+        return _gradients(form, select_each(y_hat, [target] * len(inputs[0])), seen[0], leaves, features)
 
 
 def _gradients(
-    network: ContributionNetwork, output: Any, Z: Tensor, leaves: list[Tensor], features: Sequence[int]
+    form: ContributionGroups, y: Tensor, Z: Tensor, leaves: list[Tensor], features: Sequence[int]
 ) -> list[tuple[Tensor, Tensor]]:
-    transform = network.tail.prediction_transform
-    y = select_each(output if transform is None else transform(output), [network.target] * len(Z))
     g = torch.autograd.grad(y.sum(), Z, retain_graph=True, allow_unused=True)[0]
     g = torch.zeros_like(Z) if g is None else g
-    groups, channels = network.form.groups, network.form.channels
+    groups, channels = form.groups, form.channels
     found: list[list[Tensor]] = [[] for _ in leaves]
     for k in features:
         shape = [-1 if d == channels else 1 for d in range(Z.dim())]
