@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import operator
 import random
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -99,6 +101,8 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 
+_CONTAINERS = (dict, OrderedDict, list, set)
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Returns the plain module behind ``torch.compile`` and ``DataParallel`` wrappers, in which layers can be hooked.
@@ -171,8 +175,12 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
 
 class _State(NamedTuple):
     module: nn.Module
+    kind: type[nn.Module]
+    """Its class, which lazy modules change at their first call."""
     training: bool
-    attributes: frozenset[str]
+    attributes: dict[str, Any]
+    contents: dict[str, Any]
+    """Copies of the attributes that are dicts, lists or sets: submodules, parameters, buffers, and the user's own."""
     buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
@@ -181,12 +189,16 @@ class _State(NamedTuple):
 def untouched(model: nn.Module) -> Iterator[None]:
     """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
 
-    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks and
-    attributes that appeared meanwhile, and the random number generators of torch, numpy and Python. Other threads wait
-    for the context to end. Inside, the model has one implementation only, see :func:`one_path`.
+    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks that
+    appeared meanwhile, all other attributes with what the dicts, lists and sets among them hold, and the random number
+    generators of torch, numpy and Python. Other threads wait for the context to end. Inside, the model has one
+    implementation only, see :func:`one_path`.
 
     Args:
         model: A plain module.
+
+    Raises:
+        ValueError: If parameters appeared meanwhile: a model that was never run is not trained.
 
     Example:
         >>> model = nn.Dropout().train()
@@ -209,8 +221,10 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
     states = [
         _State(
             m,
+            type(m),
             m.training,
-            frozenset(vars(m)),
+            dict(vars(m)),
+            {name: copy.copy(v) for name, v in vars(m).items() if name not in _HOOKS and type(v) in _CONTAINERS},
             {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
             {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
         )
@@ -218,9 +232,11 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
     ]
     parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
+    grown: list[str] = []
     try:
         with torch.random.fork_rng(_devices(modules)):
             yield modules
+        grown = [name for state in states for name in _grown(state)]
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
@@ -231,6 +247,21 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
                 p.grad = grad
         for state in states:
             _restore(state)
+    if grown:
+        raise ValueError(
+            f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are those of no training "
+            "and change with every pass; run the model once and load its trained weights before explaining it"
+        )
+
+
+def _grown(state: _State) -> list[str]:
+    """Returns what names parameters that a module did not have before, also those that a lazy module has made."""
+    if type(state.module) is not state.kind:
+        return [f"those of {state.kind.__name__}"]
+    kind, had = state.kind.__name__, state.contents
+    own = [k for k, p in state.module._parameters.items() if p is not None and had["_parameters"].get(k) is None]
+    new = [(k, m) for k, m in state.module._modules.items() if m is not None and had["_modules"].get(k) is None]
+    return [f"{kind}.{k}" for k in own] + [f"{kind}.{k}.{name}" for k, m in new for name, _ in m.named_parameters()]
 
 
 def _devices(modules: Iterable[nn.Module]) -> list[int]:
@@ -244,18 +275,35 @@ def _restore(state: _State) -> None:
         vars(state.module)["training"] = state.training
     else:
         state.module.training = state.training  # a property, of compiled modules
-    for name, (buffer, value) in state.buffers.items():
+    own = vars(state.module)
+    if type(state.module) is state.kind:
+        for name, value in state.attributes.items():
+            if name not in _HOOKS and own.get(name) is not value:
+                own[name] = value
+        for name, contents in state.contents.items():
+            _refill(own[name], contents)
+    for name in own.keys() - state.attributes.keys():
+        delattr(state.module, name)
+    for buffer, value in state.buffers.values():
         if not torch.equal(buffer, value):
             with torch.no_grad():
                 buffer.copy_(value)
-        state.module._buffers[name] = buffer
-    for name in vars(state.module).keys() - state.attributes:
-        delattr(state.module, name)
     for kind in _HOOKS:
         hooks = vars(state.module).get(kind)
         if hooks:
             for key in hooks.keys() - state.hooks.get(kind, frozenset()):
                 del hooks[key]
+
+
+def _refill(container: Any, contents: Any) -> None:
+    """Gives a dict, list or set the contents back that it had, where they changed."""
+    before, after = (
+        [x for pair in c.items() for x in pair] if isinstance(c, dict) else list(c) for c in (contents, container)
+    )
+    if len(before) == len(after) and all(map(operator.is_, before, after)):
+        return
+    container.clear()
+    container.extend(contents) if isinstance(container, list) else container.update(contents)
 
 
 def rows_of(
