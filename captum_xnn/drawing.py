@@ -75,7 +75,7 @@ def draw(
 
     maps = tuple(m.contiguous() for m in gathered(drawn(), n))
     _warn_of_infinite(maps)
-    blank = torch.stack([(m.flatten(2) == 0).all(2).all(0) for m in maps]).all(0)
+    blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
         what = "x-feature" if parts[0].network.centred else "output"
         numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
@@ -106,8 +106,13 @@ def levels_up() -> int:
     return level
 
 
+def _flat(maps: Tensor) -> Tensor:
+    """Return maps (N, K, ...) as (N, K, numbers); a number for each example, as a table's column is, has one."""
+    return maps.unsqueeze(-1).flatten(2)
+
+
 def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
-    bad = torch.stack([~m.flatten(2).isfinite().all(2) for m in maps]).any(0)
+    bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
     if bool(bad.any()):
         warnings.warn(
             f"expected finite maps, got NaN or infinite values in {int(bad.sum())} of {bad.numel()}; the usual cause "

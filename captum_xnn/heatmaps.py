@@ -49,7 +49,7 @@ from captum_xnn.excitation_bp.propagation import Stop, one_hot, propagate, refus
 from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
 from captum_xnn.excitation_bp.stopping import stopping_layer
-from captum_xnn.host import find_layer, gathered, read_layer, rows_of, untouched
+from captum_xnn.host import find_layer, gathered, read_layer, refuse_integers, replacing, rows_of, untouched
 from captum_xnn.layout import Cells, channel_dimension, channels_by_numbers, refuse_examples_second, token_cells
 from captum_xnn.network import ExplanationNetwork
 
@@ -86,6 +86,10 @@ _UNFIT = {
 
 # Methods for layers that all the same move the inputs, from a baseline or by noise.
 _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
+
+_AT_EMBEDDING = (
+    "draw the maps at the embedding: heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
+)
 
 # Lost probability that changes a map visibly. Neurons that only their bias excites, as small networks have, lose less.
 _VISIBLE = 0.05
@@ -174,6 +178,7 @@ class FromCaptum:
         self._distribution = method.__name__.removeprefix("Layer") in ("DeepLiftShap", "GradientShap")
         # DeepLift takes what it does not know for linear without a word; its delta tells. Of other forms it does not:
         # at a layer there are ways around, and what a noise tunnel or a subclass makes of them need not sum to it.
+        self._replaces = issubclass(method, PerturbationAttribution) and not issubclass(method, LayerAttribution)
         self._checking = method in (DeepLift, DeepLiftShap) and not self._noise
         if method in _UNFIT:
             raise TypeError(
@@ -244,7 +249,7 @@ class FromCaptum:
         layered = issubclass(self.method, LayerAttribution)
         moves = not (layered or issubclass(self.method, PerturbationAttribution))
         if moves or self.method.__name__ in _BETWEEN_INPUTS:
-            _refuse_integers(inputs, self.method.__name__)
+            refuse_integers(inputs, self.method.__name__, _AT_EMBEDDING)
         name, grid = "", None
         module: nn.Module | None = None
         if "layer" in self._constructor:
@@ -344,7 +349,8 @@ class FromCaptum:
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
             alone = inputs[0] if len(inputs) == 1 else inputs
-            with _of_dtypes(network, inputs), _outputs(network) as outputs:
+            moved = replacing(inputs, self.method.__name__) if self._replaces else nullcontext()
+            with moved, _of_dtypes(network, inputs), _outputs(network) as outputs:
                 given = attribute(attribution, alone, **call)
         if checking:
             _refuse_delta(self.method.__name__, given, outputs[-1], call["target"])
@@ -860,16 +866,6 @@ def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
         size = like.shape[2:]
         maps = F.interpolate(maps[:, :, 0], size, mode="bilinear", align_corners=False)[:, :, None]
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
-
-
-def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
-    for i, x in enumerate(inputs):
-        if not (x.is_floating_point() or x.is_complex()):
-            raise TypeError(
-                f"expected floating-point inputs for {method}, got {x.dtype} as input {i}; convert them with .float(), "
-                "or, where they are token ids, draw the maps at the embedding: "
-                "heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
-            )
 
 
 @contextmanager

@@ -537,7 +537,7 @@ def test_wrong_arguments():
         LayerExcitationBP(nn.Sequential(*net, Batch()), "3").attribute(x, 0)
     with pytest.raises(LayerNotReachedError, match="to call layer 'Linear'"):
         LayerExcitationBP(net, nn.Linear(2, 2)).attribute(x, 0)
-    with pytest.raises(TypeError, match=r"floating-point inputs, got torch.int64 .* stop at the embedding"):
+    with pytest.raises(TypeError, match=r"floating-point inputs for .*, got torch.int64 .* stop at the embedding"):
         ExcitationBP(net).attribute(x.long(), 1)
     for inputs in ([x], {"x": x}, x.numpy()):
         with pytest.raises((AssertionError, TypeError), match=r"found|expected"):

@@ -31,7 +31,7 @@ from captum_xnn.excitation_bp.graph import Graph, Place, is_reached, last_weight
 from captum_xnn.excitation_bp.rules import GATES, RULES, rectifies
 from captum_xnn.excitation_bp.shares import OverwrittenError, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
-from captum_xnn.host import eager, untouched, unwrap
+from captum_xnn.host import eager, refuse_integers, untouched, unwrap
 from captum_xnn.targets import per_example, select_each
 
 __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run", "signals"]
@@ -40,6 +40,9 @@ __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", 
 # 1e-38 in float32 make convolutions a hundred times slower.
 _SCALES = {torch.float16: 2.0**12, torch.float64: 1.0}
 _SCALE = 2.0**20
+
+
+_AT_EMBEDDING = "stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class Run:
 
 def _mass(p: Sequence[Tensor]) -> Tensor:
     """Returns the sum of probabilities (K, N, ...) over all but K and N."""
-    return torch.stack([accurate(x).flatten(2).sum(2) for x in p]).sum(0)
+    return torch.stack([accurate(x).unsqueeze(-1).flatten(2).sum(2) for x in p]).sum(0)
 
 
 def signals(settings: Settings, module: nn.Module | None = None, *, copied: bool = False) -> Signals:
@@ -202,7 +205,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if stop is None:
-            pairs = [mode.leaf(_floating(x, i), 0) for i, x in enumerate(inputs)]
+            refuse_integers(inputs, "excitation backprop", _AT_EMBEDDING)
+            pairs = [mode.leaf(x, 0) for x in inputs]
             leaves, given = [leaf for leaf, _ in pairs], [x for _, x in pairs]
             calls = [0]
         else:
@@ -335,15 +339,6 @@ def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
             "a rule. Stop at a later layer, or ask for the loss of each example with return_convergence_delta=True",
             stacklevel=5,
         )
-
-
-def _floating(x: Tensor, i: int) -> Tensor:
-    if not x.is_floating_point():
-        raise TypeError(
-            f"expected floating-point inputs, got {x.dtype} as input {i}; convert them with .float(), or, where they "
-            "are token ids, stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
-        )
-    return x
 
 
 @contextmanager
