@@ -67,7 +67,7 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     """Return so many of some rows, evenly spread."""
     if len(rows) <= count:
         return rows
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]
 
 
 class Evidence(NamedTuple):

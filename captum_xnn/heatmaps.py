@@ -898,10 +898,10 @@ def _not_before(name: str, explained: str) -> LayerNotReachedError:
 
 @contextmanager
 def _of_dtypes(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Has the network take its inputs in the dtypes given: Captum's noise is float32 whatever it is added to."""
+    """Has the network take its inputs in the dtypes given: Captum draws noise in torch's default dtype."""
 
     def cast(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        dtypes = {i: x.dtype for i, x in enumerate(inputs) if x.dtype in (torch.float16, torch.bfloat16)}
+        dtypes = {i: x.dtype for i, x in enumerate(inputs) if x.is_floating_point()}
         return tuple(a.to(dtypes[i]) if i in dtypes and isinstance(a, Tensor) else a for i, a in enumerate(arguments))
 
     handle = network.register_forward_pre_hook(cast)

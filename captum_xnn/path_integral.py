@@ -96,7 +96,8 @@ def integrate(
         True
     """
     n = len(inputs[0])
-    ts, weights = torch.linspace(0, 1, intervals + 1), torch.ones(intervals + 1)
+    ts = torch.linspace(0, 1, intervals + 1, dtype=torch.float32)
+    weights = torch.ones_like(ts)
     weights[[0, -1]] = 0.5
     found = tail.along(inputs, additional, base, ts, weights, targets)
     if own is not None and _differs(found.y[:, -1], own):
@@ -118,9 +119,9 @@ def integrate(
     going = torch.arange(n)
     while intervals < most and len(going := going[_off(made, base, tolerance, going)]):
         x, more = rows_of(inputs, additional, going)
-        middles = (torch.arange(intervals) + 0.5) / intervals
+        middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         some = [[of[i] for i in going.tolist()] for of in targets]
-        new = tail.along(x, more, base, middles, torch.ones(intervals), some)
+        new = tail.along(x, more, base, middles, torch.ones_like(middles), some)
         at = going.to(made.slopes.device)
         made.slopes[:, at] = (made.slopes[:, at] + new.gradient / intervals) / 2
         intervals *= 2
