@@ -29,7 +29,7 @@ from captum_xnn import files
 from captum_xnn._compat import format_forward_args
 from captum_xnn.batches import Batch, Batches, Unpack, first_inputs, is_repeatable
 from captum_xnn.errors import ModelMismatchError, StoreError
-from captum_xnn.host import OutputTransform, calls_of, find_layer, read_layer, untouched, unwrap
+from captum_xnn.host import OutputTransform, calls_of, find_layer, quantised, read_layer, untouched, unwrap
 from captum_xnn.probe import probe
 from captum_xnn.ranks import Ranks
 from captum_xnn.rows import Rows
@@ -251,7 +251,7 @@ class _Reader(NamedTuple):
         more = format_forward_args(additional) or ()
         if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
             return
-        many, more = probe(self._ran, many, more, *read)
+        many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         calls_of(
             self.model,

@@ -21,7 +21,7 @@ from captum_xnn.batches import Batch, Batches, Unpack
 from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.covering import covered
 from captum_xnn.grouping import learn_groups
-from captum_xnn.host import rows_of, untouched
+from captum_xnn.host import quantised, rows_of, untouched
 from captum_xnn.path_integral import Integral
 from captum_xnn.ranks import ALONE, Ranks
 from captum_xnn.rows import Rows, parts
@@ -300,6 +300,12 @@ def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> 
         raise ValueError(
             f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "
             "layer"
+        )
+    if not bool((every.abs() > 0).any()) and (names := quantised(tail.model)):
+        raise ValueError(
+            f"layer {tail.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, and "
+            "quantised layers have no gradients; explain the float model that was quantised, or fit with "
+            "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
         )
     if not bool((every.abs() > 0).any()):
         raise ValueError(

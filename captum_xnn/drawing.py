@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from captum_xnn._compat import format_forward_args, format_tensors
-from captum_xnn.heatmaps import Heatmap, rows_of_settings
+from captum_xnn.heatmaps import FromCaptum, Heatmap, rows_of_settings
 from captum_xnn.host import gathered, rows_of
-from captum_xnn.network import ExplanationNetwork
+from captum_xnn.network import ExplanationNetwork, cut_off
 
 __all__ = ["Part", "copied", "draw", "in_shape_of", "levels_up", "like"]
 
@@ -77,20 +77,41 @@ def draw(
     _warn_of_infinite(maps)
     blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
-        what = "x-feature" if parts[0].network.centred else "output"
-        numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
-        why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
-        if parts[0].slopes is not None:
-            why = (
-                "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
-                "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
-            )
-        warnings.warn(
-            f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
-            f"examples: {why}",
-            stacklevel=levels_up(),
-        )
+        _warn_of_blank(blank, heatmap, parts, inputs, additional, settings)
     return maps
+
+
+def _warn_of_blank(
+    blank: Tensor,
+    heatmap: Heatmap,
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    settings: dict[str, Any],
+) -> None:
+    """Warn of x-features with empty maps, and say why they are; raise where no map could be any other."""
+    network, _, rows, slopes = parts[0]
+    replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
+    if bool(blank.all()) and not replaces:
+        x, more = rows_of(inputs, additional, torch.tensor(rows))
+        if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
+            raise ValueError(reason)
+    what = "x-feature" if network.centred else "output"
+    numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
+    if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
+        why = "the inputs are their own baseline, from which this method measures; pass other baselines"
+    elif slopes is not None:
+        why = (
+            "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
+            "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
+        )
+    n = len(inputs[0])
+    warnings.warn(
+        f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
+        f"examples: {why}",
+        stacklevel=levels_up(),
+    )
 
 
 def levels_up() -> int:

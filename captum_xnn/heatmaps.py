@@ -16,7 +16,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -51,7 +51,7 @@ from captum_xnn.excitation_bp.signals import Settings
 from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.host import find_layer, gathered, read_layer, refuse_integers, replacing, rows_of, untouched
 from captum_xnn.layout import Cells, channel_dimension, channels_by_numbers, refuse_examples_second, token_cells
-from captum_xnn.network import ExplanationNetwork
+from captum_xnn.network import ExplanationNetwork, cut_off
 
 __all__ = [
     "TOKENS",
@@ -86,6 +86,9 @@ _UNFIT = {
 
 # Methods for layers that all the same move the inputs, from a baseline or by noise.
 _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
+
+# Roundings of the largest output that a difference of two outputs may be off by.
+_ROUNDINGS = 64
 
 _AT_EMBEDDING = (
     "draw the maps at the embedding: heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
@@ -178,7 +181,6 @@ class FromCaptum:
         self._distribution = method.__name__.removeprefix("Layer") in ("DeepLiftShap", "GradientShap")
         # DeepLift takes what it does not know for linear without a word; its delta tells. Of other forms it does not:
         # at a layer there are ways around, and what a noise tunnel or a subclass makes of them need not sum to it.
-        self._replaces = issubclass(method, PerturbationAttribution) and not issubclass(method, LayerAttribution)
         self._checking = method in (DeepLift, DeepLiftShap) and not self._noise
         if method in _UNFIT:
             raise TypeError(
@@ -201,6 +203,26 @@ class FromCaptum:
 
     def __setstate__(self, state: tuple[type[Attribution], dict[str, Any]]) -> None:
         self.__init__(state[0], **state[1])  # type: ignore[misc]
+
+    @property
+    def replaces_inputs(self) -> bool:
+        """Whether the method runs the network on other inputs, and takes no gradient."""
+        return issubclass(self.method, PerturbationAttribution) and not issubclass(self.method, LayerAttribution)
+
+    def is_at_baseline(self, inputs: tuple[Tensor, ...], settings: dict[str, Any]) -> bool:
+        """Returns whether inputs are the ones that the method compares them with, so that all maps are 0.
+
+        Args:
+            inputs: Input tensors (N, ...).
+            settings: Settings for this call.
+        """
+        if "baselines" not in self._call:
+            return self.method.__name__ in ("InputXGradient", "LRP") and not any(map(torch.any, inputs))
+        given = {**self.settings, **settings}.get("baselines")
+        each = given if isinstance(given, tuple) else [given] * len(inputs)
+        if len(each) != len(inputs) or not all(b is None or isinstance(b, (int, float, Tensor)) for b in each):
+            return False
+        return not any(bool((x != (0 if b is None else b)).any()) for x, b in zip(inputs, each, strict=True))
 
     def _takes(self, name: str) -> bool:
         """Whether the method's call takes an argument of this name."""
@@ -282,7 +304,7 @@ class FromCaptum:
                     _shapes(module, name, network.layer_name) as seen,
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
-                    made = self._attribute(attributed, construct, own, leaves, checking)
+                    made = self._attributed_to(network, attributed, construct, own, leaves, checking)
                 channels = None
                 if grid is None and module is not None and made[0].dim() > 2:
                     channels = self._layouts.channels(
@@ -324,6 +346,27 @@ class FromCaptum:
             refuse_unfit(self.method, twin)
         return twin
 
+    def _attributed_to(
+        self,
+        network: ExplanationNetwork,
+        attributed: nn.Module,
+        construct: dict[str, Any],
+        call: dict[str, Any],
+        arguments: tuple[Any, Any],
+        checking: bool,
+    ) -> tuple[Tensor, ...]:
+        """Returns the attributions of one chunk; says so where a gradient is missing."""
+        try:
+            return self._attribute(attributed, construct, call, arguments, checking)
+        except (AttributeError, RuntimeError) as error:
+            reason = None
+            if not self.replaces_inputs:
+                with suppress(Exception):  # which the error at hand goes before
+                    reason = cut_off(network, *arguments)
+            if reason is None:
+                raise
+            raise ValueError(reason) from error
+
     def _attribute(
         self,
         network: nn.Module,
@@ -349,7 +392,7 @@ class FromCaptum:
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
             alone = inputs[0] if len(inputs) == 1 else inputs
-            moved = replacing(inputs, self.method.__name__) if self._replaces else nullcontext()
+            moved = replacing(inputs, self.method.__name__) if self.replaces_inputs else nullcontext()
             with moved, _of_dtypes(network, inputs), _outputs(network) as outputs:
                 given = attribute(attribution, alone, **call)
         if checking:
@@ -934,8 +977,9 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
     if not bool(each.isfinite().all()):
         return  # which whoever gets the maps is told
     off, size = float((each.sum(1) - wanted).abs().mean()), float(each.sum(1).abs().mean())
-    # Where attributions cancel, rounding alone is as large as their sum.
-    if off > 0.01 * (off + size) and off > 1e-4 * float(each.abs().sum(1).mean()):
+    # Where attributions cancel, or inputs are close to their baselines, rounding alone is as large as their sum.
+    rounding = _ROUNDINGS * torch.finfo(outputs.dtype).eps * float(outputs.abs().amax())
+    if off > 0.01 * (off + size) and off > max(rounding, 1e-4 * float(each.abs().sum(1).mean())):
         raise UnsupportedOperationError(
             f"expected attributions of {method} that sum to the x-feature's difference from the baseline, got "
             f"{off / (off + size):.0%} off: it takes non-linearities that it has no rule for, such as GELU, attention "

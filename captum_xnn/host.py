@@ -36,6 +36,7 @@ __all__ = [
     "is_grid",
     "not_reached",
     "one_path",
+    "quantised",
     "read_layer",
     "refuse_integers",
     "replacing",
@@ -330,6 +331,23 @@ def rows_of(
         return value[rows.to(value.device)] if has_rows else value
 
     return tuple(pick(x) for x in inputs), None if additional is None else tuple(pick(x) for x in additional)
+
+
+def quantised(model: nn.Module) -> list[str]:
+    """Return the names of quantised modules, whose kernels have no gradients and round, dynamic ones by the batch.
+
+    Args:
+        model: A plain module.
+
+    Example:
+        >>> quantised(nn.Sequential(nn.Linear(2, 1)))
+        []
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if ".quantized." in f"{type(module).__module__}." and not name.endswith("_packed_params")
+    ]
 
 
 def refuse_integers(inputs: Sequence[Tensor], method: str, otherwise: str) -> None:

@@ -147,7 +147,7 @@ class Run:
         if not is_reached(self.leaves, self.graph.nodes):
             raise ValueError(
                 "expected a target that depends on the inputs, or on the layer to stop at, got one that does not; "
-                "choose a layer that the model runs before the target"
+                "choose a layer that the model runs before the target, or remove detach and numpy between them"
             )
         found = unruled(self.graph.nodes)
         if not found:
