@@ -42,6 +42,9 @@ _SCALES = {torch.float16: 2.0**12, torch.float64: 1.0}
 _SCALE = 2.0**20
 
 
+# Absolute sum of signed probabilities, of which 1 is shared out, that is worth a warning: a contrast has up to 2.
+_CANCELLING = 5.0
+
 _AT_EMBEDDING = "stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
 
 
@@ -282,6 +285,8 @@ def propagate(
             done, winners = ran(copied=True)
     if done.is_cut:
         _warn_of_loss(winners.lost, tolerance)
+    if done.mode.cancels and settings.negative != "raw":
+        _warn_of_cancelling(winners.p)
     return done, winners
 
 
@@ -337,6 +342,19 @@ def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
             f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive: some "
             "was lost to neurons without an active child, to constants such as a class token, or to operations without "
             "a rule. Stop at a later layer, or ask for the loss of each example with return_convergence_delta=True",
+            stacklevel=5,
+        )
+
+
+def _warn_of_cancelling(p: Sequence[Tensor]) -> None:
+    """Warn where shares of opposite signs are much larger than the probability that they share out."""
+    size = _mass([one.abs() for one in p])
+    most = float(size.amax()) if size.numel() else 0.0
+    if most > _CANCELLING:
+        warnings.warn(
+            f"winning probabilities of opposite signs cancel: their absolute values sum to {most:.3g} in one example, "
+            "and the probability to share out is 1. Sums of nearly opposite terms do this, as f(a) - f(b) in Siamese "
+            "networks, and sometimes residual sums. Pass add='excitatory', or stop at a layer behind such sums",
             stacklevel=5,
         )
 
