@@ -36,11 +36,12 @@ from captum.attr import Attribution, DeepLift, InputXGradient, IntegratedGradien
 from excitation_speed import network, resident
 from torch import Tensor, nn
 
-from captum_xnn.canonical import canonical, needs_modules
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.host import find_layer, trace
-from captum_xnn.network import ExplanationNetwork
-from captum_xnn.srae import SRAE
+from captum_xnn.heatmaps.canonical import canonical, needs_modules
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.trace import trace
+from captum_xnn.models.srae import SRAE
 
 BACKENDS: dict[str, tuple[type[Attribution], dict[str, Any]]] = {
     "Saliency": (Saliency, {}),

@@ -25,9 +25,9 @@ from benchmarks.birds import Birds
 from benchmarks.degeneration import mean_correlation
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.metrics.overlap import orthogonality
+from captum_xnn.plots.explanation import show_gallery
 from captum_xnn.training import encode_all
-from captum_xnn.visualize import show_gallery
 
 N_FEATURES, ROWS = 3, 4
 COLUMNS = (

@@ -6,9 +6,11 @@ train, the rest to test. Printed for each recipe, as mean over classes and seeds
 F_reg     mean |surrogate - prediction| in logits, training and test data, and the test ratio to NN, the same network
           trained for faithfulness alone on the same class
 F_cls     share of test examples whose predicted class stays
-eff       effective number of x-features on the positives: exp of the entropy of their mean absolute contribution shares
+eff       effective number of x-features on the positives: exp of the entropy of their mean absolute contribution
+          shares; not a quality, as `balance` sets it
 corr      mean absolute correlation between x-features on all data (dead x-features left out)
 live      x-features that vary
+least     smallest share of the mean absolute contributions on the positives: what the least of the x-features does
 R2>.5     dimensions of Z (of 2,048) reconstructed with R2 above .5
 same      mean correlation of matched x-features between two seeds, on test data
 
@@ -33,9 +35,9 @@ from benchmarks import birds
 from benchmarks.birds import Birds
 from benchmarks.one_vs_all import effective
 from benchmarks.runs import Line, measured, settings, write
-from captum_xnn import SRAE, Recipe
-from captum_xnn.anchors import anchors
-from captum_xnn.losses import (
+from captum_xnn import SRAE, PaperSRAE, Recipe
+from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.models.losses import (
     RunningMean,
     faithfulness,
     log_penalty,
@@ -43,8 +45,8 @@ from captum_xnn.losses import (
     reconstruction_error,
     second_moments,
 )
-from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.training import fit
+from captum_xnn.training.anchors import anchors
 
 
 class Fitted(NamedTuple):
@@ -56,11 +58,11 @@ class Fitted(NamedTuple):
     bias: Tensor
 
 
-def by_recipe(recipe: Recipe) -> Callable[..., Fitted]:
+def by_recipe(recipe: Recipe, form: type[SRAE | PaperSRAE] = SRAE) -> Callable[..., Fitted]:
     """Returns a function that fits with the package's own training."""
 
     def run(Z: Tensor, y: Tensor, positives: Tensor, seed: int) -> Fitted:
-        srae = SRAE(Z.shape[1], 5)
+        srae = form(Z.shape[1], 5)
         fit(srae, Z, y, positives=positives, recipe=recipe, seed=seed)
         return Fitted(srae.encode, srae.decoder, srae.head.weight[0], srae.head.bias[0])
 
@@ -95,7 +97,7 @@ def by_hand(
         share = [len(pool) / len(Z) for pool in pools]
         weight = torch.cat([torch.full((c,), s / c) for s, c in zip(share, counts, strict=True)])
         row_weight = torch.where(positives, 0.25 / share[0], 0.75 / share[1])
-        anchored = anchors(X, t, 5, weight=row_weight) if start == "anchors" else None
+        anchored = anchors(X, t, 5, weight=row_weight, balance=recipe.balance) if start == "anchors" else None
         encode = (lambda x: srae.encode(x).relu()) if relu else srae.encode
         weights = [p for name, p in srae.named_parameters() if name.endswith("weight") and "head" not in name]
         others = [p for name, p in srae.named_parameters() if not name.endswith("weight") or "head" in name]
@@ -139,7 +141,8 @@ def by_hand(
 RECIPES: dict[str, Callable[..., Fitted]] = {
     "default": by_recipe(Recipe()),
     "NN, faithfulness alone": by_recipe(Recipe(beta=0, eta=0, pretraining=0)),
-    "Eq. 5 as printed: ReLU, cosines": by_hand(relu=True, centred=False),
+    "Eq. 5 as printed": by_recipe(Recipe(), PaperSRAE),
+    "ReLU, cosines": by_hand(relu=True, centred=False),
     "ReLU, correlations": by_hand(relu=True),
     "ReLU, correlations, SAE first": by_hand(relu=True, start="sae"),
     "ReLU, correlations, anchors": by_hand(relu=True, start="anchors"),
@@ -148,6 +151,9 @@ RECIPES: dict[str, Callable[..., Fitted]] = {
     "linear, correlations, SAE first": by_hand(start="sae"),
     "default, no weight decay": by_recipe(Recipe(weight_decay=0.0)),
     "default, twice the steps at a third of the rate": by_recipe(Recipe(steps=1200, learning_rate=1e-3)),
+    "default, balance = 0": by_recipe(Recipe(balance=0.0)),
+    "default, balance = 0.3": by_recipe(Recipe(balance=0.3)),
+    "default, balance = 1": by_recipe(Recipe(balance=1.0)),
     "default, no anchors": by_recipe(Recipe(pretraining=0)),
     "default, a scale for each dimension": by_hand(start="anchors", scale="each"),
     "default, eta = 0": by_recipe(Recipe(eta=0.0)),
@@ -182,6 +188,7 @@ def figures(fitted: Fitted, of: Birds, label: int, train: Tensor, test: Tensor) 
         "test": regression_faithfulness(new, y[test]),
         "f_cls": classification_faithfulness(of.y_hat[test], new, label),
         "eff": effective(contributions),
+        "least": float((size := contributions.abs().mean(0)).min() / size.sum()),
         "corr": mean_correlation(torch.cat([E_train, E_test])),
         "live": int((E_train.std(0) > 1e-6).sum()),
         "r2": int((r2 > 0.5).sum()),
@@ -206,14 +213,17 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Returns the table of all recipes in the log, in markdown."""
     nn_test = {(line["class"], line["seed"]): line["test"] for line in lines if line["recipe"].startswith("NN")}
     out = [
-        "| recipe | fits | F_reg train | test | x NN | F_cls | eff mean/min | corr mean/max | live | R2>.5 | same |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | fits | F_reg train | test | x NN | F_cls | eff mean/min | least mean/min | corr mean/max | live "
+        "| R2>.5 | same |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in RECIPES:
         of = [line for line in lines if line["recipe"] == name]
         if not of:
             continue
-        column = {key: [line[key] for line in of] for key in ("train", "test", "f_cls", "eff", "corr", "live", "r2")}
+        column = {
+            key: [line[key] for line in of] for key in ("train", "test", "f_cls", "eff", "least", "corr", "live", "r2")
+        }
         mean = {key: sum(values) / len(values) for key, values in column.items()}
         fair = [nn_test[key] for line in of if (key := (line["class"], line["seed"])) in nn_test]
         ratio = f"{sum(column['test']) / sum(fair):.2f}" if len(fair) == len(of) else "-"
@@ -225,8 +235,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         same = f"{sum(pairs) / len(pairs):.2f}/{min(pairs):.2f}" if pairs else "-"
         out.append(
             f"| {name} | {len(of)} | {mean['train']:.3f} | {mean['test']:.3f} | {ratio} | {mean['f_cls']:.2%} "
-            f"| {mean['eff']:.2f}/{min(column['eff']):.2f} | {mean['corr']:.3f}/{max(column['corr']):.3f} "
-            f"| {mean['live']:.1f} | {mean['r2']:.0f} | {same} |"
+            f"| {mean['eff']:.2f}/{min(column['eff']):.2f} | {mean['least']:.1%}/{min(column['least']):.1%} "
+            f"| {mean['corr']:.3f}/{max(column['corr']):.3f} | {mean['live']:.1f} | {mean['r2']:.0f} | {same} |"
         )
     return "\n".join(out)
 

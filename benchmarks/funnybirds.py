@@ -44,10 +44,9 @@ from benchmarks.one_vs_all import N_FEATURES, excitation_maps, fitted
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
-from captum_xnn.baselines import random_partition, spectral_partition
 from captum_xnn.datasets.funnybirds import FunnyBirds, FunnyBirdsSample
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.host import find_layer
+from captum_xnn.layers.lookup import find_layer
 from captum_xnn.metrics import (
     drop_orthogonality,
     patch_agreement,
@@ -57,6 +56,7 @@ from captum_xnn.metrics import (
     single_deletion,
     within_part,
 )
+from captum_xnn.models.baselines import random_partition, spectral_partition
 
 GRID, NODES, DRAWS = 4, 12, 20
 

@@ -25,7 +25,7 @@ from benchmarks.runs import Column, Line, measured, settings, summary, table, wr
 from captum_xnn import OneHeatmap
 from captum_xnn.datasets.parts import collate
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.metrics.keep_top import biharmonic, combined, keep_top_accuracy, telea
+from captum_xnn.metrics.keeping import biharmonic, combined, keep_top_accuracy, telea
 from captum_xnn.training import encode_all
 
 MAPS = ("x-features", "1-Heatmap", "random")

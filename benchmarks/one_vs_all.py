@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from benchmarks.runs import Column, Line, table
 from captum_xnn import SRAE, OneHeatmap
-from captum_xnn.autoencoder import Autoencoder
-from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.host import find_layer, trace
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.trace import trace
 from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
-from captum_xnn.metrics.locality import mean_locality
-from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.metrics.localisation import mean_locality
+from captum_xnn.metrics.overlap import orthogonality
 from captum_xnn.metrics.sparsity import effective_number
-from captum_xnn.network import ExplanationNetwork
+from captum_xnn.models.base import Autoencoder
+from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.training import encode_all, fit
 
 N_FEATURES, DIMENSIONS, SEED = 5, 20, 2021

@@ -26,7 +26,7 @@ from benchmarks.one_vs_all import COLUMNS, METHODS
 from benchmarks.runs import Line, kept, measured, settings, summary, write
 from captum_xnn.activations import collect
 from captum_xnn.datasets.places import ROOMS, ADE20KScenes, Places365, collate
-from captum_xnn.metrics.locality import object_probabilities
+from captum_xnn.metrics.localisation import object_probabilities
 
 SEED = 2021
 

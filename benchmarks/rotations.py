@@ -1,8 +1,8 @@
 """How much of O1, O2 and locality is in the choice of x-features? The SRAE's against random rotations of them.
 
 Any rotation of decorrelated x-features gives the same surrogate, the same reconstruction and the same pull-away term,
-so that Eq. 5 cannot tell them apart; here those rotations are drawn in which the x-features share the output as evenly
-as the SRAE's. Shown, as means over the classes with their 95 % confidence interval:
+so that Eq. 5 cannot tell them apart; here those rotations are drawn in which the x-features share the output as the
+SRAE's do. Shown, as means over the classes with their 95 % confidence interval:
 
 SRAE      the x-features as learned
 mean      mean over the rotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import statistics
 import time
 
@@ -30,24 +29,20 @@ from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE
 from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.locality import part_probabilities
+from captum_xnn.metrics.localisation import part_probabilities
 from captum_xnn.training import encode_all
 
 METRICS = ("o1", "o2", "locality", "o1_weighted", "o2_weighted", "locality_weighted")
 COLUMNS = tuple(Column(name, name, 2) for name in ("SRAE", "mean", "std", "best", "agreement"))
 
 
-def even_rotation(v: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns a random rotation (n, n) that turns v, (n,), into equal numbers."""
+def rotation_of_same_shares(v: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns a random rotation (n, n) that leaves v, (n,), as it is."""
     n = len(v)
-
-    def basis(first: Tensor) -> Tensor:  # of all space, that begins with a direction
-        found = torch.linalg.qr(torch.cat([first[:, None], torch.eye(n, dtype=torch.double)], 1))[0][:, :n]
-        return found * torch.sign(found[:, 0] @ first)
-
+    along = v.double() / v.double().norm()
+    basis = torch.linalg.qr(torch.cat([along[:, None], torch.eye(n, dtype=torch.double)], 1))[0][:, :n]
     free = torch.linalg.qr(torch.randn(n - 1, n - 1, generator=generator, dtype=torch.double))[0]
-    turned = torch.block_diag(torch.ones(1, 1, dtype=torch.double), free)
-    rotation: Tensor = basis(torch.full((n,), 1 / math.sqrt(n), dtype=torch.double)) @ turned @ basis(v.double()).T
+    rotation: Tensor = basis @ torch.block_diag(torch.ones(1, 1, dtype=torch.double), free) @ basis.T
     return rotation.to(v)
 
 
@@ -77,7 +72,7 @@ def measure(of: Birds, job: Line, *, rotations: int) -> Line:
     xnn = one_vs_all.fitted("SRAE", of.Z[train], of.y_hat[train], label, 0)
     assert isinstance(xnn, SRAE)
     generator = torch.Generator().manual_seed(label)
-    tried = [xnn, *(rotated(xnn, even_rotation(xnn.head.weight[0], generator)) for _ in range(rotations))]
+    tried = [xnn, *(rotated(xnn, rotation_of_same_shares(xnn.head.weight[0], generator)) for _ in range(rotations))]
     seen, new = ([figures(of, x, part) for x in tried] for part in (train[: len(rows)], rows))
     found = {}
     for metric in METRICS:

@@ -26,8 +26,8 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.locality import mean_locality, part_probabilities
-from captum_xnn.metrics.orthogonality import orthogonality
+from captum_xnn.metrics.localisation import mean_locality, part_probabilities
+from captum_xnn.metrics.overlap import orthogonality
 from captum_xnn.metrics.stability import matched_features
 from captum_xnn.training import encode_all
 

@@ -45,14 +45,14 @@ from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfuln
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
-from captum_xnn.autoencoder import Autoencoder
 from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reason_parts
 from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
-from captum_xnn.descent import scaling
-from captum_xnn.losses import log_penalty, pull_away
 from captum_xnn.metrics import mean_locality, orthogonality, part_probabilities, pixel_probabilities, pointing_accuracy
-from captum_xnn.problem import Recipe, Sampler
+from captum_xnn.models.base import Autoencoder
+from captum_xnn.models.losses import log_penalty, pull_away
+from captum_xnn.models.scaling import scaling
 from captum_xnn.training import encode_all, fit
+from captum_xnn.training.problem import Recipe, Sampler
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}

@@ -1,15 +1,25 @@
-"""Explanation networks for Captum: a few learned x-features with maps and contributions that add up."""
+"""Explanation networks for Captum: a few x-features of a prediction, with maps and contributions that add up.
 
-from captum_xnn.attribution import Faithfulness, XNNAttribution
-from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
-from captum_xnn.explainer import Explainer
-from captum_xnn.explanation import Explanation
-from captum_xnn.one_heatmap import OneHeatmap
-from captum_xnn.problem import Recipe
-from captum_xnn.srae import SRAE, ConvSRAE
+Names are imported when they are first used, so that ``captum-xnn --version`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_xnn.attribution import Faithfulness, XNNAttribution
+    from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
+    from captum_xnn.explainer import Explainer
+    from captum_xnn.explanation import Explanation
+    from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+    from captum_xnn.models import SRAE, ContributionGroups, ConvSRAE, PaperSRAE
+    from captum_xnn.training.problem import Recipe
 
 __all__ = [
     "SRAE",
+    "ContributionGroups",
     "ConvSRAE",
     "ExcitationBP",
     "Explainer",
@@ -18,9 +28,37 @@ __all__ = [
     "LayerExcitationBP",
     "NeuronExcitationBP",
     "OneHeatmap",
+    "PaperSRAE",
     "Recipe",
     "XNNAttribution",
     "__version__",
 ]
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "attribution": ("Faithfulness", "XNNAttribution"),
+    "excitation_bp": ("ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP"),
+    "explainer": ("Explainer",),
+    "explanation": ("Explanation",),
+    "heatmaps.one_heatmap": ("OneHeatmap",),
+    "models": ("SRAE", "ContributionGroups", "ConvSRAE", "PaperSRAE"),
+    "training.problem": ("Recipe",),
+}
+_FOLDERS = ("activations", "datasets", "heatmaps", "layers", "metrics", "models", "plots", "report", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or one of the folders, when it is first used."""
+    if name in _FOLDERS:
+        return import_module(f"{__name__}.{name}")
+    for module, names in _PLACES.items():
+        if name in names:
+            globals()[name] = found = getattr(import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that were not imported yet."""
+    return sorted({*globals(), *__all__, *_FOLDERS})

@@ -25,45 +25,40 @@ import torch
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
-from captum_xnn import files
-from captum_xnn._compat import log_usage
+from captum_xnn import serialization as files
 from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
-from captum_xnn.autoencoder import Autoencoder
-from captum_xnn.batches import Batches, repeatable
-from captum_xnn.checkpoints import Checkpoint
-from captum_xnn.contribution_fit import Evidence, fit_groups
-from captum_xnn.contribution_groups import ContributionGroups
-from captum_xnn.contribution_network import ContributionNetwork
-from captum_xnn.drawing import Part, copied, draw, in_shape_of, levels_up, like
+from captum_xnn.activations.batches import Batches, repeatable
+from captum_xnn.activations.memmap import Rows, each, parts
+from captum_xnn.activations.unpacking import unpack_for
+from captum_xnn.distributed import ALONE, Ranks
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.heatmaps import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
-from captum_xnn.host import (
-    EveryCall,
-    OutputTransform,
-    Trace,
-    find_layer,
-    gathered,
-    read_layer,
-    rows_of,
-    trace,
-    untouched,
-    unwrap,
-)
-from captum_xnn.layout import channel_dimension
-from captum_xnn.logits import Spread, no_logits
+from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, levels_up, like
+from captum_xnn.heatmaps.contribution_network import ContributionNetwork
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+from captum_xnn.layers.batching import gathered, rows_of
+from captum_xnn.layers.forward_args import log_usage
+from captum_xnn.layers.layout import channel_dimension
+from captum_xnn.layers.logits import Spread, no_logits
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.probe import refuse_whole_arguments
+from captum_xnn.layers.read import EveryCall, OutputTransform, read_layer
+from captum_xnn.layers.state import untouched
+from captum_xnn.layers.tail import Tail
+from captum_xnn.layers.trace import Trace, trace
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
-from captum_xnn.network import ExplanationNetwork
-from captum_xnn.one_heatmap import OneHeatmap
-from captum_xnn.probe import refuse_whole_arguments
-from captum_xnn.problem import Recipe, Step
-from captum_xnn.ranks import ALONE, Ranks
-from captum_xnn.rows import Rows, each, parts
-from captum_xnn.srae import ConvSRAE
-from captum_xnn.tail import Tail
+from captum_xnn.models.base import Autoencoder
+from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.models.srae import ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import encode_all, fit_together
+from captum_xnn.training.checkpoint import Checkpoint
+from captum_xnn.training.contributions import Evidence, fit_groups
+from captum_xnn.training.directions import directions
+from captum_xnn.training.problem import Recipe, Step
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 
@@ -94,13 +89,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         n_features: x-features K for each explainer.
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. By default gradient x
             activation for groups of contributions, and contrastive excitation backprop for learned networks:
-            :class:`~captum_xnn.heatmaps.DefaultMaps`.
+            :class:`~captum_xnn.heatmaps.backends.DefaultMaps`.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. By default
-            :class:`~captum_xnn.contribution_groups.ContributionGroups`, which is exact; ``SRAE``, the paper's learned
-            form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the :mod:`~captum_xnn.baselines`.
+            :class:`~captum_xnn.models.contribution_groups.ContributionGroups`, which is exact; ``SRAE``, the paper's
+            learned form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the
+            :mod:`~captum_xnn.models.baselines`.
         recipe: Settings of the training of learned networks.
         train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
-        unpack: Turns a batch of the training data into (inputs, additional_forward_args).
+        unpack: Turns a batch of the training data into (inputs, additional_forward_args). By default a dict goes by the
+            names of the model's arguments, and of a tuple or list the first entry is taken.
         output_transform: Turns the layer's raw output, such as a tuple or dict, into one tensor (N, ...).
         prediction_transform: The same for the model's output.
         seed: Seeds every fit.
@@ -147,8 +144,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
         if autoencoder is not None and not callable(autoencoder):
             raise TypeError(
-                "expected autoencoder as a class such as SRAE or captum_xnn.baselines.NN, or a function that makes it, "
-                f"got {autoencoder!r}; pass the class itself"
+                "expected autoencoder as a class such as SRAE or captum_xnn.models.baselines.NN, or a function that "
+                f"makes it, got {autoencoder!r}; pass the class itself"
             )
         self.model = model
         self.n_features = operator.index(n_features)
@@ -156,7 +153,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
-        self.unpack = unpack
+        self.unpack = unpack_for(model, unpack)
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
         self.seed = operator.index(seed)
@@ -193,19 +190,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
                 batches, such as a DataLoader, which hold the inputs first. Or activations that were collected before,
-                in memory or on disk (:class:`~captum_xnn.activations.Activations`); the model is not run then.
+                in memory or on disk (:class:`~captum_xnn.activations.collecting.Activations`); the model is not run
+                then.
             target: One output of the model (None, int, or tuple of ints), or a list or range of them, which get an
                 explainer each.
             joint: Explain all targets of the list or tuple by one set of x-features.
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.
             store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
-                it already is not collected again (:func:`~captum_xnn.activations.collect`).
-            checkpoint: For learned forms: a folder that keeps how far training has come, every minute. The same call
-                goes on from there after it was cut off, with the same numbers as if it had not been.
+                it already is not collected again (:func:`~captum_xnn.activations.collecting.collect`). It keeps
+                contributions
+                too: a later fit to the same outputs reads them there, with any ``n_features``, and runs the model no
+                more.
+            checkpoint: A folder that keeps how far the fit has come, every minute, or after every 16 outputs where
+                groups of contributions are fitted. After an interruption the same call continues from there, with the
+                same numbers as without the interruption.
             log: For learned forms: is called with the target, or the tuple of them, and every new record of the
-                history (:mod:`captum_xnn.logs`). Beside a checkpoint, records come when that is written, so that none
-                is repeated where the fit goes on.
+                history (:mod:`captum_xnn.training.logs`). Beside a checkpoint, records come when that is written, so
+                that none is repeated where the fit goes on.
             distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
                 torchrun. All make the same call with the same data, and get the same explainers; a store and a
                 checkpoint are in a folder that all of them see.
@@ -305,27 +307,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         run: _Run,
     ) -> Iterator[Explainer]:
         """Yield explainers that are groups of contributions."""
-        idle = [name for name, value in (("checkpoint", run.checkpoint), ("log", run.log)) if value is not None]
-        if idle:
+        if run.log is not None:
             warnings.warn(
-                f"fit does not use {' and '.join(idle)}: groups of contributions are a closed form, without steps to "
-                "resume or record; leave it out, or fit with autoencoder=SRAE",
+                "fit does not use log: groups of contributions are a closed form, without steps to record; leave it "
+                "out, or fit with autoencoder=SRAE",
                 stacklevel=levels_up(),
             )
-        if found.source is None:
-            raise ValueError(
-                "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
-                "the data themselves, as in fit(loader, target, store=...), or fit with autoencoder=SRAE"
-            )
+        kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
+        kept += [] if run.checkpoint is None else [run.checkpoint]
         read = fit_groups(
             forms,
             self._tail(),
             found.Z,
             ys,
-            found.source.data,
+            found.source,
             groups,
             marks=marks,
-            unpack=found.source.unpack,
+            kept=kept,
+            model=files.fingerprint(unwrap(self.model), found.layer) if kept else None,
             progress=run.progress,
             ranks=run.ranks,
         )
@@ -382,6 +381,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             xnn.requires_grad_(False)
             with torch.no_grad():
                 error = regression_faithfulness(xnn.head(encode_all(xnn, Z)), y)
+            if run.ranks.first and getattr(xnn, "anchored", False):
+                _warn_of_few_directions(found, xnn.n_features, error / float(y.std(0).mean()))
             yield Explainer(
                 layer=found.layer,
                 targets=targets,
@@ -925,6 +926,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 # Standard deviations of the output that contributions may miss without a word.
 _NOTABLE = 0.005
 
+# Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
+_OFF = 0.02
+
 _TRANSFORMS = ("output_transform", "prediction_transform")
 
 Log = Callable[[Any, Step], None]
@@ -1038,6 +1042,19 @@ def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, .
             f"autoencoder=functools.partial(ContributionGroups, most={2 * form.config['most']})",
             stacklevel=levels_up(),
         )
+
+
+def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
+    """Warn where x-features that are to differ are over twice a layer's directions, and the surrogate is off for it."""
+    if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
+        return
+    warnings.warn(
+        f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
+        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
+        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
+        "out, as contributions always add up",
+        stacklevel=levels_up(),
+    )
 
 
 def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:

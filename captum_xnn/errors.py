@@ -1,4 +1,6 @@
-"""Errors that captum_xnn raises beside ValueError and TypeError."""
+"""Errors that captum_xnn raises beside ValueError and TypeError, and where its warnings are shown."""
+
+import inspect
 
 __all__ = [
     "CheckpointError",
@@ -11,7 +13,12 @@ __all__ = [
     "NotFittedError",
     "StoreError",
     "UnsupportedOperationError",
+    "levels_up",
 ]
+
+
+# Packages whose frames lie between the user's line and a warning of ours.
+_PASSED = ("captum", "captum_xnn", "tqdm")
 
 
 class NotFittedError(ValueError):
@@ -52,3 +59,16 @@ class StoreError(ValueError):
 
 class DatasetError(ValueError):
     """Raised where a data set's folder lacks a file, or holds one that is damaged; the message names it."""
+
+
+def levels_up() -> int:
+    """Return the stacklevel at which a warning of the calling function is shown beside the user's own line.
+
+    Example:
+        >>> levels_up() >= 1
+        True
+    """
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED:
+        level, frame = level + 1, frame.f_back
+    return level

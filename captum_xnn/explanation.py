@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.names import Names, resolve_names
-from captum_xnn.sentence import sentence
+from captum_xnn.plots.names import Names, resolve_names
+from captum_xnn.plots.sentence import sentence
 from captum_xnn.targets import Target
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Explanation:
 
         Args:
             index: Which example.
-            names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them.
+            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
 
         Raises:
             ValueError: If there are more names than x-features, or a file of names is of something else.
@@ -131,7 +131,7 @@ class Explanation:
         r"""Returns one example's explanation in words, such as "European goldfinch because of golden feather (+63.1)".
 
         Args:
-            names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them.
+            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
             index: Which example.
             target_name: What the output stands for; "target 46" without.
             share: How much of the positive contributions the named x-features have to reach, in [0, 1]. Where the
@@ -165,7 +165,7 @@ class Explanation:
         """Returns :meth:`sentence` for every example.
 
         Args:
-            names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them.
+            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
             target_names: What the model's outputs stand for: names of all outputs in order, or by target.
             share: As in :meth:`sentence`.
             residual_share: As in :meth:`sentence`.
@@ -198,13 +198,13 @@ class Explanation:
 
         Args:
             index: Which example.
-            names: Names of the x-features, as :func:`captum_xnn.names.resolve_names` takes them: a list, a mapping, or
-                the file that a report exports.
-            options: Options of :func:`captum_xnn.visualize.show_explanation`, such as ``mean=`` and ``std=`` of the
-                normalised inputs, ``scale=``, ``style=`` or ``axes=``; without images those of
-                :func:`captum_xnn.visualize.show_contributions`.
+            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them: a list, a
+                mapping, or the file that a report exports.
+            options: Options of :func:`captum_xnn.plots.explanation.show_explanation`, such as ``mean=`` and ``std=`` of
+                the normalised inputs, ``scale=``, ``style=`` or ``axes=``; without images those of
+                :func:`captum_xnn.plots.explanation.show_contributions`.
         """
-        from captum_xnn import visualize
+        from captum_xnn.plots import explanation as visualize
 
         numbers: dict[str, Any] = {
             "bias": float(self.bias[index]),
@@ -227,12 +227,12 @@ class Explanation:
         Args:
             indices: Which examples; all of them, if None.
             names: Names of the x-features, as :meth:`show` takes them.
-            options: Options of :func:`captum_xnn.visualize.show_gallery`.
+            options: Options of :func:`captum_xnn.plots.explanation.show_gallery`.
 
         Raises:
             ValueError: If the inputs are no images, or names differ between the examples' targets.
         """
-        from captum_xnn import visualize
+        from captum_xnn.plots import explanation as visualize
 
         image = self._image()
         if image is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# The models here are tiny: a second thread costs more than it does.
-torch.set_num_threads(1)
+# The models here are tiny: a second thread costs more than it does, unless asked for.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def explained():
     from captum.attr import InputXGradient
 
     from captum_xnn import Recipe, XNNAttribution
-    from captum_xnn.srae import by_shape
+    from captum_xnn.models.srae import by_shape
 
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(90) % 3
@@ -79,11 +79,11 @@ def only_output():
     from captum.attr import InputXGradient
 
     from captum_xnn import Recipe, XNNAttribution
-    from captum_xnn.srae import by_shape
+    from captum_xnn.models.srae import by_shape
 
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.manual_seed(5)  # all four channels are alive
         model = torch.nn.Sequential(
             torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 1)
         )

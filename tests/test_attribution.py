@@ -16,7 +16,7 @@ from torch import nn
 from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.srae import by_shape
+from captum_xnn.models.srae import by_shape
 
 QUICK = Recipe(steps=30)
 K = 2
@@ -725,7 +725,7 @@ def test_wrong_positives():
         (torch.ones(20, 6), ValueError, "expected activations that vary"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "got NaN or infinity in example 160"),
         (3, TypeError, "training data as a tensor"),
-        ([{"x": DATA}], TypeError, "got dict; pass unpack="),
+        ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )
 def test_data_that_cannot_be_learned_from(data, error, told):

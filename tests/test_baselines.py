@@ -12,8 +12,10 @@ from sklearn.linear_model import LinearRegression, MultiTaskLasso
 from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.autoencoder import Dense, Reconstruction, dense
-from captum_xnn.baselines import (
+from captum_xnn.errors import ExplainerFileError
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.models.base import Dense, Examples, Reconstruction, dense
+from captum_xnn.models.baselines import (
     CAE,
     NMF,
     NN,
@@ -25,13 +27,11 @@ from captum_xnn.baselines import (
     lasso,
     lasso_of_size,
 )
-from captum_xnn.baselines.learned import _Weighted
-from captum_xnn.baselines.least_squares import read_out
-from captum_xnn.baselines.nmf import _unroll
-from captum_xnn.errors import ExplainerFileError
-from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.problem import Problem, Sampler
+from captum_xnn.models.baselines.learned import PlainObjective
+from captum_xnn.models.baselines.least_squares import read_out
+from captum_xnn.models.baselines.nmf import _unroll
 from captum_xnn.training import fit
+from captum_xnn.training.problem import Sampler
 
 QUICK = Recipe(steps=30)
 EVENLY = torch.ones(400, dtype=torch.bool)  # no shortage of positives: all examples count alike
@@ -137,7 +137,7 @@ def test_losses_by_loops(faithful, reconstruct):
     y, y_bar = torch.randn(2, 6, 2, generator=g, dtype=torch.float64)
     off = sum(float((y_bar[i, c] - y[i, c]) ** 2) for i in range(6) for c in range(2)) / 6
     plain = sum(float((Z_tilde[i, k] - Z[i, k]) ** 2) for i in range(6) for k in range(5)) / 6 / 5
-    terms = _Weighted(faithful, reconstruct)(Reconstruction(Z[:, :2], y_bar, Z_tilde), Z, y)
+    terms = PlainObjective(faithful, reconstruct)(Reconstruction(Z[:, :2], y_bar, Z_tilde), Z, y)
     wanted = off * (faithful > 0), plain * (reconstruct > 0)
     assert [float(t) for t in terms] == pytest.approx(
         [faithful * wanted[0] + reconstruct * wanted[1], *wanted, 0], rel=1e-12
@@ -163,8 +163,8 @@ def test_nn_is_as_faithful_as_the_srae():
 
 
 # What of the recipe moves a form. All else here leaves it at the same weights.
-CONCERNS = {"NN": [], "SAE": ["beta"], "CAE": [], "RandomDecoder": ["beta", "eta", "q", "pretraining"]}
-CHANGED = {"beta": 7.0, "eta": 7.0, "q": 7.0, "pretraining": 0.1}
+CONCERNS = {"NN": [], "SAE": ["beta"], "CAE": [], "RandomDecoder": ["beta", "eta", "q", "pretraining", "balance"]}
+CHANGED = {"beta": 7.0, "eta": 7.0, "q": 7.0, "pretraining": 0.1, "balance": 0.9}
 
 
 @pytest.mark.parametrize("form", CONCERNS)
@@ -256,11 +256,11 @@ def read(E, wanted, positives):
         xnn.encoder[0].bias.zero_()
     layer = nn.Linear(E.shape[1], wanted.shape[1]).double()
     sampler = Sampler(positives, len(E), Recipe(), torch.Generator())
-    read_out(xnn, layer, Problem(E, wanted, sampler, Recipe(), False), wanted)
+    read_out(xnn, layer, Examples(E, wanted, sampler.row_weight.to(wanted), torch.Generator()), wanted)
     return layer.weight.detach(), layer.bias.detach()
 
 
-def test_read_out_is_Weighted_least_squares():
+def test_read_out_isPlainObjective_least_squares():
     g = torch.Generator().manual_seed(0)
     E = torch.randn(60, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1e-2, 1e2]) + 5
     wanted, positives = torch.randn(60, 2, generator=g, dtype=torch.float64), torch.arange(60) < 6
@@ -544,11 +544,10 @@ class FirstDimensions(Dense):
         super().__init__(shape, n_features, hidden=(), n_outputs=n_outputs)
         del self.config["hidden"]
 
-    def learn(self, problem):
+    def solve(self, examples):
         with torch.no_grad():
             self.encoder[0].weight.copy_(torch.eye(*self.encoder[0].weight.shape))
-        read_out(self, self.head, problem, problem.y)
-        return []
+        read_out(self, self.head, examples, examples.y)
 
 
 def test_forms_of_ones_own_load(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.decomposition import NMF
 
-from captum_xnn.baselines import (
+from captum_xnn.metrics import selectivity
+from captum_xnn.models.baselines import (
     drsa,
     nmf_partition,
     prca,
@@ -14,8 +15,7 @@ from captum_xnn.baselines import (
     spectral_partition,
     subspace_relevances,
 )
-from captum_xnn.baselines.partitions import _ascent, _k_means
-from captum_xnn.metrics import selectivity
+from captum_xnn.models.baselines.partitions import _ascent, _k_means
 
 BLOCKS = torch.tensor([2, 0, 1, 0, 2, 2, 1, 0, 0, 2, 1, 2])
 

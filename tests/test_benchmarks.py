@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from captum_xnn.datasets.parts import PartsSample
-from captum_xnn.problem import Recipe
+from captum_xnn.training.problem import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,8 @@ def test_real_birds_do_not_degenerate(birds):
 
 
 def xnn_activations(xnn, batch):
-    from captum_xnn.host import find_layer, read_layer
+    from captum_xnn.layers.lookup import find_layer
+    from captum_xnn.layers.read import read_layer
 
     name, layer = find_layer(xnn.model, xnn.layer)
     return read_layer(xnn.model, layer, (batch,), name=name)[0]
@@ -319,13 +320,14 @@ def test_randomisation_on_small_pictures(few, monkeypatch):
 
 
 def test_rotated_x_features_explain_the_same():
-    from benchmarks.rotations import even_rotation, rotated
+    from benchmarks.rotations import rotated, rotation_of_same_shares
     from captum_xnn import SRAE
 
     v = torch.tensor([0.5, 2.0, -1.0, 0.1])
-    rotation = even_rotation(v, torch.Generator().manual_seed(0))
+    rotation = rotation_of_same_shares(v, torch.Generator().manual_seed(0))
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(4))
-    torch.testing.assert_close(rotation @ v, torch.full((4,), float(v.norm()) / 2))
+    torch.testing.assert_close(rotation @ v, v)
+    assert float((rotation - torch.eye(4)).abs().max()) > 0.3
     torch.manual_seed(0)
     srae, Z = SRAE(6, 4, hidden=(5,)), torch.rand(9, 6)
     other = rotated(srae, rotation)
@@ -582,7 +584,7 @@ def test_agreement_of_maps():
 
 def test_maps_that_differ_by_chance_are_one_map_on_average():
     from benchmarks.seeds import mean_maps
-    from captum_xnn.metrics.orthogonality import orthogonality
+    from captum_xnn.metrics.overlap import orthogonality
 
     generator = torch.Generator().manual_seed(0)
     common = torch.rand(6, 1, 8, 8, generator=generator).expand(6, 3, 8, 8)

@@ -24,12 +24,12 @@ from captum.attr._utils.custom_modules import Addition_Module
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.canonical import Twins, canonical
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.host import trace
-from captum_xnn.network import ExplanationNetwork
-from captum_xnn.srae import SRAE
+from captum_xnn.heatmaps.canonical import Twins, canonical
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.trace import trace
+from captum_xnn.models.srae import SRAE
 
 K = 3
 

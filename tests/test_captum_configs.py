@@ -26,7 +26,8 @@ from captum_xnn import (
     Recipe,
     XNNAttribution,
 )
-from captum_xnn.host import find_layer, read_layer, unwrap
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.read import read_layer
 
 # Of random weights: probability is lost, maps are zero, outputs are no classes.
 pytestmark = pytest.mark.filterwarnings("ignore:expected", "ignore:Setting", "ignore:Internal batch size")

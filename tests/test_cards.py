@@ -13,11 +13,11 @@ from captum.attr import InputXGradient
 from torch import nn
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.cards import ConceptCard, _Moments, _Stream, concept_cards, on_parts
 from captum_xnn.datasets.parts import PartsSample, collate
-from captum_xnn.metrics.locality import part_probabilities
-from captum_xnn.srae import by_shape
-from captum_xnn.thumbnails import crop_box
+from captum_xnn.metrics.localisation import part_probabilities
+from captum_xnn.models.srae import by_shape
+from captum_xnn.report.cards import ConceptCard, _Moments, _Stream, concept_cards, on_parts
+from captum_xnn.report.thumbnails import crop_box
 
 KEEP = 4
 

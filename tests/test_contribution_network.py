@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.contribution_groups import ContributionGroups
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.host import EveryCall
+from captum_xnn.layers.read import EveryCall
+from captum_xnn.models.contribution_groups import ContributionGroups
 
 
 class Residual(nn.Module):
@@ -118,7 +118,7 @@ def everything(n):
 
 def fitted(model, layer, data, target=0, K=3, fit=None, **options):
     """An explainer of few examples, with small grids of patches."""
-    from captum_xnn.contribution_groups import ContributionGroups
+    from captum_xnn.models.contribution_groups import ContributionGroups
 
     make = partial(ContributionGroups, patches=2, positives=8, others=24)
     first = data[0] if isinstance(data, tuple) else data
@@ -189,6 +189,35 @@ def test_several_inputs_and_further_arguments():
     base = model.a(x).mean(0)
     bias = model.head(F.relu(model.mix(F.relu(2 * base + model.b(y)))))[:, 0] + shift[:, 0]
     torch.testing.assert_close(made.bias, bias.detach())
+
+
+@pytest.mark.parametrize("layer", ["0", "5"])
+def test_joint_groups_are_shared_and_add_up_for_each_output(tmp_path, layer):
+    """Contributions differ between outputs, by the groups of one matrix; files keep it; outputs count alike."""
+    model, x = cnn().eval(), torch.randn(40, 1, 8, 8)
+    model[7].weight.data[2] *= 1000
+    joint = fitted(model, layer, x, (0, 2), fit={"joint": True})
+    (explainer,) = joint.explainers_.values()
+    a = explainer.form.groups
+    torch.testing.assert_close(a.sum(1), torch.ones(len(a)))
+    for target in (0, 2):
+        made = joint.contributions(x, target)
+        assert largest_off(made) < 0.0101
+        torch.testing.assert_close(made.prediction, model(x)[:, target].detach())
+        alone = fitted(model, layer, x, target)
+        alone.explainer(target).form.groups = a  # contributions of the output alone, by the same groups
+        torch.testing.assert_close(
+            made.contributions, alone.contributions(x, target).contributions, rtol=1e-4, atol=1e-4
+        )
+        back = XNNAttribution.load(joint.save(tmp_path), model)
+        torch.testing.assert_close(back.contributions(x, target).contributions, made.contributions)
+    mixed = joint.contributions(x[:2], [0, 2]).contributions
+    expected = [joint.contributions(x[:2], target).contributions[i] for i, target in enumerate((0, 2))]
+    torch.testing.assert_close(mixed, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    model[7].weight.data[2] /= 500
+    model[7].bias.data[2] /= 500
+    scaled = fitted(model, layer, x, (0, 2), fit={"joint": True})
+    torch.testing.assert_close(next(iter(scaled.explainers_.values())).form.groups, a, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 0.0101), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
@@ -503,13 +532,10 @@ def test_all_calls_of_a_layer_have_no_contributions():
         xnn.fit(x, 1, positives=torch.ones(40, dtype=torch.bool), progress=False)
 
 
-def test_fit_says_what_it_does_not_use(tmp_path):
+def test_fit_says_what_it_does_not_use():
     xnn = XNNAttribution(mlp(), "1", 2)
-    with pytest.warns(
-        UserWarning, match="fit does not use checkpoint and log: groups of contributions are a closed form"
-    ):
-        xnn.fit(torch.randn(40, 6), 1, checkpoint=tmp_path, log=print, progress=False)
-    assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match="fit does not use log: groups of contributions are a closed form"):
+        xnn.fit(torch.randn(40, 6), 1, log=print, progress=False)
 
 
 def test_fit_says_where_contributions_do_not_add_up():

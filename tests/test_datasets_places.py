@@ -23,7 +23,7 @@ from captum_xnn.datasets.places import (
     resized,
 )
 from captum_xnn.errors import DatasetError
-from captum_xnn.metrics.locality import locality, object_probabilities
+from captum_xnn.metrics.localisation import locality, object_probabilities
 
 # Label, official line, folder in the easy layout, images in training and validation.
 CATEGORIES = {

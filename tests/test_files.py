@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from captum_xnn import SRAE, Recipe, XNNAttribution, files
+from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn import serialization as files
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
-from captum_xnn.files import differences, fingerprint
+from captum_xnn.serialization import differences, fingerprint
 
 
 def randn(*shape, seed=0):

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from captum_xnn import SRAE, ConvSRAE, Recipe, XNNAttribution
-from captum_xnn import rows as module
 from captum_xnn.activations import Activations, collect
-from captum_xnn.anchors import anchors
-from captum_xnn.baselines import CAE, NMF, NN, Lasso, RandomEncoder, SingleDimensions
+from captum_xnn.activations import memmap as module
+from captum_xnn.activations.memmap import Rows
 from captum_xnn.errors import ModelMismatchError, StoreError
-from captum_xnn.rows import Rows
-from captum_xnn.srae import by_shape
-from captum_xnn.training import encode_all, fit, scaling
+from captum_xnn.models.baselines import CAE, NMF, NN, Lasso, RandomEncoder, SingleDimensions
+from captum_xnn.models.scaling import scaling
+from captum_xnn.models.srae import by_shape
+from captum_xnn.training import encode_all, fit
+from captum_xnn.training.anchors import anchors
 
 QUICK = Recipe(steps=40)
 

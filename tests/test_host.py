@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
-from captum_xnn.host import find_layer, gathered, one_path, read_layer, rows_of, run_to_layer, trace, untouched, unwrap
+from captum_xnn.layers.batching import gathered, rows_of
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.read import read_layer, run_to_layer
+from captum_xnn.layers.state import one_path, untouched
+from captum_xnn.layers.trace import trace
 
 HOOKS = (
     "_forward_hooks",

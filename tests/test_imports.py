@@ -5,63 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import captum_xnn
 
+HEAVY = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas", "statsmodels", "waitress")
 PACKAGE = Path(captum_xnn.__file__).parent
 
-# From the bottom up; a module imports from lower rows only. "" is the package itself, whose names are the public ones.
+# Five layers from the bottom up; folders and files import from their own row and from lower ones. "" is the package
+# itself, whose names are the public ones.
 ROWS = (
-    (
-        "_compat",
-        "covering",
-        "errors",
-        "grouping",
-        "targets",
-        "logits",
-        "datasets",
-        "metrics.faithfulness",
-        "rows",
-        "ranks",
-    ),
-    ("files", "metrics.concepts", "metrics.controls", "metrics.pointing", "metrics.sparsity", "metrics.stability"),
-    ("names", "metrics.orthogonality", "metrics.paired", "metrics.purity"),
-    ("sentence", "metrics.locality", "metrics.patches"),
-    ("panels", "metrics.selectivity", "datasets.parts", "datasets.digits", "datasets.synthetic"),
-    ("waterfall", "datasets.cub", "datasets.funnybirds", "datasets.places", "datasets.synthetic_models"),
-    ("visualize", "thumbnails"),
-    ("losses", "anchors", "host", "explanation", "excitation_bp.shares", "batches", "checkpoints"),
-    ("problem", "tail", "layout"),
-    ("metrics.keep_top", "metrics.randomisation", "probe"),
-    ("metrics", "store"),
-    ("autoencoder", "activations", "excitation_bp.signals", "path_integral"),
-    ("descent", "logs", "contribution_groups"),
-    ("training", "network", "contribution_fit", "excitation_bp.rules", "excitation_bp.graph"),
-    ("srae", "canonical", "contribution_network", "excitation_bp.propagation"),
-    ("excitation_bp.attribution", "excitation_bp.stopping", "baselines.least_squares", "baselines.partitions"),
-    ("excitation_bp", "baselines.learned", "baselines.nmf", "baselines.selection"),
-    ("baselines",),
-    ("explainer", "heatmaps", "tuning"),
-    ("drawing",),
-    ("one_heatmap",),
-    ("attribution", "inputs"),
-    ("cards",),
-    ("report",),
-    ("configuration", "model_files"),
-    ("opened",),
-    ("evaluation", "commands", "study", "study.configuration", "study.prepared"),
-    ("study.preparation", "study.protocol"),
-    ("study.store",),
-    ("study.server", "study.export", "study.analysis"),
-    ("study.static", "study.simulation", "study.figures"),
-    ("study.findings",),
-    ("",),
-    ("demo",),
-    ("study.demo",),
-    ("study.cli",),
-    ("cli",),
-    ("__main__",),
+    ("errors", "targets", "distributed", "layers", "metrics", "datasets"),
+    ("activations", "models", "excitation_bp", "plots", "serialization"),
+    ("training", "heatmaps"),
+    ("explanation", "explainer", "attribution", "patch_scores"),
+    ("report", "cli", "study", "", "__main__"),
 )
-HEIGHT = {module: height for height, row in enumerate(ROWS) for module in row}
+HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}
+# Modules in a line of imports, from the explainer, or from the command line, to the ground.
+LONGEST = {"attribution": 10, "__main__": 19}
 
 
 def modules():
@@ -81,38 +43,81 @@ def imported(tree):
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "captum_xnn":
-                while parts[1:] and ".".join(parts[1:]) not in HEIGHT:
-                    parts.pop()
-                yield ".".join(parts[1:])
+            if name.split(".")[0] == "captum_xnn":
+                yield name
+
+
+def graph():
+    """The modules that each module imports; a package stands for its __init__."""
+    known = dict(modules())
+    found = {}
+    for name, tree in known.items():
+        found[name] = set()
+        for other in imported(tree):
+            parts = other.split(".")[1:]
+            while parts and ".".join(parts) not in known:
+                parts.pop()
+            found[name].add(".".join(parts))
+    return found
+
+
+def floor(name):
+    return HEIGHT[name.split(".")[0]]
 
 
 def test_every_module_has_its_row():
-    missing = [name for name, _ in modules() if name not in HEIGHT]
+    missing = [name for name, _ in modules() if name.split(".")[0] not in HEIGHT]
     assert not missing, f"add {missing} to ROWS"
 
 
 def test_imports_point_downward():
     upward = [
         f"{name or 'captum_xnn'} imports {other or 'captum_xnn'}"
-        for name, tree in modules()
-        for other in imported(tree)
-        if HEIGHT[other] >= HEIGHT[name]
+        for name, others in graph().items()
+        for other in others
+        if floor(other) > floor(name)
     ]
     assert not upward
 
 
+def test_imports_go_in_no_circle_and_are_not_deep():
+    deep = {}
+    known = graph()
+
+    def depth(name, above=()):
+        assert name not in above, f"a circle: {[*above[above.index(name) :], name]}"
+        if name not in deep:
+            deep[name] = 1 + max((depth(other, (*above, name)) for other in known[name]), default=0)
+        return deep[name]
+
+    assert {name: depth(name) for name in LONGEST} == LONGEST
+    assert max(map(depth, known)) == LONGEST["__main__"]
+
+
 def test_the_walk_sees_imports():
-    code = "def f():\n from captum_xnn.losses import faithfulness\n from captum_xnn import host"
-    found = set(imported(ast.parse(code)))
-    assert found == {"losses", "host"}
-    assert set(imported(ast.parse("from captum_xnn import SRAE"))) == {""}
-    assert set(imported(ast.parse("import captum_xnn"))) == {""}
+    code = "def f():\n from captum_xnn.models.losses import faithfulness\n from captum_xnn import attribution"
+    assert set(imported(ast.parse(code))) == {"captum_xnn.models.losses.faithfulness", "captum_xnn.attribution"}
+    assert set(imported(ast.parse("from captum_xnn import SRAE"))) == {"captum_xnn.SRAE"}
+    assert graph()["report.page"] >= {"attribution", "report.cards"}
 
 
-def test_importing_is_light():
-    heavy = ("torchvision", "sklearn", "skimage", "jinja2", "flask", "mlxtend", "pandas", "statsmodels", "waitress")
-    code = f"import sys, captum_xnn; print([m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import captum_xnn; captum_xnn.__version__", ("torch", "captum", "matplotlib", "numpy")),
+        ("from captum_xnn.cli import parser; parser._parser()", ("torch", "captum", "matplotlib", "numpy")),
+        ("import captum_xnn; captum_xnn.XNNAttribution, captum_xnn.metrics", HEAVY),
+    ],
+)
+def test_importing_is_light(code, without):
+    code = f"import sys; {code}; print([m for m in {without} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there_and_others_are_not():
+    for name in captum_xnn.__all__:
+        assert getattr(captum_xnn, name) is not None and name in dir(captum_xnn)
+    assert set(captum_xnn._FOLDERS) == set(captum_xnn._FOLDERS) & set(dir(captum_xnn))
+    with pytest.raises(AttributeError, match="'captum_xnn' has no attribute 'XNN'"):
+        captum_xnn.XNN  # noqa: B018

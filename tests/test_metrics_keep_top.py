@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.metrics.keep_top import (
+from captum_xnn.metrics.keeping import (
     biharmonic,
     combined,
     constant,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from captum_xnn.metrics.locality import (
+from captum_xnn.metrics.localisation import (
     locality,
     mean_locality,
     object_probabilities,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from captum_xnn.metrics.locality import part_probabilities
+from captum_xnn.metrics.localisation import part_probabilities
 from captum_xnn.metrics.pointing import pointing_accuracy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
@@ -12,10 +13,11 @@ from torch.nn import functional as F
 
 from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.host import EveryCall
-from captum_xnn.logits import Spread, no_logits
-from captum_xnn.network import ExplanationNetwork
-from captum_xnn.srae import ConvSRAE, by_shape
+from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.logits import Spread, no_logits
+from captum_xnn.layers.read import EveryCall
+from captum_xnn.models.srae import ConvSRAE, by_shape
+from captum_xnn.training.directions import directions
 
 K = 2
 
@@ -430,3 +432,32 @@ def test_which_outputs_are_told_to_be_no_logits(outputs, told):
         seen.add(part)
     given = no_logits(seen)
     assert given is None if told is None else told in given
+
+
+# --- more x-features than a layer has directions
+
+
+def test_more_x_features_than_directions_are_told_where_they_cost():
+    """A layer of one direction and a little noise, as the last of a binary classifier."""
+    x, everything = torch.randn(300, 6), torch.ones(300).bool()
+    model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 8), nn.Linear(8, 1))
+    with torch.no_grad():
+        model[1].bias.zero_()
+
+    def fitted(K):
+        xnn = XNNAttribution(model, "1", K, autoencoder=partial(SRAE, hidden=(8,)), recipe=Recipe(steps=12))
+        return xnn.fit(x, positives=everything, progress=False)
+
+    deviation = float(model(x).detach().std())
+    with pytest.warns(UserWarning, match="n_features is 5, and 99 % .* layer '1' lies in 1 direction: .*n_features=1"):
+        assert fitted(5).explainer().f_reg > 0.02 * deviation
+    fitted(1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_directions_are_counted_by_their_variance(count):
+    basis = torch.linalg.qr(torch.randn(9, 9))[0][:, :count]
+    Z = torch.randn(700, count) @ basis.mT + 0.01 * torch.randn(700, 9) + 40
+    assert directions(Z.unflatten(1, (3, 3))) == count
+    values = np.linalg.eigvalsh(np.cov(Z.numpy().T))[::-1]
+    assert int((values.cumsum() < 0.99 * values.sum()).sum()) + 1 == count

@@ -7,10 +7,10 @@ from captum.attr import DeepLift
 from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.configuration import Configuration
+from captum_xnn.cli.configuration import Configuration
+from captum_xnn.cli.opened import Opened, heatmap_named
 from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.opened import Opened, heatmap_named
 
 
 @pytest.fixture(scope="module")

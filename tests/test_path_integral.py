@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.path_integral import integrate
-from captum_xnn.tail import Tail
+from captum_xnn.layers.tail import Tail
+from captum_xnn.models.path_integral import integrate
 
 
 class Square(nn.Module):
@@ -64,22 +64,38 @@ def test_doubled_intervals_are_the_rule_with_as_many_from_the_start():
     x, base = torch.randn(4, 3).double() * 3, torch.zeros(3).double()
     doubled = of(Sine(), x, base, [[None] * 4], tolerance=0.0, intervals=4, most=32)
     whole = of(Sine(), x, base, [[None] * 4], intervals=32)
-    assert doubled.intervals.tolist() == [32] * 4
+    assert doubled.intervals.tolist() == [[32] * 4]
     torch.testing.assert_close(doubled.slopes, whole.slopes)
 
 
 def test_only_examples_that_are_off_take_more_intervals():
     x = torch.tensor([[0.01, 0.0], [9.0, -4.0], [0.02, 0.01]]).double()
     made = of(Sine(), x, torch.zeros(2).double(), [[None] * 3], tolerance=0.01, intervals=2, most=64)
-    assert made.intervals[[0, 2]].tolist() == [2, 2]
-    assert made.intervals[1] > 2
+    assert made.intervals[0, [0, 2]].tolist() == [2, 2]
+    assert made.intervals[0, 1] > 2
     off = made.contributions(torch.zeros(2).double())[0].sum(1) - (made.end - made.start)[0]
     assert off.abs().max() <= 0.01
 
 
+def test_outputs_beside_each_other_change_nothing():
+    """Each takes the intervals that it would take alone, with a tolerance of its own for each example."""
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 2)).double()
+    x, base = torch.randn(5, 2).double() * 4, torch.zeros(2).double()
+    tolerance = torch.rand(2, 5) * 0.02
+    some = {"intervals": 2, "most": 64}
+    both = integrate(Tail(model, "0"), (x,), None, base, [[0] * 5, [1] * 5], tolerance=tolerance, **some)
+    assert len(both.intervals.unique()) > 2
+    for c in range(2):
+        for n in range(5):
+            at = tolerance[c : c + 1, n : n + 1]
+            alone = integrate(Tail(model, "0"), (x[n : n + 1],), None, base, [[c]], tolerance=at, **some)
+            assert alone.intervals[0, 0] == both.intervals[c, n]
+            torch.testing.assert_close(alone.slopes[0, 0], both.slopes[c, n])
+
+
 def test_intervals_stop_at_the_most():
     made = of(Sine(), torch.full((1, 1), 50.0), torch.zeros(1), [[None]], tolerance=0.0, intervals=2, most=16)
-    assert made.intervals.tolist() == [16]
+    assert made.intervals.tolist() == [[16]]
 
 
 def test_each_example_has_its_own_target():

@@ -7,9 +7,9 @@ import torch
 from torch import multiprocessing
 
 from captum_xnn.activations import collect_together
-from captum_xnn.autoencoder import Reconstruction
-from captum_xnn.descent import RunningObjective
-from captum_xnn.ranks import ALONE, Ranks, launched, speaks
+from captum_xnn.distributed import ALONE, Ranks, launched, speaks
+from captum_xnn.models.base import Reconstruction
+from captum_xnn.models.objectives import RunningObjective
 
 WORLD = 3
 M, D, K = 12, 4, 2

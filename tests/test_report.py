@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from captum_xnn.cards import on_parts
 from captum_xnn.datasets.parts import PartsSample
-from captum_xnn.names import write_names
+from captum_xnn.patch_scores import patch_scores
+from captum_xnn.plots.names import write_names
 from captum_xnn.report import write_report
+from captum_xnn.report.cards import on_parts
 
 # Elements that HTML never closes, and those of SVG that close themselves.
 VOID = {"meta", "img", "input", "link"}
@@ -126,8 +127,8 @@ def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: A
 def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feature(
     explained: Any, page: tuple[str, Page]
 ) -> None:
-    from captum_xnn.thumbnails import overlay
-    from captum_xnn.visualize import own_scale
+    from captum_xnn.plots.explanation import own_scale
+    from captum_xnn.report.thumbnails import overlay
 
     xnn, images, target = explained
     # The whole gallery at once, as the page drew it: rounding may move a colour by one step otherwise.
@@ -142,7 +143,7 @@ def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feat
 def test_strengths_are_contributions_per_pixel(explained: Any, page: tuple[str, Page]) -> None:
     import numpy as np
 
-    from captum_xnn.visualize import own_scale
+    from captum_xnn.plots.explanation import own_scale
 
     xnn, images, target = explained
     why = xnn.explain(images[:1], target=target)
@@ -161,6 +162,20 @@ def test_faithfulness_is_that_of_the_data_and_stands_before_the_cards(page: tupl
         assert f"{xnn.explainer(target).f_reg:.3g}" in parsed.text
     assert text.index('id="faithfulness"') < text.index('id="cards"') < text.index('id="gallery"')
     assert {"Bars", "A note", "First.\nStill first.", "Second."} <= set(parsed.text)
+
+
+def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explained: Any, tmp_path: Path) -> None:
+    xnn, images, own = explained
+    text, _ = written(tmp_path / "r.html", explained, patches=2)
+    with torch.no_grad():
+        mine = images[:9][xnn.model(images[:9]).argmax(1) == own]
+    found = patch_scores(xnn, mine[:2], own)
+    assert found.images == 2 and found.drops_random_groups is not None
+    assert f"<b>{found.agreement:.2f}</b> from" in text and "order 2 images&#39; patches" in text.replace("'", "&#39;")
+    assert f"random maps {found.agreement_random_maps:.2f}, one heatmap of the whole output" in text
+    assert f"<b>{found.drops.o1:.2f}</b> 0 is distinct" in text
+    assert text.count(f"Random groups {found.drops_random_groups.o1:.2f}") >= 1
+    assert "Patch agreement" not in written(tmp_path / "without.html", explained)[0]
 
 
 def test_scatter_has_a_dot_for_each_image_at_its_residual(page: tuple[str, Page]) -> None:
@@ -184,7 +199,7 @@ def test_one_image_and_no_error_still_make_a_scatter(explained: Any, tmp_path: P
 
 
 def test_cards_stand_for_each_x_feature(page: tuple[str, Page], explained: Any) -> None:
-    from captum_xnn.cards import concept_cards
+    from captum_xnn.report.cards import concept_cards
 
     xnn, images, _ = explained
     _, parsed = page
@@ -294,7 +309,7 @@ def test_names_of_the_only_output_are_those_of_target_none_and_0(only_output: An
 
 
 def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Path) -> None:
-    from captum_xnn.cards import concept_cards
+    from captum_xnn.report.cards import concept_cards
 
     xnn, images = only_output
     page = Page(write_report(tmp_path / "r.html", xnn, images[:4], data=images).read_text("utf-8"))
@@ -354,7 +369,7 @@ def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:
 
 
 def test_display_undoes_a_normalisation(explained: Any, tmp_path: Path) -> None:
-    from captum_xnn.thumbnails import photo
+    from captum_xnn.report.thumbnails import photo
 
     _, images, _ = explained
     _, parsed = written(tmp_path / "r.html", explained, display=lambda image: 1 - image.clamp(0, 1))
@@ -366,7 +381,7 @@ def test_equal_reports_are_equal_files(explained: Any, tmp_path: Path) -> None:
 
 
 def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str, Page]) -> None:
-    from captum_xnn.thumbnails import overlay, photo
+    from captum_xnn.report.thumbnails import overlay, photo
 
     # Noise compresses worst: no photograph and no map takes more.
     one = len(photo(torch.rand(3, 227, 227))) + 6 * len(overlay(torch.rand(64, 64) * 2 - 1))
@@ -374,7 +389,7 @@ def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str,
 
 
 def test_scatter_of_many_images_leaves_some_out_and_says_so(page: tuple[str, Page]) -> None:
-    from captum_xnn.report import _scatter
+    from captum_xnn.report.page import _scatter
 
     rows, images = page[1].data["targets"][0]["rows"], page[1].data["images"]
     few, many = (_scatter(rows * n, images * n) for n in (12, 100))
@@ -429,7 +444,7 @@ def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
 def test_script_and_style_cannot_end_early() -> None:
     from importlib import resources
 
-    folder = resources.files("captum_xnn") / "templates"
+    folder = resources.files("captum_xnn.report") / "templates"
     script, style = (folder / name for name in ("report.js", "report.css"))
     assert not re.search(r"</script|<!--", script.read_text("utf-8"), re.IGNORECASE)
     assert not re.search(r"</style", style.read_text("utf-8"), re.IGNORECASE)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_xnn.autoencoder import Scaling
-from captum_xnn.losses import covariance, second_moments
-from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn.distributed import ALONE
+from captum_xnn.models.base import Scaling, Weights
+from captum_xnn.models.losses import covariance, second_moments
+from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
 
 M = 11
 
@@ -131,6 +132,51 @@ def test_weights_come_from_the_generator_alone(made):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     second.reset(torch.Generator().manual_seed(2))
     assert not torch.equal(first.encoder[0].weight, second.encoder[0].weight)
+
+
+@torch.no_grad()
+def test_equation_5_as_printed():
+    """What PaperSRAE minimises, written as the sums over examples, dimensions and pairs that the paper prints."""
+    srae, Z, y_hat = PaperSRAE(6, 3, hidden=(5, 4), n_outputs=2).double(), drawn(M, 6), drawn(M, 2, seed=5)
+    srae.reset(torch.Generator().manual_seed(8))
+    srae.encoder[4].weight.mul_(10)  # so that x-features are zero in some examples only
+    beta, eta, q, D, n = 0.7, 1.3, 4.0, 6, 3
+    E, Z_tilde = [], []
+    for i in range(M):
+        hidden = affine(srae.encoder[2], affine(srae.encoder[0], Z[i]).clamp(min=0)).clamp(min=0)
+        E.append(affine(srae.encoder[4], hidden).clamp(min=0))
+        hidden = affine(srae.decoder[2], affine(srae.decoder[0], E[i]).clamp(min=0)).clamp(min=0)
+        Z_tilde.append(affine(srae.decoder[4], hidden))
+    assert bool((sum(E) > 0).all()) and float(torch.stack(E).min()) == 0
+    v = srae.head.weight
+    faithful = sum(float(v[c] @ E[i] - y_hat[i, c]) ** 2 for i in range(M) for c in range(2)) / M
+    sparse = 0.0
+    for k in range(D):
+        sparse += math.log(1 + q * sum(float(Z_tilde[i][k] - Z[i, k]) ** 2 for i in range(M)) / M) / D
+    pull = 0.0
+    for a in range(n):
+        for b in range(n):
+            if a != b:
+                product, norm_a, norm_b = (
+                    sum(float(E[i][x] * E[i][y]) for i in range(M)) for x, y in ((a, b), (a, a), (b, b))
+                )
+                pull += product**2 / (norm_a * norm_b) / (n * (n - 1))
+    assert pull > 0.1
+    given = PaperSRAE.minimised(Weights(beta, eta, q), ALONE)(srae(Z), Z, y_hat)
+    assert [float(t) for t in given] == pytest.approx(
+        [faithful + beta * sparse + eta * pull, faithful, sparse, pull], rel=1e-10
+    )
+    assert float(srae.objective(Z, y_hat, beta=beta, eta=eta, q=q).total) == pytest.approx(
+        float(given.total), rel=1e-12
+    )
+
+
+def test_v_of_the_printed_form_has_both_signs_and_no_bias():
+    srae = PaperSRAE(6, 40, hidden=())
+    srae.reset(torch.Generator().manual_seed(0))
+    v = srae.head.weight.detach()
+    assert 0.3 < float((v > 0).double().mean()) < 0.7 and 0.9 < float(v.abs().max()) * 40**0.5 <= 1
+    assert float(srae.head.bias) == 0 and not srae.head.bias.requires_grad
 
 
 def test_vectors_of_any_shape_are_flattened():

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from captum.attr import InputXGradient
 from torch import nn
 
-from captum_xnn.descent import RunningObjective
-from captum_xnn.losses import covariance
-from captum_xnn.problem import Recipe, Sampler
-from captum_xnn.srae import SRAE, ConvSRAE
+from captum_xnn import XNNAttribution
+from captum_xnn.models.losses import covariance
+from captum_xnn.models.objectives import RunningObjective
+from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.training import fit
+from captum_xnn.training.problem import Recipe, Sampler
+from captum_xnn.training.trainer import _Stack
 
 QUICK = Recipe(steps=400)
 
@@ -34,6 +37,19 @@ def fitted():
     srae = SRAE(40, 4, hidden=(32, 16))
     history = fit(srae, Z, y, positives=positives, recipe=QUICK)
     return srae.requires_grad_(False), Z, y, positives, history
+
+
+def test_balance_makes_x_features_begin_with_even_shares():
+    """Shares of the output's variance that the anchors leave to the fit; uneven unless asked for."""
+    Z, _, _ = problem()
+    y = Z @ (torch.arange(40) < 5).float()[:, None]
+    spread = []
+    for balance in (0.0, 1.0):
+        srae = SRAE(40, 4, hidden=())
+        fit(srae, Z, y, recipe=Recipe(steps=300, balance=balance))
+        share = srae.head.weight[0].detach().square()
+        spread.append(float(share.max() / share.sum()))
+    assert spread[0] > 0.5 and spread[1] < 0.4
 
 
 def test_the_same_seed_gives_the_same_weights_and_spares_the_global_generator(fitted):
@@ -74,23 +90,60 @@ def test_faithful_several_and_distinct(fitted):
     assert float((table.sum() - 4) / 12) < 0.1
 
 
-def test_the_plain_recipe_degenerates_here():
-    """Eq. 5 as printed, with a rectified x-layer: what the test above would fail on."""
+def test_eq_5_as_printed_degenerates_here():
+    """What the test above would fail on."""
     Z, y, positives = problem()
-    X, t = (Z - Z.mean(0)) / Z.std(), (y - y.mean()) / y.std()
-    srae = SRAE(40, 4, hidden=(32, 16))
-    srae.encoder.append(nn.ReLU())
-    torch.manual_seed(0)
-    for module in srae.modules():
-        if isinstance(module, nn.Linear):
-            module.reset_parameters()
-    optimiser = torch.optim.Adam(srae.parameters(), 1e-3)
-    for _ in range(400):
-        optimiser.zero_grad()
-        srae.objective(X, t).total.backward()
-        optimiser.step()
+    xnn = PaperSRAE(40, 4, hidden=(32, 16))
+    fit(xnn, Z, y, positives=positives, recipe=Recipe(steps=1200))
     with torch.no_grad():
-        assert effective(srae.contributions(srae.encode(X))[positives]) < 2
+        E, y_bar, _ = xnn(Z)
+        given = xnn.contributions(E)
+        assert float((y_bar - y).abs().mean() / y.std()) < 0.1
+        torch.testing.assert_close(given.sum(1, keepdim=True), y_bar)  # no bias beside them
+        assert effective(given[positives]) < 2.5
+        assert torch.equal(E, E.relu()) and float(E.std(0).min()) < 1e-6
+
+
+def test_eq_5_as_printed_is_fitted_in_the_models_units(monkeypatch):
+    """No scale, no anchors, no decay; x-features stay as learned, in order of contribution."""
+    begun, given = [], []
+    resume, arranged = _Stack._resume, PaperSRAE.reorder_features
+
+    def spy(stack, bar):
+        begun.append(stack)
+        resume(stack, bar)
+
+    def reorder(xnn, order):
+        given.append(xnn.encode(Z).detach())
+        arranged(xnn, order)
+
+    monkeypatch.setattr(_Stack, "_resume", spy)
+    monkeypatch.setattr(PaperSRAE, "reorder_features", reorder)
+    Z, y, positives = problem()
+    xnn = PaperSRAE(40, 4, hidden=(32, 16))
+    fit(xnn, Z, y, positives=positives, recipe=Recipe(steps=30))
+    assert torch.equal(begun[0].Z, Z) and torch.equal(begun[0].y[0], y) and begun[0].anchored is None
+    assert {group["weight_decay"] for group in begun[0].optimiser.param_groups} == {0.0}
+    E = xnn.encode(Z).detach()
+    assert sorted(E.sum(0).tolist()) == pytest.approx(sorted(given[0].sum(0).tolist()), rel=1e-4)
+    mean = xnn.contributions(E)[positives].mean(0)
+    assert torch.equal(mean, mean.sort(descending=True).values)
+    assert float(xnn.head.bias) == 0
+
+
+@pytest.mark.filterwarnings("ignore:expected maps that are not zero")  # of dead x-features
+def test_eq_5_as_printed_in_one_argument(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+    data = torch.randn(300, 6)
+    made = XNNAttribution(model, "1", 3, autoencoder=PaperSRAE, heatmap=InputXGradient, recipe=Recipe(steps=100))
+    made.fit(data, target=[0, 2], progress=False).save(tmp_path / "saved")
+    back = XNNAttribution.load(tmp_path / "saved", model, heatmap=InputXGradient)
+    for target in (0, 2):
+        why, again = (xnn.explain(data[:7], target=target) for xnn in (made, back))
+        assert bool((why.features >= 0).all()) and float(why.features.max()) > 0
+        torch.testing.assert_close(why.contributions.sum(1), why.surrogate)
+        assert torch.equal(why.contributions, again.contributions) and torch.equal(why.maps, again.maps)
 
 
 def test_history_falls(fitted):
@@ -194,6 +247,7 @@ def test_what_cannot_be_learned_from(Z, y, text):
         ({"beta": -0.1}, "beta >= 0"),
         ({"positive_share": 1.0}, "positive_share < 1"),
         ({"rho": 0.0}, "rho <= 1, got 0"),
+        ({"balance": 1.5}, "balance <= 1, got 1.5"),
     ],
 )
 def test_recipes_are_checked(settings, text):

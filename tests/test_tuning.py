@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from captum_xnn import SRAE, Recipe
-from captum_xnn.baselines import Lasso, lasso
-from captum_xnn.problem import Sampler
+from captum_xnn.models.baselines import Lasso, lasso
 from captum_xnn.training import fit
-from captum_xnn.tuning import Trial, Tuning, _folds, choose_n, held_out_f_reg, tune, tune_alpha
+from captum_xnn.training.problem import Sampler
+from captum_xnn.training.tuning import Trial, Tuning, _folds, choose_n, held_out_f_reg, tune, tune_alpha
 
 small = partial(SRAE, hidden=())
 GRID = {"n_features": [1, 2], "eta": [0.5, 2.0]}
@@ -88,7 +88,7 @@ def test_enough_features(second, n):
 def test_n_of_known_factors_is_found():
     """Three outputs, three independent dimensions: with two x-features one is missing, a fourth adds nothing."""
     Z = problem()[0]
-    settings = SETTINGS | {"grid": {"n_features": [1, 2, 3, 4]}, "recipe": Recipe(steps=120, learning_rate=0.05)}
+    settings = SETTINGS | {"grid": {"n_features": [1, 2, 3, 4]}, "recipe": Recipe(steps=300, learning_rate=0.05)}
     assert choose_n(tune(Z, Z[:, :3], **settings)) == 3
 
 

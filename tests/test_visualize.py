@@ -17,11 +17,11 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from captum_xnn import Explanation, visualize, waterfall
-from captum_xnn import panels as panels_module
-from captum_xnn.names import write_names
-from captum_xnn.panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, wrapped
-from captum_xnn.visualize import (
+from captum_xnn import Explanation
+from captum_xnn.plots import explanation as visualize
+from captum_xnn.plots import panels as panels_module
+from captum_xnn.plots import waterfall
+from captum_xnn.plots.explanation import (
     contours,
     overlay,
     own_scale,
@@ -30,6 +30,8 @@ from captum_xnn.visualize import (
     show_explanation,
     show_gallery,
 )
+from captum_xnn.plots.names import write_names
+from captum_xnn.plots.panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, wrapped
 
 
 def explanation(image: Any = None, maps: Any = None, contributions: Any = (1.0, 5.0, -2.0), **options: Any) -> Figure:

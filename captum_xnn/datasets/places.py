@@ -185,8 +185,8 @@ def _nearest(old: int, new: int) -> Tensor:
 def object_masks(mask: Tensor, objects: Iterable[int]) -> Tensor:
     r"""Returns where each of some objects is, boolean (P, H, W), or (N, P, H, W) for masks of N images.
 
-    That of N images is what :func:`captum_xnn.metrics.locality.object_probabilities` takes, in which the columns are
-    then the objects in the order given. Where all objects are to count it takes the masks of indices themselves.
+    That of N images is what :func:`captum_xnn.metrics.localisation.object_probabilities` takes, in which the columns
+    are then the objects in the order given. Where all objects are to count it takes the masks of indices themselves.
 
     .. math:: m_{p, i, j} = [\text{mask}_{i, j} = o_p]
 

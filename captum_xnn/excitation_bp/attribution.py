@@ -31,11 +31,12 @@ import torch
 from captum.attr import GradientAttribution, LayerAttribution, NeuronAttribution
 from torch import Tensor, nn
 
-from captum_xnn._compat import format_forward_args, format_tensors, log_usage, select_neuron
 from captum_xnn.excitation_bp.propagation import Stop, Winners, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp.shares import Negative
 from captum_xnn.excitation_bp.signals import Settings
-from captum_xnn.host import find_layer, not_reached, unwrap
+from captum_xnn.layers.forward_args import format_forward_args, format_tensors, log_usage, select_neuron
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.read import not_reached
 
 __all__ = ["ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP", "total_mass"]
 

@@ -31,7 +31,9 @@ from captum_xnn.excitation_bp.graph import Graph, Place, is_reached, last_weight
 from captum_xnn.excitation_bp.rules import GATES, RULES, rectifies
 from captum_xnn.excitation_bp.shares import OverwrittenError, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
-from captum_xnn.host import eager, refuse_integers, untouched, unwrap
+from captum_xnn.layers.integers import refuse_integers
+from captum_xnn.layers.lookup import unwrap
+from captum_xnn.layers.state import eager, untouched
 from captum_xnn.targets import per_example, select_each
 
 __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run", "signals"]

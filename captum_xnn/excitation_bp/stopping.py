@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from captum_xnn.excitation_bp.graph import cuts, last_weighted, topological
 from captum_xnn.excitation_bp.propagation import run, signals
 from captum_xnn.excitation_bp.signals import Settings
-from captum_xnn.host import eager, is_grid, untouched
+from captum_xnn.layers.grid import is_grid
+from captum_xnn.layers.state import eager, untouched
 
 __all__ = ["stopping_layer"]
 

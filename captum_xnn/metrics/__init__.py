@@ -12,7 +12,7 @@ from captum_xnn.metrics.concepts import (
 )
 from captum_xnn.metrics.controls import random_maps, random_partition
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
-from captum_xnn.metrics.keep_top import (
+from captum_xnn.metrics.keeping import (
     biharmonic,
     combined,
     constant,
@@ -22,14 +22,14 @@ from captum_xnn.metrics.keep_top import (
     telea,
     top_pixels,
 )
-from captum_xnn.metrics.locality import (
+from captum_xnn.metrics.localisation import (
     locality,
     mean_locality,
     object_probabilities,
     part_probabilities,
     pixel_probabilities,
 )
-from captum_xnn.metrics.orthogonality import Orthogonality, OrthogonalityStream, contribution_shares, orthogonality
+from captum_xnn.metrics.overlap import Orthogonality, OrthogonalityStream, contribution_shares, orthogonality
 from captum_xnn.metrics.paired import Comparison, paired_test
 from captum_xnn.metrics.patches import (
     blurred,
@@ -43,7 +43,7 @@ from captum_xnn.metrics.patches import (
 from captum_xnn.metrics.pointing import pointing_accuracy
 from captum_xnn.metrics.purity import chance_purity, clustering_purity
 from captum_xnn.metrics.randomisation import Similarity, randomised, similarity, top_down
-from captum_xnn.metrics.selectivity import Selectivity, selectivity, single_deletion, within_part
+from captum_xnn.metrics.removal import Selectivity, selectivity, single_deletion, within_part
 from captum_xnn.metrics.sparsity import effective_number, gini, hoyer
 from captum_xnn.metrics.stability import Matching, linear_cka, matched_features
 

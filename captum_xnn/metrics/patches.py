@@ -8,7 +8,7 @@ Conventions:
 Metrics:
     ``patch_agreement``: Spearman rank correlation over the patches between the drops and the map, mean over images and
     x-features, from -1 to 1. Chance is 0.
-    ``drop_orthogonality``: O1 and O2 (:mod:`captum_xnn.metrics.orthogonality`) of the drops in absolute value, in
+    ``drop_orthogonality``: O1 and O2 (:mod:`captum_xnn.metrics.overlap`) of the drops in absolute value, in
     place of the maps. 0 where every x-feature loses by patches of its own.
 
 What fakes them:
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_xnn.metrics.orthogonality import Orthogonality, contribution_shares, orthogonality
+from captum_xnn.metrics.overlap import Orthogonality, contribution_shares, orthogonality
 
 __all__ = [
     "blurred",

@@ -2,8 +2,8 @@
 
 Conventions:
     N images, K x-features, maps of H x W pixels, P annotated parts. Points are (x, y) in the maps' pixels, x to the
-    right, y down, as in :mod:`captum_xnn.metrics.locality` and the data sets: the origin is the corner of the image, so
-    that the centre of the first pixel is at (0.5, 0.5). A part with a NaN is invisible.
+    right, y down, as in :mod:`captum_xnn.metrics.localisation` and the data sets: the origin is the corner of the
+    image, so that the centre of the first pixel is at (0.5, 0.5). A part with a NaN is invisible.
 
 Reference:
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2018, section 4.1 (the pointing game).

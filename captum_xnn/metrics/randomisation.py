@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.host import find_layer
+from captum_xnn.layers.lookup import find_layer
 
 __all__ = ["Similarity", "randomised", "similarity", "top_down"]
 

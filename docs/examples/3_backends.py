@@ -9,10 +9,10 @@ draws the same explanation by several of them. What each is good for, and where 
 from captum.attr import DeepLift, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
 
 from captum_xnn import XNNAttribution
+from captum_xnn.cli.demo import train_cnn
 from captum_xnn.datasets.digits import load_digits
-from captum_xnn.demo import train_cnn
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.visualize import own_scale
+from captum_xnn.plots.explanation import own_scale
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
@@ -36,8 +36,8 @@ shown("Excitation backprop", None)
 # %%
 # Gradients along a path
 # ----------------------
-# Settings of a method go to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed. Those of all x-features add
-# up to the map of the output, place by place, relative to a baseline, here a black image.
+# Settings of a method go to :class:`~captum_xnn.heatmaps.backends.FromCaptum`. The maps are signed. Those of all
+# x-features add up to the map of the output, place by place, relative to a baseline, here a black image.
 
 shown("Integrated Gradients", FromCaptum(IntegratedGradients, n_steps=32))
 

@@ -94,7 +94,7 @@ picture
 # With contours, which leave the bird its colours:
 
 if present:
-    from captum_xnn.visualize import contours, own_scale
+    from captum_xnn.plots.explanation import contours, own_scale
 
     picture = why.show(0, target_name=species, mean=network.MEAN, std=network.STD, style=contours, scale=own_scale)
 else:

@@ -1,0 +1,679 @@
+"""Collects what an explainer is fitted to: the activations Z of one layer and the model's own outputs.
+
+One pass over the data serves every target. It costs what a plain inference loop costs, plus the copies.
+All tensors are kept in memory on the CPU: M x D x 4 bytes in float32, 66 MB for 8,050 examples of 2,048 dimensions.
+
+What does not fit in memory goes to a folder, shard by shard (:mod:`captum_xnn.activations.store`). Whatever ends the
+run, finished shards stay, and the same call goes on: the model runs on the examples of missing or damaged shards only.
+Their inputs are all that is loaded, too, where data are tensors or a plain ``DataLoader`` on an indexed data set; other
+iterables are read from their beginning. Data must come in the same order every time, without random augmentation.
+Loaders that shuffle are refused; beyond that, the inputs of the very first example are compared with a checksum in the
+manifest, and those of the first example of every finished shard where they are loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_xnn import serialization as files
+from captum_xnn.activations.batches import Batch, Batches, first_inputs, is_repeatable, refuse_mapping
+from captum_xnn.activations.memmap import Rows
+from captum_xnn.activations.store import TABLES, Store, locked
+from captum_xnn.activations.unpacking import Unpack, first_of_batch, unpack_for
+from captum_xnn.distributed import Ranks
+from captum_xnn.errors import ModelMismatchError, StoreError
+from captum_xnn.layers.calls import calls_of
+from captum_xnn.layers.forward_args import format_forward_args
+from captum_xnn.layers.lookup import find_layer, quantised, unwrap
+from captum_xnn.layers.probe import probe
+from captum_xnn.layers.read import OutputTransform, read_layer
+from captum_xnn.layers.state import untouched
+
+__all__ = [
+    "Activations",
+    "Source",
+    "Unpack",
+    "checked",
+    "collect",
+    "collect_part",
+    "collect_together",
+    "first_of_batch",
+]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """Data that can be read again in the same order."""
+
+    data: Any
+    """As :func:`collect` takes them."""
+    unpack: Unpack
+    """Turns a batch of an iterable into (inputs, additional_forward_args)."""
+
+
+class Activations(NamedTuple):
+    """Activations of a layer and the outputs of the model, example by example.
+
+    Both are tensors, or both :class:`~captum_xnn.activations.memmap.Rows` on disk: ``Z[rows]`` and ``Z.split(n)`` are
+    the same of either, and ``Z[:]`` is a tensor.
+    """
+
+    Z: Tensor | Rows
+    """Output of the layer, (M, ...), in the model's dtype, on the CPU."""
+    y_hat: Tensor | Rows
+    """Output of the model, (M,) or (M, C), usually logits, on the CPU."""
+    layer: str
+    """Dotted name of the layer."""
+    fingerprint: dict[str, Any] | None = None
+    """Of the model they are of (:func:`captum_xnn.serialization.fingerprint`), where they come from a store."""
+    source: Source | None = None
+    """Where the inputs are read again, which groups of contributions need; None where they cannot be."""
+    folder: Path | None = None
+    """Of the store. Fits keep contributions beside it."""
+
+    @classmethod
+    def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
+        """Returns the activations in a folder that :func:`collect` filled, after verifying them.
+
+        Args:
+            store: The folder.
+            checksums: Whether to read all of it once and compare checksums, rather than look at sizes only.
+
+        Raises:
+            StoreError: If shards are missing, cut short, or changed, or the folder is not a store of this version. Says
+                which, and what to do.
+
+        Example:
+            >>> import tempfile
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> folder = tempfile.mkdtemp()
+            >>> _ = collect(model, "1", torch.ones(10, 4), store=folder)
+            >>> Activations.open(folder).Z
+            Rows(shape=(10, 3), dtype=torch.float32, files=1)
+        """
+        opened = Store.open(store)
+        opened.check(checksums=checksums)
+        fingerprint = opened.manifest["fingerprint"]
+        return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, fingerprint, folder=Path(store))
+
+    def check(self, model: nn.Module, layer: str) -> None:
+        """Raises where these are not of a layer of a model, as far as is known.
+
+        Args:
+            model: A plain module.
+            layer: Dotted name of the layer.
+
+        Raises:
+            ModelMismatchError: If they are of another layer, or of a model with other weights.
+        """
+        told = [f"layer is {layer}, was {self.layer}"] if layer != self.layer else []
+        if not told and self.fingerprint is not None:
+            told = files.differences(self.fingerprint, files.fingerprint(model, layer))
+        if told:
+            raise ModelMismatchError(
+                f"expected activations of layer {layer!r} of this model, got those of another: {'; '.join(told)}. Name "
+                "that layer, load the weights they were collected with, or collect anew into another folder"
+            )
+
+
+def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
+    """Yields (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
+    if isinstance(data, Tensor):
+        for part in torch.split(data, batch_size) if len(data) else ():
+            yield part, None
+    elif isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
+        for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
+            yield parts, None
+    elif isinstance(data, Iterable):
+        refuse_mapping(data)
+        yield from map(unpack, data)
+    else:
+        raise TypeError(
+            f"expected training data as a tensor, a tuple of tensors or an iterable of batches, got "
+            f"{type(data).__name__}; wrap it in a torch.utils.data.DataLoader"
+        )
+
+
+def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
+    """Returns copies on the device, so that a model which works in place does not change the user's data."""
+    many = values if isinstance(values, tuple) else (values,)
+    return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in many)
+
+
+def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns both tensors as they are, after checking that they are finite and belong to the same examples.
+
+    Args:
+        Z: Output of the layer, (N, ...).
+        y_hat: Output of the model, which should be a tensor (N, ...).
+        name: What to call the layer in errors.
+        first: Number of the first example, for errors.
+
+    Raises:
+        TypeError: If the model's output is no tensor.
+        ValueError: If rows do not match, or anything is NaN or infinite.
+    """
+    if not isinstance(y_hat, Tensor):
+        raise TypeError(
+            f"expected the model to return one tensor, got {type(y_hat).__name__}; pass prediction_transform=, a "
+            "function that picks the logits, such as `lambda output: output['logits']`"
+        )
+    if y_hat.dim() == 0 or len(Z) != len(y_hat):
+        rows = len(y_hat) if y_hat.dim() else "no"
+        raise ValueError(
+            f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
+            "reshape the layer's output in output_transform= so that examples come first"
+        )
+    for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
+        if not torch.isfinite(values).all():
+            bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"expected finite outputs of {what}, got NaN or infinity in example {bad}; look for NaN in that input, "
+                "or run the model in float32 if it overflows in half precision"
+            )
+    return Z, y_hat
+
+
+class _Reader(NamedTuple):
+    """A model of which one layer is read."""
+
+    model: nn.Module
+    name: str
+    layer: nn.Module
+    output_transform: OutputTransform | None
+    prediction_transform: OutputTransform | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layer: str | nn.Module,
+        output_transform: OutputTransform | None,
+        prediction_transform: OutputTransform | None,
+    ) -> _Reader:
+        model = unwrap(model)
+        return cls(model, *find_layer(model, layer), output_transform, prediction_transform)
+
+    def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
+        """Returns the layer's and the model's outputs on a batch, on the CPU."""
+        many = inputs if isinstance(inputs, tuple) else (inputs,)
+        Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
+        return Z.cpu(), y_hat.cpu()
+
+    def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        """Returns the layer's and the model's outputs as they come."""
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        arguments = _moved(inputs, device) + _moved(additional, device)
+        Z, output = read_layer(
+            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
+        )
+        return Z, output if self.prediction_transform is None else self.prediction_transform(output)
+
+    def try_out(self, inputs: Any, additional: Any, read: tuple[Tensor, Tensor]) -> None:
+        """Raise where a model cannot be explained, as far as its first batch shows.
+
+        Args:
+            inputs: The batch's.
+            additional: Additional arguments.
+            read: What :meth:`read` returned of them.
+        """
+        many = inputs if isinstance(inputs, tuple) else (inputs,)
+        more = format_forward_args(additional) or ()
+        if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
+            return
+        many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        calls_of(
+            self.model,
+            self.layer,
+            _moved(many, device) + _moved(more, device),
+            name=self.name,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+
+    def read_all(
+        self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Returns what :meth:`read` does, of each batch."""
+        found: list[tuple[Tensor, Tensor]] = []
+        first = 0
+        with torch.inference_mode(False), untouched(self.model), torch.no_grad():
+            title = f"activations of {self.name}"
+            for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
+                found.append(self.read(inputs, additional, first))
+                if not first:
+                    self.try_out(inputs, additional, found[0])
+                first += len(found[-1][0])
+        return found
+
+    def joined(self, read: Sequence[tuple[Tensor, Tensor]]) -> Activations:
+        """Returns the activations that :meth:`read` returned batch by batch."""
+        if not read:
+            raise ValueError(_NOTHING)
+        self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
+        Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
+        return Activations(Z, y_hat, self.name)
+
+    def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
+        """Raises where not every example has the same shape."""
+        if len(shapes) > 1:
+            raise ValueError(
+                f"expected layer {self.name!r} to give every example the same shape, got {sorted(shapes)[:3]}; pool "
+                "over the varying dimension in output_transform=, such as `lambda output: output.mean(1)`"
+            )
+
+
+# Share of the largest activation that devices and precisions differ by at most; another transform is further off.
+_ROUNDING = 0.05
+
+_NOTHING = (
+    "expected examples to collect activations from, got none; check that the loader is not empty or, if it is a "
+    "generator, not used up already"
+)
+
+
+def collect(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    *,
+    store: str | os.PathLike[str] | None = None,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    rows_per_shard: int | None = None,
+    progress: bool = False,
+) -> Activations:
+    """Returns the layer's activations and the model's outputs on all of the data, in its order.
+
+    The model runs in evaluation mode without gradients, and is left as it was found. Tensors in the batches are
+    moved to the model's device.
+
+    Args:
+        model: The model to explain.
+        layer: One of its layers, by dotted name or as a module. Of several calls in a row the last counts; for calls
+            side by side see :class:`captum_xnn.layers.read.EveryCall`.
+        data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
+            batches such as a DataLoader.
+        store: A folder to collect into, made if need be, for data that do not fit in memory; see above. What it holds
+            already is verified and kept.
+        unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default a dict goes by the names
+            of the model's arguments, and of a tuple or list the first entry is taken.
+        output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
+        prediction_transform: The same for the model's output.
+        batch_size: Examples per forward pass where data are tensors.
+        rows_per_shard: Examples in a shard of a new store; by default 4,096, or fewer where these are more than 64 MiB.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If there are no data, or if activations or outputs are NaN or infinite.
+        LayerNotFoundError: If the model has no such layer.
+        LayerNotReachedError: If the layer never runs.
+        StoreError: If the store is of other data, or in use.
+        ModelMismatchError: If the store is of another model or layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> found = collect(model, "1", torch.ones(10, 4))
+        >>> found.Z.shape, found.y_hat.shape
+        (torch.Size([10, 3]), torch.Size([10, 2]))
+    """
+    unpack = unpack_for(model, unpack)
+    if store is not None:
+        folder = collect_part(
+            model,
+            layer,
+            data,
+            store,
+            unpack=unpack,
+            output_transform=output_transform,
+            prediction_transform=prediction_transform,
+            batch_size=batch_size,
+            rows_per_shard=rows_per_shard,
+            progress=progress,
+        )
+        opened = Activations.open(folder, checksums=False)  # those found were verified, the others just written
+        return opened._replace(source=_source(data, unpack))
+    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
+    read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
+    return reader.joined(read)._replace(source=_source(data, unpack))
+
+
+def collect_together(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    *,
+    ranks: Ranks,
+    store: str | os.PathLike[str] | None = None,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Activations:
+    """Returns in every process the activations and outputs on all of the data, of which each ran a part.
+
+    Without a store all of them are in the memory of every process.
+
+    Args:
+        model: The model to explain, the same in all processes.
+        layer: One of its layers.
+        data: All of the data, as :func:`collect` takes them, the same in all processes.
+        ranks: The processes.
+        store: A folder that all of them see, to collect into.
+        unpack: As in :func:`collect`.
+        output_transform: As in :func:`collect`.
+        prediction_transform: As in :func:`collect`.
+        batch_size: As in :func:`collect`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As :func:`collect`, or if the processes have other models or data, or a loader that shuffles.
+
+    Example:
+        >>> from captum_xnn.distributed import ALONE
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> collect_together(model, "1", torch.ones(10, 4), ranks=ALONE).Z.shape
+        torch.Size([10, 3])
+    """
+    unpack = unpack_for(model, unpack)
+    transforms: dict[str, Any] = {
+        "unpack": unpack,
+        "output_transform": output_transform,
+        "prediction_transform": prediction_transform,
+        "batch_size": batch_size,
+        "progress": progress and ranks.first,
+    }
+    if ranks.world == 1:
+        return collect(model, layer, data, store=store, **transforms)
+    if store is not None:
+        collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
+        ranks.wait()
+        return Activations.open(store, checksums=False)._replace(source=_source(data, unpack))
+    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    batches = Batches(data, batch_size, unpack)
+    first = batches.first()
+    if first is None:
+        raise ValueError(_NOTHING)
+    own = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
+    seen = {
+        "model": files.fingerprint(reader.model, reader.name),
+        "data": (batches.examples, first_inputs(first.inputs, 0)),
+    }
+    of_all = ranks.all_of((own, seen))
+    for what, mine in seen.items():
+        if any(other[what] != mine for _, other in of_all):
+            raise ValueError(
+                f"expected the same {what} in every process, got others; seed what is drawn at random, load the same "
+                "weights, and pass all processes the same data in the same order"
+            )
+    taken = itertools.zip_longest(*(read for read, _ in of_all))  # they took turns
+    joined = reader.joined([pair for turn in taken for pair in turn if pair is not None])
+    return joined._replace(source=_source(data, unpack))
+
+
+def _source(data: Any, unpack: Unpack) -> Source | None:
+    """Return where data are read again; None if they are read once only, or in another order each time."""
+    return Source(data, unpack) if is_repeatable(data) else None
+
+
+def collect_part(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    store: str | os.PathLike[str],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    rows_per_shard: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Returns the folder after collecting into it the shards that are this process's to do.
+
+    Several processes, on one machine or on several that see the same folder, make the same call with the same data and
+    a rank each. When all have returned, :meth:`Activations.open` gives the whole. None waits for another.
+
+    Args:
+        model: The model to explain, the same in all processes.
+        layer: One of its layers.
+        data: All of the data, as :func:`collect` takes them.
+        store: The folder.
+        rank: Number of this process, from 0 on.
+        world_size: Number of processes that share the work.
+        unpack: As in :func:`collect`.
+        output_transform: As in :func:`collect`.
+        prediction_transform: As in :func:`collect`.
+        batch_size: As in :func:`collect`.
+        rows_per_shard: As in :func:`collect`; the same in all processes.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As :func:`collect`, or if the rank is not one of the processes.
+        StoreError: If the store is of other data, or another process collects as the same rank.
+        ModelMismatchError: If the store is of another model or layer.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> folder = tempfile.mkdtemp()
+        >>> for rank in range(2):  # in processes of their own
+        ...     _ = collect_part(model, "1", torch.ones(10, 4), folder, rank=rank, world_size=2, rows_per_shard=3)
+        >>> len(Activations.open(folder).Z)
+        10
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"expected a rank from 0 to {world_size - 1}, got {rank}; every process has its own")
+    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    batches = Batches(data, batch_size, unpack_for(model, unpack))
+    folder = Path(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, rank), torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+        first = batches.first()
+        if first is None:
+            raise ValueError(_NOTHING)
+        filling = _Filling(reader, _begun(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
+        filling.check_transforms(first)
+        filling.store.sweep(rank, world_size)
+        with (
+            _told(filling.store),
+            tqdm(desc=f"activations of {reader.name}", unit=" examples", disable=not progress, leave=False) as bar,
+        ):
+            end = 0
+            for batch in batches.those(filling.wanted):
+                filling.take(batch)
+                end = batch.first + batch.rows
+                bar.update(batch.rows)
+            filling.finish(batches.examples or end)
+    return folder
+
+
+def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
+    """Returns a new store, or the one that is there if it is of the same model, layer and data."""
+    about: dict[str, Any] = {
+        "fingerprint": files.fingerprint(reader.model, reader.name),
+        "transforms": [k for k in ("output_transform", "prediction_transform") if getattr(reader, k) is not None],
+        "first_inputs": first_inputs(first.inputs, 0),
+    }
+    if not Store.exists(folder):
+        Z, y_hat = reader.read(first.inputs, first.additional, 0)
+        reader.try_out(first.inputs, first.additional, (Z, y_hat))
+        tables = {"Z": Z, "y_hat": y_hat}
+        Store.create(folder, about, tables, rows_per_shard=rows_per_shard, rows=examples)
+    store = Store.open(folder)
+    was = store.manifest
+    told = files.differences(was["fingerprint"], about["fingerprint"])
+    if told:
+        raise ModelMismatchError(
+            f"expected the model and layer of which {folder} holds activations, got another: {'; '.join(told)}. Load "
+            "the weights they were collected with, or collect into another folder"
+        )
+    if was["transforms"] != about["transforms"]:
+        raise StoreError(
+            f"expected transforms {was['transforms']}, with which {folder} was begun, got {about['transforms']}; pass "
+            "the same, or collect into another folder"
+        )
+    if was["first_inputs"] != about["first_inputs"]:
+        raise _other_data(store, 0)
+    if rows_per_shard not in (None, store.rows_per_shard):
+        raise StoreError(
+            f"expected rows_per_shard={store.rows_per_shard}, with which {folder} was begun, got {rows_per_shard}; "
+            "leave it out, or collect into another folder"
+        )
+    if examples is not None:
+        store.finish(examples)
+    return store
+
+
+def _other_data(store: Store, example: int) -> StoreError:
+    return StoreError(
+        f"expected the data from which {store.folder} was begun, got other inputs in example {example}; pass the same "
+        "data in the same order and without random augmentation, or collect these into another folder"
+    )
+
+
+class _Filling:
+    """A store that is being filled with the shards of one process."""
+
+    def __init__(self, reader: _Reader, store: Store, rank: int, world_size: int) -> None:
+        self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
+        self._missing: dict[int, bool] = {}
+        # Room for one shard, made once: the memory of one after the other would be left in pieces.
+        size = min(store.rows_per_shard, store.examples or store.rows_per_shard)
+        self._shard = {
+            name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]))
+            for name, table in store.manifest["tables"].items()
+        }
+        self._full = 0
+        self._inputs = ""
+
+    def check_transforms(self, first: Batch) -> None:
+        """Raises where transforms make something else of the first batch than those with which the store was begun.
+
+        They are functions, of which a manifest can say no more than that there are some.
+        """
+        if not self.store.manifest["transforms"] or self.store.damage(0):
+            return
+        for name, made in zip(TABLES, self._read(first), strict=True):
+            was = self.store.shard(name, 0)[: len(made)].double()
+            off = float((made[: len(was)].double() - was).abs().max())
+            if off > _ROUNDING * float(was.abs().max()):
+                raise StoreError(
+                    f"expected transforms that make of the data what {self.store.folder} holds, got others: {name} "
+                    f"differs by up to {off:.3g}; pass the same, or collect into another folder"
+                )
+
+    def missing(self, shard: int) -> bool:
+        """Returns whether a shard is this process's to do."""
+        if shard % self.world_size != self.rank:
+            return False
+        if shard not in self._missing:
+            damage = self.store.damage(shard)
+            self._missing[shard] = damage is not None
+            if damage and self.store.begun(shard):
+                _LOG.warning("shard %d in %s %s; it is collected again", shard, self.store.folder, damage)
+        return self._missing[shard]
+
+    def _shards(self, first: int, after: int) -> range:
+        n = self.store.rows_per_shard
+        return range(first // n, -(-after // n))
+
+    def wanted(self, first: int, after: int) -> bool:
+        """Returns whether some of these examples belong to a shard that is this process's to do."""
+        return any(map(self.missing, self._shards(first, after)))
+
+    def take(self, batch: Batch) -> None:
+        """Runs the model on a batch where that is needed, and writes the shards that it completes."""
+        after = batch.first + batch.rows
+        read: tuple[Tensor, Tensor] | None = None
+        for shard in self._shards(batch.first, after):
+            begin, end = self.store.bounds(shard)
+            if not self.missing(shard):
+                self._compare(shard, begin, batch)
+                continue
+            read = read or self._read(batch)
+            rows = slice(max(begin - batch.first, 0), min(end, after) - batch.first)
+            if begin >= batch.first:
+                self._full, self._inputs = 0, first_inputs(batch.inputs, begin - batch.first)
+            self._hold(Z=read[0][rows], y_hat=read[1][rows])
+            if end <= after:
+                self._write(shard)
+
+    def _hold(self, **tables: Tensor) -> None:
+        """Adds rows to the shard that is being filled."""
+        before = self._full
+        for name, table in tables.items():
+            self._full = before + len(table)
+            self._shard[name][before : self._full] = table
+
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        Z, y_hat = self.reader.read(batch.inputs, batch.additional, batch.first)
+        if len(Z) != batch.rows:
+            raise ValueError(
+                f"expected {batch.rows} examples from example {batch.first} on, got {len(Z)} rows of layer "
+                f"{self.reader.name!r}; a store needs one for every row of the inputs: leave out unusable examples in "
+                "the data set rather than in collate_fn, and put examples first in output_transform="
+            )
+        for name, table in (("Z", Z), ("y_hat", y_hat)):
+            was = self.store.manifest["tables"][name]
+            self.reader.same_shape({tuple(was["shape"]), tuple(table.shape[1:])})
+            if str(table.dtype) != f"torch.{was['dtype']}":
+                raise StoreError(
+                    f"expected {name} in {was['dtype']}, as {self.store.folder} was begun, got {table.dtype}; convert "
+                    "the model or its inputs, or collect into another folder"
+                )
+        return Z, y_hat
+
+    def _compare(self, shard: int, begin: int, batch: Batch) -> None:
+        """Raises where a finished shard is of other inputs than those that come now."""
+        mine = shard % self.world_size == self.rank
+        known = mine and begin >= batch.first
+        if known and self.store.first_inputs(shard) != first_inputs(batch.inputs, begin - batch.first):
+            raise _other_data(self.store, begin)
+
+    def _write(self, shard: int) -> None:
+        self.store.write(shard, {k: table[: self._full] for k, table in self._shard.items()}, first=self._inputs)
+        self._full = 0
+
+    def finish(self, examples: int) -> None:
+        """Writes the last shard, when all examples have come.
+
+        Args:
+            examples: How many they are.
+        """
+        self.store.finish(examples)
+        if self._full:
+            self._write(examples // self.store.rows_per_shard)
+
+
+@contextmanager
+def _told(store: Store) -> Iterator[None]:
+    """Returns a context in which whatever ends it early, Ctrl-C included, is told what stays and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        done = sum(1 for _ in store.folder.glob("shard-*.json"))
+        text = f"{done} finished shards of activations stay in {store.folder}; the same call goes on from there"
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(text)
+        else:
+            _LOG.error(text)
+        raise

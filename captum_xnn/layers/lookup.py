@@ -1,0 +1,99 @@
+"""Find a layer in a model, by its dotted name or as a module."""
+
+from __future__ import annotations
+
+import difflib
+from typing import cast
+
+import torch
+from torch import nn
+
+from captum_xnn.errors import LayerNotFoundError
+
+__all__ = ["find_layer", "quantised", "unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the plain module behind ``torch.compile`` and ``DataParallel`` wrappers, in which layers can be hooked.
+
+    Args:
+        model: The user's model.
+
+    Raises:
+        TypeError: If the model is no module, or a scripted or traced one, whose layers cannot be seen.
+
+    Example:
+        >>> unwrap(nn.DataParallel(nn.Linear(2, 1)))
+        Linear(in_features=2, out_features=1, bias=True)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module whose layers can be hooked, got {type(model).__name__}; "
+            "pass the model itself, or wrap the function in a module that holds the layers"
+        )
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                f"expected a module that runs as Python code, got {type(model).__name__}; the layers of scripted and "
+                "traced modules cannot be read, pass the module that was scripted"
+            )
+        if hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Returns the dotted name and the module of a layer of the model.
+
+    Args:
+        model: A plain module.
+        layer: A dotted name as in ``model.named_modules()``, or the module itself.
+
+    Raises:
+        LayerNotFoundError: If there is no such layer; near names are listed.
+        TypeError: If layer is neither a name nor a module.
+
+    Example:
+        >>> find_layer(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "1")
+        ('1', ReLU())
+    """
+    named = dict(model.named_modules())
+    if isinstance(layer, str):
+        if layer in named and layer:
+            return layer, named[layer]
+        names = [name for name in named if name]
+        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
+        raise LayerNotFoundError(
+            f"expected the name of a layer of {type(model).__name__}, got {layer!r}; near names: "
+            f"{', '.join(map(repr, near))} (all of them: `dict(model.named_modules())`)"
+        )
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"expected a layer as a dotted name or a module, got {type(layer).__name__}; pass one of them")
+    wanted = unwrap(layer)
+    for name, module in named.items():
+        if module is wanted:
+            return name, module
+    raise LayerNotFoundError(
+        f"expected a layer of {type(model).__name__}, got a {type(layer).__name__} that the model does not hold; "
+        "pass the layer of this very model object, or its dotted name"
+    )
+
+
+def quantised(model: nn.Module) -> list[str]:
+    """Return the names of quantised modules, whose kernels have no gradients and round, dynamic ones by the batch.
+
+    Args:
+        model: A plain module.
+
+    Example:
+        >>> quantised(nn.Sequential(nn.Linear(2, 1)))
+        []
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if ".quantized." in f"{type(module).__module__}." and not name.endswith("_packed_params")
+    ]

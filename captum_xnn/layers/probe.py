@@ -1,0 +1,207 @@
+"""Tries a model on two examples before all data go through it: whether its explanation can be right at all.
+
+An explanation takes for granted that an example's row depends on no other row, and that the model computes the same
+with and without gradients. A model that breaks this gives numbers that look right and are not. The first batch shows
+it, for the cost of two more passes on two examples.
+
+Conventions:
+    N examples in a batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_xnn.layers.batching import rows_of
+
+__all__ = ["probe", "refuse_whole_arguments"]
+
+Read = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Tensor, Tensor]]
+
+
+def probe(
+    read: Read,
+    inputs: tuple[Any, ...],
+    additional: tuple[Any, ...],
+    Z: Tensor,
+    y_hat: Tensor,
+    *,
+    quantised: Sequence[str] = (),
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return inputs and additional arguments of few examples, after trying the model on them; raise where it is unfit.
+
+    Args:
+        read: Returns the layer's output and the model's from inputs and additional arguments.
+        inputs: A batch, whose first value is a tensor (N, ...).
+        additional: Additional arguments.
+        Z: The layer's output on them, (N, ...).
+        y_hat: The model's output on them, (N, ...).
+        quantised: Names of the model's quantised modules.
+
+    Raises:
+        ValueError: If an example's row depends on other rows, or on whether gradients are taken.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0], [4.0]])
+        >>> probe(lambda inputs, _: (inputs[0], inputs[0]), (x,), (), x, x)
+        ((tensor([[1.],
+                [4.]]),), ())
+        >>> def centred(inputs, _):
+        ...     return inputs[0], inputs[0] - inputs[0].mean(0)
+        >>> probe(centred, (x,), (), *centred((x,), ()))
+        Traceback (most recent call last):
+        ...
+        ValueError: expected a model whose output for an example depends on nothing but that example, got other values
+        for 2 of 3 examples than for all 3 together; the usual causes are batch norm without running statistics, a graph
+        over the batch, and normalisation over the batch. Explain a module that takes one such batch as one example
+        (N = 1), or give the layer running statistics
+    """
+    n = len(inputs[0])
+    if n < 2:
+        return inputs, additional
+    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    (some, more) = rows_of(inputs, additional, rows)
+    try:
+        alone = read(some, more or ())
+    except Exception as error:
+        if n == 2:
+            return inputs, additional  # some models take no single example
+        if _is_whole(read, inputs, additional, Z, y_hat):
+            return some, additional
+        raise ValueError(
+            f"expected a model that runs on two of {n} examples, got {type(error).__name__} "
+            f"({' '.join(str(error).split())[:200]}); an example must depend on nothing but itself, and additional "
+            "arguments must have a row for each example, or none"
+        ) from error
+    if len(alone[0]) != len(rows):
+        raise ValueError(
+            f"expected one row per example from the layer, got shape {tuple(alone[0].shape)} for {len(rows)} examples "
+            f"and {tuple(Z.shape)} for {n}; put examples first in output_transform=, such as "
+            "`lambda output: output.transpose(0, 1)`"
+        )
+    if not _agree(alone, rows, Z, y_hat):
+        if _is_whole(read, inputs, additional, Z, y_hat):
+            return some, additional  # nothing is cut while activations are collected
+        if _is_random(read, inputs, additional):
+            warnings.warn(
+                "expected a model that computes the same twice, got one that draws random numbers in evaluation mode; "
+                "its numbers and its maps are of different draws. The usual cause is F.dropout(x) without "
+                "training=self.training",
+                stacklevel=5,
+            )
+            return some, more or ()
+        if quantised:
+            raise ValueError(
+                f"layer {quantised[0]!r} is quantised dynamically, by the extremes of the whole batch: {len(rows)} of "
+                f"{n} examples have other values than all {n} together, and quantised layers have no gradients; "
+                "explain the float model that was quantised"
+            )
+        raise ValueError(
+            "expected a model whose output for an example depends on nothing but that example, got other values for "
+            f"{len(rows)} of {n} examples than for all {n} together; the usual causes are batch norm without running "
+            "statistics, a graph over the batch, and normalisation over the batch. Explain a module that takes one "
+            "such batch as one example (N = 1), or give the layer running statistics"
+        )
+    with torch.enable_grad():
+        traced = read(some, more or ())
+    if not all(_is_near(a.detach(), b.detach()) for a, b in zip(traced, alone, strict=True)):
+        raise ValueError(
+            "expected a model that computes the same with and without gradients, got other values; the numbers of an "
+            "explanation are read without gradients, its maps with them. Remove the switch on "
+            "torch.is_grad_enabled() or the fused kernel from the model"
+        )
+    return some, more or ()
+
+
+def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> None:
+    """Raise where an additional argument has as many rows as the batch by chance, and would be cut with it.
+
+    Args:
+        read: As in :func:`probe`.
+        inputs: A batch, whose first value is a tensor (N, ...).
+        additional: Additional arguments.
+
+    Raises:
+        ValueError: If the model gives an example other values with its row of such an argument than with all rows.
+
+    Example:
+        >>> def remembers(inputs, additional):
+        ...     return inputs[0], inputs[0] @ additional[0].mT  # similarity to each of some memories
+        >>> refuse_whole_arguments(remembers, (torch.ones(3, 2),), (torch.rand(5, 2),))
+    """
+    n = len(inputs[0])
+    ambiguous = [i for i, a in enumerate(additional) if isinstance(a, Tensor) and a.dim() and len(a) == n]
+    if n < 2 or not ambiguous:
+        return
+    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    some, more = rows_of(inputs, additional, rows)
+    try:
+        whole = read(some, additional)
+    except Exception:
+        return  # the model wants a row for each example
+    told = ""
+    try:
+        cut = read(some, more or ())
+        if any(a.shape != b.shape for a, b in zip(whole, cut, strict=True)) or all(map(_is_near, whole, cut)):
+            return
+        if _agree(cut, rows, *read(inputs, additional)) or _is_random(read, inputs, additional):
+            return
+    except Exception as error:
+        told = f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    raise ValueError(
+        f"expected additional arguments with a row for each of {n} examples, or with another number of rows, got "
+        f"argument {', '.join(map(str, ambiguous))} with {n} rows that belong to no example: the model gives other "
+        f"outputs with some of them than with all{told}. Pass a batch of another size, or hold the argument in the "
+        "model, as a buffer"
+    )
+
+
+def _is_whole(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...], Z: Tensor, y_hat: Tensor) -> bool:
+    """Whether rows are right with the additional arguments left whole."""
+    n = len(inputs[0])
+    if not any(isinstance(a, Tensor) and a.dim() and len(a) == n for a in additional):
+        return False
+    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    some, _ = rows_of(inputs, None, rows)
+    try:
+        return _agree(read(some, additional), rows, Z, y_hat)
+    except Exception:
+        return False
+
+
+def _is_random(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> bool:
+    """Whether two passes on the same inputs differ."""
+    one, other = (read(inputs, additional) for _ in range(2))
+    return not all(_is_near(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _agree(alone: tuple[Tensor, Tensor], rows: Tensor, Z: Tensor, y_hat: Tensor) -> bool:
+    """Whether some rows, read by themselves, are as they are among all."""
+    return all(
+        len(a) == len(rows) and _is_near(a, b[rows.to(b.device)], b) for a, b in zip(alone, (Z, y_hat), strict=True)
+    )
+
+
+def _is_near(a: Tensor, b: Tensor, among: Tensor | None = None) -> bool:
+    """Whether values are the same but for rounding, which is other in batches of another size.
+
+    Args:
+        a: Some values.
+        b: Others.
+        among: All rows, of whose spread a hundredth passes for rounding.
+    """
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a.to(b.device), b)
+    among = (b if among is None else among).double()
+    half = a.dtype in (torch.float16, torch.bfloat16)
+    spread = float((among - among.mean(0)).abs().amax()) if among.numel() else 0.0
+    size = float(among.abs().amax()) if among.numel() else 0.0
+    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-4 * size)
+    return bool(((a.to(b.device).double() - b.double()).abs() <= allowed).all())

@@ -1,0 +1,234 @@
+"""Leave a model as it was found: its modes, buffers, hooks and random streams, and one implementation of its layers."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import random
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["devices_of", "eager", "one_path", "untouched"]
+
+# The model's modes and hooks, and torch's compilation stance, are shared by all threads: one of them at a time.
+_LOCK = threading.RLock()
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
+class _State(NamedTuple):
+    module: nn.Module
+    kind: type[nn.Module]
+    """Its class, which lazy modules change at their first call."""
+    training: bool
+    attributes: dict[str, Any]
+    contents: dict[str, Any]
+    """Copies of the attributes that are dicts, lists or sets: submodules, parameters, buffers, and the user's own."""
+    buffers: dict[str, tuple[Tensor, Tensor]]
+    hooks: dict[str, frozenset[int]]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
+
+    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks that
+    appeared meanwhile, all other attributes with what the dicts, lists and sets among them hold, and the random number
+    generators of torch, numpy and Python. Other threads wait for the context to end. Inside, the model has one
+    implementation only, see :func:`one_path`.
+
+    Args:
+        model: A plain module.
+
+    Raises:
+        ValueError: If parameters appeared meanwhile: a model that was never run is not trained.
+
+    Example:
+        >>> model = nn.Dropout().train()
+        >>> with untouched(model):
+        ...     print(model.training)
+        False
+        >>> model.training
+        True
+    """
+    with _LOCK, one_path(), _kept(list(model.modules())) as modules:
+        for module in modules:
+            if module.training:
+                module.training = False
+        yield
+
+
+@contextmanager
+def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Takes down the state of a model's modules and brings it back at the end."""
+    states = [
+        _State(
+            m,
+            type(m),
+            m.training,
+            dict(vars(m)),
+            {name: copy.copy(v) for name, v in vars(m).items() if name not in _HOOKS and type(v) in _CONTAINERS},
+            {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
+            {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
+        )
+        for m in modules
+    ]
+    parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
+    grown: list[str] = []
+    try:
+        with torch.random.fork_rng(devices_of(modules)):
+            yield modules
+        grown = [name for state in states for name in _grown(state)]
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for p, requires_grad, grad in parameters:
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
+            if p.grad is not grad:
+                p.grad = grad
+        for state in states:
+            _restore(state)
+    if grown:
+        raise ValueError(
+            f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are those of no training "
+            "and change with every pass; run the model once and load its trained weights before explaining it"
+        )
+
+
+def _grown(state: _State) -> list[str]:
+    """Returns what names parameters that a module did not have before, also those that a lazy module has made."""
+    if type(state.module) is not state.kind:
+        return [f"those of {state.kind.__name__}"]
+    kind, had = state.kind.__name__, state.contents
+    own = [k for k, p in state.module._parameters.items() if p is not None and had["_parameters"].get(k) is None]
+    new = [(k, m) for k, m in state.module._modules.items() if m is not None and had["_modules"].get(k) is None]
+    return [f"{kind}.{k}" for k in own] + [f"{kind}.{k}.{name}" for k, m in new for name, _ in m.named_parameters()]
+
+
+def devices_of(modules: Iterable[nn.Module]) -> list[int]:
+    """Returns the numbers of the GPUs that hold a model."""
+    found = {p.device for m in modules for p in m._parameters.values() if p is not None}
+    return sorted({d.index for d in found if d.type == "cuda" and d.index is not None})
+
+
+def _restore(state: _State) -> None:
+    if "training" in state.attributes:
+        vars(state.module)["training"] = state.training
+    else:
+        state.module.training = state.training  # a property, of compiled modules
+    own = vars(state.module)
+    if type(state.module) is state.kind:
+        for name, value in state.attributes.items():
+            if name not in _HOOKS and own.get(name) is not value:
+                own[name] = value
+        for name, contents in state.contents.items():
+            _refill(own[name], contents)
+    for name in own.keys() - state.attributes.keys():
+        delattr(state.module, name)
+    for buffer, value in state.buffers.values():
+        if not torch.equal(buffer, value):
+            with torch.no_grad():
+                buffer.copy_(value)
+    for kind in _HOOKS:
+        hooks = vars(state.module).get(kind)
+        if hooks:
+            for key in hooks.keys() - state.hooks.get(kind, frozenset()):
+                del hooks[key]
+
+
+def _refill(container: Any, contents: Any) -> None:
+    """Gives a dict, list or set the contents back that it had, where they changed."""
+    before, after = (
+        [x for pair in c.items() for x in pair] if isinstance(c, dict) else list(c) for c in (contents, container)
+    )
+    if len(before) == len(after) and all(map(operator.is_, before, after)):
+        return
+    container.clear()
+    container.extend(contents) if isinstance(container, list) else container.update(contents)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Returns a context in which compiled modules and functions run as the Python they were, and hooks as they should.
+
+    Like :func:`untouched` it includes :func:`one_path`.
+
+    Example:
+        >>> with eager() as nothing:
+        ...     print(nothing)
+        None
+    """
+    with one_path():
+        if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
+            yield
+            return
+        with _LOCK, torch.compiler.set_stance("force_eager"):
+            yield
+
+
+class _FusedAttention:
+    """Counts who needs torch's fused transformer layers to be off, over all threads; the last to leave restores them.
+
+    A lock held meanwhile would stop replicas of a model that run in threads of their own.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self.lock:
+            if not self.users:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_FUSED_ATTENTION = _FusedAttention()
+
+
+@contextmanager
+def one_path() -> Iterator[None]:
+    """Keep torch from switching a model between implementations with and without gradients.
+
+    Without gradients, ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` otherwise take a fused path that skips
+    their submodules, turns padded batches into nested tensors and fills padded positions with zeros. The numbers of
+    an explanation are read without gradients and its maps with them, and both must be of the same values.
+
+    Example:
+        >>> with one_path():
+        ...     print(torch.backends.mha.get_fastpath_enabled())
+        False
+        >>> torch.backends.mha.get_fastpath_enabled()
+        True
+    """
+    with _FUSED_ATTENTION.off():
+        yield

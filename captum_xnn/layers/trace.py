@@ -1,0 +1,96 @@
+"""Trace which layers run on the way to one, in which order, and with what outputs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.layers.grid import has_channels_last
+from captum_xnn.layers.read import not_reached
+from captum_xnn.layers.state import eager
+
+__all__ = ["Trace", "trace"]
+
+
+class Trace(NamedTuple):
+    """What one forward pass up to the layer executed."""
+
+    leaves: tuple[nn.Module, ...]
+    """Modules without children, each once, in the order of their first call."""
+    calls: int
+    """How often the layer was called."""
+    spatial: nn.Module | None
+    """The last module before the layer whose output was (N, C, H, W) with several cells, or None. Of a block that
+    returns what its last leaf did, that leaf. Dropout and identities, which change nothing, are passed over."""
+
+
+_IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Trace:
+    """Returns which leaf modules a forward pass executes up to the layer, and how often it calls the layer.
+
+    Captum's DeepLift and LRP walk the registered modules, not the executed ones, so a network composed of this model
+    must register just these.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        name: What to call the layer in errors.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> trace(model, model[1], (torch.zeros(1, 2),)).leaves
+        (Linear(in_features=2, out_features=3, bias=True), ReLU())
+    """
+    order: list[nn.Module] = []
+    grids: list[tuple[nn.Module, Tensor, int]] = []
+    ends: list[tuple[int, nn.Module | None]] = []
+    thread = threading.get_ident()
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        is_block = any(True for _ in module.children())
+        if not is_block:
+            order.append(module)
+        if module is not model and _is_spatial(output, image):
+            same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, *grids[0][1:])))
+            grids[:] = [(grids[0][0] if same else module, output, _version(output))]
+        if module is layer:
+            ends.append((len(order), grids[0][0] if grids else None))
+
+    handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
+    try:
+        with torch.no_grad(), eager():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ends:
+        raise not_reached(model, name)
+    count, spatial = ends[-1]
+    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), spatial)
+
+
+def _is_spatial(output: Any, image: Tensor | None) -> bool:
+    """Whether a layer's output is feature maps (N, C, H, W) of several cells."""
+    several = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
+    return several and not has_channels_last(output.shape, image)
+
+
+def _is_unchanged(output: Tensor, before: Tensor, version: int) -> bool:
+    """Whether a tensor is another, which nothing has overwritten since."""
+    return output is before and _version(output) == version
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # which inference tensors do not count

@@ -1,0 +1,420 @@
+"""What every explanation network has: x-features, a linear head, and how its weights are rewritten to other units.
+
+A form of explanation network (:class:`~captum_xnn.models.srae.SRAE`, :class:`~captum_xnn.models.srae.ConvSRAE`, the
+:mod:`~captum_xnn.models.baselines`) says which layers it has and how it learns; training, explaining and saving see
+this only.
+
+Conventions:
+    M examples, D dimensions of Z, n x-features, C explained outputs (1 unless several are explained jointly).
+
+Reference:
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.activations.memmap import Rows
+from captum_xnn.distributed import Ranks
+from captum_xnn.models.losses import faithfulness, pull_away_of_moments, second_moments, sparse_reconstruction
+
+__all__ = [
+    "Autoencoder",
+    "Dense",
+    "Examples",
+    "Loss",
+    "Objective",
+    "Reconstruction",
+    "Scaling",
+    "Weights",
+    "check_sizes",
+    "dense",
+    "encode_all",
+]
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of Z."""
+
+    E: Tensor
+    """x-features, (M, n)."""
+    y_bar: Tensor
+    """Approximation of the model's outputs, (M, C), in logits."""
+    Z_tilde: Tensor
+    """Reconstruction, in the shape of Z."""
+
+
+class Objective(NamedTuple):
+    """The value of Eq. 5 and of its three terms, each a scalar, before weighting."""
+
+    total: Tensor
+    faithfulness: Tensor
+    sparse_reconstruction: Tensor
+    pull_away: Tensor
+
+
+class Scaling(NamedTuple):
+    """Means and standard deviations by which training standardised its data."""
+
+    Z_mean: Tensor
+    """(D,), or (channels,) in the convolutional form."""
+    Z_std: Tensor
+    y_mean: Tensor
+    """(C,), in logits."""
+    y_std: Tensor
+
+
+class Weights(NamedTuple):
+    """Weights and settings of the terms of Eq. 5."""
+
+    beta: float = 1.0
+    """Of the sparse reconstruction."""
+    eta: float = 1.0
+    """Of the pull-away term."""
+    q: float = 1.0
+    """Sparsity parameter of the log penalty."""
+    rho: float = 0.1
+    """Share of the newest batch in running statistics."""
+
+
+class Loss(Protocol):
+    """What gradient descent minimises: the total of the terms that it returns of a batch."""
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Return the terms on a batch.
+
+        All arguments, and the terms, may have a further dimension (T, ...) in front, for so many explainers.
+
+        Args:
+            made: What the network makes of the batch.
+            Z: Activations (m, ...) of the batch.
+            y_hat: Outputs (m, C).
+            weight: Weights (m,) by which the batch stands for the training set, in the pull-away term.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a form is solved for in closed form, in the model's own units."""
+
+    Z: Tensor | Rows
+    """Activations (M, D) or (M, channels, H, W), in memory or on disk."""
+    y: Tensor
+    """Outputs (M, C) to be faithful to, in logits."""
+    weight: Tensor
+    """How much every example counts, (M,), 1 on average: as often as it is in batches."""
+    generator: torch.Generator
+    """Draws what a form needs by chance."""
+
+    def loaded(self) -> Tensor:
+        """Return the activations in memory, for forms that need all of them at once."""
+        return self.Z[:]
+
+
+class Autoencoder(nn.Module, ABC):
+    """Base of all forms of explanation network, which differ in their layers, in how x-features are read and learned.
+
+    A form of your own is a final class that derives from this one or from :class:`Dense` and keeps in ``config`` the
+    arguments of its constructor, the ``shape`` of Z among them. It says in :meth:`minimised` what gradient descent
+    minimises, or sets its weights in :meth:`solve`. ``XNNAttribution(autoencoder=MyForm)`` then fits it,
+    ``XNNAttribution.load(forms=[MyForm])`` loads it.
+    """
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+    head: nn.Linear
+    learning_rate: ClassVar[float] = 3e-3
+    """What Adam starts from, unless the recipe says otherwise."""
+    weight_decay: ClassVar[float] = 0.5
+    """How weights decay, unless the recipe says otherwise."""
+    signed: ClassVar[bool] = True
+    """Whether x-features have both signs. A fit then shifts, scales and flips them: mean 0, standard deviation 1 and
+    positive weights v. Otherwise they stay as learned."""
+    anchored: ClassVar[bool] = False
+    """Whether descent draws the x-features to their anchors at first, for ``recipe.pretraining`` of the steps."""
+    standardised: ClassVar[bool] = True
+    """Whether descent standardises Z and the outputs. The fitted network has the model's own units either way."""
+    config: dict[str, Any]
+    """Arguments that make an untrained copy, as JSON can hold them."""
+
+    @abstractmethod
+    def shaped(self, Z: Tensor) -> Tensor:
+        """Returns Z with as many dimensions as the first layer takes; dimension 1 is what it mixes."""
+
+    @abstractmethod
+    def encode(self, Z: Tensor) -> Tensor:
+        """Returns the x-features E, shape (M, n)."""
+
+    @abstractmethod
+    def forward(self, Z: Tensor) -> Reconstruction:
+        """Returns x-features, approximated outputs and reconstruction of Z."""
+
+    @classmethod
+    def minimised(cls, weights: Weights, ranks: Ranks) -> Loss | None:
+        """Return what gradient descent minimises, new; None, the default, for a form in closed form.
+
+        Args:
+            weights: Settings of the terms.
+            ranks: Processes that learn together.
+        """
+        del weights, ranks
+        return None
+
+    def solve(self, examples: Examples) -> None:
+        """Set in closed form what needs no descent: all weights, or after descent some; nothing by default.
+
+        :func:`captum_xnn.training.fitting.fit` draws the weights anew, descends where :meth:`minimised` says so, calls
+        this, and standardises and sorts the x-features.
+
+        Args:
+            examples: Z is as :meth:`shaped` gives it.
+        """
+
+    @abstractmethod
+    def _writers(self) -> tuple[nn.Module, ...]:
+        """Returns the layers with one output per x-feature; the last of them gives the x-features themselves."""
+
+    @abstractmethod
+    def _readers(self) -> tuple[nn.Module, ...]:
+        """Returns the layers that read the x-features themselves."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of x-features n."""
+        return self.head.in_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.head.weight.dtype
+
+    def reset(self, generator: torch.Generator) -> None:
+        r"""Draws all weights anew, uniform in :math:`\\pm 1/\\sqrt{fan}` as torch does, but from the given generator.
+
+        The head starts with equal weights, so that no x-feature is ahead of the others.
+
+        Args:
+            generator: A CPU generator; the same seed gives the same weights on every device.
+        """
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    bound = 1 / math.sqrt(module.weight[0].numel())
+                    for p in module.parameters(recurse=False):
+                        p.copy_(torch.empty(p.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+            self.head.weight.fill_(1 / math.sqrt(self.n_features))
+            self.head.bias.zero_()
+
+    def contributions(self, E: Tensor, output: int = 0) -> Tensor:
+        """Returns the contributions :math:`v_i E_i` to one output, (M, n), in logits.
+
+        With the head's bias they sum to the approximated output.
+
+        Args:
+            E: x-features (M, n).
+            output: Which of the C explained outputs.
+        """
+        return E * self.head.weight[output]
+
+    def objective(
+        self,
+        Z: Tensor,
+        y_hat: Tensor,
+        *,
+        beta: float = 1.0,
+        eta: float = 1.0,
+        q: float = 1.0,
+        weight: Tensor | None = None,
+        moments: Callable[[Tensor], Tensor] = second_moments,
+    ) -> Objective:
+        r"""Returns Eq. 5 over the examples given, which are to be the whole training set.
+
+        .. math:: L_{SRAE} = L_{FS} + \beta L_{SR} + \eta L_{PT}
+
+        Args:
+            Z: Activations of the explained layer, (M, ...).
+            y_hat: The model's outputs, (M, C), in logits.
+            beta: Weight of the sparse reconstruction.
+            eta: Weight of the pull-away term.
+            q: Sparsity parameter of the log penalty.
+            weight: Non-negative weights (M,) of the examples in the first two terms.
+            moments: ``second_moments`` for Eq. 3 as printed; ``covariance`` for the centred form that training uses.
+
+        Reference:
+            "Embedding Deep Networks into Visual Explanations", 2021, Eq. 4 and 5.
+        """
+        made = self(Z)
+        terms = (
+            faithfulness(made.y_bar, y_hat, weight=weight),
+            sparse_reconstruction(made.Z_tilde, Z, q=q, weight=weight),
+            pull_away_of_moments(moments(made.E)),
+        )
+        return Objective(terms[0] + beta * terms[1] + eta * terms[2], *terms)
+
+    @torch.no_grad()
+    def fold(self, scaling: Scaling) -> None:
+        """Rewrites the weights so that a network trained on standardised Z and y works in the model's own units.
+
+        Args:
+            scaling: What training subtracted and divided by.
+        """
+        _scale_inputs(self.encoder[0], scaling.Z_mean, scaling.Z_std)
+        _scale_outputs(self.decoder[-1], scaling.Z_mean, scaling.Z_std)
+        _scale_outputs(self.head, scaling.y_mean, scaling.y_std)
+
+    @torch.no_grad()
+    def standardise_features(self, mean: Tensor, std: Tensor) -> None:
+        """Rewrites the weights so that x-features are shifted and scaled, and nothing else changes.
+
+        Args:
+            mean: Means (n,) of the x-features as they are, which become 0.
+            std: Standard deviations (n,), not 0, which become 1; a negative one also flips the x-feature.
+        """
+        _scale_outputs(self._writers()[-1], -mean / std, 1 / std)
+        for reader in self._readers():
+            _scale_inputs(reader, -mean / std, 1 / std)
+
+    @torch.no_grad()
+    def reorder_features(self, order: Tensor) -> None:
+        """Rewrites the weights so that x-feature ``order[i]`` becomes x-feature i, and nothing else changes.
+
+        Args:
+            order: A permutation (n,).
+        """
+        for writer in self._writers():
+            for p in writer.parameters():
+                p.copy_(p[order].clone())
+        for reader in {*self._readers(), *self._readers_of_maps()}:
+            weight = reader.get_parameter("weight")
+            weight.copy_(weight[:, order].clone())
+
+    def _readers_of_maps(self) -> tuple[nn.Module, ...]:
+        """Returns the layers that read x-features before pooling."""
+        return ()
+
+
+def _scale_inputs(layer: nn.Module, mean: Tensor, std: Tensor) -> None:
+    """Makes ``layer(x)`` what ``layer((x - mean) / std)`` was."""
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    flat = weight.flatten(1)
+    bias.sub_(flat @ (mean / std))
+    weight.div_(std.reshape(1, -1, *[1] * (weight.dim() - 2)))
+
+
+def _scale_outputs(layer: nn.Module, mean: Tensor, std: Tensor) -> None:
+    """Makes ``layer(x)`` what ``layer(x) * std + mean`` was."""
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    weight.mul_(std.reshape(-1, *[1] * (weight.dim() - 1)))
+    bias.mul_(std).add_(mean)
+
+
+def dense(sizes: Sequence[int]) -> nn.Sequential:
+    """Returns linear layers of the given sizes with ReLU between them.
+
+    Args:
+        sizes: Inputs of the first layer, then outputs of each.
+
+    Example:
+        >>> dense((4, 3, 2))
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError where a size is below 1.
+
+    Args:
+        sizes: Sizes by name.
+
+    Example:
+        >>> check_sizes(n_features=5)
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"expected {name} of at least 1, got {size}; pass a positive number")
+
+
+class Dense(Autoencoder, ABC):
+    r"""Base of the forms that see Z as one vector per example, with linear layers and ReLU between them.
+
+    .. math:: E = E_\theta(Z), \quad \bar y = v^T E + b, \quad \tilde Z = E^{-1}_{\tilde\theta}(E)
+
+    Args:
+        shape: Dimensions D of Z, or the shape (...) of one example, which is flattened.
+        n_features: x-features n.
+        hidden: Sizes of the encoder's hidden layers. May be empty: a linear map.
+        decoding: Sizes of the decoder's hidden layers; those of the encoder in reverse, if None.
+        n_outputs: Explained outputs C.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        n_features: int = 5,
+        *,
+        hidden: Sequence[int] = (800, 100),
+        decoding: Sequence[int] | None = None,
+        n_outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        D = shape if isinstance(shape, int) else math.prod(shape)
+        check_sizes(shape=D, n_features=n_features, n_outputs=n_outputs)
+        self.config = {"shape": D, "n_features": n_features, "hidden": list(hidden), "n_outputs": n_outputs}
+        self.encoder = dense((D, *hidden, n_features))
+        self.decoder = dense((n_features, *(hidden[::-1] if decoding is None else decoding), D))
+        self.head = nn.Linear(n_features, n_outputs)
+
+    def shaped(self, Z: Tensor) -> Tensor:
+        """Returns activations Z, shape (M, ...), as (M, D)."""
+        return Z if Z.dim() == 2 else Z.flatten(1)
+
+    def encode(self, Z: Tensor) -> Tensor:
+        """Returns the x-features E, shape (M, n), of activations Z, shape (M, ...)."""
+        return self.encoder(self.shaped(Z))  # type: ignore[no-any-return]
+
+    def forward(self, Z: Tensor) -> Reconstruction:
+        """Returns x-features, approximated outputs and reconstruction of activations Z, shape (M, ...)."""
+        E = self.encode(Z)
+        return Reconstruction(E, self.head(E), self.decoder(E).reshape(Z.shape))
+
+    def _writers(self) -> tuple[nn.Module, ...]:
+        return (self.encoder[-1],)
+
+    def _readers(self) -> tuple[nn.Module, ...]:
+        return self.head, self.decoder[0]
+
+
+@torch.no_grad()
+def encode_all(xnn: Autoencoder, Z: Tensor | Rows, *, batch_size: int = 1024) -> Tensor:
+    """Encode activations (M, ...) batch by batch, and return the x-features (M, n).
+
+    Args:
+        xnn: The network.
+        Z: Activations, in memory or on disk.
+        batch_size: Rows at once.
+    """
+    # One tensor made beforehand: small ones between large parts would leave the memory of these in pieces.
+    E, first = xnn.head.weight.new_empty(len(Z), xnn.n_features), 0
+    for part in Z.split(batch_size):
+        E[first : first + len(part)] = xnn.encode(part)
+        first += len(part)
+    return E

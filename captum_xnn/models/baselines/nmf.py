@@ -1,0 +1,112 @@
+"""Non-negative matrix factorisation: Z as a sum of parts, none of which takes anything away.
+
+Conventions:
+    M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
+
+Reference:
+    Lee, Seung, "Learning the parts of objects by non-negative matrix factorization", Nature, 1999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.models.base import Dense, Examples
+from captum_xnn.models.baselines.least_squares import read_out
+
+__all__ = ["NMF"]
+
+
+class NMF(Dense):
+    r"""Coefficients of the non-negative parts that Z is made of, with a head by least squares.
+
+    .. math:: \min_{W, H \ge 0} \lVert Z - W H \rVert^2, \quad
+              W(Z) = \arg\min_{W \ge 0} \lVert Z - W H \rVert^2
+
+    The n parts H, (n, D), are scikit-learn's. The coefficients W of new activations are found by projected gradient
+    descent from 0, with the step :math:`1 / \sum_j (H H^T)_{kj}` for part k, which always descends. Written out it is
+    an ordinary network of linear layers and ReLU, so that every heatmap backend runs through it. The x-features are W,
+    standardised. Of the recipe it takes the share of positives.
+
+    Args:
+        shape: Dimensions D of Z, or the shape (...) of one example.
+        n_features: x-features n.
+        n_outputs: Explained outputs C.
+        iterations: Steps of the descent, which are layers of the encoder. The more alike the parts, the more it takes.
+
+    Raises:
+        ValueError: In fitting, if Z has negative values.
+
+    Example:
+        >>> from captum_xnn.training import fit
+        >>> g = torch.Generator().manual_seed(0)
+        >>> W, H = torch.rand(200, 2, generator=g), torch.rand(2, 9, generator=g)
+        >>> made = NMF(9, n_features=2)
+        >>> _ = fit(made, W @ H, W[:, :1])
+        >>> float((made(W @ H).Z_tilde - W @ H).abs().max().detach()) < 1e-2
+        True
+
+    Reference:
+        Not in the paper. Lee, Seung, "Learning the parts of objects by non-negative matrix factorization", 1999; as
+        concepts of one class in Fel et al., "CRAFT: Concept Recursive Activation FacTorization", 2023.
+    """
+
+    def __init__(
+        self, shape: int | Sequence[int], n_features: int = 5, *, n_outputs: int = 1, iterations: int = 100
+    ) -> None:
+        super().__init__(shape, n_features, hidden=(2 * n_features,) * iterations, decoding=(), n_outputs=n_outputs)
+        self.config = {k: v for k, v in self.config.items() if k != "hidden"} | {"iterations": iterations}
+
+    def solve(self, examples: Examples) -> None:
+        """Factorise the activations by scikit-learn.
+
+        Args:
+            examples: What to be faithful to.
+        """
+        Z = examples.loaded()
+        if bool((Z < 0).any()):
+            raise ValueError(
+                f"expected activations that are not negative, as after a ReLU, got {float(Z.min()):.3g}; "
+                "explain such a layer, or choose another form"
+            )
+        parts = _parts(Z, examples, self.n_features).to(Z)
+        _unroll(self.encoder, parts)
+        with torch.no_grad():
+            self.decoder[-1].get_parameter("weight").copy_(parts.T)
+            self.decoder[-1].get_parameter("bias").zero_()
+        read_out(self, self.head, examples, examples.y)
+
+
+def _parts(Z: Tensor, examples: Examples, n: int) -> Tensor:
+    """Returns the parts H, (n, D), each of norm 1 where it is not 0."""
+    from sklearn.decomposition import NMF as Factorisation
+
+    # Rows times the root of their weight, and so their coefficients: the weighted squared error, with the same parts.
+    data = (examples.weight.sqrt()[:, None] * Z).detach().cpu().double().numpy()
+    seed = int(torch.randint(2**31, (), generator=examples.generator))
+    init = "nndsvda" if n <= min(data.shape) else "random"
+    made = Factorisation(n, init=init, random_state=seed, max_iter=2000).fit(data)
+    return nn.functional.normalize(torch.from_numpy(made.components_))
+
+
+@torch.no_grad()
+def _unroll(encoder: nn.Sequential, parts: Tensor) -> None:
+    r"""Writes the descent into the layers.
+
+    The state is (W, d) with the drive :math:`d_k = r_k H_k Z`, where :math:`r_k = 1 / \sum_j G_{kj}` and
+    :math:`G = H H^T`; each step is :math:`W \leftarrow \mathrm{relu}(W (I - G \, \mathrm{diag}(r)) + d)`.
+    """
+    n = len(parts)
+    G, one = parts @ parts.T, torch.eye(n).to(parts)
+    rate = torch.where(G.sum(1) > 0, 1 / G.sum(1), 0)
+    first, *steps, last = [layer for layer in encoder if isinstance(layer, nn.Linear)]
+    for layer in (first, *steps, last):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    first.weight.copy_((rate[:, None] * parts).repeat(2, 1))
+    for layer in steps:
+        layer.weight.copy_(torch.cat([torch.cat([one - rate[:, None] * G, one], 1), torch.cat([0 * one, one], 1)]))
+    last.weight[:, :n] = one

@@ -1,0 +1,133 @@
+"""What gradient descent minimises: Eq. 5 with running statistics over mini-batches, and losses without its terms.
+
+Conventions:
+    T explainers, m examples of a batch, D dimensions of Z, n x-features, C explained outputs.
+
+Reference:
+    Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from captum_xnn.distributed import ALONE, Ranks
+from captum_xnn.models.base import Objective, Reconstruction, Weights
+from captum_xnn.models.losses import (
+    RunningMean,
+    faithfulness,
+    log_penalty,
+    pull_away_of_moments,
+    reconstruction_error,
+)
+
+__all__ = ["PlainObjective", "RunningObjective"]
+
+_Made = TypeVar("_Made")
+
+
+class RunningObjective:
+    """Eq. 5 over the whole training set, estimated over mini-batches with gradients for the newest one.
+
+    Args:
+        beta: Weight of the sparse reconstruction.
+        eta: Weight of the pull-away term.
+        q: Sparsity parameter.
+        rho: Share of the newest batch in the running statistics.
+        ranks: Processes that each see a part of every batch.
+        centred: Whether the pull-away term is about the mean: squared correlations. Eq. 3 as printed is not; it has
+            cosines.
+
+    Example:
+        >>> from captum_xnn.models.srae import SRAE
+        >>> Z = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> _ = torch.manual_seed(0)
+        >>> terms = RunningObjective()(SRAE(8, 2, hidden=())(Z), Z, Z[:, :1])
+        >>> bool(terms.total == terms.faithfulness + terms.sparse_reconstruction + terms.pull_away)
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 1.0,
+        eta: float = 1.0,
+        q: float = 1.0,
+        rho: float = 0.1,
+        ranks: Ranks = ALONE,
+        centred: bool = True,
+    ) -> None:
+        self.beta, self.eta, self.q, self.ranks, self.centred = beta, eta, q, ranks, centred
+        self._Q, self._mean, self._moments = self.statistics = RunningMean(rho), RunningMean(rho), RunningMean(rho)
+
+    @classmethod
+    def of(cls, weights: Weights, ranks: Ranks = ALONE, *, centred: bool = True) -> RunningObjective:
+        """Return the objective with given settings.
+
+        Args:
+            weights: The settings.
+            ranks: Processes that each see a part of every batch.
+            centred: Whether the pull-away term is about the mean.
+        """
+        return cls(**weights._asdict(), ranks=ranks, centred=centred)
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Returns the objective and its terms after taking in a batch.
+
+        All arguments, and the terms, may have a further dimension (T, ...) in front, for so many explainers.
+
+        Args:
+            made: What the network makes of the batch.
+            Z: Activations (m, ...) of the batch.
+            y_hat: Outputs (m, C).
+            weight: Weights (m,) by which the batch stands for the training set, in the pull-away term. Faithfulness and
+                reconstruction count every row of the batch alike, and so weight what was drawn more often.
+        """
+        over = vmap if made.E.dim() == 3 else _as_it_is
+        Q = self._Q(self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z)))
+        if weight is None:
+            weight = torch.ones_like(made.E[..., 0])
+        weight = weight / self.ranks.mean(weight.sum(-1, keepdim=True))
+        E = made.E
+        if self.centred:
+            E = E - self._mean(self.ranks.mean((weight[..., None] * E).sum(-2))).detach()[..., None, :]
+        moments = self._moments(self.ranks.mean(E.mT @ (weight[..., None] * E)))
+        terms = (
+            self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)),
+            over(lambda errors: log_penalty(errors, self.q))(Q),
+            over(pull_away_of_moments)(moments),
+        )
+        return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
+
+
+def _as_it_is(function: Callable[..., _Made]) -> Callable[..., _Made]:
+    return function
+
+
+class PlainObjective:
+    """A loss of faithfulness and plain reconstruction.
+
+    Args:
+        faithful: Weight of the faithfulness, Eq. 1.
+        reconstruct: Weight of the mean reconstruction error.
+        ranks: Processes that each see a part of every batch.
+    """
+
+    def __init__(self, faithful: float, reconstruct: float, ranks: Ranks = ALONE) -> None:
+        self.faithful, self.reconstruct, self.ranks = faithful, reconstruct, ranks
+
+    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+        """Return the terms on a batch, as :class:`~captum_xnn.models.base.Loss` says."""
+        del weight  # of the pull-away term, which is none here
+        over: Callable[..., Any] = vmap if made.E.dim() == 3 else _as_it_is
+        zero = made.E.new_zeros(made.E.shape[:-2])
+        first = self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)) if self.faithful else zero
+        second = zero
+        if self.reconstruct:
+            second = self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z).mean(-1))
+        return Objective(self.faithful * first + self.reconstruct * second, first, second, zero)

@@ -1,0 +1,210 @@
+"""How distinct x-features are where patches of images are covered, and how true their maps, beside what chance gives.
+
+Conventions:
+    N images, K x-features. Patches and measures are those of :mod:`captum_xnn.metrics.patches`, weighted by share of
+    the contributions.
+
+Controls:
+    *Random groups* are K groups of the layer's dimensions, drawn by chance. They add up to the output as exactly as
+    the default form does, and their maps are by the same backend. *Random maps* are smooth noise. *One heatmap* is the
+    single map of the output, compared with what the output loses.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.explainer import Explainer
+from captum_xnn.layers.layout import channel_dimension
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.read import read_layer
+from captum_xnn.layers.state import untouched
+from captum_xnn.metrics.controls import random_maps, random_partition
+from captum_xnn.metrics.overlap import Orthogonality
+from captum_xnn.metrics.patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.targets import Target, select
+
+__all__ = ["PatchScores", "patch_scores"]
+
+# Draws of each control, whose mean is given.
+_DRAWS = 3
+
+
+class PatchScores(NamedTuple):
+    """Measures on covered patches, and their controls."""
+
+    images: int
+    """Images N that were covered."""
+    agreement: float
+    """Patch agreement of the x-features' maps, in [-1, 1]."""
+    agreement_random_groups: float | None
+    """That of maps of random groups; None where the layer's contributions cannot be had."""
+    agreement_random_maps: float
+    """That of noise in place of the x-features' maps. About 0."""
+    agreement_one_heatmap: float
+    """That of the single map of the output, with what the output loses."""
+    drops: Orthogonality
+    """O1 and O2 of what the x-features lose; 0 is best."""
+    drops_random_groups: Orthogonality | None
+    """Those of random groups."""
+
+
+def patch_scores(
+    xnn: XNNAttribution,
+    images: Tensor,
+    target: Target = None,
+    *,
+    grid: int = 4,
+    seed: int = 0,
+    internal_batch_size: int = 64,
+) -> PatchScores:
+    """Cover one patch of every image after the other, and measure x-features and maps beside their controls.
+
+    Args:
+        xnn: Fitted to the target.
+        images: (N, C, H, W), on the model's device; some that the model gives the class.
+        target: None, int, or tuple of ints.
+        grid: Patches along each side.
+        seed: Seeds the controls.
+        internal_batch_size: Images, and maps, at once.
+
+    Raises:
+        NotFittedError: If the target was not fitted.
+        ValueError: If inputs are no images, or a side has fewer pixels than patches.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 2))
+        >>> data = torch.randn(80, 1, 8, 8)
+        >>> xnn = XNNAttribution(model, "1", 2).fit(data, target=0, progress=False)
+        >>> found = patch_scores(xnn, data[:4], target=0)
+        >>> found.images, -1 <= found.agreement <= 1, found.drops_random_groups is None
+        (4, True, False)
+    """
+    score = _Scorer(xnn, images, target, grid, internal_batch_size)
+    own, drawn = score.beside_random(seed)
+    one = xnn.one_heatmap(images, target, internal_batch_size=internal_batch_size).sum(2)
+    noise = [
+        patch_agreement(random_maps(own.maps, seed=seed + i), own.drops, contributions=own.contributions)
+        for i in range(_DRAWS)
+    ]
+    by_chance = [r.orthogonality() for r in drawn]
+    return PatchScores(
+        images=len(images),
+        agreement=own.agreement(),
+        agreement_random_groups=fmean(r.agreement() for r in drawn) if drawn else None,
+        agreement_random_maps=fmean(noise),
+        agreement_one_heatmap=patch_agreement(one, own.whole),
+        drops=own.orthogonality(),
+        drops_random_groups=Orthogonality(*map(fmean, zip(*by_chance, strict=True))) if by_chance else None,
+    )
+
+
+class _Scored(NamedTuple):
+    """What one set of x-features does on the images."""
+
+    contributions: Tensor
+    """(N, K)."""
+    maps: Tensor
+    """(N, K, H, W), each turned to the side that its x-feature is on."""
+    drops: Tensor
+    """Of the contributions, (N, K, P), turned in the same way."""
+    whole: Tensor
+    """Of the output, (N, 1, P)."""
+
+    def columns(self, first: int, after: int) -> _Scored:
+        """Return some of the x-features."""
+        some = slice(first, after)
+        return _Scored(self.contributions[:, some], self.maps[:, some], self.drops[:, some], self.whole)
+
+    def agreement(self) -> float:
+        return patch_agreement(self.maps, self.drops, contributions=self.contributions)
+
+    def orthogonality(self) -> Orthogonality:
+        return drop_orthogonality(self.drops, contributions=self.contributions)
+
+
+class _Scorer(NamedTuple):
+    xnn: XNNAttribution
+    images: Tensor
+    target: Target
+    grid: int
+    batch_size: int
+
+    def of(self, xnn: XNNAttribution) -> _Scored:
+        """Return what the x-features of one explainer do."""
+        why = xnn.explain(self.images, self.target, internal_batch_size=self.batch_size)
+        drops = patch_drops(self._numbers(xnn), self.images, grid=self.grid, batch_size=self.batch_size)
+        side = torch.where(why.contributions < 0, -1, 1).to(drops)
+        maps = why.directed_maps().sum(2)
+        return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:])
+
+    def beside_random(self, seed: int) -> tuple[_Scored, list[_Scored]]:
+        """Return what the x-features do, and what random groups do; these are none where there are no contributions."""
+        explainer = self.xnn.explainer(self.target)
+        form = explainer.form
+        if isinstance(form, ContributionGroups):  # all of them are groups of the same contributions
+            K = form.n_features
+            every = self._drawn(explainer, form, [form.groups], K, seed)
+            return every.columns(0, K), _draws(every, K)
+        own = self.of(self.xnn)
+        K = own.contributions.shape[1]
+        try:
+            every = self._drawn(explainer, _groups(self.xnn, self.images, explainer), [], K, seed)
+        except ValueError:
+            return own, []
+        return own, _draws(every, 0)
+
+    def _drawn(self, explainer: Explainer, form: ContributionGroups, first: list[Tensor], K: int, seed: int) -> _Scored:
+        """Return what some groups do, with random ones behind them."""
+        D = len(form.groups)
+        some = [random_partition(D, min(K, D), torch.Generator().manual_seed(seed + i)) for i in range(_DRAWS)]
+        joined = copy.deepcopy(form)
+        joined.groups = torch.cat([*first, *(a.to(form.groups) for a in some)], 1)
+        joined.config["n_features"] = joined.groups.shape[1]
+        other = copy.copy(self.xnn)
+        other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, form=joined)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty map of a random group is no news
+            return self.of(other)
+
+    def _numbers(self, xnn: XNNAttribution) -> Callable[[Tensor], Tensor]:
+        """Return a function that gives contributions and output of a batch, (n, K + 1)."""
+
+        def numbers(x: Tensor) -> Tensor:
+            made = xnn.contributions(x, self.target)
+            return torch.cat([made.contributions, made.prediction[:, None]], 1)
+
+        return numbers
+
+
+def _draws(every: _Scored, first: int) -> list[_Scored]:
+    """Return one draw of random groups after the other, from a column on."""
+    size = (every.contributions.shape[1] - first) // _DRAWS
+    return [every.columns(first + i * size, first + (i + 1) * size) for i in range(_DRAWS)]
+
+
+def _groups(xnn: XNNAttribution, images: Tensor, explainer: Explainer) -> ContributionGroups:
+    """Return groups to be drawn for a learned form, from the mean activation of the images on."""
+    model = unwrap(xnn.model)
+    name, layer = find_layer(model, xnn.layer)
+    with untouched(model), torch.no_grad():
+        Z, output = read_layer(model, layer, (images,), name=name, output_transform=xnn.output_transform)
+    y_hat = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
+    shape = tuple(Z.shape[1:])
+    channels = channel_dimension(model, layer, (images,), name=name, output_transform=xnn.output_transform)
+    form = ContributionGroups(shape, n_outputs=len(explainer.targets), channels=channels).to(Z)
+    form.base = form.mean_of([Z], len(Z)).to(Z)
+    form.scale = torch.stack([select(y_hat, t) for t in explainer.targets]).std(1, correction=0).to(Z)
+    return form

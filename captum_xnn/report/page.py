@@ -1,0 +1,558 @@
+"""Reports: one self-contained HTML file that explains a model, with concept cards and a gallery to look through.
+
+The file opens offline and can be mailed. It shows how faithful the explanation is, a card for each x-feature, and all
+images with their heatmaps: of one image on hover or focus, of one x-feature on all images, of selected images side by
+side. x-features are named in the page, and the names are exported as JSON that the next report takes.
+
+Safety:
+    Nothing is loaded: a content security policy forbids it, and allows the one script and the one style sheet by their
+    checksums. Every text is escaped, in the page by the template, in the data by JSON without ``<``, ``>``, ``&`` and
+    ``'``, and the script writes texts as texts only.
+
+Size:
+    Images are at most 200 pixels wide or high, maps 64.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn.activations import collect
+from captum_xnn.attribution import Faithfulness, XNNAttribution
+from captum_xnn.errors import NamesFileError
+from captum_xnn.explanation import Explanation
+from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.patch_scores import PatchScores, patch_scores
+from captum_xnn.plots.explanation import own_scale
+from captum_xnn.plots.names import Names, by_number, read_names, resolve_names
+from captum_xnn.report.cards import ConceptCard, Example, PlacesOfMaps, concept_cards, image_batches
+from captum_xnn.report.thumbnails import displayable, overlay, photo
+from captum_xnn.serialization import replace_file
+from captum_xnn.targets import Target, target_groups
+
+__all__ = ["write_report"]
+
+ClassNames = Mapping[int, str] | Sequence[str]
+
+_CROP = 112
+_ABSENT = "absent though the class is there"
+_LEAST = "contributes least"
+_CORRELATES = 3
+_PLACES = 6
+_DOTS = 400
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    xnn: XNNAttribution,
+    images: Any,
+    target: Any = None,
+    *,
+    data: Any = None,
+    captions: Sequence[str] | None = None,
+    data_captions: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
+    names: str | os.PathLike[str] | Mapping[Any, Names] | None = None,
+    title: str | None = None,
+    notes: Sequence[tuple[str, str]] = (),
+    places: PlacesOfMaps | None = None,
+    place_names: Sequence[str] = (),
+    display: Callable[[Tensor], Tensor] = displayable,
+    patches: int = 0,
+    internal_batch_size: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Returns the path of the report it has written, one HTML file that needs no other.
+
+    An older report of that name is replaced only once the new one is complete. Missing folders are made.
+
+    Args:
+        path: Where to write.
+        xnn: With fitted explainers, for a model that takes one tensor of images.
+        images: What the gallery shows, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
+        target: The explained output, or a list of them, each of which gets cards and a gallery of the same images.
+        data: A data set for faithfulness and cards, as ``xnn.fit`` takes it; the images themselves without.
+        captions: Of each image, such as its file's name.
+        data_captions: Of each image of ``data``, for the cards; where the images are the data, ``captions`` serve.
+        class_names: Names of the model's outputs, by number.
+        names: Of x-features: a file that a report exported or :func:`captum_xnn.plots.names.write_names` wrote, or
+            names in any other form for each target.
+        title: The heading of the page and its name in the browser.
+        notes: Sections of a heading and plain text, in which empty lines part paragraphs, after faithfulness.
+        places: What maps have of parts or objects where data are annotated, see
+            :func:`captum_xnn.report.cards.concept_cards`.
+        place_names: Their names, as many as there are.
+        display: Turns an image (C, H, W), as the model takes it, into one in [0, 1], as by undoing the normalisation.
+        patches: How many of the images that the model gives the class to cover patch by patch, for the measures of
+            :func:`captum_xnn.patch_scores.patch_scores`; each takes 16 explanations.
+        internal_batch_size: Maps computed at once, which bounds the memory.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ImportError: If jinja2 or pillow is missing.
+        NotFittedError: If a target was not fitted.
+        ValueError: If the path is a folder, inputs are no images, captions are not as many, names are of another layer,
+            or no data are of the class.
+        TypeError: If names are not by target.
+
+    Example:
+        >>> import tempfile
+        >>> from captum.attr import InputXGradient
+        >>> from torch import nn
+        >>> from captum_xnn import Recipe
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+        >>> images = torch.rand(60, 1, 8, 8)
+        >>> target = int(model(images).argmax(1).mode().values)
+        >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
+        >>> xnn = xnn.fit(images, target, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_report(f"{folder}/why.html", xnn, images[:5], target, title="Why?")
+        ...     path.name, "<h1>Why?</h1>" in path.read_text(encoding="utf-8")
+        ('why.html', True)
+    """
+    _check_jinja2()
+    if Path(path).is_dir():
+        raise ValueError(f"expected a file to write, got the folder {str(path)!r}; add a name such as report.html")
+    layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
+    targets = [t for group in target_groups(target, joint=False) for t in group]
+    known = _read_names(names, layer, targets)
+    labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
+    if data is None:
+        data, data_captions = images, captions if data_captions is None else data_captions
+    _reused(images, "images")
+    _reused(data, "data")
+    gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, patches, internal_batch_size)
+    for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
+        gallery.update(batch)
+    shown = gallery.images(captions)
+    chapters = []
+    for t, rows, called in zip(targets, gallery.rows, labels, strict=True):
+        cards = concept_cards(xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress)
+        caption = _caption_of(data_captions, cards[0].examples, shown=data is images)
+        chapters.append(
+            _Chapter(
+                key=str(t),
+                label=gallery.class_names.of(t),
+                score=xnn.score(data, t),
+                training=xnn.explainer(t),
+                cards=[_card(card, gallery.class_names, place_names, display, caption) for card in cards],
+                scatter=_scatter(rows, shown),
+                apart=_apart(rows),
+                names=called,
+                decimals=_decimals(rows),
+                classes=gallery.classes and isinstance(t, int),
+                patches=gallery.patch_scores(t),
+            )
+        )
+    model = type(unwrap(xnn.model)).__name__
+    page = {
+        "layer": layer,
+        "features": xnn.n_features,
+        "names": known,
+        "images": shown,
+        "targets": [
+            {"key": c.key, "label": c.label, "decimals": c.decimals, "classes": c.classes, "rows": rows}
+            for c, rows in zip(chapters, gallery.rows, strict=True)
+        ],
+    }
+    text = _render(
+        title=f"{model} explained at {layer}" if title is None else title,
+        model=model,
+        layer=layer,
+        features=xnn.n_features,
+        chapters=chapters,
+        notes=notes,
+        images=len(shown),
+        page=page,
+    )
+    written = Path(path)
+    written.parent.mkdir(parents=True, exist_ok=True)
+    # Names of files may hold bytes that are no text.
+    replace_file(written, text.encode(errors="replace"))
+    return written
+
+
+def _reused(data: Any, noun: str) -> None:
+    """Raises where data cannot be read more than once, as a report does."""
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"expected {noun} that can be read several times, got a {type(data).__name__}, which is used up after one; "
+            "pass a tensor, a list of batches or a DataLoader"
+        )
+
+
+def _read_names(
+    names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
+) -> dict[str, dict[int, str]]:
+    """Returns names by target and by x-feature, given or of a file that a report on this layer exported."""
+    if names is None:
+        return {}
+    if isinstance(names, Mapping):
+        known = {str(target): by_number(given, target, layer) for target, given in names.items()}
+    elif isinstance(names, (str, os.PathLike)):
+        file = read_names(names)
+        if file.layer != layer:
+            raise NamesFileError(
+                f"expected names of x-features of layer {layer!r}, got those of {file.layer!r}; x-features of another "
+                "layer are others, pass the file that a report on this explainer exported"
+            )
+        known = file.names
+    else:
+        raise TypeError(
+            f"expected names of x-features by target, got a {type(names).__name__}; a report may explain several: "
+            f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
+        )
+    # A model with one output is explained with target None or 0, which are the same.
+    for key, same in (("None", "0"), ("0", "None")):
+        if key in map(str, targets) and key not in known and same in known:
+            known[key] = known.pop(same)
+    return known
+
+
+def _caption_of(captions: Sequence[str] | None, examples: int, *, shown: bool) -> Callable[[int], str]:
+    """Returns what gives an image of the data its caption, by its number from 0."""
+    if captions is None:
+        # The gallery counts images of its own where it shows others.
+        of = "" if shown else " of the data"
+        return lambda number: f"image {number + 1}{of}"
+    if isinstance(captions, str) or len(captions) != examples:
+        raise ValueError(
+            f"expected a caption for each of {examples} images of the data, got {len(captions)} data_captions; pass "
+            "the names of their files, or no captions"
+        )
+    return lambda number: str(captions[number])
+
+
+class _ClassNames:
+    """What the model's outputs are called."""
+
+    def __init__(self, names: ClassNames | None) -> None:
+        self.names = {} if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
+
+    def of(self, target: Target) -> str:
+        """Returns the name of an output, or else its number."""
+        if target is None:
+            return "the output"
+        return str(self.names[target]) if target in self.names else f"class {target}"
+
+
+class _Gallery:
+    """Gathers what the page needs of each image, batch by batch, and lets the tensors go."""
+
+    def __init__(
+        self,
+        xnn: XNNAttribution,
+        targets: Sequence[Target],
+        class_names: _ClassNames,
+        display: Callable[[Tensor], Tensor],
+        patches: int,
+        internal_batch_size: int | None,
+    ) -> None:
+        self.xnn, self.targets, self.class_names, self.display = xnn, targets, class_names, display
+        self.patches, self.internal_batch_size = patches, internal_batch_size
+        self.covered: dict[Target, Tensor] = {t: torch.empty(0) for t in targets}
+        self.photos: list[dict[str, Any]] = []
+        self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
+        self.classes = False
+
+    def update(self, images: Tensor) -> None:
+        """Takes up images (N, C, H, W)."""
+        xnn = self.xnn
+        y_hat = collect(
+            xnn.model,
+            xnn.layer,
+            images,
+            output_transform=xnn.output_transform,
+            prediction_transform=xnn.prediction_transform,
+        ).y_hat[:]
+        self.classes = classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
+        given = y_hat.argmax(1).tolist() if classes else [None] * len(y_hat)
+        for image, c in zip(images, given, strict=True):
+            says = self.class_names.of(c) if classes else ""
+            height, width = image.shape[1:]
+            self.photos.append(
+                {"src": photo(_shown(self.display, image)), "says": says, "width": width, "height": height}
+            )
+        for target, rows in zip(self.targets, self.rows, strict=True):
+            why = xnn.explain(images, target=target, internal_batch_size=self.internal_batch_size)
+            one = xnn.one_heatmap(images, target=target, internal_batch_size=self.internal_batch_size)
+            own = [not classes or not isinstance(target, int) or c == target for c in given]
+            rows.extend(_rows(why, one, own))
+            held = self.covered[target]
+            more = images[own][: self.patches - len(held)]
+            self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
+
+    def patch_scores(self, target: Target) -> PatchScores | None:
+        """Return the measures on covered patches of the first images of a class; None without any."""
+        images = self.covered[target]
+        if not len(images):
+            return None
+        return patch_scores(self.xnn, images, target, internal_batch_size=self.internal_batch_size or 64)
+
+    def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Returns all images with their captions."""
+        n = len(self.photos)
+        if captions is None:
+            captions = [f"image {i + 1}" for i in range(n)]
+        if not n or isinstance(captions, str) or len(captions) != n:
+            raise ValueError(
+                f"expected images and a caption for each of them, got {n} images and {len(captions)} captions; pass "
+                "the names of their files, or no captions"
+            )
+        return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]
+
+
+def _shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Returns an image as it is to be seen, after checking what the user's function makes of it."""
+    return displayable(display(image.detach().cpu()))
+
+
+def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
+    """Yields the numbers and maps of each image for one target."""
+    heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
+    for i, given in enumerate(own):
+        contributions = why.contributions[i].detach().double().cpu()
+        maps = _scaled(heat[i], contributions)
+        yield {
+            "c": [_short(v) for v in contributions.tolist()],
+            "e": [_short(v) for v in why.features[i].tolist()],
+            "bias": _short(float(why.bias[i])),
+            "sum": _short(float(why.surrogate[i])),
+            "says": _short(float(why.prediction[i])),
+            "own": given,
+            "maps": [overlay(m) for m in maps],
+            "one": overlay(_scaled(single[i], torch.ones(1))[0]),
+            "strength": [round(s, 3) for s in _strengths(maps, contributions)],
+        }
+
+
+def _scaled(maps: Tensor, contributions: Tensor) -> Tensor:
+    """Returns maps (K, H, W), each on its own scale from -1 to 1 and of the sign of its contribution."""
+    return torch.from_numpy(own_scale(maps, contributions)).float()
+
+
+def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
+    """Returns how strong each map is on a scale that all share: its contribution spread over its pixels."""
+    mass = maps.double().abs().sum((1, 2))
+    density = torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)
+    largest = density.max()
+    return (density / largest).tolist() if largest > 0 else density.tolist()
+
+
+def _short(value: float) -> float:
+    """Returns a number with as many digits as a reader can want, which makes the page smaller."""
+    return float(f"{value:.6g}")
+
+
+def _decimals(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many decimals show three digits of the largest contribution or output."""
+    largest = max(abs(v) for row in rows for v in (*row["c"], row["says"]))
+    return int(min(max(2 - np.floor(np.log10(largest)), 1), 6)) if largest > 0 else 1
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    """What the page says about one target."""
+
+    key: str
+    label: str
+    score: Faithfulness
+    training: Any
+    cards: Sequence[Mapping[str, Any]]
+    scatter: Mapping[str, Any]
+    apart: tuple[float, float] | None
+    names: Sequence[str]
+    decimals: int
+    classes: bool
+    """Whether images are of the class or of others, which the model's only output knows nothing of."""
+    patches: PatchScores | None
+
+
+def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Returns the mean outputs for images of the class and for others, None where either are missing."""
+    own, others = ([row["says"] for row in rows if row["own"] is wanted] for wanted in (True, False))
+    return (sum(own) / len(own), sum(others) / len(others)) if own and others else None
+
+
+def _card(
+    card: ConceptCard,
+    class_names: _ClassNames,
+    place_names: Sequence[str],
+    display: Callable[[Tensor], Tensor],
+    caption: Callable[[int], str],
+) -> dict[str, Any]:
+    """Returns a card as the template needs it; equal lists of images become one."""
+    lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
+    target = card.target
+    classes = isinstance(target, int) and any(e.given is not None for e in card.absent)
+    absent = _ABSENT if classes else _LEAST
+    for label, examples in (
+        ("contributes most", card.contributes),
+        ("largest share of the map", card.fills),
+        ("strongest in all data", card.fires),
+        (absent, card.absent),
+    ):
+        lists.setdefault(tuple(e.number for e in examples), ([], examples))[0].append(label)
+    return {
+        "feature": card.feature,
+        "share": card.share,
+        "contribution": card.contribution,
+        "deviation": card.deviation,
+        "examples": card.examples,
+        "positives": card.positives,
+        "lists": [
+            (
+                " and ".join(labels),
+                [_cut(e, target, class_names, display, caption, whole=absent in labels) for e in examples],
+            )
+            for labels, examples in lists.values()
+        ],
+        "features": _strongest(card.feature_correlations, leave_out=card.feature),
+        "outputs": [(class_names.of(c), r) for c, r in _strongest(card.output_correlations)],
+        "places": _places(card.places, place_names),
+    }
+
+
+def _cut(
+    example: Example,
+    target: Target,
+    class_names: _ClassNames,
+    display: Callable[[Tensor], Tensor],
+    caption: Callable[[int], str],
+    *,
+    whole: bool,
+) -> dict[str, Any]:
+    """Returns the part of an image around the map, and the map there; all of it to look for what is absent."""
+    image = _shown(display, example.image)
+    height, width = image.shape[1:]
+    x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
+    heat = _scaled(example.heat[None], torch.tensor([example.contribution]))[0]
+    rows, columns = (
+        slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
+        for low, high, len_map, len_image in ((y0, y1, heat.shape[0], height), (x0, x1, heat.shape[1], width))
+    )
+    return {
+        "photo": photo(image[:, y0:y1, x0:x1], size=_CROP),
+        "map": overlay(heat[rows, columns], size=40),
+        "caption": caption(example.number),
+        "contribution": example.contribution,
+        "other": "" if example.given in (None, target) else class_names.of(example.given),
+        "small": max(y1 - y0, x1 - x0) <= 64,
+    }
+
+
+def _strongest(correlations: Tensor, *, leave_out: int | None = None) -> list[tuple[int, float]]:
+    """Returns the strongest correlations with their numbers, without those that are about zero."""
+    order = correlations.abs().argsort(descending=True, stable=True).tolist()
+    found = [(i, float(correlations[i])) for i in order if i != leave_out and abs(float(correlations[i])) >= 0.05]
+    return found[:_CORRELATES]
+
+
+def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the parts or objects of which maps have most."""
+    if places is None:
+        return []
+    # on_parts gives the context last, which data sets of parts have no name for.
+    called = [*names, "context"] if len(names) == len(places) - 1 else list(names)
+    called += [f"place {p + 1}" for p in range(len(called), len(places))]
+    order = places.argsort(descending=True, stable=True).tolist()[:_PLACES]
+    return [(called[p], float(places[p])) for p in order if float(places[p]) > 0]
+
+
+def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the dots of residuals against predictions, and ticks, in the coordinates of a drawing 480 x 240."""
+    left, right, top, bottom = 52.0, 468.0, 12.0, 200.0
+    x, y = [row["says"] for row in rows], [row["says"] - row["sum"] for row in rows]
+    reach = max(*(abs(v) for v in y), 1e-9)
+    x_ticks, y_ticks = _ticks(min(x), max(x), 6), _ticks(-reach, reach, 5)
+    low, high = min(x_ticks[0], *x), max(x_ticks[-1], *x)
+    size = max(-y_ticks[0], y_ticks[-1], reach)
+
+    def across(v: float) -> float:
+        return float(round(left + (right - left) * (v - low) / (high - low), 1))
+
+    def up(v: float) -> float:
+        return float(round((top + bottom) / 2 - (bottom - top) / 2 * v / size, 1))
+
+    step = -(-len(rows) // _DOTS)
+    return {
+        "left": left,
+        "right": right,
+        "top": top,
+        "bottom": bottom,
+        "x": [(across(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in x_ticks],
+        "y": [(up(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in y_ticks],
+        "dots": [(across(x[i]), up(y[i]), rows[i]["own"], images[i]["caption"], y[i]) for i in range(0, len(x), step)],
+        "left_out": step > 1,
+    }
+
+
+def _ticks(low: float, high: float, bins: int) -> list[float]:
+    """Returns round numbers that cover a range."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    return [float(v) for v in MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+
+
+def _check_jinja2() -> None:
+    """Raises, before minutes of work, where the page cannot be written."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "expected jinja2 for write_report, got no such module; run `pip install captum-xnn[report]`"
+        ) from error
+
+
+def _render(**content: Any) -> str:
+    """Returns the whole page."""
+    import jinja2
+    from markupsafe import Markup
+
+    folder = resources.files("captum_xnn.report") / "templates"
+    page, style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
+    )
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters["paragraphs"] = _paragraphs
+    environment.filters["signed"] = _signed
+    return environment.from_string(page).render(
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        **content,
+    )
+
+
+def _checksum(text: str) -> str:
+    """Returns the source expression by which a policy allows this very text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _signed(value: float, decimals: int = 2) -> str:
+    """Returns a number with its sign, a true minus sign; what rounds to zero has none."""
+    text = f"{value:+.{decimals}f}"
+    return (text if float(text) else text[1:]).replace("-", "\N{MINUS SIGN}")
+
+
+def _paragraphs(text: str) -> Iterable[str]:
+    """Returns the paragraphs of a text, which empty lines part."""
+    return [part.strip() for part in "\n".join(map(str.strip, text.splitlines())).split("\n\n") if part.strip()]

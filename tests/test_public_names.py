@@ -1,0 +1,62 @@
+"""The public names, frozen: adding or removing one is a decision, and a line in the changelog."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+NAMES = {
+    "": (
+        "ContributionGroups ConvSRAE ExcitationBP Explainer Explanation Faithfulness LayerExcitationBP "
+        "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__"
+    ),
+    "activations": "Activations Source Unpack checked collect collect_part collect_together first_of_batch",
+    "datasets": (
+        "ADE20KScenes CUB200 Digits Figures FunnyBirds FunnyBirdsSample PartsSample Places365 draw_figures "
+        "load_digits load_mnist"
+    ),
+    "errors": (
+        "CheckpointError DatasetError ExplainerFileError LayerNotFoundError LayerNotReachedError "
+        "ModelMismatchError NamesFileError NotFittedError StoreError UnsupportedOperationError"
+    ),
+    "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP total_mass",
+    "heatmaps": (
+        "DefaultMaps ExcitationMaps FromCaptum GradientMaps Heatmap TOKENS TokenGrid as_heatmap rows_of_settings"
+    ),
+    "layers": "EveryCall find_layer",
+    "metrics": (
+        "Comparison Matching Orthogonality OrthogonalityStream Selectivity Similarity area biharmonic blurred "
+        "chance_purity classification_faithfulness clustering_purity combined completeness constant "
+        "contribution_order contribution_shares deletion drop_orthogonality effective_number error_floor gini "
+        "hoyer insertion keep_top keep_top_accuracy linear_cka locality matched_features mean_colour "
+        "mean_locality object_probabilities orthogonality paired_test part_probabilities patch_agreement "
+        "patch_correlations patch_drops patch_masks pixel_probabilities pointing_accuracy random_maps "
+        "random_order random_partition randomised rank_correlation regression_faithfulness selectivity "
+        "shapley_values similarity single_deletion surrogate_score telea top_down top_pixels within_part"
+    ),
+    "models": "Autoencoder ContributionGroups ConvSRAE Dense PaperSRAE SRAE",
+    "models.baselines": (
+        "CAE Lasso LinearModel NMF NN RandomDecoder RandomEncoder SAE SingleDimensions drsa lasso "
+        "lasso_of_size nmf_partition prca random_partition single_dimensions spectral_partition "
+        "subspace_relevances"
+    ),
+    "plots": "read_names show_contributions show_explanation show_gallery write_names",
+    "report": "ConceptCard Example PlacesOfMaps concept_cards on_objects on_parts write_report",
+    "training": (
+        "Checkpoint JSONLines Recipe Step TensorBoard Trial Tuning choose_n encode_all fit fit_together "
+        "held_out_f_reg tune tune_alpha"
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", NAMES)
+def test_public_names(folder):
+    module = importlib.import_module(f"captum_xnn.{folder}".rstrip("."))
+    assert sorted(module.__all__) == sorted(NAMES[folder].split())
+    assert all(getattr(module, name) is not None for name in module.__all__)
+
+
+@pytest.mark.parametrize("folder", [folder for folder in NAMES if folder not in ("", "errors")])
+def test_no_name_hides_a_module(folder):
+    module = importlib.import_module(f"captum_xnn.{folder}")
+    assert not {found.name for found in pkgutil.iter_modules(module.__path__)} & {*module.__all__}
