@@ -26,7 +26,7 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
 from captum_xnn import serialization as files
-from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
+from captum_xnn.activations import Activations, Asked, Source, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.activations.batches import Batches, repeatable
 from captum_xnn.activations.memmap import Rows, each, parts
 from captum_xnn.activations.unpacking import unpack_for
@@ -39,6 +39,7 @@ from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, levels
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork
 from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+from captum_xnn.layers.arguments import refuse_too_many
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import log_usage
 from captum_xnn.layers.layout import channel_dimension
@@ -229,8 +230,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         ranks = Ranks.here() if distributed else ALONE
         if self._is_exact and not isinstance(data, Activations):
             data = repeatable(data)
-        found = self._collected(data, progress, store, ranks)
-        outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
+        if self._is_exact:
+            self._tail()  # which refuses a layer's calls that contributions cannot be of
+        of = data if isinstance(data, tuple) else (data,)
+        if positives is not None and of and isinstance(of[0], Tensor):
+            _check_positives(positives, len(of[0]))
+        asked = [t for group in groups for t in group]
+        found = self._collected(data, progress, store, ranks, asked)
+        outputs = _Outputs.of(found, asked)
         if ranks.first and (reason := no_logits(outputs.spread)) is not None:
             warnings.warn(reason, stacklevel=levels_up())
         kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
@@ -243,7 +250,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return self
 
     def _collected(
-        self, data: Any, progress: bool, store: str | os.PathLike[str] | None = None, ranks: Ranks = ALONE
+        self,
+        data: Any,
+        progress: bool,
+        store: str | os.PathLike[str] | None,
+        ranks: Ranks,
+        asked: Sequence[Target],
     ) -> Activations:
         """Returns the layer's activations and the model's outputs on some data."""
         if isinstance(data, Activations):
@@ -265,6 +277,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction_transform=self.prediction_transform,
             progress=progress,
             ranks=ranks,
+            asked=Asked(asked),
         )
 
     def _fitted(
@@ -279,13 +292,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         ys = [outputs.columns(targets) for targets in groups]
         if positives is None:
             marks = [_own_positives(outputs.classes, targets) for targets in groups]
-        elif positives.shape == (len(ys[0]),) and positives.dtype == torch.bool:
-            marks = [positives for _ in groups]
         else:
-            raise ValueError(
-                f"expected positives as a boolean tensor ({len(ys[0])},), got {positives.dtype} "
-                f"{tuple(positives.shape)}; mark each example of the class True"
-            )
+            _check_positives(positives, len(ys[0]))
+            marks = [positives for _ in groups]
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
@@ -434,6 +443,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Raises:
             NotFittedError: If there is none and no train_data to fit one on.
         """
+        if isinstance(target, (list, range)) or (isinstance(target, Tensor) and target.numel() > 1):
+            many = list(target) if isinstance(target, range) else target
+            each = ", ".join(map(str, many.tolist() if isinstance(many, Tensor) else many))
+            raise ValueError(
+                f"target is the list of {each}, and every explainer has one target or a tuple of ints for one output; "
+                "pass one at a time, as in {t: xnn.score(data, t) for t in targets}"
+            )
         return self._explainers([single_target(target)])[0]
 
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
@@ -614,10 +630,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
         """
-        target = single_target(target)
         explainer = self.explainer(target)
-        found = self._collected(data, False, store)
-        outputs = _Outputs.of(found.y_hat, [target])
+        target = single_target(target)
+        found = self._collected(data, False, store, ALONE, [target])
+        outputs = _Outputs.of(found, [target])
         y_bar = self._surrogates(found, explainer, target)
         f_cls = None
         if outputs.classes is not None and isinstance(target, int):
@@ -655,6 +671,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainers: Sequence[Explainer] = (),
     ) -> tuple[tuple[Tensor, ...], _Explained]:
         """Return the inputs as a tuple and all numbers of an explanation, by given explainers or the fitted ones."""
+        refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
         n = len(tensors[0])
         targets = per_example(target, n)
@@ -1100,8 +1117,10 @@ class _Outputs(NamedTuple):
     """Whether all outputs look like logits."""
 
     @classmethod
-    def of(cls, y_hat: Tensor | Rows, targets: list[Target]) -> _Outputs:
-        targets = list(dict.fromkeys(targets))
+    def of(cls, found: Activations, targets: list[Target]) -> _Outputs:
+        targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
+        if asked is not None and asked.spread is not None:
+            return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.spread)
         y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
         for part in parts(y_hat):
             y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
@@ -1124,6 +1143,14 @@ def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
         same += classification_faithfulness(part, given, target) * len(part)
         first += len(part)
     return same / first
+
+
+def _check_positives(positives: Tensor, M: int) -> None:
+    if positives.shape != (M,) or positives.dtype != torch.bool:
+        raise ValueError(
+            f"expected positives as a boolean tensor ({M},), got {positives.dtype} {tuple(positives.shape)}; mark each "
+            "example of the class True"
+        )
 
 
 def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:

@@ -7,6 +7,7 @@ Collecting is in :mod:`~captum_xnn.activations.collecting`, reading a user's dat
 
 from captum_xnn.activations.collecting import (
     Activations,
+    Asked,
     Source,
     Unpack,
     checked,
@@ -18,6 +19,7 @@ from captum_xnn.activations.collecting import (
 
 __all__ = [
     "Activations",
+    "Asked",
     "Source",
     "Unpack",
     "checked",

@@ -7,7 +7,6 @@ import operator
 import random
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -32,7 +31,8 @@ _HOOKS = (
 )
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+# Containers that torch fills; lists and dicts of the user's own are theirs, and may be shared with other code.
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 class _State(NamedTuple):
@@ -42,7 +42,7 @@ class _State(NamedTuple):
     training: bool
     attributes: dict[str, Any]
     contents: dict[str, Any]
-    """Copies of the attributes that are dicts, lists or sets: submodules, parameters, buffers, and the user's own."""
+    """Copies of its dicts of submodules, parameters and buffers."""
     buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
@@ -52,9 +52,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
 
     Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks that
-    appeared meanwhile, all other attributes with what the dicts, lists and sets among them hold, and the random number
-    generators of torch, numpy and Python. Other threads wait for the context to end. Inside, the model has one
-    implementation only, see :func:`one_path`.
+    appeared meanwhile, all other attributes, submodules and parameters, and the random number generators of torch,
+    numpy and Python. What lists and dicts of the user's own hold is not. Other threads wait for the context to end.
+    Inside, the model has one implementation only, see :func:`one_path`.
 
     Args:
         model: A plain module.
@@ -86,7 +86,7 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
             type(m),
             m.training,
             dict(vars(m)),
-            {name: copy.copy(v) for name, v in vars(m).items() if name not in _HOOKS and type(v) in _CONTAINERS},
+            {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
             {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
             {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
         )
@@ -158,14 +158,13 @@ def _restore(state: _State) -> None:
 
 
 def _refill(container: Any, contents: Any) -> None:
-    """Gives a dict, list or set the contents back that it had, where they changed."""
+    """Gives a dict or set the contents back that it had, where they changed."""
     before, after = (
-        [x for pair in c.items() for x in pair] if isinstance(c, dict) else list(c) for c in (contents, container)
+        [x for pair in c.items() for x in pair] if isinstance(c, dict) else sorted(c) for c in (contents, container)
     )
-    if len(before) == len(after) and all(map(operator.is_, before, after)):
-        return
-    container.clear()
-    container.extend(contents) if isinstance(container, list) else container.update(contents)
+    if len(before) != len(after) or not all(map(operator.is_, before, after)):
+        container.clear()
+        container.update(contents)
 
 
 @contextmanager
