@@ -910,7 +910,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         manifest, tensors = files.read(path)
         try:
             saved = _Saved.of(manifest, tensors, forms)
-            was = saved.fingerprint["model_class"], saved.fingerprint["layer_class"], saved.fingerprint["tensors"]
         except ExplainerFileError:
             raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -922,7 +921,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if saved.layer not in dict(plain.named_modules()):
             raise ModelMismatchError(
                 f"expected a model with the explained layer {saved.layer!r}, got {type(plain).__name__} without it; "
-                f"the explainers were fitted to a {was[0]}"
+                f"the explainers were fitted to a {saved.fingerprint['model_class']}"
             )
         without = [k for k in saved.transforms if settings.get(k) is None]
         if without:
@@ -994,7 +993,12 @@ class _Saved(NamedTuple):
     @classmethod
     def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Autoencoder]]) -> _Saved:
         """Returns the contents of a manifest, or fails in one of many ways where it is damaged."""
-        name = manifest["layer"]
+        name, transforms, n_features = manifest["layer"], manifest["transforms"], manifest["n_features"]
+        if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
+            raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
+        if not isinstance(transforms, list) or any(k not in _TRANSFORMS for k in transforms):
+            raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(_TRANSFORMS)}")
+        files.check_fingerprint(manifest["fingerprint"])
         explainers = []
         # torch draws weights at construction, and these are replaced.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
@@ -1003,10 +1007,10 @@ class _Saved(NamedTuple):
                 explainers.append(Explainer.restored(entry, own, name, forms=forms))
         return cls(
             layer=name,
-            n_features=int(manifest["n_features"]),
+            n_features=n_features,
             seed=int(manifest["seed"]),
             recipe=Recipe(**manifest["recipe"]),
-            transforms=list(manifest["transforms"]),
+            transforms=transforms,
             fingerprint=manifest["fingerprint"],
             explainers=explainers,
         )
