@@ -273,7 +273,7 @@ def test_damaged_files(xnn, saved, what):
         XNNAttribution.load(saved, xnn.model)
 
 
-OTHERS = (None, True, -1, 0, 1.5, float("nan"), "x", [], [1], {}, {"a": 1}, [[]], [None])
+OTHERS = (None, -1, 1.5, "x", [], {}, [[]], [None])
 
 
 def places(value, path=()):
@@ -297,7 +297,7 @@ def with_other(value, path, other):
     return made
 
 
-@pytest.mark.filterwarnings("ignore:expected the model that the explainers were fitted to")
+@pytest.mark.filterwarnings("ignore:expected the model that the explainers were", "ignore:Initializing zero-element")
 @pytest.mark.parametrize("form", [None, partial(SRAE, hidden=(6,))], ids=["groups", "learned"])
 def test_whatever_is_damaged_in_a_manifest(form, tmp_path):
     """Any entry replaced by anything, or left out, is loaded or told, and what is loaded explains or is not fitted."""
