@@ -26,8 +26,9 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
 from captum_xnn import serialization as files
-from captum_xnn.activations import Activations, Asked, Source, Unpack, checked, collect_together, first_of_batch
+from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.activations.batches import Batches, repeatable
+from captum_xnn.activations.collecting import Asked
 from captum_xnn.activations.memmap import Rows, each, parts
 from captum_xnn.activations.unpacking import unpack_for
 from captum_xnn.distributed import ALONE, Ranks
@@ -499,13 +500,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, or 2-element tuple of **attributions**, **delta**:
 
             - **attributions**: (N, K, ...) for each input, or exactly the input's shape with ``feature``. Methods that
-              explain a layer give (N, K, 1, H, W) for images, of which ``feature`` gives each channel an equal part.
-              Detached, of the input's dtype and device.
+              explain a layer give (N, K, 1, H, W) for images and (N, K, 1, D, H, W) for volumes, of which ``feature``
+              gives each channel an equal part; of token ids ``feature`` sums over dimensions. Detached, of the input's
+              dtype and device.
             - **delta** (N,): :math:`\hat y - \bar y`, in logits.
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
-            ValueError: If a target or the x-feature is out of range.
+            ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
         tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
         with torch.inference_mode(False), untouched(unwrap(self.model)):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from captum_xnn import SRAE, OneHeatmap, Recipe, XNNAttribution
-from captum_xnn.activations import Asked, collect
+from captum_xnn.activations import collect
+from captum_xnn.activations.collecting import Asked
 from captum_xnn.layers.read import EveryCall
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}

@@ -15,12 +15,16 @@ from captum.attr import (
     GuidedBackprop,
     InputXGradient,
     IntegratedGradients,
+    LayerGradCam,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
     NoiseTunnel,
     Occlusion,
     Saliency,
     ShapleyValueSampling,
 )
 from torch import nn
+from torch.nn import functional as F
 
 from captum_xnn import SRAE, ExcitationBP, Recipe, XNNAttribution
 from captum_xnn.excitation_bp.attribution import total_mass
@@ -191,3 +195,79 @@ def test_integers_alone_are_converted_or_drawn_at_the_embedding():
     xnn = fitted(model, "3", ids, "groups", heatmap=Saliency)
     with pytest.raises(TypeError, match=r"input 0; convert them with .float\(\), or, where they are token ids, draw"):
         xnn.attribute(ids[:2], 0)
+
+
+# --- maps of one x-feature in the input's own shape
+
+
+def convolutional(dimensions, channels=2):
+    Conv, Pool = {1: (nn.Conv1d, nn.MaxPool1d), 2: (nn.Conv2d, nn.MaxPool2d), 3: (nn.Conv3d, nn.MaxPool3d)}[dimensions]
+    return nn.Sequential(
+        Conv(channels, 3, 3, padding=1), nn.ReLU(), Pool(2), nn.Flatten(), nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 2)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:expected maps that are not zero", "ignore:expected probabilities that sum")
+@pytest.mark.parametrize(
+    "backend",
+    [
+        None,
+        LayerGradCam,
+        FromCaptum(LayerGradientXActivation, layer="2"),
+        FromCaptum(LayerIntegratedGradients, layer="1", n_steps=4),
+        ExcitationMaps(layer="2"),
+        ExcitationMaps(),
+        Saliency,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_one_map_of_images_and_volumes_has_their_shape(form, dimensions, backend):
+    model, x = convolutional(dimensions), torch.randn(20, 2, *[6] * dimensions)
+    model(x)
+    xnn = fitted(model, "5", x, form, heatmap=backend)
+    every, one = xnn.attribute(x[:3], 0), xnn.attribute(x[:3], 0, feature=0)
+    assert one.shape == x[:3].shape
+    found = xnn.explainer(0).form.n_features
+    assert every.shape in ((3, found, 1, *x.shape[2:]), (3, found, *x.shape[1:]))
+    torch.testing.assert_close(one.sum(1), every[:, 0].sum(1))  # a layer's map gives each channel an equal part
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_maps_of_a_volume_are_those_of_the_layer_enlarged(form):
+    model, x = convolutional(3), torch.randn(20, 2, 6, 6, 6)
+    model(x)
+    xnn = fitted(model, "5", x, form, heatmap=FromCaptum(LayerGradientXActivation, layer="2"))
+    Z = model[:3](x[:3]).detach().requires_grad_()
+    Y = model[3:6](Z)
+    encode = getattr(xnn.explainer(0).form, "encode", None)
+    E = encode(Y) if encode else (Y * model[6].weight[0]) @ xnn.explainer(0).form.groups
+    for k in range(E.shape[1]):
+        product = torch.autograd.grad(E[:, k].sum(), Z, retain_graph=True)[0] * Z
+        wanted = F.interpolate(product.sum(1, keepdim=True).detach(), (6, 6, 6), mode="trilinear", align_corners=False)
+        torch.testing.assert_close(xnn.attribute(x[:3], 0)[:, k], wanted)
+
+
+def test_one_map_of_token_ids_is_summed_over_the_dimensions_of_a_token():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
+    ids = torch.randint(0, 9, (40, 3))
+    xnn = fitted(model, "3", ids, "groups", heatmap=FromCaptum(LayerGradientXActivation, layer="0"))
+    one = xnn.attribute(ids[:3], 0, feature=1)
+    assert one.shape == ids[:3].shape
+    torch.testing.assert_close(one, xnn.attribute(ids[:3], 0)[:, 1].sum(-1))
+
+
+@pytest.mark.parametrize(
+    "backend", [FromCaptum(LayerGradientXActivation, layer="1"), ExcitationMaps(layer="1")], ids=str
+)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("ignore:expected maps that are not zero", "ignore:expected probabilities that sum")
+def test_one_map_of_another_shape_is_refused(form, backend):
+    """Of sequences nobody knows which dimension of the layer belongs to which of the input."""
+    model, x = convolutional(1), torch.randn(20, 2, 10)
+    model(x)
+    xnn = fitted(model, "5", x, form, heatmap=backend)
+    assert xnn.attribute(x[:3], 0).shape[2:] == (3, 10)
+    with pytest.raises(ValueError, match=r"input's shape \(3, 2, 10\), and the method gives \(3, 3, 10\)"):
+        xnn.attribute(x[:3], 0, feature=0)

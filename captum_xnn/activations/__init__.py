@@ -7,7 +7,6 @@ Collecting is in :mod:`~captum_xnn.activations.collecting`, reading a user's dat
 
 from captum_xnn.activations.collecting import (
     Activations,
-    Asked,
     Source,
     Unpack,
     checked,
@@ -19,7 +18,6 @@ from captum_xnn.activations.collecting import (
 
 __all__ = [
     "Activations",
-    "Asked",
     "Source",
     "Unpack",
     "checked",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class Winners:
     lost: Tensor
     """(K, N): what is missing of the sum that p started from. An output without negative weights, say, has no opposite,
     and its contrastive probabilities sum to 1 from the start."""
+    reached: tuple[bool, ...]
+    """For each leaf whether the target depends on it. Of a layer's several tensors some may go nowhere."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class Run:
         ]
         mass = _mass(p)
         start = _mass([torch.stack(one) for _, one in starts]) / scale
-        return Winners(tuple(p), (0 if self.mode.settings.contrastive else 1) - mass, start - mass)
+        delta = (0 if self.mode.settings.contrastive else 1) - mass
+        return Winners(tuple(p), delta, start - mass, tuple(found is not None for found in arrived))
 
     def _dtypes(self) -> set[torch.dtype]:
         """Returns the dtypes that probability takes on its way: a float32 encoder may follow a float16 model."""
@@ -373,6 +377,8 @@ def _stopping(mode: Signals, stop: Stop, leaves: list[Tensor], calls: list[int])
             return given
         if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
             return type(value)(cut(v) for v in value)
+        if type(value) in (dict, OrderedDict):
+            return type(value)((k, cut(v)) for k, v in value.items())
         return value
 
     def on_call(_module: nn.Module, args: Any, output: Any = None) -> Any:

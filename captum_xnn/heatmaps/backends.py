@@ -49,6 +49,7 @@ from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps.one_output import OneOutput, one_output
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_tensors
 from captum_xnn.layers.integers import refuse_integers, replacing
@@ -60,7 +61,7 @@ from captum_xnn.layers.layout import (
     token_cells,
 )
 from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.read import read_layer
+from captum_xnn.layers.read import OutputTransform, read_layer
 from captum_xnn.layers.state import untouched
 
 __all__ = [
@@ -135,6 +136,9 @@ class FromCaptum:
     ``tokens="vit"``, ``"swin"`` or ``"sequence"`` these are taken for feature maps, see :class:`TokenGrid`. The grid of
     ``"vit"`` is read from the patch embedding (:func:`captum_xnn.layers.layout.token_cells`), or given as
     ``grid=(height, width)``.
+
+    Of a layer that returns a tuple or a dict, as recurrent layers and attention do, the one tensor that the explained
+    layer depends on is drawn.
 
     DeepLift, LRP and the guided methods work on a twin of the model made of modules, see
     :mod:`captum_xnn.heatmaps.canonical`, and refuse what they have no rule for.
@@ -284,13 +288,15 @@ class FromCaptum:
         moves = not (layered or issubclass(self.method, PerturbationAttribution))
         if moves or self.method.__name__ in _BETWEEN_INPUTS:
             refuse_integers(inputs, self.method.__name__, _AT_EMBEDDING)
-        name, grid = "", None
+        name, grid, several = "", None, None
         module: nn.Module | None = None
         if "layer" in self._constructor:
             name, module = self._layer(network, attributed, construct.get("layer"))
-            construct["layer"] = module
+            construct["layer"], given = module, (network, name, inputs, additional_forward_args)
+            if attributed is network and (picked := self._layouts.one_output(*given)) is not None:
+                several, module = module, picked
+                construct["layer"] = picked
             if self._tokens is not None:
-                given = network, name, inputs, additional_forward_args
                 grid = construct["layer"] = self._layouts.tokens(*given, self._tokens, self._grid)
         if isinstance(attributed, CanonicalNetwork) and issubclass(self.method, LayerDeepLift):
             refuse_unfit(self.method, attributed, module)
@@ -313,6 +319,7 @@ class FromCaptum:
                 leaves = _leaves(inputs, additional_forward_args, rows[some])
                 with (
                     untouched(attributed),
+                    module.after(several) if several is not None and isinstance(module, OneOutput) else nullcontext(),
                     _shapes(module, name, network.layer_name) as seen,
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
@@ -323,7 +330,7 @@ class FromCaptum:
                         network, name, inputs, additional_forward_args, (seen or [made[0].shape])[-1]
                     )
                 if grid is None and module is not None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
-                    self._refuse_tokens(module, channels)
+                    self._refuse_tokens(several or module, channels)
                 likes = [_image(inputs)] * len(made) if layered else inputs
                 yield (
                     some.tolist(),
@@ -566,8 +573,23 @@ class _Layouts:
         if key not in known:
             x, more = rows_of(inputs, additional, torch.tensor([0]))
             given = tuple(a.detach() if isinstance(a, Tensor) else a for a in network.hold((*x, *(more or ()))))
-            known[key] = what(network.model, find_layer(network.model, name)[1], given, name=name)
+            one = known.get((network.layer_name, name))
+            known[key] = what(network.model, find_layer(network.model, name)[1], given, name, one and one.pick)
         return known[key]
+
+    def one_output(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> OneOutput | None:
+        """Returns the tensor to draw of a layer that returns several; None where it returns one."""
+        known, key = self._known.setdefault(network.model, {}), (network.layer_name, name)
+        if key not in known:
+            known[key] = one_output(network, name, inputs, additional)
+        found: OneOutput | None = known[key]
+        return found
 
     def channels(
         self,
@@ -603,7 +625,7 @@ class _Layouts:
         if kind != "vit" or len(shape) != TOKENS[kind]:
             return TokenGrid(kind)  # which tells of other dimensions
         count = shape[1]
-        found: Cells | None = self._read(token_cells, network, name, inputs, additional)
+        found: Cells | None = self._read(_cells, network, name, inputs, additional)
         if found is not None and grid in (None, (found.height, found.width)):
             return TokenGrid(kind, found)
         if grid is None:
@@ -625,14 +647,24 @@ class _Layouts:
         return TokenGrid(kind, grid)
 
 
-def _channels(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> int:
-    return channel_dimension(model, layer, inputs, name=name)
+def _channels(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
+) -> int:
+    return channel_dimension(model, layer, inputs, name=name, output_transform=pick)
 
 
-def _shape(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> tuple[int, ...]:
+def _cells(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, _pick: OutputTransform | None
+) -> Cells | None:
+    return token_cells(model, layer, inputs, name=name)
+
+
+def _shape(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
+) -> tuple[int, ...]:
     """Returns the shape of a layer's output."""
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        return tuple(read_layer(model, layer, inputs, name=name)[0].shape)
+        return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick)[0].shape)
 
 
 class ExcitationMaps:
@@ -896,11 +928,13 @@ def _winning(
         tolerance=_VISIBLE,
     )
     maps = []
-    for p, leaf in zip(winners.p, done.leaves, strict=True):
+    for p, leaf, is_reached in zip(winners.p, done.leaves, winners.reached, strict=True):
+        if stop is not None and any(winners.reached) and not is_reached:
+            continue  # of a layer that returns several tensors, one that goes nowhere, such as attention weights
         p = p.transpose(0, 1)
         if grid is not None:
             p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])
-        elif stop is not None and leaf.dim() == 4:
+        elif stop is not None and leaf.dim() in _MODES:
             p = p.sum(channels(p.shape[1:]) + 1).unsqueeze(2)
         if settings.contrastive:
             opposite = (done.output[:, features] < 0) & network.centred
@@ -911,15 +945,15 @@ def _winning(
 
 
 def _image(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Returns the input whose size maps of a layer have: the first of images, if there are any."""
-    return next((x for x in inputs if x.dim() == 4), inputs[0])
+    """Returns the input whose size maps of a layer have: the first of images or volumes, if there are any."""
+    return next((x for x in inputs if x.dim() in _MODES), inputs[0])
 
 
 def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
     """Returns a layer's maps (N, K, 1, h, w) in the size of the input, all in its dtype."""
-    if layered and maps.dim() == 5 and like.dim() == 4:
-        size = like.shape[2:]
-        maps = F.interpolate(maps[:, :, 0], size, mode="bilinear", align_corners=False)[:, :, None]
+    if layered and maps.dim() == like.dim() + 1 and like.dim() in _MODES:
+        one = _resized(maps.flatten(0, 1), like)
+        maps = one.reshape(*maps.shape[:2], *one.shape[1:])
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 
@@ -1053,11 +1087,19 @@ def _leaves(
     return tuple(x.requires_grad_(x.is_floating_point()) for x in picked), more
 
 
+_MODES = {4: "bilinear", 5: "trilinear"}
+"""How maps of images, and of volumes, are enlarged."""
+
+
+def _resized(maps: Tensor, like: Tensor) -> Tensor:
+    """Returns maps (R, 1, ...) in the size of an image or a volume."""
+    return F.interpolate(maps, like.shape[2:], mode=_MODES[like.dim()], align_corners=False)
+
+
 def _finished(maps: Tensor, like: Tensor, layered: bool, channels: int | None) -> Tensor:
-    """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W)."""
-    if layered and maps.dim() == 4 and like.dim() == 4:
-        one = maps.sum(channels or 1)[:, None]
-        maps = F.interpolate(one, like.shape[2:], mode="bilinear", align_corners=False)
+    """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W), or (R, 1, D, H, W)."""
+    if layered and maps.dim() == like.dim() and like.dim() in _MODES:
+        maps = _resized(maps.sum(channels or 1)[:, None], like)
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 

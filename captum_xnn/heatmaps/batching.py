@@ -166,17 +166,30 @@ def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
 
 
 def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Returns maps (N, 1, ...) in the shape of the inputs; those of images give each channel an equal part.
+    """Returns maps (N, 1, ...) in the shape of the inputs.
+
+    A layer's map of an image or a volume gives each channel an equal part, one of token ids is summed over dimensions.
 
     Args:
         inputs: Tensors (N, ...).
         maps: One tensor for each, or others of a layer.
+
+    Raises:
+        ValueError: If a layer's maps are of another shape.
     """
-    likes = inputs if len(maps) == len(inputs) else inputs[:1] * len(maps)
+    image = next((x for x in inputs if x.dim() in (4, 5)), inputs[0])
+    likes = inputs if len(maps) == len(inputs) else (image,) * len(maps)
     return tuple(_shaped(m[:, 0], x).contiguous() for m, x in zip(maps, likes, strict=True))
 
 
 def _shaped(m: Tensor, x: Tensor) -> Tensor:
-    if m.dim() == x.dim() == 4 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
+    if m.shape == x.shape:
+        return m
+    if m.dim() == x.dim() > 2 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
         return m.expand_as(x) / x.shape[1]
-    return m
+    if m.shape[: x.dim()] == x.shape:  # of token ids: one number for each dimension of a token
+        return m.flatten(x.dim()).sum(-1)
+    raise ValueError(
+        f"feature= gives maps in the input's shape {tuple(x.shape)}, and the method gives {tuple(m.shape)}, of its "
+        "layer; leave feature out for maps of the layer's shape, or draw at the inputs, as with heatmap=InputXGradient"
+    )
