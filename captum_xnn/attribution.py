@@ -301,6 +301,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
             make = self._maker(found)
             shape = tuple(found.Z.shape[1:])
+            if not self._is_exact and run.ranks.first:
+                one = partial(make, shape, self.n_features, n_outputs=len(groups[0]))
+                _warn_of_size(one, shape, len(found.Z), found.layer)
             forms = [make(shape, self.n_features, n_outputs=len(of)).to(device, dtype) for of in groups]
         if isinstance(forms[0], ContributionGroups):
             yield from self._grouped(found, ys, groups, marks, forms, run)
@@ -947,6 +950,9 @@ _NOTABLE = 0.005
 # Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
 _OFF = 0.02
 
+# Weights of an explanation network, in all and for each example, up to which nothing is said of its size.
+_MANY, _MANY_EACH = 20_000_000, 1000
+
 _TRANSFORMS = ("output_transform", "prediction_transform")
 
 Log = Callable[[Any, Step], None]
@@ -1076,6 +1082,24 @@ def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
         f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
         f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
         "out, as contributions always add up",
+        stacklevel=levels_up(),
+    )
+
+
+def _warn_of_size(make: Callable[[], Form], shape: tuple[int, ...], examples: int, layer: str) -> None:
+    """Warn, before it takes the memory, of a network with far more weights than examples can teach."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            weights = sum(p.numel() for p in make().parameters())
+    except Exception:
+        return  # a form of the user's own, which may want real numbers
+    if weights <= max(_MANY, _MANY_EACH * examples):
+        return
+    warnings.warn(
+        f"the explanation network of layer {layer!r} has {weights / 1e6:.0f} million weights for {examples} examples, "
+        f"about {16 * weights / 1e9:.1f} GB while it learns, as Z has {shape} numbers per example; leave autoencoder= "
+        "out (groups of contributions weigh channels only), read one token or the mean, as in "
+        "output_transform=lambda output: output[:, 0], or pass autoencoder=ConvSRAE for feature maps",
         stacklevel=levels_up(),
     )
 

@@ -222,3 +222,40 @@ def test_probabilities_of_pixels_are_still_told(form):
     xnn = explainer(Counting((3, 4, 5)), form, prediction_transform=transform)
     with pytest.warns(UserWarning, match="expected logits, got outputs"):
         xnn.fit(loader(), (0, 1, 2), progress=False)
+
+
+# --- a whole token layer as Z
+
+
+class Tokens(nn.Module):
+    """197 tokens of 768 dimensions, as a vision transformer has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Linear(1, 768), nn.Linear(768, 3)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).mean(1))
+
+
+def test_a_network_of_a_whole_token_layer_is_told_before_it_is_made():
+    """242 million weights: 2 x 197 x 768 x 800, and a few. The warning is an error here, so none of them was made."""
+    model, x = Tokens(), torch.randn(16, 197, 1)
+    told = (
+        r"'embedding' has 242 million weights for 16 examples, about 3.9 GB .* Z has \(197, 768\) numbers per example"
+    )
+    with pytest.raises(UserWarning, match=told):
+        XNNAttribution(model, "embedding", 2, autoencoder=SRAE).fit(
+            x, 0, positives=torch.ones(16).bool(), progress=False
+        )
+
+
+def test_what_is_advised_for_a_whole_token_layer_is_small():
+    model, x = Tokens(), torch.randn(16, 197, 1)
+    everything = torch.ones(16).bool()
+    groups = XNNAttribution(model, "embedding", 2).fit(x, 0, positives=everything, progress=False)
+    assert groups.explainer(0).form.groups.numel() <= 2 * 768
+    one = XNNAttribution(
+        model, "embedding", 2, autoencoder=SRAE, recipe=Recipe(steps=1), output_transform=lambda output: output[:, 0]
+    ).fit(x, 0, positives=everything, progress=False)
+    assert sum(p.numel() for p in one.explainer(0).form.parameters()) < 2_000_000
