@@ -102,9 +102,9 @@ class ContributionGroups(nn.Module):
             "most": most,
         }
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; pass at least 1")
-        if balance < 0 or tolerance <= 0:
+            if not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value}; pass a whole number of at least 1")
+        if not 0 <= balance < math.inf or not 0 < tolerance < math.inf:
             raise ValueError(f"balance is {balance} and tolerance {tolerance}; pass balance >= 0 and tolerance > 0")
         channels = (2 if len(sizes) == 2 else 1) if channels is None else channels % (len(sizes) + 1)
         if not 1 <= channels <= len(sizes):
@@ -121,7 +121,7 @@ class ContributionGroups(nn.Module):
             "balance": balance,
             "intervals": intervals,
             "most": most,
-            "tolerance": tolerance,
+            "tolerance": float(tolerance),
         }
         # All places of a grid share one base, because images may differ in size. Each token position has its own.
         places = [size if len(sizes) == 2 or i + 1 == channels else 1 for i, size in enumerate(sizes)]
