@@ -49,7 +49,8 @@ class ContributionGroups(nn.Module):
         n_outputs: Explained outputs C. All share the groups.
         channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
             maps (N, C, H, W), and 2 for tokens (N, T, D).
-        patches: Patches along each side of the grid in which images are covered to measure drops.
+        patches: Patches along each side of the grid in which images are covered to measure drops. Eight positives or
+            more share the grid: each has a quarter of its patches covered.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
