@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from captum_xnn.training.covering import covers, patch_bounds
 def test_bounds_cut_a_side_into_nearly_equal_parts():
     bounds = patch_bounds(227, 8)
     assert bounds[0][0] == 0 and bounds[-1][1] == 227
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(bounds))
     assert {end - begin for begin, end in bounds} == {28, 29}
     assert patch_bounds(3, 8) == [(0, 1), (1, 2), (2, 3)]
 
