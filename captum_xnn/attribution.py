@@ -35,7 +35,7 @@ from captum_xnn.distributed import ALONE, Ranks
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
+from captum_xnn.heatmaps.backends import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
 from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, levels_up, like
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork
@@ -91,9 +91,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         n_features: x-features K for each explainer.
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. By default gradient x
             activation for groups of contributions, and contrastive excitation backprop for learned networks:
-            :class:`~captum_xnn.heatmaps.backends.DefaultMaps`.
+            :class:`~captum_xnn.heatmaps.DefaultMaps`.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. By default
-            :class:`~captum_xnn.models.contribution_groups.ContributionGroups`, which is exact; ``SRAE``, the paper's
+            :class:`~captum_xnn.models.ContributionGroups`, which is exact; ``SRAE``, the paper's
             learned form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the
             :mod:`~captum_xnn.models.baselines`.
         recipe: Settings of the training of learned networks.
@@ -192,7 +192,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
                 batches, such as a DataLoader, which hold the inputs first. Or activations that were collected before,
-                in memory or on disk (:class:`~captum_xnn.activations.collecting.Activations`); the model is not run
+                in memory or on disk (:class:`~captum_xnn.activations.Activations`); the model is not run
                 then.
             target: One output of the model (None, int, or tuple of ints), or a list or range of them, which get an
                 explainer each.
@@ -200,7 +200,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.
             store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
-                it already is not collected again (:func:`~captum_xnn.activations.collecting.collect`). It keeps
+                it already is not collected again (:func:`~captum_xnn.activations.collect`). It keeps
                 contributions
                 too: a later fit to the same outputs reads them there, with any ``n_features``, and runs the model no
                 more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -355,6 +356,16 @@ def test_steps_that_are_as_many_as_the_examples_are_no_examples():
     ):
         with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 1, 5\) for 1 example"):
             swapped.with_heatmap(heatmap).attribute(x, 0)
+    chance = r"layer 'out' gives shape \(6, 1, 5\) for 1 example, so its examples do not come first"
+    gradients = swapped.with_heatmap(FromCaptum(LayerGradientXActivation, layer="out"))
+    with pytest.raises(ValueError, match=chance):
+        gradients.attribute(x[:3], 0)  # 3 examples with 2 maps each are 6 rows
+    with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 8, 5\) for 8 examples, so its examples"):
+        gradients.attribute(x[:4], 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
+        with pytest.raises(ValueError, match=chance):
+            swapped.with_heatmap(ExcitationMaps("out")).attribute(x, 0)
 
 
 # --- outputs that are no logits
@@ -461,3 +472,18 @@ def test_directions_are_counted_by_their_variance(count):
     assert directions(Z.unflatten(1, (3, 3))) == count
     values = np.linalg.eigvalsh(np.cov(Z.numpy().T))[::-1]
     assert int((values.cumsum() < 0.99 * values.sum()).sum()) + 1 == count
+
+
+def test_groups_that_add_nothing_are_merged_and_logged(caplog):
+    """Of four dimensions two reach the output."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(80, 4)
+    with torch.no_grad():
+        model[2].weight[0, 2:] = 0
+    xnn = XNNAttribution(model, "1", 4)
+    with caplog.at_level("INFO", "captum_xnn"):
+        xnn.fit(x, positives=torch.ones(80).bool(), progress=False)
+    left = xnn.explainer().form.n_features
+    assert left <= 2
+    assert f"{left} of 4 x-features were left after merging" in caplog.text
+    why = xnn.contributions(x[:5])
+    torch.testing.assert_close(why.bias + why.contributions.sum(1), model(x[:5])[:, 0].detach(), rtol=0.02, atol=0.02)

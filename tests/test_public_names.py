@@ -21,7 +21,8 @@ NAMES = {
     ),
     "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP total_mass",
     "heatmaps": (
-        "DefaultMaps ExcitationMaps FromCaptum GradientMaps Heatmap TOKENS TokenGrid as_heatmap rows_of_settings"
+        "DefaultMaps ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap TOKENS TokenGrid as_heatmap "
+        "rows_of_settings"
     ),
     "layers": "EveryCall find_layer",
     "metrics": (

@@ -362,7 +362,7 @@ def collect(
     Args:
         model: The model to explain.
         layer: One of its layers, by dotted name or as a module. Of several calls in a row the last counts; for calls
-            side by side see :class:`captum_xnn.layers.read.EveryCall`.
+            side by side see :class:`captum_xnn.layers.EveryCall`.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
             batches such as a DataLoader.
         store: A folder to collect into, made if need be, for data that do not fit in memory; see above. What it holds

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_xnn.errors import levels_up
 from captum_xnn.layers.lookup import unwrap
+from captum_xnn.layers.stacklevel import levels_up
 
 __all__ = ["ForModel", "Unpack", "first_of_batch", "unpack_for"]
 

@@ -11,6 +11,7 @@ from captum_xnn.heatmaps.backends import (
     as_heatmap,
     rows_of_settings,
 )
+from captum_xnn.heatmaps.one_heatmap import OneHeatmap
 
 __all__ = [
     "TOKENS",
@@ -19,6 +20,7 @@ __all__ = [
     "FromCaptum",
     "GradientMaps",
     "Heatmap",
+    "OneHeatmap",
     "TokenGrid",
     "as_heatmap",
     "rows_of_settings",

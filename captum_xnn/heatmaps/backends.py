@@ -50,6 +50,7 @@ from captum_xnn.heatmaps.canonical import CanonicalNetwork, Twins, needs_modules
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork, cut_off
 from captum_xnn.heatmaps.one_output import OneOutput, one_output
+from captum_xnn.heatmaps.shared_pass import gradients_of_groups
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_tensors
 from captum_xnn.layers.integers import refuse_integers, replacing
@@ -61,6 +62,7 @@ from captum_xnn.layers.layout import (
     token_cells,
 )
 from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.nested import tensors_in
 from captum_xnn.layers.read import OutputTransform, read_layer
 from captum_xnn.layers.state import untouched
 
@@ -95,6 +97,8 @@ _UNFIT = {
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
 
+# Settings of a call with which x-features can share a forward pass.
+_SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
 # Methods for layers that all the same move the inputs, from a baseline or by noise.
 _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
@@ -324,6 +328,9 @@ class FromCaptum:
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
                     made = self._attributed_to(network, attributed, construct, own, leaves, checking)
+                if module is not None and grid is None:
+                    asked = network, name, inputs, additional_forward_args
+                    self._layouts.refuse_examples_second(*asked, (seen or [made[0].shape])[-1], made[0], len(some))
                 channels = None
                 if grid is None and module is not None and made[0].dim() > 2:
                     channels = self._layouts.channels(
@@ -610,6 +617,22 @@ class _Layouts:
         found: int = self._read(_channels, network, name, inputs, additional)
         return found
 
+    def refuse_examples_second(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        shape: Sequence[int],
+        maps: Tensor,
+        rows: int,
+    ) -> None:
+        """Raises where a layer has no row for each example, as (T, N, D); asks the model where T is N by chance."""
+        refuse_examples_second(maps, rows, name)
+        if len(shape) > 2 and shape[0] == shape[1]:
+            one = self._read(_shape, network, name, inputs, additional)
+            refuse_examples_second(torch.empty(one, device="meta"), 1, name)
+
     def tokens(
         self,
         network: ExplanationNetwork,
@@ -647,10 +670,15 @@ class _Layouts:
         return TokenGrid(kind, grid)
 
 
+def _first(raw: Any) -> Any:
+    """Returns the first floating-point tensor of a layer's output."""
+    return next((tensor for _, tensor in tensors_in(raw) if tensor.is_floating_point()), raw)
+
+
 def _channels(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
 ) -> int:
-    return channel_dimension(model, layer, inputs, name=name, output_transform=pick)
+    return channel_dimension(model, layer, inputs, name=name, output_transform=pick or _first)
 
 
 def _cells(
@@ -664,7 +692,7 @@ def _shape(
 ) -> tuple[int, ...]:
     """Returns the shape of a layer's output."""
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick)[0].shape)
+        return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick or _first)[0].shape)
 
 
 class ExcitationMaps:
@@ -782,6 +810,7 @@ class ExcitationMaps:
         given = network, "" if stop is None else stop.name, inputs, additional_forward_args
         grid = self._layouts.tokens(*given, tokens, cells) if tokens else None
         channels = partial(self._layouts.channels, *given)
+        check = partial(self._layouts.refuse_examples_second, *given)
         n, K = len(inputs[0]), len(features)
         if not K:
             raise ValueError("expected at least one x-feature to draw, got none; pass their numbers, such as [0, 1]")
@@ -795,7 +824,15 @@ class ExcitationMaps:
                 x, additional = rows_of(inputs, additional_forward_args, some)
                 parts = [
                     _winning(
-                        network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop, channels, grid
+                        network,
+                        x,
+                        additional or (),
+                        chosen,
+                        list(features[i : i + at_once[1]]),
+                        stop,
+                        channels,
+                        check,
+                        grid,
                     )
                     for i in range(0, K, at_once[1])
                 ]
@@ -880,6 +917,58 @@ class GradientMaps(_Choice):
         layered = "layer" in options or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
         return self._at_layer if layered else self._at_inputs
 
+    def __call__(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], features: Sequence[int], **options: Any
+    ) -> tuple[Tensor, ...]:
+        """Return one tensor (N, K, ...) of maps per input; layer methods on images give (N, K, 1, H, W).
+
+        Groups of contributions share one forward pass (:mod:`captum_xnn.heatmaps.shared_pass`).
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            options: Further arguments, as :class:`FromCaptum` takes them.
+        """
+        chosen = self.choose(network, inputs, options)
+        if isinstance(network, ContributionNetwork) and not {*options} - _SHARED:
+            found = self._together(network, inputs, features, layered=chosen is self._at_layer, **options)
+            if found is not None:
+                return found
+        return chosen(network, inputs, features, **options)
+
+    def _together(
+        self,
+        network: ContributionNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        layered: bool,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        layer: str | nn.Module | None = None,
+    ) -> tuple[Tensor, ...] | None:
+        """Return the maps of all x-features from one forward pass for each chunk; None where that cannot be."""
+        given = (additional_forward_args or ())[:-1]  # the last ones are the slopes of the path
+        name, place = self._at_layer._layer(network, network, layer) if layered else ("", None)
+        n, K, chunks = len(inputs[0]), len(features), []
+        for rows in torch.split(torch.arange(n), internal_batch_size or n):
+            x, more = rows_of(inputs, given, rows)
+            made = gradients_of_groups(network.form, network.tail, network.target, x, more or (), features, place)
+            if made is None:
+                return None
+            maps = [values[:, None] * gradients for values, gradients in made]
+            if place is None:
+                chunks.append([m.to(like.dtype) for m, like in zip(maps, inputs, strict=True)])
+                continue
+            values, layouts = made[0][0], self._at_layer._layouts
+            asked = network, name, inputs, additional_forward_args
+            layouts.refuse_examples_second(*asked, values.shape, values, len(rows))
+            channels = layouts.channels(*asked, values.shape) if values.dim() > 2 else None
+            done = _finished(maps[0].flatten(0, 1), _image(inputs), True, channels)
+            chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
+        return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))
+
 
 class DefaultMaps(_Choice):
     """:class:`GradientMaps` for groups of contributions, :class:`ExcitationMaps` for learned networks and outputs.
@@ -911,11 +1000,13 @@ def _winning(
     features: list[int],
     stop: Stop | None,
     channels: Callable[[Sequence[int]], int],
+    check: Callable[[Sequence[int], Tensor, int], None],
     grid: TokenGrid | None,
 ) -> list[Tensor]:
     """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative.
 
     Feature maps of a layer to stop at are summed over channels, which are in the dimension that ``channels`` returns.
+    ``check`` raises where such a layer has no row for each example.
     """
     done, winners = propagate(
         network,
@@ -931,6 +1022,8 @@ def _winning(
     for p, leaf, is_reached in zip(winners.p, done.leaves, winners.reached, strict=True):
         if stop is not None and any(winners.reached) and not is_reached:
             continue  # of a layer that returns several tensors, one that goes nowhere, such as attention weights
+        if stop is not None and grid is None:
+            check(p.shape[1:], p[0], len(inputs[0]))
         p = p.transpose(0, 1)
         if grid is not None:
             p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.errors import levels_up
 from captum_xnn.heatmaps.backends import FromCaptum, Heatmap, rows_of_settings
 from captum_xnn.heatmaps.network import ExplanationNetwork, cut_off
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_forward_args, format_tensors
+from captum_xnn.layers.stacklevel import levels_up
 
 __all__ = ["Part", "copied", "draw", "in_shape_of", "levels_up", "like"]
 

@@ -33,7 +33,7 @@ class ExplanationNetwork(nn.Module):
     Args:
         model: The explained model. Its weights are used as they are, not copied.
         layer: The explained layer, by dotted name or as a module.
-        xnn: The explanation network on that layer, usually a fitted :class:`~captum_xnn.models.srae.SRAE`.
+        xnn: The explanation network on that layer, usually a fitted :class:`~captum_xnn.models.SRAE`.
         trace: What the model executes, from :func:`captum_xnn.layers.trace.trace`. Without it the layer is taken to be
             called once, and leaf modules are not registered, so that LRP, DeepLift and guided methods cannot be used.
         output_transform: Turns the layer's raw output into one tensor (N, ...).

@@ -7,7 +7,7 @@ Conventions:
 
 Tests:
     Two conditions that the same people went through are compared pair by pair
-    (:func:`captum_xnn.metrics.paired.paired_test`): mean difference with a bootstrap interval, Wilcoxon's signed ranks,
+    (:func:`captum_xnn.metrics.paired_test`): mean difference with a bootstrap interval, Wilcoxon's signed ranks,
     a permutation of signs, rank-biserial correlation. Conditions of different people are compared by Mann and Whitney's
     test, with the same effect size for two groups. Holm's correction is over all comparisons of one measure.
     The mixed model is linear: score ~ condition + data set, with effects of each participant and each batch

@@ -36,7 +36,7 @@ shown("Excitation backprop", None)
 # %%
 # Gradients along a path
 # ----------------------
-# Settings of a method go to :class:`~captum_xnn.heatmaps.backends.FromCaptum`. The maps are signed. Those of all
+# Settings of a method go to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed. Those of all
 # x-features add up to the map of the output, place by place, relative to a baseline, here a black image.
 
 shown("Integrated Gradients", FromCaptum(IntegratedGradients, n_steps=32))
