@@ -204,3 +204,49 @@ def test_what_deeplift_has_no_rule_for_is_still_refused(form):
     xnn = fitted(model, "3", x := torch.randn(40, 6), form, DeepLift)
     with pytest.raises(UnsupportedOperationError, match="sum to the x-feature's difference from the baseline"):
         xnn.attribute(x[:3], 0)
+
+
+# --- modules made in forward
+
+
+class MadeInForward(nn.Module):
+    """Non-linearities made anew in every pass, and one pooling module for both levels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.pool, self.last, self.act, self.head = nn.MaxPool2d(2), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.pool(nn.ReLU()(self.a(x)))
+        x = self.pool(nn.LeakyReLU(0.1)(self.b(x)))
+        return self.head(self.act(self.last(x.flatten(1))))
+
+
+@pytest.mark.filterwarnings("ignore:expected maps that are not zero")
+@pytest.mark.parametrize("form", FORMS)
+def test_deeplift_through_modules_made_in_forward(form):
+    """Each x-feature's attributions sum to what it differs by from its value at the baseline."""
+    x = torch.randn(40, 1, 8, 8)
+    xnn = fitted(MadeInForward(), "act", x, form, FromCaptum(DeepLift, baselines=x[5:6]))
+    maps = xnn.attribute(x[:3], 0)
+    if form == "groups":  # held slopes are those of the example, so the read-out at the baseline has them too
+        slopes = xnn._explained(x[:3], 0, None)[1].slopes
+        model, groups = xnn.model, xnn.explainer(0).form.groups
+        Z, Z0 = (model.act(model.last(hidden(model, part))).detach() for part in (x[:3], x[5:6]))
+        wanted = ((Z - Z0) * slopes) @ groups
+    else:
+        wanted = xnn.contributions(x[:3], 0).features - xnn.contributions(x[5:6], 0).features
+    torch.testing.assert_close(maps.flatten(2).sum(2), wanted, rtol=1e-3, atol=1e-5)
+
+
+def hidden(model, x):
+    x = model.pool(model.a(x).relu())
+    return model.pool(nn.functional.leaky_relu(model.b(x), 0.1)).flatten(1)
+
+
+@pytest.mark.parametrize("inputs", [((torch.zeros(2, 6),),), (torch.zeros(2, 6), None)], ids=["nested", "None"])
+def test_inputs_that_are_no_tensors_are_told(inputs):
+    xnn = fitted(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), "1", torch.randn(40, 6), "groups")
+    with pytest.raises(TypeError, match=r"inputs are a tuple of |is 2 inputs of the model"):
+        xnn.attribute(inputs, 0)

@@ -62,6 +62,7 @@ from captum_xnn.layers.layout import (
     token_cells,
 )
 from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.nested import tensors_in
 from captum_xnn.layers.read import OutputTransform, read_layer
 from captum_xnn.layers.state import untouched
 
@@ -669,10 +670,15 @@ class _Layouts:
         return TokenGrid(kind, grid)
 
 
+def _first(raw: Any) -> Any:
+    """Returns the first floating-point tensor of a layer's output."""
+    return next((tensor for _, tensor in tensors_in(raw) if tensor.is_floating_point()), raw)
+
+
 def _channels(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
 ) -> int:
-    return channel_dimension(model, layer, inputs, name=name, output_transform=pick)
+    return channel_dimension(model, layer, inputs, name=name, output_transform=pick or _first)
 
 
 def _cells(
@@ -686,7 +692,7 @@ def _shape(
 ) -> tuple[int, ...]:
     """Returns the shape of a layer's output."""
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick)[0].shape)
+        return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick or _first)[0].shape)
 
 
 class ExcitationMaps:

@@ -141,9 +141,15 @@ def copied(
         additional_forward_args: None, one argument, or a tuple of them.
 
     Raises:
+        TypeError: If an input is no tensor.
         ValueError: If there is no example.
     """
     tensors: tuple[Tensor, ...] = format_tensors(inputs)
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise TypeError(
+            f"inputs are a tuple of {', '.join(type(x).__name__ for x in tensors)}; pass one tensor, or a tuple of "
+            "tensors in the order of forward, and everything else as additional_forward_args"
+        )
     if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
         raise ValueError(
             f"expected inputs with the examples first and at least one of them, got shapes "
