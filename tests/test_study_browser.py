@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,41 @@ ARMS = (
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><b>'&" + "w" * 80
 
 
+class Gates:
+    """Holds requests whose path ends in a closed gate's name, and counts all that came."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.open = {name: threading.Event() for name in ("claim", "events", "answer")}
+        self.came: dict[str, int] = dict.fromkeys(self.open, 0)
+        for gate in self.open.values():
+            gate.set()
+
+    def __call__(self, environ: Any, start: Any) -> Any:
+        name = environ["PATH_INFO"].rpartition("/")[2]
+        if name in self.open:
+            self.came[name] += 1
+            assert self.open[name].wait(60)
+        return self.app(environ, start)
+
+    @contextmanager
+    def closed(self, name: str) -> Iterator[None]:
+        """Holds requests of one kind meanwhile."""
+        self.open[name].clear()
+        try:
+            yield
+        finally:
+            self.open[name].set()
+
+
 class Site:
     """A study that is served in a thread."""
 
     def __init__(self, folder: Path, explained: Any, **settings: Any) -> None:
         self.study = made(folder, explained, **settings)
         self.store = StudyStore(folder / ANSWERS_FILE)
-        self.server = waitress.create_server(make_app(self.study, self.store), host="127.0.0.1", port=0)
+        self.gates = Gates(make_app(self.study, self.store))
+        self.server = waitress.create_server(self.gates, host="127.0.0.1", port=0, threads=8)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
 
@@ -232,13 +261,50 @@ def test_filled_in_answers_survive_a_reload(driver: Any, site: Site) -> None:
     come_to(driver, link, "final")
     driver.execute_script("document.querySelectorAll('fieldset')[0].querySelectorAll('input')[4].click()")
     one(driver, "#comments").send_keys("hello")
-    time.sleep(0.7)
+    # At once: a text is kept when the page goes, however lately it was typed.
     driver.get(link)
     until(lambda: ready(driver) is not None)
     chosen = driver.execute_script("return document.querySelector('fieldset :checked').value")
     assert chosen == "4" and one(driver, "#comments").get_property("value") == "hello"
     click(driver, "#next")
     assert "still open" in one(driver, ".error").text and kind(driver) == "final"
+
+
+def test_the_longest_comment_in_any_script_is_accepted(driver: Any, site: Site) -> None:
+    link = site.link("one")
+    come_to(driver, link, "final")
+    participant = site.participant(link)
+    text = "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 5000
+    driver.execute_script(
+        "const box = document.querySelector('#comments'); box.value = arguments[0];"
+        "box.dispatchEvent(new Event('input'))",
+        text,
+    )
+    until(lambda: [e for e in site.store.events(participant.id) if e["kind"] == "fill"])
+    saved(driver)
+    assert answer(driver) == "end"
+    assert site.store.answers(participant.id)[len(participant.steps) - 1]["data"]["comments"] == text
+
+
+def test_nothing_changes_on_the_page_while_an_answer_is_on_its_way(driver: Any, site: Site) -> None:
+    link = site.link("one")
+    come_to(driver, link, "sort")
+    names = images(driver)
+    for name in names:
+        key(driver, name, "1")
+    still(driver, site, link)
+    with site.gates.closed("answer"):
+        click(driver, "#next")
+        until(lambda: "Saving" in one(driver, "#next").text)
+        key(driver, names[0], "2")
+        assert set(placed(driver).values()) == {1}
+        # Who withdraws meanwhile has withdrawn, though the answer then finds no participant.
+        click(driver, "#withdraw")
+        click(driver, "#withdraw-yes")
+        until(lambda: kind(driver) == "withdrawn")
+    until(lambda: any("404" in entry["message"] for entry in driver.get_log("browser")))
+    time.sleep(0.3)
+    assert "You have withdrawn" in one(driver, "main").text and site.participant(link) is None
 
 
 def test_a_lost_connection_is_told_and_nothing_is_lost(driver: Any, site: Site) -> None:
@@ -265,33 +331,101 @@ def test_a_lost_connection_is_told_and_nothing_is_lost(driver: Any, site: Site) 
     assert sum(e["kind"] == "move" for e in events) == 4
 
 
+@contextmanager
+def second_tab(driver: Any) -> Iterator[tuple[str, str]]:
+    """Opens another tab and returns both; closes it and leaves only refusals on the console."""
+    first = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    resize(driver, 1280, 900)
+    second = driver.current_window_handle
+    try:
+        yield first, second
+    finally:
+        driver.switch_to.window(second)
+        driver.close()
+        driver.switch_to.window(first)
+    assert all("409" in entry["message"] for entry in driver.get_log("browser"))
+
+
+def told(driver: Any) -> None:
+    """Waits until the page says that the session goes on elsewhere."""
+    until(lambda: one(driver, "#ask").is_displayed() and "another window" in one(driver, "#ask").text)
+
+
+def still(driver: Any, site: Site, link: str) -> None:
+    """Waits until the page has nothing more to send, not even the look at the image that has the focus."""
+    image = driver.execute_script("return document.activeElement.dataset.image")
+    participant = site.participant(link)
+
+    def looked() -> bool:
+        events = site.store.events(participant.id, participant.step)
+        return any(e["kind"] == "inspect" and e["data"]["image"] == image for e in events)
+
+    until(looked)
+    saved(driver)
+
+
 def test_the_later_of_two_tabs_goes_on_and_the_other_is_told(driver: Any, site: Site) -> None:
     link = site.link("one")
     come_to(driver, link, "sort")
     names = images(driver)
     key(driver, names[0], "1")
+    still(driver, site, link)
+    with second_tab(driver) as (first, second):
+        opened(driver, link)
+        assert placed(driver)[names[0]] == 1
+        key(driver, names[1], "2")
+        still(driver, site, link)
+        with site.gates.closed("events"):  # so that the page learns of the other tab after the move, however slow it is
+            driver.switch_to.window(first)
+            key(driver, names[2], "2")
+            assert placed(driver) == {names[0]: 1, names[1]: 0, names[2]: 2, names[3]: 0}
+        told(driver)
+        click(driver, "#ask .go")
+        until(lambda: placed(driver).get(names[1]) == 2)
+        # The move that the first tab had not been able to send is not lost.
+        assert placed(driver) == {names[0]: 1, names[1]: 2, names[2]: 2, names[3]: 0}
+        saved(driver)
+        driver.switch_to.window(second)
+        driver.execute_script("record('toggle', {map: null})")
+        told(driver)
+    participant = site.participant(link)
+    moves = [e["data"]["to"] for e in site.store.events(participant.id, participant.step) if e["kind"] == "move"]
+    assert moves == [[[names[0], 1]], [[names[1], 2]], [[names[2], 2]]]
+
+
+def test_a_tab_that_takes_over_sends_nothing_before_and_everything_after(driver: Any, site: Site) -> None:
+    link = site.link("one")
+    come_to(driver, link, "sort")
+    names = images(driver)
     saved(driver)
-    first = driver.current_window_handle
-    driver.switch_to.new_window("tab")
-    resize(driver, 1280, 900)
-    opened(driver, link)
-    assert placed(driver)[names[0]] == 1
-    key(driver, names[1], "2")
-    saved(driver)
-    second = driver.current_window_handle
-    driver.switch_to.window(first)
-    key(driver, names[2], "2")
-    until(lambda: one(driver, "#ask").is_displayed())
-    assert "another window" in one(driver, "#ask").text
-    click(driver, "#ask .go")
-    until(lambda: placed(driver).get(names[1]) == 2)
-    # The move that the first tab had not been able to send is not lost.
-    assert placed(driver) == {names[0]: 1, names[1]: 2, names[2]: 2, names[3]: 0}
-    driver.switch_to.window(second)
-    driver.close()
-    driver.switch_to.window(first)
-    logged = [e["message"] for e in driver.get_log("browser")]
-    assert all("409" in message for message in logged)
+    with second_tab(driver) as (first, second):
+        opened(driver, link)
+        saved(driver)
+        with site.gates.closed("events"):
+            driver.switch_to.window(first)
+            key(driver, names[0], "1")
+        told(driver)
+        # Requests of this tab alone: the other one tells when it is put away.
+        sends = "return performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/events')).length"
+        before, claims = driver.execute_script(sends), site.gates.came["claim"]
+        with site.gates.closed("claim"):
+            # A move's own timer may still run when the session is taken over; what it sends would be refused.
+            driver.execute_script("later(100); document.querySelector('#ask .go').click()")
+            until(lambda: site.gates.came["claim"] > claims)
+            time.sleep(0.6)
+            assert one(driver, "#ask").is_displayed() and "Loading" in one(driver, "#ask .go").text
+            assert driver.execute_script(sends) == before
+        until(lambda: not one(driver, "#ask").is_displayed())
+        assert placed(driver)[names[0]] == 1
+        key(driver, names[1], "2")
+        saved(driver)
+        participant = site.participant(link)
+        moves = [e["data"]["to"] for e in site.store.events(participant.id, participant.step) if e["kind"] == "move"]
+        assert moves == [[[names[0], 1]], [[names[1], 2]]]
+        driver.switch_to.window(second)
+        driver.execute_script("record('toggle', {map: null})")
+        told(driver)
 
 
 def test_maps_are_toggled_on_all_images_seen_on_hover_and_compared(driver: Any, site: Site) -> None:

@@ -105,7 +105,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "seconds": "Time within the step while the page was seen, in seconds",
         "event": "open, move, undo, select, toggle, inspect, compare, choose, fill, hide (page put away) or show",
         "image": "Id of the image, where the event is about one",
-        "value": "Group of a move, map of a toggle, choice, 1 or 0 of a selection, or what was filled in",
+        "value": "Group of a move, map of a toggle, choice, 1 or 0 of a selection, or what was filled in; "
+        "empty for drafts of comments",
     },
     "images": {
         "dataset": _WHERE["dataset"],
@@ -437,6 +438,8 @@ def _event_rows(event: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"image": _plain(image), "value": _plain(group)} for image, group in pairs] or [{}]
     if event["kind"] == "compare" and isinstance(data.get("images"), list):
         return [{"image": _plain(image)} for image in data["images"]] or [{}]
+    if event["kind"] == "fill" and data.get("name") == "comments":
+        return [{}]  # drafts: what somebody wrote and took back is nobody's business
     value = next((data[name] for name in ("value", "on", "map") if data.get(name) is not None), None)
     return [{"image": _plain(data.get("image")), "value": _plain(value)}]
 

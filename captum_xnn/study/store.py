@@ -73,6 +73,8 @@ _TOGETHER = 200
 # What one participant may store: a page of a study sends a few hundred events.
 _MOST_EVENTS = 20000
 _LONGEST = 6000
+# A comment of 5000 characters, each six in JSON at most, with its name.
+_LONGEST_TEXT = 6 * 5000 + 100
 _DAY = 86_400_000
 
 T = TypeVar("T")
@@ -477,8 +479,9 @@ def _checked(event: Any) -> tuple[str, int, str, int, str]:
     if type(step) is not int or not 0 <= step < 1000 or type(at) is not int or not 0 <= at < 100 * _DAY:
         raise ValueError("expected an event with a step and a time in milliseconds")
     data = json.dumps(event.get("data"), allow_nan=False).replace("\\u0000", "")
-    if len(data) > _LONGEST:
-        raise ValueError(f"expected an event of at most {_LONGEST} characters")
+    longest = _LONGEST_TEXT if kind == "fill" else _LONGEST
+    if len(data) > longest:
+        raise ValueError(f"expected an event of at most {longest} characters, got {len(data)}")
     return name, step, kind, at, data
 
 

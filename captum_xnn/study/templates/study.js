@@ -140,6 +140,12 @@ let timer = null;
 let wait = 0;
 let moved = false;
 
+// What a screen holds back for a moment, such as a comment that is being typed, is recorded before the page goes.
+
+let held = null;
+function settle() { if (held) held(); }
+addEventListener("pagehide", settle);
+
 // Each window keeps its own, under its name: two windows must not overwrite each other's.
 
 function keep() {
@@ -161,9 +167,14 @@ function kept() {
   return [...found.values()];
 }
 
-function forget() {
+/** Removes what the session's windows have kept; if events are given, only where no others are kept beside them. */
+function forget(events) {
+  const ids = events && new Set(events.map((event) => event.id));
   try {
-    for (const other of Object.keys(localStorage).filter((k) => k.startsWith(`${backend.key}/`))) localStorage.removeItem(other);
+    for (const other of Object.keys(localStorage).filter((k) => k.startsWith(`${backend.key}/`))) {
+      if (ids && !JSON.parse(localStorage.getItem(other)).every((event) => ids.has(event.id))) continue;
+      localStorage.removeItem(other);
+    }
   } catch { /* nothing was kept */ }
 }
 
@@ -176,6 +187,8 @@ function status(of) {
 
 function record(kind, data) {
   if (!state || !state.now || moved) return;
+  // Of a text that is being typed only the last version has to be sent.
+  if (kind === "fill") outbox = outbox.filter((event) => event.kind !== "fill" || event.step !== state.step || event.data.name !== data.name);
   outbox.push({ id: name(), step: state.step, kind, at: clock(), data });
   keep();
   status("saving");
@@ -222,6 +235,7 @@ function failed(error, events) {
 addEventListener("online", () => { wait = 0; later(0); });
 document.addEventListener("visibilitychange", () => {
   if (!state || !state.now) return;
+  settle();
   record(document.hidden ? "hide" : "show", {});
   tick();
   if (document.hidden) flush();
@@ -243,20 +257,26 @@ function clock() { tick(); return Math.round(spent); }
 /* From step to step. */
 
 async function start() {
-  moved = false;
+  // Until the session is this window's, nothing else may be sent: it would be refused, and the window held for moved.
+  moved = true;
+  clearTimeout(timer);
+  if (sending) await sending.catch(() => {});
   try {
     outbox = kept();
-    const claimed = await backend.claim();
+    let next = await backend.claim();
     // Those of this browser's last window that are not yet stored belong to the steps where they were made.
     if (outbox.length) {
-      for (let i = 0; i < outbox.length; i += 100) await backend.record(outbox.slice(i, i + 100));
-      forget();
-      sent(outbox);
-      return go(await backend.claim());
+      const events = outbox;
+      for (let i = 0; i < events.length; i += 100) await backend.record(events.slice(i, i + 100));
+      forget(events);
+      sent(events);
+      next = await backend.claim();
     }
+    moved = false;
     status("saved");
-    return go(claimed);
+    return go(next);
   } catch (error) {
+    if (error instanceof Moved) return elsewhere();
     if (error instanceof Gone) return over();
     if (error instanceof Refused) { outbox = []; forget(); return setTimeout(start, 500); }
     status("offline");
@@ -276,6 +296,7 @@ async function go(next) {
   since = performance.now();
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   document.onkeydown = null;
+  held = null;
   root.dataset.step = state.now ? state.now.kind : "end";
   const shown = state.now ? SCREENS[state.now.kind] : end;
   const number = state.step;
@@ -285,7 +306,7 @@ async function go(next) {
     if (error instanceof Moved || error instanceof Gone) return start();
     if (!(error instanceof TypeError)) throw error;
     status("offline");
-    return setTimeout(() => { if (state.step === number) go(next); }, 2000);
+    return setTimeout(() => { if (state && state.step === number) go(next); }, 2000);
   }
   scrollTo(0, 0);
   const heading = main.querySelector("h1");
@@ -299,10 +320,12 @@ async function go(next) {
 /** Sends the answer to this step until it is stored, then shows the next one. */
 async function submit(data, button) {
   if (button.getAttribute("aria-disabled") === "true") return;
+  settle();
   const text = button.textContent;
   const step = state.step;
   button.setAttribute("aria-disabled", "true");
   button.textContent = "Saving …";
+  main.inert = true; // until it is stored, the page shows what is sent
   if (sending) await sending.catch(() => {});
   for (;;) {
     clearTimeout(timer);
@@ -319,6 +342,9 @@ async function submit(data, button) {
       if (error instanceof Moved) { elsewhere(); return; }
       if (error instanceof Gone) { over(); return; }
       if (error instanceof Refused) {
+        later(300);
+        main.inert = false;
+        button.focus();
         button.setAttribute("aria-disabled", "false");
         button.textContent = text;
         say(`This was not accepted: ${error.message}`);
@@ -327,7 +353,7 @@ async function submit(data, button) {
       status("offline");
       wait = Math.min(10000, (wait || 500) * 2);
       await new Promise((done) => { setTimeout(done, wait); });
-      if (moved || state.step !== step) return;
+      if (moved || !state || state.step !== step) return;
     }
   }
 }
@@ -339,18 +365,28 @@ function say(text) {
 }
 
 function elsewhere() {
+  settle();
   moved = true;
   const dialog = el("ask");
+  // The dialog stays until the session is here again: nothing behind it would be recorded.
+  const go = h("button", { className: "go", type: "button", onclick: () => {
+    if (go.getAttribute("aria-disabled") === "true") return;
+    go.setAttribute("aria-disabled", "true");
+    go.textContent = "Loading …";
+    start();
+  } }, "Continue here");
   dialog.replaceChildren(
     h("h2", { id: "ask-title" }, "Open in another window"),
     h("p", {}, "This study goes on in another window or on another device. Nothing is lost."),
-    h("button", { className: "go", type: "button", onclick: () => { dialog.close(); start(); } }, "Continue here"),
+    go,
   );
   dialog.oncancel = (event) => event.preventDefault();
   if (!dialog.open) dialog.showModal();
 }
 
 function over() {
+  if (root.dataset.step === "withdrawn") return; // a late answer to what was sent before
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   state = null;
   outbox = [];
   forget();
@@ -362,6 +398,7 @@ function over() {
 }
 
 function screen(className, ...children) {
+  main.inert = false;
   main.className = className;
   main.replaceChildren(...children.flat().filter(Boolean));
 }
@@ -558,17 +595,18 @@ function final(step, events) {
   hard.append(h("p", { className: "ends" }, h("span", {}, "0: very easy"), h("span", {}, `${step.difficulty.at(-1)}: very difficult`)));
   const box = h("textarea", { id: "comments", maxLength: 5000, value: filled.comments || "" });
   let typed = null;
-  box.addEventListener("input", () => {
+  held = () => {
+    if (typed !== null) record("fill", { name: "comments", value: box.value.slice(0, 5000) });
     clearTimeout(typed);
-    typed = setTimeout(() => record("fill", { name: "comments", value: box.value.slice(0, 5000) }), 500);
-  });
+    typed = null;
+  };
+  box.addEventListener("input", () => { if (typed === null) typed = setTimeout(settle, 500); });
   const error = h("p", { className: "error", role: "alert" });
   screen("text", h("div", { className: "sheet" }, h("h1", {}, step.agents.length ? "How well did the agents help you?" : "To finish"),
     sets, hard,
     h("fieldset", {}, h("legend", {}, h("label", { htmlFor: "comments" }, "Is there anything that you want to tell us?"),
       h("small", {}, "Optional. Please write nothing about who you are.")), box),
     error, h("div", { className: "actions" }, complete(() => {
-      clearTimeout(typed);
       return {
         agents: Object.fromEntries(step.agents.map((a) => [a.name, chosen(`a ${a.name}`)])),
         difficulty: chosen("difficulty"), comments: box.value,
@@ -729,7 +767,7 @@ async function sort(step, events) {
 
   function move(ids, g) {
     const moves = ids.filter((id) => places.get(id) !== g);
-    if (!moves.length) return;
+    if (!moves.length || moved) return;
     past.push(moves.map((id) => [id, places.get(id)]));
     for (const id of moves) places.set(id, g);
     record("move", { to: moves.map((id) => [id, g]) });
@@ -739,7 +777,7 @@ async function sort(step, events) {
   }
 
   function undo() {
-    const moves = past.pop();
+    const moves = moved ? null : past.pop();
     if (!moves) return;
     for (const [id, g] of moves) places.set(id, g);
     record("undo", { to: moves });
