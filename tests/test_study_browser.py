@@ -469,6 +469,38 @@ def test_maps_are_toggled_on_all_images_seen_on_hover_and_compared(driver: Any, 
     assert {"open", "toggle", "select", "compare", "inspect"} <= kinds
 
 
+def test_a_map_lies_on_all_of_its_photo_and_on_nothing_else(driver: Any, explained: Any, tmp_path: Path) -> None:
+    # Where the photo is drawn in its square, and where the map is: left, top, width and height.
+    script = """
+    return [...document.querySelectorAll(arguments[0])].filter((f) => f.checkVisibility()).map((frame) => {
+      const [photo, over] = [".photo", ".over"].map((s) => frame.querySelector(s));
+      const box = photo.getBoundingClientRect(), scale = Math.min(box.width / photo.naturalWidth, box.height / photo.naturalHeight);
+      const [w, h] = [photo.naturalWidth * scale, photo.naturalHeight * scale];
+      const b = over.getBoundingClientRect();
+      return [[box.x + (box.width - w) / 2, box.y + (box.height - h) / 2, w, h], [b.x, b.y, b.width, b.height]];
+    });
+    """  # noqa: E501
+    site = Site(tmp_path, explained, arms=(Arm("one", ("xnn",)),), shapes=((16, 40), (40, 16)))
+    try:
+        come_to(driver, site.link(), "sort")
+        shapes = set()
+        for _ in range(2):
+            click(driver, "[data-map]")
+            driver.execute_script("document.querySelector('.tile').click()")
+            click(driver, "#compare-open")
+            for selector in (".tile .frame", "#peek .maps li:not(.of-image) .frame", "#compare .frame:has(.over)"):
+                boxes = driver.execute_script(script, selector)
+                assert boxes
+                for photo, over in boxes:
+                    assert over == pytest.approx(photo, abs=0.6), selector
+                    shapes.add(round(photo[2] / photo[3], 1))
+            click(driver, "#compare-close")
+            answer(driver)
+        assert shapes == {2.5, 0.4}
+    finally:
+        site.close()
+
+
 def test_the_first_stage_shows_no_map(driver: Any, site: Site) -> None:
     come_to(driver, site.link("one"), "sort")
     assert not all_of(driver, "[data-map]") and not all_of(driver, ".legend")

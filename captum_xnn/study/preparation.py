@@ -360,7 +360,8 @@ class _Rendering:
         image = displayable(self.material.shown[row])
         small = max(image.shape[1:]) <= _SMALL
         source = photo(image, size=self.configuration.image_size)
-        return {"id": self.ids[row], "src": source, "pixels": small}
+        ratio = round(image.shape[2] / image.shape[1], 4)
+        return {"id": self.ids[row], "src": source, "pixels": small, "ratio": ratio}
 
     def _write(self, arm: Arm, stage: str, b: int, rows: Sequence[int]) -> None:
         key = f"{self.settings.name}/{b}/{stage}/{arm.task}"

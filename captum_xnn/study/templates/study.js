@@ -294,7 +294,7 @@ async function go(next) {
   const events = state.events || [];
   spent = Math.max(0, ...events.map((event) => event.at));
   since = performance.now();
-  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  main.inert = true; // what is still on the page belongs to another step, or to how this one was before
   document.onkeydown = null;
   held = null;
   root.dataset.step = state.now ? state.now.kind : "end";
@@ -308,6 +308,7 @@ async function go(next) {
     status("offline");
     return setTimeout(() => { if (state && state.step === number) go(next); }, 2000);
   }
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   scrollTo(0, 0);
   const heading = main.querySelector("h1");
   if (heading) { heading.tabIndex = -1; heading.focus({ preventScroll: true }); }
@@ -437,6 +438,7 @@ function signed(value) {
 function picture(image, map, label) {
   const frame = h("span", { className: `frame${image.pixels ? " pixels" : ""}${map ? " mapped" : ""}` },
     h("img", { className: "photo", src: image.src, alt: label || "", draggable: false }));
+  frame.style.setProperty("--ratio", String(image.ratio || 1));
   if (map) frame.append(h("img", { className: "over", src: map.src, alt: "", draggable: false }));
   return frame;
 }
