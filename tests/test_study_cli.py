@@ -16,6 +16,7 @@ from study_made import made
 
 from benchmarks.human_study import by_hand
 from captum_xnn import cli
+from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.study.store import ANSWERS_FILE, StudyStore
 
 pytest.importorskip("flask")
@@ -26,16 +27,26 @@ title = "Colours"
 batches = 3
 batch_images = 4
 heatmaps = ["Saliency"]
+[backends.Path]
+method = "IntegratedGradients"
+n_steps = 5
 [[datasets]]
 name = "red"
 explainer = "explainers"
 data = "images"
 classes = [0, 1]
+heatmap = "Path"
 """
 
 
 def run(*arguments: str) -> int:
     return cli.main(["study", *arguments])
+
+
+def x_feature_maps(folder: Path) -> list[str]:
+    study = PreparedStudy.read(folder)
+    shown = json.loads((folder / "media" / study.media("red/0/xnn/sort")).read_text())
+    return [m["src"] for image in shown["images"] for m in image["maps"]]
 
 
 @pytest.mark.filterwarnings("ignore:expected maps that are not zero")
@@ -49,6 +60,11 @@ def test_from_explainers_on_files_to_findings(
     (tmp_path / "study.toml").write_text(STUDY)
     assert run("prepare", "--config", "study.toml") == 0
     assert "red: 3 batches of 4 images, 2 groups" in capsys.readouterr().out
+    drawn = x_feature_maps(tmp_path / "study")
+    (tmp_path / "study.toml").write_text(STUDY.replace('heatmap = "Path"', ""))
+    assert run("prepare", "--config", "study.toml") == 0
+    assert x_feature_maps(tmp_path / "study") != drawn  # the maps come from the data set's own backend
+    capsys.readouterr()
     assert run("links", "study", "--count", "2", "--address", "https://example.org/") == 0
     links = capsys.readouterr().out.split()
     assert len(links) == 2 and all(re.fullmatch(r"https://example\.org/s/[\w-]{32}", link) for link in links)

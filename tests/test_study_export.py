@@ -47,7 +47,15 @@ def answered(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
                 ]
                 odd = {"id": f"{number}o", "step": number, "kind": "fill", "at": 9, "data": {"value": "=evil"}}
                 draft = {**odd, "id": f"{number}d", "data": {"name": "comments", "value": "I am Jane Doe"}}
-                store.answer(token, "t", number, answer_to(step, comments=EVIL), 30_000 + person, [*events, odd, draft])
+                forged = [
+                    {**odd, "id": f"{number}f{i}", "kind": kind, "data": data}
+                    for i, (kind, data) in enumerate((
+                        ("inspect", {"image": "=1+1"}), ("compare", {"images": ["@SUM(1)", "\t=2"]}),
+                        ("move", {"to": [["+3", "-4"]]}), ("select", {"image": {"=5": 1}, "on": "=6"}),
+                    ))
+                ]  # fmt: skip
+                sent = [*events, odd, draft, *(forged if step["kind"] == "consent" else ())]
+                store.answer(token, "t", number, answer_to(step, comments=EVIL), 30_000 + person, sent)
         people = store.participants()
         store.withdraw(people[3].id)
     out = export(folder, folder / "export")
@@ -102,7 +110,7 @@ def test_every_answer_is_there_once(answered: Any) -> None:
         ["confidence"] * 6 + ["attention", "difficulty"] + ["performance"] * 2
     )
     assert {r["said"] for r in ratings if r["question"] == "confidence"} == {"Mediocre"}
-    moves = [e for e in read(out, "events") if e["participant"] == "p001" and e["event"] == "move"]
+    moves = [e for e in read(out, "events") if (e["participant"], e["event"]) == ("p001", "move") and e["step"] != "0"]
     assert len(moves) == 2 * 7 and {e["seconds"] for e in moves} == {"1.5"}
 
 
@@ -172,11 +180,13 @@ def test_answers_of_a_static_study_are_merged_once_and_forged_ones_left_out(expl
         (sent / "c.json").write_text(json.dumps({**good, "session": "forged", "answers": whole}))
         bad = [*whole[:4], {"data": {"groups": {}}, "at": 1}]
         (sent / "d.json").write_text(json.dumps({**good, "session": tokens[1], "answers": bad}))
-        for name, text in (("e", "{"), ("f", "[]"), ("g", '{"captum_xnn": "answers", "version": 1}')):
+        (sent / "h.json").write_text(json.dumps({**good, "session": tokens[2], "answers": whole, "started": 10**30}))
+        deep = "[" * 100_000 + "]" * 100_000
+        for name, text in (("e", "{"), ("f", "[]"), ("g", '{"captum_xnn": "answers", "version": 1}'), ("i", deep)):
             (sent / f"{name}.json").write_text(text)
         loaded, left_out = load_answers(store, [sent])
         assert loaded == 1
-        assert [told[:6] for told in left_out] == [f"{name}.json" for name in "bcdefg"]
+        assert [told[:6] for told in left_out] == [f"{name}.json" for name in "bcdefghi"]
         assert "stored already" in left_out[0] and "unknown link" in left_out[1] and "group for every" in left_out[2]
         # Of a damaged file nothing is stored.
         assert store.answers(store.participant(tokens[1]).id) == {}

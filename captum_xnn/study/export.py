@@ -131,7 +131,6 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 _FORMULA = re.compile(r"\s*[=+\-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}"
                       "\N{FULLWIDTH COMMERCIAL AT}]")  # fmt: skip
-_TEXTS = {"source", "comments", "value", "class", "heatmap", "label", "said", *BACKGROUND}
 _TRIALS = ("sort", "agree", "distinguish", "predict")
 
 
@@ -169,6 +168,7 @@ def export(
         "arms": study.facts["arms"],
         "none_first": study.facts["none_first"],
         "exclusions": study.facts["exclusions"],
+        "backends": study.facts.get("backends", {}),
         "datasets": [
             {"name": d.name, "title": d.title, "classes": list(d.classes), "class_names": list(d.class_names),
              "batches": len(d.batches)}
@@ -208,7 +208,7 @@ def load_answers(store: StudyStore, paths: Iterable[str | os.PathLike[str]]) -> 
                 started = found.get("started")
                 store.load(str(found.get("session")), answers, events, started if type(started) is int else 0)
                 loaded += 1
-            except (OSError, ValueError, UnknownLinkError) as error:
+            except (OSError, ValueError, UnknownLinkError, RecursionError) as error:
                 left_out.append(f"{file.name}: {error}")
     return loaded, left_out
 
@@ -245,11 +245,11 @@ def _csv(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bytes
     writer.writerow(columns)
     for row in rows:
         assert set(row) <= set(columns), set(row) - set(columns)
-        writer.writerow([_cell(name, row.get(name)) for name in columns])
+        writer.writerow([_cell(row.get(name)) for name in columns])
     return buffer.getvalue().encode(errors="replace")
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -257,7 +257,7 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.9g}"
     text = str(value).replace("\r\n", "\n").replace("\0", "")
-    return guarded(text) if name in _TEXTS and isinstance(value, str) else text
+    return guarded(text) if isinstance(value, str) else text
 
 
 def _tables(study: PreparedStudy, store: StudyStore) -> dict[str, list[dict[str, Any]]]:

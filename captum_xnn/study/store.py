@@ -76,6 +76,7 @@ _LONGEST = 6000
 # A comment of 5000 characters, each six in JSON at most, with its name.
 _LONGEST_TEXT = 6 * 5000 + 100
 _DAY = 86_400_000
+_LATEST = 2**53
 
 T = TypeVar("T")
 
@@ -309,6 +310,8 @@ class StudyStore:
             ValueError: If anything is malformed, or the session is stored already.
         """
         checked = [_checked(event) for event in events]
+        if not 0 <= started < _LATEST:
+            raise ValueError(f"expected a time in milliseconds since 1970, got {str(started)[:20]}")
 
         def work(connection: sqlite3.Connection) -> Participant:
             participant = _participant(connection, token)
