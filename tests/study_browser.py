@@ -82,8 +82,10 @@ def key(driver: Any, image: str, pressed: str) -> None:
     ActionChains(driver).send_keys(pressed).perform()
 
 
-def answer(driver: Any, groups: Callable[[str], int] = lambda image: 1) -> str:
-    """Completes the step that is open, and returns the next step's kind."""
+def answer(
+    driver: Any, groups: Callable[[str], int] = lambda image: 1, choices: Callable[[str], int] = lambda image: 1
+) -> str:
+    """Completes the step that is open, and returns the next step's kind. Choices count from 0, groups from 1."""
     now = kind(driver)
     if now == "consent":
         click(driver, "#agree")
@@ -91,8 +93,8 @@ def answer(driver: Any, groups: Callable[[str], int] = lambda image: 1) -> str:
         for image in images(driver):
             key(driver, image, str(groups(image)))
     elif now in ("agree", "distinguish", "predict"):
-        while True:
-            click(driver, "#choice-1")
+        for image in driver.execute_script("return state.now.order"):
+            click(driver, f"#choice-{choices(image)}")
             if one(driver, "#next").text == "Done":
                 break
             click(driver, "#next")

@@ -543,6 +543,24 @@ while (walker.nextNode()) {
 }
 return found;
 """
+# The border of every control against what lies on both sides of it, unless the control itself stands out.
+FAINT = """
+const lum = (c) => {
+  const p = c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * p[0] + 0.7152 * p[1] + 0.0722 * p[2];
+};
+const ratio = (a, b) => { const [low, high] = [lum(a), lum(b)].sort((x, y) => x - y); return (high + 0.05) / (low + 0.05); };
+const behind = (node) => {
+  while (node && getComputedStyle(node).backgroundColor === "rgba(0, 0, 0, 0)") node = node.parentElement;
+  return getComputedStyle(node || document.body).backgroundColor;
+};
+return [...document.querySelectorAll("main .button, main .plain, main .option, main textarea, dialog .plain")]
+  .filter((e) => e.checkVisibility() && !e.matches("[aria-disabled=true], :disabled"))
+  .map((e) => [e.outerHTML.slice(0, 60), Math.min(...[behind(e), behind(e.parentElement)].map((ground) =>
+    Math.max(ratio(getComputedStyle(e).borderTopColor, ground), ratio(behind(e), behind(e.parentElement)))))])
+  .filter(([, least]) => least < 3);
+"""  # noqa: E501
 UNNAMED = """
 return [...document.querySelectorAll("button, input, textarea, select, a[href], summary, img")]
   .filter((e) => e.checkVisibility() && !(e.tagName === "IMG" ? e.hasAttribute("alt")
@@ -569,6 +587,7 @@ def test_every_step_is_readable_named_and_never_scrolls_sideways(driver: Any, si
                 wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
                 assert wide[0] <= wide[1], (step, width, wide)
             assert driver.execute_script(POOR) == [], (step, scheme)
+            assert driver.execute_script(FAINT) == [], (step, scheme)
         resize(driver, 1280, 900)
         answer(driver)
 
@@ -617,22 +636,34 @@ def test_a_session_by_keys_alone(driver: Any, site: Site) -> None:
     forward(driver, lambda: ActionChains(driver).send_keys(Keys.ENTER).perform())
 
 
-def test_who_sorts_on_the_pages_has_the_purity_that_was_put_in(driver: Any, explained: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
+def test_who_works_on_the_pages_has_the_scores_that_were_put_in(
+    driver: Any, explained: Any, tmp_path: Path, arm: str
+) -> None:
     from captum_xnn.study.analysis import read_export, scored
     from captum_xnn.study.export import export
 
-    site = Site(tmp_path / "study", explained)
+    (chosen,) = [one for one in ARMS if one.name == arm]
+    site = Site(tmp_path / "study", explained, arms=(chosen,), batches=4)
     try:
-        kinds = {name: f["given"] for d in site.study.datasets.values() for name, f in d.images.items()}
+        facts = {name: f for d in site.study.datasets.values() for name, f in d.images.items()}
+        kinds = {name: f["given"] for name, f in facts.items()}  # outputs 1 and 2
         kinds |= {image["id"]: image["given"] + 1 for image in site.study.facts["practice_batch"]["images"]}
-        for groups in (lambda image: kinds[image], lambda image: 1):  # classes 1 and 2; all into one group
+        # Of the ratings 2 and 3 say that the model is right, which it always is.
+        right = {name: 3 if chosen.task == "agreement" else f["given"] - 1 for name, f in facts.items()}
+        for person in (
+            {"groups": lambda image: kinds[image], "choices": lambda image: right[image]},
+            {"groups": lambda image: 1, "choices": lambda image: 1},
+        ):
             opened(driver, site.link())
             while kind(driver) != "end":
-                answer(driver, groups)
+                answer(driver, **person)
         trials = scored(read_export(export(site.study.folder, tmp_path / "export")))
-        found = {(t.participant, t.score) for t in trials}
-        # Of five images of two classes three are of one.
-        assert len(trials) == 12 and found == {("p001", 1.0), ("p002", 0.6)}
+        assert len(trials) == 2 * 2 * len(chosen.stages)
+        assert {t.score for t in trials if t.participant == "p001"} == {1.0}
+        others = {t.score for t in trials if t.participant == "p002"}
+        # All in one group: of five images of two classes three are of one. Always kind B: two or three are right.
+        assert others == ({0.6} if chosen.task == "sort" else {0.0} if chosen.task == "agreement" else {0.4, 0.6})
     finally:
         site.close()
 

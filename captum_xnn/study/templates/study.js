@@ -456,9 +456,9 @@ function mapList(image, maps, stage, withImage) {
     maps.map((map, i) => h("li", {}, value(map), picture(image, map), h("span", { className: "called" }, called(stage, i)))));
 }
 
-function legend(maps) {
+function legend(maps, for_what = "for the agent’s answer") {
   if (!maps.length || maps[0].c === undefined) return null;
-  return h("p", { className: "legend" }, h("span", {}, h("b", { className: "raises" }, "+ red"), " speaks for the agent’s answer"),
+  return h("p", { className: "legend" }, h("span", {}, h("b", { className: "raises" }, "+ red"), ` speaks ${for_what}`),
     h("span", {}, h("b", { className: "lowers" }, "\u2212 blue"), " speaks against it"));
 }
 
@@ -589,8 +589,7 @@ function complete(gather) {
 function final(step, events) {
   const filled = filledIn(events);
   const points = step.options.map((text, i) => [text, i]);
-  const agent = ({ stage, number, many }) =>
-    stage === "single" ? `The agent with one heatmap${many ? ` (number ${number})` : ""}` : "The agent with several features";
+  const agent = ({ stage, part }) => `The agent with ${stage === "single" ? "one heatmap" : "several features"} (part ${part})`;
   const sets = step.agents.map((a) => radios(null, agent(a), `a ${a.name}`, points, "likert", filled,
     "How do you rate how well it helped you to tell the images apart?"));
   const hard = radios(null, "How difficult did you find the task?", "difficulty", step.difficulty.map((n) => [String(n), n]), "numbers", filled);
@@ -1006,8 +1005,14 @@ async function choices(step, events) {
         h("div", { className: image.maps.length ? "example mapped" : "example" }, picture(image, null, `Example ${i + 1} of kind ${LETTERS[g]}`),
           image.maps.length ? mapList(image, image.maps, stage, false) : null)))));
   }
+  // As many columns as leave no kind alone in its row, on wide, middle and narrow screens.
+  const even = (most) => Math.ceil(step.groups / Math.ceil(step.groups / most));
+  const mapped = examples.images.some((image) => image.maps.length);
+  [["wide", 5], ["middle", mapped ? 2 : 4], ["narrow", mapped ? 1 : 4]].forEach(([screens, most]) => letters.style.setProperty(`--${screens}`, String(even(most))));
+  const shares = mapped ? examples.images[0].maps : step.kind === "distinguish" ? images[0].options[0] : [];
   screen("choosing", heading(step, `${step.title}: ${QUESTION[step.kind]}`),
     h("details", { open: true }, h("summary", {}, step.kind === "predict" ? "Examples of the agent’s answers" : "Examples of each kind"), letters),
+    legend(shares, step.kind === "distinguish" ? "for the kind" : "for the agent’s answer"),
     h("div", { className: "sheet" }, item, error, h("div", { className: "actions" }, back, button)));
 
   function show(moved) {
