@@ -72,7 +72,7 @@ def test_from_explainers_on_files_to_findings(
     assert run("export", "study", "--out", "export") == 0
     assert run("analyse", "export", "--out", "findings") == 0
     out = capsys.readouterr().out
-    assert "6 participants analysed, 0 left out" in out and "purity (red), xnn against none" in out
+    assert "6 participants analysed, 0 left out" in out and "purity (sort, red), xnn against none" in out
     assert out.splitlines()[-1] == f"Open this: {Path('findings', 'findings.html')}"
     assert run("static", "study", "--out", "site", "--count", "2") == 0
     assert len(list((tmp_path / "site" / "sessions").iterdir())) == 2

@@ -171,7 +171,7 @@ def _analyse(arguments: argparse.Namespace) -> str:
     analysed = len(results.participants) - len(results.excluded)
     lines = [f"{analysed} participants analysed, {len(results.excluded)} left out"]
     for c in results.comparisons:
-        where = f" ({c.dataset})" if c.dataset else ""
+        where = f" ({', '.join(filter(None, (c.task if c.task != c.measure else '', c.dataset)))})"
         lines.append(
             f"{c.measure}{where}, {c.a} against {c.b}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}], "
             f"corrected p {c.holm_p:.4f}"
