@@ -111,6 +111,28 @@ def test_sent_files_are_merged_and_those_left_out_are_told(
     assert "0 files merged\nleft out: x.json" in capsys.readouterr().out
 
 
+def test_power_takes_purities_that_people_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_hand(tmp_path)
+    for low, high in (("0.2", "0.9"), ("0.6", "1.2")):
+        assert run("simulate", str(tmp_path), "--power", low, high) == 1
+        # Ten images of four classes: random groups have a purity of 0.54 in the mean.
+        assert f"from 0.54, that of random groups, to 1, got {low} and {high}" in capsys.readouterr().err
+
+
+def test_damaged_studies_and_databases_are_told(
+    explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = made(tmp_path, explained)
+    (tmp_path / ANSWERS_FILE).write_text("junk")
+    assert run("export", str(tmp_path), "--out", str(tmp_path / "out")) == 1
+    assert "expected a database of answers" in capsys.readouterr().err
+    (tmp_path / ANSWERS_FILE).unlink()
+    path = study.folder / "study.json"
+    path.write_text(path.read_text().replace('"arms"', '"armz"'))
+    assert run("links", str(tmp_path)) == 1
+    assert "expected arms in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["serve", "nowhere"], ["export", "nowhere", "--out", "x"], ["links", "nowhere"], ["withdraw", "no", "A"]],

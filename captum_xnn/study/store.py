@@ -123,6 +123,9 @@ class StudyStore:
     Args:
         path: The file; made if need be.
 
+    Raises:
+        ValueError: If the file is no database.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder, StudyStore(f"{folder}/answers.sqlite") as store:
@@ -137,8 +140,15 @@ class StudyStore:
         self._opened: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._closed = False
-        connection = self._connection()
-        connection.executescript(_SCHEMA)
+        try:
+            self._connection().executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            for opened in self._opened:
+                opened.close()
+            raise ValueError(
+                f"expected a database of answers in {str(self.path)!r}, could not open it ({error}); restore it from a "
+                "backup, or name the folder of another study"
+            ) from error
         self._jobs: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None]
         self._jobs = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="answers", daemon=True)
@@ -381,13 +391,13 @@ class StudyStore:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            with self._guard:
+                self._opened.append(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")
             self._local.connection = connection
-            with self._guard:
-                self._opened.append(connection)
         return connection
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
