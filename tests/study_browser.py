@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """Waits for what the page does, and returns it."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            found = condition()
-        except Exception:  # what is being replaced cannot be asked
-            found = None
-        if found:
-            return found
-        assert time.monotonic() < end, "the page never came to it"
-        time.sleep(0.03)
-
-
-def one(driver: Any, selector: str) -> Any:
-    return driver.find_element("css selector", selector)
-
-
-def all_of(driver: Any, selector: str) -> list[Any]:
-    return list(driver.find_elements("css selector", selector))
+from browser import one, until
 
 
 def click(driver: Any, selector: str) -> None:

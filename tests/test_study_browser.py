@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_browser import all_of, answer, click, forward, images, key, kind, one, opened, placed, ready, saved, until
+from browser import all_of, emulate, one, undisturbed, until
+from study_browser import answer, click, forward, images, key, kind, opened, placed, ready, saved
 from study_made import made
 
 from benchmarks.report_speed import chromium, found, resize
@@ -109,19 +110,8 @@ def started() -> Iterator[Any]:
 @pytest.fixture
 def driver(started: Any) -> Iterator[Any]:
     """The browser. No test may leave a word on its console or ask anything of another host."""
-    resize(started, 1280, 900)
-    emulate(started, "light")
-    started.get_log("browser"), started.get_log("performance")
-    yield started
-    assert [e for e in started.get_log("browser") if "ERR_INTERNET_DISCONNECTED" not in e["message"]] == []
-    events = [json.loads(entry["message"])["message"] for entry in started.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
-
-
-def emulate(driver: Any, scheme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    with undisturbed(started, 1280, "http://127.0.0.1:", forgiven="ERR_INTERNET_DISCONNECTED"):
+        yield started
 
 
 def offline(driver: Any, is_off: bool) -> None:
@@ -708,3 +698,4 @@ def test_the_policy_stops_what_did_not_come_with_the_page(driver: Any, site: Sit
     assert all("Content Security Policy" in message for message in said)
     assert driver.title != "owned"
     driver.get_log("performance")
+    opened(driver, site.link())

@@ -85,6 +85,26 @@ def test_names_of_files_and_description_are_those_of_psych_ds(answered: Any) -> 
     assert set(named) == in_files
 
 
+def test_files_keep_to_the_written_rules_of_psych_ds(answered: Any) -> None:
+    _, out, _ = answered
+    # Rules of psych-ds.github.io/psych-DS: a README, data/ with CSV files in UTF-8 of as many cells in every row as the
+    # header has, headers that are unique and not empty, and a description whose context is schema.org.
+    assert (out / "README.md").read_text().startswith("Answers of a human study")
+    described = json.loads((out / "dataset_description.json").read_bytes().decode("utf-8"))
+    required = {"@context", "@type", "name", "description", "variableMeasured"}
+    assert required <= set(described) and re.fullmatch(r"https?://schema\.org/?", described["@context"])
+    assert all(isinstance(described[name], str) and described[name].strip() for name in required - {"variableMeasured"})
+    variables = {v if isinstance(v, str) else v["name"] for v in described["variableMeasured"]}
+    files = list(out.rglob("*.csv"))
+    assert files and all(path.parent == out / "data" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert not content.startswith(b"\xef\xbb\xbf") and b"\0" not in content
+        header, *rows = csv.reader(content.decode("utf-8").splitlines(keepends=True), strict=True)
+        assert rows and all(header) and len(set(header)) == len(header) and set(header) <= variables
+        assert {len(row) for row in rows} == {len(header)}, path.name
+
+
 def test_every_answer_is_there_once(answered: Any) -> None:
     study, out, people = answered
     participants = read(out, "participants")

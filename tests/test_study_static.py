@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_browser import answer, click, images, key, kind, one, opened, placed, ready, until
+from browser import one, until
+from study_browser import answer, click, images, key, kind, opened, placed, ready
 from study_made import made
 
 from benchmarks.report_speed import chromium, found

@@ -2,6 +2,7 @@
 
 The folder::
 
+    README.md                                         what is in the folder
     dataset_description.json                          name, description and every column (schema.org)
     materials/design.json                             arms, data sets, scales and the preregistered exclusions
     data/study-NAME_description-participants_data.csv one row for each participant who began
@@ -129,6 +130,14 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 """Tables with their columns and what these mean."""
 
+_README = """Answers of a human study of explanations, as a Psych-DS dataset.
+
+- `dataset_description.json` describes every column of the CSV files in `data/`.
+- `materials/design.json` holds the arms, the scales and the exclusions that were fixed beforehand.
+- Texts that a spreadsheet would run as formulas carry an apostrophe.
+- Comments are free text. Read them before you publish: somebody may have written their name.
+"""
+
 _FORMULA = re.compile(r"\s*[=+\-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}"
                       "\N{FULLWIDTH COMMERCIAL AT}]")  # fmt: skip
 _TRIALS = ("sort", "agree", "distinguish", "predict")
@@ -182,6 +191,7 @@ def export(
         "withdrawn": withdrawn,
     }  # fmt: skip
     replace_file(root / "materials" / "design.json", json.dumps(design, indent=1, ensure_ascii=False).encode())
+    replace_file(root / "README.md", _README.encode())
     replace_file(root / "dataset_description.json", json.dumps(_description(study), indent=1).encode())
     return root
 
