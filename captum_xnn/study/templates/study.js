@@ -178,7 +178,7 @@ function forget(events) {
   } catch { /* nothing was kept */ }
 }
 
-const SAID = { saved: "All saved", saving: "Saving …", offline: "No connection – your answers are kept here" };
+const SAID = { saved: "All saved", saving: "Saving …", offline: "No connection – your answers are kept here", full: "This browser can keep no more answers" };
 function status(of) {
   if (el("status").dataset.state === of && el("status-text").textContent === SAID[of]) return;
   el("status").dataset.state = of;
@@ -228,7 +228,7 @@ function failed(error, events) {
   if (error instanceof Gone) return over();
   if (error instanceof Refused) { sent(events); return undefined; }
   wait = Math.min(10000, (wait || 500) * 2);
-  status("offline");
+  status(error instanceof DOMException ? "full" : "offline");
   return undefined;
 }
 
@@ -278,6 +278,11 @@ async function start() {
   } catch (error) {
     if (error instanceof Moved) return elsewhere();
     if (error instanceof Gone) return over();
+    if (error instanceof DOMException) {
+      status("full");
+      return screen("text", h("h1", {}, "This browser keeps no answers"),
+        h("p", {}, "Please allow this page to store data in your browser, or use another browser. Then open your link again."));
+    }
     if (error instanceof Refused) { outbox = []; forget(); return setTimeout(start, 500); }
     status("offline");
     return setTimeout(start, 2000);
@@ -351,7 +356,7 @@ async function submit(data, button) {
         say(`This was not accepted: ${error.message}`);
         return;
       }
-      status("offline");
+      status(error instanceof DOMException ? "full" : "offline");
       wait = Math.min(10000, (wait || 500) * 2);
       await new Promise((done) => { setTimeout(done, wait); });
       if (moved || !state || state.step !== step) return;
