@@ -551,6 +551,7 @@ return [...document.querySelectorAll("main .button, main .plain, main .option, m
     Math.max(ratio(getComputedStyle(e).borderTopColor, ground), ratio(behind(e), behind(e.parentElement)))))])
   .filter(([, least]) => least < 3);
 """  # noqa: E501
+EDGES = "const box = arguments[0].getBoundingClientRect(); return [box.left, box.right]"
 UNNAMED = """
 return [...document.querySelectorAll("button, input, textarea, select, a[href], summary, img")]
   .filter((e) => e.checkVisibility() && !(e.tagName === "IMG" ? e.hasAttribute("alt")
@@ -576,6 +577,9 @@ def test_every_step_is_readable_named_and_never_scrolls_sideways(driver: Any, si
                 time.sleep(0.15)  # colours fade
                 wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
                 assert wide[0] <= wide[1], (step, width, wide)
+                for tool in all_of(driver, "#undo, #compare-open"):
+                    left, right = driver.execute_script(EDGES, tool)
+                    assert 0 <= left < right <= width, (step, width, left, right)
             assert driver.execute_script(POOR) == [], (step, scheme)
             assert driver.execute_script(FAINT) == [], (step, scheme)
         resize(driver, 1280, 900)
