@@ -8,6 +8,7 @@ F_reg         mean |sum of contributions and bias - logit| on test birds, in log
 selectivity   share of the part that moves an x-feature most, of the movement by all parts
 whole         the same of the sum of the x-features: what x-features score that all move alike
 movement      movement of the x-features in multiples of that of their sum; more than 1 is cancelling
+eff           effective number of x-features, of their mean absolute contributions to these birds
 O1            overlap of the x-features' drops when one patch of 4 x 4 is covered, plain and weighted by contribution
 patches       patch agreement of the maps: rank correlation over patches of the drops with the map, weighted by
               contribution; GxA is of gradient x activation, MWP of contrastive excitation backprop, with the drops
@@ -18,7 +19,8 @@ SD            single deletion: rank correlation over the parts of a bird of the 
 within        a second table: the same over all birds, for each part, mean over parts
 
 Groups of dimensions divide their path-integrated contributions to the logit, from the mean activation of the training
-images. A method of your own is an entry of METHODS.
+images: ``groups`` as XNNAttribution learns them from the training images, the others by chance or by correlation. A
+method of your own is an entry of METHODS.
 
     python -m benchmarks.funnybirds --root FunnyBirds --network funnynet.py --layer relu6 --out DIR
 """
@@ -40,13 +42,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.birds import network, some_classes
-from benchmarks.one_vs_all import N_FEATURES, excitation_maps, fitted
+from benchmarks.one_vs_all import N_FEATURES, effective, excitation_maps, fitted
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
-from captum_xnn import OneHeatmap
-from captum_xnn.activations import collect
+from captum_xnn import OneHeatmap, XNNAttribution
+from captum_xnn.activations import Activations, Source, collect
 from captum_xnn.datasets.funnybirds import FunnyBirds, FunnyBirdsSample
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.read import read_layer
 from captum_xnn.metrics import (
     drop_orthogonality,
     patch_agreement,
@@ -65,6 +68,7 @@ COLUMNS = (
     Column("selectivity", "selectivity"),
     Column("whole", "whole"),
     Column("movement", "movement", 1),
+    Column("eff", "eff", 1),
     Column("o1", "O1", 2),
     Column("o1_weighted", "O1 weighted", 2),
     Column("patches", "patches, GxA", 2),
@@ -97,6 +101,8 @@ class Read(NamedTuple):
     """Gives test images (n, 3, H, W)."""
     masks: Callable[[list[int]], Tensor]
     """Gives their parts' pixels, (n, P, H, W), bool."""
+    train_images: Any
+    """The training images in order, as XNNAttribution.fit takes them."""
 
 
 class Form(NamedTuple):
@@ -169,6 +175,7 @@ def read(given: argparse.Namespace) -> Read:
         covered[0].reshape(len(test), GRID**2, -1),
         lambda rows: torch.stack([test[i].image for i in rows]),
         lambda rows: torch.stack([test.masks(i) for i in rows]),
+        DataLoader(train, batch_size=10),  # type: ignore[arg-type]
     )
 
 
@@ -238,6 +245,22 @@ def divided(make: Callable[[Job, Tensor], Tensor], job: Job) -> Form:
     return Form(lambda Z: contributions_of_dimensions(job.rest, Z, base) @ a, float(job.rest(base[None]).detach()))
 
 
+def by_library(job: Job) -> Form:
+    """Returns the groups that XNNAttribution learns from the training images, with their base."""
+    of = job.of
+    model, layer = of.model, find_layer(of.model, of.layer)[1]
+    shape = read_layer(model, layer, (of.images([0]),), name=of.layer)[0].shape[1:]
+    Z, y_hat = of.train
+    data = Activations(Z.reshape(-1, *shape), y_hat, of.layer, source=Source(of.train_images, _images_of))
+    xnn = XNNAttribution(model, of.layer, N_FEATURES).fit(data, job.label, progress=False)
+    form: Any = xnn.explainer(job.label).form
+    places = [1] * len(shape)
+    places[form.channels - 1] = -1
+    channel = torch.arange(len(form.groups)).reshape(places).expand(shape).flatten()  # of each dimension
+    a, base = form.groups[channel], form.base.expand(shape).flatten()
+    return Form(lambda Z: contributions_of_dimensions(job.rest, Z, base) @ a, float(job.rest(base[None]).detach()))
+
+
 def by_chance(job: Job, base: Tensor) -> Tensor:
     """Returns random groups."""
     return random_partition(len(base), N_FEATURES, torch.Generator().manual_seed(1000 * job.seed + job.label))
@@ -253,10 +276,11 @@ METHODS: dict[str, Callable[[Job], Form]] = {
     "SRAE": partial(learned, "SRAE"),
     "NN": partial(learned, "NN"),
     "1-Heatmap": whole,
+    "groups": by_library,
     "random groups": partial(divided, by_chance),
     "spectral clusters": partial(divided, by_correlation),
 }
-"""Every method gives a Form of a Job; the exact form of the library belongs here."""
+"""Every method gives a Form of a Job."""
 
 
 def gradient_maps(of: Read, form: Form, images: Tensor) -> Tensor:
@@ -304,6 +328,7 @@ def judged(of: Read, form: Form, rows: list[int], label: int, seed: int) -> Line
         "selectivity": found.share,
         "whole": found.whole,
         "movement": found.movement,
+        "eff": effective(values),
         "o1": plain.o1,
         "o1_weighted": weighted.o1,
         "patches": patch_agreement(maps, drops, contributions=values),

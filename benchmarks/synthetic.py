@@ -24,6 +24,11 @@ loss        Eq. 5 at the end of training the SRAE, and at the reasons themselves
 O1          overlap of the maps
 locality    entropy of the parts that an x-feature's maps fall on, in nats, and weighted by contribution
 
+``groups`` is the default form of XNNAttribution, groups of contributions, fitted to the training figures. Its
+x-features are their contributions to the class's logit. Its maps are those of the default backend for this form,
+gradient x activation, turned to the side that the x-feature is on, without what speaks against it. The maps of all
+other methods are by excitation backprop.
+
     python -m benchmarks.synthetic --out DIR
 """
 
@@ -43,20 +48,27 @@ from torch import Tensor, nn
 
 from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfulness
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn import OneHeatmap
-from captum_xnn.activations import collect
+from captum_xnn import OneHeatmap, XNNAttribution
+from captum_xnn.activations import Activations, Source, collect, first_of_batch
 from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reason_parts
 from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
-from captum_xnn.metrics import mean_locality, orthogonality, part_probabilities, pixel_probabilities, pointing_accuracy
-from captum_xnn.models.base import Autoencoder
+from captum_xnn.metrics import (
+    classification_faithfulness,
+    mean_locality,
+    orthogonality,
+    part_probabilities,
+    pixel_probabilities,
+    pointing_accuracy,
+    regression_faithfulness,
+)
 from captum_xnn.models.losses import log_penalty, pull_away
 from captum_xnn.models.scaling import scaling
 from captum_xnn.training import encode_all, fit
 from captum_xnn.training.problem import Recipe, Sampler
 
-COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "1-Heatmap")
+COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "groups", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}
-FOUND, CONFUSED, TOLERANCE, MAPS = 0.9, 0.7, 5.0, 60
+FOUND, CONFUSED, TOLERANCE, MAPS, READ = 0.9, 0.7, 5.0, 60, 2000
 
 COLUMNS = tuple(
     Column(key, title, 1 if key == "lift" else 2)
@@ -173,14 +185,72 @@ def loss_of_reasons(of: Explained, label: int) -> float:
     return float(sum(terms))
 
 
-def reasons_found(xnn: Autoencoder, of: Explained, label: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+class Made(NamedTuple):
+    """An explanation of one class on the figures."""
+
+    E: Tensor
+    """x-features (N, K) of the figures of independent looks."""
+    E_train: Tensor
+    """x-features of the first training figures."""
+    contributions: Tensor
+    """Of the members that maps are drawn of, in logits."""
+    maps: Tensor
+    """Of the members, (N, K, H, W), not negative."""
+    figures: Line
+    """F_reg, F_cls and, of what learns by Eq. 5, its loss."""
+
+
+def by_network(of: Explained, job: Line, n: int, members: Figures, rows: Tensor) -> Made:
+    """Returns the explanation by a network that learns from activations."""
+    label, make = job["class"], METHODS[job["method"]]
+    assert make is not None
+    xnn = make(tuple(of.train.Z.shape[1:]), n, n_outputs=1)
+    y_hat = of.train.y_hat
+    history = fit(xnn, of.train.Z, y_hat[:, label : label + 1], positives=y_hat.argmax(1) == label, seed=job["seed"])
+    xnn.requires_grad_(False)
+    losses: Line = {}
+    if job["method"] == "SRAE":  # Eq. 5 is what it learns by
+        end = history[-1][1:]
+        losses = {"loss": math.fsum(end), "losses": end, "loss_of_reasons": loss_of_reasons(of, label)}
+    return Made(
+        encode_all(xnn, of.free.Z),
+        encode_all(xnn, of.train.Z),
+        xnn.contributions(encode_all(xnn, of.test.Z[rows])),
+        excitation_maps(xnn, of.model, of.layer, members.images),
+        faithfulness(xnn, of.test.Z, of.test.y_hat, label) | losses,
+    )
+
+
+def by_groups(of: Explained, job: Line, n: int, members: Figures, rows: Tensor) -> Made:
+    """Returns the explanation by groups of contributions, as a user gets it."""
+    label, images = job["class"], of.train.figures.images
+    known = Activations(of.train.Z, of.train.y_hat, of.layer, source=Source(images, first_of_batch))
+    xnn = XNNAttribution(of.model, of.layer, n).fit(known, label, progress=False)
+    free, train, test = (
+        xnn.contributions(some, label, internal_batch_size=64)
+        for some in (of.free.figures.images, images[:READ], of.test.figures.images)
+    )
+    why = xnn.explain(members.images, label, internal_batch_size=64)
+    return Made(
+        free.contributions,
+        train.contributions,
+        test.contributions[rows],
+        why.directed_maps().sum(2).clamp(min=0),
+        {
+            "f_reg": regression_faithfulness(test.surrogate, of.test.y_hat[:, label]),
+            "f_cls": classification_faithfulness(of.test.y_hat, test.surrogate, label),
+        },
+    )
+
+
+def reasons_found(made: Made, of: Explained, label: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
     shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
-    E, E_train = encode_all(xnn, of.free.Z), encode_all(xnn, of.train.Z)
+    E, E_train = made.E, made.E_train
     chosen, own, others = matched_auroc(E, shown)
     mixed = E[torch.randperm(len(E), generator=torch.Generator().manual_seed(seed))]
     everything = {
-        "from_e": auroc(read_out(E_train, shown_train, E), shown).diagonal(),
+        "from_e": auroc(read_out(E_train, shown_train[: len(E_train)], E), shown).diagonal(),
         "from_z": auroc(read_out(of.train.Z, shown_train, of.free.Z), shown).diagonal(),
         "chance": matched_auroc(mixed, shown)[1],
         "others": others,
@@ -210,41 +280,32 @@ def places(maps: Tensor, members: Figures, label: int, chosen: Tensor) -> dict[s
 
 def measure(of: Explained, job: Line) -> Line:
     """Returns all figures of one explanation of one class."""
-    begin, label, make = time.perf_counter(), job["class"], METHODS[job["method"]]
+    begin, label = time.perf_counter(), job["class"]
     rows = (of.test.figures.labels == label).nonzero()[:MAPS, 0]
     members = of.test.figures._replace(
         **{k: getattr(of.test.figures, k)[rows] for k in ("images", "points", "boxes", "masks")}
     )
-    if make is None:
+    if job["method"] == "1-Heatmap":
         maps = OneHeatmap(of.model).attribute(members.images, label)[:, :, 0]
         S = part_probabilities(maps, members.points, members.boxes)
         every = torch.zeros(len(reason_parts(members, label)), dtype=torch.long)
         found: Line = {"locality": mean_locality(S)} | places(maps, members, label, every)
         return {"accuracy": of.accuracy, **found, "seconds": time.perf_counter() - begin}
     n = len(reason_parts(members, label)) if job["x_features"] == "reasons" else int(job["x_features"])
-    xnn = make(tuple(of.train.Z.shape[1:]), n, n_outputs=1)
-    y_hat = of.train.y_hat
-    history = fit(xnn, of.train.Z, y_hat[:, label : label + 1], positives=y_hat.argmax(1) == label, seed=job["seed"])
-    xnn.requires_grad_(False)
-    contributions = xnn.contributions(encode_all(xnn, of.test.Z[rows]))
-    chosen, told = reasons_found(xnn, of, label, job["seed"])
-    maps = excitation_maps(xnn, of.model, of.layer, members.images)
-    S = part_probabilities(maps, members.points, members.boxes)
-    losses: Line = {}
-    if job["method"] == "SRAE":  # Eq. 5 is what it learns by
-        end = history[-1][1:]
-        losses = {"loss": math.fsum(end), "losses": end, "loss_of_reasons": loss_of_reasons(of, label)}
+    explain = by_groups if job["method"] == "groups" else by_network
+    made = explain(of, job, n, members, rows)
+    chosen, told = reasons_found(made, of, label, job["seed"])
+    S = part_probabilities(made.maps, members.points, members.boxes)
     return {
         "accuracy": of.accuracy,
-        **faithfulness(xnn, of.test.Z, of.test.y_hat, label),
+        **made.figures,
         "std": float(of.test.y_hat[:, label].std()),
-        "eff": effective(contributions),
-        **losses,
+        "eff": effective(made.contributions),
         **told,
-        **places(maps, members, label, chosen),
-        "o1": orthogonality(maps).o1,
+        **places(made.maps, members, label, chosen),
+        "o1": orthogonality(made.maps).o1,
         "locality": mean_locality(S),
-        "locality_weighted": mean_locality(S, contributions=contributions),
+        "locality_weighted": mean_locality(S, contributions=made.contributions),
         "seconds": time.perf_counter() - begin,
     }
 
@@ -262,7 +323,7 @@ def main(given: argparse.Namespace) -> None:
         for network, seed, label, n, method in itertools.product(
             given.networks, range(given.seeds), given.classes, given.x_features, given.methods
         )
-        if METHODS[method] or n == given.x_features[0]  # a single map has no x-features to count
+        if method != "1-Heatmap" or n == given.x_features[0]  # a single map has no x-features to count
     ]
 
     def of(job: Line) -> Line:

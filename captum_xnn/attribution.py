@@ -11,6 +11,7 @@ Reference:
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import os
 import warnings
@@ -25,9 +26,10 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
 from captum_xnn import serialization as files
-from captum_xnn.activations import Activations, Unpack, checked, collect_together, first_of_batch
+from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.activations.batches import Batches, repeatable
 from captum_xnn.activations.memmap import Rows, each, parts
+from captum_xnn.activations.unpacking import unpack_for
 from captum_xnn.distributed import ALONE, Ranks
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
@@ -38,21 +40,24 @@ from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork
 from captum_xnn.heatmaps.one_heatmap import OneHeatmap
 from captum_xnn.layers.batching import gathered, rows_of
-from captum_xnn.layers.channels import channel_dimension
 from captum_xnn.layers.forward_args import log_usage
+from captum_xnn.layers.layout import channel_dimension
+from captum_xnn.layers.logits import Spread, no_logits
 from captum_xnn.layers.lookup import find_layer, unwrap
 from captum_xnn.layers.probe import refuse_whole_arguments
-from captum_xnn.layers.read import OutputTransform, read_layer
+from captum_xnn.layers.read import EveryCall, OutputTransform, read_layer
 from captum_xnn.layers.state import untouched
 from captum_xnn.layers.tail import Tail
 from captum_xnn.layers.trace import Trace, trace
 from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
 from captum_xnn.models.base import Autoencoder
 from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.models.srae import ConvSRAE
 from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
 from captum_xnn.training import encode_all, fit_together
 from captum_xnn.training.checkpoint import Checkpoint
 from captum_xnn.training.contributions import Evidence, fit_groups
+from captum_xnn.training.directions import directions
 from captum_xnn.training.problem import Recipe, Step
 
 __all__ = ["Faithfulness", "XNNAttribution"]
@@ -91,7 +96,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             :mod:`~captum_xnn.models.baselines`.
         recipe: Settings of the training of learned networks.
         train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
-        unpack: Turns a batch of the training data into (inputs, additional_forward_args).
+        unpack: Turns a batch of the training data into (inputs, additional_forward_args). By default a dict goes by the
+            names of the model's arguments, and of a tuple or list the first entry is taken.
         output_transform: Turns the layer's raw output, such as a tuple or dict, into one tensor (N, ...).
         prediction_transform: The same for the model's output.
         seed: Seeds every fit.
@@ -147,7 +153,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
-        self.unpack = unpack
+        self.unpack = unpack_for(model, unpack)
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
         self.seed = operator.index(seed)
@@ -225,8 +231,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             data = repeatable(data)
         found = self._collected(data, progress, store, ranks)
         outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
-        if outputs.probabilities:
-            _warn_of_probabilities()
+        if ranks.first and (reason := no_logits(outputs.spread)) is not None:
+            warnings.warn(reason, stacklevel=levels_up())
         kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
         run = _Run(progress and ranks.first, kept, log, ranks)
         with torch.inference_mode(False):
@@ -375,6 +381,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             xnn.requires_grad_(False)
             with torch.no_grad():
                 error = regression_faithfulness(xnn.head(encode_all(xnn, Z)), y)
+            if run.ranks.first and getattr(xnn, "anchored", False):
+                _warn_of_few_directions(found, xnn.n_features, error / float(y.std(0).mean()))
             yield Explainer(
                 layer=found.layer,
                 targets=targets,
@@ -387,18 +395,35 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
 
     def _maker(self, found: Activations) -> MakeAutoencoder:
-        """Return what makes the explanation networks; groups are told which dimension has channels."""
+        """Return what makes the explanation networks; those that ask for it are told which dimension has channels."""
         make = self.autoencoder or ContributionGroups
         told = isinstance(make, partial) and "channels" in make.keywords
-        if not self._is_exact or told or self.output_transform is not None or found.source is None:
-            return make
-        model = unwrap(self.model)
-        name, module = find_layer(model, self.layer)
-        first = Batches(found.source.data, 2, found.source.unpack).first()
-        assert first is not None  # as activations were collected from it
         shape = tuple(found.Z.shape[1:])
+        if told or found.source is None or len(shape) < 2 or isinstance(self.output_transform, EveryCall):
+            return make
+        if "channels" in inspect.signature(make).parameters:
+            return partial(make, channels=self._channels(found.source, found.layer))
+        made = make.func if isinstance(make, partial) else make
+        if made is ConvSRAE and self._channels(found.source, found.layer) != 1:
+            raise ValueError(
+                f"layer {found.layer!r} gives {shape} values per example with channels last, and ConvSRAE takes "
+                "(channels, H, W); pass output_transform=lambda output: output.movedim(-1, 1), or autoencoder=SRAE"
+            )
+        return make
+
+    def _channels(self, source: Source, name: str) -> int:
+        """Return the dimension of Z that holds channels, from the first batch of some data."""
+        model = unwrap(self.model)
+        first = Batches(source.data, 2, source.unpack).first()
+        assert first is not None  # as activations were collected from it
         inputs, additional = first.on(_device(model))
-        return partial(make, channels=channel_dimension(model, module, shape, (*inputs, *additional), name=name))
+        return channel_dimension(
+            model,
+            find_layer(model, self.layer)[1],
+            (*inputs, *additional),
+            name=name,
+            output_transform=self.output_transform,
+        )
 
     def explainer(self, target: Any = None) -> Explainer:
         """Returns the fitted explainer of an output: its own one, else a joint one that covers it.
@@ -901,6 +926,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 # Standard deviations of the output that contributions may miss without a word.
 _NOTABLE = 0.005
 
+# Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
+_OFF = 0.02
+
 _TRANSFORMS = ("output_transform", "prediction_transform")
 
 Log = Callable[[Any, Step], None]
@@ -1016,6 +1044,19 @@ def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, .
         )
 
 
+def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
+    """Warn where x-features that are to differ are over twice a layer's directions, and the surrogate is off for it."""
+    if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
+        return
+    warnings.warn(
+        f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
+        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
+        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
+        "out, as contributions always add up",
+        stacklevel=levels_up(),
+    )
+
+
 def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:
     """Return the numbers of some examples by a learned network."""
     E = form.encode(Z.to(form.dtype))
@@ -1055,20 +1096,20 @@ class _Outputs(NamedTuple):
     """Which they are."""
     classes: Tensor | None
     """The class that the model gives each example, (M,); None where outputs are no classes."""
-    probabilities: bool
-    """Whether the outputs look like a softmax, in which every class depends on all others."""
+    spread: Spread
+    """Whether all outputs look like logits."""
 
     @classmethod
     def of(cls, y_hat: Tensor | Rows, targets: list[Target]) -> _Outputs:
         targets = list(dict.fromkeys(targets))
-        y, first, given, softmax = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], True
+        y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
         for part in parts(y_hat):
             y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
             first += len(part)
             if part.dim() == 2 and part.shape[1] > 1:
                 given.append(part.argmax(1))
-                softmax = softmax and _like_probabilities(part)
-        return cls(y, targets, torch.cat(given) if given else None, bool(given) and softmax)
+            spread.add(part)
+        return cls(y, targets, torch.cat(given) if given else None, spread)
 
     def columns(self, targets: tuple[Target, ...]) -> Tensor:
         """Returns some of the explained outputs, (M, C)."""
@@ -1083,19 +1124,6 @@ def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
         same += classification_faithfulness(part, given, target) * len(part)
         first += len(part)
     return same / first
-
-
-def _like_probabilities(y_hat: Tensor) -> bool:
-    tolerance = 1e-2 if y_hat.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    return bool((y_hat >= 0).all()) and bool(((y_hat.double().sum(1) - 1).abs() < tolerance).all())
-
-
-def _warn_of_probabilities() -> None:
-    warnings.warn(
-        "expected logits, got outputs that are non-negative and sum to 1 in every example, as after a softmax; "
-        "contributions to a probability mix all classes. Explain the model without its last softmax",
-        stacklevel=3,
-    )
 
 
 def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:

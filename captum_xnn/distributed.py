@@ -1,8 +1,8 @@
-"""Processes that fit the same explainers together: who they are, and the few things they tell each other.
+"""Processes that fit the same explainers together: their ranks, and the values that they exchange.
 
-Every process draws the same batches and takes its part of their rows. What Eq. 5 needs of the whole batch, the errors
-:math:`Q_k` and the moments of the x-features, is averaged over the processes before the logarithm and the cosine, and
-so are the gradients. The number of processes then changes nothing but the order of sums.
+Every process draws the same batches and takes its part of their rows. Eq. 5 needs the errors :math:`Q_k` and the
+moments of the x-features over the whole batch. The processes average both before the logarithm and the cosine. They
+also average the gradients. The number of processes therefore changes only the order of sums.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["ALONE", "Ranks", "launched", "speaks"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of several processes, and how many there are.
+    """The number of this process, and the number of all processes.
 
     Args:
         rank: Number of this process, from 0.
-        world: Number of processes. More than one speak through the default group of ``torch.distributed``.
+        world: Number of processes. Several use the default group of ``torch.distributed``.
 
     Example:
         >>> import torch
@@ -40,14 +40,14 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks:
-        """Returns this process among those of the default group, as torchrun and init_process_group set it up.
+        """Read the ranks of the default group, as set up by torchrun and init_process_group.
 
         Raises:
             RuntimeError: If there is no group.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             raise RuntimeError(
-                "expected a group of processes, got none; run under torchrun and call "
+                "there is no group of processes; run under torchrun and call "
                 "torch.distributed.init_process_group first, or leave distributed out"
             )
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -58,7 +58,7 @@ class Ranks:
         return self.rank == 0
 
     def part(self, rows: Tensor) -> Tensor:
-        """Returns this process's part of the last dimension of row numbers.
+        """Select this process's part of row numbers, along the last dimension.
 
         Args:
             rows: Row numbers (..., m).
@@ -66,12 +66,12 @@ class Ranks:
         return rows[..., self.rank :: self.world]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Returns the mean over the processes, with the gradient of this process's values.
+        """Average values over the processes, with the gradient of this process's values.
 
-        Where gradients of weights are then averaged too, they are those of a function of the mean.
+        If the gradients of weights are averaged afterwards, they equal the gradients of a function of the mean.
 
         Args:
-            values: Of the same shape in every process.
+            values: This process's values, of the same shape in every process.
         """
         if self.world == 1:
             return values
@@ -80,20 +80,20 @@ class Ranks:
         return mean + (values - values.detach())
 
     def average(self, values: Tensor) -> None:
-        """Replaces values by their mean over the processes.
+        """Replace values in place by their mean over the processes.
 
         Args:
-            values: Of the same shape in every process.
+            values: This process's values, of the same shape in every process.
         """
         if self.world > 1:
             distributed.all_reduce(values)
             values /= self.world
 
     def same(self, values: Tensor) -> Tensor:
-        """Returns the first process's values, bit for bit, in every process.
+        """Broadcast the first process's values, bit for bit, to every process.
 
         Args:
-            values: Of the same shape in every process.
+            values: This process's values, of the same shape in every process.
         """
         if self.world > 1:
             values = values.contiguous()
@@ -101,10 +101,10 @@ class Ranks:
         return values
 
     def all_of(self, own: Any) -> list[Any]:
-        """Returns what every process has, in their order.
+        """Gather one object from every process, in the order of ranks.
 
         Args:
-            own: This process's; anything that can be pickled.
+            own: This process's object. It must be picklable.
         """
         if self.world == 1:
             return [own]
@@ -113,7 +113,7 @@ class Ranks:
         return found
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.world > 1:
             distributed.barrier()
 
@@ -122,7 +122,7 @@ ALONE = Ranks()
 
 
 def speaks() -> bool:
-    """Returns whether this process is to say what all have done: not where it is another than torchrun's first.
+    """Whether this process prints for all: it was not started by torchrun, or has rank 0.
 
     Example:
         >>> speaks()
@@ -134,12 +134,12 @@ def speaks() -> bool:
 
 @contextmanager
 def launched() -> Iterator[bool]:
-    """Returns a context in which the processes that torchrun started are a group; whether there are any.
+    """Join the processes started by torchrun into a group within a context. Yield whether torchrun started any.
 
-    They speak by NCCL about tensors on GPUs, of which each process takes its own, and by Gloo about others.
+    Each process takes its own GPU. The group exchanges tensors on GPUs by NCCL and other tensors by Gloo.
 
     Raises:
-        RuntimeError: If another process ended while this one was waiting for it.
+        RuntimeError: If another process ended while this one waited for it.
 
     Example:
         >>> with launched() as many:
@@ -160,8 +160,8 @@ def launched() -> Iterator[bool]:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         raise RuntimeError(
-            f"expected all processes to go on together, lost another ({str(error)[:120]}); look for what that one "
-            "said, and call again: finished shards and the last checkpoint stay"
+            f"the connection to another process was lost ({str(error)[:120]}); look for the error message of that "
+            "process, and call again: finished shards and the last checkpoint stay"
         ) from error
     finally:
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Errors that captum_xnn raises beside ValueError and TypeError."""
+"""Error classes of captum_xnn, beside ValueError and TypeError."""
 
 __all__ = [
     "CheckpointError",
@@ -15,40 +15,40 @@ __all__ = [
 
 
 class NotFittedError(ValueError):
-    """Raised where an explanation is asked of a target that no explainer was fitted to."""
+    """Raised if no explainer was fitted for the requested target."""
 
 
 class LayerNotFoundError(ValueError):
-    """Raised where the model has no layer of the given name, or does not hold the given module."""
+    """Raised if the model has no layer of the given name, or does not contain the given module."""
 
 
 class LayerNotReachedError(RuntimeError):
-    """Raised where the model's forward pass never calls the explained layer."""
+    """Raised if the model's forward pass never calls the explained layer."""
 
 
 class ExplainerFileError(ValueError):
-    """Raised where a saved explainer is missing, truncated, altered or not an explainer at all."""
+    """Raised if a saved explainer is missing, truncated or altered, or if the file is not an explainer at all."""
 
 
 class ModelMismatchError(ValueError):
-    """Raised where a saved explainer is loaded into another model than it was fitted to."""
+    """Raised if a saved explainer is loaded for a model other than the one it was fitted to."""
 
 
 class CheckpointError(ValueError):
-    """Raised where a checkpoint cannot be written, or is damaged."""
+    """Raised if a checkpoint cannot be written or is damaged."""
 
 
 class NamesFileError(ValueError):
-    """Raised where a file of names is missing, foreign, or made for x-features of another layer or target."""
+    """Raised if a file of names is missing, is not a file of names, or names x-features of another layer or target."""
 
 
 class UnsupportedOperationError(RuntimeError):
-    """Raised where a heatmap's method meets an operation that it has no rule for, or cannot see."""
+    """Raised if a heatmap method meets an operation that it has no rule for or cannot see."""
 
 
 class StoreError(ValueError):
-    """Raised where activations on disk are missing, damaged, unfinished, or of other data; the message says which."""
+    """Raised if stored activations are missing, damaged, unfinished, or of other data; the message says which."""
 
 
 class DatasetError(ValueError):
-    """Raised where a data set's folder lacks a file, or holds one that is damaged; the message names it."""
+    """Raised if a file of a data set is missing or damaged; the message names the file."""

@@ -1,4 +1,4 @@
-"""A fitted explanation network with what is known of its fit, and its form in saved files."""
+"""Explainer: a fitted explanation network with the facts of its fit, and the conversion to and from saved files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captum_xnn.training.problem import Step
 __all__ = ["Explainer", "Form"]
 
 Form = Autoencoder | ContributionGroups
-"""What an explainer may be: a learned network, or groups of contributions."""
+"""An explanation network: a learned network or groups of contributions."""
 
 _FORMS: tuple[type[Form], ...] = (
     ContributionGroups,
@@ -40,30 +40,33 @@ _FORMS: tuple[type[Form], ...] = (
 
 @dataclass(frozen=True)
 class Explainer:
-    """A fitted explanation network of one output, or of several jointly."""
+    """A fitted explanation network for one output, or for several outputs jointly."""
 
     layer: str
     """Dotted name of the explained layer."""
     targets: tuple[Target, ...]
     """The explained outputs, in the order of the head's rows."""
     form: Form
+    """The explanation network."""
     f_reg: float
-    """Mean absolute error, in logits: on the examples that groups were learned from, or on all training data."""
+    """Mean absolute error in logits. For groups, over the examples that they were learned from; for other forms, over
+    all training data."""
     examples: int
-    """Training examples."""
+    """Number of training examples."""
     positives: int | None
-    """Those of them that the model gives the class; None where no class is explained."""
+    """Number of training examples to which the model gives the class; None if the output is not a class."""
     floor: float | None = None
-    """With fewer x-features than outputs: the mean squared error, summed over outputs, that no x-features go below."""
+    """Lowest mean squared error, summed over outputs, that so few x-features can reach. None for groups, and with at
+    least as many x-features as outputs."""
     history: tuple[Step, ...] = field(default=(), repr=False)
 
     @property
     def is_exact(self) -> bool:
-        """Whether x-features add up to the output by construction, as groups of contributions do."""
+        """Whether the x-features add up to the output by construction, as groups of contributions do."""
         return isinstance(self.form, ContributionGroups)
 
     def covers(self, target: Target) -> bool:
-        """Returns whether this explains an output; of a model with one output, None and 0 are the same.
+        """Whether this explainer explains the target. For a model with one output, None and 0 are the same target.
 
         Args:
             target: None, int, or tuple of ints.
@@ -71,7 +74,7 @@ class Explainer:
         return target in self.targets or (target in (None, 0) and self.targets in ((None,), (0,)))
 
     def output(self, target: Target) -> int:
-        """Returns which row of the head approximates an output that is covered.
+        """Return the row of the head that approximates a covered output.
 
         Args:
             target: None, int, or tuple of ints.
@@ -79,7 +82,7 @@ class Explainer:
         return self.targets.index(target) if target in self.targets else 0
 
     def entry(self) -> dict[str, Any]:
-        """Returns all but the weights, as JSON can hold it."""
+        """Return everything except the weights, in types that JSON can hold."""
         return {
             "targets": self.targets,
             "class": _name(type(self.form)),
@@ -96,16 +99,16 @@ class Explainer:
     def restored(
         cls, entry: dict[str, Any], weights: dict[str, Tensor], layer: str, *, forms: Sequence[type[Form]] = ()
     ) -> Explainer:
-        """Returns the explainer that :meth:`entry` and the network's state dict describe.
+        """Rebuild an explainer from its entry and the network's state dict.
 
         Args:
-            entry: What :meth:`entry` returned.
+            entry: The dict that :meth:`entry` returned.
             weights: The network's tensors by name.
             layer: Dotted name of the explained layer.
-            forms: Classes of networks beside those of this package.
+            forms: Your own classes of explanation networks, in addition to those of this package.
 
         Raises:
-            ExplainerFileError: If the network is of an unknown form.
+            ExplainerFileError: If the class of the network is unknown.
         """
         form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
         form.load_state_dict(weights)
@@ -122,14 +125,15 @@ class Explainer:
 
 
 def _name(form: type[Form]) -> str:
-    """Returns the name of a form in files: with its module, unless it is of this package."""
+    """Return the name of a form's class in files; classes from outside this package include their module."""
     return form.__name__ if form in _FORMS else f"{form.__module__}.{form.__qualname__}"
 
 
 def _form(name: str, forms: Sequence[type[Form]]) -> type[Form]:
-    """Returns the class that a file names.
+    """Find the class that a file names.
 
-    Those handed in are found wherever they are defined by now. Nothing is imported: a file must not run code.
+    A class in ``forms`` matches by its bare name, so its module may have moved. No module is imported, because a file
+    must not run code.
     """
     for form in _FORMS:
         if form.__name__ == name:
@@ -138,6 +142,6 @@ def _form(name: str, forms: Sequence[type[Form]]) -> type[Form]:
         if form.__name__ == name.rpartition(".")[2]:
             return form
     raise ExplainerFileError(
-        f"expected an explanation network of a known form, got one of class {name!r}; pass the class to load, as "
+        f"the explainer's class {name!r} is not known; pass the class to load, as "
         f"XNNAttribution.load(path, model, forms=[{name.rpartition('.')[2]}])"
     )

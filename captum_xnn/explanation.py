@@ -1,4 +1,4 @@
-"""One explanation of a batch: the maps, what every x-feature contributes, and whether it adds up.
+"""Explanation of one batch: the maps, the contribution of every x-feature, and a check that they add up.
 
 Conventions:
     N examples, K x-features. Contributions, bias, surrogate and prediction are in the model's own units (logits).
@@ -24,14 +24,14 @@ __all__ = ["Contributions", "Explanation"]
 
 
 class Contributions(NamedTuple):
-    """The numbers of an explanation, without maps."""
+    """The numbers of an explanation, without its maps."""
 
     features: Tensor
     """x-features E, (N, K)."""
     contributions: Tensor
-    """What each x-feature adds, (N, K), in logits."""
+    """Contribution of each x-feature to the output, (N, K), in logits."""
     bias: Tensor
-    """What the output is without them, (N,), in logits."""
+    """The output without the x-features, (N,), in logits."""
     surrogate: Tensor
     """Sum of bias and contributions, (N,), in logits."""
     prediction: Tensor
@@ -40,7 +40,7 @@ class Contributions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    r"""Why a model gave its outputs: :math:`\hat y \approx \bar y = b + \sum_i v_i E_i`, with a map for each i.
+    r"""Explanation of a model's outputs: :math:`\hat y \approx \bar y = b + \sum_i v_i E_i`, with a map for each i.
 
     Raises:
         ValueError: If bias and contributions do not sum to the surrogate.
@@ -58,26 +58,28 @@ class Explanation:
     """
 
     inputs: Tensor | tuple[Tensor, ...]
-    """What was explained, as it was given."""
+    """The explained inputs, unchanged."""
     maps: Tensor | tuple[Tensor, ...]
-    """Attribution maps, (N, K, ...), one tensor for each input tensor; (N, K, 1, H, W) from a layer's method."""
+    """Attribution maps, (N, K, ...), one tensor for each input tensor. A method that attributes to a layer gives
+    (N, K, 1, H, W)."""
     features: Tensor
-    """x-features E, (N, K): in logits of groups of contributions, else in standard deviations from the average."""
+    """x-features E, (N, K). Groups of contributions give them in logits, other forms in standard deviations from the
+    average."""
     contributions: Tensor
     """v_i E_i, (N, K), in logits."""
     bias: Tensor
-    """What the output is at the base, the average of the training data, (N,), in logits. It differs between examples
-    where something beside the layer's output reaches the model's."""
+    """The output at the base, the mean activation over the training data, (N,), in logits. It differs between examples
+    if the model's output also depends on something other than the layer's output."""
     surrogate: Tensor
-    """What bias and x-features give together, (N,), in logits."""
+    """Sum of bias and contributions, (N,), in logits."""
     prediction: Tensor
-    """What the model gives, (N,), in logits."""
+    """The model's output, (N,), in logits."""
     target: tuple[Target, ...]
-    """Which output of the model is explained, for each example."""
+    """The explained output of each example."""
     layer: str | None = None
-    """Dotted name of the explained layer, where it is known; a file of names must be of the same one."""
+    """Dotted name of the explained layer, if known. A file of names must be made for the same layer."""
     one_heatmap: Tensor | tuple[Tensor, ...] | None = None
-    """Maps of the model's own output, (N, 1, ...) in the form of ``maps``, where they were asked for."""
+    """The 1-Heatmap: maps of the model's own output, (N, 1, ...), shaped like ``maps``. None unless requested."""
 
     def __post_init__(self) -> None:
         total = self.bias.double() + self.contributions.double().sum(1)
@@ -86,8 +88,8 @@ class Explanation:
         if not bool((off < 1e-4).all()):
             worst = int(off.nan_to_num(nan=float("inf")).argmax())
             raise ValueError(
-                f"expected bias and contributions to sum to the surrogate, got {float(total[worst]):.6g} against "
-                f"{float(self.surrogate[worst]):.6g} in example {worst}; the explainer is damaged, fit it anew"
+                f"bias and contributions of example {worst} sum to {float(total[worst]):.6g}, but the surrogate is "
+                f"{float(self.surrogate[worst]):.6g}; the explainer is damaged, fit it again"
             )
 
     def __len__(self) -> int:
@@ -95,18 +97,18 @@ class Explanation:
 
     @property
     def unexplained(self) -> Tensor:
-        """What the x-features fail to explain, prediction minus surrogate, (N,), in logits."""
+        """The unexplained part of the output: prediction minus surrogate, (N,), in logits."""
         return self.prediction - self.surrogate
 
     def describe(self, index: int, names: Names | None = None) -> str:
-        """Returns one example's explanation as a sum of numbers, the largest contribution first.
+        """Describe one example's explanation as a sum of numbers, the largest contribution first.
 
         Args:
-            index: Which example.
+            index: Position of the example in the batch.
             names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
 
         Raises:
-            ValueError: If there are more names than x-features, or a file of names is of something else.
+            ValueError: If there are more names than x-features, or a file of names is of another layer or target.
         """
         given = self.contributions[index].tolist()
         parts = [
@@ -128,20 +130,20 @@ class Explanation:
         share: float = 0.9,
         residual_share: float = 0.1,
     ) -> str:
-        r"""Returns one example's explanation in words, such as "European goldfinch because of golden feather (+63.1)".
+        r"""Put one example's explanation into words: "European goldfinch because of golden feather (+63.1)".
 
         Args:
             names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
-            index: Which example.
-            target_name: What the output stands for; "target 46" without.
-            share: How much of the positive contributions the named x-features have to reach, in [0, 1]. Where the
-                negative ones are larger, how much of these.
-            residual_share: What is left unexplained is told where its size is above this share of
+            index: Position of the example in the batch.
+            target_name: Name of the output. Without it the sentence says "target 46".
+            share: The sentence names x-features until they reach this share of the positive contributions, in [0, 1].
+                If the negative contributions are larger, they are counted instead.
+            residual_share: The sentence mentions the unexplained part if its size exceeds this share of
                 :math:`\sum_i |v_i E_i|`.
 
         Raises:
-            ValueError: If there are more names than x-features, a file of names is of something else, or a share is
-                out of range.
+            ValueError: If there are more names than x-features, a file of names is of another layer or target, or a
+                share is out of range.
         """
         target = self.target[index]
         return sentence(
@@ -162,11 +164,11 @@ class Explanation:
         share: float = 0.9,
         residual_share: float = 0.1,
     ) -> list[str]:
-        """Returns :meth:`sentence` for every example.
+        """Put every example's explanation into words with :meth:`sentence`.
 
         Args:
             names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
-            target_names: What the model's outputs stand for: names of all outputs in order, or by target.
+            target_names: Names of the model's outputs: a list for all outputs in order, or a mapping by target.
             share: As in :meth:`sentence`.
             residual_share: As in :meth:`sentence`.
 
@@ -191,17 +193,17 @@ class Explanation:
         return "\n".join(self.describe(i) for i in range(len(self)))
 
     def show(self, index: int = 0, *, names: Names | None = None, **options: Any) -> Figure:
-        """Returns a picture of one example: input, a map for each x-feature in order of contribution, and their sum.
+        """Draw one example: the input, a map for each x-feature in order of contribution, and the sum.
 
-        Inputs that are no images give the sum alone. Where the explanation holds the 1-Heatmap it stands beside the
-        image.
+        For inputs that are not images, the figure shows the sum only. If the explanation contains the 1-Heatmap, it is
+        drawn beside the image.
 
         Args:
-            index: Which example.
+            index: Position of the example in the batch.
             names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them: a list, a
                 mapping, or the file that a report exports.
             options: Options of :func:`captum_xnn.plots.show_explanation`, such as ``mean=`` and ``std=`` of
-                the normalised inputs, ``scale=``, ``style=`` or ``axes=``; without images those of
+                the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
                 :func:`captum_xnn.plots.show_contributions`.
         """
         from captum_xnn.plots import explanation as visualize
@@ -222,21 +224,24 @@ class Explanation:
         return visualize.show_explanation(image[index].detach().cpu(), maps, contributions, **(numbers | options))
 
     def gallery(self, indices: Sequence[int] | None = None, *, names: Names | None = None, **options: Any) -> Figure:
-        """Returns a picture of several examples as rows, with the same x-feature in each column, to name it by.
+        """Draw several examples as rows and x-features as columns, to help name each x-feature.
 
         Args:
-            indices: Which examples; all of them, if None.
+            indices: Positions of the examples in the batch; all examples if None.
             names: Names of the x-features, as :meth:`show` takes them.
             options: Options of :func:`captum_xnn.plots.show_gallery`.
 
         Raises:
-            ValueError: If the inputs are no images, or names differ between the examples' targets.
+            ValueError: If the inputs are not images, or the names differ between the examples' targets.
         """
         from captum_xnn.plots import explanation as visualize
 
         image = self._image()
         if image is None:
-            raise ValueError("expected images (N, C, H, W) with C = 1 or 3 and maps of them, got others; use show")
+            raise ValueError(
+                f"a gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them, got inputs "
+                f"{tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}; use show"
+            )
         rows = list(range(len(self))) if indices is None else list(indices)
         if self.one_heatmap is not None:
             options = {"one_heatmaps": _first(self.one_heatmap)[rows, 0].cpu(), **options}
@@ -249,24 +254,23 @@ class Explanation:
         )
 
     def _common_names(self, names: Names | None, rows: Sequence[int]) -> list[str] | None:
-        """Returns the names that x-features have in all of some examples."""
+        """Return the names of the x-features; raise if they differ between the examples."""
         if not rows:
             return None
         first, *others = (self._names(names, i) for i in rows)
         if any(other != first for other in others):
             raise ValueError(
-                f"expected examples whose x-features have the same names, got targets "
-                f"{', '.join(dict.fromkeys(str(self.target[i]) for i in rows))}, for which they differ; pick the "
-                "examples of one target"
+                f"the examples' targets {', '.join(dict.fromkeys(str(self.target[i]) for i in rows))} have different "
+                "names for the same x-feature; pick the examples of one target"
             )
         return first
 
     def directed_maps(self) -> Tensor:
-        """Returns the first input's maps, (N, K, ...), positive where the input drives an x-feature to what it is.
+        """Orient the first input's maps, (N, K, ...): positive where the input drives an x-feature to its value.
 
-        An x-feature below the average training example has a negative value. Signed maps (gradients, DeepLift) are
-        then positive where the input pulls it up, against its value, and are turned round; maps that are never
-        negative stay.
+        An x-feature below the average training example has a negative value. A signed map (gradients, DeepLift) is then
+        positive where the input pulls the x-feature up, against its value. The sign of such a map is flipped. If no
+        map has a negative value, all maps are returned unchanged.
         """
         maps = _first(self.maps)
         if not bool((maps < 0).any()):
@@ -275,19 +279,19 @@ class Explanation:
         return maps * sign.reshape(*sign.shape, *[1] * (maps.dim() - 2))
 
     def _image(self) -> Tensor | None:
-        """Returns the first input where it is images and the maps are of it."""
+        """Return the first input if it consists of images and the maps belong to it, else None."""
         image = _first(self.inputs)
         maps = _first(self.maps)
         return image if image.dim() == 4 and image.shape[1] in (1, 3) and maps.dim() == 5 else None
 
 
 def _first(tensors: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Returns the first tensor of what may be several."""
+    """Return the first of several tensors, or the only one."""
     return tensors if isinstance(tensors, Tensor) else tensors[0]
 
 
 def _name_of(target: Target, target_names: Mapping[Any, str] | Sequence[str]) -> str:
-    """Returns the name of an output, or raises where there is none."""
+    """Look up the name of an output; raise if it has no name."""
     key = 0 if target is None else target
     if isinstance(target_names, Mapping):
         found = target_names.get(target, target_names.get(key))
@@ -295,7 +299,7 @@ def _name_of(target: Target, target_names: Mapping[Any, str] | Sequence[str]) ->
         found = target_names[key] if isinstance(key, int) and key < len(target_names) else None
     if found is None or isinstance(target_names, str):
         raise ValueError(
-            f"expected a name for target {target} in target_names, got none among {len(target_names)}; give the names "
-            "of all outputs in order, or a mapping such as {46: 'European goldfinch'}"
+            f"target {target} has no name among the {len(target_names)} target_names; give the names of all outputs in "
+            "order, or a mapping such as {46: 'European goldfinch'}"
         )
     return found

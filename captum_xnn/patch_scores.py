@@ -24,7 +24,7 @@ from torch import Tensor
 
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
-from captum_xnn.layers.channels import channel_dimension
+from captum_xnn.layers.layout import channel_dimension
 from captum_xnn.layers.lookup import find_layer, unwrap
 from captum_xnn.layers.read import read_layer
 from captum_xnn.layers.state import untouched
@@ -203,9 +203,7 @@ def _groups(xnn: XNNAttribution, images: Tensor, explainer: Explainer) -> Contri
         Z, output = read_layer(model, layer, (images,), name=name, output_transform=xnn.output_transform)
     y_hat = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
     shape = tuple(Z.shape[1:])
-    channels = None
-    if xnn.output_transform is None:
-        channels = channel_dimension(model, layer, shape, (images,), name=name)
+    channels = channel_dimension(model, layer, (images,), name=name, output_transform=xnn.output_transform)
     form = ContributionGroups(shape, n_outputs=len(explainer.targets), channels=channels).to(Z)
     form.base = form.mean_of([Z], len(Z)).to(Z)
     form.scale = torch.stack([select(y_hat, t) for t in explainer.targets]).std(1, correction=0).to(Z)

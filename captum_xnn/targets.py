@@ -1,6 +1,6 @@
-"""Targets: which output of a model is explained, in every form that Captum takes.
+"""Targets: the explained output of a model, in every form that Captum accepts.
 
-A target is None for models with one output, an int, or a tuple of ints that indexes the dimensions after the batch.
+A target is None (for models with one output), an int, or a tuple of ints that indexes the dimensions after the batch.
 """
 
 from __future__ import annotations
@@ -17,65 +17,65 @@ Target = int | tuple[int, ...] | None
 
 
 def single_target(target: Any) -> Target:
-    """Returns one target as a plain int, tuple of ints, or None."""
+    """Convert one target to a plain int, a tuple of ints, or None."""
     if target is None:
         return None
     if isinstance(target, (list, tuple)):
         return tuple(int(t) for t in target)
     if isinstance(target, Tensor) and (target.numel() != 1 or target.is_floating_point()):
-        raise ValueError(f"expected one target, got a {target.dtype} tensor {tuple(target.shape)}; pass an int")
+        raise ValueError(f"a {target.dtype} tensor {tuple(target.shape)} is not one target; pass an int")
     try:
         return operator.index(target)
     except TypeError as error:
         raise ValueError(
-            f"expected a target that is None, an int or a tuple of ints, got {target!r}; pass the index of the output"
+            f"a target is None, an int or a tuple of ints, got {target!r}; pass the index of the output"
         ) from error
 
 
 def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
-    """Returns the outputs that each explainer is to cover."""
+    """Split the targets of a fit into the groups that one explainer each covers."""
     if isinstance(target, range):
         target = list(target)
     if joint:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
-            raise ValueError(f"expected several targets for a joint explainer, got {target!r}; pass a tuple of ints")
+            raise ValueError(f"a joint explainer needs several targets, got {target!r}; pass a tuple of ints")
         return [tuple(single_target(t) for t in members)]
     if isinstance(target, Tensor) and target.dim() > 0:
         target = target.tolist()
     several = target if isinstance(target, list) else [target]
     if not several:
-        raise ValueError("expected targets to fit, got an empty list; pass an int or a list of ints")
+        raise ValueError("the list of targets to fit is empty; pass an int or a list of ints")
     return [(t,) for t in dict.fromkeys(map(single_target, several))]
 
 
 def per_example(target: Any, n: int) -> list[Target]:
-    """Returns the target of every example, from any form that Captum takes."""
+    """Return one target for each of n examples, from any form that Captum accepts."""
     if (isinstance(target, Tensor) and target.numel() > 1) or isinstance(target, list):
         each = [single_target(t) for t in target]
         if len(each) != n:
-            raise ValueError(f"expected one target for each of {n} examples, got {len(each)}; pass an int for all")
+            raise ValueError(
+                f"got {len(each)} targets for {n} examples; pass one for each example, or a single int for all"
+            )
         return each
     return [single_target(target)] * n
 
 
 def select(y_hat: Tensor, target: Target) -> Tensor:
-    """Returns one output of every example, (M,), as Captum selects targets."""
+    """Select one output of every example, (M,), as Captum selects targets."""
     if y_hat.dim() == 1 or (target is None and y_hat[0].numel() == 1):
         if target is not None:
-            raise ValueError(
-                f"expected no target for a model whose outputs are (N,) or (N, 1), got {target}; leave target out"
-            )
+            raise ValueError(f"a model with outputs (N,) or (N, 1) takes no target, got {target}; leave target out")
         return y_hat.reshape(len(y_hat))
     shape = tuple(y_hat.shape[1:])
     index: tuple[int, ...] = () if target is None else (target,) if isinstance(target, int) else target
     if len(index) != len(shape):
         raise ValueError(
-            f"expected a target that picks one of the model's outputs {shape} per example, got {target}; pass "
+            f"target {target} does not pick one of the model's outputs {shape} per example; pass "
             f"{'an int' if len(shape) == 1 else f'a tuple of {len(shape)} ints'}"
         )
     if any(not 0 <= i < size for i, size in zip(index, shape, strict=True)):
-        raise ValueError(f"expected a target within the model's outputs {shape}, got {target}; they count from 0")
+        raise ValueError(f"target {target} is outside the model's outputs {shape}; targets count from 0")
     chosen = y_hat
     for i in index:
         chosen = chosen[:, i]
@@ -83,7 +83,7 @@ def select(y_hat: Tensor, target: Target) -> Tensor:
 
 
 def select_each(y_hat: Tensor, targets: list[Target]) -> Tensor:
-    """Returns each example's own target output, (N,)."""
+    """Select the output of each example's own target, (N,)."""
     chosen = y_hat.new_empty(len(targets))
     for t, rows in grouped(targets):
         chosen[rows] = select(y_hat[rows], t)
@@ -91,7 +91,7 @@ def select_each(y_hat: Tensor, targets: list[Target]) -> Tensor:
 
 
 def grouped(items: Iterable[Any]) -> list[tuple[Any, list[int]]]:
-    """Returns the different items and the positions of each, in order of first appearance."""
+    """Group equal items: list each distinct item with its positions, in order of first appearance."""
     found: list[tuple[Any, list[int]]] = []
     for i, item in enumerate(items):
         for known, rows in found:

@@ -208,12 +208,12 @@ def test_targets_that_are_tuples(planes):
 @pytest.mark.parametrize(
     ("target", "told"),
     [
-        (4, r"within the model's outputs \(4,\), got 4"),
-        (-1, r"within the model's outputs \(4,\), got -1"),
-        (None, r"picks one of the model's outputs \(4,\) per example, got None; pass an int"),
-        ((0, 1), r"picks one of the model's outputs \(4,\) per example, got \(0, 1\)"),
-        ([0, 1], "one target for each of 5 examples, got 2"),
-        (torch.tensor([0, 1, 2]), "one target for each of 5 examples, got 3"),
+        (4, r"target 4 is outside the model's outputs \(4,\)"),
+        (-1, r"target -1 is outside the model's outputs \(4,\)"),
+        (None, r"target None does not pick one of the model's outputs \(4,\) per example; pass an int"),
+        ((0, 1), r"target \(0, 1\) does not pick one of the model's outputs \(4,\) per example"),
+        ([0, 1], "got 2 targets for 5 examples; pass one for each"),
+        (torch.tensor([0, 1, 2]), "got 3 targets for 5 examples; pass one for each"),
         (torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), "float32 tensor"),
         (torch.tensor(1.0), "float32 tensor"),
         (torch.zeros(5, 2, dtype=torch.long), r"int64 tensor \(2,\)"),
@@ -236,10 +236,14 @@ def test_a_range_is_a_list_of_targets():
 
 def test_wrong_targets_of_fit():
     xnn = made()
-    for target, told in ((9, "got 9; they count from 0"), ([], "got an empty list"), (None, "got None; pass an int")):
+    for target, told in (
+        (9, "target 9 is outside .*; targets count from 0"),
+        ([], "list of targets to fit is empty"),
+        (None, "target None does not pick one .*; pass an int"),
+    ):
         with pytest.raises(ValueError, match=told):
             xnn.fit(DATA, target, progress=False)
-    with pytest.raises(ValueError, match="several targets for a joint explainer, got 0"):
+    with pytest.raises(ValueError, match="joint explainer needs several targets, got 0"):
         xnn.fit(DATA, 0, joint=True, progress=False)
     assert not xnn.explainers_
 
@@ -690,7 +694,7 @@ def test_an_explanation_that_does_not_add_up_is_refused(xnn, what):
     else:
         parts[what] = parts[what].clone()
         parts[what][3] += 0.01
-    with pytest.raises(ValueError, match=r"bias and contributions to sum to the surrogate, got .* in example 3; the"):
+    with pytest.raises(ValueError, match=r"contributions of example 3 sum to .*, but the surrogate is .*; the"):
         Explanation(**parts)
 
 
@@ -721,11 +725,11 @@ def test_wrong_positives():
     [
         ([], ValueError, "expected examples to collect activations from, got none"),
         (torch.zeros(0, 6), ValueError, "expected examples to collect activations from, got none"),
-        (DATA[:1], ValueError, "at least two examples to learn from, got 1"),
-        (torch.ones(20, 6), ValueError, "expected activations that vary"),
+        (DATA[:1], ValueError, "needs at least two examples, not 1; pass more data"),
+        (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "got NaN or infinity in example 160"),
         (3, TypeError, "training data as a tensor"),
-        ([{"x": DATA}], TypeError, "got dict; pass unpack="),
+        ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )
 def test_data_that_cannot_be_learned_from(data, error, told):
@@ -735,7 +739,7 @@ def test_data_that_cannot_be_learned_from(data, error, told):
 
 
 def test_one_example_without_classes():
-    with pytest.raises(ValueError, match="at least two examples to learn from, got 1"):
+    with pytest.raises(ValueError, match="needs at least two examples, not 1; pass more data"):
         made(net(nn.ReLU(), nn.Linear(4, 1))).fit(DATA[:1], progress=False)
 
 
@@ -743,7 +747,7 @@ def test_an_output_that_does_not_vary():
     model = net()
     with torch.no_grad():
         model[2].weight[1] = 0
-    with pytest.raises(ValueError, match="expected an output that varies"):
+    with pytest.raises(ValueError, match="output is the same for every example; check"):
         made(model).fit(DATA, 1, positives=torch.ones(160, dtype=torch.bool), progress=False)
 
 
@@ -803,7 +807,7 @@ def test_models_with_a_single_output(flat):
     score = xnn.score(DATA)
     assert score.f_cls is None and score.f_reg == pytest.approx(xnn.explainer().f_reg, rel=1e-4)
     if flat:
-        with pytest.raises(ValueError, match=r"no target for a model whose outputs are \(N,\) or \(N, 1\), got 0"):
+        with pytest.raises(ValueError, match=r"a model with outputs \(N,\) or \(N, 1\) takes no target, got 0"):
             xnn.attribute(X, 0)
     else:
         torch.testing.assert_close(xnn.attribute(X, 0), maps)

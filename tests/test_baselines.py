@@ -121,9 +121,9 @@ def test_the_constructors_arguments_make_a_copy(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_to_learn_from_is_an_error(form):
-    with pytest.raises(ValueError, match="activations that vary, got the same"):
+    with pytest.raises(ValueError, match="activations are the same for every example; check"):
         fit(FORMS[form](4, 2), torch.ones(9, 4), torch.rand(9, 1))
-    with pytest.raises(ValueError, match="an output that varies, got the same"):
+    with pytest.raises(ValueError, match="output is the same for every example; check"):
         fit(FORMS[form](4, 2), torch.rand(9, 4), torch.ones(9, 1))
 
 
@@ -356,11 +356,11 @@ def test_lasso_as_a_form(alpha):
 
 def test_alphas_that_do_not_fit():
     Z, y, _ = problem()
-    with pytest.raises(ValueError, match=r"alpha=0.001 to leave 1 to 3 dimensions of Z, it leaves \d+; pass a larger"):
+    with pytest.raises(ValueError, match=r"alpha=0.001 selects \d+ dimensions of Z, not 1 to 3; pass a larger"):
         fit(Lasso(20, 3, alpha=0.001), Z, y)
-    with pytest.raises(ValueError, match=r"alpha=100 .* it leaves 0; pass a smaller alpha"):
+    with pytest.raises(ValueError, match=r"alpha=100 selects 0 dimensions of Z, not .*; pass a smaller alpha"):
         fit(Lasso(20, 3, alpha=100.0), Z, y)
-    with pytest.raises(ValueError, match="alpha > 0, got 0"):
+    with pytest.raises(ValueError, match=r"alpha is 0.*; pass alpha > 0"):
         lasso(Z, y, 0.0)
 
 
@@ -395,9 +395,9 @@ def test_dimensions_that_are_given_or_dead():
 
 @pytest.mark.parametrize("given", [[0, 1], [0, 1, 1], [0, 1, 20], [0, 1, -1]])
 def test_dimensions_are_checked(given):
-    with pytest.raises(ValueError, match=r"3 different dimensions of Z below 20, got .*; pass as many dimensions as"):
+    with pytest.raises(ValueError, match=r"need as many different dimensions of Z below 20, not .*; pass n_features"):
         SingleDimensions(20, 3, dimensions=given)
-    with pytest.raises(ValueError, match="21 different dimensions of Z below 20, got 21"):
+    with pytest.raises(ValueError, match="different dimensions of Z below 20, not 21"):
         SingleDimensions(20, 21)
 
 
@@ -452,7 +452,7 @@ def test_parts_that_are_zero_have_coefficient_zero():
 def test_nmf_has_gradients_and_refuses_negative_activations():
     xnn, Z, _, _ = fitted(FORMS["NMF"])
     assert torch.autograd.gradcheck(xnn.encode, Z[:3].clone().requires_grad_())
-    with pytest.raises(ValueError, match="activations that are not negative, as after a ReLU, got -1; explain"):
+    with pytest.raises(ValueError, match="activations go down to -1, but NMF needs non-negative ones; explain"):
         fit(NMF(3, 2), torch.eye(3).repeat(3, 1) - torch.tensor([1.0, 0, 0]), torch.rand(9, 1))
 
 
@@ -554,7 +554,7 @@ def test_forms_of_ones_own_load(tmp_path):
     xnn = XNNAttribution(net(), "1", 2, autoencoder=FirstDimensions).fit(DATA, 2, progress=False)
     path = xnn.save(tmp_path)
     told = (
-        r"^expected an explanation network of a known form, got one of class '.*test_baselines.FirstDimensions'; .* "
+        r"^the explainer's class '.*test_baselines.FirstDimensions' is not known; .* "
         r"forms=\[FirstDimensions\]\)"
     )
     for forms in ([], [NN]):
@@ -572,6 +572,6 @@ def test_a_form_of_ones_own_is_not_taken_for_one_of_ours(tmp_path):
     mine = type("NN", (FirstDimensions,), {})
     xnn = XNNAttribution(net(), "1", 2, autoencoder=mine).fit(DATA, 2, progress=False)
     path = xnn.save(tmp_path)
-    with pytest.raises(ExplainerFileError, match=r"got one of class '.*NN'"):
+    with pytest.raises(ExplainerFileError, match=r"class '.*NN' is not known"):
         XNNAttribution.load(path, xnn.model)
     assert type(XNNAttribution.load(path, xnn.model, forms=[mine]).explainer(2).form) is mine

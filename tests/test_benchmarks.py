@@ -521,21 +521,28 @@ def test_synthetic_figures_end_to_end(monkeypatch):
 
     monkeypatch.setattr(synthetic, "fit", partial(synthetic.fit, recipe=Recipe(steps=150)))
     monkeypatch.setattr(synthetic, "MAPS", 8)
+    monkeypatch.setattr(synthetic, "READ", 100)
     lines = []
     for network in ("exact", "trained"):
         of = synthetic.explained(network, 300, 200, 0, 1)
-        for n, method in (("reasons", "SRAE"), ("reasons", "1-Heatmap"), ("3", "SRAE")):
+        for n, method in (("reasons", "SRAE"), ("reasons", "1-Heatmap"), ("3", "SRAE"), ("reasons", "groups")):
+            if (network, method) == ("trained", "groups"):
+                continue  # the network gives nothing this class yet
             job = {"network": network, "seed": 0, "class": 4, "x_features": n, "method": method}
             lines.append({**job, **synthetic.measure(of, job)})
     assert lines[0]["accuracy"] == 1 and lines[0]["from_z"] == 1 and lines[0]["f_cls"] > 0.8
     assert lines[0]["f_reg"] < lines[0]["std"] and len(lines[0]["correlations"]) == 2
     assert len(lines[2]["correlations"]) == 3
     assert lines[1]["mass"] == pytest.approx(0.5, abs=1e-4) and "auroc" not in lines[1]  # half of it on each part
+    groups = lines[3]  # on a layer that holds the reasons, and a linear rest
+    assert groups["f_reg"] < 1e-5 and groups["found"] == groups["f_cls"] == groups["from_e"] == 1
+    assert groups["mass"] == pytest.approx(1) and groups["pointing"] == 1 and "loss" not in groups
     text = table(synthetic.named(lines), "explained", synthetic.COLUMNS)
     kinds = [row.split("|")[1].strip() for row in text.splitlines()[2:]]
     assert kinds == [
-        f"{network}, {kind}" for network in ("exact", "trained")
-        for kind in ("3 x-features, SRAE", "reasons x-features, SRAE", "reasons x-features, 1-Heatmap")
+        *(f"exact, {k}" for k in ("3 x-features, SRAE", *(f"reasons x-features, {m}" for m in ("SRAE", "groups")))),
+        "exact, reasons x-features, 1-Heatmap", "trained, 3 x-features, SRAE", "trained, reasons x-features, SRAE",
+        "trained, reasons x-features, 1-Heatmap",
     ]  # fmt: skip
 
 
@@ -630,7 +637,7 @@ def two_parts():
     }
     return Read(
         model, "5", "1", read["train"], labels[:32], read["test"], labels[32:], read["taken"], read["covered"][0],
-        lambda rows: images[32:][rows], lambda rows: masks[32:][rows],
+        lambda rows: images[32:][rows], lambda rows: masks[32:][rows], images[:32],
     )  # fmt: skip
 
 
@@ -679,7 +686,8 @@ def test_parts_and_patches_judge_every_method(two_parts, tmp_path, monkeypatch):
     lines = measured(tmp_path, jobs, partial(funnybirds.measure, two_parts))
     by = {(line["method"], line["class"]): line for line in lines}
     for label in (1, 2):
-        one, groups = by["1-Heatmap", label], [by[m, label] for m in ("random groups", "spectral clusters")]
+        exact = ("groups", "random groups", "spectral clusters")
+        one, groups = by["1-Heatmap", label], [by[m, label] for m in exact]
         spread = float(two_parts.test[1][:, label].std())
         assert one["birds"] == 4 and one["f_reg"] < 1e-4 and all(line["f_reg"] < 0.02 * spread for line in groups)
         assert one["selectivity"] == one["whole"] and one["movement"] == 1 and one["o1"] == 0
@@ -750,3 +758,150 @@ def test_the_simulated_study_prints_the_papers_means_beside_its_own(tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("cub  none    paper 0.560  found 0.") and len(lines) == 12
     assert (tmp_path / "findings" / "figure4_sort.svg").is_file()
+
+
+@pytest.fixture
+def squares(few):
+    """A class of the small pictures, as the benchmark of contributions takes it."""
+    from benchmarks.contributions import Problem
+    from captum_xnn import SRAE
+    from captum_xnn.activations import collect
+
+    train, test = few.images.images[:28], few.images.images[28:]
+    found = collect(few.model, few.layer, train)
+    return Problem(few.model, few.layer, 2, found, test, partial(SRAE, hidden=(8,)))
+
+
+CONTRIBUTIONS = argparse.Namespace(
+    networks=["small"], classes=1, curve=False, no_halves=False, root=None, file=None, activations=None, negatives=12,
+    examples=300, epochs=1, test=12, images=3,
+)  # fmt: skip
+
+
+def test_halves_share_negatives_alone(squares):
+    from benchmarks.contributions import halved
+    from captum_xnn.activations import collect
+
+    rows = {tuple(row): i for i, row in enumerate(squares.train.Z.tolist())}
+    positives = set(squares.positives.tolist())
+    kept = [{rows[tuple(row)] for row in part.train.Z.tolist()} for part in halved(squares)]
+    assert kept[0] | kept[1] == set(range(28)) and kept[0] & kept[1] == set(range(28)) - positives
+    assert 0 <= len(kept[0] & positives) - len(kept[1] & positives) <= 1
+    for part in halved(squares):
+        assert len(part.train.Z) == 28 - len(squares.positives) + len(part.positives)
+        again = collect(part.model, part.layer, part.train.source.data)  # inputs go with their activations
+        assert torch.equal(again.Z, part.train.Z) and torch.equal(again.y_hat, part.train.y_hat)
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monkeypatch):
+    from benchmarks import contributions
+    from benchmarks.runs import measured
+
+    of = contributions.Network(lambda given: [2], lambda given, label: squares)
+    monkeypatch.setattr(contributions, "NETWORKS", {"small": of})
+    monkeypatch.setattr(contributions, "fitted", _few_steps(contributions.fitted))
+    given = argparse.Namespace(**vars(CONTRIBUTIONS), out=tmp_path / "forms")
+    contributions.main(given)
+    printed = capsys.readouterr().out
+    found = json.loads((given.out / "results.jsonl").read_text())["methods"]
+    groups, chance, srae = (found[name] for name in ("groups", "random groups", "SRAE"))
+    # The rest is linear: no interval more than the first, and no error, whatever the groups.
+    assert groups["f_reg"] == pytest.approx(chance["f_reg"], abs=1e-6) and groups["f_reg"] < 1e-4 < srae["f_reg"]
+    assert groups["intervals"] == 8 and groups["f_cls"] == 1 and groups["std"] == srae["std"]
+    assert groups["patches_one"] == chance["patches_one"] == pytest.approx(_agreement_of_the_output(squares))
+    assert groups["halves"] > groups["mixed"] and "halves" not in chance
+    assert "small, random groups | 1 | " in printed and printed.count("small, ") == 6
+    monkeypatch.setattr(contributions, "measure", None)
+    contributions.main(given)  # measures nothing again
+    assert capsys.readouterr().out == printed
+    given.out, given.curve = tmp_path / "curve", True
+    contributions.main(given)
+    points = measured(given.out, [], None)[0]["points"]
+    assert len(points) == len(contributions.POINTS) and points["60 positives, 8 x 8"]["same"] == pytest.approx(1)
+    assert points["30 positives, 8 x 8"]["o1"] == pytest.approx(points["60 positives, 8 x 8"]["o1"])  # there are seven
+    assert points["30 positives, 4 x 4"]["o1"] != points["60 positives, 8 x 8"]["o1"]
+    assert points["5 positives, 8 x 8"]["same"] < 1
+
+
+def _agreement_of_the_output(of):
+    """By one patch after the other, autograd, and another library's rank correlation."""
+    from scipy.stats import spearmanr
+
+    images = of.test[of.model(of.test).argmax(1) == of.label][:3]
+    A = of.model[:3](images).detach().requires_grad_()  # the last feature maps
+    y = of.model[3:](A)[:, of.label]
+    (gradient,) = torch.autograd.grad(y.sum(), A)
+    enlarged = nn.functional.interpolate((gradient * A).sum(1, keepdim=True), (32, 32), mode="bilinear")
+    found = []
+    for image, one, own in zip(images, nn.functional.avg_pool2d(enlarged, 8).detach(), y.tolist(), strict=True):
+        lost = []
+        for i in range(16):
+            covered = image.clone()
+            covered[:, 8 * (i // 4) :, 8 * (i % 4) :][:, :8, :8] = image.mean((1, 2))[:, None, None]
+            lost.append(own - of.model(covered[None])[0, of.label].item())
+        found.append(spearmanr(one.flatten(), lost).statistic)
+    return sum(found) / len(found)
+
+
+def _few_steps(fitted):
+    def few(of, form):
+        from captum_xnn.attribution import XNNAttribution
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("benchmarks.contributions.XNNAttribution", partial(XNNAttribution, recipe=Recipe(steps=100)))
+            return fitted(of, form)
+
+    return few
+
+
+def test_contributions_of_dimensions_divide_as_the_explainer_divides(squares):
+    from benchmarks.contributions import by_dimension, fitted
+    from captum_xnn.models.contribution_groups import ContributionGroups
+
+    xnn, _ = fitted(squares, ContributionGroups)
+    form = xnn.explainer(2).form
+    exact, made = by_dimension(squares, form, squares.test), xnn.contributions(squares.test, 2)
+    torch.testing.assert_close(exact.c @ form.groups, made.contributions, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(exact.bias + exact.c.sum(1), squares.model(squares.test)[:, 2].detach())
+
+
+def test_birds_are_explained_at_feature_maps_from_some_of_the_images(few, monkeypatch):
+    from benchmarks import contributions
+
+    monkeypatch.setattr(contributions, "_birds", lambda root, file: (few.model, few.images))
+    assert contributions.bird_classes(argparse.Namespace(**{**vars(CONTRIBUTIONS), "classes": 4})) == [0, 1, 2, 3]
+    of = contributions.of_birds("1", CONTRIBUTIONS, 1)
+    assert of.train.Z.shape == (20, 8, 16, 16) and of.test.shape == (5, 3, 32, 32)  # 8 of 10, and 12 others
+    part = next(contributions.halved(of))
+    again = torch.cat([batch.image for batch in part.train.source.data])
+    torch.testing.assert_close(few.model[:2](again), part.train.Z)
+    assert torch.equal(part.positives, (few.model(again).argmax(1) == 1).nonzero()[:, 0])
+
+
+def test_texts_tell_their_topic_by_two_of_its_words():
+    from benchmarks.contributions import draw_texts
+
+    words, topics = draw_texts(200, torch.Generator().manual_seed(0))
+    for text, topic in zip(words.tolist(), topics.tolist(), strict=True):
+        said = [word // 3 for word in text if word < 12]
+        assert sorted(said.count(t) for t in range(4)) == [0, 0, 1, 2] and said.count(topic) == 2
+        assert len({word for word in text if word // 3 == topic}) == 2
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.parametrize("name", ["digits-pool2", "figures-by-hand", "inside-a-block", "vision-transformer", "tabular"])
+def test_small_networks_are_explained_to_the_tolerance(name):
+    """Sum of contributions and bias, by the groups' own tolerance, at layers of every kind."""
+    from benchmarks import contributions
+    from captum_xnn.models.contribution_groups import ContributionGroups
+
+    of = contributions.NETWORKS[name].of(CONTRIBUTIONS, 0)
+    own = of.train.y_hat.argmax(1)
+    label = int(own[of.train.y_hat.std(0)[own] > 0].mode().values)  # of a network that has hardly learned
+    of = of._replace(label=label)
+    form = contributions.fitted(of, partial(ContributionGroups, positives=3, others=20))[0].explainer(label).form
+    exact = contributions.by_dimension(of, form, of.test[:6])
+    y = of.model(of.test[:6])[:, label].detach()
+    assert float((exact.bias + exact.c.sum(1) - y).abs().max()) <= 0.0101 * float(form.scale)
+    assert (float(exact.bias.std()) > 1e-3) == (name == "inside-a-block")  # something crosses the layer

@@ -141,11 +141,12 @@ def test_all_means_the_classes_that_occur(folder: Path, tmp_path: Path, capsys: 
     assert cli.main(arguments(tmp_path, "--out", f"{tmp_path}/xnn")) == 0
     captured = capsys.readouterr()
     assert [line.split()[0] for line in captured.out.splitlines()[1:3]] == ["0", "2"]
-    assert captured.err == "captum-xnn: explaining 2 of 3 classes; the model gives the others to none of the data\n"
+    told = "explaining 2 of 3 classes; the model gives the other classes to none of the data"
+    assert captured.err == f"captum-xnn: {told}\n"
 
 
 def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the first, on which the model is tried, also where the images tell which classes there are."""
+    """But for the first batch, on which the model is tried, and whose layer shows at the end where its channels are."""
     read: list[int] = []
     fetch = _Images.__getitem__
 
@@ -156,7 +157,7 @@ def test_every_image_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(_Images, "__getitem__", noting)
     line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
     assert cli.main(line) == 0
-    assert read[:10] == list(range(10)) and read[10:] == list(range(60))
+    assert read[:10] == list(range(10)) and read[10:70] == list(range(60)) and read[70:] == list(range(10))
 
 
 def test_interrupted_while_collecting_says_how_to_go_on(
@@ -310,7 +311,7 @@ def test_a_folder_from_python_needs_the_model_named(
     explainers(folder).save(tmp_path)
     command = ["evaluate", "--explainer", str(tmp_path), "--data", f"{folder}/images", "--quiet"]
     assert cli.main(command) == 1
-    assert "expected one model, got none; pass either --model FILE.py" in capsys.readouterr().err
+    assert "no model is given; pass either --model FILE.py" in capsys.readouterr().err
     assert cli.main([*command, "--model", f"{folder}/net.py"]) == 0
 
 
@@ -330,10 +331,10 @@ def test_damaged_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "images" / "odd" / "a.png").write_text("not an image")
     command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{tmp_path}/images", "--out", f"{tmp_path}/why"]
     assert cli.main([*command, "--quiet"]) == 1
-    assert "cannot be read, 'odd/a.png' in " in one_line(capsys)
+    assert "the image 'odd/a.png' in " in one_line(capsys)
     assert cli.main([*command, "--quiet", "--skip-damaged"]) == 0
     assert len(lines(tmp_path / "why")) == 3
-    assert capsys.readouterr().err == "captum-xnn: left out 1 damaged of 4 images: odd/a.png\n"
+    assert capsys.readouterr().err == "captum-xnn: skipped 1 damaged of 4 images: odd/a.png\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there names are any bytes")
@@ -350,7 +351,7 @@ def test_names_that_are_no_text(folder: Path, tmp_path: Path) -> None:
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
-    assert captured.err.startswith("captum-xnn: error: expected ")
+    assert captured.err.startswith("captum-xnn: error: ")
     return captured.err
 
 
@@ -358,18 +359,18 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("change", "said"),
     [
         (["--layer", "2.conv"], "name of a layer of Sequential, got '2.conv'; near names"),
-        (["--target", "3"], "target within the model's outputs (3,), got 3"),
-        (["--target", "3-1"], "targets as whole numbers from 0 and ranges such as 10-19, or all, got '3-1'"),
-        (["--n-features", "0"], "n_features as a whole number from 1, got 0"),
-        (["--recipe", "step=3"], "got 'step'; near names: steps"),
-        (["--data", "nowhere"], "a folder or a file of inputs, got "),
-        (["--model", "nowhere.py"], "to run, got FileNotFoundError"),
-        (["--torchvision", "vgg19"], "expected one model, got two"),
-        (["--device", "abacus"], "a device that is here, got 'abacus'"),
-        (["--size", "1", "2", "3"], "size as pixels, one number or height and width, got [1, 2, 3]"),
-        (["--mean", "0.5"], "expected mean and std of as many channels"),
+        (["--target", "3"], "target 3 is outside the model's outputs (3,)"),
+        (["--target", "3-1"], "target '3-1' is not a whole number from 0, a range such as 10-19, or all"),
+        (["--n-features", "0"], "n_features must be a whole number of at least 1, got 0"),
+        (["--recipe", "step=3"], "'step' in [recipe] of the options is not one of the settings of the recipe; near"),
+        (["--data", "nowhere"], "the folder or file of inputs "),
+        (["--model", "nowhere.py"], "nowhere.py': FileNotFoundError"),
+        (["--torchvision", "vgg19"], "two models are given"),
+        (["--device", "abacus"], "device 'abacus' is not available"),
+        (["--size", "1", "2", "3"], "must be one number of pixels such as 224, or height and width, got [1, 2, 3]"),
+        (["--mean", "0.5"], "have different numbers of channels"),
         (["--out", "taken"], "taken"),
-        (["--config", "none.toml"], "a configuration in 'none.toml', could not read it"),
+        (["--config", "none.toml"], "cannot read the configuration 'none.toml'"),
     ],
 )
 def test_each_mistake_is_one_line(
@@ -394,14 +395,14 @@ def test_a_target_that_is_none_is_told_before_the_data_are_read(
 ) -> None:
     monkeypatch.setattr(XNNAttribution, "fit", lambda *_, **__: pytest.fail("it fits"))
     assert cli.main(arguments(folder, "--target", "0", "3", "--out", str(tmp_path))) == 1
-    assert "target within the model's outputs (3,), got 3" in one_line(capsys)
+    assert "target 3 is outside the model's outputs (3,)" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
     ("left_out", "said"),
     [
-        ("--layer", "expected layer, got none; pass --layer NAME"),
-        ("--target", "expected targets, got none for a model"),
+        ("--layer", "setting 'layer' is missing; pass --layer NAME"),
+        ("--target", "no targets given for a model"),
     ],
 )
 def test_what_is_left_out_is_asked_for(
@@ -412,7 +413,7 @@ def test_what_is_left_out_is_asked_for(
     assert cli.main(command[:at] + command[at + 2 :]) == 1
     assert said in one_line(capsys)
     assert cli.main(arguments(folder)) == 1
-    assert "expected out, got none; pass --out DIR" in one_line(capsys)
+    assert "setting 'out' is missing; pass --out DIR" in one_line(capsys)
 
 
 def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,8 +435,8 @@ def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytes
     ("command", "said"),
     [
         (["fit", "--seed", "x"], "invalid int value"),
-        (["fit", "--recipe", "steps"], "expected NAME=VALUE such as steps=500, got 'steps'"),
-        (["fit", "--recipe", "steps=many"], "expected a number in 'steps=many'"),
+        (["fit", "--recipe", "steps"], "'steps' is not NAME=VALUE; write it like steps=500"),
+        (["fit", "--recipe", "steps=many"], "the value in 'steps=many' is not a number"),
         (["fit", "--lair", "3"], "unrecognized arguments"),
         (["explain", "--data", "x", "--out", "y"], "the following arguments are required: --explainer"),
         (["explain", "--explainer", "x", "--out", "y"], "the following arguments are required: --data"),
@@ -481,7 +482,7 @@ def test_an_interrupted_fit_leaves_the_old_explainers(
 
 
 def test_traceback_shows_where(folder: Path) -> None:
-    with pytest.raises(ValueError, match="expected out, got none"):
+    with pytest.raises(ValueError, match="setting 'out' is missing"):
         cli.main(["--traceback", *arguments(folder)])
 
 
@@ -505,7 +506,7 @@ def test_warnings_are_lines_too(
 def test_help_says_that_the_model_file_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
-    assert "The file is run, with all that it may do" in " ".join(capsys.readouterr().out.split())
+    assert "The command runs the file as Python code" in " ".join(capsys.readouterr().out.split())
 
 
 def test_as_a_module_in_processes_of_their_own(folder: Path, tmp_path: Path) -> None:

@@ -114,26 +114,26 @@ def test_the_results_folder_may_move(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("n_feature = 3", r"names of settings in .*run.toml, got 'n_feature'; near names: n_features"),
-        ("zzz = 3", r"got 'zzz'; the settings are model, torchvision, .*recipe$"),
-        ("[recipe]\nstep = 3", r"settings of the recipe in \[recipe\] of .*run.toml, got 'step'; near names: steps"),
-        ("recipe = 3", r"a table \[recipe\] in .*run.toml, got 3"),
-        ('[recipe]\nsteps = "many"', r"numbers in the recipe of .*run.toml, got {'steps': 'many'}"),
-        ("[recipe]\nsteps = 0", r"expected steps > 0, got 0; .*run.toml"),
-        ("n_features = 0", r"n_features as a whole number from 1, got 0; .*run.toml"),
-        ("n_features = true", "n_features as a whole number from 1, got True"),
-        ("seed = 1.5", "seed as a whole number from 0, got 1.5"),
-        ("layer = 6", "layer as text, got 6"),
-        ('layer = ""', "layer as text, got ''"),
-        ('joint = "yes"', "joint as true or false, got 'yes'"),
-        ("size = [1, 2, 3]", r"size as pixels, one number or height and width, got \[1, 2, 3\]"),
-        ("size = 0", "size as pixels"),
-        ("mean = [1, 2]", r"mean as a number for each of 1 or 3 channels, got \[1, 2\]"),
-        ('std = "0.5"', "std as a number for each of 1 or 3 channels, got '0.5'"),
-        ("targets = 1.5", "targets as a list of whole numbers and ranges"),
-        ("targets = [-1]", "targets as whole numbers from 0 and ranges such as 10-19, or all, got -1"),
-        ("targets = []", "expected targets, got an empty list"),
-        ('layer = "a', "expected TOML in .*run.toml.*, got something else"),
+        ("n_feature = 3", r"'n_feature' in .*run.toml is not one of the settings; near names: n_features"),
+        ("zzz = 3", r"'zzz' in .* is not one of the settings; the settings are model, torchvision, .*recipe$"),
+        ("[recipe]\nstep = 3", r"'step' in \[recipe\] of .*run.toml is not one .*; near names: steps"),
+        ("recipe = 3", r"recipe in .*run.toml must be a table, got 3; write \[recipe\]"),
+        ('[recipe]\nsteps = "many"', r"recipe of .*run.toml must hold numbers, got {'steps': 'many'}"),
+        ("[recipe]\nsteps = 0", r"steps is 0; pass steps > 0.*run.toml"),
+        ("n_features = 0", r"n_features must be a whole number of at least 1, got 0 .*run.toml"),
+        ("n_features = true", "n_features must be a whole number of at least 1, got True"),
+        ("seed = 1.5", "seed must be a whole number of at least 0, got 1.5"),
+        ("layer = 6", "layer must be text, got 6"),
+        ('layer = ""', "layer must be text, got ''"),
+        ('joint = "yes"', "joint must be true or false, got 'yes'"),
+        ("size = [1, 2, 3]", r"size must be one number of pixels such as 224, or height and width, got \[1, 2, 3\]"),
+        ("size = 0", "size must be one number of pixels"),
+        ("mean = [1, 2]", r"mean must be one number such as 0.5 for each of 1 or 3 channels, got \[1, 2\]"),
+        ('std = "0.5"', "std must be one number such as 0.5 for each of 1 or 3 channels, got '0.5'"),
+        ("targets = 1.5", "targets must be a list of whole numbers and ranges"),
+        ("targets = [-1]", "target -1 is not a whole number from 0, a range such as 10-19, or all"),
+        ("targets = []", "the list of targets is empty"),
+        ('layer = "a', "run.toml' is not valid TOML"),
     ],
 )
 def test_mistakes_are_named(text, said, tmp_path):
@@ -142,15 +142,15 @@ def test_mistakes_are_named(text, said, tmp_path):
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a configuration in .*none.toml.*; pass a TOML file"):
+    with pytest.raises(ValueError, match=r"cannot read the configuration .*none.toml.*; pass an existing TOML file"):
         Configuration.read(tmp_path / "none.toml")
     (tmp_path / "bytes.toml").write_bytes(b"layer = '\xff'")
-    with pytest.raises(ValueError, match=r"expected TOML in .*bytes.toml"):
+    with pytest.raises(ValueError, match=r"bytes.toml' is not valid TOML"):
         Configuration.read(tmp_path / "bytes.toml")
 
 
 def test_mistakes_in_options_are_told_of_the_options():
-    with pytest.raises(ValueError, match=r"in \[recipe\] of the options, got 'step'"):
+    with pytest.raises(ValueError, match=r"'step' in \[recipe\] of the options is not"):
         Configuration.read(None, {"recipe": {"step": 3}})
 
 
@@ -172,7 +172,7 @@ def test_targets(targets, numbers):
 
 @pytest.mark.parametrize("wrong", [["5-3"], ["a"], ["1-"], ["-1"], ["1.0"], ["all", 3], [True], [" 1"]])
 def test_targets_that_are_none(wrong):
-    with pytest.raises(ValueError, match="expected targets as whole numbers"):
+    with pytest.raises(ValueError, match="is not a whole number from 0"):
         targets_of(wrong)
 
 

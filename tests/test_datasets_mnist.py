@@ -47,11 +47,15 @@ def damaged(folder, file, change):
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        ("train-images-idx3-ubyte", lambda d: d[:-1], "3 dimensions in .*train-images-idx3-ubyte, got 1583 bytes"),
-        ("train-images-idx3-ubyte", lambda d: b"", "got 0 bytes"),
-        ("t10k-labels-idx1-ubyte", lambda d: b"\x1f\x8b" + d[2:], "begin with 1f8b0801"),  # packed, but not named so
-        ("t10k-labels-idx1-ubyte", lambda d: d[:-1] + bytes([10]), r"labels from 0 to 9 .* up to 10"),
-        ("train-labels-idx1-ubyte", lambda d: struct.pack(">HBBI", 0, 8, 1, 1) + b"3", r"\(2, 28, 28\) and \(1,\)"),
+        ("train-images-idx3-ubyte", lambda d: d[:-1], "whole IDX file .* 3 dimensions: it has 1583 bytes"),
+        ("train-images-idx3-ubyte", lambda d: b"", "it has 0 bytes and begins with ''"),
+        ("t10k-labels-idx1-ubyte", lambda d: b"\x1f\x8b" + d[2:], "begins with '1f8b0801'"),  # packed, but not named so
+        ("t10k-labels-idx1-ubyte", lambda d: d[:-1] + bytes([10]), r"label from 0 to 9 .* up to 10"),
+        (
+            "train-labels-idx1-ubyte",
+            lambda d: struct.pack(">HBBI", 0, 8, 1, 1) + b"3",
+            r"\(2, 28, 28\) and labels \(1,\)",
+        ),
     ],
 )
 def test_damaged_files_are_named(tmp_path, file, change, said):

@@ -200,16 +200,16 @@ def test_templates_have_a_middle():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="at least one class, got none"):
+    with pytest.raises(ValueError, match="at least one class, got an empty list"):
         reasons_table([])
     with pytest.raises(ValueError, match="got 'beak': 'plain blue'"):
         reasons_table([{"beak": "plain blue"}])
     with pytest.raises(ValueError, match="got 'head': 'green'"):
         reasons_table([{"head": "green"}])
-    with pytest.raises(ValueError, match="got 0 and 2, which contradict each other nowhere"):
+    with pytest.raises(ValueError, match="an image could be of both class 0 and class 2"):
         reasons_table([{"head": "plain blue"}, {"head": "plain orange"}, {"tail": "plain blue"}])
     for wrong in ({"n": 0}, {"n": 3, "members": 0.9}, {"n": 3, "near_misses": -0.1}, {"n": 3, "hidden": 1.5}):
-        with pytest.raises(ValueError, match="shares whose sum is at most 1, got n="):
+        with pytest.raises(ValueError, match="with a sum of at most 1, got n="):
             draw_figures(**wrong)
     for label in (6, -1):
         with pytest.raises(ValueError, match=f"class from 0 to 5, got {label}"):

@@ -159,7 +159,7 @@ def test_other_digits_replace_the_first_ones_and_spare_other_files(
 
 @pytest.mark.parametrize("digits", [[10], [4, -1], []])
 def test_unknown_digits_are_refused_before_anything_is_written(tmp_path: Path, digits: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected digits from 0 to 9"):
+    with pytest.raises(ValueError, match="digits to explain must be from 0 to 9"):
         run(tmp_path / "out", digits=digits)
     assert not (tmp_path / "out").exists()
 
@@ -176,7 +176,7 @@ def test_network_that_never_reads_a_digit_is_told(data: Digits) -> None:
 
     outputs = torch.zeros(len(data.test_labels), 10)
     outputs[:, 1] = 1.0
-    with pytest.raises(ValueError, match="read correctly as 4, got none"):
+    with pytest.raises(ValueError, match="reads no test image of 4 correctly"):
         _typical(outputs, data.test_labels, 4)
 
 

@@ -105,5 +105,5 @@ def test_outputs_that_are_no_classes(tmp_path):
     (result,) = evaluate(opened, xnn, [None], progress=False)
     assert (result.f_cls, result.positives, result.target) == (None, 50, None)
     assert result.f_reg == pytest.approx(xnn.explainer().f_reg, abs=1e-6)
-    with pytest.raises(ValueError, match=r"inputs are \(50, 4\), and maps and patches are of images"):
+    with pytest.raises(ValueError, match=r"--maps and --patches need images, but the inputs are \(50, 4\)"):
         evaluate(opened, xnn, [None], maps=3, progress=False)

@@ -519,9 +519,9 @@ def test_wrong_arguments():
         ((name, value),) = setting.items()
         with pytest.raises(ValueError, match=f"expected {name} to be one of .*, got '{value}'"):
             LayerExcitationBP(net, "2", **setting)
-    with pytest.raises(ValueError, match="within the model's outputs"):
+    with pytest.raises(ValueError, match="outside the model's outputs"):
         ExcitationBP(net).attribute(x, 3)
-    with pytest.raises(ValueError, match="picks one of the model's outputs"):
+    with pytest.raises(ValueError, match="does not pick one of the model's outputs"):
         ExcitationBP(net).attribute(x)
     with pytest.raises(ValueError, match=r"weights to contrast .* contrastive=False"):
         LayerExcitationBP(net, "10").attribute(x, 0)

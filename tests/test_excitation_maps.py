@@ -88,10 +88,11 @@ def test_maps_of_all_features_are_those_of_each():
 def test_internal_batch_size_bounds_the_rows_and_changes_nothing(size, rows):
     model, x = cnn(), images()
     network = network_of(model, "8", x)
-    (maps,) = ExcitationMaps("4")(network, (x,), range(K))
+    backend = ExcitationMaps("4")  # reads the layout of its layer once, on one example
+    (maps,) = backend(network, (x,), range(K))
     ran = []
     with model[0].register_forward_hook(lambda _m, _i, out: ran.append(len(out))):
-        (bounded,) = ExcitationMaps("4")(network, (x,), range(K), internal_batch_size=size)
+        (bounded,) = backend(network, (x,), range(K), internal_batch_size=size)
     assert ran == rows
     torch.testing.assert_close(bounded, maps)
 

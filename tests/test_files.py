@@ -253,7 +253,7 @@ DAMAGE = {
     "a recipe out of range": (lambda f: edited(f, lambda m: m["recipe"].update(steps=0)), "entries missing or damaged"),
     "class": (
         lambda f: edited(f, lambda m: m["explainers"][0].update({"class": "my.Foo"})),
-        r"got one of class 'my.Foo'; .*\[Foo\]",
+        r"class 'my.Foo' is not known; .*\[Foo\]",
     ),
     "no class": (lambda f: edited(f, lambda m: m["explainers"][0].update({"class": 5})), "entries missing or damaged"),
     "dtype": (lambda f: edited(f, lambda m: m["explainers"][0].update(dtype="float7")), "entries missing or damaged"),

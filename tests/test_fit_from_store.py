@@ -150,9 +150,9 @@ def test_feature_maps_learn_the_same_from_disk(tmp_path):
 
 def test_what_cannot_be_learned_from(tmp_path):
     Z = torch.ones(9, 4)
-    with pytest.raises(ValueError, match="activations that vary, got the same"):
+    with pytest.raises(ValueError, match="activations are the same for every example; check"):
         fit(SRAE(4, 2, hidden=()), on_disk(tmp_path, Z), torch.rand(9, 1))
-    with pytest.raises(ValueError, match="at least two examples to learn from, got 1"):
+    with pytest.raises(ValueError, match="needs at least two examples, not 1; pass more data"):
         fit(SRAE(4, 2, hidden=()), on_disk(tmp_path / "one", Z[:1]), torch.rand(1, 1))
 
 
@@ -237,7 +237,7 @@ def test_warnings_and_errors_of_outputs_are_as_in_memory(model, tmp_path):
     model[2].bias.data[1] = -1000
     with pytest.raises(ValueError, match="examples that the model gives class 1, got none of 210"):
         explained(model).fit(DATA, 1, store=tmp_path / "b", progress=False)
-    with pytest.raises(ValueError, match=r"within the model's outputs \(3,\), got 3"):
+    with pytest.raises(ValueError, match=r"target 3 is outside the model's outputs \(3,\)"):
         explained(model).fit(DATA, 3, store=tmp_path / "b", progress=False)
 
 

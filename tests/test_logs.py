@@ -47,5 +47,5 @@ def test_tensorboard_gets_a_curve_for_each_term_and_target(tmp_path, monkeypatch
 
 def test_a_missing_tensorboard_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match="expected the package tensorboard, found none; pip install tensorboard"):
+    with pytest.raises(ImportError, match="package tensorboard is not installed; run `pip install tensorboard`"):
         TensorBoard(tmp_path)

@@ -55,7 +55,7 @@ def test_equation_1_with_log_loss():
 
 
 def test_faithfulness_refuses_to_broadcast():
-    with pytest.raises(ValueError, match=r"one shape, got \(13,\) and \(13, 1\)"):
+    with pytest.raises(ValueError, match=r"y_bar has shape \(13,\) and y_hat \(13, 1\); reshape"):
         faithfulness(drawn(M), drawn(M, 1))
 
 
@@ -78,7 +78,7 @@ def test_every_unit_of_a_feature_map_is_a_dimension():
 
 
 def test_log_penalty_needs_a_positive_q():
-    with pytest.raises(ValueError, match="q > 0, got 0"):
+    with pytest.raises(ValueError, match="q is 0; pass q > 0"):
         log_penalty(torch.ones(3), 0)
 
 
@@ -153,7 +153,7 @@ def test_running_mean_by_hand():
     wanted = [8.0, 8 * 0.1875 / 0.4375, (8 * 0.140625 + 4 * 0.25) / 0.578125]
     assert given == pytest.approx(wanted, rel=1e-6)
     assert float(RunningMean(1.0)(torch.tensor(3.0))) == 3
-    with pytest.raises(ValueError, match="0 < rho <= 1, got 0"):
+    with pytest.raises(ValueError, match="rho is 0; pass 0 < rho <= 1"):
         RunningMean(0)
 
 

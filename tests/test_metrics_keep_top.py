@@ -180,7 +180,7 @@ def test_fills_follow_a_ramp(fill):
 
 def test_telea_without_opencv(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"got no module cv2; `pip install captum-xnn\[inpainting\]`"):
+    with pytest.raises(ImportError, match=r"cv2 is not installed; run `pip install captum-xnn\[inpainting\]`"):
         telea(torch.rand(1, 4, 4), some(4, 4))
 
 

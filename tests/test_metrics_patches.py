@@ -130,7 +130,7 @@ def test_other_contributions_are_refused(given, message):
 def test_other_images_and_fills_are_refused(network):
     with pytest.raises(ValueError, match=r"images \(N, C, H, W\) .* got \(2, 7, 9\) and 64; add a first"):
         patch_drops(network, torch.ones(2, 7, 9))
-    with pytest.raises(ValueError, match=r"broadcasts to \(1, 2, 7, 9\), got \(2,\); give a colour as \(C, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"broadcasts to \(1, 2, 7, 9\), got \(2,\); pass a colour as \(C, 1, 1\)"):
         patch_drops(network, rand(1, 2, 7, 9), fill=torch.zeros(2))
 
 
@@ -247,7 +247,7 @@ def test_random_maps_are_smooth_independent_and_the_same_by_seed():
     each = torch.corrcoef(maps.flatten(0, 1).flatten(1))
     each.fill_diagonal_(0)
     assert float(each.abs().mean()) < 0.2  # 49 points
-    with pytest.raises(ValueError, match=r"maps \(N, K, H, W\) of floating point, got \(6, 4, 20, 30\) of torch.int64"):
+    with pytest.raises(ValueError, match=r"floating-point maps \(N, K, H, W\), got \(6, 4, 20, 30\) of torch.int64"):
         random_maps(like.long(), seed=0)
 
 
@@ -258,7 +258,7 @@ def test_random_partitions():
     assert torch.equal(a, random_partition(23, 5, torch.Generator().manual_seed(0)))
     drawn = torch.stack([random_partition(4, 2, torch.Generator().manual_seed(s)) for s in range(200)])
     assert 0.35 < float(drawn[:, 0, 0].mean()) < 0.65  # no dimension belongs to a group
-    with pytest.raises(ValueError, match="1 to 3 groups of 3 dimensions, got 4"):
+    with pytest.raises(ValueError, match="cannot split 3 dimensions into 4 groups; ask for 1 to 3"):
         random_partition(3, 4, torch.Generator())
 
 

@@ -107,7 +107,7 @@ def test_area_is_beaten_within_parts_only():
         (torch.ones(2, 0, 3), None, r"at least one part, got \(2, 0, 3\)"),
         (torch.full((1, 1, 2), math.nan), None, "finite changes, got NaN"),
         (torch.ones(2, 3, 4), torch.ones(2, 4), r"weights \(2, 3\), got \(2, 4\)"),
-        (torch.ones(2, 3, 4), -torch.ones(2, 3), "weights of 0 or more, got others; take absolute"),
+        (torch.ones(2, 3, 4), -torch.ones(2, 3), "finite and not negative, got -1 to -1; take absolute"),
     ],
 )
 def test_other_changes_are_refused(changes, weights, message):

@@ -91,13 +91,13 @@ def test_a_transform(folder):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("resnet18", r"expected a model as FILE.py, FILE.py:function or package.module:function, got 'resnet18'"),
-        ("{}/none.py", r"none.py' to run, got FileNotFoundError \(no file .*none.py"),
-        ("no_such_module:load", r"'no_such_module' to run, got ModuleNotFoundError"),
-        ("{}/net.py:lod", r"expected a function lod\(\) in .*net.py', got none; define it"),
-        ("{}/net.py:number", r"expected a function number\(\) in .*net.py', got int"),
-        ("{}/net.py:wrong", r"wrong\(\) of .*net.py' to return a torch.nn.Module, got dict"),
-        ("{}/net.py:fails", r"to return a model, got KeyError \(.*of the net.*, line 30 of .*net.py\)"),
+        ("resnet18", r"a model is FILE.py, FILE.py:function or package.module:function, got 'resnet18'"),
+        ("{}/none.py", r"cannot run .*none.py': FileNotFoundError \(no file .*none.py"),
+        ("no_such_module:load", r"cannot run 'no_such_module': ModuleNotFoundError"),
+        ("{}/net.py:lod", r"lod in .*net.py' is missing; define lod\(\)"),
+        ("{}/net.py:number", r"number in .*net.py' is int, not a function"),
+        ("{}/net.py:wrong", r"wrong\(\) of .*net.py' returned dict instead of a torch.nn.Module"),
+        ("{}/net.py:fails", r"cannot run fails\(\) of .*: KeyError \(.*of the net.*, line 30 of .*net.py\)"),
     ],
 )
 def test_mistakes_in_naming_a_model(source, said, folder):
@@ -110,11 +110,11 @@ def test_mistakes_in_naming_a_model(source, said, folder):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("SIZE = 2.5", "expected SIZE as pixels"),
-        ("MEAN = 1, 2", "expected MEAN as a number for each of 1 or 3 channels"),
-        ("STD = 0.5, 0.0, 1", "expected std above 0"),
-        ("MEAN = [0.5]", "as many channels"),
-        ("transform = 3", "expected transform .* as a function, got 3"),
+        ("SIZE = 2.5", "SIZE must be one number of pixels"),
+        ("MEAN = 1, 2", "MEAN must be one number such as 0.5 for each of 1 or 3 channels"),
+        ("STD = 0.5, 0.0, 1", "std must be above 0"),
+        ("MEAN = [0.5]", "have different numbers of channels"),
+        ("transform = 3", "transform in .* is 3, not a function"),
         ("import nothing_like_it", "line 44 of .*net.py"),
         ("def f(:", r"SyntaxError \(.*line 32\)\)"),
     ],
@@ -136,25 +136,25 @@ def test_torchvision_with_weights_from_a_file(torchvision, tmp_path):
         made = load_torchvision("squeezenet1_1", tmp_path / name)
         assert torch.equal(made.model(x), model(x))
         assert made.preparation == Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD)
-    with pytest.raises(ValueError, match=r"expected weights of squeezenet1_0 in .*w.pt', got others \(Error\(s\) in"):
+    with pytest.raises(ValueError, match=r"w.pt' does not hold weights of squeezenet1_0 \(Error\(s\) in"):
         load_torchvision("squeezenet1_0", tmp_path / "w.pt")
 
 
 def test_mistakes_with_torchvision(torchvision, tmp_path):
-    with pytest.raises(ValueError, match=r"expected the name of an image classifier of torchvision, got 'squeezenet'"):
+    with pytest.raises(ValueError, match=r"torchvision has no image classifier 'squeezenet'"):
         load_torchvision("squeezenet", tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"expected weights in .*w.pt', could not read them \(No such file"):
+    with pytest.raises(ValueError, match=r"cannot read the weights .*w.pt' \(No such file"):
         load_torchvision("squeezenet1_1", tmp_path / "w.pt")
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_text("text")
-        with pytest.raises(ValueError, match=rf"expected weights of squeezenet1_1 in .*{name}', got others"):
+        with pytest.raises(ValueError, match=rf"{name}' does not hold weights of squeezenet1_1"):
             load_torchvision("squeezenet1_1", tmp_path / name)
 
 
 def test_torchvision_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(ImportError, match=r"expected torchvision, .*pip install captum-xnn\[vision\]"):
+    with pytest.raises(ImportError, match=r"'squeezenet1_1' needs torchvision, .*pip install captum-xnn\[vision\]"):
         load_torchvision("squeezenet1_1", "w.pt")
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from captum.attr import LayerGradientXActivation, Saliency
+from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
 from torch import nn
+from torch.nn import functional as F
 
-from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.heatmaps import FromCaptum
+from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.layers.logits import Spread, no_logits
 from captum_xnn.layers.read import EveryCall
+from captum_xnn.models.srae import ConvSRAE, by_shape
+from captum_xnn.training.directions import directions
 
 K = 2
 
@@ -189,3 +195,295 @@ def test_a_layer_whose_earlier_calls_count_for_nothing():
     model, data = Auxiliary(), batches(((6,), (6,)))
     xnn = made(model, "encoder", prediction_transform=lambda output: output["logits"])
     assert len(xnn.fit(data, 0, positives=torch.ones(60).bool(), progress=False).explainers_) == 1
+
+
+# --- how channels, cells and tokens lie
+
+
+class PatchTokens(nn.Module):
+    """A class token and those of 14 x 14 patches, of which a linear layer sees each alone."""
+
+    def __init__(self, ahead=1):
+        super().__init__()
+        self.patch, self.mix, self.head = nn.Conv2d(3, 6, 14, 14), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.extra = nn.Parameter(torch.randn(1, ahead, 6))
+
+    def forward(self, x):
+        tokens = torch.cat([self.extra.expand(len(x), -1, -1), self.patch(x).flatten(2).mT], 1)
+        return self.head(self.mix(tokens).tanh().mean(1))
+
+
+SIZES = {"2:3": (56, 84, 4, 6), "3:4": (96, 128, 6, 9), "no multiple": (120, 160, 8, 11)}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_grad_cam_of_a_vision_transformer_lies_where_its_tokens_lie(size, given):
+    """By hand from the convolution's own cells, which need not have the ratio of the image."""
+    height, width, rows, columns = SIZES[size]
+    model, x = PatchTokens(), torch.randn(24, 3, height, width)
+    settings = {"layer": "mix", "tokens": "vit", **({"grid": (rows, columns)} if given else {})}
+    xnn = made(model, "head", heatmap=FromCaptum(LayerGradCam, **settings))
+    xnn.fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    maps = xnn.attribute(x[:2], 0)
+    cells = model.patch(x[:2])
+    assert cells.shape[2:] == (rows, columns)
+    a = model.mix(cells.permute(0, 2, 3, 1)).detach().requires_grad_()
+    extra = model.mix(model.extra.expand(2, -1, -1)).detach()
+    E = xnn.explainer(0).form.encode(model.head(torch.cat([extra, a.flatten(1, 2)], 1).tanh().mean(1)))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        cam = (grad.mean((1, 2), keepdim=True) * a).sum(3)[:, None].detach()
+        torch.testing.assert_close(
+            maps[:, k], F.interpolate(cam, (height, width), mode="bilinear"), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("make", [partial(FromCaptum, LayerGradCam, layer="mix"), partial(ExcitationMaps, "mix")])
+def test_a_grid_that_the_tokens_contradict(make):
+    """Leftovers that are no class or register tokens, or more cells than tokens."""
+    model, x = PatchTokens(), torch.randn(24, 3, 96, 128)
+    xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    for grid in ((6, 8), (5, 11), (9, 6)):
+        wrong = (
+            rf"grid is \({grid[0]}, {grid[1]}\), and the 55 tokens of layer 'mix' are 6 x 9 cells of .* with 1 class"
+        )
+        with pytest.raises(ValueError, match=wrong):
+            xnn.with_heatmap(make(tokens="vit", grid=grid)).attribute(x[:2], 0)
+    with pytest.raises(ValueError, match="grid is 14; pass cells along height and width"):
+        make(tokens="vit", grid=14)
+    with pytest.raises(ValueError, match=r"grid=\(6, 9\) is for tokens='vit', and tokens is 'swin'"):
+        make(tokens="swin", grid=(6, 9))
+
+
+def test_tokens_whose_grid_the_model_does_not_show():
+    """Patches cut out by a reshape; the grid has to be given."""
+
+    class Reshaped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(12, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            patches = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5)
+            return self.head(self.embed(patches.flatten(3).flatten(1, 2)).tanh().mean(1))
+
+    model, x = Reshaped(), torch.randn(24, 3, 6, 8)
+    xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    cam = partial(FromCaptum, LayerGradCam, layer="embed", tokens="vit")
+    with pytest.raises(ValueError, match=r"'embed' gives 12 tokens, and no convolution .* pass it, .*grid=\(height"):
+        xnn.with_heatmap(cam()).attribute(x[:2], 0)
+    with pytest.raises(ValueError, match=r"grid is \(4, 4\), 16 cells, and layer 'embed' gives 12 tokens"):
+        xnn.with_heatmap(cam(grid=(4, 4))).attribute(x[:2], 0)
+    maps = xnn.with_heatmap(cam(grid=(3, 4))).attribute(x[:2], 0)
+    patches = F.unfold(x[:2], 2, stride=2).mT
+    a = model.embed(patches).detach().requires_grad_()
+    E = xnn.explainer(0).form.encode(model.head(a.tanh().mean(1)))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        wanted = (grad.mean(1, keepdim=True) * a).sum(2).detach().reshape(2, 1, 3, 4)
+        torch.testing.assert_close(maps[:, k], F.interpolate(wanted, (6, 8), mode="bilinear"), rtol=1e-4, atol=1e-6)
+
+
+class Cube(nn.Module):
+    """As many channels as rows and columns, last, as a small Swin has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm, self.act, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.patch(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+def test_channels_last_are_summed_over_channels_by_every_backend():
+    model, x = Cube(), torch.randn(24, 3, 32, 32)
+    xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
+    maps = xnn.with_heatmap(FromCaptum(LayerGradientXActivation, layer="act")).attribute(x[:2], 0)
+    a = model.act(model.norm(model.patch(x[:2]).permute(0, 2, 3, 1))).detach().requires_grad_()
+    E = xnn.explainer(0).form.encode(model.head(a.mean((1, 2))))
+    for k in range(K):
+        (grad,) = torch.autograd.grad(E[:, k].sum(), a, retain_graph=True)
+        wanted = F.interpolate((a * grad).sum(3)[:, None], (32, 32), mode="bilinear").detach()
+        torch.testing.assert_close(maps[:, k], wanted, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="a layer with feature maps"):
+        xnn.with_heatmap(FromCaptum(LayerGradCam, layer="act")).attribute(x[:2], 0)
+    network = ExplanationNetwork(model, "head", xnn.explainer(0).form)
+    (p,) = ExcitationMaps("act", contrastive=False)(network, (x[:1],), [0])
+    own = LayerExcitationBP(network, model.act, contrastive=False).attribute(x[:1], target=0)
+    torch.testing.assert_close(p[:, 0], F.interpolate(own.sum(3)[:, None], (32, 32), mode="bilinear"))
+
+
+def test_learned_forms_do_not_take_rows_for_channels():
+    model, x, everything = Cube(), torch.randn(40, 3, 32, 32), torch.ones(40).bool()
+    with pytest.raises(ValueError, match=r"layer 'act' gives \(8, 8, 8\) .* channels last, and ConvSRAE takes"):
+        made(model, "act", autoencoder=ConvSRAE).fit(x, 0, positives=everything, progress=False)
+    turned = made(model, "act", autoencoder=by_shape, output_transform=lambda output: output.movedim(-1, 1))
+    assert isinstance(turned.fit(x, 0, positives=everything, progress=False).explainer(0).form, ConvSRAE)
+    flat = made(model, "act", autoencoder=by_shape).fit(x, 0, positives=everything, progress=False)
+    assert isinstance(flat.explainer(0).form, SRAE)
+    assert isinstance(made(model, "patch", autoencoder=by_shape).fit(x, 0, positives=everything, progress=False)
+                      .explainer(0).form, ConvSRAE)  # fmt: skip
+    groups = XNNAttribution(model, "act", K).fit(x, 0, positives=everything, progress=False).explainer(0).form
+    assert groups.channels == 3
+
+
+def test_steps_that_are_as_many_as_the_examples_are_no_examples():
+    """An LSTM gives (T, N, D) unless told otherwise; of T = N examples the shape says nothing."""
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn, self.lstm, self.head = nn.Linear(4, 4), nn.LSTM(4, 5), nn.Linear(5, 3)
+            self.out = nn.Identity()
+
+        def forward(self, x):
+            return self.head(self.out(self.lstm(self.turn(x).transpose(0, 1))[0])[-1])
+
+    model, x = Steps(), torch.randn(6, 6, 4)
+    for form in (None, partial(SRAE, hidden=(8,))):
+        xnn = XNNAttribution(model, "out", K, autoencoder=form, recipe=Recipe(steps=12))
+        with pytest.raises(ValueError, match=r"put examples first in output_transform="):
+            xnn.fit(x, 0, positives=torch.ones(6).bool(), progress=False)
+        for n in (1, 2, 6):  # the probe has two examples, or one of two
+            with pytest.raises(ValueError, match="examples"):
+                xnn.fit(x[:n], 0, positives=torch.ones(n).bool(), progress=False)
+    swapped = made(model, "head").fit(torch.randn(40, 6, 4), 0, positives=torch.ones(40).bool(), progress=False)
+    for heatmap in (
+        FromCaptum(LayerGradCam, layer="out", tokens="sequence"),
+        ExcitationMaps("out", tokens="vit", strict=False),
+    ):
+        with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 1, 5\) for 1 example"):
+            swapped.with_heatmap(heatmap).attribute(x, 0)
+    chance = r"layer 'out' gives shape \(6, 1, 5\) for 1 example, so its examples do not come first"
+    gradients = swapped.with_heatmap(FromCaptum(LayerGradientXActivation, layer="out"))
+    with pytest.raises(ValueError, match=chance):
+        gradients.attribute(x[:3], 0)  # 3 examples with 2 maps each are 6 rows
+    with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 8, 5\) for 8 examples, so its examples"):
+        gradients.attribute(x[:4], 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
+        with pytest.raises(ValueError, match=chance):
+            swapped.with_heatmap(ExcitationMaps("out")).attribute(x, 0)
+
+
+# --- outputs that are no logits
+
+
+def classifier(*end):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), *end)
+
+
+def centred(y):
+    return y - y.mean(1, keepdim=True)
+
+
+NO_LOGITS = {
+    "softmax": (nn.Softmax(1), r"non-negative and sum to 1 .* pass prediction_transform=lambda y: y.log\(\) - ",
+                lambda y: centred(y.log()), centred),
+    "log_softmax": (nn.LogSoftmax(1), r"exponentials sum to 1 .* pass prediction_transform=lambda y: y - y.mean\(1, ",
+                    centred, centred),
+    "sigmoid": (nn.Sigmoid(), r"between 0 and 1 \(.*\); they may be probabilities after a sigmoid, .*torch.logit, eps",
+                partial(torch.logit, eps=1e-6), lambda y: y),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_LOGITS)
+def test_outputs_that_are_no_logits_are_told_with_a_remedy_that_is_right(kind):
+    """With the remedy contributions are those to the logits before, which a softmax gives up to their mean."""
+    end, told, remedy, same = NO_LOGITS[kind]
+    logits, x = classifier(), torch.randn(80, 6)
+    with torch.no_grad():
+        logits[2].weight.mul_(4)
+    model, everything = nn.Sequential(*logits, end), torch.ones(80).bool()
+    with pytest.warns(UserWarning, match=told) as seen:
+        XNNAttribution(model, "1", K).fit(x, [0, 1], positives=everything, progress=False)
+    assert len(seen) == 1
+    given = XNNAttribution(model, "1", K, prediction_transform=remedy)
+    wanted = XNNAttribution(logits, "1", K, prediction_transform=same)
+    for xnn in (given, wanted):
+        xnn.fit(x, 0, positives=everything, progress=False)
+    one, other = (xnn.explain(x[:5], 0) for xnn in (given, wanted))
+    torch.testing.assert_close(one.prediction, same(logits(x[:5]))[:, 0].detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.bias + one.contributions.sum(1), one.prediction, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(one.bias, other.bias, rtol=0.02, atol=0.02)
+
+
+def test_outputs_over_positions_that_are_no_logits():
+    """Of a segmentation network classes are in dimension 1, of a language model in the last one."""
+    x, everything = torch.rand(24, 3, 6, 6), torch.ones(24).bool()
+    maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.LogSoftmax(1))
+    with pytest.warns(UserWarning, match=r"exponentials sum to 1 .* y - y.mean\(1, keepdim=True\)"):
+        XNNAttribution(maps, "1", K).fit(x, (0, 1, 1), positives=everything, progress=False)
+    tokens = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.Softmax(-1))
+    with pytest.warns(UserWarning, match=r"sum to 1 .* y.log\(\).mean\(2, keepdim=True\)"):
+        XNNAttribution(tokens, "1", K).fit(torch.randn(24, 4, 6), (2, 1), positives=everything, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        (torch.linspace(0, 1, 40), "may be"),  # a regression too, which is why it says so
+        (torch.linspace(0, 1, 40)[:, None], "may be"),
+        (torch.linspace(0.2, 0.6, 40)[:, None], None),  # close together, as outputs of a regression or small logits
+        (torch.linspace(0, 1, 8)[:, None], None),  # few
+        (torch.linspace(0, 1.01, 40)[:, None], None),
+        (torch.linspace(-0.01, 1, 40)[:, None], None),
+        (torch.linspace(-3, 3, 40)[:, None].expand(-1, 3), None),
+        (torch.eye(3).repeat(9, 1), "sum to 1"),
+        (torch.cat([torch.eye(3).repeat(9, 1), torch.tensor([[0.5, 0.5, 0.1]])]), "may be"),
+        (torch.cat([torch.randn(9, 3).log_softmax(1), torch.tensor([[-1.0, -1.0, -1.0]])]), None),
+        (torch.randn(40, 4).half().log_softmax(1), "exponentials"),
+    ],
+)
+def test_which_outputs_are_told_to_be_no_logits(outputs, told):
+    seen = Spread()
+    for part in outputs.split(7):
+        seen.add(part)
+    given = no_logits(seen)
+    assert given is None if told is None else told in given
+
+
+# --- more x-features than a layer has directions
+
+
+def test_more_x_features_than_directions_are_told_where_they_cost():
+    """A layer of one direction and a little noise, as the last of a binary classifier."""
+    x, everything = torch.randn(300, 6), torch.ones(300).bool()
+    model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 8), nn.Linear(8, 1))
+    with torch.no_grad():
+        model[1].bias.zero_()
+
+    def fitted(K):
+        xnn = XNNAttribution(model, "1", K, autoencoder=partial(SRAE, hidden=(8,)), recipe=Recipe(steps=12))
+        return xnn.fit(x, positives=everything, progress=False)
+
+    deviation = float(model(x).detach().std())
+    with pytest.warns(UserWarning, match="n_features is 5, and 99 % .* layer '1' lies in 1 direction: .*n_features=1"):
+        assert fitted(5).explainer().f_reg > 0.02 * deviation
+    fitted(1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_directions_are_counted_by_their_variance(count):
+    basis = torch.linalg.qr(torch.randn(9, 9))[0][:, :count]
+    Z = torch.randn(700, count) @ basis.mT + 0.01 * torch.randn(700, 9) + 40
+    assert directions(Z.unflatten(1, (3, 3))) == count
+    values = np.linalg.eigvalsh(np.cov(Z.numpy().T))[::-1]
+    assert int((values.cumsum() < 0.99 * values.sum()).sum()) + 1 == count
+
+
+def test_groups_that_add_nothing_are_merged_and_logged(caplog):
+    """Of four dimensions two reach the output."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(80, 4)
+    with torch.no_grad():
+        model[2].weight[0, 2:] = 0
+    xnn = XNNAttribution(model, "1", 4)
+    with caplog.at_level("INFO", "captum_xnn"):
+        xnn.fit(x, positives=torch.ones(80).bool(), progress=False)
+    left = xnn.explainer().form.n_features
+    assert left <= 2
+    assert f"{left} of 4 x-features were left after merging" in caplog.text
+    why = xnn.contributions(x[:5])
+    torch.testing.assert_close(why.bias + why.contributions.sum(1), model(x[:5])[:, 0].detach(), rtol=0.02, atol=0.02)

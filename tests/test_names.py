@@ -96,7 +96,7 @@ def test_the_only_output_of_a_model_is_none_or_zero(exported: Path, key: str, ta
 def test_without_a_target_a_file_of_one_target_is_unambiguous(exported: Path) -> None:
     assert resolve_names(exported, 2) == ["golden feather", "red forehead"]
     two = changed(exported, names={"46": {"0": "a"}, "7": {"0": "b"}})
-    with pytest.raises(NamesFileError, match=r"of target None in .* got those of 46, 7; name them"):
+    with pytest.raises(NamesFileError, match=r"of target None in .* got names of 46, 7; name them"):
         resolve_names(two, 2)
 
 
@@ -111,13 +111,13 @@ def test_a_byte_order_mark_is_no_error(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        (["a", "b", "c"], ValueError, r"expected names of the x-features 0 to 1, got 'c' for number 2; give one"),
+        (["a", "b", "c"], ValueError, r"expected names of the x-features 0 to 1, got 'c' for number 2; pass"),
         ({5: "a"}, ValueError, r"x-features 0 to 1, got 'a' for number 5"),
         ({-1: "a"}, ValueError, r"x-features 0 to 1, got 'a' for number -1"),
         ({"first": "a"}, ValueError, r"expected the number of an x-feature, counted from 0, got 'first'; write"),
         ({0.5: "a"}, ValueError, r"expected the number of an x-feature, counted from 0, got 0.5"),
-        ([None, "a"], TypeError, r"expected names that are texts, got None; leave"),
-        ({"46": {"0": "a"}}, TypeError, r"expected names that are texts, got \{'0': 'a'\}"),
+        ([None, "a"], TypeError, r"a name must be a string, got None; write ''"),
+        ({"46": {"0": "a"}}, TypeError, r"a name must be a string, got \{'0': 'a'\}"),
     ],
 )
 def test_wrong_names_are_refused(names: Any, error: Any, message: str) -> None:
@@ -126,9 +126,9 @@ def test_wrong_names_are_refused(names: Any, error: Any, message: str) -> None:
 
 
 def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
-    with pytest.raises(NamesFileError, match=r"of layer 'fc7', got those of layer 'relu6' in .*names.json'; they"):
+    with pytest.raises(NamesFileError, match=r"of layer 'fc7', got names of layer 'relu6' in .*names.json'; pass"):
         resolve_names(exported, 2, target=46, layer="fc7")
-    with pytest.raises(NamesFileError, match=r"of target 7 in .* got those of 46; name them in a report"):
+    with pytest.raises(NamesFileError, match=r"of target 7 in .* got names of 46; name them in a report"):
         resolve_names(exported, 2, target=7, layer="relu6")
     with pytest.raises(ValueError, match=r"x-features 0 to 0, got 'red forehead' for number 1"):
         resolve_names(exported, 1, target=46)
@@ -137,15 +137,15 @@ def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"captum_xnn": "explainer"}, r"and an entry \"captum_xnn\": \"names\", got other JSON in .*; export"),
-        ({"version": 2}, r"expected version 1 in .*, got 2; it was written by another version of captum_xnn: use"),
+        ({"captum_xnn": "explainer"}, r"the entry \"captum_xnn\": \"names\" is missing; export"),
+        ({"version": 2}, r"expected version 1 in .*, got 2; another version of captum_xnn wrote the file: use"),
         ({"version": None}, r"expected version 1 in .*, got None"),
         ({"version": True}, r"expected version 1 in .*, got True"),
-        ({"layer": 6}, r"expected a layer and names by target in .*; export"),
-        ({"names": ["golden feather"]}, r"expected a layer and names by target in"),
+        ({"layer": 6}, r"must hold a layer and names by target, got layer 6 and .*; export"),
+        ({"names": ["golden feather"]}, r"names by target, got layer 'relu6' and names \['golden feather'\]"),
         ({"names": {"46": ["golden feather"]}}, r"for target 46 in .*, got \['golden feather'\]"),
         ({"names": {"46": {"0": 7}}}, r"names by the x-feature's number for target 46 in .*, got \{'0': 7\}"),
-        ({"names": {"46": {"one": "a"}}}, r"number of an x-feature, counted from 0, got 'one'; .*; look at target 46"),
+        ({"names": {"46": {"one": "a"}}}, r"number of an x-feature, counted from 0, got 'one'; .*; check target 46"),
     ],
 )
 def test_other_json_is_refused(exported: Path, entries: dict[str, Any], message: str) -> None:
@@ -156,18 +156,18 @@ def test_other_json_is_refused(exported: Path, entries: dict[str, Any], message:
 @pytest.mark.parametrize("data", [b"", b"{", EXPORTED[:60].encode(), b"\xff\xfe\x00", b"[" * 100_000])
 def test_what_is_no_json_is_refused(exported: Path, data: bytes) -> None:
     exported.write_bytes(data)
-    with pytest.raises(NamesFileError, match=r"expected JSON in .*names.json', got something cut short or foreign"):
+    with pytest.raises(NamesFileError, match=r"names.json' is not JSON, or is cut short \(.*; export"):
         read_names(exported)
 
 
 def test_other_json_types_are_refused(exported: Path) -> None:
     exported.write_text('["golden feather"]')
-    with pytest.raises(NamesFileError, match="got other JSON"):
+    with pytest.raises(NamesFileError, match="is not a file of names: the entry"):
         read_names(exported)
 
 
 def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(NamesFileError, match=r"at 'golden feather', could not read it \(No such file .* as a list"):
+    with pytest.raises(NamesFileError, match=r"at 'golden feather' \(No such file .* as a list"):
         resolve_names("golden feather", 2)
-    with pytest.raises(NamesFileError, match="could not read it"):
+    with pytest.raises(NamesFileError, match="cannot read a JSON file of names at"):
         resolve_names(tmp_path, 2)

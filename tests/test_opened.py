@@ -74,13 +74,13 @@ def test_arrays_come_in_the_dtype_of_the_model(folder):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"data": None}, "expected data, got none; pass --data FOLDER"),
-        ({"model": None}, "expected one model, got none; pass either --model FILE.py or --torchvision NAME"),
-        ({"torchvision": "vgg19"}, "expected one model, got two"),
-        ({"model": None, "torchvision": "vgg19"}, "expected weights, got none; pass --weights FILE"),
-        ({"device": "cuda:99"}, r"expected a device that is here, got 'cuda:99' \(.*\); use cpu or auto"),
-        ({"device": "abacus"}, r"expected a device that is here, got 'abacus'"),
-        ({"mean": (0.5,), "std": (0.5,)}, r"inputs that the model takes, got torch.float32 \(1, 1, 6, 6\) .*--size"),
+        ({"data": None}, "setting 'data' is missing; pass --data FOLDER"),
+        ({"model": None}, "no model is given; pass either --model FILE.py or --torchvision NAME"),
+        ({"torchvision": "vgg19"}, "two models are given"),
+        ({"model": None, "torchvision": "vgg19"}, "setting 'weights' is missing; pass --weights FILE"),
+        ({"device": "cuda:99"}, r"device 'cuda:99' is not available \(.*\); use cpu or auto"),
+        ({"device": "abacus"}, r"device 'abacus' is not available"),
+        ({"mean": (0.5,), "std": (0.5,)}, r"the model fails on inputs torch.float32 \(1, 1, 6, 6\) .*--size"),
     ],
 )
 def test_what_is_missing_or_does_not_fit(settings, said, folder):
@@ -92,11 +92,11 @@ def test_models_that_return_no_tensor(folder):
     (folder / "pairs.py").write_text(
         "from torch import nn\nclass Pair(nn.Module):\n def forward(self, x):\n  return x, x\nload = Pair"
     )
-    with pytest.raises(ValueError, match="expected the model to return one tensor, got tuple"):
+    with pytest.raises(ValueError, match="the model returned tuple instead of one tensor"):
         Opened.of(configuration(folder, model=f"{folder}/pairs.py"))
 
 
 def test_heatmaps_by_name():
     assert isinstance(heatmap_named("ExcitationMaps"), ExcitationMaps) and heatmap_named("DeepLift") is DeepLift
-    with pytest.raises(ValueError, match=r"a class in captum.attr, got 'DeepLIFT'; near names: DeepLift, "):
+    with pytest.raises(ValueError, match=r"heatmap 'DeepLIFT' does not exist; .*near names: DeepLift, "):
         heatmap_named("DeepLIFT")

@@ -108,7 +108,7 @@ def test_each_example_has_its_own_target():
 def test_a_model_that_gives_other_outputs_is_refused():
     x, base = torch.randn(4, 3), torch.zeros(3)
     own = Square()(x).T[:1] + 1
-    with pytest.raises(ValueError, match=r"another output where layer 'layer' gets its own output back.*; .*SRAE"):
+    with pytest.raises(ValueError, match=r"output changes when layer 'layer' gets its own output back.*; .*SRAE"):
         of(Square(), x, base, [[0] * 4], own=own)
     of(Square(), x, base, [[0] * 4], own=own - 1)
 

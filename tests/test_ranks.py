@@ -102,9 +102,9 @@ def test_one_process_of_torchrun_speaks(monkeypatch):
     [
         (
             RuntimeError("[gloo/pair.cc:553] Connection closed by peer"),
-            r"lost another \(\[gloo/pair.cc:553\] Conn.*stay",
+            r"another process was lost \(\[gloo/pair.cc:553\] Conn.*stay",
         ),
-        (torch.distributed.DistNetworkError("Connection reset"), r"lost another \(Connection reset\); look for what"),
+        (torch.distributed.DistNetworkError("Connection reset"), r"was lost \(Connection reset\); look for the"),
         (RuntimeError("out of memory"), "^out of memory$"),
         (ValueError("expected gloo"), "^expected gloo$"),
     ],

@@ -305,7 +305,7 @@ def test_selected_images_are_compared_side_by_side(driver: Any, page: Path) -> N
     button.click()
     assert one(driver, "#comparison-toggles [data-map='1']").get_attribute("aria-pressed") == "false"
     heads = texts(driver, "#comparison-table thead th")
-    assert heads == ["image", "1-heatmap", "x-feature 1", "x-feature 3"]
+    assert heads == ["image", "1-Heatmap", "x-feature 1", "x-feature 3"]
     keys(driver, Keys.ESCAPE)
     assert not one(driver, "#comparison").is_displayed()
     one(driver, "#clear").click()
@@ -317,7 +317,7 @@ def test_names_are_shown_everywhere_exported_and_loaded_again(driver: Any, page:
     opened(driver, page)
     one(driver, "[data-name-input='1:0']").send_keys("golden feather")
     one(driver, "[data-name-input='1:2']").send_keys("  bar ")
-    assert texts(driver, "#toggles button") == ["1-heatmap", "golden feather", "x-feature 2", "bar"]
+    assert texts(driver, "#toggles button") == ["1-Heatmap", "golden feather", "x-feature 2", "bar"]
     assert "contribution of golden feather" in text(driver, "#sort")
     hover(driver, all_of(driver, ".pick")[0])
     assert "golden feather" in text(driver, "#peek-maps")
@@ -335,7 +335,7 @@ def test_names_are_shown_everywhere_exported_and_loaded_again(driver: Any, page:
     assert texts(driver, "#toggles button")[1] == "x-feature 1"
     one(driver, "#names-load").send_keys(str(file))
     until(lambda: text(driver, "#names-status") == "2 names loaded.")
-    assert texts(driver, "#toggles button") == ["1-heatmap", "golden feather", "x-feature 2", "bar"]
+    assert texts(driver, "#toggles button") == ["1-Heatmap", "golden feather", "x-feature 2", "bar"]
     assert one(driver, "[data-name-input='1:0']").get_property("value") == "golden feather"
     # Taken back, a name is gone from the file too.
     driver.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))",
@@ -357,12 +357,12 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"captum_xnn": "names", "version": 1, "layer": "7", "names": {}}', "it is of layer 7, and this page of 4"),
-        ('{"hello": 1}', "it holds no names of x-features"),
-        ("null", "it holds no names of x-features"),
+        ('{"captum_xnn": "names", "version": 1, "layer": "7", "names": {}}', "layer 7, but this page explains layer 4"),
+        ('{"hello": 1}', "it is not a file of x-feature names"),
+        ("null", "it is not a file of x-feature names"),
         (
             '{"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": "gold", "3": "sky"}}}',
-            "it names x-feature 4, and this page has 3",
+            "it names x-feature 4, but this page has 3",
         ),
         ("not json", "was not loaded"),
     ],

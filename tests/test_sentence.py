@@ -135,9 +135,9 @@ def test_three_digits_of_the_largest(values: list[float], expected: int) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": ["a"]}, r"a name for each contribution, got 1 names and 2 contributions; fill"),
+        ({"names": ["a"]}, r"a name for each contribution, got 1 names and 2 contributions; complete"),
         ({"prediction": float("nan")}, r"expected finite contributions.*nan.*; look"),
-        ({"share": 1.1}, r"expected 0 <= share <= 1 .* got 1.1 and 0.1; the defaults"),
+        ({"share": 1.1}, r"expected 0 <= share <= 1 .* got 1.1 and 0.1; start with"),
         ({"residual_share": -1.0}, r"residual_share >= 0, got 0.8 and -1.0"),
     ],
 )
@@ -192,7 +192,7 @@ def test_all_examples_get_a_sentence_with_the_names_of_their_targets() -> None:
 
 def test_a_target_without_a_name_is_told() -> None:
     for names in ({46: "goldfinch"}, ["a"] * 7, "goldfinch, wren, and others"):
-        with pytest.raises(ValueError, match=r"expected a name for target \d+ in target_names, got none among"):
+        with pytest.raises(ValueError, match=r"target \d+ has no name among the \d+ target_names"):
             explanation().sentences(target_names=names)
 
 
@@ -202,6 +202,6 @@ def test_names_are_read_for_the_layer_and_for_the_target_of_each_example(tmp_pat
     first, second = explanation().sentences(path, share=1.0)
     assert "golden feather (+63.1) and red forehead (+15.2)" in first
     assert "beak (-4.00), although x-feature 2 (+0.30)" in second
-    with pytest.raises(ValueError, match="of layer 'fc7', got those of layer 'relu6'"):
+    with pytest.raises(ValueError, match="of layer 'fc7', got names of layer 'relu6'"):
         explanation(layer="fc7").sentence(path)
     assert explanation().describe(0, ["a"]).count("a +63.10, x-feature 2 +15.20") == 1

@@ -187,7 +187,7 @@ def test_vectors_of_any_shape_are_flattened():
 
 
 def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="n_features of at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_features is 0; pass at least 1"):
         SRAE(4, 0)
-    with pytest.raises(ValueError, match="window of at most 2, got 3"):
+    with pytest.raises(ValueError, match="window is 3, larger than the maps of 2 x 5 cells; pass pool from 1 to 2"):
         ConvSRAE((4, 2, 5), pool=3)

@@ -32,9 +32,9 @@ def test_ranges_are_stretched_once_for_all_channels_and_unit_images_kept() -> No
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(2, 4, 4), r"expected an image \(1, H, W\) or \(3, H, W\), got \(2, 4, 4\)"),
+        (torch.zeros(2, 4, 4), r"an image is \(1, H, W\) or \(3, H, W\), got \(2, 4, 4\)"),
         (torch.zeros(4, 4), "put the channels first"),
-        (torch.full((1, 2, 2), torch.nan), "got NaN or infinity"),
+        (torch.full((1, 2, 2), torch.nan), "contains NaN or infinity"),
     ],
 )
 def test_what_is_no_image_is_refused(image: torch.Tensor, message: str) -> None:
@@ -86,7 +86,7 @@ def test_overlay_is_averaged_down_to_its_size() -> None:
 
 @pytest.mark.parametrize("shown", [torch.zeros(1, 3, 3), torch.full((3, 3), 1.5), torch.full((3, 3), torch.nan)])
 def test_what_is_no_map_on_a_scale_is_refused(shown: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected a map \(H, W\) in \[-1, 1\]"):
+    with pytest.raises(ValueError, match=r"is not \(H, W\) in \[-1, 1\]"):
         overlay(shown)
 
 

@@ -229,9 +229,9 @@ def test_more_features_than_directions():
 @pytest.mark.parametrize(
     ("Z", "y", "text"),
     [
-        (torch.rand(1, 4), torch.rand(1, 1), "at least two examples to learn from, got 1"),
-        (torch.ones(9, 4), torch.rand(9, 1), "activations that vary, got the same"),
-        (torch.rand(9, 4), torch.full((9, 1), 3.0), "an output that varies, got the same"),
+        (torch.rand(1, 4), torch.rand(1, 1), "needs at least two examples, not 1; pass more data"),
+        (torch.ones(9, 4), torch.rand(9, 1), "activations are the same for every example; check"),
+        (torch.rand(9, 4), torch.full((9, 1), 3.0), "output is the same for every example; check"),
     ],
 )
 def test_what_cannot_be_learned_from(Z, y, text):
@@ -242,12 +242,12 @@ def test_what_cannot_be_learned_from(Z, y, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"steps": 0}, "steps > 0, got 0"),
-        ({"q": -1.0}, "q > 0, got -1"),
+        ({"steps": 0}, "steps is 0; pass steps > 0"),
+        ({"q": -1.0}, "q is -1.0; pass q > 0"),
         ({"beta": -0.1}, "beta >= 0"),
         ({"positive_share": 1.0}, "positive_share < 1"),
-        ({"rho": 0.0}, "rho <= 1, got 0"),
-        ({"balance": 1.5}, "balance <= 1, got 1.5"),
+        ({"rho": 0.0}, "rho is 0.0; pass 0 < rho <= 1"),
+        ({"balance": 1.5}, "balance is 1.5; pass 0 <= balance <= 1"),
     ],
 )
 def test_recipes_are_checked(settings, text):

@@ -546,12 +546,10 @@ def test_a_waterfall_is_drawn_into_the_axes_themselves() -> None:
 def test_other_places_are_refused() -> None:
     whole, places = pyplot.subplots(1, 2)
     try:
-        with pytest.raises(TypeError, match=r"expected axes= to be an Axes, .* got ndarray; pick one of several"):
+        with pytest.raises(TypeError, match=r"axes= must be an Axes, .* got ndarray; pick one of several"):
             explanation(axes=places)
         free = whole.add_axes((0.1, 0.1, 0.5, 0.5))
-        with pytest.raises(
-            ValueError, match=r"expected axes that are part of a grid, got free ones, .*; make them with"
-        ):
+        with pytest.raises(ValueError, match=r"these axes belong to no grid; make them with"):
             explanation(axes=free)
     finally:
         pyplot.close(whole)
@@ -632,14 +630,14 @@ def test_an_explanation_shows_its_one_heatmap_and_names_from_the_file(tmp_path: 
 def test_a_file_of_another_layer_is_no_names_for_a_picture(tmp_path: Path) -> None:
     path = write_names(tmp_path / "names.json", {46: ["a"]}, layer="fc7")
     for draw in (images_explained().show, images_explained().gallery):
-        with pytest.raises(ValueError, match="of layer 'relu6', got those of layer 'fc7'"):
+        with pytest.raises(ValueError, match="of layer 'relu6', got names of layer 'fc7'"):
             draw(names=path)
 
 
 def test_a_gallery_of_targets_with_different_names_is_refused(tmp_path: Path) -> None:
     path = write_names(tmp_path / "names.json", {46: ["a"], 7: ["b"]}, layer="relu6")
     why = images_explained(target=(46, 7))
-    with pytest.raises(ValueError, match=r"have the same names, got targets 46, 7, for which they differ; pick"):
+    with pytest.raises(ValueError, match=r"targets 46, 7 have different names for the same x-feature; pick"):
         why.gallery(names=path)
     assert why.gallery([1], names=path).axes[1].get_title() == "b"
 
@@ -707,18 +705,18 @@ def test_values_that_are_not_finite_are_refused(where: str, bad: float) -> None:
             r"expected contributions \(K,\) .* got shape \(2, 3\); pick one",
         ),
         ({"contributions": []}, r"expected contributions \(K,\) .* got shape \(0,\); pick one"),
-        ({"names": ["a", "b", "c", "d"]}, r"names of the x-features 0 to 2, got 'd' for number 3; give one"),
-        ({"names": "abc"}, r"expected a JSON file of names at 'abc', could not read it"),
-        ({"largest": 0}, r"expected to show at least one x-feature, got largest=0; leave it out"),
+        ({"names": ["a", "b", "c", "d"]}, r"names of the x-features 0 to 2, got 'd' for number 3; pass at most"),
+        ({"names": "abc"}, r"cannot read a JSON file of names at 'abc' \("),
+        ({"largest": 0}, r"largest must be at least 1, got largest=0; leave it out"),
         ({"one_heatmap": np.ones((2, 3, 6, 6))}, r"expected one_heatmap \(H, W\) or .* got shape \(2, 3, 6, 6\); pick"),
         ({"one_heatmap": np.full((6, 6), np.nan)}, r"expected finite values of one_heatmap, got 36 of 36"),
-        ({"mean": 0.5}, r"expected mean and std together, got one of them; give both"),
-        ({"mean": (0.5, 0.5), "std": 1.0}, r"a number or one for each of 1 channels, got \(0.5, 0.5\) and 1.0; give"),
+        ({"mean": 0.5}, r"mean and std go together, but one of them is None; pass both"),
+        ({"mean": (0.5, 0.5), "std": 1.0}, r"a number or one for each of 1 channels, got \(0.5, 0.5\) and 1.0; pass"),
         ({"mean": 0.5, "std": 0.0}, r"expected mean and std > 0 .* got 0.5 and 0.0"),
-        ({"mean": 127.0, "std": 58.0}, r"back to \[0, 1\], got values from 127 to 185; .* dividing those for bytes"),
+        ({"mean": 127.0, "std": 58.0}, r"back to \[0, 1\], got values from 127 to 185; .* divide the ones for bytes"),
         (
             {"prediction": [1.0, 2.0]},
-            r"expected one number as prediction, got shape \(2,\); pick one example",
+            r"prediction must be one number, got shape \(2,\); pick one example",
         ),
         (
             {"scale": lambda m, c: m * 7},
@@ -750,10 +748,10 @@ def test_wrong_arguments_say_what_was_expected_what_came_and_what_to_do(changes:
         ({"maps": np.ones((2, 2, 4, 4))}, r"expected maps .* K = 3 contributions, got shape \(2, 4, 4\)"),
         (
             {"feature_order": [3]},
-            r"expected feature_order .* from 0 to 2, got \[3\]; in arguments they are counted",
+            r"feature_order must list .* from 0 to 2, got \[3\]; arguments count them",
         ),
-        ({"feature_order": []}, r"expected feature_order .* got \[\]"),
-        ({"row_names": ["a"]}, r"expected one text for each of N = 2 examples, got \['a'\]; give a list"),
+        ({"feature_order": []}, r"feature_order must list .* got \[\]"),
+        ({"row_names": ["a"]}, r"expected one text for each of N = 2 examples, got \['a'\]; pass a list"),
     ],
 )
 def test_wrong_gallery_arguments_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "repeatable"]
+__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "refuse_mapping", "repeatable"]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -95,6 +95,7 @@ class Batches:
                 raise ValueError(f"expected as many examples of every input, got {sorted(sizes)}; pass equally many")
             self._numbers = _ranges(sizes.pop(), batch_size)
         elif isinstance(data, Iterable):
+            refuse_mapping(data)
             _refuse_disorder(data)
             self._numbers = _indexed(data)
         else:
@@ -187,6 +188,26 @@ class Batches:
             yield Batch(first, rows, inputs, additional)
             first += rows
         self._end = first
+
+
+def refuse_mapping(data: Any) -> None:
+    """Raise where data are one dict and no batches of them.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> refuse_mapping({"ids": torch.zeros(2)})
+        Traceback (most recent call last):
+        ...
+        TypeError: the data are a dict with the keys ids; pass batches of them, such as [data] for a single one, or a
+        torch.utils.data.DataLoader
+    """
+    if isinstance(data, Mapping):
+        raise TypeError(
+            f"the data are a dict with the keys {', '.join(map(str, data))}; pass batches of them, such as [data] for "
+            "a single one, or a torch.utils.data.DataLoader"
+        )
 
 
 class _Chosen(Sampler[list[int]]):

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn import serialization as files
-from captum_xnn.activations.batches import Batch, Batches, Unpack, first_inputs, is_repeatable
+from captum_xnn.activations.batches import Batch, Batches, first_inputs, is_repeatable, refuse_mapping
 from captum_xnn.activations.memmap import Rows
 from captum_xnn.activations.store import TABLES, Store, locked
+from captum_xnn.activations.unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.distributed import Ranks
 from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.layers.calls import calls_of
@@ -126,33 +127,6 @@ class Activations(NamedTuple):
             )
 
 
-def first_of_batch(batch: Any) -> tuple[Any, Any]:
-    """Returns the model's inputs and its additional arguments (here always None) from one batch of a loader.
-
-    A tensor is the inputs; of a tuple or list the first entry is, and what follows (labels) is ignored. Several inputs
-    are a tuple or list of their own in the first place.
-
-    Args:
-        batch: What a data loader yields.
-
-    Raises:
-        TypeError: If the batch is anything else.
-
-    Example:
-        >>> first_of_batch([torch.zeros(2, 3), torch.tensor([0, 1])])[0].shape
-        torch.Size([2, 3])
-    """
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (Tensor, tuple, list)):
-        inputs = batch[0]
-        return (tuple(inputs) if isinstance(inputs, list) else inputs), None
-    raise TypeError(
-        f"expected batches that are a tensor or begin with the inputs, got {type(batch).__name__}; pass unpack=, "
-        "a function from a batch to (inputs, additional_forward_args)"
-    )
-
-
 def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
     """Yields (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
     if isinstance(data, Tensor):
@@ -162,6 +136,7 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
             yield parts, None
     elif isinstance(data, Iterable):
+        refuse_mapping(data)
         yield from map(unpack, data)
     else:
         raise TypeError(
@@ -335,7 +310,8 @@ def collect(
             batches such as a DataLoader.
         store: A folder to collect into, made if need be, for data that do not fit in memory; see above. What it holds
             already is verified and kept.
-        unpack: Turns a batch of an iterable into (inputs, additional_forward_args).
+        unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default a dict goes by the names
+            of the model's arguments, and of a tuple or list the first entry is taken.
         output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
         prediction_transform: The same for the model's output.
         batch_size: Examples per forward pass where data are tensors.
@@ -355,6 +331,7 @@ def collect(
         >>> found.Z.shape, found.y_hat.shape
         (torch.Size([10, 3]), torch.Size([10, 2]))
     """
+    unpack = unpack_for(model, unpack)
     if store is not None:
         folder = collect_part(
             model,
@@ -414,6 +391,7 @@ def collect_together(
         >>> collect_together(model, "1", torch.ones(10, 4), ranks=ALONE).Z.shape
         torch.Size([10, 3])
     """
+    unpack = unpack_for(model, unpack)
     transforms: dict[str, Any] = {
         "unpack": unpack,
         "output_transform": output_transform,
@@ -505,7 +483,7 @@ def collect_part(
     if not 0 <= rank < world_size:
         raise ValueError(f"expected a rank from 0 to {world_size - 1}, got {rank}; every process has its own")
     reader = _Reader.of(model, layer, output_transform, prediction_transform)
-    batches = Batches(data, batch_size, unpack)
+    batches = Batches(data, batch_size, unpack_for(model, unpack))
     folder = Path(store)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, rank), torch.inference_mode(False), untouched(reader.model), torch.no_grad():

@@ -1,4 +1,4 @@
-"""The command line: ``captum-xnn fit``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``."""
+"""Command line: ``captum-xnn fit``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``."""
 
 from captum_xnn.cli.parser import main
 

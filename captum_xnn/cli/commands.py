@@ -1,4 +1,4 @@
-"""The commands that explain a user's own model and files: they write explainers, and explanations.
+"""Commands that explain a user's own model and files: ``fit`` writes explainers, ``explain`` writes explanations.
 
 Every file is written whole or not at all.
 """
@@ -36,32 +36,32 @@ from captum_xnn.training.problem import Recipe, Step
 __all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
 
 EXPLANATIONS_FILE = "explanations.jsonl"
-"""Name of the numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
+"""Name of the file of numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
 
 HISTORY_FILE = "history.jsonl"
-"""Name of the fits' history in the folder of the explainers: a line of JSON for each record and target."""
+"""Name of the file of the fits' history, in the explainers' folder: one line of JSON for each record and target."""
 
 _log = logging.getLogger(__name__)
 
 
 def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttribution:
-    """Returns explainers that it has fitted and saved, with the configuration and the history beside them.
+    """Fit explainers and save them with the configuration and the history; return the explainers.
 
-    Where it is cut off, the same call goes on from the last checkpoint. Processes that torchrun starts fit together,
-    and the first of them saves.
+    If a fit is interrupted, the same call resumes it from the last checkpoint. Processes started by torchrun share one
+    fit; the first process saves.
 
     Args:
-        configuration: With a model, layer, data and out.
+        configuration: Settings with at least a model, ``layer``, ``data`` and ``out``.
         progress: Whether to show progress bars.
 
     Raises:
-        ValueError: If a setting is missing or wrong, or the data cannot be learned from.
+        ValueError: If a setting is missing or wrong, or nothing can be learned from the data.
     """
     layer = needed(configuration, "layer", "--layer NAME")
     folder = Path(needed(configuration, "out", "--out DIR"))
-    folder.mkdir(parents=True, exist_ok=True)  # where that fails, it does so before hours of work
+    folder.mkdir(parents=True, exist_ok=True)  # first, so that it fails before hours of work
     learned = configuration.form == "srae"
-    _tell_of_idle(configuration)
+    _warn_of_unused(configuration)
     with launched() as many:
         ranks = Ranks.here() if many else ALONE
         opened = Opened.of(configuration)
@@ -74,26 +74,26 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             seed=configuration.seed,
         )
         kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
-        growing = kept.folder / HISTORY_FILE  # beside the checkpoints, to be watched; of all fits that had them
+        growing = kept.folder / HISTORY_FILE  # watched during the fit; holds all fits with these checkpoints
         log = _logging(configuration, growing) if ranks.first else None
-        asked = _asked(opened)
+        requested = _requested_targets(opened)
         inputs = opened.inputs
-        # Which images are damaged nobody knows before they are read: where these are left out, every process reads all.
-        apart: dict[str, Any] = {}
+        # Damaged images are found only by reading them. To skip them, every process must read all images.
+        independent: dict[str, Any] = {}
         if not configuration.skip_damaged:
-            apart = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
+            independent = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
         found = collect_together(
             opened.model,
             layer,
-            inputs.loader() if apart else inputs,
+            inputs.loader() if independent else inputs,
             ranks=ranks,
             store=configuration.store,
             progress=progress,
-            **apart,
+            **independent,
         )
         xnn.fit(
             found,
-            _given(found.y_hat, ranks) if asked == "all" else asked,
+            _predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
             joint=configuration.joint,
             checkpoint=kept,
             log=log if learned else None,
@@ -110,19 +110,19 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
     return xnn
 
 
-def _tell_of_idle(configuration: Configuration) -> None:
-    """Warn of settings that groups of contributions do not use."""
+def _warn_of_unused(configuration: Configuration) -> None:
+    """Warn about settings that groups of contributions do not use."""
     idle = [] if configuration.tensorboard is None else ["tensorboard"]
     idle += ["recipe"] if configuration.recipe != Recipe() else []
     if configuration.form == "groups" and idle:
         _log.warning(
-            "%s: not used, as groups of contributions are a closed form; pass --form srae for the learned form",
+            "%s: not used, because groups of contributions need no gradient descent; pass --form srae to use it",
             ", ".join(idle),
         )
 
 
 def _history(xnn: XNNAttribution) -> str:
-    """Returns lines of JSON for every record of every explainer, one explainer after the other."""
+    """Write every record of every explainer as a line of JSON, one explainer after the other."""
     return "".join(
         line(e.targets if len(e.targets) > 1 else e.targets[0], step)
         for e in xnn.explainers_.values()
@@ -131,7 +131,7 @@ def _history(xnn: XNNAttribution) -> str:
 
 
 def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:
-    """Returns what is told the records of the fits."""
+    """Return the callback that receives the records of the fits."""
     logs: list[Callable[[Any, Step], None]] = [JSONLines(history)]
     if configuration.tensorboard is not None:
         logs.append(TensorBoard(configuration.tensorboard))
@@ -146,13 +146,13 @@ def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step
 def explain(
     opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], folder: Path, *, progress: bool = True
 ) -> int:
-    """Returns how many inputs it has explained in files: a picture and maps of each, and one file of all numbers.
+    """Write a picture and the maps of each input, and one file of all numbers; return the number of inputs.
 
     Args:
         opened: The model and its inputs.
         xnn: The explainers.
-        targets: Fitted targets. For each input the one is explained to which the model gives the highest output.
-        folder: Where to write; made if need be.
+        targets: Fitted targets. For each input, the target with the highest output is explained.
+        folder: Folder to write to; created if missing.
         progress: Whether to show a progress bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,32 +163,32 @@ def explain(
                 for line in _explained(opened, xnn, targets, batch, folder):
                     lines.append(line)
                     bar.update()
-    finally:  # where it is interrupted, the pictures that are there have their numbers
+    finally:  # after an interruption, the pictures already written have their numbers
         if lines:
             replace_file(folder / EXPLANATIONS_FILE, "".join(lines).encode())
     return len(lines)
 
 
-def _asked(opened: Opened) -> list[int] | str | None:
-    """Returns the targets to fit, or "all", checked before the data are read."""
+def _requested_targets(opened: Opened) -> list[int] | str | None:
+    """Return the targets to fit, or "all", after checking them before the data are read."""
     targets, shape = targets_of(opened.configuration.targets), opened.output_shape
     if targets == "all" and (len(shape) != 1 or shape[0] < 2):
-        raise ValueError(f"expected a model with classes for --target all, got outputs {shape}; name the targets")
+        raise ValueError(f"--target all needs a model with classes, got outputs {shape}; name the targets")
     if targets is None and shape not in ((), (1,)):
-        raise ValueError(
-            f"expected targets, got none for a model with outputs {shape}; pass --target 46 112, or --target all"
-        )
+        raise ValueError(f"no targets given for a model with outputs {shape}; pass --target 46 112, or --target all")
     for target in targets if isinstance(targets, list) else ():
         select(torch.zeros(1, *shape), target)
     return targets
 
 
-def _given(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
-    """Returns the classes that the model gives to any example, by its outputs (M, C)."""
+def _predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
+    """Return the classes that the model gives to at least one example, from its outputs (M, C)."""
     given = sorted({c for part in parts(y_hat) for c in part.argmax(1).tolist()})
     if ranks.first and len(given) < y_hat.shape[1]:
         _log.warning(
-            "explaining %d of %d classes; the model gives the others to none of the data", len(given), y_hat.shape[1]
+            "explaining %d of %d classes; the model gives the other classes to none of the data",
+            len(given),
+            y_hat.shape[1],
         )
     return given
 
@@ -196,7 +196,7 @@ def _given(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
 def _explained(
     opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], batch: Batch, folder: Path
 ) -> Iterator[str]:
-    """Yields a line of JSON for each input of a batch, after writing its maps and its picture."""
+    """Write the maps and the picture of each input of a batch, and yield its line of JSON."""
     why = xnn.explain(
         batch.inputs.to(opened.device),
         opened.highest(batch.inputs, targets),
@@ -230,8 +230,8 @@ def _write_maps(path: Path, maps: Tensor) -> None:
 
 def _write_picture(path: Path, why: Explanation, index: int, title: str) -> None:
     buffer = io.BytesIO()
-    title = title.encode(errors="replace").decode()  # names of files may hold bytes that are no text
-    # Without the program's name, equal pictures are equal files.
+    title = title.encode(errors="replace").decode()  # file names may hold bytes that are not valid text
+    # matplotlib would write its version into the file: without it, equal pictures are equal files.
     why.show(index, title=title).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, buffer.getvalue())

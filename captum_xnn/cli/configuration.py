@@ -1,8 +1,8 @@
-"""The configuration of a run on the command line: every setting, as a TOML file holds it.
+"""Configuration of a run on the command line: every setting, as a TOML file holds it.
 
-A file sets what it names and leaves the rest at its default; options of the command line override it. Relative paths in
-a file count from the file's own folder. What a run saves beside its results has every setting, with absolute paths but
-for its own folder, so that it gives the same run again from anywhere.
+Settings missing from a file keep their defaults. Options of the command line override the file. Relative paths in a
+file count from the file's own folder. A run saves its complete configuration beside its results. All paths in it are
+absolute except the results' own folder, so the file repeats the run from anywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Configuration:
     """All settings of a run.
 
     Raises:
-        ValueError: If a setting has the wrong type or is out of range; the message names it and what it should be.
+        ValueError: If a setting has the wrong type or is out of range; the message names the setting and its range.
 
     Example:
         >>> configuration = Configuration.of({"layer": "relu6", "targets": [46, "10-12"], "recipe": {"steps": 500}})
@@ -47,7 +47,7 @@ class Configuration:
     model: str | None = None
     """``FILE.py``, ``FILE.py:function`` or ``package.module:function``."""
     torchvision: str | None = None
-    """Name of a model of torchvision, in place of ``model``."""
+    """Name of a torchvision model, instead of ``model``."""
     weights: str | None = None
     """Weights file of the torchvision model."""
     layer: str | None = None
@@ -55,40 +55,41 @@ class Configuration:
     data: str | None = None
     """Folder of images, one image, or a file with an array of inputs."""
     size: tuple[int, int] | None = None
-    """Height and width that images are resized to; one number in a file for both. The model file's, if None."""
+    """Height and width that images are resized to. A file may give one number for both. If None, the size from the
+    model's file."""
     mean: tuple[float, ...] | None = None
-    """What is subtracted from each channel. The model file's, if None."""
+    """Number to subtract from each channel. If None, the mean from the model's file."""
     std: tuple[float, ...] | None = None
-    """What each channel is divided by. The model file's, if None."""
+    """Number to divide each channel by. If None, the standard deviation from the model's file."""
     batch_size: int = 64
-    """Inputs that go through the model at once."""
+    """Number of inputs in a batch."""
     workers: int = 0
-    """Processes that read images; 0 reads in the process of the run."""
+    """Number of processes that read images. With 0, the main process reads them."""
     skip_damaged: bool = False
-    """Whether damaged images are left out rather than an error."""
+    """Whether to skip damaged images instead of raising an error."""
     targets: str | tuple[int | str, ...] | None = None
-    """``"all"``, or whole numbers and ranges such as ``"10-19"``, the last included. None for a model of one output."""
+    """``"all"``, or whole numbers and ranges such as ``"10-19"`` (19 included). None for a model with one output."""
     joint: bool = False
     """Whether one set of x-features explains all targets."""
     n_features: int = 5
-    """x-features K for each explainer."""
+    """Number of x-features K of each explainer."""
     form: str = "groups"
-    """``"groups"`` of contributions, which are exact, or ``"srae"``, the paper's learned network."""
+    """``"groups"`` for groups of contributions, which add up exactly, or ``"srae"`` for the paper's learned network."""
     seed: int = 0
-    """Seeds every fit."""
+    """Seed of every fit."""
     device: str = "auto"
-    """A device as torch names it; ``auto`` is the GPU if there is one."""
+    """Device in torch's notation; ``auto`` is the GPU if there is one, else the CPU."""
     out: str | None = None
-    """Folder of the results."""
+    """Folder for the results."""
     store: str | None = None
-    """Folder to keep activations in, where they do not fit in memory or are to be used again."""
+    """Folder for a store of activations, for data that do not fit in memory or activations to be used again."""
     checkpoint: str | None = None
-    """Folder to keep checkpoints in, and to go on from. One in the folder of the results, until the fit is done, if
-    None."""
+    """Folder for checkpoints, from which an interrupted fit resumes. If None, a folder inside ``out`` that is removed
+    when the fit is done."""
     tensorboard: str | None = None
-    """Folder to write curves of the loss into, for TensorBoard."""
+    """Folder for loss curves in TensorBoard's format."""
     recipe: Recipe = field(default_factory=Recipe)
-    """Settings of the training."""
+    """Settings of gradient descent."""
 
     def __post_init__(self) -> None:
         for name, convert in _SETTINGS.items():
@@ -99,40 +100,43 @@ class Configuration:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], source: str = "the settings") -> Configuration:
-        """Returns the configuration that has some settings, by name, and else the defaults.
+        """Make a configuration from settings by name; missing settings keep their defaults.
 
         Args:
-            settings: As TOML gives them; ``recipe`` is a mapping.
-            source: Where they come from, for errors.
+            settings: Settings as TOML gives them; ``recipe`` is a mapping.
+            source: Origin of the settings, for error messages.
 
         Raises:
-            ValueError: If a name is unknown; near names are listed. If a value is wrong.
+            ValueError: If a name is unknown or a value is wrong. For an unknown name, the message lists near names.
         """
         recipe = settings.get("recipe", {})
         if not isinstance(recipe, Mapping):
-            raise ValueError(f"expected a table [recipe] in {source}, got {recipe!r}; write steps = 500 below [recipe]")
+            raise ValueError(
+                f"the recipe in {source} must be a table, got {recipe!r}; write [recipe], and steps = 500 below it"
+            )
         _check_names(settings, _names(cls), source, "settings")
         _check_names(recipe, _names(Recipe), f"[recipe] of {source}", "settings of the recipe")
         try:
             return cls(**{**settings, "recipe": Recipe(**recipe)})
         except TypeError as error:  # a recipe compares its values with numbers
             raise ValueError(
-                f"expected numbers in the recipe of {source}, got {dict(recipe)!r} ({error}); see captum_xnn.Recipe"
+                f"the recipe of {source} must hold numbers, got {dict(recipe)!r} ({error}); see captum_xnn.Recipe"
             ) from error
         except ValueError as error:
             raise ValueError(f"{error} (in {source})") from error
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | None, overriding: Mapping[str, Any] | None = None) -> Configuration:
-        r"""Returns the configuration of a file, with some settings replaced.
+        r"""Read a configuration from a file, and override some of its settings.
 
         Args:
-            path: A TOML file, or None for the defaults.
-            overriding: Settings by name, with relative paths that count from the working directory. Those of
-                ``recipe`` replace one by one. A model takes the place of the file's model, of either kind.
+            path: Path of a TOML file, or None for the defaults.
+            overriding: Settings by name. Relative paths count from the working directory. Settings inside ``recipe``
+                override one by one. A ``model`` overrides the file's ``torchvision`` model too, and the other way
+                round.
 
         Raises:
-            ValueError: If the file cannot be read, is no TOML, or holds what is no setting.
+            ValueError: If the file cannot be read, is not TOML, or holds an unknown setting or a wrong value.
 
         Example:
             >>> import tempfile
@@ -142,19 +146,19 @@ class Configuration:
             >>> both.layer, both.seed, both.recipe.steps, both.recipe.beta
             ('relu6', 3, 500, 0.5)
         """
-        over = _located(overriding or {}, Path.cwd())
+        over = _with_absolute_paths(overriding or {}, Path.cwd())
         if path is None:
             return cls.of(over, "the options")
-        settings = _parsed(Path(path))
-        cls.of(settings, str(path))  # what is wrong with the file itself is told of the file
-        settings = _located(settings, Path(path).absolute().parent)
+        settings = _read_toml(Path(path))
+        cls.of(settings, str(path))  # so that errors in the file name the file
+        settings = _with_absolute_paths(settings, Path(path).absolute().parent)
         if {"model", "torchvision"} & set(over):
             settings = {name: value for name, value in settings.items() if name not in _MODEL}
         recipe = {**settings.get("recipe", {}), **over.get("recipe", {})}
         return cls.of({**settings, **over, "recipe": recipe}, f"{path} and the options")
 
     def text(self) -> str:
-        """Returns the configuration as TOML, which gives an equal one when it is read.
+        """Format the configuration as TOML. Reading it gives an equal configuration.
 
         Example:
             >>> print(Configuration(layer="relu6", targets="all").text().splitlines()[0])
@@ -165,10 +169,10 @@ class Configuration:
         return "\n".join([*_lines(plain), "", "[recipe]", *_lines(recipe), ""])
 
     def write(self, folder: Path) -> Path:
-        """Returns the file that it has written into the folder of the results, in one step.
+        """Write the configuration atomically into the folder of the results, and return the file's path.
 
         Args:
-            folder: Exists already. It is ``out`` of what is written.
+            folder: Existing folder of the results. The written file has it as ``out``.
         """
         path = folder / CONFIGURATION_FILE
         replace_file(path, replace(self, out=".").text().encode())
@@ -176,13 +180,13 @@ class Configuration:
 
 
 def targets_of(targets: str | Iterable[int | str] | None) -> list[int] | str | None:
-    """Returns targets as numbers, with ranges written out; "all" and None as they are.
+    """Expand targets to a list of numbers. "all" and None are returned unchanged.
 
     Args:
-        targets: "all", numbers, and ranges such as "10-19", the last included.
+        targets: "all", or numbers and ranges such as "10-19" (19 included).
 
     Raises:
-        ValueError: If something else is among them.
+        ValueError: If an entry is neither a number nor a range, or the list is empty.
 
     Example:
         >>> targets_of(["3", "10-12", 11])
@@ -196,12 +200,12 @@ def targets_of(targets: str | Iterable[int | str] | None) -> list[int] | str | N
         whole = first.isdecimal() and (last.isdecimal() if dash else True)
         if isinstance(part, bool) or not whole or (dash and int(last) < int(first)):
             raise ValueError(
-                f"expected targets as whole numbers from 0 and ranges such as 10-19, or all, got {part!r}; the target "
-                "is the index of the model's output"
+                f"target {part!r} is not a whole number from 0, a range such as 10-19, or all; a target is the index "
+                "of a model output"
             )
         found += range(int(first), int(last if dash else first) + 1)
     if not found:
-        raise ValueError('expected targets, got an empty list; name one, such as 46, or write "all"')
+        raise ValueError('the list of targets is empty; name one, such as 46, or write "all"')
     return list(dict.fromkeys(found))
 
 
@@ -213,16 +217,16 @@ def _names(form: type[Any]) -> list[str]:
 
 
 def _check_names(given: Mapping[str, Any], known: list[str], source: str, what: str) -> None:
-    """Raises ValueError for the first name that is not known, with those near it."""
+    """Raise ValueError for the first unknown name, listing near names."""
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"near names: {', '.join(near)}" if near else f"the {what} are {', '.join(known)}"
-            raise ValueError(f"expected names of {what} in {source}, got {name!r}; {hint}")
+            raise ValueError(f"{name!r} in {source} is not one of the {what}; {hint}")
 
 
 def _wrong(name: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"expected {name} as {expected}, got {value!r}; correct it")
+    return ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def _text(name: str, value: Any) -> str:
@@ -239,7 +243,7 @@ def _flag(name: str, value: Any) -> bool:
 
 def _whole(name: str, value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _wrong(name, value, f"a whole number from {least}")
+        raise _wrong(name, value, f"a whole number of at least {least}")
     return value
 
 
@@ -275,20 +279,20 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def _parsed(path: Path) -> dict[str, Any]:
-    """Returns what a TOML file holds."""
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Read the settings of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"expected a configuration in {str(path)!r}, could not read it ({error.strerror}); pass a TOML file"
+            f"cannot read the configuration {str(path)!r} ({error.strerror}); pass an existing TOML file"
         ) from error
-    except ValueError as error:  # also of bytes that are no UTF-8
-        raise ValueError(f"expected TOML in {str(path)!r}, got something else ({error}); correct that line") from error
+    except ValueError as error:  # also raised for bytes that are not UTF-8
+        raise ValueError(f"{str(path)!r} is not valid TOML ({error}); correct that line") from error
 
 
-def _located(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns settings with all paths absolute."""
+def _with_absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make all paths in the settings absolute."""
     found = dict(settings)
     for name in ("weights", "data", "out", "store", "checkpoint", "tensorboard"):
         if found.get(name) is not None:
@@ -302,12 +306,12 @@ def _located(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _lines(settings: Mapping[str, Any]) -> list[str]:
-    """Returns the lines of TOML for settings; those that are None are left out, as TOML has no such value."""
+    """Format settings as lines of TOML. Skip settings that are None, because TOML has no such value."""
     return [f"{name} = {_value(value)}" for name, value in settings.items() if value is not None]
 
 
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
-    # JSON writes texts, numbers, true and false as TOML does, but for one character that TOML wants escaped.
+    # JSON writes texts, numbers, true and false as TOML does, except for one character that TOML requires escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

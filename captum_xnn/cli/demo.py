@@ -1,10 +1,11 @@
-"""The demonstration: a small network reads digits, and explainers at two of its layers say why.
+"""Demonstration: train a small network to read digits, and explain it at two layers.
 
-It follows section 4.4 of the paper on 5,000 real MNIST digits. One explainer reads the fully connected layer and is
-faithful; one reads the last pooling layer, where the paper found that hard and what it shows the more local.
+The demonstration follows section 4.4 of the paper on 5,000 real MNIST digits. One set of explainers reads the fully
+connected layer, and is faithful. The other set reads the last pooling layer. There the paper found faithfulness harder
+to reach, and the maps more local.
 
-Heatmaps are the paper's, contrastive excitation backprop: what in the image excites an x-feature rather than its
-opposite.
+The heatmaps are the paper's: contrastive excitation backprop shows the parts of the image that excite an x-feature
+rather than its opposite.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.4.
@@ -37,15 +38,15 @@ from captum_xnn.training.problem import Recipe
 __all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
 
 LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
-"""Explained layers of the network, with what kind of layer each is."""
+"""Explained layers of the network, each with its kind."""
 
 _GALLERY_ROWS = 5
-# Images in the page of each explained digit and of each other one.
+# Number of images on the page, for each explained digit and for each other digit.
 _GALLERY_OWN, _GALLERY_OTHERS = 16, 4
 
 
 class Score(NamedTuple):
-    """How faithful one explainer is for one digit."""
+    """Faithfulness of one explainer for one digit, in training and in testing."""
 
     layer: str
     digit: int
@@ -55,18 +56,18 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration measured and wrote."""
+    """Results and files of the demonstration."""
 
     accuracy: float
     """Share of the test digits that the network reads correctly, in [0, 1]."""
     scores: tuple[Score, ...]
-    """One for each explainer."""
+    """One score for each explainer."""
     sentence: str
-    """The explanation of one test digit by the fully connected explainer, in words."""
+    """Explanation of one test digit at the fully connected layer, in words."""
     report: Path
     """The page to open first."""
     written: tuple[Path, ...]
-    """Everything that was written, the pages of both layers first; explainers are folders."""
+    """All written files and folders of explainers; the pages of both layers come first."""
 
     def __str__(self) -> str:
         lines = [f"The network reads {self.accuracy:.1%} of the test digits correctly.", ""]
@@ -74,7 +75,7 @@ class DemoResult:
         for s in self.scores:
             name = f"digit {s.digit} at {s.layer}"
             lines += [f"{name:<28}{s.train.f_reg:>16.3f}{s.test.f_reg:>14.3f}{_percent(s.test.f_cls):>14}"]
-        lines += ["F_reg: mean |model - x-features| in logits. F_cls: share of digits whose class stays.", ""]
+        lines += ["F_reg: mean |model - x-features| in logits. F_cls: share of digits that keep their class.", ""]
         lines += [f"A test digit explained: {self.sentence}", "", "Written:"]
         lines += [f"  {path}" for path in self.written[1:]]
         return "\n".join([*lines, "", f"Open this first: {self.report}"])
@@ -85,17 +86,17 @@ def _percent(share: float | None) -> str:
 
 
 def digits_cnn(generator: torch.Generator) -> nn.Sequential:
-    r"""Returns the paper's two-layer network for 28x28 digits, untrained, with named modules.
+    r"""Make the paper's two-layer network for 28x28 digits, untrained, with named modules.
 
     Args:
-        generator: Draws the weights, uniform in :math:`\pm 1/\sqrt{fan}`.
+        generator: Generator that draws the weights, uniform in :math:`\pm 1/\sqrt{fan}`.
 
     Example:
         >>> cnn = digits_cnn(torch.Generator().manual_seed(0))
         >>> cnn(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    with torch.random.fork_rng(devices=[]):  # torch draws first weights from the global generator
+    with torch.random.fork_rng(devices=[]):  # torch draws initial weights from the global generator
         cnn = nn.Sequential(
             OrderedDict[str, nn.Module](
                 conv1=nn.Conv2d(1, 16, 5, padding=2),
@@ -122,13 +123,13 @@ def digits_cnn(generator: torch.Generator) -> nn.Sequential:
 def train_cnn(
     images: Tensor, labels: Tensor, *, epochs: int = 8, seed: int = 0, progress: bool = False
 ) -> nn.Sequential:
-    """Returns a network trained to read digits, in eval mode.
+    """Train a network to read digits, and return it in eval mode.
 
     Args:
-        images: (N, 1, 28, 28) in [0, 1].
-        labels: (N,), digits.
-        epochs: Passes over the images.
-        seed: Seeds weights and batches.
+        images: Images (N, 1, 28, 28) in [0, 1].
+        labels: Digits (N,).
+        epochs: Number of passes over the images.
+        seed: Seed of weights and batches.
         progress: Whether to show a progress bar.
 
     Example:
@@ -151,10 +152,10 @@ def train_cnn(
 
 
 def load_cnn(folder: str | os.PathLike[str]) -> nn.Sequential:
-    """Returns the network that a demonstration saved, in eval mode; its explainers load on it.
+    """Load the network that a demonstration saved, in eval mode. The saved explainers load on this network.
 
     Args:
-        folder: Where the demonstration wrote.
+        folder: Folder that the demonstration wrote to.
 
     Example:
         >>> import tempfile
@@ -179,21 +180,21 @@ def run(
     recipe: Recipe | None = None,
     progress: bool = False,
 ) -> DemoResult:
-    """Returns the results of training a network, explaining some of its digits, and writing all of it to a folder.
+    """Train a network, explain some digits, and write everything to a folder; return the results.
 
-    What an earlier demonstration wrote to the folder is replaced; other files stay.
+    Files of an earlier demonstration in the folder are overwritten; other files stay.
 
     Args:
-        folder: Where to write; made if need be.
-        digits: Which of 0 to 9 to explain. Class 4, or the first one without it, gets galleries.
-        seed: Seeds everything; the same seed gives the same numbers and pictures.
-        epochs: Passes over the data to train the network.
-        recipe: Settings of the explainers' training.
+        folder: Folder to write to; created if missing.
+        digits: Digits from 0 to 9 to explain. Galleries show digit 4, or the first digit if 4 is not among them.
+        seed: Seed of all random numbers. The same seed gives the same numbers and pictures.
+        epochs: Number of passes over the data to train the network.
+        recipe: Settings of gradient descent for the explainers.
         progress: Whether to show progress bars.
 
     Raises:
         ImportError: If mlxtend or jinja2 is missing.
-        ValueError: If there are no digits to explain, or others than 0 to 9.
+        ValueError: If there are no digits to explain, or a digit is not from 0 to 9.
     """
     digits = _checked(digits)
     folder = Path(folder)
@@ -222,29 +223,29 @@ def run(
 
 
 def _checked(digits: Sequence[int]) -> list[int]:
-    """Returns the digits, each once, after checking them and, before minutes of work, that the page can be written."""
+    """Remove repeated digits. Check the digits and the packages of the report first, before minutes of work."""
     wrong = [digit for digit in digits if digit not in range(10)]
     if wrong or not digits:
-        raise ValueError(f"expected digits from 0 to 9 to explain, got {wrong or 'none'}; try 4 7 3")
+        raise ValueError(f"digits to explain must be from 0 to 9, got {wrong or 'an empty list'}; try 4 7 3")
     if importlib.util.find_spec("jinja2") is None:
-        raise ImportError("expected jinja2 for the report, got no such module; run `pip install captum-xnn[demo]`")
+        raise ImportError("the report needs jinja2, which is not installed; run `pip install captum-xnn[demo]`")
     return list(dict.fromkeys(digits))
 
 
 class _Picture(NamedTuple):
-    """A picture with what it shows."""
+    """A picture with its explanation in words."""
 
     name: str
-    """Its file, without the ending."""
+    """File name without extension."""
     figure: Figure
     sentence: str
-    """What it shows, in words and numbers."""
+    """The explanation in words and numbers."""
 
 
 def _pictures(
     explainers: dict[str, XNNAttribution], data: Digits, outputs: Tensor, digits: list[int], progress: bool
 ) -> list[_Picture]:
-    """Returns all pictures: explanations of single digits, then the galleries."""
+    """Draw all pictures: explanations of single digits, then the galleries."""
     featured = 4 if 4 in digits else digits[0]
     bar = tqdm(total=len(explainers) * (len(digits) + 2), desc="drawing", disable=not progress, leave=False)
     made = []
@@ -271,15 +272,15 @@ def _drawn(
 
 
 def _typical(outputs: Tensor, labels: Tensor, digit: int) -> int:
-    """Returns the test digit with the median output among those read correctly: typical, not hand-picked."""
+    """Pick the row with the median output among correctly read test images of a digit: typical, not hand-picked."""
     rows = ((labels == digit) & (outputs.argmax(1) == digit)).nonzero()[:, 0]
     if not len(rows):
-        raise ValueError(f"expected test digits read correctly as {digit}, got none; train the network for more epochs")
+        raise ValueError(f"the network reads no test image of {digit} correctly; train it for more epochs")
     return int(rows[outputs[rows, digit].argsort()[len(rows) // 2]])
 
 
 def _others(outputs: Tensor, labels: Tensor, digit: int) -> list[int]:
-    """Returns one typical test example for each of several other digits, the most similar to the model first."""
+    """Pick one typical row for each of several other digits. Digits with a higher mean output come first."""
     others = [d for d in range(10) if d != digit and bool(((labels == d) & (outputs.argmax(1) == d)).any())]
     others.sort(key=lambda d: -float(outputs[labels == d, digit].mean()))
     spread = torch.linspace(0, len(others) - 1, min(_GALLERY_ROWS, len(others))).round().long().tolist()
@@ -295,11 +296,11 @@ def _explanation(xnn: XNNAttribution, image: Tensor, layer: str, digit: int) -> 
 
 def _gallery(xnn: XNNAttribution, images: Tensor, labels: list[int], layer: str, digit: int, kind: str) -> _Picture:
     why = xnn.explain(images, target=digit)
-    # Positives and negatives share the explainer's own order, that of mean contribution to all training positives.
+    # Both galleries use the explainer's own order of x-features, by mean contribution to all training positives.
     order = list(range(xnn.n_features))
     rows = [f"a {label}, {value:+.1f}" for label, value in zip(labels, why.prediction.tolist(), strict=True)]
     own = kind == "positives"
-    subject = f"Digits read as {digit}" if own else f"Other digits: what speaks for or against a {digit}"
+    subject = f"Digits read as {digit}" if own else f"Other digits: reasons for and against a {digit}"
     figure = why.gallery(title=f"{subject}   ({LAYERS[layer]} layer {layer})", row_names=rows, feature_order=order)
     return _Picture(f"gallery-{digit}-{kind}-{layer}", figure, str(why))
 
@@ -314,14 +315,15 @@ def _report(
     notes: Sequence[tuple[str, str]],
     progress: bool,
 ) -> Path:
-    """Returns the page of one layer: cards over all test digits, and a gallery of some of them."""
+    """Write the page of one layer: cards over all test digits, and a gallery of some of them."""
     given = outputs.argmax(1)
     others = [digit for digit in range(10) if digit not in digits]
     wanted = [*((digit, _GALLERY_OWN) for digit in digits), *((digit, _GALLERY_OTHERS) for digit in others)]
     rows = torch.cat([(given == digit).nonzero()[:n, 0] for digit, n in wanted])
     captions = [f"test digit {i}, a {label}" for i, label in enumerate(data.test_labels.tolist())]
     with warnings.catch_warnings():
-        # Of a few among all these images the convolutional form loses a tenth of the probability to biases.
+        # On a few of these images, excitation backprop at the convolutional layer loses a tenth of the probability to
+        # biases.
         warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
         return write_report(
             folder / ("report.html" if layer == next(iter(LAYERS)) else f"report-{layer}.html"),
@@ -339,35 +341,36 @@ def _report(
 
 
 def _scores_text(accuracy: float, scores: Sequence[Score]) -> str:
-    """Returns what the page says about both explained layers."""
+    """Write the section of the page about both explained layers."""
     lines = [
-        f"The network reads {accuracy:.1%} of 1,000 digits it never saw correctly. F_reg is the mean distance, in "
-        "logits, between its output and what bias and x-features say; F_cls is the share of digits whose class stays "
-        "when the x-features replace the output. The x-features are groups of the network's own contributions, which "
-        "add up by construction: both figures check the calculation, and not whether an x-feature is one reason."
+        f"The network reads {accuracy:.1%} of 1,000 unseen digits correctly. F_reg is the mean distance, in logits, "
+        "between its output and the sum of bias and contributions. F_cls is the share of digits that keep their class "
+        "when the x-features replace the output. The x-features are groups of the network's own contributions, so they "
+        "add up by construction. Both figures check the calculation; they do not show whether an x-feature is one "
+        "reason."
     ]
     lines += [
         f"Digit {s.digit} at {s.layer} ({LAYERS[s.layer]}): F_reg {s.train.f_reg:.3f} in training, {s.test.f_reg:.3f} "
         f"in testing; F_cls {_percent(s.test.f_cls)} in testing."
         for s in scores
     ]
-    lines += ["The page of the other layer lies beside this one."]
+    lines += ["The page of the other layer is in the same folder."]
     return "\n\n".join(lines)
 
 
 def _save(
     folder: Path, cnn: nn.Sequential, explainers: dict[str, XNNAttribution], pictures: Sequence[_Picture]
 ) -> list[Path]:
-    """Returns what it wrote: pictures, in place of those of an earlier demonstration, explainers and weights."""
+    """Write pictures, explainers and weights; return their paths. Delete an earlier demonstration's pictures first."""
     for pattern in ("digit-[0-9]-*.png", "gallery-[0-9]-*.png"):
         for old in (folder / "pictures").glob(pattern):
             old.unlink()
     written = []
     for picture in pictures:
         written.append(folder / "pictures" / f"{picture.name}.png")
-        # Without the program's name, equal pictures are equal files.
+        # matplotlib would write its version into the file: without it, equal pictures are equal files.
         picture.figure.savefig(written[-1], dpi=120, metadata={"Software": None})
     written += [xnn.save(folder / "explainers" / layer) for layer, xnn in explainers.items()]
-    # Not save_file, which makes the file readable for its owner alone.
+    # save_file would make the file readable for its owner only.
     (folder / "cnn.safetensors").write_bytes(save(cnn.state_dict()))
     return [*written, folder / "cnn.safetensors"]

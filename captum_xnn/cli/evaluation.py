@@ -1,7 +1,8 @@
-"""How good explainers are on a data set: faithfulness, x-features in use, orthogonality of maps, covered patches.
+"""Measures of explainers on a data set: faithfulness, x-features in use, orthogonality of maps, covered patches.
 
 Conventions:
-    M inputs, C outputs of the model. One pass over the data serves all targets; maps and patches take a second one.
+    M inputs, C outputs of the model. One pass over the data serves all targets; groups of contributions add one pass
+    for each target. Maps add one pass, and patches add one.
 """
 
 from __future__ import annotations
@@ -29,35 +30,37 @@ __all__ = ["Evaluation", "evaluate"]
 
 
 class Evaluation(NamedTuple):
-    """How good the explainer of one target is on some data.
+    """Measures of one target's explainer on some data.
 
-    Positives are the inputs that the model gives the class, or all of them where outputs are no classes.
+    Positives are the inputs to which the model gives the class, or all inputs if the outputs are not classes.
     """
 
     target: Target
     """The explained output."""
     name: str
-    """What it is called."""
+    """Name of the target."""
     f_reg: float
     """Mean absolute difference between surrogate and prediction, in logits."""
     f_cls: float | None
-    """Share of inputs whose predicted class stays, in [0, 1]; None where outputs are no classes."""
+    """Share of inputs that keep their predicted class, in [0, 1]; None if the outputs are not classes."""
     effective: float | None
-    """Effective number of x-features, by their mean contributions to the positives; None without any. No quality."""
+    """Effective number of x-features, from their mean absolute contributions to the positives. It describes the
+    explainer and does not rate it. None without positives."""
     positives: int
-    """Positives among the inputs."""
+    """Number of positives among the inputs."""
     inputs: int
-    """All inputs M."""
+    """Number of inputs M."""
     o1: float | None = None
-    """Orthogonality O1 of the maps of some of the positives, 0 is best; None where no maps were drawn."""
+    """Orthogonality O1 of the maps of some positives; 0 is best. None if no maps were drawn."""
     o2: float | None = None
-    """Orthogonality O2 of the same maps; infinite where a map is a combination of others."""
+    """Orthogonality O2 of the same maps; infinite if a map is a combination of others."""
     o1_weighted: float | None = None
-    """O1 with maps weighted by their share of the contributions, so that x-features in little use count little."""
+    """O1 with each map weighted by its share of the contributions, so that x-features with small contributions count
+    little."""
     o2_weighted: float | None = None
-    """O2 in the same way."""
+    """O2 with the same weights."""
     patches: PatchScores | None = None
-    """Measures on covered patches of some of the positives, with their controls; None where none were covered."""
+    """Measures on covered patches of some positives, with their controls; None if no patches were covered."""
 
 
 def evaluate(
@@ -69,18 +72,18 @@ def evaluate(
     patches: int = 0,
     progress: bool = True,
 ) -> list[Evaluation]:
-    r"""Returns how good explainers are, one entry for each target.
+    r"""Measure explainers on the opened inputs; return one entry for each target.
 
     Args:
         opened: The model and its inputs.
         xnn: The explainers.
         targets: Fitted targets.
-        maps: How many positives of each target, at most and the first ones, to draw maps of for O1 and O2.
-        patches: How many to cover patch by patch (:mod:`captum_xnn.patch_scores`).
+        maps: Number of positives of each target to draw maps of, for O1 and O2. The first positives are used.
+        patches: Number of positives of each target to cover patch by patch (:mod:`captum_xnn.patch_scores`).
         progress: Whether to show progress bars.
 
     Raises:
-        ValueError: If maps or patches are asked for and inputs are no images.
+        ValueError: If maps or patches are requested and the inputs are not images.
 
     Example:
         >>> import tempfile
@@ -123,14 +126,14 @@ def _classes(y_hat: Tensor, target: Target) -> bool:
 
 
 def _positives(y_hat: Tensor, target: Target) -> Tensor:
-    """Returns the row numbers of the positives."""
+    """Return the rows of the positives."""
     if not _classes(y_hat, target):
         return torch.arange(len(y_hat))
     return torch.eq(y_hat.argmax(1), target).nonzero()[:, 0]  # type: ignore[arg-type]  # an int, as it is a class
 
 
 def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:
-    """Return surrogate (M,) and contributions (M, K) of all inputs."""
+    """Compute surrogate (M,) and contributions (M, K) of all inputs."""
     explainer = xnn.explainer(target)
     form, c = explainer.form, explainer.output(target)
     if isinstance(form, Autoencoder):
@@ -144,7 +147,7 @@ def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Ro
 def _evaluated(
     numbers: tuple[Tensor, Tensor], target: Target, name: str, y_hat: Tensor, positives: Tensor
 ) -> Evaluation:
-    """Returns the numbers of one target that need no maps."""
+    """Compute the measures of one target that need no maps."""
     y_bar, contributions = numbers
     own = contributions[positives].abs().mean(0, keepdim=True)
     return Evaluation(
@@ -163,15 +166,12 @@ def _evaluated(
 def _orthogonality(
     opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
 ) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
-    """Return O1 and O2, plain and weighted, of each target's maps of some inputs, named by row number.
-
-    A target without any is left out.
-    """
+    """Compute O1 and O2, plain and weighted, over the maps of each target's rows. Skip targets without rows."""
     streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
     for target, some in _images(opened, rows, "maps", progress):
         why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
         plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
-        assert isinstance(why.maps, Tensor)  # as the inputs are one
+        assert isinstance(why.maps, Tensor)  # because the input is a single tensor
         plain.update(why.maps.sum(2))
         weighted.update(why.maps.sum(2), contributions=why.contributions)
     return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}
@@ -180,7 +180,7 @@ def _orthogonality(
 def _patches(
     opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
 ) -> dict[Target, PatchScores]:
-    """Return the measures on covered patches of each target's inputs, named by row number."""
+    """Compute the measures on covered patches over each target's rows."""
     images: dict[Target, list[Tensor]] = {}
     for target, some in _images(opened, rows, "images", progress):
         images.setdefault(target, []).append(some)
@@ -192,13 +192,13 @@ def _patches(
 def _images(
     opened: Opened, rows: Mapping[Target, Sequence[int]], what: str, progress: bool
 ) -> Iterator[tuple[Target, Tensor]]:
-    """Yield those inputs of each target that are wanted, batch by batch, on the model's device."""
+    """Yield the inputs in each target's rows, batch by batch, on the model's device."""
     first = 0
     for batch in tqdm(opened.inputs, what, disable=not progress, leave=False):
         if batch.images is None:
             raise ValueError(
-                f"inputs are {tuple(batch.inputs.shape)}, and maps and patches are of images; leave --maps and "
-                "--patches out"
+                f"--maps and --patches need images, but the inputs are {tuple(batch.inputs.shape)}; leave both options "
+                "out"
             )
         for target, wanted in rows.items():
             own = [row - first for row in wanted if first <= row < first + len(batch.inputs)]

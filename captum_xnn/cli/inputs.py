@@ -1,8 +1,8 @@
 """Inputs of a model from files: a folder of images, one image, or an array, in batches with their names.
 
 Conventions:
-    Images are squashed to the size asked for, bilinearly, and have C = 3 channels (RGB), or C = 1 where mean and std
-    are those of one channel. Values are in [0, 1] before mean and std, and when they are shown.
+    Images are resized bilinearly to the requested size, without keeping their aspect ratio. They have C = 3 channels
+    (RGB), or C = 1 if mean and std are of one channel. Values are in [0, 1] before normalisation, and for display.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from captum_xnn.errors import DatasetError
 __all__ = ["ARRAY_FILES", "IMAGE_FILES", "Batch", "Inputs", "Preparation", "as_channels", "as_size"]
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of images, in small letters; other files in a folder are passed over."""
+"""File extensions of images, in lower case; other files in a folder are skipped."""
 ARRAY_FILES = (".npy", ".npz", ".pt")
-"""Endings of arrays."""
+"""File extensions of arrays."""
 
 _log = logging.getLogger(__name__)
 
 
 def as_size(name: str, value: Any) -> tuple[int, int]:
-    """Returns height and width in pixels.
+    """Convert a size to height and width in pixels.
 
     Args:
-        name: What to call the value in errors.
+        name: Name of the value in error messages.
         value: One number for both, or a pair.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the value is neither.
 
     Example:
         >>> as_size("SIZE", 224), as_size("SIZE", [120, 160])
@@ -47,19 +47,19 @@ def as_size(name: str, value: Any) -> tuple[int, int]:
     """
     many = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(many) not in (1, 2) or not all(type(v) is int and v > 0 for v in many):
-        raise ValueError(f"expected {name} as pixels, one number or height and width, got {value!r}; such as 224")
+        raise ValueError(f"{name} must be one number of pixels such as 224, or height and width, got {value!r}")
     return many[0], many[-1]
 
 
 def as_channels(name: str, value: Any) -> tuple[float, ...]:
-    """Returns a number for each channel.
+    """Convert numbers to one float for each channel.
 
     Args:
-        name: What to call the value in errors.
-        value: One number, or a sequence, array or tensor of 1 or 3.
+        name: Name of the value in error messages.
+        value: One number, or a sequence, array or tensor of 1 or 3 numbers.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the value is neither.
 
     Example:
         >>> as_channels("MEAN", torch.tensor([0.5, 0.25, 1.0])), as_channels("MEAN", 0)
@@ -67,16 +67,16 @@ def as_channels(name: str, value: Any) -> tuple[float, ...]:
     """
     many = list(value) if hasattr(value, "__len__") and not isinstance(value, str) else [value]
     if len(many) not in (1, 3) or any(isinstance(v, (bool, str)) or not hasattr(v, "__float__") for v in many):
-        raise ValueError(f"expected {name} as a number for each of 1 or 3 channels, got {value!r}; such as 0.5")
+        raise ValueError(f"{name} must be one number such as 0.5 for each of 1 or 3 channels, got {value!r}")
     return tuple(float(v) for v in many)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image becomes an input of a model, and an input an image again.
+    """Conversion of an image to an input of the model, and of an input back to an image.
 
     Raises:
-        ValueError: If mean and std are not for the same channels, or a std is not positive.
+        ValueError: If mean and std have different numbers of channels, or a std is not positive.
 
     Example:
         >>> from PIL import Image
@@ -87,23 +87,26 @@ class Preparation:
     """
 
     size: tuple[int, int] | None = None
-    """Height and width in pixels; the image's own, if None."""
+    """Height and width in pixels. If None, images keep their size."""
     mean: tuple[float, ...] | None = None
-    """What is subtracted from each channel; 0 if None."""
+    """Number to subtract from each channel; 0 if None."""
     std: tuple[float, ...] | None = None
-    """What each channel is divided by; 1 if None."""
+    """Number to divide each channel by; 1 if None."""
     transform: Callable[[Any], Tensor] | None = None
-    """From a PIL image in RGB to a tensor (C, H, W), in place of size, mean and std, which then only tell how to show
-    the tensor."""
+    """Function from a PIL image in RGB to a tensor (C, H, W). It replaces size, mean and std. Mean and std then only
+    serve to convert the tensor back to an image for display."""
 
     def __post_init__(self) -> None:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise ValueError(f"expected mean and std of as many channels, got {self.mean} and {self.std}; give both")
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} have different numbers of channels; give both for the same "
+                "channels"
+            )
         if self.std is not None and not all(value > 0 for value in self.std):
-            raise ValueError(f"expected std above 0, got {self.std}; without normalisation it is 1")
+            raise ValueError(f"std must be above 0, got {self.std}; without normalisation it is 1")
 
     def __call__(self, image: Any) -> Tensor:
-        """Returns the input (C, H, W) that an image makes.
+        """Convert an image to an input (C, H, W).
 
         Args:
             image: A PIL image.
@@ -121,11 +124,11 @@ class Preparation:
         return (made - mean) / std
 
     def displayable(self, inputs: Tensor) -> Tensor | None:
-        """Returns inputs as images to show, (N, C, H, W) in [0, 1], or None where they are no images.
+        """Convert inputs to images for display, (N, C, H, W) in [0, 1]; return None if they are not images.
 
         Args:
-            inputs: As the model takes them. Without mean and std they should be in [0, 1] already; if not, they are
-                returned as they are.
+            inputs: Inputs as the model takes them. Without mean and std, they should be in [0, 1] already, and are
+                returned unchanged.
         """
         mean, std = self._scale()
         if inputs.dim() != 4 or inputs.shape[1] not in (1, 3) or not inputs.is_floating_point():
@@ -136,39 +139,37 @@ class Preparation:
         return images if self.mean is None and self.std is None else (images * std + mean).clamp(0, 1)
 
     def _scale(self) -> tuple[Tensor, Tensor]:
-        """Returns mean and std, each (C, 1, 1)."""
+        """Return mean and std, each (C, 1, 1)."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean or (0.0,), self.std or (1.0,)))
         return mean, std
 
 
 class Batch(NamedTuple):
-    """Some inputs. The inputs come first, so that :meth:`captum_xnn.XNNAttribution.fit` takes batches as they are."""
+    """A batch of inputs. Inputs are the first field, so :meth:`captum_xnn.XNNAttribution.fit` accepts the batches."""
 
     inputs: Tensor
-    """(N, ...), as the model takes them."""
+    """Inputs as the model takes them, (N, ...)."""
     images: Tensor | None
-    """(N, C, H, W) in [0, 1], to be shown; None where inputs are no images."""
+    """Images for display, (N, C, H, W) in [0, 1]; None if the inputs are not images."""
     names: tuple[str, ...]
-    """The images' paths in their folder, with ``/``; of an array the numbers of its rows."""
+    """Paths of the images in their folder, with ``/``; for an array, its row numbers."""
 
 
 class Inputs:
-    """Batches of inputs from files, as often as they are iterated; labels play no part.
+    """Batches of inputs from files, which can be iterated repeatedly. Labels are not used.
 
     Args:
-        path: A folder with images at any depth, as torchvision's ImageFolder lays them out or flat; one image; or an
-            array (M, ...) of inputs as the model takes them, in a ``.npy``, ``.npz`` or ``.pt`` file. Nothing is
-            unpickled.
-        preparation: How images become inputs; of arrays, only how they are shown.
-        batch_size: Inputs at once.
-        workers: Processes that read images.
-        skip_damaged: Whether images that cannot be read are left out. Their names are in :attr:`skipped`, once a pass
-            came to them.
-        dtype: What arrays of real numbers are turned into.
+        path: A folder of images, flat or with sub-folders as for torchvision's ImageFolder; one image; or a ``.npy``,
+            ``.npz`` or ``.pt`` file with an array (M, ...) of inputs as the model takes them. Nothing is unpickled.
+        preparation: Conversion of images to inputs. Arrays only use its conversion back to images for display.
+        batch_size: Number of inputs in a batch.
+        workers: Number of processes that read images.
+        skip_damaged: Whether to skip images that cannot be read. After each pass, :attr:`skipped` holds their names.
+        dtype: Type to convert arrays of real numbers to.
 
     Raises:
-        DatasetError: If there is nothing to read. While iterating: if an image is damaged, with its name; if sizes
-            differ; or if every image is damaged.
+        DatasetError: If there is nothing to read. While iterating: if an image is damaged (the message names it), if
+            sizes differ, or if all images are damaged.
 
     Example:
         >>> import tempfile
@@ -198,11 +199,11 @@ class Inputs:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all inputs, damaged ones too, in the order of the batches."""
+        """Names of all inputs, including damaged images, in the order of the batches."""
         return self._rows.names
 
     def __len__(self) -> int:
-        """Returns the number of batches."""
+        """Return the number of batches."""
         return -(-len(self.names) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -214,33 +215,32 @@ class Inputs:
             if rows:
                 yield self.batch(rows)
         if skipped and not self.skipped:
-            _log.warning("left out %d damaged of %d images: %s", len(skipped), len(self.names), ", ".join(skipped))
+            _log.warning("skipped %d damaged of %d images: %s", len(skipped), len(self.names), ", ".join(skipped))
         self.skipped = tuple(skipped)
         if len(skipped) == len(self.names):
             raise DatasetError(
-                f"expected images in {str(self.path)!r}, got {len(skipped)} of which none can be read; check that they "
-                "arrived whole"
+                f"0 of {len(skipped)} images in {str(self.path)!r} can be read; check that they were copied completely"
             )
 
     def loader(self) -> DataLoader[Any]:
-        """Returns a plain loader of the inputs, of which each batch can be had without the others.
+        """Return a DataLoader of the inputs whose batches can be read independently of each other.
 
-        What it yields is for :meth:`batch`. Processes that share the work load a part each with it.
+        Pass each of its batches to :meth:`batch`. Processes that share the work use it to read one part each.
         """
         return DataLoader(
             self._rows,
             self.batch_size,
             num_workers=self.workers,
             collate_fn=list,
-            # Its own, as a loader draws a seed from the global one. Nothing is shuffled.
+            # Without its own generator, a loader draws a seed from the global one. Nothing is shuffled.
             generator=torch.Generator().manual_seed(0),
         )
 
     def batch(self, rows: Sequence[tuple[str, Tensor | str]]) -> Batch:
-        """Returns the batch that some names and inputs make.
+        """Make a batch from names and inputs.
 
         Args:
-            rows: As :meth:`loader` yields them.
+            rows: Names and inputs, as :meth:`loader` yields them.
 
         Raises:
             DatasetError: If an image is damaged, or sizes differ.
@@ -249,21 +249,21 @@ class Inputs:
         for name, row in rows:
             if not isinstance(row, Tensor):
                 raise DatasetError(
-                    f"expected an image, got one that cannot be read, {name!r} in {str(self.path)!r} ({row}); replace "
-                    "it, or leave damaged images out with skip_damaged=True (--skip-damaged)"
+                    f"the image {name!r} in {str(self.path)!r} cannot be read ({row}); replace it, or skip damaged "
+                    "images with skip_damaged=True (--skip-damaged)"
                 )
             shapes[tuple(row.shape)] = name
         if len(shapes) > 1:
-            told = ", ".join(f"{list(shape)} ({name})" for shape, name in list(shapes.items())[:2])
+            sizes = ", ".join(f"{list(shape)} ({name})" for shape, name in list(shapes.items())[:2])
             raise DatasetError(
-                f"expected images of one size, got {told}; pass size=(H, W) (--size), or SIZE in the model's file"
+                f"the images differ in size: {sizes}; pass size=(H, W) (--size), or set SIZE in the model's file"
             )
         inputs = torch.stack([row for _, row in rows if isinstance(row, Tensor)])
         return Batch(inputs, self.preparation.displayable(inputs), tuple(name for name, _ in rows))
 
 
 class _Images(Dataset[tuple[str, Tensor | str]]):
-    """Names and inputs made of image files; in place of one that cannot be read, why."""
+    """Names and inputs from image files. For a damaged image, the input is replaced by the reason as text."""
 
     names: tuple[str, ...]
 
@@ -272,20 +272,18 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         if path.is_file():
             if path.suffix.lower() not in IMAGE_FILES:
                 raise DatasetError(
-                    f"expected a folder of images, an image ({', '.join(IMAGE_FILES)}) or an array "
-                    f"({', '.join(ARRAY_FILES)}), got {str(path)!r}; convert it"
+                    f"{str(path)!r} is not a folder of images, an image ({', '.join(IMAGE_FILES)}) or an array "
+                    f"({', '.join(ARRAY_FILES)}); convert it"
                 )
             self.root, self.names = path.parent, (path.name,)
             return
         if not path.is_dir():
-            raise DatasetError(
-                f"expected a folder or a file of inputs, got {str(path)!r}, which is none; check the path"
-            )
+            raise DatasetError(f"the folder or file of inputs {str(path)!r} does not exist; check the path")
         files = list(_files(path))
         names = [name for name in files if Path(name).suffix.lower() in IMAGE_FILES]
         if not names:
             raise DatasetError(
-                f"expected images in {str(path)!r}, got none among {len(files)} files; they should end in one of "
+                f"{str(path)!r} has no images among its {len(files)} files; file names must end in one of "
                 f"{', '.join(IMAGE_FILES)}"
             )
         self.root, self.names = path, tuple(sorted(names))
@@ -304,32 +302,32 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
             with Image.open(path) as opened:
                 opened.load()
                 image = _in_eight_bits(ImageOps.exif_transpose(opened))
-        except Exception as error:  # on damaged files, PIL's readers raise nearly everything
-            # PIL's own words repeat the path.
+        except Exception as error:  # PIL's readers raise nearly every type for damaged files
+            # PIL's own message for unknown formats repeats the path.
             unknown = isinstance(error, UnidentifiedImageError)
-            return "of no known format" if unknown else " ".join(str(error).split())
+            return "unknown format" if unknown else " ".join(str(error).split())
         try:
             made = self.preparation(image)
         except Exception as error:
             raise ValueError(
-                f"expected the transform to turn {self.names[index]!r} into a tensor, got {type(error).__name__} "
-                f"({error}); it is given a PIL image in RGB"
+                f"the transform raised {type(error).__name__} ({error}) for {self.names[index]!r}; it must turn a PIL "
+                "image in RGB into a tensor"
             ) from error
         if not isinstance(made, Tensor):
             raise TypeError(
-                f"expected the transform to return a tensor, got {type(made).__name__}; end it with a conversion such "
-                "as torchvision's ToTensor"
+                f"the transform returned {type(made).__name__} instead of a tensor; end it with a conversion such as "
+                "torchvision's ToTensor"
             )
         return made
 
 
 def _in_eight_bits(image: Any) -> Any:
-    """Return an image of deeper pixels in 8 bits, where PIL's own conversion would cut off all above 255.
+    """Convert an image with deeper pixels to 8 bits; PIL's own conversion would clip values above 255.
 
-    16 bits are scaled by their whole range. Floating-point pixels lie in [0, 1], or in [0, 255].
+    16-bit pixels are scaled by their whole range. Floating-point pixels must lie in [0, 1] or in [0, 255].
 
     Raises:
-        ValueError: If the range of the pixels does not tell what white is.
+        ValueError: If the pixels lie outside these ranges, so that the value of white is unknown.
     """
     from PIL import Image
 
@@ -338,27 +336,28 @@ def _in_eight_bits(image: Any) -> Any:
     pixels = np.asarray(image)
     low, high = float(pixels.min()), float(pixels.max())
     white = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
-    if not 0 <= low <= high <= white:  # also of NaN
+    if not 0 <= low <= high <= white:  # true for NaN as well
         raise ValueError(
-            f"pixels from {low:g} to {high:g} in mode {image.mode!r}, of which none is known to be white; save it with "
-            "8 or 16 bits, or floating-point pixels from 0 to 1"
+            f"pixels from {low:g} to {high:g} in mode {image.mode!r}, so the value of white is unknown; save it with "
+            "8 or 16 bits, or with floating-point pixels from 0 to 1"
         )
     return Image.fromarray(np.round(pixels * (255.0 / white)).astype(np.uint8))
 
 
 class _Array(Dataset[tuple[str, Tensor]]):
-    """Numbers and rows of an array in a file, which is mapped into memory where its format allows."""
+    """Row numbers and rows of an array in a file. The file is memory-mapped if its format allows."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         hint = "save one array (M, ...) of inputs with numpy.save, numpy.savez or torch.save"
         try:
             self.values = _read_array(path)
-        except Exception as error:  # numpy, zipfile and torch raise errors of their own for foreign and truncated files
-            told = " ".join(str(error).split())[:200]
-            raise DatasetError(f"expected an array in {str(path)!r}, could not read it ({told}); {hint}") from error
+        except Exception as error:  # numpy, zipfile and torch each raise their own errors for damaged or foreign files
+            reason = " ".join(str(error).split())[:200]
+            raise DatasetError(f"{str(path)!r} cannot be read as an array ({reason}); {hint}") from error
         if not self.values.shape or not len(self.values):
             raise DatasetError(
-                f"expected inputs (M, ...) in {str(path)!r}, got an array {tuple(self.values.shape)}; {hint}"
+                f"the array in {str(path)!r} has shape {tuple(self.values.shape)}, so it holds no inputs (M, ...); "
+                f"{hint}"
             )
         self.dtype = dtype
         self.names = tuple(map(str, range(len(self.values))))
@@ -373,7 +372,7 @@ class _Array(Dataset[tuple[str, Tensor]]):
 
 
 def _read_array(path: Path) -> Tensor | np.ndarray[Any, Any]:
-    """Returns the one array of a file."""
+    """Read the one array of a file."""
     if path.suffix.lower() == ".pt":
         found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, Tensor):
@@ -390,7 +389,7 @@ def _read_array(path: Path) -> Tensor | np.ndarray[Any, Any]:
 
 
 def _files(root: Path) -> Iterator[str]:
-    """Yields the paths of a folder's files, with ``/``, but for hidden ones; links to folders are followed once."""
+    """Yield the paths of a folder's files, with ``/``. Skip hidden files and folders; follow links to a folder once."""
     seen = set()
     for place, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(place)

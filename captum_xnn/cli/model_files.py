@@ -1,14 +1,14 @@
-"""A trained model as the command line names it: made by a Python file or module, or one of torchvision with weights.
+"""Model files: a trained model from a Python file or module, or a torchvision model with a file of weights.
 
-A Python file offers a function ``load()`` that returns the trained model, and, as it likes, how images become inputs:
+A Python file defines a function ``load()`` that returns the trained model. It may also define:
 
-- ``MEAN`` and ``STD``, one number for each of 1 or 3 channels, of values in [0, 1]; one number means grey images;
-- ``SIZE``, the height and width in pixels, or one number for both, that images are resized to;
-- or ``transform``, a function from a PIL image in RGB to a tensor (C, H, W), in place of all of that; ``MEAN`` and
-  ``STD``, where given, then only tell how to show the tensor as an image;
-- ``CLASSES``, the names of the model's outputs.
+- ``MEAN`` and ``STD``: one number for each of 1 or 3 channels, for values in [0, 1]; one number means grey images;
+- ``SIZE``: the height and width in pixels that images are resized to, or one number for both;
+- ``transform``: a function from a PIL image in RGB to a tensor (C, H, W). It replaces resizing and normalisation;
+  ``MEAN`` and ``STD``, if given, then only serve to convert the tensor back to an image for display;
+- ``CLASSES``: the names of the model's outputs.
 
-Naming a file runs it, with all that it may do: name those that you trust.
+The command line runs the file as Python code. Pass only files that you trust.
 """
 
 from __future__ import annotations
@@ -33,31 +33,33 @@ from captum_xnn.cli.inputs import Preparation, as_channels, as_size
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ModelFile", "load_model", "load_torchvision"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of the channels that torchvision's models were trained with."""
+"""Mean of each channel that torchvision's models were trained with."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Their standard deviation."""
+"""Standard deviation of each channel that torchvision's models were trained with."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A trained model, in evaluation mode, and how images become its inputs."""
+    """A trained model in evaluation mode, with the conversion of images to its inputs."""
 
     model: nn.Module
+    """The model."""
     preparation: Preparation = field(default_factory=Preparation)
-    """How images become inputs."""
+    """Conversion of images to inputs."""
     classes: tuple[str, ...] | None = None
     """Names of the model's outputs."""
 
 
 def load_model(source: str) -> ModelFile:
-    r"""Returns the model that a Python file or module makes.
+    r"""Load the model from a Python file or module.
 
     Args:
-        source: ``FILE.py``, ``FILE.py:function`` or ``package.module:function``; the function is ``load`` unless named.
-            The file's folder and the working directory are importable meanwhile.
+        source: ``FILE.py``, ``FILE.py:function`` or ``package.module:function``. Without a function, ``load`` is
+            called. The file can import modules from its own folder; a module can import from the working directory.
 
     Raises:
-        ValueError: If there is no such file, module or function, or the function fails or returns no module.
+        ValueError: If the file, module or function does not exist, or the function fails or does not return a
+            ``torch.nn.Module``.
 
     Example:
         >>> import tempfile
@@ -71,21 +73,21 @@ def load_model(source: str) -> ModelFile:
     place, colon, name = (source, "", "load") if source.endswith(".py") else source.rpartition(":")
     if not colon and not source.endswith(".py"):
         raise ValueError(
-            f"expected a model as FILE.py, FILE.py:function or package.module:function, got {source!r}; write a file "
-            "with a function load() that returns the trained model"
+            f"a model is FILE.py, FILE.py:function or package.module:function, got {source!r}; write a file with a "
+            "function load() that returns the trained model"
         )
     with _importable(Path(place).absolute().parent if place.endswith(".py") else Path.cwd()):
-        module = _ran(lambda: _module(place), f"{place!r} to run")
+        module = _run_user_code(lambda: _module(place), repr(place))
         load = getattr(module, name, None)
         if not callable(load):
             raise ValueError(
-                f"expected a function {name}() in {place!r}, got {'none' if load is None else type(load).__name__}; "
-                "define it to return the trained model, or name another after a colon"
+                f"{name} in {place!r} is {'missing' if load is None else f'{type(load).__name__}, not a function'}; "
+                f"define {name}() to return the trained model, or name another function after a colon"
             )
-        model = load if isinstance(load, nn.Module) else _ran(load, f"{name}() of {place!r} to return a model")
+        model = load if isinstance(load, nn.Module) else _run_user_code(load, f"{name}() of {place!r}")
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"expected {name}() of {place!r} to return a torch.nn.Module, got {type(model).__name__}; return the model "
+            f"{name}() of {place!r} returned {type(model).__name__} instead of a torch.nn.Module; return the model "
             "itself, with its weights loaded"
         )
     classes = getattr(module, "CLASSES", None)
@@ -93,39 +95,35 @@ def load_model(source: str) -> ModelFile:
 
 
 def load_torchvision(name: str, weights: str | os.PathLike[str]) -> ModelFile:
-    """Returns a model of torchvision with weights from a file, for ImageNet's normalisation and 224 x 224 pixels.
+    """Load a torchvision model with weights from a file. Its inputs are 224 x 224 pixels in ImageNet's normalisation.
 
     Args:
-        name: As in ``torchvision.models.list_models()``.
-        weights: A state dict saved by torch, or as safetensors. Nothing is downloaded.
+        name: Name in ``torchvision.models.list_models()``.
+        weights: File with the state dict, saved by torch or as safetensors. Nothing is downloaded.
 
     Raises:
-        ImportError: If torchvision is missing or does not fit the installed torch.
-        ValueError: If there is no such model, or the weights cannot be read or do not fit it.
+        ImportError: If torchvision is missing or does not match the installed torch.
+        ValueError: If the model does not exist, or the weights cannot be read or do not fit the model.
     """
     try:
         models = importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # the latter where it was built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError if torchvision was built for another torch
         raise ImportError(
-            f"expected torchvision, which {name!r} is from, got {type(error).__name__} ({error}); run "
-            "`pip install captum-xnn[vision]`, with the version that belongs to the installed torch"
+            f"{name!r} needs torchvision, whose import raised {type(error).__name__} ({error}); run "
+            "`pip install captum-xnn[vision]`, with the version that matches the installed torch"
         ) from error
     if name not in models.list_models(module=models):
-        raise ValueError(
-            f"expected the name of an image classifier of torchvision, got {name!r}; see torchvision.models.list_models"
-        )
+        raise ValueError(f"torchvision has no image classifier {name!r}; see torchvision.models.list_models")
     model: nn.Module = models.get_model(name, weights=None)
     path = Path(weights)
-    hint = f"pass the file with the state dict of torchvision's {name}; for another form of it write a FILE.py"
+    hint = f"pass the file with the state dict of torchvision's {name}; for a changed model, write a FILE.py"
     try:
         model.load_state_dict(_state(path))
     except OSError as error:
-        raise ValueError(
-            f"expected weights in {str(path)!r}, could not read them ({error.strerror}); {hint}"
-        ) from error
-    except Exception as error:  # torch and safetensors raise errors of their own for foreign and truncated files
-        told = " ".join(str(error).split())
-        raise ValueError(f"expected weights of {name} in {str(path)!r}, got others ({told[:200]}); {hint}") from error
+        raise ValueError(f"cannot read the weights {str(path)!r} ({error.strerror}); {hint}") from error
+    except Exception as error:  # torch and safetensors each raise their own errors for damaged or foreign files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{str(path)!r} does not hold weights of {name} ({reason[:200]}); {hint}") from error
     return ModelFile(model.eval(), Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD))
 
 
@@ -141,7 +139,7 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Returns a context in which modules beside a file are found, as when Python runs the file."""
+    """Make the modules in a folder importable inside the context, as Python does for the folder of a script."""
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
@@ -151,22 +149,22 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _module(place: str) -> ModuleType:
-    """Returns the module of a file or of a dotted name."""
+    """Import a module from a file or by its dotted name."""
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place).absolute()
-    # Under a name of its own: the file may be called like a package that it imports.
+    # The module gets a name of its own, because the file may share its name with a package that it imports.
     spec = importlib.util.spec_from_file_location(f"captum_xnn_model_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no file {place}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
 
-def _ran(run: Callable[[], Any], what: str) -> Any:
-    """Returns what the user's code returns; where it fails, the error says in which line."""
+def _run_user_code(run: Callable[[], Any], what: str) -> Any:
+    """Run the user's code and return its result. If it fails, raise an error that names the line."""
     try:
         return run()
     except Exception as error:
@@ -174,17 +172,17 @@ def _ran(run: Callable[[], Any], what: str) -> Any:
             f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[0] != "<"
         ]
         at = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"expected {what}, got {type(error).__name__} ({told}{at}); see that it runs in Python by itself"
+            f"cannot run {what}: {type(error).__name__} ({reason}{at}); check that it runs in Python by itself"
         ) from error
 
 
 def _preparation(module: ModuleType, place: str) -> Preparation:
-    """Returns how images become inputs, by what a module says of it."""
+    """Read the conversion of images to inputs from a module's SIZE, MEAN, STD and transform."""
     size, mean, std, transform = (getattr(module, name, None) for name in ("SIZE", "MEAN", "STD", "transform"))
     if transform is not None and not callable(transform):
-        raise ValueError(f"expected transform in {place!r} as a function, got {transform!r}; rename it or make it one")
+        raise ValueError(f"transform in {place!r} is {transform!r}, not a function; rename it or make it a function")
     try:
         return Preparation(
             None if size is None else as_size("SIZE", size),

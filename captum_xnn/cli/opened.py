@@ -1,6 +1,6 @@
-"""A model with its inputs, opened as a configuration names them, and the explainers saved for it.
+"""Opened configuration: the model with its inputs, and the explainers saved for the model.
 
-Every command on files begins with it::
+Every command on files begins like this::
 
     opened = Opened.of(configuration)
     xnn = opened.explainers(folder)
@@ -35,7 +35,7 @@ __all__ = ["Opened", "heatmap_named", "needed"]
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with its inputs, which was tried on the first of them.
+    """A model with its inputs. The first input has run through the model as a check.
 
     Example:
         >>> import tempfile
@@ -49,23 +49,23 @@ class Opened:
     """
 
     configuration: Configuration
-    """With size, mean and std of the model's file, where the configuration left them open."""
+    """The configuration. Size, mean and std that it left open are filled in from the model's file."""
     model_file: ModelFile
     """The model, on the configured device, and the names of its classes."""
     inputs: Inputs
-    """Batches of inputs for the model, with images to show and names."""
+    """Batches of inputs for the model, with images for display and names."""
     output_shape: tuple[int, ...]
     """Shape of the model's output for one input."""
 
     @classmethod
     def of(cls, configuration: Configuration) -> Opened:
-        """Returns what a configuration names, opened.
+        """Load the model and open the inputs of a configuration.
 
         Args:
-            configuration: With a model and data.
+            configuration: Settings with at least a model and data.
 
         Raises:
-            ValueError: If anything is missing or unreadable, or the model does not take the inputs.
+            ValueError: If the model or data are missing or unreadable, or the model does not accept the inputs.
         """
         data = needed(configuration, "data", "--data FOLDER")
         file = _model_file(configuration)
@@ -81,7 +81,7 @@ class Opened:
             dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
         )
         known = replace(configuration, size=preparation.size, mean=preparation.mean, std=preparation.std)
-        return cls(known, replace(file, model=model, preparation=preparation), inputs, _tried(model, inputs))
+        return cls(known, replace(file, model=model, preparation=preparation), inputs, _output_shape(model, inputs))
 
     @property
     def model(self) -> nn.Module:
@@ -90,32 +90,32 @@ class Opened:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return _device_of(self.model)
 
     def explainers(
         self, folder: str | os.PathLike[str], heatmap: type[Attribution] | Heatmap | None = None
     ) -> XNNAttribution:
-        """Returns saved explainers, on the model.
+        """Load saved explainers for the model.
 
         Args:
-            folder: Where they were saved.
-            heatmap: What draws the maps; the default, if None.
+            folder: Folder that they were saved to.
+            heatmap: Backend that draws the maps; the default backend if None.
 
         Raises:
-            ExplainerFileError: If there are none.
+            ExplainerFileError: If the folder holds no explainers.
             ModelMismatchError: If they were fitted to another model.
         """
         return XNNAttribution.load(folder, self.model, heatmap=heatmap)
 
     def targets(self, xnn: XNNAttribution) -> list[Target]:
-        """Returns the targets that the configuration asks for, or else all that were fitted.
+        """Return the targets in the configuration, or all fitted targets if it names none or says "all".
 
         Args:
             xnn: The explainers.
 
         Raises:
-            NotFittedError: If one that it asks for was not fitted.
+            NotFittedError: If a target in the configuration was not fitted.
         """
         asked = targets_of(self.configuration.targets)
         if not isinstance(asked, list):
@@ -125,20 +125,20 @@ class Opened:
         return list(asked)
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Returns what the model gives, (N, ...), without gradients.
+        """Compute the model's outputs, (N, ...), without gradients.
 
         Args:
-            inputs: (N, ...), on any device.
+            inputs: Inputs (N, ...), on any device.
         """
         outputs: Tensor = _outputs(self.model, inputs)
         return outputs
 
     def highest(self, inputs: Tensor, targets: Sequence[Target]) -> list[Target] | None:
-        """Returns for each input the target that the model gives the highest output, as ``explain`` takes them.
+        """Find the target with the highest output for each input, in the form that ``explain`` takes.
 
         Args:
-            inputs: (N, ...), on any device.
-            targets: To choose from.
+            inputs: Inputs (N, ...), on any device.
+            targets: Targets to choose from.
 
         Returns:
             N targets, or None for a model with a single output.
@@ -150,7 +150,7 @@ class Opened:
         return [targets[i] for i in best.tolist()]
 
     def name_of(self, target: Target) -> str:
-        """Returns what to call an output of the model in pictures and tables.
+        """Return the name of an output of the model, for pictures and tables.
 
         Args:
             target: None, int, or tuple of ints.
@@ -162,13 +162,13 @@ class Opened:
 
 
 def heatmap_named(name: str) -> type[Attribution] | Heatmap:
-    """Returns the heatmap backend of a name.
+    """Look up a heatmap backend by name.
 
     Args:
-        name: ``ExcitationMaps``, or that of a class in ``captum.attr`` such as ``DeepLift``.
+        name: ``ExcitationMaps``, or the name of a class in ``captum.attr`` such as ``DeepLift``.
 
     Raises:
-        ValueError: If there is none; near names are listed.
+        ValueError: If the name is unknown; the message lists near names.
 
     Example:
         >>> heatmap_named("DeepLift").__name__
@@ -182,22 +182,22 @@ def heatmap_named(name: str) -> type[Attribution] | Heatmap:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
         raise ValueError(
-            f"expected a heatmap, ExcitationMaps or the name of a class in captum.attr, got {name!r}; near names: "
-            f"{', '.join(near)}"
+            f"heatmap {name!r} does not exist; pass ExcitationMaps or a class in captum.attr (near names: "
+            f"{', '.join(near)})"
         )
     return found[name]
 
 
 def needed(configuration: Configuration, name: str, option: str) -> str:
-    """Returns a setting that a command cannot do without.
+    """Return a required setting of a configuration.
 
     Args:
-        configuration: Where it is looked up.
-        name: The setting.
-        option: The option of the command line that sets it, for the error.
+        configuration: The configuration to look in.
+        name: Name of the setting.
+        option: Option of the command line that sets it, for the error message.
 
     Raises:
-        ValueError: If it is not set.
+        ValueError: If the setting is missing.
 
     Example:
         >>> needed(Configuration(layer="relu6"), "layer", "--layer NAME")
@@ -205,16 +205,16 @@ def needed(configuration: Configuration, name: str, option: str) -> str:
     """
     value: str | None = getattr(configuration, name)
     if value is None:
-        raise ValueError(f"expected {name}, got none; pass {option}, or set {name} in the configuration")
+        raise ValueError(f"the setting {name!r} is missing; pass {option}, or set {name} in the configuration")
     return value
 
 
 def _model_file(configuration: Configuration) -> ModelFile:
-    """Returns the one model that a configuration names."""
+    """Load the one model that a configuration names."""
     if (configuration.model is None) == (configuration.torchvision is None):
         raise ValueError(
-            f"expected one model, got {'none' if configuration.model is None else 'two'}; pass either --model FILE.py "
-            "or --torchvision NAME --weights FILE, or set them in the configuration"
+            f"{'no model is' if configuration.model is None else 'two models are'} given; pass either --model FILE.py "
+            "or --torchvision NAME --weights FILE, or set one of them in the configuration"
         )
     if configuration.model is not None:
         return load_model(configuration.model)
@@ -223,14 +223,14 @@ def _model_file(configuration: Configuration) -> ModelFile:
 
 
 def _device(name: str) -> torch.device:
-    """Returns a device that is there."""
+    """Convert a name to a device; raise if the device is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.zeros(1, device=name).device
-    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
-        told = " ".join(str(error).split())[:120]
-        raise ValueError(f"expected a device that is here, got {name!r} ({told}); use cpu or auto") from error
+    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises AssertionError
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"device {name!r} is not available ({reason}); use cpu or auto") from error
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -242,20 +242,20 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Any:
         return model(inputs.to(_device_of(model), copy=True))
 
 
-def _tried(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-    """Returns the shape of the model's output for one input, after trying it."""
+def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+    """Run the model on one input, and return the shape of its output."""
     first = next(iter(inputs)).inputs[:1]
     try:
         output = _outputs(model, first)
     except Exception as error:  # the model's own code may raise anything
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"expected inputs that the model takes, got {first.dtype} {tuple(first.shape)} ({type(error).__name__}: "
-            f"{told}); see the size (--size) and the channels (MEAN and STD) of the images"
+            f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); check "
+            "the size (--size) and the channels (MEAN and STD) of the images"
         ) from error
     if not isinstance(output, Tensor):
         raise ValueError(
-            f"expected the model to return one tensor, got {type(output).__name__}; let load() return a module that "
-            "picks the logits"
+            f"the model returned {type(output).__name__} instead of one tensor; let load() return a module that picks "
+            "the logits"
         )
     return tuple(output.shape[1:])

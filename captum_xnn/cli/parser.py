@@ -1,4 +1,4 @@
-"""The command line: ``captum-xnn demo`` on real digits; ``fit``, ``explain``, ``evaluate`` and ``report`` on files."""
+"""Parser and commands: ``demo`` on real digits; ``fit``, ``explain``, ``evaluate`` and ``report`` on files."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_MODELS = """A model is a Python file or module with a function load() that returns it and, as it likes, MEAN and STD of
-the channels, SIZE in pixels, or transform, and CLASSES. The file is run, with all that it may do: name those that you
-trust."""
+_MODELS = """A model is a Python file or module with a function load() that returns the trained model. It may also
+define MEAN and STD of the channels and SIZE in pixels, or a function transform, and CLASSES. The command runs the file
+as Python code: pass only files that you trust."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 after saying on stderr what went wrong, or 130 after an interruption.
+    """Run a command and return the exit code: 0, 1 after printing an error on stderr, or 130 after an interruption.
 
     Args:
-        argv: Arguments; those of the process, if None.
+        argv: Arguments; if None, the arguments of the process.
 
     Raises:
-        SystemExit: With code 2, after wrong arguments; with 0, after ``--help`` and ``--version``.
+        SystemExit: With code 2 for wrong arguments, with code 0 for ``--help`` and ``--version``.
     """
     arguments = _parser().parse_args(argv)
     try:
-        with _told_on_stderr():
+        with _messages_on_stderr():
             said = arguments.run(arguments)
         from captum_xnn.distributed import speaks  # with torch, which --help and --version do without
 
@@ -50,22 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if arguments.traceback:
             raise
-        print(f"captum-xnn: error: {_told(str(error), error)}", file=sys.stderr)
+        print(f"captum-xnn: error: {_one_line(str(error), error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"captum-xnn: {_told('interrupted', error)}", file=sys.stderr)
+        print(f"captum-xnn: {_one_line('interrupted', error)}", file=sys.stderr)
         return 130
     return 0
 
 
-def _told(text: str, error: BaseException) -> str:
-    """Returns on one line what an error says, and what was added to it on its way, such as how to go on."""
+def _one_line(text: str, error: BaseException) -> str:
+    """Join an error's message and its notes, such as how to resume, on one line."""
     return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
 
 
 @contextlib.contextmanager
-def _told_on_stderr() -> Iterator[None]:
-    """Returns a context in which warnings and the package's log are lines on stderr."""
+def _messages_on_stderr() -> Iterator[None]:
+    """Print warnings and the package's log as single lines on stderr, inside the context."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("captum-xnn: %(message)s"))
     log = logging.getLogger("captum_xnn")
@@ -87,7 +87,7 @@ def _demo(arguments: argparse.Namespace) -> object:
 
     from captum_xnn.cli import demo
 
-    # The network and its layers are tiny: threads would wait for each other, without end where the machine is busy.
+    # The network and its layers are tiny: threads would wait for each other, on a busy machine without end.
     torch.set_num_threads(1)
     return demo.run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True)
 
@@ -138,7 +138,7 @@ def _evaluate(arguments: argparse.Namespace) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return what JSON can hold: named tuples as dicts, and null for an infinite number, as O2 may be."""
+    """Convert a value for JSON: named tuples to dicts, and infinite numbers, which O2 may be, to null."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
@@ -147,7 +147,7 @@ def _finite(value: Any) -> Any:
 
 
 def _patches_table(found: Sequence[Evaluation]) -> str:
-    """Return the measures on covered patches, each with its controls behind it."""
+    """Format a table of the measures on covered patches, each followed by its controls."""
     header = [
         "target",
         "images",
@@ -177,7 +177,7 @@ def _report(arguments: argparse.Namespace) -> str:
     def shown(image: Tensor) -> Tensor:
         images = opened.model_file.preparation.displayable(image[None])
         if images is None:
-            raise ValueError(f"expected images for a report, got inputs {tuple(image.shape)}; name a folder of images")
+            raise ValueError(f"a report needs images, got inputs {tuple(image.shape)}; pass a folder of images")
         return images[0]
 
     path = write_report(
@@ -198,17 +198,17 @@ def _report(arguments: argparse.Namespace) -> str:
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
-    """Returns the model, its inputs and the explainers of a command's arguments.
+    """Open the model, its inputs and the explainers that a command's arguments name.
 
-    The model and how its inputs are made are those of the configuration beside the explainers, unless options say
-    otherwise; data and targets are those of the options.
+    The configuration beside the explainers gives the model and the conversion of images to inputs, unless options
+    override it. Data and targets come from the options.
     """
     from captum_xnn import serialization as files
     from captum_xnn.cli.configuration import CONFIGURATION_FILE, Configuration
     from captum_xnn.cli.opened import Opened, heatmap_named
 
     heatmap = heatmap_named(arguments.heatmap)
-    files.read(arguments.explainer)  # a wrong folder is told as such, before a model is run or missed
+    files.read(arguments.explainer)  # so that a wrong folder raises its own error, before the model is loaded
     beside = Path(arguments.explainer, CONFIGURATION_FILE)
     settings = {"targets": "all", **_settings(arguments)}
     settings.pop("out", None)
@@ -217,7 +217,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns those arguments that are settings of a configuration."""
+    """Return the arguments that are settings of a configuration."""
     from dataclasses import fields
 
     from captum_xnn.cli.configuration import Configuration
@@ -229,7 +229,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows under a header, aligned to the right."""
+    """Format rows under a header, aligned to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, *rows]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
@@ -240,26 +240,26 @@ def _number(value: float | None) -> str:
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    """Returns name and value of ``steps=500``."""
+    """Parse ``steps=500`` to a name and a value."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as steps=500, got {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE; write it like steps=500")
     try:
         return name, None if value == "none" else json.loads(value)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected a number in {text!r}, such as steps=500") from error
+        raise argparse.ArgumentTypeError(f"the value in {text!r} is not a number; write it like steps=500") from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("captum-xnn", description="Explains networks by a few learned x-features.")
+    parser = argparse.ArgumentParser("captum-xnn", description="Explain neural networks by a few learned x-features.")
     parser.add_argument("--version", action="version", version=f"captum-xnn {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     demo = commands.add_parser(
         "demo",
         help="train a small network on real digits and explain it",
-        description="Trains a small network on 4,000 real digits, explains it at two layers, and writes pictures, the "
-        "explainers and a page to open in a browser. Takes one to three minutes and needs no download.",
+        description="Train a small network on 4,000 real digits, explain it at two layers, and write pictures, the "
+        "explainers and reports to open in a browser. The demo takes one to three minutes and needs no download.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.set_defaults(run=_demo)
@@ -273,42 +273,42 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "explain",
         "explain images: pictures, maps and numbers",
-        "Writes for each image a picture (pictures/) and its maps (maps/, .npy), and the numbers of all into "
-        "explanations.jsonl. What is explained is the target that the model gives the highest output of those fitted, "
-        "or of those named.",
+        "Write a picture (pictures/) and the maps (maps/, .npy) of each image, and the numbers of all images to "
+        "explanations.jsonl. Of the fitted targets, or of those in --target, the one with the highest output is "
+        "explained.",
     )
     explain.set_defaults(run=_explain)
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     report = _on_explainers(
         commands,
         "report",
-        "explain a folder of images, as one page",
-        "Writes one HTML page that explains what a model says of images: how faithful the explanation is, what each "
-        "x-feature is, and all heatmaps. It needs no other file and no network.",
+        "explain a folder of images on one page",
+        "Write one HTML page that explains a model's outputs for images: the faithfulness of the explanation, a card "
+        "for each x-feature, and all heatmaps. The page needs no other file and no network connection.",
     )
     report.set_defaults(run=_report)
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
-    report.add_argument("--names", metavar="FILE", help="names of x-features, as a report exports them")
+    report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
     report.add_argument("--title", help="heading of the page")
     report.add_argument(
         "--patches", type=int, nargs="?", const=4, default=0, metavar="N",
-        help="cover patches of N images of each class (4), to measure how far maps are right",
+        help="cover patches of N images of each class (4), to check the maps: patch agreement and O1 of drops",
     )  # fmt: skip
     evaluate = _on_explainers(
         commands,
         "evaluate",
         "measure explainers on images",
-        "Prints for each target F_reg, F_cls and the effective number of x-features, and writes them as JSON.",
+        "Print F_reg, F_cls and the effective number of x-features for each target, and write them as JSON.",
     )
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("--out", metavar="FILE", help="JSON file to write (evaluation.json beside the explainers)")
     evaluate.add_argument(
         "--maps", type=int, nargs="?", const=100, default=0, metavar="N",
-        help="draw maps too, of at most N images of each class (100), for O1 and O2",
+        help="draw maps of at most N images of each class (100), for O1 and O2",
     )  # fmt: skip
     evaluate.add_argument(
         "--patches", type=int, nargs="?", const=10, default=0, metavar="N",
-        help="cover patches of at most N images of each class (10): patch agreement and O1 of drops, beside chance",
+        help="cover patches of at most N images of each class (10), for patch agreement and O1 of drops with controls",
     )  # fmt: skip
     add_study(commands)
     return parser
@@ -318,66 +318,75 @@ def _fit_parser(commands: Any) -> None:
     fit = commands.add_parser(
         "fit",
         help="learn x-features of your model from your images",
-        description="Learns x-features of a model's outputs from images, without labels, and saves them with the whole "
-        "configuration. Options override the configuration's settings. What was cut off goes on when it is called "
-        "again. Under torchrun several processes do it together: torchrun --nproc-per-node 2 -m captum_xnn fit ...",
+        description="Learn x-features of a model's outputs from images, without labels, and save them with the "
+        "complete configuration. Options override the configuration file. The same command resumes an interrupted fit. "
+        "Several processes can share one fit: torchrun --nproc-per-node 2 -m captum_xnn fit ...",
         epilog=_MODELS,
     )
     fit.set_defaults(run=_fit)
     fit.add_argument("--config", metavar="FILE", help="TOML file of settings, such as config.toml of an earlier fit")
-    fit.add_argument("--out", metavar="DIR", help="folder to save to, replacing explainers in it")
-    fit.add_argument("--store", metavar="DIR", help="keep activations there: needs little memory, and they serve again")
-    fit.add_argument("--checkpoint", metavar="DIR", help="keep checkpoints there (in --out until the fit is done)")
-    fit.add_argument("--tensorboard", metavar="DIR", help="write curves of the loss there")
+    fit.add_argument("--out", metavar="DIR", help="folder to save to; overwrites explainers in it")
+    fit.add_argument("--store", metavar="DIR", help="store activations in DIR, to save memory and to use them again")
+    fit.add_argument("--checkpoint", metavar="DIR", help="folder for checkpoints (in --out until the fit is done)")
+    fit.add_argument("--tensorboard", metavar="DIR", help="folder for loss curves in TensorBoard's format")
     fit.add_argument("--layer", metavar="NAME", help="dotted name of the layer to explain")
-    fit.add_argument("--n-features", type=int, metavar="K", help="x-features for each explainer (5)")
+    fit.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each explainer (5)")
     fit.add_argument(
         "--form",
         choices=["groups", "srae"],
-        help="groups of contributions, which are exact, or the learned SRAE (groups)",
+        help="groups of contributions, which add up exactly, or the learned SRAE (groups)",
     )
     fit.add_argument(
-        "--joint", action=argparse.BooleanOptionalAction, help="explain all targets by the same x-features"
+        "--joint", action=argparse.BooleanOptionalAction, help="explain all targets with the same x-features"
     )
     fit.add_argument("--seed", type=int, help="seed of the fits (0)")
     fit.add_argument(
-        "--recipe", type=_pair, nargs="+", metavar="NAME=VALUE", help="settings of the training, such as steps=500"
+        "--recipe", type=_pair, nargs="+", metavar="NAME=VALUE", help="settings of gradient descent, such as steps=500"
     )
     _add_inputs(fit, required=False)
 
 
 def _on_explainers(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    """Returns a new parser of a command on saved explainers, for :func:`_opened`."""
+    """Add the parser of a command on saved explainers, for :func:`_opened`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=description,
-        epilog=f"Unless named, the model is the one in config.toml beside the explainers. {_MODELS}",
+        epilog=f"Without --model or --torchvision, config.toml beside the explainers names the model. {_MODELS}",
     )
-    parser.add_argument("--explainer", required=True, metavar="DIR", help="folder that fit saved to")
+    parser.add_argument("--explainer", required=True, metavar="DIR", help="folder of explainers, saved by fit")
     parser.add_argument(
-        "--heatmap", default="ExcitationMaps", metavar="NAME", help="what draws maps: a class in captum.attr"
+        "--heatmap",
+        default="ExcitationMaps",
+        metavar="NAME",
+        help="backend that draws maps: ExcitationMaps (default) or a class in captum.attr",
     )
     _add_inputs(parser, required=True)
     return parser
 
 
 def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Adds the options that name a model, targets and data."""
+    """Add the options that name a model, targets and data."""
     parser.add_argument(
-        "--target", dest="targets", nargs="+", metavar="T", help="outputs: 46 112 7, ranges such as 10-19, or all"
+        "--target",
+        dest="targets",
+        nargs="+",
+        metavar="T",
+        help="outputs to explain: 46 112 7, ranges such as 10-19, or all",
     )
-    parser.add_argument("--model", metavar="FILE.py[:FUNCTION]", help="or package.module:function; see below")
-    parser.add_argument("--torchvision", metavar="NAME", help="a model of torchvision instead, with --weights")
-    parser.add_argument("--weights", metavar="FILE", help="its state dict, saved by torch or as safetensors")
-    parser.add_argument("--device", help="auto (the GPU, if there is one), cpu, cuda:1, ...")
+    parser.add_argument("--model", metavar="FILE.py[:FUNCTION]", help="model, or package.module:function; see below")
+    parser.add_argument("--torchvision", metavar="NAME", help="torchvision model instead of --model, with --weights")
+    parser.add_argument("--weights", metavar="FILE", help="state dict of the torchvision model (torch or safetensors)")
+    parser.add_argument("--device", help="auto (the GPU if there is one, else the CPU), cpu, cuda:1, ...")
     parser.add_argument(
         "--data", required=required, help="folder of images, flat or with sub-folders; one image; or .npy, .npz, .pt"
     )
-    parser.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help="height and width of images, or one")
-    parser.add_argument("--mean", type=float, nargs="+", help="mean of each channel, of values in [0, 1]")
+    parser.add_argument(
+        "--size", type=int, nargs="+", metavar="PIXELS", help="height and width of images, or one number"
+    )
+    parser.add_argument("--mean", type=float, nargs="+", help="mean of each channel, for values in [0, 1]")
     parser.add_argument("--std", type=float, nargs="+", help="standard deviation of each channel")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="inputs through the model at once (64)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (0: none beside this)")
-    parser.add_argument("--skip-damaged", action=argparse.BooleanOptionalAction, help="leave out damaged images")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="inputs in a batch (64)")
+    parser.add_argument("--workers", type=int, metavar="N", help="extra processes that read images (0)")
+    parser.add_argument("--skip-damaged", action=argparse.BooleanOptionalAction, help="skip damaged images")
+    parser.add_argument("--quiet", action="store_true", help="hide progress bars")

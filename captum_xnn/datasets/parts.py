@@ -1,8 +1,8 @@
-"""The sample of a data set with annotated parts: an image, its class, where its parts are, and its box.
+"""The sample of a data set with annotated parts: an image, its class, the places of its parts, and its box.
 
 Conventions:
-    N images (3, H, W), P parts. Coordinates are x, y in pixels from the upper left corner of the image, so that the
-    centre of the first pixel is at (0.5, 0.5); they scale with the image.
+    N images (3, H, W), P parts. Coordinates are x, y in pixels from the upper left corner of the image, so the centre
+    of the first pixel is at (0.5, 0.5). They scale with the image.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["PartsSample", "collate", "resized"]
 
 
 class PartsSample(NamedTuple):
-    """One image with its annotations, or, from :func:`collate`, several along a first dimension N."""
+    """One image with its annotations, or several along a first dimension N, from :func:`collate`."""
 
     image: Tensor
-    """(3, H, W) in [0, 1], or what the data set's transform makes of it."""
+    """(3, H, W) in [0, 1], or the result of the data set's transform."""
     label: Tensor
     """0-based class, int64, ()."""
     points: Tensor
@@ -28,14 +28,14 @@ class PartsSample(NamedTuple):
     box: Tensor
     """(4,), x0, y0, x1, y1 in pixels."""
     number: Tensor
-    """Number of the image in its data set, which has its name, int64, ()."""
+    """Row of the image in its data set, int64, (); ``names`` there has its file."""
 
 
 def collate(samples: Sequence[PartsSample]) -> PartsSample:
-    """Returns samples as one with a first dimension N; to be a DataLoader's ``collate_fn``.
+    """Stack samples along a first dimension N; use it as a DataLoader's ``collate_fn``.
 
     Args:
-        samples: With images of one size.
+        samples: Samples with images of one size.
 
     Raises:
         ValueError: If images differ in size.
@@ -47,15 +47,15 @@ def collate(samples: Sequence[PartsSample]) -> PartsSample:
     """
     sizes = {tuple(s.image.shape) for s in samples}
     if len(sizes) > 1:
-        raise ValueError(f"expected images of one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
+        raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
     return PartsSample(*(torch.stack(values) for values in zip(*samples, strict=True)))
 
 
 def resized(sample: PartsSample, size: tuple[int, int]) -> PartsSample:
-    """Returns a sample in another size, squashed if need be: the image bilinearly, with points and box.
+    """Resize a sample with its points and box, stretching the image bilinearly if the aspect ratio changes.
 
     Args:
-        sample: With an image (C, H, W).
+        sample: A sample with an image (C, H, W).
         size: New height and width in pixels.
 
     Example:

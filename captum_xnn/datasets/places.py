@@ -1,30 +1,31 @@
-r"""Rooms of Places365, and of ADE20K with a mask of every object: what the paper explains, and measures locality on.
+r"""Rooms of Places365, and rooms of ADE20K with a mask of every object: the paper's data for explanations and locality.
 
-Nothing is downloaded; what is read is what the official archives unpack to.
+This module downloads nothing. It reads the folders to which the official archives unpack.
 
 Conventions:
     N images (3, H, W) in [0, 1], P objects. A category has the name of the official list without its leading letter:
     ``kitchen`` for ``/k/kitchen``, ``hotel/outdoor`` for ``/h/hotel/outdoor``. Labels are the official numbers of
-    Places365, which count from 0 and are the outputs of the published models. A mask is a map of indices (H, W), int64:
-    0 is no object, others count from 1.
+    Places365. They count from 0 and number the outputs of the published models. A mask is a map of indices (H, W),
+    int64: 0 is no object, objects count from 1.
 
 Two layouts of Places365:
-    With lists: ``categories_places365.txt``, ``places365_train_standard.txt`` and ``places365_val.txt`` beside the
-    images in ``data_256_standard/`` or ``data_256/``, ``val_256/``, or in the large ones, ``data_large_standard/`` or
-    ``data_large/``, ``val_large/``. The small ones are taken where both are. Or the easy one, ``train/kitchen/`` and
-    ``val/kitchen/``; its archive lacks ``categories_places365.txt``, which is to be put beside them.
+    With lists: ``categories_places365.txt``, ``places365_train_standard.txt`` and ``places365_val.txt`` lie beside the
+    folders of images. Small images are in ``data_256_standard/`` or ``data_256/`` and ``val_256/``, large ones in
+    ``data_large_standard/`` or ``data_large/`` and ``val_large/``. If both sizes are there, small images are read.
+    Easy: images are in ``train/kitchen/``, ``val/kitchen/`` and so on. The archive of this layout lacks
+    ``categories_places365.txt``; put that file beside the two folders.
 
 Two releases of ADE20K:
-    The scene parsing challenge (``ADEChallengeData2016``) has 150 objects and leaves all others to index 0. The full
-    release (``ADE20K_2021_17_01``) has 3,688; an index is :math:`256 \lfloor R / 10 \rfloor + G` of the colour in
-    ``*_seg.png``, parts of objects are not among them, and names are in the JSON file beside each image. Its
-    ``index_ade20k.pkl`` is not read: a pickle runs what its writer wants. The first full release, of 2016, has other
-    folders and is not read either.
+    The scene parsing challenge (``ADEChallengeData2016``) has 150 objects; all others have index 0. The full release
+    (``ADE20K_2021_17_01``) has 3,688 objects. There an index is :math:`256 \lfloor R / 10 \rfloor + G` of the colour in
+    ``*_seg.png``. Parts of objects have no index of their own. Names are in the JSON file beside each image. The file
+    ``index_ade20k.pkl`` is not read, because a pickle can run any code. The first full release, of 2016, has other
+    folders and is not supported.
 
-What the paper leaves open, as decided here:
-    It counts 173 objects in its ten rooms, but tells neither the release nor which were left out. Here all objects of
-    the release count; :func:`object_masks` restricts them. Pixels without an object belong to none, not to a context as
-    on CUB.
+Left open by the paper, and decided here:
+    The paper counts 173 objects in its ten rooms, but names neither the release nor the objects that it left out. Here
+    all objects of the release count; :func:`object_masks` selects some. Pixels without an object belong to no object.
+    They are not a context, in contrast to CUB.
 
 Reference:
     Zhou, Lapedriza, Khosla, Oliva, Torralba, "Places: A 10 Million Image Database for Scene Recognition", 2018. Zhou,
@@ -71,7 +72,7 @@ ROOMS = {
     "office": 244,
     "waiting_room": 352,
 }
-"""The paper's ten categories, by their number in Places365; to be passed as ``categories`` to either data set."""
+"""The paper's ten categories with their numbers in Places365. Pass it as ``categories`` to either data set."""
 
 PLACES_OF_ADE = {
     "bathroom": "bathroom",
@@ -85,7 +86,7 @@ PLACES_OF_ADE = {
     "office": "office",
     "waiting_room": "waiting_room",
 }
-"""Category of Places365 for each of the ten rooms as ADE20K spells it, in both releases alike."""
+"""Category of Places365 for each of the ten rooms in ADE20K's spelling, the same in both releases."""
 
 _CATEGORIES = "categories_places365.txt"
 _LISTS = {"train": "places365_train_standard.txt", "val": "places365_val.txt"}
@@ -95,48 +96,48 @@ _FOLDERS = {
 }
 _PLACES_REMEDY = (
     "unpack filelist_places365-standard.tar, train_256_places365standard.tar and val_256.tar once more into one folder "
-    f"and pass it, or the folder of places365standard_easyformat.tar, with {_CATEGORIES} from the former put into it"
+    f"and pass it, or pass the folder of places365standard_easyformat.tar with {_CATEGORIES} from the first in it"
 )
 _ADE_REMEDY = (
-    "unpack ADEChallengeData2016.zip once more and pass the folder ADEChallengeData2016, or that of the full release, "
-    "ADE20K_2021_17_01"
+    "unpack ADEChallengeData2016.zip once more and pass the folder ADEChallengeData2016, or pass the folder of the "
+    "full release, ADE20K_2021_17_01"
 )
 _SPLITS_OF_ADE = ("training", "validation")
 _CHALLENGE_OBJECTS = 150
 
 
 class PlacesSample(NamedTuple):
-    """One image with its category, or, from :func:`collate`, several along a first dimension N."""
+    """One image with its category, or several along a first dimension N, from :func:`collate`."""
 
     image: Tensor
-    """(3, H, W) in [0, 1], or what the data set's transform makes of it."""
+    """(3, H, W) in [0, 1], or the result of the data set's transform."""
     label: Tensor
     """Number of the category in Places365, int64, ()."""
     number: Tensor
-    """Number of the image in its data set, which has its name, int64, ()."""
+    """Row of the image in its data set, int64, (); ``names`` there has its file."""
 
 
 class SceneSample(NamedTuple):
-    """One image with its category and objects, or, from :func:`collate`, several along a first dimension N."""
+    """One image with its category and objects, or several along a first dimension N, from :func:`collate`."""
 
     image: Tensor
-    """(3, H, W) in [0, 1], or what the data set's transform makes of it."""
+    """(3, H, W) in [0, 1], or the result of the data set's transform."""
     label: Tensor
     """Number of the category in Places365, -1 for a scene other than the ten rooms, int64, ()."""
     mask: Tensor
-    """Which object each pixel is of (H, W), int64, 0 for none."""
+    """Index of the object at each pixel (H, W), int64, 0 for no object."""
     number: Tensor
-    """Number of the image in its data set, which has its name and scene, int64, ()."""
+    """Row of the image in its data set, int64, (); ``names`` and ``scenes`` there have its file and scene."""
 
 
 Sample = TypeVar("Sample", PlacesSample, SceneSample)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Returns samples of one kind as one with a first dimension N; to be a DataLoader's ``collate_fn``.
+    """Stack samples of one kind along a first dimension N; use it as a DataLoader's ``collate_fn``.
 
     Args:
-        samples: With images of one size.
+        samples: Samples with images of one size.
 
     Raises:
         ValueError: If images differ in size.
@@ -148,18 +149,18 @@ def collate(samples: Sequence[Sample]) -> Sample:
     """
     sizes = {tuple(s.image.shape) for s in samples}
     if len(sizes) > 1:
-        raise ValueError(f"expected images of one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
+        raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
     return type(samples[0])(*(torch.stack(values) for values in zip(*samples, strict=True)))
 
 
 def resized(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Returns a sample in another size, squashed if need be: the image bilinearly, the mask by the nearest pixel.
+    """Resize a sample, stretching it if the aspect ratio changes: the image bilinearly, the mask by the nearest pixel.
 
-    The mask takes the pixel that the centre of the new one lies in, as the bilinear image does; a centre on an edge has
-    the later one.
+    A new pixel of the mask takes the old pixel in which its centre lies, to match the bilinear image. A centre on an
+    edge takes the later pixel.
 
     Args:
-        sample: With an image (C, H, W).
+        sample: A sample with an image (C, H, W).
         size: New height and width in pixels.
 
     Example:
@@ -178,15 +179,15 @@ def resized(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """Returns which of the old pixels holds the centre of each new one, exactly, in whole numbers."""
+    """Find the old pixel that holds the centre of each new one, exactly, in integer arithmetic."""
     return (2 * torch.arange(new) + 1) * old // (2 * new)
 
 
 def object_masks(mask: Tensor, objects: Iterable[int]) -> Tensor:
-    r"""Returns where each of some objects is, boolean (P, H, W), or (N, P, H, W) for masks of N images.
+    r"""Mark the pixels of each of some objects, boolean (P, H, W), or (N, P, H, W) for masks of N images.
 
-    That of N images is what :func:`captum_xnn.metrics.object_probabilities` takes, in which the columns
-    are then the objects in the order given. Where all objects are to count it takes the masks of indices themselves.
+    Pass the result for N images to :func:`captum_xnn.metrics.object_probabilities`; its columns are then
+    the objects in the given order. To count all objects, pass the masks of indices there instead.
 
     .. math:: m_{p, i, j} = [\text{mask}_{i, j} = o_p]
 
@@ -195,7 +196,7 @@ def object_masks(mask: Tensor, objects: Iterable[int]) -> Tensor:
         objects: Indices of P objects, each once.
 
     Raises:
-        ValueError: If the mask is not of integers, or objects are none or repeat.
+        ValueError: If the mask does not hold integers, if there are no objects, or if an object repeats.
 
     Example:
         >>> object_masks(torch.tensor([[0, 7], [7, 9]]), [9, 7]).long().tolist()
@@ -206,28 +207,28 @@ def object_masks(mask: Tensor, objects: Iterable[int]) -> Tensor:
     """
     chosen = [int(o) for o in objects]
     if not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"expected indices of objects, each once, got {chosen}; leave out those that repeat")
+        raise ValueError(f"expected indices of objects, each once, got {chosen}; pass at least one and no index twice")
     if mask.dim() not in (2, 3) or mask.dtype == torch.bool or mask.is_floating_point():
         raise ValueError(
-            f"expected a mask (H, W) or (N, H, W) of integers, got {mask.dtype} {tuple(mask.shape)}; pass that of a "
-            "SceneSample"
+            f"expected a mask (H, W) or (N, H, W) of integers, got {mask.dtype} {tuple(mask.shape)}; pass the mask of "
+            "a SceneSample"
         )
     return mask.unsqueeze(-3) == torch.tensor(chosen, device=mask.device)[:, None, None]
 
 
 class Places365(Dataset[PlacesSample]):
-    """The training or validation images of Places365-Standard.
+    """Read the training or validation images of Places365-Standard.
 
     Args:
-        root: The folder with the lists and the folders of images, or that of the easy layout.
+        root: The folder with the lists and the folders of images, or the folder of the easy layout.
         split: The official training or validation images; the labels of the test images are not published.
-        categories: Names of those to keep, such as :data:`ROOMS`; all, if None. Labels stay the official ones.
-        size: Height and width to which images are squashed; as they are, if None.
+        categories: Names of the categories to keep, such as :data:`ROOMS`; all if None. Labels stay the official ones.
+        size: Height and width to which images are stretched; their own size if None.
         transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation.
 
     Raises:
-        DatasetError: If a file or folder is missing, cut short, or does not fit the others. That the last image listed
-            for each category is there is checked at once, that others are when they are read.
+        DatasetError: If a file or folder is missing, cut short, or does not fit the others. If the last listed image of
+            a category is missing, this raises at once; other images raise when they are read.
         ValueError: If a category does not exist.
 
     Example:
@@ -239,7 +240,7 @@ class Places365(Dataset[PlacesSample]):
     labels: Tensor
     """Category of every image, (M,), int64."""
     classes: dict[int, str]
-    """Name of every category of Places365, by label, also of those left out."""
+    """Name of every category of Places365, by label, including categories left out."""
 
     def __init__(
         self,
@@ -251,7 +252,7 @@ class Places365(Dataset[PlacesSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in _LISTS:
-            raise ValueError(f"expected split to be 'train' or 'val', got {split!r}; test images have no labels")
+            raise ValueError(f"split must be 'train' or 'val', got {split!r}; test images have no labels")
         self.root, self.size, self.transform = Path(root), size, transform
         self.classes = _classes(self.root / _CATEGORIES)
         kept = _kept(categories, set(self.classes.values()), f"{self.root / _CATEGORIES} lists them")
@@ -263,20 +264,19 @@ class Places365(Dataset[PlacesSample]):
             found = list(_in_folders(self.root, split, self.classes, kept))
         else:
             raise DatasetError(
-                f"expected one of the folders {', '.join(_FOLDERS[split])} or {split} in {self.root}, got none; "
-                f"{_PLACES_REMEDY}"
+                f"there is no folder {', '.join(_FOLDERS[split])} or {split} in {self.root}; {_PLACES_REMEDY}"
             )
         self.names = [name for name, _ in found]
         self.labels = torch.tensor([label for _, label in found], dtype=torch.int64)
 
     def _check_ends(self, found: list[tuple[str, int]]) -> None:
-        """Raises unless the last image of each category is there, which an archive cut short lacks."""
+        """Raise if the last image of a category is missing, as it is if the archive was cut short."""
         last = {label: name for name, label in found}
         missing = [name for name in last.values() if not (self.root / name).is_file()]
         if missing:
             raise DatasetError(
-                f"expected the images of {len(last)} categories in {self.root}, got {len(missing)} of them whose last "
-                f"image is missing, such as {missing[0]}; {_PLACES_REMEDY}"
+                f"{len(missing)} of {len(last)} categories in {self.root} lack their last image, such as {missing[0]}; "
+                f"{_PLACES_REMEDY}"
             )
 
     def __len__(self) -> int:
@@ -288,20 +288,20 @@ class Places365(Dataset[PlacesSample]):
 
 
 class ADE20KScenes(Dataset[SceneSample]):
-    """The images of ADE20K with a mask of their objects, from the challenge's folder or that of the full release.
+    """Read the images of ADE20K with a mask of their objects, from the challenge or from the full release.
 
     Args:
         root: The unpacked folder, ``ADEChallengeData2016`` or ``ADE20K_2021_17_01``.
-        split: The official training or validation images; all of them, if None.
-        categories: Names of the scenes to keep, such as :data:`ROOMS`; all, if None. Where Places365 and the full
-            release have two words, ``diner/outdoor``, it is ``diner_outdoor`` here; the challenge cuts some to the last
-            word.
-        size: Height and width to which images and masks are squashed; as they are, if None.
+        split: The official training or validation images; all images if None.
+        categories: Names of the scenes to keep, such as :data:`ROOMS`; all if None. A scene of two words, such as
+            ``diner/outdoor`` in Places365, is ``diner_outdoor`` here. The challenge shortens some such names to the
+            last word.
+        size: Height and width to which images and masks are stretched; their own size if None.
         transform: Applied to each image (3, H, W) in [0, 1], such as a normalisation; must not move its pixels.
 
     Raises:
-        DatasetError: If a file or folder is missing, cut short, or does not fit the others. That all images and
-            annotations that are kept are there is checked at once, what they hold when they are read.
+        DatasetError: If a file or folder is missing, cut short, or does not fit the others. Missing images and
+            annotations of the chosen scenes raise at once, damaged files when they are read.
         ValueError: If a scene does not exist.
 
     Example:
@@ -312,7 +312,7 @@ class ADE20KScenes(Dataset[SceneSample]):
     names: list[str]
     """File of every image, below the root."""
     scenes: list[str]
-    """Scene of every image, as ADE20K names it."""
+    """Scene of every image, in ADE20K's spelling."""
     labels: Tensor
     """Category of every image in Places365, (M,), int64; -1 for scenes that :data:`PLACES_OF_ADE` lacks."""
     objects: dict[int, str]
@@ -328,9 +328,7 @@ class ADE20KScenes(Dataset[SceneSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in (None, *_SPLITS_OF_ADE):
-            raise ValueError(
-                f"expected split to be 'training', 'validation' or None, got {split!r}; None takes all images"
-            )
+            raise ValueError(f"split must be 'training', 'validation' or None, got {split!r}; None takes all images")
         self.root, self.size, self.transform = Path(root), size, transform
         self._release = _FULL if (self.root / "images" / "ADE").is_dir() else _CHALLENGE
         every = self._release.entries(self.root)
@@ -342,12 +340,12 @@ class ADE20KScenes(Dataset[SceneSample]):
         for wanted in _SPLITS_OF_ADE if split is None else (split,):
             if not any(e.split == wanted for e in every):
                 raise DatasetError(
-                    f"expected {wanted} images in {self.root}, got none; pass the split that is there, or {_ADE_REMEDY}"
+                    f"there are no {wanted} images in {self.root}; pass the split that is there, or {_ADE_REMEDY}"
                 )
         self._check_files()
 
     def _check_files(self) -> None:
-        """Raises unless all images and annotations are there; each folder is listed once."""
+        """Raise if an image or an annotation is missing; list each folder once."""
         folders: dict[Path, set[str]] = {}
         missing = []
         for file in (f for name in self.names for f in (name, self._release.annotation(name))):
@@ -358,8 +356,8 @@ class ADE20KScenes(Dataset[SceneSample]):
                 missing.append(file)
         if missing:
             raise DatasetError(
-                f"expected {len(self)} images and their annotations in {self.root}, got {len(missing)} files that are "
-                f"missing, such as {missing[0]}; {_ADE_REMEDY}"
+                f"{len(missing)} files of {len(self)} images and their annotations are missing in {self.root}, such as "
+                f"{missing[0]}; {_ADE_REMEDY}"
             )
 
     def __len__(self) -> int:
@@ -369,7 +367,7 @@ class ADE20KScenes(Dataset[SceneSample]):
         image, mask = _image(self.root / self.names[index], _ADE_REMEDY), self._mask(index)
         if mask.shape != image.shape[1:]:
             raise DatasetError(
-                f"expected an annotation as large as its image {self.names[index]}, {tuple(image.shape[1:])}, got "
+                f"an annotation must be as large as its image {self.names[index]}, {tuple(image.shape[1:])}, got "
                 f"{tuple(mask.shape)} in {self.root / self._release.annotation(self.names[index])}; {_ADE_REMEDY}"
             )
         return _finished(SceneSample(image, self.labels[index], mask, torch.tensor(index)), self.size, self.transform)
@@ -379,13 +377,13 @@ class ADE20KScenes(Dataset[SceneSample]):
         return torch.from_numpy(self._release.indices(_pixels(path, None, _ADE_REMEDY).astype(np.int64), path))
 
     def objects_of(self, index: int) -> dict[int, str]:
-        """Returns the names of the objects in one image by their index in its mask.
+        """Read the names of the objects in one image, by their index in its mask.
 
         Args:
-            index: Number of the image.
+            index: Row of the image.
 
         Raises:
-            DatasetError: If its annotation, or in the full release its JSON file, cannot be read.
+            DatasetError: If the annotation cannot be read, or the JSON file in the full release.
 
         Example:
             ``scenes.objects_of(0)`` is ``{1: 'wall', 4: 'floor, flooring', 66: 'toilet, can, ...'}``
@@ -404,7 +402,7 @@ class _Entry(NamedTuple):
 
 
 class _Release(NamedTuple):
-    """How the two releases of ADE20K differ."""
+    """Functions that read one release of ADE20K."""
 
     entries: Callable[[Path], list[_Entry]]
     """All images below a root."""
@@ -413,7 +411,7 @@ class _Release(NamedTuple):
     annotation: Callable[[str], str]
     """File of the annotation of an image, both below the root."""
     indices: Callable[[np.ndarray[Any, Any], Path], np.ndarray[Any, Any]]
-    """Indices of objects (H, W) from the pixels of an annotation, and its path for errors."""
+    """Indices of objects (H, W), from the pixels of an annotation; errors name its path."""
 
 
 def _challenge_entries(root: Path) -> list[_Entry]:
@@ -431,7 +429,7 @@ def _challenge_objects(root: Path) -> dict[int, str]:
     path = root / "objectInfo150.txt"
     objects: dict[int, str] = {}
     for number, words in _lines(path, _ADE_REMEDY):
-        if number > 1:  # the first names the columns: index, ratio, images in training and validation, name
+        if number > 1:  # line 1 names the columns: index, ratio, images in training and validation, name
             if len(words) < 5 or words[0] != str(len(objects) + 1):
                 raise _malformed(path, number, f"{len(objects) + 1} 0.1576 11664 1172 wall", words, _ADE_REMEDY)
             objects[len(objects) + 1] = " ".join(words[4:])
@@ -447,7 +445,7 @@ def _challenge_annotation(name: str) -> str:
 def _challenge_indices(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     if pixels.ndim != 2 or pixels.max(initial=0) > _CHALLENGE_OBJECTS:
         raise DatasetError(
-            f"expected indices (H, W) from 0 to {_CHALLENGE_OBJECTS} in {path}, got {pixels.shape} up to "
+            f"{path} must hold indices (H, W) from 0 to {_CHALLENGE_OBJECTS}, got {pixels.shape} up to "
             f"{pixels.max(initial=0)}; {_ADE_REMEDY}"
         )
     return pixels
@@ -456,7 +454,7 @@ def _challenge_indices(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[A
 def _full_entries(root: Path) -> list[_Entry]:
     images = root / "images" / "ADE"
     return [
-        # work_place/office/ADE_train_1.jpg below a split; scenes of two words are joined by two underscores
+        # work_place/office/ADE_train_1.jpg below a split; two underscores join the words of a scene
         _Entry(split, path.relative_to(root).as_posix(), path.parent.name.replace("__", "_"))
         for split in _SPLITS_OF_ADE
         for path in sorted((images / split).glob("*/*/*.jpg"))
@@ -464,7 +462,7 @@ def _full_entries(root: Path) -> list[_Entry]:
 
 
 def _full_objects(root: Path) -> dict[int, str]:
-    """Returns no names: they are with each image."""
+    """Return no names: they are in the JSON file beside each image."""
     return {}
 
 
@@ -474,7 +472,7 @@ def _full_annotation(name: str) -> str:
 
 def _full_indices(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     if pixels.ndim != 3:
-        raise DatasetError(f"expected colours (H, W, 3) in {path}, got {pixels.shape}; {_ADE_REMEDY}")
+        raise DatasetError(f"{path} must hold colours (H, W, 3), got {pixels.shape}; {_ADE_REMEDY}")
     indices: np.ndarray[Any, Any] = pixels[..., 0] // 10 * 256 + pixels[..., 1]
     return indices
 
@@ -484,20 +482,20 @@ _FULL = _Release(_full_entries, _full_objects, _full_annotation, _full_indices)
 
 
 def _described(path: Path) -> dict[int, str]:
-    """Returns the names of objects by index that the JSON file of an image has."""
+    """Read the names of objects by index from the JSON file of an image."""
     try:
-        # Names are ASCII; other fields are not all UTF-8.
+        # Names are ASCII; some other fields are not UTF-8.
         found = json.loads(path.read_bytes().decode(errors="replace"))["annotation"]["object"]
-        # A list of one is written as its only element.
+        # The files write a list of one object as that object.
         return {int(o["name_ndx"]): str(o["name"]) for o in (found if isinstance(found, list) else [found])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"expected names of objects in {path}, got {type(error).__name__} ({error}); {_ADE_REMEDY}"
+            f"cannot read the names of objects in {path}, got {type(error).__name__} ({error}); {_ADE_REMEDY}"
         ) from error
 
 
 def _classes(path: Path) -> dict[int, str]:
-    """Returns the names of all categories by label."""
+    """Read the names of all categories by label."""
     classes: dict[int, str] = {}
     for number, words in _lines(path, _PLACES_REMEDY):
         if len(words) != 2 or words[0][:1] != "/" or words[0][2:3] != "/" or not words[1].isdecimal():
@@ -507,46 +505,46 @@ def _classes(path: Path) -> dict[int, str]:
 
 
 def _kept(categories: Iterable[str] | None, known: set[str], hint: str) -> set[str]:
-    """Returns the categories to keep; all that are known, if None."""
+    """Check the categories to keep; keep all known ones if None."""
     if categories is None:
         return known
     kept = {categories} if isinstance(categories, str) else set(categories)
     if not kept or kept - known:
-        raise ValueError(f"expected names of categories, got {sorted(kept - known) or 'none'}; {hint}")
+        problem = f"unknown categories {sorted(kept - known)}" if kept else "the list of categories is empty"
+        raise ValueError(f"{problem}; {hint}")
     return kept
 
 
 def _listed(path: Path, folder: str, classes: dict[int, str], kept: set[str]) -> Iterator[tuple[str, int]]:
-    """Yields images below the root with their labels, by an official list.
+    """Yield images below the root with their labels, from an official list.
 
-    A training image lies in its category's folder, so that a list and categories that do not belong together are told.
+    A training image lies in its category's folder, so a list that does not fit the categories raises.
     """
     names = {str(label): name for label, name in classes.items()}
     for number, words in _lines(path, _PLACES_REMEDY):
         name = names.get(words[-1])
         parent = words[0].rpartition("/")[0][3:]  # /k/kitchen/1.jpg, but no folder for validation images
         if len(words) != 2 or name is None or parent not in ("", name):
-            raise _malformed(
-                path, number, f"an image and the label of its category in {_CATEGORIES}", words, _PLACES_REMEDY
-            )
+            form = f"/k/kitchen/00000001.jpg 203 (the label in {_CATEGORIES})"
+            raise _malformed(path, number, form, words, _PLACES_REMEDY)
         if name in kept:
             yield f"{folder}/{words[0].lstrip('/')}", int(words[-1])
 
 
 def _in_folders(root: Path, split: str, classes: dict[int, str], kept: set[str]) -> Iterator[tuple[str, int]]:
-    """Yields images below the root with their labels, by the folder of their category."""
+    """Yield images below the root with their labels, from the folder of their category."""
     for label, name in sorted(classes.items()):
         if name in kept:
             folder = f"{split}/{name.replace('/', '-')}"
             images = sorted((root / folder).glob("*.jpg"))
             if not images:
-                raise DatasetError(f"expected images in {root / folder}, got none; {_PLACES_REMEDY}")
+                raise DatasetError(f"there are no images in {root / folder}; {_PLACES_REMEDY}")
             for image in images:
                 yield f"{folder}/{image.name}", label
 
 
 def _lines(path: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields the words of each line that has any, with its number; the training list has 1.8 million."""
+    """Yield the number and the words of each line that is not empty; the training list has 1.8 million lines."""
     empty = True
     try:
         with path.open(encoding="utf-8") as file:
@@ -556,33 +554,33 @@ def _lines(path: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
                     empty = False
                     yield number, words
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"expected the file {path}, got {type(error).__name__}; {remedy}") from error
+        raise DatasetError(f"cannot read the file {path} ({type(error).__name__}); {remedy}") from error
     if empty:
-        raise DatasetError(f"expected lines in {path}, got none; {remedy}")
+        raise DatasetError(f"{path} is empty; {remedy}")
 
 
 def _malformed(path: Path, number: int, form: str, words: list[str], remedy: str) -> DatasetError:
-    return DatasetError(f"expected {form!r} or the like in line {number} of {path}, got {' '.join(words)!r}; {remedy}")
+    return DatasetError(f"expected a line like {form!r} in line {number} of {path}, got {' '.join(words)!r}; {remedy}")
 
 
 def _image(path: Path, remedy: str) -> Tensor:
-    """Returns an image (3, H, W) in [0, 1]."""
+    """Read an image (3, H, W) in [0, 1]."""
     return torch.from_numpy(_pixels(path, "RGB", remedy)).permute(2, 0, 1) / 255
 
 
 def _pixels(path: Path, mode: str | None, remedy: str) -> np.ndarray[Any, Any]:
-    """Returns the pixels of a file in a mode of PIL, or as they are."""
+    """Read the pixels of a file in a mode of PIL, or in the file's own mode if None."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             return np.array(image if mode is None else image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:  # PIL has the latter two for damaged heads of PNG files
-        raise DatasetError(f"expected an image, got none that can be read from {path} ({error}); {remedy}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises the last two for damaged headers of PNG files
+        raise DatasetError(f"cannot read the image {path} ({error}); {remedy}") from error
 
 
 def _finished(sample: Sample, size: tuple[int, int] | None, transform: Callable[[Tensor], Tensor] | None) -> Sample:
-    """Returns a sample in the size asked for, with its image transformed."""
+    """Resize a sample if a size is given, and transform its image."""
     if size is not None and tuple(sample.image.shape[1:]) != tuple(size):
         sample = resized(sample, size)
     return sample if transform is None else sample._replace(image=transform(sample.image))

@@ -1,23 +1,23 @@
-"""Figures: drawn creatures whose classes are defined by the looks of some of their parts, so that reasons are known.
+"""Figures: drawn creatures with classes defined by the looks of some parts, so the true reasons are known.
 
-A figure has six parts on a cluttered ground, at places that vary, and stands mirrored half of the time. Each part has
-one of four looks, an orange or a blue filling, plain or striped, or cannot be seen. A class is a conjunction of
-*reasons*, each the look of one part::
+A figure has six parts at varying places on a cluttered background. Half of the figures are mirrored. A part has one of
+four looks: an orange or a blue filling, plain or striped. It may also be invisible. A class is a conjunction of
+*reasons*; each reason is the look of one part::
 
     class 0    plain orange head, striped orange wing, plain orange belly
 
-An image is of the class all of whose reasons it shows, or of none of them, which is the last label. No reason suffices:
-each belongs to two classes, and *near misses*, which show all reasons of a class but one, are common. Crest and tail
-are no class's reason. What an explanation ought to find, and where, is thus known for every image.
-:mod:`captum_xnn.datasets.synthetic_models` has networks to explain.
+An image belongs to a class if it shows all reasons of the class. An image of no class has the last label. No reason
+suffices by itself: each belongs to two classes, and *near misses* are common. A near miss shows all reasons of a class
+but one. The looks of crest and tail are reasons of no class. An explanation should find the reasons of an image at
+their places; both are known for every image. :mod:`captum_xnn.datasets.synthetic_models` has networks to explain.
 
 Conventions:
-    N images (3, 48, 48), float32 in [0, 1]. P = 6 parts, 4 looks, C classes; labels are 0 to C, and C is "none of
-    them". A class has R reasons, in the order of its parts. Coordinates are x, y in pixels from the upper left corner
-    of the image, so that the centre of the first pixel is at (0.5, 0.5), as in :mod:`captum_xnn.datasets.parts`.
+    N images (3, 48, 48), float32 in [0, 1]. P = 6 parts, 4 looks, C classes. Labels are 0 to C; C means no class.
+    A class has R reasons, in the order of its parts. Coordinates are x, y in pixels from the upper left corner of the
+    image, so the centre of the first pixel is at (0.5, 0.5), as in :mod:`captum_xnn.datasets.parts`.
 
 Reference:
-    Made for this library: the paper has no data whose reasons are known. Its questions to ask of them are those of
+    Made for this library, because the paper has no data with known reasons. The figures let you ask the questions of
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2.
 """
 
@@ -50,10 +50,13 @@ SIZE = 48
 """Height and width of the images in pixels."""
 
 PALETTE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.0), (0.0, 0.25, 1.0))
-"""All colours of figures and clutter: black outlines, white stripes, orange and blue fillings. The ground has none."""
+"""All colours of figures and clutter: black outlines, white stripes, orange and blue fillings.
+
+The background has other colours.
+"""
 
 LOOKS = ("plain orange", "striped orange", "plain blue", "striped blue")
-"""What a part can look like. Stripes are white, in every other row."""
+"""The looks of a part. Stripes are white, in every other row."""
 
 PARTS = ("crest", "head", "wing", "belly", "foot", "tail")
 """Parts in the order of every dimension P."""
@@ -66,13 +69,13 @@ REASONS: tuple[Mapping[str, str], ...] = (
     {"head": "striped blue", "belly": "plain orange"},
     {"wing": "striped blue", "belly": "plain blue"},
 )
-"""The classes. No image can be of two: any two ask for different looks of one part."""
+"""The classes. No image can be of two classes, because any two ask for different looks of one part."""
 
 _BLACK, _WHITE, _FILLINGS = 0, 1, (2, 3)
 
-# Centre of each part from that of the figure, x and y, so far apart that parts do not meet whatever their jitter.
+# Centre of each part from the figure's centre, x and y. They are far enough apart that jittered parts never touch.
 _PLACES = ((-15, -13), (-15, -2), (0, -11), (0, 0), (0, 10), (13, 1))
-# Half widths of each part's rows from the top. Parts are symmetric: a mirrored figure has the same ones elsewhere.
+# Half widths of each part's rows, from the top. Parts are symmetric: mirroring a figure only moves them.
 _SHAPES = (
     (0, 1, 2, 3, 3),
     (2, 3, 4, 4, 4, 4, 4, 3, 2),
@@ -87,16 +90,16 @@ _GROUND = (0.3, 0.65)
 
 
 class Figures(NamedTuple):
-    """Images with everything that is known of them."""
+    """Images with their labels, parts and reasons."""
 
     images: Tensor
     """(N, 3, 48, 48) in [0, 1]."""
     labels: Tensor
-    """Class from 0, or C for none of them, int64, (N,)."""
+    """Class from 0, or C for no class, int64, (N,)."""
     points: Tensor
     """Centres of the parts (N, P, 2), x and y in pixels, NaN where invisible."""
     boxes: Tensor
-    """Around the visible parts (N, 4), x0, y0, x1, y1 in pixels; zeros where there are none."""
+    """Boxes around the visible parts (N, 4), x0, y0, x1, y1 in pixels; zeros if no part is visible."""
     masks: Tensor
     """Pixels of each part with its outline (N, P, 48, 48), boolean. Parts do not overlap."""
     looks: Tensor
@@ -104,14 +107,14 @@ class Figures(NamedTuple):
     mirrored: Tensor
     """Whether the figure looks to the right, boolean, (N,)."""
     reasons: Tensor
-    """The classes' table (C, P), int64: the look that a class asks for, -1 where any will do."""
+    """The classes' table (C, P), int64: the look that a class asks of each part, -1 for any look."""
 
 
 def reasons_table(reasons: Sequence[Mapping[str, str]] = REASONS) -> Tensor:
-    """Returns classes as a table (C, P), int64: the look that a class asks of each part, -1 where any will do.
+    """Turn classes into a table (C, P), int64: the look that a class asks of each part, -1 for any look.
 
     Args:
-        reasons: For each class, looks by part.
+        reasons: For each class, its looks by part.
 
     Raises:
         ValueError: If there is no class, a name is unknown, or an image could be of two classes.
@@ -121,28 +124,29 @@ def reasons_table(reasons: Sequence[Mapping[str, str]] = REASONS) -> Tensor:
         tensor([[-1,  0, -1, -1, -1,  3]])
     """
     if not reasons:
-        raise ValueError("expected at least one class, got none; leave reasons= out to have six")
+        raise ValueError("reasons needs at least one class, got an empty list; leave reasons= out to have six")
     table = torch.full((len(reasons), len(PARTS)), -1)
     for row, asked in zip(table, reasons, strict=True):
         for part, look in asked.items():
             if part not in PARTS or look not in LOOKS:
-                raise ValueError(f"expected parts {PARTS} and looks {LOOKS}, got {part!r}: {look!r}; rename it")
+                raise ValueError(
+                    f"the parts are {PARTS} and the looks {LOOKS}, got {part!r}: {look!r}; check the spelling"
+                )
             row[PARTS.index(part)] = LOOKS.index(look)
     for a, b in combinations(range(len(table)), 2):
         if not bool(((table[a] != table[b]) & (table[a] >= 0) & (table[b] >= 0)).any()):
             raise ValueError(
-                f"expected classes of which an image can be one only, got {a} and {b}, which contradict each other "
-                "nowhere; let them ask for different looks of one part"
+                f"an image could be of both class {a} and class {b}; let them ask for different looks of one part"
             )
     return table
 
 
 def labels_of(looks: Tensor, reasons: Tensor) -> Tensor:
-    """Returns the class all of whose reasons an image shows, or C where there is none, int64, (N,).
+    """Find the class of each image, the one with all reasons shown, or C for no class, int64, (N,).
 
     Args:
         looks: (N, P), -1 where invisible.
-        reasons: (C, P), as :func:`reasons_table` makes it.
+        reasons: (C, P), from :func:`reasons_table`.
 
     Example:
         >>> labels_of(torch.tensor([[-1, 0, 2], [1, 0, -1]]), torch.tensor([[-1, 0, 2], [0, -1, 3]]))
@@ -153,16 +157,16 @@ def labels_of(looks: Tensor, reasons: Tensor) -> Tensor:
 
 
 def reason_parts(figures: Figures, label: int) -> Tensor:
-    """Returns the parts whose look makes a class, ascending, int64, (R,).
+    """List the parts whose looks define a class, ascending, int64, (R,).
 
-    ``figures.masks[:, parts]`` says where the reasons are, if an image shows them.
+    ``figures.masks[:, parts]`` marks the pixels of these parts; they are the places of the reasons that an image shows.
 
     Args:
-        figures: Of which the table counts.
+        figures: The images; only their table counts.
         label: The class, 0 to C - 1.
 
     Raises:
-        ValueError: If there is no such class; "none of them" has no reasons.
+        ValueError: If the class does not exist. Label C has no reasons.
 
     Example:
         >>> [PARTS[part] for part in reason_parts(draw_figures(1), 4)]
@@ -170,22 +174,22 @@ def reason_parts(figures: Figures, label: int) -> Tensor:
     """
     if not 0 <= label < len(figures.reasons):
         raise ValueError(
-            f"expected a class from 0 to {len(figures.reasons) - 1}, got {label}; pass one that has reasons"
+            f"expected a class from 0 to {len(figures.reasons) - 1}, got {label}; images of no class have no reasons"
         )
     return (figures.reasons[label] >= 0).nonzero()[:, 0]
 
 
 def concepts(figures: Figures, label: int) -> Tensor:
-    """Returns which of a class's reasons each image shows, boolean, (N, R), in the order of :func:`reason_parts`.
+    """Find the reasons of a class that each image shows, boolean, (N, R), in the order of :func:`reason_parts`.
 
-    An image is of the class where all are shown.
+    An image is of the class if it shows all of them.
 
     Args:
         figures: The images.
         label: The class, 0 to C - 1.
 
     Raises:
-        ValueError: If there is no such class.
+        ValueError: If the class does not exist.
 
     Example:
         >>> figures = draw_figures(500)
@@ -197,12 +201,12 @@ def concepts(figures: Figures, label: int) -> Tensor:
 
 
 def template(part: int) -> Tensor:
-    """Returns a part in each look, as numbers of colours in :data:`PALETTE`, int64, (4, h, w); -1 outside of it.
+    """Draw a part in each look, as numbers of colours in :data:`PALETTE`, int64, (4, h, w); -1 outside the part.
 
     Height and width are odd, and the middle pixel is the part's point.
 
     Args:
-        part: Its number in :data:`PARTS`.
+        part: Number of the part in :data:`PARTS`.
 
     Example:
         >>> template(PARTS.index("foot"))[LOOKS.index("striped orange")]
@@ -231,21 +235,21 @@ def draw_figures(
     near_misses: float = 0.35,
     hidden: float = 0.1,
 ) -> Figures:
-    """Returns figures: members of classes, near misses, and others whose looks are drawn independently.
+    """Draw figures: members of classes, near misses, and figures with independent random looks.
 
-    A near miss shows all reasons of a random class but one, whose part has another look or is hidden; it may be of
-    another class. With ``members=0, near_misses=0`` reasons are independent of each other.
+    A near miss shows all reasons of a random class but one. The part of that reason has another look or is hidden. A
+    near miss may belong to another class. With ``members=0, near_misses=0`` reasons are independent of each other.
 
     Args:
         n: Number of images N.
         seed: The same seed gives the same images.
-        reasons: The classes, for each of them looks by part.
-        members: Share of images that are made members of a random class, in [0, 1].
+        reasons: The classes, each as looks by part.
+        members: Share of images that show all reasons of a random class, in [0, 1].
         near_misses: Share of near misses, in [0, 1].
-        hidden: Probability with which a part that is free to have any look is invisible.
+        hidden: Probability that a part is invisible, if its look is free, in [0, 1].
 
     Raises:
-        ValueError: If shares are none, or classes are not as :func:`reasons_table` takes them.
+        ValueError: If n is below 1, a share is out of range, or :func:`reasons_table` rejects the classes.
 
     Example:
         >>> figures = draw_figures(1000)
@@ -257,8 +261,8 @@ def draw_figures(
     """
     if n < 1 or not min(members, near_misses, hidden) >= 0 or members + near_misses > 1 or hidden > 1:
         raise ValueError(
-            f"expected images, and shares whose sum is at most 1, got n={n}, members={members}, "
-            f"near_misses={near_misses} and hidden={hidden}; the defaults are a good start"
+            f"n must be at least 1, hidden in [0, 1], and members and near_misses not negative with a sum of at most "
+            f"1, got n={n}, members={members}, near_misses={near_misses} and hidden={hidden}; start with the defaults"
         )
     generator = torch.Generator().manual_seed(seed)
     table = reasons_table(reasons)
@@ -276,13 +280,13 @@ def draw_figures(
 def _looks(
     n: int, table: Tensor, members: float, near_misses: float, hidden: float, generator: torch.Generator
 ) -> Tensor:
-    """Returns the looks of each figure's parts, (N, P)."""
+    """Draw the looks of each figure's parts, (N, P)."""
     looks = torch.randint(len(LOOKS), (n, len(PARTS)), generator=generator)
     looks[torch.rand(looks.shape, generator=generator) < hidden] = -1
     kind = torch.rand(n, 1, generator=generator)
     asked = table[torch.randint(len(table), (n,), generator=generator)]
     made = torch.where((asked >= 0) & (kind < members + near_misses), asked, looks)
-    # What a near miss loses: one of the class's reasons, at random.
+    # A near miss loses one of the class's reasons, at random.
     lost = torch.where(asked >= 0, torch.rand(asked.shape, generator=generator), -1).argmax(1, keepdim=True)
     other = (made.gather(1, lost) + torch.randint(1, len(LOOKS), (n, 1), generator=generator)) % len(LOOKS)
     other[torch.rand(other.shape, generator=generator) < hidden] = -1
@@ -290,7 +294,7 @@ def _looks(
 
 
 def _ground(n: int, generator: torch.Generator) -> Tensor:
-    """Returns clouds with rectangles of the figures' own colours in front, (N, 3, H, W)."""
+    """Draw the background: clouds, with rectangles in the figures' own colours in front, (N, 3, H, W)."""
     low, high = _GROUND
     clouds = torch.rand(n, 3, 6, 6, generator=generator) * (high - low) + low
     images = F.interpolate(clouds, (SIZE, SIZE), mode="bilinear", align_corners=True)
@@ -308,7 +312,7 @@ def _ground(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _centres(mirrored: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns the middle pixel of each part, x and y, (N, P, 2), such that all parts are inside of the image."""
+    """Draw the middle pixel of each part, x and y, (N, P, 2), with all parts inside the image."""
     places = torch.tensor(_PLACES).repeat(len(mirrored), 1, 1)
     places[mirrored] *= torch.tensor([-1, 1])
     reach = torch.tensor([[max(shape), len(shape) // 2] for shape in _SHAPES]) + _JITTER
@@ -319,7 +323,7 @@ def _centres(mirrored: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _stamp(images: Tensor, masks: Tensor, centres: Tensor, looks: Tensor, numbers: Tensor) -> None:
-    """Draws one part of all figures that show it, in place, and marks its pixels."""
+    """Draw one part in place, on all figures that show it, and mark its pixels."""
     height, width = numbers.shape[1:]
     visible = (looks >= 0).nonzero()[:, 0]
     rows = (centres[visible, 1, None] - height // 2 + torch.arange(height))[:, :, None]
@@ -332,7 +336,7 @@ def _stamp(images: Tensor, masks: Tensor, centres: Tensor, looks: Tensor, number
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """Returns the smallest box around all parts of each figure, (N, 4)."""
+    """Compute the smallest box around all parts of each figure, (N, 4)."""
     seen = masks.any(1)
     sides = []
     for hit in (seen.any(1), seen.any(2)):

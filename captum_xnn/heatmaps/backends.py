@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -49,10 +49,18 @@ from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.heatmaps.shared_pass import gradients_of_groups
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_tensors
-from captum_xnn.layers.grid import has_channels_last
+from captum_xnn.layers.layout import (
+    Cells,
+    channel_dimension,
+    channels_by_numbers,
+    refuse_examples_second,
+    token_cells,
+)
 from captum_xnn.layers.lookup import find_layer
+from captum_xnn.layers.read import read_layer
 from captum_xnn.layers.state import untouched
 
 __all__ = [
@@ -86,6 +94,8 @@ _UNFIT = {
     LayerActivation: "is the same for every x-feature; use LayerGradientXActivation",
 }
 
+# Settings of a call with which x-features can share a forward pass.
+_SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
 # Methods for layers that all the same move the inputs, from a baseline or by noise.
 _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
@@ -117,7 +127,9 @@ class FromCaptum:
     explains layers takes ``layer=`` by dotted name; without one it takes the last layer with feature maps that runs
     before the explained layer. ``NoiseTunnel`` takes the method that it averages as ``attribution_method=``, a class or
     another ``FromCaptum``; every x-feature's map has noise of its own. Layers of transformers give tokens: with
-    ``tokens="vit"``, ``"swin"`` or ``"sequence"`` these are taken for feature maps, see :class:`TokenGrid`.
+    ``tokens="vit"``, ``"swin"`` or ``"sequence"`` these are taken for feature maps, see :class:`TokenGrid`. The grid of
+    ``"vit"`` is read from the patch embedding (:func:`captum_xnn.layers.layout.token_cells`), or given as
+    ``grid=(height, width)``.
 
     DeepLift, LRP and the guided methods work on a twin of the model made of modules, see
     :mod:`captum_xnn.heatmaps.canonical`, and refuse what they have no rule for.
@@ -153,6 +165,8 @@ class FromCaptum:
         self._twins = Twins()
         settings = dict(settings)
         self._tokens = _checked_tokens(settings.pop("tokens", None))
+        self._grid = _checked_grid(settings.pop("grid", None), self._tokens)
+        self._layouts = _Layouts()
         self._noise: dict[str, inspect.Parameter] = {}
         if issubclass(method, NoiseTunnel):
             self._noise = {
@@ -162,7 +176,8 @@ class FromCaptum:
             }
             around, settings = _around(settings)
             method, settings = around.method, {**around.settings, **settings}
-            self._tokens = self._tokens or around._tokens
+            if self._tokens is None:
+                self._tokens, self._grid = around._tokens, around._grid
         self.method = method
         self.settings = settings
         self._constructor = list(inspect.signature(method).parameters)[1:]
@@ -248,7 +263,8 @@ class FromCaptum:
             name, module = self._layer(network, attributed, construct.get("layer"))
             construct["layer"] = module
             if self._tokens is not None:
-                grid = construct["layer"] = TokenGrid(self._tokens, _image(inputs))
+                given = network, name, inputs, additional_forward_args
+                grid = construct["layer"] = self._layouts.tokens(*given, self._tokens, self._grid)
         if isinstance(attributed, CanonicalNetwork) and issubclass(self.method, LayerDeepLift):
             refuse_unfit(self.method, attributed, module)
         if "eps" in self._constructor and any(x.dtype == torch.float16 for x in inputs):
@@ -270,15 +286,25 @@ class FromCaptum:
                 leaves = _leaves(inputs, additional_forward_args, rows[some])
                 with (
                     untouched(attributed),
-                    _shapes(module, name, network.layer_name) as shapes,
+                    _shapes(module, name, network.layer_name) as seen,
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
                     made = self._attribute(attributed, construct, own, leaves, checking)
+                if module is not None and grid is None:
+                    asked = network, name, inputs, additional_forward_args
+                    self._layouts.refuse_examples_second(*asked, (seen or [made[0].shape])[-1], made[0], len(some))
+                channels = None
+                if grid is None and module is not None and made[0].dim() > 2:
+                    channels = self._layouts.channels(
+                        network, name, inputs, additional_forward_args, (seen or [made[0].shape])[-1]
+                    )
                 if grid is None and module is not None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
-                    channels_last = any(has_channels_last(shape, _image(inputs)) for shape in shapes)
-                    self._refuse_tokens(module, made[0], channels_last)
+                    self._refuse_tokens(module, channels)
                 likes = [_image(inputs)] * len(made) if layered else inputs
-                yield some.tolist(), [_finished(m, like, layered) for m, like in zip(made, likes, strict=True)]
+                yield (
+                    some.tolist(),
+                    [_finished(m, like, layered, channels) for m, like in zip(made, likes, strict=True)],
+                )
 
         return tuple(m.reshape(n, K, *m.shape[1:]) for m in gathered(drawn(), n * K))
 
@@ -367,10 +393,9 @@ class FromCaptum:
             raise _not_before(name, network.layer_name)
         return name, attributed.layer(name)
 
-    def _refuse_tokens(self, layer: nn.Module, maps: Tensor, channels_last: bool) -> None:
+    def _refuse_tokens(self, layer: nn.Module, channels: int | None) -> None:
         """Raises where Grad-CAM has taken tokens, cells, or single numbers, for channels."""
-        channels_first = maps.dim() > 3 or (maps.dim() == 3 and type(layer).__name__.endswith("1d"))
-        if channels_last or not channels_first:
+        if channels != 1:
             raise ValueError(
                 f"expected a layer with feature maps (N, C, H, W) for {self.method.__name__}, got "
                 f"{type(layer).__name__} without; where it gives tokens, say how they lie: "
@@ -382,19 +407,19 @@ class TokenGrid(nn.Module):
     """Tokens as feature maps, for methods that want channels first.
 
     Args:
-        kind: ``"vit"`` for (N, tokens, C), the last ones from the cells of an image, row by row; ``"swin"`` for
-            (N, H, W, C); ``"sequence"`` for (N, tokens, C) without an image.
-        image: Images (N, C, H, W), whose ratio the cells have; for ``"vit"``.
+        kind: ``"vit"`` for (N, tokens, C), of which some are the cells of an image; ``"swin"`` for (N, H, W, C);
+            ``"sequence"`` for (N, tokens, C) without an image.
+        cells: Which tokens are which cells, for ``"vit"``. A height and width mean the last tokens, row by row.
 
     Example:
-        >>> TokenGrid("vit", torch.zeros(1, 3, 32, 32))(torch.zeros(2, 17, 8)).shape
+        >>> TokenGrid("vit", (4, 4))(torch.zeros(2, 17, 8)).shape
         torch.Size([2, 8, 4, 4])
     """
 
-    def __init__(self, kind: str, image: Tensor) -> None:
+    def __init__(self, kind: str, cells: Cells | tuple[int, int] | None = None) -> None:
         super().__init__()
         self.kind = kind
-        self.ratio = image.shape[2] / image.shape[3] if image.dim() == 4 else 1.0
+        self.cells = cells
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns tokens as feature maps (N, C, H, W), or (N, C, tokens) of sequences.
@@ -411,9 +436,10 @@ class TokenGrid(nn.Module):
             )
         if self.kind == "swin":
             return tokens.permute(0, 3, 1, 2)
-        ahead = self._ahead(tokens) if self.kind == "vit" else 0
-        maps = tokens[:, ahead:].transpose(1, 2)
-        return maps.reshape(*maps.shape[:2], *self._cells(tokens)) if self.kind == "vit" else maps
+        if self.kind == "sequence":
+            return tokens.transpose(1, 2)
+        height, width, own = self._of(tokens)
+        return tokens[:, own].transpose(1, 2).reshape(len(tokens), -1, height, width)
 
     def back(self, maps: Tensor, tokens: Tensor) -> Tensor:
         """Returns feature maps as tokens.
@@ -424,8 +450,16 @@ class TokenGrid(nn.Module):
         """
         if self.kind == "swin":
             return maps.permute(0, 2, 3, 1)
-        ahead = self._ahead(tokens) if self.kind == "vit" else 0
-        return torch.cat([tokens[:, :ahead], maps.flatten(2).transpose(1, 2)], 1)
+        if self.kind == "sequence":
+            return maps.transpose(1, 2)
+        return tokens.index_copy(1, self._of(tokens)[2], maps.flatten(2).transpose(1, 2))
+
+    def _of(self, tokens: Tensor) -> Cells:
+        """Returns which of some tokens are which cells."""
+        assert self.cells is not None
+        count = tokens.shape[1]
+        cells = self.cells if isinstance(self.cells, Cells) else _last(*self.cells, count)
+        return cells._replace(tokens=cells.tokens.to(tokens.device))
 
     @contextmanager
     def after(self, layer: nn.Module) -> Iterator[None]:
@@ -440,15 +474,10 @@ class TokenGrid(nn.Module):
         finally:
             handle.remove()
 
-    def _cells(self, tokens: Tensor) -> tuple[int, int]:
-        """Returns the height and width of the grid."""
-        count = tokens.shape[1]
-        return math.isqrt(int(count * self.ratio)), math.isqrt(int(count / self.ratio))
 
-    def _ahead(self, tokens: Tensor) -> int:
-        """Returns how many tokens, such as the class token, go before those of the cells."""
-        height, width = self._cells(tokens)
-        return tokens.shape[1] - height * width
+def _last(height: int, width: int, count: int) -> Cells:
+    """Returns the last of some tokens as cells, row by row."""
+    return Cells(height, width, torch.arange(count - height * width, count))
 
 
 TOKENS = {"vit": 3, "swin": 4, "sequence": 3}
@@ -459,6 +488,121 @@ def _checked_tokens(tokens: str | None) -> str | None:
     if tokens is not None and tokens not in TOKENS:
         raise ValueError(f"expected tokens to be one of {', '.join(map(repr, TOKENS))}, got {tokens!r}")
     return tokens
+
+
+def _checked_grid(grid: Any, tokens: str | None) -> tuple[int, int] | None:
+    if grid is None:
+        return None
+    if tokens != "vit":
+        raise ValueError(f"grid={grid!r} is for tokens='vit', and tokens is {tokens!r}; pass both, or leave grid out")
+    if not (isinstance(grid, (tuple, list)) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)):
+        raise ValueError(f"grid is {grid!r}; pass cells along height and width, such as grid=(14, 14)")
+    return grid[0], grid[1]
+
+
+class _Layouts:
+    """How layers' outputs are laid out, each read once for inputs of a size."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+
+    def _read(
+        self,
+        what: Any,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> Any:
+        """Returns what a function reads of a layer, from the first example."""
+        known = self._known.setdefault(network.model, {})
+        key = what, name, *(tuple(x.shape[1:]) for x in inputs)
+        if key not in known:
+            x, more = rows_of(inputs, additional, torch.tensor([0]))
+            given = tuple(a.detach() if isinstance(a, Tensor) else a for a in network.hold((*x, *(more or ()))))
+            known[key] = what(network.model, find_layer(network.model, name)[1], given, name=name)
+        return known[key]
+
+    def channels(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        shape: Sequence[int],
+    ) -> int:
+        """Returns the dimension of a layer's output that holds channels, counted with the examples as 0.
+
+        The model is asked where the numbers of its shape leave that open.
+        """
+        image = _image(inputs)
+        by_numbers = channels_by_numbers(shape, image) if len(shape) == image.dim() == 4 else None
+        if by_numbers is not None:
+            return by_numbers
+        found: int = self._read(_channels, network, name, inputs, additional)
+        return found
+
+    def refuse_examples_second(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        shape: Sequence[int],
+        maps: Tensor,
+        rows: int,
+    ) -> None:
+        """Raises where a layer has no row for each example, as (T, N, D); asks the model where T is N by chance."""
+        refuse_examples_second(maps, rows, name)
+        if len(shape) > 2 and shape[0] == shape[1]:
+            one = self._read(_shape, network, name, inputs, additional)
+            refuse_examples_second(torch.empty(one, device="meta"), 1, name)
+
+    def tokens(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        kind: str,
+        grid: tuple[int, int] | None,
+    ) -> TokenGrid:
+        """Returns how the tokens of a layer lie; raises where that is unknown or contradicts the grid given."""
+        shape = self._read(_shape, network, name, inputs, additional)
+        refuse_examples_second(torch.empty(shape, device="meta"), 1, name)
+        if kind != "vit" or len(shape) != TOKENS[kind]:
+            return TokenGrid(kind)  # which tells of other dimensions
+        count = shape[1]
+        found: Cells | None = self._read(token_cells, network, name, inputs, additional)
+        if found is not None and grid in (None, (found.height, found.width)):
+            return TokenGrid(kind, found)
+        if grid is None:
+            raise ValueError(
+                f"layer {name!r} gives {count} tokens, and no convolution before it makes one of each of its cells, so "
+                f"the grid is unknown; pass it, as in layer={name!r}, tokens='vit', grid=(height, width), or "
+                "tokens='sequence' if these are no cells of an image"
+            )
+        if found is not None:
+            raise ValueError(
+                f"grid is {grid}, and the {count} tokens of layer {name!r} are {found.height} x {found.width} cells of "
+                f"the patch embedding with {count - len(found.tokens)} class or register tokens; leave grid out"
+            )
+        if grid[0] * grid[1] > count:
+            raise ValueError(
+                f"grid is {grid}, {grid[0] * grid[1]} cells, and layer {name!r} gives {count} tokens; pass a grid of "
+                "the cells that are left in this layer"
+            )
+        return TokenGrid(kind, grid)
+
+
+def _channels(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> int:
+    return channel_dimension(model, layer, inputs, name=name)
+
+
+def _shape(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> tuple[int, ...]:
+    """Returns the shape of a layer's output."""
+    with torch.inference_mode(False), untouched(model), torch.no_grad():
+        return tuple(read_layer(model, layer, inputs, name=name)[0].shape)
 
 
 class ExcitationMaps:
@@ -480,6 +624,7 @@ class ExcitationMaps:
         tokens: How a transformer's tokens lie in that layer, ``"vit"`` or ``"swin"``, see :class:`TokenGrid`. Their
             probabilities are summed over channels and enlarged to the image; that of a class token is left out.
             Without it maps are of the layer's own shape.
+        grid: Cells along height and width, for ``"vit"``, where they cannot be read from the patch embedding.
         contrastive: Whether to draw c-MWP, or MWP. See :class:`captum_xnn.ExcitationBP` for this and what follows.
         negative: What negative activations count.
         add: Shares of residual branches.
@@ -502,6 +647,7 @@ class ExcitationMaps:
         layer: str | nn.Module | None = None,
         *,
         tokens: str | None = None,
+        grid: tuple[int, int] | None = None,
         contrastive: bool = True,
         negative: Negative = "excitatory",
         add: Literal["signed", "excitatory"] = "signed",
@@ -510,19 +656,22 @@ class ExcitationMaps:
     ) -> None:
         self.layer = layer
         self.tokens = _checked_tokens(tokens)
+        self.grid = _checked_grid(grid, self.tokens)
         self.settings = Settings(contrastive, negative, add, batch_norm, strict).checked()
         self._chosen: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
+        self._layouts = _Layouts()
 
     def __repr__(self) -> str:
-        given = {k: v for k, v in (("layer", self.layer), ("tokens", self.tokens)) if v is not None}
+        named = (("layer", self.layer), ("tokens", self.tokens), ("grid", self.grid))
+        given: dict[str, Any] = {k: v for k, v in named if v is not None}
         given |= {k: v for k, v in asdict(self.settings).items() if v != getattr(Settings(), k)}
         return f"ExcitationMaps({', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_chosen": None}
+        return {**vars(self), "_chosen": None, "_layouts": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _chosen=WeakKeyDictionary())
+        vars(self).update(state, _chosen=WeakKeyDictionary(), _layouts=_Layouts())
 
     def __call__(
         self,
@@ -554,11 +703,12 @@ class ExcitationMaps:
         """
         refuse_scripted(network.model)
         layer, tokens = settings.pop("layer", self.layer), _checked_tokens(settings.pop("tokens", self.tokens))
+        cells = _checked_grid(settings.pop("grid", self.grid), tokens)
         known = asdict(self.settings)
         if unknown := settings.keys() - known.keys():
             raise TypeError(
                 f"expected settings of ExcitationMaps, got {', '.join(map(repr, sorted(unknown)))}; it takes: "
-                f"{', '.join(sorted({'layer', 'tokens', *known}))}"
+                f"{', '.join(sorted({'grid', 'layer', 'tokens', *known}))}"
             )
         chosen = replace(self.settings, **settings).checked()
         if tokens and layer is None:
@@ -566,8 +716,11 @@ class ExcitationMaps:
                 f"expected a layer whose tokens lie as tokens={tokens!r} says, got none; name it, as in "
                 f"ExcitationMaps('...', tokens={tokens!r})"
             )
-        grid = TokenGrid(tokens, _image(inputs)) if tokens else None
         stop = self._stop(network, layer, inputs, additional_forward_args)
+        given = network, "" if stop is None else stop.name, inputs, additional_forward_args
+        grid = self._layouts.tokens(*given, tokens, cells) if tokens else None
+        channels = partial(self._layouts.channels, *given)
+        check = partial(self._layouts.refuse_examples_second, *given)
         n, K = len(inputs[0]), len(features)
         if not K:
             raise ValueError("expected at least one x-feature to draw, got none; pass their numbers, such as [0, 1]")
@@ -580,7 +733,17 @@ class ExcitationMaps:
             for some in torch.split(torch.arange(n), at_once[0]):
                 x, additional = rows_of(inputs, additional_forward_args, some)
                 parts = [
-                    _winning(network, x, additional or (), chosen, list(features[i : i + at_once[1]]), stop, grid)
+                    _winning(
+                        network,
+                        x,
+                        additional or (),
+                        chosen,
+                        list(features[i : i + at_once[1]]),
+                        stop,
+                        channels,
+                        check,
+                        grid,
+                    )
                     for i in range(0, K, at_once[1])
                 ]
                 made = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
@@ -664,6 +827,58 @@ class GradientMaps(_Choice):
         layered = "layer" in options or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
         return self._at_layer if layered else self._at_inputs
 
+    def __call__(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], features: Sequence[int], **options: Any
+    ) -> tuple[Tensor, ...]:
+        """Return one tensor (N, K, ...) of maps per input; layer methods on images give (N, K, 1, H, W).
+
+        Groups of contributions share one forward pass (:mod:`captum_xnn.heatmaps.shared_pass`).
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            options: Further arguments, as :class:`FromCaptum` takes them.
+        """
+        chosen = self.choose(network, inputs, options)
+        if isinstance(network, ContributionNetwork) and not {*options} - _SHARED:
+            found = self._together(network, inputs, features, layered=chosen is self._at_layer, **options)
+            if found is not None:
+                return found
+        return chosen(network, inputs, features, **options)
+
+    def _together(
+        self,
+        network: ContributionNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        layered: bool,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        layer: str | nn.Module | None = None,
+    ) -> tuple[Tensor, ...] | None:
+        """Return the maps of all x-features from one forward pass for each chunk; None where that cannot be."""
+        given = (additional_forward_args or ())[:-1]  # the last ones are the slopes of the path
+        name, place = self._at_layer._layer(network, network, layer) if layered else ("", None)
+        n, K, chunks = len(inputs[0]), len(features), []
+        for rows in torch.split(torch.arange(n), internal_batch_size or n):
+            x, more = rows_of(inputs, given, rows)
+            made = gradients_of_groups(network.form, network.tail, network.target, x, more or (), features, place)
+            if made is None:
+                return None
+            maps = [values[:, None] * gradients for values, gradients in made]
+            if place is None:
+                chunks.append([m.to(like.dtype) for m, like in zip(maps, inputs, strict=True)])
+                continue
+            values, layouts = made[0][0], self._at_layer._layouts
+            asked = network, name, inputs, additional_forward_args
+            layouts.refuse_examples_second(*asked, values.shape, values, len(rows))
+            channels = layouts.channels(*asked, values.shape) if values.dim() > 2 else None
+            done = _finished(maps[0].flatten(0, 1), _image(inputs), True, channels)
+            chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
+        return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))
+
 
 class DefaultMaps(_Choice):
     """:class:`GradientMaps` for groups of contributions, :class:`ExcitationMaps` for learned networks and outputs.
@@ -694,9 +909,15 @@ def _winning(
     settings: Settings,
     features: list[int],
     stop: Stop | None,
+    channels: Callable[[Sequence[int]], int],
+    check: Callable[[Sequence[int], Tensor, int], None],
     grid: TokenGrid | None,
 ) -> list[Tensor]:
-    """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative."""
+    """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative.
+
+    Feature maps of a layer to stop at are summed over channels, which are in the dimension that ``channels`` returns.
+    ``check`` raises where such a layer has no row for each example.
+    """
     done, winners = propagate(
         network,
         inputs,
@@ -709,11 +930,13 @@ def _winning(
     )
     maps = []
     for p, leaf in zip(winners.p, done.leaves, strict=True):
+        if stop is not None and grid is None:
+            check(p.shape[1:], p[0], len(inputs[0]))
         p = p.transpose(0, 1)
         if grid is not None:
             p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])
         elif stop is not None and leaf.dim() == 4:
-            p = _cells(p, _image(inputs))
+            p = p.sum(channels(p.shape[1:]) + 1).unsqueeze(2)
         if settings.contrastive:
             opposite = (done.output[:, features] < 0) & network.centred
             side = torch.where(opposite, -1, 1).to(p.dtype)
@@ -725,13 +948,6 @@ def _winning(
 def _image(inputs: tuple[Tensor, ...]) -> Tensor:
     """Returns the input whose size maps of a layer have: the first of images, if there are any."""
     return next((x for x in inputs if x.dim() == 4), inputs[0])
-
-
-def _cells(p: Tensor, image: Tensor) -> Tensor:
-    """Returns a layer's probabilities (N, K, C, h, w), or with the channels last, as maps (N, K, 1, h, w)."""
-    if has_channels_last(p.shape[1:], image):
-        return p.sum(4)[:, :, None]
-    return p.sum(2, keepdim=True)
 
 
 def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
@@ -881,10 +1097,10 @@ def _leaves(
     return tuple(x.requires_grad_(x.is_floating_point()) for x in picked), more
 
 
-def _finished(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
+def _finished(maps: Tensor, like: Tensor, layered: bool, channels: int | None) -> Tensor:
     """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W)."""
     if layered and maps.dim() == 4 and like.dim() == 4:
-        one = maps.sum(3)[:, None] if has_channels_last(maps.shape, like) else maps.sum(1, keepdim=True)
+        one = maps.sum(channels or 1)[:, None]
         maps = F.interpolate(one, like.shape[2:], mode="bilinear", align_corners=False)
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 

@@ -6,7 +6,6 @@ Conventions:
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from captum_xnn.heatmaps.backends import Heatmap, rows_of_settings
 from captum_xnn.heatmaps.network import ExplanationNetwork
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_forward_args, format_tensors
+from captum_xnn.layers.stacklevel import levels_up
 
 __all__ = ["Part", "copied", "draw", "in_shape_of", "levels_up", "like"]
 
@@ -91,19 +91,6 @@ def draw(
             stacklevel=levels_up(),
         )
     return maps
-
-
-def levels_up() -> int:
-    """Return the stacklevel at which a warning of the calling function is shown beside the user's own line.
-
-    Example:
-        >>> levels_up() >= 1
-        True
-    """
-    level, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("captum", "captum_xnn"):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:

@@ -29,7 +29,7 @@ from captum_xnn.layers.read import EveryCall, OutputTransform, not_reached, run_
 from captum_xnn.layers.state import eager
 from captum_xnn.targets import Target, select_each
 
-__all__ = ["Points", "Tail"]
+__all__ = ["Points", "Tail", "frozen"]
 
 # Rows that the model's rest takes at once, by the size of Z; a bound on memory, not on speed.
 _BYTES, _ROWS = 1 << 26, 1024
@@ -203,7 +203,7 @@ class Tail:
         rows = torch.arange(n) if once else torch.arange(n).repeat(S)
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
         swap = _Swap(self, line, once)
-        with _frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager():
+        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager():
             output = self.model(*inputs, *(additional or ()))
             if swap.leaf is None or swap.Z is None:
                 raise not_reached(self.model, self.name)
@@ -365,8 +365,12 @@ def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTra
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Have weights take no gradients, so that nothing before the layer keeps a graph."""
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep weights from taking gradients in this context, so that nothing before the layer keeps a graph.
+
+    Args:
+        model: A plain module.
+    """
     taking = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in taking:

@@ -1,4 +1,4 @@
-"""Metrics of explanations, as plain functions of tensors, all of which can be imported from here."""
+"""Metrics of explanations: plain functions of tensors. Import any of them from here."""
 
 from captum_xnn.metrics.concepts import (
     area,

@@ -1,10 +1,10 @@
-"""Controls: maps and partitions drawn by chance, to print beside every figure.
+"""Controls: random maps and random partitions, to print beside every figure.
 
-A measure tells something only where chance does badly. Draw a few seeds and print their mean beside the method.
+A metric is informative only if a control scores badly. Draw a few seeds and print their mean beside the method.
 
 Conventions:
-    N images, K x-features, D dimensions of the layer. Draws are made on the CPU, so that they are the same on every
-    device.
+    N images, K x-features, D dimensions of the layer. All draws happen on the CPU, so a seed gives the same draw on
+    every device.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["random_maps", "random_partition"]
 
 
 def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
-    """Draw a smooth random map in place of every map, (N, K, H, W), not negative, of the maps' shape and dtype.
+    """Draw a smooth random map in place of every map, (N, K, H, W), not negative, in the maps' shape and dtype.
 
-    Uniform numbers on a grid of cells x cells points are enlarged bilinearly. The maps of an image and of different
-    images are independent.
+    Each map enlarges uniform random numbers bilinearly from a grid of cells x cells points. All maps are independent,
+    within an image and between images.
 
     Args:
         maps: (N, K, H, W); only shape, dtype and device count.
@@ -28,7 +28,7 @@ def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
         cells: Points of the coarse grid along each side; fewer make smoother maps.
 
     Raises:
-        ValueError: If maps have another number of dimensions or are integers.
+        ValueError: If maps do not have four dimensions, or are not floating point.
 
     Example:
         >>> drawn = random_maps(torch.zeros(2, 3, 8, 8), seed=0)
@@ -37,8 +37,8 @@ def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
     """
     if maps.dim() != 4 or not maps.is_floating_point():
         raise ValueError(
-            f"expected maps (N, K, H, W) of floating point, got {tuple(maps.shape)} of {maps.dtype}; sum over the "
-            "channels of maps (N, K, C, H, W) first"
+            f"expected floating-point maps (N, K, H, W), got {tuple(maps.shape)} of {maps.dtype}; sum maps "
+            "(N, K, C, H, W) over their channels with maps.sum(2)"
         )
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(*maps.shape[:2], cells, cells, generator=generator, dtype=torch.float64)
@@ -46,15 +46,15 @@ def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
 
 
 def random_partition(dimensions: int, groups: int, generator: torch.Generator) -> Tensor:
-    """Draw groups of dimensions by chance, as one-hot rows (D, K), float32; their sizes differ by at most 1.
+    """Draw random groups of dimensions, as one-hot rows (D, K), float32; their sizes differ by at most 1.
 
     Args:
         dimensions: D.
         groups: K, at most D.
-        generator: Of the CPU.
+        generator: A generator on the CPU.
 
     Raises:
-        ValueError: If there are fewer dimensions than groups.
+        ValueError: If there are fewer dimensions than groups, or no group.
 
     Example:
         >>> a = random_partition(7, 3, torch.Generator().manual_seed(0))
@@ -62,6 +62,6 @@ def random_partition(dimensions: int, groups: int, generator: torch.Generator) -
         (tensor([2., 2., 3.]), True)
     """
     if not 1 <= groups <= dimensions:
-        raise ValueError(f"expected 1 to {dimensions} groups of {dimensions} dimensions, got {groups}; ask for fewer")
+        raise ValueError(f"cannot split {dimensions} dimensions into {groups} groups; ask for 1 to {dimensions} groups")
     chosen = torch.randperm(dimensions, generator=generator) % groups
     return F.one_hot(chosen, groups).float()

@@ -1,13 +1,14 @@
-r"""Faithfulness: how well the x-features give back what the model says (F_reg and F_cls).
+r"""Faithfulness: how closely the surrogate reproduces the model's prediction (F_reg and F_cls).
 
 Conventions:
     M examples, C outputs of the model, in logits.
 
 Metrics:
     :func:`regression_faithfulness`, F_reg: mean absolute difference between surrogate and prediction. In logits, 0 is
-    best. :func:`error_floor` says below what no x-features can come when several outputs are explained by fewer.
-    :func:`classification_faithfulness`, F_cls: share of examples whose predicted class stays when the surrogate is put
-    in the place of the prediction. 1 is best.
+    best. :func:`error_floor` is the smallest squared error that x-features can reach if they are fewer than the
+    outputs they explain.
+    :func:`classification_faithfulness`, F_cls: share of examples whose predicted class stays when the surrogate
+    replaces the prediction. 1 is best.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2.
@@ -24,11 +25,11 @@ __all__ = ["classification_faithfulness", "error_floor", "regression_faithfulnes
 
 
 def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
-    r"""Returns F_reg, :math:`\frac1M \sum_m |\bar y^{(m)} - \hat y^{(m)}|`, in logits.
+    r"""Compute F_reg, :math:`\frac1M \sum_m |\bar y^{(m)} - \hat y^{(m)}|`, in logits.
 
     Args:
-        surrogate: What the x-features give, (M,) or (M, C); with several outputs the mean is over these as well.
-        prediction: What the model gives, of the same shape.
+        surrogate: Bias plus contributions, (M,) or (M, C). With several outputs the mean is over outputs as well.
+        prediction: The model's outputs, of the same shape.
 
     Raises:
         ValueError: If shapes differ or there are no examples.
@@ -39,25 +40,25 @@ def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
     """
     if surrogate.shape != prediction.shape or not surrogate.numel():
         raise ValueError(
-            f"expected surrogate and prediction of one shape, with examples, got {tuple(surrogate.shape)} and "
+            f"surrogate and prediction must have one shape, with examples, got {tuple(surrogate.shape)} and "
             f"{tuple(prediction.shape)}; reshape them or check the data"
         )
     return float((surrogate.double() - prediction.double()).abs().mean())
 
 
 def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int | Sequence[int]) -> float:
-    """Returns F_cls, the share of examples whose predicted class stays the same, in [0, 1].
+    """Compute F_cls, the share of examples whose predicted class stays the same, in [0, 1].
 
-    An example whose surrogate or logits are NaN has no predicted class, and counts as one that changed.
+    An example with a NaN in its surrogate or logits has no predicted class, and counts as changed.
 
     Args:
         logits: All outputs of the model, (M, C).
-        surrogate: What the x-features give for the target output, (M,), or for several, (M, C').
-        target: Which output the surrogate stands for, or which several.
+        surrogate: Bias plus contributions for one target, (M,), or for several, (M, C').
+        target: The output or outputs that the surrogate replaces.
 
     Raises:
-        ValueError: If the model has a single output, which names no class, there are no examples, a target is out of
-            range, or the surrogate is not of these targets.
+        ValueError: If the model has a single output and so no classes, if there are no examples, if a target is out of
+            range or repeats, or if the surrogate does not have one column for each target.
 
     Example:
         >>> classification_faithfulness(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([3.0, 0.0]), 0)
@@ -65,13 +66,15 @@ def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int |
     """
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"expected logits (M, C) of C > 1 classes, got {tuple(logits.shape)}; for a single output use "
+            f"F_cls needs logits (M, C) of C > 1 classes, got {tuple(logits.shape)}; for a single output use "
             "regression_faithfulness"
         )
     M, C = logits.shape
     columns = [target] if isinstance(target, int) else list(target)
     if not all(0 <= c < C for c in columns) or len({*columns}) != len(columns):
-        raise ValueError(f"expected different targets from 0 to {C - 1}, got {columns}; name outputs of the model")
+        raise ValueError(
+            f"expected different targets from 0 to {C - 1}, got {columns}; name each output of the model once"
+        )
     if not M or surrogate.shape not in ((M, len(columns)), (M,) * (len(columns) == 1)):
         raise ValueError(
             f"expected a surrogate ({M}, {len(columns)}) of M > 0 examples and {len(columns)} targets, got "
@@ -85,23 +88,25 @@ def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int |
 
 
 def error_floor(prediction: Tensor, n: int) -> float:
-    r"""Returns the least mean squared error, summed over outputs, that any n x-features with a linear head can have.
+    r"""Compute the smallest mean squared error, summed over outputs, that n x-features with a linear head can reach.
 
-    It is the sum of the C - n smallest eigenvalues of the outputs' covariance: n x-features span n directions at most.
-    0 where n is at least C.
+    It is the sum of the C - n smallest eigenvalues of the outputs' covariance, because n x-features span at most n
+    directions. It is 0 if n is at least C.
 
     Args:
         prediction: Outputs that are explained jointly, (M, C).
         n: Number of x-features.
 
     Raises:
-        ValueError: If there are fewer than two examples, or the shape is another.
+        ValueError: If there are fewer than two examples, or the shape is not (M, C).
 
     Example:
         >>> error_floor(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.5], [0.0, -0.5]]), 1)
         0.125
     """
     if prediction.dim() != 2 or len(prediction) < 2:
-        raise ValueError(f"expected outputs (M, C) of two examples or more, got {tuple(prediction.shape)}; pass more")
+        raise ValueError(
+            f"expected outputs (M, C) of two examples or more, got {tuple(prediction.shape)}; pass more examples"
+        )
     values = torch.linalg.eigvalsh(torch.cov(prediction.T.double(), correction=0).reshape(2 * prediction.shape[1:]))
     return float(values[: max(prediction.shape[1] - n, 0)].clamp(min=0).sum())

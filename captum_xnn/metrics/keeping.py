@@ -1,18 +1,18 @@
-r"""Keep-top accuracy: does the model still recognise what only the strongest pixels of a heatmap show?
+r"""Keep-top accuracy: does the model still recognise an image from the strongest pixels of a heatmap?
 
-The n strongest pixels of each image are kept, all others are inpainted from them, and the model classifies again.
+Keep the n strongest pixels of each image, inpaint all others from them, and let the model classify again.
 
 Conventions:
-    N images of C channels and H x W pixels; K x-features. Images may be normalised: they are inpainted as they are,
-    each channel in the range of its kept pixels, so that the normalisation makes no difference. ``kept`` is True where
-    a pixel stays. Accuracies are in [0, 1].
+    N images of C channels and H x W pixels; K x-features. ``kept`` is True where a pixel stays. Images may be
+    normalised. Inpainting scales each channel by the range of its kept pixels, so the normalisation makes no
+    difference. Accuracies are in [0, 1].
 
-A *fill* is a callable ``fill(image, kept)`` of an image (C, H, W) and its kept pixels (H, W) that returns a whole image
-(C, H, W). :func:`biharmonic`, :func:`telea`, :func:`mean_colour` and what :func:`constant` returns are fills.
+A *fill* is a callable ``fill(image, kept)``. It takes an image (C, H, W) and its kept pixels (H, W), and returns a
+whole image (C, H, W). :func:`biharmonic`, :func:`telea` and :func:`mean_colour` are fills; :func:`constant` builds one.
 
 Left open by the paper, and decided here:
-    The inpainting algorithm: biharmonic, with Telea's beside it. How the heatmaps of several x-features become one:
-    :func:`combined`. Over what the accuracy is averaged: over images, not first over categories.
+    The inpainting algorithm is biharmonic; Telea's is available too. :func:`combined` joins the heatmaps of several
+    x-features. The accuracy is the mean over images, not first over categories.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, appendix II.3,
@@ -47,22 +47,23 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def combined(maps: Tensor, contributions: Tensor) -> Tensor:
-    r"""Returns one map per image, (N, H, W), from those of its x-features: a mixture in the shares they contribute.
+    r"""Mix the maps of each image's x-features into one map, (N, H, W), in proportion to their contributions.
 
     .. math:: \sum_i \max(v_i E_i, 0) \; S^i, \qquad S^i = \frac{\max(C^i, 0)}{\sum_{jk} \max(C^i_{jk}, 0)}
 
-    The paper says which pixels are kept ("top n pixels that have the highest response in the heatmap"), not how several
-    heatmaps are joined. Here each map is first a distribution over pixels, as in its section 4.2, so that no method's
-    scale counts; an x-feature that speaks against the class is no reason for it and does not count either. Where no
-    contribution is positive all x-features count alike. A map without positive values adds nothing.
+    The paper says which pixels to keep ("top n pixels that have the highest response in the heatmap"), but not how to
+    join several heatmaps. Here each map becomes a distribution over pixels, as in the paper's section 4.2, so the scale
+    of a heatmap method does not count. An x-feature with a negative contribution is no reason for the class, and does
+    not count. If no contribution of an image is positive, all its x-features count equally. A map without positive
+    values adds nothing.
 
     Args:
-        maps: (N, K, H, W); sum maps of several channels over these first. Turn signed maps round where they argue
-            against an x-feature's value, as ``Explanation.directed_maps`` does.
+        maps: (N, K, H, W); sum maps of several channels over the channels first. Reverse the sign of a signed map if
+            its x-feature has a negative value, as ``Explanation.directed_maps`` does.
         contributions: v_i E_i, (N, K).
 
     Raises:
-        ValueError: If the shapes do not belong together, or contributions are not finite.
+        ValueError: If the shapes do not fit each other, or contributions are not finite.
 
     Example:
         >>> maps = torch.tensor([[[[8.0, 0.0]], [[1.0, 1.0]], [[0.0, 5.0]]]])
@@ -75,7 +76,7 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
             f"{tuple(contributions.shape)}; sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
         )
     if not bool(contributions.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite values; look whether the fit diverged")
+        raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")
     weight = contributions.double().clamp_min(0)
     weight = torch.where((weight > 0).any(1, keepdim=True), weight, 1.0)
     positive = maps.double().clamp_min(0)
@@ -85,9 +86,9 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
 
 
 def top_pixels(maps: Tensor, n: int) -> Tensor:
-    """Returns the n strongest pixels of each map, as a mask (N, H, W) with exactly n True in each.
+    """Mark the n strongest pixels of each map, in a mask (N, H, W) with exactly n True for each image.
 
-    Of equally strong pixels the first in reading order are taken, rows from the top, each from the left.
+    Among equally strong pixels, the first in reading order win: rows from the top, each from the left.
 
     Args:
         maps: (N, H, W), finite; the larger, the stronger.
@@ -104,18 +105,18 @@ def top_pixels(maps: Tensor, n: int) -> Tensor:
     if maps.dim() != 3 or not bool(maps.isfinite().all()):
         raise ValueError(
             f"expected finite maps (N, H, W), got {tuple(maps.shape)}, finite: {bool(maps.isfinite().all())}; "
-            "join the maps of several x-features with combined"
+            "join the maps of several x-features with combined()"
         )
     H, W = maps.shape[1:]
     if not 0 <= n <= H * W:
-        raise ValueError(f"expected 0 <= n <= {H * W} pixels, got {n}; the maps are {H} x {W}, keep fewer of them")
+        raise ValueError(f"expected 0 <= n <= {H * W} pixels, got {n}; keep at most all pixels of maps of {H} x {W}")
     order = maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
     kept = torch.zeros(order.shape, dtype=torch.bool, device=maps.device)
     return kept.scatter_(1, order[:, :n], True).reshape(maps.shape)
 
 
 def constant(value: float | Sequence[float]) -> Fill:
-    """Returns a fill that paints lost pixels in one colour; black is what the paper paints before it inpaints.
+    """Build a fill that paints lost pixels in one colour. The paper paints them black before it inpaints.
 
     Args:
         value: One number, or one for each channel, in the images' own scale: black in images normalised by mean and
@@ -134,11 +135,11 @@ def constant(value: float | Sequence[float]) -> Fill:
 
 
 def mean_colour(image: Tensor, kept: Tensor) -> Tensor:
-    """Returns the image with its lost pixels in the mean colour of the kept ones; zeros if none are kept.
+    """Paint the lost pixels in the mean colour of the kept ones; return zeros if no pixel is kept.
 
     Args:
         image: (C, H, W).
-        kept: Which pixels stay, (H, W).
+        kept: The pixels that stay, (H, W), boolean.
 
     Example:
         >>> mean_colour(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[True, True, False]]))
@@ -151,13 +152,14 @@ def mean_colour(image: Tensor, kept: Tensor) -> Tensor:
 
 
 def biharmonic(image: Tensor, kept: Tensor) -> Tensor:
-    """Returns the image with its lost pixels inpainted so that the bilaplacian vanishes there; zeros if none are kept.
+    """Inpaint the lost pixels so that their bilaplacian vanishes; return zeros if no pixel is kept.
 
-    Values stay in the range of each channel's kept pixels. About a second for 224 x 224 pixels with 1,000 kept.
+    Values stay in the range of each channel's kept pixels. One image of 224 x 224 pixels with 1,000 kept takes about a
+    second.
 
     Args:
         image: (C, H, W).
-        kept: Which pixels stay, (H, W).
+        kept: The pixels that stay, (H, W), boolean.
 
     Example:
         >>> image, kept = torch.arange(25.0).reshape(1, 5, 5), torch.ones(5, 5, dtype=torch.bool)
@@ -175,13 +177,14 @@ def biharmonic(image: Tensor, kept: Tensor) -> Tensor:
 
 
 def telea(image: Tensor, kept: Tensor) -> Tensor:
-    """Returns the image with its lost pixels inpainted by fast marching, 3 pixels around; zeros if none are kept.
+    """Inpaint the lost pixels by fast marching with a radius of 3 pixels; return zeros if no pixel is kept.
 
-    Some ten times faster than :func:`biharmonic`. It needs OpenCV and reckons in steps of 1/65535 of a channel's range.
+    It is some ten times faster than :func:`biharmonic`. It needs OpenCV, and rounds to steps of 1/65535 of a channel's
+    range.
 
     Args:
         image: (C, H, W).
-        kept: Which pixels stay, (H, W).
+        kept: The pixels that stay, (H, W), boolean.
 
     Raises:
         ImportError: If OpenCV is not installed.
@@ -193,12 +196,13 @@ def telea(image: Tensor, kept: Tensor) -> Tensor:
         import cv2
     except ImportError as error:
         raise ImportError(
-            "expected OpenCV for Telea's inpainting, got no module cv2; `pip install captum-xnn[inpainting]`, or use "
-            "fill=biharmonic"
+            "Telea's inpainting needs OpenCV, but the module cv2 is not installed; run "
+            "`pip install captum-xnn[inpainting]`, or use fill=biharmonic"
         ) from error
 
     def march(unit: _Array, lost: _Array) -> _Array:
-        # One channel in 16 bits: three channels are taken in 8 bits only, and floats in [0, 1] come out far off.
+        # One 16-bit channel at a time: OpenCV accepts three channels in 8 bits only, and floats in [0, 1] come out far
+        # off.
         channels = (np.round(unit * 65535)).astype(np.uint16)
         mask = lost.astype(np.uint8)
         return np.stack([cv2.inpaint(channel, mask, 3, cv2.INPAINT_TELEA) for channel in channels]) / 65535
@@ -207,7 +211,7 @@ def telea(image: Tensor, kept: Tensor) -> Tensor:
 
 
 def _inpainted(image: Tensor, kept: Tensor, inpaint: Callable[[_Array, _Array], _Array]) -> Tensor:
-    """Returns what an algorithm for channels in [0, 1] and lost pixels gives, back in the image's own range."""
+    """Scale channels to [0, 1], run an inpainting algorithm, and scale the image back to its own range."""
     if not bool(kept.any()):
         return torch.zeros_like(image)
     known = image[:, kept].double()
@@ -220,15 +224,15 @@ def _inpainted(image: Tensor, kept: Tensor, inpaint: Callable[[_Array, _Array], 
 
 
 def keep_top(images: Tensor, masks: Tensor, fill: Fill = biharmonic) -> Tensor:
-    """Returns the images, (N, C, H, W), with their kept pixels as they were and all others from the fill.
+    """Keep the masked pixels of each image and replace all others by the fill, (N, C, H, W).
 
     Args:
         images: (N, C, H, W).
-        masks: Which pixels stay, (N, H, W), boolean.
-        fill: What lost pixels become; see the module's head.
+        masks: The pixels that stay, (N, H, W), boolean.
+        fill: Replaces lost pixels; see the module's head.
 
     Raises:
-        ValueError: If the shapes do not belong together, or the masks are not boolean.
+        ValueError: If the shapes do not fit each other, or the masks are not boolean.
 
     Example:
         >>> masks = torch.tensor([[[True, False]]])
@@ -239,7 +243,7 @@ def keep_top(images: Tensor, masks: Tensor, fill: Fill = biharmonic) -> Tensor:
     if not fitting or masks.dtype != torch.bool:
         raise ValueError(
             f"expected images (N, C, H, W) and boolean masks (N, H, W), got {tuple(images.shape)} and "
-            f"{tuple(masks.shape)} of {masks.dtype}; make masks with top_pixels, from maps of the images' size"
+            f"{tuple(masks.shape)} of {masks.dtype}; make masks with top_pixels from maps of the images' size"
         )
     masks = masks.to(images.device)
     made = images.clone()
@@ -258,21 +262,22 @@ def keep_top_accuracy(
     fill: Fill = biharmonic,
     batch_size: int = 32,
 ) -> float:
-    """Returns the share of images that the model classifies rightly from their n strongest pixels, in [0, 1].
+    """Compute the share of images that the model classifies correctly from their n strongest pixels, in [0, 1].
 
-    A module is run in eval mode and comes back as it was. Keeping all pixels gives its ordinary accuracy.
+    A module runs in eval mode and gets its mode back afterwards. With all pixels kept, the result is the model's
+    ordinary accuracy.
 
     Args:
-        model: Gives outputs (N, classes) from images.
+        model: Computes outputs (N, classes) from images.
         images: (N, C, H, W), as the model takes them.
-        saliency: One map per image, (N, H, W): :func:`combined` of several x-features, or the 1-Heatmap.
-        labels: The right classes, (N,). With the model's own predictions it is the share that stays.
-        n_pixels: How many pixels are kept, 0 to H W; the paper has 300, 500 and 1,000 of 224 x 224.
-        fill: What lost pixels become; see the module's head.
-        batch_size: How many images at once go through the model.
+        saliency: One map per image, (N, H, W): :func:`combined` maps of several x-features, or the 1-Heatmap.
+        labels: The correct classes, (N,). Pass the model's own predictions to measure the share that stays the same.
+        n_pixels: How many pixels to keep, 0 to H W; the paper keeps 300, 500 and 1,000 of 224 x 224.
+        fill: Replaces lost pixels; see the module's head.
+        batch_size: How many images run through the model together.
 
     Raises:
-        ValueError: If the shapes do not belong together, or there are no images.
+        ValueError: If the shapes do not fit each other, or there are no images.
 
     Example:
         >>> images = torch.tensor([[[[9.0, 0.0, 0.0]]], [[[0.0, 0.0, 9.0]]]])
@@ -288,7 +293,7 @@ def keep_top_accuracy(
     if not len(images) or not len(images) == len(saliency) == len(labels) or labels.dim() != 1:
         raise ValueError(
             f"expected N > 0 images, maps (N, H, W) and labels (N,), got {tuple(images.shape)}, "
-            f"{tuple(saliency.shape)} and {tuple(labels.shape)}; give one map and one label for each image"
+            f"{tuple(saliency.shape)} and {tuple(labels.shape)}; pass one map and one label for each image"
         )
     masks = top_pixels(saliency, n_pixels)
     right = 0

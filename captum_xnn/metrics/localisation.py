@@ -1,28 +1,29 @@
-r"""Locality: how many parts, or objects, an x-feature's maps are spread over.
+r"""Locality: over how many parts, or objects, an x-feature's maps spread.
 
 Conventions:
-    N images, K x-features, maps (N, K, H, W) that are not negative; P parts, as points (N, P, 2) of x and y in pixels,
-    NaN where a part is invisible; boxes (N, 4) of x0, y0, x1, y1 in pixels. The origin is the corner of the image, so
-    that the centre of the first pixel is at (0.5, 0.5). A pixel is in a box if its centre is, upper ends excluded.
+    N images, K x-features, maps (N, K, H, W) that are not negative. P parts are points (N, P, 2) of x and y in pixels,
+    NaN where a part is invisible. Boxes (N, 4) are x0, y0, x1, y1 in pixels. The origin is the corner of the image, so
+    the centre of the first pixel is at (0.5, 0.5). A pixel is in a box if its centre is, upper ends excluded.
 
 Method (Algorithm 1):
-    Every pixel in the box belongs to the nearest visible part, the first of several at the same distance. It belongs to
-    it by :math:`1 - \bar d`, with the distance normalised by the largest one in this image's box. Pixels outside of the
-    box belong to the context, wholly. With the map as probabilities of pixels,
-    :math:`S_p = \sum_{ij} P(p | ij) P(ij)` is what an x-feature has of each part, and the locality of an x-feature is
-    the entropy of the mean of S over the images, in nats: exp of it is about the number of parts. Less is more local.
+    Every pixel in the box belongs to the nearest visible part, or to the first of several at the same distance. The
+    weight of that pixel for the part is :math:`1 - \bar d`, where the distance is divided by the largest one in this
+    image's box. Pixels outside the box belong to the context with weight 1. The map gives probabilities of pixels.
+    :math:`S_p = \sum_{ij} P(p | ij) P(ij)` is then the share of an x-feature's map on each part. The locality of an
+    x-feature is the entropy of the mean of S over the images, in nats. The exponential of the entropy is about the
+    number of parts. Less is more local.
 
-What the paper leaves open, as decided here:
-    The distance is normalised by the largest from any pixel of the box to its part, one number for each image, so that
-    the far reaches of large parts count least: that is what the paper introduces it for. Invisible parts have no
-    pixels. Where all are invisible, what is in the box belongs to nothing. Of two parts on one point the first has all.
-    A map of zeros has no part, not even of the context, and does not count in the mean. Signed maps have to be made
-    non-negative first, by ``maps.clamp(min=0)`` for what speaks for the x-feature.
+Left open by the paper, and decided here:
+    The distance is divided by the largest distance from any pixel of the box to its part, one number for each image.
+    Pixels at the far ends of large parts then count least, as the paper intends. Invisible parts have no pixels. If all
+    parts are invisible, pixels in the box belong to no part. If two parts share one point, the first gets all its
+    pixels. A map of zeros has no share of any part or of the context, and does not count in the mean. Make signed maps
+    non-negative first: ``maps.clamp(min=0)`` keeps the evidence for the x-feature.
 
 Weighted by contribution:
-    The map of an image counts by the x-feature's share of the contributions there, and the mean over x-features by
-    their mean shares (:func:`mean_locality`): an x-feature that contributes nothing has a map like any other, and the
-    plain mean counts it.
+    An x-feature that contributes nothing still has maps, and the plain mean counts them. In the weighted form each
+    image counts by the x-feature's share of the contributions there. The mean over x-features counts each by its mean
+    share (:func:`mean_locality`).
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2 and
@@ -40,7 +41,7 @@ __all__ = ["locality", "mean_locality", "object_probabilities", "part_probabilit
 
 
 def pixel_probabilities(maps: Tensor) -> Tensor:
-    """Returns maps divided by their sums, (N, K, H, W), in single precision at least; a map of zeros stays one.
+    """Divide maps by their sums, (N, K, H, W), in single precision or better; a map of zeros stays zeros.
 
     Args:
         maps: (N, K, H, W), not negative.
@@ -54,28 +55,29 @@ def pixel_probabilities(maps: Tensor) -> Tensor:
     """
     if maps.dim() != 4:
         raise ValueError(
-            f"expected maps (N, K, H, W), got {tuple(maps.shape)}; sum over the channels of maps (N, K, C, H, W) first"
+            f"expected maps (N, K, H, W), got {tuple(maps.shape)}; sum maps (N, K, C, H, W) over their channels with "
+            "maps.sum(2)"
         )
     if not bool((maps >= 0).all()) or bool(maps.isinf().any()):
         raise ValueError(
-            f"expected maps that are finite and not negative, got values from {float(maps.min()):.3g} to "
-            f"{float(maps.max()):.3g}; take maps.clamp(min=0) for what speaks for an x-feature"
+            f"maps must be finite and not negative, got values from {float(maps.min()):.3g} to "
+            f"{float(maps.max()):.3g}; pass maps.clamp(min=0) to keep the evidence for each x-feature"
         )
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # a half holds no more than 65,504
     total = maps.sum((2, 3), keepdim=True, dtype=torch.float64).to(maps.dtype)
     if bool(total.isinf().any()):
-        raise ValueError(f"expected maps whose sums {maps.dtype} holds, got larger ones; divide them by a number first")
+        raise ValueError(f"the maps have sums beyond the range of {maps.dtype}; divide them by a large number first")
     return maps / torch.where(total > 0, total, 1)
 
 
 def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
-    """Returns what each map has of each part and, last, of the context, (N, K, P + 1), in double precision.
+    """Compute the share of each map on each part and, last, on the context, (N, K, P + 1), in double precision.
 
-    Rows sum to at most 1: pixels far from their part count for little.
+    Rows sum to at most 1, because pixels far from their part count for little.
 
     Args:
         maps: (N, K, H, W), not negative, of any scale.
-        points: Places of the parts (N, P, 2), x and y in pixels, NaN where invisible. They may lie outside of the box.
+        points: Places of the parts (N, P, 2), x and y in pixels, NaN where invisible. They may lie outside the box.
         boxes: (N, 4), x0, y0, x1, y1 in pixels.
 
     Raises:
@@ -94,14 +96,14 @@ def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
     if points.shape != (N, P, 2) or boxes.shape != (N, 4):
         raise ValueError(
             f"expected points ({N}, P, 2) and boxes ({N}, 4), got {tuple(points.shape)} and {tuple(boxes.shape)}; pass "
-            "x and y of each part and x0, y0, x1, y1 of each image"
+            "x and y of each part, and x0, y0, x1, y1 of each image"
         )
     wrong = ~boxes.isfinite().all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0, 0])
         raise ValueError(
-            f"expected boxes x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got {boxes[i].tolist()} of image {i}; of boxes "
-            "x, y, width, height add the first two to the last two"
+            f"expected boxes x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got {boxes[i].tolist()} of image {i}; if boxes "
+            "are x, y, width, height, add the first two numbers to the last two"
         )
     probabilities = pixel_probabilities(maps)
     found = maps.new_zeros(N, maps.shape[1], P + 1, dtype=torch.float64)
@@ -120,13 +122,13 @@ def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _inside(low: float, high: float, size: int) -> slice:
-    """Returns the pixels whose centres are from one coordinate up to another."""
+    """Select the pixels whose centres lie from one coordinate up to another."""
     first, last = (min(max(-int(-(edge - 0.5) // 1), 0), size) for edge in (low, high))
     return slice(first, max(first, last))
 
 
 def _parts(points: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-    """Returns to which part every pixel of a box belongs, and how much, both (h, w)."""
+    """Assign every pixel of a box to its nearest part, and compute its weight, both (h, w)."""
     y, x = (torch.arange(s.start, s.stop, device=points.device) + 0.5 for s in (rows, columns))
     square = (y - points[:, 1:]) ** 2
     squared, nearest = (square[:, :, None] + ((x - points[:, :1]) ** 2)[:, None]).min(0)
@@ -135,16 +137,16 @@ def _parts(points: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]
 
 
 def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = None) -> Tensor:
-    r"""Returns what each map has of each object, :math:`S_o = \sum_{ij \in o} P(ij)`, (N, K, O), in double precision.
+    r"""Compute the share of each map on each object, :math:`S_o = \sum_{ij \in o} P(ij)`, (N, K, O), double precision.
 
     Args:
         maps: (N, K, H, W), not negative.
-        masks: Which object each pixel is of, integers (N, H, W) from 1 to O, 0 for none; or, where objects overlap,
-            boolean (N, O, H, W).
-        objects: O, where masks are integers and their largest one is not it.
+        masks: The object of each pixel, integers (N, H, W) from 1 to O, 0 for no object. If objects overlap, boolean
+            (N, O, H, W).
+        objects: The number of objects O. Needed if masks are integers and their largest value is below O.
 
     Raises:
-        ValueError: If shapes do not fit, or maps have negative values.
+        ValueError: If shapes do not fit, maps have negative values, or a mask has an index above ``objects``.
 
     Example:
         >>> maps, masks = torch.tensor([[[[1.0, 2.0, 1.0]]]]), torch.tensor([[[0, 2, 2]]])
@@ -170,22 +172,23 @@ def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = N
     highest = int(masks.max()) if masks.numel() else 0
     O = highest if objects is None else objects  # noqa: E741
     if highest > O or bool((masks < 0).any()):
-        raise ValueError(f"expected objects from 0 to {O}, got {int(masks.min())} to {highest}; raise objects=")
+        raise ValueError(f"masks must hold objects from 0 to {O}, got {int(masks.min())} to {highest}; raise objects=")
     found = p.new_zeros(*p.shape[:2], O + 1)
     return found.scatter_add_(2, masks.flatten(1)[:, None].expand_as(p).long(), p)[..., 1:]
 
 
 def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> Tensor:
-    r"""Returns the entropy of each x-feature's mean probabilities of parts, (K,), in nats; NaN if it never has any.
+    r"""Compute the entropy of each x-feature's mean probabilities of parts, (K,), in nats.
 
-    That is so of maps that are zeros in all images, and where no part is visible in any box, nor any object there.
+    An x-feature with no share of any part or object in any image gets NaN, for instance if all its maps are zeros.
 
     .. math:: H = -\sum_p h_p \log h_p, \quad h_p = \bar S_p / \sum_p \bar S_p, \quad
               \bar S_p = \sum_m w_m S^m_p / \sum_m w_m
 
     Args:
-        probabilities: (N, K, P), as :func:`part_probabilities` and :func:`object_probabilities` return them.
-        contributions: (N, K), in logits: images weigh by the x-feature's share of them. Equally without.
+        probabilities: (N, K, P), from :func:`part_probabilities` or :func:`object_probabilities`.
+        contributions: (N, K), in logits. They weight each image by the x-feature's share of the contributions. Without
+            them all images count equally.
 
     Raises:
         ValueError: If shapes do not fit, or values are not finite.
@@ -201,13 +204,13 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
     if S.dim() != 3 or not bool(S.isfinite().all()):
         raise ValueError(
             f"expected finite probabilities (N, K, P), got {tuple(S.shape)}, finite: {bool(S.isfinite().all())}; pass "
-            "what part_probabilities or object_probabilities returned"
+            "the result of part_probabilities or object_probabilities"
         )
     if contributions is not None:
         if contributions.shape != S.shape[:2]:
             raise ValueError(
                 f"expected contributions (N, K) for probabilities (N, K, P), got {tuple(contributions.shape)} and "
-                f"{tuple(S.shape)}; pass those of Explanation.contributions"
+                f"{tuple(S.shape)}; pass Explanation.contributions of the same images"
             )
         S = S * contribution_shares(contributions).to(S.device)[:, :, None]
     total = S.sum(0)
@@ -217,9 +220,9 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
 
 
 def mean_locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> float:
-    """Returns the mean locality of the x-features, in nats: plain, or weighted by their mean shares of contributions.
+    """Compute the mean locality of the x-features, in nats: plain, or weighted by their mean shares of contributions.
 
-    An x-feature whose maps are all zeros has no locality and does not count.
+    An x-feature without a locality, such as one whose maps are all zeros, does not count.
 
     Args:
         probabilities: (N, K, P).

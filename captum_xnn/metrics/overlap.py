@@ -1,28 +1,29 @@
-r"""Orthogonality: whether the maps of different x-features fall on different regions (O1 and O2).
+r"""Orthogonality: do the maps of different x-features fall on different regions (O1 and O2)?
 
 Conventions:
     N images, K x-features, maps (N, K, H, W). All sums are in double precision.
 
     The K maps of an image are vectors of H W pixels. C is the sum over images of their covariances over the pixels,
-    :math:`C_{ij} = \sum_m \sum_{xy} (a^m_{ixy} - \bar a^m_i)(a^m_{jxy} - \bar a^m_j)`, and P the correlations that
-    it gives. Maps count as strongly as they are: scaling an x-feature's maps in all images changes nothing.
+    :math:`C_{ij} = \sum_m \sum_{xy} (a^m_{ixy} - \bar a^m_i)(a^m_{jxy} - \bar a^m_j)`. P holds the correlations
+    computed from C. Images with stronger maps count more. Scaling an x-feature's maps by one number in all images
+    changes nothing.
 
 Metrics:
     ``O1``: :math:`\lVert P \rVert_F - \sqrt K`, from 0 to :math:`K - \sqrt K`.
     ``O2``: :math:`-\log\det P`, from 0; infinite where a map is a linear combination of others.
 
 Weighted by contribution:
-    A dead x-feature still has a map, which is constant and overlaps with nothing: it makes O1 and O2 better. In the
-    weighted form x-feature i counts by :math:`t_i = w_i / \max_j w_j`, with its mean share w of the contributions:
-    its correlations are multiplied by :math:`\sqrt{t_i t_j}`, and K is replaced by :math:`\sum_i t_i`. With equal
-    shares that is the plain form, and a share of 0 leaves an x-feature out. One x-feature that does everything is
-    perfectly orthogonal, so read it beside the effective number
+    A dead x-feature still has a map. The map is constant and overlaps with no other, so it improves O1 and O2. In the
+    weighted form x-feature i counts by :math:`t_i = w_i / \max_j w_j`, where w is its mean share of the contributions.
+    Its correlations are multiplied by :math:`\sqrt{t_i t_j}`, and :math:`\sum_i t_i` replaces K. Equal shares give
+    the plain form, and a share of 0 leaves an x-feature out. A single x-feature that contributes everything is
+    perfectly orthogonal, so read the metric beside the effective number
     (:func:`captum_xnn.metrics.effective_number`).
 
-What the paper leaves open:
-    How C is aggregated over the data set: here within images, so that images with strong maps do not correlate the
-    maps of all x-features. A map of no variance in any image is correlated with none; what is left of a constant
-    map by rounding is no variance.
+Left open by the paper, and decided here:
+    The paper does not say how to aggregate C over the data set. Here covariances are taken within each image, so
+    images with strong maps do not correlate the maps of all x-features. A map without variance in any image
+    correlates with no other. A constant map's rounding errors do not count as variance.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2.
@@ -39,16 +40,16 @@ __all__ = ["Orthogonality", "OrthogonalityStream", "contribution_shares", "ortho
 
 
 class Orthogonality(NamedTuple):
-    """Both metrics; 0 is best."""
+    """The metrics O1 and O2; 0 is best."""
 
     o1: float
-    """Frobenius norm of the correlations, less that of the unit matrix."""
+    """Frobenius norm of the correlations, minus that of the unit matrix."""
     o2: float
     """Minus the logarithm of the correlations' determinant."""
 
 
 def orthogonality(maps: Tensor, *, contributions: Tensor | None = None) -> Orthogonality:
-    """Returns O1 and O2 of the maps of some images.
+    """Compute O1 and O2 of the maps of some images.
 
     Args:
         maps: (N, K, H, W), of any scale and sign.
@@ -60,7 +61,7 @@ def orthogonality(maps: Tensor, *, contributions: Tensor | None = None) -> Ortho
     Example:
         >>> maps = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]])
         >>> o1, o2 = orthogonality(maps)
-        >>> round(o1, 4), round(o2, 4)  # both maps are 0 elsewhere, which correlates them by -1/3
+        >>> round(o1, 4), round(o2, 4)  # each map is 0 in three of four pixels, so they correlate by -1/3
         (0.0765, 0.1178)
 
     Reference:
@@ -72,7 +73,7 @@ def orthogonality(maps: Tensor, *, contributions: Tensor | None = None) -> Ortho
 
 
 class OrthogonalityStream:
-    """O1 and O2 of maps that come batch by batch, in memory of K x K numbers.
+    """Compute O1 and O2 of maps batch by batch; memory holds K x K numbers.
 
     Example:
         >>> maps, stream = torch.rand(6, 3, 8, 8), OrthogonalityStream()
@@ -90,11 +91,11 @@ class OrthogonalityStream:
         self.images = 0
 
     def update(self, maps: Tensor, *, contributions: Tensor | None = None) -> None:
-        """Adds images.
+        """Add a batch of images.
 
         Args:
             maps: (N, K, H, W).
-            contributions: (N, K), in all batches or in none.
+            contributions: (N, K). Pass them with every batch or never.
 
         Raises:
             ValueError: If shapes do not fit each other or earlier ones, or values are not finite.
@@ -102,23 +103,23 @@ class OrthogonalityStream:
         known = None if self.covariance is None else len(self.covariance)
         if maps.dim() != 4 or known not in (None, maps.shape[1]):
             raise ValueError(
-                f"expected maps (N, {'K' if known is None else known}, H, W), got {tuple(maps.shape)}; sum over the "
-                "channels of maps (N, K, C, H, W) first"
+                f"expected maps (N, {'K' if known is None else known}, H, W), got {tuple(maps.shape)}; sum maps "
+                "(N, K, C, H, W) over their channels with maps.sum(2)"
             )
         if self.images and (self.shares is None) != (contributions is None):
-            raise ValueError("expected contributions with every batch or with none; pass them always, or never")
+            raise ValueError("some batches came with contributions and some without; pass them always, or never")
         if not all(bool(image.isfinite().all()) for image in maps):  # one at a time, for the memory
-            raise ValueError("expected finite maps, got NaN or infinite values; look at the images that have them")
+            raise ValueError("expected finite maps, got NaN or infinite values; check the images that have them")
         if contributions is not None:
             if contributions.shape != maps.shape[:2]:
                 raise ValueError(
                     f"expected contributions {tuple(maps.shape[:2])}, one for each map, got "
-                    f"{tuple(contributions.shape)}; pass those of Explanation.contributions"
+                    f"{tuple(contributions.shape)}; pass Explanation.contributions of the same images"
                 )
             total = contribution_shares(contributions).sum(0)
             self.shares = total if self.shares is None else self.shares + total
         rounding = 4 * torch.finfo(maps.dtype).eps if maps.is_floating_point() else 0.0
-        for image in maps.detach():  # one at a time, as double precision takes twice the room
+        for image in maps.detach():  # one at a time, because double precision takes twice the memory
             flat = image.double().flatten(1)
             centred = flat - flat.mean(1, keepdim=True)
             varies = centred.norm(dim=1) > rounding * flat.norm(dim=1)
@@ -128,9 +129,9 @@ class OrthogonalityStream:
         self.images += len(maps)
 
     def correlations(self) -> Tensor:
-        """Returns P, (K, K); of a map without variance, a row of the unit matrix."""
+        """Compute P, (K, K); a map without variance gets a row of the unit matrix."""
         if self.covariance is None:
-            raise ValueError("expected maps of at least one image, got none; call update first")
+            raise ValueError("there are no maps yet: orthogonality needs at least one image; call update() first")
         deviation = self.covariance.diagonal().sqrt()
         varies = deviation > 0
         P = self.covariance / torch.where(varies, deviation, 1).outer(torch.where(varies, deviation, 1))
@@ -139,10 +140,10 @@ class OrthogonalityStream:
         return P
 
     def compute(self) -> Orthogonality:
-        """Returns both metrics of all images seen, weighted if they came with contributions.
+        """Compute both metrics over all images so far, weighted if they came with contributions.
 
         Raises:
-            ValueError: If none were seen.
+            ValueError: If there are no images yet.
         """
         P = self.correlations()
         count = torch.ones(len(P), dtype=P.dtype, device=P.device)
@@ -160,13 +161,13 @@ class OrthogonalityStream:
 
 
 def contribution_shares(contributions: Tensor) -> Tensor:
-    r"""Returns :math:`|v_i E_i| / \sum_j |v_j E_j|` for each image, (N, K), in double precision; 0 where all are 0.
+    r"""Compute :math:`|v_i E_i| / \sum_j |v_j E_j|` for each image, (N, K), in double precision; 0 where all are 0.
 
     Args:
         contributions: (N, K), in logits.
 
     Raises:
-        ValueError: If they are not finite.
+        ValueError: If contributions are not finite.
 
     Example:
         >>> contribution_shares(torch.tensor([[3.0, -1.0], [0.0, 0.0]]))
@@ -176,7 +177,7 @@ def contribution_shares(contributions: Tensor) -> Tensor:
     size = contributions.detach().double().abs()
     if not bool(size.isfinite().all()):
         raise ValueError(
-            "expected finite contributions, got NaN or infinite values; look whether the explainer's fit diverged"
+            "expected finite contributions, got NaN or infinite values; check whether the explainer's fit diverged"
         )
     total = size.sum(1, keepdim=True)
     return size / torch.where(total > 0, total, 1)

@@ -1,13 +1,13 @@
-r"""Paired comparison: did the same people, or the same images, fare better under one condition than under another?
+r"""Paired comparison: did the same people, or the same images, score higher under one condition than under another?
 
 Conventions:
-    P pairs; ``a`` and ``b`` hold one score each for the same person, class or image. Differences are a - b, in the
-    scores' unit. p-values are two-sided and uncorrected: several comparisons call for
-    :func:`scipy.stats.false_discovery_control`. Groups of different people, as the paper's *1-Heatmap (DeepLIFT)*
-    against its main study, are not paired; :func:`scipy.stats.mannwhitneyu` is for these.
+    P pairs; ``a`` and ``b`` each hold one score for every person, class or image. Differences are a - b, in the
+    scores' unit. p-values are two-sided and uncorrected. For several comparisons, correct them with
+    :func:`scipy.stats.false_discovery_control`. Groups of different people are not paired, such as the paper's
+    *1-Heatmap (DeepLIFT)* against its main study; use :func:`scipy.stats.mannwhitneyu` for them.
 
-The paper gives p-values without naming its test. Purities of ten images take few values, so that ties are many: of the
-two p-values the permutation test's is exact with these, while Wilcoxon's is approximate.
+The paper gives p-values without naming its test. Purities of ten images take few values, so there are many ties. With
+ties the permutation test's p-value is exact, and Wilcoxon's is approximate.
 
 Reference:
     Wilcoxon, "Individual Comparisons by Ranking Methods", 1945; Kerby, "The Simple Difference Formula", 2014;
@@ -29,7 +29,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Comparison(NamedTuple):
-    """What paired scores say about the difference of two conditions."""
+    """The difference of two conditions, estimated from paired scores."""
 
     difference: float
     """Mean of a - b."""
@@ -38,9 +38,9 @@ class Comparison(NamedTuple):
     high: float
     """Upper end."""
     wilcoxon: float
-    """p-value of the signed-rank test, pairs without a difference left out; 1 if that leaves none."""
+    """p-value of the signed-rank test, without pairs that do not differ; 1 if no pair differs."""
     permutation: float
-    """p-value of the mean difference when its signs are drawn at random."""
+    """p-value of the mean difference under random signs."""
     effect: float
     """Matched-pairs rank-biserial correlation, in [-1, 1]: 1 if a is above b in all pairs, 0 if neither leads."""
 
@@ -53,22 +53,23 @@ def paired_test(
     resamples: int = 9999,
     confidence: float = 0.95,
 ) -> Comparison:
-    r"""Returns the mean difference of paired scores, its confidence interval, two p-values and an effect size.
+    r"""Compute the mean difference of paired scores, its confidence interval, two p-values and an effect size.
 
     With the ranks :math:`R_p` of the absolute differences that are not 0, the effect size is
 
     .. math:: r = \frac{\sum_{d_p > 0} R_p - \sum_{d_p < 0} R_p}{\sum_p R_p}
 
     Args:
-        a: Scores under one condition, (P,), finite. Differences that agree to 12 digits of the largest score (6 of
+        a: Scores under one condition, (P,), finite. Differences that agree to 12 digits of the largest score (6 for
             float32 scores) are ties.
-        b: Scores of the same people under the other, (P,).
-        seed: Of both resamplings.
-        resamples: How many sign patterns (all of them, if these are no more) and bootstrap samples are drawn.
-        confidence: Of the interval, which is the bootstrap's percentiles.
+        b: Scores of the same people under the other condition, (P,).
+        seed: Seeds both resamplings.
+        resamples: How many sign patterns and bootstrap samples to draw. If there are no more sign patterns than this,
+            the test uses each once.
+        confidence: Confidence level of the interval, a percentile bootstrap.
 
     Raises:
-        ValueError: If a and b are not of one length of at least 2, or not finite.
+        ValueError: If a and b differ in length, have fewer than two scores, or are not finite.
 
     Example:
         >>> found = paired_test([0.8, 0.7, 0.9, 0.6], [0.6, 0.5, 0.6, 0.7], seed=0)
@@ -81,9 +82,9 @@ def paired_test(
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2 or not finite:
         raise ValueError(
             f"expected finite scores a and b of the same P >= 2 people, got {first.shape} and {second.shape}, finite: "
-            f"{finite}; leave out people who lack one of the two"
+            f"{finite}; leave out people who lack one of the two scores"
         )
-    # But for the last bits, differences such as 0.8 - 0.7 and 0.4 - 0.3 are ties, and 0.1 + 0.2 - 0.3 is none.
+    # Without rounding, the last bits would break the tie of 0.8 - 0.7 and 0.4 - 0.3, and keep 0.1 + 0.2 - 0.3 from 0.
     scale = max(abs(first).max(), abs(second).max()) or 1.0
     shares = np.round((first - second) / scale, 6 if np.float32 in {x.dtype.type for x in given} else 12)
     low, high = _interval(shares, seed, resamples, confidence)
@@ -121,7 +122,7 @@ def _interval(differences: _Array, seed: int, resamples: int, confidence: float)
 
 
 def _signed_ranks(differences: _Array) -> tuple[float, float]:
-    """Returns the signed-rank test's p-value and the rank-biserial correlation."""
+    """Compute the signed-rank test's p-value and the rank-biserial correlation."""
     from scipy.stats import rankdata, wilcoxon
 
     moved = differences[differences != 0]
@@ -147,5 +148,5 @@ def _sign_flips(differences: _Array, seed: int, resamples: int) -> float:
 
 
 def _batch(differences: _Array) -> int:
-    """Returns how many resamples at once keep scipy's arrays at some 40 MB."""
+    """Compute how many resamples at once keep scipy's arrays at some 40 MB."""
     return max(1, 5_000_000 // len(differences))

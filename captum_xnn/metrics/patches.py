@@ -1,30 +1,32 @@
-r"""Patches: cover one patch of an image after the other, and compare what is lost with what the maps say.
+r"""Patches: cover the patches of an image one after the other, and compare the drops with the maps.
 
 Conventions:
-    N images (C, H, W), K x-features with contributions (N, K) in logits, maps (N, K, H, W). An image is cut into
-    P = g x g patches, numbered in reading order. A **drop** is the contribution in the whole image minus that in the
-    image with one patch covered, (N, K, P), in logits: positive where the patch adds to the contribution.
+    N images (C, H, W), K x-features with contributions (N, K) in logits, maps (N, K, H, W). An image has P = g x g
+    patches, numbered in reading order. A **drop** is the contribution in the whole image minus that in the image with
+    one patch covered, (N, K, P), in logits. It is positive where the patch adds to the contribution.
 
 Metrics:
     ``patch_agreement``: Spearman rank correlation over the patches between the drops and the map, mean over images and
     x-features, from -1 to 1. Chance is 0.
     ``drop_orthogonality``: O1 and O2 (:mod:`captum_xnn.metrics.overlap`) of the drops in absolute value, in
-    place of the maps. 0 where every x-feature loses by patches of its own.
+    place of the maps. 0 if every x-feature depends on patches of its own.
 
-What fakes them:
-    A map made by covering the same patches agrees by construction: occlusion is a ceiling here, no rival. Patch
-    agreement says nothing of whether x-features differ: one x-feature that is the whole output can reach any value.
-    No heatmap method can flatter the orthogonality of drops, as it sees none. x-features that chance divides do
-    not look distinct either: each loses by the same patches. A dead x-feature does: use the weighted form.
-    Print :func:`captum_xnn.metrics.random_maps` and ``random_partition`` beside both.
+How to read them:
+    Occlusion covers the same patches, so its maps agree by construction. Treat its patch agreement as a ceiling, not
+    as a rival. Patch agreement does not show whether x-features differ: a single x-feature that equals the whole
+    output can reach any value. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
+    groups of dimensions do not look distinct either, because their drops come from the same patches. A dead x-feature
+    does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.random_maps` and
+    ``random_partition`` beside both metrics.
 
 Fill:
-    A covered patch is an image that the model never saw, so the drops depend on the fill. The default is the mean
-    colour of the image, which needs no knowledge of the data. 0 is the mean colour of the data, for normalised images.
+    The model never saw images with covered patches, so the drops depend on the fill. The default is the mean colour of
+    the image; it needs no knowledge of the data. For normalised images, 0 is the mean colour of the data.
 
 Reference:
-    Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", 2024: the score IDSDS of maps of
-    whole outputs, with models trained on covered patches. Here it is taken for each x-feature, with the model as it is.
+    Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", 2024. Their score IDSDS rates
+    maps of whole outputs, with models trained on covered patches. Here it rates maps of each x-feature, with the model
+    unchanged.
 """
 
 from __future__ import annotations
@@ -49,9 +51,9 @@ __all__ = [
 
 
 def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
-    """Return which pixels belong to each patch, (P, H, W), bool; every pixel belongs to one.
+    """Mark the pixels of each patch, (P, H, W), bool; every pixel belongs to exactly one patch.
 
-    Sides that the grid does not divide give patches that differ by one pixel.
+    If the grid does not divide a side evenly, patches differ by one pixel.
 
     Args:
         height: H in pixels.
@@ -68,14 +70,14 @@ def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
     if not 1 <= grid <= min(height, width):
         raise ValueError(
             f"expected a grid of 1 to {min(height, width)} for images of {height} x {width} pixels, got {grid}; take a "
-            "coarser grid"
+            "coarser grid, of at least 1"
         )
     row, column = (torch.arange(side) * grid // side for side in (height, width))
     return row[:, None] * grid + column == torch.arange(grid**2)[:, None, None]
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Blur images by a Gaussian, as a fill of :func:`patch_drops`; borders are continued by their own colour.
+    """Blur images by a Gaussian, as a fill for :func:`patch_drops`; border pixels repeat beyond the border.
 
     Args:
         images: (N, C, H, W).
@@ -91,13 +93,13 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
         True
     """
     if not sigma > 0:
-        raise ValueError(f"expected sigma > 0 pixels, got {sigma}; an eighth of the image's side hides most details")
+        raise ValueError(f"expected sigma > 0 pixels, got {sigma}; an eighth of the image's side hides most detail")
     at = torch.arange(-round(4 * sigma), round(4 * sigma) + 1, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-(at**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum())[None, None]
     pad = len(at) // 2
     n, channels, height, width = images.shape
-    # Rows, then columns, each as one-dimensional signals.
+    # A Gaussian separates: blur the rows, then the columns, as one-dimensional signals.
     along = F.pad(images.reshape(-1, 1, width), (pad, pad), mode="replicate")
     done = F.conv1d(along, kernel).reshape(n, channels, height, width).transpose(2, 3)
     along = F.pad(done.reshape(-1, 1, height), (pad, pad), mode="replicate")
@@ -113,16 +115,17 @@ def patch_drops(
     fill: Tensor | float | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """Cover every patch of every image, and return what each x-feature's contribution loses, (N, K, P).
+    """Cover every patch of every image, and compute the drop of each x-feature's contribution, (N, K, P).
 
     Args:
-        contributions: Gives the contributions (n, K) of a batch of images (n, C, H, W), or its logit (n, 1). It is
-            called without recording gradients; one that needs them turns them on itself (``torch.enable_grad``).
+        contributions: Computes the contributions (n, K) of a batch of images (n, C, H, W), or its logit (n, 1). It runs
+            without gradients. If it needs them, it must turn them on itself with ``torch.enable_grad``.
         inputs: (N, C, H, W).
         grid: Patches along each side.
         fill: Values of covered pixels: a number, or a tensor that broadcasts to the inputs, such as
             ``blurred(inputs, 8)``. The mean colour of each image by default.
-        batch_size: Images in a call. N (P + 1) images are run in all, and not more than this many kept at once.
+        batch_size: Images in one call. In all, N (P + 1) images run; at most ``batch_size`` covered images are in
+            memory at once.
 
     Raises:
         ValueError: If shapes do not fit, or contributions are not finite.
@@ -142,7 +145,7 @@ def patch_drops(
         cover = cover.expand_as(inputs)
     except RuntimeError as error:
         raise ValueError(
-            f"expected a fill that broadcasts to {tuple(inputs.shape)}, got {tuple(cover.shape)}; give a colour as "
+            f"expected a fill that broadcasts to {tuple(inputs.shape)}, got {tuple(cover.shape)}; pass a colour as "
             "(C, 1, 1)"
         ) from error
     masks = patch_masks(inputs.shape[2], inputs.shape[3], grid).to(inputs.device)
@@ -155,7 +158,7 @@ def patch_drops(
 
 
 def _values(contributions: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return the contributions of a batch after checking them."""
+    """Compute the contributions of a batch and check them."""
     found = contributions(images).detach()
     if found.dim() != 2 or len(found) != len(images):
         raise ValueError(
@@ -163,14 +166,14 @@ def _values(contributions: Callable[[Tensor], Tensor], images: Tensor) -> Tensor
             "single logit a second dimension of 1"
         )
     if not bool(found.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite values; look whether the fit diverged")
+        raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")
     return found
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's rank correlation over the last dimension, (...), float64; 0 where either is constant.
+    """Compute Spearman's rank correlation over the last dimension, (...), float64; 0 where either input is constant.
 
-    Equal values have the mean of their ranks.
+    Equal values share the mean of their ranks.
 
     Args:
         a: (..., P).
@@ -192,14 +195,14 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
             "the same order of dimensions"
         )
     if not bool(a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("expected finite values, got NaN or infinite ones; look at the images that have them")
+        raise ValueError("expected finite values, got NaN or infinite ones; check the images that have them")
     x, y = (_centred_ranks(values.detach()) for values in (a, b.to(a.device)))
     size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
     return ((x * y).sum(-1) / torch.where(size > 0, size, 1)).clamp(-1, 1)
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
-    """Return mean ranks less their mean, float64; 0 where values differ by rounding alone."""
+    """Compute ranks minus their mean, float64; ties share their mean rank. 0 if values differ by rounding alone."""
     rounding = 4 * torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
     x = values.double().contiguous()
     spread = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
@@ -210,13 +213,13 @@ def _centred_ranks(values: Tensor) -> Tensor:
 
 
 def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
-    """Return how each map orders the patches, against the drops of its x-feature, (N, K), in [-1, 1], float64.
+    """Compute the rank correlation over patches of each map with its x-feature's drops, (N, K), in [-1, 1], float64.
 
-    The map's value of a patch is its mean over the patch, which orders patches of one size as the sum does.
+    The map's value of a patch is its mean over the patch. For patches of one size, the sum gives the same order.
 
     Args:
-        maps: (N, K, H, W), or (N, K, C, H, W), which is summed over channels. Signs count: a map is to be positive
-            where the image adds to the contribution.
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels. Signs count: a map should be positive where the
+            image adds to the contribution.
         drops: (N, K, P) with P a square number.
 
     Raises:
@@ -233,33 +236,32 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
     if maps.dim() != 4 or drops.dim() != 3 or maps.shape[:2] != drops.shape[:2] or grid**2 != drops.shape[2]:
         raise ValueError(
             f"expected maps (N, K, H, W) and drops (N, K, P) with P a square number, got {tuple(maps.shape)} and "
-            f"{tuple(drops.shape)}; pass what patch_drops returned for the same images and x-features"
+            f"{tuple(drops.shape)}; pass the drops from patch_drops for the same images and x-features"
         )
     masks = patch_masks(maps.shape[2], maps.shape[3], grid).to(maps.device).double().flatten(1)
     value = maps.detach().double().flatten(2) @ (masks / masks.sum(1, keepdim=True)).T
     size = value.abs().amax(2, keepdim=True)
-    # In single precision, so that patches of one value are equal, which sums of many pixels are not.
+    # In double precision, sums over equal patches differ in their last bits. In single precision they tie.
     return rank_correlation((value / torch.where(size > 0, size, 1)).float(), drops.to(maps.device))
 
 
 def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None = None) -> float:
-    r"""Return how far the maps order the patches as the drops do, in [-1, 1]; chance is 0.
+    r"""Compute how well the maps rank the patches as the drops do, in [-1, 1]; chance is 0.
 
-    It asks: are the places that a map shows those without which the x-feature's contribution falls? It needs no
-    annotation. See the module for what fakes it.
+    It asks: does the x-feature's contribution fall when a place that its map shows is covered? It needs no annotation.
+    The module's head says how to read it.
 
     .. math:: \sum_{nk} t_{nk} \, \rho(\mathrm{drops}_{nk}, \mathrm{map}_{nk}) \Big/ \sum_{nk} t_{nk}
 
-    t is the x-feature's share of the contributions in the image (``contribution_shares``), or 1. A constant map or
-    constant drops count as 0. NaN if no x-feature contributes anywhere.
+    t is the x-feature's share of the contributions in the image (``contribution_shares``), or 1 without contributions.
+    A constant map or constant drops count as 0. The result is NaN if no x-feature contributes in any image.
 
-    Maps without signs, such as c-MWP, show what speaks for the x-feature's being on its side of 0
-    (``Explanation.directed_maps`` turns signed maps so). Their drops are to be turned as well:
-    ``drops * contributions.sign()[:, :, None]``.
+    Maps without signs, such as c-MWP, show the evidence for the x-feature's sign (``Explanation.directed_maps`` directs
+    signed maps in the same way). Direct the drops as well: ``drops * contributions.sign()[:, :, None]``.
 
     Args:
-        maps: (N, K, H, W), or (N, K, C, H, W), which is summed over channels.
-        drops: (N, K, P), of :func:`patch_drops`.
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels.
+        drops: (N, K, P), from :func:`patch_drops`.
         contributions: (N, K), in logits; for the mean weighted by share.
 
     Raises:
@@ -272,17 +274,17 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
         (0.5, 0.75)
 
     Reference:
-        Hesse et al., "Benchmarking the Attribution Quality of Vision Models", 2024, of whole outputs.
+        Hesse et al., "Benchmarking the Attribution Quality of Vision Models", 2024, for whole outputs.
     """
     found = patch_correlations(maps, drops)
     if not found.numel():
-        raise ValueError(f"expected maps of at least one x-feature, got {tuple(maps.shape)}; pass some images")
+        raise ValueError(f"expected maps of at least one x-feature, got {tuple(maps.shape)}; pass at least one image")
     if contributions is None:
         return float(found.mean())
     if contributions.shape != found.shape:
         raise ValueError(
             f"expected contributions {tuple(found.shape)}, one for each map, got {tuple(contributions.shape)}; pass "
-            "those of Explanation.contributions"
+            "Explanation.contributions of the same images"
         )
     share = contribution_shares(contributions).to(found.device)
     total = share.sum()
@@ -290,13 +292,13 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
 
 
 def drop_orthogonality(drops: Tensor, *, contributions: Tensor | None = None) -> Orthogonality:
-    """Return O1 and O2 of the x-features' drops in absolute value; 0 is best, and infinite O2 possible.
+    """Compute O1 and O2 of the x-features' drops in absolute value; 0 is best, and O2 can be infinite.
 
-    It asks: do the x-features stand on different places of the image? No heatmap method is involved.
+    It asks: do the x-features depend on different places of the image? It uses no heatmap method.
 
     Args:
-        drops: (N, K, P), of :func:`patch_drops`.
-        contributions: (N, K), in logits; for the weighted form, which dead x-features cannot make better.
+        drops: (N, K, P), from :func:`patch_drops`.
+        contributions: (N, K), in logits; for the weighted form. Dead x-features cannot improve that form.
 
     Raises:
         ValueError: If shapes do not fit, or values are not finite.
@@ -307,8 +309,8 @@ def drop_orthogonality(drops: Tensor, *, contributions: Tensor | None = None) ->
         0.5858
 
     Reference:
-        "Embedding Deep Networks into Visual Explanations", 2021, section 4.2, of maps.
+        "Embedding Deep Networks into Visual Explanations", 2021, section 4.2, for maps.
     """
     if drops.dim() != 3:
-        raise ValueError(f"expected drops (N, K, P), got {tuple(drops.shape)}; pass what patch_drops returned")
+        raise ValueError(f"expected drops (N, K, P), got {tuple(drops.shape)}; pass the drops from patch_drops")
     return orthogonality(drops.abs()[:, :, None], contributions=contributions)

@@ -2,8 +2,8 @@
 
 Conventions:
     N images, K x-features, maps of H x W pixels, P annotated parts. Points are (x, y) in the maps' pixels, x to the
-    right, y down, as in :mod:`captum_xnn.metrics.localisation` and the data sets: the origin is the corner of the
-    image, so that the centre of the first pixel is at (0.5, 0.5). A part with a NaN is invisible.
+    right, y down, as in :mod:`captum_xnn.metrics.localisation` and the data sets. The origin is the corner of the
+    image, so the centre of the first pixel is at (0.5, 0.5). A part with a NaN is invisible.
 
 Reference:
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2018, section 4.1 (the pointing game).
@@ -18,19 +18,19 @@ __all__ = ["pointing_accuracy"]
 
 
 def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> Tensor:
-    """Returns the share of images, of those that show part p, where map k peaks at p, (K, P) in [0, 1], float64.
+    """Compute how often map k peaks at part p, as a share of the images that show p, (K, P) in [0, 1], float64.
 
-    A map peaks at its first largest pixel in reading order; a constant map peaks nowhere, and misses every part. A part
-    that no image shows has NaN. Parts may lie closer to each other than the tolerance: rows need not sum to 1.
+    A map peaks at its first largest pixel in reading order. A constant map has no peak and misses every part. A part
+    that no image shows has NaN. Parts may lie closer together than the tolerance, so rows need not sum to 1.
 
     Args:
-        maps: (N, K, H, W), finite; enlarge a layer's maps to the size in which the points were taken.
+        maps: (N, K, H, W), finite; enlarge a layer's maps to the size of the annotated images.
         points: (N, P, 2), in pixels.
-        tolerance: Largest distance from the peak to the part that counts, in pixels. The pointing game has 15, in
-            images of about 500 x 400.
+        tolerance: Largest distance from the peak to the part that counts as a hit, in pixels. The pointing game has 15,
+            in images of about 500 x 400.
 
     Raises:
-        ValueError: If the shapes do not belong together, maps are not finite or the tolerance is negative.
+        ValueError: If the shapes do not fit each other, maps are not finite or the tolerance is negative.
 
     Example:
         >>> maps = torch.zeros(1, 1, 5, 5)
@@ -45,15 +45,15 @@ def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> 
         )
     if not bool(maps.isfinite().all()) or tolerance < 0:
         raise ValueError(
-            f"expected finite maps and a tolerance in pixels, got finite: {bool(maps.isfinite().all())} and "
-            f"{tolerance}; look at the images whose maps are not finite"
+            f"expected finite maps and a tolerance >= 0 pixels, got finite: {bool(maps.isfinite().all())} and "
+            f"{tolerance}; check the images whose maps are not finite, or raise the tolerance"
         )
     flat = maps.flatten(2)
     peak = flat.argmax(2)
     width = maps.shape[3]
-    xy = torch.stack([peak % width, peak.div(width, rounding_mode="floor")], 2).double() + 0.5  # its centre
+    xy = torch.stack([peak % width, peak.div(width, rounding_mode="floor")], 2).double() + 0.5  # pixel centre
     distance = (xy[:, :, None] - points.to(maps.device).double()[:, None]).square().sum(3).sqrt()
     peaked = flat.amax(2) > flat.amin(2)
     hits = (distance <= tolerance) & peaked[:, :, None]
     seen = points.isfinite().all(2).sum(0).to(maps.device)
-    return hits.double().sum(0) / seen.double()  # 0 / 0 is the NaN of a part never seen
+    return hits.double().sum(0) / seen.double()  # 0 / 0 gives the NaN of a part that no image shows

@@ -1,15 +1,15 @@
-r"""Purity of the groups that people sort images into, against the classes that the model gives them (Fig. 4).
+r"""Purity of the groups into which people sort images, against the classes that the model predicts (Fig. 4).
 
 In the paper's study a participant sorts ten images of four classes, in three stages: without explanation (*NoVis*),
-with one map of the model's output (*1-Heatmap*), and with a map of each x-feature (*XNN*). Its two sets of images are
-called *CUB*, four kinds of gulls, and *CEL*, four kinds of breast cancer cells.
+with one map of the model's output (*1-Heatmap*), and with a map of each x-feature (*XNN*). The study has two sets of
+images: *CUB*, four kinds of gulls, and *CEL*, four kinds of breast cancer cells.
 
 Conventions:
-    N images. Groups and classes are any hashable values, one for each image; only which are equal counts.
-    Purity is in (0, 1], 1 is best. It never falls when a group is split, and N groups of one image each have purity 1:
-    compare sortings with the same number of groups, and with :func:`chance_purity`.
+    N images. Groups and classes are any hashable values, one for each image; only their equality counts.
+    Purity is in (0, 1], 1 is best. Splitting a group never lowers it, and N groups of one image each have purity 1.
+    So compare sortings with the same number of groups, and with :func:`chance_purity`.
 
-Stages that the same people went through are compared by :func:`captum_xnn.metrics.paired_test`.
+To compare stages of the same people, use :func:`captum_xnn.metrics.paired_test`.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.1.
@@ -27,13 +27,13 @@ __all__ = ["chance_purity", "clustering_purity"]
 
 
 def clustering_purity(clusters: Sequence[Hashable] | Tensor, labels: Sequence[Hashable] | Tensor) -> float:
-    r"""Returns the share of images that are of the commonest class in their group, in (0, 1].
+    r"""Compute the share of images that belong to the commonest class of their group, in (0, 1].
 
     .. math:: \frac1N \sum_k \max_j |\omega_k \cap c_j|
 
     Args:
-        clusters: The group :math:`\omega_k` of each image, (N,); an image left over should be a group of its own.
-        labels: The class :math:`c_j` of each image, (N,): in the paper the network's prediction, not the truth.
+        clusters: The group :math:`\omega_k` of each image, (N,). Give each unsorted image a group of its own.
+        labels: The class :math:`c_j` of each image, (N,): in the paper the network's prediction, not the true class.
 
     Raises:
         ValueError: If lengths differ or there are no images.
@@ -48,7 +48,7 @@ def clustering_purity(clusters: Sequence[Hashable] | Tensor, labels: Sequence[Ha
     clusters, labels = _values(clusters), _values(labels)
     if len(clusters) != len(labels) or not labels:
         raise ValueError(
-            f"expected a group and a class for each of N > 0 images, got {len(clusters)} groups and {len(labels)} "
+            f"expected one group and one class for each of N > 0 images, got {len(clusters)} groups and {len(labels)} "
             "classes; leave out images that were not shown"
         )
     counts: dict[Hashable, Counter[Hashable]] = {}
@@ -60,15 +60,15 @@ def clustering_purity(clusters: Sequence[Hashable] | Tensor, labels: Sequence[Ha
 def chance_purity(
     clusters: Sequence[Hashable] | Tensor, labels: Sequence[Hashable] | Tensor, *, seed: int, draws: int = 1000
 ) -> float:
-    """Returns the mean purity of groups of the same sizes that images are dealt into at random, in (0, 1].
+    """Deal the images at random into groups of the same sizes, and compute the mean purity, in (0, 1].
 
-    It is far from 1/classes when groups are small: ten images of four classes in groups of 2 or 3 have about 0.54.
+    It is far above 1/classes if groups are small: ten images of four classes in groups of 2 or 3 have about 0.54.
 
     Args:
         clusters: The group of each image, (N,).
         labels: The class of each image, (N,).
-        seed: Of the random dealing.
-        draws: How often it is dealt.
+        seed: Seeds the random deals.
+        draws: Number of random deals.
 
     Raises:
         ValueError: If lengths differ or there are no images.

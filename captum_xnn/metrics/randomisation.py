@@ -1,6 +1,6 @@
-r"""Randomisation checks: maps that stay the same when weights are drawn anew do not explain those weights.
+r"""Randomisation checks: maps that stay the same under random weights do not explain the trained weights.
 
-Weights of the model, or of the explanation network (``xnn.explainer(target).form``), are redrawn and the maps compared:
+Redraw weights of the model, or of the explanation network (``xnn.explainer(target).form``), and compare the maps:
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> for layers in top_down(model):  # cascading: the last layer, the last two, ..., all
@@ -10,8 +10,8 @@ Weights of the model, or of the explanation network (``xnn.explainer(target).for
     ('2', '0')
 
 Conventions:
-    N images, K x-features, maps of H x W pixels. Similarities are in [-1, 1]; 1 is a map that did not change at all,
-    which speaks against the explanation.
+    N images, K x-features, maps of H x W pixels. Similarities are in [-1, 1]. A similarity of 1 means that the map did
+    not change; that speaks against the explanation.
 
 Reference:
     Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, "Sanity Checks for Saliency Maps", 2018.
@@ -35,7 +35,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Similarity(NamedTuple):
-    """How alike maps are, each (N, K), in [-1, 1], float64."""
+    """Similarity of maps by two measures, each (N, K), in [-1, 1], float64."""
 
     spearman: Tensor
     """Rank correlation of the pixels."""
@@ -44,16 +44,16 @@ class Similarity(NamedTuple):
 
 
 def similarity(maps_a: Tensor, maps_b: Tensor) -> Similarity:
-    """Returns how alike maps are, pair by pair, whatever their scales.
+    """Compare maps pair by pair, independent of their scales.
 
-    For the structural similarity each map is divided by its largest absolute value; windows have 7 x 7 pixels, fewer
-    on maps smaller than that, and the range is that of the pair. Two constant maps have rank correlation 1, since
-    nothing changed, a constant and another 0. Take absolute values first where signs should not count; the structural
+    The structural similarity divides each map by its largest absolute value. Windows have 7 x 7 pixels, and are smaller
+    on smaller maps. The data range is that of the pair. Two constant maps have rank correlation 1, because nothing
+    changed; a constant map and any other have 0. If signs should not count, pass absolute values. The structural
     similarity is made for maps of one sign, and can be high for a map and its negative.
 
     Args:
-        maps_a: (N, K, H, W), finite, at least 3 x 3.
-        maps_b: Of the same shape.
+        maps_a: (N, K, H, W), finite, at least 3 x 3 pixels.
+        maps_b: Maps of the same shape.
 
     Raises:
         ValueError: If shapes differ, maps are smaller than 3 x 3 or not finite.
@@ -69,11 +69,13 @@ def similarity(maps_a: Tensor, maps_b: Tensor) -> Similarity:
     """
     if maps_a.dim() != 4 or maps_a.shape != maps_b.shape or min(maps_a.shape[2:]) < 3:
         raise ValueError(
-            f"expected maps (N, K, H, W) of one shape, at least 3 x 3, got {tuple(maps_a.shape)} and "
+            f"expected maps (N, K, H, W) of one shape, at least 3 x 3 pixels, got {tuple(maps_a.shape)} and "
             f"{tuple(maps_b.shape)}; sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
         )
     if not bool(maps_a.isfinite().all() and maps_b.isfinite().all()):
-        raise ValueError("expected finite maps, got NaN or infinite values; redrawn weights may have overflowed")
+        raise ValueError(
+            "expected finite maps, got NaN or infinite values; redrawn weights may have overflowed: try another seed"
+        )
     a, b = (maps.detach().double().cpu().flatten(0, 1).numpy() for maps in (maps_a, maps_b))
     measured = ([measure(x, y) for x, y in zip(a, b, strict=True)] for measure in (_rank_correlation, _ssim))
     shape = maps_a.shape[:2]
@@ -103,15 +105,15 @@ def _ssim(a: _Array, b: _Array) -> float:
 
 
 def top_down(module: nn.Module) -> list[tuple[str, ...]]:
-    """Returns the cascade of layers to redraw: the last one that has parameters, the last two, and so on to all.
+    """List the cascade of layers to redraw: the last layer with parameters, the last two, and so on to all.
 
-    The order is that in which the module registered its layers, which is the order of execution in most models.
+    Layers count in the order in which the module registered them. In most models that is the order of execution.
 
     Args:
         module: The model or the explanation network.
 
     Raises:
-        ValueError: If nothing in it has parameters.
+        ValueError: If the module has no parameters.
 
     Example:
         >>> top_down(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
@@ -122,27 +124,30 @@ def top_down(module: nn.Module) -> list[tuple[str, ...]]:
     """
     names = [name for name, part in module.named_modules() if _own(part)][::-1]
     if not names:
-        raise ValueError(f"expected a module with parameters, got {type(module).__name__} without; nothing to redraw")
+        raise ValueError(
+            f"there is nothing to redraw in a {type(module).__name__} without parameters; pass a module that has some"
+        )
     return [tuple(names[: count + 1]) for count in range(len(names))]
 
 
 @contextmanager
 def randomised(module: nn.Module, *, seed: int, layers: Sequence[str | nn.Module] | None = None) -> Iterator[nn.Module]:
-    """Returns a context in which a module's parameters are redrawn, and after which they are bit for bit as before.
+    """Redraw a module's parameters inside a ``with`` block, and restore them bit for bit afterwards.
 
-    A layer that has ``reset_parameters`` is initialised anew by it, running statistics included; what others hold is
-    drawn from a normal distribution of each parameter's own mean and standard deviation (a single number stays, and so
-    does a constant parameter). A layer gets the same
-    parameters from the same seed whichever layers are drawn with it. Inside of the context the module is the same
-    object, on an exception everything is restored as well, and torch's random number generators are left alone.
+    A layer with ``reset_parameters`` is initialised by that method, running statistics included. The parameters of
+    other layers are drawn from a normal distribution with the mean and standard deviation of each parameter. A
+    parameter that is constant, or a single number, keeps its value. One seed gives a layer the same parameters,
+    independent of the other chosen layers. Inside the block the module is the same object. An exception restores
+    everything as well. The state of torch's random number generators does not change.
 
     Args:
         module: The model or the explanation network.
-        seed: Of the new parameters.
-        layers: What to redraw, with all inside: dotted names or modules; everything if None. See :func:`top_down`.
+        seed: Seeds the new parameters.
+        layers: The layers to redraw with all their submodules, as dotted names or modules; all layers if None. See
+            :func:`top_down`.
 
     Raises:
-        LayerNotFoundError: If there is no such layer.
+        LayerNotFoundError: If a layer does not exist.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -156,7 +161,7 @@ def randomised(module: nn.Module, *, seed: int, layers: Sequence[str | nn.Module
     Reference:
         Adebayo et al., 2018, section 4.
     """
-    # The empty name is the module itself, which cascades end with where it has parameters of its own.
+    # The empty name is the module itself. A cascade ends with it if the module has parameters of its own.
     roots = [module] if layers is None else [find_layer(module, x)[1] if x != "" else module for x in layers]
     chosen = {part for root in roots for part in root.modules()}
     saved = [
@@ -185,7 +190,7 @@ def _own(part: nn.Module) -> list[Tensor]:
 
 
 def _redraw(part: nn.Module, seed: int) -> None:
-    """Draws the parameters of one module anew."""
+    """Redraw the parameters of one module."""
     cuda = sorted({p.get_device() for p in _own(part) if p.device.type == "cuda"})
     with torch.random.fork_rng(cuda), torch.no_grad():
         torch.default_generator.manual_seed(seed)

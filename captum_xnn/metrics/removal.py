@@ -1,29 +1,31 @@
-r"""Selectivity: which part's removal moves an x-feature, and whether other parts leave it alone.
+r"""Selectivity: does an x-feature move with the removal of one part only?
 
 Conventions:
     N images, K x-features, P known parts. A **change** is an x-feature's contribution in the whole image minus that in
-    the image without one part, (N, K, P), in logits. The **drop** of the output is the same of the logit, (N, P).
-    The importance that an explanation gives to a part is any number, such as the mass of the maps on the part's
+    the image without one part, (N, K, P), in logits. The **drop** of the output is the same difference of the logit,
+    (N, P). The importance that an explanation gives to a part is any number, such as the mass of the maps on the part's
     pixels, (N, P).
 
 Metrics:
-    ``selectivity``: share of an x-feature's movement that its strongest part makes, from 1 / P to 1. No map is needed.
+    ``selectivity``: share of an x-feature's movement that comes from its strongest part, 1 / P to 1. It needs no map.
     ``single_deletion``: rank correlation of importances with drops over the parts of an image, from -1 to 1.
-    ``within_part``: the same over images, for each part.
+    ``within_part``: the same rank correlation over images, for each part.
 
 Controls:
-    The whole output is one x-feature, which moves most with the part that the model weighs most: its selectivity is
-    well above 1 / P. Random groups of dimensions have about that of the whole output.
-    Part **area** is an importance of its own, which beats most methods over the parts of an image: large parts matter
-    more, and heatmaps cover them. Print it beside both rank correlations. Across images within a part it tells less.
+    Take the whole output as a single x-feature. It moves most with the part that the model weighs most, so its
+    selectivity is well above 1 / P. Random groups of dimensions reach about the same value.
+    Take the **area** of a part as its importance. It beats most methods over the parts of an image, because large parts
+    matter more and heatmaps cover them. Print it beside both rank correlations. Over images within a part, area is a
+    weaker control.
 
-What fakes selectivity:
-    Each x-feature may pick the same part, so that the others have none. Two large x-features may move with one part in
-    opposite directions and add nothing: read ``movement``, which is 1 without such cancelling.
+How to read selectivity:
+    It can be high although every x-feature moves with the same part, so that other parts move no x-feature. It can also
+    be high if two large x-features move with one part in opposite directions and cancel. Read ``movement`` beside it:
+    it is 1 if no x-features cancel.
 
 Reference:
     Hesse, Schaub-Meyer, Roth, "FunnyBirds: A Synthetic Vision Dataset for a Part-Based Analysis of Explainable AI
-    Methods", 2023 (single deletion). Selectivity is made for this library.
+    Methods", 2023 (single deletion). Selectivity was made for this library.
 """
 
 from __future__ import annotations
@@ -39,28 +41,28 @@ __all__ = ["Selectivity", "selectivity", "single_deletion", "within_part"]
 
 
 class Selectivity(NamedTuple):
-    """Selectivity beside its controls; NaN where nothing moves."""
+    """Selectivity beside its controls; NaN if nothing moves."""
 
     share: float
-    """Share of the movement that the strongest part makes, in [1 / P, 1]."""
+    """Share of the movement that comes from the strongest part, in [1 / P, 1]."""
     whole: float
-    """The same of the summed x-features as one: what x-features score that all move alike."""
+    """Selectivity of the sum of all x-features. x-features that all move alike score the same."""
     even: float
-    """1 / P: an x-feature that every part moves by the same amount."""
+    """1 / P: selectivity of an x-feature that moves by the same amount with every part."""
     movement: float
-    """Movement of all x-features in multiples of that of their sum; 1 if none cancels another, infinite if all do."""
+    """Movement of all x-features divided by that of their sum: 1 if no x-features cancel, infinite if all cancel."""
 
 
 def selectivity(changes: Tensor, weights: Tensor | None = None) -> Selectivity:
-    r"""Return the share of the part that moves an x-feature most, of the movement by all parts.
+    r"""Compute the share of an x-feature's movement that comes from its strongest part, as a weighted mean.
 
     .. math:: \sum_{nk} w_{nk} \frac{\max_p |\Delta_{nkp}|}{\sum_p |\Delta_{nkp}|} \Big/ \sum_{nk} w_{nk}
 
-    w is the total movement :math:`\sum_p |\Delta_{nkp}|` by default, so that x-features that do not move say nothing.
+    By default w is the total movement :math:`\sum_p |\Delta_{nkp}|`, so x-features that do not move do not count.
 
     Args:
         changes: (N, K, P), in logits.
-        weights: Weights (N, K) in place of the total movement, not negative. The control ``whole`` takes their sum over
+        weights: Weights (N, K) in place of the total movement, not negative. The control ``whole`` uses their sum over
             x-features.
 
     Raises:
@@ -74,18 +76,21 @@ def selectivity(changes: Tensor, weights: Tensor | None = None) -> Selectivity:
     if changes.dim() != 3 or not changes.numel():
         raise ValueError(
             f"expected changes (N, K, P) of at least one part, got {tuple(changes.shape)}; give a single output a "
-            "second dimension of 1"
+            "second dimension of size 1"
         )
     if not bool(changes.isfinite().all()):
-        raise ValueError("expected finite changes, got NaN or infinite values; look whether the fit diverged")
+        raise ValueError("expected finite changes, got NaN or infinite values; check whether the fit diverged")
     if weights is not None:
         if weights.shape != changes.shape[:2]:
             raise ValueError(
-                f"expected weights {tuple(changes.shape[:2])}, got {tuple(weights.shape)}; give one for each x-feature "
+                f"expected weights {tuple(changes.shape[:2])}, got {tuple(weights.shape)}; pass one for each x-feature "
                 "of each image"
             )
         if not bool(((weights >= 0) & weights.isfinite()).all()):
-            raise ValueError("expected finite weights of 0 or more, got others; take absolute values")
+            raise ValueError(
+                f"weights must be finite and not negative, got {float(weights.min()):.3g} to "
+                f"{float(weights.max()):.3g}; take absolute values"
+            )
     size, together = changes.detach().double().abs(), changes.detach().double().sum(1, keepdim=True).abs()
     moved, moved_together = float(size.sum()), float(together.sum())
     return Selectivity(
@@ -97,7 +102,7 @@ def selectivity(changes: Tensor, weights: Tensor | None = None) -> Selectivity:
 
 
 def _share(size: Tensor, weights: Tensor | None) -> float:
-    """Return the weighted mean share of the largest, NaN without any movement."""
+    """Compute the weighted mean share of the largest movement; NaN without any movement."""
     total = size.sum(2)
     weight = total if weights is None else torch.where(total > 0, weights.to(total), 0)
     share = size.amax(2) / torch.where(total > 0, total, 1)
@@ -105,10 +110,10 @@ def _share(size: Tensor, weights: Tensor | None) -> float:
 
 
 def single_deletion(importances: Tensor, drops: Tensor) -> Tensor:
-    r"""Return how an explanation orders the parts of each image, against the drops of the logit, (N,), in [-1, 1].
+    r"""Compute the rank correlation of importances with the logit's drops over each image's parts, (N,), in [-1, 1].
 
-    It asks: does the explanation give most to the part without which the output falls most? Spearman's rank
-    correlation over the P parts; 0 where either says the same of all parts.
+    It asks: does the explanation give most importance to the part whose removal lowers the output most? The rank
+    correlation is Spearman's. It is 0 if all importances of an image, or all its drops, are equal.
 
     Differs from FunnyBirds:
         The published score is :math:`(1 + \rho) / 2`, and leaves out images where :math:`\rho` is undefined.
@@ -131,10 +136,11 @@ def single_deletion(importances: Tensor, drops: Tensor) -> Tensor:
 
 
 def within_part(importances: Tensor, drops: Tensor) -> Tensor:
-    """Return how an explanation orders the images by each part, against the drops of the logit, (P,), in [-1, 1].
+    """Compute for each part the rank correlation of importances with the logit's drops over images, (P,), in [-1, 1].
 
-    It asks: does the explanation give a part more in those images where the output stands on it more? A part that is
-    always large gains nothing. Images that hide a part have no drop; any method that gives it nothing is right there.
+    It asks: does the explanation give a part more importance in images where the output depends on it more? A part that
+    is always large gains nothing. Images that hide a part have no drop. A method that gives a hidden part no importance
+    is right there.
 
     Args:
         importances: (N, P), of several images.
@@ -152,7 +158,7 @@ def within_part(importances: Tensor, drops: Tensor) -> Tensor:
 
 
 def _of_parts(importances: Tensor, drops: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both after checking their shapes."""
+    """Return importances and drops after checking their shapes."""
     if importances.dim() != 2 or importances.shape != drops.shape:
         raise ValueError(
             f"expected importances and drops (N, P), got {tuple(importances.shape)} and {tuple(drops.shape)}; sum maps "

@@ -1,8 +1,8 @@
-r"""Sparsity: on how few pixels a map lies, and on how few x-features an output rests.
+r"""Sparsity: on how few pixels a map lies, and on how few x-features an output depends.
 
 Conventions:
     N images, K x-features, d pixels (and channels) of a map. Only absolute values count, and no measure depends on
-    their scale. A map that is zero throughout is not sparse but empty: 0 by both measures, as a constant one.
+    their scale. A map of zeros is empty rather than sparse: both measures give it 0, as they give a constant map.
 
 Reference:
     Hurley, Rickard, "Comparing Measures of Sparsity", 2009;
@@ -18,12 +18,12 @@ __all__ = ["effective_number", "gini", "hoyer"]
 
 
 def gini(maps: Tensor) -> Tensor:
-    r"""Returns the Gini index of each map, (N, K) in [0, 1 - 1/d], float64.
+    r"""Compute the Gini index of each map, (N, K) in [0, 1 - 1/d], float64.
 
     .. math:: 1 - 2 \sum_{r=1}^{d} \frac{|c|_{(r)}}{\lVert c \rVert_1} \cdot \frac{d - r + 1/2}{d},
               \qquad |c|_{(1)} \le \dots \le |c|_{(d)}
 
-    0 if all pixels are equally strong, 1 - 1/d if one pixel is all there is.
+    It is 0 if all pixels are equally strong, and 1 - 1/d if only one pixel is not zero.
 
     Args:
         maps: (N, K, ...).
@@ -47,11 +47,11 @@ def gini(maps: Tensor) -> Tensor:
 
 
 def hoyer(maps: Tensor) -> Tensor:
-    r"""Returns Hoyer's measure of each map, (N, K) in [0, 1], float64.
+    r"""Compute Hoyer's measure of each map, (N, K) in [0, 1], float64.
 
     .. math:: \frac{\sqrt d - \lVert c \rVert_1 / \lVert c \rVert_2}{\sqrt d - 1}
 
-    0 if all pixels are equally strong, 1 if one pixel is all there is; 0 for a map of one pixel.
+    It is 0 if all pixels are equally strong, and 1 if only one pixel is not zero. A map of one pixel in all gets 0.
 
     Args:
         maps: (N, K, ...).
@@ -76,13 +76,13 @@ def hoyer(maps: Tensor) -> Tensor:
 
 
 def effective_number(contributions: Tensor) -> Tensor:
-    r"""Returns how many x-features each output rests on, (N,) in [0, K], float64: the exponential of an entropy.
+    r"""Compute on how many x-features each output depends, (N,) in [0, K], float64: the exponential of an entropy.
 
     .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \frac{|v_i E_i|}{\sum_j |v_j E_j|}
 
-    1 if one x-feature contributes all, K if all contribute alike, 0 if none contributes. It describes an explanation
-    and is no quality of it: ``Recipe.balance`` alone can bring it near K. For a whole class rather than its examples,
-    average first: ``effective_number(contributions.abs().mean(0, keepdim=True))``.
+    It is 1 if a single x-feature contributes, K if all contribute equally, and 0 if all contributions are 0. It
+    describes an explanation and does not rate it: ``Recipe.balance`` alone can bring it near K. For a whole class
+    rather than single examples, average first: ``effective_number(contributions.abs().mean(0, keepdim=True))``.
 
     Args:
         contributions: v_i E_i, (N, K).
@@ -106,11 +106,13 @@ def effective_number(contributions: Tensor) -> Tensor:
 
 
 def _magnitudes(maps: Tensor) -> Tensor:
-    """Returns absolute values (N, K, d), the largest of each map 1, so that no square over- or underflows."""
+    """Scale absolute values (N, K, d) so that the largest of each map is 1 and no square over- or underflows."""
     if maps.dim() < 3 or 0 in maps.shape[2:]:
-        raise ValueError(f"expected maps (N, K, ...) with pixels, got {tuple(maps.shape)}; keep both first dimensions")
+        raise ValueError(
+            f"expected maps (N, K, ...) with pixels, got {tuple(maps.shape)}; keep the first two dimensions"
+        )
     if not bool(maps.isfinite().all()):
-        raise ValueError("expected finite values, got NaN or infinite ones; look whether the explainer's fit diverged")
+        raise ValueError("expected finite values, got NaN or infinite ones; check whether the explainer's fit diverged")
     values = maps.double().abs().flatten(2)
     largest = values.amax(2, keepdim=True)
     return values / torch.where(largest > 0, largest, 1)

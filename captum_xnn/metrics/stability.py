@@ -1,8 +1,8 @@
-r"""Stability: do two explainers of the same output, from two seeds say, find the same x-features?
+r"""Stability: do two explainers of the same output, for instance from two seeds, find the same x-features?
 
 Conventions:
-    M examples, the same rows for both explainers; K and K' x-features. An x-feature that is constant over the examples
-    (dead) correlates with nothing: 0. All is reckoned in float64.
+    M examples, the same rows for both explainers; K and K' x-features. A dead x-feature is constant over the examples;
+    its correlation with any other is 0. Computations are in float64.
 
 Reference:
     Li, Yosinski, Clune, Lipson, Hopcroft, "Convergent Learning: Do Different Neural Networks Learn the Same
@@ -19,38 +19,38 @@ from torch import Tensor
 
 __all__ = ["Matching", "linear_cka", "matched_features"]
 
-# Centring leaves this much of a constant column's norm in float64, by rounding; no live x-feature varies so little.
+# In float64, rounding leaves up to this share of a constant column's norm after centring. Live x-features vary more.
 _DEAD = 1e-12
 
 
 class Matching(NamedTuple):
-    """Which x-feature of one explainer goes with which of another; min(K, K') pairs."""
+    """Pairs of x-features of two explainers; min(K, K') of them."""
 
     rows: Tensor
     """x-features of the first explainer, ascending."""
     columns: Tensor
     """Their partners in the second."""
     correlations: Tensor
-    """Correlation of each pair, in [-1, 1], float64; negative where the partner is turned round."""
+    """Correlation of each pair, in [-1, 1], float64; negative if the partner has the opposite sign."""
 
     @property
     def mean(self) -> float:
-        """Mean absolute correlation of the pairs, in [0, 1]: 1 if both found the same x-features."""
+        """Mean absolute correlation of the pairs, in [0, 1]: 1 if both explainers found the same x-features."""
         return float(self.correlations.abs().mean())
 
 
 def matched_features(E_a: Tensor, E_b: Tensor) -> Matching:
-    """Returns the one-to-one matching of two explainers' x-features with the largest sum of absolute correlations.
+    """Match two explainers' x-features one to one, with the largest sum of absolute correlations.
 
-    Order, sign and scale of x-features make no difference: none of them means anything between explainers. Matched
-    pairs of unrelated x-features correlate as well, by selection: see what shuffled rows of E_b give.
+    Order, sign and scale of x-features make no difference, because they have no meaning between explainers. The choice
+    of the best pairs makes even unrelated x-features correlate. As a control, match with shuffled rows of E_b.
 
     Args:
         E_a: x-features of the first explainer, (M, K).
-        E_b: Those of the second on the same examples, (M, K').
+        E_b: x-features of the second explainer on the same examples, (M, K').
 
     Raises:
-        ValueError: If the examples are not as many, fewer than two, or values are not finite.
+        ValueError: If the numbers of examples differ or are below two, or values are not finite.
 
     Example:
         >>> E = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
@@ -69,20 +69,20 @@ def matched_features(E_a: Tensor, E_b: Tensor) -> Matching:
 
 
 def linear_cka(E_a: Tensor, E_b: Tensor) -> float:
-    r"""Returns the linear centred kernel alignment of two sets of x-features, in [0, 1].
+    r"""Compute the linear centred kernel alignment of two sets of x-features, in [0, 1].
 
     .. math:: \frac{\lVert E_a^T E_b \rVert_F^2}{\lVert E_a^T E_a \rVert_F \, \lVert E_b^T E_b \rVert_F},
               \qquad \text{columns centred}
 
-    It compares the spaces rather than single x-features: rotating all of them, or scaling them together, makes no
-    difference, while scaling one of them does. 0 if either set is constant.
+    It compares the spaces that x-features span rather than single x-features. Rotating all x-features of a set, or
+    scaling them together, makes no difference. Scaling one of them does. The result is 0 if either set is constant.
 
     Args:
         E_a: x-features of the first explainer, (M, K).
-        E_b: Those of the second on the same examples, (M, K').
+        E_b: x-features of the second explainer on the same examples, (M, K').
 
     Raises:
-        ValueError: If the examples are not as many, fewer than two, or values are not finite.
+        ValueError: If the numbers of examples differ or are below two, or values are not finite.
 
     Example:
         >>> E = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
@@ -98,18 +98,18 @@ def linear_cka(E_a: Tensor, E_b: Tensor) -> float:
 
 
 def _centred(E_a: Tensor, E_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both with columns of mean 0, dead ones exactly 0."""
+    """Check both sets of x-features, and centre their columns; dead columns are exactly 0."""
     if E_a.dim() != 2 or E_b.dim() != 2 or len(E_a) != len(E_b) or len(E_a) < 2 or not E_a.shape[1] * E_b.shape[1]:
         raise ValueError(
             f"expected x-features (M, K) and (M, K') of the same M > 1 examples, got {tuple(E_a.shape)} and "
             f"{tuple(E_b.shape)}; encode the same data with both explainers"
         )
     if not bool(E_a.isfinite().all() and E_b.isfinite().all()):
-        raise ValueError("expected finite x-features, got NaN or infinite values; look whether a fit diverged")
+        raise ValueError("expected finite x-features, got NaN or infinite values; check whether a fit diverged")
     return _alive(E_a.double()), _alive(E_b.double().to(E_a.device))
 
 
 def _alive(E: Tensor) -> Tensor:
-    """Returns x-features less their means, constant ones exactly 0."""
+    """Subtract the means of x-features; constant x-features are exactly 0."""
     centred = E - E.mean(0)
     return torch.where(centred.norm(dim=0) > _DEAD * E.norm(dim=0), centred, 0)

@@ -1,4 +1,4 @@
-"""Forms of explanation network: groups of contributions, the SRAE of the paper, and what they are compared with."""
+"""Forms of explanation network: groups of contributions, the SRAE of the paper, and baselines for comparison."""
 
 from captum_xnn.models.base import Autoencoder, Dense
 from captum_xnn.models.contribution_groups import ContributionGroups

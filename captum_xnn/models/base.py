@@ -1,8 +1,9 @@
-"""What every explanation network has: x-features, a linear head, and how its weights are rewritten to other units.
+"""Base classes of the learned forms of explanation network.
 
-A form of explanation network (:class:`~captum_xnn.models.SRAE`, :class:`~captum_xnn.models.ConvSRAE`, the
-:mod:`~captum_xnn.models.baselines`) says which layers it has and how it learns; training, explaining and saving see
-this only.
+Every learned form has an encoder to x-features, a linear head and a decoder. The base class can also rewrite their
+weights to other units. A form (:class:`~captum_xnn.models.SRAE`, :class:`~captum_xnn.models.ConvSRAE`, the
+:mod:`~captum_xnn.models.baselines`) defines its layers and how they learn. Training, explaining and saving use only the
+interface defined here.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs (1 unless several are explained jointly).
@@ -43,7 +44,7 @@ __all__ = [
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder makes of Z."""
+    """Outputs of an autoencoder for activations Z."""
 
     E: Tensor
     """x-features, (M, n)."""
@@ -54,7 +55,7 @@ class Reconstruction(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """The value of Eq. 5 and of its three terms, each a scalar, before weighting."""
+    """Eq. 5 and its three terms before weighting, each a scalar."""
 
     total: Tensor
     faithfulness: Tensor
@@ -63,7 +64,7 @@ class Objective(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """Means and standard deviations by which training standardised its data."""
+    """Means and standard deviations with which training standardises its data."""
 
     Z_mean: Tensor
     """(D,), or (channels,) in the convolutional form."""
@@ -74,12 +75,12 @@ class Scaling(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights and settings of the terms of Eq. 5."""
+    """Weights and settings of the terms in Eq. 5."""
 
     beta: float = 1.0
-    """Of the sparse reconstruction."""
+    """Weight of the sparse reconstruction."""
     eta: float = 1.0
-    """Of the pull-away term."""
+    """Weight of the pull-away term."""
     q: float = 1.0
     """Sparsity parameter of the log penalty."""
     rho: float = 0.1
@@ -87,81 +88,81 @@ class Weights(NamedTuple):
 
 
 class Loss(Protocol):
-    """What gradient descent minimises: the total of the terms that it returns of a batch."""
+    """A loss for gradient descent: computes terms on a batch; descent minimises their total."""
 
     def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
-        """Return the terms on a batch.
+        """Compute the terms on a batch.
 
-        All arguments, and the terms, may have a further dimension (T, ...) in front, for so many explainers.
+        All arguments and terms may have a leading dimension (T, ...) for T explainers.
 
         Args:
-            made: What the network makes of the batch.
+            made: Outputs of the network for the batch.
             Z: Activations (m, ...) of the batch.
             y_hat: Outputs (m, C).
-            weight: Weights (m,) by which the batch stands for the training set, in the pull-away term.
+            weight: Weights (m,) of the rows in the pull-away term. They make the batch represent the training set.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a form is solved for in closed form, in the model's own units."""
+    """Data for a form in closed form, in the model's own units."""
 
     Z: Tensor | Rows
     """Activations (M, D) or (M, channels, H, W), in memory or on disk."""
     y: Tensor
-    """Outputs (M, C) to be faithful to, in logits."""
+    """Outputs (M, C) to approximate, in logits."""
     weight: Tensor
-    """How much every example counts, (M,), 1 on average: as often as it is in batches."""
+    """Weights of the examples, (M,), 1 on average: how often batches contain each example."""
     generator: torch.Generator
-    """Draws what a form needs by chance."""
+    """Source of random numbers."""
 
     def loaded(self) -> Tensor:
-        """Return the activations in memory, for forms that need all of them at once."""
+        """Load all activations into memory, for forms that need them at once."""
         return self.Z[:]
 
 
 class Autoencoder(nn.Module, ABC):
-    """Base of all forms of explanation network, which differ in their layers, in how x-features are read and learned.
+    """Base of all learned forms. Forms differ in their layers, in how they compute x-features and in how they learn.
 
-    A form of your own is a final class that derives from this one or from :class:`Dense` and keeps in ``config`` the
-    arguments of its constructor, the ``shape`` of Z among them. It says in :meth:`minimised` what gradient descent
-    minimises, or sets its weights in :meth:`solve`. ``XNNAttribution(autoencoder=MyForm)`` then fits it,
-    ``XNNAttribution.load(forms=[MyForm])`` loads it.
+    To add your own form, derive a final class from this one or from :class:`Dense`. Keep the arguments of its
+    constructor in ``config``, with the ``shape`` of Z among them. Return a loss from :meth:`minimised` to learn by
+    gradient descent, or set the weights in :meth:`solve`. ``XNNAttribution(autoencoder=MyForm)`` then fits the form,
+    and ``XNNAttribution.load(forms=[MyForm])`` loads it.
     """
 
     encoder: nn.Sequential
     decoder: nn.Sequential
     head: nn.Linear
     learning_rate: ClassVar[float] = 3e-3
-    """What Adam starts from, unless the recipe says otherwise."""
+    """Learning rate of Adam, unless the recipe sets another."""
     weight_decay: ClassVar[float] = 0.5
-    """How weights decay, unless the recipe says otherwise."""
+    """Weight decay, unless the recipe sets another."""
     signed: ClassVar[bool] = True
-    """Whether x-features have both signs. A fit then shifts, scales and flips them: mean 0, standard deviation 1 and
-    positive weights v. Otherwise they stay as learned."""
+    """Whether x-features have both signs. If so, a fit shifts, scales and flips them to mean 0, standard deviation 1
+    and positive weights v. Otherwise they stay as learned."""
     anchored: ClassVar[bool] = False
-    """Whether descent draws the x-features to their anchors at first, for ``recipe.pretraining`` of the steps."""
+    """Whether descent first pulls the x-features to their anchors, for a share ``recipe.pretraining`` of the steps."""
     standardised: ClassVar[bool] = True
-    """Whether descent standardises Z and the outputs. The fitted network has the model's own units either way."""
+    """Whether descent standardises Z and the outputs. The fitted network has the model's own units in either case."""
     config: dict[str, Any]
-    """Arguments that make an untrained copy, as JSON can hold them."""
+    """Arguments that construct an untrained copy, as values that JSON can hold."""
 
     @abstractmethod
     def shaped(self, Z: Tensor) -> Tensor:
-        """Returns Z with as many dimensions as the first layer takes; dimension 1 is what it mixes."""
+        """Reshape Z to the dimensions that the first layer takes. That layer mixes dimension 1."""
 
     @abstractmethod
     def encode(self, Z: Tensor) -> Tensor:
-        """Returns the x-features E, shape (M, n)."""
+        """Compute the x-features E, shape (M, n)."""
 
     @abstractmethod
     def forward(self, Z: Tensor) -> Reconstruction:
-        """Returns x-features, approximated outputs and reconstruction of Z."""
+        """Compute x-features, approximated outputs and the reconstruction of Z."""
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss | None:
-        """Return what gradient descent minimises, new; None, the default, for a form in closed form.
+        """Create the loss that gradient descent minimises; None, the default, for a form in closed form.
 
         Args:
             weights: Settings of the terms.
@@ -171,22 +172,22 @@ class Autoencoder(nn.Module, ABC):
         return None
 
     def solve(self, examples: Examples) -> None:
-        """Set in closed form what needs no descent: all weights, or after descent some; nothing by default.
+        """Set weights in closed form: all of them, or some after descent. Does nothing by default.
 
-        :func:`captum_xnn.training.fit` draws the weights anew, descends where :meth:`minimised` says so, calls
-        this, and standardises and sorts the x-features.
+        :func:`captum_xnn.training.fit` draws new weights and minimises the loss of :meth:`minimised`, if there
+        is one. It then calls this method, and standardises and sorts the x-features.
 
         Args:
-            examples: Z is as :meth:`shaped` gives it.
+            examples: Data to learn from, with Z in the shape that :meth:`shaped` returns.
         """
 
     @abstractmethod
     def _writers(self) -> tuple[nn.Module, ...]:
-        """Returns the layers with one output per x-feature; the last of them gives the x-features themselves."""
+        """Return the layers with one output per x-feature. The last one outputs the x-features themselves."""
 
     @abstractmethod
     def _readers(self) -> tuple[nn.Module, ...]:
-        """Returns the layers that read the x-features themselves."""
+        """Return the layers that take the x-features as input."""
 
     @property
     def n_features(self) -> int:
@@ -199,9 +200,9 @@ class Autoencoder(nn.Module, ABC):
         return self.head.weight.dtype
 
     def reset(self, generator: torch.Generator) -> None:
-        r"""Draws all weights anew, uniform in :math:`\\pm 1/\\sqrt{fan}` as torch does, but from the given generator.
+        r"""Draw new weights, uniform in :math:`\pm 1/\sqrt{fan}` as torch does, but from the given generator.
 
-        The head starts with equal weights, so that no x-feature is ahead of the others.
+        The head starts with equal weights, so that no x-feature has a lead.
 
         Args:
             generator: A CPU generator; the same seed gives the same weights on every device.
@@ -216,13 +217,13 @@ class Autoencoder(nn.Module, ABC):
             self.head.bias.zero_()
 
     def contributions(self, E: Tensor, output: int = 0) -> Tensor:
-        """Returns the contributions :math:`v_i E_i` to one output, (M, n), in logits.
+        """Compute the contributions :math:`v_i E_i` to one output, (M, n), in logits.
 
-        With the head's bias they sum to the approximated output.
+        They sum with the head's bias to the approximated output.
 
         Args:
             E: x-features (M, n).
-            output: Which of the C explained outputs.
+            output: Number of the output, from 0 to C - 1.
         """
         return E * self.head.weight[output]
 
@@ -237,18 +238,18 @@ class Autoencoder(nn.Module, ABC):
         weight: Tensor | None = None,
         moments: Callable[[Tensor], Tensor] = second_moments,
     ) -> Objective:
-        r"""Returns Eq. 5 over the examples given, which are to be the whole training set.
+        r"""Compute Eq. 5 over the whole training set.
 
         .. math:: L_{SRAE} = L_{FS} + \beta L_{SR} + \eta L_{PT}
 
         Args:
-            Z: Activations of the explained layer, (M, ...).
+            Z: Activations of the explained layer, (M, ...), of the whole training set.
             y_hat: The model's outputs, (M, C), in logits.
             beta: Weight of the sparse reconstruction.
             eta: Weight of the pull-away term.
             q: Sparsity parameter of the log penalty.
             weight: Non-negative weights (M,) of the examples in the first two terms.
-            moments: ``second_moments`` for Eq. 3 as printed; ``covariance`` for the centred form that training uses.
+            moments: ``second_moments`` for Eq. 3 as printed, or ``covariance`` for the centred form that training uses.
 
         Reference:
             "Embedding Deep Networks into Visual Explanations", 2021, Eq. 4 and 5.
@@ -263,10 +264,10 @@ class Autoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def fold(self, scaling: Scaling) -> None:
-        """Rewrites the weights so that a network trained on standardised Z and y works in the model's own units.
+        """Rewrite the weights, so that a network trained on standardised Z and y works in the model's own units.
 
         Args:
-            scaling: What training subtracted and divided by.
+            scaling: Means and standard deviations that standardised the data.
         """
         _scale_inputs(self.encoder[0], scaling.Z_mean, scaling.Z_std)
         _scale_outputs(self.decoder[-1], scaling.Z_mean, scaling.Z_std)
@@ -274,11 +275,11 @@ class Autoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def standardise_features(self, mean: Tensor, std: Tensor) -> None:
-        """Rewrites the weights so that x-features are shifted and scaled, and nothing else changes.
+        """Rewrite the weights to shift and scale the x-features. Nothing else changes.
 
         Args:
-            mean: Means (n,) of the x-features as they are, which become 0.
-            std: Standard deviations (n,), not 0, which become 1; a negative one also flips the x-feature.
+            mean: Current means (n,) of the x-features. They become 0.
+            std: Current standard deviations (n,), not 0. They become 1. A negative value also flips the x-feature.
         """
         _scale_outputs(self._writers()[-1], -mean / std, 1 / std)
         for reader in self._readers():
@@ -286,7 +287,7 @@ class Autoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def reorder_features(self, order: Tensor) -> None:
-        """Rewrites the weights so that x-feature ``order[i]`` becomes x-feature i, and nothing else changes.
+        """Rewrite the weights, so that x-feature ``order[i]`` becomes x-feature i. Nothing else changes.
 
         Args:
             order: A permutation (n,).
@@ -299,12 +300,12 @@ class Autoencoder(nn.Module, ABC):
             weight.copy_(weight[:, order].clone())
 
     def _readers_of_maps(self) -> tuple[nn.Module, ...]:
-        """Returns the layers that read x-features before pooling."""
+        """Return the layers that take the x-features' maps before pooling."""
         return ()
 
 
 def _scale_inputs(layer: nn.Module, mean: Tensor, std: Tensor) -> None:
-    """Makes ``layer(x)`` what ``layer((x - mean) / std)`` was."""
+    """Rewrite a layer, so that ``layer(x)`` equals the former ``layer((x - mean) / std)``."""
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     flat = weight.flatten(1)
     bias.sub_(flat @ (mean / std))
@@ -312,17 +313,17 @@ def _scale_inputs(layer: nn.Module, mean: Tensor, std: Tensor) -> None:
 
 
 def _scale_outputs(layer: nn.Module, mean: Tensor, std: Tensor) -> None:
-    """Makes ``layer(x)`` what ``layer(x) * std + mean`` was."""
+    """Rewrite a layer, so that ``layer(x)`` equals the former ``layer(x) * std + mean``."""
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     weight.mul_(std.reshape(-1, *[1] * (weight.dim() - 1)))
     bias.mul_(std).add_(mean)
 
 
 def dense(sizes: Sequence[int]) -> nn.Sequential:
-    """Returns linear layers of the given sizes with ReLU between them.
+    """Build linear layers of the given sizes with ReLU between them.
 
     Args:
-        sizes: Inputs of the first layer, then outputs of each.
+        sizes: Inputs of the first layer, then outputs of each layer.
 
     Example:
         >>> dense((4, 3, 2))
@@ -337,7 +338,7 @@ def dense(sizes: Sequence[int]) -> nn.Sequential:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raises ValueError where a size is below 1.
+    """Raise ValueError where a size is below 1.
 
     Args:
         sizes: Sizes by name.
@@ -347,19 +348,19 @@ def check_sizes(**sizes: int) -> None:
     """
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"expected {name} of at least 1, got {size}; pass a positive number")
+            raise ValueError(f"{name} is {size}; pass at least 1")
 
 
 class Dense(Autoencoder, ABC):
-    r"""Base of the forms that see Z as one vector per example, with linear layers and ReLU between them.
+    r"""Base of the forms that take Z as one vector per example, with linear layers and ReLU between them.
 
     .. math:: E = E_\theta(Z), \quad \bar y = v^T E + b, \quad \tilde Z = E^{-1}_{\tilde\theta}(E)
 
     Args:
-        shape: Dimensions D of Z, or the shape (...) of one example, which is flattened.
+        shape: Dimensions D of Z, or the shape (...) of one example, to be flattened.
         n_features: x-features n.
-        hidden: Sizes of the encoder's hidden layers. May be empty: a linear map.
-        decoding: Sizes of the decoder's hidden layers; those of the encoder in reverse, if None.
+        hidden: Sizes of the encoder's hidden layers. Empty makes the encoder linear.
+        decoding: Sizes of the decoder's hidden layers. None takes the encoder's sizes in reverse.
         n_outputs: Explained outputs C.
 
     Raises:
@@ -384,15 +385,15 @@ class Dense(Autoencoder, ABC):
         self.head = nn.Linear(n_features, n_outputs)
 
     def shaped(self, Z: Tensor) -> Tensor:
-        """Returns activations Z, shape (M, ...), as (M, D)."""
+        """Flatten activations Z, shape (M, ...), to (M, D)."""
         return Z if Z.dim() == 2 else Z.flatten(1)
 
     def encode(self, Z: Tensor) -> Tensor:
-        """Returns the x-features E, shape (M, n), of activations Z, shape (M, ...)."""
+        """Compute the x-features E, shape (M, n), of activations Z, shape (M, ...)."""
         return self.encoder(self.shaped(Z))  # type: ignore[no-any-return]
 
     def forward(self, Z: Tensor) -> Reconstruction:
-        """Returns x-features, approximated outputs and reconstruction of activations Z, shape (M, ...)."""
+        """Compute x-features, approximated outputs and the reconstruction of activations Z, shape (M, ...)."""
         E = self.encode(Z)
         return Reconstruction(E, self.head(E), self.decoder(E).reshape(Z.shape))
 
@@ -405,14 +406,14 @@ class Dense(Autoencoder, ABC):
 
 @torch.no_grad()
 def encode_all(xnn: Autoencoder, Z: Tensor | Rows, *, batch_size: int = 1024) -> Tensor:
-    """Encode activations (M, ...) batch by batch, and return the x-features (M, n).
+    """Encode activations (M, ...) batch by batch to x-features (M, n).
 
     Args:
         xnn: The network.
         Z: Activations, in memory or on disk.
-        batch_size: Rows at once.
+        batch_size: Rows in a batch.
     """
-    # One tensor made beforehand: small ones between large parts would leave the memory of these in pieces.
+    # One tensor allocated in advance: small ones between large parts would fragment the memory of the parts.
     E, first = xnn.head.weight.new_empty(len(Z), xnn.n_features), 0
     for part in Z.split(batch_size):
         E[first : first + len(part)] = xnn.encode(part)

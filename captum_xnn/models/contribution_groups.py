@@ -1,23 +1,23 @@
-r"""x-features that are groups of path-integrated contributions: exact and additive, whatever the groups are.
+r"""x-features as groups of path-integrated contributions: exact and additive for any groups.
 
-The rest of the model f turns the layer's output Z into one logit. Its path-integrated contributions c_d
-(:mod:`captum_xnn.models.path_integral`) say what each dimension adds to that logit, from a base :math:`Z_0`, the mean
-over the training data, on. x-features are weighted groups of them,
+The rest of the model, f, turns the layer's output Z into one logit. Path-integrated contributions :math:`c_d`
+(:mod:`captum_xnn.models.path_integral`) state how much each dimension adds to that logit, counted from a base
+:math:`Z_0`, the mean over the training data. x-features are weighted sums of contributions,
 
 .. math:: E_k = \sum_d a_{dk} c_d, \quad \sum_k a_{dk} = 1
           \quad\Rightarrow\quad f(Z_0) + \sum_k E_k = f(Z).
 
-So x-features with their bias give the model's output back, whatever the groups a are: faithfulness is no achievement of
-the fit. What is learned is a, D x K numbers that all examples share (:mod:`captum_xnn.models.grouping`).
+The bias and the x-features sum to the model's output for any groups a. Faithfulness therefore says nothing about the
+fit. A fit learns only a, D x K numbers shared by all examples (:mod:`captum_xnn.models.grouping`).
 
-Of feature maps, tokens and sequences, groups are of channels, shared by all places.
+For feature maps, tokens and sequences, a group consists of channels. All places share the groups.
 
 Conventions:
     N examples, D dimensions or channels of Z, K x-features, C explained outputs.
 
 Differs from the paper:
-    The x-features of the paper are those of a learned encoder, which imitates the model: see
-    :class:`~captum_xnn.models.SRAE`. Here nothing imitates. The encoder is the model's own rest.
+    In the paper a learned encoder computes the x-features and imitates the model: see
+    :class:`~captum_xnn.models.SRAE`. Here nothing imitates the model. The encoder is the model's own rest.
 
 Reference:
     Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, for contributions.
@@ -45,17 +45,18 @@ class ContributionGroups(nn.Module):
 
     Args:
         shape: Dimensions D of Z, or the shape (...) of one example.
-        n_features: x-features K, at most: groups that add nothing are dropped.
-        n_outputs: Explained outputs C, which share the groups.
-        channels: The dimension of Z that groups are made of, counted with the examples as 0; 1 for vectors and feature
-            maps (N, C, H, W), 2 for tokens (N, T, D), unless told otherwise.
-        patches: Cells along each side of the grid in which images are covered to see what an x-feature loses.
-        positives: Examples of the class to learn from, at most.
-        others: Further examples to learn from, at most.
-        balance: From 0 to 1: how far groups are drawn to equal sizes. 0 leaves sizes to the data.
-        intervals: Intervals of the path integral to begin with.
-        most: Intervals at most.
-        tolerance: Standard deviations of the output that contributions may fail to add up to, before intervals double.
+        n_features: Largest number of x-features K. Groups that add nothing are merged into others.
+        n_outputs: Explained outputs C. All share the groups.
+        channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
+            maps (N, C, H, W), and 2 for tokens (N, T, D).
+        patches: Patches along each side of the grid in which images are covered to measure drops.
+        positives: Largest number of examples of the class to learn from.
+        others: Largest number of further examples to learn from.
+        balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
+        intervals: First number of intervals of the path integral.
+        most: Largest number of intervals.
+        tolerance: Largest accepted difference between the sum of contributions and the change of the output, in
+            standard deviations of the output. Above it the intervals double.
 
     Raises:
         ValueError: If a number is out of range.
@@ -122,7 +123,7 @@ class ContributionGroups(nn.Module):
             "most": most,
             "tolerance": tolerance,
         }
-        # Places of a grid have one base, as images may have other sizes; positions of tokens have one each.
+        # All places of a grid share one base, because images may differ in size. Each token position has its own.
         places = [size if len(sizes) == 2 or i + 1 == channels else 1 for i, size in enumerate(sizes)]
         self.register_buffer("base", torch.zeros(places))
         self.register_buffer("groups", torch.zeros(sizes[channels - 1], n_features))
@@ -139,11 +140,11 @@ class ContributionGroups(nn.Module):
         return self.groups.dtype
 
     def mean_of(self, parts: Sequence[Tensor] | Any, count: int) -> Tensor:
-        """Return the base: the mean of activations over examples, and over places where these share one.
+        """Compute the base: the mean of activations over examples, and over places that share a base.
 
         Args:
-            parts: Activations (m, ...) part by part.
-            count: Examples in all.
+            parts: Activations (m, ...), part by part.
+            count: Number of all examples.
         """
         total: Tensor | None = None
         over = [i for i in range(1, self.base.dim() + 1) if self.base.shape[i - 1] == 1]
@@ -154,10 +155,10 @@ class ContributionGroups(nn.Module):
         return (total / count).reshape(self.base.shape)
 
     def by_channel(self, values: Tensor) -> Tensor:
-        """Sum over places, and keep channels, (..., N, D).
+        """Sum over places and keep channels, (..., N, D).
 
         Args:
-            values: One number for each number of Z, (..., N, ...Z).
+            values: One value for each number of Z, (..., N, ...Z).
         """
         after = self.base.dim() - self.channels
         ahead = self.channels - 1
@@ -166,7 +167,7 @@ class ContributionGroups(nn.Module):
         return values.sum(over) if over else values
 
     def read_out(self, Z: Tensor, slopes: Tensor) -> Tensor:
-        r"""Return x-features :math:`\sum_d a_{dk} G_d (Z_d - Z_{0,d})` with given slopes G, (N, K).
+        r"""Compute x-features :math:`\sum_d a_{dk} G_d (Z_d - Z_{0,d})` from given slopes G, (N, K).
 
         Args:
             Z: Activations (N, ...).
@@ -177,7 +178,7 @@ class ContributionGroups(nn.Module):
         weight = own.reshape(len(Z), -1, K)
         flat = Z.to(slopes.dtype).movedim(self.channels, -1).reshape(len(Z), 1, -1)
         base = self.base.to(slopes).expand(slopes.shape).movedim(self.channels, -1).reshape(len(Z), 1, -1)
-        # One affine operation, for which every backend has a rule; the base is its bias.
+        # One affine operation, because every backend has a rule for it. The base becomes its bias.
         return torch.baddbmm(-torch.bmm(base, weight), flat, weight)[:, 0]
 
     def integral(
@@ -198,7 +199,7 @@ class ContributionGroups(nn.Module):
             additional: Further arguments of the model.
             targets: For each explained output the target of every example.
             own: The model's own outputs, (C, N).
-            scale: Standard deviations of the outputs, (C,) or (C, N), where they are not those that this explains.
+            scale: Standard deviations of the outputs, (C,) or (C, N). None takes those of this form's own outputs.
         """
         scale = self.scale if scale is None else scale
         return integrate(
@@ -214,30 +215,30 @@ class ContributionGroups(nn.Module):
         )
 
     def contributions(self, integral: Integral) -> Tensor:
-        """Return contributions by channel, (C, N, D).
+        """Compute contributions by channel, (C, N, D).
 
         Args:
-            integral: What :meth:`integral` returned.
+            integral: Result of :meth:`integral`.
         """
         return self.by_channel(integral.contributions(self.base.to(integral.slopes)))
 
     def features(self, contributions: Tensor) -> Tensor:
-        """Return x-features (..., K), in logits.
+        """Compute x-features (..., K), in logits.
 
         Args:
-            contributions: By channel, (..., D).
+            contributions: Contributions by channel, (..., D).
         """
         return contributions @ self.groups.to(contributions)
 
     def keep(self, columns: Tensor) -> None:
-        """Keep some of the x-features, in this order.
+        """Keep only some x-features, in the given order.
 
         Args:
-            columns: Their numbers; what the others hold has to be 0, or contributions no longer add up.
+            columns: Numbers of the x-features. The groups of all others must be 0, or contributions no longer add up.
         """
         self.groups = self.groups[:, columns].clone()
         self.config["n_features"] = len(columns)
 
     def extra_repr(self) -> str:
-        """Return what a printed model shows of this module."""
+        """Return the text that a printed model shows for this module."""
         return f"{math.prod(self.config['shape'])} numbers of Z, {self.groups.shape[0]} dimensions in {self.n_features}"

@@ -1,31 +1,31 @@
-r"""Which contributions belong together: groups in closed form, from what the model loses where an image is covered.
+r"""Groups of contributions in closed form, from the drops that follow when patches of an image are covered.
 
-An x-feature should be one reason, and a reason sits somewhere in the image: cover its place, and that x-feature loses,
-no other. Let row i of X be what every dimension's contribution to the output loses where one patch of one positive is
-covered, and :math:`m_i = \sum_d X_{id}` what the output loses. Only patches that speak for the output count,
-:math:`m_i > 0`.
+An x-feature should be one reason for the output. A reason has a place in the image. Covering that place should lower
+this x-feature and no other. Each row i of X belongs to one covered patch of one positive. It holds the drop of every
+dimension's contribution to the output. The output drops by :math:`m_i = \sum_d X_{id}`. Only patches that speak for
+the output count, :math:`m_i > 0`.
 
-1. *Clusters of patches.* Patches whose covering takes away the same contributions belong to one reason: spectral
-   clusters of the rows of X by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1 where
-   patch i is in cluster k.
-2. *Groups by ridge regression.* Each patch's whole loss is to be the loss of its cluster's x-feature, and no other's:
+1. *Clusters of patches.* Patches that lower the same contributions when covered belong to one reason. Spectral
+   clustering groups the rows of X by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1
+   if patch i is in cluster k, else 0.
+2. *Groups by ridge regression.* The whole drop of each patch should be the drop of its cluster's x-feature alone:
 
    .. math:: a = \frac1K + (X^\top X + \rho I)^{-1} X^\top \Bigl(S \odot m - \frac{m}{K}\Bigr),
-             \qquad \rho = \lambda \sum_i \lVert x_i \rVert^2,
+             \qquad \rho = \lambda \tfrac1n \sum_{i=1}^n \lVert x_i \rVert^2.
 
-   which minimises :math:`\lVert X a - S \odot m \rVert^2 + \rho \lVert a - 1/K \rVert^2`. The columns of the target
-   sum to m, so that :math:`\sum_k a_{dk} = 1` without a constraint. Signs are allowed, as layers mix parts.
-3. *Hardening.* Entries below a share of the row's largest become 0, and the largest takes what is missing.
-4. Groups that add nothing to the positives join the one that they correlate with most.
+   This minimises :math:`\lVert X a - S \odot m \rVert^2 + \rho \lVert a - 1/K \rVert^2`. The columns of the target
+   sum to m, so :math:`\sum_k a_{dk} = 1` holds without a constraint. Entries may be negative, because layers mix parts.
+3. *Hardening.* Entries below a share of the row's largest become 0. The largest takes the rest, so that rows sum to 1.
+4. *Merging.* A group that adds nothing to the positives joins the group that it correlates with most.
 
-The target of step 2 is pull-away in the image, the term the paper lacks, and the first term has the place of Eq. 2:
-each x-feature reconstructs the losses of its own patches. No heatmap method has a part in it, so that none is favoured
-when maps are judged. Nothing is drawn at random or descended to, and ties go to the first.
+The target of step 2 is a pull-away term in the image, missing from the paper. The first term takes the place of Eq. 2:
+each x-feature reconstructs the drops of its own patches. No heatmap method takes part, so a comparison of maps favours
+no method. The computation uses no random numbers and no gradient descent. Ties go to the first candidate.
 
-Without covered inputs the groups are clusters of dimensions whose contributions go together over the examples.
+Without covered inputs the groups are clusters of dimensions with correlated contributions over the examples.
 
 Conventions:
-    D dimensions, K x-features, P patches. Contributions are divided by the standard deviation of their output.
+    D dimensions, K x-features, P patches. Contributions and drops are in standard deviations of their output.
 
 Reference:
     Not in the paper. Ng, Jordan, Weiss, "On spectral clustering", NIPS 2001, for the clusters. Leemann, Kirchhof, Rong,
@@ -40,34 +40,33 @@ from torch import Tensor
 
 __all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups"]
 
-# Lambda, the ridge: with less of it groups are sharper, with more of it they vary less with the examples.
+# Lambda, the ridge: a smaller one makes groups sharper, a larger one makes them vary less with the examples.
 _RIDGE = 1.0
-# Gamma, by which a patch's weight among the clusters grows with its loss.
+# Gamma, the power of a patch's drop that weights the patch in the clustering.
 _WEIGHT = 0.5
 # Share of a row's largest entry below which others become 0.
 _SMALL = 0.2
-# Patches with less than this share of the largest loss do not speak for the output.
+# Patches with less than this share of the largest drop do not speak for the output.
 _SILENT = 1e-4
-# Share of all contributions to positives below which a group adds nothing.
+# Share of all contributions to positives below which a group counts as adding nothing.
 _NOTHING = 0.01
 _TINY = 1e-12
-# Rows above which only the eigenvectors that are needed are calculated.
+# Rows above which only the needed eigenvectors are computed.
 _LARGE = 600
 
 
 def learn_groups(
     own: Tensor, others: Tensor, drops: Tensor | None, K: int, *, ridge: float = _RIDGE, balance: float = 0.0
 ) -> Tensor:
-    """Return groups (D, K') of at most K x-features, whose rows sum to 1.
+    """Compute groups (D, K') of at most K x-features; each row sums to 1.
 
     Args:
         own: Contributions in positives, (m, D).
         others: Contributions in other examples, (m', D).
-        drops: What the contributions of positives lose where a patch is covered, (m, P, D); None where nothing can be
-            covered.
-        K: x-features at most.
-        ridge: Lambda; 1 to 10 give nearly the same figures.
-        balance: From 0 to 1: how far clusters are drawn to equal sizes.
+        drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
+        K: Largest number of x-features.
+        ridge: Lambda. Values from 1 to 10 give nearly the same figures.
+        balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -90,9 +89,9 @@ def learn_groups(
 
 
 def _speaking(drops: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return losses of the patches that speak for the output, (n, D), and their sums (n,); None if there are none.
+    """Select the drops (n, D) of patches that speak for the output, and their sums (n,). None without such patches.
 
-    Every image counts alike.
+    Every image has the same weight.
     """
     X = (drops / drops.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
     m = X.sum(1)
@@ -101,13 +100,13 @@ def _speaking(drops: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def patch_clusters(X: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
-    """Return the cluster of each patch, (n,), from 0 to K - 1.
+    """Find the cluster of each patch, (n,), from 0 to K - 1.
 
     Args:
-        X: What each contribution loses, (n, D).
-        m: What the output loses, (n,), positive.
-        K: Clusters.
-        balance: From 0 to 1: how far clusters are drawn to equal sizes.
+        X: Drops of each contribution, (n, D).
+        m: Drops of the output, (n,), positive.
+        K: Number of clusters.
+        balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
     Example:
         >>> X = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.1]], dtype=torch.float64)
@@ -124,13 +123,13 @@ def patch_clusters(X: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
 
 
 def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE) -> Tensor:
-    """Return the groups (D, K) by which each patch's loss is that of its cluster's x-feature.
+    """Compute groups (D, K) by ridge regression: a patch's drop is assigned to the x-feature of its cluster.
 
     Args:
-        X: What each contribution loses, (n, D).
-        m: What the output loses, (n,).
-        label: The cluster of each patch, (n,).
-        K: x-features.
+        X: Drops of each contribution, (n, D).
+        m: Drops of the output, (n,).
+        label: Cluster of each patch, (n,).
+        K: Number of x-features.
         ridge: Lambda.
 
     Example:
@@ -142,7 +141,7 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
     n, D = X.shape
     target = torch.nn.functional.one_hot(label, K).to(X) * m[:, None] - m[:, None] / K
     penalty = ridge * X.square().sum(1).mean()
-    if n < D:  # the same by the smaller of two systems
+    if n < D:  # the same solution from the smaller of two systems
         found: Tensor = X.T @ torch.linalg.solve(X @ X.T + penalty * torch.eye(n).to(X), target)
     else:
         found = torch.linalg.solve(X.T @ X + penalty * torch.eye(D).to(X), X.T @ target)
@@ -150,10 +149,10 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
 
 
 def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
-    """Return groups without small entries; the largest of each row takes what is missing to 1.
+    """Set small entries to 0, and correct the largest entry of each row, so that the row sums to 1.
 
     Args:
-        a: Groups (D, K), whose rows sum to 1.
+        a: Groups (D, K); each row sums to 1.
         small: Share of a row's largest entry below which others become 0.
 
     Example:
@@ -169,14 +168,15 @@ def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
 
 
 def spectral_groups(X: Tensor, K: int) -> Tensor:
-    """Return spectral clusters of columns as one-hot rows (D, K): which columns go together.
+    """Cluster correlated columns by spectral clustering, as one-hot rows (D, K).
 
-    Columns are alike by their positive correlation, and count by their standard deviation. Nothing is drawn at random:
-    clusters start at the column that varies most and go on to the farthest ones, ties go to the first.
+    The affinity of two columns is their positive correlation. The weight of a column is its standard deviation. The
+    method draws no random numbers: the first cluster starts at the column with the largest standard deviation, each
+    further one at the column farthest from the earlier starts, weighted. Ties go to the first column.
 
     Args:
         X: Rows of numbers, (m, D).
-        K: Clusters; as many as there are columns at most.
+        K: Number of clusters, at most D.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0], [2.0, 4.0, 0.5], [0.0, 0.0, 0.0]])
@@ -206,12 +206,12 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
 
 
 def _leading(matrix: Tensor, K: int) -> Tensor:
-    """Return the eigenvectors of the K largest eigenvalues of a symmetric matrix, (D, K)."""
+    """Compute the eigenvectors of the K largest eigenvalues of a symmetric matrix, (D, K)."""
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     D = len(matrix)
     if D > _LARGE:
-        start = np.linspace(1, 2, D)  # any that is no eigenvector, and the same in every run
+        start = np.linspace(1, 2, D)  # any vector that is not an eigenvector; the same in every run
         try:
             found: Tensor = torch.from_numpy(np.ascontiguousarray(eigsh(matrix.numpy(), K, v0=start, tol=1e-10)[1]))
             return found
@@ -222,7 +222,10 @@ def _leading(matrix: Tensor, K: int) -> Tensor:
 
 
 def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
-    """Return the cluster of each row by k-means from the farthest points; balance makes large ones farther, (D,)."""
+    """Find the cluster of each row, (D,), by k-means that starts from the farthest points.
+
+    A positive balance enlarges the distances to large clusters.
+    """
     near = torch.full_like(weight, torch.inf)
     chosen = [int(weight.argmax())]
     for _ in range(K - 1):
@@ -243,12 +246,12 @@ def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) 
 
 
 def _first_of_largest(values: Tensor) -> int:
-    """Return the first of those that are largest but for rounding."""
+    """Return the index of the largest value; of values equal up to rounding, the first."""
     return int((values >= values.max() * (1 - 1e-9)).double().argmax())
 
 
 def _useful(a: Tensor, own: Tensor, every: Tensor) -> Tensor:
-    """Return groups of which those that add nothing have joined the one that they correlate with most."""
+    """Merge each group that adds nothing into the group that it correlates with most."""
     while a.shape[1] > 1:
         given = (own @ a).abs().mean(0)
         k = int(given.argmin())

@@ -1,11 +1,11 @@
-r"""The three terms of the SRAE objective, as plain functions of tensors (paper, Eq. 1, 2, 3).
+r"""The three terms of the SRAE objective as plain functions of tensors (paper, Eq. 1, 2, 3).
 
 Conventions:
     M examples, D dimensions of the explained layer Z, n x-features, C explained outputs.
-    Every mean over examples is over the **whole training set** handed in. None of the three terms but the first
-    is a mean of per-example losses: :math:`Q_k` and the inner products of Eq. 3 stand inside a non-linear function,
-    so the average over mini-batches is a biased estimate (the pull-away term of independent features is about
-    1/batch instead of 0). :class:`RunningMean` keeps such statistics over mini-batches.
+    Every mean over examples is over the **whole training set** in the arguments. Only the first term is a mean of
+    per-example losses. :math:`Q_k` and the inner products of Eq. 3 stand inside a non-linear function. An average over
+    mini-batches would be a biased estimate: the pull-away term of independent x-features would be about 1/batch
+    instead of 0. :class:`RunningMean` therefore estimates these statistics from mini-batches.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 2.2.
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def squared_error(y_bar: Tensor, y_hat: Tensor) -> Tensor:
-    """Returns the squared differences, elementwise.
+    """Compute the squared differences, elementwise.
 
     Args:
         y_bar: Approximation, any shape, in logits.
@@ -49,9 +49,9 @@ def squared_error(y_bar: Tensor, y_hat: Tensor) -> Tensor:
 
 
 def log_loss(y_bar: Tensor, y_hat: Tensor) -> Tensor:
-    """Returns the cross-entropy in nats between the Bernoulli probabilities of two logits, elementwise.
+    """Compute the cross-entropy between the Bernoulli probabilities of two logits, elementwise, in nats.
 
-    It is smallest, but not zero, where both logits agree.
+    It is smallest where both logits agree, but not zero.
 
     Args:
         y_bar: Approximation, any shape, in logits.
@@ -66,7 +66,7 @@ def log_loss(y_bar: Tensor, y_hat: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Returns the mean over the first dimension, weighted when weights (M,) are given."""
+    """Compute the mean over the first dimension, weighted if weights (M,) are given."""
     if weight is None:
         return values.mean(0)
     return (weight / weight.sum()) @ values.flatten(1) if values.dim() > 1 else (weight / weight.sum()) @ values
@@ -79,14 +79,14 @@ def faithfulness(
     weight: Tensor | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = squared_error,
 ) -> Tensor:
-    r"""Returns the faithfulness loss, a scalar.
+    r"""Compute the faithfulness loss, a scalar.
 
     .. math:: L_{FS} = \frac{1}{M} \sum_{i=1}^{M} L\big(f_v(E_\theta(Z^{(i)})), \hat y^{(i)}\big)
 
     Args:
-        y_bar: What the x-features give, (M,) or (M, C), in logits; over C the losses are summed.
-        y_hat: What the model gives, of the same shape.
-        weight: Non-negative weights (M,) of the examples; they need not sum to 1. The paper weights positives up.
+        y_bar: Outputs approximated from the x-features, (M,) or (M, C), in logits. Losses are summed over C.
+        y_hat: The model's own outputs, of the same shape.
+        weight: Non-negative weights (M,) of the examples. They need not sum to 1. The paper weights positives more.
         loss: :func:`squared_error`, :func:`log_loss`, or any elementwise loss.
 
     Raises:
@@ -101,14 +101,14 @@ def faithfulness(
     """
     if y_bar.shape != y_hat.shape:
         raise ValueError(
-            f"expected y_bar and y_hat of one shape, got {tuple(y_bar.shape)} and {tuple(y_hat.shape)}; "
-            "reshape one of them, broadcasting would compare every example with every other"
+            f"y_bar has shape {tuple(y_bar.shape)} and y_hat {tuple(y_hat.shape)}; reshape one of them, because "
+            "broadcasting would compare every example with every other"
         )
     return _mean(loss(y_bar, y_hat).flatten(1).sum(1) if y_bar.dim() > 1 else loss(y_bar, y_hat), weight)
 
 
 def reconstruction_error(Z_tilde: Tensor, Z: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    r"""Returns :math:`Q_k = \frac1M \sum_i (\tilde Z^{(i)}_k - Z^{(i)}_k)^2` for every dimension k, shape (D,).
+    r"""Compute :math:`Q_k = \frac1M \sum_i (\tilde Z^{(i)}_k - Z^{(i)}_k)^2` for every dimension k, shape (D,).
 
     Args:
         Z_tilde: Reconstruction, (M, ...), flattened to (M, D).
@@ -126,13 +126,13 @@ def reconstruction_error(Z_tilde: Tensor, Z: Tensor, *, weight: Tensor | None = 
 
 
 def log_penalty(Q: Tensor, q: float = 1.0) -> Tensor:
-    r"""Returns the sparsity of the reconstruction errors, :math:`\frac{1}{S_z} \sum_k \log(1 + q\,Q_k)`.
+    r"""Compute the sparsity of the reconstruction errors, :math:`\frac{1}{S_z} \sum_k \log(1 + q\,Q_k)`.
 
-    It grows ever slower with :math:`Q_k`, so that dimensions which do not matter can stay unreconstructed.
+    The penalty grows ever more slowly with :math:`Q_k`. Irrelevant dimensions can therefore stay unreconstructed.
 
     Args:
         Q: Mean squared reconstruction errors (D,), non-negative.
-        q: Sparsity parameter, positive; the larger, the more dimensions may be given up.
+        q: Sparsity parameter, positive. A larger one leaves more dimensions unreconstructed.
 
     Raises:
         ValueError: If q is not positive.
@@ -145,12 +145,12 @@ def log_penalty(Q: Tensor, q: float = 1.0) -> Tensor:
         "Embedding Deep Networks into Visual Explanations", 2021, section 2.2, Fig. 2(b-c).
     """
     if q <= 0:
-        raise ValueError(f"expected a sparsity parameter q > 0, got {q}; the paper's figures use 1 and 10")
+        raise ValueError(f"the sparsity parameter q is {q}; pass q > 0, such as 1 or 10 as in the paper's figures")
     return torch.log1p(q * Q).mean()
 
 
 def sparse_reconstruction(Z_tilde: Tensor, Z: Tensor, *, q: float = 1.0, weight: Tensor | None = None) -> Tensor:
-    """Returns the sparse reconstruction loss, a scalar: the log penalty of the per-dimension errors.
+    """Compute the sparse reconstruction loss, a scalar: the log penalty of the errors of all dimensions.
 
     Args:
         Z_tilde: Reconstruction, (M, ...).
@@ -169,7 +169,7 @@ def sparse_reconstruction(Z_tilde: Tensor, Z: Tensor, *, q: float = 1.0, weight:
 
 
 def second_moments(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Returns the mean products :math:`E_l^T E_{l'} / M` of the x-features, shape (n, n).
+    """Compute the mean products :math:`E_l^T E_{l'} / M` of the x-features, shape (n, n).
 
     Args:
         E: x-features (M, n).
@@ -185,7 +185,7 @@ def second_moments(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
 
 
 def covariance(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Returns the covariances of the x-features, shape (n, n): their second moments about the mean.
+    """Compute the covariances of the x-features, shape (n, n): their second moments about the mean.
 
     Args:
         E: x-features (M, n).
@@ -200,16 +200,16 @@ def covariance(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
 
 
 def pull_away_of_moments(G: Tensor) -> Tensor:
-    r"""Returns the mean squared cosine :math:`G_{ll'}^2 / (G_{ll} G_{l'l'})` over all pairs :math:`l \ne l'`.
+    r"""Compute the mean squared cosine :math:`G_{ll'}^2 / (G_{ll} G_{l'l'})` over all pairs :math:`l \ne l'`.
 
-    Given :func:`second_moments` this is Eq. 3; given :func:`covariance` it is the mean squared correlation.
+    From :func:`second_moments` this is Eq. 3. From :func:`covariance` it is the mean squared correlation.
 
     Args:
         G: Symmetric positive semi-definite matrix (n, n).
 
     Returns:
-        A scalar in [0, 1]. An x-feature that is zero throughout, or that small beside the largest, is counted as
-        orthogonal to all others, and with one x-feature there are no pairs: both give 0.
+        A scalar in [0, 1]. An x-feature that is zero for all examples, or negligible beside the largest, counts as
+        orthogonal to all others. A single x-feature has no pairs and gives 0.
 
     Example:
         >>> pull_away_of_moments(torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
@@ -219,7 +219,7 @@ def pull_away_of_moments(G: Tensor) -> Tensor:
     if n < 2:
         return G.sum() * 0
     square_norm = G.diagonal()
-    # Relative to the largest: what a dying x-feature leaves in a running mean must not overflow on its way to zero.
+    # Relative to the largest: a dying x-feature leaves small values in a running mean, and they must not overflow.
     alive = square_norm > square_norm.max() * torch.finfo(G.dtype).eps ** 2
     inverse = torch.where(alive, torch.where(alive, square_norm, 1).rsqrt(), 0)
     square_cosine = (G * inverse[:, None] * inverse) ** 2
@@ -227,13 +227,13 @@ def pull_away_of_moments(G: Tensor) -> Tensor:
 
 
 def pull_away(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    r"""Returns the pull-away term, a scalar in [0, 1]: 0 for orthogonal x-features, 1 for parallel ones.
+    r"""Compute the pull-away term, a scalar in [0, 1]: 0 for orthogonal x-features, 1 for parallel ones.
 
     .. math:: L_{PT} = \frac{1}{n(n-1)} \sum_{l} \sum_{l' \ne l}
               \Big(\frac{E_l^T E_{l'}}{\lVert E_l \rVert \lVert E_{l'} \rVert}\Big)^2
 
-    The cosines are uncentred: independent but non-negative features are far from 0 here (about 0.56 for uniform
-    ones). ``pull_away(E - E.mean(0))`` is the mean squared correlation, which the training recipe uses.
+    The cosines are uncentred. Independent non-negative x-features are therefore far from 0 (about 0.56 for uniform
+    ones). ``pull_away(E - E.mean(0))`` is the mean squared correlation. The training recipe uses this form.
     Positive or negative factors on x-features, such as the weights v, change nothing.
 
     Args:
@@ -251,16 +251,16 @@ def pull_away(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
 
 
 class RunningMean:
-    r"""A statistic of the whole training set, estimated over mini-batches, through which gradients still flow.
+    r"""Running estimate of a statistic of the whole training set, with the gradient of the newest mini-batch.
 
-    Called with the statistic of a new batch it returns the running estimate
+    A call takes the statistic s of a new batch. It returns the running estimate
     :math:`\bar s \leftarrow (1 - \rho)\,\bar s + \rho\, s` with the gradient of the **batch** statistic. A non-linear
-    function of it, such as :func:`log_penalty` or :func:`pull_away_of_moments`, is therefore linearised at the running
-    estimate: its value and its gradient are those of the full batch, up to how far the estimate lags and scatters.
-    The weights are corrected for the first calls, as in Adam, so that the first estimate is the first batch's.
+    function of the estimate, such as :func:`log_penalty` or :func:`pull_away_of_moments`, is therefore linearised at
+    the running estimate. It has the value and the gradient of the full training set, up to the lag and the scatter of
+    the estimate. A correction of the weights, as in Adam, makes the first estimate equal the first batch's statistic.
 
     Args:
-        rho: Share of the newest batch, in (0, 1]; 1 makes it the plain mini-batch estimate.
+        rho: Share of the newest batch, in (0, 1]. 1 gives the plain mini-batch estimate.
 
     Raises:
         ValueError: If rho is outside (0, 1].
@@ -273,20 +273,20 @@ class RunningMean:
 
     def __init__(self, rho: float = 0.1) -> None:
         if not 0 < rho <= 1:
-            raise ValueError(f"expected 0 < rho <= 1, got {rho}; 0.1 averages over about the last 10 batches")
+            raise ValueError(f"rho is {rho}; pass 0 < rho <= 1 (0.1 averages over about the last 10 batches)")
         self.rho = rho
         self._sum: Tensor | None = None
         self._weight = 0.0
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Takes in the statistic of a new batch, returns the running estimate (same shape) with its gradient."""
+        """Add the statistic of a new batch, and return the running estimate (same shape) with the batch's gradient."""
         newest = batch.detach()
         self._sum = self.rho * newest if self._sum is None else self._sum + self.rho * (newest - self._sum)
         self._weight += self.rho * (1 - self._weight)
         return self._sum / self._weight + (batch - newest)
 
     def keep(self, which: Tensor) -> None:
-        """Goes on with some of the statistics, where there is one for each of several explainers.
+        """Keep the statistics of some of several explainers, and discard the others.
 
         Args:
             which: Boolean (T,), for a statistic (T, ...).
@@ -296,7 +296,7 @@ class RunningMean:
 
     @property
     def state(self) -> tuple[Tensor | None, float]:
-        """The estimate before its correction, and the weight that corrects it; set it to go on from there."""
+        """The estimate before correction, and the weight that corrects it. Assign it to resume from that state."""
         return self._sum, self._weight
 
     @state.setter

@@ -1,7 +1,7 @@
-"""What gradient descent minimises: Eq. 5 with running statistics over mini-batches, and losses without its terms.
+"""Losses for gradient descent: Eq. 5 with running statistics over mini-batches, and a plain loss for baselines.
 
 Conventions:
-    T explainers, m examples of a batch, D dimensions of Z, n x-features, C explained outputs.
+    T explainers, m examples in a batch, D dimensions of Z, n x-features, C explained outputs.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
@@ -32,16 +32,16 @@ _Made = TypeVar("_Made")
 
 
 class RunningObjective:
-    """Eq. 5 over the whole training set, estimated over mini-batches with gradients for the newest one.
+    """Eq. 5 over the whole training set, estimated from mini-batches, with gradients of the newest batch.
 
     Args:
         beta: Weight of the sparse reconstruction.
         eta: Weight of the pull-away term.
         q: Sparsity parameter.
         rho: Share of the newest batch in the running statistics.
-        ranks: Processes that each see a part of every batch.
-        centred: Whether the pull-away term is about the mean: squared correlations. Eq. 3 as printed is not; it has
-            cosines.
+        ranks: Processes that each hold a part of every batch.
+        centred: Whether the pull-away term subtracts the mean. With it the term has squared correlations, without it
+            squared cosines, as in Eq. 3 as printed.
 
     Example:
         >>> from captum_xnn.models.srae import SRAE
@@ -67,26 +67,27 @@ class RunningObjective:
 
     @classmethod
     def of(cls, weights: Weights, ranks: Ranks = ALONE, *, centred: bool = True) -> RunningObjective:
-        """Return the objective with given settings.
+        """Create the objective with given settings.
 
         Args:
-            weights: The settings.
-            ranks: Processes that each see a part of every batch.
-            centred: Whether the pull-away term is about the mean.
+            weights: Settings of the terms.
+            ranks: Processes that each hold a part of every batch.
+            centred: Whether the pull-away term subtracts the mean.
         """
         return cls(**weights._asdict(), ranks=ranks, centred=centred)
 
     def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
-        """Returns the objective and its terms after taking in a batch.
+        """Add a batch to the running statistics, and compute the objective and its terms.
 
-        All arguments, and the terms, may have a further dimension (T, ...) in front, for so many explainers.
+        All arguments and terms may have a leading dimension (T, ...) for T explainers.
 
         Args:
-            made: What the network makes of the batch.
+            made: Outputs of the network for the batch.
             Z: Activations (m, ...) of the batch.
             y_hat: Outputs (m, C).
-            weight: Weights (m,) by which the batch stands for the training set, in the pull-away term. Faithfulness and
-                reconstruction count every row of the batch alike, and so weight what was drawn more often.
+            weight: Weights (m,) of the rows in the pull-away term. They make the batch represent the training set.
+                Faithfulness and reconstruction weight all rows of the batch equally, and so favour examples that are
+                drawn more often.
         """
         over = vmap if made.E.dim() == 3 else _as_it_is
         Q = self._Q(self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z)))
@@ -115,15 +116,15 @@ class PlainObjective:
     Args:
         faithful: Weight of the faithfulness, Eq. 1.
         reconstruct: Weight of the mean reconstruction error.
-        ranks: Processes that each see a part of every batch.
+        ranks: Processes that each hold a part of every batch.
     """
 
     def __init__(self, faithful: float, reconstruct: float, ranks: Ranks = ALONE) -> None:
         self.faithful, self.reconstruct, self.ranks = faithful, reconstruct, ranks
 
     def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
-        """Return the terms on a batch, as :class:`~captum_xnn.models.base.Loss` says."""
-        del weight  # of the pull-away term, which is none here
+        """Compute the terms on a batch, as in :class:`~captum_xnn.models.base.Loss`."""
+        del weight  # used in the pull-away term only; this loss has none
         over: Callable[..., Any] = vmap if made.E.dim() == 3 else _as_it_is
         zero = made.E.new_zeros(made.E.shape[:-2])
         first = self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)) if self.faithful else zero

@@ -1,17 +1,17 @@
-r"""Path-integrated contributions: what each dimension of a layer adds to one output of the model.
+r"""Path-integrated contributions of each dimension of a layer to one output of the model.
 
 For the layer's output Z, a base :math:`Z_0` and the rest of the model f,
 
 .. math:: c_d = (Z_d - Z_{0,d}) \int_0^1 \frac{\partial f}{\partial Z_d}\bigl(Z_0 + t (Z - Z_0)\bigr)\, dt,
           \qquad \sum_d c_d = f(Z) - f(Z_0).
 
-The sum is exact for every f with gradients almost everywhere. The integral is taken by the trapezoid rule, whose points
-include both ends; the number of intervals doubles where the sum is still off, and all earlier points are used again.
-Each output of each example takes its own number, whatever is beside it. What is off in the end is not spread over the
-dimensions: it is the example's ``unexplained``.
+The sum is exact for every f with gradients almost everywhere. The trapezoid rule computes the integral from points that
+include both ends. Where the sum is still off, the number of intervals doubles, and all earlier points are reused. Each
+output of each example takes its own number of intervals, independent of the rest of the batch. A remaining difference
+is not spread over the dimensions. It counts as the example's ``unexplained``.
 
-The trapezoid rule is chosen by measurement: ReLUs and max-pooling make f piecewise linear, where Gauss-Legendre
-converges no faster and reuses nothing.
+The choice of the trapezoid rule rests on measurements. ReLUs and max-pooling make f piecewise linear. Gauss-Legendre
+quadrature converges no faster there and cannot reuse points.
 
 Conventions:
     N examples, Z (N, ...), C explained outputs.
@@ -36,24 +36,24 @@ __all__ = ["Integral", "integrate"]
 
 
 class Integral(NamedTuple):
-    """What the path integral gives for a batch."""
+    """Path integral of a batch."""
 
     Z: Tensor
     """The layer's output, (N, ...)."""
     slopes: Tensor
-    """Mean derivative of each output along the path, (C, N, ...); times Z - base it is the contribution."""
+    """Mean derivative of each output along the path, (C, N, ...). Times Z - base it is the contribution."""
     start: Tensor
     """Outputs at the base, (C, N)."""
     end: Tensor
     """Outputs at Z, (C, N)."""
     intervals: Tensor
-    """Intervals that each output of each example took, (C, N)."""
+    """Number of intervals for each output of each example, (C, N)."""
 
     def contributions(self, base: Tensor) -> Tensor:
-        """Return the contributions of all numbers of Z, (C, N, ...).
+        """Compute the contributions of all numbers of Z, (C, N, ...).
 
         Args:
-            base: The base of the path, of a shape that expands to Z.
+            base: Base of the path, of a shape that expands to Z.
         """
         return self.slopes * (self.Z.to(self.slopes) - base.to(self.slopes))
 
@@ -76,17 +76,17 @@ def integrate(
         tail: The rest of the model.
         inputs: Tensors (N, ...), on the model's device.
         additional: Further arguments of the model.
-        base: Where paths begin, of a shape that expands to Z.
+        base: Start of the paths, of a shape that expands to Z.
         targets: For each of C outputs the target of every example.
-        tolerance: Largest difference, (C,) or (C, N), between the sum of contributions and the change of the output
-            with which an example is done.
-        intervals: Intervals to begin with.
-        most: Intervals after which an example is done in any case.
-        own: The model's own outputs, (C, N), that the end of the path has to give.
+        tolerance: Largest accepted difference between the sum of contributions and the change of the output, (C,) or
+            (C, N).
+        intervals: First number of intervals.
+        most: Largest number of intervals.
+        own: The model's own outputs, (C, N), to compare with the outputs at the end of the path.
 
     Raises:
-        ValueError: If the output has no gradients at the layer, or the model gives another output where the layer's
-            own output is put back.
+        ValueError: If the output has no gradients at the layer, or if the model's output changes when the layer's own
+            output is put back.
 
     Example:
         >>> from torch import nn
@@ -105,9 +105,9 @@ def integrate(
             found = tail.along(inputs, additional, base, ts, weights, targets)
         if _differs(found.y[:, -1], own):
             raise ValueError(
-                f"the model gives another output where layer {tail.name!r} gets its own output back "
-                f"({float((found.y[:, -1] - own.to(found.y)).abs().max()):.3g} off); its rows depend on each other, or "
-                "it draws random numbers: explain one example at a time, or fit with autoencoder=SRAE"
+                f"the model's output changes when layer {tail.name!r} gets its own output back, by up to "
+                f"{float((found.y[:, -1] - own.to(found.y)).abs().max()):.3g}: rows of a batch depend on each "
+                "other, or the model draws random numbers; explain one example at a time, or fit with autoencoder=SRAE"
             )
     made = Integral(
         found.Z,
@@ -137,7 +137,7 @@ def _differs(y: Tensor, own: Tensor) -> bool:
 
 
 def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
-    """Return which contributions do not sum to the change of the output, (C, N)."""
+    """Mark contributions that do not sum to the change of the output, (C, N)."""
     total = made.contributions(base).flatten(2).sum(2)
     off = (total - (made.end - made.start).to(total)).abs() > tolerance.to(total).reshape(len(total), -1)
     return off.cpu()

@@ -1,4 +1,4 @@
-"""By what Z and the outputs are standardised while a network learns.
+"""Scales with which training standardises Z and the outputs.
 
 Conventions:
     M examples, D dimensions of Z, C explained outputs.
@@ -18,10 +18,11 @@ __all__ = ["scaling"]
 
 
 def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
-    """Returns by what Z and y are standardised.
+    """Compute the means and standard deviations that standardise Z and y.
 
-    All dimensions of Z share one scale, that of their mean variance: what varies little in the model weighs little here
-    too, and the x-features generalise better than with a scale for each dimension (benchmarks/degeneration.py).
+    All dimensions of Z share one scale, the root of their mean variance. A dimension that varies little in the model
+    therefore also has little weight here. The x-features generalise better than with a scale for each dimension
+    (benchmarks/degeneration.py).
 
     Args:
         Z: Activations (M, D) or (M, channels, H, W), in memory or on disk.
@@ -32,7 +33,7 @@ def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
         >>> made.Z_mean, made.Z_std
         (tensor([1., 3.]), tensor([1.4142, 1.4142]))
     """
-    # One pass about the mean of its beginning, so that no digits are lost where the mean is large.
+    # One pass, relative to the mean of the first part: a large mean then costs no digits.
     shift = _channels_last(next(iter(parts(Z)))).mean(0)
     total, square, count = torch.zeros(len(shift), dtype=torch.float64), 0.0, 0
     for part in parts(Z):
@@ -47,5 +48,5 @@ def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
 
 
 def _channels_last(Z: Tensor) -> Tensor:
-    """Returns (M, channels, H, W) as (M * H * W, channels), and (M, D) as it is."""
+    """Reshape (M, channels, H, W) to (M * H * W, channels); leave (M, D) unchanged."""
     return Z.flatten(2).transpose(1, 2).flatten(0, 1) if Z.dim() > 2 else Z

@@ -1,15 +1,15 @@
-r"""The Sparse Reconstruction Autoencoder, which embeds a layer's activations Z into n x-features.
+r"""The Sparse Reconstruction Autoencoder: embeds a layer's activations Z into n x-features.
 
-The encoder gives the x-features :math:`E = E_\theta(Z)`, the head approximates the model's output by
-:math:`\bar y = v^T E + b`, the decoder reconstructs those dimensions of Z that the x-features account for.
+The encoder computes the x-features :math:`E = E_\theta(Z)`. The head approximates the model's output by
+:math:`\bar y = v^T E + b`. The decoder reconstructs the dimensions of Z that the x-features account for.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs (1 unless several are explained jointly).
 
 Differs from the paper:
-    :class:`PaperSRAE` is Eq. 5 as printed. In the other forms the x-layer is linear, its x-features have mean 0 and
-    standard deviation 1 over the training data, and the head has a bias. A contribution :math:`v_i E_i` is thus what an
-    example has more, or less, than the average training example.
+    :class:`PaperSRAE` is Eq. 5 as printed. In the other forms the x-layer is linear. The x-features have mean 0 and
+    standard deviation 1 over the training data. The head has a bias. A contribution :math:`v_i E_i` therefore compares
+    an example with the average training example.
     See the page "How the training recipe was found".
 
 Reference:
@@ -37,7 +37,7 @@ def _pointwise(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class SRAE(Dense):
-    r"""A Sparse Reconstruction Autoencoder on a layer that gives one vector per example.
+    r"""A Sparse Reconstruction Autoencoder on a layer that outputs one vector per example.
 
     .. math:: E = E_\theta(Z), \quad \bar y = v^T E + b, \quad \tilde Z = E^{-1}_{\tilde\theta}(E)
 
@@ -45,9 +45,9 @@ class SRAE(Dense):
     dimensions are flattened to (M, D).
 
     Args:
-        shape: Dimensions D of Z, or the shape (...) of one example, which is flattened.
+        shape: Dimensions D of Z, or the shape (...) of one example, to be flattened.
         n_features: x-features n. The paper uses 5 for one class and 7 for four.
-        hidden: Sizes of the encoder's hidden layers; the decoder mirrors them. May be empty: linear maps.
+        hidden: Sizes of the encoder's hidden layers. The decoder mirrors them. Empty makes both linear.
         n_outputs: Explained outputs C.
 
     Raises:
@@ -73,7 +73,7 @@ class SRAE(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Returns Eq. 5, with running statistics.
+        """Create the loss of Eq. 5 with running statistics.
 
         Args:
             weights: Settings of the terms.
@@ -83,7 +83,7 @@ class SRAE(Dense):
 
 
 class PaperSRAE(Dense):
-    r"""A Sparse Reconstruction Autoencoder by Eq. 5 as printed: pass ``autoencoder=PaperSRAE``.
+    r"""A Sparse Reconstruction Autoencoder with Eq. 5 as printed: pass ``autoencoder=PaperSRAE``.
 
     .. math:: \min_{\theta, \tilde\theta, v} \frac1M \sum_i \lVert v^T E_\theta(Z^{(i)}) - \hat y^{(i)} \rVert^2
               + \beta \frac1{S_z} \sum_k \log(1 + q\,Q_k)
@@ -93,16 +93,16 @@ class PaperSRAE(Dense):
     It differs from :class:`SRAE` in six points:
 
     - x-features are rectified, as in the authors' code, and stay as learned.
-    - v has either sign, and no bias stands beside it.
+    - v may have either sign, and the head has no bias.
     - The pull-away term has cosines, not correlations.
     - Z and the output stay in the model's units.
     - Training starts from random weights, without anchors. The recipe's ``pretraining`` and ``balance`` have no effect.
     - Weights do not decay, and the learning rate is the authors' 1e-3.
 
-    Layers, batches with their share of positives, running statistics and the schedule are those of :class:`SRAE`.
-    On real birds this form degenerates: x-features die, and one does most of the work (benchmarks/degeneration.py).
+    It shares layers, batches with their share of positives, running statistics and the schedule with :class:`SRAE`.
+    On real birds this form degenerates: x-features die, and one contributes most (benchmarks/degeneration.py).
 
-    Arguments are those of :class:`SRAE`.
+    It takes the arguments of :class:`SRAE`.
 
     Example:
         >>> xnn = PaperSRAE(2048, n_features=5)
@@ -127,7 +127,7 @@ class PaperSRAE(Dense):
         nn.init.zeros_(self.head.bias.requires_grad_(False))
 
     def reset(self, generator: torch.Generator) -> None:
-        r"""Draw all weights anew, uniform in :math:`\pm 1/\sqrt{fan}`, v included; the head's bias is 0.
+        r"""Draw new weights, v included, uniform in :math:`\pm 1/\sqrt{fan}`. The head's bias is 0.
 
         Args:
             generator: A CPU generator; the same seed gives the same weights on every device.
@@ -139,7 +139,7 @@ class PaperSRAE(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Return Eq. 5 as printed, with running statistics.
+        """Create the loss of Eq. 5 as printed, with running statistics.
 
         Args:
             weights: Settings of the terms.
@@ -152,20 +152,20 @@ class PaperSRAE(Dense):
 
 
 class ConvSRAE(Autoencoder):
-    r"""A Sparse Reconstruction Autoencoder of 1x1 convolutions, on a layer that gives feature maps.
+    r"""A Sparse Reconstruction Autoencoder of 1x1 convolutions, on a layer that outputs feature maps.
 
-    The encoder turns Z, (M, channels, H, W), into n maps; the decoder reconstructs Z from these. Each map is max-pooled
-    and weighted by one learned plane of its own, which gives the x-feature: :math:`E_i = \sum_p u_{ip}\,
-    \mathrm{pool}(\mathrm{map}_i)_p + c_i`. Max-pooling, planes and head together are the paper's max-pooling layer and
-    fully connected layer, written so that every x-feature stays one number with one contribution.
+    The encoder turns Z, (M, channels, H, W), into n maps. The decoder reconstructs Z from the maps. Each map is
+    max-pooled and weighted by its own learned plane to give the x-feature: :math:`E_i = \sum_p u_{ip}\,
+    \mathrm{pool}(\mathrm{map}_i)_p + c_i`. Max-pooling, planes and head together equal the paper's max-pooling layer
+    and fully connected layer. In this form every x-feature stays one number with one contribution.
 
     Args:
         shape: (channels, H, W) of Z.
         n_features: x-features n.
-        hidden: Channels of the encoder's hidden layers, none for the paper's MNIST network, mirrored in the decoder.
+        hidden: Channels of the encoder's hidden layers, mirrored in the decoder. The paper's MNIST network has none.
         n_outputs: Explained outputs C.
-        pool: Size of the max-pooling window, in cells of Z; at most H and W. A window of H x W makes every x-feature
-            blind to places.
+        pool: Size of the max-pooling window, in cells of Z, at most H and W. A window of H x W makes every x-feature
+            independent of places.
 
     Raises:
         ValueError: If a size is below 1, or the window is larger than the maps.
@@ -200,7 +200,8 @@ class ConvSRAE(Autoencoder):
         )
         if pool > min(height, width):
             raise ValueError(
-                f"expected a pooling window of at most {min(height, width)}, got {pool}; pass pool=1 or more"
+                f"the pooling window is {pool}, larger than the maps of {height} x {width} cells; pass pool from 1 to "
+                f"{min(height, width)}"
             )
         self.config = {
             "shape": list(shape),
@@ -217,29 +218,29 @@ class ConvSRAE(Autoencoder):
         self.head = nn.Linear(n_features, n_outputs)
 
     def maps(self, Z: Tensor) -> Tensor:
-        """Returns the x-features' maps before pooling, shape (M, n, H, W), of Z, shape (M, channels, H, W)."""
+        """Compute the x-features' maps before pooling, shape (M, n, H, W), of Z, shape (M, channels, H, W)."""
         return self.encoder(Z)  # type: ignore[no-any-return]
 
     def shaped(self, Z: Tensor) -> Tensor:
-        """Returns feature maps Z, shape (M, channels, H, W), as they are."""
+        """Return feature maps Z, shape (M, channels, H, W), unchanged."""
         return Z
 
     def encode(self, Z: Tensor) -> Tensor:
-        """Returns the x-features E, shape (M, n), of feature maps Z, shape (M, channels, H, W)."""
+        """Compute the x-features E, shape (M, n), of feature maps Z, shape (M, channels, H, W)."""
         return self._read(self.maps(Z))
 
     def _read(self, maps: Tensor) -> Tensor:
         return self.planes(self.pool(maps)).flatten(1)  # type: ignore[no-any-return]
 
     def forward(self, Z: Tensor) -> Reconstruction:
-        """Returns x-features, approximated outputs and reconstruction of feature maps Z, (M, channels, H, W)."""
+        """Compute x-features, approximated outputs and the reconstruction of feature maps Z, (M, channels, H, W)."""
         maps = self.maps(Z)
         E = self._read(maps)
         return Reconstruction(E, self.head(E), self.decoder(maps))
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Returns Eq. 5, with running statistics.
+        """Create the loss of Eq. 5 with running statistics.
 
         Args:
             weights: Settings of the terms.
@@ -257,18 +258,21 @@ class ConvSRAE(Autoencoder):
         return (self.decoder[0],)
 
 
-def by_shape(shape: Sequence[int], n_features: int = 5, *, n_outputs: int = 1) -> SRAE | ConvSRAE:
-    """Return a ConvSRAE for feature maps (C, H, W) of several cells, and an SRAE for all else.
+def by_shape(shape: Sequence[int], n_features: int = 5, *, n_outputs: int = 1, channels: int = 1) -> SRAE | ConvSRAE:
+    """Create a ConvSRAE for feature maps (C, H, W) of several cells, and an SRAE for every other shape.
 
     Args:
         shape: Shape (...) of one example of Z.
         n_features: x-features n.
         n_outputs: Explained outputs C.
+        channels: The dimension of Z with channels, counted with the examples as 0. Maps (H, W, C) get an SRAE.
 
     Example:
         >>> type(by_shape((4, 3, 3))).__name__, type(by_shape((4, 1, 1))).__name__
         ('ConvSRAE', 'SRAE')
+        >>> type(by_shape((3, 3, 4), channels=3)).__name__
+        'SRAE'
     """
-    if len(shape) == 3 and shape[1] > 1 and shape[2] > 1:
+    if len(shape) == 3 and shape[1] > 1 and shape[2] > 1 and channels == 1:
         return ConvSRAE(shape, n_features, n_outputs=n_outputs)
     return SRAE(shape, n_features, n_outputs=n_outputs)

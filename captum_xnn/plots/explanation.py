@@ -2,15 +2,14 @@ r"""Pictures of explanations, drawn with matplotlib from plain tensors or arrays
 
 Conventions:
     K x-features, N examples, C channels, H and W pixels; the maps may be coarser than the image.
-    Contributions are :math:`v_i E_i`, in logits; with the bias they sum to what the x-features give, the
-    *surrogate*. x-features are numbered from 1 in pictures and from 0 in arguments.
-    A map is positive where the input drives its x-feature to the value it has. Its positive part is drawn in
-    the colour of the contribution's sign (orange raises the output, blue lowers it), its negative part in the
-    other one. A backend with signed maps (DeepLift, gradients) therefore hands in maps times the sign of
-    :math:`E_i`.
+    Contributions are :math:`v_i E_i`, in logits. Their sum with the bias is the *surrogate*. x-features have numbers
+    from 1 in pictures and from 0 in arguments.
+    A map is positive where the input drives its x-feature towards the sign of its value. Its positive part has the
+    colour of the contribution's sign: orange raises the output, blue lowers it. Its negative part has the other colour.
+    A backend with signed maps (DeepLift, gradients) must therefore pass maps times the sign of :math:`E_i`.
 
-Nothing here touches pyplot: the figures need no display, no backend and no closing, and a notebook shows them
-as they are.
+This module does not use pyplot. Its figures need no display, no matplotlib backend and no closing, and a notebook shows
+them directly.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021,
@@ -67,14 +66,14 @@ Numbers: TypeAlias = Tensor | ArrayLike
 Channels: TypeAlias = float | Sequence[float]
 Scale: TypeAlias = Callable[[Array, Array], Array]
 
-# A few extreme pixels, common in backpropagated maps, must not decide how bright everything else is.
+# A few extreme pixels are common in backpropagated maps. They must not decide the brightness of all others.
 CLIP_QUANTILE = 0.995
 PANELS_PER_ROW = 5
 
 
 @final
 class _Picture(Figure):
-    """A Figure that a notebook shows although pyplot, which would register it, was never imported."""
+    """A figure that a notebook shows by itself, without the registration that pyplot does."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -83,37 +82,37 @@ class _Picture(Figure):
 
 
 def _numpy(values: Numbers) -> NDArray[Any]:
-    """Returns the values as an array; floats as float64, because numpy has no bfloat16."""
+    """Turn the values into an array; floats become float64, because numpy has no bfloat16."""
     if isinstance(values, Tensor):
         values = (values.double() if values.is_floating_point() else values).detach().cpu().numpy()
     return np.asarray(values)
 
 
 def _array(values: Numbers, noun: str) -> Array:
-    """Returns the values as a float64 array, after refusing what is not finite."""
+    """Turn the values into a float64 array; raise if a value is not finite."""
     array = _numpy(values).astype(np.float64)
     bad = int((~np.isfinite(array)).sum())
     if bad:
         raise ValueError(
-            f"expected finite {noun}, got {bad} of {array.size} values NaN or infinite; "
-            "look for the overflow in the model or the heatmap backend, half precision is the usual cause"
+            f"expected finite {noun}, got {bad} of {array.size} values NaN or infinite; look for an overflow in the "
+            "model or the heatmap backend: half precision is the usual cause"
         )
     return array
 
 
 def _contributions(contributions: Numbers) -> Array:
-    """Returns the contributions (K,) checked."""
+    """Check the contributions (K,)."""
     array = _array(contributions, "contributions")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(
             f"expected contributions (K,) of one example with K >= 1, got shape {array.shape}; "
-            "pick one example, as in contributions[0], or use show_gallery for several"
+            "pick one example, as in contributions[0], or use show_gallery for several examples"
         )
     return array
 
 
 def _maps(maps: Numbers, n_features: int) -> Array:
-    """Returns the maps of one example summed over channels, (K, H, W)."""
+    """Check the maps of one example and sum them over channels, (K, H, W)."""
     array = _array(maps, "maps")
     if array.ndim not in (3, 4) or len(array) != n_features or array.size == 0:
         raise ValueError(
@@ -124,7 +123,7 @@ def _maps(maps: Numbers, n_features: int) -> Array:
 
 
 def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) -> Array:
-    """Returns the image as (H, W, 3) in [0, 1]: bytes and [0, 1] as they are, other ranges stretched."""
+    """Turn the image into (H, W, 3) in [0, 1]; bytes and values in [0, 1] keep their range, others are stretched."""
     array = _array(image, "pixels of the image")
     if array.ndim == 2:
         array = array[None]
@@ -139,35 +138,35 @@ def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) ->
         array = array / 255
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
-        # One stretch for all channels: one for each would change the hues. A constant image becomes grey.
+        # One stretch for all channels, because a stretch for each would change the hues. A constant image becomes grey.
         array = (array - low) / (high - low) if high > low else np.full_like(array, 0.5)
     return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
 
 
 def _denormalised(array: Array, mean: Channels | None, std: Channels | None) -> Array:
-    """Returns an image (C, H, W) in the colours it had before it was normalised, in [0, 1]."""
+    """Undo the normalisation of an image (C, H, W); the result is in [0, 1]."""
     if mean is None or std is None:
         raise ValueError(
-            "expected mean and std together, got one of them; give both as they were used to normalise the image"
+            "mean and std go together, but one of them is None; pass both as they were used to normalise the image"
         )
     middle, spread = (np.asarray(value, dtype=np.float64).reshape(-1) for value in (mean, std))
     if middle.size not in (1, len(array)) or spread.size not in (1, len(array)) or not (spread > 0).all():
         raise ValueError(
             f"expected mean and std > 0 as a number or one for each of {len(array)} channels, got {mean} and {std}; "
-            "give both as they were used to normalise the image"
+            "pass both as they were used to normalise the image"
         )
     true = array * spread[:, None, None] + middle[:, None, None]
-    # Half a range is left for noise that was added after normalising.
+    # Half a range of tolerance allows for noise that was added after normalising.
     if true.min() < -0.5 or true.max() > 1.5:
         raise ValueError(
             f"expected mean and std that bring the image back to [0, 1], got values from {true.min():.3g} to "
-            f"{true.max():.3g}; give them for images in [0, 1], dividing those for bytes by 255"
+            f"{true.max():.3g}; pass mean and std for images in [0, 1]: divide the ones for bytes by 255"
         )
     return np.asarray(true.clip(0, 1))
 
 
 def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
-    """Returns what a scale makes of the maps, after checking that it can be drawn."""
+    """Apply a scale to the maps, and check that the result can be drawn."""
     shown = _array(scale(maps, contributions), "values from scale")
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
@@ -178,31 +177,31 @@ def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
 
 
 def _levels(maps: Array) -> Array:
-    """Returns for each map the size (K,) that is drawn in full colour; 0 for an empty map.
+    """Compute for each map the absolute value (K,) that gets full colour; 0 for an empty map.
 
-    Zeros are left out of the quantile, so that a map of few pixels keeps a positive level.
+    The quantile leaves out zeros, so a map of few pixels keeps a positive level.
     """
     sizes = [np.abs(m[m != 0]) for m in maps]
     return np.array([np.quantile(s, CLIP_QUANTILE, method="higher") if s.size else 0.0 for s in sizes])
 
 
 def _divided(maps: Array, levels: Array) -> Array:
-    """Returns the maps divided by their levels (K,) and clipped to [-1, 1]; a level of 0 gives zeros."""
+    """Divide the maps by their levels (K,) and clip them to [-1, 1]; a level of 0 gives zeros."""
     safe = np.where(levels > 0, levels, 1.0)[:, None, None]
     return np.asarray(np.clip(maps / safe, -1.0, 1.0) * (levels > 0)[:, None, None])
 
 
 def shared_scale(maps: Numbers, contributions: Numbers) -> Array:
-    r"""Returns the maps (K, H, W) on one common scale in [-1, 1], each as strong as its contribution.
+    r"""Put the maps (K, H, W) on one common scale in [-1, 1], each as strong as its contribution.
 
-    .. math:: \frac{|v_i E_i|}{\sum_{hw} |m_{ihw}|} \, m_{ihw}
+    .. math:: \frac{v_i E_i}{\sum_{hw} |m_{ihw}|} \, m_{ihw}
 
-    spreads the size of each contribution over its pixels, in logits per pixel; all maps are then divided by
-    the largest of their 99.5 % quantiles and clipped. An x-feature that contributes little looks faint. So
-    does one whose map is spread widely: use :func:`own_scale` to see where such a map lies.
+    This spreads each contribution over its pixels, in logits per pixel. All maps are then divided by the largest of
+    their 99.5 % quantiles, and clipped. An x-feature with a small contribution looks faint. So does an x-feature with a
+    widely spread map: use :func:`own_scale` to see where such a map lies.
 
     Args:
-        maps: Attribution maps (K, H, W), or (K, C, H, W) to be summed over channels.
+        maps: Attribution maps (K, H, W), or (K, C, H, W) to sum over channels.
         contributions: Contributions (K,) in logits. The maps take their signs.
 
     Raises:
@@ -222,13 +221,13 @@ def shared_scale(maps: Numbers, contributions: Numbers) -> Array:
 
 
 def own_scale(maps: Numbers, contributions: Numbers) -> Array:
-    """Returns the maps (K, H, W), each stretched to [-1, 1] by itself, so that only places can be compared.
+    """Stretch each map (K, H, W) to [-1, 1] by itself, so that only places can be compared between maps.
 
-    Each map is divided by the 99.5 % quantile of its sizes and clipped. An x-feature that contributes exactly
-    0 is empty on every scale: it is off, and its map says nothing about the output.
+    Each map is divided by the 99.5 % quantile of its absolute values and clipped. If an x-feature contributes exactly
+    0, its map is empty on every scale, because it says nothing about the output.
 
     Args:
-        maps: Attribution maps (K, H, W), or (K, C, H, W) to be summed over channels.
+        maps: Attribution maps (K, H, W), or (K, C, H, W) to sum over channels.
         contributions: Contributions (K,) in logits. The maps take their signs.
 
     Raises:
@@ -246,27 +245,27 @@ def own_scale(maps: Numbers, contributions: Numbers) -> Array:
 
 
 def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, prediction: Numbers, largest: int | None) -> Sum:
-    """Returns the terms of one explanation, after checking that they add up."""
+    """Collect the terms of one explanation, and check that they add up."""
     weights = _contributions(contributions)
     offset, given = _scalar(bias, "bias"), _scalar(surrogate, "surrogate")
     found = weights.sum() + offset
-    # One part in a hundred of the terms' sizes is what sums in bfloat16 may lose.
+    # Sums in bfloat16 may lose one part in a hundred of the terms' sizes.
     if abs(found - given) > 0.01 * (np.abs(weights).sum() + abs(offset)) + 1e-6:
         raise ValueError(
             f"expected bias + contributions = surrogate, got {offset:g} + {weights.sum():g} = {found:g} "
-            f"beside a surrogate of {given:g}; pass all three from one example and one target"
+            f"and a surrogate of {given:g}; pass all three from one example and one target"
         )
     if largest is not None and largest < 1:
-        raise ValueError(f"expected to show at least one x-feature, got largest={largest}; leave it out for all")
+        raise ValueError(f"largest must be at least 1, got largest={largest}; leave it out to show all x-features")
     return Sum(weights, offset, given, _scalar(prediction, "prediction"), largest)
 
 
 def _scalar(value: Numbers, noun: str) -> float:
-    """Returns one number as a float."""
+    """Turn a single number into a float."""
     array = _array(value, noun)
     if array.size != 1:
         raise ValueError(
-            f"expected one number as {noun}, got shape {array.shape}; pick one example and one target, as in {noun}[0]"
+            f"{noun} must be one number, got shape {array.shape}; pick one example and one target, as in {noun}[0]"
         )
     return float(array.item())
 
@@ -274,7 +273,7 @@ def _scalar(value: Numbers, noun: str) -> float:
 def _place(
     axes: Axes | Figure | SubFigure | None, width: float, height: float, title: str | None
 ) -> Figure | SubFigure:
-    """Returns an empty white place to draw in: a new figure of a size in inches, or the one that was given."""
+    """Prepare an empty white figure to draw in: the given one, or a new one with a size in inches."""
     if axes is None:
         figure = _Picture(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -285,10 +284,10 @@ def _place(
         place = axes
     else:
         raise TypeError(
-            f"expected axes= to be an Axes, a Figure or a SubFigure, got {type(axes).__name__}; pick one of several, "
+            f"axes= must be an Axes, a Figure or a SubFigure, got {type(axes).__name__}; pick one of several, "
             "as in axes[0]"
         )
-    # White whatever the user's style sheet says, because the colours of the maps fade to a light background.
+    # Always white, against the user's style sheet: the colours of the maps fade to a light background.
     place.set_facecolor("white")
     if place.figure.get_layout_engine() is None:
         place.figure.set_layout_engine("constrained")
@@ -298,27 +297,27 @@ def _place(
 
 
 def _in_place_of(axes: Axes) -> SubFigure:
-    """Returns a subfigure where axes were, which are removed."""
+    """Remove axes and put a subfigure in their place."""
     spec, parent = axes.get_subplotspec(), axes.figure
     if spec is None or not isinstance(parent, (Figure, SubFigure)):
         raise ValueError(
-            "expected axes that are part of a grid, got free ones, which several panels cannot take the place of; make "
-            "them with subplots, or pass a SubFigure"
+            "several panels can replace axes only in a grid, but these axes belong to no grid; make them with "
+            "subplots, or pass a SubFigure"
         )
     axes.remove()
     return parent.add_subfigure(spec)
 
 
 def _draw_map(axes: Axes, image: Array, shown: Array, contribution: float, style: Style) -> None:
-    """Draws a map (h, w) in [-1, 1] over the image (H, W, 3), or says why there is nothing to see."""
+    """Draw a map (h, w) in [-1, 1] over the image (H, W, 3), or note why there is nothing to see."""
     style(axes, image, shown)
     if not shown.any():
-        # A feature may well contribute although its map is empty, e.g. through the encoder's biases.
+        # An x-feature can contribute with an empty map, for instance through the encoder's biases.
         note(axes, "empty map" if contribution else "no contribution")
 
 
 def _draw_one_heatmap(axes: Axes, image: Array, one: Array, style: Style) -> None:
-    """Draws the single map of the model's output on a scale of its own."""
+    """Draw the single map of the model's output on a scale of its own."""
     shown = own_scale(one[None], [1.0])[0]
     style(axes, image, shown)
     if not shown.any():
@@ -326,7 +325,7 @@ def _draw_one_heatmap(axes: Axes, image: Array, one: Array, style: Style) -> Non
 
 
 def _one(one_heatmap: Numbers) -> Array:
-    """Returns the map of one example's output summed over channels, (H, W)."""
+    """Check the map of one example's output and sum it over channels, (H, W)."""
     array = _array(one_heatmap, "values of one_heatmap")
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
@@ -339,7 +338,7 @@ def _one(one_heatmap: Numbers) -> Array:
 
 
 def _draw_key(figure: Figure | SubFigure) -> None:
-    """Writes below the maps what the two colours mean."""
+    """Draw the legend of the two colours below the maps."""
     handles = [
         Patch(color=ORANGES(0.6), label="raises the output"),
         Patch(color=BLUES(0.6), label="lowers it"),
@@ -369,22 +368,22 @@ def show_contributions(
     largest: int | None = None,
     axes: Axes | Figure | SubFigure | None = None,
 ) -> Figure:
-    """Returns a waterfall: bias and contributions add up to the x-features' output, and with a residual to the model's.
+    """Draw a waterfall: bias and contributions sum to the surrogate; the unexplained rest leads to the prediction.
 
-    The contribution that raises the output most comes first. Use it where there is no image,
-    for tables and text.
+    The contribution that raises the output most comes first. Use this picture for tables and text, where there is no
+    image.
 
     Args:
         contributions: Contributions (K,) in logits.
         bias: The explainer's bias, one number in logits.
-        surrogate: What the x-features give, one number in logits: bias + contributions.
-        prediction: What the model gives, one number in logits.
-        names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
+        surrogate: Bias plus contributions, one number in logits.
+        prediction: The model's output, one number in logits.
+        names: Names of the x-features, in any form that :func:`captum_xnn.plots.names.resolve_names` takes.
         title: Text above the picture.
         unit: Unit of all numbers, written at the axis.
-        largest: How many x-features to show, those with the largest contributions by size; the others are one bar
-            together. All of them, if None.
-        axes: Where to draw: axes, or a figure or subfigure to fill. A new figure, if None.
+        largest: How many x-features to show, chosen by the size of their contributions; the others share one bar. All
+            x-features if None.
+        axes: Where to draw: axes, or a figure or subfigure to fill; a new figure if None.
 
     Raises:
         ValueError: If a shape does not fit, a value is not finite, or the terms do not add up.
@@ -407,7 +406,7 @@ def show_contributions(
 
 
 def _root(axes: Axes) -> Figure:
-    """Returns the figure that axes are on, also through subfigures."""
+    """Find the figure of axes, also through subfigures."""
     place: Any = axes.figure
     return cast(Figure, place.figure)
 
@@ -432,34 +431,33 @@ def show_explanation(
     largest: int | None = None,
     axes: Axes | Figure | SubFigure | None = None,
 ) -> Figure:
-    """Returns one example's explanation: the image, the maps in order of contribution, and the sum.
+    """Draw one example's explanation: the image, the maps in order of contribution, and the waterfall of the sum.
 
-    Above each map stand the x-feature's name and its contribution; the one that raises the output most comes
+    The x-feature's name and its contribution stand above each map. The x-feature that raises the output most comes
     first.
 
     Args:
-        image: Image (C, H, W) or (H, W) with C = 1 or 3. Bytes and values within [0, 1] are shown as they
-            are; any other range, as of a normalised image, is stretched to [0, 1] unless mean and std are given.
-        maps: Attribution maps (K, C, H, W), (K, 1, H, W) or (K, H, W); channels are summed. Maps of other
-            height and width than the image are stretched over it.
+        image: Image (C, H, W) or (H, W) with C = 1 or 3. Bytes and values within [0, 1] are shown unchanged. Any other
+            range, such as a normalised image's, is stretched to [0, 1] unless mean and std are given.
+        maps: Attribution maps (K, C, H, W), (K, 1, H, W) or (K, H, W); channels are summed. Maps of another height and
+            width than the image are stretched over it.
         contributions: Contributions (K,) in logits.
         bias: The explainer's bias, one number in logits.
-        surrogate: What the x-features give, one number in logits: bias + contributions.
-        prediction: What the model gives, one number in logits.
-        names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
+        surrogate: Bias plus contributions, one number in logits.
+        prediction: The model's output, one number in logits.
+        names: Names of the x-features, in any form that :func:`captum_xnn.plots.names.resolve_names` takes.
         title: Text above the picture.
         target_name: Name of the explained output, written above the image.
         one_heatmap: Map (C, H, W) or (H, W) of the model's own output, drawn beside the image on a scale of its own.
-        scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions
-            (K,) that returns what to draw (K, H, W) in [-1, 1].
+        scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions (K,) that
+            returns maps to draw (K, H, W) in [-1, 1].
         style: :func:`~captum_xnn.plots.panels.overlay`, :func:`~captum_xnn.plots.panels.contours`, or any function that
             draws an image (H, W, 3) and a map (h, w) in [-1, 1] into axes.
-        mean: What was subtracted from each channel of the image, in [0, 1], a number or C of them.
-        std: What each channel was then divided by, a number or C of them.
+        mean: Mean that normalisation subtracted from each channel of an image in [0, 1], a number or C of them.
+        std: Standard deviation by which normalisation then divided each channel, a number or C of them.
         unit: Unit of all numbers, written at the axis.
-        largest: How many x-features to show, those with the largest contributions by size; all of them, if None.
-        axes: Where to draw: a figure or subfigure to fill, or axes whose place is taken, as of one from
-            ``subplots``. A new figure, if None.
+        largest: How many x-features to show, chosen by the size of their contributions; all x-features if None.
+        axes: Where to draw: a figure or subfigure to fill, or axes from ``subplots`` to replace; a new figure if None.
 
     Raises:
         ValueError: If a shape does not fit, a value is not finite, or the terms do not add up.
@@ -492,14 +490,14 @@ def show_explanation(
 
 
 def _both(total: Sum) -> str:
-    """Returns what the model and the x-features give, or the former alone where both are wider than an image."""
+    """Write prediction and surrogate as one text, or the prediction alone if both are wider than an image."""
     model, x_features = (plain(value, total.decimals) for value in (total.prediction, total.surrogate))
     both = f"model {model}, x-features {x_features}"
     return both if len(both) <= 28 else f"model {model}"
 
 
 class _Grid(NamedTuple):
-    """Places for the parts of an explanation."""
+    """Places of an explanation's panels."""
 
     pictures: SubFigure
     image: Axes
@@ -511,7 +509,7 @@ class _Grid(NamedTuple):
 def _explanation_grid(
     n_maps: int, aspect: float, one: bool, title: str | None, axes: Axes | Figure | SubFigure | None
 ) -> _Grid:
-    """Returns places for the image, the 1-Heatmap, each map, wrapped into even rows, and the sum."""
+    """Make places for the image, the 1-Heatmap, the maps in even rows, and the waterfall of the sum."""
     n_rows = math.ceil(n_maps / PANELS_PER_ROW)
     n_columns = math.ceil(n_maps / n_rows)
     n_big, big = 1 + one, min(n_rows, 2)
@@ -520,7 +518,7 @@ def _explanation_grid(
     height = max(n_rows * (cell * aspect + 0.5) + 0.3, 0.24 * (n_maps + 4)) + (0.35 if title else 0)
     left = cell * (big * n_big + n_columns)
     place = _place(axes, left + right, max(height, 2.3), title)
-    # Apart, so that the axis below the sum takes no room from the maps.
+    # Separate subfigures, so that the axis below the waterfall takes no room from the maps.
     halves = place.add_gridspec(1, 2, width_ratios=[left, right])
     pictures, total = place.add_subfigure(halves[0]), place.add_subfigure(halves[1])
     grid = pictures.add_gridspec(n_rows, n_big + n_columns, width_ratios=[*[big] * n_big, *[1] * n_columns])
@@ -545,17 +543,17 @@ def show_gallery(
     std: Channels | None = None,
     axes: Axes | Figure | SubFigure | None = None,
 ) -> Figure:
-    """Returns several examples as rows: the image, then the same x-feature in each column, to name it by.
+    """Draw several examples as rows: the image, then one x-feature in each column, so that it can be named.
 
     Colours are comparable within a row. The contribution stands above each map.
 
     Args:
-        images: Images (N, C, H, W) or (N, H, W) with C = 1 or 3, of any range, see :func:`show_explanation`.
+        images: Images (N, C, H, W) or (N, H, W) with C = 1 or 3, of any range; see :func:`show_explanation`.
         maps: Attribution maps (N, K, C, H, W) or (N, K, H, W); channels are summed.
         contributions: Contributions (N, K) in logits.
-        feature_order: Which x-features to show from left to right, counted from 0. Where it is not given, all
-            of them by their mean contribution, largest first.
-        names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
+        feature_order: The x-features to show from left to right, counted from 0; all of them by falling mean
+            contribution if None.
+        names: Names of the x-features, in any form that :func:`captum_xnn.plots.names.resolve_names` takes.
         title: Text above the picture.
         row_names: N texts written beside the images.
         one_heatmaps: Maps (N, C, H, W), (N, 1, C, H, W) or (N, H, W) of the model's own output, drawn beside the
@@ -567,7 +565,7 @@ def show_gallery(
         axes: As in :func:`show_explanation`.
 
     Raises:
-        ValueError: If a shape does not fit, a value is not finite, or there is no such x-feature.
+        ValueError: If a shape does not fit, a value is not finite, or an x-feature does not exist.
 
     Example:
         >>> images, maps = np.zeros((2, 4, 4)), np.ones((2, 3, 4, 4))
@@ -604,48 +602,48 @@ def show_gallery(
 
 
 def _table(contributions: Numbers) -> Array:
-    """Returns the contributions of several examples (N, K) checked."""
+    """Check the contributions of several examples (N, K)."""
     array = _array(contributions, "contributions")
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
             f"expected contributions (N, K) of N examples, got shape {array.shape}; "
-            "give every example a row, or use show_explanation for a single one"
+            "give every example a row, or use show_explanation for a single example"
         )
     return array
 
 
 def _examples(values: Numbers, n_examples: int, noun: str) -> NDArray[Any]:
-    """Returns images or maps of N examples as an array."""
+    """Turn images or maps of N examples into an array."""
     array = _numpy(values)
     if array.ndim < 3 or len(array) != n_examples:
         raise ValueError(
-            f"expected {noun} of the N = {n_examples} examples that have contributions, got shape "
-            f"{array.shape}; put the examples first and give {noun} for the same ones"
+            f"expected {noun} of the N = {n_examples} examples with contributions, got shape {array.shape}; put the "
+            f"examples first and pass {noun} of the same examples"
         )
     return array
 
 
 def _columns(feature_order: Sequence[int] | None, table: Array) -> list[int]:
-    """Returns the x-features to show from left to right, by mean contribution unless told otherwise."""
+    """List the x-features to show from left to right, by falling mean contribution if None."""
     n_features = table.shape[1]
     if feature_order is None:
         return [int(k) for k in np.argsort(-table.mean(0), kind="stable")]
     columns = [int(k) for k in feature_order]
     if not columns or not all(0 <= k < n_features for k in columns):
         raise ValueError(
-            f"expected feature_order to list x-features from 0 to {n_features - 1}, got {columns}; "
-            "in arguments they are counted from 0, in pictures from 1"
+            f"feature_order must list x-features from 0 to {n_features - 1}, got {columns}; "
+            "arguments count them from 0, pictures from 1"
         )
     return columns
 
 
 def _row_names(row_names: Sequence[str] | None, n_examples: int) -> list[str]:
-    """Returns N texts, empty ones by default."""
+    """Check the N texts beside the images; empty texts by default."""
     if row_names is None:
         return [""] * n_examples
     if isinstance(row_names, str) or len(row_names) != n_examples:
         raise ValueError(
-            f"expected one text for each of N = {n_examples} examples, got {row_names!r}; give a list of N row_names"
+            f"expected one text for each of N = {n_examples} examples, got {row_names!r}; pass a list of N row_names"
         )
     return [str(name) for name in row_names]
 
@@ -653,7 +651,7 @@ def _row_names(row_names: Sequence[str] | None, n_examples: int) -> list[str]:
 def _gallery_grid(
     n_rows: int, n_columns: int, aspect: float, title: str | None, axes: Axes | Figure | SubFigure | None
 ) -> list[list[Axes]]:
-    """Returns rows of places for an image and its maps."""
+    """Make rows of places, each for an image and its maps."""
     aspect = min(max(aspect, 0.5), 2.0)
     cell = 1.45
     height = n_rows * (cell * aspect + 0.25) + 0.5 + (0.35 if title else 0)

@@ -1,15 +1,15 @@
-"""Names of x-features: what users call them, after looking at their maps on many examples.
+"""Names of x-features, given by users who looked at their maps on many examples.
 
 Names come as a list, as a mapping from the x-feature's number, or as the JSON file that a report exports::
 
     {"captum_xnn": "names", "version": 1, "layer": "relu6",
      "names": {"46": {"0": "golden feather", "1": "red forehead"}}}
 
-Its keys are the target, as ``str`` writes it, and the x-feature's number.
+Its keys are the target, written by ``str``, and the x-feature's number.
 
 Conventions:
-    K x-features. They are numbered from 0 in arguments and files, and from 1 in pictures and sentences, where the
-    first one without a name is "x-feature 1".
+    K x-features. They have numbers from 0 in arguments and files, and from 1 in pictures and sentences. There, number 0
+    without a name is called "x-feature 1".
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
 """Names in any form: a list, a mapping from the x-feature's number (from 0), or the path of a JSON file."""
 
 VERSION = 1
-"""Of the JSON file."""
+"""Version of the JSON file."""
 
 _REMEDY = "export the names from a report, or write them with captum_xnn.plots.names.write_names"
 
 
 class NamesFile(NamedTuple):
-    """What a JSON file of names holds."""
+    """Contents of a JSON file of names."""
 
     layer: str
-    """Dotted name of the layer whose x-features these are."""
+    """Dotted name of the layer whose x-features have these names."""
     names: dict[str, dict[int, str]]
-    """For each target, as ``str`` writes it, names by the x-feature's number from 0."""
+    """For each target, written by ``str``, names by the x-feature's number from 0."""
 
 
 def resolve_names(
     names: Names | None, n_features: int, *, target: Target = None, layer: str | None = None
 ) -> list[str]:
-    """Returns a name for each x-feature, in the numbering of the explainer.
+    """List a name for each x-feature, in the numbering of the explainer.
 
-    x-features without a name, or with an empty one, are called "x-feature 1", "x-feature 2" and so on. Line breaks and
+    x-features without a name, or with an empty name, are called "x-feature 1", "x-feature 2" and so on. Line breaks and
     runs of spaces in names become single spaces.
 
     Args:
-        names: A list, which may be shorter than K; a mapping from the x-feature's number, counted from 0; or the path
-            of a JSON file, from which the names of the target are taken.
-        n_features: x-features K.
-        target: Which output is explained. With None a file must hold names of one target only.
-        layer: The explained layer, with which a file must agree; not compared if None.
+        names: A list, possibly shorter than K; a mapping from the x-feature's number, counted from 0; or the path of a
+            JSON file with names of the target.
+        n_features: Number of x-features K.
+        target: The explained output. With None a file must hold names of one target only.
+        layer: The explained layer. A file must be of the same layer; not compared if None.
 
     Raises:
-        ValueError: If there are more names than x-features.
-        TypeError: If a name is no text.
+        ValueError: If a name belongs to an x-feature that does not exist.
+        TypeError: If a name is not a string.
         NamesFileError: If the file is missing, holds something else, or was made for another layer or target.
 
     Example:
@@ -77,19 +77,19 @@ def resolve_names(
     if beyond:
         raise ValueError(
             f"expected names of the x-features 0 to {n_features - 1}, got {given[beyond[0]]!r} for number {beyond[0]}; "
-            "give one name for each x-feature or fewer, counted from 0 in the numbering of the explainer"
+            "pass at most one name for each x-feature, counted from 0 in the numbering of the explainer"
         )
     return [given.get(k) or f"x-feature {k + 1}" for k in range(n_features)]
 
 
 def read_names(path: str | os.PathLike[str]) -> NamesFile:
-    """Returns the names in a JSON file that a report exported or :func:`write_names` wrote.
+    """Read the names from a JSON file that a report exported or :func:`write_names` wrote.
 
     Args:
         path: The file.
 
     Raises:
-        NamesFileError: If it is missing, cut short, of another program or another version.
+        NamesFileError: If the file is missing, cut short, from another program or of another version.
 
     Example:
         >>> import tempfile
@@ -104,34 +104,32 @@ def read_names(path: str | os.PathLike[str]) -> NamesFile:
         data = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise NamesFileError(
-            f"expected a JSON file of names at {where}, could not read it ({error.strerror}); {_REMEDY}, "
-            "or pass the names themselves as a list"
+            f"cannot read a JSON file of names at {where} ({error.strerror}); {_REMEDY}, or pass the names themselves "
+            "as a list"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise NamesFileError(f"expected JSON in {where}, got something cut short or foreign; {_REMEDY}") from error
+        raise NamesFileError(f"{where} is not JSON, or is cut short ({error}); {_REMEDY}") from error
     if not isinstance(data, dict) or data.get("captum_xnn") != "names":
-        raise NamesFileError(
-            f'expected names of x-features and an entry "captum_xnn": "names", got other JSON in {where}; {_REMEDY}'
-        )
+        raise NamesFileError(f'{where} is not a file of names: the entry "captum_xnn": "names" is missing; {_REMEDY}')
     if type(data.get("version")) is not int or data["version"] != VERSION:
         raise NamesFileError(
-            f"expected version {VERSION} in {where}, got {data.get('version')!r}; it was written by another version of "
-            "captum_xnn: use that version, or export the names anew"
+            f"expected version {VERSION} in {where}, got {data.get('version')!r}; another version of captum_xnn wrote "
+            "the file: use that version, or export the names again"
         )
     return NamesFile(*_contents(data, where))
 
 
 def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, layer: str) -> Path:
-    """Returns the path of the JSON file of names it has written, replacing an older one.
+    """Write a JSON file of names, overwriting an older one, and return its path.
 
     Args:
-        path: Where to write; missing folders are made.
-        names: Names of the x-features of each target, in any form; those that are empty are left out.
-        layer: Dotted name of the layer whose x-features these are.
+        path: The file to write; missing folders are created.
+        names: Names of the x-features of each target, in any form; empty names are left out.
+        layer: Dotted name of the layer whose x-features have these names.
 
     Raises:
-        ValueError: If the number of an x-feature is none.
-        TypeError: If a name is no text.
+        ValueError: If the number of an x-feature is not a whole number.
+        TypeError: If a name is not a string.
 
     Example:
         >>> import tempfile
@@ -152,12 +150,12 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
 
 
 def by_number(names: Names, target: Target = None, layer: str | None = None) -> dict[int, str]:
-    """Returns those names that are given, by the x-feature's number from 0.
+    """Collect the given names by the x-feature's number, counted from 0.
 
     Args:
-        names: In any form.
-        target: Which output is explained, for names in a file.
-        layer: Dotted name of the layer, which a file of names must be of.
+        names: Names in any form.
+        target: The explained output, for names in a file.
+        layer: Dotted name of the layer. A file of names must be of the same layer; not compared if None.
 
     Example:
         >>> by_number(["beak", "  red  crown"])
@@ -171,13 +169,13 @@ def by_number(names: Names, target: Target = None, layer: str | None = None) -> 
 
 
 def _of_target(file: NamesFile, target: Target, layer: str | None, where: str) -> dict[int, str]:
-    """Returns the names that a file has for a target, or raises where it was made for something else."""
+    """Select the names of a target in a file; raise if the file is for another layer or target."""
     if layer is not None and layer != file.layer:
         raise NamesFileError(
-            f"expected names of x-features of layer {layer!r}, got those of layer {file.layer!r} in {where}; they name "
-            "other x-features: pass the file that belongs to this layer"
+            f"expected names of x-features of layer {layer!r}, got names of layer {file.layer!r} in {where}; pass the "
+            "file of this layer"
         )
-    # A model with one output is explained with target None or 0, which are the same.
+    # For a model with one output, targets None and 0 are the same.
     keys = ("None", "0") if target in (None, 0) else (str(target),)
     for key in keys:
         if key in file.names:
@@ -185,16 +183,18 @@ def _of_target(file: NamesFile, target: Target, layer: str | None, where: str) -
     if target is None and len(file.names) == 1:
         return next(iter(file.names.values()))
     raise NamesFileError(
-        f"expected names of x-features of target {target} in {where}, got those of "
-        f"{', '.join(file.names) or 'none'}; name them in a report of this target, or pass a list"
+        f"expected names of x-features of target {target} in {where}, got names of "
+        f"{', '.join(file.names) or 'no target'}; name them in a report of this target, or pass a list"
     )
 
 
 def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int, str]]]:
-    """Returns layer and names of a file's JSON, checked."""
+    """Check a file's JSON, and read its layer and names."""
     layer, targets = data.get("layer"), data.get("names")
     if not isinstance(layer, str) or not isinstance(targets, dict):
-        raise NamesFileError(f"expected a layer and names by target in {where}, got others; {_REMEDY}")
+        raise NamesFileError(
+            f"{where} must hold a layer and names by target, got layer {layer!r} and names {targets!r:.40}; {_REMEDY}"
+        )
     found: dict[str, dict[int, str]] = {}
     for target, some in targets.items():
         if not isinstance(some, dict) or not all(isinstance(name, str) for name in some.values()):
@@ -204,24 +204,25 @@ def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int
         try:
             found[target] = {_number(k): _tidy(name) for k, name in some.items()}
         except ValueError as error:
-            raise NamesFileError(f"{error}; look at target {target} in {where}") from error
+            raise NamesFileError(f"{error}; check target {target} in {where}") from error
     return layer, found
 
 
 def _number(key: Any) -> int:
-    """Returns an x-feature's number, which JSON has as a string."""
+    """Convert an x-feature's number to an integer; JSON holds it as a string."""
     if isinstance(key, str) and key.isascii() and key.isdigit():
         return int(key)
     try:
         return operator.index(key)
     except TypeError as error:
         raise ValueError(
-            f"expected the number of an x-feature, counted from 0, got {key!r}; write {{0: 'golden feather'}}"
+            f"expected the number of an x-feature, counted from 0, got {key!r}; write for example "
+            "{0: 'golden feather'}"
         ) from error
 
 
 def _tidy(name: Any) -> str:
-    """Returns a name on one line."""
+    """Put a name on one line."""
     if not isinstance(name, str):
-        raise TypeError(f"expected names that are texts, got {name!r}; leave an x-feature without a name as ''")
+        raise TypeError(f"a name must be a string, got {name!r}; write '' for an x-feature without a name")
     return " ".join(name.split())

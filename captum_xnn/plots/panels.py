@@ -1,10 +1,10 @@
 """Single panels of a picture, drawn into matplotlib axes: an image, and a map over it in one of several styles.
 
-A style is a function of axes, image and map; :func:`overlay` and :func:`contours` are two, and any other will do.
+A style is a function of axes, image and map. :func:`overlay` and :func:`contours` are styles; write your own if needed.
 
 Conventions:
-    An image is (H, W, 3) in [0, 1], a map (h, w) in [-1, 1]; the map may be coarser than the image and is stretched
-    over it. Orange raises the output, blue lowers it: the colour-blind tell the two apart.
+    An image is (H, W, 3) in [0, 1], a map (h, w) in [-1, 1]. The map may be coarser than the image, and is stretched
+    over it. Orange raises the output, blue lowers it; the pair is safe for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ __all__ = [
 Array: TypeAlias = NDArray[np.float64]
 Style: TypeAlias = Callable[[Axes, Array, Array], None]
 
-# As text on white, each has a contrast above 4.5.
+# Each has a contrast above 4.5 as text on white.
 RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c"
 INK = "#222222"
 ORANGES = LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"])
 BLUES = LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
 
-# Contours at these sizes, drawn the stronger the larger. Smoothed by this share of the image's longer side, because
-# the maps of many methods change from pixel to pixel.
+# Contours are drawn at these absolute values; lines are wider and darker at higher values. The maps are smoothed by
+# this share of the image's longer side, because the maps of many methods change from pixel to pixel.
 _CONTOURS = (0.25, 0.5, 0.75)
 _SMOOTHING = 0.015
 
 
 def overlay(axes: Axes, image: Array, shown: Array) -> None:
-    """Draws a map in colours over the image in pale greys; the weaker, the more transparent.
+    """Draw a map in colours over the image in pale greys; weaker values are more transparent.
 
-    In grey print what is stronger is darker, but what raises and what lowers look alike: see :func:`contours`.
+    In grey print stronger values are darker, but positive and negative values look alike: see :func:`contours`.
 
     Args:
         axes: Where to draw.
@@ -78,9 +78,9 @@ def overlay(axes: Axes, image: Array, shown: Array) -> None:
 
 
 def contours(axes: Axes, image: Array, shown: Array) -> None:
-    """Draws a map as contours at 25, 50 and 75 % of the full scale over the image in its own colours.
+    """Draw a map as contours at 25, 50 and 75 % of the full scale over the image in its own colours.
 
-    Lines are solid where the output is raised and dashed where it is lowered, so that they can be told apart in grey.
+    Lines are solid for values that raise the output and dashed for values that lower it, so both differ in grey print.
     The map is smoothed a little.
 
     Args:
@@ -97,7 +97,7 @@ def contours(axes: Axes, image: Array, shown: Array) -> None:
     """
     draw_image(axes, image)
     height, width = image.shape[:2]
-    # Nothing is beyond the image's edge, so that contours are closed there.
+    # Pad with zeros beyond the image's edge, so that contours close there.
     smooth = np.pad(_smooth(shown, height, width), 1)
     at = [np.array([0, *np.arange(size) + 0.5, size]) for size in (width, height)]
     found = False
@@ -112,7 +112,7 @@ def contours(axes: Axes, image: Array, shown: Array) -> None:
                 linewidths=[0.7 + 1.4 * level for level in levels],
                 linestyles=style,
             )
-            # Light around the lines, which cross light and dark parts of the image.
+            # A light rim, because the lines cross light and dark parts of the image.
             lines.set_path_effects([withStroke(linewidth=3.2, foreground="white", alpha=0.75)])
             found = True
     if shown.any() and not found:
@@ -120,7 +120,7 @@ def contours(axes: Axes, image: Array, shown: Array) -> None:
 
 
 def _smooth(shown: Array, height: int, width: int) -> Array:
-    """Returns the map (H, W) at the image's size, smoothed."""
+    """Enlarge the map to the image's size (H, W), and smooth it."""
     from scipy import ndimage
 
     factors = (height / shown.shape[0], width / shown.shape[1])
@@ -129,7 +129,7 @@ def _smooth(shown: Array, height: int, width: int) -> Array:
 
 
 def draw_image(axes: Axes, image: Array) -> None:
-    """Draws an image without ticks.
+    """Draw an image without ticks.
 
     Args:
         axes: Where to draw.
@@ -137,7 +137,7 @@ def draw_image(axes: Axes, image: Array) -> None:
     """
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
-    # At the top of its place an image keeps its distance to the text above when the layout shrinks it.
+    # Anchored at the top, an image keeps its distance to the text above if the layout shrinks it.
     axes.set_anchor("N")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -145,7 +145,7 @@ def draw_image(axes: Axes, image: Array) -> None:
 
 
 def note(axes: Axes, text: str) -> None:
-    """Writes a few words at the lower end of a panel.
+    """Write a few words at the lower end of a panel.
 
     Args:
         axes: The panel.
@@ -156,14 +156,14 @@ def note(axes: Axes, text: str) -> None:
 
 
 def caption(axes: Axes, name: str, number: str, *, colour: str = INK, size: float = 11) -> None:
-    """Writes the name and, below it, the number above a panel.
+    """Write a name and a number above a panel, the number below the name.
 
     Args:
         axes: The panel.
-        name: Text of one or two lines; a dollar sign in it is no mathematics.
+        name: Text of one or two lines; dollar signs in it do not start mathematics.
         number: Text of one line.
-        colour: Of the number.
-        size: Of the number, in points.
+        colour: Colour of the number.
+        size: Font size of the number, in points.
     """
     axes.set_title(name, fontsize=9, color=INK, pad=19, parse_math=False)
     axes.annotate(
@@ -182,7 +182,7 @@ def caption(axes: Axes, name: str, number: str, *, colour: str = INK, size: floa
 
 
 def colour_of(value: float) -> str:
-    """Returns the colour of a contribution's sign.
+    """Choose the colour of a contribution's sign.
 
     Args:
         value: The contribution.
@@ -195,12 +195,12 @@ def colour_of(value: float) -> str:
 
 
 def wrapped(name: str, width: int, lines: int = 2) -> str:
-    """Returns a name on at most so many lines, shortened with an ellipsis.
+    """Wrap a name to a number of lines, and shorten it with an ellipsis if it is longer.
 
     Args:
         name: Any text.
         width: Characters on a line.
-        lines: How many lines.
+        lines: Largest number of lines.
 
     Example:
         >>> wrapped("a rather long name", 10, lines=1)
@@ -209,20 +209,20 @@ def wrapped(name: str, width: int, lines: int = 2) -> str:
     rows = textwrap.wrap(name, width)
     if len(rows) > lines:
         last = rows[lines - 1]
-        if len(last) + 2 > width:  # a word less, or a part of the only one
+        if len(last) + 2 > width:  # drop the last word, or cut the only one
             last = last.rsplit(" ", 1)[0][: width - 2]
         rows = [*rows[: lines - 1], f"{last} \N{HORIZONTAL ELLIPSIS}"]
     return "\n".join(rows) or name
 
 
 def _faded(image: Array) -> Array:
-    """Returns the image (H, W, 3) in pale greys, still recognisable, lighter than any colour that goes on top."""
+    """Turn the image (H, W, 3) into pale greys, still recognisable and lighter than any colour on top."""
     grey = image @ np.array([0.299, 0.587, 0.114])
     return np.repeat((0.70 + 0.29 * grey)[:, :, None], 3, axis=2)
 
 
 def _coloured(shown: Array) -> NDArray[Any]:
-    """Returns colours (H, W, 4) for a map in [-1, 1]; the weaker, the more transparent."""
+    """Colour a map in [-1, 1] as (H, W, 4); weaker values are more transparent."""
     size = np.abs(shown)
     colours = np.where((shown >= 0)[:, :, None], ORANGES(size), BLUES(size))
     colours[:, :, 3] = np.minimum(1.0, 1.15 * size**0.65)

@@ -1,9 +1,9 @@
-r"""The sum of an explanation as a waterfall: bias, contributions, what the x-features give, what the model gives.
+r"""The sum of an explanation as a waterfall: bias, contributions, surrogate, unexplained part and prediction.
 
 .. math:: b + \sum_i v_i E_i = \bar y, \qquad \bar y + (\hat y - \bar y) = \hat y
 
-Every bar begins where the last one ended, from the bias, which begins at zero, to the residual, which ends at the
-model's output.
+The bias begins at zero. Every following term begins at the end of the term before it. The last, unexplained term ends
+at the model's output.
 
 Conventions:
     K x-features; all numbers are in one unit, logits.
@@ -27,7 +27,7 @@ __all__ = ["Sum", "draw_waterfall", "plain", "signed"]
 
 @dataclass(frozen=True)
 class Sum:
-    """One explanation's terms in one unit.
+    """The terms of one explanation, all in one unit.
 
     Example:
         >>> total = Sum(np.array([-0.5, 0.1, 2.0]), bias=1.0, surrogate=2.6, prediction=2.7, largest=2)
@@ -39,32 +39,32 @@ class Sum:
     """(K,)."""
     bias: float
     surrogate: float
-    """Bias and contributions together."""
+    """Bias plus contributions."""
     prediction: float
-    """What the model gives."""
+    """The model's output."""
     largest: int | None = None
-    """How many x-features are shown, those with the largest contributions by size; all of them, if None."""
+    """How many x-features to show, chosen by the size of their contributions; all x-features if None."""
 
     @property
     def order(self) -> list[int]:
-        """Returns the x-features to show by contribution, the one that raises the output most first."""
+        """The x-features to show, by falling contribution."""
         by_size = np.argsort(-np.abs(self.contributions), kind="stable")
         shown = set(by_size[: self.largest].tolist())
         return [int(k) for k in np.argsort(-self.contributions, kind="stable") if int(k) in shown]
 
     @property
     def n_others(self) -> int:
-        """Returns how many x-features are not shown."""
+        """Number of x-features that are not shown."""
         return len(self.contributions) - len(self.order)
 
     @property
     def others(self) -> float:
-        """Returns what the x-features that are not shown contribute together."""
+        """Sum of the contributions that are not shown."""
         return float(np.delete(self.contributions, self.order).sum())
 
     @property
     def decimals(self) -> int:
-        """Returns the decimals that all numbers of one picture share, so that a reader can add them up."""
+        """Number of decimals for all numbers of one picture, so that a reader can add them up."""
         return decimals([*self.contributions.tolist(), self.bias, self.surrogate, self.prediction])
 
 
@@ -80,7 +80,7 @@ class _Row(NamedTuple):
 
 
 def draw_waterfall(axes: Axes, total: Sum, labels: Sequence[str], unit: str) -> None:
-    """Draws the sum from top to bottom, with a dashed line where the model's own output lies.
+    """Draw the sum from top to bottom, with a dashed line at the model's own output.
 
     Args:
         axes: Where to draw.
@@ -100,7 +100,7 @@ def draw_waterfall(axes: Axes, total: Sum, labels: Sequence[str], unit: str) -> 
         axes.barh(
             at, row.step, left=row.start, height=0.66, color=row.colour, hatch=row.hatch, edgecolor="white", linewidth=0
         )
-    # Each end leads to the start of the next bar; a bar that begins at zero ends below the last one's end.
+    # A line joins each bar's end to the next bar. A total begins at zero, so the line meets its end instead.
     for at, row in enumerate(rows[:-1]):
         axes.plot([row.start + row.step] * 2, [at - 0.33, at + 1.33], color="#888888", linewidth=0.7)
     axes.axvline(0, color="#888888", linewidth=0.8, zorder=0)
@@ -112,7 +112,7 @@ def draw_waterfall(axes: Axes, total: Sum, labels: Sequence[str], unit: str) -> 
 
 
 def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
-    """Returns the bars from top to bottom."""
+    """List the bars from top to bottom."""
     residual = total.prediction - total.surrogate
     steps = [(labels[k], float(total.contributions[k])) for k in total.order]
     if total.n_others:
@@ -124,7 +124,7 @@ def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
     rows = [_Row("bias", 0.0, total.bias, "#a8a8a8", None, number(total.bias), NEUTRAL)]
     end = total.bias
     for name, step in steps:
-        # Hatched, so that what lowers the output is seen in grey, too.
+        # Bars that lower the output are hatched, so that they differ in grey print, too.
         colour, hatch = (ORANGES(0.6), None) if step > 0 else (BLUES(0.6), "////")
         rows.append(_Row(name, end, step, colour, hatch, number(step), colour_of(step)))
         end += step
@@ -137,7 +137,7 @@ def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
 
 
 def _draw_frame(axes: Axes, unit: str) -> None:
-    """Leaves of the frame what is needed to read numbers off."""
+    """Reduce the frame to the axis that is needed to read numbers off."""
     axes.use_sticky_edges = False
     axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -150,13 +150,13 @@ def _draw_frame(axes: Axes, unit: str) -> None:
 
 
 def _draw_numbers(axes: Axes, rows: Sequence[_Row]) -> None:
-    """Writes the numbers as a column on the right, where no bar can run into them."""
+    """Write the numbers in a column on the right, where no bar can overlap them."""
     longest = max(len(row.text) for row in rows)
     for at, row in enumerate(rows):
         axes.annotate(
             row.text,
             (1.0, at),
-            # Right-aligned by the width of a digit at this size, so that the decimal points stand in line.
+            # Right-aligned, at the width of a digit at this font size, so that the decimal points align.
             (4 + 5.6 * longest, 0),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -169,11 +169,11 @@ def _draw_numbers(axes: Axes, rows: Sequence[_Row]) -> None:
 
 
 def plain(value: float, digits: int) -> str:
-    """Returns the number with a true minus sign, which is easier to see than a hyphen.
+    """Format a number with a true minus sign, because a hyphen is harder to see.
 
     Args:
         value: The number.
-        digits: Decimals.
+        digits: Number of decimals.
 
     Example:
         >>> plain(-0.04, 1), plain(2.0, 2)
@@ -184,11 +184,11 @@ def plain(value: float, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Returns the number with its sign; what rounds to zero has none.
+    """Format a number with its sign; a number that rounds to zero has no sign.
 
     Args:
         value: The number.
-        digits: Decimals.
+        digits: Number of decimals.
 
     Example:
         >>> signed(2.0, 1), signed(0.04, 1)

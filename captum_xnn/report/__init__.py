@@ -1,4 +1,4 @@
-"""Reports: one HTML page about the x-features of a model, with a card for each of them."""
+"""Reports: one HTML page about the x-features of a model, with a card for each x-feature."""
 
 from captum_xnn.report.cards import ConceptCard, Example, PlacesOfMaps, concept_cards, on_objects, on_parts
 from captum_xnn.report.page import write_report

@@ -1,19 +1,20 @@
-r"""Concept cards: what one x-feature is, over a whole data set.
+r"""Concept cards: one x-feature over a whole data set.
 
-A heatmap shows where an x-feature is on one image. A card shows the images on which it is strongest, cut out around its
-map, images of the class that lack it, how much of the class it explains, and what it goes together with. These are what
-a name can be given by, and checked against.
+A heatmap shows where an x-feature is on one image. A card shows the images on which the x-feature is strongest, cropped
+around its map. It also shows images of the class that lack the x-feature, its share of the class's contributions, and
+its correlations with other x-features and outputs. A reader can name the x-feature from its card, and check a name
+against it.
 
 Conventions:
     M examples of a data set, K x-features, C outputs of the model, P parts. Contributions are :math:`v_i E_i`, in
-    logits. The class's examples are those that the model itself gives the class, as in training; where its outputs are
-    no classes, all examples are. An x-feature below the average training example has a negative value, and which of its
-    ends means "present" is told by the class: the sign of its mean over the class's examples.
+    logits. Positives are the examples to which the model itself gives the class, as in training. If the outputs are not
+    classes, all examples are positives. An x-feature below the average training example has a negative value. The sign
+    of its mean over the positives decides whether high or low values mean "present".
 
 Memory:
-    The data are streamed. Images are kept of examples that are among the ``keep`` first of some list, at most
-    5 K keep of them, and maps are drawn of these at the end. Maps of all of the class's examples are drawn for their
-    masses and parts, and dropped.
+    The data are streamed. The pass keeps images of the examples that are among the first ``keep`` of some list, at most
+    5 K keep images, and draws their maps at the end. Maps of all positives are drawn as well, for their masses and
+    parts, and then dropped.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from captum_xnn.targets import Target, grouped, select, single_target
 __all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
 
 PlacesOfMaps = Callable[[Any, Tensor, Tensor], Tensor]
-"""From a batch, the rows (n,) of some of its examples, and their maps (n, K, H, W) that are not negative, to what each
-map has of each place, (n, K, P)."""
+"""Function of a batch, the rows (n,) of some of its examples, and their non-negative maps (n, K, H, W). It returns the
+share of each map that lies on each place, (n, K, P)."""
 
 _BATCH = 64
 
@@ -49,67 +50,68 @@ class Example:
     """One example on a card."""
 
     number: int
-    """Its place in the data, 0-based."""
+    """Row of the example in the data, 0-based."""
     image: Tensor
-    """As the model takes it, (C, H, W)."""
+    """Image as the model takes it, (C, H, W)."""
     heat: Tensor
-    """The x-feature's map (h, w), positive where the image drives it to the value it has."""
+    """The x-feature's map (h, w), positive where the image drives the x-feature to its value."""
     feature: float
-    """E_i, in standard deviations from the average training example."""
+    """E_i, in the unit of ``Explanation.features``."""
     contribution: float
     """v_i E_i, in logits."""
     map_share: float | None
-    """The x-feature's part of the mass of all maps of the image, in [0, 1]; None for examples of other classes."""
+    """The x-feature's share of the mass of all maps of the image, in [0, 1]; None for examples of other classes."""
     prediction: float
-    """What the model gives, in logits."""
+    """The model's output, in logits."""
     given: int | None
-    """The class that the model gives; None where its outputs are no classes."""
+    """The class that the model gives; None if its outputs are not classes."""
     crop: tuple[int, ...]
-    """Around the map's mass: x0, y0, x1, y1 in pixels of the image."""
+    """Box around the map's mass: x0, y0, x1, y1 in pixels of the image."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptCard:
-    """What one x-feature of a target is, over a data set. Lists begin with the strongest example."""
+    """One x-feature of a target over a data set. Lists of examples begin with the strongest."""
 
     target: Target
+    """The explained output."""
     feature: int
-    """Which x-feature, 0-based."""
+    """Number of the x-feature, 0-based."""
     fires: tuple[Example, ...]
-    """Of all examples, those whose E_i is farthest to the class's side."""
+    """Examples from all data with the most extreme E_i, at the end of its range that means "present"."""
     contributes: tuple[Example, ...]
-    """Of the class's examples, those to whose output it contributes most, of the sign of its mean contribution."""
+    """Positives with the largest contribution, counted in the direction of the x-feature's mean contribution."""
     fills: tuple[Example, ...]
-    """Of the class's examples, those on which it has the largest share of the maps' mass."""
+    """Positives on which the x-feature has the largest share of the maps' mass."""
     absent: tuple[Example, ...]
-    """Of the class's examples, those to which it contributes least, the least first: it is absent, or against its
-    habit, though the class is there."""
+    """Positives with the smallest contribution, counted in the same direction, the smallest first. The class is there,
+    but the x-feature is absent or has the opposite sign."""
     share: float
-    """Of the absolute contributions over the class, in [0, 1]; the K of them sum to 1."""
+    """The x-feature's share of the absolute contributions to the positives, in [0, 1]; the K shares sum to 1."""
     contribution: float
-    """Mean over the class, in logits."""
+    """Mean contribution to the positives, in logits."""
     deviation: float
-    """Standard deviation of the contribution over the class, in logits."""
+    """Standard deviation of the contribution to the positives, in logits."""
     feature_correlations: Tensor
-    """With each of the K x-features over all examples, (K,), 1 with itself; 0 where one is constant."""
+    """Correlations of E_i with each of the K x-features over all examples, (K,): 1 with itself, 0 for constants."""
     output_correlations: Tensor
-    """Of the contribution with each of the model's C outputs over all examples, (C,); 0 where one is constant."""
+    """Correlations of the contribution with each of the model's C outputs over all examples, (C,); 0 for constants."""
     places: Tensor | None
-    """What its maps have of each part or object, mean over the class, (P,), summing to 1 unless they have none; None
-    without annotations."""
+    """Mean share of its maps on each part or object over the positives, (P,). The shares sum to 1, or are all 0 if the
+    maps touch no place. None without annotations."""
     examples: int
-    """Of the data set, M."""
+    """Number of examples M of the data set."""
     positives: int
-    """Those of the class."""
+    """Number of positives."""
 
 
 def on_parts(batch: PartsSample, rows: Tensor, maps: Tensor) -> Tensor:
-    """Returns what each map has of each part and, last, of the context, (n, K, P + 1), for data sets with parts.
+    """Compute the share of each map on each part and, last, on the context, (n, K, P + 1), for data sets with parts.
 
     Args:
-        batch: From a loader with :func:`captum_xnn.datasets.parts.collate`.
-        rows: (n,), which of its examples.
-        maps: (n, K, H, W), not negative, of the size of its images.
+        batch: Batch from a loader with :func:`captum_xnn.datasets.parts.collate`.
+        rows: Rows (n,) of the explained examples in the batch.
+        maps: Non-negative maps (n, K, H, W) of the size of the images.
 
     Example:
         >>> from captum_xnn.datasets.parts import collate
@@ -122,10 +124,10 @@ def on_parts(batch: PartsSample, rows: Tensor, maps: Tensor) -> Tensor:
 
 
 def on_objects(objects: int) -> PlacesOfMaps:
-    """Returns a function that gives what each map has of each object, for data sets with masks of objects.
+    """Return a function that computes the share of each map on each object, for data sets with masks of objects.
 
     Args:
-        objects: How many there are; masks hold integers up to it, and 0 for none.
+        objects: Number of objects P. Masks hold 1 to P, and 0 where there is no object.
 
     Example:
         >>> from captum_xnn.datasets.places import SceneSample
@@ -151,21 +153,21 @@ def concept_cards(
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> tuple[ConceptCard, ...]:
-    """Returns a card for each x-feature of a target, in their own order, from one pass over a data set.
+    """Make a card for each x-feature of a target, in the order of the x-features, in one pass over a data set.
 
     Args:
-        xnn: With a fitted explainer of the target, for a model that takes one tensor of images.
+        xnn: Explanation of a model that takes one tensor of images, fitted for the target.
         data: Images (M, C, H, W), or an iterable of batches such as a DataLoader, as ``xnn.fit`` takes them.
         target: None, int, or tuple of ints.
-        keep: Examples in each list of a card.
-        places: Says what maps have of parts or objects, where these are annotated: :func:`on_parts` or
-            :func:`on_objects`. It is given the batches that data yield.
-        internal_batch_size: Maps computed at once, which bounds the memory.
+        keep: Number of examples in each list of a card.
+        places: Function that computes the share of maps on annotated parts or objects: :func:`on_parts` or
+            ``on_objects(P)`` (:func:`on_objects`). It receives the batches that ``data`` yields.
+        internal_batch_size: Number of maps computed at once; smaller values need less memory.
         progress: Whether to show a progress bar.
 
     Raises:
         NotFittedError: If the target was not fitted.
-        ValueError: If there are no images, or none that the model gives the class.
+        ValueError: If there are no images, or the model gives the class to none of them.
 
     Example:
         >>> from captum.attr import InputXGradient
@@ -181,7 +183,7 @@ def concept_cards(
         ([0, 1], 4, 1.0)
     """
     if keep < 1:
-        raise ValueError(f"expected to keep at least one example, got keep={keep}; 6 fill a row of a report")
+        raise ValueError(f"keep={keep} leaves no examples on the cards; pass at least 1 (6 fill a row of a report)")
     target = single_target(target)
     stream = _Stream(xnn, target, keep, places, internal_batch_size)
     for batch, images in tqdm(image_batches(xnn, data), "cards", disable=not progress, leave=False):
@@ -190,19 +192,19 @@ def concept_cards(
 
 
 def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]]:
-    """Yields batches as they come, each with its images (N, C, H, W).
+    """Yield each batch unchanged, together with its images (N, C, H, W).
 
     Args:
-        xnn: Says by its ``unpack`` what in a batch the images are.
+        xnn: Its ``unpack`` finds the images in a batch.
         data: Images (M, C, H, W), or an iterable of batches.
 
     Raises:
-        ValueError: If the model takes anything else.
+        ValueError: If a batch holds anything but one tensor of images for the model.
     """
     if isinstance(data, tuple):
         raise ValueError(
-            f"expected images (M, C, H, W) or a list or loader of batches, got a tuple of {len(data)}, which stands "
-            "for the several inputs of a model; pass list(data) if these are batches"
+            f"a tuple of {len(data)} means several inputs of a model, but cards and reports need images (M, C, H, W) "
+            "or a list or loader of batches; pass list(data) if its items are batches"
         )
     batches: Iterable[Any] = torch.split(data, _BATCH) if isinstance(data, Tensor) else data
     for batch in batches:
@@ -212,14 +214,14 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
         if not isinstance(images, Tensor) or images.dim() != 4 or additional is not None:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(
-                f"expected batches of images (N, C, H, W) and nothing else for the model, got {got}; cards and reports "
-                "show images: wrap a model with further inputs so that it takes images alone"
+                f"cards and reports need batches of images (N, C, H, W) as the model's only input, got {got}; wrap a "
+                "model with further inputs so that it takes images alone"
             )
         yield batch, images
 
 
 class _Kept(NamedTuple):
-    """What is remembered of an example, with each x-feature's numbers (K,)."""
+    """An example kept during the pass, with each x-feature's numbers (K,)."""
 
     image: Tensor
     features: Tensor
@@ -230,7 +232,7 @@ class _Kept(NamedTuple):
 
 
 class _Top:
-    """The largest values of every x-feature with the numbers of their examples, of two equal ones the earlier."""
+    """The largest values of every x-feature with their examples' rows; of equal values, the earlier comes first."""
 
     def __init__(self, K: int, keep: int) -> None:
         self.keep = keep
@@ -238,7 +240,7 @@ class _Top:
         self.numbers = torch.empty(K, 0, dtype=torch.int64)
 
     def update(self, values: Tensor, numbers: Tensor) -> None:
-        """Takes up values (n, K) of examples with these numbers (n,)."""
+        """Add values (n, K) of examples with these row numbers (n,)."""
         values = torch.cat([self.values, values.double().T], 1)
         numbers = torch.cat([self.numbers, numbers.expand(len(values), -1)], 1)
         order = values.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
@@ -246,14 +248,14 @@ class _Top:
 
 
 class _Moments:
-    """Means and products of deviations of columns that come batch by batch, merged without loss of digits."""
+    """Running means and co-moments of D columns, merged batch by batch without loss of digits."""
 
     count = 0
     mean: Tensor
     products: Tensor
 
     def update(self, columns: Tensor) -> None:
-        """Takes up rows (n, D)."""
+        """Add rows (n, D)."""
         n, mean = len(columns), columns.mean(0)
         deviations = columns - mean
         products = deviations.T @ deviations
@@ -265,16 +267,16 @@ class _Moments:
         self.count, self.mean, self.products = self.count + n, mean, products
 
     def correlations(self) -> Tensor:
-        """Returns the matrix of correlations, (D, D); 0 where a column is constant."""
+        """Compute the matrix of correlations, (D, D); 0 for constant columns."""
         norm = self.products.diagonal().sqrt()
-        # By rounding, a constant column is left with this much of its size.
+        # Rounding leaves a constant column with up to this share of its size.
         live = norm > 1e-7 * self.mean.abs() * self.count**0.5
         scale = torch.where(live, 1 / torch.where(live, norm, 1), 0)
         return (scale[:, None] * self.products * scale).clamp(-1, 1)
 
 
 class _Stream:
-    """Takes up a data set batch by batch and makes cards of it."""
+    """Collects a data set batch by batch and makes cards from it."""
 
     def __init__(
         self,
@@ -287,7 +289,7 @@ class _Stream:
         self.xnn, self.target, self.places, self.internal_batch_size = xnn, target, places, internal_batch_size
         self.explainer: Explainer = xnn.explainer(target)
         K = self.explainer.form.n_features
-        # Either end may be the one that the class has, which is known at the end only.
+        # High or low values may mean "present". Only the whole data tell, so both ends are kept.
         names = ("E high", "E low", "vE high", "vE low", "map share")
         self.tops = {name: _Top(K, keep) for name in names}
         self.kept: dict[int, _Kept] = {}
@@ -297,7 +299,7 @@ class _Stream:
         self.place_sums: Tensor | None = None
 
     def update(self, batch: Any, images: Tensor) -> None:
-        """Takes up one batch."""
+        """Add one batch."""
         start = self.moments.count
         E, contributions, y_hat = self._numbers(images)
         numbers = torch.arange(start, start + len(E))
@@ -328,7 +330,7 @@ class _Stream:
                 )
 
     def _numbers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns x-features (N, K) and contributions (N, K), in double precision, and the model's outputs."""
+        """Compute x-features (N, K) and contributions (N, K), in double precision, and the model's outputs."""
         xnn = self.xnn
         found = collect(
             xnn.model,
@@ -341,12 +343,12 @@ class _Stream:
         return made.features.double().cpu(), made.contributions.double().cpu(), found.y_hat[:]
 
     def _of_class(self, given: list[int | None]) -> Tensor:
-        """Returns the rows of the examples that the model gives the class, of all where there are no classes."""
+        """Return the rows of the positives; all rows if there are no classes."""
         classes = isinstance(self.target, int)
         return torch.tensor([i for i, c in enumerate(given) if not classes or c is None or c == self.target]).long()
 
     def _map_shares(self, batch: Any, images: Tensor, own: Tensor) -> Tensor:
-        """Returns each x-feature's part of the maps' mass, (n, K), after adding what they have of the places."""
+        """Compute each x-feature's share of the maps' mass, (n, K), and add the maps' shares on the places."""
         heat = self._heat(images[own]).clamp(min=0)
         if self.places is not None:
             found = self.places(batch, own, heat).double().sum(0).cpu()
@@ -354,16 +356,16 @@ class _Stream:
         return contribution_shares(heat.double().sum((2, 3)).cpu())
 
     def _heat(self, images: Tensor) -> Tensor:
-        """Returns directed maps summed over their channels, (n, K, h, w)."""
+        """Draw directed maps summed over their channels, (n, K, h, w)."""
         why = self.xnn.explain(images, target=self.target, internal_batch_size=self.internal_batch_size)
         return why.directed_maps().sum(2)
 
     def cards(self) -> tuple[ConceptCard, ...]:
-        """Returns the cards of all x-features."""
+        """Make the cards of all x-features."""
         if not self.own.count:
             raise ValueError(
-                f"expected examples that the model gives class {self.target}, got none of {self.moments.count}; pass "
-                "data with images of the class"
+                f"the model gives class {self.target} to none of the {self.moments.count} examples; pass data with "
+                "images of the class"
             )
         heat = self._kept_heat()
         K, n = len(self.size), self.own.count
@@ -396,7 +398,7 @@ class _Stream:
         return tuple(cards)
 
     def _kept_heat(self) -> dict[int, Tensor]:
-        """Returns the maps (K, h, w) of the kept examples by their numbers."""
+        """Draw the maps (K, h, w) of the kept examples, by row number."""
         heat: dict[int, Tensor] = {}
         for _, rows in grouped(tuple(kept.image.shape) for kept in self.kept.values()):
             numbers = [list(self.kept)[row] for row in rows]

@@ -1,16 +1,17 @@
-"""Reports: one self-contained HTML file that explains a model, with concept cards and a gallery to look through.
+"""Report page: one self-contained HTML file that explains a model with concept cards and a gallery of images.
 
-The file opens offline and can be mailed. It shows how faithful the explanation is, a card for each x-feature, and all
-images with their heatmaps: of one image on hover or focus, of one x-feature on all images, of selected images side by
-side. x-features are named in the page, and the names are exported as JSON that the next report takes.
+The file opens offline and can be mailed. It shows the faithfulness of the explanation, a card for each x-feature, and
+all images with their heatmaps. The gallery shows all maps of one image on hover or focus, the map of one x-feature on
+all images, or selected images side by side. The reader names x-features in the page and downloads the names as JSON.
+The next report reads this file.
 
 Safety:
-    Nothing is loaded: a content security policy forbids it, and allows the one script and the one style sheet by their
-    checksums. Every text is escaped, in the page by the template, in the data by JSON without ``<``, ``>``, ``&`` and
-    ``'``, and the script writes texts as texts only.
+    The page loads nothing. A content security policy forbids it, and allows the one script and the one style sheet by
+    their checksums. The template escapes every text in the page. The data are JSON without ``<``, ``>``, ``&`` and
+    ``'``. The script inserts text as plain text, never as HTML.
 
 Size:
-    Images are at most 200 pixels wide or high, maps 64.
+    Images are at most 200 pixels wide or high, maps at most 64.
 """
 
 from __future__ import annotations
@@ -75,38 +76,39 @@ def write_report(
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> Path:
-    """Returns the path of the report it has written, one HTML file that needs no other.
+    """Write a report as one self-contained HTML file, and return its path.
 
-    An older report of that name is replaced only once the new one is complete. Missing folders are made.
+    The new file overwrites an older one only once it is complete. Missing folders are created.
 
     Args:
-        path: Where to write.
-        xnn: With fitted explainers, for a model that takes one tensor of images.
-        images: What the gallery shows, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
-        target: The explained output, or a list of them, each of which gets cards and a gallery of the same images.
-        data: A data set for faithfulness and cards, as ``xnn.fit`` takes it; the images themselves without.
-        captions: Of each image, such as its file's name.
-        data_captions: Of each image of ``data``, for the cards; where the images are the data, ``captions`` serve.
-        class_names: Names of the model's outputs, by number.
-        names: Of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote, or
-            names in any other form for each target.
-        title: The heading of the page and its name in the browser.
-        notes: Sections of a heading and plain text, in which empty lines part paragraphs, after faithfulness.
-        places: What maps have of parts or objects where data are annotated, see
+        path: Path of the HTML file.
+        xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
+        images: Images of the gallery, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
+        target: The explained output, or a list of outputs. Each gets cards and a gallery of the same images.
+        data: Data set for faithfulness and cards, as ``xnn.fit`` takes it; ``images`` if None.
+        captions: Caption of each image, such as its file name.
+        data_captions: Caption of each image of ``data``, for the cards. If ``data`` is None, ``captions`` are used.
+        class_names: Names of the model's outputs: a list in order, or a mapping by number.
+        names: Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote,
+            or a mapping from targets to names.
+        title: Heading of the page and its title in the browser.
+        notes: Extra sections, each a heading and plain text. Empty lines separate paragraphs.
+        places: Function that computes the share of maps on annotated parts or objects; see
             :func:`captum_xnn.report.concept_cards`.
-        place_names: Their names, as many as there are.
-        display: Turns an image (C, H, W), as the model takes it, into one in [0, 1], as by undoing the normalisation.
-        patches: How many of the images that the model gives the class to cover patch by patch, for the measures of
-            :func:`captum_xnn.patch_scores.patch_scores`; each takes 16 explanations.
-        internal_batch_size: Maps computed at once, which bounds the memory.
+        place_names: Names of these parts or objects, in order.
+        display: Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example
+            by undoing the normalisation.
+        patches: Number of positives to cover patch by patch, for the measures of
+            :func:`captum_xnn.patch_scores.patch_scores`. Each image takes 16 explanations.
+        internal_batch_size: Number of maps computed at once; smaller values need less memory.
         progress: Whether to show progress bars.
 
     Raises:
         ImportError: If jinja2 or pillow is missing.
         NotFittedError: If a target was not fitted.
-        ValueError: If the path is a folder, inputs are no images, captions are not as many, names are of another layer,
-            or no data are of the class.
-        TypeError: If names are not by target.
+        ValueError: If the path is a folder, the inputs are not images, there is not one caption for each image, the
+            names are of another layer, or the model gives the class to none of the data.
+        TypeError: If ``names`` is neither a file nor a mapping from targets.
 
     Example:
         >>> import tempfile
@@ -126,15 +128,15 @@ def write_report(
     """
     _check_jinja2()
     if Path(path).is_dir():
-        raise ValueError(f"expected a file to write, got the folder {str(path)!r}; add a name such as report.html")
+        raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
     known = _read_names(names, layer, targets)
     labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
     if data is None:
         data, data_captions = images, captions if data_captions is None else data_captions
-    _reused(images, "images")
-    _reused(data, "data")
+    _check_rereadable(images, "images")
+    _check_rereadable(data, "data")
     gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, patches, internal_batch_size)
     for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
         gallery.update(batch)
@@ -151,7 +153,7 @@ def write_report(
                 training=xnn.explainer(t),
                 cards=[_card(card, gallery.class_names, place_names, display, caption) for card in cards],
                 scatter=_scatter(rows, shown),
-                apart=_apart(rows),
+                mean_outputs=_mean_outputs(rows),
                 names=called,
                 decimals=_decimals(rows),
                 classes=gallery.classes and isinstance(t, int),
@@ -181,24 +183,24 @@ def write_report(
     )
     written = Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
-    # Names of files may hold bytes that are no text.
+    # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
     return written
 
 
-def _reused(data: Any, noun: str) -> None:
-    """Raises where data cannot be read more than once, as a report does."""
+def _check_rereadable(data: Any, noun: str) -> None:
+    """Raise if the data can be read only once, because a report reads them several times."""
     if isinstance(data, Iterator):
         raise ValueError(
-            f"expected {noun} that can be read several times, got a {type(data).__name__}, which is used up after one; "
-            "pass a tensor, a list of batches or a DataLoader"
+            f"a report reads its {noun} several times, but a {type(data).__name__} can be read only once; pass a "
+            "tensor, a list of batches or a DataLoader"
         )
 
 
 def _read_names(
     names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
 ) -> dict[str, dict[int, str]]:
-    """Returns names by target and by x-feature, given or of a file that a report on this layer exported."""
+    """Read names by target and x-feature, from a mapping or from a file that a report on this layer exported."""
     if names is None:
         return {}
     if isinstance(names, Mapping):
@@ -207,16 +209,16 @@ def _read_names(
         file = read_names(names)
         if file.layer != layer:
             raise NamesFileError(
-                f"expected names of x-features of layer {layer!r}, got those of {file.layer!r}; x-features of another "
-                "layer are others, pass the file that a report on this explainer exported"
+                f"the names are of x-features of layer {file.layer!r}, but the explained layer is {layer!r}; pass the "
+                "file that a report on this explainer exported"
             )
         known = file.names
     else:
         raise TypeError(
-            f"expected names of x-features by target, got a {type(names).__name__}; a report may explain several: "
+            f"a report takes names of x-features by target, got a {type(names).__name__}; "
             f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
         )
-    # A model with one output is explained with target None or 0, which are the same.
+    # For a model with one output, target None and target 0 are the same.
     for key, same in (("None", "0"), ("0", "None")):
         if key in map(str, targets) and key not in known and same in known:
             known[key] = known.pop(same)
@@ -224,34 +226,34 @@ def _read_names(
 
 
 def _caption_of(captions: Sequence[str] | None, examples: int, *, shown: bool) -> Callable[[int], str]:
-    """Returns what gives an image of the data its caption, by its number from 0."""
+    """Return a function from the row of an image in the data to its caption."""
     if captions is None:
-        # The gallery counts images of its own where it shows others.
+        # If the gallery shows other images than the data, its numbers mean other images.
         of = "" if shown else " of the data"
         return lambda number: f"image {number + 1}{of}"
     if isinstance(captions, str) or len(captions) != examples:
         raise ValueError(
-            f"expected a caption for each of {examples} images of the data, got {len(captions)} data_captions; pass "
-            "the names of their files, or no captions"
+            f"got {len(captions)} data_captions for {examples} images of the data; pass one for each image, such as "
+            "its file name, or none at all"
         )
     return lambda number: str(captions[number])
 
 
 class _ClassNames:
-    """What the model's outputs are called."""
+    """Names of the model's outputs."""
 
     def __init__(self, names: ClassNames | None) -> None:
         self.names = {} if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
 
     def of(self, target: Target) -> str:
-        """Returns the name of an output, or else its number."""
+        """Return the name of an output, or its number if it has no name."""
         if target is None:
             return "the output"
         return str(self.names[target]) if target in self.names else f"class {target}"
 
 
 class _Gallery:
-    """Gathers what the page needs of each image, batch by batch, and lets the tensors go."""
+    """Collects the page's data of each image, batch by batch, without keeping the tensors."""
 
     def __init__(
         self,
@@ -270,7 +272,7 @@ class _Gallery:
         self.classes = False
 
     def update(self, images: Tensor) -> None:
-        """Takes up images (N, C, H, W)."""
+        """Add images (N, C, H, W)."""
         xnn = self.xnn
         y_hat = collect(
             xnn.model,
@@ -297,32 +299,32 @@ class _Gallery:
             self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
 
     def patch_scores(self, target: Target) -> PatchScores | None:
-        """Return the measures on covered patches of the first images of a class; None without any."""
+        """Compute the patch measures on the first positives of a target; return None if there are no positives."""
         images = self.covered[target]
         if not len(images):
             return None
         return patch_scores(self.xnn, images, target, internal_batch_size=self.internal_batch_size or 64)
 
     def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
-        """Returns all images with their captions."""
+        """Return all images with their captions."""
         n = len(self.photos)
         if captions is None:
             captions = [f"image {i + 1}" for i in range(n)]
         if not n or isinstance(captions, str) or len(captions) != n:
             raise ValueError(
-                f"expected images and a caption for each of them, got {n} images and {len(captions)} captions; pass "
-                "the names of their files, or no captions"
+                f"got {n} images and {len(captions)} captions; pass at least one image, and one caption for each "
+                "(such as its file name) or none at all"
             )
         return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]
 
 
 def _shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Returns an image as it is to be seen, after checking what the user's function makes of it."""
+    """Apply the user's display function to an image, and check the result."""
     return displayable(display(image.detach().cpu()))
 
 
 def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
-    """Yields the numbers and maps of each image for one target."""
+    """Yield the numbers and maps of each image for one target."""
     heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
     for i, given in enumerate(own):
         contributions = why.contributions[i].detach().double().cpu()
@@ -341,12 +343,12 @@ def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[s
 
 
 def _scaled(maps: Tensor, contributions: Tensor) -> Tensor:
-    """Returns maps (K, H, W), each on its own scale from -1 to 1 and of the sign of its contribution."""
+    """Scale each of the maps (K, H, W) to [-1, 1] by itself, multiplied by the sign of its contribution."""
     return torch.from_numpy(own_scale(maps, contributions)).float()
 
 
 def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
-    """Returns how strong each map is on a scale that all share: its contribution spread over its pixels."""
+    """Compute the strength of each map on a shared scale, in [0, 1]: its contribution spread over its pixels."""
     mass = maps.double().abs().sum((1, 2))
     density = torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)
     largest = density.max()
@@ -354,19 +356,19 @@ def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
 
 
 def _short(value: float) -> float:
-    """Returns a number with as many digits as a reader can want, which makes the page smaller."""
+    """Round a number to six significant digits, to keep the page small."""
     return float(f"{value:.6g}")
 
 
 def _decimals(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Returns how many decimals show three digits of the largest contribution or output."""
+    """Return the number of decimals that shows three digits of the largest contribution or output."""
     largest = max(abs(v) for row in rows for v in (*row["c"], row["says"]))
     return int(min(max(2 - np.floor(np.log10(largest)), 1), 6)) if largest > 0 else 1
 
 
 @dataclass(frozen=True)
 class _Chapter:
-    """What the page says about one target."""
+    """The page's content about one target."""
 
     key: str
     label: str
@@ -374,16 +376,16 @@ class _Chapter:
     training: Any
     cards: Sequence[Mapping[str, Any]]
     scatter: Mapping[str, Any]
-    apart: tuple[float, float] | None
+    mean_outputs: tuple[float, float] | None
     names: Sequence[str]
     decimals: int
     classes: bool
-    """Whether images are of the class or of others, which the model's only output knows nothing of."""
+    """Whether the target is a class, so that the model gives it to some images and not to others."""
     patches: PatchScores | None
 
 
-def _apart(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """Returns the mean outputs for images of the class and for others, None where either are missing."""
+def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Compute the mean outputs for positives and for other images; None if either group is empty."""
     own, others = ([row["says"] for row in rows if row["own"] is wanted] for wanted in (True, False))
     return (sum(own) / len(own), sum(others) / len(others)) if own and others else None
 
@@ -395,7 +397,7 @@ def _card(
     display: Callable[[Tensor], Tensor],
     caption: Callable[[int], str],
 ) -> dict[str, Any]:
-    """Returns a card as the template needs it; equal lists of images become one."""
+    """Convert a card for the template; equal lists of images are merged into one."""
     lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
     target = card.target
     classes = isinstance(target, int) and any(e.given is not None for e in card.absent)
@@ -436,7 +438,7 @@ def _cut(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Returns the part of an image around the map, and the map there; all of it to look for what is absent."""
+    """Crop an image and its map around the map's mass, or keep them whole so the reader sees what is absent."""
     image = _shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
@@ -456,17 +458,17 @@ def _cut(
 
 
 def _strongest(correlations: Tensor, *, leave_out: int | None = None) -> list[tuple[int, float]]:
-    """Returns the strongest correlations with their numbers, without those that are about zero."""
+    """Return the strongest correlations with their indices, leaving out correlations below 0.05 in size."""
     order = correlations.abs().argsort(descending=True, stable=True).tolist()
     found = [(i, float(correlations[i])) for i in order if i != leave_out and abs(float(correlations[i])) >= 0.05]
     return found[:_CORRELATES]
 
 
 def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, float]]:
-    """Returns the parts or objects of which maps have most."""
+    """Return the parts or objects that hold the largest shares of the maps."""
     if places is None:
         return []
-    # on_parts gives the context last, which data sets of parts have no name for.
+    # on_parts adds the context as the last place. Data sets of parts have no name for it.
     called = [*names, "context"] if len(names) == len(places) - 1 else list(names)
     called += [f"place {p + 1}" for p in range(len(called), len(places))]
     order = places.argsort(descending=True, stable=True).tolist()[:_PLACES]
@@ -474,7 +476,7 @@ def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, floa
 
 
 def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the dots of residuals against predictions, and ticks, in the coordinates of a drawing 480 x 240."""
+    """Lay out dots of residuals against predictions, and ticks, in the coordinates of a 480 x 240 drawing."""
     left, right, top, bottom = 52.0, 468.0, 12.0, 200.0
     x, y = [row["says"] for row in rows], [row["says"] - row["sum"] for row in rows]
     reach = max(*(abs(v) for v in y), 1e-9)
@@ -502,24 +504,24 @@ def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, An
 
 
 def _ticks(low: float, high: float, bins: int) -> list[float]:
-    """Returns round numbers that cover a range."""
+    """Return round numbers that cover a range."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     return [float(v) for v in MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
 
 
 def _check_jinja2() -> None:
-    """Raises, before minutes of work, where the page cannot be written."""
+    """Raise before minutes of work if jinja2 is missing and the page could not be written."""
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "expected jinja2 for write_report, got no such module; run `pip install captum-xnn[report]`"
+            "write_report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
         ) from error
 
 
 def _render(**content: Any) -> str:
-    """Returns the whole page."""
+    """Render the whole page."""
     import jinja2
     from markupsafe import Markup
 
@@ -543,16 +545,16 @@ def _render(**content: Any) -> str:
 
 
 def _checksum(text: str) -> str:
-    """Returns the source expression by which a policy allows this very text."""
+    """Compute the source expression that allows exactly this text in a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _signed(value: float, decimals: int = 2) -> str:
-    """Returns a number with its sign, a true minus sign; what rounds to zero has none."""
+    """Format a number with its sign, using the typographic minus; a number that rounds to zero has no sign."""
     text = f"{value:+.{decimals}f}"
     return (text if float(text) else text[1:]).replace("-", "\N{MINUS SIGN}")
 
 
 def _paragraphs(text: str) -> Iterable[str]:
-    """Returns the paragraphs of a text, which empty lines part."""
+    """Split a text into paragraphs at empty lines."""
     return [part.strip() for part in "\n".join(map(str.strip, text.splitlines())).split("\n\n") if part.strip()]

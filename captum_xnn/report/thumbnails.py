@@ -1,9 +1,9 @@
 """Thumbnails: small pictures of images and of their maps as data URIs, for pages that load nothing.
 
 Conventions:
-    C channels, H and W pixels. A map drawn on top of an image is a PNG of few colours whose strength is in its opacity;
-    a browser enlarges it smoothly. Colours are those of :mod:`captum_xnn.plots.explanation`: orange raises the output,
-    blue lowers it, which the colour-blind tell apart. The paper has red and blue.
+    C channels, H and W pixels. A map drawn on top of an image is a PNG with few colours; its opacity shows its
+    strength, and the browser enlarges it smoothly. The colours are those of :mod:`captum_xnn.plots.explanation`: orange
+    raises the output, blue lowers it. The pair is safe for colour-blind readers; the paper uses red and blue.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ from torch.nn import functional as F
 
 __all__ = ["crop_box", "displayable", "overlay", "photo"]
 
-# Photographs compress well as JPEG; drawings and digits of a few pixels keep every one of theirs as PNG.
+# Photographs compress well as JPEG. Digits and drawings of a few pixels are kept without loss, as PNG.
 _SMALL = 64
 _QUALITY = 82
-# Nobody sees what a crop of fewer pixels is of.
+# A smaller crop, in pixels, cannot be recognised.
 _LEAST = 18
 
-# Sizes of a map told apart; with both signs and zero these are the 63 colours of its palette.
+# Number of strengths that a map distinguishes. With both signs and zero, its palette has 63 colours.
 _STEPS = 31
 _RAISES = ((0xF9, 0x8F, 0x2F), (0xE8, 0x59, 0x0C), (0xA3, 0x2F, 0x00))
 _LOWERS = ((0x5A, 0xAE, 0xEA), (0x1F, 0x7A, 0xC4), (0x06, 0x3F, 0x7C))
 
 
 def displayable(image: Tensor) -> Tensor:
-    """Returns an image (C, H, W) as float32 in [0, 1]: bytes and [0, 1] as they are, other ranges stretched.
+    """Convert an image (C, H, W) to float32 in [0, 1]: divide bytes by 255, stretch values outside [0, 1].
 
     Args:
-        image: (C, H, W) with C = 1 or 3, as the model takes it.
+        image: Image (C, H, W) with C = 1 or 3, as the model takes it.
 
     Raises:
-        ValueError: If it is no image, or not finite.
+        ValueError: If it is not an image, or not finite.
 
     Example:
         >>> displayable(torch.tensor([[[-2.0, 0.0, 2.0]]]))
         tensor([[[0.0000, 0.5000, 1.0000]]])
     """
     if image.dim() != 3 or image.shape[0] not in (1, 3) or not image.numel():
-        raise ValueError(f"expected an image (1, H, W) or (3, H, W), got {tuple(image.shape)}; put the channels first")
+        raise ValueError(f"an image is (1, H, W) or (3, H, W), got {tuple(image.shape)}; put the channels first")
     pixels = image.detach().float().cpu() / (255 if image.dtype == torch.uint8 else 1)
     if not bool(pixels.isfinite().all()):
-        raise ValueError("expected a finite image, got NaN or infinity; look at how it was read and normalised")
+        raise ValueError("the image contains NaN or infinity; check how it was read and normalised")
     low, high = pixels.min(), pixels.max()
     if low < 0 or high > 1:
-        # One stretch for all channels: one for each would change the hues. A constant image becomes grey.
+        # All channels are stretched alike: separate stretches would change the hues. A constant image becomes grey.
         pixels = (pixels - low) / (high - low) if high > low else torch.full_like(pixels, 0.5)
     return pixels
 
 
 def photo(image: Tensor, *, size: int = 200) -> str:
-    """Returns an image as a data URI, JPEG, or PNG where it is small.
+    """Encode an image as a data URI: PNG up to 64 pixels, JPEG for larger pictures.
 
     Args:
-        image: (C, H, W) in [0, 1] with C = 1 or 3.
-        size: Pixels of the longer side at most; smaller images stay as they are.
+        image: Image (C, H, W) in [0, 1] with C = 1 or 3.
+        size: Largest length of the longer side in pixels; smaller images keep their size.
 
     Example:
         >>> photo(torch.zeros(3, 100, 100))[:27], photo(torch.zeros(1, 28, 28))[:26]
@@ -83,14 +83,14 @@ def photo(image: Tensor, *, size: int = 200) -> str:
 
 
 def overlay(shown: Tensor, *, size: int = 64) -> str:
-    """Returns a map as a data URI, a PNG to lie on the image: coloured by sign, transparent where it is weak.
+    """Encode a map as a data URI, a PNG to lay over the image: coloured by sign, transparent where it is weak.
 
     Args:
-        shown: A map (H, W) in [-1, 1], from :func:`captum_xnn.plots.explanation.own_scale`.
-        size: Pixels of the longer side at most.
+        shown: Map (H, W) in [-1, 1], from :func:`captum_xnn.plots.explanation.own_scale`.
+        size: Largest length of the longer side in pixels.
 
     Raises:
-        ValueError: If it is no map in [-1, 1].
+        ValueError: If the map is not (H, W) or has values outside [-1, 1].
 
     Example:
         >>> overlay(torch.eye(4))[:26]
@@ -100,7 +100,7 @@ def overlay(shown: Tensor, *, size: int = 64) -> str:
 
     if shown.dim() != 2 or not shown.numel() or not bool((shown.abs() <= 1 + 1e-6).all()):
         raise ValueError(
-            f"expected a map (H, W) in [-1, 1], got shape {tuple(shown.shape)}; divide it by its largest value first"
+            f"the map, shape {tuple(shown.shape)}, is not (H, W) in [-1, 1]; divide it by its largest absolute value"
         )
     height, width = shown.shape
     scale = min(1.0, size / max(height, width))
@@ -115,7 +115,7 @@ def overlay(shown: Tensor, *, size: int = 64) -> str:
 
 
 def _palette() -> NDArray[np.uint8]:
-    """Returns red, green, blue and opacity of each step from -1 to 1, as visualize draws it."""
+    """Compute red, green, blue and opacity of each step from -1 to 1, as :mod:`captum_xnn.plots.explanation` does."""
     sizes = np.linspace(0, 1, _STEPS + 1)
     opacity = np.minimum(1, 1.15 * sizes**0.65)
     halves = [
@@ -133,17 +133,17 @@ def _data_uri(picture: Any, form: str, **options: Any) -> str:
 
 
 def crop_box(heat: Tensor, size: tuple[int, int], *, share: float = 0.6, least: float = 0.35) -> tuple[int, ...]:
-    """Returns a square around the middle of a map's mass: x0, y0, x1, y1 in pixels of the image.
+    """Compute a square around the middle of a map's mass: x0, y0, x1, y1 in pixels of the image.
 
-    On each axis it reaches from where (1 - share) / 2 of the mass lies before it to where as much lies behind it; the
-    longer of the two, and a tenth for the surroundings, is the side, and 18 pixels at least. A map of zeros gives the
-    whole image, square or not.
+    On each axis, an interval leaves out (1 - share) / 2 of the mass at either end. The side of the square is the longer
+    interval plus a tenth for the surroundings. It is at least 18 pixels and at most the image's shorter side. A map of
+    zeros gives the whole image, square or not.
 
     Args:
-        heat: (h, w), of which the positive part counts; it may be coarser than the image.
+        heat: Map (h, w); only its positive part counts. It may be coarser than the image.
         size: Height and width of the image.
-        share: Of the mass on each axis, in (0, 1].
-        least: Shortest side, as a share of the image's shorter one.
+        share: Share of the mass inside the interval on each axis, in (0, 1].
+        least: Shortest side, as a share of the image's shorter side.
 
     Example:
         >>> heat = torch.zeros(10, 10)
@@ -164,7 +164,7 @@ def crop_box(heat: Tensor, size: tuple[int, int], *, share: float = 0.6, least: 
 
 
 def _middle(mass: Tensor, share: float, length: int) -> tuple[float, float]:
-    """Returns from where to where the middle share of a mass along an axis lies, in pixels of an axis so long."""
+    """Find the interval that holds the middle share of a mass along an axis, in pixels of an axis of this length."""
     total = mass.cumsum(0) / mass.sum()
     edges = torch.cat([total.new_zeros(1), total])
     at = torch.arange(len(edges), dtype=total.dtype) * length / len(mass)

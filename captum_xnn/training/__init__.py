@@ -1,4 +1,4 @@
-"""How explanation networks are fitted: recipe, batches, gradient descent, checkpoints, and groups of contributions."""
+"""Fitting of explanation networks: recipe, batches, gradient descent, checkpoints, and groups of contributions."""
 
 from captum_xnn.models.base import encode_all
 from captum_xnn.training.checkpoint import Checkpoint

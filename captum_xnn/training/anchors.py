@@ -1,30 +1,30 @@
-r"""Anchors: the x-features of a linear explanation, in closed form, from which training starts.
+r"""Anchors: x-features of a linear explanation in closed form, as the start of training.
 
-Eq. 5 does not say which x-features to find. With a linear x-layer, any rotation of decorrelated x-features is as
-faithful and pulls away as far, so that each seed finds others. Anchors are computed from the data alone. Training
-starts from them, and all seeds find the same x-features. They are made in three steps:
+Eq. 5 leaves the choice of x-features open. With a linear x-layer, any rotation of decorrelated x-features is as
+faithful and pulls away as far. Each seed would therefore find other x-features. Anchors depend on the data alone.
+Training starts from them, so all seeds find the same x-features. Three steps compute them:
 
-1. n partial-least-squares scores of Z with the output: the directions in which Z varies and the output with it.
-   They reconstruct Z and give the output, as Eq. 5 asks, and are uncorrelated, as its pull-away term asks.
-2. The varimax rotation of these scores: as far as possible every dimension of Z belongs to one anchor. It says for a
-   linear decoder what Eq. 2 asks, namely which dimensions of Z an x-feature reconstructs. With loadings
-   :math:`L_{di}`, the covariance of dimension d with anchor i, it maximises
+1. Find n partial-least-squares scores of Z with the output: directions of joint variation of Z and the output. They
+   reconstruct Z and the output, as Eq. 5 asks. They are uncorrelated, as its pull-away term asks.
+2. Rotate these scores by varimax. Each dimension of Z then belongs to one anchor, as far as possible. For a linear
+   decoder this answers the question of Eq. 2: which dimensions of Z an x-feature reconstructs. With loadings
+   :math:`L_{di}`, the covariance of dimension d with anchor i, varimax maximises
 
    .. math:: V = \frac{\sum_i \big(\sum_d L_{di}^4 - \frac1D (\sum_d L_{di}^2)^2\big)}{\sum_d (\sum_i L_{di}^2)^2}
 
-3. A touch of balance: :math:`(1 - b)\,V - b \sum_i p_i^2`, where :math:`p_i` is the share of the output's explained
-   variance that anchor i carries and b is ``balance``. The recipe has b = 0.1. On real birds b = 0 leaves anchors that
-   contribute next to nothing. At 1 the shares are even, whatever the model does.
+3. Balance the shares slightly: maximise :math:`(1 - b)\,V - b \sum_i p_i^2`. Here :math:`p_i` is anchor i's share of
+   the output's explained variance, and b is ``balance``. The recipe has b = 0.1. On real birds b = 0 leaves anchors
+   that contribute next to nothing. b = 1 gives even shares for any model.
 
-**Choices, not findings.** Partial least squares, varimax and the balance decide among solutions that Eq. 5 holds to be
-equally good. How evenly x-features contribute follows from these choices, and is not a property of the model. An
-effective number of x-features therefore says nothing about their quality.
+**Choices, not findings.** Partial least squares, varimax and balance choose among solutions that are equally good by
+Eq. 5. The evenness of contributions follows from these choices, and is not a property of the model. An effective number
+of x-features therefore says nothing about their quality.
 
-**The same on every processor.** All sums are in double precision. The rotation starts from the scores in their order
-and turns one pair of anchors after another by the best angle, which is the direction of the leading eigenvector of a
-symmetric 2 x 2 matrix. Where angles tie within a relative margin of 1e-6, the pair stays as it is. Signs and order
-follow rules with the same margin (:func:`_arranged`). A score whose correlation with the output is below 1e-5 is left
-out. Rounding therefore decides nothing, unless data lie within rounding of a margin.
+**The same on every processor.** All sums are in double precision. The rotation starts from the scores in their order.
+It turns one pair of anchors after another by the best angle: the direction of the leading eigenvector of a symmetric
+2 x 2 matrix. If angles tie within a relative margin of 1e-6, the pair stays as it is. Signs and order follow rules with
+the same margin (:func:`_arranged`). Scores with a correlation below 1e-5 with the output are left out. Rounding
+therefore decides nothing, unless data lie within rounding of a margin.
 
 Conventions:
     M examples, D dimensions, C outputs, r <= n anchors. Z and y standardised.
@@ -47,11 +47,11 @@ from captum_xnn.activations.memmap import Rows, parts
 
 __all__ = ["Anchors", "anchors", "anchors_of_each"]
 
-# Values closer than this, relative to their scale, are tied.
+# Relative difference below which values count as tied.
 _MARGIN = 1e-6
-# Smallest correlation of a score with the output. Scores below are rounding errors of activations in single precision.
+# Smallest correlation of a score with the output. Lower ones are rounding errors of activations in single precision.
 _LEAST = 1e-5
-# Passes over all pairs. Ten are usual.
+# Largest number of passes over all pairs. Ten are usual.
 _SWEEPS = 1000
 
 
@@ -72,7 +72,7 @@ def anchors(Z: Tensor | Rows, y: Tensor, n: int, *, weight: Tensor | None = None
         y: Outputs (M, C).
         n: Number of x-features.
         weight: Weights (M,) of the examples in the choice of directions.
-        balance: How much even shares of the output's variance count, in [0, 1].
+        balance: Weight of even shares of the output's variance, in [0, 1].
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -89,14 +89,14 @@ def anchors(Z: Tensor | Rows, y: Tensor, n: int, *, weight: Tensor | None = None
 def anchors_of_each(
     Z: Tensor | Rows, ys: Tensor, n: int, *, weights: Tensor | None = None, balance: float = 0.0
 ) -> list[Anchors]:
-    """Compute the anchors of several explainers, which share the passes over Z.
+    """Compute the anchors of several explainers with shared passes over Z.
 
     Args:
         Z: Activations (M, D), in memory or on disk.
         ys: Outputs (T, M, C) of T explainers.
-        n: Number of x-features of each.
-        weights: Weights (T, M) of the examples, for each.
-        balance: How much even shares of the output's variance count, in [0, 1].
+        n: Number of x-features of each explainer.
+        weights: Weights (T, M) of the examples for each explainer.
+        balance: Weight of even shares of the output's variance, in [0, 1].
 
     Raises:
         ValueError: If Z does not vary.
@@ -110,7 +110,7 @@ def anchors_of_each(
     weights = torch.ones_like(ys[..., 0]) if weights is None else weights
     exact = ys.dtype if ys.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
     weights = weights.to(exact) / weights.to(exact).sum(1, keepdim=True)
-    # From here on (M, r) and (D, r) numbers only: in double precision on the CPU.
+    # The remaining tensors have (M, r) and (D, r) numbers only: they are in double precision on the CPU.
     whitened = [_whitened(scores.cpu().double()) for scores in _pls_scores(Z, ys.to(exact), weights, n)]
     found = []
     for y, T, L in zip(ys, whitened, _loadings(Z, [T.to(weights) for T in whitened]), strict=True):
@@ -121,20 +121,20 @@ def anchors_of_each(
 
 
 def _pls_scores(Z: Tensor | Rows, ys: Tensor, w: Tensor, n: int) -> list[Tensor]:
-    r"""Find up to n scores (M, r) for each of T outputs, orthonormal under its weights w, (T, M), which sum to 1.
+    r"""Find up to n scores (M, r) for each of T outputs, orthonormal under its weights w, (T, M). Weights sum to 1.
 
-    Scores are kept orthogonal to each other instead of deflating Z, which is the same thing without the copies. The
-    n-th scores of all outputs take one pass over Z, which may lie on disk: beside t = Z d it gives
-    :math:`Z^\top W t`, and thereby the next :math:`Z^\top W r`, as the residual r loses its part along t.
+    Each score is made orthogonal to the earlier ones. This equals a deflation of Z, but needs no copies of Z. The n-th
+    scores of all outputs take one pass over Z, in memory or on disk. The pass computes t = Z d and :math:`Z^\top W t`.
+    The residual r then loses its part along t, so the next :math:`Z^\top W r` follows without a further pass.
     """
     residuals = ys - (w[:, None] @ ys)
     centres, squares, crossed = _first_pass(Z, residuals, w)
-    # What is smaller is rounding, of activations in their own precision.
+    # Smaller norms are rounding errors of activations in their own precision.
     smallest = torch.finfo(Z.dtype).eps * squares.clamp_min(0).sqrt() * 10
     if not bool((squares > 0).all()):
         raise ValueError(
-            "expected activations of which some vary with the output, got none; check that the layer lies on the path "
-            "to this output, or explain another layer or target"
+            "no activation varies; check that the layer lies on the path to this output, or explain another layer or "
+            "target"
         )
     those = [_Scores(*of) for of in zip(residuals, w, crossed, smallest, strict=True)]
     for _ in range(n):
@@ -148,13 +148,13 @@ def _pls_scores(Z: Tensor | Rows, ys: Tensor, w: Tensor, n: int) -> list[Tensor]
 
 
 class _Scores:
-    """The scores of one output, as they are found.
+    """The scores of one output found so far.
 
     Args:
-        residual: What is left of the output, (M, C).
+        residual: Part of the output that the scores do not explain yet, (M, C).
         w: Weights (M,).
         crossed: Covariance of Z with the residual, (D, C).
-        smallest: Norm of a score below which it is rounding.
+        smallest: Norm below which a score is a rounding error.
     """
 
     def __init__(self, residual: Tensor, w: Tensor, crossed: Tensor, smallest: Tensor) -> None:
@@ -165,7 +165,7 @@ class _Scores:
         self.is_spent = not bool(crossed.any())
 
     def direction(self) -> Tensor:
-        """Return the direction (D,) in which Z varies most with the residual; of tied ones that of the first output."""
+        """Compute the direction (D,) of largest covariance of Z with the residual. Ties go to the first output."""
         size = self.crossed.abs().max()
         values, vectors = torch.linalg.eigh((self.crossed / size).T @ (self.crossed / size))
         top = vectors[:, values >= values[-1] * (1 - _MARGIN)]
@@ -176,7 +176,7 @@ class _Scores:
         return unit
 
     def take(self, t: Tensor, loading: Tensor) -> None:
-        """Take in a direction's score (M,), and the covariance (D,) of Z with it, unless they are rounding."""
+        """Add a direction's score (M,) and the covariance (D,) of Z with it, unless both are rounding errors."""
         for _twice in range(2):  # once leaves rounding errors behind
             for s, of_s in zip(self.scores, self.loadings, strict=True):
                 along = (self.w * s) @ t
@@ -194,8 +194,8 @@ class _Scores:
 
 
 def _first_pass(Z: Tensor | Rows, residuals: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return means (T, D), sums of the variances of all dimensions (T,), and covariances (T, D, C) with residuals."""
-    shift = next(iter(parts(Z)))[0].to(w)  # any row, so that no digits are lost where the mean is large
+    """Compute means (T, D), sums of the variances of all dimensions (T,), and covariances (T, D, C) with residuals."""
+    shift = next(iter(parts(Z)))[0].to(w)  # any row: subtracting it saves digits if the mean is large
     weighted = w[..., None] * residuals
     mean, square = w.new_zeros(len(w), len(shift)), w.new_zeros(len(w))
     crossed = w.new_zeros(len(w), len(shift), residuals.shape[2])
@@ -209,7 +209,7 @@ def _first_pass(Z: Tensor | Rows, residuals: Tensor, w: Tensor) -> tuple[Tensor,
 
 
 def _pass(Z: Tensor | Rows, centres: Tensor, directions: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores (T, M) of directions (T, D), and the covariances (T, D) of Z with them."""
+    """Compute the scores (T, M) of directions (T, D), and the covariances (T, D) of Z with the scores."""
     scores, loadings = torch.empty_like(w), torch.zeros_like(centres)
     shift = centres[0]
     beside = ((centres - shift) * directions).sum(1)[:, None]
@@ -221,7 +221,7 @@ def _pass(Z: Tensor | Rows, centres: Tensor, directions: Tensor, w: Tensor) -> t
 
 
 def _parts(Z: Tensor | Rows) -> Iterator[tuple[Tensor, slice]]:
-    """Yield parts of Z, and which rows they are."""
+    """Yield parts of Z with their rows."""
     first = 0
     for part in parts(Z):
         yield part, slice(first, first + len(part))
@@ -229,7 +229,7 @@ def _parts(Z: Tensor | Rows) -> Iterator[tuple[Tensor, slice]]:
 
 
 def _loadings(Z: Tensor | Rows, scores: list[Tensor]) -> list[Tensor]:
-    """Return the covariances (D, r) of Z with each of some tables of centred scores (M, r)."""
+    """Compute the covariances (D, r) of Z with each table of centred scores (M, r)."""
     every = torch.cat(scores, 1)
     shift = next(iter(parts(Z)))[0].to(every)
     total = every.new_zeros(len(shift), every.shape[1])
@@ -239,9 +239,9 @@ def _loadings(Z: Tensor | Rows, scores: list[Tensor]) -> list[Tensor]:
 
 
 def _whitened(T: Tensor) -> Tensor:
-    """Decorrelate scores (M, r), with variance 1 and as near as possible to what they were.
+    """Decorrelate scores (M, r), with variance 1 and as little change as possible.
 
-    A score that the ones before it give, which weights of zero can bring about, is left out.
+    Scores that depend linearly on earlier ones are left out. Weights of zero can cause them.
     """
     T = T - T.mean(0)
     kept: list[int] = []
@@ -260,13 +260,14 @@ def _rotation(L: Tensor, c: Tensor, balance: float) -> Tensor:
 
     Under a rotation of two anchors by an angle a, both terms are quadratic in q = (cos 2a, sin 2a). With the loadings
     x and y of the pair, rotated ones have :math:`x_d'^2 - y_d'^2 = q \cdot (x_d^2 - y_d^2,\, 2 x_d y_d)`, while
-    :math:`x_d'^2 + y_d'^2` stays: V has the covariance over d of these vectors as its form, the shares have the square
-    of their sum over the outputs. Every angle is the best one for its pair, so that no step goes down.
+    :math:`x_d'^2 + y_d'^2` stays. The quadratic form of V is the covariance of these vectors over d. The quadratic form
+    of the shares is the square of their sum over the outputs. Every angle is the best one for its pair, so no step
+    lowers the objective.
 
     Args:
         L: Loadings of the scores, (D, r).
         c: Covariances of the scores with the outputs, (r, C).
-        balance: b. A rotation with b > 0 starts from that with b = 0.
+        balance: b. A rotation with b > 0 starts from the rotation with b = 0.
     """
     r = L.shape[1]
     L = L / L.norm().clamp_min(1e-300)
@@ -292,18 +293,18 @@ def _rotation(L: Tensor, c: Tensor, balance: float) -> Tensor:
 
 
 def _doubled(pair: Tensor) -> Tensor:
-    """Return (x^2 - y^2, 2 x y) of rows (x, y): the vector of the doubled angle."""
+    """Compute (x^2 - y^2, 2 x y) of rows (x, y): the vector of the doubled angle."""
     x, y = pair.T
     return torch.stack([x.square() - y.square(), 2 * x * y], 1)
 
 
 def _best_angle(form: Tensor, scale: float) -> float:
-    """Return the angle in (-45, 45] degrees that maximises a form (2, 2) of the doubled angle; 0 where angles tie."""
+    """Find the angle in (-45, 45] degrees that maximises a form (2, 2) of the doubled angle; 0 if angles tie."""
     across, along = float(form[0, 0] - form[1, 1]), 2 * float(form[0, 1])
     if math.hypot(across, along) <= _MARGIN * scale:
         return 0.0
     angle = math.atan2(along, across) / 4
-    # At -45 degrees the same two anchors come out as at 45, with another order and sign.
+    # -45 degrees give the same two anchors as 45 degrees, in another order and sign.
     return angle if angle > -math.pi / 4 + _MARGIN else angle + math.pi / 2
 
 
@@ -313,11 +314,11 @@ def _turn(angle: float) -> Tensor:
 
 
 def _arranged(rotation: Tensor, L: Tensor, c: Tensor) -> Tensor:
-    """Put the rows of a rotation in order, and give them signs.
+    """Sort the rows of a rotation, and choose their signs.
 
-    Anchors are sorted by their share of the outputs' variance. Tied shares are sorted by the variance of Z that they
-    reconstruct, and stay as they are where that ties too. An anchor speaks for the output in which it has the largest
-    weight. Where all weights are next to nothing, it speaks for the dimension with the largest loading.
+    Anchors are sorted by their share of the outputs' variance. Tied shares are sorted by the variance of Z that the
+    anchors reconstruct. If that ties too, anchors keep their order. An anchor speaks for the output with its largest
+    weight. If all weights are negligible, it speaks for the dimension with its largest loading.
 
     Args:
         rotation: (r, r).
@@ -334,14 +335,14 @@ def _arranged(rotation: Tensor, L: Tensor, c: Tensor) -> Tensor:
 
 
 def _first_largest(values: Tensor) -> int:
-    """Return the index of the largest of non-negative values (n,); of tied ones, the first."""
+    """Return the index of the largest of non-negative values (n,); of tied values, the first."""
     return int((values >= values.max() * (1 - _MARGIN)).nonzero()[0, 0])
 
 
 def _descending(keys: list[Tensor]) -> list[int]:
-    """Return indices in descending order of the first key (n,); tied ones in that of the next; still tied, as given."""
+    """Sort indices by descending first key (n,), then by the next keys for ties. Remaining ties keep their order."""
     order = list(range(len(keys[0])))
-    for key in reversed(keys):  # sorting is stable, so that the first key comes last
+    for key in reversed(keys):  # sorting is stable, so the first key comes last
         margin, rank, last = _MARGIN * float(key.sum()), torch.zeros(len(key), dtype=torch.long), -1
         for i in key.argsort(descending=True).tolist():
             rank[i] = 0 if last < 0 else rank[last] + int(float(key[last] - key[i]) > margin)

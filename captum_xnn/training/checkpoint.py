@@ -1,8 +1,8 @@
-"""Checkpoints of a fit, from which it goes on with the very numbers that it would have had.
+"""Checkpoints of a fit. A resumed fit gives the same numbers as an uninterrupted one.
 
-A checkpoint is one file in a folder, named after the data, settings and weights that a fit starts from, so that no
-other fit goes on from it. It is written beside its place and moved there in one step, begins with a checksum of the
-rest, as a fit would go on from a wrong number without a word, and is read without running foreign code.
+A checkpoint is one file in a folder. Its name depends on the data, settings and first weights of the fit, so no other
+fit resumes from it. A temporary file takes the data first and then replaces the checkpoint in one step. The file begins
+with a checksum of its contents, because a fit would not notice a wrong number. Reading a file runs no foreign code.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from captum_xnn.serialization import checksum, replace_file
 
 __all__ = ["Checkpoint"]
 
-# Of what a fit writes: one that wrote another is another fit.
+# Version of the contents. Checkpoints of another version belong to other fits.
 _LAYOUT = 1
 # Bytes of the checksum.
 _DIGEST = 32
 
 
 class Checkpoint:
-    """A folder in which a fit keeps where it stands.
+    """A folder for the checkpoints of fits.
 
     Args:
-        folder: Made if need be. Processes that fit together need to see the same one.
-        every: Seconds between two checkpoints, at least.
+        folder: Created if missing. Processes that fit together must share it.
+        every: Least time between two checkpoints, in seconds.
 
     Example:
         >>> import tempfile
@@ -54,30 +54,30 @@ class Checkpoint:
 
     @staticmethod
     def key(parts: Iterable[Any]) -> str:
-        """Returns the name under which a fit is found again, 16 hexadecimal digits.
+        """Compute the key of a fit, 16 hexadecimal digits.
 
         Args:
-            parts: What makes it this fit: texts, numbers, tensors, and lists of them.
+            parts: Values that identify the fit: texts, numbers, tensors, and lists of these.
         """
         described = [_LAYOUT, *(_described(part) for part in parts)]
         return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
     def due(self) -> bool:
-        """Returns whether it is time for another checkpoint."""
+        """Whether it is time for the next checkpoint."""
         return time.monotonic() - self._last >= self.every
 
     def _path(self, key: str) -> Path:
         return self.folder / f"fit-{key}.checkpoint"
 
     def write(self, key: str, state: dict[str, Any]) -> None:
-        """Writes where a fit stands, in place of what it wrote before.
+        """Write the checkpoint of a fit in place of its last one.
 
         Args:
-            key: What :meth:`key` returned.
-            state: Tensors, numbers, texts, and lists and dicts of them.
+            key: Key of the fit, from :meth:`key`.
+            state: Tensors, numbers, texts, and lists and dicts of these.
 
         Raises:
-            CheckpointError: If it cannot be written, as on a full disk; the last one stays.
+            CheckpointError: If the file cannot be written, for example on a full disk. The last checkpoint stays.
         """
         data = io.BytesIO()
         torch.save(state, data)
@@ -86,17 +86,17 @@ class Checkpoint:
             replace_file(self._path(key), _digest(data.getbuffer()), data.getbuffer())
         except OSError as error:
             raise CheckpointError(
-                f"expected to write a checkpoint to {str(self.folder)!r}, got {error}; make room or name another "
-                "folder and fit again: it goes on from the last checkpoint"
+                f"writing a checkpoint to {str(self.folder)!r} failed: {error}; make room, or name another folder, and "
+                "fit again to resume from the last checkpoint"
             ) from error
         self._last = time.monotonic()
 
     def read(self, key: str, device: torch.device) -> Any:
-        """Returns what was written last, None if nothing was.
+        """Read the last checkpoint of a fit; None without one.
 
         Args:
-            key: What :meth:`key` returned.
-            device: Where its tensors are to be.
+            key: Key of the fit, from :meth:`key`.
+            device: Device for the tensors.
 
         Raises:
             CheckpointError: If the file is damaged.
@@ -107,13 +107,11 @@ class Checkpoint:
         found = memoryview(path.read_bytes())
         digest, data = found[:_DIGEST], found[_DIGEST:]
         if digest != _digest(data):
-            raise CheckpointError(
-                f"expected a whole checkpoint in {str(path)!r}, got a damaged one; delete it to fit from the start"
-            )
+            raise CheckpointError(f"the checkpoint {str(path)!r} is damaged; delete it to fit from the start")
         return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
     def clear(self) -> None:
-        """Removes all checkpoints in the folder, and the folder if nothing else is in it.
+        """Remove all checkpoints in the folder, and the folder itself if it is then empty.
 
         Example:
             >>> import tempfile
@@ -125,7 +123,7 @@ class Checkpoint:
         """
         for path in self.folder.glob("fit-*.checkpoint"):
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # files of somebody else are in it
+        with contextlib.suppress(OSError):  # the folder holds other files
             self.folder.rmdir()
 
 

@@ -1,11 +1,11 @@
-"""Fits groups of contributions: chooses examples, reads their contributions from the model, learns the groups.
+"""Fit groups of contributions: choose examples, read their contributions from the model, learn the groups.
 
-A few hundred examples are enough, because only the groups are learned: some positives of each target, and others that
-all targets share. Positives that are images are also shown with one patch covered at a time, which tells what every
-dimension's contribution loses (:mod:`captum_xnn.training.covering`).
+A few hundred examples are enough, because a fit learns only the groups. It uses some positives of each target, and
+other examples shared by all targets. If positives are images, the model also sees them with one patch covered at a
+time. This measures the drop of every dimension's contribution (:mod:`captum_xnn.training.covering`).
 
-What was read can be kept on disk, a file for each explainer. A later fit with another number of x-features, or one that
-goes on where it was cut off, then does not run the model again.
+A fit can keep these contributions on disk, in one file for each explainer. A later fit with another number of
+x-features, or a resumed fit, then skips the model.
 
 Conventions:
     M examples, T explainers of C outputs each, D dimensions or channels of Z, K x-features.
@@ -13,6 +13,7 @@ Conventions:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -37,11 +38,13 @@ from captum_xnn.training.covering import covered
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
 
-# Rows of covered images that the model takes at once.
+_LOG = logging.getLogger(__name__)
+
+# Rows in one batch of the model, covered images included.
 _ROWS = 64
-# Outputs whose gradients are taken in one pass of the model, and whose contributions the memory holds.
+# Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
-# Settings that change how groups are learned, not what they are learned from.
+# Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
 
@@ -49,19 +52,19 @@ class Sample(NamedTuple):
     """Row numbers of the examples to learn from."""
 
     positives: list[Tensor]
-    """For each explainer, in ascending order."""
+    """Rows of positives for each explainer, in ascending order."""
     others: Tensor
-    """Shared by all, in ascending order."""
+    """Rows of other examples, shared by all explainers, in ascending order."""
 
     @classmethod
     def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
-        """Choose positives of each explainer, and others, evenly over the data: nothing is drawn at random.
+        """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
 
         Args:
-            marks: For each explainer which examples are positives, (M,); None where outputs are no classes.
-            rows: Examples M.
-            positives: Positives of each explainer, at most.
-            others: Other examples, at most.
+            marks: Boolean (M,) of positives for each explainer; None if outputs are not classes.
+            rows: Number of examples M.
+            positives: Largest number of positives for each explainer.
+            others: Largest number of other examples.
 
         Example:
             >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
@@ -73,23 +76,23 @@ class Sample(NamedTuple):
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:
-    """Return so many of some rows, evenly spread."""
+    """Select evenly spread rows, ``count`` at most."""
     if len(rows) <= count:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
 class Evidence(NamedTuple):
-    """What the groups of one explainer are learned from."""
+    """Data for the groups of one explainer."""
 
     own: Tensor
     """Contributions to the outputs in positives, (C, P, D)."""
     others: Tensor
-    """The same in other examples, (C, O, D)."""
+    """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
-    """What contributions lose where a patch of a positive is covered, (C, P, patches, D); None without images."""
+    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
     unexplained: Tensor
-    """What contributions of all these examples fail to add up to, (C, P + O)."""
+    """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
 
 def fit_groups(
@@ -106,25 +109,25 @@ def fit_groups(
     progress: bool = False,
     ranks: Ranks = ALONE,
 ) -> Iterator[Evidence]:
-    """Fit groups of contributions, in place, one after the other; yield what each was learned from.
+    """Fit groups of contributions in place, one explainer after another. Yield the data that each one learned from.
 
     Args:
         forms: One for each of T explainers, all with the same settings.
         tail: The model's rest.
         Z: Activations of all examples, (M, ...).
         ys: For each explainer the outputs of all examples, (M, C).
-        source: Where the examples' inputs are read again, in the same order; None where everything is kept.
+        source: Source of the examples' inputs, in the order of Z. None if ``kept`` has all contributions.
         targets: For each explainer its targets.
-        marks: For each explainer which examples are positives, (M,).
-        kept: Folders in which contributions are looked for. New ones are written to the first.
-        model: What tells the model and layer from others, as JSON holds it; used with ``kept``.
+        marks: For each explainer a boolean (M,) of positives.
+        kept: Folders to search for contributions. The first one also takes new contributions.
+        model: Values that identify model and layer, as JSON can hold them. Used with ``kept``.
         progress: Whether to show a progress bar.
         ranks: Processes that share the work.
 
     Raises:
-        ValueError: If Z or an output does not vary, the output does not depend on the layer, or contributions have to
-            be read and the inputs are not known.
-        CheckpointError: If a file in ``kept`` is damaged, or cannot be written.
+        ValueError: If Z or an output does not vary, if the output does not depend on the layer, or if contributions
+            are missing and ``source`` is None.
+        CheckpointError: If a file in ``kept`` is damaged or cannot be written.
     """
     first = forms[0]
     config = first.config
@@ -149,7 +152,7 @@ def fit_groups(
 
 
 class _Reading(NamedTuple):
-    """Where contributions come from: folders that keep them, or else the model."""
+    """Read contributions from the folders that keep them, or else from the model."""
 
     tail: Tail
     source: Source | None
@@ -165,7 +168,7 @@ class _Reading(NamedTuple):
         some: range,
         bar: tqdm[Any],
     ) -> list[Evidence]:
-        """Return what some of the explainers are learned from."""
+        """Read the data of some explainers."""
         keys = {t: self._key(forms[t], targets[t], t) if self.kept else "" for t in some}
         found = {t: self._found(key) for t, key in keys.items()}
         everywhere = [
@@ -180,7 +183,7 @@ class _Reading(NamedTuple):
         return [evidence for evidence in found.values() if evidence is not None]
 
     def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
-        """Return the name under which contributions are kept: of all that they depend on."""
+        """Compute the name of the file that keeps contributions, from everything that they depend on."""
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
         rows = [self.sample.positives[t], self.sample.others]
         return Checkpoint.key(["contributions", self.model, targets, settings, form.base, form.scale, rows])
@@ -202,11 +205,11 @@ class _Reading(NamedTuple):
         """Read contributions from the model."""
         if self.source is None:
             unknown = ", ".join(str(target) for t in missing for target in targets[t])
-            beside = f"no contributions to output {unknown} are kept beside these activations, " if self.kept else ""
+            beside = f"no contributions to output {unknown} are kept beside these activations: " if self.kept else ""
             raise ValueError(
-                f"{beside}these activations do not say which inputs they are of, and contributions need the inputs "
-                "again; pass the data themselves, as in fit(loader, target, store=...), which keeps contributions in "
-                "the store, or fit with autoencoder=SRAE"
+                f"{beside}contributions need the inputs again, but these activations do not say which inputs they come "
+                "from; pass the data themselves, as in fit(loader, target, store=...), to keep contributions in the "
+                "store, or fit with autoencoder=SRAE"
             )
         sample = Sample([self.sample.positives[t] for t in missing], self.sample.others)
         gathering = _Gathering([forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample)
@@ -229,11 +232,13 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     E = evidence.own[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
+    if a.shape[1] < form.config["n_features"]:
+        _LOG.info("%d of %d x-features were left after merging", a.shape[1], form.config["n_features"])
     form.config["n_features"] = a.shape[1]
 
 
 class _Gathering:
-    """Contributions of the chosen examples, as their batches come."""
+    """Collect the contributions of the chosen examples, batch by batch."""
 
     def __init__(
         self, forms: Sequence[ContributionGroups], tail: Tail, targets: Sequence[tuple[Target, ...]], sample: Sample
@@ -311,10 +316,10 @@ class _Gathering:
         targets: Sequence[Sequence[Target]],
         found: Integral,
     ) -> Tensor | None:
-        """Return what contributions lose where patches are covered, (C, N, patches, D); None without images.
+        """Compute the drops of contributions for each covered patch, (C, N, patches, D); None without images.
 
-        Contributions of a covered image are integrated anew where Z is a vector, and the rest of the model cheap. Of
-        feature maps and tokens the slopes are those of the whole image.
+        If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
+        feature maps and tokens, the drops use the slopes of the whole image.
         """
         form = self.forms[0]
         hidden = covered(inputs, form.config["patches"])
@@ -323,7 +328,7 @@ class _Gathering:
         c, made = form.contributions(found), []
         for x in hidden:
             if found.Z.dim() == 2:
-                loose = torch.full((len(targets),), torch.inf)  # so that no example takes more intervals
+                loose = torch.full((len(targets),), torch.inf)  # no example takes more intervals
                 left = form.contributions(form.integral(self.tail, x, additional, targets, scale=loose))
                 made.append((c - left).cpu())
             else:
@@ -332,7 +337,7 @@ class _Gathering:
         return torch.stack(made, 2)
 
     def evidence(self, ranks: Ranks) -> list[Evidence]:
-        """Return what was read by all processes, for each explainer."""
+        """Gather the data of all processes, for each explainer."""
         own: dict[Any, Any] = {}
         others: dict[Any, Any] = {}
         for mine in ranks.all_of((self.own, self.others)):
@@ -356,21 +361,21 @@ class _Gathering:
 
 
 def _unexplained(found: Integral, c: Tensor) -> Tensor:
-    """Return what contributions fail to add up to, (C, N)."""
+    """Compute the change of the output minus the sum of contributions, (C, N)."""
     return (found.end - found.start).to(c) - c.sum(2)
 
 
 def _within(rows: Tensor, first: int, end: int) -> Tensor:
-    """Return those of some ascending row numbers that a batch has."""
+    """Select the row numbers that a batch holds."""
     return rows[(rows >= first) & (rows < end)]
 
 
 def _check_varies(y: Tensor) -> None:
     if len(y) < 2:
-        raise ValueError(f"there is {len(y)} example to learn from; pass at least two, better some hundred")
+        raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
     if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
         raise ValueError(
-            "the output is the same for every example, so there is nothing to explain; check the target and the inputs"
+            "the output is the same for every example and needs no explanation; check the target and the inputs"
         )
 
 
@@ -383,6 +388,7 @@ def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> 
         )
     if not bool((every.abs() > 0).any()):
         raise ValueError(
-            f"layer {tail.name!r} contributes nothing to the output of any example: no gradient reaches it; choose a "
-            "layer on the way to this output, or fit with autoencoder=SRAE where the rest is not differentiable"
+            f"layer {tail.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
+            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
+            "autoencoder=SRAE"
         )

@@ -1,4 +1,4 @@
-"""Covers parts of inputs, to see what the model loses without them.
+"""Cover patches of images, to measure the drops of contributions.
 
 Conventions:
     N images (N, C, H, W); a grid of g x g patches of nearly the same size.
@@ -15,11 +15,11 @@ __all__ = ["covered", "patch_bounds"]
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
-    """Return where the patches along one side begin and end, in pixels.
+    """Compute the start and end of each patch along one side, in pixels.
 
     Args:
         size: Pixels along the side.
-        patches: Patches along the side; no more than there are pixels count.
+        patches: Patches along the side, at most one per pixel.
 
     Example:
         >>> patch_bounds(10, 3)
@@ -31,10 +31,10 @@ def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
 
 
 def covered(inputs: tuple[Tensor, ...], patches: int) -> Iterator[tuple[Tensor, ...]] | None:
-    """Return the inputs with one patch of the images covered after the other; None without images.
+    """Iterate over copies of the inputs with one patch of the images covered at a time; None without images.
 
-    A covered patch has the mean colour of its image. Images are the first input of four dimensions with floating-point
-    numbers and several pixels; other inputs stay.
+    A covered patch has the mean colour of its image. The images are the first floating-point input with four dimensions
+    and at least 2 x 2 pixels. Other inputs stay unchanged.
 
     Args:
         inputs: Tensors (N, ...).

@@ -1,21 +1,21 @@
-r"""Fits a Sparse Reconstruction Autoencoder to activations and outputs: the recipe, with its settings.
+r"""Fit learned forms, such as a Sparse Reconstruction Autoencoder, to activations and outputs.
 
-The recipe, found by measurement (see the page "How the training recipe was found"):
+The recipe rests on measurements (see the page "How the training recipe was found"):
 
-1. Z and the output are standardised, so that no setting depends on the model's scales.
-2. Batches hold a fixed share of positives, which weights them against the imbalance.
-3. Pre-training: beside Eq. 5 the x-features are drawn to their anchors (:mod:`captum_xnn.training.anchors`).
-4. Then Eq. 5 alone. Its statistics over the training set, :math:`Q_k` and the inner products of the pull-away term,
-   are running means over mini-batches (:class:`~captum_xnn.models.losses.RunningMean`).
-5. The result is rewritten to the model's own units; x-features get mean 0 and standard deviation 1 over the training
-   data, a positive weight v, and the order of their mean contribution to the positives.
+1. Standardise Z and the output, so that no setting depends on the model's scales.
+2. Fill a fixed share of each batch with positives, to balance the classes.
+3. Pre-train: minimise Eq. 5 and pull the x-features to their anchors (:mod:`captum_xnn.training.anchors`).
+4. Minimise Eq. 5 alone. Its statistics over the training set, :math:`Q_k` and the inner products of the pull-away
+   term, are running means over mini-batches (:class:`~captum_xnn.models.losses.RunningMean`).
+5. Rewrite the weights to the model's own units. x-features get mean 0 and standard deviation 1 over the training data,
+   a positive weight v, and the order of their mean contribution to the positives.
 
-Explainers of several targets are fitted together on the same activations (:mod:`captum_xnn.training.trainer`).
+Explainers of several targets learn together on the same activations (:mod:`captum_xnn.training.trainer`).
 
 Differs from the paper:
-    The pull-away term is taken about the mean (squared correlations, not cosines); the start is the anchors, not a
-    stacked autoencoder; the x-layer is linear. Adam with a cosine schedule replaces stepwise decay.
-    :class:`~captum_xnn.models.PaperSRAE` is trained by Eq. 5 as printed.
+    The pull-away term subtracts the mean: it has squared correlations, not cosines. Training starts from the anchors,
+    not from a stacked autoencoder. The x-layer is linear. Adam with a cosine schedule replaces stepwise decay.
+    :class:`~captum_xnn.models.PaperSRAE` trains by Eq. 5 as printed.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
@@ -49,16 +49,17 @@ def fit(
     seed: int = 0,
     progress: bool = False,
 ) -> list[Step]:
-    """Returns the history of fitting an autoencoder, in place, to activations and outputs.
+    """Fit a learned form in place to activations and outputs, and return the history.
 
     Args:
-        srae: The network, on any device; its weights are drawn anew.
+        srae: The network, on any device. It starts from new random weights.
         Z: Activations (M, D), or (M, channels, H, W) for the convolutional form, floating-point, on the same device.
-            Rows on disk give the same numbers; some megabytes of them at a time, or a batch, are in memory.
-        y_hat: Outputs (M, C) to be faithful to, in logits.
-        positives: Boolean (M,): the examples of the explained class, to be drawn more often. None draws all alike.
+            Rows on disk give the same result. Memory then holds a batch or some megabytes of them at a time.
+        y_hat: Outputs (M, C) to approximate, in logits.
+        positives: Boolean (M,): the examples of the explained class. Batches draw them more often. None draws all
+            examples with equal probability.
         recipe: Settings of the training.
-        seed: Seeds weights and batches; the same seed gives the same result.
+        seed: Seed of weights and batches. The same seed gives the same result.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -93,21 +94,21 @@ def fit_together(
     logs: Sequence[Callable[[Step], None] | None] | None = None,
     ranks: Ranks = ALONE,
 ) -> list[list[Step]]:
-    """Returns the histories of fitting several autoencoders, in place, to the same activations and an output each.
+    """Fit several learned forms in place to the same activations, each to its own outputs, and return the histories.
 
-    Each becomes what :func:`fit` alone would make of it, up to the order of sums.
+    Each result equals that of :func:`fit` alone, up to the order of sums.
 
     Args:
-        xnns: Networks of one form and size, on one device; their weights are drawn anew.
-        Z: Activations as :func:`fit` takes them.
-        y_hats: For each network the outputs (M, C) to be faithful to, in logits.
-        positives: For each network as :func:`fit` takes them.
-        recipe: Settings of the training, of all.
-        seed: Seeds weights and batches of each.
+        xnns: Networks of one form and size, on one device. They start from new random weights.
+        Z: Activations, as in :func:`fit`.
+        y_hats: For each network the outputs (M, C) to approximate, in logits.
+        positives: For each network its positives, as in :func:`fit`.
+        recipe: Settings of the training for all networks.
+        seed: Seed of weights and batches of each network.
         progress: Whether to show a progress bar.
-        checkpoint: Where to keep how far training has come; a fit that was cut off goes on from there.
-        logs: For each network what is told every new record of its history.
-        ranks: Processes that learn together. All call this with the same arguments and get the same result.
+        checkpoint: Folder for checkpoints. An interrupted fit resumes from the last one.
+        logs: For each network a callback that receives each new record of its history.
+        ranks: Processes that learn together. All call this function with the same arguments and get the same result.
 
     Raises:
         ValueError: If there are fewer than two examples, if Z or an output does not vary, or if the networks differ.
@@ -124,12 +125,12 @@ def fit_together(
     """
     recipe, marks = recipe or Recipe(), positives or [None] * len(xnns)
     if len(Z) < 2:
-        raise ValueError(f"expected at least two examples to learn from, got {len(Z)}; pass more data to fit")
+        raise ValueError(f"learning needs at least two examples, not {len(Z)}; pass more data to fit")
     if len({(type(xnn), str(xnn.config)) for xnn in xnns}) != 1:
-        raise ValueError("expected networks of one form and size, got others; fit them one after the other")
+        raise ValueError("the networks differ in form or size; fit them one after another")
     if recipe.batch_size % ranks.world:
         raise ValueError(
-            f"expected batches that {ranks.world} processes share evenly, got {recipe.batch_size} examples; pass "
+            f"{ranks.world} processes cannot share batches of {recipe.batch_size} examples evenly; pass "
             f"Recipe(batch_size={-(-recipe.batch_size // ranks.world) * ranks.world})"
         )
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(Z.device.type, enabled=False):
@@ -151,13 +152,13 @@ def fit_together(
 
 
 def _learned(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
-    """Learn the weights of networks of one form as the form asks for, and return the histories of descents."""
+    """Learn the weights of networks of one form, by descent or in closed form, and return the histories."""
     form, recipe, ranks = type(xnns[0]), problems[0].recipe, problems[0].ranks
     weights = Weights(recipe.beta, recipe.eta, recipe.q, recipe.rho)
 
     def loss() -> Loss:
         made = form.minimised(weights, ranks)
-        assert made is not None  # as it was a line below
+        assert made is not None  # checked below, before the first call
         return made
 
     histories: list[list[Step]] = [[] for _ in xnns]
@@ -170,15 +171,12 @@ def _learned(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[l
 
 
 def _check_varies(by: Scaling, y: Tensor) -> None:
-    """Raises where there is nothing to learn from, or nothing to learn."""
+    """Raise ValueError where activations or outputs are constant."""
     if not bool((by.Z_std > by.Z_mean.abs().max() * torch.finfo(by.Z_std.dtype).eps).all()):
-        raise ValueError(
-            "expected activations that vary, got the same for every example; check the inputs, or explain another layer"
-        )
+        raise ValueError("the activations are the same for every example; check the inputs, or explain another layer")
     if not bool((y.std(0) > y.mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
         raise ValueError(
-            "expected an output that varies, got the same for every example; there is nothing to explain, check that "
-            "the target is the right one and that the inputs differ"
+            "the output is the same for every example; check that the target is right and that the inputs differ"
         )
 
 
@@ -186,8 +184,8 @@ def _check_varies(by: Scaling, y: Tensor) -> None:
 def _arrange(srae: Autoencoder, Z: Tensor | Rows, positives: Tensor | None) -> None:
     """Standardise the x-features over the training data, make v positive, and sort them by contribution.
 
-    A dead x-feature, of no variance, is only centred. With several outputs signs and order follow the first. x-features
-    of a rectified x-layer are only sorted.
+    A dead x-feature without variance is only centred. With several outputs, signs and order follow the first output.
+    x-features of a rectified x-layer are only sorted.
     """
     E = encode_all(srae, Z)
     if srae.signed:

@@ -1,7 +1,6 @@
-"""Histories of fits, as they come: to a file of JSON lines, or to TensorBoard.
+"""Loggers for the records of a running fit: to a file of JSON lines, or to TensorBoard.
 
-Both are what ``XNNAttribution.fit(..., log=...)`` takes, a function of the target and a record. Nothing else is needed
-to write one of your own.
+Pass a logger to ``XNNAttribution.fit(..., log=...)``. Any function of a target and a record can be a logger.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ __all__ = ["JSONLines", "TensorBoard", "line"]
 
 
 class JSONLines:
-    """Writes a line for every record: the target, the step, and every term of the loss.
+    """Write a line for every record: the target, the step, and every term of the loss.
 
     Args:
-        path: A file, made if need be; lines are added to what it holds.
+        path: File to append lines to. Created if missing.
 
     Example:
         >>> import tempfile
@@ -34,10 +33,10 @@ class JSONLines:
         self.path = Path(path)
 
     def __call__(self, target: Any, step: Step) -> None:
-        """Adds a line.
+        """Append a line.
 
         Args:
-            target: The explained output, or the tuple of them.
+            target: The explained output, or a tuple of several.
             step: The record.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +45,10 @@ class JSONLines:
 
 
 def line(target: Any, step: Step) -> str:
-    r"""Returns a record as a line of JSON, its end included.
+    r"""Format a record as a line of JSON with a line break.
 
     Args:
-        target: The explained output, or the tuple of them.
+        target: The explained output, or a tuple of several.
         step: The record.
 
     Example:
@@ -60,10 +59,10 @@ def line(target: Any, step: Step) -> str:
 
 
 class TensorBoard:
-    """Writes every term of the loss as a curve for each target.
+    """Write every term of the loss as a curve for each target.
 
     Args:
-        folder: Where TensorBoard looks, as in ``tensorboard --logdir``.
+        folder: Folder of TensorBoard, as in ``tensorboard --logdir``.
 
     Raises:
         ImportError: If TensorBoard is not installed.
@@ -77,14 +76,14 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("expected the package tensorboard, found none; pip install tensorboard") from error
+            raise ImportError("the package tensorboard is not installed; run `pip install tensorboard`") from error
         self._writer = SummaryWriter(os.fspath(folder))
 
     def __call__(self, target: Any, step: Step) -> None:
-        """Adds a point to each curve.
+        """Add a point to each curve.
 
         Args:
-            target: The explained output, or the tuple of them.
+            target: The explained output, or a tuple of several.
             step: The record.
         """
         for term, value in step._asdict().items():

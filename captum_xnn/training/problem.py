@@ -1,4 +1,4 @@
-"""What an explanation network is to learn: data, the settings of the training, and how batches are drawn from it.
+"""Problems for explanation networks: data, settings of the training, and random batches.
 
 Conventions:
     M examples, D dimensions of Z, C explained outputs.
@@ -24,10 +24,10 @@ __all__ = ["Problem", "Recipe", "Sampler", "Step"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the training, none of which should need tuning to a model.
+    """Settings of gradient descent. No setting should need tuning to a model.
 
-    With ``beta=0, eta=0, pretraining=0`` the SRAE trains for faithfulness alone, as the paper's baseline NN
-    (:class:`captum_xnn.models.baselines.NN`) always does.
+    With ``beta=0, eta=0, pretraining=0`` the SRAE trains for faithfulness alone, like the paper's baseline NN
+    (:class:`captum_xnn.models.baselines.NN`).
 
     Raises:
         ValueError: If a setting is out of range.
@@ -44,60 +44,63 @@ class Recipe:
     q: float = 1.0
     """Sparsity parameter of the log penalty, on standardised Z."""
     steps: int = 600
-    """Mini-batches in all."""
+    """Number of steps, one mini-batch each."""
     batch_size: int = 128
     """Examples in a mini-batch."""
     positive_share: float = 0.25
-    """Share of positives in every batch, where there are positives and they are fewer than that."""
+    """Share of positives in every batch. It has no effect if the data hold more, or no positives."""
     pretraining: float = 0.3
-    """Share of the steps that teach the anchors."""
+    """Share of the steps that pull the x-features to their anchors."""
     balance: float = 0.1
-    """How much even shares of the output's variance count in the anchors, in [0, 1]. A choice, not a finding: at 1 the
-    x-features begin with even shares, whatever the model does, and at 0 some contribute next to nothing
+    """Weight of even shares of the output's variance in the anchors, in [0, 1]. A choice, not a finding: at 1 the
+    x-features start with even shares for any model, and at 0 some contribute next to nothing
     (:mod:`captum_xnn.training.anchors`)."""
     learning_rate: float | None = None
-    """Largest learning rate of Adam, reached after a twentieth of the steps and left after a tenth on a cosine to zero.
-    None takes the network's own: 3e-3 for the dense form, 1e-2 for the convolutional one, whose few weights have
-    further to go."""
+    """Largest learning rate of Adam. The rate rises for a twentieth of the steps, stays until a tenth, and then falls
+    to zero on a cosine. None takes the network's own: 3e-3 for the dense form, 1e-2 for the convolutional one. The few
+    weights of the convolutional form have further to go."""
     weight_decay: float | None = None
-    """Decoupled decay of the weights of encoder and decoder, times the learning rate (AdamW). What batches leave in
-    weights by chance decays, which heatmaps would show: with it two seeds draw nearly the same maps. None takes the
-    network's own: 0.5 for the dense form, 0.1 for the convolutional one, whose learning rate is higher."""
+    """Decoupled decay of the weights of encoder and decoder, times the learning rate (AdamW). Random batches leave
+    noise in the weights, and heatmaps would show it. The decay removes this noise: two seeds draw nearly the same maps.
+    None takes the network's own: 0.5 for the dense form, and 0.1 for the convolutional one because of its higher
+    learning rate."""
     rho: float = 0.1
     """Share of the newest batch in running statistics."""
     patience: float | None = None
-    """Where set, a tenth of the examples, a thousand at most, is held out of the batches, and an explainer stops once
-    Eq. 5 has not become better on it for this share of the steps; its best weights count. Measured on the birds it
-    saves nothing, as the objective falls to the end: it is for data that few steps explain."""
+    """Share of the steps after which an explainer stops if Eq. 5 does not improve on held-out examples. A tenth of the
+    examples, at most a thousand, is held out of the batches. The explainer keeps its best weights. The default never
+    stops early. On the birds patience saves nothing, because the objective falls to the end. It helps on data that few
+    steps explain."""
     mixed_precision: bool = False
-    """Whether products of training are of bfloat16 numbers, while weights and losses stay as they are. The
-    x-features come out nearly the same, in less time where the device has such products (benchmarks/many_targets.py).
-    How many processes learn together then makes more than 1e-4 of a difference."""
+    """Whether training computes products in bfloat16. Weights and losses keep their dtype. The x-features are nearly
+    the same, and devices with bfloat16 products need less time (benchmarks/many_targets.py). The number of processes
+    that learn together then changes results by more than 1e-4."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "q"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}; the default is a good start")
+                raise ValueError(f"{name} is {getattr(self, name)}; pass {name} > 0, or leave it at its default")
         for name in ("beta", "eta", "weight_decay"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}; 0 switches the term off")
+                raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 0 (0 switches the term off)")
         if self.patience is not None and not 0 < self.patience <= 1:
-            raise ValueError(f"expected 0 < patience <= 1, got {self.patience}; it is a share of the steps")
+            raise ValueError(f"patience is {self.patience}; pass a share of the steps, 0 < patience <= 1")
         for name in ("positive_share", "pretraining"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}; it is a share")
+                raise ValueError(f"{name} is {getattr(self, name)}; pass a share, 0 <= {name} < 1")
         if not 0 <= self.balance <= 1:
-            raise ValueError(f"expected 0 <= balance <= 1, got {self.balance}; 0 leaves shares as they come")
+            raise ValueError(f"balance is {self.balance}; pass 0 <= balance <= 1 (0 leaves shares to the data)")
         if not 0 < self.rho <= 1:
-            raise ValueError(f"expected 0 < rho <= 1, got {self.rho}; 0.1 averages over about the last 10 batches")
+            raise ValueError(f"rho is {self.rho}; pass 0 < rho <= 1 (0.1 averages over about the last 10 batches)")
         for name in ("steps", "batch_size"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
 
 
 class Step(NamedTuple):
-    """One record of the training history; losses are on standardised Z and y, statistics are running means.
+    """One record of the training history. Losses are on standardised Z and y; statistics are running means.
 
-    Where a form minimises the plain reconstruction error, or no pull-away term, the fields hold that, and 0.
+    For a form with plain reconstruction, ``sparse_reconstruction`` holds the plain error. For a form without a
+    pull-away term, ``pull_away`` is 0.
     """
 
     step: int
@@ -107,17 +110,17 @@ class Step(NamedTuple):
 
 
 class Sampler:
-    r"""Draws batches of row numbers, in which positives are more frequent than in the data.
+    r"""Draw batches of row numbers with more positives than in the data.
 
-    A batch has two parts: rows drawn from all examples alike, then rows drawn from the positives, as many as bring
-    their expected share to ``recipe.positive_share``. The first part does not depend on the positives, so that
-    explainers of different targets, learned together, share it.
+    A batch has two parts. Rows of the first part are drawn from all examples with equal probability. Rows of the second
+    part are drawn from the positives and bring their expected share to ``recipe.positive_share``. The first part does
+    not depend on the positives. Explainers of different targets that learn together therefore share it.
 
     Args:
-        positives: Boolean (M,), or None where no example is one.
-        rows: Examples M.
+        positives: Boolean (M,), or None without positives.
+        rows: Number of examples M.
         recipe: Size of the batches and share of positives.
-        generator: What draws.
+        generator: Source of random numbers.
 
     Example:
         >>> positives = torch.arange(100) < 3
@@ -140,36 +143,36 @@ class Sampler:
         self.positives = self.pool[marked[self.pool]]
         share = len(self.positives) / len(self.pool)
         drawn = 0
-        if 0 < share < recipe.positive_share:  # otherwise there are none, or there is no shortage of them
+        if 0 < share < recipe.positive_share:  # otherwise there are no positives, or enough of them
             drawn = min(max(1, round(self.size * (recipe.positive_share - share) / (1 - share))), self.size - 1)
         self.counts: tuple[int, int] = (self.size - drawn, drawn)
-        """Rows of a batch that are drawn from all examples, and from the positives."""
+        """Number of rows in a batch drawn from all examples, and from the positives."""
         expected = torch.full((rows,), self.counts[0] / len(self.pool))
         expected[marked] += drawn / max(1, len(self.positives))
         self.row_weight = expected / expected.mean()
-        """How often every example is drawn, (M,), 1 on average; one that is held out counts as others of its kind."""
+        """How often each example is drawn, (M,), 1 on average. A held-out example has the weight of its kind."""
 
     def draw(self) -> Tensor:
-        """Returns row numbers (m,)."""
+        """Draw row numbers (m,)."""
         return self._drawn(self.pool, self.positives, self.counts, self.generator)
 
     def _drawn(self, pool: Tensor, positives: Tensor, counts: tuple[int, int], generator: torch.Generator) -> Tensor:
         found = pool[torch.randint(len(pool), (counts[0],), generator=generator)]
         if not counts[1]:
             return found
-        # Their own stream, so that what is drawn from all examples is the same for every choice of positives.
+        # A separate stream, so that rows drawn from all examples are the same for every choice of positives.
         more = torch.randint(len(positives), (counts[1],), generator=self._of_positives)
         return torch.cat([found, positives[more]])
 
     def watched(self) -> Tensor:
-        """Returns held-out rows on which training is watched, (4 m,), drawn as batches are."""
+        """Draw held-out rows for checks during training, (4 m,), in the same way as batches."""
         positives = self.held_out[self.marked[self.held_out]]
         counts = (4 * self.counts[0], 4 * self.counts[1]) if len(positives) else (4 * self.size, 0)
         return self._drawn(self.held_out, positives, counts, self.generator)
 
     @property
     def state(self) -> list[Tensor]:
-        """Where its random streams stand; set it to go on from there."""
+        """States of the random streams. Assign them to resume from there."""
         return [self.generator.get_state(), self._of_positives.get_state()]
 
     @state.setter
@@ -178,41 +181,41 @@ class Sampler:
             generator.set_state(state.cpu())
 
     def weight(self, rows: Tensor) -> Tensor:
-        """Returns for what part of the training set each row of a batch stands, (m,), which sum to 1 on average.
+        """Compute the share of the training set that each row of a batch represents, (m,). Shares sum to 1 on average.
 
         Args:
-            rows: What :meth:`draw` returned.
+            rows: Row numbers from :meth:`draw`.
         """
         return 1 / (self.size * self.row_weight[rows])
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned, in the model's own units."""
+    """A problem to learn, in the model's own units."""
 
     Z: Tensor | Rows
     """Activations (M, D) or (M, channels, H, W), in memory or on disk."""
     y: Tensor
-    """Outputs (M, C) to be faithful to, in logits."""
+    """Outputs (M, C) to approximate, in logits."""
     sampler: Sampler
-    """Draws batches, and knows how much every example counts."""
+    """Sampler of batches, with the weights of the examples."""
     recipe: Recipe
-    """Settings; every form takes those that concern it."""
+    """Settings of the training. Each form uses only some of them."""
     progress: bool = False
     """Whether to show a progress bar."""
     checkpoint: Checkpoint | None = None
-    """Where to keep how far training has come."""
+    """Folder for checkpoints of the training."""
     log: Callable[[Step], None] | None = None
-    """Is told every new record of the history."""
+    """Callback that receives each new record of the history."""
     ranks: Ranks = ALONE
     """Processes that learn together."""
 
     @property
     def weight(self) -> Tensor:
-        """How much every example counts, (M,), 1 on average: as often as it is in batches."""
+        """Weights of the examples, (M,), 1 on average: how often batches contain each example."""
         return self.sampler.row_weight.to(self.y)
 
     @property
     def examples(self) -> Examples:
-        """What is left of it for a form in closed form."""
+        """The parts of the problem that a form in closed form uses."""
         return Examples(self.Z, self.y, self.weight, self.sampler.generator)

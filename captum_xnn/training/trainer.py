@@ -1,11 +1,11 @@
 r"""Gradient descent on Eq. 5, for one explainer or for many that share their activations.
 
-Explainers of one form and size are learned together: their weights are stacked, (T, out, in), and one batched product
-serves all of them. Each is what it would be alone, up to the order of sums: weights, batches and schedule depend on the
-seed only, and no number passes from one to another. Of every batch all share the rows that are drawn from all examples.
+Explainers of one form and size learn together. Their weights are stacked, (T, out, in), and one batched product serves
+all of them. Each result equals that of a fit alone, up to the order of sums: weights, batches and schedule depend on
+the seed only, and explainers exchange no numbers. They share the rows of each batch that are drawn from all examples.
 
 Conventions:
-    T explainers, M examples, m of them in a batch, D dimensions of Z, n x-features, C explained outputs.
+    T explainers, M examples, m examples in a batch, D dimensions of Z, n x-features, C explained outputs.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, Eq. 5.
@@ -32,22 +32,23 @@ from captum_xnn.training.problem import Problem, Recipe, Step
 
 __all__ = ["descend"]
 
-# Steps whose rows are drawn, and brought to the device, at a time. Checkpoints are written between such blocks.
+# Steps in a block. A block draws its rows, and copies them to the device, at once. Checkpoints are written between
+# blocks.
 _BLOCK = 25
-# Bytes of one stacked weight on a CPU: larger products gain nothing from being stacked, and lose a fifth of their speed
-# (benchmarks/many_targets.py). Small ones, whose calls take longer than their arithmetic, are stacked.
+# Largest stacked weight on a CPU, in bytes. Stacking makes larger products a fifth slower (benchmarks/many_targets.py).
+# It speeds up small products, because their calls take longer than their arithmetic.
 _CPU_STACK = 4 << 20
-# Share of the steps in which the anchors let go.
-_LETTING_GO = 0.1
-# Copies of the weights that training holds: weights, gradients, Adam's two moments, and products under way.
+# Share of the steps in which the pull of the anchors falls to 0.
+_RELEASE = 0.1
+# Copies of the weights in memory: weights, gradients, Adam's two moments, and temporary products.
 _COPIES = 6
 
-# Fills of means and standard deviations that change nothing.
+# Means and standard deviations that leave data unchanged.
 _UNITS = (torch.zeros_like, torch.ones_like, torch.zeros_like, torch.ones_like)
 
 
 def _standardised(Z: Tensor | Rows, by: Scaling) -> Any:
-    """Returns Z standardised; rows on disk as they are read."""
+    """Standardise Z; rows on disk when they are read."""
     shape = (1, -1, *[1] * (Z.dim() - 2))
     return each(Z, lambda part: (part - by.Z_mean.reshape(shape)) / by.Z_std.reshape(shape))
 
@@ -60,14 +61,14 @@ def descend(
     pretraining: float = 0.0,
     standardise: bool = True,
 ) -> list[list[Step]]:
-    """Returns the histories of minimising a loss by gradient descent, on standardised data unless told otherwise.
+    """Minimise a loss by gradient descent, and return the histories.
 
     Args:
-        xnns: Networks of one form and size, as drawn. Weights that require no gradient stay so.
-        problems: For each its data, of which Z and the recipe are the same for all.
-        loss: Makes what is minimised, of stacks of explainers.
-        pretraining: Share of the steps that teach the anchors beside the loss.
-        standardise: Whether to standardise Z and the outputs meanwhile.
+        xnns: Networks of one form and size, with random weights. Weights that require no gradient stay unchanged.
+        problems: For each network its problem. All share Z and the recipe.
+        loss: Creates the loss of a stack of explainers.
+        pretraining: Share of the steps that also pull the x-features to their anchors.
+        standardise: Whether to standardise Z and the outputs during descent.
 
     Example:
         >>> from captum_xnn.models.objectives import RunningObjective
@@ -89,7 +90,7 @@ def descend(
         by = [Scaling(*(fill(t) for t, fill in zip(one, _UNITS, strict=True))) for one in by]
     Z = _standardised(first.Z, by[0])
     histories: list[list[Step]] = []
-    size = min(first.ranks.all_of(_together(xnns[0], len(xnns))))  # whose devices may have unequal room
+    size = min(first.ranks.all_of(_together(xnns[0], len(xnns))))  # free memory may differ between devices
     steps = first.recipe.steps * math.ceil(len(xnns) / size)
     with tqdm(total=steps, desc="fitting the x-features", disable=not first.progress, leave=False) as bar:
         for start in range(0, len(xnns), size):
@@ -102,7 +103,7 @@ def descend(
 
 
 def _together(xnn: Autoencoder, wanted: int) -> int:
-    """Returns how many explainers are learned at a time, in stacks of nearly even size."""
+    """Compute the number of explainers in a stack; all stacks have nearly the same size."""
     weights = list(xnn.parameters())
     if weights[0].device.type == "cuda":
         free = torch.cuda.mem_get_info(weights[0].device)[0] // 2
@@ -113,7 +114,7 @@ def _together(xnn: Autoencoder, wanted: int) -> int:
 
 
 class _Stack:
-    """Explainers that are learned at a time: their weights side by side, and where training stands."""
+    """Explainers that learn at the same time: their stacked weights, and the state of training."""
 
     def __init__(
         self,
@@ -130,14 +131,14 @@ class _Stack:
         self.samplers = [p.sampler for p in problems]
         watch = _watched(self.samplers, self.recipe)
         self.watch = watch.to(self.y.device)
-        """Held-out rows (T, rows), and for what part of the training set each stands."""
+        """Held-out rows, (T, rows). ``watch_weight`` is the share of the training set that each represents."""
         self.watch_weight = torch.stack([s.weight(r) for s, r in zip(self.samplers, watch, strict=False)] or [watch])
         self.watch_weight = self.watch_weight.to(self.y)
         self.anchored = self._anchors() if pretraining > 0 else None
-        self._go_on_with(list(range(len(xnns))))
+        self._set_alive(list(range(len(xnns))))
         self.step = 0
         self.history: list[tuple[int, list[int], Tensor]] = []
-        self.told = 0
+        self.n_sent = 0
         self.best = self.y.new_full((len(xnns),), math.inf)
         self.best_step = torch.zeros(len(xnns), dtype=torch.long, device=self.y.device)
         state = [dict(xnn.named_parameters()) | dict(xnn.named_buffers()) for xnn in xnns]
@@ -149,14 +150,14 @@ class _Stack:
         self.checkpoint, self.key = problems[0].checkpoint, ""
         if self.checkpoint is not None:
             key = Checkpoint.key(_signature(x, p, by[0]) for x, p in zip(xnns, problems, strict=True))
-            self.key = self.ranks.all_of(key)[0]  # of the process that writes
+            self.key = self.ranks.all_of(key)[0]  # the key of the writing process
 
-    def _go_on_with(self, which: list[int]) -> None:
-        """Takes down which explainers are still learning: their numbers, as a list and on the device."""
+    def _set_alive(self, which: list[int]) -> None:
+        """Store the numbers of the explainers that still learn, as a list and on the device."""
         self.alive, self.places = which, torch.tensor(which, dtype=torch.long, device=self.y.device)
 
     def _optimise(self) -> None:
-        """Makes an optimiser of the weights as they are now."""
+        """Create an optimiser for the present weights."""
         rate = self.recipe.learning_rate or self.xnns[0].learning_rate
         learned = {name: p for name, p in self.weights.items() if p.requires_grad}
         given = self.recipe.weight_decay
@@ -170,7 +171,7 @@ class _Stack:
         self.rate = rate
 
     def _anchors(self) -> Tensor:
-        """Returns the anchors of all explainers, (T, M, n), after setting the heads to theirs."""
+        """Set the heads to the anchors' weights, and return the anchors of all explainers, (T, M, n)."""
         flat = each(self.Z, lambda part: part.flatten(1))
         weights = torch.stack([problem.weight for problem in self.problems])
         found = anchors_of_each(flat, self.y, self.xnns[0].n_features, weights=weights, balance=self.recipe.balance)
@@ -183,10 +184,10 @@ class _Stack:
         return self.ranks.same(E)
 
     def run(self, bar: Any) -> list[list[Step]]:
-        """Returns the histories, after writing what was learned into the networks.
+        """Train, write the learned weights into the networks, and return the histories.
 
         Args:
-            bar: A progress bar, to be moved on by one for each step.
+            bar: Progress bar to advance by one for each step.
         """
         self._resume(bar)
         while self.alive and self.step < self.recipe.steps:
@@ -211,7 +212,7 @@ class _Stack:
         ]
 
     def _take(self, rows: Tensor, weight: Tensor) -> None:
-        """Takes a step on a batch with rows (T, m), without waiting for the device."""
+        """Take a step on a batch with rows (T, m), without waiting for the device."""
         share = self.step / self.recipe.steps
         Z, y = _rows(self.Z, rows), self.y[self.places[:, None], rows]
         made = self._made(Z)
@@ -236,14 +237,14 @@ class _Stack:
             self._check()
 
     def _made(self, Z: Tensor) -> Reconstruction:
-        """Returns what the networks make of activations (T, m, ...), in their precision."""
+        """Run the networks on activations (T, m, ...), and return their outputs in the dtype of the activations."""
         weights, some = self.weights, Z
-        if self.recipe.mixed_precision:  # cast by hand, as vmap leaves autocast behind
+        if self.recipe.mixed_precision:  # cast by hand, because autocast does not act inside vmap
             weights, some = {k: t.bfloat16() for k, t in weights.items()}, Z.bfloat16()
         return Reconstruction(*(part.to(Z.dtype) for part in self._networks(weights, some)))
 
     def _networks(self, weights: dict[str, Tensor], Z: Tensor) -> Reconstruction:
-        if len(Z) == 1:  # forms of one's own need not know how to be stacked
+        if len(Z) == 1:  # forms of users need not support vmap
             made = functional_call(self.xnns[0], {k: t[0] for k, t in weights.items()}, (Z[0],))
             return Reconstruction(*(part[None] for part in made))
 
@@ -254,7 +255,7 @@ class _Stack:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Keeps the weights that are best on held-out examples; stops explainers that have not become better."""
+        """Keep the best weights on held-out examples, and stop explainers that no longer improve."""
         rows = self.watch[self.places]
         Z, y = _rows(self.Z, rows), self.y[self.places[:, None], rows]
         now = self.make_loss()(self._made(Z), Z, y, weight=self.watch_weight[self.places]).total
@@ -264,13 +265,13 @@ class _Stack:
         for name, kept in self.best_weights.items():
             kept[better] = self.weights[name].detach()[better]
         late = self.step - self.best_step[self.places] >= (self.recipe.patience or 1) * self.recipe.steps
-        late &= self.step >= (self.pretraining + _LETTING_GO) * self.recipe.steps
+        late &= self.step >= (self.pretraining + _RELEASE) * self.recipe.steps
         if bool(late.any()):
             self._finish(late.nonzero()[:, 0].tolist())
             self._keep(~late)
 
     def _finish(self, places: Sequence[int]) -> None:
-        """Writes the weights of some of the explainers that are still learning into their networks."""
+        """Write the weights of some explainers that still learn into their networks."""
         source = self.best_weights or self.weights
         with torch.no_grad():
             for place in places:
@@ -279,9 +280,9 @@ class _Stack:
                     target.copy_(source[name][place])
 
     def _keep(self, which: Tensor) -> None:
-        """Goes on with some of the explainers; what training knows of them stays."""
+        """Continue with some of the explainers, and keep their state of training."""
         old = self.optimiser.state
-        self._go_on_with([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
+        self._set_alive([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
         weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
         states = {k: old[t] for k, t in self.weights.items() if t in old}
         self.weights = weights
@@ -294,25 +295,25 @@ class _Stack:
             statistic.keep(which)
 
     def _keep_record(self) -> None:
-        """Hands new records to those who asked for them, and writes a checkpoint.
+        """Send new records to the callbacks, and write a checkpoint.
 
-        Both at once: a fit that goes on from a checkpoint repeats no record, and leaves none out.
+        Both happen together, so a resumed fit repeats no record and skips none.
         """
         if self.ranks.first:
-            self._tell()
+            self._send()
             self._save()
 
-    def _tell(self) -> None:
-        """Hands new records to those who asked for them."""
-        for step, members, terms in self.history[self.told :]:
+    def _send(self) -> None:
+        """Send new records to the callbacks."""
+        for step, members, terms in self.history[self.n_sent :]:
             for t, row in zip(members, terms, strict=True):
                 log = self.problems[t].log
                 if log is not None:
                     log(Step(step, *row.tolist()))
-        self.told = len(self.history)
+        self.n_sent = len(self.history)
 
     def _save(self) -> None:
-        """Writes a checkpoint, where one is wanted."""
+        """Write a checkpoint, if the fit has a folder for checkpoints."""
         if self.checkpoint is None:
             return
         self.checkpoint.write(
@@ -333,20 +334,20 @@ class _Stack:
         )
 
     def _resume(self, bar: Any) -> None:
-        """Goes back to where a checkpoint was written, if there is one of this very fit."""
+        """Resume from the last checkpoint of this fit, if there is one."""
         if self.checkpoint is None:
             return
         saved = self.checkpoint.read(self.key, self.y.device)
         found = self.ranks.all_of(0 if saved is None else saved["step"])
         if len(set(found)) > 1:
             raise CheckpointError(
-                f"expected all processes to go on from the same checkpoint, got steps {found} in "
-                f"{str(self.checkpoint.folder)!r}; name a folder that all of them see"
+                f"processes cannot resume from one checkpoint, because in {str(self.checkpoint.folder)!r} they found "
+                f"steps {found}; name a folder that all of them share"
             )
         if saved is None:
             return
         self.step = saved["step"]
-        self._go_on_with(saved["alive"])
+        self._set_alive(saved["alive"])
         for t, state in saved["done"].items():
             self.xnns[int(t)].load_state_dict(state)
         self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
@@ -358,25 +359,25 @@ class _Stack:
         for sampler, state in zip(self.samplers, saved["samplers"], strict=True):
             sampler.state = state
         self.history = [(step, members, terms.to(self.y.device)) for step, members, terms in saved["history"]]
-        self.told = len(self.history)
+        self.n_sent = len(self.history)
         bar.update(self.step)
 
 
 def _signature(xnn: Autoencoder, problem: Problem, by: Scaling) -> list[Any]:
-    """Returns what makes a fit this one and no other."""
+    """Collect the values that identify a fit."""
     tensors = [by.Z_mean, by.Z_std, problem.y, problem.sampler.row_weight, *xnn.state_dict().values()]
     return [type(xnn).__name__, repr(problem.recipe), problem.ranks.world, *tensors]
 
 
 def _watched(samplers: Sequence[Any], recipe: Recipe) -> Tensor:
-    """Returns the held-out rows that are watched, (T, rows); (0, 0) where nobody waits for anything."""
+    """Draw the held-out rows for checks during training, (T, rows); empty without patience."""
     if recipe.patience is None:
         return torch.zeros(0, 0, dtype=torch.long)
     return torch.stack([s.watched() for s in samplers])
 
 
 def _rows(Z: Tensor | Rows, rows: Tensor) -> Tensor:
-    """Returns activations (T, m, ...) of rows (T, m). From a disk each is read once, however many ask for it."""
+    """Select activations (T, m, ...) of rows (T, m). Read a row on disk once, even if several explainers use it."""
     if isinstance(Z, Tensor):
         return Z[rows]
     needed, where = torch.unique(rows, return_inverse=True)
@@ -384,18 +385,21 @@ def _rows(Z: Tensor | Rows, rows: Tensor) -> Tensor:
 
 
 def _rate(done: float) -> float:
-    """Returns the learning rate's factor after a share of the steps: up in a twentieth, held as long, then a cosine."""
+    """Compute the factor of the learning rate after a share of the steps.
+
+    It rises in a twentieth of the steps, stays as long, and then follows a cosine.
+    """
     return max(min(done / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9)), 1e-3)
 
 
 def _hold(done: float, pretraining: float) -> float:
-    """Returns the weight of the anchors after a share of the steps: 1 in pre-training, then down to 0 in a tenth."""
-    return max(0.0, min(1.0, 1 - (done - pretraining) / _LETTING_GO))
+    """Compute the weight of the anchors after a share of the steps: 1 in pre-training, then falling to 0 in a tenth."""
+    return max(0.0, min(1.0, 1 - (done - pretraining) / _RELEASE))
 
 
 def _off_anchor(E: Tensor, anchored: Tensor) -> Tensor:
-    """Returns the mean over examples of the squared distance of x-features (T, m, n) from their anchors, (T,).
+    """Compute the mean squared distance of x-features (T, m, n) from their anchors over examples, (T,).
 
-    Where Z has fewer useful directions than there are x-features, some have no anchor: NaN.
+    If Z has fewer useful directions than x-features, the remaining x-features have anchors of NaN. NaN does not count.
     """
     return torch.where(anchored.isnan(), 0.0, E - anchored).square().sum(2).mean(1)

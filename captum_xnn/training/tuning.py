@@ -1,14 +1,14 @@
-r"""Cross-validation on the training set: which settings, and how many x-features.
+r"""Choose settings and the number of x-features by cross-validation on the training set.
 
-The data are dealt into folds, each with its share of positives. Every combination of settings is fitted without one
-fold and scored on it, for each fold in turn. By default the score is F_reg, as everywhere lower is better.
+The data are split into folds, each with its share of positives. For each fold in turn, every combination of settings is
+fitted without the fold and scored on it. The default score is F_reg. Lower scores are better.
 
-What F_reg can tell is the number of x-features (:func:`choose_n`), the Lasso's alpha, steps and sizes of layers. It
-does not see whether x-features are distinct or what they reconstruct, and so of ``beta`` and ``eta`` it tells only how
-much of them faithfulness can bear; left alone with them it leans to the baseline NN. The paper does not say what its
-cross-validation scored.
+F_reg can choose the number of x-features (:func:`choose_n`), the Lasso's alpha, steps and sizes of layers. It does not
+measure distinct x-features or reconstruction. For ``beta`` and ``eta`` it therefore shows only the values at which
+faithfulness begins to suffer. A choice of ``beta`` and ``eta`` by F_reg alone tends to the baseline NN. The paper does
+not state the score of its cross-validation.
 
-To tune what :class:`~captum_xnn.XNNAttribution` is to be fitted with, take its layer's activations first::
+To tune :class:`~captum_xnn.XNNAttribution`, collect its layer's activations first::
 
     found = collect(model, "classifier.0", loader)
     y, own = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
@@ -17,7 +17,7 @@ To tune what :class:`~captum_xnn.XNNAttribution` is to be fitted with, take its 
     xnn = XNNAttribution(model, "classifier.0", choose_n(tuned)).fit(loader, target=46)
 
 Conventions:
-    M examples, D dimensions of Z, C outputs. A fit that diverged, with a score of NaN, is as bad as can be.
+    M examples, D dimensions of Z, C outputs. A diverged fit has a score of NaN and counts as the worst.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.2:
@@ -58,21 +58,21 @@ Score = Callable[[Autoencoder, Tensor, Tensor], float]
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination of settings."""
+    """One combination of settings with its scores."""
 
     settings: dict[str, Any]
-    """Setting by name."""
+    """Values of the settings by name."""
     scores: tuple[float, ...]
-    """Score on each fold, having learned from the others; lower is better."""
+    """Score on each fold after learning from the others; lower is better."""
 
     @property
     def mean(self) -> float:
-        """Mean over the folds."""
+        """Mean score over the folds."""
         return math.fsum(self.scores) / len(self.scores)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the folds."""
+        """Standard deviation of the scores over the folds."""
         return math.sqrt(math.fsum((s - self.mean) ** 2 for s in self.scores) / (len(self.scores) - 1))
 
     @property
@@ -83,23 +83,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What cross-validation found."""
+    """Result of a cross-validation."""
 
     trials: tuple[Trial, ...]
     """All combinations, in the order of the grid: the last setting changes fastest."""
 
     @property
     def best(self) -> Trial:
-        """The combination of the lowest mean, the first of several.
+        """The combination with the lowest mean score; of several, the first.
 
         Raises:
-            ValueError: If no combination has a score that is a number, in all folds.
+            ValueError: If every combination has NaN among its scores.
         """
         known = [t for t in self.trials if not math.isnan(t.mean)]
         if not known:
             raise ValueError(
-                f"expected scores to choose by, got NaN of all {len(self.trials)} combinations; look at the data for "
-                "values that are not finite, or lower the learning rate"
+                f"all {len(self.trials)} combinations have a mean score of NaN; look for infinite values and NaN in "
+                "the data, or lower the learning rate"
             )
         return min(known, key=lambda t: t.mean)
 
@@ -109,13 +109,13 @@ class Tuning:
         return self.best.settings
 
     def curve(self, name: str) -> list[tuple[Any, float, float]]:
-        """Returns each value of one setting with mean and standard error at the best of the others.
+        """List each value of one setting with mean and standard error at the best values of the other settings.
 
         Args:
             name: A setting of the grid.
 
         Raises:
-            ValueError: If it was not in the grid.
+            ValueError: If the setting is not in the grid.
 
         Example:
             >>> trials = [Trial({"n": n, "eta": eta}, (n + eta, n + eta)) for n in (3, 5) for eta in (0.0, 1.0)]
@@ -123,7 +123,7 @@ class Tuning:
             [(3, 3.0, 0.0), (5, 5.0, 0.0)]
         """
         if not all(name in t.settings for t in self.trials):
-            raise ValueError(f"expected a setting of the grid, {[*self.trials[0].settings]}, got {name!r}; pass one")
+            raise ValueError(f"{name!r} is not in the grid; pass one of {[*self.trials[0].settings]}")
         found: list[tuple[Any, float, float]] = []
         for value in [t.settings[name] for t in self.trials]:
             if value not in [known for known, _, _ in found]:
@@ -133,7 +133,7 @@ class Tuning:
         return found
 
     def table(self) -> str:
-        """Returns all combinations with mean and standard error as a Markdown table, the chosen one in bold.
+        """Format all combinations with mean and standard error as a Markdown table. The chosen one is bold.
 
         Example:
             >>> print(Tuning((Trial({"n": 3}, (2.0, 4.0)), Trial({"n": 5}, (1.0, 1.0)))).table())
@@ -151,7 +151,7 @@ class Tuning:
 
 
 def held_out_f_reg(xnn: Autoencoder, Z: Tensor, y: Tensor) -> float:
-    """Returns F_reg of a fitted network on data that it has not seen, in logits.
+    """Compute F_reg of a fitted network on held-out data, in logits.
 
     Args:
         xnn: The network.
@@ -182,27 +182,27 @@ def tune(
     progress: bool = True,
     store: str | os.PathLike[str] | None = None,
 ) -> Tuning:
-    """Returns the scores of all combinations of settings by cross-validation.
+    """Score all combinations of settings by cross-validation.
 
     Args:
         Z: Activations (M, D), or (M, channels, H, W) for the convolutional form.
         y: Outputs (M, C), in logits.
-        grid: Values to try, by name: a field of the recipe (``beta``, ``eta``, ``q``, ...), ``n_features``, or another
-            argument of the network's constructor (``hidden``, ...). Values that JSON can hold.
+        grid: Values to try by name: a field of the recipe (``beta``, ``eta``, ``q``, ...), ``n_features``, or another
+            argument of the network's constructor (``hidden``, ...). JSON must be able to hold the values.
         folds: Number of parts of the data, at least 2.
-        seed: Seeds the dealing of examples into folds, and every fit.
-        positives: Boolean (M,): the examples of the explained class, dealt evenly into the folds.
-        autoencoder: Makes the network from ``(shape of Z, n_features, n_outputs=...)``, a class or a partial of one.
+        seed: Seed of the split into folds, and of every fit.
+        positives: Boolean (M,): the examples of the explained class, split evenly over the folds.
+        autoencoder: Class of the network, or a partial of it, called with ``(shape of Z, n_features, n_outputs=...)``.
         recipe: Settings of the training that are not in the grid.
-        score: A function of the fitted network and the held-out Z and y, lower is better.
+        score: Function of the fitted network and the held-out Z and y. Lower is better.
         progress: Whether to show a progress bar.
-        store: A file of JSON lines, one for each finished combination and fold. A run with the same data, seed, recipe
-            and network takes from it what is done, and goes on; lines of others stay, so that one file serves many
-            targets. A line cut short by a crash is done again.
+        store: File of JSON lines, one for each finished combination and fold. A run with the same data, seed, recipe
+            and network reads finished scores from the file and resumes. It keeps the lines of other runs, so one file
+            serves many targets. It repeats the fit of a line cut short by a crash.
 
     Raises:
-        ValueError: If the grid is empty or names what is no setting, if Z, y and positives do not belong together, or
-            there are fewer examples than folds.
+        ValueError: If the grid is empty or names an unknown setting, if the shapes of Z, y and positives do not match,
+            or if there are fewer examples than folds.
 
     Example:
         >>> Z = torch.rand(120, 6, generator=torch.Generator().manual_seed(0))
@@ -218,7 +218,7 @@ def tune(
 
     def run(settings: dict[str, Any], learn: Tensor, test: Tensor) -> float:
         own = {k: v for k, v in settings.items() if k not in of_recipe}
-        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
+        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; the fit draws its own
             xnn = autoencoder(tuple(Z.shape[1:]), own.pop("n_features", 5), n_outputs=y.shape[1], **own).to(Z)
         chosen = replace(recipe, **{k: v for k, v in settings.items() if k in of_recipe})
         marked = None if positives is None else positives.to(Z.device)[learn]
@@ -241,21 +241,21 @@ def tune_alpha(
     progress: bool = True,
     store: str | os.PathLike[str] | None = None,
 ) -> Tuning:
-    """Returns F_reg of the Lasso for each alpha by cross-validation, however many dimensions of Z it leaves.
+    """Compute F_reg of the Lasso for each alpha by cross-validation, for any number of selected dimensions of Z.
 
     Args:
         Z: Activations (M, D).
         y: Outputs (M, C), in logits.
-        alphas: Values to try; the paper's are 2.5, 1.5, 0.5, 0.1 (Table .4) and 15, 10, 5, 2.5, 1, 0.1 (Table .6).
+        alphas: Values to try. The paper's are 2.5, 1.5, 0.5, 0.1 (Table .4) and 15, 10, 5, 2.5, 1, 0.1 (Table .6).
         folds: Number of parts of the data, at least 2.
-        seed: Seeds the dealing of examples into folds.
-        positives: Boolean (M,): the examples of the explained class, which count for their share of the batches.
-        recipe: Says what share that is.
+        seed: Seed of the split into folds.
+        positives: Boolean (M,): the examples of the explained class. They count for their share of the batches.
+        recipe: Settings with this share.
         progress: Whether to show a progress bar.
-        store: As in :func:`tune`.
+        store: File of finished scores, as in :func:`tune`.
 
     Raises:
-        ValueError: If there are no alphas or fewer examples than folds.
+        ValueError: If there are no alphas, or fewer examples than folds.
 
     Example:
         >>> Z = torch.rand(100, 6, generator=torch.Generator().manual_seed(0))
@@ -277,15 +277,15 @@ def tune_alpha(
 
 
 def choose_n(tuning: Tuning) -> int:
-    """Returns the number of x-features beyond which more add nothing.
+    """Choose the smallest sufficient number of x-features.
 
-    It is the smallest n whose score, with the best of the other settings, is within one standard error of the best.
+    It is the smallest n with a score, at the best other settings, within one standard error of the best score.
 
     Args:
-        tuning: What :func:`tune` returned for a grid with ``n_features``.
+        tuning: Result of :func:`tune` for a grid with ``n_features``.
 
     Raises:
-        ValueError: If n_features was not in the grid, or no score is a number.
+        ValueError: If n_features is not in the grid, or if every combination has NaN among its scores.
 
     Example:
         >>> trials = {1: (4.0, 4.2), 2: (1.0, 1.6), 3: (1.1, 1.2), 4: (1.0, 1.2)}
@@ -294,7 +294,7 @@ def choose_n(tuning: Tuning) -> int:
     """
     if not all("n_features" in t.settings for t in tuning.trials):
         raise ValueError(
-            f"expected trials of several n_features, got {[*tuning.trials[0].settings]}; pass "
+            f"the grid has {[*tuning.trials[0].settings]}, but not n_features; pass "
             "grid={'n_features': [1, 2, ...]} to tune"
         )
     enough = tuning.best.mean + tuning.best.error
@@ -302,7 +302,7 @@ def choose_n(tuning: Tuning) -> int:
 
 
 def _check_names(grid: Mapping[str, Sequence[Any]], of_recipe: set[str], autoencoder: Callable[..., Any]) -> None:
-    """Raises for a name that is neither the recipe's nor the network's."""
+    """Raise ValueError for a name that is a setting of neither the recipe nor the network."""
     taken = inspect.signature(autoencoder).parameters
     if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         return
@@ -310,8 +310,8 @@ def _check_names(grid: Mapping[str, Sequence[Any]], of_recipe: set[str], autoenc
     unknown = grid.keys() - of_recipe - of_network
     if unknown:
         raise ValueError(
-            f"expected settings of the recipe, {sorted(of_recipe)}, or of the network, {sorted(of_network)}, got "
-            f"{sorted(unknown)}; look for a slip of the pen"
+            f"the grid has unknown settings {sorted(unknown)}; check the spelling: the recipe has {sorted(of_recipe)}, "
+            f"the network {sorted(of_network)}"
         )
 
 
@@ -330,21 +330,21 @@ def _cross_validated(
     for name, values in grid.items():
         if not isinstance(values, Sequence):
             raise ValueError(
-                f"expected a list of values for {name}, got {values!r}; pass [{values!r}] for a single one"
+                f"the grid needs a list of values for {name}, not {values!r}; pass [{values!r}] for a single value"
             )
     if y.dim() != 2 or Z.dim() < 2 or len(Z) != len(y):
         raise ValueError(
-            f"expected Z (M, ...) and y (M, C) of the same examples, got {tuple(Z.shape)} and {tuple(y.shape)}; take "
+            f"Z has shape {tuple(Z.shape)} and y {tuple(y.shape)}, not (M, ...) and (M, C); pass "
             "y_hat[:, target:target + 1] for one output"
         )
     if positives is not None and (positives.dtype != torch.bool or positives.shape != (len(Z),)):
         raise ValueError(
-            f"expected boolean positives ({len(Z)},), got {positives.dtype} {tuple(positives.shape)}; pass "
-            "y_hat.argmax(1) == target"
+            f"positives are {positives.dtype} of shape {tuple(positives.shape)}, not boolean of shape ({len(Z)},); "
+            "pass y_hat.argmax(1) == target"
         )
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if not grid or not combinations:
-        raise ValueError(f"expected values to try, got {dict(grid)}; pass for example grid={{'n_features': [3, 5, 7]}}")
+        raise ValueError(f"the grid {dict(grid)} has no values; pass for example grid={{'n_features': [3, 5, 7]}}")
     fold = _folds(len(Z), folds, seed, positives)
     sums = [checksum(m) for m in (Z, y, fold, *(() if positives is None else (positives,)))]
     kept = _Store(store, hashlib.blake2b(json.dumps([sums, seed, about]).encode(), digest_size=8).hexdigest())
@@ -361,9 +361,9 @@ def _cross_validated(
 
 
 def _folds(rows: int, folds: int, seed: int, positives: Tensor | None) -> Tensor:
-    """Returns the fold of every example, (M,): positives, then the others, are shuffled and dealt out in turn."""
+    """Assign every example to a fold, (M,): shuffle the positives, then the others, and deal them out in turn."""
     if not 2 <= folds <= rows:
-        raise ValueError(f"expected 2 to {rows} folds for {rows} examples, got {folds}; the default is 5")
+        raise ValueError(f"{folds} folds do not fit {rows} examples; pass 2 to {rows} folds, 5 by default")
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     if positives is not None:
         order = order[(~positives.cpu()[order]).int().argsort(stable=True)]
@@ -373,14 +373,14 @@ def _folds(rows: int, folds: int, seed: int, positives: Tensor | None) -> Tensor
 
 
 def _described(made: Any) -> str:
-    """Returns a name of a class or function that is the same in the next run."""
+    """Build a name of a class or function that is the same in every run."""
     if isinstance(made, partial):
         return f"{_described(made.func)}{made.args}{sorted(made.keywords.items())}"
     return f"{made.__module__}.{made.__qualname__}"
 
 
 class _Store:
-    """Scores of finished fits, kept in a file if there is one."""
+    """Store the scores of finished fits, in a file if a path is given."""
 
     def __init__(self, path: str | os.PathLike[str] | None, problem: str) -> None:
         self.path, self.problem = None if path is None else Path(path), problem
@@ -390,18 +390,18 @@ class _Store:
                 entry = json.loads(line)
                 self.done[self._key(entry["problem"], entry["settings"], entry["fold"])] = float(entry["score"])
             except (KeyError, TypeError, ValueError):
-                continue  # cut short by a crash; that fit is done again
+                continue  # a line cut short by a crash: its fit runs again
 
     @staticmethod
     def _key(problem: str, settings: dict[str, Any], fold: int) -> str:
         return json.dumps([problem, settings, fold], sort_keys=True)
 
     def score(self, settings: dict[str, Any], fold: int) -> float | None:
-        """Returns a score that is known already."""
+        """Look up a finished score; None without one."""
         return self.done.get(self._key(self.problem, settings, fold))
 
     def add(self, settings: dict[str, Any], fold: int, score: float) -> None:
-        """Writes a line, on a line of its own whatever a crash left."""
+        """Append a score as a new line, even after a line cut short by a crash."""
         if not self.path:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

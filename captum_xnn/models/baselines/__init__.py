@@ -1,4 +1,4 @@
-r"""What the SRAE is compared with: forms of explanation network that leave out some, or all, of what it asks for.
+r"""Baselines for the SRAE: forms of explanation network that leave out some or all terms of its objective.
 
 ================  ===============================================================  =================
 form              x-features                                                       head
@@ -6,23 +6,22 @@ form              x-features                                                    
 NN                learned for faithfulness alone                                   learned with them
 SAE               learned for faithfulness and plain reconstruction                learned with them
 CAE               learned for plain reconstruction alone                           least squares
-Lasso             those dimensions of Z that an L1 penalty leaves                  the Lasso's own
-SingleDimensions  given dimensions of Z, or those most correlated with the output  least squares
-RandomEncoder     a random network, as drawn                                       least squares
-RandomDecoder     learned by Eq. 5 against a decoder that stays as drawn           learned with them
+Lasso             dimensions of Z selected by an L1 penalty                        the Lasso's own
+SingleDimensions  given dimensions of Z, or the most correlated with the output    least squares
+RandomEncoder     a random network without training                                least squares
+RandomDecoder     learned by Eq. 5 against a decoder that stays random             learned with them
 NMF               coefficients of non-negative parts of Z                          least squares
 ================  ===============================================================  =================
 
-The first four and single dimensions are the paper's, the random controls and NMF are not: a method whose x-features
-score no better than random ones has shown nothing, and NMF is how most concept methods of today begin.
+The first four and SingleDimensions come from the paper. The random controls and NMF do not: a method must score better
+than random x-features to show anything, and most concept methods of today start from NMF.
 
-All of them see the data as the SRAE does: positives count for their share of the batches, also in least squares, in
-the Lasso and in NMF; x-features are rewritten to mean 0, standard deviation 1, positive v and the order of their
-contributions. Where the decoder plays no part in learning (NN, Lasso, SingleDimensions, RandomEncoder) it is the best
-linear map from x-features to Z, fitted afterwards, so that reconstructions can be compared.
+All forms weight the data as the SRAE does. Positives count for their share of the batches, also in least squares, in
+the Lasso and in NMF. A fit rewrites x-features to mean 0, standard deviation 1, positive v and the order of their
+contributions. In NN, Lasso, SingleDimensions and RandomEncoder the decoder takes no part in learning. It is fitted
+afterwards as the best linear map from x-features to Z, so that reconstructions can be compared.
 
-Groups of the contributions of Z's dimensions, which are no forms but functions, are in
-:mod:`captum_xnn.models.baselines.partitions`.
+Functions that group the contributions of Z's dimensions are in :mod:`captum_xnn.models.baselines.partitions`.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).

@@ -1,4 +1,4 @@
-"""Forms whose x-features are learned by gradient descent, for other ends than the SRAE's, and those left as drawn.
+"""Forms learned by gradient descent on other objectives than the SRAE's, and forms with random parts.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
@@ -23,9 +23,9 @@ __all__ = ["CAE", "NN", "SAE", "RandomDecoder", "RandomEncoder"]
 class NN(Dense):
     """A fully connected network D-800-100-n with a linear head, learned for faithfulness alone.
 
-    Of the recipe it takes steps, batches and learning rate; beta, eta, q and pre-training do not concern it.
+    The form uses steps, batches and learning rate from the recipe, but not beta, eta, q and pre-training.
 
-    Arguments are those of :class:`~captum_xnn.models.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ class NN(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Returns faithfulness.
+        """Create the loss of faithfulness.
 
         Args:
             weights: Settings of the terms.
@@ -57,10 +57,10 @@ class NN(Dense):
         return PlainObjective(1.0, 0.0, ranks)
 
     def solve(self, examples: Examples) -> None:
-        """Fit a linear decoder by least squares, to show what the x-features still tell of Z.
+        """Fit a linear decoder by least squares, to show how well the x-features reconstruct Z.
 
         Args:
-            examples: What the network learned from.
+            examples: Data that the network learned from.
         """
         read_out(self, self.decoder[-1], examples, examples.Z)
 
@@ -70,12 +70,12 @@ class SAE(Dense):
 
     .. math:: L = L_{FS} + \beta \frac1{S_z} \sum_k Q_k
 
-    Eq. 5 without the logarithm, which makes the reconstruction sparse, and without the pull-away term. Of the recipe it
-    takes beta, steps, batches and learning rate.
+    This is Eq. 5 without the pull-away term and without the logarithm that makes the reconstruction sparse. The form
+    uses beta, steps, batches and learning rate from the recipe.
 
-    The paper does not say whether its SAE was trained layer by layer first. Here all layers learn at once.
+    The paper does not say whether its SAE was first trained layer by layer. Here all layers learn at once.
 
-    Arguments are those of :class:`~captum_xnn.models.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ class SAE(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Returns faithfulness and plain reconstruction.
+        """Create the loss of faithfulness and plain reconstruction.
 
         Args:
             weights: Settings of the terms.
@@ -107,15 +107,14 @@ class SAE(Dense):
 
 
 class CAE(Dense):
-    r"""A classic autoencoder D-800-100-n-100-800-D, learned for reconstruction alone; then a head by least squares.
+    r"""A classic autoencoder D-800-100-n-100-800-D, learned for reconstruction alone, with a head by least squares.
 
     .. math:: L = \frac1{S_z} \sum_k Q_k
 
-    The paper does not say how its CAE predicts the output. Here it does so as well as a linear head can. Without hidden
-    layers its x-features span the first n principal components.
-    Of the recipe it takes steps, batches and learning rate.
+    The paper does not say how its CAE predicts the output. Here the best linear head does. Without hidden layers the
+    x-features span the first n principal components. The form uses steps, batches and learning rate from the recipe.
 
-    Arguments are those of :class:`~captum_xnn.models.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -137,7 +136,7 @@ class CAE(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Returns plain reconstruction.
+        """Create the loss of plain reconstruction.
 
         Args:
             weights: Settings of the terms.
@@ -149,17 +148,17 @@ class CAE(Dense):
         """Fit the head by least squares.
 
         Args:
-            examples: What the network learned from.
+            examples: Data that the network learned from.
         """
         read_out(self, self.head, examples, examples.y)
 
 
 class RandomDecoder(Dense):
-    """An SRAE whose decoder stays as drawn, as a control: what does learning to reconstruct add?
+    """An SRAE with a random decoder that does not learn: a control for the gain from learning to reconstruct.
 
-    All else is the SRAE's: layers, recipe, anchors, Eq. 5.
+    Layers, recipe, anchors and Eq. 5 are the SRAE's.
 
-    Arguments are those of :class:`~captum_xnn.models.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -170,8 +169,8 @@ class RandomDecoder(Dense):
         True
 
     Reference:
-        Not in the paper. "Sanity Checks for Sparse Autoencoders: Do SAEs Beat Random Baselines?", arXiv 2602.14111,
-        whose sparse autoencoders do not.
+        Not in the paper. "Sanity Checks for Sparse Autoencoders: Do SAEs Beat Random Baselines?", arXiv 2602.14111.
+        The sparse autoencoders tested there do not.
     """
 
     anchored = True
@@ -184,7 +183,7 @@ class RandomDecoder(Dense):
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
-        """Returns Eq. 5, with running statistics.
+        """Create the loss of Eq. 5 with running statistics.
 
         Args:
             weights: Settings of the terms.
@@ -194,9 +193,9 @@ class RandomDecoder(Dense):
 
 
 class RandomEncoder(Dense):
-    """A random network D-800-100-n as drawn, with a head by least squares, as a control: what does learning add?
+    """A random network D-800-100-n with a head by least squares: a control for the gain from learning.
 
-    Arguments are those of :class:`~captum_xnn.models.SRAE`.
+    It takes the arguments of :class:`~captum_xnn.models.SRAE`.
 
     Example:
         >>> import torch
@@ -218,7 +217,7 @@ class RandomEncoder(Dense):
         """Fit the head and a linear decoder.
 
         Args:
-            examples: What to be faithful to.
+            examples: Data to learn from.
         """
         self.fold(scaling(examples.Z, examples.y))
         read_out(self, self.head, examples, examples.y)

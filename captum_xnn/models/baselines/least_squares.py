@@ -1,4 +1,4 @@
-"""Linear maps from x-features that are given, by weighted least squares: to the output, or back to Z.
+"""Linear maps from fixed x-features to the output, or back to Z, by weighted least squares.
 
 Conventions:
     M examples, n x-features.
@@ -17,16 +17,16 @@ __all__ = ["read_out"]
 
 @torch.no_grad()
 def read_out(xnn: Autoencoder, layer: nn.Module, examples: Examples, wanted: Tensor | Rows) -> None:
-    """Makes a linear layer the best map from the x-features to what is wanted.
+    """Set a linear layer to the best map from the x-features to a wanted matrix.
 
-    Best in the squared error, examples weighted as in batches; of several best ones it is the smallest on standardised
-    x-features, so that one that does not vary gets no weight.
+    The best map has the least squared error, with examples weighted as in batches. Of several best maps the layer takes
+    the smallest on standardised x-features. A constant x-feature therefore gets no weight.
 
     Args:
-        xnn: The network, whose encoder is final.
-        layer: A linear layer with n inputs, such as its head.
-        examples: What the network learns from.
-        wanted: (M, outputs of the layer), in memory or on disk.
+        xnn: The network, with a final encoder.
+        layer: A linear layer with n inputs, such as the head.
+        examples: Data to learn from.
+        wanted: The wanted outputs of the layer, (M, outputs of the layer), in memory or on disk.
 
     Example:
         >>> from captum_xnn.models.srae import SRAE
@@ -37,14 +37,14 @@ def read_out(xnn: Autoencoder, layer: nn.Module, examples: Examples, wanted: Ten
         ([[2.0, -1.0]], [3.0])
     """
     E = encode_all(xnn, examples.Z)
-    # In double precision only what is of n columns; Z stays as it is.
+    # Only tensors of n columns are in double precision. Z keeps its own.
     w = examples.weight.double()
     w = w / w.sum()
     mean = w @ E.double()
     centred = E.double() - mean
     std = (w @ centred**2).sqrt()
     varies = std > 100 * torch.finfo(E.dtype).eps * mean.abs()
-    std = torch.where(varies, std, torch.inf)  # leaves out what does not vary
+    std = torch.where(varies, std, torch.inf)  # leaves out constant x-features
     whole = (centred / std * w[:, None]).T
     cross, of_wanted, first = torch.zeros((), dtype=w.dtype), torch.zeros((), dtype=w.dtype), 0
     for part in parts(wanted):

@@ -1,4 +1,4 @@
-"""Non-negative matrix factorisation: Z as a sum of parts, none of which takes anything away.
+"""Non-negative matrix factorisation: Z as a sum of parts, without subtraction.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
@@ -21,24 +21,24 @@ __all__ = ["NMF"]
 
 
 class NMF(Dense):
-    r"""Coefficients of the non-negative parts that Z is made of, with a head by least squares.
+    r"""Coefficients of non-negative parts whose sum is Z, with a head by least squares.
 
     .. math:: \min_{W, H \ge 0} \lVert Z - W H \rVert^2, \quad
               W(Z) = \arg\min_{W \ge 0} \lVert Z - W H \rVert^2
 
-    The n parts H, (n, D), are scikit-learn's. The coefficients W of new activations are found by projected gradient
-    descent from 0, with the step :math:`1 / \sum_j (H H^T)_{kj}` for part k, which always descends. Written out it is
-    an ordinary network of linear layers and ReLU, so that every heatmap backend runs through it. The x-features are W,
-    standardised. Of the recipe it takes the share of positives.
+    scikit-learn computes the n parts H, (n, D). Projected gradient descent from 0 computes the coefficients W of new
+    activations. Its step :math:`1 / \sum_j (H H^T)_{kj}` for part k always descends. Unrolled, the descent is an
+    ordinary network of linear layers and ReLU, so every heatmap backend runs through it. The x-features are W,
+    standardised. The form uses only the share of positives from the recipe.
 
     Args:
         shape: Dimensions D of Z, or the shape (...) of one example.
         n_features: x-features n.
         n_outputs: Explained outputs C.
-        iterations: Steps of the descent, which are layers of the encoder. The more alike the parts, the more it takes.
+        iterations: Steps of the descent, one layer of the encoder each. Similar parts need more steps.
 
     Raises:
-        ValueError: In fitting, if Z has negative values.
+        ValueError: On fitting, if Z has negative values.
 
     Example:
         >>> from captum_xnn.training import fit
@@ -50,8 +50,8 @@ class NMF(Dense):
         True
 
     Reference:
-        Not in the paper. Lee, Seung, "Learning the parts of objects by non-negative matrix factorization", 1999; as
-        concepts of one class in Fel et al., "CRAFT: Concept Recursive Activation FacTorization", 2023.
+        Not in the paper. Lee, Seung, "Learning the parts of objects by non-negative matrix factorization", 1999. Fel
+        et al., "CRAFT: Concept Recursive Activation FacTorization", 2023, for parts as concepts of one class.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class NMF(Dense):
         """Factorise the activations by scikit-learn.
 
         Args:
-            examples: What to be faithful to.
+            examples: Data to learn from.
         """
         Z = examples.loaded()
         if bool((Z < 0).any()):
             raise ValueError(
-                f"expected activations that are not negative, as after a ReLU, got {float(Z.min()):.3g}; "
-                "explain such a layer, or choose another form"
+                f"activations go down to {float(Z.min()):.3g}, but NMF needs non-negative ones; explain a layer after "
+                "a ReLU, or choose another form"
             )
         parts = _parts(Z, examples, self.n_features).to(Z)
         _unroll(self.encoder, parts)
@@ -81,10 +81,10 @@ class NMF(Dense):
 
 
 def _parts(Z: Tensor, examples: Examples, n: int) -> Tensor:
-    """Returns the parts H, (n, D), each of norm 1 where it is not 0."""
+    """Compute the parts H, (n, D). Each has norm 1, or is 0."""
     from sklearn.decomposition import NMF as Factorisation
 
-    # Rows times the root of their weight, and so their coefficients: the weighted squared error, with the same parts.
+    # Rows and their coefficients scale with the root of the weight. This weights the squared error and keeps the parts.
     data = (examples.weight.sqrt()[:, None] * Z).detach().cpu().double().numpy()
     seed = int(torch.randint(2**31, (), generator=examples.generator))
     init = "nndsvda" if n <= min(data.shape) else "random"
@@ -94,10 +94,10 @@ def _parts(Z: Tensor, examples: Examples, n: int) -> Tensor:
 
 @torch.no_grad()
 def _unroll(encoder: nn.Sequential, parts: Tensor) -> None:
-    r"""Writes the descent into the layers.
+    r"""Write the descent into the layers.
 
     The state is (W, d) with the drive :math:`d_k = r_k H_k Z`, where :math:`r_k = 1 / \sum_j G_{kj}` and
-    :math:`G = H H^T`; each step is :math:`W \leftarrow \mathrm{relu}(W (I - G \, \mathrm{diag}(r)) + d)`.
+    :math:`G = H H^T`. Each step is :math:`W \leftarrow \mathrm{relu}(W (I - G \, \mathrm{diag}(r)) + d)`.
     """
     n = len(parts)
     G, one = parts @ parts.T, torch.eye(n).to(parts)

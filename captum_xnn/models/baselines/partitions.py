@@ -1,28 +1,30 @@
 r"""Partitions: rival ways to divide the contributions of a layer's dimensions among a few x-features.
 
-Where every dimension d has a contribution :math:`c_d` to the output, and they add up to it, x-features
-:math:`E_k = \sum_d a_{dk} c_d` add up to it as well if :math:`\sum_k a_{dk} = 1`. Which dimensions belong together is
-open then, and any rule can be tried: chance, size, correlation, factorisation. Subspaces divide it otherwise.
+Let every dimension d have a contribution :math:`c_d`, so that all contributions sum to the output. x-features
+:math:`E_k = \sum_d a_{dk} c_d` then sum to the same output if :math:`\sum_k a_{dk} = 1`. This leaves open which
+dimensions form a group. The rules here use chance, size, correlation and factorisation. Subspaces divide the output
+differently: along directions instead of dimensions.
 
 ====================  ==========================================================  ===================================
-function              which dimensions belong together                            a
+function              a group holds                                               a
 ====================  ==========================================================  ===================================
-random_partition      those that chance puts together                             one-hot
-single_dimensions     none: the largest stand alone, all others are one rest      one-hot, one group more
-spectral_partition    those whose contributions go together                       one-hot
-nmf_partition         those in one non-negative part of the contributions' size   shares, not negative
-prca                  directions of most relevance                                none: orthogonal subspaces
-drsa                  directions whose relevance comes in different examples      none: orthogonal subspaces
+random_partition      random dimensions                                           one-hot
+single_dimensions     one large dimension each; the last group holds all others   one-hot, one group more
+spectral_partition    dimensions with correlated contributions                    one-hot
+nmf_partition         dimensions of one non-negative part of the sizes            shares, not negative
+prca                  directions of most relevance                                no a: orthogonal subspaces
+drsa                  directions with relevance in different examples             no a: orthogonal subspaces
 ====================  ==========================================================  ===================================
 
-Apply a partition by ``contributions @ a``, and subspaces by :func:`subspace_relevances`. All of them see contributions
-alone: none looks at the image.
+Apply a partition by ``contributions @ a``, and subspaces by :func:`subspace_relevances`. All rules use contributions
+alone, without the image.
 
 Conventions:
-    M examples, D dimensions, K groups. Contributions (M, D) in logits. Subspaces are of activations less their base,
-    (M, D), and contexts (M, D), the factors by which activations become contributions: ``activations * contexts`` are
-    the contributions. Results are in float64. Groups come by falling mean :math:`|E_k|`. Ties are broken by the lowest
-    index, and values that differ by rounding alone are ties, so that every processor finds the same groups.
+    M examples, D dimensions, K groups. Contributions (M, D) are in logits. Subspaces take activations minus their base,
+    (M, D), and contexts (M, D). Contexts are the factors that turn activations into contributions:
+    ``activations * contexts`` are the contributions. Results are in float64. Groups have falling mean :math:`|E_k|`.
+    Ties go to the lowest index. Values that differ by rounding alone are ties, so every processor finds the same
+    groups.
 
 Reference:
     Ng, Jordan, Weiss, "On Spectral Clustering: Analysis and an Algorithm", 2001; Lee, Seung, "Learning the parts of
@@ -48,12 +50,14 @@ __all__ = [
     "subspace_relevances",
 ]
 
-# Numbers whose difference is less than this, of their size, are equal: eigenvectors differ more between processors.
+# Relative difference below which two numbers count as equal. Rounding differs between processors.
 _ROUNDING = 1e-9
 
 
 def single_dimensions(contributions: Tensor, groups: int) -> Tensor:
-    """Give the dimensions of the largest mean absolute contribution a group each, and all others one, (D, K + 1).
+    """Give each of the K dimensions with the largest mean absolute contribution its own group, (D, K + 1).
+
+    The last group holds all other dimensions.
 
     Args:
         contributions: (M, D), in logits.
@@ -77,18 +81,18 @@ def single_dimensions(contributions: Tensor, groups: int) -> Tensor:
 
 
 def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
-    r"""Group the dimensions whose contributions go together, by normalised spectral clustering; one-hot, (D, K).
+    r"""Group dimensions with correlated contributions by normalised spectral clustering; one-hot, (D, K).
 
-    The affinity of two dimensions is the absolute correlation of their contributions over the examples: contributions
-    that rise and fall together have one cause, also where one speaks against the output. On the drawn figures it finds
-    more reasons than squared or positive correlations do. The K leading eigenvectors of
-    :math:`G^{-1/2} R G^{-1/2}`, with the affinities R and their sums G, place each dimension on a sphere, where k-means
-    starts at the dimension of the largest sum, then at the farthest from those chosen. Nothing is drawn.
+    The affinity of two dimensions is the absolute correlation of their contributions over the examples. Contributions
+    that rise and fall together have one cause, even if one of them speaks against the output. On the drawn figures
+    absolute correlations find more reasons than squared or positive ones. Let R be the affinities and G their sums. The
+    K leading eigenvectors of :math:`G^{-1/2} R G^{-1/2}` place each dimension on a sphere. There k-means starts at the
+    dimension of the largest sum, then at the dimension farthest from earlier starts. It draws no random numbers.
 
-    Constant contributions correlate with none; they join the group of the largest contributions.
+    Constant contributions correlate with no others. They join the group of the largest contributions.
 
     Args:
-        contributions: (M, D), in logits, of examples among which the reasons differ.
+        contributions: (M, D), in logits, of examples with different reasons.
         groups: K.
 
     Raises:
@@ -110,7 +114,7 @@ def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
     live = (size > _ROUNDING * c.norm(dim=0)).nonzero()[:, 0]
     if len(live) < groups:
         raise ValueError(
-            f"expected {groups} dimensions or more whose contributions vary, got {len(live)}; ask for fewer groups, or "
+            f"contributions vary in only {len(live)} dimensions, too few for {groups} groups; ask for fewer groups, or "
             "pass more examples"
         )
     unit = centred[:, live] / size[live]
@@ -118,7 +122,7 @@ def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
     degree = affinity.sum(0)
     rows = _leading(affinity / degree.outer(degree).sqrt(), groups)
     length = rows.norm(dim=1, keepdim=True)
-    # A dimension outside of the K leading directions has no place on the sphere, and rounding must not give it one.
+    # A dimension outside the K leading directions has no place on the sphere. Rounding must not give it one.
     rows = torch.where(length > 1e-6, rows / length.clamp_min(1e-6), 0)
     labels = _k_means(rows, groups, _first_largest(degree))
     a = torch.zeros(c.shape[1], groups).to(c)
@@ -130,13 +134,13 @@ def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
 
 
 def nmf_partition(contributions: Tensor, groups: int) -> Tensor:
-    r"""Share each dimension among the non-negative parts of the contributions' size, (D, K); rows sum to 1.
+    r"""Share each dimension among the non-negative parts of the absolute contributions, (D, K); rows sum to 1.
 
     .. math:: \min_{W, H \ge 0} \lVert |c| - W H \rVert^2, \quad
               a_{dk} = \bar w_k H_{kd} \Big/ \sum_j \bar w_j H_{jd}
 
-    :math:`\bar w_k` is the mean coefficient, so that the parts' scales do not count. A dimension in no part is shared
-    evenly. The factorisation is scikit-learn's, started from the singular vectors.
+    :math:`\bar w_k` is the mean coefficient and cancels the scale of the parts. A dimension outside all parts is shared
+    evenly. The factorisation is scikit-learn's and starts from the singular vectors.
 
     Args:
         contributions: (M, D), in logits.
@@ -162,7 +166,7 @@ def nmf_partition(contributions: Tensor, groups: int) -> Tensor:
     c = _checked(contributions, groups)
     if len(c) < groups:
         raise ValueError(
-            f"expected {groups} examples or more, got {len(c)}; ask for fewer groups, or pass more of them"
+            f"{len(c)} examples are too few for {groups} groups; ask for fewer groups, or pass more examples"
         )
     data = c.abs().cpu().numpy()
     scale = data.max() or 1.0
@@ -176,14 +180,14 @@ def nmf_partition(contributions: Tensor, groups: int) -> Tensor:
 def prca(activations: Tensor, contexts: Tensor, subspaces: int, *, size: int = 1) -> Tensor:
     r"""Find the directions of most relevance, as K orthogonal subspaces (K, D, d).
 
-    They are the leading eigenvectors of :math:`\mathrm E[a c^T + c a^T]`, d for each subspace in falling order. The
-    relevance that they leave out is the last column of :func:`subspace_relevances`.
+    The directions are the leading eigenvectors of :math:`\mathrm E[a c^T + c a^T]`, d for each subspace in falling
+    order. The last column of :func:`subspace_relevances` holds the relevance outside the subspaces.
 
     Args:
-        activations: a, (M, D), less their base.
+        activations: a, (M, D), minus their base.
         contexts: c, (M, D).
         subspaces: K.
-        size: d, dimensions of each.
+        size: d, dimensions of each subspace.
 
     Raises:
         ValueError: If shapes do not fit, values are not finite, or K d is more than D.
@@ -212,21 +216,22 @@ def drsa(
     steps: int = 200,
     generator: torch.Generator,
 ) -> Tensor:
-    r"""Find K orthogonal subspaces whose relevance comes in different examples, (K, D, d).
+    r"""Find K orthogonal subspaces with relevance in different examples, (K, D, d).
 
     .. math:: \max_U \; M^{1/2}_k \, M^2_n \, \max\big(0, (U_k^T a_n)^T (U_k^T c_n)\big), \qquad U^T U = 1
 
-    with the generalised mean :math:`M^p`: 2 over the examples rewards subspaces that are relevant in a few of them, and
-    1/2 over the subspaces spreads relevance over all. A random U ascends the gradient on the orthogonal matrices; each
-    step is taken back to them by a QR decomposition, and is made smaller until the objective rises.
+    with the generalised mean :math:`M^p`. The power 2 over the examples rewards subspaces that are relevant in a few
+    examples. The power 1/2 over the subspaces spreads relevance over all of them. Gradient ascent on the orthogonal
+    matrices starts from a random U. A QR decomposition makes the result of each step orthogonal again. A step is halved
+    until the objective rises.
 
     Args:
-        activations: a, (M, D), less their base.
+        activations: a, (M, D), minus their base.
         contexts: c, (M, D).
         subspaces: K.
         size: d, dimensions of each subspace; D / K by default, rounded down.
-        steps: Steps at most.
-        generator: Of the CPU, draws the start.
+        steps: Largest number of steps.
+        generator: CPU generator that draws the start.
 
     Raises:
         ValueError: If shapes do not fit, values are not finite, or K d is more than D.
@@ -234,7 +239,7 @@ def drsa(
     Example:
         >>> a = torch.eye(2).repeat(4, 1)
         >>> U = drsa(a, a, 2, generator=torch.Generator().manual_seed(0))
-        >>> subspace_relevances(U, a, a)[:2].max(1).values.round(decimals=2)  # each example in a subspace of its own
+        >>> subspace_relevances(U, a, a)[:2].max(1).values.round(decimals=2)  # each example in its own subspace
         tensor([1., 1.], dtype=torch.float64)
 
     Reference:
@@ -263,13 +268,13 @@ def drsa(
 
 
 def subspace_relevances(U: Tensor, activations: Tensor, contexts: Tensor) -> Tensor:
-    r"""Return the relevance of each subspace, :math:`(U_k^T a)^T (U_k^T c)`, and of the rest, (M, K + 1), in logits.
+    r"""Compute the relevance of each subspace, :math:`(U_k^T a)^T (U_k^T c)`, and of the rest, (M, K + 1), in logits.
 
     Their sum is :math:`a^T c`, the sum of all contributions, for any orthogonal U.
 
     Args:
-        U: Subspaces (K, D, d), of :func:`prca` or :func:`drsa`.
-        activations: a, (M, D), less their base.
+        U: Subspaces (K, D, d) from :func:`prca` or :func:`drsa`.
+        activations: a, (M, D), minus their base.
         contexts: c, (M, D).
 
     Raises:
@@ -283,20 +288,20 @@ def subspace_relevances(U: Tensor, activations: Tensor, contexts: Tensor) -> Ten
     a, c = _checked_pair(activations, contexts, 1)
     if U.dim() != 3 or U.shape[1] != a.shape[1]:
         raise ValueError(
-            f"expected subspaces (K, {a.shape[1]}, d), got {tuple(U.shape)}; pass what prca or drsa returned for this "
-            "layer"
+            f"subspaces have shape {tuple(U.shape)}, not (K, {a.shape[1]}, d); pass the result of prca or drsa for "
+            "this layer"
         )
     found = _relevances(U.detach().to(a).transpose(0, 1).flatten(1), a, c, len(U))
     return torch.cat([found, (a * c).sum(1, keepdim=True) - found.sum(1, keepdim=True)], 1)
 
 
 def _relevances(U: Tensor, a: Tensor, c: Tensor, subspaces: int) -> Tensor:
-    """Return the relevance of each subspace, (M, K), of columns (D, K d)."""
+    """Compute the relevance of each subspace, (M, K), from columns (D, K d)."""
     return ((a @ U) * (c @ U)).reshape(len(a), subspaces, -1).sum(2)
 
 
 def _ascent(U: Tensor, a: Tensor, c: Tensor, subspaces: int) -> tuple[float, Tensor]:
-    """Return DRSA's objective and its gradient (D, K d)."""
+    """Compute DRSA's objective and its gradient (D, K d)."""
     with torch.enable_grad():
         U = U.detach().requires_grad_()
         squared = _relevances(U, a, c, subspaces).clamp_min(0).square().mean(0)
@@ -306,17 +311,17 @@ def _ascent(U: Tensor, a: Tensor, c: Tensor, subspaces: int) -> tuple[float, Ten
 
 
 def _orthogonal(X: Tensor) -> Tensor:
-    """Return the orthogonal factor whose triangular one has a positive diagonal, which is unique."""
+    """Compute the orthogonal factor of a QR decomposition; a positive diagonal of R makes it unique."""
     Q, R = torch.linalg.qr(X)
     factor: Tensor = Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
     return factor
 
 
 def _leading(S: Tensor, n: int) -> Tensor:
-    """Return the n leading eigenvectors of a symmetric matrix (D, D), (D, n), the largest entry of each positive.
+    """Compute the n leading eigenvectors of a symmetric matrix (D, D), as (D, n), with a positive largest entry each.
 
-    Of equal eigenvalues any vectors of their space would do. Those nearest to single dimensions are taken, the first
-    dimension first.
+    Equal eigenvalues leave the choice of vectors in their space open. The function takes the vectors nearest to single
+    dimensions, starting with the first dimension.
     """
     values, vectors = torch.linalg.eigh(S)
     values, vectors = values.flip(0), vectors.flip(1)
@@ -332,7 +337,7 @@ def _leading(S: Tensor, n: int) -> Tensor:
 
 
 def _k_means(rows: Tensor, groups: int, first: int) -> Tensor:
-    """Return the cluster of each row, (D,), from the farthest rows; of equally near centres the first."""
+    """Find the cluster of each row, (D,), by k-means from the farthest rows. Ties go to the first centre."""
     centres = rows[first : first + 1]
     for _ in range(groups - 1):
         nearest = _squared_distances(rows, centres).amin(1)
@@ -342,7 +347,7 @@ def _k_means(rows: Tensor, groups: int, first: int) -> Tensor:
     for _ in range(300):
         distance = _squared_distances(rows, centres)
         near = distance <= distance.amin(1, keepdim=True) + _ROUNDING
-        found = near.long().cummax(1).values.eq(0).sum(1)  # how many centres before the first near one
+        found = near.long().cummax(1).values.eq(0).sum(1)  # number of centres before the first near one
         if torch.equal(found, labels):
             break
         labels = found
@@ -353,18 +358,18 @@ def _k_means(rows: Tensor, groups: int, first: int) -> Tensor:
 
 
 def _squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
-    """Return squared distances, (D, K), without the cancellation of expanded squares."""
+    """Compute squared distances, (D, K), without the cancellation of expanded squares."""
     return torch.stack([(rows - centre).square().sum(1) for centre in centres], 1)
 
 
 def _first_largest(values: Tensor) -> int:
-    """Return the first index whose value is the largest but for rounding."""
+    """Return the index of the largest value; of values equal up to rounding, the first."""
     largest = values.max()
     return int((values >= largest - _ROUNDING * largest.abs()).nonzero()[0])
 
 
 def _ordered(a: Tensor, contributions: Tensor) -> Tensor:
-    """Return groups by falling mean absolute contribution; equal ones in their own order."""
+    """Sort groups by falling mean absolute contribution. Ties keep their order."""
     left, order = (contributions @ a).abs().mean(0), []
     for _ in range(a.shape[1]):
         order.append(_first_largest(left))
@@ -373,22 +378,22 @@ def _ordered(a: Tensor, contributions: Tensor) -> Tensor:
 
 
 def _checked(contributions: Tensor, groups: int) -> Tensor:
-    """Return contributions in float64 after checking them."""
+    """Check contributions, and convert them to float64."""
     if contributions.dim() != 2 or not len(contributions) or not 1 <= groups <= contributions.shape[1]:
         raise ValueError(
-            f"expected contributions (M, D) with M > 0 and D >= {max(1, groups)}, got {tuple(contributions.shape)}; "
-            "ask for fewer groups, or flatten the dimensions of each example"
+            f"contributions have shape {tuple(contributions.shape)}, not (M, D) with M > 0 and "
+            f"D >= {max(1, groups)}; ask for fewer groups, or flatten the dimensions of each example"
         )
     if not bool(contributions.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite values; look at the examples with them")
+        raise ValueError("contributions are NaN or infinite in some examples; check the values of these examples")
     return contributions.detach().double()
 
 
 def _checked_pair(activations: Tensor, contexts: Tensor, directions: int) -> tuple[Tensor, Tensor]:
-    """Return activations and contexts in float64 after checking them."""
+    """Check activations and contexts, and convert them to float64."""
     if activations.shape != contexts.shape:
         raise ValueError(
-            f"expected activations and contexts (M, D), got {tuple(activations.shape)} and {tuple(contexts.shape)}; "
-            "their product is the contributions"
+            f"activations have shape {tuple(activations.shape)} and contexts {tuple(contexts.shape)}; pass both as "
+            "(M, D), because their product is the contributions"
         )
     return _checked(activations, directions), _checked(contexts, directions)

@@ -1,7 +1,7 @@
-"""Forms whose x-features are single dimensions of Z.
+"""Forms with single dimensions of Z as x-features.
 
-In the default heatmaps an x-feature below its average, E < 0, shows what speaks against it. Nothing speaks against a
-dimension that only has excitation, so that its map is then empty.
+The default heatmaps of an x-feature below its average, E < 0, show the evidence against it. A dimension that only has
+excitation has no such evidence. Its map is then empty.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
@@ -27,7 +27,7 @@ __all__ = ["Lasso", "LinearModel", "SingleDimensions", "lasso", "lasso_of_size"]
 
 
 class LinearModel(NamedTuple):
-    """A sparse linear model of the outputs, straight from Z."""
+    """A sparse linear model of the outputs as functions of Z."""
 
     alpha: float
     """Factor of the L1 term, on the scale of scikit-learn's ``Lasso``."""
@@ -38,23 +38,23 @@ class LinearModel(NamedTuple):
 
     @property
     def dimensions(self) -> Tensor:
-        """Those dimensions of Z that have a coefficient other than 0, in ascending order."""
+        """Dimensions of Z with a non-zero coefficient, in ascending order."""
         return self.coefficients.abs().sum(0).nonzero()[:, 0]
 
 
 def lasso(Z: Tensor, y: Tensor, alpha: float, *, weight: Tensor | None = None) -> LinearModel:
-    r"""Returns the Lasso of the outputs on Z.
+    r"""Fit the Lasso of the outputs on Z.
 
     .. math:: \min_{W, b} \frac1{2M} \sum_i w_i \lVert W Z^{(i)} + b - y^{(i)} \rVert^2
               + \alpha \sum_k \lVert W_{\cdot k} \rVert_2
 
-    with one output that is the L1 norm; with several, a dimension is chosen for all or for none.
+    With one output the penalty is the L1 norm. With several, all outputs select the same dimensions.
 
     Args:
-        Z: Activations (M, D), as they are: the penalty depends on their scale.
+        Z: Activations (M, D). They are not standardised, and the penalty depends on their scale.
         y: Outputs (M, C).
         alpha: Factor of the penalty, positive.
-        weight: Non-negative weights (M,) of the examples; only their ratios count.
+        weight: Non-negative weights (M,) of the examples. Only their ratios count.
 
     Raises:
         ValueError: If alpha is not positive.
@@ -69,19 +69,20 @@ def lasso(Z: Tensor, y: Tensor, alpha: float, *, weight: Tensor | None = None) -
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.2 and Tables .4 and .6.
     """
     if not alpha > 0:
-        raise ValueError(f"expected alpha > 0, got {alpha}; the paper uses 0.1 to 15")
+        raise ValueError(f"alpha is {alpha}; pass alpha > 0, such as 0.1 to 15 as in the paper")
     return _Regression(Z, y, weight).model(alpha)
 
 
 def lasso_of_size(Z: Tensor, y: Tensor, n: int, *, weight: Tensor | None = None) -> LinearModel:
-    """Returns the Lasso with the smallest alpha that leaves n dimensions of Z, coming down from where it leaves none.
+    """Fit the Lasso with the smallest alpha that selects n dimensions of Z.
 
-    Where no alpha leaves exactly n, as when several dimensions enter at once, it leaves fewer.
+    The search lowers alpha from a value that selects no dimension. Several dimensions may enter at once. If no alpha
+    selects exactly n, the result has fewer.
 
     Args:
         Z: Activations (M, D).
         y: Outputs (M, C).
-        n: Dimensions to be chosen.
+        n: Number of dimensions to select.
         weight: Non-negative weights (M,) of the examples.
 
     Example:
@@ -106,7 +107,7 @@ def lasso_of_size(Z: Tensor, y: Tensor, n: int, *, weight: Tensor | None = None)
 
 
 class _Regression:
-    """Weighted, centred data for scikit-learn's path, with what all alphas share computed once."""
+    """Weighted, centred data for scikit-learn's path. Computes the terms shared by all alphas once."""
 
     def __init__(self, Z: Tensor, y: Tensor, weight: Tensor | None) -> None:
         self.like = Z
@@ -125,7 +126,7 @@ class _Regression:
         self.solved = 0.0, X[:0]
 
     def coefficients(self, alpha: float) -> Tensor:
-        """Returns the coefficients (C, D)."""
+        """Compute the coefficients (C, D)."""
         from sklearn.linear_model import lasso_path
 
         if self.solved[0] != alpha:
@@ -134,31 +135,31 @@ class _Regression:
         return self.solved[1]
 
     def size(self, alpha: float) -> int:
-        """Returns how many dimensions are left."""
+        """Count the selected dimensions."""
         return int((self.coefficients(alpha) != 0).any(0).sum())
 
     def model(self, alpha: float) -> LinearModel:
-        """Returns the solution in the units, dtype and place of the data."""
+        """Build the solution in the units, dtype and device of the data."""
         W = self.coefficients(alpha)
         return LinearModel(alpha, W.to(self.like), (self.t_mean - W @ self.X_mean).to(self.like))
 
 
 class Lasso(Dense):
-    """Those dimensions of Z that a Lasso of the output leaves, with its coefficients.
+    """Dimensions of Z selected by a Lasso of the output, with the Lasso's coefficients.
 
-    The x-features are these dimensions, standardised and flipped where their coefficient is negative. Of the recipe it
-    takes the share of positives.
+    The x-features are these dimensions, standardised, and flipped where their coefficient is negative. The form uses
+    only the share of positives from the recipe.
 
     Args:
         shape: Dimensions D of Z, or the shape (...) of one example.
         n_features: x-features n.
-        alpha: Factor of the L1 term in scikit-learn's objective, as in the paper's tables. By default the smallest
-            that leaves n dimensions (:func:`lasso_of_size`).
+        alpha: Factor of the L1 term in scikit-learn's objective, as in the paper's tables. The default is the smallest
+            alpha that selects n dimensions (:func:`lasso_of_size`).
         n_outputs: Explained outputs C.
 
     Raises:
-        ValueError: In fitting, if alpha leaves no dimension or more than n. Where it leaves fewer, the other x-features
-            are 0 throughout.
+        ValueError: On fitting, if alpha selects no dimension or more than n. If it selects fewer, the other x-features
+            are 0 for all examples.
 
     Example:
         >>> from captum_xnn.training import fit
@@ -181,14 +182,14 @@ class Lasso(Dense):
 
     @property
     def dimensions(self) -> Tensor:
-        """Dimension of Z that each x-feature is, (n,); -1 for an x-feature that is 0 throughout."""
+        """Dimension of Z behind each x-feature, (n,); -1 for an x-feature that is 0 for all examples."""
         return _dimensions(self)
 
     def solve(self, examples: Examples) -> None:
         """Solve the Lasso.
 
         Args:
-            examples: What to be faithful to.
+            examples: Data to learn from.
         """
         if self.alpha is None:
             found = lasso_of_size(examples.loaded(), examples.y, self.n_features, weight=examples.weight)
@@ -197,8 +198,8 @@ class Lasso(Dense):
         chosen = found.dimensions
         if not 0 < len(chosen) <= self.n_features:
             raise ValueError(
-                f"expected alpha={found.alpha:g} to leave 1 to {self.n_features} dimensions of Z, it leaves "
-                f"{len(chosen)}; pass a {'larger' if len(chosen) else 'smaller'} alpha, another n_features, or no alpha"
+                f"alpha={found.alpha:g} selects {len(chosen)} dimensions of Z, not 1 to {self.n_features}; pass a "
+                f"{'larger' if len(chosen) else 'smaller'} alpha, another n_features, or no alpha"
             )
         std = _select(self, examples.Z, chosen)
         with torch.no_grad():
@@ -212,17 +213,17 @@ class SingleDimensions(Dense):
     """Single dimensions of Z as x-features, with a head by least squares.
 
     The paper's column Z is the mean over all dimensions, ``SingleDimensions(D, D, dimensions=range(D))``, or over parts
-    of them one after the other. Of the recipe it takes the share of positives.
+    of them in turn. The form uses only the share of positives from the recipe.
 
     Args:
         shape: Dimensions D of Z, or the shape (...) of one example.
         n_features: x-features n.
-        dimensions: Dimensions of (flattened) Z, n of them. By default those most correlated with the output, in
-            absolute value; with several outputs, those with the largest sum of squared correlations.
+        dimensions: Numbers of n dimensions of (flattened) Z. The default are the dimensions with the largest absolute
+            correlation with the output, or, with several outputs, the largest sum of squared correlations.
         n_outputs: Explained outputs C.
 
     Raises:
-        ValueError: If there are not n dimensions, each once and below D.
+        ValueError: If dimensions are not n different numbers below D.
 
     Example:
         >>> from captum_xnn.training import fit
@@ -249,22 +250,22 @@ class SingleDimensions(Dense):
         wanted = range(n_features) if given is None else given
         if n_features > D or not {*wanted} <= {*range(D)} or not len({*wanted}) == len(wanted) == n_features:
             raise ValueError(
-                f"expected {n_features} different dimensions of Z below {D}, got {given or n_features}; pass as many "
-                "dimensions as n_features says, at most all of them"
+                f"{n_features} x-features need as many different dimensions of Z below {D}, not {given or n_features}; "
+                "pass n_features dimensions, at most all of them"
             )
         self.given = given
         self.config = {k: v for k, v in self.config.items() if k != "hidden"} | {"dimensions": given}
 
     @property
     def dimensions(self) -> Tensor:
-        """Dimension of Z that each x-feature is, (n,); -1 for an x-feature that is 0 throughout."""
+        """Dimension of Z behind each x-feature, (n,); -1 for an x-feature that is 0 for all examples."""
         return _dimensions(self)
 
     def solve(self, examples: Examples) -> None:
         """Choose dimensions and fit the head.
 
         Args:
-            examples: What to be faithful to.
+            examples: Data to learn from.
         """
         if self.given is None:
             chosen = _square_correlation(examples).topk(self.n_features).indices
@@ -277,7 +278,7 @@ class SingleDimensions(Dense):
 
 @torch.no_grad()
 def _select(xnn: Dense, Z: Tensor | Rows, chosen: Tensor) -> Tensor:
-    """Makes chosen dimensions of Z the first x-features, over their standard deviations, and returns these."""
+    """Set the first x-features to chosen dimensions of Z over their standard deviations; return the deviations."""
     weight, bias = xnn.encoder[-1].get_parameter("weight"), xnn.encoder[-1].get_parameter("bias")
     std = torch.cat([part[:, chosen] for part in parts(Z)]).std(0)
     std = torch.where(std > 0, std, 1)
@@ -293,7 +294,7 @@ def _dimensions(xnn: Dense) -> Tensor:
 
 
 def _square_correlation(examples: Examples) -> Tensor:
-    """Returns the squared correlations of all dimensions with the outputs, summed over the outputs, (D,)."""
+    """Compute the squared correlations of all dimensions with the outputs, summed over the outputs, (D,)."""
     w, Z = examples.weight / len(examples.Z), examples.loaded()
     Z, y = Z - w @ Z, examples.y - w @ examples.y
     covariance = Z.T @ (w[:, None] * y)

@@ -1,6 +1,6 @@
 "use strict";
-// The page's data, its state, and functions from these to what is seen. Texts are written as texts only: file names,
-// class names and names of x-features may hold anything.
+// The page's data, its state, and the functions that draw them. Text is always inserted as plain text, never as HTML:
+// file names, class names and names of x-features may hold anything.
 const data = JSON.parse(document.getElementById("data").textContent);
 const names = Object.assign(Object.create(null), data.names);
 const state = { target: 0, on: null, scale: "own", shown: null };
@@ -29,13 +29,13 @@ function signed(value, decimals = target().decimals) {
   return value > 0 && Number(value.toFixed(decimals)) !== 0 ? "+" + text : text;
 }
 
-// Residuals are small beside what they are left over from.
+// Residuals are small beside the output, so they get one more decimal.
 const unexplained = (row) => `unexplained ${signed(residual(row), target().decimals + 1)}`;
 
 const side = (value) => (value > 0 ? "raises" : value < 0 ? "lowers" : "");
 const featureList = () => Array.from({ length: data.features }, (_, k) => k);
 const given = (key, k) => (names[key] && names[key][k]) || "";
-const nameOf = (k, key = target().key) => (k === ONE ? "1-heatmap" : given(key, k) || `x-feature ${k + 1}`);
+const nameOf = (k, key = target().key) => (k === ONE ? "1-Heatmap" : given(key, k) || `x-feature ${k + 1}`);
 
 // --- one image with a map on it
 
@@ -50,7 +50,7 @@ function frame(index, k, shared) {
   node.append(photo);
   if (k !== null) {
     const over = make("img", "over");
-    over.alt = k === ONE ? "1-heatmap" : `map of ${nameOf(k)}`;
+    over.alt = k === ONE ? "1-Heatmap" : `map of ${nameOf(k)}`;
     cover(node, over, row, k, shared);
     node.append(over);
   }
@@ -60,7 +60,7 @@ function frame(index, k, shared) {
 function cover(node, over, row, k, shared) {
   node.classList.add("mapped");
   over.src = k === ONE ? row.one : row.maps[k];
-  // Opacity of a map grows with its size to the power 0.65, so this scales its size.
+  // The opacity of a pixel grows with its value to the power 0.65, so this factor scales the values of the map.
   over.style.opacity = shared && k !== ONE ? Math.pow(row.strength[k], 0.65) : 1;
 }
 
@@ -106,7 +106,7 @@ const items = data.images.map((image, index) => {
 const itemOf = new Map(items.map((item) => [item.node, item]));
 let order = items;
 
-// Pictures are decoded when they come near to the window.
+// Pictures are decoded only when they come near the visible part of the page.
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const item = itemOf.get(entry.target);
@@ -136,7 +136,7 @@ function writeNumber(item) {
   const k = mapShown(item), row = target().rows[item.index];
   const value = k === null || k === ONE ? null : row.c[k];
   item.number.className = "number " + (value === null ? "" : side(value));
-  item.number.textContent = value !== null ? signed(value) : k === ONE ? "1-heatmap" : "";
+  item.number.textContent = value !== null ? signed(value) : k === ONE ? "1-Heatmap" : "";
   if (item.selected) item.number.textContent = `\u2713 ${item.number.textContent || "selected"}`;
 }
 
@@ -155,7 +155,7 @@ function writeItem(item, largest) {
   item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; ${unexplained(row)}`;
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
-    `${data.images[item.index].caption}: ${plain(row.says)}, mostly ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
+    `${data.images[item.index].caption}: output ${plain(row.says)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
   writeNumber(item);
 }
 
@@ -237,7 +237,7 @@ function writePeek(item) {
   el("peek-title").textContent = image.caption;
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
-    `bias ${plain(row.bias)}, x-features ${signed(total)}: together ${plain(row.sum)}; the model ${plain(row.says)}, ${unexplained(row)}`;
+    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.says)}, ${unexplained(row)}`;
   const ranked = featureList().sort((a, b) => row.c[b] - row.c[a]);
   el("peek-maps").replaceChildren(...[...ranked, ONE].map((k) => {
     const node = make("li");
@@ -247,7 +247,7 @@ function writePeek(item) {
   }));
 }
 
-// On a narrow screen the heatmaps of an image lie over the page, and are closed again.
+// On a narrow screen the heatmaps of an image cover the page, so the reader can close them.
 function closePeek() {
   el("peek").classList.remove("open");
   if (state.shown) unpeek(state.shown);
@@ -278,7 +278,7 @@ const dropped = new Set();
 
 function writeComparison() {
   const columns = [ONE, ...featureList()];
-  el("comparison-title").textContent = `${selected().length} compared: ${target().label}`;
+  el("comparison-title").textContent = `Comparison of ${selected().length}: ${target().label}`;
   el("comparison-toggles").replaceChildren(...columns.map((k) => {
     const button = make("button", "", nameOf(k));
     button.type = "button";
@@ -345,7 +345,7 @@ function writeNames() {
   if (state.shown) writePeek(state.shown);
 }
 
-// A target may be a tuple such as "(0, 1)"; the x-feature stands behind the last colon.
+// A target may be a tuple such as "(0, 1)"; the number of the x-feature follows the last colon.
 function splitKey(text) {
   const at = text.lastIndexOf(":");
   return [text.slice(0, at), Number(text.slice(at + 1))];
@@ -370,7 +370,7 @@ el("names-download").addEventListener("click", () => {
   link.download = "names.json";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  tell("Written to names.json, where your browser keeps downloads.");
+  tell("Saved as names.json in your browser's download folder.");
 });
 
 el("names-copy").addEventListener("click", async () => {
@@ -380,11 +380,11 @@ el("names-copy").addEventListener("click", async () => {
   } catch {
     document.querySelector("details").open = true;
     el("names-json").select();
-    tell("Your browser keeps the clipboard closed; the text is selected below, copy it by hand.");
+    tell("Your browser blocks the clipboard. The text is selected below; copy it by hand.");
   }
 });
 
-// A model with one output is explained with target None or 0, which are the same.
+// For a model with one output, target None and target 0 are the same.
 function keyHere(key) {
   const here = (wanted) => data.targets.some((each) => each.key === wanted), same = { None: "0", 0: "None" }[key];
   return !here(key) && same && here(same) ? same : key;
@@ -395,13 +395,13 @@ el("names-load").addEventListener("change", async (event) => {
   if (!file) return;
   try {
     const found = JSON.parse(await file.text());
-    if (!found || found.captum_xnn !== "names" || found.version !== 1) throw new Error("it holds no names of x-features, version 1");
-    if (found.layer !== data.layer) throw new Error(`it is of layer ${found.layer}, and this page of ${data.layer}`);
+    if (!found || found.captum_xnn !== "names" || found.version !== 1) throw new Error("it is not a file of x-feature names in version 1");
+    if (found.layer !== data.layer) throw new Error(`its names are of layer ${found.layer}, but this page explains layer ${data.layer}`);
     const beyond = Object.entries(found.names)
       .filter(([written]) => data.targets.some((each) => each.key === keyHere(written)))
       .flatMap(([, each]) => Object.keys(each))
       .find((k) => Number(k) >= data.features);
-    if (beyond !== undefined) throw new Error(`it names x-feature ${Number(beyond) + 1}, and this page has ${data.features}`);
+    if (beyond !== undefined) throw new Error(`it names x-feature ${Number(beyond) + 1}, but this page has ${data.features} x-features`);
     let count = 0;
     for (const [written, each] of Object.entries(found.names)) {
       const key = keyHere(written);
@@ -425,17 +425,17 @@ function showTarget(index) {
   state.target = index;
   for (const node of document.querySelectorAll("[data-chapter]")) node.hidden = node.dataset.chapter !== String(index);
   const sort = el("sort"), was = sort.value || "given";
-  const options = [["given", "as given"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
+  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
   sort.replaceChildren(...options.map(([value, text]) => {
     const option = make("option", "", text);
     option.value = value;
     return option;
   }));
   sort.value = was;
-  // Without classes there is nothing to choose from.
+  // Without classes there is nothing to filter by.
   el("filter-label").hidden = !target().classes;
   if (!target().classes) el("filter").value = "all";
-  // Anchors lead to the chapter that is shown.
+  // The anchors point into the chapter on show.
   for (const [id, nth] of [["faithfulness", 0], ["cards", 1]]) {
     const old = el(id);
     if (old) old.removeAttribute("id");

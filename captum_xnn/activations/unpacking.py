@@ -1,0 +1,195 @@
+"""From a batch of a loader to the arguments of a model, by the signature of its ``forward``.
+
+A batch with names, such as Hugging Face's, says by these what belongs where. A tuple or list says nothing: its first
+entry is taken, and the user is warned once where the model would take another one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_xnn.layers.lookup import unwrap
+from captum_xnn.layers.stacklevel import levels_up
+
+__all__ = ["ForModel", "Unpack", "first_of_batch", "unpack_for"]
+
+Unpack = Callable[[Any], tuple[Any, Any]]
+
+# Arguments with which a model computes its loss. They are answers, not inputs, and left out where that is allowed.
+_ANSWERS = frozenset(
+    (
+        "label",
+        "labels",
+        "label_ids",
+        "target",
+        "targets",
+        "y",
+        "start_positions",
+        "end_positions",
+        "next_sentence_label",
+    )
+)
+
+
+def first_of_batch(batch: Any) -> tuple[Any, Any]:
+    """Returns the model's inputs and its additional arguments (here always None) from one batch of a loader.
+
+    A tensor is the inputs; of a tuple or list the first entry is, and what follows (labels) is ignored. Several inputs
+    are a tuple or list of their own in the first place.
+
+    Args:
+        batch: What a data loader yields.
+
+    Raises:
+        TypeError: If the batch is anything else.
+
+    Example:
+        >>> import torch
+        >>> first_of_batch([torch.zeros(2, 3), torch.tensor([0, 1])])[0].shape
+        torch.Size([2, 3])
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (Tensor, tuple, list)):
+        inputs = batch[0]
+        return (tuple(inputs) if isinstance(inputs, list) else inputs), None
+    raise TypeError(
+        f"expected batches that are a tensor or begin with the inputs, got {type(batch).__name__}; pass unpack=, "
+        "a function from a batch to (inputs, additional_forward_args)"
+    )
+
+
+def unpack_for(model: nn.Module, unpack: Unpack) -> Unpack:
+    """Return a function that unpacks batches for a model: the user's own, or one by the model's signature.
+
+    Args:
+        model: The explained model.
+        unpack: The user's, or :func:`first_of_batch`, which stands for none.
+
+    Example:
+        >>> unpack_for(nn.Linear(2, 1), lambda batch: (batch, None)).__name__
+        '<lambda>'
+    """
+    return ForModel(model) if unpack is first_of_batch else unpack
+
+
+class ForModel:
+    """Unpacks batches by the signature of a model's ``forward``.
+
+    Of a dict the entries with the names of parameters are taken; labels are left out where they are optional. Of a
+    tuple or list the first entry is taken (:func:`first_of_batch`).
+
+    Args:
+        model: The explained model.
+
+    Example:
+        >>> import torch
+        >>> class Masked(nn.Module):
+        ...     def forward(self, ids, scale=1.0, mask=None):
+        ...         return ids
+        >>> ForModel(Masked())({"mask": torch.ones(2), "ids": torch.zeros(2), "labels": torch.zeros(2)})
+        (tensor([0., 0.]), (1.0, tensor([1., 1.])))
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        plain = unwrap(model)
+        self.name = type(plain).__name__
+        try:
+            parameters = list(inspect.signature(plain.forward).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        empty = inspect.Parameter.empty
+        self.names = [p.name for p in parameters if p.kind in positional]
+        self.defaults = {p.name: p.default for p in parameters if p.kind in positional and p.default is not empty}
+        self.keyword_only = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        self._told = False
+
+    def __call__(self, batch: Any) -> tuple[Any, Any]:
+        """Return inputs and additional arguments of a batch.
+
+        Args:
+            batch: What a data loader yields.
+
+        Raises:
+            TypeError: If the batch lacks what the model needs, or is of another kind.
+        """
+        entries = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if entries and isinstance(entries[0], Mapping):
+            return self._named(entries[0])
+        inputs, additional = first_of_batch(batch)
+        if not isinstance(batch, Tensor):
+            self._compare(inputs if isinstance(inputs, tuple) else (inputs,), batch[1:])
+        return inputs, additional
+
+    def _compare(self, taken: tuple[Any, ...], left: Any) -> None:
+        """Raise where the model needs more than is taken of a batch; warn where it would take more."""
+        required = [name for name in self.names if name not in self.defaults]
+        if len(taken) < len(required):
+            raise TypeError(
+                f"forward of {self.name} needs {', '.join(required)}, and of a batch with {1 + len(left)} entries the "
+                "first is taken; say which entries are arguments, as in "
+                f"unpack=lambda batch: (tuple(batch[:{len(required)}]), None)"
+            )
+        free = [n for n in self.names[len(taken) :] if self.defaults.get(n, 0) is None and n not in _ANSWERS]
+        tensors = [x for x in left if isinstance(x, Tensor)]
+        # One entry with a number for each example is the label.
+        if free and (len(tensors) > 1 or (tensors and tensors[0].dim() > 1)):
+            self._tell(
+                f"a batch holds {1 + len(left)} entries, and the first alone is passed to {self.name}, whose forward "
+                f"would take {', '.join(free)} as well; say which entries are arguments, as in "
+                "unpack=lambda batch: (batch[0], batch[1]), or that none is, by unpack=lambda batch: (batch[0], None)"
+            )
+
+    def _named(self, batch: Mapping[Any, Any]) -> tuple[Any, Any]:
+        """Return the entries of a batch that have the names of forward's parameters, in their order."""
+        optional_answers = {n for n in _ANSWERS if n in self.defaults}
+        given = {n: batch[n] for n in self.names if n in batch and n not in optional_answers}
+        missing = [n for n in self.names if n not in self.defaults and n not in batch]
+        keyword_only = [n for n in self.keyword_only if n in batch and n not in _ANSWERS]
+        keys = ", ".join(map(str, batch))
+        if missing or not given or not isinstance(next(iter(given.values())), Tensor):
+            names = ", ".join(self.names) or "no names"
+            raise TypeError(
+                f"a batch has the keys {keys}, and forward of {self.name} takes {names}"
+                f"{'; it lacks ' + ', '.join(missing) if missing else ''}: give the batch those names, or pass "
+                "unpack=, a function from a batch to (inputs, additional_forward_args)"
+            )
+        if keyword_only:
+            raise TypeError(
+                f"a batch has {', '.join(keyword_only)}, which forward of {self.name} takes by keyword alone, and "
+                "explained models get their arguments by position; wrap the model in one that takes them so"
+            )
+        other = [str(k) for k, v in batch.items() if k not in given and k not in _ANSWERS and isinstance(v, Tensor)]
+        free = [n for n in self.names if n not in given and self.defaults.get(n, 0) is None and n not in _ANSWERS]
+        if other and free:
+            self._tell(
+                f"a batch holds {', '.join(other)}, which forward of {self.name} does not take by that name, and it "
+                f"would take {', '.join(free)}; rename the entries, or pass unpack="
+            )
+        last = max(self.names.index(n) for n in given)
+        arguments = [given.get(n, self.defaults.get(n)) for n in self.names[: last + 1]]
+        return _divided(arguments)
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            warnings.warn(text, stacklevel=levels_up())
+
+
+def _divided(arguments: list[Any]) -> tuple[Any, Any]:
+    """Return inputs and additional arguments: leading tensors up to the last floating-point one are inputs."""
+    count = 0
+    while count < len(arguments) and isinstance(arguments[count], Tensor):
+        count += 1
+    while count > 1 and not arguments[count - 1].is_floating_point():
+        count -= 1
+    if not count:  # a default stands first
+        return arguments[0], tuple(arguments[1:])
+    inputs = arguments[0] if count == 1 else tuple(arguments[:count])
+    return inputs, tuple(arguments[count:]) or None

@@ -1,0 +1,85 @@
+"""Maps of groups from one forward pass are those that Captum draws x-feature by x-feature."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from captum.attr import InputXGradient, LayerGradientXActivation
+from test_contribution_network import ZOO, Several, everything, fitted, state
+from torch import nn
+
+from captum_xnn.heatmaps import FromCaptum, GradientMaps
+
+
+def drawn(xnn, data, target, backend, **settings):
+    torch.manual_seed(0)
+    return xnn.with_heatmap(backend).attribute(data, target, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:expected maps that are not zero")
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_maps_are_captums(name, chunk):
+    build, layer, shape, transform = ZOO[name]
+    model, data = build().eval(), torch.randn(40, *shape)
+    xnn = fitted(model, layer, data, 1, output_transform=transform)
+    before = state(model)
+    found = drawn(xnn, data[:5], 1, GradientMaps(), internal_batch_size=chunk)
+    after = state(model)
+    assert all(torch.equal(before[0][k], after[0][k]) for k in before[0]) and before[1:] == after[1:]
+    layered = found.dim() == 5 and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    expected = drawn(xnn, data[:5], 1, FromCaptum(LayerGradientXActivation if layered else InputXGradient))
+    assert found.abs().sum() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["0", "1", "3"])
+def test_a_named_layer_may_be_the_explained_one(layer):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(6, 3))
+    data = torch.randn(40, 1, 8, 8)
+    xnn = fitted(model, "3", data)
+    found = drawn(xnn, data[:3], 0, GradientMaps(), layer=layer)
+    expected = drawn(xnn, data[:3], 0, FromCaptum(LayerGradientXActivation, layer=layer))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_several_inputs_have_maps_each():
+    model, x, y = Several(), torch.randn(40, 4), torch.randn(40, 3)
+    batches = [((x[i : i + 10], y[i : i + 10]), None) for i in range(0, 40, 10)]
+    xnn = fitted(model, "mix", batches, fit={"positives": everything(40)}, unpack=lambda batch: batch)
+    found = drawn(xnn, (x[:4], y[:4]), 0, GradientMaps(), additional_forward_args=2.0)
+    expected = drawn(xnn, (x[:4], y[:4]), 0, FromCaptum(InputXGradient), additional_forward_args=2.0)
+    for a, b in zip(found, expected, strict=True):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_runs_once_for_all_maps():
+    build, layer, shape, _ = ZOO["cnn late"]
+    model, data = build().eval(), torch.randn(40, *shape)
+    xnn = fitted(model, layer, data, 1, K=4)
+    xnn.attribute(data[:6], 1)  # the first call also asks where the layer's channels are
+    rows = []
+    handle = model[0].register_forward_hook(lambda _m, inputs, _o: rows.append(len(inputs[0])))
+    xnn.contributions(data[:6], 1)
+    numbers = sum(rows)
+    xnn.attribute(data[:6], 1)
+    handle.remove()
+    assert sum(rows) - 2 * numbers <= 6 + 1  # and one example to trace the layers
+
+
+def test_two_calls_of_a_layer_leave_the_shared_pass():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = self.conv(self.conv(x).relu())
+            return self.head(self.mix(x.mean((2, 3))).relu())
+
+    model, data = Twice(), torch.randn(40, 2, 6, 6)
+    xnn = fitted(model, "mix", data)
+    found = drawn(xnn, data[:3], 0, GradientMaps(), layer="conv")
+    torch.testing.assert_close(found, drawn(xnn, data[:3], 0, FromCaptum(LayerGradientXActivation, layer="conv")))
