@@ -93,8 +93,8 @@ class Evidence(NamedTuple):
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
-    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images. Rows of zeros
-    fill up where a positive has fewer covered patches than another."""
+    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images. Rows of
+    zeros fill up where a positive has fewer covered patches than another."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
