@@ -49,8 +49,9 @@ class ContributionGroups(nn.Module):
         n_outputs: Explained outputs C. All share the groups.
         channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
             maps (N, C, H, W), and 2 for tokens (N, T, D).
-        patches: Patches along each side of the grid in which images are covered to measure drops. Eight positives or
-            more share the grid: each has a quarter of its patches covered.
+        patches: Patches along each side of the grid in which images are covered to measure drops.
+        thinning: Cover every patch of each positive (1), or share the grid: with 2 each positive has a quarter of its
+            patches covered. The fit takes a quarter of the time, and groups are less selective.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
@@ -85,6 +86,7 @@ class ContributionGroups(nn.Module):
         n_outputs: int = 1,
         channels: int | None = None,
         patches: int = 8,
+        thinning: int = 1,
         positives: int = 30,
         others: int = 200,
         balance: float = 0.0,
@@ -98,6 +100,7 @@ class ContributionGroups(nn.Module):
             "n_features": n_features,
             "n_outputs": n_outputs,
             "patches": patches,
+            "thinning": thinning,
             "positives": positives,
             "intervals": intervals,
             "most": most,
@@ -117,6 +120,7 @@ class ContributionGroups(nn.Module):
             "n_outputs": n_outputs,
             "channels": channels,
             "patches": patches,
+            "thinning": thinning,
             "positives": positives,
             "others": others,
             "balance": balance,

@@ -45,8 +45,6 @@ _LOG = logging.getLogger(__name__)
 _ROWS = 64
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
-# Positives from which on each covers a quarter of the patches only.
-_SHARING = 8
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
@@ -299,15 +297,16 @@ class _Gathering:
         found = self._integral(x, more, targets, scale)
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
-        cover = covers(x, self.forms[0].config["patches"], self._numbers(pairs))
+        config = self.forms[0].config
+        cover = covers(x, config["patches"], config["thinning"], self._numbers(pairs))
         drops = None if cover is None else self._drops(cover, more, targets, found)
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
 
     def _numbers(self, pairs: Sequence[tuple[int, int]]) -> list[int | None]:
         """Return the number of each example among its positives; None where these are too few to share patches."""
-        of = self.sample.positives
-        return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= _SHARING else None for t, row in pairs]
+        of, least = self.sample.positives, 2 * self.forms[0].config["thinning"] ** 2
+        return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= least else None for t, row in pairs]
 
     def _integral(
         self,

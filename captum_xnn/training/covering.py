@@ -34,23 +34,26 @@ def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
 class Covers:
     """Images with some of their patches covered, one at a time.
 
-    A covered patch has the mean colour of its image. Of every image a quarter of the patches is covered, on a lattice
-    that shifts from image to image, so that four images in a row cover every patch.
+    A covered patch has the mean colour of its image. With ``thinning=2`` a quarter of the patches of each image is
+    covered, every second row and column, and the next image has the next quarter: four images cover every patch.
 
     Args:
         inputs: Tensors (N, ...).
         at: Number of the input that holds the images.
         patches: Patches along each side.
-        numbers: Number of each image among the positives, which tells the place of its lattice; None covers all its
-            patches.
+        thinning: Distance of covered rows and columns; 1 covers all patches of each image.
+        numbers: Number of each image among the positives, which tells the place of its first patch; None covers all
+            its patches.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, numbers: Sequence[int | None]) -> None:
+    def __init__(
+        self, inputs: tuple[Tensor, ...], at: int, patches: int, thinning: int, numbers: Sequence[int | None]
+    ) -> None:
         self.inputs, self.at = inputs, at
         images = inputs[at]
         rows, columns = (patch_bounds(side, patches) for side in images.shape[2:])
         self.regions = [(row, column) for row in rows for column in columns]
-        own = [_lattice(len(rows), len(columns), number) for number in numbers]
+        own = [_lattice(len(rows), len(columns), thinning, number) for number in numbers]
         self.pairs = [(i, p) for i, some in enumerate(own) for p in some]
         """Image and patch of each cover, image by image."""
         self.most = max(map(len, own))
@@ -72,7 +75,7 @@ class Covers:
         return tuple(made)
 
 
-def covers(inputs: tuple[Tensor, ...], patches: int, numbers: Sequence[int | None]) -> Covers | None:
+def covers(inputs: tuple[Tensor, ...], patches: int, thinning: int, numbers: Sequence[int | None]) -> Covers | None:
     """Return the covers of images; None without images.
 
     Images are the first input of four dimensions with floating-point numbers and several pixels; other inputs stay.
@@ -80,23 +83,23 @@ def covers(inputs: tuple[Tensor, ...], patches: int, numbers: Sequence[int | Non
     Args:
         inputs: Tensors (N, ...).
         patches: Patches along each side.
+        thinning: Distance of covered rows and columns.
         numbers: Number of each image among the positives; None covers all its patches.
 
     Example:
         >>> image = torch.arange(4.0).reshape(1, 1, 2, 2)
-        >>> made = covers((image,), 2, [None])
+        >>> made = covers((image,), 2, 1, [0])
         >>> made.pairs, made.covered(made.pairs[:1])[0].flatten()
         ([(0, 0), (0, 1), (0, 2), (0, 3)], tensor([1.5000, 1.0000, 2.0000, 3.0000]))
-        >>> [covers((image,), 2, [number]).pairs for number in range(4)]
+        >>> [covers((image,), 2, 2, [number]).pairs for number in range(4)]
         [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
     """
     found = [i for i, x in enumerate(inputs) if x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) > 1]
-    return Covers(inputs, found[0], patches, numbers) if found else None
+    return Covers(inputs, found[0], patches, thinning, numbers) if found else None
 
 
-def _lattice(rows: int, columns: int, number: int | None) -> list[int]:
-    """Return every patch, or those of every second row and column from where a number says on."""
-    if number is None:
-        return list(range(rows * columns))
-    down, right = number // 2 % 2, number % 2
-    return [r * columns + c for r in range(down, rows, 2) for c in range(right, columns, 2)] or [0]
+def _lattice(rows: int, columns: int, thinning: int, number: int | None) -> list[int]:
+    """Return the patches on every thinning-th row and column, from where a number says on; all of them for None."""
+    step = 1 if number is None else thinning
+    down, right = (0, 0) if number is None else (number // step % step, number % step)
+    return [r * columns + c for r in range(down, rows, step) for c in range(right, columns, step)] or [0]
