@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from captum_xnn import serialization as files
 from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
 from captum_xnn.activations.batches import Batches, repeatable
+from captum_xnn.activations.collecting import Asked
 from captum_xnn.activations.memmap import Rows, each, parts
 from captum_xnn.activations.unpacking import unpack_for
 from captum_xnn.distributed import ALONE, Ranks
@@ -39,6 +40,7 @@ from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, levels
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
 from captum_xnn.heatmaps.network import ExplanationNetwork
 from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+from captum_xnn.layers.arguments import refuse_too_many
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import log_usage
 from captum_xnn.layers.layout import channel_dimension
@@ -229,8 +231,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         ranks = Ranks.here() if distributed else ALONE
         if self._is_exact and not isinstance(data, Activations):
             data = repeatable(data)
-        found = self._collected(data, progress, store, ranks)
-        outputs = _Outputs.of(found.y_hat, [t for group in groups for t in group])
+        if self._is_exact:
+            self._tail()  # which refuses a layer's calls that contributions cannot be of
+        of = data if isinstance(data, tuple) else (data,)
+        if positives is not None and of and isinstance(of[0], Tensor):
+            _check_positives(positives, len(of[0]))
+        asked = [t for group in groups for t in group]
+        found = self._collected(data, progress, store, ranks, asked)
+        outputs = _Outputs.of(found, asked)
         if ranks.first and (reason := no_logits(outputs.spread)) is not None:
             warnings.warn(reason, stacklevel=levels_up())
         kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
@@ -243,7 +251,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return self
 
     def _collected(
-        self, data: Any, progress: bool, store: str | os.PathLike[str] | None = None, ranks: Ranks = ALONE
+        self,
+        data: Any,
+        progress: bool,
+        store: str | os.PathLike[str] | None,
+        ranks: Ranks,
+        asked: Sequence[Target],
     ) -> Activations:
         """Returns the layer's activations and the model's outputs on some data."""
         if isinstance(data, Activations):
@@ -265,6 +278,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction_transform=self.prediction_transform,
             progress=progress,
             ranks=ranks,
+            asked=Asked(asked),
         )
 
     def _fitted(
@@ -279,18 +293,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         ys = [outputs.columns(targets) for targets in groups]
         if positives is None:
             marks = [_own_positives(outputs.classes, targets) for targets in groups]
-        elif positives.shape == (len(ys[0]),) and positives.dtype == torch.bool:
-            marks = [positives for _ in groups]
         else:
-            raise ValueError(
-                f"expected positives as a boolean tensor ({len(ys[0])},), got {positives.dtype} "
-                f"{tuple(positives.shape)}; mark each example of the class True"
-            )
+            _check_positives(positives, len(ys[0]))
+            marks = [positives for _ in groups]
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
         device = _device(unwrap(self.model))
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
             make = self._maker(found)
             shape = tuple(found.Z.shape[1:])
+            if not self._is_exact and run.ranks.first:
+                one = partial(make, shape, self.n_features, n_outputs=len(groups[0]))
+                _warn_of_size(one, shape, len(found.Z), found.layer)
             forms = [make(shape, self.n_features, n_outputs=len(of)).to(device, dtype) for of in groups]
         if isinstance(forms[0], ContributionGroups):
             yield from self._grouped(found, ys, groups, marks, forms, run)
@@ -434,6 +447,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Raises:
             NotFittedError: If there is none and no train_data to fit one on.
         """
+        if isinstance(target, (list, range)) or (isinstance(target, Tensor) and target.numel() > 1):
+            many = list(target) if isinstance(target, range) else target
+            each = ", ".join(map(str, many.tolist() if isinstance(many, Tensor) else many))
+            raise ValueError(
+                f"target is the list of {each}, and every explainer has one target or a tuple of ints for one output; "
+                "pass one at a time, as in {t: xnn.score(data, t) for t in targets}"
+            )
         return self._explainers([single_target(target)])[0]
 
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
@@ -483,13 +503,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, or 2-element tuple of **attributions**, **delta**:
 
             - **attributions**: (N, K, ...) for each input, or exactly the input's shape with ``feature``. Methods that
-              explain a layer give (N, K, 1, H, W) for images, of which ``feature`` gives each channel an equal part.
-              Detached, of the input's dtype and device.
+              explain a layer give (N, K, 1, H, W) for images and (N, K, 1, D, H, W) for volumes, of which ``feature``
+              gives each channel an equal part; of token ids ``feature`` sums over dimensions. Detached, of the input's
+              dtype and device.
             - **delta** (N,): :math:`\hat y - \bar y`, in logits.
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
-            ValueError: If a target or the x-feature is out of range.
+            ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
         tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
         with torch.inference_mode(False), untouched(unwrap(self.model)):
@@ -614,10 +635,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
         """
-        target = single_target(target)
         explainer = self.explainer(target)
-        found = self._collected(data, False, store)
-        outputs = _Outputs.of(found.y_hat, [target])
+        target = single_target(target)
+        found = self._collected(data, False, store, ALONE, [target])
+        outputs = _Outputs.of(found, [target])
         y_bar = self._surrogates(found, explainer, target)
         f_cls = None
         if outputs.classes is not None and isinstance(target, int):
@@ -655,6 +676,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainers: Sequence[Explainer] = (),
     ) -> tuple[tuple[Tensor, ...], _Explained]:
         """Return the inputs as a tuple and all numbers of an explanation, by given explainers or the fitted ones."""
+        refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
         n = len(tensors[0])
         targets = per_example(target, n)
@@ -893,7 +915,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         manifest, tensors = files.read(path)
         try:
             saved = _Saved.of(manifest, tensors, forms)
-            was = saved.fingerprint["model_class"], saved.fingerprint["layer_class"], saved.fingerprint["tensors"]
         except ExplainerFileError:
             raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -905,7 +926,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if saved.layer not in dict(plain.named_modules()):
             raise ModelMismatchError(
                 f"expected a model with the explained layer {saved.layer!r}, got {type(plain).__name__} without it; "
-                f"the explainers were fitted to a {was[0]}"
+                f"the explainers were fitted to a {saved.fingerprint['model_class']}"
             )
         without = [k for k in saved.transforms if settings.get(k) is None]
         if without:
@@ -928,6 +949,9 @@ _NOTABLE = 0.005
 
 # Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
 _OFF = 0.02
+
+# Weights of an explanation network, in all and for each example, up to which nothing is said of its size.
+_MANY, _MANY_EACH = 20_000_000, 1000
 
 _TRANSFORMS = ("output_transform", "prediction_transform")
 
@@ -977,7 +1001,12 @@ class _Saved(NamedTuple):
     @classmethod
     def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Autoencoder]]) -> _Saved:
         """Returns the contents of a manifest, or fails in one of many ways where it is damaged."""
-        name = manifest["layer"]
+        name, transforms, n_features = manifest["layer"], manifest["transforms"], manifest["n_features"]
+        if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
+            raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
+        if not isinstance(transforms, list) or any(k not in _TRANSFORMS for k in transforms):
+            raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(_TRANSFORMS)}")
+        files.check_fingerprint(manifest["fingerprint"])
         explainers = []
         # torch draws weights at construction, and these are replaced.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
@@ -986,10 +1015,10 @@ class _Saved(NamedTuple):
                 explainers.append(Explainer.restored(entry, own, name, forms=forms))
         return cls(
             layer=name,
-            n_features=int(manifest["n_features"]),
+            n_features=n_features,
             seed=int(manifest["seed"]),
             recipe=Recipe(**manifest["recipe"]),
-            transforms=list(manifest["transforms"]),
+            transforms=transforms,
             fingerprint=manifest["fingerprint"],
             explainers=explainers,
         )
@@ -1057,6 +1086,24 @@ def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
     )
 
 
+def _warn_of_size(make: Callable[[], Form], shape: tuple[int, ...], examples: int, layer: str) -> None:
+    """Warn, before it takes the memory, of a network with far more weights than examples can teach."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            weights = sum(p.numel() for p in make().parameters())
+    except Exception:
+        return  # a form of the user's own, which may want real numbers
+    if weights <= max(_MANY, _MANY_EACH * examples):
+        return
+    warnings.warn(
+        f"the explanation network of layer {layer!r} has {weights / 1e6:.0f} million weights for {examples} examples, "
+        f"about {16 * weights / 1e9:.1f} GB while it learns, as Z has {shape} numbers per example; leave autoencoder= "
+        "out (groups of contributions weigh channels only), read one token or the mean, as in "
+        "output_transform=lambda output: output[:, 0], or pass autoencoder=ConvSRAE for feature maps",
+        stacklevel=levels_up(),
+    )
+
+
 def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:
     """Return the numbers of some examples by a learned network."""
     E = form.encode(Z.to(form.dtype))
@@ -1100,8 +1147,10 @@ class _Outputs(NamedTuple):
     """Whether all outputs look like logits."""
 
     @classmethod
-    def of(cls, y_hat: Tensor | Rows, targets: list[Target]) -> _Outputs:
-        targets = list(dict.fromkeys(targets))
+    def of(cls, found: Activations, targets: list[Target]) -> _Outputs:
+        targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
+        if asked is not None and asked.spread is not None:
+            return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.spread)
         y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
         for part in parts(y_hat):
             y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
@@ -1124,6 +1173,14 @@ def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
         same += classification_faithfulness(part, given, target) * len(part)
         first += len(part)
     return same / first
+
+
+def _check_positives(positives: Tensor, M: int) -> None:
+    if positives.shape != (M,) or positives.dtype != torch.bool:
+        raise ValueError(
+            f"expected positives as a boolean tensor ({M},), got {positives.dtype} {tuple(positives.shape)}; mark each "
+            "example of the class True"
+        )
 
 
 def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:

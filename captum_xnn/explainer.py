@@ -114,7 +114,7 @@ class Explainer:
         form.load_state_dict(weights)
         return cls(
             layer=layer,
-            targets=tuple(tuple(t) if isinstance(t, list) else t for t in entry["targets"]),
+            targets=_targets(entry["targets"]),
             form=form.requires_grad_(False),
             f_reg=entry["f_reg"],
             examples=entry["examples"],
@@ -122,6 +122,16 @@ class Explainer:
             floor=entry["floor"],
             history=tuple(Step(*step) for step in entry["history"]),
         )
+
+
+def _targets(saved: Any) -> tuple[Target, ...]:
+    """Returns targets from a file, where tuples are lists."""
+    made = tuple(tuple(t) if isinstance(t, list) else t for t in saved)
+    for target in made:
+        numbers = target if isinstance(target, tuple) else () if target is None else (target,)
+        if not all(type(t) is int for t in numbers):
+            raise ValueError(f"a target is {target!r}, expected None, an int or a list of ints")
+    return made
 
 
 def _name(form: type[Form]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import ExplainerFileError
 
-__all__ = ["SCHEMA", "checksum", "differences", "fingerprint", "read", "replace_file", "write"]
+__all__ = ["SCHEMA", "check_fingerprint", "checksum", "differences", "fingerprint", "read", "replace_file", "write"]
 
 SCHEMA = 1
 _MANIFEST = "explainer.json"
@@ -50,6 +50,37 @@ def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
         "layer_class": type(model.get_submodule(layer)).__name__,
         "tensors": tensors,
     }
+
+
+def check_fingerprint(saved: Any) -> None:
+    """Raise where a fingerprint from a file is damaged.
+
+    Args:
+        saved: What should be of the form of :func:`fingerprint`.
+
+    Raises:
+        ValueError: If an entry is missing or of another type.
+
+    Example:
+        >>> check_fingerprint(fingerprint(nn.Sequential(nn.Linear(2, 1)), "0"))
+        >>> check_fingerprint({"model_class": "Sequential", "layer": "0", "layer_class": "Linear", "tensors": [1]})
+        Traceback (most recent call last):
+        ...
+        ValueError: tensors of the fingerprint are a list, expected shape, dtype and checksum of each by name
+    """
+    for key in ("model_class", "layer", "layer_class"):
+        if not isinstance(saved, dict) or not isinstance(saved.get(key), str):
+            raise ValueError(f"the fingerprint has no {key}")
+    tensors = saved.get("tensors")
+    if not isinstance(tensors, dict):
+        raise ValueError(
+            f"tensors of the fingerprint are a {type(tensors).__name__}, expected shape, dtype and checksum of each by "
+            "name"
+        )
+    for name, entry in tensors.items():
+        has_all = isinstance(entry, dict) and {"shape", "dtype", "checksum"} <= entry.keys()
+        if not has_all or not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
+            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, expected shape, dtype and checksum")
 
 
 def checksum(tensor: Tensor) -> str:

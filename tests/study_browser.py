@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """Waits for what the page does, and returns it."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            found = condition()
-        except Exception:  # what is being replaced cannot be asked
-            found = None
-        if found:
-            return found
-        assert time.monotonic() < end, "the page never came to it"
-        time.sleep(0.03)
-
-
-def one(driver: Any, selector: str) -> Any:
-    return driver.find_element("css selector", selector)
-
-
-def all_of(driver: Any, selector: str) -> list[Any]:
-    return list(driver.find_elements("css selector", selector))
+from browser import one, until
 
 
 def click(driver: Any, selector: str) -> None:
@@ -82,8 +61,10 @@ def key(driver: Any, image: str, pressed: str) -> None:
     ActionChains(driver).send_keys(pressed).perform()
 
 
-def answer(driver: Any, groups: Callable[[str], int] = lambda image: 1) -> str:
-    """Completes the step that is open, and returns the next step's kind."""
+def answer(
+    driver: Any, groups: Callable[[str], int] = lambda image: 1, choices: Callable[[str], int] = lambda image: 1
+) -> str:
+    """Completes the step that is open, and returns the next step's kind. Choices count from 0, groups from 1."""
     now = kind(driver)
     if now == "consent":
         click(driver, "#agree")
@@ -91,8 +72,8 @@ def answer(driver: Any, groups: Callable[[str], int] = lambda image: 1) -> str:
         for image in images(driver):
             key(driver, image, str(groups(image)))
     elif now in ("agree", "distinguish", "predict"):
-        while True:
-            click(driver, "#choice-1")
+        for image in driver.execute_script("return state.now.order"):
+            click(driver, f"#choice-{choices(image)}")
             if one(driver, "#next").text == "Done":
                 break
             click(driver, "#next")

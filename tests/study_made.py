@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch.nn import functional as F
 
 from captum_xnn.study.configuration import DatasetSettings, StudyConfiguration
 from captum_xnn.study.preparation import Material, prepare
@@ -28,10 +31,14 @@ def material(explained: Any, labels: bool = True) -> Material:
     return Material(xnn, images, images, names, ("green", "blue"), true)
 
 
-def made(folder: Path, explained: Any, **settings: Any) -> PreparedStudy:
-    """A prepared study, with some settings of its own."""
+def made(
+    folder: Path, explained: Any, *, shapes: Sequence[tuple[int, int]] = ((24, 24), (24, 24)), **settings: Any
+) -> PreparedStudy:
+    """A prepared study, with some settings of its own, that shows each data set's images in a shape."""
     chosen = replace(SETTINGS, **{"arms": (), **settings, "out": str(folder)})
-    return prepare(chosen, [material(explained)] * len(chosen.datasets))
+    squares = material(explained)
+    shown = [replace(squares, shown=F.interpolate(squares.shown, shape)) for shape in shapes]
+    return prepare(chosen, shown[: len(chosen.datasets)])
 
 
 def answer_to(step: Any, group: int = 1, comments: str = "") -> dict[str, Any]:

@@ -773,10 +773,15 @@ def test_layers_that_cannot_be_explained():
         made(n_features=0)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(0, 6), torch.tensor(1.0), (torch.zeros(2, 6), torch.zeros(3, 6))])
+@pytest.mark.parametrize("x", [torch.zeros(0, 6), torch.tensor(1.0)])
 def test_inputs_without_examples(xnn, x):
     with pytest.raises(ValueError, match="inputs with the examples first and at least one of them"):
         xnn.attribute(x, 0)
+
+
+def test_more_inputs_than_the_model_takes(xnn):
+    with pytest.raises(TypeError, match=r"a tuple of 2 tensors is 2 inputs of the model, and forward of .* takes 1"):
+        xnn.attribute((torch.zeros(2, 6), torch.zeros(3, 6)), 0)
 
 
 # --- regression

@@ -30,7 +30,9 @@ from captum_xnn.layers.lookup import find_layer, unwrap
 from captum_xnn.layers.read import read_layer
 
 # Of random weights: probability is lost, maps are zero, outputs are no classes.
-pytestmark = pytest.mark.filterwarnings("ignore:expected", "ignore:Setting", "ignore:Internal batch size")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:expected", "ignore:Setting", "ignore:Internal batch size", "ignore:winning probabilities of opposite"
+)
 
 CALLS = ("inputs", "target", "additional_forward_args", "attribute_to_layer_input", "neuron_selector")
 

@@ -79,8 +79,8 @@ def test_kept_columns_are_in_the_order_asked_for():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_features": 0}, "n_features is 0; pass at least 1"),
-        ({"patches": 0}, "patches is 0; pass at least 1"),
+        ({"n_features": 0}, "n_features is 0; pass a whole number of at least 1"),
+        ({"patches": 0}, "patches is 0; pass a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance 0; pass .*tolerance > 0"),
         ({"balance": -1}, "balance is -1 .*pass balance >= 0"),
     ],

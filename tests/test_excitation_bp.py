@@ -300,6 +300,7 @@ def families(models):
     }
 
 
+@pytest.mark.filterwarnings("ignore:winning probabilities of opposite signs cancel")
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext", "efficientnet", "densenet", "googlenet", "shufflenet"])
 def test_families_of_torchvision(torchvision, family):
     """Every operation has a rule, everything is finite, and what is lost is reported."""
@@ -537,8 +538,52 @@ def test_wrong_arguments():
         LayerExcitationBP(nn.Sequential(*net, Batch()), "3").attribute(x, 0)
     with pytest.raises(LayerNotReachedError, match="to call layer 'Linear'"):
         LayerExcitationBP(net, nn.Linear(2, 2)).attribute(x, 0)
-    with pytest.raises(TypeError, match=r"floating-point inputs, got torch.int64 .* stop at the embedding"):
+    with pytest.raises(TypeError, match=r"floating-point inputs for .*, got torch.int64 .* stop at the embedding"):
         ExcitationBP(net).attribute(x.long(), 1)
     for inputs in ([x], {"x": x}, x.numpy()):
         with pytest.raises((AssertionError, TypeError), match=r"found|expected"):
             ExcitationBP(net).attribute(inputs, 1)
+
+
+# --- differences
+
+
+class Difference(nn.Module):
+    """f(a) - f(b), weighted or as it is, by an operator or a function."""
+
+    def __init__(self, way, weighted=True):
+        super().__init__()
+        self.f, self.head, self.way = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), way
+        nn.init.ones_(self.f.weight)
+        nn.init.ones_(self.head.weight)
+        self.weighted = weighted
+
+    def forward(self, a, b):
+        u, v = self.f(a), self.f(b)
+        made = {
+            "-": lambda: u - v,
+            "sub": lambda: torch.sub(u, v),
+            "alpha": lambda: u.add(v, alpha=-1),
+        }
+        difference = made[self.way]()
+        return self.head(difference) if self.weighted else difference
+
+
+@pytest.mark.parametrize("way", ["-", "sub", "alpha"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_difference_of_near_signals_is_warned_of(way, weighted):
+    """12 - 11 shares 1 out as 12 and -11: the sum is 1, and the absolute sum 23."""
+    model, a, b = Difference(way, weighted), torch.tensor([[12.0]]), torch.tensor([[11.0]])
+    method = ExcitationBP(model, contrastive=False)
+    with pytest.warns(UserWarning, match=r"opposite signs cancel: their absolute values sum to 23 .* add='excitatory'"):
+        p = method.attribute((a, b), 0)
+    torch.testing.assert_close(torch.cat(p, 1), torch.tensor([[12.0, -11.0]]))
+    (first, second) = ExcitationBP(model, contrastive=False, add="excitatory").attribute((a, b), 0)
+    assert (float(first), float(second)) == (1.0, 0.0)
+
+
+def test_a_difference_of_far_signals_is_not_warned_of():
+    """12 - 1 shares 1 out as 12/11 and -1/11, and warnings are errors here."""
+    a, b = torch.tensor([[12.0]]), torch.tensor([[1.0]])
+    p = ExcitationBP(Difference("-"), contrastive=False).attribute((a, b), 0)
+    torch.testing.assert_close(torch.cat(p, 1), torch.tensor([[12.0, -1.0]]) / 11)

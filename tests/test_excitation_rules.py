@@ -15,7 +15,11 @@ from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.excitation_bp import total_mass
 
 # Single operations often lose probability, by the equations; one test below asks for the warning itself.
-pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1", "ignore:Using padding='same'")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:expected probabilities that sum to 1",
+    "ignore:Using padding='same'",
+    "ignore:winning probabilities of opposite signs cancel",
+)
 
 NEGATIVES = ("excitatory", "clamp", "raw")
 

@@ -273,6 +273,56 @@ def test_damaged_files(xnn, saved, what):
         XNNAttribution.load(saved, xnn.model)
 
 
+OTHERS = (None, -1, 1.5, "x", [], {}, [[]], [None])
+
+
+def places(value, path=()):
+    """The path of everything in a manifest, of lists of their first two entries."""
+    yield path
+    for key, entry in (
+        value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    ):
+        yield from places(entry, (*path, key))
+
+
+def with_other(value, path, other):
+    """A manifest with something else in one place, or nothing."""
+    if not path:
+        return other
+    made = dict(value) if isinstance(value, dict) else list(value)
+    if other is Ellipsis and len(path) == 1:
+        del made[path[0]]
+    else:
+        made[path[0]] = with_other(value[path[0]], path[1:], other)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:expected the model that the explainers were", "ignore:Initializing zero-element")
+@pytest.mark.parametrize("form", [None, partial(SRAE, hidden=(6,))], ids=["groups", "learned"])
+def test_whatever_is_damaged_in_a_manifest(form, tmp_path):
+    """Any entry replaced by anything, or left out, is loaded or told, and what is loaded explains or is not fitted."""
+    model = net()
+    XNNAttribution(model, "2", 2, recipe=QUICK, autoencoder=form).fit(DATA, [0, 2], progress=False).save(tmp_path)
+    file = tmp_path / "explainer.json"
+    manifest, loaded, told = json.loads(file.read_text()), 0, 0
+    for path in places(manifest):
+        for other in (*OTHERS, *([Ellipsis] if path else [])):
+            file.write_text(json.dumps(with_other(manifest, path, other)))
+            for strict in (True, False):
+                try:
+                    xnn = XNNAttribution.load(tmp_path, model, strict=strict)
+                except (ExplainerFileError, ModelMismatchError):
+                    told += 1
+                    continue
+                loaded += 1
+                if strict:
+                    try:
+                        assert bool(xnn.contributions(X[:1], 0).features.isfinite().all()), (path, other)
+                    except (NotFittedError, ModelMismatchError):
+                        told += 1
+    assert told > loaded > 100
+
+
 def test_a_path_that_is_no_folder(xnn, tmp_path):
     (tmp_path / "file").write_text("no folder")
     for path in (tmp_path / "nowhere", tmp_path / "file"):

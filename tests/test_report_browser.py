@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browser import all_of, emulate, one, undisturbed, until
 
 from benchmarks import report_speed
 from benchmarks.report_speed import chromium, found, opening, resize, toggling
@@ -68,20 +68,8 @@ def driver() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def quiet(driver: Any) -> Iterator[None]:
     """No test may leave a word on the console or ask anything of a network."""
-    resize(driver, 1400, 900)
-    emulate(driver, "light")
-    driver.get_log("browser"), driver.get_log("performance")
-    yield
-    assert driver.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert any(url.startswith("file:") for url in asked)
-
-
-def emulate(driver: Any, scheme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    with undisturbed(driver, 1400, "file:"):
+        yield
 
 
 def opened(driver: Any, path: Path) -> dict[str, Any]:
@@ -89,22 +77,6 @@ def opened(driver: Any, path: Path) -> dict[str, Any]:
     driver.get(path.as_uri())
     until(lambda: driver.execute_script("return document.documentElement.dataset.ready") == "true")
     return dict(driver.execute_script("return data"))
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Waits for what the page does after an event, such as drawing what has come near."""
-    end = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < end, "the page never came to it"
-        time.sleep(0.02)
-
-
-def all_of(driver: Any, selector: str) -> list[Any]:
-    return list(driver.find_elements("css selector", selector))
-
-
-def one(driver: Any, selector: str) -> Any:
-    return driver.find_element("css selector", selector)
 
 
 def text(driver: Any, selector: str) -> str:

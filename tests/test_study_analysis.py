@@ -168,6 +168,30 @@ def test_different_people_are_compared_unpaired(tmp_path: Path) -> None:
     assert c.n_a == 8 and c.n_b == 4 and c.effect > 0.9 and c.rank_p < 0.01
 
 
+def test_ratings_of_different_tasks_are_never_mixed(tmp_path: Path) -> None:
+    arms = [{"name": task, "stages": ["single", "xnn"], "task": task} for task in ("sort", "prediction")]
+    answered(tmp_path, BEHAVIOURS["noisy"], 16, arms=arms)
+    found = write_findings(tmp_path / "export", tmp_path / "out", resamples=99)
+    ratings = read_export(tmp_path / "export").tables["ratings"]
+    for task in ("sort", "prediction"):
+        people = {t.participant for t in found.trials if t.task == task}
+        assert len(people) == 8
+        for question, where in (("confidence", "cub"), ("performance", "")):
+            (c,) = [
+                c for c in found.comparisons if (c.measure, c.task, c.dataset) == (question, task, where)
+            ]  # fmt: skip
+            own = [
+                r for r in ratings if r["participant"] in people and (r["question"], r["dataset"]) == (question, where)
+            ]
+            means = [np.mean([int(r["value"]) for r in own if r["stage"] == stage]) for stage in ("xnn", "single")]
+            assert (c.n_a, c.design) == (8, "paired") and c.difference == pytest.approx(means[0] - means[1])
+        counts = found.confidence[task]["cub"]
+        assert [sum(n) for n in counts.values()] == [8, 8] == [sum(n) for n in found.performance[task].values()]
+        assert (tmp_path / "out" / f"figure5_confidence_{task}.svg").is_file()
+    page = (tmp_path / "out" / "findings.html").read_text()
+    assert "In the task prediction." in page and "Confidence (0 to 6), prediction" in page
+
+
 @pytest.mark.parametrize(("task", "chance"), [("agreement", 0.5), ("distinction", 0.25), ("prediction", 0.25)])
 def test_scores_of_the_other_tasks(tmp_path: Path, task: str, chance: float) -> None:
     arms = [{"name": "a", "stages": ["single", "xnn"], "task": task}]
@@ -277,7 +301,7 @@ def test_figures_show_the_counts_and_the_scores(tmp_path: Path) -> None:
         means = [float(line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "D"]
         assert means == pytest.approx([np.mean(scores(found, c, dataset)) for c in ("none", "single", "xnn")])
     bars = [bar.get_height() for bar in confidence_figure(found).axes[0].patches]
-    counts = [n for counts in found.confidence["cub"].values() for n in counts]
+    counts = [n for counts in found.confidence["sort"]["cub"].values() for n in counts]
     assert bars == pytest.approx([100 * n / 5 for n in counts]) and sum(counts) == 15
     assert sum(bar.get_height() for bar in performance_figure(found).axes[0].patches) == pytest.approx(200)
     assert svg(scores_figure(found)) == svg(scores_figure(found))
@@ -338,4 +362,4 @@ def test_arms_without_any_agent_have_no_ratings_of_agents(tmp_path: Path) -> Non
     answered(tmp_path, BEHAVIOURS["noisy"], 3, arms=[{"name": "a", "stages": ["none"], "task": "sort"}])
     found = write_findings(tmp_path / "export", tmp_path / "out", resamples=99)
     assert found.performance == {} and found.conditions() == ["none"] and not found.comparisons
-    assert sum(found.difficulty) == 3 and not (tmp_path / "out" / "figure5_performance.svg").exists()
+    assert sum(found.difficulty) == 3 and not (tmp_path / "out" / "figure5_performance_sort.svg").exists()

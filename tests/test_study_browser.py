@@ -6,11 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from study_browser import all_of, answer, click, forward, images, key, kind, one, opened, placed, ready, saved, until
+from browser import all_of, emulate, one, undisturbed, until
+from study_browser import answer, click, forward, images, key, kind, opened, placed, ready, saved
 from study_made import made
 
 from benchmarks.report_speed import chromium, found, resize
@@ -37,13 +39,41 @@ ARMS = (
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><b>'&" + "w" * 80
 
 
+class Gates:
+    """Holds requests whose path ends in a closed gate's name, and counts all that came."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.open = {name: threading.Event() for name in ("claim", "events", "answer")}
+        self.came: dict[str, int] = dict.fromkeys(self.open, 0)
+        for gate in self.open.values():
+            gate.set()
+
+    def __call__(self, environ: Any, start: Any) -> Any:
+        name = environ["PATH_INFO"].rpartition("/")[2]
+        if name in self.open:
+            self.came[name] += 1
+            assert self.open[name].wait(60)
+        return self.app(environ, start)
+
+    @contextmanager
+    def closed(self, name: str) -> Iterator[None]:
+        """Holds requests of one kind meanwhile."""
+        self.open[name].clear()
+        try:
+            yield
+        finally:
+            self.open[name].set()
+
+
 class Site:
     """A study that is served in a thread."""
 
     def __init__(self, folder: Path, explained: Any, **settings: Any) -> None:
         self.study = made(folder, explained, **settings)
         self.store = StudyStore(folder / ANSWERS_FILE)
-        self.server = waitress.create_server(make_app(self.study, self.store), host="127.0.0.1", port=0)
+        self.gates = Gates(make_app(self.study, self.store))
+        self.server = waitress.create_server(self.gates, host="127.0.0.1", port=0, threads=8)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
 
@@ -80,19 +110,8 @@ def started() -> Iterator[Any]:
 @pytest.fixture
 def driver(started: Any) -> Iterator[Any]:
     """The browser. No test may leave a word on its console or ask anything of another host."""
-    resize(started, 1280, 900)
-    emulate(started, "light")
-    started.get_log("browser"), started.get_log("performance")
-    yield started
-    assert [e for e in started.get_log("browser") if "ERR_INTERNET_DISCONNECTED" not in e["message"]] == []
-    events = [json.loads(entry["message"])["message"] for entry in started.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
-
-
-def emulate(driver: Any, scheme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    with undisturbed(started, 1280, "http://127.0.0.1:", forgiven="ERR_INTERNET_DISCONNECTED"):
+        yield started
 
 
 def offline(driver: Any, is_off: bool) -> None:
@@ -232,13 +251,50 @@ def test_filled_in_answers_survive_a_reload(driver: Any, site: Site) -> None:
     come_to(driver, link, "final")
     driver.execute_script("document.querySelectorAll('fieldset')[0].querySelectorAll('input')[4].click()")
     one(driver, "#comments").send_keys("hello")
-    time.sleep(0.7)
+    # At once: a text is kept when the page goes, however lately it was typed.
     driver.get(link)
     until(lambda: ready(driver) is not None)
     chosen = driver.execute_script("return document.querySelector('fieldset :checked').value")
     assert chosen == "4" and one(driver, "#comments").get_property("value") == "hello"
     click(driver, "#next")
     assert "still open" in one(driver, ".error").text and kind(driver) == "final"
+
+
+def test_the_longest_comment_in_any_script_is_accepted(driver: Any, site: Site) -> None:
+    link = site.link("one")
+    come_to(driver, link, "final")
+    participant = site.participant(link)
+    text = "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 5000
+    driver.execute_script(
+        "const box = document.querySelector('#comments'); box.value = arguments[0];"
+        "box.dispatchEvent(new Event('input'))",
+        text,
+    )
+    until(lambda: [e for e in site.store.events(participant.id) if e["kind"] == "fill"])
+    saved(driver)
+    assert answer(driver) == "end"
+    assert site.store.answers(participant.id)[len(participant.steps) - 1]["data"]["comments"] == text
+
+
+def test_nothing_changes_on_the_page_while_an_answer_is_on_its_way(driver: Any, site: Site) -> None:
+    link = site.link("one")
+    come_to(driver, link, "sort")
+    names = images(driver)
+    for name in names:
+        key(driver, name, "1")
+    still(driver, site, link)
+    with site.gates.closed("answer"):
+        click(driver, "#next")
+        until(lambda: "Saving" in one(driver, "#next").text)
+        key(driver, names[0], "2")
+        assert set(placed(driver).values()) == {1}
+        # Who withdraws meanwhile has withdrawn, though the answer then finds no participant.
+        click(driver, "#withdraw")
+        click(driver, "#withdraw-yes")
+        until(lambda: kind(driver) == "withdrawn")
+    until(lambda: any("404" in entry["message"] for entry in driver.get_log("browser")))
+    time.sleep(0.3)
+    assert "You have withdrawn" in one(driver, "main").text and site.participant(link) is None
 
 
 def test_a_lost_connection_is_told_and_nothing_is_lost(driver: Any, site: Site) -> None:
@@ -265,33 +321,101 @@ def test_a_lost_connection_is_told_and_nothing_is_lost(driver: Any, site: Site) 
     assert sum(e["kind"] == "move" for e in events) == 4
 
 
+@contextmanager
+def second_tab(driver: Any) -> Iterator[tuple[str, str]]:
+    """Opens another tab and returns both; closes it and leaves only refusals on the console."""
+    first = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    resize(driver, 1280, 900)
+    second = driver.current_window_handle
+    try:
+        yield first, second
+    finally:
+        driver.switch_to.window(second)
+        driver.close()
+        driver.switch_to.window(first)
+    assert all("409" in entry["message"] for entry in driver.get_log("browser"))
+
+
+def told(driver: Any) -> None:
+    """Waits until the page says that the session goes on elsewhere."""
+    until(lambda: one(driver, "#ask").is_displayed() and "another window" in one(driver, "#ask").text)
+
+
+def still(driver: Any, site: Site, link: str) -> None:
+    """Waits until the page has nothing more to send, not even the look at the image that has the focus."""
+    image = driver.execute_script("return document.activeElement.dataset.image")
+    participant = site.participant(link)
+
+    def looked() -> bool:
+        events = site.store.events(participant.id, participant.step)
+        return any(e["kind"] == "inspect" and e["data"]["image"] == image for e in events)
+
+    until(looked)
+    saved(driver)
+
+
 def test_the_later_of_two_tabs_goes_on_and_the_other_is_told(driver: Any, site: Site) -> None:
     link = site.link("one")
     come_to(driver, link, "sort")
     names = images(driver)
     key(driver, names[0], "1")
+    still(driver, site, link)
+    with second_tab(driver) as (first, second):
+        opened(driver, link)
+        assert placed(driver)[names[0]] == 1
+        key(driver, names[1], "2")
+        still(driver, site, link)
+        with site.gates.closed("events"):  # so that the page learns of the other tab after the move, however slow it is
+            driver.switch_to.window(first)
+            key(driver, names[2], "2")
+            assert placed(driver) == {names[0]: 1, names[1]: 0, names[2]: 2, names[3]: 0}
+        told(driver)
+        click(driver, "#ask .go")
+        until(lambda: placed(driver).get(names[1]) == 2)
+        # The move that the first tab had not been able to send is not lost.
+        assert placed(driver) == {names[0]: 1, names[1]: 2, names[2]: 2, names[3]: 0}
+        saved(driver)
+        driver.switch_to.window(second)
+        driver.execute_script("record('toggle', {map: null})")
+        told(driver)
+    participant = site.participant(link)
+    moves = [e["data"]["to"] for e in site.store.events(participant.id, participant.step) if e["kind"] == "move"]
+    assert moves == [[[names[0], 1]], [[names[1], 2]], [[names[2], 2]]]
+
+
+def test_a_tab_that_takes_over_sends_nothing_before_and_everything_after(driver: Any, site: Site) -> None:
+    link = site.link("one")
+    come_to(driver, link, "sort")
+    names = images(driver)
     saved(driver)
-    first = driver.current_window_handle
-    driver.switch_to.new_window("tab")
-    resize(driver, 1280, 900)
-    opened(driver, link)
-    assert placed(driver)[names[0]] == 1
-    key(driver, names[1], "2")
-    saved(driver)
-    second = driver.current_window_handle
-    driver.switch_to.window(first)
-    key(driver, names[2], "2")
-    until(lambda: one(driver, "#ask").is_displayed())
-    assert "another window" in one(driver, "#ask").text
-    click(driver, "#ask .go")
-    until(lambda: placed(driver).get(names[1]) == 2)
-    # The move that the first tab had not been able to send is not lost.
-    assert placed(driver) == {names[0]: 1, names[1]: 2, names[2]: 2, names[3]: 0}
-    driver.switch_to.window(second)
-    driver.close()
-    driver.switch_to.window(first)
-    logged = [e["message"] for e in driver.get_log("browser")]
-    assert all("409" in message for message in logged)
+    with second_tab(driver) as (first, second):
+        opened(driver, link)
+        saved(driver)
+        with site.gates.closed("events"):
+            driver.switch_to.window(first)
+            key(driver, names[0], "1")
+        told(driver)
+        # Requests of this tab alone: the other one tells when it is put away.
+        sends = "return performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/events')).length"
+        before, claims = driver.execute_script(sends), site.gates.came["claim"]
+        with site.gates.closed("claim"):
+            # A move's own timer may still run when the session is taken over; what it sends would be refused.
+            driver.execute_script("later(100); document.querySelector('#ask .go').click()")
+            until(lambda: site.gates.came["claim"] > claims)
+            time.sleep(0.6)
+            assert one(driver, "#ask").is_displayed() and "Loading" in one(driver, "#ask .go").text
+            assert driver.execute_script(sends) == before
+        until(lambda: not one(driver, "#ask").is_displayed())
+        assert placed(driver)[names[0]] == 1
+        key(driver, names[1], "2")
+        saved(driver)
+        participant = site.participant(link)
+        moves = [e["data"]["to"] for e in site.store.events(participant.id, participant.step) if e["kind"] == "move"]
+        assert moves == [[[names[0], 1]], [[names[1], 2]]]
+        driver.switch_to.window(second)
+        driver.execute_script("record('toggle', {map: null})")
+        told(driver)
 
 
 def test_maps_are_toggled_on_all_images_seen_on_hover_and_compared(driver: Any, site: Site) -> None:
@@ -333,6 +457,38 @@ def test_maps_are_toggled_on_all_images_seen_on_hover_and_compared(driver: Any, 
     saved(driver)
     kinds = {e["kind"] for e in site.store.events(participant.id, participant.step)}
     assert {"open", "toggle", "select", "compare", "inspect"} <= kinds
+
+
+def test_a_map_lies_on_all_of_its_photo_and_on_nothing_else(driver: Any, explained: Any, tmp_path: Path) -> None:
+    # Where the photo is drawn in its square, and where the map is: left, top, width and height.
+    script = """
+    return [...document.querySelectorAll(arguments[0])].filter((f) => f.checkVisibility()).map((frame) => {
+      const [photo, over] = [".photo", ".over"].map((s) => frame.querySelector(s));
+      const box = photo.getBoundingClientRect(), scale = Math.min(box.width / photo.naturalWidth, box.height / photo.naturalHeight);
+      const [w, h] = [photo.naturalWidth * scale, photo.naturalHeight * scale];
+      const b = over.getBoundingClientRect();
+      return [[box.x + (box.width - w) / 2, box.y + (box.height - h) / 2, w, h], [b.x, b.y, b.width, b.height]];
+    });
+    """  # noqa: E501
+    site = Site(tmp_path, explained, arms=(Arm("one", ("xnn",)),), shapes=((16, 40), (40, 16)))
+    try:
+        come_to(driver, site.link(), "sort")
+        shapes = set()
+        for _ in range(2):
+            click(driver, "[data-map]")
+            driver.execute_script("document.querySelector('.tile').click()")
+            click(driver, "#compare-open")
+            for selector in (".tile .frame", "#peek .maps li:not(.of-image) .frame", "#compare .frame:has(.over)"):
+                boxes = driver.execute_script(script, selector)
+                assert boxes
+                for photo, over in boxes:
+                    assert over == pytest.approx(photo, abs=0.6), selector
+                    shapes.add(round(photo[2] / photo[3], 1))
+            click(driver, "#compare-close")
+            answer(driver)
+        assert shapes == {2.5, 0.4}
+    finally:
+        site.close()
 
 
 def test_the_first_stage_shows_no_map(driver: Any, site: Site) -> None:
@@ -377,6 +533,25 @@ while (walker.nextNode()) {
 }
 return found;
 """
+# The border of every control against what lies on both sides of it, unless the control itself stands out.
+FAINT = """
+const lum = (c) => {
+  const p = c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * p[0] + 0.7152 * p[1] + 0.0722 * p[2];
+};
+const ratio = (a, b) => { const [low, high] = [lum(a), lum(b)].sort((x, y) => x - y); return (high + 0.05) / (low + 0.05); };
+const behind = (node) => {
+  while (node && getComputedStyle(node).backgroundColor === "rgba(0, 0, 0, 0)") node = node.parentElement;
+  return getComputedStyle(node || document.body).backgroundColor;
+};
+return [...document.querySelectorAll("main .button, main .plain, main .option, main textarea, dialog .plain")]
+  .filter((e) => e.checkVisibility() && !e.matches("[aria-disabled=true], :disabled"))
+  .map((e) => [e.outerHTML.slice(0, 60), Math.min(...[behind(e), behind(e.parentElement)].map((ground) =>
+    Math.max(ratio(getComputedStyle(e).borderTopColor, ground), ratio(behind(e), behind(e.parentElement)))))])
+  .filter(([, least]) => least < 3);
+"""  # noqa: E501
+EDGES = "const box = arguments[0].getBoundingClientRect(); return [box.left, box.right]"
 UNNAMED = """
 return [...document.querySelectorAll("button, input, textarea, select, a[href], summary, img")]
   .filter((e) => e.checkVisibility() && !(e.tagName === "IMG" ? e.hasAttribute("alt")
@@ -402,7 +577,11 @@ def test_every_step_is_readable_named_and_never_scrolls_sideways(driver: Any, si
                 time.sleep(0.15)  # colours fade
                 wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
                 assert wide[0] <= wide[1], (step, width, wide)
+                for tool in all_of(driver, "#undo, #compare-open"):
+                    left, right = driver.execute_script(EDGES, tool)
+                    assert 0 <= left < right <= width, (step, width, left, right)
             assert driver.execute_script(POOR) == [], (step, scheme)
+            assert driver.execute_script(FAINT) == [], (step, scheme)
         resize(driver, 1280, 900)
         answer(driver)
 
@@ -451,22 +630,34 @@ def test_a_session_by_keys_alone(driver: Any, site: Site) -> None:
     forward(driver, lambda: ActionChains(driver).send_keys(Keys.ENTER).perform())
 
 
-def test_who_sorts_on_the_pages_has_the_purity_that_was_put_in(driver: Any, explained: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
+def test_who_works_on_the_pages_has_the_scores_that_were_put_in(
+    driver: Any, explained: Any, tmp_path: Path, arm: str
+) -> None:
     from captum_xnn.study.analysis import read_export, scored
     from captum_xnn.study.export import export
 
-    site = Site(tmp_path / "study", explained)
+    (chosen,) = [one for one in ARMS if one.name == arm]
+    site = Site(tmp_path / "study", explained, arms=(chosen,), batches=4)
     try:
-        kinds = {name: f["given"] for d in site.study.datasets.values() for name, f in d.images.items()}
+        facts = {name: f for d in site.study.datasets.values() for name, f in d.images.items()}
+        kinds = {name: f["given"] for name, f in facts.items()}  # outputs 1 and 2
         kinds |= {image["id"]: image["given"] + 1 for image in site.study.facts["practice_batch"]["images"]}
-        for groups in (lambda image: kinds[image], lambda image: 1):  # classes 1 and 2; all into one group
+        # Of the ratings 2 and 3 say that the model is right, which it always is.
+        right = {name: 3 if chosen.task == "agreement" else f["given"] - 1 for name, f in facts.items()}
+        for person in (
+            {"groups": lambda image: kinds[image], "choices": lambda image: right[image]},
+            {"groups": lambda image: 1, "choices": lambda image: 1},
+        ):
             opened(driver, site.link())
             while kind(driver) != "end":
-                answer(driver, groups)
+                answer(driver, **person)
         trials = scored(read_export(export(site.study.folder, tmp_path / "export")))
-        found = {(t.participant, t.score) for t in trials}
-        # Of five images of two classes three are of one.
-        assert len(trials) == 12 and found == {("p001", 1.0), ("p002", 0.6)}
+        assert len(trials) == 2 * 2 * len(chosen.stages)
+        assert {t.score for t in trials if t.participant == "p001"} == {1.0}
+        others = {t.score for t in trials if t.participant == "p002"}
+        # All in one group: of five images of two classes three are of one. Always kind B: two or three are right.
+        assert others == ({0.6} if chosen.task == "sort" else {0.0} if chosen.task == "agreement" else {0.4, 0.6})
     finally:
         site.close()
 
@@ -511,3 +702,4 @@ def test_the_policy_stops_what_did_not_come_with_the_page(driver: Any, site: Sit
     assert all("Content Security Policy" in message for message in said)
     assert driver.title != "owned"
     driver.get_log("performance")
+    opened(driver, site.link())

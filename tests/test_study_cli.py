@@ -16,6 +16,7 @@ from study_made import made
 
 from benchmarks.human_study import by_hand
 from captum_xnn import cli
+from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.study.store import ANSWERS_FILE, StudyStore
 
 pytest.importorskip("flask")
@@ -26,16 +27,26 @@ title = "Colours"
 batches = 3
 batch_images = 4
 heatmaps = ["Saliency"]
+[backends.Path]
+method = "IntegratedGradients"
+n_steps = 5
 [[datasets]]
 name = "red"
 explainer = "explainers"
 data = "images"
 classes = [0, 1]
+heatmap = "Path"
 """
 
 
 def run(*arguments: str) -> int:
     return cli.main(["study", *arguments])
+
+
+def x_feature_maps(folder: Path) -> list[str]:
+    study = PreparedStudy.read(folder)
+    shown = json.loads((folder / "media" / study.media("red/0/xnn/sort")).read_text())
+    return [m["src"] for image in shown["images"] for m in image["maps"]]
 
 
 @pytest.mark.filterwarnings("ignore:expected maps that are not zero")
@@ -49,6 +60,11 @@ def test_from_explainers_on_files_to_findings(
     (tmp_path / "study.toml").write_text(STUDY)
     assert run("prepare", "--config", "study.toml") == 0
     assert "red: 3 batches of 4 images, 2 groups" in capsys.readouterr().out
+    drawn = x_feature_maps(tmp_path / "study")
+    (tmp_path / "study.toml").write_text(STUDY.replace('heatmap = "Path"', ""))
+    assert run("prepare", "--config", "study.toml") == 0
+    assert x_feature_maps(tmp_path / "study") != drawn  # the maps come from the data set's own backend
+    capsys.readouterr()
     assert run("links", "study", "--count", "2", "--address", "https://example.org/") == 0
     links = capsys.readouterr().out.split()
     assert len(links) == 2 and all(re.fullmatch(r"https://example\.org/s/[\w-]{32}", link) for link in links)
@@ -56,7 +72,7 @@ def test_from_explainers_on_files_to_findings(
     assert run("export", "study", "--out", "export") == 0
     assert run("analyse", "export", "--out", "findings") == 0
     out = capsys.readouterr().out
-    assert "6 participants analysed, 0 left out" in out and "purity (red), xnn against none" in out
+    assert "6 participants analysed, 0 left out" in out and "purity (sort, red), xnn against none" in out
     assert out.splitlines()[-1] == f"Open this: {Path('findings', 'findings.html')}"
     assert run("static", "study", "--out", "site", "--count", "2") == 0
     assert len(list((tmp_path / "site" / "sessions").iterdir())) == 2
@@ -93,6 +109,28 @@ def test_sent_files_are_merged_and_those_left_out_are_told(
     arguments = ["export", str(tmp_path / "study"), "--out", str(tmp_path / "out"), "--answers", str(tmp_path / "sent")]
     assert run(*arguments) == 0
     assert "0 files merged\nleft out: x.json" in capsys.readouterr().out
+
+
+def test_power_takes_purities_that_people_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_hand(tmp_path)
+    for low, high in (("0.2", "0.9"), ("0.6", "1.2")):
+        assert run("simulate", str(tmp_path), "--power", low, high) == 1
+        # Ten images of four classes: random groups have a purity of 0.54 in the mean.
+        assert f"from 0.54, that of random groups, to 1, got {low} and {high}" in capsys.readouterr().err
+
+
+def test_damaged_studies_and_databases_are_told(
+    explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = made(tmp_path, explained)
+    (tmp_path / ANSWERS_FILE).write_text("junk")
+    assert run("export", str(tmp_path), "--out", str(tmp_path / "out")) == 1
+    assert "expected a database of answers" in capsys.readouterr().err
+    (tmp_path / ANSWERS_FILE).unlink()
+    path = study.folder / "study.json"
+    path.write_text(path.read_text().replace('"arms"', '"armz"'))
+    assert run("links", str(tmp_path)) == 1
+    assert "expected arms in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

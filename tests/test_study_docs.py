@@ -36,7 +36,7 @@ def test_settings_are_a_study(tmp_path: Path) -> None:
     assert found.arms[0].stages == ("none", "single:DeepLift") and found.exclusions.min_trial_seconds == 5
     (tmp_path / "study.toml").write_text(study)
     assert [arm.stages for arm in StudyConfiguration.read(tmp_path / "study.toml").arms] == [
-        ("none", f"single:{name}", "xnn") for name in ("ExcitationMaps", "DeepLift")
+        ("none", f"single:{name}", "xnn") for name in ("ExcitationMaps", "Cam")
     ]
 
 

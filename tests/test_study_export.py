@@ -46,7 +46,16 @@ def answered(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
                     for i in step.get("order", [])[:1]
                 ]
                 odd = {"id": f"{number}o", "step": number, "kind": "fill", "at": 9, "data": {"value": "=evil"}}
-                store.answer(token, "t", number, answer_to(step, comments=EVIL), 30_000 + person, [*events, odd])
+                draft = {**odd, "id": f"{number}d", "data": {"name": "comments", "value": "I am Jane Doe"}}
+                forged = [
+                    {**odd, "id": f"{number}f{i}", "kind": kind, "data": data}
+                    for i, (kind, data) in enumerate((
+                        ("inspect", {"image": "=1+1"}), ("compare", {"images": ["@SUM(1)", "\t=2"]}),
+                        ("move", {"to": [["+3", "-4"]]}), ("select", {"image": {"=5": 1}, "on": "=6"}),
+                    ))
+                ]  # fmt: skip
+                sent = [*events, odd, draft, *(forged if step["kind"] == "consent" else ())]
+                store.answer(token, "t", number, answer_to(step, comments=EVIL), 30_000 + person, sent)
         people = store.participants()
         store.withdraw(people[3].id)
     out = export(folder, folder / "export")
@@ -76,6 +85,26 @@ def test_names_of_files_and_description_are_those_of_psych_ds(answered: Any) -> 
     assert set(named) == in_files
 
 
+def test_files_keep_to_the_written_rules_of_psych_ds(answered: Any) -> None:
+    _, out, _ = answered
+    # Rules of psych-ds.github.io/psych-DS: a README, data/ with CSV files in UTF-8 of as many cells in every row as the
+    # header has, headers that are unique and not empty, and a description whose context is schema.org.
+    assert (out / "README.md").read_text().startswith("Answers of a human study")
+    described = json.loads((out / "dataset_description.json").read_bytes().decode("utf-8"))
+    required = {"@context", "@type", "name", "description", "variableMeasured"}
+    assert required <= set(described) and re.fullmatch(r"https?://schema\.org/?", described["@context"])
+    assert all(isinstance(described[name], str) and described[name].strip() for name in required - {"variableMeasured"})
+    variables = {v if isinstance(v, str) else v["name"] for v in described["variableMeasured"]}
+    files = list(out.rglob("*.csv"))
+    assert files and all(path.parent == out / "data" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert not content.startswith(b"\xef\xbb\xbf") and b"\0" not in content
+        header, *rows = csv.reader(content.decode("utf-8").splitlines(keepends=True), strict=True)
+        assert rows and all(header) and len(set(header)) == len(header) and set(header) <= variables
+        assert {len(row) for row in rows} == {len(header)}, path.name
+
+
 def test_every_answer_is_there_once(answered: Any) -> None:
     study, out, people = answered
     participants = read(out, "participants")
@@ -101,7 +130,7 @@ def test_every_answer_is_there_once(answered: Any) -> None:
         ["confidence"] * 6 + ["attention", "difficulty"] + ["performance"] * 2
     )
     assert {r["said"] for r in ratings if r["question"] == "confidence"} == {"Mediocre"}
-    moves = [e for e in read(out, "events") if e["participant"] == "p001" and e["event"] == "move"]
+    moves = [e for e in read(out, "events") if (e["participant"], e["event"]) == ("p001", "move") and e["step"] != "0"]
     assert len(moves) == 2 * 7 and {e["seconds"] for e in moves} == {"1.5"}
 
 
@@ -119,7 +148,9 @@ def test_texts_are_no_formulas_and_stay_whole(answered: Any) -> None:
     _, out, _ = answered
     (first, _) = read(out, "participants")
     assert first["comments"] == "'" + EVIL
-    assert {e["value"] for e in read(out, "events") if e["event"] == "fill"} == {"'=evil"}
+    # Drafts of comments are left out: somebody may have taken their name back.
+    assert {e["value"] for e in read(out, "events") if e["event"] == "fill"} == {"'=evil", ""}
+    assert not any("Jane" in path.read_text() for path in out.rglob("*.*"))
     for path in (out / "data").iterdir():
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.reader(file):
@@ -169,11 +200,13 @@ def test_answers_of_a_static_study_are_merged_once_and_forged_ones_left_out(expl
         (sent / "c.json").write_text(json.dumps({**good, "session": "forged", "answers": whole}))
         bad = [*whole[:4], {"data": {"groups": {}}, "at": 1}]
         (sent / "d.json").write_text(json.dumps({**good, "session": tokens[1], "answers": bad}))
-        for name, text in (("e", "{"), ("f", "[]"), ("g", '{"captum_xnn": "answers", "version": 1}')):
+        (sent / "h.json").write_text(json.dumps({**good, "session": tokens[2], "answers": whole, "started": 10**30}))
+        deep = "[" * 100_000 + "]" * 100_000
+        for name, text in (("e", "{"), ("f", "[]"), ("g", '{"captum_xnn": "answers", "version": 1}'), ("i", deep)):
             (sent / f"{name}.json").write_text(text)
         loaded, left_out = load_answers(store, [sent])
         assert loaded == 1
-        assert [told[:6] for told in left_out] == [f"{name}.json" for name in "bcdefg"]
+        assert [told[:6] for told in left_out] == [f"{name}.json" for name in "bcdefghi"]
         assert "stored already" in left_out[0] and "unknown link" in left_out[1] and "group for every" in left_out[2]
         # Of a damaged file nothing is stored.
         assert store.answers(store.participant(tokens[1]).id) == {}

@@ -111,6 +111,36 @@ def test_backends_with_settings_of_their_own_are_named_by_the_stage(explained: A
         prepare(one, [material(explained)])
 
 
+def test_backends_in_the_file_are_those_of_python(explained: Any, tmp_path: Path) -> None:
+    from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel
+
+    from captum_xnn.heatmaps import FromCaptum
+
+    given = {
+        "Cam": {"method": "LayerGradCam", "layer": "0"},
+        "Path": {"method": "IntegratedGradients", "n_steps": 3, "method_": None},
+        "Noise": {"method": "NoiseTunnel", "attribution_method": "IntegratedGradients", "n_steps": 3, "nt_samples": 2},
+    }
+    arms = (Arm("a", tuple(f"single:{name}" for name in given)),)
+    one = replace(SETTINGS, datasets=SETTINGS.datasets[:1], arms=arms, out=str(tmp_path / "s"), backends=given)
+    with pytest.raises(ValueError, match=r"settings of the backend 'Path'.*method_"):
+        prepare(one, [material(explained)])
+    given["Path"].pop("method_")
+    torch.manual_seed(0)
+    from_file = prepare(one, [material(explained)])
+    own = {
+        "Cam": FromCaptum(LayerGradCam, layer="0"),
+        "Path": FromCaptum(IntegratedGradients, n_steps=3),
+        "Noise": FromCaptum(NoiseTunnel, attribution_method=IntegratedGradients, n_steps=3, nt_samples=2),
+    }
+    torch.manual_seed(0)
+    from_python = prepare(replace(one, backends={}, out=str(tmp_path / "p")), [material(explained)], heatmaps=own)
+    shown = [media(from_file, f"gulls/0/single:{name}/sort") for name in given]
+    assert shown == [media(from_python, f"gulls/0/single:{name}/sort") for name in given]
+    assert len({m["maps"][0]["src"] for images in shown for m in images}) == 15  # no two alike
+    assert from_file.facts["backends"] == given
+
+
 def test_stages_show_no_maps_but_their_own(study: PreparedStudy) -> None:
     assert all(shown["maps"] == [] for shown in media(study, "gulls/0/none/sort"))
     assert {len(shown["maps"]) for shown in media(study, "gulls/0/xnn/sort")} == {3}
@@ -209,6 +239,9 @@ def test_x_features_of_a_joint_explainer_are_the_same_for_all_classes(explained:
         ({"exclusions": {"min_practice_purity": 80}}, "from 0 to 1, got 80"),
         ({"exclusions": {"min_trial_seconds": "5"}}, "from 0 to inf, got '5'"),
         ({"exclusions": {"failed_attention": 1}}, "as true or false"),
+        ({"backends": {"Cam": {"layer": "0"}}}, "expected the name of a class as method"),
+        ({"backends": {"Cam": "LayerGradCam"}}, "expected a table"),
+        ({"backends": {"Grad-CAM": {"method": "LayerGradCam"}}}, "letters and digits"),
     ],
 )
 def test_wrong_settings_are_told(settings: dict[str, Any], said: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from study_made import answer_to, made
 
+from captum_xnn.study.configuration import Arm
 from captum_xnn.study.protocol import cells, check_answer, plan, public_step
 
 
@@ -74,6 +75,19 @@ def test_a_browser_learns_neither_classes_nor_the_heatmaps_name(study: Any) -> N
         said = repr(public_step(study, step))
         assert "Gradient" not in said.replace("'name': 'single:InputXGradient'", "") or step["kind"] == "final"
         assert "given" not in said and "bar " not in said
+
+
+def test_agents_are_rated_by_the_part_in_which_they_were_met(explained: Any, tmp_path: Path) -> None:
+    stages = ("none", "single:InputXGradient", "single:Saliency", "xnn")
+    study = made(tmp_path, explained, arms=(Arm("two", stages),), batches=4)
+    orders = set()
+    for slot in range(12):
+        steps = plan(study, slot)["steps"]
+        parts = {s["part"]: s["stage"] for s in steps if s["kind"] == "intro"}
+        shown = public_step(study, steps[-1])["agents"]
+        assert {a["part"]: a["name"] for a in shown} == {p: s for p, s in parts.items() if s != "none"}
+        orders.add(tuple(a["name"] for a in shown))
+    assert len(orders) == 6
 
 
 def test_every_step_takes_its_answer_and_no_other(study: Any) -> None:

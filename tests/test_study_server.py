@@ -120,6 +120,8 @@ def test_malformed_requests_are_refused_and_change_nothing(study: Any, store: St
             sent = client.post(f"/s/{token}/{path}", data=body, content_type="application/json")
             claims = path == "claim" and b'"t"' in body
             assert sent.status_code in ((200,) if claims else (400, 404))
+        deep = b'{"tab": "t", "events": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        assert client.post(f"/s/{token}/{path}", data=deep, content_type="application/json").status_code == 400
         assert client.post(f"/s/{token}/{path}", data="tab=t").status_code == 400
         assert client.get(f"/s/{token}/{path}").status_code in (404, 405)
     too_long = client.post(f"/s/{token}/events", data=b"x" * 600_000, content_type="application/json")

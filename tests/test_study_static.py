@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_browser import answer, click, images, key, kind, one, opened, placed, ready, until
+from browser import one, until
+from study_browser import answer, click, images, key, kind, opened, placed, ready, saved
 from study_made import made
 
 from benchmarks.report_speed import chromium, found
@@ -102,3 +103,56 @@ def test_a_session_without_a_server_survives_reloads_and_is_merged(explained: An
     assert first == chosen
     (path,) = (out / "data").glob("*-participants_data.csv")
     assert path.read_text().splitlines()[1].startswith("p001,")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(found() is None, reason="chromium and chromedriver are not installed")
+def test_a_browser_that_keeps_nothing_is_told_and_loses_nothing_once_it_does(
+    explained: Any, tmp_path: Path, site: str
+) -> None:
+    study = made(tmp_path / "study", explained)
+    link, other = write_static(study.folder, tmp_path / "site", count=2, address=site)
+    full = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
+    with chromium() as driver:
+        opened(driver, link)
+        while kind(driver) != "sort":
+            answer(driver)
+        names = images(driver)
+        driver.execute_script(f"window.keeps = Storage.prototype.setItem; {full}")
+        key(driver, names[0], "2")
+        until(lambda: "can keep no more" in one(driver, "#status").text)
+        driver.execute_script("Storage.prototype.setItem = window.keeps")
+        until(lambda: "All saved" in one(driver, "#status").text)
+        driver.get(link)
+        until(lambda: ready(driver) is not None)
+        assert placed(driver)[names[0]] == 2
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": full})
+        driver.get(other)
+        until(lambda: "keeps no answers" in one(driver, "main").text)
+        assert driver.get_log("browser") == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(found() is None, reason="chromium and chromedriver are not installed")
+def test_of_two_tabs_without_a_server_the_later_goes_on(explained: Any, tmp_path: Path, site: str) -> None:
+    study = made(tmp_path / "study", explained)
+    (link,) = write_static(study.folder, tmp_path / "site", count=1, address=site)
+    with chromium() as driver:
+        opened(driver, link)
+        while kind(driver) != "sort":
+            answer(driver)
+        names = images(driver)
+        key(driver, names[0], "1")
+        saved(driver)
+        first = driver.current_window_handle
+        driver.switch_to.new_window("tab")
+        opened(driver, link)
+        key(driver, names[1], "2")
+        saved(driver)
+        driver.switch_to.window(first)
+        driver.execute_script("record('toggle', {map: null})")
+        until(lambda: one(driver, "#ask").is_displayed())
+        click(driver, "#ask .go")
+        until(lambda: not one(driver, "#ask").is_displayed())
+        assert placed(driver) == {**dict.fromkeys(names, 0), names[0]: 1, names[1]: 2}
+        assert driver.get_log("browser") == []

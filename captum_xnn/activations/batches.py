@@ -28,6 +28,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from captum_xnn.layers.arguments import refuse_uneven
+
 __all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "refuse_mapping", "repeatable"]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
@@ -90,10 +92,8 @@ class Batches:
         self._numbers: Sequence[Sequence[int]] | None = None
         tensors = (data,) if isinstance(data, Tensor) else data
         if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
-            sizes = {len(x) for x in tensors}
-            if len(sizes) > 1:
-                raise ValueError(f"expected as many examples of every input, got {sorted(sizes)}; pass equally many")
-            self._numbers = _ranges(sizes.pop(), batch_size)
+            refuse_uneven(tensors)
+            self._numbers = _ranges(len(tensors[0]), batch_size)
         elif isinstance(data, Iterable):
             refuse_mapping(data)
             _refuse_disorder(data)

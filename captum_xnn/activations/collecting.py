@@ -32,15 +32,19 @@ from captum_xnn.activations.store import TABLES, Store, locked
 from captum_xnn.activations.unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.distributed import Ranks
 from captum_xnn.errors import ModelMismatchError, StoreError
+from captum_xnn.layers.arguments import refuse_too_many, refuse_uneven
 from captum_xnn.layers.calls import calls_of
 from captum_xnn.layers.forward_args import format_forward_args
-from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.logits import Spread
+from captum_xnn.layers.lookup import find_layer, quantised, unwrap
 from captum_xnn.layers.probe import probe
 from captum_xnn.layers.read import OutputTransform, read_layer
 from captum_xnn.layers.state import untouched
+from captum_xnn.targets import Target, select
 
 __all__ = [
     "Activations",
+    "Asked",
     "Source",
     "Unpack",
     "checked",
@@ -62,6 +66,46 @@ class Source(NamedTuple):
     """Turns a batch of an iterable into (inputs, additional_forward_args)."""
 
 
+class Asked:
+    """The outputs that are asked for: checked in every batch, and kept alone where the model gives maps or sequences.
+
+    Args:
+        targets: Each None, an int, or a tuple of ints.
+
+    Example:
+        >>> asked = Asked([(1, 0), (0, 2)])
+        >>> asked.kept(torch.arange(12.0).reshape(2, 2, 3))
+        tensor([[3., 2.],
+                [9., 8.]])
+    """
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self.targets = list(dict.fromkeys(targets))
+        self.spread: Spread | None = None
+        """What all outputs have in common, where they are not kept."""
+
+    def check(self, y_hat: Tensor) -> None:
+        """Raise where the model has no such output.
+
+        Args:
+            y_hat: The model's outputs, (N, ...).
+        """
+        for target in self.targets:
+            select(y_hat, target)
+
+    def kept(self, y_hat: Tensor) -> Tensor:
+        """Return the outputs to keep: all of them (N,) or (N, C), else those asked for, (N, targets).
+
+        Args:
+            y_hat: The model's outputs, (N, ...).
+        """
+        if y_hat.dim() <= 2:
+            return y_hat
+        self.spread = self.spread or Spread()
+        self.spread.add(y_hat)
+        return torch.stack([select(y_hat, target) for target in self.targets], 1)
+
+
 class Activations(NamedTuple):
     """Activations of a layer and the outputs of the model, example by example.
 
@@ -81,6 +125,8 @@ class Activations(NamedTuple):
     """Where the inputs are read again, which groups of contributions need; None where they cannot be."""
     folder: Path | None = None
     """Of the store. Fits keep contributions beside it."""
+    asked: Asked | None = None
+    """The outputs that the columns of y_hat are, where others were not kept; None where y_hat is all of them."""
 
     @classmethod
     def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
@@ -193,22 +239,31 @@ class _Reader(NamedTuple):
     layer: nn.Module
     output_transform: OutputTransform | None
     prediction_transform: OutputTransform | None
+    asked: Asked | None
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
         layer: str | nn.Module,
+        data: Any,
         output_transform: OutputTransform | None,
         prediction_transform: OutputTransform | None,
+        asked: Asked | None = None,
     ) -> _Reader:
+        """Return the reader of some data; raise where a tuple of tensors cannot be the model's inputs."""
         model = unwrap(model)
-        return cls(model, *find_layer(model, layer), output_transform, prediction_transform)
+        if isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
+            refuse_too_many(model, data, "pass them as a list, list(batches)")
+            refuse_uneven(data)
+        return cls(model, *find_layer(model, layer), output_transform, prediction_transform, asked)
 
     def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
         """Returns the layer's and the model's outputs on a batch, on the CPU."""
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
+        if self.asked is not None:
+            self.asked.check(y_hat)
         return Z.cpu(), y_hat.cpu()
 
     def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
@@ -232,7 +287,7 @@ class _Reader(NamedTuple):
         more = format_forward_args(additional) or ()
         if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
             return
-        many, more = probe(self._ran, many, more, *read)
+        many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         calls_of(
             self.model,
@@ -252,10 +307,11 @@ class _Reader(NamedTuple):
         with torch.inference_mode(False), untouched(self.model), torch.no_grad():
             title = f"activations of {self.name}"
             for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
-                found.append(self.read(inputs, additional, first))
+                Z, y_hat = self.read(inputs, additional, first)
                 if not first:
-                    self.try_out(inputs, additional, found[0])
-                first += len(found[-1][0])
+                    self.try_out(inputs, additional, (Z, y_hat))
+                found.append((Z, y_hat if self.asked is None else self.asked.kept(y_hat)))
+                first += len(Z)
         return found
 
     def joined(self, read: Sequence[tuple[Tensor, Tensor]]) -> Activations:
@@ -264,7 +320,7 @@ class _Reader(NamedTuple):
             raise ValueError(_NOTHING)
         self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
         Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
-        return Activations(Z, y_hat, self.name)
+        return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.spread else None)
 
     def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
         """Raises where not every example has the same shape."""
@@ -295,6 +351,7 @@ def collect(
     prediction_transform: OutputTransform | None = None,
     batch_size: int = 64,
     rows_per_shard: int | None = None,
+    asked: Asked | None = None,
     progress: bool = False,
 ) -> Activations:
     """Returns the layer's activations and the model's outputs on all of the data, in its order.
@@ -316,6 +373,8 @@ def collect(
         prediction_transform: The same for the model's output.
         batch_size: Examples per forward pass where data are tensors.
         rows_per_shard: Examples in a shard of a new store; by default 4,096, or fewer where these are more than 64 MiB.
+        asked: Outputs to be checked on the first batch and, without a store, kept alone where the model gives maps or
+            sequences of outputs. All are kept, if None.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -343,11 +402,12 @@ def collect(
             prediction_transform=prediction_transform,
             batch_size=batch_size,
             rows_per_shard=rows_per_shard,
+            asked=asked,
             progress=progress,
         )
         opened = Activations.open(folder, checksums=False)  # those found were verified, the others just written
         return opened._replace(source=_source(data, unpack))
-    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
     read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
     return reader.joined(read)._replace(source=_source(data, unpack))
@@ -364,6 +424,7 @@ def collect_together(
     output_transform: OutputTransform | None = None,
     prediction_transform: OutputTransform | None = None,
     batch_size: int = 64,
+    asked: Asked | None = None,
     progress: bool = False,
 ) -> Activations:
     """Returns in every process the activations and outputs on all of the data, of which each ran a part.
@@ -380,6 +441,7 @@ def collect_together(
         output_transform: As in :func:`collect`.
         prediction_transform: As in :func:`collect`.
         batch_size: As in :func:`collect`.
+        asked: As in :func:`collect`.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -397,6 +459,7 @@ def collect_together(
         "output_transform": output_transform,
         "prediction_transform": prediction_transform,
         "batch_size": batch_size,
+        "asked": asked,
         "progress": progress and ranks.first,
     }
     if ranks.world == 1:
@@ -405,7 +468,7 @@ def collect_together(
         collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
         ranks.wait()
         return Activations.open(store, checksums=False)._replace(source=_source(data, unpack))
-    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack)
     first = batches.first()
     if first is None:
@@ -445,6 +508,7 @@ def collect_part(
     prediction_transform: OutputTransform | None = None,
     batch_size: int = 64,
     rows_per_shard: int | None = None,
+    asked: Asked | None = None,
     progress: bool = False,
 ) -> Path:
     """Returns the folder after collecting into it the shards that are this process's to do.
@@ -464,6 +528,7 @@ def collect_part(
         prediction_transform: As in :func:`collect`.
         batch_size: As in :func:`collect`.
         rows_per_shard: As in :func:`collect`; the same in all processes.
+        asked: Outputs to be checked on the first batch.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -482,7 +547,7 @@ def collect_part(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"expected a rank from 0 to {world_size - 1}, got {rank}; every process has its own")
-    reader = _Reader.of(model, layer, output_transform, prediction_transform)
+    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
     folder = Path(store)
     folder.mkdir(parents=True, exist_ok=True)

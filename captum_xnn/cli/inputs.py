@@ -140,7 +140,10 @@ class Preparation:
 
     def _scale(self) -> tuple[Tensor, Tensor]:
         """Return mean and std, each (C, 1, 1)."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean or (0.0,), self.std or (1.0,)))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32)[:, None, None]
+            for values in (self.mean or (0.0,), self.std or (1.0,))
+        )
         return mean, std
 
 

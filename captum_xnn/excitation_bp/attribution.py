@@ -52,7 +52,7 @@ def total_mass(attributions: Tensor | tuple[Tensor, ...]) -> Tensor:
         tensor([1.0000, 0.7500])
     """
     parts = format_tensors(attributions)
-    return torch.stack([p.flatten(1).sum(1) for p in parts]).sum(0)
+    return torch.stack([p.unsqueeze(-1).flatten(1).sum(1) for p in parts]).sum(0)
 
 
 class _Excitation(GradientAttribution):  # type: ignore[misc]
@@ -447,7 +447,7 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
             with torch.enable_grad():
                 chosen = select_neuron((leaf,), neuron_selector)
             p = torch.autograd.grad(chosen.sum(), leaf)[0]
-            total = p.flatten(1).sum(1).reshape(-1, *[1] * (p.dim() - 1))
+            total = p.unsqueeze(-1).flatten(1).sum(1).reshape(-1, *[1] * (p.dim() - 1))
             return (p / total)[None]
 
         model = unwrap(cast(nn.Module, self.forward_func))

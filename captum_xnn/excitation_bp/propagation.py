@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from captum_xnn.excitation_bp.graph import Graph, Place, is_reached, last_weight
 from captum_xnn.excitation_bp.rules import GATES, RULES, rectifies
 from captum_xnn.excitation_bp.shares import OverwrittenError, accurate
 from captum_xnn.excitation_bp.signals import Settings, Signals
+from captum_xnn.layers.integers import refuse_integers
 from captum_xnn.layers.lookup import unwrap
 from captum_xnn.layers.state import eager, untouched
 from captum_xnn.targets import per_example, select_each
@@ -41,6 +43,12 @@ __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", 
 # 1e-38 in float32 make convolutions a hundred times slower.
 _SCALES = {torch.float16: 2.0**12, torch.float64: 1.0}
 _SCALE = 2.0**20
+
+
+# Absolute sum of signed probabilities, of which 1 is shared out, that is worth a warning: a contrast has up to 2.
+_CANCELLING = 5.0
+
+_AT_EMBEDDING = "stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Winners:
     lost: Tensor
     """(K, N): what is missing of the sum that p started from. An output without negative weights, say, has no opposite,
     and its contrastive probabilities sum to 1 from the start."""
+    reached: tuple[bool, ...]
+    """For each leaf whether the target depends on it. Of a layer's several tensors some may go nowhere."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,8 @@ class Run:
         ]
         mass = _mass(p)
         start = _mass([torch.stack(one) for _, one in starts]) / scale
-        return Winners(tuple(p), (0 if self.mode.settings.contrastive else 1) - mass, start - mass)
+        delta = (0 if self.mode.settings.contrastive else 1) - mass
+        return Winners(tuple(p), delta, start - mass, tuple(found is not None for found in arrived))
 
     def _dtypes(self) -> set[torch.dtype]:
         """Returns the dtypes that probability takes on its way: a float32 encoder may follow a float16 model."""
@@ -145,7 +156,7 @@ class Run:
         if not is_reached(self.leaves, self.graph.nodes):
             raise ValueError(
                 "expected a target that depends on the inputs, or on the layer to stop at, got one that does not; "
-                "choose a layer that the model runs before the target"
+                "choose a layer that the model runs before the target, or remove detach and numpy between them"
             )
         found = unruled(self.graph.nodes)
         if not found:
@@ -164,7 +175,7 @@ class Run:
 
 def _mass(p: Sequence[Tensor]) -> Tensor:
     """Returns the sum of probabilities (K, N, ...) over all but K and N."""
-    return torch.stack([accurate(x).flatten(2).sum(2) for x in p]).sum(0)
+    return torch.stack([accurate(x).unsqueeze(-1).flatten(2).sum(2) for x in p]).sum(0)
 
 
 def signals(settings: Settings, module: nn.Module | None = None, *, copied: bool = False) -> Signals:
@@ -203,7 +214,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if stop is None:
-            pairs = [mode.leaf(_floating(x, i), 0) for i, x in enumerate(inputs)]
+            refuse_integers(inputs, "excitation backprop", _AT_EMBEDDING)
+            pairs = [mode.leaf(x, 0) for x in inputs]
             leaves, given = [leaf for leaf, _ in pairs], [x for _, x in pairs]
             calls = [0]
         else:
@@ -279,6 +291,8 @@ def propagate(
             done, winners = ran(copied=True)
     if done.is_cut:
         _warn_of_loss(winners.lost, tolerance)
+    if done.mode.cancels and settings.negative != "raw":
+        _warn_of_cancelling(winners.p)
     return done, winners
 
 
@@ -338,13 +352,17 @@ def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
         )
 
 
-def _floating(x: Tensor, i: int) -> Tensor:
-    if not x.is_floating_point():
-        raise TypeError(
-            f"expected floating-point inputs, got {x.dtype} as input {i}; convert them with .float(), or, where they "
-            "are token ids, stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
+def _warn_of_cancelling(p: Sequence[Tensor]) -> None:
+    """Warn where shares of opposite signs are much larger than the probability that they share out."""
+    size = _mass([one.abs() for one in p])
+    most = float(size.amax()) if size.numel() else 0.0
+    if most > _CANCELLING:
+        warnings.warn(
+            f"winning probabilities of opposite signs cancel: their absolute values sum to {most:.3g} in one example, "
+            "and the probability to share out is 1. Sums of nearly opposite terms do this, as f(a) - f(b) in Siamese "
+            "networks, and sometimes residual sums. Pass add='excitatory', or stop at a layer behind such sums",
+            stacklevel=5,
         )
-    return x
 
 
 @contextmanager
@@ -359,6 +377,8 @@ def _stopping(mode: Signals, stop: Stop, leaves: list[Tensor], calls: list[int])
             return given
         if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
             return type(value)(cut(v) for v in value)
+        if type(value) in (dict, OrderedDict):
+            return type(value)((k, cut(v)) for k, v in value.items())
         return value
 
     def on_call(_module: nn.Module, args: Any, output: Any = None) -> Any:

@@ -281,6 +281,10 @@ def _adding(mode: Signals, call: Call, *, subtracting: bool = False) -> Any:
     return _shared(mode, call, a, b, factor)
 
 
+# Mean absolute share of a term above which a sum is said to cancel; without cancelling it is at most 1.
+_LARGE = 1.5
+
+
 def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> Tensor:
     """A sum of two signals."""
     shares: list[Tensor] = []
@@ -295,7 +299,9 @@ def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> T
         total = terms[0] + terms[1]
         share = terms[0] / total
         # The other share is 1 less this one, unless some sum is 0. This runs for every block of a ResNet.
-        if math.isfinite(float(share.sum())):
+        size = float(torch.linalg.vector_norm(share, 1))
+        mode.cancels |= size > _LARGE * share.numel()
+        if math.isfinite(size):
             shares.append(share)
         else:
             shares.extend((t / total).nan_to_num_(0, 0, 0) for t in terms)

@@ -263,6 +263,8 @@ class Signals(TorchFunctionMode):
         super().__init__()
         self.settings = settings
         self.descent = Descent(settings.negative)
+        self.cancels = False
+        """Whether the model has sums of terms that nearly cancel, whose signed shares are large."""
         self._rules, self._gates, self._rectifies = rules, gates, rectifies
         self._module, self._copied = module, copied
         self._known = _Known()

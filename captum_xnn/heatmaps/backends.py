@@ -16,7 +16,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -48,10 +48,12 @@ from captum_xnn.excitation_bp.signals import Settings
 from captum_xnn.excitation_bp.stopping import stopping_layer
 from captum_xnn.heatmaps.canonical import CanonicalNetwork, Twins, needs_modules, refuse_unfit
 from captum_xnn.heatmaps.contribution_network import ContributionNetwork
-from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.heatmaps.network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps.one_output import OneOutput, one_output
 from captum_xnn.heatmaps.shared_pass import gradients_of_groups
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_tensors
+from captum_xnn.layers.integers import refuse_integers, replacing
 from captum_xnn.layers.layout import (
     Cells,
     channel_dimension,
@@ -60,7 +62,8 @@ from captum_xnn.layers.layout import (
     token_cells,
 )
 from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.read import read_layer
+from captum_xnn.layers.nested import tensors_in
+from captum_xnn.layers.read import OutputTransform, read_layer
 from captum_xnn.layers.state import untouched
 
 __all__ = [
@@ -99,6 +102,13 @@ _SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
 # Methods for layers that all the same move the inputs, from a baseline or by noise.
 _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
+# Roundings of the largest output that a difference of two outputs may be off by.
+_ROUNDINGS = 64
+
+_AT_EMBEDDING = (
+    "draw the maps at the embedding: heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
+)
+
 # Lost probability that changes a map visibly. Neurons that only their bias excites, as small networks have, lose less.
 _VISIBLE = 0.05
 
@@ -130,6 +140,9 @@ class FromCaptum:
     ``tokens="vit"``, ``"swin"`` or ``"sequence"`` these are taken for feature maps, see :class:`TokenGrid`. The grid of
     ``"vit"`` is read from the patch embedding (:func:`captum_xnn.layers.layout.token_cells`), or given as
     ``grid=(height, width)``.
+
+    Of a layer that returns a tuple or a dict, as recurrent layers and attention do, the one tensor that the explained
+    layer depends on is drawn.
 
     DeepLift, LRP and the guided methods work on a twin of the model made of modules, see
     :mod:`captum_xnn.heatmaps.canonical`, and refuse what they have no rule for.
@@ -209,6 +222,28 @@ class FromCaptum:
     def __setstate__(self, state: tuple[type[Attribution], dict[str, Any]]) -> None:
         self.__init__(state[0], **state[1])  # type: ignore[misc]
 
+    @property
+    def replaces_inputs(self) -> bool:
+        """Whether the method runs the network on other inputs, and takes no gradient."""
+        return issubclass(self.method, PerturbationAttribution) and not issubclass(self.method, LayerAttribution)
+
+    def is_at_baseline(self, inputs: tuple[Tensor, ...], settings: dict[str, Any]) -> bool:
+        """Returns whether inputs are the ones that the method compares them with, so that all maps are 0.
+
+        Args:
+            inputs: Input tensors (N, ...).
+            settings: Settings for this call.
+        """
+        if "baselines" not in self._call:
+            return self.method.__name__ in ("InputXGradient", "LRP") and not any(map(torch.any, inputs))
+        given = {**self.settings, **settings}.get("baselines")
+        each = given if isinstance(given, tuple) else [given] * len(inputs)
+        if len(each) != len(inputs) or not all(b is None or isinstance(b, (int, float, Tensor)) for b in each):
+            return False
+        own = [0 if b is None else b[None] if self._distribution and isinstance(b, Tensor) else b for b in each]
+        rows = [x[:, None] if self._distribution else x for x in inputs]  # of which each has all baselines
+        return not any(bool((x != b).any()) for x, b in zip(rows, own, strict=True))
+
     def _takes(self, name: str) -> bool:
         """Whether the method's call takes an argument of this name."""
         return name in self._call or any(p.kind is p.VAR_KEYWORD for p in self._call.values())
@@ -256,14 +291,16 @@ class FromCaptum:
         layered = issubclass(self.method, LayerAttribution)
         moves = not (layered or issubclass(self.method, PerturbationAttribution))
         if moves or self.method.__name__ in _BETWEEN_INPUTS:
-            _refuse_integers(inputs, self.method.__name__)
-        name, grid = "", None
+            refuse_integers(inputs, self.method.__name__, _AT_EMBEDDING)
+        name, grid, several = "", None, None
         module: nn.Module | None = None
         if "layer" in self._constructor:
             name, module = self._layer(network, attributed, construct.get("layer"))
-            construct["layer"] = module
+            construct["layer"], given = module, (network, name, inputs, additional_forward_args)
+            if attributed is network and (picked := self._layouts.one_output(*given)) is not None:
+                several, module = module, picked
+                construct["layer"] = picked
             if self._tokens is not None:
-                given = network, name, inputs, additional_forward_args
                 grid = construct["layer"] = self._layouts.tokens(*given, self._tokens, self._grid)
         if isinstance(attributed, CanonicalNetwork) and issubclass(self.method, LayerDeepLift):
             refuse_unfit(self.method, attributed, module)
@@ -286,10 +323,11 @@ class FromCaptum:
                 leaves = _leaves(inputs, additional_forward_args, rows[some])
                 with (
                     untouched(attributed),
+                    module.after(several) if several is not None and isinstance(module, OneOutput) else nullcontext(),
                     _shapes(module, name, network.layer_name) as seen,
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
-                    made = self._attribute(attributed, construct, own, leaves, checking)
+                    made = self._attributed_to(network, attributed, construct, own, leaves, checking)
                 if module is not None and grid is None:
                     asked = network, name, inputs, additional_forward_args
                     self._layouts.refuse_examples_second(*asked, (seen or [made[0].shape])[-1], made[0], len(some))
@@ -299,7 +337,7 @@ class FromCaptum:
                         network, name, inputs, additional_forward_args, (seen or [made[0].shape])[-1]
                     )
                 if grid is None and module is not None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
-                    self._refuse_tokens(module, channels)
+                    self._refuse_tokens(several or module, channels)
                 likes = [_image(inputs)] * len(made) if layered else inputs
                 yield (
                     some.tolist(),
@@ -334,6 +372,27 @@ class FromCaptum:
             refuse_unfit(self.method, twin)
         return twin
 
+    def _attributed_to(
+        self,
+        network: ExplanationNetwork,
+        attributed: nn.Module,
+        construct: dict[str, Any],
+        call: dict[str, Any],
+        arguments: tuple[Any, Any],
+        checking: bool,
+    ) -> tuple[Tensor, ...]:
+        """Returns the attributions of one chunk; says so where a gradient is missing."""
+        try:
+            return self._attribute(attributed, construct, call, arguments, checking)
+        except (AttributeError, RuntimeError) as error:
+            reason = None
+            if not self.replaces_inputs:
+                with suppress(Exception):  # which the error at hand goes before
+                    reason = cut_off(network, *arguments)
+            if reason is None:
+                raise
+            raise ValueError(reason) from error
+
     def _attribute(
         self,
         network: nn.Module,
@@ -359,7 +418,8 @@ class FromCaptum:
             for text in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", text, UserWarning)
             alone = inputs[0] if len(inputs) == 1 else inputs
-            with _of_dtypes(network, inputs), _outputs(network) as outputs:
+            moved = replacing(inputs, self.method.__name__) if self.replaces_inputs else nullcontext()
+            with moved, _of_dtypes(network, inputs), _outputs(network) as outputs:
                 given = attribute(attribution, alone, **call)
         if checking:
             _refuse_delta(self.method.__name__, given, outputs[-1], call["target"])
@@ -520,8 +580,23 @@ class _Layouts:
         if key not in known:
             x, more = rows_of(inputs, additional, torch.tensor([0]))
             given = tuple(a.detach() if isinstance(a, Tensor) else a for a in network.hold((*x, *(more or ()))))
-            known[key] = what(network.model, find_layer(network.model, name)[1], given, name=name)
+            one = known.get((network.layer_name, name))
+            known[key] = what(network.model, find_layer(network.model, name)[1], given, name, one and one.pick)
         return known[key]
+
+    def one_output(
+        self,
+        network: ExplanationNetwork,
+        name: str,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> OneOutput | None:
+        """Returns the tensor to draw of a layer that returns several; None where it returns one."""
+        known, key = self._known.setdefault(network.model, {}), (network.layer_name, name)
+        if key not in known:
+            known[key] = one_output(network, name, inputs, additional)
+        found: OneOutput | None = known[key]
+        return found
 
     def channels(
         self,
@@ -573,7 +648,7 @@ class _Layouts:
         if kind != "vit" or len(shape) != TOKENS[kind]:
             return TokenGrid(kind)  # which tells of other dimensions
         count = shape[1]
-        found: Cells | None = self._read(token_cells, network, name, inputs, additional)
+        found: Cells | None = self._read(_cells, network, name, inputs, additional)
         if found is not None and grid in (None, (found.height, found.width)):
             return TokenGrid(kind, found)
         if grid is None:
@@ -595,14 +670,29 @@ class _Layouts:
         return TokenGrid(kind, grid)
 
 
-def _channels(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> int:
-    return channel_dimension(model, layer, inputs, name=name)
+def _first(raw: Any) -> Any:
+    """Returns the first floating-point tensor of a layer's output."""
+    return next((tensor for _, tensor in tensors_in(raw) if tensor.is_floating_point()), raw)
 
 
-def _shape(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> tuple[int, ...]:
+def _channels(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
+) -> int:
+    return channel_dimension(model, layer, inputs, name=name, output_transform=pick or _first)
+
+
+def _cells(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, _pick: OutputTransform | None
+) -> Cells | None:
+    return token_cells(model, layer, inputs, name=name)
+
+
+def _shape(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
+) -> tuple[int, ...]:
     """Returns the shape of a layer's output."""
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        return tuple(read_layer(model, layer, inputs, name=name)[0].shape)
+        return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick or _first)[0].shape)
 
 
 class ExcitationMaps:
@@ -929,13 +1019,15 @@ def _winning(
         tolerance=_VISIBLE,
     )
     maps = []
-    for p, leaf in zip(winners.p, done.leaves, strict=True):
+    for p, leaf, is_reached in zip(winners.p, done.leaves, winners.reached, strict=True):
+        if stop is not None and any(winners.reached) and not is_reached:
+            continue  # of a layer that returns several tensors, one that goes nowhere, such as attention weights
         if stop is not None and grid is None:
             check(p.shape[1:], p[0], len(inputs[0]))
         p = p.transpose(0, 1)
         if grid is not None:
             p = grid(p.flatten(0, 1)).sum(1, keepdim=True).unflatten(0, p.shape[:2])
-        elif stop is not None and leaf.dim() == 4:
+        elif stop is not None and leaf.dim() in _MODES:
             p = p.sum(channels(p.shape[1:]) + 1).unsqueeze(2)
         if settings.contrastive:
             opposite = (done.output[:, features] < 0) & network.centred
@@ -946,26 +1038,16 @@ def _winning(
 
 
 def _image(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Returns the input whose size maps of a layer have: the first of images, if there are any."""
-    return next((x for x in inputs if x.dim() == 4), inputs[0])
+    """Returns the input whose size maps of a layer have: the first of images or volumes, if there are any."""
+    return next((x for x in inputs if x.dim() in _MODES), inputs[0])
 
 
 def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
     """Returns a layer's maps (N, K, 1, h, w) in the size of the input, all in its dtype."""
-    if layered and maps.dim() == 5 and like.dim() == 4:
-        size = like.shape[2:]
-        maps = F.interpolate(maps[:, :, 0], size, mode="bilinear", align_corners=False)[:, :, None]
+    if layered and maps.dim() == like.dim() + 1 and like.dim() in _MODES:
+        one = _resized(maps.flatten(0, 1), like)
+        maps = one.reshape(*maps.shape[:2], *one.shape[1:])
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
-
-
-def _refuse_integers(inputs: tuple[Tensor, ...], method: str) -> None:
-    for i, x in enumerate(inputs):
-        if not (x.is_floating_point() or x.is_complex()):
-            raise TypeError(
-                f"expected floating-point inputs for {method}, got {x.dtype} as input {i}; convert them with .float(), "
-                "or, where they are token ids, draw the maps at the embedding: "
-                "heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
-            )
 
 
 @contextmanager
@@ -998,10 +1080,10 @@ def _not_before(name: str, explained: str) -> LayerNotReachedError:
 
 @contextmanager
 def _of_dtypes(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Has the network take its inputs in the dtypes given: Captum's noise is float32 whatever it is added to."""
+    """Has the network take its inputs in the dtypes given: Captum draws noise in torch's default dtype."""
 
     def cast(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        dtypes = {i: x.dtype for i, x in enumerate(inputs) if x.dtype in (torch.float16, torch.bfloat16)}
+        dtypes = {i: x.dtype for i, x in enumerate(inputs) if x.is_floating_point()}
         return tuple(a.to(dtypes[i]) if i in dtypes and isinstance(a, Tensor) else a for i, a in enumerate(arguments))
 
     handle = network.register_forward_pre_hook(cast)
@@ -1034,8 +1116,9 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
     if not bool(each.isfinite().all()):
         return  # which whoever gets the maps is told
     off, size = float((each.sum(1) - wanted).abs().mean()), float(each.sum(1).abs().mean())
-    # Where attributions cancel, rounding alone is as large as their sum.
-    if off > 0.01 * (off + size) and off > 1e-4 * float(each.abs().sum(1).mean()):
+    # Where attributions cancel, or inputs are close to their baselines, rounding alone is as large as their sum.
+    rounding = _ROUNDINGS * torch.finfo(outputs.dtype).eps * float(outputs.abs().amax())
+    if off > 0.01 * (off + size) and off > max(rounding, 1e-4 * float(each.abs().sum(1).mean())):
         raise UnsupportedOperationError(
             f"expected attributions of {method} that sum to the x-feature's difference from the baseline, got "
             f"{off / (off + size):.0%} off: it takes non-linearities that it has no rule for, such as GELU, attention "
@@ -1097,11 +1180,19 @@ def _leaves(
     return tuple(x.requires_grad_(x.is_floating_point()) for x in picked), more
 
 
+_MODES = {4: "bilinear", 5: "trilinear"}
+"""How maps of images, and of volumes, are enlarged."""
+
+
+def _resized(maps: Tensor, like: Tensor) -> Tensor:
+    """Returns maps (R, 1, ...) in the size of an image or a volume."""
+    return F.interpolate(maps, like.shape[2:], mode=_MODES[like.dim()], align_corners=False)
+
+
 def _finished(maps: Tensor, like: Tensor, layered: bool, channels: int | None) -> Tensor:
-    """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W)."""
-    if layered and maps.dim() == 4 and like.dim() == 4:
-        one = maps.sum(channels or 1)[:, None]
-        maps = F.interpolate(one, like.shape[2:], mode="bilinear", align_corners=False)
+    """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W), or (R, 1, D, H, W)."""
+    if layered and maps.dim() == like.dim() and like.dim() in _MODES:
+        maps = _resized(maps.sum(channels or 1)[:, None], like)
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.heatmaps.backends import Heatmap, rows_of_settings
-from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.heatmaps.backends import FromCaptum, Heatmap, rows_of_settings
+from captum_xnn.heatmaps.network import ExplanationNetwork, cut_off
 from captum_xnn.layers.batching import gathered, rows_of
 from captum_xnn.layers.forward_args import format_forward_args, format_tensors
 from captum_xnn.layers.stacklevel import levels_up
@@ -75,26 +75,52 @@ def draw(
 
     maps = tuple(m.contiguous() for m in gathered(drawn(), n))
     _warn_of_infinite(maps)
-    blank = torch.stack([(m.flatten(2) == 0).all(2).all(0) for m in maps]).all(0)
+    blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
-        what = "x-feature" if parts[0].network.centred else "output"
-        numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
-        why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
-        if parts[0].slopes is not None:
-            why = (
-                "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
-                "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
-            )
-        warnings.warn(
-            f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
-            f"examples: {why}",
-            stacklevel=levels_up(),
-        )
+        _warn_of_blank(blank, heatmap, parts, inputs, additional, settings)
     return maps
 
 
+def _warn_of_blank(
+    blank: Tensor,
+    heatmap: Heatmap,
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    settings: dict[str, Any],
+) -> None:
+    """Warn of x-features with empty maps, and say why they are; raise where no map could be any other."""
+    network, _, rows, slopes = parts[0]
+    replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
+    if bool(blank.all()) and not replaces:
+        x, more = rows_of(inputs, additional, torch.tensor(rows))
+        if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
+            raise ValueError(reason)
+    what = "x-feature" if network.centred else "output"
+    numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
+    if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
+        why = "the inputs are their own baseline, from which this method measures; pass other baselines"
+    elif slopes is not None:
+        why = (
+            "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
+            "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
+        )
+    n = len(inputs[0])
+    warnings.warn(
+        f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
+        f"examples: {why}",
+        stacklevel=levels_up(),
+    )
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Return maps (N, K, ...) as (N, K, numbers); a number for each example, as a table's column is, has one."""
+    return maps.unsqueeze(-1).flatten(2)
+
+
 def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
-    bad = torch.stack([~m.flatten(2).isfinite().all(2) for m in maps]).any(0)
+    bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
     if bool(bad.any()):
         warnings.warn(
             f"expected finite maps, got NaN or infinite values in {int(bad.sum())} of {bad.numel()}; the usual cause "
@@ -115,9 +141,15 @@ def copied(
         additional_forward_args: None, one argument, or a tuple of them.
 
     Raises:
+        TypeError: If an input is no tensor.
         ValueError: If there is no example.
     """
     tensors: tuple[Tensor, ...] = format_tensors(inputs)
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise TypeError(
+            f"inputs are a tuple of {', '.join(type(x).__name__ for x in tensors)}; pass one tensor, or a tuple of "
+            "tensors in the order of forward, and everything else as additional_forward_args"
+        )
     if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
         raise ValueError(
             f"expected inputs with the examples first and at least one of them, got shapes "
@@ -140,17 +172,30 @@ def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
 
 
 def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Returns maps (N, 1, ...) in the shape of the inputs; those of images give each channel an equal part.
+    """Returns maps (N, 1, ...) in the shape of the inputs.
+
+    A layer's map of an image or a volume gives each channel an equal part, one of token ids is summed over dimensions.
 
     Args:
         inputs: Tensors (N, ...).
         maps: One tensor for each, or others of a layer.
+
+    Raises:
+        ValueError: If a layer's maps are of another shape.
     """
-    likes = inputs if len(maps) == len(inputs) else inputs[:1] * len(maps)
+    image = next((x for x in inputs if x.dim() in (4, 5)), inputs[0])
+    likes = inputs if len(maps) == len(inputs) else (image,) * len(maps)
     return tuple(_shaped(m[:, 0], x).contiguous() for m, x in zip(maps, likes, strict=True))
 
 
 def _shaped(m: Tensor, x: Tensor) -> Tensor:
-    if m.dim() == x.dim() == 4 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
+    if m.shape == x.shape:
+        return m
+    if m.dim() == x.dim() > 2 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
         return m.expand_as(x) / x.shape[1]
-    return m
+    if m.shape[: x.dim()] == x.shape:  # of token ids: one number for each dimension of a token
+        return m.flatten(x.dim()).sum(-1)
+    raise ValueError(
+        f"feature= gives maps in the input's shape {tuple(x.shape)}, and the method gives {tuple(m.shape)}, of its "
+        "layer; leave feature out for maps of the layer's shape, or draw at the inputs, as with heatmap=InputXGradient"
+    )

@@ -228,15 +228,17 @@ def _same(twin: CanonicalNetwork, network: ExplanationNetwork, inputs: tuple[Any
 class _Tracer(fx.Tracer):
     """Follows a model, and notes what the explained layer returns."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layer: nn.Module) -> None:
         super().__init__()
-        self._layer = layer
+        self._layer, self._registered = layer, set(model.modules())
         self.result: Any = None
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Returns what a module returns."""
+        """Returns what a module returns; one made in forward, as in ``nn.ReLU()(x)``, counts as its operations."""
+        if m not in self._registered:
+            return forward(*args, **kwargs)
         made = super().call_module(m, forward, args, kwargs)
         if m is self._layer:
             self.result = made
@@ -330,7 +332,7 @@ def _followed(
     network: ExplanationNetwork, inputs: tuple[Any, ...]
 ) -> tuple[fx.GraphModule, dict[str, Function], dict[str, str]]:
     """Returns the model up to the explained layer, rewritten, the functions left in it, and new names of modules."""
-    tracer = _Tracer(network.layer)
+    tracer = _Tracer(network.model, network.layer)
     try:
         graph = tracer.trace(network.model, concrete_args=_fixed_arguments(network.model, inputs))
         end = next(node for node in graph.nodes if node.op == "output")
@@ -622,7 +624,7 @@ _MODULES: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), nn.Sigmoid),
     **dict.fromkeys((torch.tanh, F.tanh, "tanh"), nn.Tanh),
     **dict.fromkeys((torch.softmax, F.softmax, "softmax"), lambda dim=None, **_: nn.Softmax(dim)),
-    F.leaky_relu: lambda slope=0.01, *_: nn.LeakyReLU(slope),
+    F.leaky_relu: lambda negative_slope=0.01, *_: nn.LeakyReLU(negative_slope),
     F.elu: lambda alpha=1.0, *_: nn.ELU(alpha),
     F.softplus: nn.Softplus,
     F.max_pool1d: _pool(nn.MaxPool1d, *_MAX),

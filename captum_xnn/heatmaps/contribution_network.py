@@ -84,7 +84,7 @@ class ContributionNetwork(ExplanationNetwork):
     def _gradient(self, given: tuple[Any, ...]) -> Tensor:
         """Return the gradient of the output at the layer's own output, (N, ...)."""
         inputs, additional = _divided(given)
-        one, targets = torch.ones(1), [[self.target] * len(inputs[0])]
+        one, targets = torch.ones(1, dtype=torch.float32), [[self.target] * len(inputs[0])]
         return self.tail.along(inputs, additional, self.form.base, one, one, targets).gradient[0]
 
     def _recomputed(self, given: tuple[Any, ...]) -> Tensor:

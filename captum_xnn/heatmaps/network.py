@@ -10,18 +10,21 @@ Rules it keeps, each of which was found to matter (with captum 0.9):
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.batching import rows_of
+from captum_xnn.layers.lookup import find_layer, quantised, unwrap
 from captum_xnn.layers.read import OutputTransform, run_to_layer
+from captum_xnn.layers.state import untouched
 from captum_xnn.layers.trace import Trace
 from captum_xnn.models.base import Autoencoder
 
-__all__ = ["ExplanationNetwork", "Outputs"]
+__all__ = ["ExplanationNetwork", "Outputs", "cut_off"]
 
 
 class ExplanationNetwork(nn.Module):
@@ -112,6 +115,52 @@ class ExplanationNetwork(nn.Module):
             inputs: All positional arguments of the model.
         """
         return self.xnn_encoder(self.activations(*inputs))
+
+
+def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> str | None:
+    """Return why no gradient of the explained layer reaches the inputs; None if one does, also if it is 0.
+
+    Args:
+        network: From the model's inputs to its x-features.
+        inputs: Tensors (N, ...). Without floating-point ones there is nothing to tell.
+        additional: Further arguments of the network.
+    """
+    (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+    given = tuple(a.detach().clone() for a in x)
+    leaves = [a for a in given if a.is_floating_point()]
+    carrying: list[nn.Module] = []
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            carrying.append(module)
+
+    with untouched(network.model), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for p in network.model.parameters():
+            p.requires_grad_(False)
+        for leaf in leaves:
+            leaf.requires_grad_()
+        handles = [m.register_forward_hook(note) for m in network.model.modules()]
+        try:
+            Z = network.activations(*network.hold((*given, *(more or ()))))
+            found = torch.autograd.grad(Z.sum(), leaves, allow_unused=True) if leaves and Z.requires_grad else ()
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not leaves or any(g is not None for g in found):
+        return None
+    instead = "draw with a method that replaces inputs, as FromCaptum(FeatureAblation)"
+    if names := quantised(network.model):
+        return (
+            f"no gradient reaches the inputs from layer {network.layer_name!r}: {names[0]!r} is quantised, and "
+            f"quantised layers have none; explain the float model that was quantised, or {instead}"
+        )
+    names = [name for name, module in network.model.named_modules() if carrying and module is carrying[-1]]
+    return (
+        f"no gradient reaches the inputs from layer {network.layer_name!r}: it is cut off "
+        f"{f'behind {names[0]!r}' if names else 'at the inputs'}; remove torch.no_grad, detach or numpy there, or "
+        f"{instead}"
+    )
 
 
 class Outputs:

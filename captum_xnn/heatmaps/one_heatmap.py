@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from captum_xnn.heatmaps.backends import Heatmap, as_heatmap
 from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, like
 from captum_xnn.heatmaps.network import ExplanationNetwork, Outputs
+from captum_xnn.layers.arguments import refuse_too_many
 from captum_xnn.layers.batching import rows_of
 from captum_xnn.layers.forward_args import log_usage
 from captum_xnn.layers.lookup import unwrap
@@ -104,6 +105,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         Raises:
             ValueError: If a target is out of range, or missing where the model has several outputs.
         """
+        refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
         targets, model = per_example(target, len(tensors[0])), unwrap(self.model)
         with torch.inference_mode(False), untouched(model):

@@ -121,7 +121,7 @@ def _noisy(x: Tensor) -> Tensor:
     """Returns a tensor with as much noise as it has spread."""
     if not x.is_floating_point() or not x.numel():
         return x.clone()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(x)
     spread = x.double().std(correction=0).to(x)
     return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
 

@@ -476,7 +476,8 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
 
     def change(output: Tensor) -> Tensor:
         cells = output.flatten(2)  # (R, D, h * w), also of nn.Unfold
-        noise = torch.randn(cells.shape[1], generator=torch.Generator().manual_seed(0)).to(cells) * _size(cells)
+        noise = torch.randn(cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        noise = noise.to(cells) * _size(cells)
         for b in range(digits):
             on = (numbers >> b & 1).bool().to(cells.device)
             cells[b + 1] += noise[:, None] * on

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_xnn.errors import LayerNotFoundError
 
-__all__ = ["find_layer", "unwrap"]
+__all__ = ["find_layer", "quantised", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -80,3 +80,20 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         f"expected a layer of {type(model).__name__}, got a {type(layer).__name__} that the model does not hold; "
         "pass the layer of this very model object, or its dotted name"
     )
+
+
+def quantised(model: nn.Module) -> list[str]:
+    """Return the names of quantised modules, whose kernels have no gradients and round, dynamic ones by the batch.
+
+    Args:
+        model: A plain module.
+
+    Example:
+        >>> quantised(nn.Sequential(nn.Linear(2, 1)))
+        []
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if ".quantized." in f"{type(module).__module__}." and not name.endswith("_packed_params")
+    ]

@@ -11,7 +11,7 @@ Conventions:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,13 @@ Read = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Tensor, Tensor]]
 
 
 def probe(
-    read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...], Z: Tensor, y_hat: Tensor
+    read: Read,
+    inputs: tuple[Any, ...],
+    additional: tuple[Any, ...],
+    Z: Tensor,
+    y_hat: Tensor,
+    *,
+    quantised: Sequence[str] = (),
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return inputs and additional arguments of few examples, after trying the model on them; raise where it is unfit.
 
@@ -35,6 +41,7 @@ def probe(
         additional: Additional arguments.
         Z: The layer's output on them, (N, ...).
         y_hat: The model's output on them, (N, ...).
+        quantised: Names of the model's quantised modules.
 
     Raises:
         ValueError: If an example's row depends on other rows, or on whether gradients are taken.
@@ -88,6 +95,12 @@ def probe(
                 stacklevel=5,
             )
             return some, more or ()
+        if quantised:
+            raise ValueError(
+                f"layer {quantised[0]!r} is quantised dynamically, by the extremes of the whole batch: {len(rows)} of "
+                f"{n} examples have other values than all {n} together, and quantised layers have no gradients; "
+                "explain the float model that was quantised"
+            )
         raise ValueError(
             "expected a model whose output for an example depends on nothing but that example, got other values for "
             f"{len(rows)} of {n} examples than for all {n} together; the usual causes are batch norm without running "

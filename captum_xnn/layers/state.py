@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import random
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +31,18 @@ _HOOKS = (
 )
 
 
+# Containers that torch fills; lists and dicts of the user's own are theirs, and may be shared with other code.
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
 class _State(NamedTuple):
     module: nn.Module
+    kind: type[nn.Module]
+    """Its class, which lazy modules change at their first call."""
     training: bool
-    attributes: frozenset[str]
+    attributes: dict[str, Any]
+    contents: dict[str, Any]
+    """Copies of its dicts of submodules, parameters and buffers."""
     buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
@@ -41,12 +51,16 @@ class _State(NamedTuple):
 def untouched(model: nn.Module) -> Iterator[None]:
     """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
 
-    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks and
-    attributes that appeared meanwhile, and the random number generators of torch, numpy and Python. Other threads wait
-    for the context to end. Inside, the model has one implementation only, see :func:`one_path`.
+    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks that
+    appeared meanwhile, all other attributes, submodules and parameters, and the random number generators of torch,
+    numpy and Python. What lists and dicts of the user's own hold is not. Other threads wait for the context to end.
+    Inside, the model has one implementation only, see :func:`one_path`.
 
     Args:
         model: A plain module.
+
+    Raises:
+        ValueError: If parameters appeared meanwhile: a model that was never run is not trained.
 
     Example:
         >>> model = nn.Dropout().train()
@@ -69,8 +83,10 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
     states = [
         _State(
             m,
+            type(m),
             m.training,
-            frozenset(vars(m)),
+            dict(vars(m)),
+            {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
             {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
             {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
         )
@@ -78,9 +94,11 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
     ]
     parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
+    grown: list[str] = []
     try:
         with torch.random.fork_rng(devices_of(modules)):
             yield modules
+        grown = [name for state in states for name in _grown(state)]
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
@@ -91,6 +109,21 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
                 p.grad = grad
         for state in states:
             _restore(state)
+    if grown:
+        raise ValueError(
+            f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are those of no training "
+            "and change with every pass; run the model once and load its trained weights before explaining it"
+        )
+
+
+def _grown(state: _State) -> list[str]:
+    """Returns what names parameters that a module did not have before, also those that a lazy module has made."""
+    if type(state.module) is not state.kind:
+        return [f"those of {state.kind.__name__}"]
+    kind, had = state.kind.__name__, state.contents
+    own = [k for k, p in state.module._parameters.items() if p is not None and had["_parameters"].get(k) is None]
+    new = [(k, m) for k, m in state.module._modules.items() if m is not None and had["_modules"].get(k) is None]
+    return [f"{kind}.{k}" for k in own] + [f"{kind}.{k}.{name}" for k, m in new for name, _ in m.named_parameters()]
 
 
 def devices_of(modules: Iterable[nn.Module]) -> list[int]:
@@ -104,18 +137,34 @@ def _restore(state: _State) -> None:
         vars(state.module)["training"] = state.training
     else:
         state.module.training = state.training  # a property, of compiled modules
-    for name, (buffer, value) in state.buffers.items():
+    own = vars(state.module)
+    if type(state.module) is state.kind:
+        for name, value in state.attributes.items():
+            if name not in _HOOKS and own.get(name) is not value:
+                own[name] = value
+        for name, contents in state.contents.items():
+            _refill(own[name], contents)
+    for name in own.keys() - state.attributes.keys():
+        delattr(state.module, name)
+    for buffer, value in state.buffers.values():
         if not torch.equal(buffer, value):
             with torch.no_grad():
                 buffer.copy_(value)
-        state.module._buffers[name] = buffer
-    for name in vars(state.module).keys() - state.attributes:
-        delattr(state.module, name)
     for kind in _HOOKS:
         hooks = vars(state.module).get(kind)
         if hooks:
             for key in hooks.keys() - state.hooks.get(kind, frozenset()):
                 del hooks[key]
+
+
+def _refill(container: Any, contents: Any) -> None:
+    """Gives a dict or set the contents back that it had, where they changed."""
+    before, after = (
+        [x for pair in c.items() for x in pair] if isinstance(c, dict) else sorted(c) for c in (contents, container)
+    )
+    if len(before) != len(after) or not all(map(operator.is_, before, after)):
+        container.clear()
+        container.update(contents)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from captum_xnn.layers.batching import rows_of
 from captum_xnn.layers.lookup import find_layer, unwrap
+from captum_xnn.layers.nested import put_in, tensors_in
 from captum_xnn.layers.read import EveryCall, OutputTransform, not_reached, run_to_layer
 from captum_xnn.layers.state import eager
 from captum_xnn.targets import Target, select_each
@@ -298,10 +299,10 @@ class _Selection(NamedTuple):
             return cls(raw, lambda points: points)
         Z = transform(raw)
         _check_dtype(Z, name)
-        for path, tensor in _tensors(raw):
+        for path, tensor in tensors_in(raw):
             if tensor is Z:
-                return cls(Z, partial(_with, raw, path))
-        for path, tensor in _tensors(raw):
+                return cls(Z, partial(put_in, raw, path))
+        for path, tensor in tensors_in(raw):
             index = _index(raw, path, tensor, transform, Z)
             if index is not None:
                 return cls(Z, partial(_scattered, raw, path, tensor, index))
@@ -319,42 +320,18 @@ def _check_dtype(Z: Tensor, name: str) -> None:
         )
 
 
-def _tensors(raw: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    if isinstance(raw, Tensor):
-        yield path, raw
-    elif isinstance(raw, dict):
-        for key, value in raw.items():
-            yield from _tensors(value, (*path, key))
-    elif isinstance(raw, (tuple, list)):
-        for i, value in enumerate(raw):
-            yield from _tensors(value, (*path, i))
-
-
-def _with(raw: Any, path: tuple[Any, ...], tensor: Tensor) -> Any:
-    """Return a nested output with another tensor in one place."""
-    if not path:
-        return tensor
-    first, rest = path[0], path[1:]
-    if isinstance(raw, dict):
-        changed = dict(raw)
-        changed[first] = _with(raw[first], rest, tensor)
-        return type(raw)(**changed) if type(raw) is not dict and all(isinstance(k, str) for k in raw) else changed
-    items = [_with(value, rest, tensor) if i == first else value for i, value in enumerate(raw)]
-    return type(raw)(*items) if hasattr(raw, "_fields") else type(raw)(items)
-
-
 def _scattered(raw: Any, path: tuple[Any, ...], tensor: Tensor, index: Tensor, points: Tensor) -> Any:
     """Return a nested output with other numbers in some places of one of its tensors."""
     changed = tensor.flatten().index_put((index,), points.flatten())
-    return _with(raw, path, changed.reshape(tensor.shape))
+    return put_in(raw, path, changed.reshape(tensor.shape))
 
 
 def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTransform, Z: Tensor) -> Tensor | None:
     """Return which numbers of a tensor Z is made of, in order; None if it calculates."""
     numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
     try:
-        found = transform(_with(raw, path, numbered + 1))
-        other = transform(_with(raw, path, -(numbered + 1)))
+        found = transform(put_in(raw, path, numbered + 1))
+        other = transform(put_in(raw, path, -(numbered + 1)))
     except (RuntimeError, TypeError):  # of one dtype with other tensors
         return None
     if not isinstance(found, Tensor) or found.shape != Z.shape or not torch.equal(found, -other):

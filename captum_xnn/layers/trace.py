@@ -54,7 +54,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     grids: list[tuple[nn.Module, Tensor, int]] = []
     ends: list[tuple[int, nn.Module | None]] = []
     thread = threading.get_ident()
-    image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() in (4, 5)), None)
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if threading.get_ident() != thread:
@@ -82,8 +82,9 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
 
 
 def _is_spatial(output: Any, image: Tensor | None) -> bool:
-    """Whether a layer's output is feature maps (N, C, H, W) of several cells."""
-    several = isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
+    """Whether a layer's output is feature maps of several cells, (N, C, H, W), or (N, C, D, H, W) of volumes."""
+    dimensions = 5 if image is not None and image.dim() == 5 else 4
+    several = isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
     return several and not has_channels_last(output.shape, image)
 
 

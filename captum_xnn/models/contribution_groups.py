@@ -49,7 +49,8 @@ class ContributionGroups(nn.Module):
         n_outputs: Explained outputs C. All share the groups.
         channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
             maps (N, C, H, W), and 2 for tokens (N, T, D).
-        patches: Patches along each side of the grid in which images are covered to measure drops.
+        patches: Patches along each side of the grid in which images are covered to measure drops. Eight positives or
+            more share the grid: each has a quarter of its patches covered.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
@@ -102,9 +103,9 @@ class ContributionGroups(nn.Module):
             "most": most,
         }
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; pass at least 1")
-        if balance < 0 or tolerance <= 0:
+            if not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value}; pass a whole number of at least 1")
+        if not 0 <= balance < math.inf or not 0 < tolerance < math.inf:
             raise ValueError(f"balance is {balance} and tolerance {tolerance}; pass balance >= 0 and tolerance > 0")
         channels = (2 if len(sizes) == 2 else 1) if channels is None else channels % (len(sizes) + 1)
         if not 1 <= channels <= len(sizes):
@@ -121,7 +122,7 @@ class ContributionGroups(nn.Module):
             "balance": balance,
             "intervals": intervals,
             "most": most,
-            "tolerance": tolerance,
+            "tolerance": float(tolerance),
         }
         # All places of a grid share one base, because images may differ in size. Each token position has its own.
         places = [size if len(sizes) == 2 or i + 1 == channels else 1 for i, size in enumerate(sizes)]

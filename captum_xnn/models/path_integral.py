@@ -97,7 +97,8 @@ def integrate(
         True
     """
     n = len(inputs[0])
-    ts, weights = torch.linspace(0, 1, intervals + 1), torch.ones(intervals + 1)
+    ts = torch.linspace(0, 1, intervals + 1, dtype=torch.float32)
+    weights = torch.ones_like(ts)
     weights[[0, -1]] = 0.5
     found = tail.along(inputs, additional, base, ts, weights, targets)
     if own is not None and _differs(found.y[:, -1], own):
@@ -120,9 +121,9 @@ def integrate(
     while intervals < most and bool((going := going & _off(made, base, tolerance)).any()):
         rows = going.any(0).nonzero()[:, 0]
         x, more = rows_of(inputs, additional, rows)
-        middles = (torch.arange(intervals) + 0.5) / intervals
+        middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         some = [[of[i] for i in rows.tolist()] for of in targets]
-        new = tail.along(x, more, base, middles, torch.ones(intervals), some)
+        new = tail.along(x, more, base, middles, torch.ones_like(middles), some)
         halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
         made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
         intervals *= 2

@@ -10,6 +10,7 @@ Tests:
     (:func:`captum_xnn.metrics.paired_test`): mean difference with a bootstrap interval, Wilcoxon's signed ranks,
     a permutation of signs, rank-biserial correlation. Conditions of different people are compared by Mann and Whitney's
     test, with the same effect size for two groups. Holm's correction is over all comparisons of one measure.
+    Tasks are never mixed: confidence in groups is compared with confidence in groups alone.
     The mixed model is linear: score ~ condition + data set, with effects of each participant and each batch
     (statsmodels ``MixedLM`` with crossed variance components, REML).
 
@@ -83,6 +84,7 @@ class Difference(NamedTuple):
     """What scores say about the difference of two conditions a and b."""
 
     measure: str
+    task: str
     dataset: str
     a: str
     b: str
@@ -129,10 +131,10 @@ class Results:
     """Those that count."""
     dropped_trials: int
     """Trials left out for their time."""
-    confidence: Mapping[str, Mapping[str, Sequence[int]]]
-    """Counts of each point, by data set and condition."""
-    performance: Mapping[str, Sequence[int]]
-    """Counts of each point, by condition."""
+    confidence: Mapping[str, Mapping[str, Mapping[str, Sequence[int]]]]
+    """Counts of each point, by task, data set and condition."""
+    performance: Mapping[str, Mapping[str, Sequence[int]]]
+    """Counts of each point, by task and condition."""
     difficulty: Sequence[int]
     comparisons: Sequence[Difference]
     comparisons_of_all: Sequence[Difference]
@@ -215,8 +217,13 @@ def analyse(exported: Exported, *, seed: int = 0, resamples: int = 9999) -> Resu
         excluded=excluded,
         trials=trials,
         dropped_trials=len(kept) - len(trials),
-        confidence=_confidence(ratings, points["confidence"]),
-        performance=_counts(ratings, "performance", points["performance"]),
+        confidence={
+            task: _confidence(rows, points["confidence"]) for task, rows in _by_task(ratings, "confidence").items()
+        },
+        performance={
+            task: _counts(rows, "performance", points["performance"])
+            for task, rows in _by_task(ratings, "performance").items()
+        },
         difficulty=_counts(ratings, "difficulty", points["difficulty"]).get("", [0] * points["difficulty"]),
         comparisons=_comparisons(exported, trials, ratings, **options),
         comparisons_of_all=_comparisons(exported, every, exported.tables["ratings"], **options)
@@ -292,8 +299,17 @@ def _score(trial: Row, rows: Sequence[Row], seed: int) -> tuple[float, float]:
     return float(np.mean(right)), 1 / int(trial["groups"])
 
 
+def _by_task(ratings: Sequence[Row], question: str) -> dict[str, list[Row]]:
+    """Return the ratings of a question, by task: being sure of groups is not being sure of predictions."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in ratings:
+        if row["question"] == question:
+            found[row["task"]].append(row)
+    return dict(sorted(found.items()))
+
+
 def _confidence(ratings: Sequence[Row], points: int) -> dict[str, dict[str, list[int]]]:
-    datasets = sorted({r["dataset"] for r in ratings if r["question"] == "confidence"})
+    datasets = sorted({r["dataset"] for r in ratings})
     return {d: _counts([r for r in ratings if r["dataset"] == d], "confidence", points) for d in datasets}
 
 
@@ -310,14 +326,15 @@ def _counts(ratings: Sequence[Row], question: str, points: int) -> dict[str, lis
 def _comparisons(
     exported: Exported, trials: Sequence[Trial], ratings: Sequence[Row], *, seed: int, resamples: int
 ) -> list[Difference]:
-    """Return every comparison of two conditions, with Holm's correction over each measure."""
-    measured: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    """Return every comparison of two conditions, with Holm's correction over each measure of a task."""
+    measured: dict[tuple[tuple[str, str], str], dict[str, dict[str, list[float]]]]
+    measured = defaultdict(lambda: defaultdict(dict))
     for t in trials:
-        name = "purity" if t.task == "sort" else t.task
+        name = ("purity" if t.task == "sort" else t.task, t.task)
         measured[name, t.dataset][t.condition].setdefault(t.participant, []).append(t.score)
     for r in ratings:
         if r["question"] in ("confidence", "performance"):
-            where = measured[r["question"], r["dataset"]]
+            where = measured[(r["question"], r["task"]), r["dataset"]]
             where[_condition(r)].setdefault(r["participant"], []).append(float(r["value"]))
     place = {d["name"]: i for i, d in enumerate(exported.design["datasets"])}
     found: list[Difference] = []
@@ -330,7 +347,7 @@ def _comparisons(
             for b, a in combinations(_ordered(set(means)), 2):
                 one = compare(means[a], means[b], seed=seed, resamples=resamples)
                 if one is not None:
-                    family.append(one._replace(measure=measure, dataset=dataset, a=a, b=b))
+                    family.append(one._replace(measure=name[0], task=name[1], dataset=dataset, a=a, b=b))
         corrected = _holm([one.permutation_p for one in family])
         found += [one._replace(holm_p=p) for one, p in zip(family, corrected, strict=True)]
     return found
@@ -359,7 +376,7 @@ def compare(
         first, second = [a[p] for p in both], [b[p] for p in both]
         found = paired_test(first, second, seed=seed, resamples=resamples)
         return Difference(
-            "", "", "", "", "paired", len(both), len(both), float(np.mean(first)), float(np.mean(second)),
+            "", "", "", "", "", "paired", len(both), len(both), float(np.mean(first)), float(np.mean(second)),
             found.difference, found.low, found.high, found.wilcoxon, found.permutation, found.permutation, found.effect,
         )  # fmt: skip
     if min(len(a), len(b)) < 2:
@@ -387,7 +404,7 @@ def _unpaired(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], seed: int, resam
     effect = 2 * float(ranks.statistic) / (len(a) * len(b)) - 1
     p = float(permuted.pvalue)
     return Difference(
-        "", "", "", "", "unpaired", len(a), len(b), float(a.mean()), float(b.mean()), float(a.mean() - b.mean()),
+        "", "", "", "", "", "unpaired", len(a), len(b), float(a.mean()), float(b.mean()), float(a.mean() - b.mean()),
         float(low), float(high), float(ranks.pvalue), p, p, effect,
     )  # fmt: skip
 

@@ -171,7 +171,7 @@ def _analyse(arguments: argparse.Namespace) -> str:
     analysed = len(results.participants) - len(results.excluded)
     lines = [f"{analysed} participants analysed, {len(results.excluded)} left out"]
     for c in results.comparisons:
-        where = f" ({c.dataset})" if c.dataset else ""
+        where = f" ({', '.join(filter(None, (c.task if c.task != c.measure else '', c.dataset)))})"
         lines.append(
             f"{c.measure}{where}, {c.a} against {c.b}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}], "
             f"corrected p {c.holm_p:.4f}"
@@ -181,7 +181,15 @@ def _analyse(arguments: argparse.Namespace) -> str:
 
 def _simulate(arguments: argparse.Namespace) -> str:
     from captum_xnn.study.prepared import PreparedStudy
-    from captum_xnn.study.simulation import BEHAVIOURS, counts_of, paper_behaviour, power, simulate, skill_for
+    from captum_xnn.study.simulation import (
+        BEHAVIOURS,
+        counts_of,
+        expected_purity,
+        paper_behaviour,
+        power,
+        simulate,
+        skill_for,
+    )
     from captum_xnn.study.store import ANSWERS_FILE, StudyStore
 
     study = PreparedStudy.read(arguments.folder)
@@ -189,6 +197,11 @@ def _simulate(arguments: argparse.Namespace) -> str:
         first = next(iter(study.datasets.values()))
         counts = counts_of(first)
         low, high = sorted(arguments.power)
+        least = expected_purity(0.0, counts)
+        if not least <= low <= high <= 1:
+            raise ValueError(
+                f"expected mean purities from {least:.2f}, that of random groups, to 1, got {low:g} and {high:g}"
+            )
         found = power(
             (skill_for(low, counts), skill_for(high, counts)), counts, participants=arguments.participants,
             seed=arguments.seed,

@@ -4,7 +4,11 @@ Example of a file::
 
     title = "Telling gulls apart"
     out = "study"
-    heatmaps = ["ExcitationMaps", "DeepLift"]     # one arm each: none, single, xnn
+    heatmaps = ["ExcitationMaps", "Cam"]          # one arm each: none, single, xnn
+
+    [backends.Cam]
+    method = "LayerGradCam"
+    layer = "features.34"
 
     [[datasets]]
     name = "gulls"
@@ -66,6 +70,8 @@ class DatasetSettings:
     """What participants read; the name, if empty."""
     labels: bool = False
     """Whether the first folder in an image's path names its true class, as the model's ``CLASSES`` or as a number."""
+    heatmap: str = "ExcitationMaps"
+    """Backend of the x-features' maps, and of a stage ``single`` that names none."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,9 @@ class StudyConfiguration:
     batch_images: int = 10
     heatmaps: tuple[str, ...] = ("ExcitationMaps",)
     """Backends of the 1-Heatmap; each makes an arm with the stages none, single and xnn, unless ``arms`` are given."""
+    backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Backends with settings of their own, by a name that stages use: ``method`` names the class, the rest are its
+    settings, such as ``{"Cam": {"method": "LayerGradCam", "layer": "features.34"}}``."""
     arms: tuple[Arm, ...] = ()
     none_first: bool = True
     """Whether the stage without visualisation comes first, as in the paper."""
@@ -242,7 +251,17 @@ def _check(study: StudyConfiguration) -> None:
         raise ValueError("expected unfinished and failed_attention of the exclusions as true or false")
     if not study.datasets:
         raise ValueError("expected at least one data set, got none; add a table [[datasets]]")
-    for noun, names in (("data set", [d.name for d in study.datasets]), ("arm", [a.name for a in study.arms])):
+    backends = study.backends
+    if not isinstance(backends, Mapping) or not all(isinstance(b, Mapping) for b in backends.values()):
+        raise ValueError(f"expected a table [backends.NAME] for each backend, got {backends!r}")
+    for name, settings in backends.items():
+        if not isinstance(settings.get("method"), str):
+            raise ValueError(
+                f"expected the name of a class as method of the backend {name!r}, got {settings.get('method')!r}; "
+                'write method = "DeepLift"'
+            )
+    names_of = {"data set": [d.name for d in study.datasets], "arm": [a.name for a in study.arms]}
+    for noun, names in (*names_of.items(), ("backend", list(backends))):
         wrong = [n for n in names if not isinstance(n, str) or not _NAME.fullmatch(n)]
         if wrong or len(set(names)) < len(names):
             raise ValueError(

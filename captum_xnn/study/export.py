@@ -2,6 +2,7 @@
 
 The folder::
 
+    README.md                                         what is in the folder
     dataset_description.json                          name, description and every column (schema.org)
     materials/design.json                             arms, data sets, scales and the preregistered exclusions
     data/study-NAME_description-participants_data.csv one row for each participant who began
@@ -105,7 +106,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "seconds": "Time within the step while the page was seen, in seconds",
         "event": "open, move, undo, select, toggle, inspect, compare, choose, fill, hide (page put away) or show",
         "image": "Id of the image, where the event is about one",
-        "value": "Group of a move, map of a toggle, choice, 1 or 0 of a selection, or what was filled in",
+        "value": "Group of a move, map of a toggle, choice, 1 or 0 of a selection, or what was filled in; "
+        "empty for drafts of comments",
     },
     "images": {
         "dataset": _WHERE["dataset"],
@@ -128,9 +130,16 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 """Tables with their columns and what these mean."""
 
+_README = """Answers of a human study of explanations, as a Psych-DS dataset.
+
+- `dataset_description.json` describes every column of the CSV files in `data/`.
+- `materials/design.json` holds the arms, the scales and the exclusions that were fixed beforehand.
+- Texts that a spreadsheet would run as formulas carry an apostrophe.
+- Comments are free text. Read them before you publish: somebody may have written their name.
+"""
+
 _FORMULA = re.compile(r"\s*[=+\-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}"
                       "\N{FULLWIDTH COMMERCIAL AT}]")  # fmt: skip
-_TEXTS = {"source", "comments", "value", "class", "heatmap", "label", "said", *BACKGROUND}
 _TRIALS = ("sort", "agree", "distinguish", "predict")
 
 
@@ -168,6 +177,7 @@ def export(
         "arms": study.facts["arms"],
         "none_first": study.facts["none_first"],
         "exclusions": study.facts["exclusions"],
+        "backends": study.facts.get("backends", {}),
         "datasets": [
             {"name": d.name, "title": d.title, "classes": list(d.classes), "class_names": list(d.class_names),
              "batches": len(d.batches)}
@@ -181,6 +191,7 @@ def export(
         "withdrawn": withdrawn,
     }  # fmt: skip
     replace_file(root / "materials" / "design.json", json.dumps(design, indent=1, ensure_ascii=False).encode())
+    replace_file(root / "README.md", _README.encode())
     replace_file(root / "dataset_description.json", json.dumps(_description(study), indent=1).encode())
     return root
 
@@ -207,7 +218,7 @@ def load_answers(store: StudyStore, paths: Iterable[str | os.PathLike[str]]) -> 
                 started = found.get("started")
                 store.load(str(found.get("session")), answers, events, started if type(started) is int else 0)
                 loaded += 1
-            except (OSError, ValueError, UnknownLinkError) as error:
+            except (OSError, ValueError, UnknownLinkError, RecursionError) as error:
                 left_out.append(f"{file.name}: {error}")
     return loaded, left_out
 
@@ -244,11 +255,11 @@ def _csv(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bytes
     writer.writerow(columns)
     for row in rows:
         assert set(row) <= set(columns), set(row) - set(columns)
-        writer.writerow([_cell(name, row.get(name)) for name in columns])
+        writer.writerow([_cell(row.get(name)) for name in columns])
     return buffer.getvalue().encode(errors="replace")
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -256,7 +267,7 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.9g}"
     text = str(value).replace("\r\n", "\n").replace("\0", "")
-    return guarded(text) if name in _TEXTS and isinstance(value, str) else text
+    return guarded(text) if isinstance(value, str) else text
 
 
 def _tables(study: PreparedStudy, store: StudyStore) -> dict[str, list[dict[str, Any]]]:
@@ -437,6 +448,8 @@ def _event_rows(event: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"image": _plain(image), "value": _plain(group)} for image, group in pairs] or [{}]
     if event["kind"] == "compare" and isinstance(data.get("images"), list):
         return [{"image": _plain(image)} for image in data["images"]] or [{}]
+    if event["kind"] == "fill" and data.get("name") == "comments":
+        return [{}]  # drafts: what somebody wrote and took back is nobody's business
     value = next((data[name] for name in ("value", "on", "map") if data.get(name) is not None), None)
     return [{"image": _plain(data.get("image")), "value": _plain(value)}]
 

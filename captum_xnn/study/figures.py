@@ -99,28 +99,28 @@ def scores_figure(results: Results, task: str = "sort") -> Figure:
     return figure
 
 
-def confidence_figure(results: Results) -> Figure:
+def confidence_figure(results: Results, task: str = "sort") -> Figure:
     """Return Figure 5 (a, b): how confident people were in each condition, one panel for each data set.
 
     Args:
         results: Of a study.
+        task: Whose ratings.
     """
     titles = {d["name"]: d["title"] for d in results.design["datasets"]}
-    shown = [name for name in titles if name in results.confidence]
-    return _histograms(
-        {titles[name]: results.confidence[name] for name in shown}, results.design["scales"]["confidence"], "confidence"
-    )
+    confidence = results.confidence[task]
+    panels = {titles[name]: confidence[name] for name in titles if name in confidence}
+    return _histograms(panels, results.design["scales"]["confidence"], "confidence")
 
 
-def performance_figure(results: Results) -> Figure:
+def performance_figure(results: Results, task: str = "sort") -> Figure:
     """Return Figure 5 (c): how people rate the agents.
 
     Args:
         results: Of a study.
+        task: Whose ratings.
     """
-    return _histograms(
-        {"Performance of the agents": results.performance}, results.design["scales"]["performance"], "rating"
-    )
+    panels = {"Performance of the agents": results.performance[task]}
+    return _histograms(panels, results.design["scales"]["performance"], "rating")
 
 
 def histogram(counts: Sequence[int]) -> list[float]:

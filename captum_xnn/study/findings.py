@@ -64,10 +64,10 @@ def write_findings(
     figures = {}
     for task in dict.fromkeys(t.task for t in results.trials):
         figures[f"figure4_{task}"] = svg(scores_figure(results, task))
-    if results.confidence:
-        figures["figure5_confidence"] = svg(confidence_figure(results))
-    if results.performance:
-        figures["figure5_performance"] = svg(performance_figure(results))
+    for task in results.confidence:
+        figures[f"figure5_confidence_{task}"] = svg(confidence_figure(results, task))
+    for task in results.performance:
+        figures[f"figure5_performance_{task}"] = svg(performance_figure(results, task))
     for name, picture in figures.items():
         replace_file(root / f"{name}.svg", picture.encode())
     replace_file(root / PAGE, _render(results, figures, list(tables)).encode(errors="replace"))
@@ -95,14 +95,16 @@ def _tables(results: Results) -> dict[str, Table]:
         )
     scale = results.design["scales"]
     confidence = [
-        [dataset, condition, point, said, counts[point], histogram(counts)[point]]
-        for dataset, by_condition in results.confidence.items()
+        [task, dataset, condition, point, said, counts[point], histogram(counts)[point]]
+        for task, by_dataset in results.confidence.items()
+        for dataset, by_condition in by_dataset.items()
         for condition, counts in by_condition.items()
         for point, said in enumerate(scale["confidence"])
     ]
     performance = [
-        [condition, point, said, counts[point], histogram(counts)[point]]
-        for condition, counts in results.performance.items()
+        [task, condition, point, said, counts[point], histogram(counts)[point]]
+        for task, by_condition in results.performance.items()
+        for condition, counts in by_condition.items()
         for point, said in enumerate(scale["performance"])
     ]
     variances = [[task, name, value] for task, found in results.variances.items() for name, value in found.items()]
@@ -111,8 +113,8 @@ def _tables(results: Results) -> dict[str, Table]:
     return {
         "figure4_points": ([*columns, "participant", "arm", "batch", "part", "seconds", "score", "chance"], points),
         "figure4_boxes": ([*columns, "n", "mean", "sd", "low", "q1", "median", "q3", "high"], boxes),
-        "figure5_confidence": (["dataset", "condition", "point", "said", "answers", "share"], confidence),
-        "figure5_performance": (["condition", "point", "said", "answers", "share"], performance),
+        "figure5_confidence": ([*columns, "point", "said", "answers", "share"], confidence),
+        "figure5_performance": (["task", "condition", "point", "said", "answers", "share"], performance),
         "comparisons": (Difference._fields, list(results.comparisons)),
         "comparisons_without_exclusions": (Difference._fields, list(results.comparisons_of_all)),
         "mixed_model": (Effect._fields, list(results.effects)),
@@ -164,6 +166,7 @@ def _render(results: Results, figures: Mapping[str, str], tables: Sequence[str])
         reasons=reasons,
         sentences=_sentences(results),
         measures=_MEASURES,
+        many_tasks=len({t.task for t in results.trials}) > 1,
         boxes=_boxes(results),
         comments=[(p["participant"], unguarded(p["comments"])) for p in results.participants if p["comments"].strip()],
         tables=tables,

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli.configuration import CONFIGURATION_FILE, Configuration
 from captum_xnn.cli.opened import Opened, heatmap_named
-from captum_xnn.heatmaps import Heatmap
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
 from captum_xnn.heatmaps.one_heatmap import OneHeatmap
 from captum_xnn.plots.explanation import own_scale
 from captum_xnn.report.thumbnails import displayable, overlay, photo
@@ -84,15 +84,17 @@ def prepare(
         configuration: All settings.
         material: Of each data set; opened as the configuration names it, if None.
         heatmaps: Backends of stages such as ``single:GradCam`` by that name, such as ``{"GradCam":
-            FromCaptum(LayerGradCam, layer="features.34")}``. Other names are classes in ``captum.attr``.
+            FromCaptum(LayerGradCam, layer="features.34")}``. Other names are those of the configuration's ``backends``,
+            or of classes in ``captum.attr``.
 
     Raises:
         ValueError: If images are too few, the folder holds a study that has begun, an explainer is missing, or there is
             no backend of a name.
     """
-    backends = dict(heatmaps or {})
-    for name in {heatmap_of(stage) for arm in configuration.arms for stage in arm.stages} - {None, *backends}:
-        backends[str(name)] = heatmap_named(str(name))
+    named = {heatmap_of(stage) for arm in configuration.arms for stage in arm.stages} - {None}
+    wanted = {str(name) for name in named} | {settings.heatmap for settings in configuration.datasets}
+    backends = {name: _backend(name, configuration.backends) for name in sorted(wanted - set(heatmaps or ()))}
+    backends |= heatmaps or {}
     folder = Path(configuration.out)
     if (folder / "answers.sqlite").exists():
         raise ValueError(
@@ -106,7 +108,7 @@ def prepare(
     writer = _Media(folder / MEDIA_FOLDER, configuration.seed)
     datasets = []
     for number, settings in enumerate(configuration.datasets):
-        found = read_material(settings) if material is None else material[number]
+        found = read_material(settings, backends[settings.heatmap]) if material is None else material[number]
         datasets.append(_Rendering(configuration, settings, found, backends, writer).render())
     practice = practice_batch(configuration.seed)
     media, private = practice
@@ -123,6 +125,7 @@ def prepare(
         "attention": configuration.attention,
         "arms": [asdict(arm) for arm in configuration.arms],
         "exclusions": asdict(configuration.exclusions),
+        "backends": dict(configuration.backends),
         "practice_batch": {"groups": 3, "images": private},
         "datasets": datasets,
         "media": writer.names,
@@ -132,11 +135,30 @@ def prepare(
     return study
 
 
-def read_material(settings: DatasetSettings) -> Material:
+def _backend(name: str, backends: Mapping[str, Mapping[str, Any]]) -> type[Attribution] | Heatmap:
+    """Return the backend of a name, with the settings that the configuration has for it."""
+    settings = {key: _tuples(value) for key, value in backends.get(name, {"method": name}).items()}
+    method = heatmap_named(str(settings.pop("method")))
+    if isinstance(settings.get("attribution_method"), str):
+        settings["attribution_method"] = heatmap_named(settings["attribution_method"])
+    if not settings:
+        return method
+    try:
+        return FromCaptum(method, **settings) if isinstance(method, type) else ExcitationMaps(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected settings of the backend {name!r}, got others: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatmap | None = None) -> Material:
     """Open a data set as the settings name it.
 
     Args:
         settings: With the folder of explainers, beside which ``config.toml`` names the model.
+        heatmap: Draws the x-features' maps; the default backend, if None.
 
     Raises:
         ValueError: If anything is missing or unreadable.
@@ -144,7 +166,7 @@ def read_material(settings: DatasetSettings) -> Material:
     beside = Path(settings.explainer, CONFIGURATION_FILE)
     base = beside if beside.is_file() else None
     opened = Opened.of(Configuration.read(base, {"data": settings.data, "targets": list(settings.classes)}))
-    xnn = opened.explainers(settings.explainer)
+    xnn = opened.explainers(settings.explainer, heatmap)
     opened.targets(xnn)
     inputs: list[Tensor] = []
     shown: list[Tensor] = []
@@ -360,7 +382,8 @@ class _Rendering:
         image = displayable(self.material.shown[row])
         small = max(image.shape[1:]) <= _SMALL
         source = photo(image, size=self.configuration.image_size)
-        return {"id": self.ids[row], "src": source, "pixels": small}
+        ratio = round(image.shape[2] / image.shape[1], 4)
+        return {"id": self.ids[row], "src": source, "pixels": small, "ratio": ratio}
 
     def _write(self, arm: Arm, stage: str, b: int, rows: Sequence[int]) -> None:
         key = f"{self.settings.name}/{b}/{stage}/{arm.task}"

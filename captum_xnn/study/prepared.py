@@ -20,6 +20,10 @@ __all__ = ["MEDIA_FOLDER", "STUDY_FILE", "PreparedDataset", "PreparedStudy"]
 STUDY_FILE = "study.json"
 MEDIA_FOLDER = "media"
 _VERSION = 1
+_FACTS = (
+    "title", "consent", "contact", "seed", "none_first", "background", "practice", "attention", "arms", "exclusions",
+    "practice_batch", "datasets", "media",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ class PreparedStudy:
             raise ValueError(f"expected JSON in {str(path)!r}, got something damaged; {hint}") from error
         if not isinstance(facts, dict) or facts.get("captum_xnn") != "study" or facts.get("version") != _VERSION:
             raise ValueError(f"expected a study of version {_VERSION} in {str(path)!r}, got other JSON; {hint}")
+        missing = [name for name in _FACTS if name not in facts]
+        if missing:
+            raise ValueError(f"expected {', '.join(missing)} in {str(path)!r}, got a study without; {hint}")
         return cls.of(Path(folder), facts)
 
     @classmethod

@@ -123,11 +123,9 @@ def plan(study: PreparedStudy, slot: int) -> dict[str, Any]:
             batch = _batch(study, slot, name, arm["stages"].index(stage))
             steps.append({**_trial(study, arm["task"], stage, name, batch, shuffled), **here})
         steps.append({"kind": "confidence", **here, "datasets": list(datasets), "attention": part == checked})
-    if any(stage != "none" for stage in stages):
-        agents = [stage for stage in stages if stage != "none"]
-        steps.append({"kind": "final", "task": arm["task"], "agents": agents})
-    else:
-        steps.append({"kind": "final", "task": arm["task"], "agents": []})
+    seen_in = {stage: part + 1 for part, stage in enumerate(stages) if stage != "none"}
+    final = {"kind": "final", "task": arm["task"], "agents": list(seen_in), "agent_parts": list(seen_in.values())}
+    steps.append(final)
     return {"arm": arm["name"], "cell": cell, "stages": list(stages), "datasets": list(datasets), "steps": steps}
 
 
@@ -179,11 +177,10 @@ def public_step(study: PreparedStudy, step: Mapping[str, Any]) -> dict[str, Any]
     if kind == "agree":
         made["options"] = list(RATINGS)
     if kind == "final":
-        agents = [s.partition(":")[0] for s in step["agents"]]
         made["agents"] = [
-            # Two single heatmaps of one participant are told apart by their order.
-            {"name": stage, "stage": short, "number": agents[: i + 1].count(short), "many": agents.count(short) > 1}
-            for i, (stage, short) in enumerate(zip(step["agents"], agents, strict=True))
+            # People know two agents with one heatmap each by the part in which they met them.
+            {"name": stage, "stage": stage.partition(":")[0], "part": part}
+            for stage, part in zip(step["agents"], step["agent_parts"], strict=True)
         ]
         made |= {"options": list(PERFORMANCE), "difficulty": list(DIFFICULTY)}
     return made

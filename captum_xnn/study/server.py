@@ -197,7 +197,8 @@ def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
         return problem("the session goes on in another window", 409)
 
     @app.errorhandler(ValueError)
-    def refused(error: ValueError) -> flask.Response:
+    @app.errorhandler(RecursionError)  # JSON that is nested deeply
+    def refused(error: Exception) -> flask.Response:
         return problem(str(error), 400)
 
     @app.errorhandler(404)

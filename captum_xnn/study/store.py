@@ -73,7 +73,10 @@ _TOGETHER = 200
 # What one participant may store: a page of a study sends a few hundred events.
 _MOST_EVENTS = 20000
 _LONGEST = 6000
+# A comment of 5000 characters, each six in JSON at most, with its name.
+_LONGEST_TEXT = 6 * 5000 + 100
 _DAY = 86_400_000
+_LATEST = 2**53
 
 T = TypeVar("T")
 
@@ -120,6 +123,9 @@ class StudyStore:
     Args:
         path: The file; made if need be.
 
+    Raises:
+        ValueError: If the file is no database.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder, StudyStore(f"{folder}/answers.sqlite") as store:
@@ -134,8 +140,15 @@ class StudyStore:
         self._opened: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._closed = False
-        connection = self._connection()
-        connection.executescript(_SCHEMA)
+        try:
+            self._connection().executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            for opened in self._opened:
+                opened.close()
+            raise ValueError(
+                f"expected a database of answers in {str(self.path)!r}, could not open it ({error}); restore it from a "
+                "backup, or name the folder of another study"
+            ) from error
         self._jobs: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None]
         self._jobs = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="answers", daemon=True)
@@ -307,6 +320,8 @@ class StudyStore:
             ValueError: If anything is malformed, or the session is stored already.
         """
         checked = [_checked(event) for event in events]
+        if not 0 <= started < _LATEST:
+            raise ValueError(f"expected a time in milliseconds since 1970, got {str(started)[:20]}")
 
         def work(connection: sqlite3.Connection) -> Participant:
             participant = _participant(connection, token)
@@ -376,13 +391,13 @@ class StudyStore:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            with self._guard:
+                self._opened.append(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")
             self._local.connection = connection
-            with self._guard:
-                self._opened.append(connection)
         return connection
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -477,8 +492,9 @@ def _checked(event: Any) -> tuple[str, int, str, int, str]:
     if type(step) is not int or not 0 <= step < 1000 or type(at) is not int or not 0 <= at < 100 * _DAY:
         raise ValueError("expected an event with a step and a time in milliseconds")
     data = json.dumps(event.get("data"), allow_nan=False).replace("\\u0000", "")
-    if len(data) > _LONGEST:
-        raise ValueError(f"expected an event of at most {_LONGEST} characters")
+    longest = _LONGEST_TEXT if kind == "fill" else _LONGEST
+    if len(data) > longest:
+        raise ValueError(f"expected an event of at most {longest} characters, got {len(data)}")
     return name, step, kind, at, data
 
 

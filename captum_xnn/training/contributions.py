@@ -27,6 +27,7 @@ from captum_xnn.activations.batches import Batch, Batches
 from captum_xnn.activations.memmap import Rows, parts
 from captum_xnn.distributed import ALONE, Ranks
 from captum_xnn.layers.batching import rows_of
+from captum_xnn.layers.lookup import quantised
 from captum_xnn.layers.state import untouched
 from captum_xnn.layers.tail import Tail
 from captum_xnn.models.contribution_groups import ContributionGroups
@@ -34,7 +35,7 @@ from captum_xnn.models.grouping import learn_groups
 from captum_xnn.models.path_integral import Integral
 from captum_xnn.targets import Target
 from captum_xnn.training.checkpoint import Checkpoint
-from captum_xnn.training.covering import covered
+from captum_xnn.training.covering import Covers, covers
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
 
@@ -44,6 +45,8 @@ _LOG = logging.getLogger(__name__)
 _ROWS = 64
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
+# Positives from which on each covers a quarter of the patches only.
+_SHARING = 8
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
@@ -79,7 +82,7 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     """Select evenly spread rows, ``count`` at most."""
     if len(rows) <= count:
         return rows
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]
 
 
 class Evidence(NamedTuple):
@@ -90,7 +93,8 @@ class Evidence(NamedTuple):
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
-    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
+    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images. Rows of
+    zeros fill up where a positive has fewer covered patches than another."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
@@ -295,9 +299,15 @@ class _Gathering:
         found = self._integral(x, more, targets, scale)
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
-        drops = self._drops(x, more, targets, found)
+        cover = covers(x, self.forms[0].config["patches"], self._numbers(pairs))
+        drops = None if cover is None else self._drops(cover, more, targets, found)
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
+
+    def _numbers(self, pairs: Sequence[tuple[int, int]]) -> list[int | None]:
+        """Return the number of each example among its positives; None where these are too few to share patches."""
+        of = self.sample.positives
+        return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= _SHARING else None for t, row in pairs]
 
     def _integral(
         self,
@@ -311,30 +321,37 @@ class _Gathering:
 
     def _drops(
         self,
-        inputs: tuple[Tensor, ...],
+        cover: Covers,
         additional: tuple[Any, ...] | None,
         targets: Sequence[Sequence[Target]],
         found: Integral,
-    ) -> Tensor | None:
-        """Compute the drops of contributions for each covered patch, (C, N, patches, D); None without images.
+    ) -> Tensor:
+        """Compute the drops of contributions for each covered patch, (C, N, patches, D).
 
         If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
-        feature maps and tokens, the drops use the slopes of the whole image.
+        feature maps and tokens, the drops use the slopes of the whole image. Zeros fill up where an image has fewer
+        covered patches than another.
         """
         form = self.forms[0]
-        hidden = covered(inputs, form.config["patches"])
-        if hidden is None:
-            return None
-        c, made = form.contributions(found), []
-        for x in hidden:
+        c = form.contributions(found)
+        drops = c.new_zeros(len(c), c.shape[1], cover.most, c.shape[2]).cpu()
+        place = [0] * c.shape[1]
+        for start in range(0, len(cover.pairs), _ROWS):
+            pairs = cover.pairs[start : start + _ROWS]
+            rows = torch.tensor([i for i, _ in pairs])
+            x, at = cover.covered(pairs), rows.to(c.device)
+            more = rows_of(cover.inputs[:1], additional, rows)[1]
             if found.Z.dim() == 2:
                 loose = torch.full((len(targets),), torch.inf)  # no example takes more intervals
-                left = form.contributions(form.integral(self.tail, x, additional, targets, scale=loose))
-                made.append((c - left).cpu())
+                some = [[of[i] for i in rows.tolist()] for of in targets]
+                lost = c[:, at] - form.contributions(form.integral(self.tail, x, more, some, scale=loose))
             else:
-                lost = found.Z - self.tail.activations(x, additional)
-                made.append(form.by_channel(found.slopes * lost.to(found.slopes)).cpu())
-        return torch.stack(made, 2)
+                off = found.Z[at] - self.tail.activations(x, more)
+                lost = form.by_channel(found.slopes[:, at] * off.to(found.slopes))
+            for n, i in enumerate(rows.tolist()):
+                drops[:, i, place[i]] = lost[:, n].cpu()
+                place[i] += 1
+        return drops
 
     def evidence(self, ranks: Ranks) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
@@ -385,6 +402,12 @@ def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> 
         raise ValueError(
             f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "
             "layer"
+        )
+    if not bool((every.abs() > 0).any()) and (names := quantised(tail.model)):
+        raise ValueError(
+            f"layer {tail.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, and "
+            "quantised layers have no gradients; explain the float model that was quantised, or fit with "
+            "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
         )
     if not bool((every.abs() > 0).any()):
         raise ValueError(

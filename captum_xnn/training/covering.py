@@ -6,12 +6,13 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-__all__ = ["covered", "patch_bounds"]
+__all__ = ["Covers", "covers", "patch_bounds"]
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
@@ -30,33 +31,72 @@ def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def covered(inputs: tuple[Tensor, ...], patches: int) -> Iterator[tuple[Tensor, ...]] | None:
-    """Iterate over copies of the inputs with one patch of the images covered at a time; None without images.
+class Covers:
+    """Images with some of their patches covered, one at a time.
 
-    A covered patch has the mean colour of its image. The images are the first floating-point input with four dimensions
-    and at least 2 x 2 pixels. Other inputs stay unchanged.
+    A covered patch has the mean colour of its image. Of every image a quarter of the patches is covered, on a lattice
+    that shifts from image to image, so that four images in a row cover every patch.
+
+    Args:
+        inputs: Tensors (N, ...).
+        at: Number of the input that holds the images.
+        patches: Patches along each side.
+        numbers: Number of each image among the positives, which tells the place of its lattice; None covers all its
+            patches.
+    """
+
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, numbers: Sequence[int | None]) -> None:
+        self.inputs, self.at = inputs, at
+        images = inputs[at]
+        rows, columns = (patch_bounds(side, patches) for side in images.shape[2:])
+        self.regions = [(row, column) for row in rows for column in columns]
+        own = [_lattice(len(rows), len(columns), number) for number in numbers]
+        self.pairs = [(i, p) for i, some in enumerate(own) for p in some]
+        """Image and patch of each cover, image by image."""
+        self.most = max(map(len, own))
+        """Covers of an image, at most."""
+
+    def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Return the inputs of some covers, with the patches covered.
+
+        Args:
+            pairs: Image and patch of each.
+        """
+        rows = torch.tensor([i for i, _ in pairs])
+        made = [x[rows.to(x.device)] for x in self.inputs]
+        images = made[self.at]
+        mean = images.mean((2, 3))
+        for n, (_, p) in enumerate(pairs):
+            (top, bottom), (left, right) = self.regions[p]
+            images[n, :, top:bottom, left:right] = mean[n, :, None, None]
+        return tuple(made)
+
+
+def covers(inputs: tuple[Tensor, ...], patches: int, numbers: Sequence[int | None]) -> Covers | None:
+    """Return the covers of images; None without images.
+
+    Images are the first input of four dimensions with floating-point numbers and several pixels; other inputs stay.
 
     Args:
         inputs: Tensors (N, ...).
         patches: Patches along each side.
+        numbers: Number of each image among the positives; None covers all its patches.
 
     Example:
-        >>> import torch
-        >>> made = list(covered((torch.arange(4.0).reshape(1, 1, 2, 2),), 2))
-        >>> len(made), made[0][0].flatten()
-        (4, tensor([1.5000, 1.0000, 2.0000, 3.0000]))
+        >>> image = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> made = covers((image,), 2, [None])
+        >>> made.pairs, made.covered(made.pairs[:1])[0].flatten()
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], tensor([1.5000, 1.0000, 2.0000, 3.0000]))
+        >>> [covers((image,), 2, [number]).pairs for number in range(4)]
+        [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
     """
     found = [i for i, x in enumerate(inputs) if x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) > 1]
-    if not found:
-        return None
-    return _covered(inputs, found[0], patches)
+    return Covers(inputs, found[0], patches, numbers) if found else None
 
 
-def _covered(inputs: tuple[Tensor, ...], at: int, patches: int) -> Iterator[tuple[Tensor, ...]]:
-    images = inputs[at]
-    mean = images.mean((2, 3), keepdim=True)
-    for top, bottom in patch_bounds(images.shape[2], patches):
-        for left, right in patch_bounds(images.shape[3], patches):
-            hidden = images.clone()
-            hidden[:, :, top:bottom, left:right] = mean
-            yield (*inputs[:at], hidden, *inputs[at + 1 :])
+def _lattice(rows: int, columns: int, number: int | None) -> list[int]:
+    """Return every patch, or those of every second row and column from where a number says on."""
+    if number is None:
+        return list(range(rows * columns))
+    down, right = number // 2 % 2, number % 2
+    return [r * columns + c for r in range(down, rows, 2) for c in range(right, columns, 2)] or [0]

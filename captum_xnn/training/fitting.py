@@ -190,7 +190,7 @@ def _arrange(srae: Autoencoder, Z: Tensor | Rows, positives: Tensor | None) -> N
     E = encode_all(srae, Z)
     if srae.signed:
         mean, std = E.mean(0), E.std(0)
-        flip = torch.where(srae.head.weight[0] < 0, -1.0, 1.0)
+        flip = torch.where(srae.head.weight[0] < 0, -1, 1).to(std)
         scale = torch.where(std > 1e-6, std, 1.0) * flip
         srae.standardise_features(mean, scale)
         E = (E - mean) / scale

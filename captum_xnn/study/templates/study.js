@@ -140,6 +140,12 @@ let timer = null;
 let wait = 0;
 let moved = false;
 
+// What a screen holds back for a moment, such as a comment that is being typed, is recorded before the page goes.
+
+let held = null;
+function settle() { if (held) held(); }
+addEventListener("pagehide", settle);
+
 // Each window keeps its own, under its name: two windows must not overwrite each other's.
 
 function keep() {
@@ -161,13 +167,18 @@ function kept() {
   return [...found.values()];
 }
 
-function forget() {
+/** Removes what the session's windows have kept; if events are given, only where no others are kept beside them. */
+function forget(events) {
+  const ids = events && new Set(events.map((event) => event.id));
   try {
-    for (const other of Object.keys(localStorage).filter((k) => k.startsWith(`${backend.key}/`))) localStorage.removeItem(other);
+    for (const other of Object.keys(localStorage).filter((k) => k.startsWith(`${backend.key}/`))) {
+      if (ids && !JSON.parse(localStorage.getItem(other)).every((event) => ids.has(event.id))) continue;
+      localStorage.removeItem(other);
+    }
   } catch { /* nothing was kept */ }
 }
 
-const SAID = { saved: "All saved", saving: "Saving …", offline: "No connection – your answers are kept here" };
+const SAID = { saved: "All saved", saving: "Saving …", offline: "No connection – your answers are kept here", full: "This browser can keep no more answers" };
 function status(of) {
   if (el("status").dataset.state === of && el("status-text").textContent === SAID[of]) return;
   el("status").dataset.state = of;
@@ -176,6 +187,8 @@ function status(of) {
 
 function record(kind, data) {
   if (!state || !state.now || moved) return;
+  // Of a text that is being typed only the last version has to be sent.
+  if (kind === "fill") outbox = outbox.filter((event) => event.kind !== "fill" || event.step !== state.step || event.data.name !== data.name);
   outbox.push({ id: name(), step: state.step, kind, at: clock(), data });
   keep();
   status("saving");
@@ -215,13 +228,14 @@ function failed(error, events) {
   if (error instanceof Gone) return over();
   if (error instanceof Refused) { sent(events); return undefined; }
   wait = Math.min(10000, (wait || 500) * 2);
-  status("offline");
+  status(error instanceof DOMException ? "full" : "offline");
   return undefined;
 }
 
 addEventListener("online", () => { wait = 0; later(0); });
 document.addEventListener("visibilitychange", () => {
   if (!state || !state.now) return;
+  settle();
   record(document.hidden ? "hide" : "show", {});
   tick();
   if (document.hidden) flush();
@@ -243,21 +257,32 @@ function clock() { tick(); return Math.round(spent); }
 /* From step to step. */
 
 async function start() {
-  moved = false;
+  // Until the session is this window's, nothing else may be sent: it would be refused, and the window held for moved.
+  moved = true;
+  clearTimeout(timer);
+  if (sending) await sending.catch(() => {});
   try {
     outbox = kept();
-    const claimed = await backend.claim();
+    let next = await backend.claim();
     // Those of this browser's last window that are not yet stored belong to the steps where they were made.
     if (outbox.length) {
-      for (let i = 0; i < outbox.length; i += 100) await backend.record(outbox.slice(i, i + 100));
-      forget();
-      sent(outbox);
-      return go(await backend.claim());
+      const events = outbox;
+      for (let i = 0; i < events.length; i += 100) await backend.record(events.slice(i, i + 100));
+      forget(events);
+      sent(events);
+      next = await backend.claim();
     }
+    moved = false;
     status("saved");
-    return go(claimed);
+    return go(next);
   } catch (error) {
+    if (error instanceof Moved) return elsewhere();
     if (error instanceof Gone) return over();
+    if (error instanceof DOMException) {
+      status("full");
+      return screen("text", h("h1", {}, "This browser keeps no answers"),
+        h("p", {}, "Please allow this page to store data in your browser, or use another browser. Then open your link again."));
+    }
     if (error instanceof Refused) { outbox = []; forget(); return setTimeout(start, 500); }
     status("offline");
     return setTimeout(start, 2000);
@@ -274,8 +299,9 @@ async function go(next) {
   const events = state.events || [];
   spent = Math.max(0, ...events.map((event) => event.at));
   since = performance.now();
-  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  main.inert = true; // what is still on the page belongs to another step, or to how this one was before
   document.onkeydown = null;
+  held = null;
   root.dataset.step = state.now ? state.now.kind : "end";
   const shown = state.now ? SCREENS[state.now.kind] : end;
   const number = state.step;
@@ -285,8 +311,9 @@ async function go(next) {
     if (error instanceof Moved || error instanceof Gone) return start();
     if (!(error instanceof TypeError)) throw error;
     status("offline");
-    return setTimeout(() => { if (state.step === number) go(next); }, 2000);
+    return setTimeout(() => { if (state && state.step === number) go(next); }, 2000);
   }
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   scrollTo(0, 0);
   const heading = main.querySelector("h1");
   if (heading) { heading.tabIndex = -1; heading.focus({ preventScroll: true }); }
@@ -299,10 +326,12 @@ async function go(next) {
 /** Sends the answer to this step until it is stored, then shows the next one. */
 async function submit(data, button) {
   if (button.getAttribute("aria-disabled") === "true") return;
+  settle();
   const text = button.textContent;
   const step = state.step;
   button.setAttribute("aria-disabled", "true");
   button.textContent = "Saving …";
+  main.inert = true; // until it is stored, the page shows what is sent
   if (sending) await sending.catch(() => {});
   for (;;) {
     clearTimeout(timer);
@@ -319,15 +348,18 @@ async function submit(data, button) {
       if (error instanceof Moved) { elsewhere(); return; }
       if (error instanceof Gone) { over(); return; }
       if (error instanceof Refused) {
+        later(300);
+        main.inert = false;
+        button.focus();
         button.setAttribute("aria-disabled", "false");
         button.textContent = text;
         say(`This was not accepted: ${error.message}`);
         return;
       }
-      status("offline");
+      status(error instanceof DOMException ? "full" : "offline");
       wait = Math.min(10000, (wait || 500) * 2);
       await new Promise((done) => { setTimeout(done, wait); });
-      if (moved || state.step !== step) return;
+      if (moved || !state || state.step !== step) return;
     }
   }
 }
@@ -339,18 +371,28 @@ function say(text) {
 }
 
 function elsewhere() {
+  settle();
   moved = true;
   const dialog = el("ask");
+  // The dialog stays until the session is here again: nothing behind it would be recorded.
+  const go = h("button", { className: "go", type: "button", onclick: () => {
+    if (go.getAttribute("aria-disabled") === "true") return;
+    go.setAttribute("aria-disabled", "true");
+    go.textContent = "Loading …";
+    start();
+  } }, "Continue here");
   dialog.replaceChildren(
     h("h2", { id: "ask-title" }, "Open in another window"),
     h("p", {}, "This study goes on in another window or on another device. Nothing is lost."),
-    h("button", { className: "go", type: "button", onclick: () => { dialog.close(); start(); } }, "Continue here"),
+    go,
   );
   dialog.oncancel = (event) => event.preventDefault();
   if (!dialog.open) dialog.showModal();
 }
 
 function over() {
+  if (root.dataset.step === "withdrawn") return; // a late answer to what was sent before
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   state = null;
   outbox = [];
   forget();
@@ -362,6 +404,7 @@ function over() {
 }
 
 function screen(className, ...children) {
+  main.inert = false;
   main.className = className;
   main.replaceChildren(...children.flat().filter(Boolean));
 }
@@ -400,6 +443,7 @@ function signed(value) {
 function picture(image, map, label) {
   const frame = h("span", { className: `frame${image.pixels ? " pixels" : ""}${map ? " mapped" : ""}` },
     h("img", { className: "photo", src: image.src, alt: label || "", draggable: false }));
+  frame.style.setProperty("--ratio", String(image.ratio || 1));
   if (map) frame.append(h("img", { className: "over", src: map.src, alt: "", draggable: false }));
   return frame;
 }
@@ -417,9 +461,9 @@ function mapList(image, maps, stage, withImage) {
     maps.map((map, i) => h("li", {}, value(map), picture(image, map), h("span", { className: "called" }, called(stage, i)))));
 }
 
-function legend(maps) {
+function legend(maps, for_what = "for the agent’s answer") {
   if (!maps.length || maps[0].c === undefined) return null;
-  return h("p", { className: "legend" }, h("span", {}, h("b", { className: "raises" }, "+ red"), " speaks for the agent’s answer"),
+  return h("p", { className: "legend" }, h("span", {}, h("b", { className: "raises" }, "+ red"), ` speaks ${for_what}`),
     h("span", {}, h("b", { className: "lowers" }, "\u2212 blue"), " speaks against it"));
 }
 
@@ -550,25 +594,25 @@ function complete(gather) {
 function final(step, events) {
   const filled = filledIn(events);
   const points = step.options.map((text, i) => [text, i]);
-  const agent = ({ stage, number, many }) =>
-    stage === "single" ? `The agent with one heatmap${many ? ` (number ${number})` : ""}` : "The agent with several features";
+  const agent = ({ stage, part }) => `The agent with ${stage === "single" ? "one heatmap" : "several features"} (part ${part})`;
   const sets = step.agents.map((a) => radios(null, agent(a), `a ${a.name}`, points, "likert", filled,
     "How do you rate how well it helped you to tell the images apart?"));
   const hard = radios(null, "How difficult did you find the task?", "difficulty", step.difficulty.map((n) => [String(n), n]), "numbers", filled);
   hard.append(h("p", { className: "ends" }, h("span", {}, "0: very easy"), h("span", {}, `${step.difficulty.at(-1)}: very difficult`)));
   const box = h("textarea", { id: "comments", maxLength: 5000, value: filled.comments || "" });
   let typed = null;
-  box.addEventListener("input", () => {
+  held = () => {
+    if (typed !== null) record("fill", { name: "comments", value: box.value.slice(0, 5000) });
     clearTimeout(typed);
-    typed = setTimeout(() => record("fill", { name: "comments", value: box.value.slice(0, 5000) }), 500);
-  });
+    typed = null;
+  };
+  box.addEventListener("input", () => { if (typed === null) typed = setTimeout(settle, 500); });
   const error = h("p", { className: "error", role: "alert" });
   screen("text", h("div", { className: "sheet" }, h("h1", {}, step.agents.length ? "How well did the agents help you?" : "To finish"),
     sets, hard,
     h("fieldset", {}, h("legend", {}, h("label", { htmlFor: "comments" }, "Is there anything that you want to tell us?"),
       h("small", {}, "Optional. Please write nothing about who you are.")), box),
     error, h("div", { className: "actions" }, complete(() => {
-      clearTimeout(typed);
       return {
         agents: Object.fromEntries(step.agents.map((a) => [a.name, chosen(`a ${a.name}`)])),
         difficulty: chosen("difficulty"), comments: box.value,
@@ -729,7 +773,7 @@ async function sort(step, events) {
 
   function move(ids, g) {
     const moves = ids.filter((id) => places.get(id) !== g);
-    if (!moves.length) return;
+    if (!moves.length || moved) return;
     past.push(moves.map((id) => [id, places.get(id)]));
     for (const id of moves) places.set(id, g);
     record("move", { to: moves.map((id) => [id, g]) });
@@ -739,7 +783,7 @@ async function sort(step, events) {
   }
 
   function undo() {
-    const moves = past.pop();
+    const moves = moved ? null : past.pop();
     if (!moves) return;
     for (const [id, g] of moves) places.set(id, g);
     record("undo", { to: moves });
@@ -966,8 +1010,14 @@ async function choices(step, events) {
         h("div", { className: image.maps.length ? "example mapped" : "example" }, picture(image, null, `Example ${i + 1} of kind ${LETTERS[g]}`),
           image.maps.length ? mapList(image, image.maps, stage, false) : null)))));
   }
+  // As many columns as leave no kind alone in its row, on wide, middle and narrow screens.
+  const even = (most) => Math.ceil(step.groups / Math.ceil(step.groups / most));
+  const mapped = examples.images.some((image) => image.maps.length);
+  [["wide", 5], ["middle", mapped ? 2 : 4], ["narrow", mapped ? 1 : 4]].forEach(([screens, most]) => letters.style.setProperty(`--${screens}`, String(even(most))));
+  const shares = mapped ? examples.images[0].maps : step.kind === "distinguish" ? images[0].options[0] : [];
   screen("choosing", heading(step, `${step.title}: ${QUESTION[step.kind]}`),
     h("details", { open: true }, h("summary", {}, step.kind === "predict" ? "Examples of the agent’s answers" : "Examples of each kind"), letters),
+    legend(shares, step.kind === "distinguish" ? "for the kind" : "for the agent’s answer"),
     h("div", { className: "sheet" }, item, error, h("div", { className: "actions" }, back, button)));
 
   function show(moved) {

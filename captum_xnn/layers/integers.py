@@ -1,0 +1,67 @@
+"""Inputs that hold integers or booleans, through which no gradient goes: how they are to be passed instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+__all__ = ["refuse_integers", "replacing"]
+
+
+def refuse_integers(inputs: Sequence[Tensor], method: str, otherwise: str) -> None:
+    """Raise where an input has no gradients, and say how to pass it.
+
+    Args:
+        inputs: What a method is to attribute to.
+        method: Its name.
+        otherwise: How to explain token ids instead.
+
+    Raises:
+        TypeError: If an input holds integers or booleans.
+
+    Example:
+        >>> refuse_integers((torch.ones(2, 3), torch.tensor([3, 1])), "Saliency", "explain the embedding")
+        Traceback (most recent call last):
+        ...
+        TypeError: expected floating-point inputs for Saliency, got torch.int64 as input 1; if it says how to read the
+        other inputs, such as lengths, a mask or indices, pass it as additional_forward_args: attribute(x, target,
+        lengths). If it holds token ids, explain the embedding
+    """
+    for i, x in enumerate(inputs):
+        if x.is_floating_point() or x.is_complex():
+            continue
+        fix = f"convert them with .float(), or, where they are token ids, {otherwise}"
+        if any(other.is_floating_point() for other in inputs):
+            fix = f"{_AS_ARGUMENT}. If it holds token ids, {otherwise}"
+        raise TypeError(f"expected floating-point inputs for {method}, got {x.dtype} as input {i}; {fix}")
+
+
+_AS_ARGUMENT = (
+    "if it says how to read the other inputs, such as lengths, a mask or indices, pass it as additional_forward_args: "
+    "attribute(x, target, lengths)"
+)
+
+
+@contextmanager
+def replacing(inputs: Sequence[Tensor], method: str) -> Iterator[None]:
+    """Return a context in which a method runs a model on replaced inputs; say which of them the model may not take.
+
+    Args:
+        inputs: What the method replaces.
+        method: Its name.
+
+    Raises:
+        ValueError: If the model fails, and integers beside floating-point inputs may be why.
+    """
+    integers = [i for i, x in enumerate(inputs) if not x.is_floating_point()]
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        if not integers or len(integers) == len(inputs):
+            raise
+        raise ValueError(
+            f"{method} replaces numbers of every input, and the model fails where it does so ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}). Input {integers[0]} is {inputs[integers[0]].dtype}: {_AS_ARGUMENT}"
+        ) from error

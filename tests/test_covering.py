@@ -1,0 +1,52 @@
+"""Covers: which patches of which image are in its mean colour, and that four images in a row share all patches."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from captum_xnn.training.covering import covers, patch_bounds
+
+
+def test_bounds_cut_a_side_into_nearly_equal_parts():
+    bounds = patch_bounds(227, 8)
+    assert bounds[0][0] == 0 and bounds[-1][1] == 227
+    assert all(a[1] == b[0] for a, b in pairwise(bounds))
+    assert {end - begin for begin, end in bounds} == {28, 29}
+    assert patch_bounds(3, 8) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_a_cover_changes_its_patch_alone():
+    images, other = torch.rand(3, 2, 9, 7), torch.rand(3, 4)
+    made = covers((other, images), 3, [None, None, None])
+    assert made.pairs == [(i, p) for i in range(3) for p in range(9)] and made.most == 9
+    before = images.clone()
+    for (i, p), x, row in zip(made.pairs, *reversed(made.covered(made.pairs)), strict=True):
+        (top, bottom), (left, right) = patch_bounds(9, 3)[p // 3], patch_bounds(7, 3)[p % 3]
+        expected = images[i].clone()
+        expected[:, top:bottom, left:right] = images[i].mean((1, 2))[:, None, None]
+        torch.testing.assert_close(x, expected)
+        assert torch.equal(row, other[i])
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("size", [8, 5])
+def test_four_images_in_a_row_share_the_patches(size):
+    made = covers((torch.rand(4, 1, size, size),), 8, [4, 5, 6, 7])
+    patches = [p for _, p in made.pairs]
+    assert sorted(patches) == list(range(min(size, 8) ** 2))
+    counts = [sum(i == n for i, _ in made.pairs) for n in range(4)]
+    assert made.most == max(counts) and max(counts) <= 9 + 7 * (size == 8)
+    assert covers((torch.rand(1, 1, size, size),), 8, [9]).pairs == [(0, p) for i, p in made.pairs if i == 1]
+
+
+def test_one_patch_is_covered_in_every_image():
+    assert [covers((torch.rand(1, 1, 4, 4),), 1, [n]).pairs for n in range(3)] == [[(0, 0)]] * 3
+
+
+def test_inputs_without_images_have_no_covers():
+    assert covers((torch.rand(2, 5),), 4, [0, 1]) is None
+    assert covers((torch.ones(2, 1, 4, 4, dtype=torch.long),), 4, [0, 1]) is None
+    assert covers((torch.rand(2, 3, 1, 9),), 4, [0, 1]) is None
