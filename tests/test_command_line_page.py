@@ -31,7 +31,7 @@ def test_the_page_has_what_the_test_takes_from_it():
 
 def test_commands_are_understood():
     for command in COMMANDS:
-        assert command[0] == "captum-xnn" and cli.parser._parser().parse_args(command[1:])
+        assert command[0] == "captum-xnn" and cli._parser().parse_args(command[1:])
 
 
 def prepared(folder):

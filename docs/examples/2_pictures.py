@@ -2,8 +2,7 @@
 Pictures: scales, styles and composed figures
 =============================================
 
-:meth:`Explanation.show <captum_xnn.Explanation.show>` returns a plain matplotlib figure. This page goes through what
-can be chosen.
+:meth:`Explanation.show <captum_xnn.Explanation.show>` returns a plain matplotlib figure. This page shows its options.
 """
 
 from captum_xnn import XNNAttribution
@@ -27,8 +26,8 @@ from captum_xnn.plots.explanation import contours, own_scale, shared_scale
 why.show(0, title="shared_scale", scale=shared_scale)
 
 # %%
-# On its own scale each map is stretched to full strength, to see where a weak one lies. Only the numbers then tell
-# how much it matters.
+# On its own scale each map is stretched to full strength, so weak maps become visible. Only the numbers then show the
+# importance of a map.
 
 why.show(0, title="own_scale", scale=own_scale)
 
@@ -46,8 +45,8 @@ why.show(0, title="strongest_half", scale=strongest_half)
 # %%
 # An overlay or contours
 # ----------------------
-# Contours leave the image its own colours. They are solid where the output is raised and dashed where it is
-# lowered, so that a print in grey can still be read. Signed maps, here by Integrated Gradients, have both.
+# Contours keep the colours of the image. They are solid where a map raises the output and dashed where it lowers the
+# output, so a grey print is readable too. Signed maps, here by Integrated Gradients, have both kinds.
 
 from captum.attr import IntegratedGradients
 
@@ -57,12 +56,13 @@ signed = xnn.with_heatmap(FromCaptum(IntegratedGradients, n_steps=16)).explain(s
 signed.show(0, scale=own_scale, style=contours)
 
 # %%
-# The same as an overlay. The 1-Heatmap, the map of the whole output, is there because ``explain`` was asked for it.
+# The next figure shows the same maps as an overlay. It has the 1-Heatmap, the map of the whole output, because
+# ``explain`` was called with ``one_heatmap=True``.
 
 signed.show(0, scale=own_scale)
 
 # %%
-# A style is a function that draws an image (H, W, 3) and a map (h, w) into axes:
+# A style is a function that draws an image (H, W, 3) and a map (h, w) on axes:
 
 
 def side_by_side(axes, image, shown):
@@ -73,14 +73,13 @@ def side_by_side(axes, image, shown):
 why.show(0, style=side_by_side)
 
 # %%
-# Inputs that were normalised get their colours back from ``mean=`` and ``std=``: see
-# :ref:`sphx_glr_gallery_5_known_reasons.py`.
+# ``mean=`` and ``std=`` restore the colours of normalised inputs: see :ref:`sphx_glr_gallery_5_known_reasons.py`.
 
 # %%
 # Many x-features
 # ---------------
-# ``largest`` shows those that contribute most. The others are one step of the sum, which still ends at the real
-# number.
+# ``largest`` shows the x-features with the largest contributions. The others become one step of the sum, so the sum
+# still ends at the network's output.
 
 many = XNNAttribution(model, "relu3", n_features=12).fit(digits.train_images, target=7)
 many.explain(sevens, target=7).show(0, largest=4)
@@ -88,7 +87,7 @@ many.explain(sevens, target=7).show(0, largest=4)
 # %%
 # Figures that compose
 # --------------------
-# ``axes=`` puts an explanation where axes of your own were, or fills a subfigure.
+# ``axes=`` draws an explanation in place of your own axes, or fills a subfigure.
 
 from matplotlib import pyplot as plt
 
@@ -98,7 +97,7 @@ for i, place in enumerate(places):
 figure
 
 # %%
-# The sum alone is drawn into the axes themselves:
+# ``show_contributions`` draws only the sum, on the axes themselves:
 
 from captum_xnn.plots.explanation import show_contributions
 

@@ -2,8 +2,9 @@
 Other heatmaps: any of Captum's methods
 =======================================
 
-x-features and contributions come from the explainer, maps from a backend, which can be any Captum class. This page
-draws the same explanation by several of them. What each is good for, and where it is wrong, is on :doc:`/captum_users`.
+x-features and contributions come from the explainer. Maps come from a backend, and any Captum class can be the
+backend. This page draws the same explanation by several backends. :doc:`/captum_users` compares their uses and
+errors.
 """
 
 from captum.attr import DeepLift, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
@@ -28,29 +29,29 @@ def shown(name, heatmap):
 # %%
 # The default
 # -----------
-# Contrastive excitation backprop: what excites an x-feature rather than its opposite. The maps are never negative;
-# those of an x-feature with a negative contribution are drawn in blue.
+# The default is contrastive excitation backprop. Its maps show the evidence for an x-feature rather than for its
+# opposite. The maps are never negative. An x-feature with a negative contribution has a blue map.
 
 shown("Excitation backprop", None)
 
 # %%
 # Gradients along a path
 # ----------------------
-# Settings of a method go to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed. Those of all
-# x-features add up to the map of the output, place by place, relative to a baseline, here a black image.
+# Pass settings of a method to :class:`~captum_xnn.heatmaps.FromCaptum`. The maps are signed. The maps of all x-features
+# add up to the map of the output, place by place, relative to a baseline. The baseline here is a black image.
 
 shown("Integrated Gradients", FromCaptum(IntegratedGradients, n_steps=32))
 
 # %%
 # Differences from a reference
 # ----------------------------
-# Without settings the class itself will do.
+# Without settings, pass the class itself.
 
 shown("DeepLift", DeepLift)
 
 # %%
-# What happens without a region
-# -----------------------------
+# The effect of covering a region
+# -------------------------------
 
 shown("Occlusion", FromCaptum(Occlusion, sliding_window_shapes=(1, 7, 7), strides=(1, 3, 3)))
 
@@ -70,8 +71,7 @@ shown("Saliency, averaged", FromCaptum(NoiseTunnel, attribution_method=Saliency,
 # %%
 # One x-feature in Captum's own pictures
 # --------------------------------------
-# ``feature=`` gives the map of one x-feature in the shape of the input, which whatever takes Captum's attributions
-# takes.
+# ``feature=`` gives the map of one x-feature in the shape of the input. All of Captum's tools for attributions take it.
 
 from captum.attr import visualization
 

@@ -2,7 +2,8 @@
 Names and the sentence
 ======================
 
-x-features have no names until someone looks at them. This page names those of the digit 7 and lets the names speak.
+x-features have no names until you name them. This page names the x-features of the digit 7 and uses the names in
+sentences.
 """
 
 import torch
@@ -20,16 +21,16 @@ why = xnn.explain(sevens, target=7)
 # %%
 # Look down the columns
 # ---------------------
-# A column is one x-feature. ``feature_order`` keeps the order of the explainer, in which names are given.
+# Each column shows one x-feature. ``feature_order`` keeps the explainer's order; lists of names have the same order.
 
 why.gallery(feature_order=range(why.features.shape[1]))
 
 # %%
 # Give names
 # ----------
-# As a list in that order, which may be shorter, or by number, counted from 0. x-features without a name keep their
-# number, counted from 1. People name by looking; this page, which nobody looks at while it is built, names three of
-# them by where their maps are on average.
+# Give names as a list in that order; the list may be shorter. Or give names by number, counted from 0. x-features
+# without a name keep their number, counted from 1. People name x-features after a look at them. The code of this page
+# names three of them by the average place of their maps.
 
 
 def place(heatmap):
@@ -49,10 +50,10 @@ print(why.sentence(names, target_name="seven"))
 why.show(0, names=names, target_name="a seven")
 
 # %%
-# Which x-features are said
-# -------------------------
-# The largest, until they reach ``share`` of all that speaks for the output, by default 0.9. What speaks against it is
-# said where it is more than the rest.
+# x-features in the sentence
+# --------------------------
+# The sentence names the largest x-features, until they reach ``share`` of all evidence for the output, by default
+# 0.9. It names the evidence against the output where this evidence is more than the rest.
 
 for share in (0.5, 0.9, 1.0):
     print(f"{share}: {why.sentence(names, target_name='seven', share=share)}")
@@ -65,11 +66,11 @@ for sentence in why.sentences(names, target_names=words):
     print(sentence)
 
 # %%
-# What the x-features miss
-# ------------------------
-# By default x-features miss nothing but the error of an integral. The paper's learned form imitates the network, and at
-# an early layer a few x-features cannot say everything. Where the residual is more than ``residual_share`` of the
-# contributions, by default 0.1, the sentence says so.
+# The unexplained part
+# --------------------
+# By default x-features miss only the error of an integral. The paper's learned form imitates the network, and at an
+# early layer a few x-features cannot explain the whole output. The sentence states the residual where it is more than
+# ``residual_share`` of the contributions, by default 0.1.
 
 early = XNNAttribution(model, "pool2", autoencoder=ConvSRAE, recipe=Recipe(steps=200))
 early.fit(digits.train_images, target=7)
@@ -79,8 +80,8 @@ for sentence in early.explain(sevens, target=7).sentences(target_names=words):
 # %%
 # Keep the names
 # --------------
-# The file is the one that the page of a report exports, and everything that takes names takes its path. It belongs
-# to a layer and a target; used with others it is an error.
+# ``write_names`` writes the same file that a report's page exports. Wherever you can pass names, you can pass its
+# path. The file belongs to a layer and a target; with another layer or target it raises an error.
 
 import tempfile
 from pathlib import Path

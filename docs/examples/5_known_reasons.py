@@ -1,10 +1,10 @@
 """
-Figures whose reasons are known
-===============================
+Figures with known reasons
+==========================
 
-Does an explanation find the reasons? On photographs nobody can say. The figures of
-:mod:`captum_xnn.datasets.synthetic` are drawn so that a class *is* the looks of two or three parts, and the masks of
-all parts are known.
+Does an explanation find the reasons? Photographs cannot answer this, because their reasons are unknown. In the drawn
+figures of :mod:`captum_xnn.datasets.synthetic` a class *is* the looks of two or three parts, and the masks of all
+parts are known.
 """
 
 import numpy as np
@@ -20,7 +20,8 @@ for part in parts:
     print(f"class 0 needs the {PARTS[part]} {LOOKS[figures.reasons[0, part]]}")
 
 # %%
-# Six members of class 0, with the masks of its reasons. Crest, foot and tail can have any look, or none.
+# The figure shows six members of class 0, with the masks of its reasons. Crest, foot and tail can have any look or be
+# absent.
 
 from matplotlib import pyplot as plt
 
@@ -35,11 +36,11 @@ for (image, mask), row in zip(axes.T, members, strict=True):
 figure
 
 # %%
-# A network whose inside is known
-# -------------------------------
-# It is set by hand: its layer ``Z`` has a unit for each look of each part, and the output of a class is the number
-# of its reasons that are shown, less two and a half. The fit groups the units of Z into at most three
-# x-features, and knows nothing of the reasons.
+# A network with a known inside
+# -----------------------------
+# This network is set by hand. Its layer ``Z`` has a unit for each look of each part. The output of a class is the
+# number of its visible reasons, less two and a half. The fit groups the units of Z into at most three x-features. It
+# knows nothing about the reasons.
 
 exact = exact_network(figures.reasons)
 xnn = XNNAttribution(exact, "Z", n_features=3).fit(figures.images[:1200], target=0)
@@ -73,9 +74,9 @@ table(on_reasons(why, members).numpy())
 # %%
 # A network that learned
 # ----------------------
-# Nothing is known of the inside of this one, which learned from labels. It takes normalised images; ``mean`` and
-# ``std`` give them their colours back in the pictures. Without the two the range of each image is stretched, which is
-# right for those alone that have black as well as white in them.
+# This network learned from labels, and its inside is unknown. It takes normalised images; ``mean`` and ``std``
+# restore their colours in the pictures. Without the two, the range of each image is stretched. That is right only for
+# images with both black and white in them.
 
 mean, std = 0.475, 0.25
 cnn = train_cnn(figures._replace(images=(figures.images - mean) / std), epochs=5)
@@ -85,7 +86,7 @@ why = learned.explain(normalised, target=0, one_heatmap=True)
 why.show(0, mean=mean, std=std, target_name="class 0")
 
 # %%
-# Its x-features need not be the reasons one by one. The table says in how far they are.
+# Its x-features need not be the reasons one by one. The table shows how closely they match.
 
 table(on_reasons(why, members).numpy())
 

@@ -2,9 +2,9 @@
 A table instead of images
 =========================
 
-Nothing in an explanation network asks for images. Here a multilayer perceptron reads a table of 24 columns: for each
-part of a drawn figure (:mod:`captum_xnn.datasets.synthetic`) and each look whether the part has that look. The classes
-are conjunctions of looks, so that the true reasons are known.
+An explanation network does not need images. Here a multilayer perceptron reads a table of 24 columns. There is a
+column for each part of a drawn figure (:mod:`captum_xnn.datasets.synthetic`) and each look: does the part have the
+look? The classes are conjunctions of looks, so the true reasons are known.
 """
 
 import torch
@@ -15,7 +15,7 @@ from captum_xnn.datasets.synthetic import LOOKS, PARTS, draw_figures
 
 
 def table_of(figures):
-    """Returns a column for each look of each part, (N, 24); a part that is invisible has zeros."""
+    """Make a column for each look of each part, (N, 24). An invisible part has zeros."""
     return F.one_hot(figures.looks + 1, len(LOOKS) + 1)[:, :, 1:].flatten(1).float()
 
 
@@ -37,8 +37,8 @@ print(f"{(model(x_test).argmax(1) == test.labels).float().mean():.1%} of the tes
 # %%
 # Explain
 # -------
-# The maps have the form of the input: a number for each column. Integrated Gradients compares with a row of zeros, in
-# which no part can be seen.
+# The maps have the shape of the input: a number for each column. Integrated Gradients compares with a row of zeros, a
+# figure without visible parts.
 
 from captum.attr import IntegratedGradients
 
@@ -53,10 +53,10 @@ why = xnn.explain(members, target=0)
 print(why.maps.shape)
 
 # %%
-# Which columns
-# -------------
-# The mean map of each x-feature over members of the class. Its reasons are the plain orange head, the striped orange
-# wing and the plain orange belly.
+# The columns of each x-feature
+# -----------------------------
+# The figure shows the mean map of each x-feature over members of the class. The reasons of the class are the plain
+# orange head, the striped orange wing and the plain orange belly.
 
 from matplotlib import pyplot as plt
 
@@ -71,8 +71,8 @@ figure
 # %%
 # The waterfall
 # -------------
-# Without images, ``show`` is the sum alone: from the bias by each x-feature to the model's output. Each x-feature is
-# named by the column that it has most of.
+# Without images, ``show`` draws only the sum: from the bias over each x-feature to the model's output. The column
+# with the largest mean gives each x-feature its name.
 
 names = [columns[k] for k in mean.argmax(1).tolist()]
 print(why.sentence(names, target_name="class 0"))
@@ -81,8 +81,8 @@ why.show(0, names=names, title="Why class 0?")
 # %%
 # A near miss
 # -----------
-# A row that lacks one reason of the class: its head has another look. The x-feature that stands for the head, if
-# there is one, contributes nothing, and the sum stays below that of a member.
+# This row lacks one reason of the class: its head has another look. If an x-feature stands for the head, it contributes
+# nothing here, and the sum stays below the sum of a member.
 
 lacking = (x_test[:, 4 * 1] == 0) & (x_test[:, 4 * 2 + 1] == 1) & (x_test[:, 4 * 3] == 1)
 near = xnn.explain(x_test[lacking][:1], target=0)

@@ -2,16 +2,16 @@
 Real birds: your copy of CUB-200-2011
 =====================================
 
-The paper explains bird classifiers. Its photographs are for non-commercial research and are no part of this library, so
-this page shows them only where it is built with your copy. Set ``CAPTUM_XNN_BIRDS`` to a folder that holds
+The paper explains bird classifiers. Its photographs are for non-commercial research, and are not part of this
+library. This page shows them only if you build it with your copy. Set ``CAPTUM_XNN_BIRDS`` to a folder with
 
 - the unpacked data set, such as ``CUB_200_2011/`` with its ``images.txt``, and
-- a Python file in a folder of its own, such as ``network/network.py``, that has a function ``load()``, which returns
-  the trained classifier, ``MEAN`` and ``STD`` of its images in [0, 1], and, if need be, ``LAYER``, the name of the
-  layer to explain, ``SIZE``, the height and width of its images in pixels, and ``TARGET``, the class to explain,
-  counted from 0,
+- a Python file in a folder of its own, such as ``network/network.py``.
 
-and build the pages again. Running the network takes a few minutes on a laptop.
+The Python file defines a function ``load()`` that returns the trained classifier, and ``MEAN`` and ``STD`` of its
+images in [0, 1]. If needed, it also defines ``LAYER``, the name of the layer to explain; ``SIZE``, the height and
+width of its images in pixels; and ``TARGET``, the class to explain, counted from 0. Then build the pages again.
+Running the network takes a few minutes on a laptop.
 """
 
 import importlib.util
@@ -23,12 +23,12 @@ lists = sorted(folder.glob("*/images.txt"))
 networks = sorted(folder.glob("*/*.py"))
 present = bool(lists and networks)
 if not present:
-    print("Built without birds. Each step below says what it would show.")
+    print("Built without birds. Each step below describes its result.")
 
 # %%
 # The network
 # -----------
-# Its file runs as code: use your own.
+# This page runs the file as code: use your own.
 
 if present:
     spec = importlib.util.spec_from_file_location("network", networks[0])
@@ -44,8 +44,8 @@ else:
 # %%
 # The images
 # ----------
-# All of the class, and a sample of the others: x-features are learned from both. No labels are used in training, they
-# only pick the images.
+# Read all images of the class and a sample of the others. The fit learns x-features from both. Labels only select the
+# images; the fit does not use them.
 
 if present:
     import torch
@@ -78,10 +78,10 @@ if present:
     why = xnn.explain(images[best], target=target, one_heatmap=True)
     print(why.sentence(target_name=species))
 else:
-    print("Would learn up to five x-features, and say in a sentence why a bird is of its species.")
+    print("Would learn up to five x-features, and explain in a sentence why a bird is of its species.")
 
 # %%
-# The image, the map of the whole output, and the x-features' maps, as in Fig. 1 of the paper:
+# The figure shows the image, the map of the whole output, and the x-features' maps, as in Fig. 1 of the paper:
 
 picture = None
 if present:
@@ -91,7 +91,7 @@ else:
 picture
 
 # %%
-# With contours, which leave the bird its colours:
+# Contours keep the colours of the bird:
 
 if present:
     from captum_xnn.plots.explanation import contours, own_scale
@@ -102,7 +102,7 @@ else:
 picture
 
 # %%
-# Several birds, to name the x-features by:
+# To name the x-features, look at several birds:
 
 if present:
     picture = why.gallery(mean=network.MEAN, std=network.STD)
