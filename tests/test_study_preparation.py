@@ -107,7 +107,7 @@ def test_backends_with_settings_of_their_own_are_named_by_the_stage(explained: A
         row = row_of(facts)
         heat = OneHeatmap(xnn.model, grad_cam).attribute(images[row : row + 1], target=facts["given"])[0, 0].sum(0)
         assert np.corrcoef(signed(shown["maps"][0]["src"]), heat.numpy().ravel())[0, 1] > 0.8
-    with pytest.raises(ValueError, match="got 'Cam'; near names"):
+    with pytest.raises(ValueError, match="heatmap 'Cam' does not exist"):
         prepare(one, [material(explained)])
 
 
