@@ -22,6 +22,7 @@ def refuse_integers(inputs: Sequence[Tensor], method: str, otherwise: str) -> No
         TypeError: If an input holds integers or booleans.
 
     Example:
+        >>> import torch
         >>> refuse_integers((torch.ones(2, 3), torch.tensor([3, 1])), "Saliency", "explain the embedding")
         Traceback (most recent call last):
         ...

@@ -18,6 +18,7 @@ def tensors_in(raw: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
         path: Where it is itself.
 
     Example:
+        >>> import torch
         >>> [path for path, _ in tensors_in((torch.zeros(1), {"a": torch.zeros(1), "b": None}))]
         [(0,), (1, 'a')]
     """
@@ -40,6 +41,7 @@ def put_in(raw: Any, path: tuple[Any, ...], tensor: Tensor) -> Any:
         tensor: The tensor.
 
     Example:
+        >>> import torch
         >>> put_in((None, {"a": torch.zeros(1)}), (1, "a"), torch.ones(1))
         (None, {'a': tensor([1.])})
     """
@@ -62,6 +64,7 @@ def at(raw: Any, path: tuple[Any, ...]) -> Any:
         path: The place, as :func:`tensors_in` yields it.
 
     Example:
+        >>> import torch
         >>> at((None, {"a": torch.ones(1)}), (1, "a"))
         tensor([1.])
     """
