@@ -138,7 +138,7 @@ class Results:
     difficulty: Sequence[int]
     comparisons: Sequence[Difference]
     comparisons_of_all: Sequence[Difference]
-    """The same with nobody left out."""
+    """The same without exclusions."""
     effects: Sequence[Effect]
     variances: Mapping[str, Mapping[str, float]]
     """Variance of participants, batches and the rest, by task."""
@@ -190,7 +190,7 @@ def analyse(exported: Exported, *, seed: int = 0, resamples: int = 9999) -> Resu
         resamples: Of each test.
 
     Raises:
-        ValueError: If nobody completed a trial.
+        ValueError: If no participant completed a trial.
     """
     rules = exported.design["exclusions"]
     participants = exported.tables["participants"]

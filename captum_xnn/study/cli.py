@@ -64,7 +64,7 @@ def add_parsers(commands: Any) -> None:
     simulate.add_argument("--seed", type=int, default=0, help="seed of what they do (0)")
     simulate.add_argument(
         "--power", nargs=2, type=float, metavar=("PURITY", "PURITY"),
-        help="nobody takes part: print how often N people would show the difference of these mean purities",
+        help="without participants: print how often N people would show the difference of these mean purities",
     )  # fmt: skip
     withdraw = _step(steps, "withdraw", _withdraw, "delete everything of participants")
     _folder(withdraw)

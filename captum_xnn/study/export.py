@@ -449,7 +449,7 @@ def _event_rows(event: Mapping[str, Any]) -> list[dict[str, Any]]:
     if event["kind"] == "compare" and isinstance(data.get("images"), list):
         return [{"image": _plain(image)} for image in data["images"]] or [{}]
     if event["kind"] == "fill" and data.get("name") == "comments":
-        return [{}]  # drafts: what somebody wrote and took back is nobody's business
+        return [{}]  # drafts may hold text that a participant took back
     value = next((data[name] for name in ("value", "on", "map") if data.get(name) is not None), None)
     return [{"image": _plain(data.get("image")), "value": _plain(value)}]
 

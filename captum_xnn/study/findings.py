@@ -53,7 +53,7 @@ def write_findings(
         resamples: Of each test.
 
     Raises:
-        ValueError: If the export is damaged, or nobody completed a batch.
+        ValueError: If the export is damaged, or no participant completed a batch.
     """
     results = analyse(read_export(exported), seed=seed, resamples=resamples)
     root = Path(out)

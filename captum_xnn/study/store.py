@@ -440,7 +440,7 @@ def _commit(
                     connection.execute("ROLLBACK TO job")
                     results.append((done, None, error))
                 connection.execute("RELEASE job")
-    except Exception as error:  # a full disk, or another process that holds the lock: nobody was saved
+    except Exception as error:  # a full disk, or another process that holds the lock: no participant was saved
         results = [(done, None, error) for _, done in jobs]
     for done, result, failure in results:
         if failure is None:
