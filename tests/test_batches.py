@@ -111,7 +111,7 @@ def test_several_inputs():
     assert (first, rows) == (0, 5) and torch.equal(inputs[1], X[:5] + 1)
     with pytest.raises(ValueError, match=r"as many examples of every input, got shapes"):
         Batches((X, X[:10]), 4, first_of_batch)
-    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, got int"):
+    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, not int"):
         Batches(3, 4, first_of_batch)
 
 

@@ -186,8 +186,8 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         yield from map(unpack, data)
     else:
         raise TypeError(
-            f"expected training data as a tensor, a tuple of tensors or an iterable of batches, got "
-            f"{type(data).__name__}; wrap it in a torch.utils.data.DataLoader"
+            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
+            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
         )
 
 
