@@ -175,7 +175,7 @@ def test_interrupted_while_collecting_says_how_to_go_on(
     line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
     assert cli.main(line) == 130
     said = capsys.readouterr().err
-    assert said.startswith("captum-xnn: interrupted; 3 finished shards of activations stay in ") and "goes on" in said
+    assert said.startswith("captum-xnn: interrupted; 3 finished shards of activations stay in ") and "resumes" in said
     stop[0] = -1
     assert cli.main([*line, "--seed", "3"]) == 0
     assert weights(tmp_path / "xnn") == weights(folder / "xnn")

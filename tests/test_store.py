@@ -199,7 +199,7 @@ def test_what_was_finished_stays_when_the_loader_raises(model, seen, tmp_path, e
         into(tmp_path, model, DataLoader(Broken(13, error), 4))
     if hasattr(raised.value, "__notes__"):
         assert raised.value.__notes__ == [
-            f"2 finished shards of activations stay in {tmp_path}; the same call goes on from there"
+            f"2 finished shards of activations stay in {tmp_path}; the same call resumes from there"
         ]
     with pytest.raises(StoreError, match=r"expected 5 whole shards .* but shard 2 is not collected yet; shard 3"):
         Activations.open(tmp_path)
@@ -502,12 +502,12 @@ def test_another_model_or_layer(model, tmp_path):
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (DATA + 1e-3, r"expected the data from which .* was begun, got other inputs in example 0; pass the same data"),
-        (DATA.flip(0), "other inputs in example 0"),
+        (DATA + 1e-3, r"was begun with other data: the inputs differ in example 0; pass the same data"),
+        (DATA.flip(0), "inputs differ in example 0"),
         (DATA[:-1], r"expected 23 examples, of which .* was begun, got 22; pass the same data"),
         (torch.cat([DATA, DATA]), r"expected 23 examples, .* got 46"),
         (list(DATA[:22].split(4)), r"expected 23 examples, .* got 22"),
-        (list(torch.cat([DATA[:10], DATA[10:].flip(0)]).split(4)), "other inputs in example 10"),
+        (list(torch.cat([DATA[:10], DATA[10:].flip(0)]).split(4)), "inputs differ in example 10"),
     ],
 )
 def test_other_data(model, tmp_path, data, text):
@@ -533,12 +533,12 @@ def test_shards_of_another_model_are_never_taken_for_ones_of_this(model, seen, t
 def test_other_settings(model, tmp_path):
     into(tmp_path, model)
     assert same(into(tmp_path, model, rows_per_shard=None), model)
-    with pytest.raises(StoreError, match=f"expected rows_per_shard={SHARD}, .*, got 7; leave it out"):
+    with pytest.raises(StoreError, match=f"begun with rows_per_shard={SHARD}, .* has 7; leave it out"):
         into(tmp_path, model, rows_per_shard=7)
-    with pytest.raises(StoreError, match=r"expected transforms \[\], .*, got \['prediction_transform'\]"):
+    with pytest.raises(StoreError, match=r"begun with transforms \[\], .* has \['prediction_transform'\]"):
         into(tmp_path, model, prediction_transform=lambda y: y[:, :2])
     (tmp_path / "shard-00001.json").unlink()
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoreError, match=r"in float32, .* got torch.bfloat16"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoreError, match=r"in float32, .* in torch.bfloat16"):
         into(tmp_path, model)
 
 
@@ -551,7 +551,7 @@ def test_another_transform_of_the_same_shape(model, seen, tmp_path):
     into(tmp_path, model, output_transform=positive)
     for transform, off in ((lambda z: 2 * positive(z), 1.0), (lambda z: 1.2 * positive(z), 0.2)):
         most = collect(model, "relu", DATA[:4]).Z.max()
-        with pytest.raises(StoreError, match=f"got others: Z differs by up to {float(most * off):.3g}; pass the same"):
+        with pytest.raises(StoreError, match=f"transforms: Z differs by up to {float(most * off):.3g}; pass the same"):
             into(tmp_path, model, output_transform=transform)
     seen.clear()
     found = into(tmp_path, model, output_transform=lambda z: z.relu() * 1.001)  # as on another device
@@ -585,7 +585,7 @@ def test_rows_that_are_not_those_of_the_inputs(model, tmp_path):
     def without_bad(examples):
         return torch.stack([x for x in examples if x is not DATA[9]][: 3 if len(examples) == 4 else None])
 
-    with pytest.raises(ValueError, match="expected 4 examples from example 0 on, got 3 rows of layer 'relu'"):
+    with pytest.raises(ValueError, match="layer 'relu' gives 3 rows for 4 examples from example 0 on"):
         into(tmp_path, model, DataLoader(DATA, 4, collate_fn=without_bad))
     with pytest.raises(TypeError, match=r"inputs \(str\) contain no tensor with a row for each example"):
         into(tmp_path / "b", model, ["words"], unpack=lambda batch: (batch, None))
@@ -593,7 +593,7 @@ def test_rows_that_are_not_those_of_the_inputs(model, tmp_path):
 
 def test_nothing_to_collect(model, tmp_path):
     for data in (DATA[:0], [], DataLoader(TensorDataset(DATA[:0]), 4)):
-        with pytest.raises(ValueError, match="expected examples to collect activations from, got none"):
+        with pytest.raises(ValueError, match="the data have no examples to collect activations from"):
             into(tmp_path, model, data)
     assert not Store.exists(tmp_path)
 
@@ -601,7 +601,7 @@ def test_nothing_to_collect(model, tmp_path):
 def test_nan_stops_before_its_shard(model, tmp_path):
     data = DATA.clone()
     data[11] = torch.nan
-    with pytest.raises(ValueError, match="got NaN or infinity in example 11"):
+    with pytest.raises(ValueError, match="is NaN or infinite in example 11"):
         into(tmp_path, model, data)
     assert sorted(file.name for file in tmp_path.glob("shard-*")) == ["shard-00000.json"]
 
@@ -652,14 +652,14 @@ def test_a_rank_with_other_data(model, seen, tmp_path):
     """Although none of the shards that are its own to do have been begun."""
     collect_part(model, "relu", DATA, tmp_path, rank=0, world_size=2, rows_per_shard=SHARD)
     seen.clear()
-    with pytest.raises(StoreError, match="other inputs in example 0"):
+    with pytest.raises(StoreError, match="inputs differ in example 0"):
         collect_part(model, "relu", DATA + 1e-3, tmp_path, rank=1, world_size=2)
     assert not seen
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_is_none(model, tmp_path, rank):
-    with pytest.raises(ValueError, match=f"expected a rank from 0 to 1, got {rank}"):
+    with pytest.raises(ValueError, match=f"rank must be from 0 to 1, not {rank}"):
         collect_part(model, "relu", DATA, tmp_path, rank=rank, world_size=2)
 
 
