@@ -207,7 +207,7 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
     Args:
         Z: Output of the layer, (N, ...).
         y_hat: Output of the model; should be a tensor (N, ...).
-        name: What to call the layer in errors.
+        name: Name of the layer in errors.
         first: Number of the first example, for errors.
 
     Raises:

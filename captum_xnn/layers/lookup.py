@@ -14,13 +14,13 @@ __all__ = ["find_layer", "quantised", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the plain module behind ``torch.compile`` and ``DataParallel`` wrappers, in which layers can be hooked.
+    """Take ``torch.compile`` and ``DataParallel`` wrappers off a model, so that its layers can be hooked.
 
     Args:
         model: The user's model.
 
     Raises:
-        TypeError: If the model is no module, or a scripted or traced one, whose layers cannot be seen.
+        TypeError: If the model is not a module, or is scripted or traced, so that its layers cannot be hooked.
 
     Example:
         >>> unwrap(nn.DataParallel(nn.Linear(2, 1)))
@@ -46,14 +46,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    """Returns the dotted name and the module of a layer of the model.
+    """Find a layer of the model; return its dotted name and the module.
 
     Args:
         model: A plain module.
         layer: A dotted name as in ``model.named_modules()``, or the module itself.
 
     Raises:
-        LayerNotFoundError: If there is no such layer; near names are listed.
+        LayerNotFoundError: If the model has no such layer. The error lists near names.
         TypeError: If layer is neither a name nor a module.
 
     Example:
@@ -83,7 +83,9 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
 
 
 def quantised(model: nn.Module) -> list[str]:
-    """Return the names of quantised modules, whose kernels have no gradients and round, dynamic ones by the batch.
+    """List the names of quantised modules. Their kernels round and have no gradients.
+
+    Dynamically quantised modules round by the extremes of the whole batch.
 
     Args:
         model: A plain module.
