@@ -759,7 +759,7 @@ def test_nan_where_it_is_explained(xnn):
 
 
 def test_layers_that_cannot_be_explained():
-    with pytest.raises(LayerNotFoundError, match="got 'fc'; near names: '0', '1', '2'"):
+    with pytest.raises(LayerNotFoundError, match="has no layer 'fc'; near names: '0', '1', '2'"):
         made(layer="fc")
     model = net()
     model.add_module("unused", nn.Linear(2, 2))

@@ -358,7 +358,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--layer", "2.conv"], "name of a layer of Sequential, got '2.conv'; near names"),
+        (["--layer", "2.conv"], "Sequential has no layer '2.conv'; near names"),
         (["--target", "3"], "target 3 is outside the model's outputs (3,)"),
         (["--target", "3-1"], "target '3-1' is not a whole number from 0, a range such as 10-19, or all"),
         (["--n-features", "0"], "n_features must be a whole number of at least 1, got 0"),

@@ -67,18 +67,18 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         names = [name for name in named if name]
         near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
         raise LayerNotFoundError(
-            f"expected the name of a layer of {type(model).__name__}, got {layer!r}; near names: "
+            f"{type(model).__name__} has no layer {layer!r}; near names: "
             f"{', '.join(map(repr, near))} (all of them: `dict(model.named_modules())`)"
         )
     if not isinstance(layer, nn.Module):
-        raise TypeError(f"expected a layer as a dotted name or a module, got {type(layer).__name__}; pass one of them")
+        raise TypeError(f"{type(layer).__name__} is not a layer; pass a dotted name or a module of the model")
     wanted = unwrap(layer)
     for name, module in named.items():
         if module is wanted:
             return name, module
     raise LayerNotFoundError(
-        f"expected a layer of {type(model).__name__}, got a {type(layer).__name__} that the model does not hold; "
-        "pass the layer of this very model object, or its dotted name"
+        f"{type(model).__name__} does not hold this {type(layer).__name__}; pass a layer of this very model object, "
+        "or its dotted name"
     )
 
 

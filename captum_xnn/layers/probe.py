@@ -56,10 +56,10 @@ def probe(
         >>> probe(centred, (x,), (), *centred((x,), ()))
         Traceback (most recent call last):
         ...
-        ValueError: expected a model whose output for an example depends on nothing but that example, got other values
-        for 2 of 3 examples than for all 3 together; the usual causes are batch norm without running statistics, a graph
-        over the batch, and normalisation over the batch. Explain a module that takes one such batch as one example
-        (N = 1), or give the layer running statistics
+        ValueError: an example's output depends on other examples of the batch: 2 of 3 examples have other values than
+        all 3 together; the usual causes are batch norm without running statistics, a graph over the batch, and
+        normalisation over the batch. Explain a module that takes one such batch as one example (N = 1), or give the
+        layer running statistics
     """
     n = len(inputs[0])
     if n < 2:
@@ -74,7 +74,7 @@ def probe(
         if _is_whole(read, inputs, additional, Z, y_hat):
             return some, additional
         raise ValueError(
-            f"expected a model that runs on two of {n} examples, got {type(error).__name__} "
+            f"the model fails on two of {n} examples with {type(error).__name__} "
             f"({' '.join(str(error).split())[:200]}); an output must depend on its own example only, and additional "
             "arguments must have a row for each example, or no rows"
         ) from error
@@ -101,18 +101,18 @@ def probe(
                 "explain the float model that was quantised"
             )
         raise ValueError(
-            "expected a model whose output for an example depends on nothing but that example, got other values for "
-            f"{len(rows)} of {n} examples than for all {n} together; the usual causes are batch norm without running "
-            "statistics, a graph over the batch, and normalisation over the batch. Explain a module that takes one "
-            "such batch as one example (N = 1), or give the layer running statistics"
+            f"an example's output depends on other examples of the batch: {len(rows)} of {n} examples have other "
+            f"values than all {n} together; the usual causes are batch norm without running statistics, a graph over "
+            "the batch, and normalisation over the batch. Explain a module that takes one such batch as one example "
+            "(N = 1), or give the layer running statistics"
         )
     with torch.enable_grad():
         traced = read(some, more or ())
     if not all(_is_near(a.detach(), b.detach()) for a, b in zip(traced, alone, strict=True)):
         raise ValueError(
-            "expected a model that computes the same with and without gradients, got other values; the numbers of an "
-            "explanation are read without gradients, its maps with them. Remove the switch on "
-            "torch.is_grad_enabled() or the fused kernel from the model"
+            "the model computes other values with gradients than without, and an explanation takes its numbers without "
+            "gradients but its maps with gradients; remove the switch on torch.is_grad_enabled() or the fused kernel "
+            "from the model"
         )
     return some, more or ()
 
@@ -153,10 +153,9 @@ def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tupl
     except Exception as error:
         told = f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     raise ValueError(
-        f"expected additional arguments with a row for each of {n} examples, or with another number of rows, got "
-        f"argument {', '.join(map(str, ambiguous))} with {n} rows that belong to no example: the model gives other "
-        f"outputs with some of them than with all{told}. Pass a batch of another size, or hold the argument in the "
-        "model, as a buffer"
+        f"additional argument {', '.join(map(str, ambiguous))} has as many rows as the batch, {n}, but its rows belong "
+        f"to no example: the model gives other outputs with some of them than with all{told}; pass a batch of another "
+        "size, or hold the argument in the model, as a buffer"
     )
 
 
