@@ -1,13 +1,13 @@
-"""How distinct x-features are where patches of images are covered, and how true their maps, beside what chance gives.
+"""Measure on covered patches how distinct x-features are and how true their maps are, beside controls.
 
 Conventions:
-    N images, K x-features. Patches and measures are those of :mod:`captum_xnn.metrics.patches`, weighted by share of
-    the contributions.
+    N images, K x-features. Patches and measures are defined in :mod:`captum_xnn.metrics.patches`, and weighted by share
+    of the contributions.
 
 Controls:
     *Random groups* are K groups of the layer's dimensions, drawn by chance. They add up to the output as exactly as
-    the default form does, and their maps are by the same backend. *Random maps* are smooth noise. *One heatmap* is the
-    single map of the output, compared with what the output loses.
+    the default form does, and the same backend draws their maps. *Random maps* are smooth noise. *One heatmap* is the
+    single map of the output, compared with the drops of the output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from captum_xnn.targets import Target, select
 
 __all__ = ["PatchScores", "patch_scores"]
 
-# Draws of each control, whose mean is given.
+# Draws of each control; scores are means over the draws.
 _DRAWS = 3
 
 
@@ -48,15 +48,15 @@ class PatchScores(NamedTuple):
     agreement: float
     """Patch agreement of the x-features' maps, in [-1, 1]."""
     agreement_random_groups: float | None
-    """That of maps of random groups; None where the layer's contributions cannot be had."""
+    """Patch agreement of the maps of random groups; None where the layer's contributions cannot be computed."""
     agreement_random_maps: float
-    """That of noise in place of the x-features' maps. About 0."""
+    """Patch agreement of noise in place of the x-features' maps. About 0."""
     agreement_one_heatmap: float
-    """That of the single map of the output, with what the output loses."""
+    """Patch agreement of the single map of the output with the drops of the output."""
     drops: Orthogonality
-    """O1 and O2 of what the x-features lose; 0 is best."""
+    """O1 and O2 of the x-features' drops; 0 is best."""
     drops_random_groups: Orthogonality | None
-    """Those of random groups."""
+    """O1 and O2 of the drops of random groups; None as above."""
 
 
 def patch_scores(
@@ -68,19 +68,19 @@ def patch_scores(
     seed: int = 0,
     internal_batch_size: int = 64,
 ) -> PatchScores:
-    """Cover one patch of every image after the other, and measure x-features and maps beside their controls.
+    """Cover the patches of every image one by one, and measure x-features and maps beside their controls.
 
     Args:
-        xnn: Fitted to the target.
-        images: (N, C, H, W), on the model's device; some that the model gives the class.
+        xnn: An attribution fitted to the target.
+        images: (N, C, H, W), on the model's device; images to which the model gives the class.
         target: None, int, or tuple of ints.
         grid: Patches along each side.
-        seed: Seeds the controls.
-        internal_batch_size: Images, and maps, at once.
+        seed: Seed of the controls.
+        internal_batch_size: Images, and maps, in a batch.
 
     Raises:
         NotFittedError: If the target was not fitted.
-        ValueError: If inputs are no images, or a side has fewer pixels than patches.
+        ValueError: If inputs are not images, or a side has fewer pixels than patches.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -112,19 +112,19 @@ def patch_scores(
 
 
 class _Scored(NamedTuple):
-    """What one set of x-features does on the images."""
+    """Contributions, maps and drops of one set of x-features on the images."""
 
     contributions: Tensor
     """(N, K)."""
     maps: Tensor
-    """(N, K, H, W), each turned to the side that its x-feature is on."""
+    """Maps (N, K, H, W), positive where the image drives the x-feature to its value."""
     drops: Tensor
-    """Of the contributions, (N, K, P), turned in the same way."""
+    """Drops of the contributions, (N, K, P), times the sign of the contribution."""
     whole: Tensor
-    """Of the output, (N, 1, P)."""
+    """Drops of the output, (N, 1, P)."""
 
     def columns(self, first: int, after: int) -> _Scored:
-        """Return some of the x-features."""
+        """Select the x-features from ``first`` to before ``after``."""
         some = slice(first, after)
         return _Scored(self.contributions[:, some], self.maps[:, some], self.drops[:, some], self.whole)
 
@@ -136,6 +136,8 @@ class _Scored(NamedTuple):
 
 
 class _Scorer(NamedTuple):
+    """Scores x-features, and random groups in their place, on the same images."""
+
     xnn: XNNAttribution
     images: Tensor
     target: Target
@@ -143,7 +145,7 @@ class _Scorer(NamedTuple):
     batch_size: int
 
     def of(self, xnn: XNNAttribution) -> _Scored:
-        """Return what the x-features of one explainer do."""
+        """Compute contributions, maps and drops of the x-features of one explainer."""
         why = xnn.explain(self.images, self.target, internal_batch_size=self.batch_size)
         drops = patch_drops(self._numbers(xnn), self.images, grid=self.grid, batch_size=self.batch_size)
         side = torch.where(why.contributions < 0, -1, 1).to(drops)
@@ -151,10 +153,10 @@ class _Scorer(NamedTuple):
         return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:])
 
     def beside_random(self, seed: int) -> tuple[_Scored, list[_Scored]]:
-        """Return what the x-features do, and what random groups do; these are none where there are no contributions."""
+        """Score the x-features and each draw of random groups; no draws where contributions cannot be computed."""
         explainer = self.xnn.explainer(self.target)
         form = explainer.form
-        if isinstance(form, ContributionGroups):  # all of them are groups of the same contributions
+        if isinstance(form, ContributionGroups):  # x-features and random groups sum the same contributions
             K = form.n_features
             every = self._drawn(explainer, form, [form.groups], K, seed)
             return every.columns(0, K), _draws(every, K)
@@ -167,7 +169,7 @@ class _Scorer(NamedTuple):
         return own, _draws(every, 0)
 
     def _drawn(self, explainer: Explainer, form: ContributionGroups, first: list[Tensor], K: int, seed: int) -> _Scored:
-        """Return what some groups do, with random ones behind them."""
+        """Score the groups ``first``, followed by all draws of random groups, in one pass."""
         D = len(form.groups)
         some = [random_partition(D, min(K, D), torch.Generator().manual_seed(seed + i)) for i in range(_DRAWS)]
         joined = copy.deepcopy(form)
@@ -176,11 +178,11 @@ class _Scorer(NamedTuple):
         other = copy.copy(self.xnn)
         other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, form=joined)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty map of a random group is no news
+            warnings.simplefilter("ignore")  # a random group may well have an empty map
             return self.of(other)
 
     def _numbers(self, xnn: XNNAttribution) -> Callable[[Tensor], Tensor]:
-        """Return a function that gives contributions and output of a batch, (n, K + 1)."""
+        """Make a function that computes contributions and output of a batch, (n, K + 1)."""
 
         def numbers(x: Tensor) -> Tensor:
             made = xnn.contributions(x, self.target)
@@ -190,13 +192,13 @@ class _Scorer(NamedTuple):
 
 
 def _draws(every: _Scored, first: int) -> list[_Scored]:
-    """Return one draw of random groups after the other, from a column on."""
+    """Split the columns from ``first`` on into the draws of random groups."""
     size = (every.contributions.shape[1] - first) // _DRAWS
     return [every.columns(first + i * size, first + (i + 1) * size) for i in range(_DRAWS)]
 
 
 def _groups(xnn: XNNAttribution, images: Tensor, explainer: Explainer) -> ContributionGroups:
-    """Return groups to be drawn for a learned form, from the mean activation of the images on."""
+    """Make a form of groups to compare with a learned form; its base is the mean activation of the images."""
     model = unwrap(xnn.model)
     name, layer = find_layer(model, xnn.layer)
     with untouched(model), torch.no_grad():

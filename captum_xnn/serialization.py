@@ -1,7 +1,7 @@
-"""Saved explainers: one JSON file that describes them and one safetensors file with their weights.
+"""Write and read saved explainers: a JSON file that describes them and a safetensors file with their weights.
 
-The JSON file names the weights file together with its checksum, and replaces the old one last and in one step: a crash
-while saving leaves the old pair as it was. Nothing is pickled, so that loading runs no foreign code.
+The JSON file names the weights file and its checksum. It is written last, and replaces the old JSON file in one step: a
+crash while saving leaves the old pair as it was. The files contain no pickles, so loading runs no foreign code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MANIFEST = "explainer.json"
 
 
 def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
-    """Returns what identifies a model and one of its layers: classes, and shape, dtype and checksum of every tensor.
+    """Describe the identity of a model and one layer: their classes, and shape, dtype and checksum of every tensor.
 
     Args:
         model: A plain module.
@@ -56,7 +56,7 @@ def check_fingerprint(saved: Any) -> None:
     """Raise where a fingerprint from a file is damaged.
 
     Args:
-        saved: What should be of the form of :func:`fingerprint`.
+        saved: Contents of the file, in the form of :func:`fingerprint` unless damaged.
 
     Raises:
         ValueError: If an entry is missing or of another type.
@@ -84,10 +84,10 @@ def check_fingerprint(saved: Any) -> None:
 
 
 def checksum(tensor: Tensor) -> str:
-    """Returns what tells the values of a tensor from others, 16 hexadecimal digits.
+    """Compute the checksum of a tensor's values, 16 hexadecimal digits.
 
     Args:
-        tensor: Any tensor; its bytes count, not its shape.
+        tensor: Any tensor; only its bytes count, not its shape.
 
     Example:
         >>> checksum(torch.zeros(3)) == checksum(torch.zeros(3)), checksum(torch.zeros(3)) == checksum(torch.ones(3))
@@ -98,11 +98,11 @@ def checksum(tensor: Tensor) -> str:
 
 
 def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Returns in words what differs between two fingerprints, nothing if they are the same.
+    """Describe the differences between two fingerprints in words; the list is empty if they are the same.
 
     Args:
-        saved: The fingerprint of the model that an explainer was fitted to.
-        found: That of the model it is to be used with.
+        saved: Fingerprint of the model to which an explainer was fitted.
+        found: Fingerprint of the model with which the explainer is to be used.
 
     Example:
         >>> a, b = (fingerprint(nn.Sequential(nn.Linear(size, 1)), "0") for size in (2, 3))
@@ -134,11 +134,11 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    """Returns the folder after writing explainers into it, replacing those in it.
+    """Write explainers into a folder in place of its old ones; return the folder.
 
     Args:
-        directory: Made if it does not exist.
-        manifest: What JSON can hold.
+        directory: The folder, made if it does not exist.
+        manifest: Description of the explainers, as JSON can hold it.
         tensors: Weights by name.
     """
     folder = Path(directory)
@@ -156,13 +156,15 @@ def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: 
 
 
 def replace_file(path: Path, *data: bytes | memoryview) -> None:
-    """Writes a file beside its place and moves it there in one step, so that it is the old or the new one, never half.
+    """Replace a file in one step, so that a crash leaves either the old or the new file, never half of one.
+
+    The new contents are written to a temporary file in the same folder, which is then renamed.
 
     Args:
         path: The file.
-        data: Its new contents, one after the other.
+        data: New contents of the file, in pieces.
     """
-    # tempfile would make it readable for its owner alone; these files are there to be shared.
+    # tempfile would make the file readable only for its owner, but these files are to be shared.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with draft.open("xb") as file:
@@ -176,41 +178,39 @@ def replace_file(path: Path, *data: bytes | memoryview) -> None:
 
 
 def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the manifest and the weights of saved explainers.
+    """Read the manifest and the weights of saved explainers.
 
     Args:
-        directory: The folder they were saved to.
+        directory: The folder to which they were saved.
 
     Raises:
-        ExplainerFileError: If a file is missing, cut short, changed, of a newer version, or of another program.
+        ExplainerFileError: If a file is missing, cut short, changed, of another version, or of another program.
     """
     path = Path(directory) / _MANIFEST
     hint = "save the explainer anew with XNNAttribution.save, or pass the folder it was saved to"
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ExplainerFileError(f"expected {_MANIFEST} in {str(directory)!r}, found none; {hint}") from error
+        raise ExplainerFileError(f"{str(directory)!r} has no {_MANIFEST}; {hint}") from error
     except OSError as error:
-        raise ExplainerFileError(f"expected {_MANIFEST} in {str(directory)!r}, could not read it; {hint}") from error
+        raise ExplainerFileError(f"{str(path)!r} cannot be read; {hint}") from error
     except ValueError as error:
-        raise ExplainerFileError(
-            f"expected JSON in {str(path)!r}, got something cut short or foreign; {hint}"
-        ) from error
+        raise ExplainerFileError(f"{str(path)!r} is cut short, or is not JSON; {hint}") from error
     if not isinstance(manifest, dict) or not {"schema", "weights", "sha256"} <= set(manifest):
-        raise ExplainerFileError(f"expected a saved explainer in {str(path)!r}, got other JSON; {hint}")
+        raise ExplainerFileError(f"{str(path)!r} is JSON, but does not describe explainers; {hint}")
     if manifest["schema"] != SCHEMA:
         raise ExplainerFileError(
-            f"expected schema {SCHEMA} in {str(path)!r}, got {manifest['schema']!r}; it was written by another version "
-            "of captum_xnn: use that version, or fit and save anew"
+            f"{str(path)!r} has schema {manifest['schema']!r} instead of {SCHEMA}, as another version of captum_xnn "
+            "wrote it; use that version, or fit and save anew"
         )
     weights = Path(directory) / Path(str(manifest["weights"])).name
     try:
         data = weights.read_bytes()
     except OSError as error:
-        raise ExplainerFileError(f"expected the weights in {str(weights)!r}, could not read them; {hint}") from error
+        raise ExplainerFileError(f"the weights {str(weights)!r} are missing or cannot be read; {hint}") from error
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise ExplainerFileError(f"expected whole weights in {str(weights)!r}, got truncated or changed ones; {hint}")
+        raise ExplainerFileError(f"the weights {str(weights)!r} are cut short or were changed; {hint}")
     try:
         return manifest, load_tensors(data)
     except SafetensorError as error:
-        raise ExplainerFileError(f"expected safetensors in {str(weights)!r}, got {error}; {hint}") from error
+        raise ExplainerFileError(f"the weights {str(weights)!r} are not safetensors ({error}); {hint}") from error

@@ -723,12 +723,12 @@ def test_wrong_positives():
 @pytest.mark.parametrize(
     ("data", "error", "told"),
     [
-        ([], ValueError, "expected examples to collect activations from, got none"),
-        (torch.zeros(0, 6), ValueError, "expected examples to collect activations from, got none"),
+        ([], ValueError, "the data have no examples to collect activations from"),
+        (torch.zeros(0, 6), ValueError, "the data have no examples to collect activations from"),
         (DATA[:1], ValueError, "needs at least two examples, not 1; pass more data"),
         (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
-        (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "got NaN or infinity in example 160"),
-        (3, TypeError, "training data as a tensor"),
+        (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "is NaN or infinite in example 160"),
+        (3, TypeError, "training data must be a tensor"),
         ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )
@@ -754,12 +754,12 @@ def test_an_output_that_does_not_vary():
 def test_nan_where_it_is_explained(xnn):
     x = X.clone()
     x[2] = float("nan")
-    with pytest.raises(ValueError, match="finite outputs of layer '1', got NaN or infinity in example 2"):
+    with pytest.raises(ValueError, match="output of layer '1' is NaN or infinite in example 2"):
         xnn.explain(x, 0)
 
 
 def test_layers_that_cannot_be_explained():
-    with pytest.raises(LayerNotFoundError, match="got 'fc'; near names: '0', '1', '2'"):
+    with pytest.raises(LayerNotFoundError, match="has no layer 'fc'; near names: '0', '1', '2'"):
         made(layer="fc")
     model = net()
     model.add_module("unused", nn.Linear(2, 2))

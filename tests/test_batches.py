@@ -109,9 +109,9 @@ def test_batches_are_made_as_the_loader_makes_them():
 def test_several_inputs():
     ((first, rows, inputs), *_) = numbered((X, X + 1), batch_size=5)
     assert (first, rows) == (0, 5) and torch.equal(inputs[1], X[:5] + 1)
-    with pytest.raises(ValueError, match=r"as many examples of every input, got shapes"):
+    with pytest.raises(ValueError, match=r"inputs differ in their number of examples, with shapes"):
         Batches((X, X[:10]), 4, first_of_batch)
-    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, got int"):
+    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, not int"):
         Batches(3, 4, first_of_batch)
 
 

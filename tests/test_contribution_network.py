@@ -528,7 +528,7 @@ def test_all_calls_of_a_layer_have_no_contributions():
 
     x = (torch.randn(40, 6), torch.randn(40, 6))
     xnn = XNNAttribution(Siamese(), "tower", 2, output_transform=EveryCall())
-    with pytest.raises(ValueError, match="groups of contributions are of one call; fit with autoencoder=SRAE"):
+    with pytest.raises(ValueError, match="groups of contributions explain one call; fit with autoencoder=SRAE"):
         xnn.fit(x, 1, positives=torch.ones(40, dtype=torch.bool), progress=False)
 
 

@@ -315,9 +315,9 @@ def test_layers_that_cannot_be_stopped_at():
     assert torch.equal(*(ExcitationMaps(layer)(network, (x,), range(K))[0] for layer in ("4", model[4])))
     with pytest.raises(LayerNotReachedError, match="to call layer '6'"):  # it comes after the explained layer
         ExcitationMaps("6")(network, (x,), range(K))
-    with pytest.raises(LayerNotFoundError, match="got a ReLU that the model does not hold"):
+    with pytest.raises(LayerNotFoundError, match="does not hold this ReLU"):
         ExcitationMaps(nn.ReLU())(network, (x,), range(K))
-    with pytest.raises(TypeError, match="a dotted name or a module, got int"):
+    with pytest.raises(TypeError, match="int is not a layer; pass a dotted name or a module"):
         ExcitationMaps(4)(network, (x,), range(K))
 
 
@@ -355,9 +355,9 @@ def test_settings_of_a_call_go_before_those_of_the_object():
         ExcitationMaps(n_steps=3)
     with pytest.raises(ValueError, match="expected negative to be one of"):
         ExcitationMaps(negative="shift")
-    with pytest.raises(LayerNotFoundError, match="got '77'; near names"):
+    with pytest.raises(LayerNotFoundError, match="has no layer '77'; near names"):
         drawn(ExcitationMaps("77"))
-    with pytest.raises(LayerNotFoundError, match="got '77'; near names"):
+    with pytest.raises(LayerNotFoundError, match="has no layer '77'; near names"):
         drawn(ExcitationMaps(), layer="77")
 
 

@@ -101,7 +101,7 @@ class Two(nn.Module):
 @pytest.mark.parametrize("form", FORMS)
 def test_uneven_inputs_are_told_before_the_model_runs(form, stored, tmp_path):
     data = torch.randn(640, 6), torch.randn(600, 6)
-    told = r"as many examples of every input, got shapes \[\(640, 6\), \(600, 6\)\]; pass equally many"
+    told = r"inputs differ in their number of examples, with shapes \[\(640, 6\), \(600, 6\)\]; pass as many"
     with pytest.raises(ValueError, match=told):
         explainer(Two(), form).fit(data, 0, store=tmp_path if stored else None, progress=False)
     assert SEEN == 0
@@ -116,7 +116,7 @@ def test_wrong_positives_are_told_before_the_model_runs(form, positives):
 
 
 def test_all_calls_of_a_layer_are_refused_before_the_model_runs():
-    with pytest.raises(ValueError, match="groups of contributions are of one call; fit with autoencoder=SRAE"):
+    with pytest.raises(ValueError, match="groups of contributions explain one call; fit with autoencoder=SRAE"):
         explainer(Counting(), "groups", output_transform=EveryCall()).fit(loader(), 0, progress=False)
     assert SEEN == 0
 
@@ -150,7 +150,7 @@ def test_a_tuple_of_batches_is_told_from_inputs(form, rows, stored, tmp_path):
 
 def test_inputs_with_labels_are_told_from_inputs():
     data = torch.randn(40, 6), torch.randint(0, 3, (40,))
-    with pytest.raises(TypeError, match="If all but the first are labels, pass the first alone"):
+    with pytest.raises(TypeError, match="If all but the first are labels, pass only the first"):
         explainer(Counting(), "groups").fit(data, 0, progress=False)
 
 

@@ -218,7 +218,7 @@ def test_activations_of_something_else(model, tmp_path):
     with pytest.raises(ModelMismatchError, match="layer is 0, was 1"):
         explained(model, "0").fit(found, 0)
     fitted = explained(model).fit(found, 0, progress=False)
-    with pytest.raises(StoreError, match="expected the data from which"):
+    with pytest.raises(StoreError, match="was begun with other data"):
         fitted.score(TEST, 0, store=tmp_path)
     with torch.no_grad():
         model[2].bias[0] += 1

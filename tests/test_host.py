@@ -93,18 +93,18 @@ def test_find_layer_by_name_and_module():
 
 def test_find_layer_tells_near_names():
     model = nn.ModuleDict({"features": nn.Sequential(nn.ReLU()), "classifier": nn.Linear(2, 1)})
-    with pytest.raises(LayerNotFoundError, match="got 'clasifier'; near names: 'classifier'"):
+    with pytest.raises(LayerNotFoundError, match="has no layer 'clasifier'; near names: 'classifier'"):
         find_layer(model, "clasifier")
     with pytest.raises(LayerNotFoundError, match=re.escape("near names: 'features', 'features.0', 'classifier'")):
         find_layer(model, "@@@@")
-    with pytest.raises(LayerNotFoundError, match="got ''"):
+    with pytest.raises(LayerNotFoundError, match="has no layer ''"):
         find_layer(model, "")
 
 
 def test_find_layer_refuses_what_is_not_of_the_model():
-    with pytest.raises(LayerNotFoundError, match="a Linear that the model does not hold"):
+    with pytest.raises(LayerNotFoundError, match="does not hold this Linear"):
         find_layer(mixed_model(), nn.Linear(4, 6))
-    with pytest.raises(TypeError, match="dotted name or a module, got int"):
+    with pytest.raises(TypeError, match="int is not a layer; pass a dotted name or a module"):
         find_layer(mixed_model(), 3)
 
 

@@ -143,7 +143,7 @@ def batches(shapes, n=60):
 def test_calls_side_by_side_are_refused(kind):
     make, layer, shapes, _ = SIDE_BY_SIDE[kind]
     model, data = make(), batches(shapes)
-    with pytest.raises(ValueError, match=r"to run once in a forward pass, got \d calls side by side, .*EveryCall\(\)"):
+    with pytest.raises(ValueError, match=r"runs \d times side by side in a forward pass, .*EveryCall\(\)"):
         made(model, layer).fit(data, 0, positives=torch.ones(60).bool(), progress=False)
     assert not model.get_submodule(layer)._forward_hooks
 

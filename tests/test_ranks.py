@@ -142,7 +142,7 @@ def test_processes_that_are_not_alike_are_refused(monkeypatch):
     data = torch.rand(10, 4)
     for what, other in (("model", "another"), ("data", (9, "0"))):
         monkeypatch.setattr(Other, "says", lambda own, changed={what: other}: (own[0], {**own[1], **changed}))
-        with pytest.raises(ValueError, match=f"expected the same {what} in every process, got others"):
+        with pytest.raises(ValueError, match=f"not all processes have the same {what}"):
             collected(data, batch_size=5)
     monkeypatch.setattr(Other, "says", None)
     assert len(collected(data, batch_size=5).Z) == 10  # the second half, twice
@@ -150,7 +150,7 @@ def test_processes_that_are_not_alike_are_refused(monkeypatch):
 
 def test_of_data_in_no_order_processes_would_take_some_twice():
     loader = torch.utils.data.DataLoader(torch.rand(10, 4), 5, shuffle=True)
-    with pytest.raises(ValueError, match=r"same order every time, got one with a RandomSampler"):
+    with pytest.raises(ValueError, match=r"in a new order every time, with a RandomSampler"):
         collected(loader)
 
 
@@ -171,5 +171,5 @@ def test_what_another_process_takes_is_not_loaded():
 
 
 def test_no_data():
-    with pytest.raises(ValueError, match="expected examples to collect activations from, got none"):
+    with pytest.raises(ValueError, match="the data have no examples to collect activations from"):
         collected(iter([]))

@@ -145,7 +145,7 @@ def test_pickled(rows, table):
 
 def test_numbers_out_of_range(rows):
     for numbers in ([23], [-1], [0, 99]):
-        with pytest.raises(IndexError, match="row numbers from 0 to 22, got"):
+        with pytest.raises(IndexError, match="row numbers must be from 0 to 22, not"):
             rows[torch.tensor(numbers)]
 
 
@@ -153,7 +153,7 @@ def test_a_file_cut_short_after_it_was_opened(rows, tmp_path):
     file = tmp_path / "002.npy"
     file.write_bytes(file.read_bytes()[:-10])
     assert len(rows[torch.tensor([0, 8])]) == 2  # what is still there
-    with pytest.raises(OSError, match=r"expected \d+ bytes in .*002\.npy, got .* cut short since"):
+    with pytest.raises(OSError, match=r"002\.npy has \d+ bytes instead of \d+, as it was cut short since"):
         rows[torch.tensor([16])]
 
 
@@ -164,10 +164,10 @@ def test_files_that_do_not_belong_together(tmp_path):
     np.save(tmp_path / "f.npy", np.asfortranarray(np.zeros((2, 3))))
     np.save(tmp_path / "scalar.npy", np.float64(1))
     for other in ("b.npy", "c.npy"):
-        with pytest.raises(ValueError, match="one shape and dtype, got 2 kinds in 2 files"):
+        with pytest.raises(ValueError, match="one shape and dtype, and these 2 files have 2 kinds"):
             Rows([tmp_path / "a.npy", tmp_path / other])
-    with pytest.raises(ValueError, match="got 0 kinds in 0 files"):
+    with pytest.raises(ValueError, match="these 0 files have 0 kinds"):
         Rows([])
     for other in ("f.npy", "scalar.npy"):
-        with pytest.raises(ValueError, match="expected rows of numbers in C order"):
+        with pytest.raises(ValueError, match="does not hold rows of numbers in C order"):
             head(tmp_path / other)

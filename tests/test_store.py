@@ -199,9 +199,9 @@ def test_what_was_finished_stays_when_the_loader_raises(model, seen, tmp_path, e
         into(tmp_path, model, DataLoader(Broken(13, error), 4))
     if hasattr(raised.value, "__notes__"):
         assert raised.value.__notes__ == [
-            f"2 finished shards of activations stay in {tmp_path}; the same call goes on from there"
+            f"2 finished shards of activations stay in {tmp_path}; the same call resumes from there"
         ]
-    with pytest.raises(StoreError, match=r"expected 5 whole shards .* but shard 2 is not collected yet; shard 3"):
+    with pytest.raises(StoreError, match=r"does not hold 5 whole shards: shard 2 is not collected yet; shard 3"):
         Activations.open(tmp_path)
     seen.clear()
     data = Broken()
@@ -219,7 +219,7 @@ def test_iterables_are_read_again_but_the_model_is_not_run(model, seen, tmp_path
 
     with pytest.raises(ConnectionError, match="lost"):
         into(tmp_path, model, batches(12))
-    with pytest.raises(StoreError, match="whose end was not reached yet; collect again"):
+    with pytest.raises(StoreError, match="never read to their end; collect again"):
         Activations.open(tmp_path)
     seen.clear()
     assert same(into(tmp_path, model, batches(None)), Counted([]))
@@ -311,7 +311,7 @@ def test_a_second_process_is_told_and_a_killed_one_leaves_no_lock(model, seen, t
         until = time.monotonic() + 60
         while not (tmp_path / "shard-00001.json").exists() and running.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
-        with pytest.raises(StoreError, match=r"only process that collects into .* as rank 0, got another at work"):
+        with pytest.raises(StoreError, match=r"another process already collects into .* as rank 0; wait"):
             into(tmp_path, model)
     finally:
         running.send_signal(signal.SIGKILL)
@@ -337,7 +337,7 @@ def test_a_full_disk(model, seen, tmp_path, monkeypatch):
         replace_file(path, *data)
 
     monkeypatch.setattr(module, "replace_file", full)
-    with pytest.raises(OSError, match=r"expected room for shard 2 .*finished shards stay: make room and") as raised:
+    with pytest.raises(OSError, match=r"no room for shard 2 .*finished shards stay: make room and") as raised:
         into(tmp_path, model)
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "y_hat-00002.npy"))
     assert written[-1] == "Z-00002.npy"
@@ -366,7 +366,7 @@ LIMITED = """
 def test_a_real_limit_on_files(tmp_path):
     code = textwrap.dedent(LIMITED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert "expected room for the manifest" in done.stdout and "store.json" in done.stdout, done.stderr
+    assert "no room for the manifest" in done.stdout and "store.json" in done.stdout, done.stderr
     assert not list(tmp_path.glob(".*")) and not Store.exists(tmp_path)
 
 
@@ -401,7 +401,7 @@ def other_shape(file):
 
 DAMAGE = [
     (cut, "Z-00003.npy", r"shard 3 has Z-00003.npy with 241 bytes instead of 248: it was cut short"),
-    (cut_in_the_head, "Z-00003.npy", "shard 3 has Z-00003.npy of which the beginning cannot be read"),
+    (cut_in_the_head, "Z-00003.npy", "shard 3 has Z-00003.npy, whose beginning cannot be read"),
     (lengthened, "y_hat-00003.npy", "shard 3 has y_hat-00003.npy with 192 bytes instead of 188"),
     (changed, "Z-00003.npy", "shard 3 has Z-00003.npy with another checksum"),
     (swapped, "y_hat-00003.npy", "shard 3 has y_hat-00003.npy with another checksum"),
@@ -420,7 +420,7 @@ def test_damage_is_told_and_that_shard_alone_is_made_again(model, seen, tmp_path
     into(tmp_path, model)
     others = {file: file.stat().st_mtime_ns for file in tmp_path.glob("Z-*.npy") if "3" not in file.name}
     damage(tmp_path / name)
-    with pytest.raises(StoreError, match=f"expected 5 whole shards in .*, but {text}.*; collect again with the same"):
+    with pytest.raises(StoreError, match=f"does not hold 5 whole shards: {text}.*; collect again with the same"):
         Activations.open(tmp_path)
     seen.clear()
     assert same(into(tmp_path, model), Counted([]))
@@ -459,14 +459,14 @@ def edit(**entries):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (Path.unlink, r"expected store.json in .*, found none; pass the folder"),
-        (cut, r"expected JSON in .*store.json, got something cut short"),
-        (lambda file: file.write_text("[1, 2]"), "got other JSON; pass another folder"),
-        (lambda file: file.write_text('{"schema": 1}'), "got other JSON"),
-        (edit(schema=99), r"expected schema 1 in .*, got 99; it was written by another version"),
-        (edit(tables={}), r"expected a whole manifest .* entries missing; delete it and collect anew"),
-        (edit(rows_per_shard="drop"), "expected a whole manifest"),
-        (edit(fingerprint=None), "expected a whole manifest"),
+        (Path.unlink, r"has no store.json; pass the folder"),
+        (cut, r"store.json is cut short, or is not JSON; pass the folder"),
+        (lambda file: file.write_text("[1, 2]"), "is JSON, but does not describe activations; pass another folder"),
+        (lambda file: file.write_text('{"schema": 1}'), "does not describe activations"),
+        (edit(schema=99), r"has schema 99 instead of 1, as another version"),
+        (edit(tables={}), r"the manifest .* lacks entries; delete it and collect anew"),
+        (edit(rows_per_shard="drop"), "lacks entries"),
+        (edit(fingerprint=None), "lacks entries"),
     ],
 )
 def test_manifests_that_are_not_ours(model, tmp_path, change, text):
@@ -502,12 +502,12 @@ def test_another_model_or_layer(model, tmp_path):
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (DATA + 1e-3, r"expected the data from which .* was begun, got other inputs in example 0; pass the same data"),
-        (DATA.flip(0), "other inputs in example 0"),
-        (DATA[:-1], r"expected 23 examples, of which .* was begun, got 22; pass the same data"),
-        (torch.cat([DATA, DATA]), r"expected 23 examples, .* got 46"),
-        (list(DATA[:22].split(4)), r"expected 23 examples, .* got 22"),
-        (list(torch.cat([DATA[:10], DATA[10:].flip(0)]).split(4)), "other inputs in example 10"),
+        (DATA + 1e-3, r"was begun with other data: the inputs differ in example 0; pass the same data"),
+        (DATA.flip(0), "inputs differ in example 0"),
+        (DATA[:-1], r"begun with 23 examples, and these data have 22; pass the same data"),
+        (torch.cat([DATA, DATA]), r"begun with 23 examples, .* have 46"),
+        (list(DATA[:22].split(4)), r"begun with 23 examples, .* have 22"),
+        (list(torch.cat([DATA[:10], DATA[10:].flip(0)]).split(4)), "inputs differ in example 10"),
     ],
 )
 def test_other_data(model, tmp_path, data, text):
@@ -533,12 +533,12 @@ def test_shards_of_another_model_are_never_taken_for_ones_of_this(model, seen, t
 def test_other_settings(model, tmp_path):
     into(tmp_path, model)
     assert same(into(tmp_path, model, rows_per_shard=None), model)
-    with pytest.raises(StoreError, match=f"expected rows_per_shard={SHARD}, .*, got 7; leave it out"):
+    with pytest.raises(StoreError, match=f"begun with rows_per_shard={SHARD}, .* has 7; leave it out"):
         into(tmp_path, model, rows_per_shard=7)
-    with pytest.raises(StoreError, match=r"expected transforms \[\], .*, got \['prediction_transform'\]"):
+    with pytest.raises(StoreError, match=r"begun with transforms \[\], .* has \['prediction_transform'\]"):
         into(tmp_path, model, prediction_transform=lambda y: y[:, :2])
     (tmp_path / "shard-00001.json").unlink()
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoreError, match=r"in float32, .* got torch.bfloat16"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoreError, match=r"in float32, .* in torch.bfloat16"):
         into(tmp_path, model)
 
 
@@ -551,7 +551,7 @@ def test_another_transform_of_the_same_shape(model, seen, tmp_path):
     into(tmp_path, model, output_transform=positive)
     for transform, off in ((lambda z: 2 * positive(z), 1.0), (lambda z: 1.2 * positive(z), 0.2)):
         most = collect(model, "relu", DATA[:4]).Z.max()
-        with pytest.raises(StoreError, match=f"got others: Z differs by up to {float(most * off):.3g}; pass the same"):
+        with pytest.raises(StoreError, match=f"transforms: Z differs by up to {float(most * off):.3g}; pass the same"):
             into(tmp_path, model, output_transform=transform)
     seen.clear()
     found = into(tmp_path, model, output_transform=lambda z: z.relu() * 1.001)  # as on another device
@@ -570,13 +570,13 @@ def test_loaders_that_shuffle_or_share(model, tmp_path):
         torch.utils.data.SubsetRandomSampler(range(9)),
         torch.utils.data.WeightedRandomSampler([1.0] * M, 9),
     ):
-        with pytest.raises(ValueError, match=f"same order every time, got one with a {type(sampler).__name__}"):
+        with pytest.raises(ValueError, match=f"a new order every time, with a {type(sampler).__name__}"):
             into(tmp_path, model, DataLoader(data, 4, sampler=sampler))
     batches = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data), 4, drop_last=False)
     with pytest.raises(ValueError, match="pass a loader with shuffle=False"):
         into(tmp_path, model, DataLoader(data, batch_sampler=batches))
     part = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
-    with pytest.raises(ValueError, match="loader of all examples, got one with a DistributedSampler for 2 processes"):
+    with pytest.raises(ValueError, match="each of 2 processes only a share of the examples, with a DistributedSampler"):
         into(tmp_path, model, DataLoader(data, 4, sampler=part))
     assert not list(tmp_path.iterdir())
 
@@ -585,15 +585,15 @@ def test_rows_that_are_not_those_of_the_inputs(model, tmp_path):
     def without_bad(examples):
         return torch.stack([x for x in examples if x is not DATA[9]][: 3 if len(examples) == 4 else None])
 
-    with pytest.raises(ValueError, match="expected 4 examples from example 0 on, got 3 rows of layer 'relu'"):
+    with pytest.raises(ValueError, match="layer 'relu' gives 3 rows for 4 examples from example 0 on"):
         into(tmp_path, model, DataLoader(DATA, 4, collate_fn=without_bad))
-    with pytest.raises(TypeError, match="a tensor with a row for each example among the inputs, got str"):
+    with pytest.raises(TypeError, match=r"inputs \(str\) contain no tensor with a row for each example"):
         into(tmp_path / "b", model, ["words"], unpack=lambda batch: (batch, None))
 
 
 def test_nothing_to_collect(model, tmp_path):
     for data in (DATA[:0], [], DataLoader(TensorDataset(DATA[:0]), 4)):
-        with pytest.raises(ValueError, match="expected examples to collect activations from, got none"):
+        with pytest.raises(ValueError, match="the data have no examples to collect activations from"):
             into(tmp_path, model, data)
     assert not Store.exists(tmp_path)
 
@@ -601,7 +601,7 @@ def test_nothing_to_collect(model, tmp_path):
 def test_nan_stops_before_its_shard(model, tmp_path):
     data = DATA.clone()
     data[11] = torch.nan
-    with pytest.raises(ValueError, match="got NaN or infinity in example 11"):
+    with pytest.raises(ValueError, match="is NaN or infinite in example 11"):
         into(tmp_path, model, data)
     assert sorted(file.name for file in tmp_path.glob("shard-*")) == ["shard-00000.json"]
 
@@ -652,14 +652,14 @@ def test_a_rank_with_other_data(model, seen, tmp_path):
     """Although none of the shards that are its own to do have been begun."""
     collect_part(model, "relu", DATA, tmp_path, rank=0, world_size=2, rows_per_shard=SHARD)
     seen.clear()
-    with pytest.raises(StoreError, match="other inputs in example 0"):
+    with pytest.raises(StoreError, match="inputs differ in example 0"):
         collect_part(model, "relu", DATA + 1e-3, tmp_path, rank=1, world_size=2)
     assert not seen
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_is_none(model, tmp_path, rank):
-    with pytest.raises(ValueError, match=f"expected a rank from 0 to 1, got {rank}"):
+    with pytest.raises(ValueError, match=f"rank must be from 0 to 1, not {rank}"):
         collect_part(model, "relu", DATA, tmp_path, rank=rank, world_size=2)
 
 

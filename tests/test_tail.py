@@ -109,7 +109,9 @@ def test_picked_and_rearranged_outputs_are_put_back(transform):
 )
 def test_calculating_is_refused(transform):
     tail = Tail(Packed(), "layer", output_transform=transform)
-    with pytest.raises(ValueError, match=r"output_transform calculates with the output of layer 'layer'.*let it pick"):
+    with pytest.raises(
+        ValueError, match=r"output_transform calculates with the output of layer 'layer'.*let it only pick"
+    ):
         tail.along((torch.randn(5, 4),), None, torch.zeros(1), torch.ones(1), torch.ones(1), [[0] * 5])
 
 

@@ -123,7 +123,7 @@ def test_names_that_do_not_fit_are_refused():
         def forward(self, input_ids, *, attention_mask=None):
             return super().forward(input_ids, attention_mask)
 
-    with pytest.raises(TypeError, match="a batch has attention_mask, which forward of Keyword takes by keyword alone"):
+    with pytest.raises(TypeError, match="forward of Keyword takes attention_mask of a batch by keyword only"):
         collect(Keyword(), "mix", [{"input_ids": ids, "attention_mask": mask}])
     with pytest.raises(TypeError, match=r"a dict with the keys input_ids; pass batches of them, such as \[data\]"):
         collect(Text(), "mix", {"input_ids": ids})
@@ -133,9 +133,7 @@ def test_names_that_do_not_fit_are_refused():
 
 def test_a_name_that_is_nearly_that_of_an_argument_is_told_once():
     ids, mask, _ = texts()
-    with pytest.warns(
-        UserWarning, match="a batch holds mask, which forward of Text does not take .* attention_mask; "
-    ) as w:
+    with pytest.warns(UserWarning, match="forward of Text takes no argument named mask, .* attention_mask; ") as w:
         collect(Text(), "mix", batches({"input_ids": ids, "mask": mask}))
     assert len(w) == 1
 
@@ -145,7 +143,7 @@ def test_an_entry_that_the_model_would_take_is_told_once_with_the_way_out():
     model, tables = Text(), texts()
     loader, everything = DataLoader(TensorDataset(*tables), 16), torch.ones(N).bool()
     xnn = XNNAttribution(model, "mix", 2)
-    told = r"holds 3 entries, and the first alone is passed to Text, whose forward would take attention_mask as well"
+    told = r"only the first of a batch's 3 entries is passed to Text, and its forward could also take attention_mask"
     with pytest.warns(UserWarning, match=told) as seen:
         xnn.fit(loader, [0, 1], positives=everything, progress=False).score(loader, 0)
     assert [warning.filename for warning in seen] == [__file__]
@@ -186,7 +184,7 @@ X, Y = torch.rand(4, 3), torch.arange(4)
 def test_when_an_entry_is_told(model, batch, told):
     unpack = ForModel(model)
     if told:
-        with pytest.warns(UserWarning, match="would take mask as well; say which entries are arguments"):
+        with pytest.warns(UserWarning, match="could also take mask; say which entries are arguments"):
             given = unpack(batch)
         assert unpack(batch)[0] is given[0]  # once
     else:
@@ -199,9 +197,7 @@ def test_when_an_entry_is_told(model, batch, told):
 def test_a_model_that_needs_more_than_the_first_entry_is_refused():
     image, table, labels = torch.rand(N, 1, 8, 8), torch.rand(N, 5), torch.arange(N)
     loader = DataLoader(TensorDataset(image, table, labels), 16)
-    told = (
-        r"Both needs image, table, and of a batch with 3 entries the first is taken; .*\(tuple\(batch\[:2\]\), None\)"
-    )
+    told = r"Both needs image, table, and only the first of a batch's 3 entries .*\(tuple\(batch\[:2\]\), None\)"
     with pytest.raises(TypeError, match=told):
         collect(Both(), "conv", loader)
     model = Both()

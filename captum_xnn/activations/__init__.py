@@ -1,8 +1,8 @@
 """Activations of a layer and the outputs of a model on some data, in memory or on disk.
 
-Collecting is in :mod:`~captum_xnn.activations.collecting`, reading a user's data in
-:mod:`~captum_xnn.activations.batches`, files in :mod:`~captum_xnn.activations.store` and
-:mod:`~captum_xnn.activations.memmap`.
+:mod:`~captum_xnn.activations.collecting` runs the model, :mod:`~captum_xnn.activations.batches` and
+:mod:`~captum_xnn.activations.unpacking` read a user's data, and :mod:`~captum_xnn.activations.store` and
+:mod:`~captum_xnn.activations.memmap` write and read files.
 """
 
 from captum_xnn.activations.collecting import (

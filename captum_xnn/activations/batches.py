@@ -1,7 +1,7 @@
-"""Batches of a user's data of which the first example's number is known, so that some can be left out.
+"""Batches of a user's data with a known first row, so that a caller can skip batches.
 
-What can be left out without being loaded: batches of tensors, and those of a plain ``DataLoader`` on a data set that is
-indexed. Any other iterable is read to its end, one batch after the other.
+Batches of tensors are skipped without loading them. So are batches of a plain ``DataLoader`` on an indexed data set.
+Any other iterable is read to its end, batch by batch.
 
 Conventions:
     M examples in all.
@@ -41,18 +41,18 @@ class Batch(NamedTuple):
     """Examples that follow each other."""
 
     first: int
-    """Number of the first of them."""
+    """Row of the first example."""
     rows: int
-    """How many they are."""
+    """Number of examples."""
     inputs: Any
     """A tensor or a tuple of values, as the model takes them."""
     additional: Any
     """Additional arguments of the model, or None."""
 
     def on(self, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return copies of inputs and additional arguments on a device, each as a tuple.
+        """Copy inputs and additional arguments to a device; return each as a tuple.
 
-        A model that works in place then leaves the user's data alone.
+        A model that works in place then does not change the user's data.
 
         Args:
             device: The model's device.
@@ -70,7 +70,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """All batches of some data, in order and counted.
+    """All batches of some data, in order, each with its first row.
 
     Args:
         data: Inputs as a tensor (M, ...), a tuple of such tensors, or an iterable of batches.
@@ -78,8 +78,8 @@ class Batches:
         unpack: Turns a batch of an iterable into (inputs, additional arguments).
 
     Raises:
-        TypeError: If data are none of these.
-        ValueError: If a loader shuffles, or leaves out what other processes are to see.
+        TypeError: If data are of another type.
+        ValueError: If a loader shuffles, or gives each process only a share of the examples.
 
     Example:
         >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
@@ -100,8 +100,8 @@ class Batches:
             self._numbers = _indexed(data)
         else:
             raise TypeError(
-                f"expected training data as a tensor, a tuple of tensors or an iterable of batches, got "
-                f"{type(data).__name__}; wrap it in a torch.utils.data.DataLoader"
+                f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
+                f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
             )
         self._data = data
         self._begun: Batch | None = None
@@ -110,20 +110,20 @@ class Batches:
 
     @property
     def examples(self) -> int | None:
-        """Examples M; of a mere iterable None, until it has been read to its end."""
+        """Examples M. None for an iterable without a length, until it has been read to its end."""
         return self._end if self._numbers is None else sum(map(len, self._numbers))
 
     def first(self) -> Batch | None:
-        """Returns the first batch, or None if there are no data. It is loaded once, and the first of :meth:`those`."""
+        """Load the first batch, once; None if there are no data. :meth:`those` begins with it."""
         if self._begun is None:
             self._begun = next(self._rest if self._numbers is None else self._fetched(self._numbered()[:1]), None)
         return self._begun
 
     def those(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
-        """Yields the first batch and all others that are wanted; of a mere iterable all, once.
+        """Yield the first batch and every other wanted batch. An iterable that cannot skip yields all batches, once.
 
         Args:
-            wanted: Whether a batch is, by the number of its first example and of the one after its last.
+            wanted: Whether a batch is wanted. Gets the batch's first row and the row after its last.
         """
         first = self.first()
         if first is None:
@@ -135,10 +135,10 @@ class Batches:
             yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
 
     def share(self, rank: int, world: int) -> Iterator[Batch]:
-        """Yields the batches of one of several processes that take turns.
+        """Yield the batches of one of several processes that take turns.
 
         Args:
-            rank: Number of the process, which is that of its first batch.
+            rank: Number of the process, also the number of its first batch.
             world: Number of processes.
 
         Example:
@@ -156,17 +156,18 @@ class Batches:
             yield from self._fetched(self._numbered()[following::world])
 
     def _numbered(self) -> list[tuple[int, Sequence[int]]]:
-        """Returns the batches of what is indexed: number of the first example, and where the examples are."""
+        """List the batches of indexed data: the first row of each batch, and its indices in the data."""
         numbers = self._numbers or ()
         ends = itertools.accumulate(map(len, numbers))
         return [(end - len(n), n) for end, n in zip(ends, numbers, strict=True)]
 
     def _fetched(self, chosen: list[tuple[int, Sequence[int]]]) -> Iterator[Batch]:
+        """Load chosen batches of indexed data, one after the other."""
         for (first, numbers), loaded in zip(chosen, self._loaded([n for _, n in chosen]), strict=True):
             yield Batch(first, len(numbers), *loaded)
 
     def _loaded(self, numbers: list[Sequence[int]]) -> Iterator[tuple[Any, Any]]:
-        """Yields batches of the examples with these numbers."""
+        """Yield batches of the examples with these indices."""
         if isinstance(self._data, DataLoader):
             yield from map(self._unpack, _loader(self._data, _Chosen(numbers)))
             return
@@ -175,15 +176,15 @@ class Batches:
             yield (self._data[rows] if isinstance(self._data, Tensor) else tuple(x[rows] for x in self._data)), None
 
     def _counted(self, batches: Iterable[Any]) -> Iterator[Batch]:
-        """Yields the batches of an iterable with the number of their first example."""
+        """Yield the batches of an iterable, each with its first row."""
         first = 0
         for batch in batches:
             inputs, additional = self._unpack(batch)
             rows = next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
             if rows is None:
                 raise TypeError(
-                    f"expected a tensor with a row for each example among the inputs, got {type(inputs).__name__}; "
-                    "collect these into memory in one process, without store="
+                    f"the inputs ({type(inputs).__name__}) contain no tensor with a row for each example; collect "
+                    "their activations into memory in one process, without store="
                 )
             yield Batch(first, rows, inputs, additional)
             first += rows
@@ -191,7 +192,7 @@ class Batches:
 
 
 def refuse_mapping(data: Any) -> None:
-    """Raise where data are one dict and no batches of them.
+    """Raise where data are one dict instead of batches.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -211,7 +212,7 @@ def refuse_mapping(data: Any) -> None:
 
 
 class _Chosen(Sampler[list[int]]):
-    """Batches of numbers that are known already."""
+    """Batches of indices that are known already."""
 
     def __init__(self, numbers: list[Sequence[int]]) -> None:
         self.numbers = numbers
@@ -224,11 +225,11 @@ class _Chosen(Sampler[list[int]]):
 
 
 def first_inputs(inputs: Any, row: int) -> str:
-    """Returns what tells one example's inputs from others, 16 hexadecimal digits.
+    """Compute a checksum of one example's inputs, 16 hexadecimal digits.
 
     Args:
-        inputs: A tensor (N, ...) or a tuple of values, of which tensors count.
-        row: Which example of them.
+        inputs: A tensor (N, ...) or a tuple of values; only its tensors count.
+        row: The example's row in the batch.
 
     Example:
         >>> first_inputs(torch.eye(3), 1) == first_inputs(torch.eye(2, 3), 1)
@@ -243,7 +244,7 @@ def first_inputs(inputs: Any, row: int) -> str:
 
 
 def is_repeatable(data: Any) -> bool:
-    """Return whether data give the same examples in the same order each time they are read, as far as is known.
+    """Whether data give the same examples in the same order each time they are read, as far as is known.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -256,10 +257,10 @@ def is_repeatable(data: Any) -> bool:
 
 
 def repeatable(data: Any) -> Any:
-    """Return the same examples in a form that can be read again in the same order.
+    """Bring data into a form that can be read again in the same order, with the same examples.
 
-    A loader that shuffles is replaced by one of the same data set that does not. What can be read only once is kept in
-    memory, batch by batch.
+    A loader that shuffles is replaced by a loader of the same data set that does not shuffle. Data that can be read
+    only once are kept in memory, batch by batch.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -279,7 +280,7 @@ def repeatable(data: Any) -> Any:
 
 
 def _is_random(data: Any) -> bool:
-    """Return whether a loader gives another order in every run."""
+    """Whether a loader gives another order in every run."""
     return any(isinstance(sampler, _RANDOM) for sampler in _samplers(data))
 
 
@@ -297,23 +298,24 @@ def _ranges(examples: int, batch_size: int) -> list[Sequence[int]]:
 
 
 def _refuse_disorder(data: Any) -> None:
-    """Raises where a loader gives another order in every run, or to every process other examples."""
+    """Raise where a loader gives another order in every run, or other examples to every process."""
     for sampler in _samplers(data):
         if isinstance(sampler, _RANDOM):
             raise ValueError(
-                f"expected a loader that gives the examples in the same order every time, got one with a "
-                f"{type(sampler).__name__}; only then can a store be gone on with, or the work be shared: pass a "
-                "loader with shuffle=False (the fit draws its own batches at random)"
+                f"the loader draws its examples in a new order every time, with a {type(sampler).__name__}; a store "
+                "can only be resumed, and work only be shared, in a fixed order: pass a loader with shuffle=False (the "
+                "fit draws its own batches at random)"
             )
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ValueError(
-                f"expected a loader of all examples, got one with a DistributedSampler for {sampler.num_replicas} "
-                "processes; pass the same plain loader in all of them, they share the work by rank= and world_size="
+                f"the loader gives each of {sampler.num_replicas} processes only a share of the examples, with a "
+                "DistributedSampler; pass the same plain loader in all processes, they share the work by rank= and "
+                "world_size="
             )
 
 
 def _indexed(data: Any) -> Sequence[Sequence[int]] | None:
-    """Returns the numbers of the examples in every batch of a loader, where batches can be had one without another."""
+    """List the indices of the examples in every batch of a loader; None where it cannot load one batch alone."""
     if type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
         return None
     batches = data.batch_sampler
@@ -324,7 +326,7 @@ def _indexed(data: Any) -> Sequence[Sequence[int]] | None:
 
 
 def _loader(like: DataLoader[Any], batches: _Chosen) -> DataLoader[Any]:
-    """Returns a loader of other batches of the same data, loaded in the same way."""
+    """Make a loader of other batches of the same data, with the same settings."""
     return DataLoader(
         like.dataset,
         batch_sampler=batches,

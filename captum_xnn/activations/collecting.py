@@ -1,14 +1,16 @@
-"""Collects what an explainer is fitted to: the activations Z of one layer and the model's own outputs.
+"""Collect the training data of an explainer: the activations Z of one layer and the model's own outputs.
 
-One pass over the data serves every target. It costs what a plain inference loop costs, plus the copies.
+One pass over the data serves every target. It costs as much as a plain inference loop, plus the copies.
 All tensors are kept in memory on the CPU: M x D x 4 bytes in float32, 66 MB for 8,050 examples of 2,048 dimensions.
 
-What does not fit in memory goes to a folder, shard by shard (:mod:`captum_xnn.activations.store`). Whatever ends the
-run, finished shards stay, and the same call goes on: the model runs on the examples of missing or damaged shards only.
-Their inputs are all that is loaded, too, where data are tensors or a plain ``DataLoader`` on an indexed data set; other
-iterables are read from their beginning. Data must come in the same order every time, without random augmentation.
-Loaders that shuffle are refused; beyond that, the inputs of the very first example are compared with a checksum in the
-manifest, and those of the first example of every finished shard where they are loaded.
+Tensors that do not fit in memory go to a folder, shard by shard (:mod:`captum_xnn.activations.store`). Finished shards
+stay when a run is interrupted, and the same call resumes it: the model runs only on the examples of missing or damaged
+shards. Tensors and a plain ``DataLoader`` on an indexed data set also load only these examples. Other iterables are
+read from their beginning.
+
+Data must come in the same order every time, without random augmentation. Loaders that shuffle raise an error. The
+inputs of the very first example are also compared with a checksum in the manifest. So are the inputs of the first
+example of every finished shard, where they are loaded.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Source(NamedTuple):
 
 
 class Asked:
-    """The outputs that are asked for: checked in every batch, and kept alone where the model gives maps or sequences.
+    """The requested outputs of the model.
+
+    Every batch is checked for them. Where the model gives maps or sequences, no other outputs are kept.
 
     Args:
         targets: Each None, an int, or a tuple of ints.
@@ -82,7 +86,7 @@ class Asked:
     def __init__(self, targets: Iterable[Target]) -> None:
         self.targets = list(dict.fromkeys(targets))
         self.spread: Spread | None = None
-        """What all outputs have in common, where they are not kept."""
+        """Range and sums of all outputs, where not all outputs are kept."""
 
     def check(self, y_hat: Tensor) -> None:
         """Raise where the model has no such output.
@@ -94,7 +98,7 @@ class Asked:
             select(y_hat, target)
 
     def kept(self, y_hat: Tensor) -> Tensor:
-        """Return the outputs to keep: all of them (N,) or (N, C), else those asked for, (N, targets).
+        """Select the outputs to keep: (N,) or (N, C) as they are, otherwise only the requested ones, (N, targets).
 
         Args:
             y_hat: The model's outputs, (N, ...).
@@ -109,8 +113,8 @@ class Asked:
 class Activations(NamedTuple):
     """Activations of a layer and the outputs of the model, example by example.
 
-    Both are tensors, or both :class:`~captum_xnn.activations.memmap.Rows` on disk: ``Z[rows]`` and ``Z.split(n)`` are
-    the same of either, and ``Z[:]`` is a tensor.
+    Both are tensors, or both are :class:`~captum_xnn.activations.memmap.Rows` on disk. ``Z[rows]`` and ``Z.split(n)``
+    work on either, and ``Z[:]`` is a tensor.
     """
 
     Z: Tensor | Rows
@@ -120,25 +124,25 @@ class Activations(NamedTuple):
     layer: str
     """Dotted name of the layer."""
     fingerprint: dict[str, Any] | None = None
-    """Of the model they are of (:func:`captum_xnn.serialization.fingerprint`), where they come from a store."""
+    """The model's fingerprint (:func:`captum_xnn.serialization.fingerprint`), where activations come from a store."""
     source: Source | None = None
-    """Where the inputs are read again, which groups of contributions need; None where they cannot be."""
+    """The inputs, to be read again by groups of contributions; None where they cannot be read again."""
     folder: Path | None = None
-    """Of the store. Fits keep contributions beside it."""
+    """Folder of the store. Fits keep contributions beside it."""
     asked: Asked | None = None
-    """The outputs that the columns of y_hat are, where others were not kept; None where y_hat is all of them."""
+    """The outputs in the columns of y_hat, where others were not kept; None where y_hat holds all outputs."""
 
     @classmethod
     def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
-        """Returns the activations in a folder that :func:`collect` filled, after verifying them.
+        """Open and verify the activations in a folder that :func:`collect` filled.
 
         Args:
             store: The folder.
-            checksums: Whether to read all of it once and compare checksums, rather than look at sizes only.
+            checksums: Whether to read all files once and compare checksums, rather than look at sizes only.
 
         Raises:
-            StoreError: If shards are missing, cut short, or changed, or the folder is not a store of this version. Says
-                which, and what to do.
+            StoreError: If shards are missing, cut short, or changed, or the folder is not a store of this version. The
+                error names the shards and the remedy.
 
         Example:
             >>> import tempfile
@@ -154,27 +158,27 @@ class Activations(NamedTuple):
         return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, fingerprint, folder=Path(store))
 
     def check(self, model: nn.Module, layer: str) -> None:
-        """Raises where these are not of a layer of a model, as far as is known.
+        """Raise where the activations come from another layer or model, as far as is known.
 
         Args:
             model: A plain module.
             layer: Dotted name of the layer.
 
         Raises:
-            ModelMismatchError: If they are of another layer, or of a model with other weights.
+            ModelMismatchError: If they come from another layer, or from a model with other weights.
         """
         told = [f"layer is {layer}, was {self.layer}"] if layer != self.layer else []
         if not told and self.fingerprint is not None:
             told = files.differences(self.fingerprint, files.fingerprint(model, layer))
         if told:
             raise ModelMismatchError(
-                f"expected activations of layer {layer!r} of this model, got those of another: {'; '.join(told)}. Name "
-                "that layer, load the weights they were collected with, or collect anew into another folder"
+                f"these activations were not collected from layer {layer!r} of this model: {'; '.join(told)}. Name "
+                "the other layer, load the weights they were collected with, or collect anew into another folder"
             )
 
 
 def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
-    """Yields (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
+    """Yield (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
     if isinstance(data, Tensor):
         for part in torch.split(data, batch_size) if len(data) else ():
             yield part, None
@@ -186,24 +190,24 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         yield from map(unpack, data)
     else:
         raise TypeError(
-            f"expected training data as a tensor, a tuple of tensors or an iterable of batches, got "
-            f"{type(data).__name__}; wrap it in a torch.utils.data.DataLoader"
+            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
+            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
         )
 
 
 def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
-    """Returns copies on the device, so that a model which works in place does not change the user's data."""
+    """Copy values to the device, so that a model that works in place does not change the user's data."""
     many = values if isinstance(values, tuple) else (values,)
     return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in many)
 
 
 def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns both tensors as they are, after checking that they are finite and belong to the same examples.
+    """Check that both tensors are finite and belong to the same examples; return them unchanged.
 
     Args:
         Z: Output of the layer, (N, ...).
-        y_hat: Output of the model, which should be a tensor (N, ...).
-        name: What to call the layer in errors.
+        y_hat: Output of the model; should be a tensor (N, ...).
+        name: Name of the layer in errors.
         first: Number of the first example, for errors.
 
     Raises:
@@ -225,14 +229,14 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
         if not torch.isfinite(values).all():
             bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
             raise ValueError(
-                f"expected finite outputs of {what}, got NaN or infinity in example {bad}; look for NaN in that input, "
-                "or run the model in float32 if it overflows in half precision"
+                f"the output of {what} is NaN or infinite in example {bad}; look for NaN in this example's inputs, or "
+                "run the model in float32 if it overflows in half precision"
             )
     return Z, y_hat
 
 
 class _Reader(NamedTuple):
-    """A model of which one layer is read."""
+    """Reads one layer of a model."""
 
     model: nn.Module
     name: str
@@ -251,7 +255,7 @@ class _Reader(NamedTuple):
         prediction_transform: OutputTransform | None,
         asked: Asked | None = None,
     ) -> _Reader:
-        """Return the reader of some data; raise where a tuple of tensors cannot be the model's inputs."""
+        """Make a reader for some data; raise where a tuple of tensors cannot be the model's inputs."""
         model = unwrap(model)
         if isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
             refuse_too_many(model, data, "pass them as a list, list(batches)")
@@ -259,7 +263,7 @@ class _Reader(NamedTuple):
         return cls(model, *find_layer(model, layer), output_transform, prediction_transform, asked)
 
     def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
-        """Returns the layer's and the model's outputs on a batch, on the CPU."""
+        """Compute the layer's and the model's outputs on a batch, on the CPU."""
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
         if self.asked is not None:
@@ -267,7 +271,7 @@ class _Reader(NamedTuple):
         return Z.cpu(), y_hat.cpu()
 
     def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
-        """Returns the layer's and the model's outputs as they come."""
+        """Compute the layer's and the model's outputs on a batch, unchecked and on the model's device."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         arguments = _moved(inputs, device) + _moved(additional, device)
         Z, output = read_layer(
@@ -279,9 +283,9 @@ class _Reader(NamedTuple):
         """Raise where a model cannot be explained, as far as its first batch shows.
 
         Args:
-            inputs: The batch's.
+            inputs: Inputs of the batch.
             additional: Additional arguments.
-            read: What :meth:`read` returned of them.
+            read: The result of :meth:`read` on them.
         """
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         more = format_forward_args(additional) or ()
@@ -301,7 +305,7 @@ class _Reader(NamedTuple):
     def read_all(
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
     ) -> list[tuple[Tensor, Tensor]]:
-        """Returns what :meth:`read` does, of each batch."""
+        """Read each batch by :meth:`read`, try the model out on the first, and keep the requested outputs."""
         found: list[tuple[Tensor, Tensor]] = []
         first = 0
         with torch.inference_mode(False), untouched(self.model), torch.no_grad():
@@ -315,7 +319,7 @@ class _Reader(NamedTuple):
         return found
 
     def joined(self, read: Sequence[tuple[Tensor, Tensor]]) -> Activations:
-        """Returns the activations that :meth:`read` returned batch by batch."""
+        """Join the results of :meth:`read_all` to the activations of all examples."""
         if not read:
             raise ValueError(_NOTHING)
         self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
@@ -323,19 +327,19 @@ class _Reader(NamedTuple):
         return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.spread else None)
 
     def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
-        """Raises where not every example has the same shape."""
+        """Raise where examples differ in shape."""
         if len(shapes) > 1:
             raise ValueError(
-                f"expected layer {self.name!r} to give every example the same shape, got {sorted(shapes)[:3]}; pool "
-                "over the varying dimension in output_transform=, such as `lambda output: output.mean(1)`"
+                f"layer {self.name!r} gives examples of different shapes, {sorted(shapes)[:3]}; pool over the varying "
+                "dimension in output_transform=, such as `lambda output: output.mean(1)`"
             )
 
 
-# Share of the largest activation that devices and precisions differ by at most; another transform is further off.
+# Devices and precisions differ by at most this share of the largest activation; another transform is further off.
 _ROUNDING = 0.05
 
 _NOTHING = (
-    "expected examples to collect activations from, got none; check that the loader is not empty or, if it is a "
+    "the data have no examples to collect activations from; check that the loader is not empty or, if it is a "
     "generator, not used up already"
 )
 
@@ -354,7 +358,7 @@ def collect(
     asked: Asked | None = None,
     progress: bool = False,
 ) -> Activations:
-    """Returns the layer's activations and the model's outputs on all of the data, in its order.
+    """Collect the layer's activations and the model's outputs on all data, in the order of the data.
 
     The model runs in evaluation mode without gradients, and is left as it was found. Tensors in the batches are
     moved to the model's device.
@@ -365,24 +369,24 @@ def collect(
             side by side see :class:`captum_xnn.layers.EveryCall`.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
             batches such as a DataLoader.
-        store: A folder to collect into, made if need be, for data that do not fit in memory; see above. What it holds
-            already is verified and kept.
-        unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default a dict goes by the names
-            of the model's arguments, and of a tuple or list the first entry is taken.
+        store: A folder to collect into, made if need be, for activations that do not fit in memory; see above. Shards
+            that it already holds are verified and kept.
+        unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default the keys of a dict are
+            the names of the model's arguments, and the first entry of a tuple or list is the inputs.
         output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
         prediction_transform: The same for the model's output.
         batch_size: Examples per forward pass where data are tensors.
         rows_per_shard: Examples in a shard of a new store; by default 4,096, or fewer where these are more than 64 MiB.
-        asked: Outputs to be checked on the first batch and, without a store, kept alone where the model gives maps or
-            sequences of outputs. All are kept, if None.
+        asked: The requested outputs. The first batch is checked for them. Without a store, only they are kept where
+            the model gives maps or sequences of outputs. With None, all outputs are kept.
         progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If there are no data, or if activations or outputs are NaN or infinite.
         LayerNotFoundError: If the model has no such layer.
         LayerNotReachedError: If the layer never runs.
-        StoreError: If the store is of other data, or in use.
-        ModelMismatchError: If the store is of another model or layer.
+        StoreError: If the store holds activations of other data, or is in use.
+        ModelMismatchError: If the store holds activations of another model or layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -405,7 +409,7 @@ def collect(
             asked=asked,
             progress=progress,
         )
-        opened = Activations.open(folder, checksums=False)  # those found were verified, the others just written
+        opened = Activations.open(folder, checksums=False)  # old shards were verified, new ones just written
         return opened._replace(source=_source(data, unpack))
     reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
@@ -427,16 +431,16 @@ def collect_together(
     asked: Asked | None = None,
     progress: bool = False,
 ) -> Activations:
-    """Returns in every process the activations and outputs on all of the data, of which each ran a part.
+    """Split the forward pass over processes; return all activations and outputs in every process.
 
-    Without a store all of them are in the memory of every process.
+    Without a store, every process holds all of them in memory.
 
     Args:
         model: The model to explain, the same in all processes.
         layer: One of its layers.
         data: All of the data, as :func:`collect` takes them, the same in all processes.
         ranks: The processes.
-        store: A folder that all of them see, to collect into.
+        store: A folder to collect into, shared by all processes.
         unpack: As in :func:`collect`.
         output_transform: As in :func:`collect`.
         prediction_transform: As in :func:`collect`.
@@ -445,7 +449,7 @@ def collect_together(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: As :func:`collect`, or if the processes have other models or data, or a loader that shuffles.
+        ValueError: As :func:`collect`, or if models or data differ between processes, or if a loader shuffles.
 
     Example:
         >>> from captum_xnn.distributed import ALONE
@@ -482,8 +486,8 @@ def collect_together(
     for what, mine in seen.items():
         if any(other[what] != mine for _, other in of_all):
             raise ValueError(
-                f"expected the same {what} in every process, got others; seed what is drawn at random, load the same "
-                "weights, and pass all processes the same data in the same order"
+                f"not all processes have the same {what}; seed every random draw, load the same weights, and pass all "
+                "processes the same data in the same order"
             )
     taken = itertools.zip_longest(*(read for read, _ in of_all))  # they took turns
     joined = reader.joined([pair for turn in taken for pair in turn if pair is not None])
@@ -491,7 +495,7 @@ def collect_together(
 
 
 def _source(data: Any, unpack: Unpack) -> Source | None:
-    """Return where data are read again; None if they are read once only, or in another order each time."""
+    """Make a source of the data; None if they can be read only once, or come in another order each time."""
     return Source(data, unpack) if is_repeatable(data) else None
 
 
@@ -511,10 +515,11 @@ def collect_part(
     asked: Asked | None = None,
     progress: bool = False,
 ) -> Path:
-    """Returns the folder after collecting into it the shards that are this process's to do.
+    """Collect this process's shards into a folder; return the folder.
 
-    Several processes, on one machine or on several that see the same folder, make the same call with the same data and
-    a rank each. When all have returned, :meth:`Activations.open` gives the whole. None waits for another.
+    Several processes, on one machine or on several machines that share the folder, make the same call with the same
+    data and a rank each. When all calls have returned, :meth:`Activations.open` opens the whole. No process waits for
+    another.
 
     Args:
         model: The model to explain, the same in all processes.
@@ -533,8 +538,8 @@ def collect_part(
 
     Raises:
         ValueError: As :func:`collect`, or if the rank is not one of the processes.
-        StoreError: If the store is of other data, or another process collects as the same rank.
-        ModelMismatchError: If the store is of another model or layer.
+        StoreError: If the store holds activations of other data, or another process collects as the same rank.
+        ModelMismatchError: If the store holds activations of another model or layer.
 
     Example:
         >>> import tempfile
@@ -546,7 +551,7 @@ def collect_part(
         10
     """
     if not 0 <= rank < world_size:
-        raise ValueError(f"expected a rank from 0 to {world_size - 1}, got {rank}; every process has its own")
+        raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
     reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
     folder = Path(store)
@@ -572,7 +577,7 @@ def collect_part(
 
 
 def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
-    """Returns a new store, or the one that is there if it is of the same model, layer and data."""
+    """Create a store, or open the store in the folder; raise where it is of another model, layer or data."""
     about: dict[str, Any] = {
         "fingerprint": files.fingerprint(reader.model, reader.name),
         "transforms": [k for k in ("output_transform", "prediction_transform") if getattr(reader, k) is not None],
@@ -588,19 +593,19 @@ def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, ro
     told = files.differences(was["fingerprint"], about["fingerprint"])
     if told:
         raise ModelMismatchError(
-            f"expected the model and layer of which {folder} holds activations, got another: {'; '.join(told)}. Load "
-            "the weights they were collected with, or collect into another folder"
+            f"{folder} holds activations of another model or layer: {'; '.join(told)}. Load the weights they were "
+            "collected with, or collect into another folder"
         )
     if was["transforms"] != about["transforms"]:
         raise StoreError(
-            f"expected transforms {was['transforms']}, with which {folder} was begun, got {about['transforms']}; pass "
-            "the same, or collect into another folder"
+            f"{folder} was begun with transforms {was['transforms']}, and this call has {about['transforms']}; pass "
+            "the same transforms, or collect into another folder"
         )
     if was["first_inputs"] != about["first_inputs"]:
         raise _other_data(store, 0)
     if rows_per_shard not in (None, store.rows_per_shard):
         raise StoreError(
-            f"expected rows_per_shard={store.rows_per_shard}, with which {folder} was begun, got {rows_per_shard}; "
+            f"{folder} was begun with rows_per_shard={store.rows_per_shard}, and this call has {rows_per_shard}; "
             "leave it out, or collect into another folder"
         )
     if examples is not None:
@@ -610,18 +615,18 @@ def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, ro
 
 def _other_data(store: Store, example: int) -> StoreError:
     return StoreError(
-        f"expected the data from which {store.folder} was begun, got other inputs in example {example}; pass the same "
-        "data in the same order and without random augmentation, or collect these into another folder"
+        f"{store.folder} was begun with other data: the inputs differ in example {example}; pass the same data in the "
+        "same order and without random augmentation, or collect these into another folder"
     )
 
 
 class _Filling:
-    """A store that is being filled with the shards of one process."""
+    """Fills a store with the shards of one process."""
 
     def __init__(self, reader: _Reader, store: Store, rank: int, world_size: int) -> None:
         self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
         self._missing: dict[int, bool] = {}
-        # Room for one shard, made once: the memory of one after the other would be left in pieces.
+        # Room for one shard, made once: a new one for each shard would fragment the memory.
         size = min(store.rows_per_shard, store.examples or store.rows_per_shard)
         self._shard = {
             name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]))
@@ -631,9 +636,9 @@ class _Filling:
         self._inputs = ""
 
     def check_transforms(self, first: Batch) -> None:
-        """Raises where transforms make something else of the first batch than those with which the store was begun.
+        """Raise where transforms give other values for the first batch than the store holds.
 
-        They are functions, of which a manifest can say no more than that there are some.
+        A manifest can say that there are transforms, but cannot identify these functions.
         """
         if not self.store.manifest["transforms"] or self.store.damage(0):
             return
@@ -642,12 +647,12 @@ class _Filling:
             off = float((made[: len(was)].double() - was).abs().max())
             if off > _ROUNDING * float(was.abs().max()):
                 raise StoreError(
-                    f"expected transforms that make of the data what {self.store.folder} holds, got others: {name} "
-                    f"differs by up to {off:.3g}; pass the same, or collect into another folder"
+                    f"{self.store.folder} was begun with other transforms: {name} differs by up to {off:.3g}; pass "
+                    "the same transforms, or collect into another folder"
                 )
 
     def missing(self, shard: int) -> bool:
-        """Returns whether a shard is this process's to do."""
+        """Whether this process has to make a shard."""
         if shard % self.world_size != self.rank:
             return False
         if shard not in self._missing:
@@ -658,15 +663,16 @@ class _Filling:
         return self._missing[shard]
 
     def _shards(self, first: int, after: int) -> range:
+        """List the shards that hold rows from ``first`` to before ``after``."""
         n = self.store.rows_per_shard
         return range(first // n, -(-after // n))
 
     def wanted(self, first: int, after: int) -> bool:
-        """Returns whether some of these examples belong to a shard that is this process's to do."""
+        """Whether this process has to make a shard with some of these examples."""
         return any(map(self.missing, self._shards(first, after)))
 
     def take(self, batch: Batch) -> None:
-        """Runs the model on a batch where that is needed, and writes the shards that it completes."""
+        """Run the model on a batch where a shard needs it, and write the shards that the batch completes."""
         after = batch.first + batch.rows
         read: tuple[Tensor, Tensor] | None = None
         for shard in self._shards(batch.first, after):
@@ -683,46 +689,48 @@ class _Filling:
                 self._write(shard)
 
     def _hold(self, **tables: Tensor) -> None:
-        """Adds rows to the shard that is being filled."""
+        """Add rows to the current shard."""
         before = self._full
         for name, table in tables.items():
             self._full = before + len(table)
             self._shard[name][before : self._full] = table
 
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model on a batch; raise where rows, shapes or dtypes do not fit the store."""
         Z, y_hat = self.reader.read(batch.inputs, batch.additional, batch.first)
         if len(Z) != batch.rows:
             raise ValueError(
-                f"expected {batch.rows} examples from example {batch.first} on, got {len(Z)} rows of layer "
-                f"{self.reader.name!r}; a store needs one for every row of the inputs: leave out unusable examples in "
-                "the data set rather than in collate_fn, and put examples first in output_transform="
+                f"layer {self.reader.name!r} gives {len(Z)} rows for {batch.rows} examples from example {batch.first} "
+                "on; a store needs one row for every row of the inputs: leave out unusable examples in the data set "
+                "rather than in collate_fn, and put examples first in output_transform="
             )
         for name, table in (("Z", Z), ("y_hat", y_hat)):
             was = self.store.manifest["tables"][name]
             self.reader.same_shape({tuple(was["shape"]), tuple(table.shape[1:])})
             if str(table.dtype) != f"torch.{was['dtype']}":
                 raise StoreError(
-                    f"expected {name} in {was['dtype']}, as {self.store.folder} was begun, got {table.dtype}; convert "
-                    "the model or its inputs, or collect into another folder"
+                    f"{self.store.folder} was begun with {name} in {was['dtype']}, and {name} is now in {table.dtype}; "
+                    "convert the model or its inputs, or collect into another folder"
                 )
         return Z, y_hat
 
     def _compare(self, shard: int, begin: int, batch: Batch) -> None:
-        """Raises where a finished shard is of other inputs than those that come now."""
+        """Raise where a finished shard was made from other inputs than this batch."""
         mine = shard % self.world_size == self.rank
         known = mine and begin >= batch.first
         if known and self.store.first_inputs(shard) != first_inputs(batch.inputs, begin - batch.first):
             raise _other_data(self.store, begin)
 
     def _write(self, shard: int) -> None:
+        """Write the current shard and begin an empty one."""
         self.store.write(shard, {k: table[: self._full] for k, table in self._shard.items()}, first=self._inputs)
         self._full = 0
 
     def finish(self, examples: int) -> None:
-        """Writes the last shard, when all examples have come.
+        """Write the last shard, after the last example.
 
         Args:
-            examples: How many they are.
+            examples: Number of examples in all.
         """
         self.store.finish(examples)
         if self._full:
@@ -731,12 +739,12 @@ class _Filling:
 
 @contextmanager
 def _told(store: Store) -> Iterator[None]:
-    """Returns a context in which whatever ends it early, Ctrl-C included, is told what stays and how to go on."""
+    """Add a note to any error that ends this context, Ctrl-C included: which shards stay and how to resume."""
     try:
         yield
     except BaseException as error:
         done = sum(1 for _ in store.folder.glob("shard-*.json"))
-        text = f"{done} finished shards of activations stay in {store.folder}; the same call goes on from there"
+        text = f"{done} finished shards of activations stay in {store.folder}; the same call resumes from there"
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(text)
         else:

@@ -1,9 +1,8 @@
-"""Rows of a table that lies on disk, read as they are asked for: what stands in for a tensor too large for memory.
+"""Rows of a table on disk, read on demand, in place of a tensor too large for memory.
 
-``rows[numbers]`` and ``rows.split(n)`` give tensors, as they do of a tensor, so that code which takes no more than a
-batch or a part at a time takes either; ``rows[:]`` is the whole table in memory. Files are read, not mapped: the
-process stays as small as what it asks for, and a file that was cut short is an error, where a memory map would end the
-process.
+``rows[numbers]`` and ``rows.split(n)`` give tensors, as they do for a tensor. Code that uses only a batch or a part at
+a time therefore accepts either. ``rows[:]`` loads the whole table. Files are read, not mapped. The process holds only
+the rows it has asked for, and a file that was cut short raises an error. A memory map would end the process instead.
 
 Conventions:
     M rows of any shape (...), in .npy files of several rows each.
@@ -27,19 +26,19 @@ from torch import Tensor
 
 __all__ = ["Head", "Rows", "each", "head", "parts"]
 
-# Files that are open at a time; systems allow a process a few hundred at least.
+# Most files open at a time; systems allow a process a few hundred at least.
 _OPEN = 64
 # Bytes of Z that a pass over all rows holds at a time.
 _PART = 1 << 23
 
 
 class Head(NamedTuple):
-    """What a .npy file says of itself."""
+    """The header of a .npy file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     offset: int
-    """Of the first number, in bytes."""
+    """Position of the first number, in bytes."""
 
     @property
     def size(self) -> int:
@@ -48,13 +47,13 @@ class Head(NamedTuple):
 
 
 def head(file: Path) -> Head:
-    """Returns shape, dtype and offset of the numbers of a .npy file.
+    """Read shape, dtype and offset of the numbers in a .npy file.
 
     Args:
         file: The file.
 
     Raises:
-        ValueError: If it is no .npy file, holds objects, or is in Fortran order.
+        ValueError: If the file is not a .npy file, holds objects, or is in Fortran order.
 
     Example:
         >>> import tempfile
@@ -68,17 +67,17 @@ def head(file: Path) -> Head:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(handle)
         if fortran or dtype.hasobject or not shape:
-            raise ValueError(f"expected rows of numbers in C order in {file}; save np.ascontiguousarray(...) of them")
+            raise ValueError(f"{file} does not hold rows of numbers in C order; save np.ascontiguousarray(...) of them")
         return Head(shape, dtype, handle.tell())
 
 
 class Rows:
     """Rows of one table in .npy files, one after the other.
 
-    What is read is fresh memory; threads and forked processes may read at the same time.
+    Every read returns new memory. Threads and forked processes may read at the same time.
 
     Args:
-        files: The .npy files, in C order, all of one dtype and, but for their number of rows, of one shape.
+        files: The .npy files, in C order, of one dtype and of one shape apart from their number of rows.
 
     Raises:
         ValueError: If there are no files, or they differ in shape or dtype.
@@ -102,20 +101,20 @@ class Rows:
         self._describe()
 
     def _describe(self) -> None:
-        """Takes down what reading will give."""
+        """Read one row to learn shape, dtype and device."""
         first = self[:1]
         self.shape = torch.Size((len(self), *first.shape[1:]))
-        """Of the whole table."""
+        """Shape of the whole table."""
         self.dtype = first.dtype
-        """Of what is read."""
+        """Dtype of rows that have been read."""
         self.device = first.device
-        """Where rows are when they have been read."""
+        """Device of rows that have been read."""
 
     def __len__(self) -> int:
         return self._files.rows
 
     def dim(self) -> int:
-        """Returns the number of dimensions, that of the rows included."""
+        """Return the number of dimensions, including the dimension of rows."""
         return len(self.shape)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
@@ -125,7 +124,7 @@ class Rows:
             wanted = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).cpu().numpy()
             if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
                 raise IndexError(
-                    f"expected row numbers from 0 to {len(self) - 1}, got {wanted.min()} to {wanted.max()}; count from "
+                    f"row numbers must be from 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}; count from "
                     "the start"
                 )
         made = torch.from_numpy(self._files.read(wanted))
@@ -134,19 +133,19 @@ class Rows:
         return made
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yields all rows in order, at most so many at a time.
+        """Yield all rows in order, a part at a time.
 
         Args:
-            size: Rows at a time.
+            size: Most rows in a part.
         """
         for first in range(0, len(self), size):
             yield self[first : first + size]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
-        """Returns the same rows with a function applied to whatever is read, in which every row counts for itself.
+        """Apply a function to all rows that are read from now on; return the new rows.
 
         Args:
-            function: From some rows (m, ...) to as many.
+            function: Turns rows (m, ...) into m rows, each independent of the others.
 
         Example:
             >>> import tempfile
@@ -165,7 +164,7 @@ class Rows:
 
 
 class _Files:
-    """The numbers of .npy files, one after the other; files stay open until nobody reads them any longer."""
+    """The numbers of .npy files, one after the other; files stay open as long as this object lives."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -173,7 +172,7 @@ class _Files:
         kinds = {(h.shape[1:], h.dtype) for h in self.heads}
         if len(kinds) != 1:
             raise ValueError(
-                f"expected .npy files of one shape and dtype, got {len(kinds)} kinds in {len(self.paths)} files; "
+                f".npy files must have one shape and dtype, and these {len(self.paths)} files have {len(kinds)} kinds; "
                 "write them anew"
             )
         ((self.row, self.dtype),) = kinds
@@ -188,7 +187,7 @@ class _Files:
         weakref.finalize(self, _close, self.open)
 
     def read(self, wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Returns the numbers of some rows, in fresh memory."""
+        """Read the numbers of some rows into new memory."""
         found = np.empty((len(wanted), *self.row), self.dtype)
         if not found.size:
             return found
@@ -202,39 +201,39 @@ class _Files:
                 start = int(wanted[first] - (self.ends[file - 1] if file else 0))
                 offset = self.heads[file].offset + start * self.bytes
                 places.append((file, offset, into[first * self.bytes : last * self.bytes]))
-            if len(places) > 1:  # the system fetches what is not in its cache from all places at once
+            if len(places) > 1:  # the system fetches all uncached places at once
                 places = [place for place in places if not self._cached(*place)]
             for place in places:
                 self._fill(*place)
         return found
 
     def _cached(self, file: int, offset: int, into: memoryview) -> bool:
-        """Returns whether bytes could be read without waiting for the disk, which is asked to fetch them otherwise."""
+        """Read bytes if they are in the system's cache; otherwise ask the disk to fetch them. Return whether read."""
         if not hasattr(os, "RWF_NOWAIT"):  # Linux
             return False
         handle = self._opened(file).fileno()
         try:
             if os.preadv(handle, [into], offset, os.RWF_NOWAIT) == len(into):
                 return True
-        except OSError:  # nothing of it is in the cache, or the file system cannot tell
+        except OSError:  # no byte is in the cache, or the file system cannot tell
             pass
         os.posix_fadvise(handle, offset, len(into), os.POSIX_FADV_WILLNEED)
         return False
 
     def _fill(self, file: int, offset: int, into: memoryview) -> None:
-        """Reads bytes of a file from an offset on."""
+        """Read bytes of a file from an offset on."""
         handle, done = self._opened(file), 0
         while done < len(into):
             count = _read_at(handle, offset + done, into[done:])
             if not count:
                 raise OSError(
-                    f"expected {self.heads[file].size} bytes in {self.paths[file]}, got {offset + done}; the file was "
-                    "cut short since it was opened, collect the activations again to mend it"
+                    f"{self.paths[file]} has {offset + done} bytes instead of {self.heads[file].size}, as it was cut "
+                    "short since it was opened; collect the activations again to mend it"
                 )
             done += count
 
     def _opened(self, file: int) -> FileIO:
-        """Returns a file, opened now or before; that not used for longest is closed."""
+        """Open a file, or take it from the open ones; close the least recently used file if too many are open."""
         if file not in self.open:
             self.open[file] = FileIO(self.paths[file])
             if len(self.open) > _OPEN:
@@ -256,11 +255,11 @@ def _close(files: OrderedDict[int, FileIO]) -> None:
 
 
 def each(rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> Any:
-    """Returns a function of a tensor, or rows to which it is applied as they are read.
+    """Apply a function to a tensor, or to rows on disk as they are read.
 
     Args:
-        rows: Of one or the other kind, which is that of the result.
-        function: In which every row counts for itself.
+        rows: A tensor or rows on disk; the result is of the same kind.
+        function: Computes each row independently of the others.
 
     Example:
         >>> each(torch.ones(2, 3), lambda z: z.flatten(1) * 2).sum()
@@ -270,32 +269,32 @@ def each(rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def parts(rows: Tensor | Rows) -> Iterable[Tensor]:
-    """Returns all rows in order, some megabytes of them at a time: the same parts of a tensor and of rows on disk.
+    """Split all rows, in order, into parts of some megabytes: the same parts of a tensor and of rows on disk.
 
-    What is summed over them is therefore the same number by number, wherever the rows are.
+    Sums over the parts are therefore identical for a tensor and for rows on disk.
 
     Args:
-        rows: Of either kind, at least one.
+        rows: A tensor or rows on disk, with at least one row.
 
     Example:
         >>> [len(part) for part in parts(torch.zeros(3000, 2048))]
         [1024, 1024, 952]
     """
-    # As if in float32, whatever it is: rows in half precision are converted as they are read.
+    # Sized for float32 whatever the dtype: rows in half precision are converted as they are read.
     size = max(1, _PART // (4 * max(1, int(np.prod(rows.shape[1:], dtype=np.int64)))))
     return rows.split(size)
 
 
 def _read_at(handle: FileIO, offset: int, into: memoryview) -> int:
-    """Returns how many bytes were read from an offset on."""
-    if hasattr(os, "preadv"):  # leaves alone the file's position, which forked processes share
+    """Read bytes from an offset on; return how many."""
+    if hasattr(os, "preadv"):  # does not move the file's position, which forked processes share
         return os.preadv(handle.fileno(), [into], offset)
     handle.seek(offset)
     return handle.readinto(into) or 0
 
 
 def _runs(rows: np.ndarray[Any, Any], files: np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:
-    """Yields first and last place, exclusive, of rows that follow each other in one file."""
+    """Yield the first place, and the place after the last, of rows that follow each other in one file."""
     breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(files) != 0)) + 1
     bounds = [0, *breaks.tolist(), len(rows)]
     yield from itertools.pairwise(bounds)

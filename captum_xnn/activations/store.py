@@ -1,4 +1,4 @@
-"""Activations on disk: shards of some thousand examples each, as plain .npy files, and JSON that says what they are.
+"""Activations on disk: shards of some thousand examples each, as plain .npy files, and JSON that describes them.
 
 A folder holds::
 
@@ -6,14 +6,15 @@ A folder holds::
     Z-00000.npy         activations of the first shard, (examples, ...); numpy.load(..., mmap_mode="r") reads them
     y_hat-00000.npy     the model's outputs on the same examples
     shard-00000.json    written last: the shard is done. Checksums of both files and of its first example's inputs
-    rank-0.lock         held by the process that writes; left behind, it means nothing
+    rank-0.lock         held by the process that writes; a file left behind has no effect
 
-Every file is written beside its place, brought to the disk, and moved there in one step, so that a process killed at
-any point leaves whole shards and nothing that looks like one. The list of what is done is the set of
-``shard-*.json`` files: each belongs to one process, and several can write at the same time. Shard i holds examples
-``i * n`` to ``(i + 1) * n - 1`` whatever the size of batches, and process r of w writes the shards with ``i % w == r``.
+Every file is written under a temporary name, flushed to the disk, and renamed in one step. A process killed at any
+point therefore leaves only whole shards. The ``shard-*.json`` files list the finished shards. Each belongs to one
+process, so several processes can write at the same time. Shard i holds examples ``i * n`` to ``(i + 1) * n - 1``
+whatever the size of batches, and process r of w writes the shards with ``i % w == r``.
 
-NumPy has no bfloat16. What it lacks is stored as float32, which holds the same numbers, and read back as what it was.
+NumPy has no bfloat16. Tensors of a dtype that NumPy lacks are stored as float32, without loss, and converted back when
+they are read.
 
 Conventions:
     M examples. A table is "Z" or "y_hat".
@@ -47,10 +48,10 @@ SCHEMA = 1
 TABLES = ("Z", "y_hat")
 _MANIFEST = "store.json"
 _KIND = "captum_xnn activations"
-# A shard is what a process holds in memory and what a kill loses: 64 MiB of it, and no more than 4096 examples.
+# A process holds one shard in memory and loses it when killed: at most 64 MiB, and at most 4096 examples.
 _SHARD_BYTES, _SHARD_ROWS = 1 << 26, 4096
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AGAIN = "collect again with the same call, which makes only what is missing"
+_AGAIN = "collect again with the same call, which makes only the missing shards"
 
 
 class Store:
@@ -58,7 +59,7 @@ class Store:
 
     Args:
         folder: The folder.
-        manifest: What its store.json says.
+        manifest: Contents of its store.json.
 
     Example:
         >>> import tempfile
@@ -84,14 +85,14 @@ class Store:
         rows_per_shard: int | None = None,
         rows: int | None = None,
     ) -> Store:
-        """Returns a new store without shards, or the one that another process made meanwhile.
+        """Create a store without shards, or open the store that another process made meanwhile.
 
         Args:
             folder: Made if need be.
-            about: What to write down of the model, as JSON can hold it: its ``fingerprint``, which names the layer.
+            about: Entries of the manifest about the model, as JSON can hold them. Its ``fingerprint`` names the layer.
             tables: Some examples of every table, for their shapes and dtypes.
             rows_per_shard: Examples in a shard; by default 4,096, or fewer where these are more than 64 MiB.
-            rows: Examples in all, where that is known.
+            rows: Examples in all, where known.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,22 +112,22 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Store:
-        """Returns the store in a folder, after reading its manifest only.
+        """Open the store in a folder; read only its manifest.
 
         Args:
             folder: The folder.
 
         Raises:
-            StoreError: If there is none, or one of another version or program.
+            StoreError: If the folder holds no store, or one of another version or program.
         """
         path = Path(folder) / _MANIFEST
         manifest = _json(path, "pass the folder that activations were collected into, store=...")
         if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-            raise StoreError(f"expected activations described by {path}, got other JSON; pass another folder")
+            raise StoreError(f"{path} is JSON, but does not describe activations; pass another folder")
         if manifest.get("schema") != SCHEMA:
             raise StoreError(
-                f"expected schema {SCHEMA} in {path}, got {manifest.get('schema')!r}; it was written by another "
-                "version of captum_xnn: use that version, or collect into another folder"
+                f"{path} has schema {manifest.get('schema')!r} instead of {SCHEMA}, as another version of captum_xnn "
+                "wrote it; use that version, or collect into another folder"
             )
         try:
             n, rows = int(manifest["rows_per_shard"]), manifest["rows"]
@@ -135,14 +136,12 @@ class Store:
         except (KeyError, TypeError, ValueError):
             complete = False
         if not complete:
-            raise StoreError(
-                f"expected a whole manifest in {path}, got one with entries missing; delete it and collect anew"
-            )
+            raise StoreError(f"the manifest {path} lacks entries; delete it and collect anew")
         return cls(Path(folder), manifest)
 
     @staticmethod
     def exists(folder: str | os.PathLike[str]) -> bool:
-        """Returns whether a folder holds a manifest.
+        """Whether a folder holds a manifest.
 
         Args:
             folder: The folder.
@@ -156,7 +155,7 @@ class Store:
 
     @property
     def key(self) -> str:
-        """What tells this store from others, and from an earlier one in the same folder, 16 hexadecimal digits."""
+        """A checksum that differs from that of any other or earlier store in this folder, 16 hexadecimal digits."""
         own = {k: v for k, v in self.manifest.items() if k != "rows"}
         return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -167,52 +166,52 @@ class Store:
 
     @property
     def examples(self) -> int | None:
-        """Examples M in all; None as long as nobody has come to the end of the data."""
+        """Examples M in all; None until the data have been read once."""
         return None if self.manifest["rows"] is None else int(self.manifest["rows"])
 
     @property
     def shards(self) -> int | None:
-        """Shards in all; None as long as nobody has come to the end of the data."""
+        """Shards in all; None until the data have been read once."""
         return None if self.examples is None else -(-self.examples // self.rows_per_shard)
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Returns the first example of a shard, and the one after its last, as far as that is known.
+        """Compute the first row of a shard and the row after its last. The last shard ends early, where M is known.
 
         Args:
-            shard: Its number.
+            shard: Number of the shard.
         """
         first, after = shard * self.rows_per_shard, (shard + 1) * self.rows_per_shard
         return first, after if self.examples is None else min(after, self.examples)
 
     def finish(self, rows: int) -> None:
-        """Writes down how many examples there are, when the end of the data was reached.
+        """Write the number of examples to the manifest, when the end of the data is reached.
 
         Args:
             rows: Examples in all.
 
         Raises:
-            StoreError: If another number was written down before.
+            StoreError: If the manifest already has another number.
         """
-        self.manifest = self.open(self.folder).manifest  # another rank may have come to the end
+        self.manifest = self.open(self.folder).manifest  # another rank may have reached the end
         if self.examples not in (None, rows):
             raise StoreError(
-                f"expected {self.examples} examples, of which {self.folder} was begun, got {rows}; pass the same data, "
-                "or collect these into another folder"
+                f"{self.folder} was begun with {self.examples} examples, and these data have {rows}; pass the same "
+                "data, or collect these into another folder"
             )
         if self.examples is None:
             self.manifest = {**self.manifest, "rows": rows}
             _writing(self.folder / _MANIFEST, "the manifest", json.dumps(self.manifest, indent=1).encode())
 
     def write(self, shard: int, tables: Mapping[str, Tensor], *, first: str) -> None:
-        """Writes a shard, whole or not at all.
+        """Write a shard, whole or not at all.
 
         Args:
-            shard: Its number.
-            tables: The examples of every table, as many of each.
+            shard: Number of the shard.
+            tables: The shard's rows of every table, the same number in each.
             first: Checksum of the inputs of the first example.
 
         Raises:
-            OSError: If the disk is full, or the folder cannot be written to. What was finished before stays.
+            OSError: If the disk is full, or the folder cannot be written to. Finished shards stay.
         """
         files = {}
         for name, table in tables.items():
@@ -232,27 +231,27 @@ class Store:
         return self.folder / f"shard-{shard:05d}.json"
 
     def begun(self, shard: int) -> bool:
-        """Returns whether a shard was finished once, whole or damaged now.
+        """Whether a shard has been finished, even if it is damaged now.
 
         Args:
-            shard: Its number.
+            shard: Number of the shard.
         """
         return self._entry(shard).exists()
 
     def first_inputs(self, shard: int) -> str:
-        """Returns the checksum of the inputs of a finished shard's first example.
+        """Read the checksum of the inputs of a finished shard's first example.
 
         Args:
-            shard: Its number.
+            shard: Number of the shard.
         """
         return str(_json(self._entry(shard), _AGAIN)["first_inputs"])
 
     def damage(self, shard: int, *, checksums: bool = True) -> str | None:
-        """Returns what is wrong with a shard, or None if it is whole.
+        """Describe the damage of a shard, as the end of a sentence that begins "shard i"; None if it is whole.
 
         Args:
-            shard: Its number.
-            checksums: Whether to read it and compare checksums, rather than look at sizes only.
+            shard: Number of the shard.
+            checksums: Whether to read its files and compare checksums, rather than look at sizes only.
         """
         entry = self._entry(shard)
         if not self.begun(shard):
@@ -279,7 +278,7 @@ class Store:
         except FileNotFoundError:
             return f"lacks {name}"
         except (OSError, ValueError, EOFError, SyntaxError) as error:
-            return f"has {name} of which the beginning cannot be read ({error})"
+            return f"has {name}, whose beginning cannot be read ({error})"
         if size != found.size:
             return f"has {name} with {size} bytes instead of {found.size}: it was cut short, or written to"
         if found.shape != shape:
@@ -289,27 +288,27 @@ class Store:
         return None
 
     def check(self, *, checksums: bool = True) -> None:
-        """Raises where the store is not complete and whole.
+        """Raise where the store is incomplete or damaged.
 
         Args:
-            checksums: Whether to read all of it and compare checksums, rather than look at sizes only.
+            checksums: Whether to read all files and compare checksums, rather than look at sizes only.
 
         Raises:
-            StoreError: Naming the shards that are missing or damaged.
+            StoreError: If shards are missing or damaged. The error names them.
         """
         if self.shards is None:
             raise StoreError(
-                f"expected all activations in {self.folder}, got a store whose end was not reached yet; {_AGAIN}"
+                f"{self.folder} does not hold all activations, as the data were never read to their end; {_AGAIN}"
             )
         found = ((i, self.damage(i, checksums=checksums)) for i in range(self.shards))
         damaged = [(i, damage) for i, damage in found if damage]
         if damaged:
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
             said = "; ".join(f"shard {i} {damage}" for i, damage in damaged[:3])
-            raise StoreError(f"expected {self.shards} whole shards in {self.folder}, but {said}{more}; {_AGAIN}")
+            raise StoreError(f"{self.folder} does not hold {self.shards} whole shards: {said}{more}; {_AGAIN}")
 
     def rows(self, table: str) -> Rows:
-        """Returns a table of a complete store, to be read row by row.
+        """Open a table of a complete store, to be read row by row.
 
         Args:
             table: "Z" or "y_hat".
@@ -321,11 +320,11 @@ class Store:
         return self.shard(table, *range(self.shards or 0))
 
     def shard(self, table: str, *shards: int) -> Rows:
-        """Returns a table's rows of finished shards, one shard after the other.
+        """Open a table's rows of finished shards, one shard after the other.
 
         Args:
             table: "Z" or "y_hat".
-            shards: Their numbers.
+            shards: Numbers of the shards.
         """
         entries = (_json(self._entry(shard), _AGAIN) for shard in shards)
         files = [self.folder / Path(entry["files"][table]["name"]).name for entry in entries]
@@ -333,7 +332,7 @@ class Store:
         return rows if rows.dtype == dtype else rows.map(lambda values: values.to(dtype))
 
     def sweep(self, rank: int, world_size: int) -> None:
-        """Removes the beginnings of files that a killed process left among the shards of a rank.
+        """Remove the unfinished files that a killed process left among the shards of a rank.
 
         Args:
             rank: Number of this process.
@@ -347,29 +346,29 @@ class Store:
 
 @contextmanager
 def locked(folder: Path, rank: int) -> Iterator[None]:
-    """Returns a context in which this process alone writes to a store as one of the ranks.
+    """Hold the lock of one rank of a store, so that no other process writes as this rank.
 
-    The system frees the lock when the process ends, however it ends. Where a file system has no locks, and on Windows,
-    there is none: two processes that do the same work then do it twice.
+    The system frees the lock when the process ends, however it ends. There is no lock on Windows, nor on file systems
+    without locks. Two processes of the same rank then do the same work twice.
 
     Args:
         folder: The store's folder.
         rank: Number of this process among those that share the work.
 
     Raises:
-        StoreError: If another process does so already.
+        StoreError: If another process holds the lock.
     """
     with (folder / f"rank-{rank}.lock").open("a") as file:
         if not _lock(file):
             raise StoreError(
-                f"expected to be the only process that collects into {folder} as rank {rank}, got another at work; "
-                "wait for it, or share the work by rank= and world_size="
+                f"another process already collects into {folder} as rank {rank}; wait for it, or share the work by "
+                "rank= and world_size="
             )
         yield
 
 
 def stored(table: Tensor) -> Tensor:
-    """Returns a tensor as NumPy can hold it: on the CPU, and in float32 where NumPy lacks its dtype.
+    """Convert a tensor so that NumPy can hold it: to the CPU, and to float32 where NumPy lacks its dtype.
 
     Args:
         table: Any tensor.
@@ -387,7 +386,7 @@ def stored(table: Tensor) -> Tensor:
 
 
 def file_checksum(path: Path) -> str:
-    """Returns the SHA-256 of a file, read some megabytes at a time.
+    """Compute the SHA-256 of a file, read one MiB at a time.
 
     Args:
         path: The file.
@@ -400,7 +399,7 @@ def file_checksum(path: Path) -> str:
 
 
 def _described(table: Tensor) -> dict[str, Any]:
-    """Returns what the manifest says of a table."""
+    """Describe a table for the manifest."""
     name = str(table.dtype).removeprefix("torch.")
     return {
         "dtype": name,
@@ -413,15 +412,15 @@ def _json(path: Path, hint: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise StoreError(f"expected {path.name} in {path.parent}, found none; {hint}") from error
+        raise StoreError(f"{path.parent} has no {path.name}; {hint}") from error
     except OSError as error:
-        raise StoreError(f"expected {path.name} in {path.parent}, could not read it ({error}); {hint}") from error
+        raise StoreError(f"{path} cannot be read ({error}); {hint}") from error
     except ValueError as error:
-        raise StoreError(f"expected JSON in {path}, got something cut short or foreign; {hint}") from error
+        raise StoreError(f"{path} is cut short, or is not JSON; {hint}") from error
 
 
 def _writing(path: Path, what: str, *data: bytes | memoryview) -> None:
-    """Replaces a file, and says what to do where there is no room."""
+    """Write a file in place of the old one; where the disk is full, raise an error that names the remedy."""
     try:
         replace_file(path, *data)
     except OSError as error:
@@ -430,21 +429,20 @@ def _writing(path: Path, what: str, *data: bytes | memoryview) -> None:
         size = sum(memoryview(some).nbytes for some in data) / 1e6
         raise OSError(
             error.errno,
-            f"expected room for {what} ({size:.3g} MB), got {error.strerror!r}; finished shards stay: make room and "
-            f"{_AGAIN}",
+            f"no room for {what} ({size:.3g} MB): {error.strerror!r}; finished shards stay: make room and {_AGAIN}",
             str(path),
         ) from error
 
 
 def _lock(file: io.TextIOWrapper) -> bool:
-    """Returns False where another process holds the lock of a file; it is freed when the file is closed."""
+    """Lock a file until it is closed; return False where another process holds its lock."""
     if sys.platform == "win32":
         return True
     import fcntl
 
     try:
-        # Not flock, whose locks forked loader workers would hold on to for seconds after their parent was killed.
+        # Not flock: forked loader workers would keep its locks for seconds after their parent was killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # any other: a file system without locks
+    except OSError as error:  # any other error: a file system without locks
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True

@@ -1,7 +1,7 @@
-"""From a batch of a loader to the arguments of a model, by the signature of its ``forward``.
+"""Turn a batch of a loader into the arguments of a model, by the signature of its ``forward``.
 
-A batch with names, such as Hugging Face's, says by these what belongs where. A tuple or list says nothing: its first
-entry is taken, and the user is warned once where the model would take another one.
+The keys of a dict, such as a batch of Hugging Face, are names of arguments. A tuple or list has no names. Its first
+entry is taken as the inputs, with one warning where the model could take further entries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ForModel", "Unpack", "first_of_batch", "unpack_for"]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
-# Arguments with which a model computes its loss. They are answers, not inputs, and left out where that is allowed.
+# Arguments from which a model computes its loss. They are answers, not inputs, and left out where they are optional.
 _ANSWERS = frozenset(
     (
         "label",
@@ -37,16 +37,16 @@ _ANSWERS = frozenset(
 
 
 def first_of_batch(batch: Any) -> tuple[Any, Any]:
-    """Returns the model's inputs and its additional arguments (here always None) from one batch of a loader.
+    """Take the model's inputs and its additional arguments (here always None) from one batch of a loader.
 
-    A tensor is the inputs; of a tuple or list the first entry is, and what follows (labels) is ignored. Several inputs
-    are a tuple or list of their own in the first place.
+    A tensor is the inputs. So is the first entry of a tuple or list; further entries (labels) are ignored. Several
+    inputs are a tuple or list of their own as the first entry.
 
     Args:
-        batch: What a data loader yields.
+        batch: A batch as a data loader yields it.
 
     Raises:
-        TypeError: If the batch is anything else.
+        TypeError: If the batch is of another type.
 
     Example:
         >>> import torch
@@ -59,17 +59,17 @@ def first_of_batch(batch: Any) -> tuple[Any, Any]:
         inputs = batch[0]
         return (tuple(inputs) if isinstance(inputs, list) else inputs), None
     raise TypeError(
-        f"expected batches that are a tensor or begin with the inputs, got {type(batch).__name__}; pass unpack=, "
+        f"a batch must be a tensor or begin with the inputs, and this one is a {type(batch).__name__}; pass unpack=, "
         "a function from a batch to (inputs, additional_forward_args)"
     )
 
 
 def unpack_for(model: nn.Module, unpack: Unpack) -> Unpack:
-    """Return a function that unpacks batches for a model: the user's own, or one by the model's signature.
+    """Choose the function that unpacks batches for a model: the user's own, or one by the model's signature.
 
     Args:
         model: The explained model.
-        unpack: The user's, or :func:`first_of_batch`, which stands for none.
+        unpack: The user's function. The default :func:`first_of_batch` stands for the model's signature.
 
     Example:
         >>> unpack_for(nn.Linear(2, 1), lambda batch: (batch, None)).__name__
@@ -81,8 +81,8 @@ def unpack_for(model: nn.Module, unpack: Unpack) -> Unpack:
 class ForModel:
     """Unpacks batches by the signature of a model's ``forward``.
 
-    Of a dict the entries with the names of parameters are taken; labels are left out where they are optional. Of a
-    tuple or list the first entry is taken (:func:`first_of_batch`).
+    The entries of a dict that are named like parameters become arguments; labels are left out where they are
+    optional. The first entry of a tuple or list becomes the inputs (:func:`first_of_batch`).
 
     Args:
         model: The explained model.
@@ -111,13 +111,13 @@ class ForModel:
         self._told = False
 
     def __call__(self, batch: Any) -> tuple[Any, Any]:
-        """Return inputs and additional arguments of a batch.
+        """Take inputs and additional arguments from a batch.
 
         Args:
-            batch: What a data loader yields.
+            batch: A batch as a data loader yields it.
 
         Raises:
-            TypeError: If the batch lacks what the model needs, or is of another kind.
+            TypeError: If the batch lacks arguments that the model needs, or is of another type.
         """
         entries = batch if isinstance(batch, (tuple, list)) else (batch,)
         if entries and isinstance(entries[0], Mapping):
@@ -128,12 +128,12 @@ class ForModel:
         return inputs, additional
 
     def _compare(self, taken: tuple[Any, ...], left: Any) -> None:
-        """Raise where the model needs more than is taken of a batch; warn where it would take more."""
+        """Raise where the model needs more inputs than are taken from a batch; warn where it could take more."""
         required = [name for name in self.names if name not in self.defaults]
         if len(taken) < len(required):
             raise TypeError(
-                f"forward of {self.name} needs {', '.join(required)}, and of a batch with {1 + len(left)} entries the "
-                "first is taken; say which entries are arguments, as in "
+                f"forward of {self.name} needs {', '.join(required)}, and only the first of a batch's {1 + len(left)} "
+                "entries is passed to it; say which entries are arguments, as in "
                 f"unpack=lambda batch: (tuple(batch[:{len(required)}]), None)"
             )
         free = [n for n in self.names[len(taken) :] if self.defaults.get(n, 0) is None and n not in _ANSWERS]
@@ -141,13 +141,13 @@ class ForModel:
         # One entry with a number for each example is the label.
         if free and (len(tensors) > 1 or (tensors and tensors[0].dim() > 1)):
             self._tell(
-                f"a batch holds {1 + len(left)} entries, and the first alone is passed to {self.name}, whose forward "
-                f"would take {', '.join(free)} as well; say which entries are arguments, as in "
-                "unpack=lambda batch: (batch[0], batch[1]), or that none is, by unpack=lambda batch: (batch[0], None)"
+                f"only the first of a batch's {1 + len(left)} entries is passed to {self.name}, and its forward could "
+                f"also take {', '.join(free)}; say which entries are arguments, as in "
+                "unpack=lambda batch: (batch[0], batch[1]), or silence this by unpack=lambda batch: (batch[0], None)"
             )
 
     def _named(self, batch: Mapping[Any, Any]) -> tuple[Any, Any]:
-        """Return the entries of a batch that have the names of forward's parameters, in their order."""
+        """Take the entries of a batch that are named like forward's parameters, in the order of the parameters."""
         optional_answers = {n for n in _ANSWERS if n in self.defaults}
         given = {n: batch[n] for n in self.names if n in batch and n not in optional_answers}
         missing = [n for n in self.names if n not in self.defaults and n not in batch]
@@ -162,15 +162,15 @@ class ForModel:
             )
         if keyword_only:
             raise TypeError(
-                f"a batch has {', '.join(keyword_only)}, which forward of {self.name} takes by keyword alone, and "
-                "explained models get their arguments by position; wrap the model in one that takes them so"
+                f"forward of {self.name} takes {', '.join(keyword_only)} of a batch by keyword only, and explained "
+                "models get their arguments by position; wrap the model in one that takes them by position"
             )
         other = [str(k) for k, v in batch.items() if k not in given and k not in _ANSWERS and isinstance(v, Tensor)]
         free = [n for n in self.names if n not in given and self.defaults.get(n, 0) is None and n not in _ANSWERS]
         if other and free:
             self._tell(
-                f"a batch holds {', '.join(other)}, which forward of {self.name} does not take by that name, and it "
-                f"would take {', '.join(free)}; rename the entries, or pass unpack="
+                f"forward of {self.name} takes no argument named {', '.join(other)}, as in the batch, but could take "
+                f"{', '.join(free)}; rename the entries, or pass unpack="
             )
         last = max(self.names.index(n) for n in given)
         arguments = [given.get(n, self.defaults.get(n)) for n in self.names[: last + 1]]
@@ -183,7 +183,7 @@ class ForModel:
 
 
 def _divided(arguments: list[Any]) -> tuple[Any, Any]:
-    """Return inputs and additional arguments: leading tensors up to the last floating-point one are inputs."""
+    """Divide arguments: leading tensors up to the last floating-point one are inputs, the rest additional."""
     count = 0
     while count < len(arguments) and isinstance(arguments[count], Tensor):
         count += 1

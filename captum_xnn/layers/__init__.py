@@ -1,4 +1,4 @@
-"""Work on one layer of any model: find it, read it, run the rest of the model from it on, and leave all as it was."""
+"""Work on one layer of any model: find it, read it, run the rest of the model, and leave the model unchanged."""
 
 from captum_xnn.layers.lookup import find_layer
 from captum_xnn.layers.read import EveryCall

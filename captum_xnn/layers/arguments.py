@@ -1,4 +1,4 @@
-"""Whether tensors can be the arguments of a model: told before it runs, in words of the data.
+"""Check before a model runs whether tensors can be its arguments, with errors that speak of the data.
 
 Conventions:
     N examples in every input.
@@ -16,12 +16,12 @@ __all__ = ["refuse_too_many", "refuse_uneven"]
 
 
 def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
-    """Raise where a tuple has more tensors than a model takes, as a tuple of batches has.
+    """Raise where a tuple has more tensors than a model takes; it may be a tuple of batches.
 
     Args:
         model: A plain module.
-        inputs: Inputs of the model as the user gives them, of which a tuple has several.
-        join: How batches of one input are to be passed instead.
+        inputs: Inputs of the model as the user gives them; a tuple holds several inputs.
+        join: How to pass batches of one input instead, for the error.
 
     Raises:
         TypeError: If ``forward`` takes fewer arguments.
@@ -32,7 +32,7 @@ def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
         Traceback (most recent call last):
         ...
         TypeError: a tuple of 3 tensors is 3 inputs of the model, and forward of Linear takes 1; if they are batches of
-        one input, pass them as a list. If all but the first are labels, pass the first alone
+        one input, pass them as a list. If all but the first are labels, pass only the first
     """
     if not isinstance(inputs, tuple) or len(inputs) < 2:
         return
@@ -48,7 +48,7 @@ def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
     n = len(inputs)
     raise TypeError(
         f"a tuple of {n} tensors is {n} inputs of the model, and forward of {type(model).__name__} takes "
-        f"{takes}; if they are batches of one input, {join}. If all but the first are labels, pass the first alone"
+        f"{takes}; if they are batches of one input, {join}. If all but the first are labels, pass only the first"
     )
 
 
@@ -59,7 +59,7 @@ def refuse_uneven(inputs: Sequence[Tensor]) -> None:
         inputs: Tensors (N, ...).
 
     Raises:
-        ValueError: If one has none, or another number than the first.
+        ValueError: If an input has no rows, or not as many rows as the first.
 
     Example:
         >>> import torch
@@ -67,6 +67,6 @@ def refuse_uneven(inputs: Sequence[Tensor]) -> None:
     """
     if any(x.dim() == 0 for x in inputs) or len({len(x) for x in inputs}) > 1:
         raise ValueError(
-            f"expected as many examples of every input, got shapes {[tuple(x.shape) for x in inputs]}; pass equally "
-            "many"
+            f"inputs differ in their number of examples, with shapes {[tuple(x.shape) for x in inputs]}; pass as many "
+            "examples of every input"
         )

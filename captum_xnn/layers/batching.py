@@ -1,4 +1,4 @@
-"""Take some examples of a batch, and put what was made of parts of it together again."""
+"""Take some rows of a batch, and join results of parts of a batch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["gathered", "rows_of"]
 def rows_of(
     inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
-    """Returns copies of some rows of the inputs, and of those additional arguments that have a row for each example.
+    """Copy some rows of the inputs, and of the additional arguments that have a row for each example.
 
     Args:
         inputs: Tensors (N, ...).
-        additional: Further arguments of the model; others than tensors of N rows are passed on as they are.
+        additional: Further arguments of the model. Only tensors of N rows are cut; all others stay as they are.
         rows: Row numbers (R,), which may repeat.
 
     Example:
@@ -36,10 +36,10 @@ def rows_of(
 
 
 def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) -> tuple[Tensor, ...]:
-    """Returns tensors of n rows from parts as they come, none of which is held any longer.
+    """Join parts to tensors of n rows; free each part before the next is made.
 
     Args:
-        parts: Row numbers R, with tensors (R, ...); together each of the n rows once.
+        parts: Row numbers (R,) with tensors (R, ...); together they hold each of the n rows once.
         n: Number of rows.
 
     Example:

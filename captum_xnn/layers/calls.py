@@ -1,4 +1,4 @@
-"""Count how often a layer runs in one forward pass, and find out whether earlier calls count."""
+"""Count how often a layer runs in one forward pass, and test whether its last call suffices."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def calls_of(
 ) -> int:
     """Count the calls of a layer in one forward pass; raise where only the last of several would be explained.
 
-    Calls in a row are right: what the model makes of the first call goes through the last one. Of calls side by side,
-    as in Siamese towers, the last one knows nothing of the others. To tell them apart, the model runs a second time
-    with noise on all calls but the last, and with the first pass's output of the last call.
+    Calls in a row are fine: the earlier calls reach the output through the last one. Calls side by side, as in Siamese
+    towers, are not: the last call does not depend on the others. To tell the two apart, the model runs a second time.
+    All calls but the last get noise, and the last call returns its output of the first pass.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
-        inputs: All positional arguments of the model; few examples will do. They are copied.
-        name: What to call the layer in errors.
-        output_transform: The layer's; with :class:`EveryCall` nothing is refused.
+        inputs: All positional arguments of the model; a few examples are enough. They are copied.
+        name: Name of the layer in errors.
+        output_transform: Transform of the layer's output. With :class:`EveryCall`, any number of calls is fine.
         prediction_transform: Turns the model's raw output into the tensor that is explained.
 
     Raises:
@@ -83,21 +83,21 @@ def calls_of(
             try:
                 disturbed = ran()
             except Exception:
-                return calls  # noise may lead the model's own code astray, and says nothing then
+                return calls  # the model's own code may fail on noise, and the test then says nothing
     finally:
         handle.remove()
     if count == calls and not all(map(_is_close, usual, disturbed)):
         raise ValueError(
-            f"expected layer {name!r} to run once in a forward pass, got {calls} calls side by side, as in the towers "
-            "of a Siamese network or an encoder of frames, of which only the last would be explained; explain all of "
-            "them with output_transform=captum_xnn.layers.read.EveryCall(), or a layer that runs once after they are "
+            f"layer {name!r} runs {calls} times side by side in a forward pass, as in the towers of a Siamese network "
+            "or an encoder of frames, and only the last call would be explained; explain all calls with "
+            "output_transform=captum_xnn.layers.read.EveryCall(), or explain a layer that runs once after they are "
             "joined"
         )
     return calls
 
 
 def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Returns a value with all tensors in it changed."""
+    """Change all tensors in a nested value; return the new value."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -112,13 +112,14 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    """List all tensors in a nested value."""
     found: list[Tensor] = []
     _mapped(lambda x: found.append(x) or x, value)  # type: ignore[func-returns-value]
     return found
 
 
 def _noisy(x: Tensor) -> Tensor:
-    """Returns a tensor with as much noise as it has spread."""
+    """Add noise with the standard deviation of the tensor."""
     if not x.is_floating_point() or not x.numel():
         return x.clone()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(x)

@@ -1,4 +1,4 @@
-"""Captum's private helpers, all imported here and nowhere else, as found in captum 0.9."""
+"""Captum's private helpers as of captum 0.9. No other module imports them."""
 
 from captum._utils.common import (
     _format_additional_forward_args,

@@ -1,4 +1,4 @@
-"""Tell whether two dimensions of a layer's output are a grid over the image."""
+"""Test whether two dimensions of a layer's output are a grid over the image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["has_channels_last", "is_grid"]
 
 
 def is_grid(height: int, width: int, image: Tensor) -> bool:
-    """Returns whether two dimensions of a layer's output are cells of an image, by their ratio.
+    """Whether two dimensions of a layer's output are cells of an image, by their ratio.
 
     Args:
-        height: The first of them.
-        width: The second.
+        height: Size of the first dimension.
+        width: Size of the second.
         image: Images (N, C, H, W).
 
     Example:
@@ -26,10 +26,10 @@ def is_grid(height: int, width: int, image: Tensor) -> bool:
 
 
 def has_channels_last(shape: Sequence[int], image: Tensor | None) -> bool:
-    """Returns whether a layer's output of this shape is (N, H, W, C), as in Swin and ConvNeXt, by the image's ratio.
+    """Whether a layer's output of this shape is (N, H, W, C), as in Swin and ConvNeXt, by the image's ratio.
 
     Args:
-        shape: Of the layer's output.
+        shape: Shape of the layer's output.
         image: Images (N, C, H, W), or another input, or None.
 
     Example:

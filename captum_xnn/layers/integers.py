@@ -1,4 +1,4 @@
-"""Inputs that hold integers or booleans, through which no gradient goes: how they are to be passed instead."""
+"""Refuse inputs of integers or booleans, as they have no gradients, and say how to pass them instead."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def refuse_integers(inputs: Sequence[Tensor], method: str, otherwise: str) -> No
     """Raise where an input has no gradients, and say how to pass it.
 
     Args:
-        inputs: What a method is to attribute to.
-        method: Its name.
-        otherwise: How to explain token ids instead.
+        inputs: Inputs to which the method attributes.
+        method: Name of the method.
+        otherwise: How to explain token ids instead, for the error.
 
     Raises:
         TypeError: If an input holds integers or booleans.
@@ -47,14 +47,14 @@ _AS_ARGUMENT = (
 
 @contextmanager
 def replacing(inputs: Sequence[Tensor], method: str) -> Iterator[None]:
-    """Return a context in which a method runs a model on replaced inputs; say which of them the model may not take.
+    """Wrap a method that runs a model on replaced inputs; where the model fails on integers, say how to pass them.
 
     Args:
-        inputs: What the method replaces.
-        method: Its name.
+        inputs: Inputs whose numbers the method replaces.
+        method: Name of the method.
 
     Raises:
-        ValueError: If the model fails, and integers beside floating-point inputs may be why.
+        ValueError: If the model fails, and integers beside floating-point inputs may be the cause.
     """
     integers = [i for i, x in enumerate(inputs) if not x.is_floating_point()]
     try:
@@ -63,6 +63,6 @@ def replacing(inputs: Sequence[Tensor], method: str) -> Iterator[None]:
         if not integers or len(integers) == len(inputs):
             raise
         raise ValueError(
-            f"{method} replaces numbers of every input, and the model fails where it does so ({type(error).__name__}: "
+            f"{method} replaces numbers of every input, and the model fails on them ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}). Input {integers[0]} is {inputs[integers[0]].dtype}: {_AS_ARGUMENT}"
         ) from error

@@ -1,8 +1,8 @@
-"""Reads how a layer's output is laid out: which dimension holds channels, which token belongs to which cell.
+"""Find out how a layer's output is laid out: which dimension holds channels, which token belongs to which cell.
 
-Numbers do not tell: (N, 8, 8, 64) may be eight channels or eight rows, and 55 tokens may be 6 x 9 cells and a class
-token, or 5 x 11 cells. So the model is asked. One channel, or one cell, of an earlier module with a known layout is
-changed, and the change is looked for in the layer's output.
+The shape alone is ambiguous: (N, 8, 8, 64) may be eight channels or eight rows, and 55 tokens may be 6 x 9 cells and a
+class token, or 5 x 11 cells. So the functions here test the model. They change one channel, or one cell, in the output
+of an earlier module with a known layout, and look for the change in the layer's output.
 
 Conventions:
     N examples, T tokens, D dimensions of a token, cells (h, w) of an image.
@@ -25,9 +25,9 @@ from captum_xnn.layers.trace import trace
 
 __all__ = ["Cells", "channel_dimension", "channels_by_numbers", "refuse_examples_second", "token_cells"]
 
-# How many earlier modules are tried, from the last one back.
+# Most earlier modules to try, from the last one back.
 _ATTEMPTS = 8
-# How many tensors behind a module are tried as its tokens: (N, D, T) may look like (N, T, D).
+# Most tensors behind a module to try as its tokens: (N, D, T) may look like (N, T, D).
 _TOKENS = 3
 
 # Modules with channels in dimension 1, and the dimensions of their output.
@@ -42,7 +42,7 @@ _LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.Multi
 
 
 class Cells(NamedTuple):
-    """Which tokens are the cells of an image."""
+    """Positions of the tokens that are the cells of an image."""
 
     height: int
     """Cells along the image's height."""
@@ -68,19 +68,21 @@ def channel_dimension(
     name: str = "layer",
     output_transform: OutputTransform | None = None,
 ) -> int:
-    """Return the dimension of a layer's output that holds channels, counted with the examples as 0.
+    """Find the dimension of a layer's output that holds channels, counted with the examples as 0.
 
-    One channel of the last module that says where its channels are (convolution, linear layer, norm, ...) is changed.
-    The change stays in one channel of the layer's output, and goes over several places. Where it does neither, modules
-    before are tried. Where none tells, the shape decides: of three dimensions per example the last if the first two
-    have the image's ratio, and else the first; of two the last unless a 1-D convolution, pooling or batch norm comes
-    behind all modules with channels last.
+    The function changes one channel in the output of the last module with a known channel dimension (convolution,
+    linear layer, norm, ...). The change should stay in one channel of the layer's output, and spread over several
+    places. Otherwise the function tries earlier modules.
+
+    If no module decides, the shape does. Of three dimensions per example, channels are in the last if the first two
+    have the image's ratio, otherwise in the first. Of two dimensions per example, channels are in the last, unless a
+    1-D convolution, pooling or batch norm comes behind all modules with channels last.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: All positional arguments of the model; the first example is used.
-        name: What to call the layer in errors.
+        name: Name of the layer in errors.
         output_transform: Turns the layer's raw output into one tensor (N, ...).
 
     Example:
@@ -111,17 +113,17 @@ def channel_dimension(
 
 
 class _Told(NamedTuple):
-    """What one forward pass up to the layer says."""
+    """Findings of one forward pass up to the layer."""
 
     Z: Tensor
     telling: list[tuple[_Call, int]]
-    """Calls of modules whose output has channels in a known dimension."""
+    """Calls of modules whose output has channels in a known dimension, and that dimension."""
 
 
 def _told(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, output_transform: OutputTransform | None
 ) -> _Told:
-    """Return the layer's output and the modules before its end that say where their channels are."""
+    """Run the model; return the layer's output and the earlier modules with channels in a known dimension."""
     calls: list[tuple[_Call, int]] = []
     ends = [0]
     count = _Count()
@@ -144,7 +146,7 @@ def _told(
 
 
 class _Count:
-    """Numbers the calls of each module, in the thread that made it; other threads get -1."""
+    """Numbers the calls of each module. Only the thread that made the object counts; other threads get -1."""
 
     def __init__(self) -> None:
         self.seen: dict[nn.Module, int] = {}
@@ -164,7 +166,7 @@ def _first_tensor(output: Any) -> Tensor | None:
 
 
 def _channels_of(module: nn.Module, output: Tensor) -> int | None:
-    """Return which dimension of a module's output holds its channels, where the kind of the module says so."""
+    """Return the dimension of a module's output that holds its channels; None for modules of an unknown kind."""
     for kind, dimensions in _FIRST.items():
         if isinstance(module, kind):
             return 1 if output.dim() == dimensions else None
@@ -183,15 +185,15 @@ def _followed(
     dimension: int,
     output_transform: OutputTransform | None,
 ) -> int | None:
-    """Return the dimension of the layer's output in which a change of one channel stays; None if there is not one.
+    """Change one channel and find the dimension of the layer's output that confines the change; None if there is none.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: Three times the same example.
-        call: Which output is changed, in the second and third row: a ReLU shows one of two signs.
-        dimension: Where its channels are.
-        output_transform: The layer's.
+        call: The call whose output is changed, up in the second row and down in the third: a ReLU passes one sign.
+        dimension: Dimension of the channels in that output.
+        output_transform: Transform of the layer's output.
     """
 
     def change(output: Tensor) -> Tensor:
@@ -205,7 +207,7 @@ def _followed(
         with _Changed(call, change):
             Z, _ = read_layer(model, layer, inputs, output_transform=output_transform)
     except Exception:
-        return None  # the change may lead the model's own code astray
+        return None  # the model's own code may fail on the change
     if len(Z) != 3:
         return None
     moved = _moved(Z[1:], Z[:1]).any(0)
@@ -219,11 +221,11 @@ def _followed(
 
 
 class _Changed:
-    """A context in which one call of a module returns something else.
+    """A context in which one call of a module returns a changed output.
 
     Args:
-        call: Which call.
-        change: Gets a copy of the first tensor that the module returns, and returns what takes its place.
+        call: The call.
+        change: Gets a copy of the first tensor that the module returns, and returns the tensor to take its place.
     """
 
     def __init__(self, call: _Call, change: Callable[[Tensor], Tensor]) -> None:
@@ -248,7 +250,7 @@ class _Changed:
 
 
 def _repeated(inputs: tuple[Any, ...], times: int) -> tuple[Any, ...]:
-    """Return copies of all arguments for the same example several times over."""
+    """Copy all arguments, with the first example repeated."""
     many = 0
     while many < len(inputs) and isinstance(inputs[many], Tensor):
         many += 1
@@ -259,12 +261,12 @@ def _repeated(inputs: tuple[Any, ...], times: int) -> tuple[Any, ...]:
 
 
 def _size(output: Tensor) -> Tensor:
-    """Return a change that is large beside the values of a tensor."""
+    """Compute a step that is large beside the values of a tensor."""
     return 1 + 3 * output.float().abs().amax().to(output.dtype)
 
 
 def _moved(Z: Tensor, before: Tensor) -> Tensor:
-    """Return where rows differ from another one by more than rounding, (N, ...)."""
+    """Mark where rows differ from another row by more than rounding, (N, ...)."""
     off = (Z.double() - before.double()).abs().nan_to_num(nan=torch.inf)
     rounding = 1e-2 if Z.dtype in (torch.float16, torch.bfloat16) else 1e-5
     most = float(off[off.isfinite()].max()) if bool(off.isfinite().any()) else 0.0
@@ -272,12 +274,12 @@ def _moved(Z: Tensor, before: Tensor) -> Tensor:
 
 
 def channels_by_numbers(shape: Sequence[int], image: Tensor) -> int | None:
-    """Return the dimension with channels where only one can be, by the sizes of a layer's output and of the image.
+    """Find the dimension with channels from the sizes of a layer's output and of the image; None if both may hold them.
 
-    Cells are as high as they are wide in pixels, but for a cell more or less at the borders.
+    Cells are as high as they are wide in pixels, up to one cell more or less at the borders.
 
     Args:
-        shape: Of the layer's output, four dimensions.
+        shape: Shape of the layer's output, four dimensions.
         image: Images (N, C, H, W).
 
     Example:
@@ -292,7 +294,7 @@ def channels_by_numbers(shape: Sequence[int], image: Tensor) -> int | None:
 
 
 def _may_be_cells(height: int, width: int, image: Tensor) -> bool:
-    """Return whether cells of one size in pixels are so many."""
+    """Whether square cells of some size in pixels would fill the image with this many rows and columns."""
     sides = ((image.shape[2], height), (image.shape[3], width))
     least = max(pixels / (cells + 1.5) for pixels, cells in sides)
     most = min(pixels / max(cells - 1.5, 0.5) for pixels, cells in sides)
@@ -300,7 +302,7 @@ def _may_be_cells(height: int, width: int, image: Tensor) -> bool:
 
 
 def _by_shape(model: nn.Module, layer: nn.Module, shape: Sequence[int], inputs: tuple[Any, ...], name: str) -> int:
-    """Return the dimension with channels by a layer's shape and by the modules that ran."""
+    """Choose the dimension with channels by the shape of a layer's output and by the modules that ran."""
     if len(shape) == 4:
         image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
         return 3 if has_channels_last(shape, image) else 1
@@ -314,12 +316,12 @@ def _by_shape(model: nn.Module, layer: nn.Module, shape: Sequence[int], inputs: 
 
 
 def refuse_examples_second(Z: Tensor, examples: int, name: str) -> None:
-    """Raise where a layer's output has not one row per example.
+    """Raise where a layer's output does not have one row per example.
 
     Args:
         Z: The layer's output on some examples.
-        examples: How many.
-        name: The layer's name.
+        examples: Number of examples.
+        name: Name of the layer.
 
     Example:
         >>> refuse_examples_second(torch.zeros(5, 1, 8), 1, "encoder")
@@ -336,31 +338,31 @@ def refuse_examples_second(Z: Tensor, examples: int, name: str) -> None:
 
 
 class _Event(NamedTuple):
-    """Something that a forward pass shows: cells of an image, or tokens."""
+    """Cells of an image, or tokens, in a forward pass."""
 
     call: _Call
     shape: tuple[int, ...]
     """(height, width) of cells, or (T,) of tokens."""
     at: int | None = None
-    """Which argument of the module the tokens are; None for what it returns."""
+    """Index of the module's argument that holds the tokens; None if the module returns them."""
 
 
 def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Cells | None:
-    """Return which of a layer's tokens (N, T, D) are which cells of the image; None if the model does not tell.
+    """Find which of a layer's tokens (N, T, D) belongs to which cell of the image; None if the model does not show it.
 
-    Cells are those of a convolution (or ``nn.Unfold``) before the layer, usually the patch embedding. They are changed
-    in turn, in as many rows of a batch as their numbers have binary digits, and the first tokens behind show which of
-    them follows which cell. Tokens that follow none are class and register tokens.
+    The cells are the output of a convolution (or ``nn.Unfold``) before the layer, usually the patch embedding. The
+    function changes cells in a batch with one row per binary digit of the cells' numbers. The first tokens behind the
+    cells then show which token follows which cell. Tokens that follow no cell are class and register tokens.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: All positional arguments of the model; the first example is used.
-        name: What to call the layer in errors.
+        name: Name of the layer in errors.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer.
-        ValueError: If the layer's output is no (N, T, D).
+        ValueError: If the layer's output is not (N, T, D).
 
     Example:
         >>> class Tokens(nn.Module):
@@ -375,7 +377,7 @@ def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, 
         Z, events = _events(model, layer, _repeated(inputs, 1), name)
         if Z.dim() != 3:
             raise ValueError(
-                f"layer {name!r} gives shape {tuple(Z.shape)}, and tokens are (N, T, D); name another layer"
+                f"layer {name!r} gives shape {tuple(Z.shape)}, but tokens are (N, T, D); name another layer"
             )
         refuse_examples_second(Z, 1, name)
         T = Z.shape[1]
@@ -396,7 +398,7 @@ def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, 
 
 
 def _events(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str) -> tuple[Tensor, list[_Event]]:
-    """Return the layer's output on one example, and cells and tokens in the order in which they come before its end."""
+    """Run one example; return the layer's output, and the cells and tokens up to it in the order of the pass."""
     events: list[_Event] = []
     ends: list[tuple[int, Any]] = []
     entered, left = _Count(), _Count()
@@ -431,7 +433,7 @@ def _events(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: s
     Z = _first_tensor(output)
     if Z is None:
         raise ValueError(
-            f"layer {name!r} gives a {type(output).__name__}, and tokens are one tensor; name another layer"
+            f"layer {name!r} gives a {type(output).__name__}, but tokens are one tensor; name another layer"
         )
     return Z, events[:count]
 
@@ -441,7 +443,7 @@ def _are_tokens(value: Any) -> bool:
 
 
 def _cells_of(module: nn.Module, output: Tensor, arguments: tuple[Any, ...]) -> tuple[int, int] | None:
-    """Return the height and width of a module's cells, where its kind has cells."""
+    """Return the height and width of a module's cells; None if its output has no cells."""
     if isinstance(module, nn.Unfold) and arguments and isinstance(arguments[0], Tensor):
         return _unfolded(module, arguments[0])
     if output.dim() != 4 or _channels_of(module, output) != 1 or output.shape[2] * output.shape[3] < 2:
@@ -450,7 +452,7 @@ def _cells_of(module: nn.Module, output: Tensor, arguments: tuple[Any, ...]) -> 
 
 
 def _unfolded(module: nn.Unfold, image: Tensor) -> tuple[int, int]:
-    """Return the height and width of the grid of patches that nn.Unfold cuts out."""
+    """Compute the height and width of the grid of patches that nn.Unfold cuts out."""
 
     def along(i: int) -> int:
         kernel, dilation, padding, stride = (
@@ -463,10 +465,10 @@ def _unfolded(module: nn.Unfold, image: Tensor) -> tuple[int, int]:
 
 
 def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: _Event) -> Tensor | None:
-    """Return the position of the token that follows each cell, (h * w,); None unless it is one for each.
+    """Find the position of the token that follows each cell, (h * w,); None unless each cell has exactly one token.
 
-    Row b of a batch has all cells changed whose number, counted from 1, has the binary digit b. The first row is as it
-    was.
+    The first row of the batch is unchanged. In row b + 1, all cells change whose number, counted from 1, has binary
+    digit b.
     """
     count = source.shape[0] * source.shape[1]
     digits = count.bit_length()
@@ -497,7 +499,7 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
                 model(*_repeated(inputs, digits + 1))
         except Exception:
             if not seen:
-                return None  # the change may lead the model's own code astray
+                return None  # the model's own code may fail on the change
         finally:
             handle.remove()
     if not seen or len(seen[0]) != digits + 1:

@@ -1,7 +1,7 @@
-"""Tells from a model's outputs whether they are logits.
+"""Guess from a model's outputs whether they are logits.
 
-Contributions add up to the output, so the output should be a sum of evidence, as a logit is. A probability is none: a
-softmax mixes all classes, and a sigmoid saturates.
+Contributions add up to the output, so the output should be a sum of evidence, as a logit is. A probability is not such
+a sum: a softmax mixes all classes, and a sigmoid saturates.
 
 Conventions:
     N examples, C classes; outputs are (N,), (N, C), or (N, ...) with classes in dimension 1 or in the last one.
@@ -20,7 +20,7 @@ _WIDE = 0.7
 
 
 class Spread:
-    """Collects, part by part, what outputs after a softmax, log_softmax or sigmoid have in common.
+    """Collects, part by part, the marks of outputs after a softmax, log_softmax or sigmoid: their range and sums.
 
     Example:
         >>> seen = Spread()
@@ -32,12 +32,12 @@ class Spread:
     def __init__(self) -> None:
         self.low, self.high, self.examples = float("inf"), float("-inf"), 0
         self.sum_to_one: set[int] | None = None
-        """Dimensions over which probabilities sum to 1; None before anything was added."""
+        """Dimensions over which probabilities sum to 1; None before the first part."""
         self.exponentials_sum_to_one: set[int] | None = None
-        """The same of exponentials of the outputs."""
+        """Dimensions over which exponentials of the outputs sum to 1; None before the first part."""
 
     def add(self, outputs: Tensor) -> None:
-        """Take the outputs of some examples into account.
+        """Add the outputs of some examples.
 
         Args:
             outputs: (n, ...).
@@ -65,10 +65,10 @@ class Spread:
 
 
 def no_logits(seen: Spread) -> str | None:
-    """Return why outputs seem to be no logits, and the remedy; None if they may well be logits.
+    """Say why outputs do not seem to be logits, and the remedy; None if they may well be logits.
 
     Args:
-        seen: What was collected of all outputs.
+        seen: Range and sums of all outputs.
 
     Example:
         >>> seen = Spread()

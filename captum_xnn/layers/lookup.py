@@ -14,13 +14,13 @@ __all__ = ["find_layer", "quantised", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the plain module behind ``torch.compile`` and ``DataParallel`` wrappers, in which layers can be hooked.
+    """Take ``torch.compile`` and ``DataParallel`` wrappers off a model, so that its layers can be hooked.
 
     Args:
         model: The user's model.
 
     Raises:
-        TypeError: If the model is no module, or a scripted or traced one, whose layers cannot be seen.
+        TypeError: If the model is not a module, or is scripted or traced, so that its layers cannot be hooked.
 
     Example:
         >>> unwrap(nn.DataParallel(nn.Linear(2, 1)))
@@ -46,14 +46,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    """Returns the dotted name and the module of a layer of the model.
+    """Find a layer of the model; return its dotted name and the module.
 
     Args:
         model: A plain module.
         layer: A dotted name as in ``model.named_modules()``, or the module itself.
 
     Raises:
-        LayerNotFoundError: If there is no such layer; near names are listed.
+        LayerNotFoundError: If the model has no such layer. The error lists near names.
         TypeError: If layer is neither a name nor a module.
 
     Example:
@@ -67,23 +67,25 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         names = [name for name in named if name]
         near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
         raise LayerNotFoundError(
-            f"expected the name of a layer of {type(model).__name__}, got {layer!r}; near names: "
+            f"{type(model).__name__} has no layer {layer!r}; near names: "
             f"{', '.join(map(repr, near))} (all of them: `dict(model.named_modules())`)"
         )
     if not isinstance(layer, nn.Module):
-        raise TypeError(f"expected a layer as a dotted name or a module, got {type(layer).__name__}; pass one of them")
+        raise TypeError(f"{type(layer).__name__} is not a layer; pass a dotted name or a module of the model")
     wanted = unwrap(layer)
     for name, module in named.items():
         if module is wanted:
             return name, module
     raise LayerNotFoundError(
-        f"expected a layer of {type(model).__name__}, got a {type(layer).__name__} that the model does not hold; "
-        "pass the layer of this very model object, or its dotted name"
+        f"{type(model).__name__} does not hold this {type(layer).__name__}; pass a layer of this very model object, "
+        "or its dotted name"
     )
 
 
 def quantised(model: nn.Module) -> list[str]:
-    """Return the names of quantised modules, whose kernels have no gradients and round, dynamic ones by the batch.
+    """List the names of quantised modules. Their kernels round and have no gradients.
+
+    Dynamically quantised modules round by the extremes of the whole batch.
 
     Args:
         model: A plain module.

@@ -11,11 +11,11 @@ __all__ = ["at", "put_in", "tensors_in"]
 
 
 def tensors_in(raw: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """Yield the tensors in an output and where they are: keys of dicts, numbers of tuples and lists.
+    """Yield the tensors in an output with their paths: keys of dicts, indices of tuples and lists.
 
     Args:
-        raw: A tensor, or dicts, tuples and lists of such.
-        path: Where it is itself.
+        raw: A tensor, or nested dicts, tuples and lists of tensors.
+        path: Path of ``raw`` itself in an outer output.
 
     Example:
         >>> import torch
@@ -33,12 +33,12 @@ def tensors_in(raw: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
 
 
 def put_in(raw: Any, path: tuple[Any, ...], tensor: Tensor) -> Any:
-    """Return an output with another tensor in one place.
+    """Replace the tensor at one path; return the new output.
 
     Args:
         raw: The output.
-        path: The place, as :func:`tensors_in` yields it.
-        tensor: The tensor.
+        path: The path, as :func:`tensors_in` yields it.
+        tensor: The new tensor.
 
     Example:
         >>> import torch
@@ -57,11 +57,11 @@ def put_in(raw: Any, path: tuple[Any, ...], tensor: Tensor) -> Any:
 
 
 def at(raw: Any, path: tuple[Any, ...]) -> Any:
-    """Return what is in one place of an output.
+    """Return the value at one path of an output.
 
     Args:
         raw: The output.
-        path: The place, as :func:`tensors_in` yields it.
+        path: The path, as :func:`tensors_in` yields it.
 
     Example:
         >>> import torch

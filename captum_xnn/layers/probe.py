@@ -1,8 +1,8 @@
-"""Tries a model on two examples before all data go through it: whether its explanation can be right at all.
+"""Try a model on two examples before all data run through it, to find models that cannot be explained correctly.
 
-An explanation takes for granted that an example's row depends on no other row, and that the model computes the same
-with and without gradients. A model that breaks this gives numbers that look right and are not. The first batch shows
-it, for the cost of two more passes on two examples.
+An explanation assumes that an example's output depends on no other row of the batch. It also assumes that the model
+computes the same with and without gradients. A model that breaks an assumption gives numbers that look right but are
+wrong. The first batch reveals it, for the cost of two more passes on two examples.
 
 Conventions:
     N examples in a batch.
@@ -33,14 +33,14 @@ def probe(
     *,
     quantised: Sequence[str] = (),
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return inputs and additional arguments of few examples, after trying the model on them; raise where it is unfit.
+    """Try a model on one or two examples; return their inputs and additional arguments, or raise where it is unfit.
 
     Args:
-        read: Returns the layer's output and the model's from inputs and additional arguments.
+        read: Computes the layer's output and the model's output from inputs and additional arguments.
         inputs: A batch, whose first value is a tensor (N, ...).
         additional: Additional arguments.
-        Z: The layer's output on them, (N, ...).
-        y_hat: The model's output on them, (N, ...).
+        Z: The layer's output on the batch, (N, ...).
+        y_hat: The model's output on the batch, (N, ...).
         quantised: Names of the model's quantised modules.
 
     Raises:
@@ -56,10 +56,10 @@ def probe(
         >>> probe(centred, (x,), (), *centred((x,), ()))
         Traceback (most recent call last):
         ...
-        ValueError: expected a model whose output for an example depends on nothing but that example, got other values
-        for 2 of 3 examples than for all 3 together; the usual causes are batch norm without running statistics, a graph
-        over the batch, and normalisation over the batch. Explain a module that takes one such batch as one example
-        (N = 1), or give the layer running statistics
+        ValueError: an example's output depends on other examples of the batch: 2 of 3 examples have other values than
+        all 3 together; the usual causes are batch norm without running statistics, a graph over the batch, and
+        normalisation over the batch. Explain a module that takes one such batch as one example (N = 1), or give the
+        layer running statistics
     """
     n = len(inputs[0])
     if n < 2:
@@ -70,13 +70,13 @@ def probe(
         alone = read(some, more or ())
     except Exception as error:
         if n == 2:
-            return inputs, additional  # some models take no single example
+            return inputs, additional  # some models do not take a single example
         if _is_whole(read, inputs, additional, Z, y_hat):
             return some, additional
         raise ValueError(
-            f"expected a model that runs on two of {n} examples, got {type(error).__name__} "
-            f"({' '.join(str(error).split())[:200]}); an example must depend on nothing but itself, and additional "
-            "arguments must have a row for each example, or none"
+            f"the model fails on two of {n} examples with {type(error).__name__} "
+            f"({' '.join(str(error).split())[:200]}); an output must depend on its own example only, and additional "
+            "arguments must have a row for each example, or no rows"
         ) from error
     if len(alone[0]) != len(rows):
         raise ValueError(
@@ -86,12 +86,11 @@ def probe(
         )
     if not _agree(alone, rows, Z, y_hat):
         if _is_whole(read, inputs, additional, Z, y_hat):
-            return some, additional  # nothing is cut while activations are collected
+            return some, additional  # arguments are not cut while activations are collected
         if _is_random(read, inputs, additional):
             warnings.warn(
-                "expected a model that computes the same twice, got one that draws random numbers in evaluation mode; "
-                "its numbers and its maps are of different draws. The usual cause is F.dropout(x) without "
-                "training=self.training",
+                "the model draws random numbers in evaluation mode, so contributions and maps come from different "
+                "draws; look for F.dropout(x) without training=self.training, the usual cause",
                 stacklevel=5,
             )
             return some, more or ()
@@ -102,24 +101,24 @@ def probe(
                 "explain the float model that was quantised"
             )
         raise ValueError(
-            "expected a model whose output for an example depends on nothing but that example, got other values for "
-            f"{len(rows)} of {n} examples than for all {n} together; the usual causes are batch norm without running "
-            "statistics, a graph over the batch, and normalisation over the batch. Explain a module that takes one "
-            "such batch as one example (N = 1), or give the layer running statistics"
+            f"an example's output depends on other examples of the batch: {len(rows)} of {n} examples have other "
+            f"values than all {n} together; the usual causes are batch norm without running statistics, a graph over "
+            "the batch, and normalisation over the batch. Explain a module that takes one such batch as one example "
+            "(N = 1), or give the layer running statistics"
         )
     with torch.enable_grad():
         traced = read(some, more or ())
     if not all(_is_near(a.detach(), b.detach()) for a, b in zip(traced, alone, strict=True)):
         raise ValueError(
-            "expected a model that computes the same with and without gradients, got other values; the numbers of an "
-            "explanation are read without gradients, its maps with them. Remove the switch on "
-            "torch.is_grad_enabled() or the fused kernel from the model"
+            "the model computes other values with gradients than without, and an explanation takes its numbers without "
+            "gradients but its maps with gradients; remove the switch on torch.is_grad_enabled() or the fused kernel "
+            "from the model"
         )
     return some, more or ()
 
 
 def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> None:
-    """Raise where an additional argument has as many rows as the batch by chance, and would be cut with it.
+    """Raise where an additional argument has as many rows as the batch by chance, and would be cut with the batch.
 
     Args:
         read: As in :func:`probe`.
@@ -127,7 +126,7 @@ def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tupl
         additional: Additional arguments.
 
     Raises:
-        ValueError: If the model gives an example other values with its row of such an argument than with all rows.
+        ValueError: If the model gives an example other values with one row of such an argument than with all rows.
 
     Example:
         >>> def remembers(inputs, additional):
@@ -154,10 +153,9 @@ def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tupl
     except Exception as error:
         told = f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     raise ValueError(
-        f"expected additional arguments with a row for each of {n} examples, or with another number of rows, got "
-        f"argument {', '.join(map(str, ambiguous))} with {n} rows that belong to no example: the model gives other "
-        f"outputs with some of them than with all{told}. Pass a batch of another size, or hold the argument in the "
-        "model, as a buffer"
+        f"additional argument {', '.join(map(str, ambiguous))} has as many rows as the batch, {n}, but its rows belong "
+        f"to no example: the model gives other outputs with some of them than with all{told}; pass a batch of another "
+        "size, or hold the argument in the model, as a buffer"
     )
 
 
@@ -181,19 +179,19 @@ def _is_random(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...])
 
 
 def _agree(alone: tuple[Tensor, Tensor], rows: Tensor, Z: Tensor, y_hat: Tensor) -> bool:
-    """Whether some rows, read by themselves, are as they are among all."""
+    """Whether some rows, read by themselves, have the same values as in the whole batch."""
     return all(
         len(a) == len(rows) and _is_near(a, b[rows.to(b.device)], b) for a, b in zip(alone, (Z, y_hat), strict=True)
     )
 
 
 def _is_near(a: Tensor, b: Tensor, among: Tensor | None = None) -> bool:
-    """Whether values are the same but for rounding, which is other in batches of another size.
+    """Whether values are the same but for rounding, which differs between batches of different size.
 
     Args:
         a: Some values.
-        b: Others.
-        among: All rows, of whose spread a hundredth passes for rounding.
+        b: Other values.
+        among: All rows. A hundredth of their spread passes for rounding.
     """
     if a.shape != b.shape:
         return False

@@ -1,9 +1,9 @@
 """Read the output of one layer in a forward pass.
 
-A forward hook reads it, registered for the length of one forward pass only. A hook placed earlier fires before Captum's
-own and makes DeepLift and the guided methods silently wrong at that very layer; running the model past the layer makes
-LRP silently wrong. :func:`run_to_layer` therefore leaves the model by a private exception at the layer's last call, and
-:func:`read_layer` runs the whole model where its output is wanted as well.
+A forward hook reads it and is registered for one forward pass only. A hook that is registered earlier fires before
+Captum's own hook, and makes DeepLift and the guided methods silently wrong at that layer. Running the model past the
+layer makes LRP silently wrong. :func:`run_to_layer` therefore leaves the model by a private exception at the layer's
+last call. :func:`read_layer` runs the whole model and also returns its output.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ OutputTransform = Callable[[Any], Tensor]
 
 
 class EveryCall:
-    """An ``output_transform`` that explains all calls of a layer in one forward pass, not the last alone.
+    """An ``output_transform`` that explains all calls of a layer in one forward pass, not only the last.
 
-    It is for a layer that runs side by side on several inputs or parts of one: the towers of a Siamese network, an
-    encoder of frames, a head over pyramid levels. Outputs (N, ...) of one shape become Z of shape (N, calls, ...);
-    those of several shapes are flattened and joined.
+    It is for a layer that runs side by side on several inputs or on parts of one input: the towers of a Siamese
+    network, an encoder of frames, a head over pyramid levels. Outputs (N, ...) of one shape become Z of shape
+    (N, calls, ...). Outputs of several shapes are flattened and joined.
 
     Args:
         transform: Turns the raw output of each call into one tensor (N, ...).
@@ -44,7 +44,7 @@ class EveryCall:
         self.transform = transform
 
     def __call__(self, output: Any) -> Tensor:
-        """Return the tensor of one call.
+        """Turn the raw output of one call into a tensor.
 
         Args:
             output: The layer's raw output.
@@ -53,7 +53,7 @@ class EveryCall:
         return made
 
     def joined(self, outputs: Sequence[Any]) -> Tensor:
-        """Return Z of all calls.
+        """Join the outputs of all calls to Z.
 
         Args:
             outputs: Raw outputs of the layer, in the order of its calls.
@@ -65,14 +65,14 @@ class EveryCall:
 
 
 class _LayerReached(BaseException):
-    """Carries the layer's output out of the model. Not an Exception, so that no model's own handler swallows it."""
+    """Carries the layer's output out of the model. Not an Exception, so that no handler in the model swallows it."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
 
 
 def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Tensor:
-    """Returns the layer's output as the one tensor Z with examples first."""
+    """Turn the layer's raw output into the tensor Z with examples first; raise where it is not such a tensor."""
     Z = output if transform is None else transform(output)
     if not isinstance(Z, Tensor):
         kind = type(Z).__name__
@@ -97,19 +97,19 @@ def read_layer(
     name: str = "layer",
     output_transform: OutputTransform | None = None,
 ) -> tuple[Tensor, Any]:
-    """Returns the layer's output Z at its last call, copied, and the model's output, from one forward pass.
+    """Run the model once; return a copy of the layer's output Z at its last call, and the model's output.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: All positional arguments of the model.
-        name: What to call the layer in errors.
-        output_transform: Turns the layer's raw output into one tensor (N, ...). With :class:`EveryCall` Z is of all
+        name: Name of the layer in errors.
+        output_transform: Turns the layer's raw output into one tensor (N, ...). With :class:`EveryCall` Z holds all
             calls.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer.
-        TypeError: If the layer's output is no tensor and there is no output_transform.
+        TypeError: If the layer's output is not a tensor and there is no output_transform.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))
@@ -145,18 +145,18 @@ def run_to_layer(
     name: str = "layer",
     output_transform: OutputTransform | None = None,
 ) -> Tensor:
-    """Returns the layer's output Z, with its graph, from a forward pass that ends at the layer.
+    """Run the model up to the layer; return the layer's output Z with its graph.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: All positional arguments of the model.
         calls: How often the forward pass calls the layer; it ends at the last call. See :func:`trace`.
-        name: What to call the layer in errors.
+        name: Name of the layer in errors.
         output_transform: Turns the layer's raw output into one tensor (N, ...).
 
     Raises:
-        LayerNotReachedError: If the forward pass calls the layer less often than that.
+        LayerNotReachedError: If the forward pass calls the layer fewer than ``calls`` times.
 
     Example:
         >>> model = nn.Sequential(nn.ReLU(), nn.Linear(3, 1))  # the second layer would fail, and never runs
@@ -190,11 +190,11 @@ def run_to_layer(
 
 
 def not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
-    """Returns the error for a layer that the forward pass never calls.
+    """Make the error for a layer that the forward pass never calls.
 
     Args:
         model: A plain module.
-        name: The layer's name.
+        name: Name of the layer.
     """
     return LayerNotReachedError(
         f"expected the forward pass of {type(model).__name__} to call layer {name!r}, but it never did; choose a layer "

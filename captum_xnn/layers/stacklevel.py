@@ -1,4 +1,4 @@
-"""Find the user's own line, beside which a warning is shown."""
+"""Find the user's own line, so that a warning points to it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import inspect
 
 __all__ = ["levels_up"]
 
-# Packages whose frames lie between the user's line and a warning of ours.
+# Packages whose frames lie between the user's line and a warning of this package.
 _PASSED = ("captum", "captum_xnn", "tqdm")
 
 
 def levels_up() -> int:
-    """Return the stacklevel at which a warning of the calling function is shown beside the user's own line.
+    """Count the stacklevel at which a warning of the calling function points to the user's own line.
 
     Example:
         >>> levels_up() >= 1

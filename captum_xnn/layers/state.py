@@ -1,4 +1,4 @@
-"""Leave a model as it was found: its modes, buffers, hooks and random streams, and one implementation of its layers."""
+"""Leave a model as it was found: its modes, buffers, hooks and random streams; run one implementation of its layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = ["devices_of", "eager", "one_path", "untouched"]
 
-# The model's modes and hooks, and torch's compilation stance, are shared by all threads: one of them at a time.
+# All threads share the model's modes and hooks and torch's compilation stance: one thread at a time may change them.
 _LOCK = threading.RLock()
 
 _HOOKS = (
@@ -31,36 +31,36 @@ _HOOKS = (
 )
 
 
-# Containers that torch fills; lists and dicts of the user's own are theirs, and may be shared with other code.
+# Containers that torch fills. The user's own lists and dicts may be shared with other code, and are left alone.
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 class _State(NamedTuple):
     module: nn.Module
     kind: type[nn.Module]
-    """Its class, which lazy modules change at their first call."""
+    """Class of the module; lazy modules change it at their first call."""
     training: bool
     attributes: dict[str, Any]
     contents: dict[str, Any]
-    """Copies of its dicts of submodules, parameters and buffers."""
+    """Copies of the module's dicts of submodules, parameters and buffers."""
     buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Returns a context in which the model evaluates, and after which it is exactly as before, also on an exception.
+    """Switch the model to evaluation mode in this context; restore it exactly at the end, also after an exception.
 
-    Restored are the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, hooks that
-    appeared meanwhile, all other attributes, submodules and parameters, and the random number generators of torch,
-    numpy and Python. What lists and dicts of the user's own hold is not. Other threads wait for the context to end.
-    Inside, the model has one implementation only, see :func:`one_path`.
+    The context restores the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, all
+    other attributes, submodules and parameters, and the random number generators of torch, numpy and Python. It removes
+    hooks that appeared meanwhile. It does not restore the contents of the user's own lists and dicts. Other threads
+    wait for the context to end. Inside, the model has only one implementation, see :func:`one_path`.
 
     Args:
         model: A plain module.
 
     Raises:
-        ValueError: If parameters appeared meanwhile: a model that was never run is not trained.
+        ValueError: If parameters appeared meanwhile: a model that has never run is not trained.
 
     Example:
         >>> model = nn.Dropout().train()
@@ -79,7 +79,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Takes down the state of a model's modules and brings it back at the end."""
+    """Record the state of a model's modules, and restore it at the end of this context."""
     states = [
         _State(
             m,
@@ -111,13 +111,13 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
             _restore(state)
     if grown:
         raise ValueError(
-            f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are those of no training "
-            "and change with every pass; run the model once and load its trained weights before explaining it"
+            f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are untrained and change "
+            "with every pass; run the model once and load its trained weights before explaining it"
         )
 
 
 def _grown(state: _State) -> list[str]:
-    """Returns what names parameters that a module did not have before, also those that a lazy module has made."""
+    """List the names of parameters that a module did not have before, including those that a lazy module has made."""
     if type(state.module) is not state.kind:
         return [f"those of {state.kind.__name__}"]
     kind, had = state.kind.__name__, state.contents
@@ -127,12 +127,13 @@ def _grown(state: _State) -> list[str]:
 
 
 def devices_of(modules: Iterable[nn.Module]) -> list[int]:
-    """Returns the numbers of the GPUs that hold a model."""
+    """List the indices of the GPUs that hold a model."""
     found = {p.device for m in modules for p in m._parameters.values() if p is not None}
     return sorted({d.index for d in found if d.type == "cuda" and d.index is not None})
 
 
 def _restore(state: _State) -> None:
+    """Restore the state of one module."""
     if "training" in state.attributes:
         vars(state.module)["training"] = state.training
     else:
@@ -158,7 +159,7 @@ def _restore(state: _State) -> None:
 
 
 def _refill(container: Any, contents: Any) -> None:
-    """Gives a dict or set the contents back that it had, where they changed."""
+    """Restore the contents of a dict or set, where they changed."""
     before, after = (
         [x for pair in c.items() for x in pair] if isinstance(c, dict) else sorted(c) for c in (contents, container)
     )
@@ -169,9 +170,9 @@ def _refill(container: Any, contents: Any) -> None:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Returns a context in which compiled modules and functions run as the Python they were, and hooks as they should.
+    """Run compiled modules and functions as plain Python in this context, so that hooks fire.
 
-    Like :func:`untouched` it includes :func:`one_path`.
+    Like :func:`untouched`, it includes :func:`one_path`.
 
     Example:
         >>> with eager() as nothing:
@@ -179,7 +180,7 @@ def eager() -> Iterator[None]:
         None
     """
     with one_path():
-        if "torch._dynamo" not in sys.modules:  # which compiles, and takes seconds to import
+        if "torch._dynamo" not in sys.modules:  # the compiler, which takes seconds to import
             yield
             return
         with _LOCK, torch.compiler.set_stance("force_eager"):
@@ -187,9 +188,9 @@ def eager() -> Iterator[None]:
 
 
 class _FusedAttention:
-    """Counts who needs torch's fused transformer layers to be off, over all threads; the last to leave restores them.
+    """Switches torch's fused transformer layers off while any thread needs it; the last thread restores them.
 
-    A lock held meanwhile would stop replicas of a model that run in threads of their own.
+    Holding a lock meanwhile would block replicas of a model that run in threads of their own.
     """
 
     def __init__(self) -> None:
@@ -197,6 +198,7 @@ class _FusedAttention:
 
     @contextmanager
     def off(self) -> Iterator[None]:
+        """Keep the fused layers off in this context."""
         with self.lock:
             if not self.users:
                 self.before = torch.backends.mha.get_fastpath_enabled()
@@ -220,7 +222,7 @@ def one_path() -> Iterator[None]:
 
     Without gradients, ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` otherwise take a fused path that skips
     their submodules, turns padded batches into nested tensors and fills padded positions with zeros. The numbers of
-    an explanation are read without gradients and its maps with them, and both must be of the same values.
+    an explanation are read without gradients and its maps with gradients. Both must come from the same values.
 
     Example:
         >>> with one_path():

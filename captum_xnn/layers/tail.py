@@ -1,11 +1,11 @@
 """The rest of a model from one layer on, as a function of that layer's output.
 
-A forward hook replaces the layer's output, and the model runs on as usual. What surrounds the layer therefore counts as
-it does in the model: skips across the layer, further inputs and keyword arguments, functional code.
+A forward hook replaces the layer's output, and the model continues as usual. The result therefore includes skips across
+the layer, further inputs and keyword arguments, and functional code, as in the model itself.
 
-Where nothing but the layer's output crosses the layer, the hook returns many points for each example and the model's
-beginning runs once. Where something else crosses, as in a residual block, the inputs are repeated instead. The tail
-finds out by trying, and compares the unchanged point with the model's own output.
+Where only the layer's output crosses the layer, the hook returns many points for each example and the model's beginning
+runs once. Where other values cross it too, as in a residual block, the inputs are repeated instead. The tail finds out
+by trying, and compares the unchanged point with the model's own output.
 
 Conventions:
     N examples, S points for each, Z (N, ...) the layer's output. Points lie on the line from a base to Z; t = 0 is the
@@ -32,14 +32,14 @@ from captum_xnn.targets import Target, select_each
 
 __all__ = ["Points", "Tail", "frozen"]
 
-# Rows that the model's rest takes at once, by the size of Z; a bound on memory, not on speed.
+# Most bytes of Z, and most rows, that the model's rest takes at once; a bound on memory, not on speed.
 _BYTES, _ROWS = 1 << 26, 1024
-# Errors by which a model says that the points do not fit to something else that crosses the layer.
+# Errors that a model raises where the points do not fit to other values that cross the layer.
 _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
 class Points(NamedTuple):
-    """Outputs at points between the base and Z, and how they change with the layer's output."""
+    """Outputs at points between the base and Z, and their derivatives by the layer's output."""
 
     y: Tensor
     """Explained outputs, (C, S, N)."""
@@ -50,7 +50,7 @@ class Points(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """Points to run at: what the model gets, and where its layer's output is to be."""
+    """The model's inputs, and the points on a line at which its layer's output is set."""
 
     inputs: tuple[Tensor, ...]
     additional: tuple[Any, ...] | None
@@ -64,10 +64,10 @@ class Tail:
     """Runs the rest of a model on changed outputs of one layer.
 
     Args:
-        model: The explained model. It is used as it is; call within :func:`captum_xnn.layers.state.untouched`.
+        model: The explained model, used in its present state; call within :func:`captum_xnn.layers.state.untouched`.
         layer: The layer, by dotted name or as a module.
-        output_transform: Turns the layer's raw output into one tensor (N, ...). It may pick and rearrange numbers, not
-            calculate with them.
+        output_transform: Turns the layer's raw output into one tensor (N, ...). It may pick and rearrange numbers, but
+            not calculate with them.
         prediction_transform: Turns the model's raw output into one tensor (N, ...).
 
     Raises:
@@ -94,7 +94,7 @@ class Tail:
         self.name, self.layer = find_layer(self.model, layer)
         if isinstance(output_transform, EveryCall):
             raise ValueError(
-                f"EveryCall explains all calls of layer {self.name!r}, and groups of contributions are of one call; "
+                f"EveryCall explains all calls of layer {self.name!r}, but groups of contributions explain one call; "
                 "fit with autoencoder=SRAE, or choose a layer behind the calls"
             )
         self.output_transform = output_transform
@@ -118,10 +118,10 @@ class Tail:
         Args:
             inputs: Tensors (N, ...) on the model's device.
             additional: Further arguments of the model.
-            base: Where the line begins, of a shape that expands to Z.
+            base: Beginning of the line, of a shape that expands to Z.
             ts: Places on the line, (S,), in [0, 1].
-            weights: What the gradients at these places count in their sum, (S,).
-            targets: For each of C explained outputs the target of every example.
+            weights: Weights of the gradients at these places in their sum, (S,).
+            targets: For each of C explained outputs, the target of every example.
 
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.
@@ -140,11 +140,11 @@ class Tail:
         return Points(torch.cat(ys, 1), total, Z)
 
     def _points_at_once(self, n: int) -> int:
-        """Return how many points of each of n examples the memory is meant to hold; one while Z is unknown."""
+        """Compute how many points of each of n examples fit in memory at once; one while the size of Z is unknown."""
         return 1 if self._bytes is None else max(1, min(_ROWS, _BYTES // max(1, self._bytes)) // n)
 
     def activations(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
-        """Return the layer's output Z, (N, ...).
+        """Compute the layer's output Z, (N, ...).
 
         Args:
             inputs: Tensors (N, ...).
@@ -164,12 +164,12 @@ class Tail:
     def outputs(
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, targets: Sequence[Sequence[Target]]
     ) -> Tensor:
-        """Return the model's own explained outputs, (C, N).
+        """Compute the model's own explained outputs, (C, N).
 
         Args:
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
-            targets: For each of C outputs the target of every example.
+            targets: For each of C outputs, the target of every example.
         """
         x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, as a model may work in place
         with torch.no_grad(), eager():
@@ -178,7 +178,7 @@ class Tail:
         return torch.stack([select_each(y_hat, list(of)) for of in targets])
 
     def _along(self, line: _Line) -> Points:
-        """Run at all points of a line, at the layer's last call."""
+        """Run at all points of a line, which replace the layer's output at its last call."""
         while True:
             try:
                 return self._tried(line)
@@ -186,7 +186,7 @@ class Tail:
                 self.calls += 1
 
     def _tried(self, line: _Line) -> Points:
-        """Run with the inputs once, and with repeated inputs where something else crosses the layer."""
+        """Run with the inputs once; run with repeated inputs where other values cross the layer."""
         if self._once is not False:
             try:
                 return self._run(line, once=True)
@@ -195,11 +195,12 @@ class Tail:
         return self._run(line, once=False)
 
     def repeat(self) -> bool:
-        """Repeat the inputs from now on; return whether they were not repeated before."""
+        """Repeat the inputs from now on; return True if they were not repeated before."""
         before, self._once = self._once, False
         return before is not False
 
     def _run(self, line: _Line, *, once: bool) -> Points:
+        """Run the model once for all points of a line, and take the gradients."""
         n, S = len(line.inputs[0]), len(line.ts)
         rows = torch.arange(n) if once else torch.arange(n).repeat(S)
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
@@ -224,6 +225,7 @@ class Tail:
         return Points(y, total, swap.Z)
 
     def _gradients(self, ys: list[Tensor], leaf: Tensor) -> list[Tensor]:
+        """Compute the derivatives of each output by the layer's output."""
         if not all(y.requires_grad for y in ys):
             raise ValueError(
                 f"the model's output does not depend on layer {self.name!r} in a way that has gradients; choose a "
@@ -237,11 +239,11 @@ class Tail:
 
 
 class _CalledAgain(BaseException):
-    """Leaves a pass in which an earlier call of the layer was taken for the last one."""
+    """Ends a pass in which the layer is called more often than the tail assumed."""
 
 
 class _Swap:
-    """Replaces a layer's output by points on the way to it, and keeps them as a leaf that takes gradients."""
+    """Replaces a layer's output by points on the line to it, and keeps the points as a leaf that takes gradients."""
 
     def __init__(self, tail: Tail, line: _Line, once: bool) -> None:
         self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.inputs[0]), once
@@ -269,6 +271,7 @@ class _Swap:
             handle.remove()
 
     def _replaced(self, raw: Any) -> Any:
+        """Put the points in place of the layer's raw output."""
         into = _Selection.of(raw, self.tail.output_transform, self.tail.name)
         Z = into.Z.detach()
         self.Z = Z[: self.n].clone()
@@ -276,16 +279,16 @@ class _Swap:
         own = Z[None] if self.once else Z.reshape(len(self.ts), self.n, *Z.shape[1:])
         base = self.base.to(Z)
         self.leaf = (base + t * (own - base)).flatten(0, 1).requires_grad_(True)
-        # A copy, as what follows may work in place, which a leaf does not allow.
+        # A copy: the rest of the model may work in place, which a leaf does not allow.
         return into.put(self.leaf.clone())
 
 
 class _Selection(NamedTuple):
-    """Where in a layer's raw output Z lies."""
+    """The places of Z in a layer's raw output."""
 
     Z: Tensor
     put: Callable[[Tensor], Any]
-    """Returns the raw output with other numbers in the places of Z."""
+    """Makes a raw output with other numbers in the places of Z."""
 
     @classmethod
     def of(cls, raw: Any, transform: OutputTransform | None, name: str) -> _Selection:
@@ -307,9 +310,9 @@ class _Selection(NamedTuple):
             if index is not None:
                 return cls(Z, partial(_scattered, raw, path, tensor, index))
         raise ValueError(
-            f"output_transform calculates with the output of layer {name!r}, and contributions need to put numbers "
-            "back into it; let it pick or rearrange numbers only (means over places are not needed: x-features group "
-            "channels), or fit with autoencoder=SRAE"
+            f"output_transform calculates with the output of layer {name!r}, but contributions need to put numbers "
+            "back into this output; let it only pick or rearrange numbers (means over places are not needed: "
+            "x-features group channels), or fit with autoencoder=SRAE"
         )
 
 
@@ -321,18 +324,18 @@ def _check_dtype(Z: Tensor, name: str) -> None:
 
 
 def _scattered(raw: Any, path: tuple[Any, ...], tensor: Tensor, index: Tensor, points: Tensor) -> Any:
-    """Return a nested output with other numbers in some places of one of its tensors."""
+    """Replace numbers in some places of one tensor of a nested output; return the new output."""
     changed = tensor.flatten().index_put((index,), points.flatten())
     return put_in(raw, path, changed.reshape(tensor.shape))
 
 
 def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTransform, Z: Tensor) -> Tensor | None:
-    """Return which numbers of a tensor Z is made of, in order; None if it calculates."""
+    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates."""
     numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
     try:
         found = transform(put_in(raw, path, numbered + 1))
         other = transform(put_in(raw, path, -(numbered + 1)))
-    except (RuntimeError, TypeError):  # of one dtype with other tensors
+    except (RuntimeError, TypeError):  # the transform needs one dtype for several tensors
         return None
     if not isinstance(found, Tensor) or found.shape != Z.shape or not torch.equal(found, -other):
         return None
@@ -343,7 +346,7 @@ def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTra
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Keep weights from taking gradients in this context, so that nothing before the layer keeps a graph.
+    """Keep weights from taking gradients in this context, so that no module before the layer keeps a graph.
 
     Args:
         model: A plain module.

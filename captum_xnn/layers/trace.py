@@ -1,4 +1,4 @@
-"""Trace which layers run on the way to one, in which order, and with what outputs."""
+"""Trace the modules that run before a layer, in their order, and the last one with spatial outputs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ __all__ = ["Trace", "trace"]
 
 
 class Trace(NamedTuple):
-    """What one forward pass up to the layer executed."""
+    """The modules that one forward pass up to the layer executed."""
 
     leaves: tuple[nn.Module, ...]
     """Modules without children, each once, in the order of their first call."""
     calls: int
     """How often the layer was called."""
     spatial: nn.Module | None
-    """The last module before the layer whose output was (N, C, H, W) with several cells, or None. Of a block that
-    returns what its last leaf did, that leaf. Dropout and identities, which change nothing, are passed over."""
+    """The last module before the layer whose output was (N, C, H, W) with several cells, or None.
+
+    Where a block returns the output of its last leaf, this is the leaf. Dropout and identities are skipped, as they
+    change nothing.
+    """
 
 
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
 def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Trace:
-    """Returns which leaf modules a forward pass executes up to the layer, and how often it calls the layer.
+    """Trace the leaf modules that a forward pass executes up to the layer, and count its calls of the layer.
 
-    Captum's DeepLift and LRP walk the registered modules, not the executed ones, so a network composed of this model
-    must register just these.
+    Captum's DeepLift and LRP walk the registered modules, not the executed ones. A network composed of this model must
+    therefore register exactly these leaves.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: All positional arguments of the model.
-        name: What to call the layer in errors.
+        name: Name of the layer in errors.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer.
@@ -82,16 +85,17 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
 
 
 def _is_spatial(output: Any, image: Tensor | None) -> bool:
-    """Whether a layer's output is feature maps of several cells, (N, C, H, W), or (N, C, D, H, W) of volumes."""
+    """Whether a layer's output holds feature maps of several cells, (N, C, H, W), or (N, C, D, H, W) for volumes."""
     dimensions = 5 if image is not None and image.dim() == 5 else 4
     several = isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
     return several and not has_channels_last(output.shape, image)
 
 
 def _is_unchanged(output: Tensor, before: Tensor, version: int) -> bool:
-    """Whether a tensor is another, which nothing has overwritten since."""
+    """Whether two outputs are the same tensor, not overwritten in between."""
     return output is before and _version(output) == version
 
 
 def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version  # which inference tensors do not count
+    """Count the in-place changes of a tensor; 0 for inference tensors, which have no such count."""
+    return 0 if x.is_inference() else x._version
