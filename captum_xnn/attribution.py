@@ -163,11 +163,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
     @classmethod
     def get_name(cls) -> str:
-        """Returns the name that progress bars show."""
+        """Return the name for progress bars."""
         return "XNN Attribution"
 
     def has_convergence_delta(self) -> bool:
-        """Returns True: the delta is what the x-features fail to explain."""
+        """Return True: the delta is the unexplained part of the output."""
         return True
 
     def fit(
@@ -183,7 +183,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         distributed: bool = False,
         progress: bool = True,
     ) -> XNNAttribution:
-        """Returns this object after learning an explainer for each target, or one for all of them.
+        """Learn an explainer for each target, or one for all of them, and return this object.
 
         The data are run through the model once, whatever the number of targets, and explainers are learned together.
         No labels are used: positives are the examples to which the model itself gives the class; training draws them
@@ -258,7 +258,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         ranks: Ranks,
         asked: Sequence[Target],
     ) -> Activations:
-        """Returns the layer's activations and the model's outputs on some data."""
+        """Collect the layer's activations and the model's outputs on some data."""
         if isinstance(data, Activations):
             if store is not None:
                 raise ValueError(
@@ -289,7 +289,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         positives: Tensor | None,
         run: _Run,
     ) -> Iterator[Explainer]:
-        """Yields new explainers of as many outputs each, learned together from collected activations."""
+        """Fit explainers with the same number of outputs together, from collected activations, and yield them."""
         ys = [outputs.columns(targets) for targets in groups]
         if positives is None:
             marks = [_own_positives(outputs.classes, targets) for targets in groups]
@@ -408,7 +408,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
 
     def _maker(self, found: Activations) -> MakeAutoencoder:
-        """Return what makes the explanation networks; those that ask for it are told which dimension has channels."""
+        """Return the function that makes explanation networks, with the dimension of channels where it takes one."""
         make = self.autoencoder or ContributionGroups
         told = isinstance(make, partial) and "channels" in make.keywords
         shape = tuple(found.Z.shape[1:])
@@ -439,7 +439,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
 
     def explainer(self, target: Any = None) -> Explainer:
-        """Returns the fitted explainer of an output: its own one, else a joint one that covers it.
+        """Return the fitted explainer of an output: its own one, or else a joint one that covers it.
 
         Args:
             target: None, int, or tuple of ints.
@@ -457,7 +457,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return self._explainers([single_target(target)])[0]
 
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
-        """Returns an explainer for each target, fitting those that are missing where there are train_data."""
+        """Find an explainer for each target; fit missing ones on train_data, if there are any."""
         name = find_layer(unwrap(self.model), self.layer)[0]
         missing = [t for t in dict.fromkeys(targets) if self._fitted_already(name, t) is None]
         if missing and self.train_data is not None:
@@ -488,7 +488,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return_convergence_delta: bool = False,
         **heatmap_kwargs: Any,
     ) -> Any:
-        r"""Returns one attribution map per x-feature.
+        r"""Draw one attribution map for each x-feature.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
@@ -519,13 +519,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return (result, explained.prediction - explained.surrogate) if return_convergence_delta else result
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
-        """Raises NotImplementedError, as Captum's classes without futures do."""
+        """Raise NotImplementedError, as Captum's classes without futures do."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def compute_convergence_delta(
         self, attributions: Any, inputs: Any, target: Any = None, additional_forward_args: Any = None
     ) -> Tensor:
-        r"""Returns :math:`\hat y - \bar y` for each example, (N,), in logits: what the x-features fail to explain.
+        r"""Compute :math:`\hat y - \bar y` for each example, (N,), in logits: the part that x-features do not explain.
 
         Args:
             attributions: Not used; the delta is that of the surrogate, not of the maps.
@@ -547,7 +547,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Explanation:
-        """Returns the maps together with x-features, contributions, surrogate and prediction.
+        """Explain examples: maps, x-features, contributions, surrogate and prediction.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
@@ -615,7 +615,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return Contributions(found.features, found.contributions, found.bias, found.surrogate, found.prediction)
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
-        """Returns the same explainers with another heatmap backend; what either fits later, both have.
+        """Return a copy with the same explainers and another heatmap backend. Later fits of either serve both.
 
         Args:
             heatmap: A Captum class, a backend, or None for the default.
@@ -625,7 +625,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return other
 
     def score(self, data: Any, target: Any = None, *, store: str | os.PathLike[str] | None = None) -> Faithfulness:
-        """Returns how faithful the explainer of a target is on some data: F_reg and F_cls.
+        """Measure the faithfulness of a target's explainer on some data: F_reg and F_cls.
 
         Args:
             data: As :meth:`fit` takes them.
@@ -688,7 +688,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 Z, y_hat = self._read(tensors, additional, some)
                 if not explainers:
                     for t in dict.fromkeys(targets):
-                        select(y_hat, t)  # one that is out of range is told before another is fitted
+                        select(y_hat, t)  # raises for a target out of range before another one is fitted
                     explainers.extend(self._explainers(targets))
                 rows = some.tolist()
                 asked = [(explainers[i], targets[i]) for i in rows]
@@ -747,7 +747,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     def _read(
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the layer's output and the model's for some of the examples."""
+        """Read the outputs of layer and model for some of the examples."""
         model = unwrap(self.model)
         name, module = find_layer(model, self.layer)
         some, more = rows_of(inputs, additional, rows)
@@ -779,7 +779,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None,
         settings: dict[str, Any],
     ) -> tuple[Tensor, ...]:
-        """Returns the maps of all examples, drawn with one network for each of the explainers among them."""
+        """Draw the maps of all examples, with one network for each of their explainers."""
         widths = [explainer.form.n_features for explainer in explained.explainers]
         features = _features(feature, max(widths))
         model = unwrap(self.model)
@@ -825,7 +825,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Any:
-        """Returns the single map of the model's own output that the x-features' maps take apart: the 1-Heatmap.
+        """Draw the 1-Heatmap: the single map of the model's own output, which the x-features' maps split.
 
         It comes from the same backend, needs no fit, and is what :class:`captum_xnn.OneHeatmap` gives.
 
@@ -856,7 +856,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Returns the folder to which all fitted explainers of the current layer were saved, replacing what it held.
+        """Save all fitted explainers of the current layer to a folder, overwrite its contents, and return its path.
 
         Saved are weights (safetensors), layer, targets, settings and a fingerprint of the model (JSON); not the model
         itself, the heatmap backend, or functions such as output_transform. A crash leaves the old files whole.
@@ -896,7 +896,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         forms: Sequence[type[Autoencoder]] = (),
         **settings: Any,
     ) -> XNNAttribution:
-        """Returns an XNNAttribution with saved explainers, on the model they were fitted to.
+        """Load saved explainers onto the model they were fitted to.
 
         Args:
             path: The folder.
@@ -935,7 +935,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 "which cannot be saved; pass the same function again to load"
             )
         _check_model(files.differences(saved.fingerprint, files.fingerprint(plain, saved.layer)), strict)
-        # The whole model as the layer has the empty name, which is none to look up.
+        # If the layer is the whole model, its name is empty and cannot be looked up.
         xnn = cls(model, saved.layer or plain, saved.n_features, recipe=saved.recipe, seed=saved.seed, **settings)
         device = _device(plain)
         for explainer in saved.explainers:
@@ -967,7 +967,7 @@ class _Run(NamedTuple):
     ranks: Ranks
 
     def logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
-        """Returns what is told the records of one explainer."""
+        """Return the callback that receives the records of one explainer."""
         if self.log is None:
             return None
         return partial(self.log, targets[0] if len(targets) == 1 else targets)
@@ -1000,7 +1000,7 @@ class _Saved(NamedTuple):
 
     @classmethod
     def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Autoencoder]]) -> _Saved:
-        """Returns the contents of a manifest, or fails in one of many ways where it is damaged."""
+        """Parse a manifest. A damaged one raises errors of several kinds."""
         name, transforms, n_features = manifest["layer"], manifest["transforms"], manifest["n_features"]
         if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
             raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
@@ -1025,7 +1025,7 @@ class _Saved(NamedTuple):
 
 
 def _check_model(told: list[str], strict: bool) -> None:
-    """Raises, or warns, where a model is not the one an explainer was fitted to."""
+    """Raise or warn if a model differs from the one an explainer was fitted to."""
     if not told:
         return
     message = (
@@ -1038,10 +1038,10 @@ def _check_model(told: list[str], strict: bool) -> None:
 
 
 def _check_shape(Z: Tensor, explainer: Explainer) -> None:
-    """Raises where a layer's output has not the shape that an explainer was fitted to."""
+    """Raise if a layer's output lacks the shape that an explainer was fitted to."""
     form, shape = explainer.form, explainer.form.config["shape"]
     fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
-    if isinstance(form, ContributionGroups):  # of which places may be as many as they like
+    if isinstance(form, ContributionGroups):  # the number of places is free
         fits = Z.dim() - 1 == form.base.dim() and all(
             size == own or own == 1 for size, own in zip(Z.shape[1:], form.base.shape, strict=True)
         )
@@ -1161,12 +1161,12 @@ class _Outputs(NamedTuple):
         return cls(y, targets, torch.cat(given) if given else None, spread)
 
     def columns(self, targets: tuple[Target, ...]) -> Tensor:
-        """Returns some of the explained outputs, (M, C)."""
+        """Select some of the explained outputs, (M, C)."""
         return self.y[:, [self.targets.index(t) for t in targets]]
 
 
 def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
-    """Returns F_cls, part by part."""
+    """Compute F_cls, part by part."""
     first, same = 0, 0.0
     for part in parts(y_hat):
         given = y_bar[first : first + len(part)]
@@ -1184,7 +1184,7 @@ def _check_positives(positives: Tensor, M: int) -> None:
 
 
 def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:
-    """Returns which examples the model itself gives one of the classes, (M,); None where outputs are no classes."""
+    """Mark the examples to which the model gives one of the classes, (M,); None if outputs are no classes."""
     if given is None or not all(isinstance(t, int) for t in targets):
         return None
     positives = torch.isin(given, torch.tensor(targets))
@@ -1198,7 +1198,7 @@ def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor 
 
 
 def _error_floor(y: Tensor, n: int) -> float | None:
-    """Returns the least mean squared error, summed over outputs, of any n x-features with a linear head, if C > n."""
+    """Compute the least mean squared error, summed over outputs, of n x-features with a linear head, if C > n."""
     if y.shape[1] <= n:
         return None
     floor = error_floor(y, n)

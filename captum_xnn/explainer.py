@@ -125,7 +125,7 @@ class Explainer:
 
 
 def _targets(saved: Any) -> tuple[Target, ...]:
-    """Returns targets from a file, where tuples are lists."""
+    """Restore targets from a file, in which tuples are lists."""
     made = tuple(tuple(t) if isinstance(t, list) else t for t in saved)
     for target in made:
         numbers = target if isinstance(target, tuple) else () if target is None else (target,)

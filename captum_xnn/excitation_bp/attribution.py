@@ -42,7 +42,7 @@ __all__ = ["ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP", "total_mas
 
 
 def total_mass(attributions: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Returns the sum of winning probabilities over all neurons, (N,): 1 for MWP and 0 for c-MWP if nothing is lost.
+    """Return the sum of winning probabilities over all neurons, (N,): 1 for MWP and 0 for c-MWP if nothing is lost.
 
     Args:
         attributions: What ``attribute`` of one of the classes here returned.
@@ -71,21 +71,21 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
 
     @classmethod
     def get_name(cls) -> str:
-        """Returns the name that progress bars show."""
+        """Return the name that progress bars show."""
         return cls.__name__.replace("ExcitationBP", " Excitation BP").strip()
 
     def has_convergence_delta(self) -> bool:
-        """Returns True: the delta is the probability that was lost on the way."""
+        """Return True: the delta is the probability that was lost on the way."""
         return True
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
-        """Raises NotImplementedError, as Captum's classes without futures do."""
+        """Raise NotImplementedError, as Captum's classes without futures do."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def compute_convergence_delta(
         self, attributions: Tensor | tuple[Tensor, ...], *_args: Any, **_kwargs: Any
     ) -> Tensor:
-        """Returns the probability that was lost on the way, (N,).
+        """Return the probability that was lost on the way, (N,).
 
         Args:
             attributions: What ``attribute`` returned.
@@ -101,7 +101,7 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
         forward: Callable[..., Any] | None = None,
         stop: Stop | None = None,
     ) -> tuple[Winners, tuple[Tensor, ...]]:
-        """Returns the winning probabilities for a prior on the output, and the leaves they belong to."""
+        """Return the winning probabilities for a prior on the output, and the leaves they belong to."""
         given = format_forward_args(additional_forward_args) or ()
         module = unwrap(self.forward_func) if isinstance(self.forward_func, nn.Module) else None
         done, winners = propagate(
@@ -117,7 +117,7 @@ class _Excitation(GradientAttribution):  # type: ignore[misc]
 
 
 def _layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
-    """Returns a layer by its name. A module need not be registered, as long as the model calls it."""
+    """Return a layer by its name. A module need not be registered, as long as the model calls it."""
     plain = unwrap(model)  # refuses functions
     return unwrap(layer) if isinstance(layer, nn.Module) else find_layer(plain, layer)[1]
 
@@ -129,12 +129,12 @@ def _name(attribution: LayerExcitationBP | NeuronExcitationBP) -> str:
 
 
 def _one_hots(targets: Sequence[Any]) -> Callable[[Tensor], Tensor]:
-    """Returns what makes the priors (K, N, ...) of K targets."""
+    """Return what makes the priors (K, N, ...) of K targets."""
     return lambda output: torch.stack([one_hot(output, t) for t in targets])
 
 
 def _formatted(winners: Winners, like: Sequence[Tensor], is_tuple: bool, k: int | None) -> Any:
-    """Returns attributions of target k, or of all targets along dimension 1, in the dtype of what they belong to."""
+    """Return attributions of target k, or of all targets along dimension 1, in the dtype of what they belong to."""
     p = (x[k] if k is not None else x.transpose(0, 1) for x in winners.p)
     parts = tuple(x.to(leaf.dtype).contiguous() for x, leaf in zip(p, like, strict=True))
     return parts if is_tuple else parts[0]
@@ -198,7 +198,7 @@ class ExcitationBP(_Excitation):
         *,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Returns winning probabilities of the inputs.
+        """Return winning probabilities of the inputs.
 
         Args:
             inputs: A floating-point tensor (N, ...) or a tuple of them.
@@ -223,7 +223,7 @@ class ExcitationBP(_Excitation):
     def attribute_targets(
         self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Any], additional_forward_args: Any = None
     ) -> Any:
-        """Returns winning probabilities for K targets, (N, K, ...), from one forward and one batched backward pass.
+        """Return winning probabilities for K targets, (N, K, ...), from one forward and one batched backward pass.
 
         Args:
             inputs: A floating-point tensor (N, ...) or a tuple of them.
@@ -312,7 +312,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         *,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Returns winning probabilities of the layer's output.
+        """Return winning probabilities of the layer's output.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of them, of any dtype.
@@ -346,7 +346,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
     ) -> Any:
-        """Returns winning probabilities for K targets, (N, K, ...), from one forward and one batched backward pass.
+        """Return winning probabilities for K targets, (N, K, ...), from one forward and one batched backward pass.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of them, of any dtype.
@@ -426,7 +426,7 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
         additional_forward_args: Any = None,
         attribute_to_neuron_input: bool = False,
     ) -> Any:
-        """Returns winning probabilities of the inputs, given that the neuron wins.
+        """Return winning probabilities of the inputs, given that the neuron wins.
 
         Args:
             inputs: A floating-point tensor (N, ...) or a tuple of them.
@@ -457,7 +457,7 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
 
 
 def _reader(model: nn.Module, layer: nn.Module, name: str, at_input: bool) -> Callable[..., Tensor]:
-    """Returns a function of the model's arguments that returns a layer's output, or input, at its last call."""
+    """Return a function of the model's arguments that returns a layer's output, or input, at its last call."""
     thread = threading.get_ident()
 
     def forward(*args: Any) -> Tensor:

@@ -43,7 +43,7 @@ class Graph:
         self._below = [[(place.get(below, -1), slot) for below, slot in node.next_functions] for node in self.nodes]
 
     def place(self, edge: GradientEdge) -> Place | None:
-        """Returns where a tensor stands, None if nothing was computed from it.
+        """Return where a tensor stands, None if nothing was computed from it.
 
         Args:
             edge: The operation that computed it, and the number of its output.
@@ -58,7 +58,7 @@ class Graph:
         *,
         is_last: bool = False,
     ) -> list[list[Tensor] | None]:
-        """Returns what arrives at some places for each target, None where nothing can.
+        """Return what arrives at some places for each target, None where nothing can.
 
         Args:
             starts: Places, with the probabilities there for each target.
@@ -90,7 +90,7 @@ class Graph:
         return [None if end is None else found.get(end) for end in ends]
 
     def _leading(self, ends: Iterable[Place]) -> list[bool]:
-        """Returns which operations lie above any of the places."""
+        """Return which operations lie above any of the places."""
         at = {i for i, _ in ends}
         leading = [False] * len(self.nodes)
         for i in reversed(range(len(self.nodes))):
@@ -107,7 +107,7 @@ class _Arrived(NamedTuple):
 
 
 def _joined(before: _Arrived | None, new: _Arrived, descent: Descent) -> _Arrived:
-    """Returns a sum, in the memory of one of its terms if that is spent."""
+    """Return a sum, in the memory of one of its terms if that is spent."""
     if before is None:
         return new
     if new.is_spent and not before.is_spent:
@@ -121,7 +121,7 @@ def _joined(before: _Arrived | None, new: _Arrived, descent: Descent) -> _Arrive
 
 
 def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> list[_Arrived | None]:
-    """Returns what an operation gives to each of its inputs.
+    """Return what an operation gives to each of its inputs.
 
     Args:
         node: The operation.
@@ -148,17 +148,17 @@ def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> li
 
 
 def _is_python(node: Node) -> bool:
-    """Returns whether an operation is an autograd.Function."""
+    """Return whether an operation is an autograd.Function."""
     return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _memory(x: Tensor) -> int:
-    """Returns where the memory is that a tensor is part of."""
+    """Return where the memory is that a tensor is part of."""
     return x.untyped_storage().data_ptr()
 
 
 def _derived(node: Any, p: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Returns what autograd's own node makes of p, for each of the nodes that come next."""
+    """Return what autograd's own node makes of p, for each of the nodes that come next."""
     if not _is_python(node):
         made = node(*p)
         return made if isinstance(made, tuple) else (made,)
@@ -174,7 +174,7 @@ def _derived(node: Any, p: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
 
 
 def _fitted(came: _Arrived, meta: Any) -> _Arrived:
-    """Returns probabilities in the shape and dtype of the tensor they are for, as autograd's engine does."""
+    """Return probabilities in the shape and dtype of the tensor they are for, as autograd's engine does."""
     if came.p[0].shape == tuple(meta.shape) and came.p[0].dtype == meta.dtype:
         return came
     return _Arrived([unbroadcast(p, meta.shape).to(meta.dtype) for p in came.p], False)
@@ -188,7 +188,7 @@ class Unruled(NamedTuple):
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:
-    """Returns the nodes that can be reached, each before all that are reached from it.
+    """Return the nodes that can be reached, each before all that are reached from it.
 
     Args:
         roots: Nodes of autograd's graph.
@@ -208,7 +208,7 @@ def topological(roots: Iterable[Node]) -> list[Node]:
 
 
 def unruled(nodes: Iterable[Node]) -> list[Unruled]:
-    """Returns the operations among some nodes that have no rule, each once.
+    """Return the operations among some nodes that have no rule, each once.
 
     Args:
         nodes: Nodes of autograd's graph.
@@ -236,7 +236,7 @@ def unruled(nodes: Iterable[Node]) -> list[Unruled]:
 
 
 def last_weighted(nodes: Sequence[Node]) -> list[Node]:
-    """Returns the operations with weights that come last: no other one lies between them and the target.
+    """Return the operations with weights that come last: no other one lies between them and the target.
 
     Where several stand side by side all of them are returned, but none that another one of them is computed from.
 
@@ -255,7 +255,7 @@ def last_weighted(nodes: Sequence[Node]) -> list[Node]:
 
 
 def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:
-    """Returns whether any leaf is among the nodes.
+    """Return whether any leaf is among the nodes.
 
     Args:
         leaves: Leaves of the graph.
@@ -266,7 +266,7 @@ def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:
 
 
 def cuts(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> set[Node]:
-    """Returns the nodes that every path to any of the leaves crosses.
+    """Return the nodes that every path to any of the leaves crosses.
 
     Args:
         nodes: All nodes from the target down, in topological order.

@@ -91,7 +91,7 @@ class Run:
     mode: Signals
 
     def winners(self, prior: Tensor) -> Winners:
-        """Returns the winning probabilities of the leaves, and uses up the graph.
+        """Return the winning probabilities of the leaves, and uses up the graph.
 
         Args:
             prior: Probabilities of the output for K targets, (K, N, ...), each summing to 1 over an example.
@@ -125,12 +125,12 @@ class Run:
         return Winners(tuple(p), delta, start - mass, tuple(found is not None for found in arrived))
 
     def _dtypes(self) -> set[torch.dtype]:
-        """Returns the dtypes that probability takes on its way: a float32 encoder may follow a float16 model."""
+        """Return the dtypes that probability takes on its way: a float32 encoder may follow a float16 model."""
         inner = (made.dtype for node in self.graph.nodes for made in node._input_metadata)
         return {self.output.dtype, *(leaf.dtype for leaf in self.leaves), *inner}
 
     def _contrasted(self, starts: Sequence[tuple[Place, list[Tensor]]]) -> list[tuple[Place, list[Tensor]]]:
-        """Returns what the inputs of the last weighted operations win by W, less what they win by -W."""
+        """Return what the inputs of the last weighted operations win by W, less what they win by -W."""
         last = last_weighted(self.graph.nodes)
         if not last:
             raise ValueError(
@@ -152,7 +152,7 @@ class Run:
         return found
 
     def _check(self) -> None:
-        """Raises, or warns, where probability does not reach the leaves by rules."""
+        """Raise, or warns, where probability does not reach the leaves by rules."""
         if not is_reached(self.leaves, self.graph.nodes):
             raise ValueError(
                 "expected a target that depends on the inputs, or on the layer to stop at, got one that does not; "
@@ -174,12 +174,12 @@ class Run:
 
 
 def _mass(p: Sequence[Tensor]) -> Tensor:
-    """Returns the sum of probabilities (K, N, ...) over all but K and N."""
+    """Return the sum of probabilities (K, N, ...) over all but K and N."""
     return torch.stack([accurate(x).unsqueeze(-1).flatten(2).sum(2) for x in p]).sum(0)
 
 
 def signals(settings: Settings, module: nn.Module | None = None, *, copied: bool = False) -> Signals:
-    """Returns the mode under which a model runs, with the rules.
+    """Return the mode under which a model runs, with the rules.
 
     Args:
         settings: Choices of the method.
@@ -197,7 +197,7 @@ def run(
     *,
     stop: Stop | None = None,
 ) -> Run:
-    """Returns a forward pass with rules in its graph.
+    """Return a forward pass with rules in its graph.
 
     Args:
         forward: The model, or a function of its arguments that returns one tensor.
@@ -257,7 +257,7 @@ def propagate(
     stop: Stop | None = None,
     tolerance: float = 1e-3,
 ) -> tuple[Run, Winners]:
-    """Returns a forward pass and the winning probabilities for a prior, leaving model and inputs as they are.
+    """Return a forward pass and the winning probabilities for a prior, leaving model and inputs as they are.
 
     Args:
         forward: The model, or a function of its arguments that returns one tensor.
@@ -304,7 +304,7 @@ def _at_rest(module: nn.Module | None) -> Iterator[None]:
 
 
 def refuse_scripted(forward: Any) -> None:
-    """Raises where a model, or part of it, does not run as Python code.
+    """Raise where a model, or part of it, does not run as Python code.
 
     Args:
         forward: The model, or a function.
@@ -322,7 +322,7 @@ def refuse_scripted(forward: Any) -> None:
 
 
 def one_hot(output: Tensor, target: Any) -> Tensor:
-    """Returns probability 1 on each example's target, (N, ...).
+    """Return probability 1 on each example's target, (N, ...).
 
     Args:
         output: Output of the model (N, ...).

@@ -122,7 +122,7 @@ def _convolution(mode: Signals, call: Call, *, names: tuple[str, ...]) -> Any:
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:
-    """Returns one number for each spatial dimension."""
+    """Return one number for each spatial dimension."""
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return values * dims if len(values) == 1 else values
 
@@ -130,7 +130,7 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
 def _string_padding(
     padding: str, kernel: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the padding before and behind each dimension."""
+    """Return the padding before and behind each dimension."""
     if padding == "valid":
         return (0,) * len(kernel), (0,) * len(kernel)
     total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -222,14 +222,14 @@ def _factors(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _
 
 
 def _side(x: Kept, weight: Tensor, multiply: _Multiply, is_left: bool) -> Product:
-    """Returns a product with one of its factors as the weights."""
+    """Return a product with one of its factors as the weights."""
     if is_left:
         return Product(x, weight, forth=multiply.forth, back=multiply.back_left)
     return Product(x, weight, forth=lambda a, w: multiply.forth(w, a), back=multiply.back_right)
 
 
 def _halved(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _Multiply) -> Tensor:
-    """A product of two signals of which neither is a gate: half to each, by the weights that the other one is."""
+    """Product of two non-gate signals: split equally. Each half uses the other signal as weights."""
     sides = (
         _side(mode.keep(left), right.detach(), multiply, True),
         _side(mode.keep(right), left.detach(), multiply, False),
@@ -402,12 +402,12 @@ def _gated_linear_unit(mode: Signals, call: Call) -> Any:
 
 
 def _functions(*names: str, owners: Iterable[Any] = (torch, Tensor, F, torch._C._nn)) -> list[Any]:
-    """Returns all functions of these names, wherever torch keeps them; older versions lack some."""
+    """Return all functions of these names, wherever torch keeps them; older versions lack some."""
     return [getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)]
 
 
 def _both(*names: str) -> list[str]:
-    """Returns the names with those of the in-place forms."""
+    """Return the names with those of the in-place forms."""
     return [n for name in names for n in (name, f"{name}_")]
 
 
@@ -536,7 +536,7 @@ _CLAMPS = {
 
 
 def rectifies(call: Call) -> bool:
-    """Returns whether a function's results are never negative.
+    """Return whether a function's results are never negative.
 
     Args:
         call: The function, with its arguments.

@@ -65,7 +65,7 @@ _VECTOR = 16
 
 
 def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
-    """Returns p / Z, and 0 where Z is 0: such a neuron has no active child.
+    """Return p / Z, and 0 where Z is 0: such a neuron has no active child.
 
     No epsilon is added, which would lose mass everywhere. A Z so small that the quotient could overflow counts as 0: in
     float32 below 8e-31, as the tail of a SiLU may give.
@@ -83,13 +83,13 @@ def guarded(p: Tensor, Z: Tensor, *, signed: bool = True) -> Tensor:
 
 
 def _safe(Z: Tensor, signed: bool) -> Tensor:
-    """Returns Z with infinity for 0, overwriting Z if it is not signed."""
+    """Return Z with infinity for 0, overwriting Z if it is not signed."""
     least = float(torch.finfo(Z.dtype).tiny) * 2.0**26
     return Z.masked_fill(Z.abs() < least, math.inf) if signed else torch.threshold_(Z, least, math.inf)
 
 
 def accurate(x: Tensor) -> Tensor:
-    """Returns x in the precision that shares are computed in, which is float32 for half precision.
+    """Return x in the precision that shares are computed in, which is float32 for half precision.
 
     Args:
         x: Any floating-point tensor.
@@ -102,7 +102,7 @@ def accurate(x: Tensor) -> Tensor:
 
 
 def unbroadcast(p: Tensor, shape: Sequence[int]) -> Tensor:
-    """Returns p summed over the dimensions along which a tensor of the given shape was repeated.
+    """Return p summed over the dimensions along which a tensor of the given shape was repeated.
 
     Args:
         p: Probabilities of the repeated tensor.
@@ -174,7 +174,7 @@ class Workspace:
             self._free.append(x.view(-1))
 
     def take(self, like: Tensor) -> Tensor:
-        """Returns memory of the shape, dtype and device of a tensor for a result, with undefined contents.
+        """Return memory of the shape, dtype and device of a tensor for a result, with undefined contents.
 
         Args:
             like: The tensor to have room for.
@@ -188,7 +188,7 @@ class Workspace:
         return torch.empty_like(like)
 
     def like(self, x: Tensor, dtype: torch.dtype, *, purpose: str = "weights") -> Tensor:
-        """Returns memory of the shape and device of x, with undefined contents.
+        """Return memory of the shape and device of x, with undefined contents.
 
         Args:
             x: The tensor to have room for.
@@ -229,7 +229,7 @@ def _terms(a: Tensor, negative: Negative, is_positive: bool) -> list[_Term]:
 
 
 def _overwriting(spent: Tensor, like: Tensor) -> Tensor | None:
-    """Returns the memory of a spent tensor in the shape of another one, if it has room.
+    """Return the memory of a spent tensor in the shape of another one, if it has room.
 
     Examples stay in order. Where those of the result take more room than those of the tensor, it is to be written from
     the last one on, else from the first, so that no example is overwritten before its turn.
@@ -252,7 +252,7 @@ class _Sum:
         self._is_empty = True
 
     def add(self, back: Tensor, a: Tensor) -> None:
-        """Adds the product of two tensors, of which the first may be overwritten."""
+        """Add the product of two tensors; the first one may be overwritten."""
         if self.value is None:
             self.value = back.mul_(a)
         elif self._is_empty:
@@ -270,7 +270,7 @@ class Affine(ABC):
 
     @abstractmethod
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
-        """Returns the probabilities of the input for each of K targets, in memory of their own.
+        """Return the probabilities of the input for each of K targets, in memory of their own.
 
         Args:
             p: Probabilities of the output for each target.
@@ -283,11 +283,11 @@ class Weighted(Affine):
 
     @abstractmethod
     def opposite(self) -> Weighted:
-        """Returns the operation with the weights -W."""
+        """Return the operation with the weights -W."""
 
     @abstractmethod
     def turned(self, sign: Tensor, shape: Sequence[int]) -> Weighted:
-        """Returns this operation times a constant, of which only the sign matters.
+        """Return this operation times a constant, of which only the sign matters.
 
         Args:
             sign: The constant, of a shape that broadcasts with the output.
@@ -305,7 +305,7 @@ class Turned(Weighted):
     """Of the output of the operation itself."""
 
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
-        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        """Return the probabilities of the input. See :meth:`Affine.winners`."""
 
         def won(affine: Weighted, wins: Tensor) -> list[Tensor]:
             return affine.winners([unbroadcast(one * wins, self.shape) for one in p], descent)
@@ -314,11 +314,11 @@ class Turned(Weighted):
         return [one + other for one, other in zip(*sides, strict=True)]
 
     def opposite(self) -> Turned:
-        """Returns the operation with the weights -W."""
+        """Return the operation with the weights -W."""
         return replace(self, sign=-self.sign)
 
     def turned(self, sign: Tensor, shape: Sequence[int]) -> Turned:
-        """Returns this operation times a constant. See :meth:`Weighted.turned`."""
+        """Return this operation times a constant. See :meth:`Weighted.turned`."""
         return replace(self, sign=self.sign * sign.sign())
 
 
@@ -335,7 +335,7 @@ class _Matrix(Weighted):
     """Whether the weights are -W."""
 
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
-        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        """Return the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
         examples = self._examples(p[0], a)
         if len(examples) == 1:
@@ -388,11 +388,11 @@ class _Matrix(Weighted):
             total.add(self._back(torch.div(one, Z, out=room), part, a), a)
 
     def opposite(self) -> Weighted:
-        """Returns the operation with the weights -W."""
+        """Return the operation with the weights -W."""
         return replace(self, inverted=not self.inverted)
 
     def turned(self, sign: Tensor, shape: Sequence[int]) -> Weighted:
-        """Returns this operation times a constant. See :meth:`Weighted.turned`."""
+        """Return this operation times a constant. See :meth:`Weighted.turned`."""
         each = [1] * (len(shape) - sign.dim()) + list(sign.shape)
         rows = self._rows(len(shape))
         if rows is not None and len(each) == len(shape):
@@ -403,15 +403,15 @@ class _Matrix(Weighted):
         return Turned(self.a, self, sign.sign(), tuple(shape))
 
     def _rows(self, dims: int) -> tuple[int, int] | None:
-        """Returns which of an output's dimensions counts outputs with weights of their own, and how many these are."""
+        """Return which of an output's dimensions counts outputs with weights of their own, and how many these are."""
         return None
 
     def _examples(self, p: Tensor, a: Tensor) -> list[slice]:
-        """Returns the examples to work on at once."""
+        """Return the examples to work on at once."""
         return [slice(None)]
 
     def _pieces(self) -> list[slice]:
-        """Returns the rows of the weights to work on at once."""
+        """Return the rows of the weights to work on at once."""
         return [slice(None)]
 
     def _of(self, p: Tensor, piece: slice) -> Tensor:
@@ -419,14 +419,14 @@ class _Matrix(Weighted):
 
     @abstractmethod
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
-        """Returns the output for an input and weights."""
+        """Return the output for an input and weights."""
 
     @abstractmethod
     def _back(self, s: Tensor, part: Tensor, a: Tensor) -> Tensor:
-        """Returns the transposed operation on s, of the shape of the input a."""
+        """Return the transposed operation on s, of the shape of the input a."""
 
     def _rectified(self, piece: slice, positive: bool, dtype: torch.dtype, workspace: Workspace) -> Tensor:
-        """Returns the positive, or negative, part of some rows of the weights."""
+        """Return the positive, or negative, part of some rows of the weights."""
         weight = self.weight[piece] if self.weight.dim() else self.weight
         out = workspace.like(weight, dtype)
         bounds = {"min": 0} if positive != self.inverted else {"max": 0}
@@ -439,7 +439,7 @@ class _Matrix(Weighted):
         return out.neg_() if self.inverted else out
 
     def _broadcast(self, sign: Tensor) -> Tensor:
-        """Returns factors of the rows in a shape that multiplies the weights."""
+        """Return factors of the rows in a shape that multiplies the weights."""
         return sign.reshape(-1, *[1] * (self.weight.dim() - 1))
 
 
@@ -448,7 +448,7 @@ class Linear(_Matrix):
     """y = W a + b along the last dimension, weight (outputs, inputs)."""
 
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
-        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        """Return the probabilities of the input. See :meth:`Affine.winners`."""
         some = [self._few(one) for one in p]
         others = [one for one, rows in zip(p, some, strict=True) if rows is None]
         won = iter(super().winners(others, descent) if others else ())
@@ -458,7 +458,7 @@ class Linear(_Matrix):
         ]
 
     def _few(self, p: Tensor) -> Tensor | None:
-        """Returns the outputs that have won anything, if these are few, as a classifier's are.
+        """Return the outputs that have won anything, if these are few, as a classifier's are.
 
         What the others would share need not be known. Targets are looked at one by one, so that none depends on its
         neighbours.
@@ -467,7 +467,7 @@ class Linear(_Matrix):
         return rows if 0 < 8 * len(rows) <= self.weight.shape[0] else None
 
     def _only(self, rows: Tensor) -> Linear:
-        """Returns the operation with some of its outputs only."""
+        """Return the operation with some of its outputs only."""
         return replace(self, weight=self.weight[rows], sign=None if self.sign is None else self.sign[rows])
 
     def _rows(self, dims: int) -> tuple[int, int]:
@@ -518,7 +518,7 @@ class Convolution(_Matrix):
     groups: int
 
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
-        """Returns the probabilities of the input. See :meth:`Affine.winners`."""
+        """Return the probabilities of the input. See :meth:`Affine.winners`."""
         a = accurate(self.a.value)
         if self.transposed or self.groups > 1 or len(_terms(a, descent.negative, self.a.is_positive)) == 1:
             return super().winners(p, descent)
@@ -544,7 +544,7 @@ class Convolution(_Matrix):
         return not self.transposed and not any(self.padding) and all(n == 1 for n in units)
 
     def _seen(self, a: Tensor) -> Tensor:
-        """Returns the places that a pointwise convolution reads."""
+        """Return the places that a pointwise convolution reads."""
         places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
         return a[places]
 
@@ -570,7 +570,7 @@ class Convolution(_Matrix):
         )
 
     def _unseen(self, output: Sequence[int], kernel: Sequence[int], size: Sequence[int]) -> list[int]:
-        """Returns how many cells at the far end of each dimension of the input no window reaches."""
+        """Return how many cells at the far end of each dimension of the input no window reaches."""
         geometry = zip(output, kernel, size, self.stride, self.padding, self.dilation, strict=True)
         return [n - ((y - 1) * stride - 2 * pad + gap * (k - 1) + 1) for y, k, n, stride, pad, gap in geometry]
 
@@ -588,9 +588,9 @@ class Product(_Matrix):
     """Any other product of an input with weights that is linear in both: of matrices, or an Einstein sum."""
 
     forth: Callable[[Tensor, Tensor], Tensor]
-    """Returns the output for an input and weights."""
+    """Return the output for an input and weights."""
     back: Callable[[Tensor, Tensor], Tensor]
-    """Returns the transposed product, for an output and weights."""
+    """Return the transposed product, for an output and weights."""
 
     def _forth(self, a: Tensor, part: Tensor) -> Tensor:
         return self.forth(a, part)
@@ -608,14 +608,14 @@ class Attention(Affine):
     """
 
     weights: Callable[[], Tensor]
-    """Returns the attention weights, such as (..., queries, keys), none of them negative."""
+    """Return the attention weights, such as (..., queries, keys), none of them negative."""
     forth: Callable[[Tensor, Tensor], Tensor]
-    """Returns the averages of values by weights."""
+    """Return the averages of values by weights."""
     back: Callable[[Tensor, Tensor], Tensor]
-    """Returns the transposed product, for an average and weights."""
+    """Return the transposed product, for an average and weights."""
 
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:
-        """Returns the probabilities of the values. See :meth:`Affine.winners`."""
+        """Return the probabilities of the values. See :meth:`Affine.winners`."""
         a, A = accurate(self.a.value), accurate(self.weights())
         y = self.forth(a, A)
         if descent.negative == "raw":
@@ -625,7 +625,7 @@ class Attention(Affine):
         return [self._won(one.to(a.dtype), A, sides) for one in p]
 
     def _won(self, p: Tensor, A: Tensor, sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Returns what the values win together, each side of 0 from the averages on the same side."""
+        """Return what the values win together, each side of 0 from the averages on the same side."""
         won = [
             side * unbroadcast(self.back(guarded(p * wins, self.forth(side, A)), A), side.shape) for side, wins in sides
         ]

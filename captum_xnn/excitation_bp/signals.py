@@ -45,7 +45,7 @@ LABEL = "captum_xnn"
 """Key in the metadata of autograd's nodes under which the operation and its module are named."""
 
 Back = Callable[[Sequence[Tensor]], Sequence[Sequence[Tensor | None]]]
-"""Returns the probabilities of an operation's signals for each target, from those of its output."""
+"""Return the probabilities of an operation's signals for each target, from those of its output."""
 
 # Nodes of autograd's graph whose derivative hands probability down rightly: copies, selections, rearrangements, and
 # maxima, whose winner takes all.
@@ -69,7 +69,7 @@ ROUTES = frozenset(
 
 
 def route_name(node: Any) -> str:
-    """Returns the name of a node of autograd's graph without its ending.
+    """Return the name of a node of autograd's graph without its ending.
 
     Args:
         node: What ``grad_fn`` holds.
@@ -82,7 +82,7 @@ def route_name(node: Any) -> str:
 
 
 def is_route(node: Any) -> bool:
-    """Returns whether the derivative of a node of autograd's graph hands probability down rightly.
+    """Return whether the derivative of a node of autograd's graph hands probability down rightly.
 
     Args:
         node: What ``grad_fn`` holds.
@@ -107,7 +107,7 @@ class Settings:
     strict: bool = False
 
     def checked(self) -> Settings:
-        """Returns these settings.
+        """Return these settings.
 
         Raises:
             ValueError: If one of them is none of its choices.
@@ -145,7 +145,7 @@ class RuleNode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, *signals: Tensor) -> Tensor:
-        """Returns the value, a function of the signals."""
+        """Return the value, a function of the signals."""
         ctx.back, ctx.affine = back, affine
         versions = [x._version for x in signals]
         y = value()
@@ -158,12 +158,12 @@ class RuleNode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, p: Tensor) -> tuple[Tensor | None, ...]:
-        """Returns the probabilities of the signals, for an operation on part of a tensor in place."""
+        """Return the probabilities of the signals, for an operation on part of a tensor in place."""
         return None, None, None, *ctx.back([p])[0]
 
 
 def has_rule(node: Any) -> bool:
-    """Returns whether a node of autograd's graph hands probability down by a rule.
+    """Return whether a node of autograd's graph hands probability down by a rule.
 
     Args:
         node: What ``grad_fn`` holds.
@@ -183,11 +183,11 @@ class Call:
     kwargs: dict[str, Any]
 
     def __call__(self) -> Any:
-        """Returns what the function returns."""
+        """Return what the function returns."""
         return self.function(*self.args, **self.kwargs)
 
     def named(self, *names: str) -> dict[str, Any]:
-        """Returns the arguments by name.
+        """Return the arguments by name.
 
         Args:
             names: Names of the positional parameters.
@@ -196,7 +196,7 @@ class Call:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Returns the tensors in nested lists, tuples and dicts.
+    """Return the tensors in nested lists, tuples and dicts.
 
     Args:
         values: Anything.
@@ -219,7 +219,7 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def _results(call: Call, y: Any) -> list[Tensor]:
-    """Returns the tensors that a call returned or, as ``x[i] = y`` does, wrote to."""
+    """Return the tensors that a call returned or, as ``x[i] = y`` does, wrote to."""
     return tensors_in(call.args[:1] if call.function is Tensor.__setitem__ else y)
 
 
@@ -271,7 +271,7 @@ class Signals(TorchFunctionMode):
         self._opened: list[Any] = []
 
     def leaf(self, tensor: Tensor, source: int) -> tuple[Tensor, Tensor]:
-        """Returns a leaf of the graph with the tensor's values, and what the model is to go on with in its place.
+        """Return a leaf of the graph with the tensor's values, and the tensor that replaces it in the model.
 
         Args:
             tensor: An input, or the output of the layer to stop at.
@@ -288,7 +288,7 @@ class Signals(TorchFunctionMode):
         self._known = _Known()
 
     def mark(self, tensor: Tensor) -> Tensor:
-        """Returns an input, which is a signal from now on.
+        """Return an input, which is a signal from now on.
 
         Args:
             tensor: An input of the model.
@@ -297,7 +297,7 @@ class Signals(TorchFunctionMode):
         return tensor
 
     def carries(self, value: Any) -> bool:
-        """Returns whether a value is a signal that probability can be handed to.
+        """Return whether a value is a signal that probability can be handed to.
 
         Args:
             value: Any argument of a function.
@@ -305,7 +305,7 @@ class Signals(TorchFunctionMode):
         return isinstance(value, Tensor) and value.requires_grad and self._known.get(value) is not None
 
     def signal(self, value: Any) -> Signal | None:
-        """Returns what is known of a value, if it is a signal.
+        """Return what is known of a value, if it is a signal.
 
         Args:
             value: Any argument of a function.
@@ -313,7 +313,7 @@ class Signals(TorchFunctionMode):
         return self._known.get(value) if isinstance(value, Tensor) else None
 
     def keep(self, tensor: Tensor) -> Kept:
-        """Returns a tensor kept for computing shares.
+        """Return a tensor kept for computing shares.
 
         Args:
             tensor: An argument of a function.
@@ -321,7 +321,7 @@ class Signals(TorchFunctionMode):
         return Kept(tensor, copied=self._copied, is_positive=self.is_positive(tensor))
 
     def is_positive(self, tensor: Tensor) -> bool:
-        """Returns whether a tensor is known to have no negative elements, whatever the input.
+        """Return whether a tensor is known to have no negative elements, whatever the input.
 
         Args:
             tensor: Any tensor of the forward pass.
@@ -341,7 +341,7 @@ class Signals(TorchFunctionMode):
         self._known[tensor] = Signal(known.source, known.gate)
 
     def fresh(self, y: Tensor) -> Weighted | None:
-        """Returns the weighted operation of which y is the output, if y and the operation's input are as they were.
+        """Return the weighted operation of which y is the output, if y and the operation's input are as they were.
 
         Args:
             y: A signal.
@@ -354,7 +354,7 @@ class Signals(TorchFunctionMode):
     def apply(
         self, value: Callable[[], Tensor], back: Callable[[Tensor], Sequence[Tensor | None]], *signals: Tensor
     ) -> Tensor:
-        """Returns a value that hands probability down to signals by a rule.
+        """Return a value that hands probability down to signals by a rule.
 
         Args:
             value: Computes it.
@@ -364,7 +364,7 @@ class Signals(TorchFunctionMode):
         return self.apply_at_once(value, lambda p: [back(one) for one in p], *signals)
 
     def apply_at_once(self, value: Callable[[], Tensor], back: Back, *signals: Tensor) -> Tensor:
-        """Returns a value that hands probability down to signals by a rule for all targets at once.
+        """Return a value that hands probability down to signals by a rule for all targets at once.
 
         Args:
             value: Computes it.
@@ -376,7 +376,7 @@ class Signals(TorchFunctionMode):
     def apply_affine(
         self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor, activated: bool = False
     ) -> Tensor:
-        """Returns the value of an affine operation, which hands probability down to its input.
+        """Return the value of an affine operation, which hands probability down to its input.
 
         Args:
             value: Computes it.
@@ -408,7 +408,7 @@ class Signals(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Returns what the function returns, with its rule in the graph."""
+        """Return what the function returns, with its rule in the graph."""
         call = Call(func, args, kwargs or {})
         given, signals = [], []
         for x in tensors_in(args) + tensors_in(kwargs) if kwargs else tensors_in(args):
@@ -433,7 +433,7 @@ class Signals(TorchFunctionMode):
         return y
 
     def _ruled(self, call: Call, types: Any, given: Sequence[Tensor]) -> Any:
-        """Returns what a function of signals returns, with its rule, or else its derivative, in the graph."""
+        """Return what a function of signals returns, with its rule, or else its derivative, in the graph."""
         rule = self._rules.get(call.function)
         y = NotImplemented if rule is None else rule(self, call)
         if y is NotImplemented:
@@ -443,7 +443,7 @@ class Signals(TorchFunctionMode):
         return y
 
     def _open(self, call: Call, types: Any) -> Any:
-        """Returns what a function returns, run under this mode again where it is written in Python."""
+        """Return what a function returns, run under this mode again where it is written in Python."""
         if call.function in self._opened or _redispatch is None:
             return call()
         self._opened.append(call.function)
@@ -490,7 +490,7 @@ class Signals(TorchFunctionMode):
         return {} if self._module is None else {id(m): name for name, m in self._module.named_modules()}
 
     def _running(self) -> str:
-        """Returns the name of the module that is running."""
+        """Return the name of the module that is running."""
         frame = sys._getframe()
         while frame is not None:
             owner = frame.f_locals.get("self")
@@ -501,7 +501,7 @@ class Signals(TorchFunctionMode):
 
 
 def _between(results: Sequence[Tensor], below: set[Any]) -> list[Any]:
-    """Returns the nodes of autograd's graph from some results down to other nodes, without rules and these."""
+    """Return the nodes of autograd's graph from some results down to other nodes, without rules and these."""
     found = []
     todo = [y.grad_fn for y in results]
     while todo:

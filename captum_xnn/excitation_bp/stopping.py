@@ -49,7 +49,7 @@ class _Layer(NamedTuple):
 def stopping_layer(
     model: nn.Module, forward: Callable[..., Any], image: Tensor, additional: tuple[Any, ...] = ()
 ) -> str | None:
-    """Returns the name of the layer to stop at on images, or None if no layer has feature maps.
+    """Return the name of the layer to stop at on images, or None if no layer has feature maps.
 
     Args:
         model: A plain module, whose layers may be chosen.

@@ -126,7 +126,7 @@ class Heatmap(Protocol):
         internal_batch_size: int | None = None,
         **settings: Any,
     ) -> tuple[Tensor, ...]:
-        """Returns one tensor (N, K, ...) of maps per input tensor, for the K x-features asked for."""
+        """Return one tensor (N, K, ...) of maps per input tensor, for the K x-features asked for."""
         ...
 
 
@@ -228,7 +228,7 @@ class FromCaptum:
         return issubclass(self.method, PerturbationAttribution) and not issubclass(self.method, LayerAttribution)
 
     def is_at_baseline(self, inputs: tuple[Tensor, ...], settings: dict[str, Any]) -> bool:
-        """Returns whether inputs are the ones that the method compares them with, so that all maps are 0.
+        """Return whether inputs are the ones that the method compares them with, so that all maps are 0.
 
         Args:
             inputs: Input tensors (N, ...).
@@ -241,7 +241,7 @@ class FromCaptum:
         if len(each) != len(inputs) or not all(b is None or isinstance(b, (int, float, Tensor)) for b in each):
             return False
         own = [0 if b is None else b[None] if self._distribution and isinstance(b, Tensor) else b for b in each]
-        rows = [x[:, None] if self._distribution else x for x in inputs]  # of which each has all baselines
+        rows = [x[:, None] if self._distribution else x for x in inputs]  # each example has all baselines
         return not any(bool((x != b).any()) for x, b in zip(rows, own, strict=True))
 
     def _takes(self, name: str) -> bool:
@@ -249,7 +249,7 @@ class FromCaptum:
         return name in self._call or any(p.kind is p.VAR_KEYWORD for p in self._call.values())
 
     def _sort(self, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the settings of the constructor and those of the call."""
+        """Return the settings of the constructor and those of the call."""
         open_call = self._takes("")
         call = [name for name, p in self._call.items() if name not in _RESERVED and p.kind is not p.VAR_KEYWORD]
         unknown = [name for name in settings if name not in self._constructor and name not in call]
@@ -271,7 +271,7 @@ class FromCaptum:
         internal_batch_size: int | None = None,
         **settings: Any,
     ) -> tuple[Tensor, ...]:
-        """Returns one tensor (N, K, ...) of maps per input; layer methods on images give (N, K, 1, H, W).
+        """Return one tensor (N, K, ...) of maps per input; layer methods on images give (N, K, 1, H, W).
 
         Args:
             network: From the model's inputs to its x-features.
@@ -328,7 +328,7 @@ class FromCaptum:
                     grid.after(module) if grid is not None and module is not None else nullcontext(),
                 ):
                     made = self._attributed_to(network, attributed, construct, own, leaves, checking)
-                if module is not None and grid is None:
+                if module is not None and grid is None and made[0].numel():  # GuidedGradCam may return nothing
                     asked = network, name, inputs, additional_forward_args
                     self._layouts.refuse_examples_second(*asked, (seen or [made[0].shape])[-1], made[0], len(some))
                 channels = None
@@ -353,7 +353,7 @@ class FromCaptum:
         additional: tuple[Any, ...] | None,
         checking: bool,
     ) -> nn.Module:
-        """Returns the network that the method works on: its twin made of modules, where the method needs them."""
+        """Return the network that the method works on: its twin made of modules, where the method needs them."""
         modules = needs_modules(self.method)
         if isinstance(network, ContributionNetwork):
             moves = issubclass(self.method, PerturbationAttribution)
@@ -381,7 +381,7 @@ class FromCaptum:
         arguments: tuple[Any, Any],
         checking: bool,
     ) -> tuple[Tensor, ...]:
-        """Returns the attributions of one chunk; says so where a gradient is missing."""
+        """Return the attributions of one chunk; says so where a gradient is missing."""
         try:
             return self._attribute(attributed, construct, call, arguments, checking)
         except (AttributeError, RuntimeError) as error:
@@ -401,7 +401,7 @@ class FromCaptum:
         arguments: tuple[Any, Any],
         checking: bool,
     ) -> tuple[Tensor, ...]:
-        """Returns the attributions of one chunk, detached."""
+        """Return the attributions of one chunk, detached."""
         inputs, additional = arguments
         if self._takes("additional_forward_args"):
             call = {**call, "additional_forward_args": additional}
@@ -428,7 +428,7 @@ class FromCaptum:
     def _layer(
         self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None
     ) -> tuple[str, nn.Module]:
-        """Returns the name of the layer that a method is to explain, and the module."""
+        """Return the name of the layer that a method is to explain, and the module."""
         if layer is None and self._tokens is not None:
             raise ValueError(
                 f"expected a layer whose tokens lie as tokens={self._tokens!r} says, got none; name it, as in "
@@ -454,7 +454,7 @@ class FromCaptum:
         return name, attributed.layer(name)
 
     def _refuse_tokens(self, layer: nn.Module, channels: int | None) -> None:
-        """Raises where Grad-CAM has taken tokens, cells, or single numbers, for channels."""
+        """Raise where Grad-CAM has taken tokens, cells, or single numbers, for channels."""
         if channels != 1:
             raise ValueError(
                 f"expected a layer with feature maps (N, C, H, W) for {self.method.__name__}, got "
@@ -482,7 +482,7 @@ class TokenGrid(nn.Module):
         self.cells = cells
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns tokens as feature maps (N, C, H, W), or (N, C, tokens) of sequences.
+        """Return tokens as feature maps (N, C, H, W), or (N, C, tokens) of sequences.
 
         Args:
             tokens: The layer's output.
@@ -502,7 +502,7 @@ class TokenGrid(nn.Module):
         return tokens[:, own].transpose(1, 2).reshape(len(tokens), -1, height, width)
 
     def back(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """Returns feature maps as tokens.
+        """Return feature maps as tokens.
 
         Args:
             maps: What :meth:`forward` returned.
@@ -515,7 +515,7 @@ class TokenGrid(nn.Module):
         return tokens.index_copy(1, self._of(tokens)[2], maps.flatten(2).transpose(1, 2))
 
     def _of(self, tokens: Tensor) -> Cells:
-        """Returns which of some tokens are which cells."""
+        """Return which of some tokens are which cells."""
         assert self.cells is not None
         count = tokens.shape[1]
         cells = self.cells if isinstance(self.cells, Cells) else _last(*self.cells, count)
@@ -523,7 +523,7 @@ class TokenGrid(nn.Module):
 
     @contextmanager
     def after(self, layer: nn.Module) -> Iterator[None]:
-        """Returns a context in which a layer's output goes through this module.
+        """Return a context in which a layer's output goes through this module.
 
         Args:
             layer: A layer that gives tokens.
@@ -536,7 +536,7 @@ class TokenGrid(nn.Module):
 
 
 def _last(height: int, width: int, count: int) -> Cells:
-    """Returns the last of some tokens as cells, row by row."""
+    """Return the last of some tokens as cells, row by row."""
     return Cells(height, width, torch.arange(count - height * width, count))
 
 
@@ -574,7 +574,7 @@ class _Layouts:
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> Any:
-        """Returns what a function reads of a layer, from the first example."""
+        """Return what a function reads of a layer, from the first example."""
         known = self._known.setdefault(network.model, {})
         key = what, name, *(tuple(x.shape[1:]) for x in inputs)
         if key not in known:
@@ -591,7 +591,7 @@ class _Layouts:
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> OneOutput | None:
-        """Returns the tensor to draw of a layer that returns several; None where it returns one."""
+        """Return the tensor to draw of a layer that returns several; None where it returns one."""
         known, key = self._known.setdefault(network.model, {}), (network.layer_name, name)
         if key not in known:
             known[key] = one_output(network, name, inputs, additional)
@@ -606,7 +606,7 @@ class _Layouts:
         additional: tuple[Any, ...] | None,
         shape: Sequence[int],
     ) -> int:
-        """Returns the dimension of a layer's output that holds channels, counted with the examples as 0.
+        """Return the dimension of a layer's output that holds channels, counted with the examples as 0.
 
         The model is asked where the numbers of its shape leave that open.
         """
@@ -627,7 +627,7 @@ class _Layouts:
         maps: Tensor,
         rows: int,
     ) -> None:
-        """Raises where a layer has no row for each example, as (T, N, D); asks the model where T is N by chance."""
+        """Raise where a layer has no row for each example, as (T, N, D); asks the model where T is N by chance."""
         refuse_examples_second(maps, rows, name)
         if len(shape) > 2 and shape[0] == shape[1]:
             one = self._read(_shape, network, name, inputs, additional)
@@ -642,7 +642,7 @@ class _Layouts:
         kind: str,
         grid: tuple[int, int] | None,
     ) -> TokenGrid:
-        """Returns how the tokens of a layer lie; raises where that is unknown or contradicts the grid given."""
+        """Return how the tokens of a layer lie; raises where that is unknown or contradicts the grid given."""
         shape = self._read(_shape, network, name, inputs, additional)
         refuse_examples_second(torch.empty(shape, device="meta"), 1, name)
         if kind != "vit" or len(shape) != TOKENS[kind]:
@@ -671,7 +671,7 @@ class _Layouts:
 
 
 def _first(raw: Any) -> Any:
-    """Returns the first floating-point tensor of a layer's output."""
+    """Return the first floating-point tensor of a layer's output."""
     return next((tensor for _, tensor in tensors_in(raw) if tensor.is_floating_point()), raw)
 
 
@@ -690,7 +690,7 @@ def _cells(
 def _shape(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
 ) -> tuple[int, ...]:
-    """Returns the shape of a layer's output."""
+    """Return the shape of a layer's output."""
     with torch.inference_mode(False), untouched(model), torch.no_grad():
         return tuple(read_layer(model, layer, inputs, name=name, output_transform=pick or _first)[0].shape)
 
@@ -773,7 +773,7 @@ class ExcitationMaps:
         internal_batch_size: int | None = None,
         **settings: Any,
     ) -> tuple[Tensor, ...]:
-        """Returns maps (N, K, 1, H, W) of images, or one tensor (N, K, ...) per input; never negative.
+        """Return maps (N, K, 1, H, W) of images, or one tensor (N, K, ...) per input; never negative.
 
         Images of a model without a layer to stop at have maps at the pixels, (N, K, C, H, W).
 
@@ -848,7 +848,7 @@ class ExcitationMaps:
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> Stop | None:
-        """Returns the layer to stop at: the given one, or on images one that is chosen once for each size of them."""
+        """Return the layer to stop at: the given one, or on images one that is chosen once for each size of them."""
         if layer is None and len(inputs) == 1 and inputs[0].dim() == 4 and inputs[0].is_floating_point():
             known = self._chosen.setdefault(network.model, {})
             key = network.layer_name, inputs[0].shape[1:]
@@ -1003,7 +1003,7 @@ def _winning(
     check: Callable[[Sequence[int], Tensor, int], None],
     grid: TokenGrid | None,
 ) -> list[Tensor]:
-    """Returns the maps of some x-features, (N, K, ...) for each leaf, never negative.
+    """Return the maps of some x-features, (N, K, ...) for each leaf, never negative.
 
     Feature maps of a layer to stop at are summed over channels, which are in the dimension that ``channels`` returns.
     ``check`` raises where such a layer has no row for each example.
@@ -1038,12 +1038,12 @@ def _winning(
 
 
 def _image(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Returns the input whose size maps of a layer have: the first of images or volumes, if there are any."""
+    """Return the input whose size maps of a layer have: the first of images or volumes, if there are any."""
     return next((x for x in inputs if x.dim() in _MODES), inputs[0])
 
 
 def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
-    """Returns a layer's maps (N, K, 1, h, w) in the size of the input, all in its dtype."""
+    """Return a layer's maps (N, K, 1, h, w) in the size of the input, all in its dtype."""
     if layered and maps.dim() == like.dim() + 1 and like.dim() in _MODES:
         one = _resized(maps.flatten(0, 1), like)
         maps = one.reshape(*maps.shape[:2], *one.shape[1:])
@@ -1095,7 +1095,7 @@ def _of_dtypes(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
 
 @contextmanager
 def _outputs(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Returns a list to which the network's outputs are added, before a method's own hooks see them."""
+    """Return a list to which the network's outputs are added, before a method's own hooks see them."""
     seen: list[Tensor] = []
     handle = network.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
     try:
@@ -1105,7 +1105,7 @@ def _outputs(network: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tensor) -> None:
-    """Raises where attributions do not sum to what the x-feature differs from its value at the baselines.
+    """Raise where attributions do not sum to what the x-feature differs from its value at the baselines.
 
     DeepLift runs inputs and baselines as one batch; the Shap forms run each input with all baselines, and average.
     """
@@ -1114,7 +1114,7 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
     wanted = (at_inputs - at_baselines).gather(1, target[:, None])[:, 0]
     each = torch.cat([a.detach().double().reshape(rows, -1) for a in format_tensors(attributions)], 1)
     if not bool(each.isfinite().all()):
-        return  # which whoever gets the maps is told
+        return  # the caller warns about this
     off, size = float((each.sum(1) - wanted).abs().mean()), float(each.sum(1).abs().mean())
     # Where attributions cancel, or inputs are close to their baselines, rounding alone is as large as their sum.
     rounding = _ROUNDINGS * torch.finfo(outputs.dtype).eps * float(outputs.abs().amax())
@@ -1127,7 +1127,7 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
 
 
 def _decorated(attribution: Attribution) -> Attribution:
-    """Returns an attribution whose method has what Captum's decorator leaves, which a noise tunnel calls."""
+    """Return an attribution whose method has what Captum's decorator leaves, which a noise tunnel calls."""
     method = type(attribution).attribute
     if not hasattr(method, "__wrapped__"):
         attribution.attribute = functools.wraps(method)(functools.partial(method, attribution))
@@ -1135,7 +1135,7 @@ def _decorated(attribution: Attribution) -> Attribution:
 
 
 def _around(settings: dict[str, Any]) -> tuple[FromCaptum, dict[str, Any]]:
-    """Returns the method that a noise tunnel averages, and the other settings."""
+    """Return the method that a noise tunnel averages, and the other settings."""
     rest = dict(settings)
     method = rest.pop("attribution_method", None)
     if method is None:
@@ -1147,7 +1147,7 @@ def _around(settings: dict[str, Any]) -> tuple[FromCaptum, dict[str, Any]]:
 
 
 def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> dict[str, Any]:
-    """Returns the settings for some of the examples: baselines and feature masks that have a row for each, by row.
+    """Return the settings for some of the examples: baselines and feature masks that have a row for each, by row.
 
     Args:
         settings: Settings of an attribution method's call.
@@ -1175,7 +1175,7 @@ def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> d
 def _leaves(
     inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
-    """Returns the rows with the inputs cut off from the user's own, as leaves that take gradients where they can."""
+    """Return the rows with the inputs cut off from the user's own, as leaves that take gradients where they can."""
     picked, more = rows_of(tuple(x.detach() for x in inputs), additional, rows)
     return tuple(x.requires_grad_(x.is_floating_point()) for x in picked), more
 
@@ -1185,19 +1185,19 @@ _MODES = {4: "bilinear", 5: "trilinear"}
 
 
 def _resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Returns maps (R, 1, ...) in the size of an image or a volume."""
+    """Return maps (R, 1, ...) in the size of an image or a volume."""
     return F.interpolate(maps, like.shape[2:], mode=_MODES[like.dim()], align_corners=False)
 
 
 def _finished(maps: Tensor, like: Tensor, layered: bool, channels: int | None) -> Tensor:
-    """Returns maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W), or (R, 1, D, H, W)."""
+    """Return maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W), or (R, 1, D, H, W)."""
     if layered and maps.dim() == like.dim() and like.dim() in _MODES:
         maps = _resized(maps.sum(channels or 1)[:, None], like)
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 
 def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:
-    """Returns a backend from a Captum class or a backend; the default one from None.
+    """Return a backend from a Captum class or a backend; the default one from None.
 
     Args:
         heatmap: A Captum attribution class, a backend object, or None for :class:`DefaultMaps`.

@@ -43,7 +43,7 @@ def draw(
     internal_batch_size: int | None,
     settings: dict[str, Any],
 ) -> tuple[Tensor, ...]:
-    """Returns the maps of all examples, (N, K, ...) for each input; warns once of x-features without a contribution.
+    """Return the maps of all examples, (N, K, ...) for each input; warns once of x-features without a contribution.
 
     Args:
         heatmap: A backend.
@@ -132,7 +132,7 @@ def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
 def copied(
     inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
-    """Returns the inputs, and further arguments, as tuples of copies with at least one example, all of one length.
+    """Return the inputs, and further arguments, as tuples of copies with at least one example, all of one length.
 
     A model may work in place, and inference tensors take no gradients.
 
@@ -162,7 +162,7 @@ def copied(
 
 
 def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """Returns the maps in the container of the inputs; a layer's own number of outputs goes before.
+    """Return the maps in the container of the inputs; a layer's own number of outputs goes before.
 
     Args:
         inputs: A tensor or a tuple of tensors.
@@ -172,7 +172,7 @@ def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
 
 
 def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Returns maps (N, 1, ...) in the shape of the inputs.
+    """Return maps (N, 1, ...) in the shape of the inputs.
 
     A layer's map of an image or a volume gives each channel an equal part, one of token ids is summed over dimensions.
 

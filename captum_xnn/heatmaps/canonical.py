@@ -75,7 +75,7 @@ class CanonicalNetwork(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Returns the x-features, (N, n).
+        """Return the x-features, (N, n).
 
         Args:
             inputs: All positional arguments of the model.
@@ -84,7 +84,7 @@ class CanonicalNetwork(nn.Module):
         return self.xnn_encoder(Z if self.output_transform is None else self.output_transform(Z))
 
     def layer(self, name: str) -> nn.Module:
-        """Returns the module that stands for a layer of the model.
+        """Return the module that stands for a layer of the model.
 
         Args:
             name: The layer's dotted name.
@@ -100,11 +100,11 @@ class CanonicalNetwork(nn.Module):
         return self.graph.get_submodule(self.layers[name])
 
     def called(self) -> list[nn.Module]:
-        """Returns the modules that run, in order."""
+        """Return the modules that run, in order."""
         return [ran for ran in self.operations() if isinstance(ran, nn.Module)]
 
     def operations(self, after: nn.Module | None = None) -> list[nn.Module | Function]:
-        """Returns the modules that run and the functions between them, in order.
+        """Return the modules that run and the functions between them, in order.
 
         Args:
             after: A module of the graph, to return only what depends on it.
@@ -123,7 +123,7 @@ class CanonicalNetwork(nn.Module):
 
 
 def needs_modules(method: type[Attribution]) -> bool:
-    """Returns whether a method of Captum replaces derivatives of modules.
+    """Return whether a method of Captum replaces derivatives of modules.
 
     Args:
         method: A class of ``captum.attr``.
@@ -140,7 +140,7 @@ def needs_modules(method: type[Attribution]) -> bool:
 
 
 def canonical(network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
-    """Returns a network's twin made of modules.
+    """Return a network's twin made of modules.
 
     Args:
         network: From the model's inputs to its x-features.
@@ -183,7 +183,7 @@ class Twins:
         self._known: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Any], tuple[Any, ...]]]] = WeakKeyDictionary()
 
     def of(self, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
-        """Returns a network's twin, in which the model up to the layer may be known already.
+        """Return a network's twin, in which the model up to the layer may be known already.
 
         Args:
             network: From the model's inputs to its x-features.
@@ -203,7 +203,7 @@ class Twins:
 
 
 def _state(model: nn.Module) -> list[Any]:
-    """Returns what a model's computation depends on but the values of its tensors, which a twin shares."""
+    """Return what a model's computation depends on but the values of its tensors, which a twin shares."""
     found: list[Any] = []
     for name, module in model.named_modules():
         own = {k: v for k, v in vars(module).items() if k != "training"}
@@ -214,7 +214,7 @@ def _state(model: nn.Module) -> list[Any]:
 
 
 def _same(twin: CanonicalNetwork, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
-    """Returns the twin, or raises where it does not compute what the network does."""
+    """Return the twin, or raises where it does not compute what the network does."""
     wanted, made = network(*_copies(inputs)), twin(*_copies(inputs))
     size = float(wanted.abs().max().nan_to_num(0)) if wanted.numel() else 0.0
     if wanted.shape != made.shape or not torch.allclose(wanted, made, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
@@ -236,7 +236,7 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Returns what a module returns; one made in forward, as in ``nn.ReLU()(x)``, counts as its operations."""
+        """Return what a module returns; one made in forward, as in ``nn.ReLU()(x)``, counts as its operations."""
         if m not in self._registered:
             return forward(*args, **kwargs)
         made = super().call_module(m, forward, args, kwargs)
@@ -246,7 +246,7 @@ class _Tracer(fx.Tracer):
 
 
 def refuse_unfit(method: type[Attribution], twin: CanonicalNetwork, layer: nn.Module | None = None) -> None:
-    """Raises where a method of Captum has no rule for something in a network, which it would not say.
+    """Raise if a method of Captum silently lacks a rule for something in a network.
 
     Args:
         method: A class of ``captum.attr``.
@@ -331,7 +331,7 @@ _SQUASHES = frozenset({"gru", "hardsigmoid", "logsigmoid", "lstm", "rnn", "sigmo
 def _followed(
     network: ExplanationNetwork, inputs: tuple[Any, ...]
 ) -> tuple[fx.GraphModule, dict[str, Function], dict[str, str]]:
-    """Returns the model up to the explained layer, rewritten, the functions left in it, and new names of modules."""
+    """Return the model up to the explained layer, rewritten, the functions left in it, and new names of modules."""
     tracer = _Tracer(network.model, network.layer)
     try:
         graph = tracer.trace(network.model, concrete_args=_fixed_arguments(network.model, inputs))
@@ -357,7 +357,7 @@ def _followed(
 
 
 def _fixed_arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Returns the model's arguments that are no tensors, by name, so that its code may decide by them."""
+    """Return the model's arguments that are no tensors, by name, so that its code may decide by them."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     given = {p.name: x for p, x in zip(parameters, inputs, strict=False) if not isinstance(x, Tensor)}
     rest = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not p.empty}
@@ -365,7 +365,7 @@ def _fixed_arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any
 
 
 def _root(model: nn.Module, graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[str, Any]:
-    """Returns all modules and tensors that a graph refers to, by name."""
+    """Return all modules and tensors that a graph refers to, by name."""
     found: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -390,12 +390,12 @@ class _Carriers(fx.Interpreter):
 
 
 def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns inputs that a model may overwrite."""
+    """Return inputs that a model may overwrite."""
     return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _carriers(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, int]:
-    """Returns the nodes that are tensors and depend on the inputs, with their number of dimensions."""
+    """Return the nodes that are tensors and depend on the inputs, with their number of dimensions."""
     interpreter = _Carriers(model, graph)
     interpreter.run(*_copies(inputs))
     depending: set[fx.Node] = set()
@@ -545,7 +545,7 @@ class _Rewriting:
         return node.op == "call_module" and isinstance(self._modules[str(node.target)], _NONLINEAR)
 
     def _added(self, module: nn.Module, like: str) -> str:
-        """Returns the name of a module that is new."""
+        """Return the name of a module that is new."""
         name = next(n for i in itertools.count(1) if (n := f"{like.replace('.', '_')}__{i}") not in self._modules)
         self._modules[name] = module.eval()
         return name
@@ -559,7 +559,7 @@ def windows(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    """Returns the windows of a max-pooling side by side, so that a pooling of stride ``kernel`` does the same.
+    """Return the windows of a max-pooling side by side, so that a pooling of stride ``kernel`` does the same.
 
     Args:
         x: Input (N, C, ...) with a spatial dimension for each number of the other arguments.
@@ -589,7 +589,7 @@ def windows(
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """Returns a module with the same parameters, without hooks, and not in place."""
+    """Return a module with the same parameters, without hooks, and not in place."""
     twin = copy.copy(module)
     for name, value in vars(module).items():
         if isinstance(value, OrderedDict) and name.endswith("_hooks"):
@@ -604,7 +604,7 @@ def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _pool(make: Callable[..., nn.Module], *positional: str) -> Callable[..., nn.Module]:
-    """Returns a maker of pooling modules from a function's arguments, whose order differs."""
+    """Return a maker of pooling modules from a function's arguments, whose order differs."""
 
     def made(*args: Any, **kwargs: Any) -> nn.Module:
         return make(**dict(zip(positional, args, strict=False)), **kwargs)

@@ -86,7 +86,7 @@ class ExplanationNetwork(nn.Module):
         return _Encoder(xnn)
 
     def activations(self, *inputs: Any) -> Tensor:
-        """Returns the layer's output Z, (N, ...), with its graph.
+        """Return the layer's output Z, (N, ...), with its graph.
 
         Args:
             inputs: All positional arguments of the model.
@@ -109,7 +109,7 @@ class ExplanationNetwork(nn.Module):
         return inputs
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Returns the x-features, (N, n).
+        """Return the x-features, (N, n).
 
         Args:
             inputs: All positional arguments of the model.
@@ -175,7 +175,7 @@ class Outputs:
     """
 
     def encode(self, Z: Tensor) -> Tensor:
-        """Returns what it is given.
+        """Return what it is given.
 
         Args:
             Z: The model's outputs, (N, C).

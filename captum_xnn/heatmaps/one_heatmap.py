@@ -71,7 +71,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
 
     @classmethod
     def get_name(cls) -> str:
-        """Returns the name that progress bars show."""
+        """Return the name that progress bars show."""
         return "1-Heatmap"
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -85,7 +85,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Any:
-        """Returns one attribution map of each example.
+        """Return one attribution map of each example.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
@@ -115,13 +115,13 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         return like(inputs, maps if feature is None else in_shape_of(tensors, maps))
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
-        """Raises NotImplementedError, as Captum's classes without futures do."""
+        """Raise NotImplementedError, as Captum's classes without futures do."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _network(
         self, model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
     ) -> tuple[ExplanationNetwork, torch.Size]:
-        """Returns the network from the inputs to all outputs in a row, and the shape of an example's outputs."""
+        """Return the network from the inputs to all outputs in a row, and the shape of an example's outputs."""
         (x, more) = rows_of(inputs, additional, torch.tensor([0]))
         ran = trace(model, model, (*x, *(more or ())), name="model")
         network = ExplanationNetwork(model, model, Outputs(), trace=ran, output_transform=self._in_a_row)
@@ -144,5 +144,5 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
 
 
 def _column(shape: torch.Size, target: Target) -> int:
-    """Returns the number of an output among all of them in a row."""
+    """Return the number of an output among all of them in a row."""
     return int(select(torch.arange(shape.numel()).reshape(1, *shape), target))
