@@ -34,6 +34,8 @@ templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_sidebars = {"**": []}  # the sidebar of a site without sections is empty; pages get its width
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
 html_show_sourcelink = False
 

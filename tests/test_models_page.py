@@ -367,7 +367,7 @@ def table():
     """Return the text of the page's table."""
     lines = [".. Written by tests/test_models_page.py.", "", ".. list-table::", "   :header-rows: 1"]
     lines += ["   :widths: 30 30 40", ""]
-    lines += ["   * - model or data", "     - fit and explain", "     - you are told"]
+    lines += ["   * - model or data", "     - fit and explain", "     - message"]
     for name in KINDS:
         outcome, told = verdict(name)
         told = re.sub(r"`([^`]*)`", r"``\1``", re.sub(r"0\.\d+", "...", told))
