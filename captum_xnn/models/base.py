@@ -360,12 +360,14 @@ class Dense(Autoencoder, ABC):
         shape: Dimensions D of Z, or the shape (...) of one example, to be flattened.
         n_features: x-features n.
         hidden: Sizes of the encoder's hidden layers. Empty makes the encoder linear.
-        decoding: Sizes of the decoder's hidden layers. None takes the encoder's sizes in reverse.
         n_outputs: Explained outputs C.
 
     Raises:
         ValueError: If a size is below 1.
     """
+
+    has_linear_decoder: ClassVar[bool] = False
+    """Whether the decoder is one linear layer. Otherwise it has the encoder's hidden layers in reverse."""
 
     def __init__(
         self,
@@ -373,7 +375,6 @@ class Dense(Autoencoder, ABC):
         n_features: int = 5,
         *,
         hidden: Sequence[int] = (800, 100),
-        decoding: Sequence[int] | None = None,
         n_outputs: int = 1,
     ) -> None:
         super().__init__()
@@ -381,7 +382,7 @@ class Dense(Autoencoder, ABC):
         check_sizes(shape=D, n_features=n_features, n_outputs=n_outputs)
         self.config = {"shape": D, "n_features": n_features, "hidden": list(hidden), "n_outputs": n_outputs}
         self.encoder = dense((D, *hidden, n_features))
-        self.decoder = dense((n_features, *(hidden[::-1] if decoding is None else decoding), D))
+        self.decoder = dense((n_features, *(() if self.has_linear_decoder else hidden[::-1]), D))
         self.head = nn.Linear(n_features, n_outputs)
 
     def shaped(self, Z: Tensor) -> Tensor:

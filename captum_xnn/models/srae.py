@@ -66,11 +66,6 @@ class SRAE(Dense):
 
     anchored = True
 
-    def __init__(
-        self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
-    ) -> None:
-        super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
-
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
         """Create the loss of Eq. 5 with running statistics.

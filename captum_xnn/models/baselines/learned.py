@@ -41,10 +41,7 @@ class NN(Dense):
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.2: NN (no reconstruction).
     """
 
-    def __init__(
-        self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
-    ) -> None:
-        super().__init__(shape, n_features, hidden=hidden, decoding=(), n_outputs=n_outputs)
+    has_linear_decoder = True
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
@@ -90,11 +87,6 @@ class SAE(Dense):
         traditional reconstruction loss (no sparsity term)".
     """
 
-    def __init__(
-        self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
-    ) -> None:
-        super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
-
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
         """Create the loss of faithfulness and plain reconstruction.
@@ -128,11 +120,6 @@ class CAE(Dense):
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.2: CAE, "with only traditional
         reconstruction loss and without faithfulness loss".
     """
-
-    def __init__(
-        self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
-    ) -> None:
-        super().__init__(shape, n_features, hidden=hidden, n_outputs=n_outputs)
 
     @classmethod
     def minimised(cls, weights: Weights, ranks: Ranks) -> Loss:
@@ -208,10 +195,7 @@ class RandomEncoder(Dense):
         Not in the paper. "Sanity Checks for Sparse Autoencoders: Do SAEs Beat Random Baselines?", arXiv 2602.14111.
     """
 
-    def __init__(
-        self, shape: int | Sequence[int], n_features: int = 5, *, hidden: Sequence[int] = (800, 100), n_outputs: int = 1
-    ) -> None:
-        super().__init__(shape, n_features, hidden=hidden, decoding=(), n_outputs=n_outputs)
+    has_linear_decoder = True
 
     def solve(self, examples: Examples) -> None:
         """Fit the head and a linear decoder.

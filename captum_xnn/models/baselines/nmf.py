@@ -54,10 +54,12 @@ class NMF(Dense):
         et al., "CRAFT: Concept Recursive Activation FacTorization", 2023, for parts as concepts of one class.
     """
 
+    has_linear_decoder = True
+
     def __init__(
         self, shape: int | Sequence[int], n_features: int = 5, *, n_outputs: int = 1, iterations: int = 100
     ) -> None:
-        super().__init__(shape, n_features, hidden=(2 * n_features,) * iterations, decoding=(), n_outputs=n_outputs)
+        super().__init__(shape, n_features, hidden=(2 * n_features,) * iterations, n_outputs=n_outputs)
         self.config = {k: v for k, v in self.config.items() if k != "hidden"} | {"iterations": iterations}
 
     def solve(self, examples: Examples) -> None:
