@@ -55,7 +55,16 @@ from captum_xnn.metrics.faithfulness import classification_faithfulness, error_f
 from captum_xnn.models.base import Autoencoder
 from captum_xnn.models.contribution_groups import ContributionGroups
 from captum_xnn.models.srae import ConvSRAE
-from captum_xnn.targets import Target, grouped, per_example, select, select_each, single_target, target_groups
+from captum_xnn.targets import (
+    Target,
+    grouped,
+    per_example,
+    predicted_classes,
+    select,
+    select_each,
+    single_target,
+    target_groups,
+)
 from captum_xnn.training import encode_all, fit_together
 from captum_xnn.training.checkpoint import Checkpoint
 from captum_xnn.training.contributions import Evidence, fit_groups
@@ -1155,8 +1164,8 @@ class _Outputs(NamedTuple):
         for part in parts(y_hat):
             y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
             first += len(part)
-            if part.dim() == 2 and part.shape[1] > 1:
-                given.append(part.argmax(1))
+            classes = predicted_classes(part)
+            given += [] if classes is None else [classes]
             spread.add(part)
         return cls(y, targets, torch.cat(given) if given else None, spread)
 

@@ -11,7 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Target", "grouped", "per_example", "select", "select_each", "single_target", "target_groups"]
+__all__ = [
+    "Target",
+    "grouped",
+    "per_example",
+    "predicted_classes",
+    "select",
+    "select_each",
+    "single_target",
+    "target_groups",
+]
 
 Target = int | tuple[int, ...] | None
 
@@ -59,6 +68,20 @@ def per_example(target: Any, n: int) -> list[Target]:
             )
         return each
     return [single_target(target)] * n
+
+
+def predicted_classes(y_hat: Tensor) -> Tensor | None:
+    """Return the class with the highest output of each example, (M,); None unless outputs are (M, C) with C > 1.
+
+    Args:
+        y_hat: Outputs of the model.
+
+    Example:
+        >>> import torch
+        >>> predicted_classes(torch.tensor([[1.0, 3.0], [2.0, 0.0]])), predicted_classes(torch.zeros(2, 1))
+        (tensor([1, 0]), None)
+    """
+    return y_hat.argmax(1) if y_hat.dim() == 2 and y_hat.shape[1] > 1 else None
 
 
 def select(y_hat: Tensor, target: Target) -> Tensor:

@@ -23,7 +23,7 @@ from captum_xnn.metrics.overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics.sparsity import effective_number
 from captum_xnn.models.base import Autoencoder
 from captum_xnn.patch_scores import PatchScores, patch_scores
-from captum_xnn.targets import Target, select
+from captum_xnn.targets import Target, predicted_classes, select
 from captum_xnn.training import encode_all
 
 __all__ = ["Evaluation", "evaluate"]
@@ -121,15 +121,12 @@ def _with_orthogonality(result: Evaluation, plain: Orthogonality, weighted: Orth
     return result._replace(o1=plain.o1, o2=plain.o2, o1_weighted=weighted.o1, o2_weighted=weighted.o2)
 
 
-def _classes(y_hat: Tensor, target: Target) -> bool:
-    return y_hat.dim() == 2 and y_hat.shape[1] > 1 and isinstance(target, int)
-
-
 def _positives(y_hat: Tensor, target: Target) -> Tensor:
     """Return the rows of the positives."""
-    if not _classes(y_hat, target):
+    classes = predicted_classes(y_hat)
+    if classes is None or not isinstance(target, int):
         return torch.arange(len(y_hat))
-    return torch.eq(y_hat.argmax(1), target).nonzero()[:, 0]  # type: ignore[arg-type]  # an int, as it is a class
+    return (classes == target).nonzero()[:, 0]
 
 
 def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:
@@ -150,13 +147,14 @@ def _evaluated(
     """Compute the measures of one target that need no maps."""
     y_bar, contributions = numbers
     own = contributions[positives].abs().mean(0, keepdim=True)
+    f_cls = None
+    if isinstance(target, int) and predicted_classes(y_hat) is not None:
+        f_cls = classification_faithfulness(y_hat, y_bar, target)
     return Evaluation(
         target=target,
         name=name,
         f_reg=regression_faithfulness(y_bar, select(y_hat, target).to(y_bar.dtype)),
-        f_cls=classification_faithfulness(y_hat, y_bar, target)  # type: ignore[arg-type]
-        if _classes(y_hat, target)
-        else None,
+        f_cls=f_cls,
         effective=float(effective_number(own)) if len(positives) else None,
         positives=len(positives),
         inputs=len(y_bar),

@@ -34,7 +34,7 @@ from captum_xnn.explainer import Explainer
 from captum_xnn.metrics.localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics.overlap import contribution_shares
 from captum_xnn.report.thumbnails import crop_box
-from captum_xnn.targets import Target, grouped, select, single_target
+from captum_xnn.targets import Target, grouped, predicted_classes, select, single_target
 
 __all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
 
@@ -306,7 +306,8 @@ class _Stream:
         self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
         self.tops["E high"].update(E, numbers)
         self.tops["E low"].update(-E, numbers)
-        given = y_hat.argmax(1).tolist() if y_hat.dim() == 2 and y_hat.shape[1] > 1 else [None] * len(y_hat)
+        classes = predicted_classes(y_hat)
+        given = [None] * len(y_hat) if classes is None else classes.tolist()
         own = self._of_class(given)
         shares: dict[int, Tensor] = {}
         if len(own):

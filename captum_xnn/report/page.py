@@ -42,7 +42,7 @@ from captum_xnn.plots.names import Names, by_number, read_names, resolve_names
 from captum_xnn.report.cards import ConceptCard, Example, PlacesOfMaps, concept_cards, image_batches
 from captum_xnn.report.thumbnails import displayable, overlay, photo
 from captum_xnn.serialization import replace_file
-from captum_xnn.targets import Target, target_groups
+from captum_xnn.targets import Target, predicted_classes, target_groups
 
 __all__ = ["write_report"]
 
@@ -281,8 +281,9 @@ class _Gallery:
             output_transform=xnn.output_transform,
             prediction_transform=xnn.prediction_transform,
         ).y_hat[:]
-        self.classes = classes = y_hat.dim() == 2 and y_hat.shape[1] > 1
-        given = y_hat.argmax(1).tolist() if classes else [None] * len(y_hat)
+        predicted = predicted_classes(y_hat)
+        self.classes = classes = predicted is not None
+        given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         for image, c in zip(images, given, strict=True):
             says = self.class_names.of(c) if classes else ""
             height, width = image.shape[1:]
