@@ -794,6 +794,29 @@ def test_halves_share_negatives_alone(squares):
 
 
 @pytest.mark.filterwarnings("ignore:expected")
+def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkeypatch):
+    """The library's way gives the groups of a fit, and random groups overlap more than they do."""
+    from benchmarks import grouping
+    from benchmarks.contributions import Network, agreement, fitted
+    from captum_xnn import ContributionGroups
+
+    form, read = grouping.evidence_of(squares)
+    own, others, drops = (part[0].double() for part in (read.own, read.others, read.drops))
+    a = grouping.with_ridge(1.0)(own, others, drops)
+    expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
+    assert agreement(own @ a, own @ expected.double())["halves"] == pytest.approx(1)
+    torch.testing.assert_close(grouping.soft(own, others, drops).sum(1), torch.ones(len(a)).double())
+    live = drops.flatten(0, 1).abs().sum(0) > 0  # silent dimensions are shared evenly
+    assert (grouping.one_each(own, others, drops) != 0).sum(1)[live].eq(1).all()
+    monkeypatch.setattr(grouping, "NETWORKS", {"small": Network(lambda given: [2], lambda given, label: squares)})
+    given = argparse.Namespace(**vars(CONTRIBUTIONS), out=tmp_path)
+    grouping.main(given)
+    assert capsys.readouterr().out.count("small, ") == len(grouping.WAYS)
+    found = json.loads((tmp_path / "results.jsonl").read_text())["ways"]
+    assert found["as it is (ridge 1, hardened)"]["o1"] < found["random groups"]["o1"]
+
+
+@pytest.mark.filterwarnings("ignore:expected")
 def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monkeypatch):
     from benchmarks import contributions
     from benchmarks.runs import measured
