@@ -800,7 +800,7 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     from benchmarks.contributions import Network, agreement, fitted
     from captum_xnn import ContributionGroups
 
-    form, read = grouping.evidence_of(squares)
+    _, read = grouping.evidence_of(squares)
     own, others, drops = (part[0].double() for part in (read.own, read.others, read.drops))
     a = grouping.with_ridge(1.0)(own, others, drops)
     expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
