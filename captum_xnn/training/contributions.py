@@ -41,8 +41,10 @@ __all__ = ["Evidence", "Sample", "fit_groups"]
 
 _LOG = logging.getLogger(__name__)
 
-# Rows in one batch of the model, covered images included.
+# Rows in one batch of the model.
 _ROWS = 64
+# Covered images in one batch on a CPU, where large batches of images leave the cache.
+_CPU_ROWS = 16
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
 # Settings that change how groups are learned, but not the contributions they are learned from.
@@ -335,8 +337,9 @@ class _Gathering:
         c = form.contributions(found)
         drops = c.new_zeros(len(c), c.shape[1], cover.most, c.shape[2]).cpu()
         place = [0] * c.shape[1]
-        for start in range(0, len(cover.pairs), _ROWS):
-            pairs = cover.pairs[start : start + _ROWS]
+        count = _CPU_ROWS if c.device.type == "cpu" else _ROWS
+        for start in range(0, len(cover.pairs), count):
+            pairs = cover.pairs[start : start + count]
             rows = torch.tensor([i for i, _ in pairs])
             x, at = cover.covered(pairs), rows.to(c.device)
             more = rows_of(cover.inputs[:1], additional, rows)[1]
