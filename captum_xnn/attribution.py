@@ -208,17 +208,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             joint: Explain all targets of the list or tuple by one set of x-features.
             positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
                 right where the outputs are no classes.
-            store: A folder to collect activations into and to learn from, where they do not fit in memory. What is in
-                it already is not collected again (:func:`~captum_xnn.activations.collect`). It keeps
-                contributions
-                too: a later fit to the same outputs reads them there, with any ``n_features``, and runs the model no
-                more.
+            store: A folder to collect activations into and to learn from, where they do not fit in memory. Activations
+                in it are not collected again (:func:`~captum_xnn.activations.collect`). It keeps
+                contributions too: a later fit to the same outputs, with any ``n_features``, reads them and does not run
+                the model.
             checkpoint: A folder that keeps how far the fit has come, every minute, or after every 16 outputs where
                 groups of contributions are fitted. After an interruption the same call continues from there, with the
                 same numbers as without the interruption.
             log: For learned forms: is called with the target, or the tuple of them, and every new record of the
                 history (:mod:`captum_xnn.training.logs`). Beside a checkpoint, records come when that is written, so
-                that none is repeated where the fit goes on.
+                that a resumed fit repeats none.
             distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
                 torchrun. All make the same call with the same data, and get the same explainers; a store and a
                 checkpoint are in a folder that all of them see.
@@ -911,8 +910,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             path: The folder.
             model: The model, in which the layer is found by its name.
             strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. A missing
-                layer is an error in any case, and one whose output has another shape is when it is to be explained.
-            forms: Classes of explanation networks that are not this package's own, where some of the saved ones are of
+                layer is an error in any case, and a layer whose output has another shape raises when it is explained.
+            forms: Classes of explanation networks that are not this package's own, if some of the saved ones are of
                 these. A file names its classes, but none is imported, as that would run foreign code.
             settings: Arguments of the constructor that are not saved: heatmap, train_data, unpack, output_transform,
                 prediction_transform, device_ids.
@@ -953,13 +952,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return xnn
 
 
-# Standard deviations of the output that contributions may miss without a word.
+# Standard deviations of the output that contributions may miss without a warning.
 _NOTABLE = 0.005
 
 # Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
 _OFF = 0.02
 
-# Weights of an explanation network, in all and for each example, up to which nothing is said of its size.
+# Weights of an explanation network, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
 
 _TRANSFORMS = ("output_transform", "prediction_transform")
@@ -968,7 +967,7 @@ Log = Callable[[Any, Step], None]
 
 
 class _Run(NamedTuple):
-    """What goes on beside a fit, and changes nothing of it."""
+    """Settings of a fit that do not change its result: progress, checkpoint, log, processes."""
 
     progress: bool
     checkpoint: Checkpoint | None
@@ -1083,7 +1082,7 @@ def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, .
 
 
 def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
-    """Warn where x-features that are to differ are over twice a layer's directions, and the surrogate is off for it."""
+    """Warn if a form has over twice as many x-features as its layer has directions, and its surrogate is off."""
     if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
         return
     warnings.warn(
