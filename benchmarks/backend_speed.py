@@ -37,11 +37,11 @@ from excitation_speed import network, resident
 from torch import Tensor, nn
 
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.heatmaps.canonical import canonical, needs_modules
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.trace import trace
-from captum_xnn.models.srae import SRAE
+from captum_xnn.heatmaps._canonical import canonical, needs_modules
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers import find_layer
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import SRAE
 
 BACKENDS: dict[str, tuple[type[Attribution], dict[str, Any]]] = {
     "Saliency": (Saliency, {}),

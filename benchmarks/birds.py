@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.runs import kept
 from captum_xnn.activations import collect
-from captum_xnn.datasets.cub import CUB200
-from captum_xnn.datasets.parts import collate
+from captum_xnn.datasets import CUB200, collate
 
 POSITIVE_SHARE, NEGATIVE_SHARE, SEED = 5 / 6, 0.8, 2021
 

@@ -48,12 +48,9 @@ from benchmarks.one_vs_all import N_FEATURES, effective
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, Source, collect
-from captum_xnn.datasets.cub import CUB200
-from captum_xnn.datasets.digits import load_digits
-from captum_xnn.datasets.parts import collate
-from captum_xnn.datasets.synthetic import draw_figures
-from captum_xnn.layers.state import untouched
-from captum_xnn.layers.tail import Tail
+from captum_xnn.datasets import CUB200, collate, draw_figures, load_digits
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics import (
     classification_faithfulness,
     drop_orthogonality,
@@ -64,8 +61,8 @@ from captum_xnn.metrics import (
     random_partition,
     regression_faithfulness,
 )
-from captum_xnn.models.contribution_groups import ContributionGroups
-from captum_xnn.models.srae import by_shape
+from captum_xnn.models import ContributionGroups
+from captum_xnn.models._srae import by_shape
 
 DRAWS, BATCH = 20, 64
 POINTS = ((60, 8), (30, 8), (20, 8), (10, 8), (5, 8), (30, 6), (30, 4))

@@ -24,7 +24,7 @@ from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, Recipe
 from captum_xnn.activations import collect
-from captum_xnn.datasets.parts import collate
+from captum_xnn.datasets import collate
 from captum_xnn.training import fit
 
 PAPER = {

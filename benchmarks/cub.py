@@ -27,8 +27,8 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.one_vs_all import COLUMNS, METHODS
 from benchmarks.runs import Line, interval, measured, settings, summary, write
-from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.localisation import part_probabilities
+from captum_xnn.datasets import collate
+from captum_xnn.metrics import part_probabilities
 
 PAPER: dict[str, dict[str, float]] = {
     "SRAE": {"train": 0.0812, "test": 0.1659, "f_cls_train": 0.9999, "f_cls": 0.9999, "o1": 0.6554, "o2": 2.4312,

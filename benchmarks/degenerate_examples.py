@@ -24,9 +24,9 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.degeneration import mean_correlation
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.overlap import orthogonality
-from captum_xnn.plots.explanation import show_gallery
+from captum_xnn.datasets import collate
+from captum_xnn.metrics import orthogonality
+from captum_xnn.plots import show_gallery
 from captum_xnn.training import encode_all
 
 N_FEATURES, ROWS = 3, 4

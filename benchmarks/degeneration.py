@@ -36,7 +36,7 @@ from benchmarks.birds import Birds
 from benchmarks.one_vs_all import effective
 from benchmarks.runs import Line, measured, settings, write
 from captum_xnn import SRAE, PaperSRAE, Recipe
-from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
 from captum_xnn.models.losses import (
     RunningMean,
     faithfulness,
@@ -46,7 +46,7 @@ from captum_xnn.models.losses import (
     second_moments,
 )
 from captum_xnn.training import fit
-from captum_xnn.training.anchors import anchors
+from captum_xnn.training._anchors import anchors
 
 
 class Fitted(NamedTuple):

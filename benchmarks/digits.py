@@ -23,9 +23,9 @@ from benchmarks.one_vs_all import effective
 from benchmarks.runs import Column, Line, interval, measured, summary, table, write
 from captum_xnn import XNNAttribution
 from captum_xnn.cli.demo import LAYERS, train_cnn
-from captum_xnn.datasets.digits import Digits, load_digits, load_mnist
-from captum_xnn.metrics.overlap import orthogonality
-from captum_xnn.models.srae import by_shape
+from captum_xnn.datasets import Digits, load_digits, load_mnist
+from captum_xnn.metrics import orthogonality
+from captum_xnn.models._srae import by_shape
 
 PAPER = {"pool2": {"train": 1.1952, "test": 2.0422, "accuracy": 0.9870}}
 COLUMNS = (

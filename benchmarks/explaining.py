@@ -24,7 +24,7 @@ from excitation_speed import network
 from torch import Tensor
 
 from captum_xnn.heatmaps import FromCaptum, as_heatmap
-from captum_xnn.heatmaps.network import ExplanationNetwork
+from captum_xnn.heatmaps._network import ExplanationNetwork
 
 METHODS: dict[str, tuple[type[Attribution], dict[str, int]]] = {
     "Saliency": (Saliency, {}),

@@ -46,10 +46,10 @@ from benchmarks.one_vs_all import N_FEATURES, effective, excitation_maps, fitted
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, Source, collect
-from captum_xnn.datasets.funnybirds import FunnyBirds, FunnyBirdsSample
+from captum_xnn.datasets import FunnyBirds, FunnyBirdsSample
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.read import read_layer
+from captum_xnn.layers import find_layer
+from captum_xnn.layers._read import read_layer
 from captum_xnn.metrics import (
     drop_orthogonality,
     patch_agreement,

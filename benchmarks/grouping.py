@@ -31,9 +31,9 @@ from benchmarks.one_vs_all import N_FEATURES, effective
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.metrics import drop_orthogonality, random_partition
-from captum_xnn.models.grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
-from captum_xnn.training.checkpoint import Checkpoint
-from captum_xnn.training.contributions import Evidence
+from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
+from captum_xnn.training import Checkpoint
+from captum_xnn.training._contributions import Evidence
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Gives groups (D, K) by contributions in positives (m, D), in others (m', D), and drops (m, P, D)."""

@@ -23,9 +23,9 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap
-from captum_xnn.datasets.parts import collate
+from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.metrics.keeping import biharmonic, combined, keep_top_accuracy, telea
+from captum_xnn.metrics import biharmonic, combined, keep_top_accuracy, telea
 from captum_xnn.training import encode_all
 
 MAPS = ("x-features", "1-Heatmap", "random")

@@ -23,8 +23,8 @@ from torch import Tensor
 from benchmarks import birds, places
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import Recipe
-from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
-from captum_xnn.models.baselines.selection import lasso
+from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
+from captum_xnn.models.baselines import lasso
 
 PAPER = {
     "cub": {

@@ -31,8 +31,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn import SRAE, Recipe
-from captum_xnn.metrics.faithfulness import regression_faithfulness
-from captum_xnn.metrics.stability import matched_features
+from captum_xnn.metrics import matched_features, regression_faithfulness
 from captum_xnn.training import encode_all, fit, fit_together
 
 SHARE_OF_TRAINING = 0.8

@@ -19,8 +19,7 @@ import torch
 from excitation_speed import resident
 from torch import Tensor
 
-from captum_xnn.metrics.localisation import part_probabilities
-from captum_xnn.metrics.overlap import OrthogonalityStream
+from captum_xnn.metrics import OrthogonalityStream, part_probabilities
 
 K, P, SIZE, BATCH = 5, 15, 227, 50
 BAR = 5.0

@@ -16,11 +16,11 @@ from captum.attr import LRP, DeepLift, GuidedBackprop, Saliency
 from excitation_speed import network
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps.canonical import canonical
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.trace import trace
-from captum_xnn.models.srae import SRAE
+from captum_xnn.heatmaps._canonical import canonical
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers import find_layer
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import SRAE
 
 LAYERS = {
     "vgg11": "avgpool",

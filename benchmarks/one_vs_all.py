@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from benchmarks.runs import Column, Line, table
 from captum_xnn import SRAE, OneHeatmap
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.trace import trace
-from captum_xnn.metrics.faithfulness import classification_faithfulness, regression_faithfulness
-from captum_xnn.metrics.localisation import mean_locality
-from captum_xnn.metrics.overlap import orthogonality
-from captum_xnn.metrics.sparsity import effective_number
-from captum_xnn.models.base import Autoencoder
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers import find_layer
+from captum_xnn.layers._trace import trace
+from captum_xnn.metrics import (
+    classification_faithfulness,
+    effective_number,
+    mean_locality,
+    orthogonality,
+    regression_faithfulness,
+)
+from captum_xnn.models import Autoencoder
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.training import encode_all, fit
 

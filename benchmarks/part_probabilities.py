@@ -19,8 +19,8 @@ from torch import Tensor
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import write
-from captum_xnn.datasets.parts import PartsSample, collate
-from captum_xnn.metrics.localisation import part_probabilities, pixel_probabilities
+from captum_xnn.datasets import PartsSample, collate
+from captum_xnn.metrics import part_probabilities, pixel_probabilities
 from captum_xnn.training import encode_all
 
 

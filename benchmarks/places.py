@@ -25,8 +25,9 @@ from benchmarks import birds, one_vs_all
 from benchmarks.one_vs_all import COLUMNS, METHODS
 from benchmarks.runs import Line, kept, measured, settings, summary, write
 from captum_xnn.activations import collect
-from captum_xnn.datasets.places import ROOMS, ADE20KScenes, Places365, collate
-from captum_xnn.metrics.localisation import object_probabilities
+from captum_xnn.datasets import ADE20KScenes, Places365, collate
+from captum_xnn.datasets._places import ROOMS
+from captum_xnn.metrics import object_probabilities
 
 SEED = 2021
 

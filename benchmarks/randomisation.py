@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.randomisation import randomised, similarity, top_down
-from captum_xnn.metrics.stability import matched_features
-from captum_xnn.models.base import Autoencoder
+from captum_xnn.datasets import collate
+from captum_xnn.metrics import matched_features, randomised, similarity, top_down
+from captum_xnn.models import Autoencoder
 from captum_xnn.training import encode_all
 
 COLUMNS = (Column("spearman", "rank correlation", 2), Column("ssim", "structural similarity", 2))

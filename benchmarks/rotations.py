@@ -28,8 +28,8 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE
-from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.localisation import part_probabilities
+from captum_xnn.datasets import collate
+from captum_xnn.metrics import part_probabilities
 from captum_xnn.training import encode_all
 
 METRICS = ("o1", "o2", "locality", "o1_weighted", "o2_weighted", "locality_weighted")

@@ -25,10 +25,8 @@ from torch import Tensor
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn.datasets.parts import collate
-from captum_xnn.metrics.localisation import mean_locality, part_probabilities
-from captum_xnn.metrics.overlap import orthogonality
-from captum_xnn.metrics.stability import matched_features
+from captum_xnn.datasets import collate
+from captum_xnn.metrics import matched_features, mean_locality, orthogonality, part_probabilities
 from captum_xnn.training import encode_all
 
 METHODS = ("SRAE", "NN", "SAE", "RandomEncoder")

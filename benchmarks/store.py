@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from captum_xnn import SRAE, Recipe
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations.memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.training import fit
 
 BAR = 1.5

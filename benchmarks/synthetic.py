@@ -50,8 +50,8 @@ from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfuln
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, Source, collect, first_of_batch
-from captum_xnn.datasets.synthetic import Figures, concepts, draw_figures, reason_parts
-from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
+from captum_xnn.datasets import Figures, draw_figures, exact_network, reason_parts, trained_network
+from captum_xnn.datasets._synthetic import concepts
 from captum_xnn.metrics import (
     classification_faithfulness,
     mean_locality,
@@ -61,10 +61,10 @@ from captum_xnn.metrics import (
     pointing_accuracy,
     regression_faithfulness,
 )
+from captum_xnn.models._scaling import scaling
 from captum_xnn.models.losses import log_penalty, pull_away
-from captum_xnn.models.scaling import scaling
-from captum_xnn.training import encode_all, fit
-from captum_xnn.training.problem import Recipe, Sampler
+from captum_xnn.training import Recipe, encode_all, fit
+from captum_xnn.training._problem import Sampler
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "groups", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}
@@ -114,7 +114,7 @@ def explained(name: str, train: int, test: int, seed: int, epochs: int) -> Expla
     )
     model: nn.Module = exact_network(sets[0].reasons)
     if name == "trained":
-        model = train_cnn(sets[0], epochs=epochs, seed=seed)
+        model = trained_network(sets[0], epochs=epochs, seed=seed)
     seen = []
     for figures in sets:
         found = collect(model, LAYERS[name], figures.images)

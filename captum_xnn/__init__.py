@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
     from captum_xnn.explainer import Explainer
     from captum_xnn.explanation import Explanation
-    from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+    from captum_xnn.heatmaps._one_heatmap import OneHeatmap
     from captum_xnn.models import SRAE, ContributionGroups, ConvSRAE, PaperSRAE
-    from captum_xnn.training.problem import Recipe
+    from captum_xnn.training._problem import Recipe
 
 __all__ = [
     "SRAE",
@@ -41,9 +41,9 @@ _PLACES = {
     "excitation_bp": ("ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP"),
     "explainer": ("Explainer",),
     "explanation": ("Explanation",),
-    "heatmaps.one_heatmap": ("OneHeatmap",),
+    "heatmaps": ("OneHeatmap",),
     "models": ("SRAE", "ContributionGroups", "ConvSRAE", "PaperSRAE"),
-    "training.problem": ("Recipe",),
+    "training": ("Recipe",),
 }
 _FOLDERS = ("activations", "datasets", "heatmaps", "layers", "metrics", "models", "plots", "report", "training")
 

@@ -25,37 +25,9 @@ import torch
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
-from captum_xnn import serialization as files
-from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
-from captum_xnn.activations.batches import Batches, repeatable
-from captum_xnn.activations.collecting import Asked
-from captum_xnn.activations.memmap import Rows, each, parts
-from captum_xnn.activations.unpacking import unpack_for
-from captum_xnn.distributed import ALONE, Ranks
-from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
-from captum_xnn.explainer import Explainer, Form
-from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps.backends import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
-from captum_xnn.heatmaps.batching import Part, copied, draw, in_shape_of, levels_up, like
-from captum_xnn.heatmaps.contribution_network import ContributionNetwork
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.heatmaps.one_heatmap import OneHeatmap
-from captum_xnn.layers.arguments import refuse_too_many
-from captum_xnn.layers.batching import gathered, rows_of
-from captum_xnn.layers.forward_args import log_usage
-from captum_xnn.layers.layout import channel_dimension
-from captum_xnn.layers.logits import Spread, no_logits
-from captum_xnn.layers.lookup import find_layer, unwrap
-from captum_xnn.layers.probe import refuse_whole_arguments
-from captum_xnn.layers.read import EveryCall, OutputTransform, read_layer
-from captum_xnn.layers.state import untouched
-from captum_xnn.layers.tail import Tail
-from captum_xnn.layers.trace import Trace, trace
-from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
-from captum_xnn.models.base import Autoencoder
-from captum_xnn.models.contribution_groups import ContributionGroups
-from captum_xnn.models.srae import ConvSRAE
-from captum_xnn.targets import (
+from captum_xnn import _serialization
+from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn._targets import (
     Target,
     grouped,
     per_example,
@@ -65,11 +37,39 @@ from captum_xnn.targets import (
     single_target,
     target_groups,
 )
+from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
+from captum_xnn.activations._batches import Batches, repeatable
+from captum_xnn.activations._collecting import Asked
+from captum_xnn.activations._memmap import Rows, each, parts
+from captum_xnn.activations._unpacking import unpack_for
+from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
+from captum_xnn.explainer import Explainer, Form
+from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.heatmaps._backends import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
+from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, levels_up, like
+from captum_xnn.heatmaps._contribution_network import ContributionNetwork
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+from captum_xnn.layers._arguments import refuse_too_many
+from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._forward_args import log_usage
+from captum_xnn.layers._layout import channel_dimension
+from captum_xnn.layers._logits import Spread, no_logits
+from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._probe import refuse_whole_arguments
+from captum_xnn.layers._read import EveryCall, OutputTransform, read_layer
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._trace import Trace, trace
+from captum_xnn.metrics._faithfulness import classification_faithfulness, error_floor, regression_faithfulness
+from captum_xnn.models._base import Autoencoder
+from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._srae import ConvSRAE
 from captum_xnn.training import encode_all, fit_together
-from captum_xnn.training.checkpoint import Checkpoint
-from captum_xnn.training.contributions import Evidence, fit_groups
-from captum_xnn.training.directions import directions
-from captum_xnn.training.problem import Recipe, Step
+from captum_xnn.training._checkpoint import Checkpoint
+from captum_xnn.training._contributions import Evidence, fit_groups
+from captum_xnn.training._directions import directions
+from captum_xnn.training._problem import Recipe, Step
 
 __all__ = ["Faithfulness", "XNNAttribution"]
 
@@ -216,7 +216,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 groups of contributions are fitted. After an interruption the same call continues from there, with the
                 same numbers as without the interruption.
             log: For learned forms: is called with the target, or the tuple of them, and every new record of the
-                history (:mod:`captum_xnn.training.logs`). Beside a checkpoint, records come when that is written, so
+                history (:mod:`captum_xnn.training._logs`). Beside a checkpoint, records come when that is written, so
                 that a resumed fit repeats none.
             distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
                 torchrun. All make the same call with the same data, and get the same explainers; a store and a
@@ -345,7 +345,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             groups,
             marks=marks,
             kept=kept,
-            model=files.fingerprint(unwrap(self.model), found.layer) if kept else None,
+            model=_serialization.fingerprint(unwrap(self.model), found.layer) if kept else None,
             progress=run.progress,
             ranks=run.ranks,
         )
@@ -888,11 +888,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             "seed": self.seed,
             "recipe": asdict(self.recipe),
             "transforms": [k for k in _TRANSFORMS if getattr(self, k) is not None],
-            "fingerprint": files.fingerprint(model, name),
+            "fingerprint": _serialization.fingerprint(model, name),
             "explainers": [e.entry() for e in explainers],
         }
         tensors = {f"{i}.{key}": t for i, e in enumerate(explainers) for key, t in e.form.state_dict().items()}
-        return files.write(path, manifest, tensors)
+        return _serialization.write(path, manifest, tensors)
 
     @classmethod
     def load(
@@ -920,7 +920,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ExplainerFileError: If files are missing, truncated, or foreign.
             ModelMismatchError: If the model differs; the message says in what.
         """
-        manifest, tensors = files.read(path)
+        manifest, tensors = _serialization.read(path)
         try:
             saved = _Saved.of(manifest, tensors, forms)
         except ExplainerFileError:
@@ -942,7 +942,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
                 "which cannot be saved; pass the same function again to load"
             )
-        _check_model(files.differences(saved.fingerprint, files.fingerprint(plain, saved.layer)), strict)
+        _check_model(
+            _serialization.differences(saved.fingerprint, _serialization.fingerprint(plain, saved.layer)), strict
+        )
         # If the layer is the whole model, its name is empty and cannot be looked up.
         xnn = cls(model, saved.layer or plain, saved.n_features, recipe=saved.recipe, seed=saved.seed, **settings)
         device = _device(plain)
@@ -1014,7 +1016,7 @@ class _Saved(NamedTuple):
             raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
         if not isinstance(transforms, list) or any(k not in _TRANSFORMS for k in transforms):
             raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(_TRANSFORMS)}")
-        files.check_fingerprint(manifest["fingerprint"])
+        _serialization.check_fingerprint(manifest["fingerprint"])
         explainers = []
         # torch draws weights at construction, and these are replaced.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):

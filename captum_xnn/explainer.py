@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_xnn._targets import Target
 from captum_xnn.errors import ExplainerFileError
-from captum_xnn.models.base import Autoencoder
+from captum_xnn.models._base import Autoencoder
+from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
-from captum_xnn.models.contribution_groups import ContributionGroups
-from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
-from captum_xnn.targets import Target
-from captum_xnn.training.problem import Step
+from captum_xnn.training._problem import Step
 
 __all__ = ["Explainer", "Form"]
 

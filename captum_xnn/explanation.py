@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.plots.names import Names, resolve_names
-from captum_xnn.plots.sentence import sentence
-from captum_xnn.targets import Target
+from captum_xnn._targets import Target
+from captum_xnn.plots._names import Names, resolve_names
+from captum_xnn.plots._sentence import sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ class Explanation:
 
         Args:
             index: Position of the example in the batch.
-            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
+            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
 
         Raises:
             ValueError: If there are more names than x-features, or a file of names is of another layer or target.
@@ -133,7 +133,7 @@ class Explanation:
         r"""Put one example's explanation into words: "European goldfinch because of golden feather (+63.1)".
 
         Args:
-            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
+            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
             index: Position of the example in the batch.
             target_name: Name of the output. Without it the sentence says "target 46".
             share: The sentence names x-features until they reach this share of the positive contributions, in [0, 1].
@@ -167,7 +167,7 @@ class Explanation:
         """Put every example's explanation into words with :meth:`sentence`.
 
         Args:
-            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them.
+            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
             target_names: Names of the model's outputs: a list for all outputs in order, or a mapping by target.
             share: As in :meth:`sentence`.
             residual_share: As in :meth:`sentence`.
@@ -200,13 +200,13 @@ class Explanation:
 
         Args:
             index: Position of the example in the batch.
-            names: Names of the x-features, as :func:`captum_xnn.plots.names.resolve_names` takes them: a list, a
+            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them: a list, a
                 mapping, or the file that a report exports.
             options: Options of :func:`captum_xnn.plots.show_explanation`, such as ``mean=`` and ``std=`` of
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
                 :func:`captum_xnn.plots.show_contributions`.
         """
-        from captum_xnn.plots import explanation as visualize
+        from captum_xnn.plots import show_contributions, show_explanation
 
         numbers: dict[str, Any] = {
             "bias": float(self.bias[index]),
@@ -217,11 +217,11 @@ class Explanation:
         contributions = self.contributions[index].detach().cpu()
         image = self._image()
         if image is None:
-            return visualize.show_contributions(contributions, **numbers, **options)
+            return show_contributions(contributions, **numbers, **options)
         if self.one_heatmap is not None:
             numbers["one_heatmap"] = _first(self.one_heatmap)[index, 0].cpu()
         maps = self.directed_maps()[index].cpu()
-        return visualize.show_explanation(image[index].detach().cpu(), maps, contributions, **(numbers | options))
+        return show_explanation(image[index].detach().cpu(), maps, contributions, **(numbers | options))
 
     def gallery(self, indices: Sequence[int] | None = None, *, names: Names | None = None, **options: Any) -> Figure:
         """Draw several examples as rows and x-features as columns, to help name each x-feature.
@@ -234,7 +234,7 @@ class Explanation:
         Raises:
             ValueError: If the inputs are not images, or the names differ between the examples' targets.
         """
-        from captum_xnn.plots import explanation as visualize
+        from captum_xnn.plots import show_gallery
 
         image = self._image()
         if image is None:
@@ -245,7 +245,7 @@ class Explanation:
         rows = list(range(len(self))) if indices is None else list(indices)
         if self.one_heatmap is not None:
             options = {"one_heatmaps": _first(self.one_heatmap)[rows, 0].cpu(), **options}
-        return visualize.show_gallery(
+        return show_gallery(
             image[rows].detach().cpu(),
             self.directed_maps()[rows].cpu(),
             self.contributions[rows].detach().cpu(),

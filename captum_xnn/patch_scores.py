@@ -1,8 +1,8 @@
 """Measure on covered patches how distinct x-features are and how true their maps are, beside controls.
 
 Conventions:
-    N images, K x-features. Patches and measures are defined in :mod:`captum_xnn.metrics.patches`, and weighted by share
-    of the contributions.
+    N images, K x-features. Patches and measures are defined in :mod:`captum_xnn.metrics._patches`, and weighted by
+    share of the contributions.
 
 Controls:
     *Random groups* are K groups of the layer's dimensions, drawn by chance. They add up to the output as exactly as
@@ -22,17 +22,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_xnn._targets import Target, select
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
-from captum_xnn.layers.layout import channel_dimension
-from captum_xnn.layers.lookup import find_layer, unwrap
-from captum_xnn.layers.read import read_layer
-from captum_xnn.layers.state import untouched
-from captum_xnn.metrics.controls import random_maps, random_partition
-from captum_xnn.metrics.overlap import Orthogonality
-from captum_xnn.metrics.patches import drop_orthogonality, patch_agreement, patch_drops
-from captum_xnn.models.contribution_groups import ContributionGroups
-from captum_xnn.targets import Target, select
+from captum_xnn.layers._layout import channel_dimension
+from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._read import read_layer
+from captum_xnn.layers._state import untouched
+from captum_xnn.metrics._controls import random_maps, random_partition
+from captum_xnn.metrics._overlap import Orthogonality
+from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.models._contribution_groups import ContributionGroups
 
 __all__ = ["PatchScores", "patch_scores"]
 

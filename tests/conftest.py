@@ -46,7 +46,7 @@ def explained():
     from captum.attr import InputXGradient
 
     from captum_xnn import Recipe, XNNAttribution
-    from captum_xnn.models.srae import by_shape
+    from captum_xnn.models._srae import by_shape
 
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(90) % 3
@@ -79,7 +79,7 @@ def only_output():
     from captum.attr import InputXGradient
 
     from captum_xnn import Recipe, XNNAttribution
-    from captum_xnn.models.srae import by_shape
+    from captum_xnn.models._srae import by_shape
 
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     with torch.random.fork_rng(devices=[]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_xnn.training.anchors import _arranged, _best_angle, _descending, _rotation, anchors
+from captum_xnn.training._anchors import _arranged, _best_angle, _descending, _rotation, anchors
 
 
 def drawn(*shape, seed=0):

@@ -16,7 +16,7 @@ from torch import nn
 from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.models.srae import by_shape
+from captum_xnn.models._srae import by_shape
 
 QUICK = Recipe(steps=30)
 K = 2

@@ -29,10 +29,10 @@ from torch.overrides import TorchFunctionMode
 
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.trace import trace
-from captum_xnn.models.srae import SRAE
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers import find_layer
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import SRAE
 
 K = 2
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "backends.inc"

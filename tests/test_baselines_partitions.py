@@ -15,7 +15,7 @@ from captum_xnn.models.baselines import (
     spectral_partition,
     subspace_relevances,
 )
-from captum_xnn.models.baselines.partitions import _ascent, _k_means
+from captum_xnn.models.baselines._partitions import _ascent, _k_means
 
 BLOCKS = torch.tensor([2, 0, 1, 0, 2, 2, 1, 0, 0, 2, 1, 2])
 

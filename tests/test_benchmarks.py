@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.datasets.parts import PartsSample
-from captum_xnn.training.problem import Recipe
+from captum_xnn.datasets import PartsSample
+from captum_xnn.training import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,9 +109,8 @@ def test_real_birds_do_not_degenerate(birds):
     from benchmarks.birds import network
     from benchmarks.degeneration import mean_correlation
     from captum_xnn import XNNAttribution
-    from captum_xnn.datasets.cub import CUB200
-    from captum_xnn.datasets.parts import collate
-    from captum_xnn.metrics.sparsity import effective_number
+    from captum_xnn.datasets import CUB200, collate
+    from captum_xnn.metrics import effective_number
 
     model, normalise = network(birds / "cubnet" / "cubnet.py")
     images = CUB200(birds / "cub_200_2011_even", transform=normalise)
@@ -131,8 +130,8 @@ def test_real_birds_do_not_degenerate(birds):
 
 
 def xnn_activations(xnn, batch):
-    from captum_xnn.layers.lookup import find_layer
-    from captum_xnn.layers.read import read_layer
+    from captum_xnn.layers import find_layer
+    from captum_xnn.layers._read import read_layer
 
     name, layer = find_layer(xnn.model, xnn.layer)
     return read_layer(xnn.model, layer, (batch,), name=name)[0]
@@ -429,7 +428,7 @@ class Rooms:
         self.pictures, self.labels = pictures, pictures.labels
 
     def __getitem__(self, i):
-        from captum_xnn.datasets.places import SceneSample
+        from captum_xnn.datasets._places import SceneSample
 
         mask = torch.where(self.pictures.images[i][0] == 1, 1, 3)
         return SceneSample(self.pictures.images[i], self.labels[i], mask, torch.tensor(i))
@@ -478,7 +477,7 @@ def test_reasons_are_matched_to_x_features():
 
 def test_maps_are_compared_with_the_parts_masks():
     from benchmarks import synthetic
-    from captum_xnn.datasets.synthetic import draw_figures, reason_parts
+    from captum_xnn.datasets import draw_figures, reason_parts
 
     figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
     maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
@@ -591,7 +590,7 @@ def test_agreement_of_maps():
 
 def test_maps_that_differ_by_chance_are_one_map_on_average():
     from benchmarks.seeds import mean_maps
-    from captum_xnn.metrics.overlap import orthogonality
+    from captum_xnn.metrics import orthogonality
 
     generator = torch.Generator().manual_seed(0)
     common = torch.rand(6, 1, 8, 8, generator=generator).expand(6, 3, 8, 8)
@@ -880,7 +879,7 @@ def _few_steps(fitted):
 
 def test_contributions_of_dimensions_divide_as_the_explainer_divides(squares):
     from benchmarks.contributions import by_dimension, fitted
-    from captum_xnn.models.contribution_groups import ContributionGroups
+    from captum_xnn.models import ContributionGroups
 
     xnn, _ = fitted(squares, ContributionGroups)
     form = xnn.explainer(2).form
@@ -917,7 +916,7 @@ def test_texts_tell_their_topic_by_two_of_its_words():
 def test_small_networks_are_explained_to_the_tolerance(name):
     """Sum of contributions and bias, by the groups' own tolerance, at layers of every kind."""
     from benchmarks import contributions
-    from captum_xnn.models.contribution_groups import ContributionGroups
+    from captum_xnn.models import ContributionGroups
 
     of = contributions.NETWORKS[name].of(CONTRIBUTIONS, 0)
     own = of.train.y_hat.argmax(1)

@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.heatmaps.canonical import Twins, canonical
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.trace import trace
-from captum_xnn.models.srae import SRAE
+from captum_xnn.heatmaps._canonical import Twins, canonical
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import SRAE
 
 K = 3
 

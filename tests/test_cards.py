@@ -13,11 +13,12 @@ from captum.attr import InputXGradient
 from torch import nn
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.datasets.parts import PartsSample, collate
-from captum_xnn.metrics.localisation import part_probabilities
-from captum_xnn.models.srae import by_shape
-from captum_xnn.report.cards import ConceptCard, _Moments, _Stream, concept_cards, on_parts
-from captum_xnn.report.thumbnails import crop_box
+from captum_xnn.datasets import PartsSample, collate
+from captum_xnn.metrics import part_probabilities
+from captum_xnn.models._srae import by_shape
+from captum_xnn.report import ConceptCard, concept_cards, on_parts
+from captum_xnn.report._cards import _Moments, _Stream
+from captum_xnn.report._thumbnails import crop_box
 
 KEEP = 4
 

@@ -16,11 +16,11 @@ from command_line import logits, seed_of, write
 from PIL import Image
 
 from captum_xnn import Recipe, XNNAttribution, cli
-from captum_xnn.cli import commands
-from captum_xnn.cli.configuration import Configuration, tomllib
-from captum_xnn.cli.inputs import Inputs, _Images
-from captum_xnn.cli.model_files import load_model
-from captum_xnn.models.srae import by_shape
+from captum_xnn.cli import _commands as commands
+from captum_xnn.cli._configuration import Configuration, tomllib
+from captum_xnn.cli._inputs import Inputs, _Images
+from captum_xnn.cli._model_files import load_model
+from captum_xnn.models._srae import by_shape
 
 # The tiny model's images do not all excite every x-feature.
 # So small a model has neurons that only a bias excites.
@@ -171,7 +171,7 @@ def test_interrupted_while_collecting_says_how_to_go_on(
         return fetch(images, index)
 
     monkeypatch.setattr(_Images, "__getitem__", interrupted)
-    monkeypatch.setattr("captum_xnn.activations.store._SHARD_ROWS", 10)
+    monkeypatch.setattr("captum_xnn.activations._store._SHARD_ROWS", 10)
     line = arguments(folder, "--out", f"{tmp_path}/xnn", "--store", f"{tmp_path}/store", "--batch-size", "10")
     assert cli.main(line) == 130
     said = capsys.readouterr().err
@@ -289,7 +289,7 @@ def test_evaluate_with_patches(folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from captum_xnn.cli import evaluation
+    from captum_xnn.cli import _evaluation as evaluation
 
     result = evaluation.Evaluation(0, "a", 1.0, None, None, 0, 5, 0.0, float("inf"))
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: [result])
@@ -528,7 +528,7 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
 
     Also if another was cut off there, and whether or not there was time for a checkpoint.
     """
-    from captum_xnn.training.trainer import _Stack
+    from captum_xnn.training._trainer import _Stack
 
     take, out, store = _Stack._take, tmp_path / "out", tmp_path / "store"
 
@@ -538,7 +538,7 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
         take(stack, *given)
 
     monkeypatch.setattr(_Stack, "_take", cut)
-    monkeypatch.setattr("captum_xnn.training.checkpoint.Checkpoint.due", lambda _: due)
+    monkeypatch.setattr("captum_xnn.training._checkpoint.Checkpoint.due", lambda _: due)
     line = arguments(folder, "--out", str(out), "--store", str(store), "--recipe", "steps=60")
     assert cli.main([*line, "--seed", "1"]) == 130
     assert cli.main(line) == 130

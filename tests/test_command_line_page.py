@@ -9,9 +9,9 @@ import torch
 from command_line import write
 
 from captum_xnn import XNNAttribution
-from captum_xnn.cli import parser as cli
-from captum_xnn.cli.inputs import Inputs
-from captum_xnn.cli.model_files import load_model
+from captum_xnn.cli import _parser as cli
+from captum_xnn.cli._inputs import Inputs
+from captum_xnn.cli._model_files import load_model
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "command_line.rst").read_text()
 

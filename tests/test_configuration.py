@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_xnn import Recipe
-from captum_xnn.cli.configuration import Configuration, targets_of, tomllib
+from captum_xnn.cli._configuration import Configuration, targets_of, tomllib
 
 FULL = Configuration(
     model="/nets/cub net.py:make",

@@ -9,7 +9,7 @@ from torch import nn
 from captum_xnn import XNNAttribution
 from captum_xnn.activations import Activations, collect
 from captum_xnn.errors import CheckpointError
-from captum_xnn.training.checkpoint import Checkpoint
+from captum_xnn.training import Checkpoint
 
 IMAGES = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -108,7 +108,7 @@ class Cut(Exception):
 
 def test_a_fit_that_was_cut_off_goes_on(model, tmp_path, monkeypatch):
     """Outputs that were done are not read again."""
-    monkeypatch.setattr("captum_xnn.training.contributions._TARGETS", 1)
+    monkeypatch.setattr("captum_xnn.training._contributions._TARGETS", 1)
     expected = explained(model).fit(IMAGES, range(4), progress=False)
     written = []
     write = Checkpoint.write
@@ -132,7 +132,7 @@ def test_a_fit_that_was_cut_off_goes_on(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_outputs_read_in_parts_are_those_read_together(model, monkeypatch, at_once):
     expected = explained(model).fit(IMAGES, range(4), progress=False)
-    monkeypatch.setattr("captum_xnn.training.contributions._TARGETS", at_once)
+    monkeypatch.setattr("captum_xnn.training._contributions._TARGETS", at_once)
     found = explained(model).fit(IMAGES, range(4), progress=False)
     for a, b in zip(groups(found, range(4)), groups(expected, range(4)), strict=True):
         torch.testing.assert_close(a["groups"], b["groups"], rtol=1e-4, atol=1e-5)

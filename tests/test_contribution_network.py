@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.layers.read import EveryCall
-from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.layers import EveryCall
+from captum_xnn.models import ContributionGroups
 
 
 class Residual(nn.Module):
@@ -118,7 +118,7 @@ def everything(n):
 
 def fitted(model, layer, data, target=0, K=3, fit=None, **options):
     """An explainer of few examples, with small grids of patches."""
-    from captum_xnn.models.contribution_groups import ContributionGroups
+    from captum_xnn.models import ContributionGroups
 
     make = partial(ContributionGroups, patches=2, positives=8, others=24)
     first = data[0] if isinstance(data, tuple) else data

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from captum_xnn.training.covering import covers, patch_bounds
+from captum_xnn.training._covering import covers, patch_bounds
 
 
 def test_bounds_cut_a_side_into_nearly_equal_parts():

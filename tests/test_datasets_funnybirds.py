@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from captum_xnn.datasets.funnybirds import FunnyBirds
+from captum_xnn.datasets import FunnyBirds
 from captum_xnn.errors import DatasetError
 
 PARTS = ["beak", "eye", "foot", "tail", "wing"]

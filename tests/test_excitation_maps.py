@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp.graph import Graph, cuts, topological
-from captum_xnn.excitation_bp.stopping import stopping_layer
+from captum_xnn.excitation_bp import stopping_layer
+from captum_xnn.excitation_bp._graph import Graph, cuts, topological
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.trace import trace
-from captum_xnn.models.srae import SRAE
-from captum_xnn.training.problem import Recipe
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import SRAE
+from captum_xnn.training import Recipe
 
 # Small random nets lose probability.
 pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")

@@ -11,8 +11,8 @@ from torch import nn
 
 from captum_xnn import SRAE, OneHeatmap, Recipe, XNNAttribution
 from captum_xnn.activations import collect
-from captum_xnn.activations.collecting import Asked
-from captum_xnn.layers.read import EveryCall
+from captum_xnn.activations._collecting import Asked
+from captum_xnn.layers import EveryCall
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}
 

@@ -15,14 +15,14 @@ from torch import nn
 
 from captum_xnn import SRAE, ConvSRAE, Recipe, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations import memmap as module
-from captum_xnn.activations.memmap import Rows
+from captum_xnn.activations import _memmap as module
+from captum_xnn.activations._memmap import Rows
 from captum_xnn.errors import ModelMismatchError, StoreError
+from captum_xnn.models._scaling import scaling
+from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, NMF, NN, Lasso, RandomEncoder, SingleDimensions
-from captum_xnn.models.scaling import scaling
-from captum_xnn.models.srae import by_shape
 from captum_xnn.training import encode_all, fit
-from captum_xnn.training.anchors import anchors
+from captum_xnn.training._anchors import anchors
 
 QUICK = Recipe(steps=40)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_xnn.models.grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
+from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
 
 
 def double_rand(*shape):

@@ -15,8 +15,8 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # Five layers from the bottom up; folders and files import from their own row and from lower ones. "" is the package
 # itself, whose names are the public ones.
 ROWS = (
-    ("errors", "targets", "distributed", "layers", "metrics", "datasets"),
-    ("activations", "models", "excitation_bp", "plots", "serialization"),
+    ("errors", "_targets", "_distributed", "layers", "metrics", "datasets"),
+    ("activations", "models", "excitation_bp", "plots", "_serialization"),
     ("training", "heatmaps"),
     ("explanation", "explainer", "attribution", "patch_scores"),
     ("report", "cli", "study", "", "__main__"),
@@ -98,14 +98,14 @@ def test_the_walk_sees_imports():
     code = "def f():\n from captum_xnn.models.losses import faithfulness\n from captum_xnn import attribution"
     assert set(imported(ast.parse(code))) == {"captum_xnn.models.losses.faithfulness", "captum_xnn.attribution"}
     assert set(imported(ast.parse("from captum_xnn import SRAE"))) == {"captum_xnn.SRAE"}
-    assert graph()["report.page"] >= {"attribution", "report.cards"}
+    assert graph()["report._page"] >= {"attribution", "report._cards"}
 
 
 @pytest.mark.parametrize(
     ("code", "without"),
     [
         ("import captum_xnn; captum_xnn.__version__", ("torch", "captum", "matplotlib", "numpy")),
-        ("from captum_xnn.cli import parser; parser._parser()", ("torch", "captum", "matplotlib", "numpy")),
+        ("from captum_xnn.cli import _parser; _parser._parser()", ("torch", "captum", "matplotlib", "numpy")),
         ("import captum_xnn; captum_xnn.XNNAttribution, captum_xnn.metrics", HEAVY),
     ],
 )

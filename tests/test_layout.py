@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.layers.grid import has_channels_last
-from captum_xnn.layers.layout import channel_dimension, token_cells
+from captum_xnn.layers._grid import has_channels_last
+from captum_xnn.layers._layout import channel_dimension, token_cells
 
 
 class Then(nn.Module):

@@ -6,8 +6,7 @@ import types
 
 import pytest
 
-from captum_xnn.training.logs import JSONLines, TensorBoard
-from captum_xnn.training.problem import Step
+from captum_xnn.training import JSONLines, Step, TensorBoard
 
 
 def test_lines_are_added_and_hold_every_term(tmp_path):

@@ -6,7 +6,7 @@ from math import factorial
 import pytest
 import torch
 
-from captum_xnn.metrics.concepts import (
+from captum_xnn.metrics import (
     area,
     completeness,
     contribution_order,

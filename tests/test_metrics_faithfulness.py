@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
+from captum_xnn.metrics import classification_faithfulness, error_floor, regression_faithfulness
 
 OUTPUTS = torch.tensor([[1.0, 2.0, 0.0], [5.0, 1.0, 0.0], [0.0, 1.0, 3.0], [2.0, 1.0, 0.0]])
 

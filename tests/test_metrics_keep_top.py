@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.metrics.keeping import (
+from captum_xnn.metrics import (
     biharmonic,
     combined,
     constant,

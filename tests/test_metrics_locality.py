@@ -7,13 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from captum_xnn.metrics.localisation import (
-    locality,
-    mean_locality,
-    object_probabilities,
-    part_probabilities,
-    pixel_probabilities,
-)
+from captum_xnn.metrics import locality, mean_locality, object_probabilities, part_probabilities, pixel_probabilities
 
 NAN = math.nan
 

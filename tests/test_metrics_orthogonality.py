@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_xnn.metrics.overlap import OrthogonalityStream, contribution_shares, orthogonality
+from captum_xnn.metrics import OrthogonalityStream, contribution_shares, orthogonality
 
 
 def rand(*shape, seed=0):

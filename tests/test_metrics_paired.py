@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import rankdata, wilcoxon
 
-from captum_xnn.metrics.paired import paired_test
+from captum_xnn.metrics import paired_test
 
 A = [0.8, 0.7, 0.9, 0.6, 0.7, 0.9, 0.5, 1.0]
 B = [0.6, 0.5, 0.6, 0.7, 0.7, 0.4, 0.4, 0.6]

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from captum_xnn.metrics.localisation import part_probabilities
-from captum_xnn.metrics.pointing import pointing_accuracy
+from captum_xnn.metrics import part_probabilities, pointing_accuracy
 
 
 def by_loops(maps, points, tolerance):

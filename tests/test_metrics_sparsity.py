@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from captum_xnn.metrics.sparsity import effective_number, gini, hoyer
+from captum_xnn.metrics import effective_number, gini, hoyer
 
 
 def drawn(*shape, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_xnn.metrics.stability import linear_cka, matched_features
+from captum_xnn.metrics import linear_cka, matched_features
 
 
 def drawn(*shape, seed=0):

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from captum_xnn.cli.inputs import Preparation
-from captum_xnn.cli.model_files import IMAGENET_MEAN, IMAGENET_STD, load_model, load_torchvision
+from captum_xnn.cli._inputs import Preparation
+from captum_xnn.cli._model_files import IMAGENET_MEAN, IMAGENET_STD, load_model, load_torchvision
 
 NET = """
 from dataclasses import dataclass
@@ -159,6 +159,6 @@ def test_torchvision_missing(monkeypatch):
 
 
 def test_nothing_is_loaded_from_torchvision_for_other_models(folder):
-    code = f"import sys; from captum_xnn.cli.model_files import *; load_model('{folder}/net.py'); print(*sys.modules)"
+    code = f"import sys; from captum_xnn.cli._model_files import *; load_model('{folder}/net.py'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torchvision" not in done.stdout.split()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.layers.state import untouched
+from captum_xnn.layers._state import untouched
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}
 

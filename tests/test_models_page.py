@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.layers.read import EveryCall
-from captum_xnn.models.contribution_groups import ContributionGroups
+from captum_xnn.layers import EveryCall
+from captum_xnn.models import ContributionGroups
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "models_that_need_care.inc"
 N = 40

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.logits import Spread, no_logits
-from captum_xnn.layers.read import EveryCall
-from captum_xnn.models.srae import ConvSRAE, by_shape
-from captum_xnn.training.directions import directions
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers import EveryCall
+from captum_xnn.layers._logits import Spread, no_logits
+from captum_xnn.models import ConvSRAE
+from captum_xnn.models._srae import by_shape
+from captum_xnn.training._directions import directions
 
 K = 2
 

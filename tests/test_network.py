@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
-from captum_xnn.heatmaps.network import ExplanationNetwork
-from captum_xnn.layers.trace import trace
-from captum_xnn.models.srae import SRAE, ConvSRAE
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import SRAE, ConvSRAE
 
 
 class Tailed(nn.Module):

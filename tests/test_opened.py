@@ -7,8 +7,8 @@ from captum.attr import DeepLift
 from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.cli.configuration import Configuration
-from captum_xnn.cli.opened import Opened, heatmap_named
+from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._opened import Opened, heatmap_named
 from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import ExcitationMaps
 

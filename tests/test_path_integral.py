@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.layers.tail import Tail
-from captum_xnn.models.path_integral import integrate
+from captum_xnn.layers._tail import Tail
+from captum_xnn.models._path_integral import integrate
 
 
 class Square(nn.Module):

@@ -10,16 +10,17 @@ NAMES = {
         "ContributionGroups ConvSRAE ExcitationBP Explainer Explanation Faithfulness LayerExcitationBP "
         "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__"
     ),
+    "cli": "Configuration Opened main",
     "activations": "Activations Source Unpack checked collect collect_part collect_together first_of_batch",
     "datasets": (
-        "ADE20KScenes CUB200 Digits Figures FunnyBirds FunnyBirdsSample PartsSample Places365 draw_figures "
-        "load_digits load_mnist"
+        "ADE20KScenes CUB200 Digits Figures FunnyBirds FunnyBirdsSample LOOKS PARTS PartsSample Places365 collate "
+        "draw_figures exact_network load_digits load_mnist reason_parts trained_network"
     ),
     "errors": (
         "CheckpointError DatasetError ExplainerFileError LayerNotFoundError LayerNotReachedError "
         "ModelMismatchError NamesFileError NotFittedError StoreError UnsupportedOperationError"
     ),
-    "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP total_mass",
+    "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP stopping_layer total_mass",
     "heatmaps": (
         "DefaultMaps ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap TOKENS TokenGrid as_heatmap "
         "rows_of_settings"
@@ -41,7 +42,10 @@ NAMES = {
         "lasso_of_size nmf_partition prca random_partition single_dimensions spectral_partition "
         "subspace_relevances"
     ),
-    "plots": "read_names show_contributions show_explanation show_gallery write_names",
+    "plots": (
+        "contours overlay own_scale read_names shared_scale show_contributions show_explanation show_gallery "
+        "write_names"
+    ),
     "report": "ConceptCard Example PlacesOfMaps concept_cards on_objects on_parts write_report",
     "training": (
         "Checkpoint JSONLines Recipe Step TensorBoard Trial Tuning choose_n encode_all fit fit_together "

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from captum_xnn._distributed import ALONE, Ranks, launched, speaks
 from captum_xnn.activations import collect_together
-from captum_xnn.distributed import ALONE, Ranks, launched, speaks
-from captum_xnn.models.base import Reconstruction
-from captum_xnn.models.objectives import RunningObjective
+from captum_xnn.models._base import Reconstruction
+from captum_xnn.models._objectives import RunningObjective
 
 WORLD = 3
 M, D, K = 12, 4, 2

@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from captum_xnn.datasets.parts import PartsSample
+from captum_xnn.datasets import PartsSample
 from captum_xnn.patch_scores import patch_scores
-from captum_xnn.plots.names import write_names
-from captum_xnn.report import write_report
-from captum_xnn.report.cards import on_parts
+from captum_xnn.plots import write_names
+from captum_xnn.report import on_parts, write_report
 
 # Elements that HTML never closes, and those of SVG that close themselves.
 VOID = {"meta", "img", "input", "link"}
@@ -127,8 +126,8 @@ def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: A
 def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feature(
     explained: Any, page: tuple[str, Page]
 ) -> None:
-    from captum_xnn.plots.explanation import own_scale
-    from captum_xnn.report.thumbnails import overlay
+    from captum_xnn.plots import own_scale
+    from captum_xnn.report._thumbnails import overlay
 
     xnn, images, target = explained
     # The whole gallery at once, as the page drew it: rounding may move a colour by one step otherwise.
@@ -143,7 +142,7 @@ def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feat
 def test_strengths_are_contributions_per_pixel(explained: Any, page: tuple[str, Page]) -> None:
     import numpy as np
 
-    from captum_xnn.plots.explanation import own_scale
+    from captum_xnn.plots import own_scale
 
     xnn, images, target = explained
     why = xnn.explain(images[:1], target=target)
@@ -199,7 +198,7 @@ def test_one_image_and_no_error_still_make_a_scatter(explained: Any, tmp_path: P
 
 
 def test_cards_stand_for_each_x_feature(page: tuple[str, Page], explained: Any) -> None:
-    from captum_xnn.report.cards import concept_cards
+    from captum_xnn.report import concept_cards
 
     xnn, images, _ = explained
     _, parsed = page
@@ -309,7 +308,7 @@ def test_names_of_the_only_output_are_those_of_target_none_and_0(only_output: An
 
 
 def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Path) -> None:
-    from captum_xnn.report.cards import concept_cards
+    from captum_xnn.report import concept_cards
 
     xnn, images = only_output
     page = Page(write_report(tmp_path / "r.html", xnn, images[:4], data=images).read_text("utf-8"))
@@ -369,7 +368,7 @@ def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:
 
 
 def test_display_undoes_a_normalisation(explained: Any, tmp_path: Path) -> None:
-    from captum_xnn.report.thumbnails import photo
+    from captum_xnn.report._thumbnails import photo
 
     _, images, _ = explained
     _, parsed = written(tmp_path / "r.html", explained, display=lambda image: 1 - image.clamp(0, 1))
@@ -381,7 +380,7 @@ def test_equal_reports_are_equal_files(explained: Any, tmp_path: Path) -> None:
 
 
 def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str, Page]) -> None:
-    from captum_xnn.report.thumbnails import overlay, photo
+    from captum_xnn.report._thumbnails import overlay, photo
 
     # Noise compresses worst: no photograph and no map takes more.
     one = len(photo(torch.rand(3, 227, 227))) + 6 * len(overlay(torch.rand(64, 64) * 2 - 1))
@@ -389,7 +388,7 @@ def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str,
 
 
 def test_scatter_of_many_images_leaves_some_out_and_says_so(page: tuple[str, Page]) -> None:
-    from captum_xnn.report.page import _scatter
+    from captum_xnn.report._page import _scatter
 
     rows, images = page[1].data["targets"][0]["rows"], page[1].data["images"]
     few, many = (_scatter(rows * n, images * n) for n in (12, 100))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from captum_xnn.activations import memmap as module
-from captum_xnn.activations.memmap import Rows, each, head, parts
+from captum_xnn.activations import _memmap as module
+from captum_xnn.activations._memmap import Rows, each, head, parts
 
 
 def written(folder, table, sizes):

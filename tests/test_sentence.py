@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from captum_xnn import Explanation
-from captum_xnn.plots.names import write_names
-from captum_xnn.plots.sentence import decimals, sentence
+from captum_xnn.plots import write_names
+from captum_xnn.plots._sentence import decimals, sentence
 
 NAMES = ["golden feather", "red forehead", "beak", "wing bar", "branch"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_xnn.distributed import ALONE
-from captum_xnn.models.base import Scaling, Weights
+from captum_xnn._distributed import ALONE
+from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.models._base import Scaling, Weights
 from captum_xnn.models.losses import covariance, second_moments
-from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
 
 M = 11
 

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from captum_xnn._serialization import replace_file
 from captum_xnn.activations import Activations, collect, collect_part
-from captum_xnn.activations import store as module
-from captum_xnn.activations.store import Store
+from captum_xnn.activations import _store as module
+from captum_xnn.activations._store import Store
 from captum_xnn.errors import ModelMismatchError, StoreError
-from captum_xnn.serialization import replace_file
 
 M, SHARD = 23, 5
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.layers.tail import Tail
+from captum_xnn.layers._tail import Tail
 
 
 class Block(nn.Module):

@@ -6,12 +6,12 @@ from captum.attr import InputXGradient
 from torch import nn
 
 from captum_xnn import XNNAttribution
+from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.models._objectives import RunningObjective
 from captum_xnn.models.losses import covariance
-from captum_xnn.models.objectives import RunningObjective
-from captum_xnn.models.srae import SRAE, ConvSRAE, PaperSRAE
-from captum_xnn.training import fit
-from captum_xnn.training.problem import Recipe, Sampler
-from captum_xnn.training.trainer import _Stack
+from captum_xnn.training import Recipe, fit
+from captum_xnn.training._problem import Sampler
+from captum_xnn.training._trainer import _Stack
 
 QUICK = Recipe(steps=400)
 

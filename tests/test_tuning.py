@@ -10,9 +10,9 @@ import torch
 
 from captum_xnn import SRAE, Recipe
 from captum_xnn.models.baselines import Lasso, lasso
-from captum_xnn.training import fit
-from captum_xnn.training.problem import Sampler
-from captum_xnn.training.tuning import Trial, Tuning, _folds, choose_n, held_out_f_reg, tune, tune_alpha
+from captum_xnn.training import Trial, Tuning, choose_n, fit, held_out_f_reg, tune, tune_alpha
+from captum_xnn.training._problem import Sampler
+from captum_xnn.training._tuning import _folds
 
 small = partial(SRAE, hidden=())
 GRID = {"n_features": [1, 2], "eta": [0.5, 2.0]}

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from captum_xnn import Explanation
-from captum_xnn.plots import explanation as visualize
-from captum_xnn.plots import panels as panels_module
-from captum_xnn.plots import waterfall
-from captum_xnn.plots.explanation import (
+from captum_xnn.plots import _explanation as visualize
+from captum_xnn.plots import _panels as panels_module
+from captum_xnn.plots import _waterfall as waterfall
+from captum_xnn.plots import (
     contours,
     overlay,
     own_scale,
@@ -29,9 +29,9 @@ from captum_xnn.plots.explanation import (
     show_contributions,
     show_explanation,
     show_gallery,
+    write_names,
 )
-from captum_xnn.plots.names import write_names
-from captum_xnn.plots.panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, wrapped
+from captum_xnn.plots._panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, wrapped
 
 
 def explanation(image: Any = None, maps: Any = None, contributions: Any = (1.0, 5.0, -2.0), **options: Any) -> Figure:

@@ -1,11 +1,11 @@
 """Activations of a layer and the outputs of a model on some data, in memory or on disk.
 
-:mod:`~captum_xnn.activations.collecting` runs the model, :mod:`~captum_xnn.activations.batches` and
-:mod:`~captum_xnn.activations.unpacking` read a user's data, and :mod:`~captum_xnn.activations.store` and
-:mod:`~captum_xnn.activations.memmap` write and read files.
+:mod:`~captum_xnn.activations._collecting` runs the model, :mod:`~captum_xnn.activations._batches` and
+:mod:`~captum_xnn.activations._unpacking` read a user's data, and :mod:`~captum_xnn.activations._store` and
+:mod:`~captum_xnn.activations._memmap` write and read files.
 """
 
-from captum_xnn.activations.collecting import (
+from captum_xnn.activations._collecting import (
     Activations,
     Source,
     Unpack,

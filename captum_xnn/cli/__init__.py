@@ -1,5 +1,29 @@
-"""Command line: ``captum-xnn fit``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``."""
+"""Command line: ``captum-xnn fit``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``.
 
-from captum_xnn.cli.parser import main
+Scripts can use its parts: :class:`Configuration` reads the file of a run, :class:`Opened` opens its model and inputs.
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from captum_xnn.cli._parser import main
+
+if TYPE_CHECKING:
+    from captum_xnn.cli._configuration import Configuration
+    from captum_xnn.cli._opened import Opened
+
+__all__ = ["Configuration", "Opened", "main"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts for scripts when they are first used: the command line's help does not wait for torch."""
+    if name == "Configuration":
+        from captum_xnn.cli._configuration import Configuration
+
+        return Configuration
+    if name == "Opened":
+        from captum_xnn.cli._opened import Opened
+
+        return Opened
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

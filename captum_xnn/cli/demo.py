@@ -31,9 +31,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from captum_xnn.attribution import Faithfulness, XNNAttribution
-from captum_xnn.datasets.digits import Digits, load_digits
+from captum_xnn.datasets._digits import Digits, load_digits
 from captum_xnn.report import write_report
-from captum_xnn.training.problem import Recipe
+from captum_xnn.training._problem import Recipe
 
 __all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
 

@@ -1,6 +1,6 @@
 """Heatmaps of x-features: excitation backprop, gradients, and any method of Captum."""
 
-from captum_xnn.heatmaps.backends import (
+from captum_xnn.heatmaps._backends import (
     TOKENS,
     DefaultMaps,
     ExcitationMaps,
@@ -11,7 +11,7 @@ from captum_xnn.heatmaps.backends import (
     as_heatmap,
     rows_of_settings,
 )
-from captum_xnn.heatmaps.one_heatmap import OneHeatmap
+from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 
 __all__ = [
     "TOKENS",

@@ -1,6 +1,6 @@
 """Metrics of explanations: plain functions of tensors. Import any of them from here."""
 
-from captum_xnn.metrics.concepts import (
+from captum_xnn.metrics._concepts import (
     area,
     completeness,
     contribution_order,
@@ -10,9 +10,9 @@ from captum_xnn.metrics.concepts import (
     shapley_values,
     surrogate_score,
 )
-from captum_xnn.metrics.controls import random_maps, random_partition
-from captum_xnn.metrics.faithfulness import classification_faithfulness, error_floor, regression_faithfulness
-from captum_xnn.metrics.keeping import (
+from captum_xnn.metrics._controls import random_maps, random_partition
+from captum_xnn.metrics._faithfulness import classification_faithfulness, error_floor, regression_faithfulness
+from captum_xnn.metrics._keeping import (
     biharmonic,
     combined,
     constant,
@@ -22,16 +22,16 @@ from captum_xnn.metrics.keeping import (
     telea,
     top_pixels,
 )
-from captum_xnn.metrics.localisation import (
+from captum_xnn.metrics._localisation import (
     locality,
     mean_locality,
     object_probabilities,
     part_probabilities,
     pixel_probabilities,
 )
-from captum_xnn.metrics.overlap import Orthogonality, OrthogonalityStream, contribution_shares, orthogonality
-from captum_xnn.metrics.paired import Comparison, paired_test
-from captum_xnn.metrics.patches import (
+from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream, contribution_shares, orthogonality
+from captum_xnn.metrics._paired import Comparison, paired_test
+from captum_xnn.metrics._patches import (
     blurred,
     drop_orthogonality,
     patch_agreement,
@@ -40,12 +40,12 @@ from captum_xnn.metrics.patches import (
     patch_masks,
     rank_correlation,
 )
-from captum_xnn.metrics.pointing import pointing_accuracy
-from captum_xnn.metrics.purity import chance_purity, clustering_purity
-from captum_xnn.metrics.randomisation import Similarity, randomised, similarity, top_down
-from captum_xnn.metrics.removal import Selectivity, selectivity, single_deletion, within_part
-from captum_xnn.metrics.sparsity import effective_number, gini, hoyer
-from captum_xnn.metrics.stability import Matching, linear_cka, matched_features
+from captum_xnn.metrics._pointing import pointing_accuracy
+from captum_xnn.metrics._purity import chance_purity, clustering_purity
+from captum_xnn.metrics._randomisation import Similarity, randomised, similarity, top_down
+from captum_xnn.metrics._removal import Selectivity, selectivity, single_deletion, within_part
+from captum_xnn.metrics._sparsity import effective_number, gini, hoyer
+from captum_xnn.metrics._stability import Matching, linear_cka, matched_features
 
 __all__ = [
     "Comparison",

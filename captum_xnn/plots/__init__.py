@@ -1,6 +1,23 @@
 """Pictures and sentences of explanations, and names of x-features."""
 
-from captum_xnn.plots.explanation import show_contributions, show_explanation, show_gallery
-from captum_xnn.plots.names import read_names, write_names
+from captum_xnn.plots._explanation import (
+    own_scale,
+    shared_scale,
+    show_contributions,
+    show_explanation,
+    show_gallery,
+)
+from captum_xnn.plots._names import read_names, write_names
+from captum_xnn.plots._panels import contours, overlay
 
-__all__ = ["read_names", "show_contributions", "show_explanation", "show_gallery", "write_names"]
+__all__ = [
+    "contours",
+    "overlay",
+    "own_scale",
+    "read_names",
+    "shared_scale",
+    "show_contributions",
+    "show_explanation",
+    "show_gallery",
+    "write_names",
+]

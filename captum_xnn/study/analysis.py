@@ -36,8 +36,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from captum_xnn.metrics.paired import paired_test
-from captum_xnn.metrics.purity import chance_purity, clustering_purity
+from captum_xnn.metrics._paired import paired_test
+from captum_xnn.metrics._purity import chance_purity, clustering_purity
 
 __all__ = [
     "Difference",

@@ -16,13 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.cli.configuration import Configuration
+from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli.demo import train_cnn
-from captum_xnn.datasets.digits import load_digits
+from captum_xnn.datasets._digits import load_digits
 from captum_xnn.study.configuration import StudyConfiguration
 from captum_xnn.study.preparation import prepare
 from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.training.problem import Recipe
+from captum_xnn.training._problem import Recipe
 
 __all__ = ["SETS", "make"]
 

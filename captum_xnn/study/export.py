@@ -33,8 +33,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captum_xnn.metrics.purity import clustering_purity
-from captum_xnn.serialization import replace_file
+from captum_xnn._serialization import replace_file
+from captum_xnn.metrics._purity import clustering_purity
 from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.study.protocol import ATTENTION, BACKGROUND, CONFIDENCE, DIFFICULTY, PERFORMANCE, RATINGS
 from captum_xnn.study.store import ANSWERS_FILE, Participant, StudyStore, UnknownLinkError

@@ -30,14 +30,14 @@ from captum.attr import Attribution
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_xnn._serialization import replace_file
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.cli.configuration import CONFIGURATION_FILE, Configuration
-from captum_xnn.cli.opened import Opened, heatmap_named
+from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
+from captum_xnn.cli._opened import Opened, heatmap_named
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
-from captum_xnn.heatmaps.one_heatmap import OneHeatmap
-from captum_xnn.plots.explanation import own_scale
-from captum_xnn.report.thumbnails import displayable, overlay, photo
-from captum_xnn.serialization import replace_file
+from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+from captum_xnn.plots._explanation import own_scale
+from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.study.configuration import Arm, DatasetSettings, StudyConfiguration, heatmap_of
 from captum_xnn.study.prepared import MEDIA_FOLDER, STUDY_FILE, PreparedStudy
 

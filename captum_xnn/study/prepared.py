@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_xnn.serialization import replace_file
+from captum_xnn._serialization import replace_file
 
 __all__ = ["MEDIA_FOLDER", "STUDY_FILE", "PreparedDataset", "PreparedStudy"]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from captum_xnn.metrics.paired import paired_test
-from captum_xnn.metrics.purity import clustering_purity
+from captum_xnn.metrics._paired import paired_test
+from captum_xnn.metrics._purity import clustering_purity
 from captum_xnn.study.prepared import PreparedDataset, PreparedStudy
 from captum_xnn.study.protocol import ATTENTION, CONFIDENCE, PERFORMANCE, RATINGS
 from captum_xnn.study.server import invite, make_app

@@ -1,11 +1,11 @@
 """Fitting of explanation networks: recipe, batches, gradient descent, checkpoints, and groups of contributions."""
 
-from captum_xnn.models.base import encode_all
-from captum_xnn.training.checkpoint import Checkpoint
-from captum_xnn.training.fitting import fit, fit_together
-from captum_xnn.training.logs import JSONLines, TensorBoard
-from captum_xnn.training.problem import Recipe, Step
-from captum_xnn.training.tuning import Trial, Tuning, choose_n, held_out_f_reg, tune, tune_alpha
+from captum_xnn.models._base import encode_all
+from captum_xnn.training._checkpoint import Checkpoint
+from captum_xnn.training._fitting import fit, fit_together
+from captum_xnn.training._logs import JSONLines, TensorBoard
+from captum_xnn.training._problem import Recipe, Step
+from captum_xnn.training._tuning import Trial, Tuning, choose_n, held_out_f_reg, tune, tune_alpha
 
 __all__ = [
     "Checkpoint",

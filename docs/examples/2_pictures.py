@@ -7,7 +7,7 @@ Pictures: scales, styles and composed figures
 
 from captum_xnn import XNNAttribution
 from captum_xnn.cli.demo import train_cnn
-from captum_xnn.datasets.digits import load_digits
+from captum_xnn.datasets import load_digits
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
@@ -21,7 +21,7 @@ why = xnn.explain(sevens, target=7)
 # On the shared scale, the default, every map is as strong as its contribution: an x-feature that hardly matters is
 # pale.
 
-from captum_xnn.plots.explanation import contours, own_scale, shared_scale
+from captum_xnn.plots import contours, own_scale, shared_scale
 
 why.show(0, title="shared_scale", scale=shared_scale)
 
@@ -99,7 +99,7 @@ figure
 # %%
 # ``show_contributions`` draws only the sum, on the axes themselves:
 
-from captum_xnn.plots.explanation import show_contributions
+from captum_xnn.plots import show_contributions
 
 figure, places = plt.subplots(1, 3, figsize=(13, 2.8), layout="constrained")
 for i, place in enumerate(places):

@@ -11,9 +11,9 @@ from captum.attr import DeepLift, IntegratedGradients, LayerGradCam, NoiseTunnel
 
 from captum_xnn import XNNAttribution
 from captum_xnn.cli.demo import train_cnn
-from captum_xnn.datasets.digits import load_digits
+from captum_xnn.datasets import load_digits
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.plots.explanation import own_scale
+from captum_xnn.plots import own_scale
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)

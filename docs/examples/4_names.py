@@ -10,7 +10,7 @@ import torch
 
 from captum_xnn import ConvSRAE, Recipe, XNNAttribution
 from captum_xnn.cli.demo import train_cnn
-from captum_xnn.datasets.digits import load_digits
+from captum_xnn.datasets import load_digits
 
 digits = load_digits()
 model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
@@ -86,7 +86,7 @@ for sentence in early.explain(sevens, target=7).sentences(target_names=words):
 import tempfile
 from pathlib import Path
 
-from captum_xnn.plots.names import write_names
+from captum_xnn.plots import write_names
 
 with tempfile.TemporaryDirectory() as folder:
     file = write_names(Path(folder) / "names.json", {7: names}, layer="relu3")

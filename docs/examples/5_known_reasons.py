@@ -3,7 +3,7 @@ Figures with known reasons
 ==========================
 
 Does an explanation find the reasons? Photographs cannot answer this, because their reasons are unknown. In the drawn
-figures of :mod:`captum_xnn.datasets.synthetic` a class *is* the looks of two or three parts, and the masks of all
+figures of :mod:`captum_xnn.datasets` a class *is* the looks of two or three parts, and the masks of all
 parts are known.
 """
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from captum_xnn import XNNAttribution
-from captum_xnn.datasets.synthetic import LOOKS, PARTS, draw_figures, reason_parts
-from captum_xnn.datasets.synthetic_models import exact_network, train_cnn
+from captum_xnn.datasets import LOOKS, PARTS, draw_figures, exact_network, reason_parts, trained_network
 
 figures = draw_figures(2500)
 parts = reason_parts(figures, 0)
@@ -79,7 +78,7 @@ table(on_reasons(why, members).numpy())
 # images with both black and white in them.
 
 mean, std = 0.475, 0.25
-cnn = train_cnn(figures._replace(images=(figures.images - mean) / std), epochs=5)
+cnn = trained_network(figures._replace(images=(figures.images - mean) / std), epochs=5)
 learned = XNNAttribution(cnn, "relu4", n_features=3).fit((figures.images - mean) / std, target=0)
 normalised = (test.images[members] - mean) / std
 why = learned.explain(normalised, target=0, one_heatmap=True)

@@ -3,7 +3,7 @@ A table instead of images
 =========================
 
 An explanation network does not need images. Here a multilayer perceptron reads a table of 24 columns. There is a
-column for each part of a drawn figure (:mod:`captum_xnn.datasets.synthetic`) and each look: does the part have the
+column for each part of a drawn figure (:mod:`captum_xnn.datasets`) and each look: does the part have the
 look? The classes are conjunctions of looks, so the true reasons are known.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.datasets.synthetic import LOOKS, PARTS, draw_figures
+from captum_xnn.datasets import LOOKS, PARTS, draw_figures
 
 
 def table_of(figures):

@@ -50,7 +50,7 @@ else:
 if present:
     import torch
 
-    from captum_xnn.datasets.cub import CUB200
+    from captum_xnn.datasets import CUB200
 
     birds = CUB200(lists[0].parent, size=(size, size))
     own = (birds.labels == target).nonzero()[:, 0]
@@ -94,7 +94,7 @@ picture
 # Contours keep the colours of the bird:
 
 if present:
-    from captum_xnn.plots.explanation import contours, own_scale
+    from captum_xnn.plots import contours, own_scale
 
     picture = why.show(0, target_name=species, mean=network.MEAN, std=network.STD, style=contours, scale=own_scale)
 else:

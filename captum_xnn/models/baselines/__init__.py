@@ -21,7 +21,7 @@ the Lasso and in NMF. A fit rewrites x-features to mean 0, standard deviation 1,
 contributions. In NN, Lasso, SingleDimensions and RandomEncoder the decoder takes no part in learning. It is fitted
 afterwards as the best linear map from x-features to Z, so that reconstructions can be compared.
 
-Functions that group the contributions of Z's dimensions are in :mod:`captum_xnn.models.baselines.partitions`.
+Functions that group the contributions of Z's dimensions are in :mod:`captum_xnn.models.baselines._partitions`.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).
@@ -31,9 +31,9 @@ Reference:
     Tables 1, 2, .4 and .6.
 """
 
-from captum_xnn.models.baselines.learned import CAE, NN, SAE, RandomDecoder, RandomEncoder
-from captum_xnn.models.baselines.nmf import NMF
-from captum_xnn.models.baselines.partitions import (
+from captum_xnn.models.baselines._learned import CAE, NN, SAE, RandomDecoder, RandomEncoder
+from captum_xnn.models.baselines._nmf import NMF
+from captum_xnn.models.baselines._partitions import (
     drsa,
     nmf_partition,
     prca,
@@ -42,7 +42,7 @@ from captum_xnn.models.baselines.partitions import (
     spectral_partition,
     subspace_relevances,
 )
-from captum_xnn.models.baselines.selection import Lasso, LinearModel, SingleDimensions, lasso, lasso_of_size
+from captum_xnn.models.baselines._selection import Lasso, LinearModel, SingleDimensions, lasso, lasso_of_size
 
 __all__ = [
     "CAE",

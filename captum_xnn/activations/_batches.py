@@ -1,0 +1,341 @@
+"""Batches of a user's data with a known first row, so that a caller can skip batches.
+
+Batches of tensors are skipped without loading them. So are batches of a plain ``DataLoader`` on an indexed data set.
+Any other iterable is read to its end, batch by batch.
+
+Conventions:
+    M examples in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from captum_xnn.layers._arguments import refuse_uneven
+
+__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "refuse_mapping", "repeatable"]
+
+Unpack = Callable[[Any], tuple[Any, Any]]
+
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class Batch(NamedTuple):
+    """Examples that follow each other."""
+
+    first: int
+    """Row of the first example."""
+    rows: int
+    """Number of examples."""
+    inputs: Any
+    """A tensor or a tuple of values, as the model takes them."""
+    additional: Any
+    """Additional arguments of the model, or None."""
+
+    def on(self, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Copy inputs and additional arguments to a device; return each as a tuple.
+
+        A model that works in place then does not change the user's data.
+
+        Args:
+            device: The model's device.
+
+        Example:
+            >>> Batch(0, 2, torch.ones(2, 1), None).on(torch.device("cpu"))
+            ((tensor([[1.],
+                    [1.]]),), ())
+        """
+        given = (_many(self.inputs), () if self.additional is None else _many(self.additional))
+        inputs, additional = (
+            tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in values) for values in given
+        )
+        return inputs, additional
+
+
+class Batches:
+    """All batches of some data, in order, each with its first row.
+
+    Args:
+        data: Inputs as a tensor (M, ...), a tuple of such tensors, or an iterable of batches.
+        batch_size: Examples in a batch where data are tensors.
+        unpack: Turns a batch of an iterable into (inputs, additional arguments).
+
+    Raises:
+        TypeError: If data are of another type.
+        ValueError: If a loader shuffles, or gives each process only a share of the examples.
+
+    Example:
+        >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
+        >>> [(b.first, b.rows) for b in made.those(lambda first, after: after > 8)]
+        [(0, 4), (8, 2)]
+    """
+
+    def __init__(self, data: Any, batch_size: int, unpack: Unpack) -> None:
+        self._unpack = unpack
+        self._numbers: Sequence[Sequence[int]] | None = None
+        tensors = (data,) if isinstance(data, Tensor) else data
+        if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
+            refuse_uneven(tensors)
+            self._numbers = _ranges(len(tensors[0]), batch_size)
+        elif isinstance(data, Iterable):
+            refuse_mapping(data)
+            _refuse_disorder(data)
+            self._numbers = _indexed(data)
+        else:
+            raise TypeError(
+                f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
+                f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
+            )
+        self._data = data
+        self._begun: Batch | None = None
+        self._end: int | None = None
+        self._rest = self._counted(data)
+
+    @property
+    def examples(self) -> int | None:
+        """Examples M. None for an iterable without a length, until it has been read to its end."""
+        return self._end if self._numbers is None else sum(map(len, self._numbers))
+
+    def first(self) -> Batch | None:
+        """Load the first batch, once; None if there are no data. :meth:`those` begins with it."""
+        if self._begun is None:
+            self._begun = next(self._rest if self._numbers is None else self._fetched(self._numbered()[:1]), None)
+        return self._begun
+
+    def those(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
+        """Yield the first batch and every other wanted batch. An iterable that cannot skip yields all batches, once.
+
+        Args:
+            wanted: Whether a batch is wanted. Gets the batch's first row and the row after its last.
+        """
+        first = self.first()
+        if first is None:
+            return
+        yield first
+        if self._numbers is None:
+            yield from self._rest
+        else:
+            yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
+
+    def share(self, rank: int, world: int) -> Iterator[Batch]:
+        """Yield the batches of one of several processes that take turns.
+
+        Args:
+            rank: Number of the process, also the number of its first batch.
+            world: Number of processes.
+
+        Example:
+            >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
+            >>> [b.first for b in made.share(0, 2)]
+            [0, 8]
+        """
+        first = self.first()
+        if first is not None and rank == 0:
+            yield first
+        following = rank or world
+        if self._numbers is None:
+            yield from itertools.islice(self._rest, following - 1, None, world)
+        else:
+            yield from self._fetched(self._numbered()[following::world])
+
+    def _numbered(self) -> list[tuple[int, Sequence[int]]]:
+        """List the batches of indexed data: the first row of each batch, and its indices in the data."""
+        numbers = self._numbers or ()
+        ends = itertools.accumulate(map(len, numbers))
+        return [(end - len(n), n) for end, n in zip(ends, numbers, strict=True)]
+
+    def _fetched(self, chosen: list[tuple[int, Sequence[int]]]) -> Iterator[Batch]:
+        """Load chosen batches of indexed data, one after the other."""
+        for (first, numbers), loaded in zip(chosen, self._loaded([n for _, n in chosen]), strict=True):
+            yield Batch(first, len(numbers), *loaded)
+
+    def _loaded(self, numbers: list[Sequence[int]]) -> Iterator[tuple[Any, Any]]:
+        """Yield batches of the examples with these indices."""
+        if isinstance(self._data, DataLoader):
+            yield from map(self._unpack, _loader(self._data, _Chosen(numbers)))
+            return
+        for n in numbers:
+            rows = slice(n[0], n[-1] + 1)
+            yield (self._data[rows] if isinstance(self._data, Tensor) else tuple(x[rows] for x in self._data)), None
+
+    def _counted(self, batches: Iterable[Any]) -> Iterator[Batch]:
+        """Yield the batches of an iterable, each with its first row."""
+        first = 0
+        for batch in batches:
+            inputs, additional = self._unpack(batch)
+            rows = next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
+            if rows is None:
+                raise TypeError(
+                    f"the inputs ({type(inputs).__name__}) contain no tensor with a row for each example; collect "
+                    "their activations into memory in one process, without store="
+                )
+            yield Batch(first, rows, inputs, additional)
+            first += rows
+        self._end = first
+
+
+def refuse_mapping(data: Any) -> None:
+    """Raise where data are one dict instead of batches.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> refuse_mapping({"ids": torch.zeros(2)})
+        Traceback (most recent call last):
+        ...
+        TypeError: the data are a dict with the keys ids; pass batches of them, such as [data] for a single one, or a
+        torch.utils.data.DataLoader
+    """
+    if isinstance(data, Mapping):
+        raise TypeError(
+            f"the data are a dict with the keys {', '.join(map(str, data))}; pass batches of them, such as [data] for "
+            "a single one, or a torch.utils.data.DataLoader"
+        )
+
+
+class _Chosen(Sampler[list[int]]):
+    """Batches of indices that are known already."""
+
+    def __init__(self, numbers: list[Sequence[int]]) -> None:
+        self.numbers = numbers
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def first_inputs(inputs: Any, row: int) -> str:
+    """Compute a checksum of one example's inputs, 16 hexadecimal digits.
+
+    Args:
+        inputs: A tensor (N, ...) or a tuple of values; only its tensors count.
+        row: The example's row in the batch.
+
+    Example:
+        >>> first_inputs(torch.eye(3), 1) == first_inputs(torch.eye(2, 3), 1)
+        True
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for value in _many(inputs):
+        if isinstance(value, Tensor) and value.dim() and row < len(value):
+            one = value[row].detach().cpu().contiguous().reshape(-1)
+            digest.update(one.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_repeatable(data: Any) -> bool:
+    """Whether data give the same examples in the same order each time they are read, as far as is known.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> is_repeatable(torch.zeros(3, 1)), is_repeatable(iter([torch.zeros(3, 1)]))
+        (True, False)
+    """
+    return not isinstance(data, Iterator) and not _is_random(data)
+
+
+def repeatable(data: Any) -> Any:
+    """Bring data into a form that can be read again in the same order, with the same examples.
+
+    A loader that shuffles is replaced by a loader of the same data set that does not shuffle. Data that can be read
+    only once are kept in memory, batch by batch.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> loader = DataLoader([1.0, 2.0, 3.0], batch_size=2, shuffle=True)
+        >>> list(repeatable(loader))
+        [tensor([1., 2.], dtype=torch.float64), tensor([3.], dtype=torch.float64)]
+    """
+    if isinstance(data, Iterator):
+        return list(data)
+    if not _is_random(data) or type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
+        return data
+    order = range(len(data.dataset))  # type: ignore[arg-type]
+    size = data.batch_size or getattr(data.batch_sampler, "batch_size", None) or 1
+    return _loader(data, _Chosen([order[i : i + size] for i in range(0, len(order), size)]))
+
+
+def _is_random(data: Any) -> bool:
+    """Whether a loader gives another order in every run."""
+    return any(isinstance(sampler, _RANDOM) for sampler in _samplers(data))
+
+
+def _samplers(data: Any) -> list[Any]:
+    samplers = [getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
+    return [*samplers, getattr(samplers[1], "sampler", None)]
+
+
+def _many(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _ranges(examples: int, batch_size: int) -> list[Sequence[int]]:
+    return [range(first, min(first + batch_size, examples)) for first in range(0, examples, batch_size)]
+
+
+def _refuse_disorder(data: Any) -> None:
+    """Raise where a loader gives another order in every run, or other examples to every process."""
+    for sampler in _samplers(data):
+        if isinstance(sampler, _RANDOM):
+            raise ValueError(
+                f"the loader draws its examples in a new order every time, with a {type(sampler).__name__}; a store "
+                "can only be resumed, and work only be shared, in a fixed order: pass a loader with shuffle=False (the "
+                "fit draws its own batches at random)"
+            )
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            raise ValueError(
+                f"the loader gives each of {sampler.num_replicas} processes only a share of the examples, with a "
+                "DistributedSampler; pass the same plain loader in all processes, they share the work by rank= and "
+                "world_size="
+            )
+
+
+def _indexed(data: Any) -> Sequence[Sequence[int]] | None:
+    """List the indices of the examples in every batch of a loader; None where it cannot load one batch alone."""
+    if type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
+        return None
+    batches = data.batch_sampler
+    if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler:
+        examples, size = len(batches.sampler), batches.batch_size
+        return _ranges(examples - examples % size if batches.drop_last else examples, size)
+    return None if batches is None else [list(batch) for batch in batches]
+
+
+def _loader(like: DataLoader[Any], batches: _Chosen) -> DataLoader[Any]:
+    """Make a loader of other batches of the same data, with the same settings."""
+    return DataLoader(
+        like.dataset,
+        batch_sampler=batches,
+        num_workers=like.num_workers,
+        collate_fn=like.collate_fn,
+        pin_memory=like.pin_memory,
+        timeout=like.timeout,
+        worker_init_fn=like.worker_init_fn,
+        multiprocessing_context=like.multiprocessing_context,
+        generator=like.generator,
+        prefetch_factor=like.prefetch_factor,
+    )

@@ -1,0 +1,752 @@
+"""Collect the training data of an explainer: the activations Z of one layer and the model's own outputs.
+
+One pass over the data serves every target. It costs as much as a plain inference loop, plus the copies.
+All tensors are kept in memory on the CPU: M x D x 4 bytes in float32, 66 MB for 8,050 examples of 2,048 dimensions.
+
+Tensors that do not fit in memory go to a folder, shard by shard (:mod:`captum_xnn.activations._store`). Finished shards
+stay when a run is interrupted, and the same call resumes it: the model runs only on the examples of missing or damaged
+shards. Tensors and a plain ``DataLoader`` on an indexed data set also load only these examples. Other iterables are
+read from their beginning.
+
+Data must come in the same order every time, without random augmentation. Loaders that shuffle raise an error. The
+inputs of the very first example are also compared with a checksum in the manifest. So are the inputs of the first
+example of every finished shard, where they are loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_xnn import _serialization
+from captum_xnn._distributed import Ranks
+from captum_xnn._targets import Target, select
+from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_mapping
+from captum_xnn.activations._memmap import Rows
+from captum_xnn.activations._store import TABLES, Store, locked
+from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
+from captum_xnn.errors import ModelMismatchError, StoreError
+from captum_xnn.layers._arguments import refuse_too_many, refuse_uneven
+from captum_xnn.layers._calls import calls_of
+from captum_xnn.layers._forward_args import format_forward_args
+from captum_xnn.layers._logits import Spread
+from captum_xnn.layers._lookup import find_layer, quantised, unwrap
+from captum_xnn.layers._probe import probe
+from captum_xnn.layers._read import OutputTransform, read_layer
+from captum_xnn.layers._state import untouched
+
+__all__ = [
+    "Activations",
+    "Asked",
+    "Source",
+    "Unpack",
+    "checked",
+    "collect",
+    "collect_part",
+    "collect_together",
+    "first_of_batch",
+]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """Data that can be read again in the same order."""
+
+    data: Any
+    """As :func:`collect` takes them."""
+    unpack: Unpack
+    """Turns a batch of an iterable into (inputs, additional_forward_args)."""
+
+
+class Asked:
+    """The requested outputs of the model.
+
+    Every batch is checked for them. Where the model gives maps or sequences, no other outputs are kept.
+
+    Args:
+        targets: Each None, an int, or a tuple of ints.
+
+    Example:
+        >>> asked = Asked([(1, 0), (0, 2)])
+        >>> asked.kept(torch.arange(12.0).reshape(2, 2, 3))
+        tensor([[3., 2.],
+                [9., 8.]])
+    """
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self.targets = list(dict.fromkeys(targets))
+        self.spread: Spread | None = None
+        """Range and sums of all outputs, where not all outputs are kept."""
+
+    def check(self, y_hat: Tensor) -> None:
+        """Raise where the model has no such output.
+
+        Args:
+            y_hat: The model's outputs, (N, ...).
+        """
+        for target in self.targets:
+            select(y_hat, target)
+
+    def kept(self, y_hat: Tensor) -> Tensor:
+        """Select the outputs to keep: (N,) or (N, C) as they are, otherwise only the requested ones, (N, targets).
+
+        Args:
+            y_hat: The model's outputs, (N, ...).
+        """
+        if y_hat.dim() <= 2:
+            return y_hat
+        self.spread = self.spread or Spread()
+        self.spread.add(y_hat)
+        return torch.stack([select(y_hat, target) for target in self.targets], 1)
+
+
+class Activations(NamedTuple):
+    """Activations of a layer and the outputs of the model, example by example.
+
+    Both are tensors, or both are :class:`~captum_xnn.activations._memmap.Rows` on disk. ``Z[rows]`` and ``Z.split(n)``
+    work on either, and ``Z[:]`` is a tensor.
+    """
+
+    Z: Tensor | Rows
+    """Output of the layer, (M, ...), in the model's dtype, on the CPU."""
+    y_hat: Tensor | Rows
+    """Output of the model, (M,) or (M, C), usually logits, on the CPU."""
+    layer: str
+    """Dotted name of the layer."""
+    fingerprint: dict[str, Any] | None = None
+    """The model's fingerprint (:func:`captum_xnn._serialization.fingerprint`), where activations come from a store."""
+    source: Source | None = None
+    """The inputs, to be read again by groups of contributions; None where they cannot be read again."""
+    folder: Path | None = None
+    """Folder of the store. Fits keep contributions beside it."""
+    asked: Asked | None = None
+    """The outputs in the columns of y_hat, where others were not kept; None where y_hat holds all outputs."""
+
+    @classmethod
+    def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
+        """Open and verify the activations in a folder that :func:`collect` filled.
+
+        Args:
+            store: The folder.
+            checksums: Whether to read all files once and compare checksums, rather than look at sizes only.
+
+        Raises:
+            StoreError: If shards are missing, cut short, or changed, or the folder is not a store of this version. The
+                error names the shards and the remedy.
+
+        Example:
+            >>> import tempfile
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> folder = tempfile.mkdtemp()
+            >>> _ = collect(model, "1", torch.ones(10, 4), store=folder)
+            >>> Activations.open(folder).Z
+            Rows(shape=(10, 3), dtype=torch.float32, files=1)
+        """
+        opened = Store.open(store)
+        opened.check(checksums=checksums)
+        fingerprint = opened.manifest["fingerprint"]
+        return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, fingerprint, folder=Path(store))
+
+    def check(self, model: nn.Module, layer: str) -> None:
+        """Raise where the activations come from another layer or model, as far as is known.
+
+        Args:
+            model: A plain module.
+            layer: Dotted name of the layer.
+
+        Raises:
+            ModelMismatchError: If they come from another layer, or from a model with other weights.
+        """
+        told = [f"layer is {layer}, was {self.layer}"] if layer != self.layer else []
+        if not told and self.fingerprint is not None:
+            told = _serialization.differences(self.fingerprint, _serialization.fingerprint(model, layer))
+        if told:
+            raise ModelMismatchError(
+                f"these activations were not collected from layer {layer!r} of this model: {'; '.join(told)}. Name "
+                "the other layer, load the weights they were collected with, or collect anew into another folder"
+            )
+
+
+def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
+    """Yield (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
+    if isinstance(data, Tensor):
+        for part in torch.split(data, batch_size) if len(data) else ():
+            yield part, None
+    elif isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
+        for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
+            yield parts, None
+    elif isinstance(data, Iterable):
+        refuse_mapping(data)
+        yield from map(unpack, data)
+    else:
+        raise TypeError(
+            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
+            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
+        )
+
+
+def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
+    """Copy values to the device, so that a model that works in place does not change the user's data."""
+    many = values if isinstance(values, tuple) else (values,)
+    return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in many)
+
+
+def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Check that both tensors are finite and belong to the same examples; return them unchanged.
+
+    Args:
+        Z: Output of the layer, (N, ...).
+        y_hat: Output of the model; should be a tensor (N, ...).
+        name: Name of the layer in errors.
+        first: Number of the first example, for errors.
+
+    Raises:
+        TypeError: If the model's output is no tensor.
+        ValueError: If rows do not match, or anything is NaN or infinite.
+    """
+    if not isinstance(y_hat, Tensor):
+        raise TypeError(
+            f"expected the model to return one tensor, got {type(y_hat).__name__}; pass prediction_transform=, a "
+            "function that picks the logits, such as `lambda output: output['logits']`"
+        )
+    if y_hat.dim() == 0 or len(Z) != len(y_hat):
+        rows = len(y_hat) if y_hat.dim() else "no"
+        raise ValueError(
+            f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
+            "reshape the layer's output in output_transform= so that examples come first"
+        )
+    for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
+        if not torch.isfinite(values).all():
+            bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"the output of {what} is NaN or infinite in example {bad}; look for NaN in this example's inputs, or "
+                "run the model in float32 if it overflows in half precision"
+            )
+    return Z, y_hat
+
+
+class _Reader(NamedTuple):
+    """Reads one layer of a model."""
+
+    model: nn.Module
+    name: str
+    layer: nn.Module
+    output_transform: OutputTransform | None
+    prediction_transform: OutputTransform | None
+    asked: Asked | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layer: str | nn.Module,
+        data: Any,
+        output_transform: OutputTransform | None,
+        prediction_transform: OutputTransform | None,
+        asked: Asked | None = None,
+    ) -> _Reader:
+        """Make a reader for some data; raise where a tuple of tensors cannot be the model's inputs."""
+        model = unwrap(model)
+        if isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
+            refuse_too_many(model, data, "pass them as a list, list(batches)")
+            refuse_uneven(data)
+        return cls(model, *find_layer(model, layer), output_transform, prediction_transform, asked)
+
+    def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
+        """Compute the layer's and the model's outputs on a batch, on the CPU."""
+        many = inputs if isinstance(inputs, tuple) else (inputs,)
+        Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
+        if self.asked is not None:
+            self.asked.check(y_hat)
+        return Z.cpu(), y_hat.cpu()
+
+    def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        """Compute the layer's and the model's outputs on a batch, unchecked and on the model's device."""
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        arguments = _moved(inputs, device) + _moved(additional, device)
+        Z, output = read_layer(
+            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
+        )
+        return Z, output if self.prediction_transform is None else self.prediction_transform(output)
+
+    def try_out(self, inputs: Any, additional: Any, read: tuple[Tensor, Tensor]) -> None:
+        """Raise where a model cannot be explained, as far as its first batch shows.
+
+        Args:
+            inputs: Inputs of the batch.
+            additional: Additional arguments.
+            read: The result of :meth:`read` on them.
+        """
+        many = inputs if isinstance(inputs, tuple) else (inputs,)
+        more = format_forward_args(additional) or ()
+        if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
+            return
+        many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        calls_of(
+            self.model,
+            self.layer,
+            _moved(many, device) + _moved(more, device),
+            name=self.name,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+
+    def read_all(
+        self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Read each batch by :meth:`read`, try the model out on the first, and keep the requested outputs."""
+        found: list[tuple[Tensor, Tensor]] = []
+        first = 0
+        with torch.inference_mode(False), untouched(self.model), torch.no_grad():
+            title = f"activations of {self.name}"
+            for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
+                Z, y_hat = self.read(inputs, additional, first)
+                if not first:
+                    self.try_out(inputs, additional, (Z, y_hat))
+                found.append((Z, y_hat if self.asked is None else self.asked.kept(y_hat)))
+                first += len(Z)
+        return found
+
+    def joined(self, read: Sequence[tuple[Tensor, Tensor]]) -> Activations:
+        """Join the results of :meth:`read_all` to the activations of all examples."""
+        if not read:
+            raise ValueError(_NOTHING)
+        self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
+        Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
+        return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.spread else None)
+
+    def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
+        """Raise where examples differ in shape."""
+        if len(shapes) > 1:
+            raise ValueError(
+                f"layer {self.name!r} gives examples of different shapes, {sorted(shapes)[:3]}; pool over the varying "
+                "dimension in output_transform=, such as `lambda output: output.mean(1)`"
+            )
+
+
+# Devices and precisions differ by at most this share of the largest activation; another transform is further off.
+_ROUNDING = 0.05
+
+_NOTHING = (
+    "the data have no examples to collect activations from; check that the loader is not empty or, if it is a "
+    "generator, not used up already"
+)
+
+
+def collect(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    *,
+    store: str | os.PathLike[str] | None = None,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    rows_per_shard: int | None = None,
+    asked: Asked | None = None,
+    progress: bool = False,
+) -> Activations:
+    """Collect the layer's activations and the model's outputs on all data, in the order of the data.
+
+    The model runs in evaluation mode without gradients, and is left as it was found. Tensors in the batches are
+    moved to the model's device.
+
+    Args:
+        model: The model to explain.
+        layer: One of its layers, by dotted name or as a module. Of several calls in a row the last counts; for calls
+            side by side see :class:`captum_xnn.layers.EveryCall`.
+        data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
+            batches such as a DataLoader.
+        store: A folder to collect into, made if need be, for activations that do not fit in memory; see above. Shards
+            that it already holds are verified and kept.
+        unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default the keys of a dict are
+            the names of the model's arguments, and the first entry of a tuple or list is the inputs.
+        output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
+        prediction_transform: The same for the model's output.
+        batch_size: Examples per forward pass where data are tensors.
+        rows_per_shard: Examples in a shard of a new store; by default 4,096, or fewer where these are more than 64 MiB.
+        asked: The requested outputs. The first batch is checked for them. Without a store, only they are kept where
+            the model gives maps or sequences of outputs. With None, all outputs are kept.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If there are no data, or if activations or outputs are NaN or infinite.
+        LayerNotFoundError: If the model has no such layer.
+        LayerNotReachedError: If the layer never runs.
+        StoreError: If the store holds activations of other data, or is in use.
+        ModelMismatchError: If the store holds activations of another model or layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> found = collect(model, "1", torch.ones(10, 4))
+        >>> found.Z.shape, found.y_hat.shape
+        (torch.Size([10, 3]), torch.Size([10, 2]))
+    """
+    unpack = unpack_for(model, unpack)
+    if store is not None:
+        folder = collect_part(
+            model,
+            layer,
+            data,
+            store,
+            unpack=unpack,
+            output_transform=output_transform,
+            prediction_transform=prediction_transform,
+            batch_size=batch_size,
+            rows_per_shard=rows_per_shard,
+            asked=asked,
+            progress=progress,
+        )
+        opened = Activations.open(folder, checksums=False)  # old shards were verified, new ones just written
+        return opened._replace(source=_source(data, unpack))
+    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
+    total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
+    read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
+    return reader.joined(read)._replace(source=_source(data, unpack))
+
+
+def collect_together(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    *,
+    ranks: Ranks,
+    store: str | os.PathLike[str] | None = None,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    asked: Asked | None = None,
+    progress: bool = False,
+) -> Activations:
+    """Split the forward pass over processes; return all activations and outputs in every process.
+
+    Without a store, every process holds all of them in memory.
+
+    Args:
+        model: The model to explain, the same in all processes.
+        layer: One of its layers.
+        data: All of the data, as :func:`collect` takes them, the same in all processes.
+        ranks: The processes.
+        store: A folder to collect into, shared by all processes.
+        unpack: As in :func:`collect`.
+        output_transform: As in :func:`collect`.
+        prediction_transform: As in :func:`collect`.
+        batch_size: As in :func:`collect`.
+        asked: As in :func:`collect`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As :func:`collect`, or if models or data differ between processes, or if a loader shuffles.
+
+    Example:
+        >>> from captum_xnn._distributed import ALONE
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> collect_together(model, "1", torch.ones(10, 4), ranks=ALONE).Z.shape
+        torch.Size([10, 3])
+    """
+    unpack = unpack_for(model, unpack)
+    transforms: dict[str, Any] = {
+        "unpack": unpack,
+        "output_transform": output_transform,
+        "prediction_transform": prediction_transform,
+        "batch_size": batch_size,
+        "asked": asked,
+        "progress": progress and ranks.first,
+    }
+    if ranks.world == 1:
+        return collect(model, layer, data, store=store, **transforms)
+    if store is not None:
+        collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
+        ranks.wait()
+        return Activations.open(store, checksums=False)._replace(source=_source(data, unpack))
+    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
+    batches = Batches(data, batch_size, unpack)
+    first = batches.first()
+    if first is None:
+        raise ValueError(_NOTHING)
+    own = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
+    seen = {
+        "model": _serialization.fingerprint(reader.model, reader.name),
+        "data": (batches.examples, first_inputs(first.inputs, 0)),
+    }
+    of_all = ranks.all_of((own, seen))
+    for what, mine in seen.items():
+        if any(other[what] != mine for _, other in of_all):
+            raise ValueError(
+                f"not all processes have the same {what}; seed every random draw, load the same weights, and pass all "
+                "processes the same data in the same order"
+            )
+    taken = itertools.zip_longest(*(read for read, _ in of_all))  # they took turns
+    joined = reader.joined([pair for turn in taken for pair in turn if pair is not None])
+    return joined._replace(source=_source(data, unpack))
+
+
+def _source(data: Any, unpack: Unpack) -> Source | None:
+    """Make a source of the data; None if they can be read only once, or come in another order each time."""
+    return Source(data, unpack) if is_repeatable(data) else None
+
+
+def collect_part(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    store: str | os.PathLike[str],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    batch_size: int = 64,
+    rows_per_shard: int | None = None,
+    asked: Asked | None = None,
+    progress: bool = False,
+) -> Path:
+    """Collect this process's shards into a folder; return the folder.
+
+    Several processes, on one machine or on several machines that share the folder, make the same call with the same
+    data and a rank each. When all calls have returned, :meth:`Activations.open` opens the whole. No process waits for
+    another.
+
+    Args:
+        model: The model to explain, the same in all processes.
+        layer: One of its layers.
+        data: All of the data, as :func:`collect` takes them.
+        store: The folder.
+        rank: Number of this process, from 0 on.
+        world_size: Number of processes that share the work.
+        unpack: As in :func:`collect`.
+        output_transform: As in :func:`collect`.
+        prediction_transform: As in :func:`collect`.
+        batch_size: As in :func:`collect`.
+        rows_per_shard: As in :func:`collect`; the same in all processes.
+        asked: Outputs to be checked on the first batch.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As :func:`collect`, or if the rank is not one of the processes.
+        StoreError: If the store holds activations of other data, or another process collects as the same rank.
+        ModelMismatchError: If the store holds activations of another model or layer.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> folder = tempfile.mkdtemp()
+        >>> for rank in range(2):  # in processes of their own
+        ...     _ = collect_part(model, "1", torch.ones(10, 4), folder, rank=rank, world_size=2, rows_per_shard=3)
+        >>> len(Activations.open(folder).Z)
+        10
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
+    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
+    batches = Batches(data, batch_size, unpack_for(model, unpack))
+    folder = Path(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, rank), torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+        first = batches.first()
+        if first is None:
+            raise ValueError(_NOTHING)
+        filling = _Filling(reader, _begun(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
+        filling.check_transforms(first)
+        filling.store.sweep(rank, world_size)
+        with (
+            _told(filling.store),
+            tqdm(desc=f"activations of {reader.name}", unit=" examples", disable=not progress, leave=False) as bar,
+        ):
+            end = 0
+            for batch in batches.those(filling.wanted):
+                filling.take(batch)
+                end = batch.first + batch.rows
+                bar.update(batch.rows)
+            filling.finish(batches.examples or end)
+    return folder
+
+
+def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
+    """Create a store, or open the store in the folder; raise where it is of another model, layer or data."""
+    about: dict[str, Any] = {
+        "fingerprint": _serialization.fingerprint(reader.model, reader.name),
+        "transforms": [k for k in ("output_transform", "prediction_transform") if getattr(reader, k) is not None],
+        "first_inputs": first_inputs(first.inputs, 0),
+    }
+    if not Store.exists(folder):
+        Z, y_hat = reader.read(first.inputs, first.additional, 0)
+        reader.try_out(first.inputs, first.additional, (Z, y_hat))
+        tables = {"Z": Z, "y_hat": y_hat}
+        Store.create(folder, about, tables, rows_per_shard=rows_per_shard, rows=examples)
+    store = Store.open(folder)
+    was = store.manifest
+    told = _serialization.differences(was["fingerprint"], about["fingerprint"])
+    if told:
+        raise ModelMismatchError(
+            f"{folder} holds activations of another model or layer: {'; '.join(told)}. Load the weights they were "
+            "collected with, or collect into another folder"
+        )
+    if was["transforms"] != about["transforms"]:
+        raise StoreError(
+            f"{folder} was begun with transforms {was['transforms']}, and this call has {about['transforms']}; pass "
+            "the same transforms, or collect into another folder"
+        )
+    if was["first_inputs"] != about["first_inputs"]:
+        raise _other_data(store, 0)
+    if rows_per_shard not in (None, store.rows_per_shard):
+        raise StoreError(
+            f"{folder} was begun with rows_per_shard={store.rows_per_shard}, and this call has {rows_per_shard}; "
+            "leave it out, or collect into another folder"
+        )
+    if examples is not None:
+        store.finish(examples)
+    return store
+
+
+def _other_data(store: Store, example: int) -> StoreError:
+    return StoreError(
+        f"{store.folder} was begun with other data: the inputs differ in example {example}; pass the same data in the "
+        "same order and without random augmentation, or collect these into another folder"
+    )
+
+
+class _Filling:
+    """Fills a store with the shards of one process."""
+
+    def __init__(self, reader: _Reader, store: Store, rank: int, world_size: int) -> None:
+        self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
+        self._missing: dict[int, bool] = {}
+        # Room for one shard, made once: a new one for each shard would fragment the memory.
+        size = min(store.rows_per_shard, store.examples or store.rows_per_shard)
+        self._shard = {
+            name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]))
+            for name, table in store.manifest["tables"].items()
+        }
+        self._full = 0
+        self._inputs = ""
+
+    def check_transforms(self, first: Batch) -> None:
+        """Raise where transforms give other values for the first batch than the store holds.
+
+        A manifest can say that there are transforms, but cannot identify these functions.
+        """
+        if not self.store.manifest["transforms"] or self.store.damage(0):
+            return
+        for name, made in zip(TABLES, self._read(first), strict=True):
+            was = self.store.shard(name, 0)[: len(made)].double()
+            off = float((made[: len(was)].double() - was).abs().max())
+            if off > _ROUNDING * float(was.abs().max()):
+                raise StoreError(
+                    f"{self.store.folder} was begun with other transforms: {name} differs by up to {off:.3g}; pass "
+                    "the same transforms, or collect into another folder"
+                )
+
+    def missing(self, shard: int) -> bool:
+        """Whether this process has to make a shard."""
+        if shard % self.world_size != self.rank:
+            return False
+        if shard not in self._missing:
+            damage = self.store.damage(shard)
+            self._missing[shard] = damage is not None
+            if damage and self.store.begun(shard):
+                _LOG.warning("shard %d in %s %s; it is collected again", shard, self.store.folder, damage)
+        return self._missing[shard]
+
+    def _shards(self, first: int, after: int) -> range:
+        """List the shards that hold rows from ``first`` to before ``after``."""
+        n = self.store.rows_per_shard
+        return range(first // n, -(-after // n))
+
+    def wanted(self, first: int, after: int) -> bool:
+        """Whether this process has to make a shard with some of these examples."""
+        return any(map(self.missing, self._shards(first, after)))
+
+    def take(self, batch: Batch) -> None:
+        """Run the model on a batch where a shard needs it, and write the shards that the batch completes."""
+        after = batch.first + batch.rows
+        read: tuple[Tensor, Tensor] | None = None
+        for shard in self._shards(batch.first, after):
+            begin, end = self.store.bounds(shard)
+            if not self.missing(shard):
+                self._compare(shard, begin, batch)
+                continue
+            read = read or self._read(batch)
+            rows = slice(max(begin - batch.first, 0), min(end, after) - batch.first)
+            if begin >= batch.first:
+                self._full, self._inputs = 0, first_inputs(batch.inputs, begin - batch.first)
+            self._hold(Z=read[0][rows], y_hat=read[1][rows])
+            if end <= after:
+                self._write(shard)
+
+    def _hold(self, **tables: Tensor) -> None:
+        """Add rows to the current shard."""
+        before = self._full
+        for name, table in tables.items():
+            self._full = before + len(table)
+            self._shard[name][before : self._full] = table
+
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model on a batch; raise where rows, shapes or dtypes do not fit the store."""
+        Z, y_hat = self.reader.read(batch.inputs, batch.additional, batch.first)
+        if len(Z) != batch.rows:
+            raise ValueError(
+                f"layer {self.reader.name!r} gives {len(Z)} rows for {batch.rows} examples from example {batch.first} "
+                "on; a store needs one row for every row of the inputs: leave out unusable examples in the data set "
+                "rather than in collate_fn, and put examples first in output_transform="
+            )
+        for name, table in (("Z", Z), ("y_hat", y_hat)):
+            was = self.store.manifest["tables"][name]
+            self.reader.same_shape({tuple(was["shape"]), tuple(table.shape[1:])})
+            if str(table.dtype) != f"torch.{was['dtype']}":
+                raise StoreError(
+                    f"{self.store.folder} was begun with {name} in {was['dtype']}, and {name} is now in {table.dtype}; "
+                    "convert the model or its inputs, or collect into another folder"
+                )
+        return Z, y_hat
+
+    def _compare(self, shard: int, begin: int, batch: Batch) -> None:
+        """Raise where a finished shard was made from other inputs than this batch."""
+        mine = shard % self.world_size == self.rank
+        known = mine and begin >= batch.first
+        if known and self.store.first_inputs(shard) != first_inputs(batch.inputs, begin - batch.first):
+            raise _other_data(self.store, begin)
+
+    def _write(self, shard: int) -> None:
+        """Write the current shard and begin an empty one."""
+        self.store.write(shard, {k: table[: self._full] for k, table in self._shard.items()}, first=self._inputs)
+        self._full = 0
+
+    def finish(self, examples: int) -> None:
+        """Write the last shard, after the last example.
+
+        Args:
+            examples: Number of examples in all.
+        """
+        self.store.finish(examples)
+        if self._full:
+            self._write(examples // self.store.rows_per_shard)
+
+
+@contextmanager
+def _told(store: Store) -> Iterator[None]:
+    """Add a note to any error that ends this context, Ctrl-C included: which shards stay and how to resume."""
+    try:
+        yield
+    except BaseException as error:
+        done = sum(1 for _ in store.folder.glob("shard-*.json"))
+        text = f"{done} finished shards of activations stay in {store.folder}; the same call resumes from there"
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(text)
+        else:
+            _LOG.error(text)
+        raise

@@ -1,0 +1,237 @@
+"""Commands that explain a user's own model and files: ``fit`` writes explainers, ``explain`` writes explanations.
+
+Every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn._distributed import ALONE, Ranks, launched
+from captum_xnn._serialization import replace_file
+from captum_xnn._targets import Target, select
+from captum_xnn.activations import collect_together
+from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.cli._configuration import Configuration, targets_of
+from captum_xnn.cli._inputs import Batch
+from captum_xnn.cli._opened import Opened, needed
+from captum_xnn.explanation import Explanation
+from captum_xnn.models._srae import by_shape
+from captum_xnn.training._checkpoint import Checkpoint
+from captum_xnn.training._logs import JSONLines, TensorBoard, line
+from captum_xnn.training._problem import Recipe, Step
+
+__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
+
+EXPLANATIONS_FILE = "explanations.jsonl"
+"""Name of the file of numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
+
+HISTORY_FILE = "history.jsonl"
+"""Name of the file of the fits' history, in the explainers' folder: one line of JSON for each record and target."""
+
+_log = logging.getLogger(__name__)
+
+
+def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttribution:
+    """Fit explainers and save them with the configuration and the history; return the explainers.
+
+    If a fit is interrupted, the same call resumes it from the last checkpoint. Processes started by torchrun share one
+    fit; the first process saves.
+
+    Args:
+        configuration: Settings with at least a model, ``layer``, ``data`` and ``out``.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: If a setting is missing or wrong, or nothing can be learned from the data.
+    """
+    layer = needed(configuration, "layer", "--layer NAME")
+    folder = Path(needed(configuration, "out", "--out DIR"))
+    folder.mkdir(parents=True, exist_ok=True)  # first, so that it fails before hours of work
+    learned = configuration.form == "srae"
+    _warn_of_unused(configuration)
+    with launched() as many:
+        ranks = Ranks.here() if many else ALONE
+        opened = Opened.of(configuration)
+        xnn = XNNAttribution(
+            opened.model,
+            layer,
+            configuration.n_features,
+            autoencoder=by_shape if learned else None,
+            recipe=configuration.recipe,
+            seed=configuration.seed,
+        )
+        kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
+        growing = kept.folder / HISTORY_FILE  # watched during the fit; holds all fits with these checkpoints
+        log = _logging(configuration, growing) if ranks.first else None
+        requested = _requested_targets(opened)
+        inputs = opened.inputs
+        # Damaged images are found only by reading them. To skip them, every process must read all images.
+        independent: dict[str, Any] = {}
+        if not configuration.skip_damaged:
+            independent = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
+        found = collect_together(
+            opened.model,
+            layer,
+            inputs.loader() if independent else inputs,
+            ranks=ranks,
+            store=configuration.store,
+            progress=progress,
+            **independent,
+        )
+        xnn.fit(
+            found,
+            _predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
+            joint=configuration.joint,
+            checkpoint=kept,
+            log=log if learned else None,
+            distributed=many,
+            progress=progress,
+        )
+        if ranks.first:
+            xnn.save(folder)
+            opened.configuration.write(folder)
+            replace_file(folder / HISTORY_FILE, _history(xnn).encode())
+            if configuration.checkpoint is None:
+                growing.unlink(missing_ok=True)
+                kept.clear()
+    return xnn
+
+
+def _warn_of_unused(configuration: Configuration) -> None:
+    """Warn about settings that groups of contributions do not use."""
+    idle = [] if configuration.tensorboard is None else ["tensorboard"]
+    idle += ["recipe"] if configuration.recipe != Recipe() else []
+    if configuration.form == "groups" and idle:
+        _log.warning(
+            "%s: not used, because groups of contributions need no gradient descent; pass --form srae to use it",
+            ", ".join(idle),
+        )
+
+
+def _history(xnn: XNNAttribution) -> str:
+    """Write every record of every explainer as a line of JSON, one explainer after the other."""
+    return "".join(
+        line(e.targets if len(e.targets) > 1 else e.targets[0], step)
+        for e in xnn.explainers_.values()
+        for step in e.history
+    )
+
+
+def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:
+    """Return the callback that receives the records of the fits."""
+    logs: list[Callable[[Any, Step], None]] = [JSONLines(history)]
+    if configuration.tensorboard is not None:
+        logs.append(TensorBoard(configuration.tensorboard))
+
+    def log(target: Any, step: Step) -> None:
+        for one in logs:
+            one(target, step)
+
+    return log
+
+
+def explain(
+    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], folder: Path, *, progress: bool = True
+) -> int:
+    """Write a picture and the maps of each input, and one file of all numbers; return the number of inputs.
+
+    Args:
+        opened: The model and its inputs.
+        xnn: The explainers.
+        targets: Fitted targets. For each input, the target with the highest output is explained.
+        folder: Folder to write to; created if missing.
+        progress: Whether to show a progress bar.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    try:
+        with tqdm(total=len(opened.inputs.names), desc="explaining", disable=not progress, leave=False) as bar:
+            for batch in opened.inputs:
+                for line in _explained(opened, xnn, targets, batch, folder):
+                    lines.append(line)
+                    bar.update()
+    finally:  # after an interruption, the pictures already written have their numbers
+        if lines:
+            replace_file(folder / EXPLANATIONS_FILE, "".join(lines).encode())
+    return len(lines)
+
+
+def _requested_targets(opened: Opened) -> list[int] | str | None:
+    """Return the targets to fit, or "all", after checking them before the data are read."""
+    targets, shape = targets_of(opened.configuration.targets), opened.output_shape
+    if targets == "all" and (len(shape) != 1 or shape[0] < 2):
+        raise ValueError(f"--target all needs a model with classes, got outputs {shape}; name the targets")
+    if targets is None and shape not in ((), (1,)):
+        raise ValueError(f"no targets given for a model with outputs {shape}; pass --target 46 112, or --target all")
+    for target in targets if isinstance(targets, list) else ():
+        select(torch.zeros(1, *shape), target)
+    return targets
+
+
+def _predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
+    """Return the classes that the model gives to at least one example, from its outputs (M, C)."""
+    given = sorted({c for part in parts(y_hat) for c in part.argmax(1).tolist()})
+    if ranks.first and len(given) < y_hat.shape[1]:
+        _log.warning(
+            "explaining %d of %d classes; the model gives the other classes to none of the data",
+            len(given),
+            y_hat.shape[1],
+        )
+    return given
+
+
+def _explained(
+    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], batch: Batch, folder: Path
+) -> Iterator[str]:
+    """Write the maps and the picture of each input of a batch, and yield its line of JSON."""
+    why = xnn.explain(
+        batch.inputs.to(opened.device),
+        opened.highest(batch.inputs, targets),
+        internal_batch_size=opened.configuration.batch_size,
+    )
+    shown = why if batch.images is None else replace(why, inputs=batch.images)
+    for i, name in enumerate(batch.names):
+        maps, picture = folder / "maps" / f"{name}.npy", folder / "pictures" / f"{name}.png"
+        _write_maps(maps, why.maps[i])
+        _write_picture(picture, shown, i, f"{name}: {opened.name_of(why.target[i])}")
+        numbers = {
+            "name": name,
+            "target": why.target[i],
+            "prediction": float(why.prediction[i]),
+            "surrogate": float(why.surrogate[i]),
+            "bias": float(why.bias[i]),
+            "contributions": why.contributions[i].tolist(),
+            "features": why.features[i].tolist(),
+            "maps": maps.relative_to(folder).as_posix(),
+            "picture": picture.relative_to(folder).as_posix(),
+        }
+        yield json.dumps(numbers) + "\n"
+
+
+def _write_maps(path: Path, maps: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, maps.detach().cpu().float().numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())
+
+
+def _write_picture(path: Path, why: Explanation, index: int, title: str) -> None:
+    buffer = io.BytesIO()
+    title = title.encode(errors="replace").decode()  # file names may hold bytes that are not valid text
+    # matplotlib would write its version into the file: without it, equal pictures are equal files.
+    why.show(index, title=title).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())

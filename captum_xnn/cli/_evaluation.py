@@ -1,0 +1,205 @@
+"""Measures of explainers on a data set: faithfulness, x-features in use, orthogonality of maps, covered patches.
+
+Conventions:
+    M inputs, C outputs of the model. One pass over the data serves all targets; groups of contributions add one pass
+    for each target. Maps add one pass, and patches add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn._targets import Target, predicted_classes, select
+from captum_xnn.activations import collect
+from captum_xnn.activations._memmap import Rows, each
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.cli._opened import Opened
+from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
+from captum_xnn.metrics._sparsity import effective_number
+from captum_xnn.models._base import Autoencoder
+from captum_xnn.patch_scores import PatchScores, patch_scores
+from captum_xnn.training import encode_all
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+class Evaluation(NamedTuple):
+    """Measures of one target's explainer on some data.
+
+    Positives are the inputs to which the model gives the class, or all inputs if the outputs are not classes.
+    """
+
+    target: Target
+    """The explained output."""
+    name: str
+    """Name of the target."""
+    f_reg: float
+    """Mean absolute difference between surrogate and prediction, in logits."""
+    f_cls: float | None
+    """Share of inputs that keep their predicted class, in [0, 1]; None if the outputs are not classes."""
+    effective: float | None
+    """Effective number of x-features, from their mean absolute contributions to the positives. It describes the
+    explainer and does not rate it. None without positives."""
+    positives: int
+    """Number of positives among the inputs."""
+    inputs: int
+    """Number of inputs M."""
+    o1: float | None = None
+    """Orthogonality O1 of the maps of some positives; 0 is best. None if no maps were drawn."""
+    o2: float | None = None
+    """Orthogonality O2 of the same maps; infinite if a map is a combination of others."""
+    o1_weighted: float | None = None
+    """O1 with each map weighted by its share of the contributions, so that x-features with small contributions count
+    little."""
+    o2_weighted: float | None = None
+    """O2 with the same weights."""
+    patches: PatchScores | None = None
+    """Measures on covered patches of some positives, with their controls; None if no patches were covered."""
+
+
+def evaluate(
+    opened: Opened,
+    xnn: XNNAttribution,
+    targets: Sequence[Target],
+    *,
+    maps: int = 0,
+    patches: int = 0,
+    progress: bool = True,
+) -> list[Evaluation]:
+    r"""Measure explainers on the opened inputs; return one entry for each target.
+
+    Args:
+        opened: The model and its inputs.
+        xnn: The explainers.
+        targets: Fitted targets.
+        maps: Number of positives of each target to draw maps of, for O1 and O2. The first positives are used.
+        patches: Number of positives of each target to cover patch by patch (:mod:`captum_xnn.patch_scores`).
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: If maps or patches are requested and the inputs are not images.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from captum_xnn.cli._configuration import Configuration
+        >>> code = "import torch\ntorch.manual_seed(0)\nload = lambda: torch.nn.Sequential("
+        >>> code += "torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = Path(folder, "net.py").write_text(code)
+        ...     torch.save(torch.randn(100, 4), Path(folder, "inputs.pt"))
+        ...     opened = Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu"))
+        ...     xnn = XNNAttribution(opened.model, "1", 2).fit(opened.inputs, [0, 1, 2], progress=False)
+        ...     results = evaluate(opened, xnn, [0, 1, 2], progress=False)
+        >>> [result.inputs for result in results], sum(result.positives for result in results)
+        ([100, 100, 100], 100)
+    """
+    found = collect(opened.model, xnn.layer, opened.inputs, progress=progress)
+    y_hat = found.y_hat[:]
+    results, rows = [], {}
+    for target in targets:
+        positives = _positives(y_hat, target)
+        numbers = _numbers(opened, xnn, target, found.Z)
+        results.append(_evaluated(numbers, target, opened.name_of(target), y_hat, positives))
+        rows[target] = positives
+    if maps > 0:
+        drawn = _orthogonality(opened, xnn, {target: of[:maps].tolist() for target, of in rows.items()}, progress)
+        results = [_with_orthogonality(r, *drawn[r.target]) if r.target in drawn else r for r in results]
+    if patches > 0:
+        covered = _patches(opened, xnn, {target: of[:patches].tolist() for target, of in rows.items()}, progress)
+        results = [r._replace(patches=covered.get(r.target)) for r in results]
+    return results
+
+
+def _with_orthogonality(result: Evaluation, plain: Orthogonality, weighted: Orthogonality) -> Evaluation:
+    return result._replace(o1=plain.o1, o2=plain.o2, o1_weighted=weighted.o1, o2_weighted=weighted.o2)
+
+
+def _positives(y_hat: Tensor, target: Target) -> Tensor:
+    """Return the rows of the positives."""
+    classes = predicted_classes(y_hat)
+    if classes is None or not isinstance(target, int):
+        return torch.arange(len(y_hat))
+    return (classes == target).nonzero()[:, 0]
+
+
+def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:
+    """Compute surrogate (M,) and contributions (M, K) of all inputs."""
+    explainer = xnn.explainer(target)
+    form, c = explainer.form, explainer.output(target)
+    if isinstance(form, Autoencoder):
+        with torch.no_grad():
+            E = encode_all(form, each(Z, lambda part: part.to(form.head.weight.device, form.dtype)))
+            return form.head(E)[:, c].cpu(), form.contributions(E, c).cpu()
+    made = [xnn.contributions(batch.inputs.to(opened.device), target) for batch in opened.inputs]
+    return torch.cat([m.surrogate.cpu() for m in made]), torch.cat([m.contributions.cpu() for m in made])
+
+
+def _evaluated(
+    numbers: tuple[Tensor, Tensor], target: Target, name: str, y_hat: Tensor, positives: Tensor
+) -> Evaluation:
+    """Compute the measures of one target that need no maps."""
+    y_bar, contributions = numbers
+    own = contributions[positives].abs().mean(0, keepdim=True)
+    f_cls = None
+    if isinstance(target, int) and predicted_classes(y_hat) is not None:
+        f_cls = classification_faithfulness(y_hat, y_bar, target)
+    return Evaluation(
+        target=target,
+        name=name,
+        f_reg=regression_faithfulness(y_bar, select(y_hat, target).to(y_bar.dtype)),
+        f_cls=f_cls,
+        effective=float(effective_number(own)) if len(positives) else None,
+        positives=len(positives),
+        inputs=len(y_bar),
+    )
+
+
+def _orthogonality(
+    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
+) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
+    """Compute O1 and O2, plain and weighted, over the maps of each target's rows. Skip targets without rows."""
+    streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
+    for target, some in _images(opened, rows, "maps", progress):
+        why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
+        plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
+        assert isinstance(why.maps, Tensor)  # because the input is a single tensor
+        plain.update(why.maps.sum(2))
+        weighted.update(why.maps.sum(2), contributions=why.contributions)
+    return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}
+
+
+def _patches(
+    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
+) -> dict[Target, PatchScores]:
+    """Compute the measures on covered patches over each target's rows."""
+    images: dict[Target, list[Tensor]] = {}
+    for target, some in _images(opened, rows, "images", progress):
+        images.setdefault(target, []).append(some)
+    bar = tqdm(images.items(), "patches", disable=not progress, leave=False)
+    batch_size = opened.configuration.batch_size
+    return {t: patch_scores(xnn, torch.cat(some), t, internal_batch_size=batch_size) for t, some in bar}
+
+
+def _images(
+    opened: Opened, rows: Mapping[Target, Sequence[int]], what: str, progress: bool
+) -> Iterator[tuple[Target, Tensor]]:
+    """Yield the inputs in each target's rows, batch by batch, on the model's device."""
+    first = 0
+    for batch in tqdm(opened.inputs, what, disable=not progress, leave=False):
+        if batch.images is None:
+            raise ValueError(
+                f"--maps and --patches need images, but the inputs are {tuple(batch.inputs.shape)}; leave both options "
+                "out"
+            )
+        for target, wanted in rows.items():
+            own = [row - first for row in wanted if first <= row < first + len(batch.inputs)]
+            if own:
+                yield target, batch.inputs[own].to(opened.device)
+        first += len(batch.inputs)

@@ -1,0 +1,194 @@
+"""Model files: a trained model from a Python file or module, or a torchvision model with a file of weights.
+
+A Python file defines a function ``load()`` that returns the trained model. It may also define:
+
+- ``MEAN`` and ``STD``: one number for each of 1 or 3 channels, for values in [0, 1]; one number means grey images;
+- ``SIZE``: the height and width in pixels that images are resized to, or one number for both;
+- ``transform``: a function from a PIL image in RGB to a tensor (C, H, W). It replaces resizing and normalisation;
+  ``MEAN`` and ``STD``, if given, then only serve to convert the tensor back to an image for display;
+- ``CLASSES``: the names of the model's outputs.
+
+The command line runs the file as Python code. Pass only files that you trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.cli._inputs import Preparation, as_channels, as_size
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ModelFile", "load_model", "load_torchvision"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of each channel that torchvision's models were trained with."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of each channel that torchvision's models were trained with."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A trained model in evaluation mode, with the conversion of images to its inputs."""
+
+    model: nn.Module
+    """The model."""
+    preparation: Preparation = field(default_factory=Preparation)
+    """Conversion of images to inputs."""
+    classes: tuple[str, ...] | None = None
+    """Names of the model's outputs."""
+
+
+def load_model(source: str) -> ModelFile:
+    r"""Load the model from a Python file or module.
+
+    Args:
+        source: ``FILE.py``, ``FILE.py:function`` or ``package.module:function``. Without a function, ``load`` is
+            called. The file can import modules from its own folder; a module can import from the working directory.
+
+    Raises:
+        ValueError: If the file, module or function does not exist, or the function fails or does not return a
+            ``torch.nn.Module``.
+
+    Example:
+        >>> import tempfile
+        >>> code = "import torch\nSIZE = 32\ndef load():\n    return torch.nn.Linear(2, 3)"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = Path(folder, "net.py").write_text(code)
+        ...     made = load_model(f"{folder}/net.py")
+        >>> made.model, made.preparation.size
+        (Linear(in_features=2, out_features=3, bias=True), (32, 32))
+    """
+    place, colon, name = (source, "", "load") if source.endswith(".py") else source.rpartition(":")
+    if not colon and not source.endswith(".py"):
+        raise ValueError(
+            f"a model is FILE.py, FILE.py:function or package.module:function, got {source!r}; write a file with a "
+            "function load() that returns the trained model"
+        )
+    with _importable(Path(place).absolute().parent if place.endswith(".py") else Path.cwd()):
+        module = _run_user_code(lambda: _module(place), repr(place))
+        load = getattr(module, name, None)
+        if not callable(load):
+            raise ValueError(
+                f"{name} in {place!r} is {'missing' if load is None else f'{type(load).__name__}, not a function'}; "
+                f"define {name}() to return the trained model, or name another function after a colon"
+            )
+        model = load if isinstance(load, nn.Module) else _run_user_code(load, f"{name}() of {place!r}")
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{name}() of {place!r} returned {type(model).__name__} instead of a torch.nn.Module; return the model "
+            "itself, with its weights loaded"
+        )
+    classes = getattr(module, "CLASSES", None)
+    return ModelFile(model.eval(), _preparation(module, place), None if classes is None else tuple(map(str, classes)))
+
+
+def load_torchvision(name: str, weights: str | os.PathLike[str]) -> ModelFile:
+    """Load a torchvision model with weights from a file. Its inputs are 224 x 224 pixels in ImageNet's normalisation.
+
+    Args:
+        name: Name in ``torchvision.models.list_models()``.
+        weights: File with the state dict, saved by torch or as safetensors. Nothing is downloaded.
+
+    Raises:
+        ImportError: If torchvision is missing or does not match the installed torch.
+        ValueError: If the model does not exist, or the weights cannot be read or do not fit the model.
+    """
+    try:
+        models = importlib.import_module("torchvision.models")
+    except (ImportError, RuntimeError) as error:  # RuntimeError if torchvision was built for another torch
+        raise ImportError(
+            f"{name!r} needs torchvision, whose import raised {type(error).__name__} ({error}); run "
+            "`pip install captum-xnn[vision]`, with the version that matches the installed torch"
+        ) from error
+    if name not in models.list_models(module=models):
+        raise ValueError(f"torchvision has no image classifier {name!r}; see torchvision.models.list_models")
+    model: nn.Module = models.get_model(name, weights=None)
+    path = Path(weights)
+    hint = f"pass the file with the state dict of torchvision's {name}; for a changed model, write a FILE.py"
+    try:
+        model.load_state_dict(_state(path))
+    except OSError as error:
+        raise ValueError(f"cannot read the weights {str(path)!r} ({error.strerror}); {hint}") from error
+    except Exception as error:  # torch and safetensors each raise their own errors for damaged or foreign files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{str(path)!r} does not hold weights of {name} ({reason[:200]}); {hint}") from error
+    return ModelFile(model.eval(), Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD))
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load
+
+        return load(path.read_bytes())
+    with path.open("rb") as file:
+        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Make the modules in a folder importable inside the context, as Python does for the folder of a script."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _module(place: str) -> ModuleType:
+    """Import a module from a file or by its dotted name."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).absolute()
+    # The module gets a name of its own, because the file may share its name with a package that it imports.
+    spec = importlib.util.spec_from_file_location(f"captum_xnn_model_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {place}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run_user_code(run: Callable[[], Any], what: str) -> Any:
+    """Run the user's code and return its result. If it fails, raise an error that names the line."""
+    try:
+        return run()
+    except Exception as error:
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[0] != "<"
+        ]
+        at = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot run {what}: {type(error).__name__} ({reason}{at}); check that it runs in Python by itself"
+        ) from error
+
+
+def _preparation(module: ModuleType, place: str) -> Preparation:
+    """Read the conversion of images to inputs from a module's SIZE, MEAN, STD and transform."""
+    size, mean, std, transform = (getattr(module, name, None) for name in ("SIZE", "MEAN", "STD", "transform"))
+    if transform is not None and not callable(transform):
+        raise ValueError(f"transform in {place!r} is {transform!r}, not a function; rename it or make it a function")
+    try:
+        return Preparation(
+            None if size is None else as_size("SIZE", size),
+            None if mean is None else as_channels("MEAN", mean),
+            None if std is None else as_channels("STD", std),
+            transform,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} (in {place})") from error

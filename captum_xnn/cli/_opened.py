@@ -1,0 +1,261 @@
+"""Opened configuration: the model with its inputs, and the explainers saved for the model.
+
+Every command on files begins like this::
+
+    opened = Opened.of(configuration)
+    xnn = opened.explainers(folder)
+    targets = opened.targets(xnn)
+    for batch in opened.inputs:  # .inputs for the model, .images to show, .names
+        why = xnn.explain(batch.inputs.to(opened.device), opened.highest(batch.inputs, targets))
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import captum.attr
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_xnn._targets import Target, select
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.cli._configuration import Configuration, targets_of
+from captum_xnn.cli._inputs import Inputs
+from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision
+from captum_xnn.heatmaps import ExcitationMaps, Heatmap
+from captum_xnn.layers._state import untouched
+
+__all__ = ["Opened", "heatmap_named", "needed"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with its inputs. The first input has run through the model as a check.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = Path(folder, "net.py").write_text("from torch import nn; load = lambda: nn.Linear(4, 3)")
+        ...     torch.save(torch.zeros(10, 4), Path(folder, "inputs.pt"))
+        ...     opened = Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu"))
+        >>> len(opened.inputs.names), opened.output_shape
+        (10, (3,))
+    """
+
+    configuration: Configuration
+    """The configuration. Size, mean and std that it left open are filled in from the model's file."""
+    model_file: ModelFile
+    """The model, on the configured device, and the names of its classes."""
+    inputs: Inputs
+    """Batches of inputs for the model, with images for display and names."""
+    output_shape: tuple[int, ...]
+    """Shape of the model's output for one input."""
+
+    @classmethod
+    def of(cls, configuration: Configuration) -> Opened:
+        """Load the model and open the inputs of a configuration.
+
+        Args:
+            configuration: Settings with at least a model and data.
+
+        Raises:
+            ValueError: If the model or data are missing or unreadable, or the model does not accept the inputs.
+        """
+        data = needed(configuration, "data", "--data FOLDER")
+        file = _model_file(configuration)
+        asked = {name: getattr(configuration, name) for name in ("size", "mean", "std")}
+        preparation = replace(file.preparation, **{name: value for name, value in asked.items() if value is not None})
+        model = file.model.to(_device(configuration.device))
+        inputs = Inputs(
+            data,
+            preparation,
+            batch_size=configuration.batch_size,
+            workers=configuration.workers,
+            skip_damaged=configuration.skip_damaged,
+            dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
+        )
+        known = replace(configuration, size=preparation.size, mean=preparation.mean, std=preparation.std)
+        return cls(known, replace(file, model=model, preparation=preparation), inputs, _output_shape(model, inputs))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.model_file.model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return _device_of(self.model)
+
+    def explainers(
+        self, folder: str | os.PathLike[str], heatmap: type[Attribution] | Heatmap | None = None
+    ) -> XNNAttribution:
+        """Load saved explainers for the model.
+
+        Args:
+            folder: Folder that they were saved to.
+            heatmap: Backend that draws the maps; the default backend if None.
+
+        Raises:
+            ExplainerFileError: If the folder holds no explainers.
+            ModelMismatchError: If they were fitted to another model.
+        """
+        return XNNAttribution.load(folder, self.model, heatmap=heatmap)
+
+    def targets(self, xnn: XNNAttribution) -> list[Target]:
+        """Return the targets in the configuration, or all fitted targets if it names none or says "all".
+
+        Args:
+            xnn: The explainers.
+
+        Raises:
+            NotFittedError: If a target in the configuration was not fitted.
+        """
+        asked = targets_of(self.configuration.targets)
+        if not isinstance(asked, list):
+            return list(dict.fromkeys(t for explainer in xnn.explainers_.values() for t in explainer.targets))
+        for target in asked:
+            xnn.explainer(target)
+        return list(asked)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Compute the model's outputs, (N, ...), without gradients.
+
+        Args:
+            inputs: Inputs (N, ...), on any device.
+        """
+        outputs: Tensor = _outputs(self.model, inputs)
+        return outputs
+
+    def highest(self, inputs: Tensor, targets: Sequence[Target]) -> list[Target] | None:
+        """Find the target with the highest output for each input, in the form that ``explain`` takes.
+
+        Args:
+            inputs: Inputs (N, ...), on any device.
+            targets: Targets to choose from.
+
+        Returns:
+            N targets, or None for a model with a single output.
+        """
+        if list(targets) == [None]:
+            return None
+        outputs = self.outputs(inputs)
+        best = torch.stack([select(outputs, target) for target in targets], 1).argmax(1)
+        return [targets[i] for i in best.tolist()]
+
+    def name_of(self, target: Target) -> str:
+        """Return the name of an output of the model, for pictures and tables.
+
+        Args:
+            target: None, int, or tuple of ints.
+        """
+        classes = self.model_file.classes or ()
+        if isinstance(target, int) and target < len(classes):
+            return classes[target]
+        return "the output" if target is None else f"target {target}"
+
+
+def heatmap_named(name: str) -> type[Attribution] | Heatmap:
+    """Look up a heatmap backend by name.
+
+    Args:
+        name: ``ExcitationMaps``, or the name of a class in ``captum.attr`` such as ``DeepLift``.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists near names.
+
+    Example:
+        >>> heatmap_named("DeepLift").__name__
+        'DeepLift'
+    """
+    found: dict[str, type[Attribution] | Heatmap] = {"ExcitationMaps": ExcitationMaps()}
+    for key, value in vars(captum.attr).items():
+        if isinstance(value, type) and issubclass(value, Attribution):
+            found[key] = value
+    known = list(found)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
+        raise ValueError(
+            f"heatmap {name!r} does not exist; pass ExcitationMaps or a class in captum.attr (near names: "
+            f"{', '.join(near)})"
+        )
+    return found[name]
+
+
+def needed(configuration: Configuration, name: str, option: str) -> str:
+    """Return a required setting of a configuration.
+
+    Args:
+        configuration: The configuration to look in.
+        name: Name of the setting.
+        option: Option of the command line that sets it, for the error message.
+
+    Raises:
+        ValueError: If the setting is missing.
+
+    Example:
+        >>> needed(Configuration(layer="relu6"), "layer", "--layer NAME")
+        'relu6'
+    """
+    value: str | None = getattr(configuration, name)
+    if value is None:
+        raise ValueError(f"the setting {name!r} is missing; pass {option}, or set {name} in the configuration")
+    return value
+
+
+def _model_file(configuration: Configuration) -> ModelFile:
+    """Load the one model that a configuration names."""
+    if (configuration.model is None) == (configuration.torchvision is None):
+        raise ValueError(
+            f"{'no model is' if configuration.model is None else 'two models are'} given; pass either --model FILE.py "
+            "or --torchvision NAME --weights FILE, or set one of them in the configuration"
+        )
+    if configuration.model is not None:
+        return load_model(configuration.model)
+    weights = needed(configuration, "weights", "--weights FILE")
+    return load_torchvision(needed(configuration, "torchvision", "--torchvision NAME"), weights)
+
+
+def _device(name: str) -> torch.device:
+    """Convert a name to a device; raise if the device is not available."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises AssertionError
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"device {name!r} is not available ({reason}); use cpu or auto") from error
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Any:
+    with untouched(model), torch.no_grad():
+        return model(inputs.to(_device_of(model), copy=True))
+
+
+def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+    """Run the model on one input, and return the shape of its output."""
+    first = next(iter(inputs)).inputs[:1]
+    try:
+        output = _outputs(model, first)
+    except Exception as error:  # the model's own code may raise anything
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); check "
+            "the size (--size) and the channels (MEAN and STD) of the images"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the model returned {type(output).__name__} instead of one tensor; let load() return a module that picks "
+            "the logits"
+        )
+    return tuple(output.shape[1:])

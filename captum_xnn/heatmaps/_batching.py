@@ -1,0 +1,201 @@
+"""From a batch of inputs to its maps: who draws what, put together in the form of the inputs.
+
+Conventions:
+    N examples, K maps of each, (N, K, ...).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_xnn.heatmaps._backends import FromCaptum, Heatmap, rows_of_settings
+from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
+from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._forward_args import format_forward_args, format_tensors
+from captum_xnn.layers._stacklevel import levels_up
+
+__all__ = ["Part", "copied", "draw", "in_shape_of", "levels_up", "like"]
+
+
+class Part(NamedTuple):
+    """Examples whose maps one network draws."""
+
+    network: ExplanationNetwork
+    """From the model's inputs to what is drawn."""
+    features: Sequence[int]
+    """Which of its outputs, K."""
+    rows: list[int]
+    """Which examples."""
+    slopes: Tensor | None = None
+    """Of these examples, (n, ...), where the network takes them as its last argument."""
+
+
+def draw(
+    heatmap: Heatmap,
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    internal_batch_size: int | None,
+    settings: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    """Return the maps of all examples, (N, K, ...) for each input; warns once of x-features without a contribution.
+
+    Args:
+        heatmap: A backend.
+        parts: Together each example once, with as many maps of each.
+        inputs: Tensors (N, ...).
+        additional: Further arguments of the model.
+        internal_batch_size: Maps computed at once. All of them, if None.
+        settings: Settings of the backend for this call.
+    """
+    n = len(inputs[0])
+
+    def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        for network, features, rows, slopes in parts:
+            x, more = (inputs, additional) if len(rows) == n else rows_of(inputs, additional, torch.tensor(rows))
+            if slopes is not None:
+                more = (*(more or ()), slopes)
+            own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
+            yield (
+                rows,
+                heatmap(
+                    network,
+                    x,
+                    features,
+                    additional_forward_args=more,
+                    internal_batch_size=internal_batch_size,
+                    **own,
+                ),
+            )
+
+    maps = tuple(m.contiguous() for m in gathered(drawn(), n))
+    _warn_of_infinite(maps)
+    blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
+    if bool(blank.any()):
+        _warn_of_blank(blank, heatmap, parts, inputs, additional, settings)
+    return maps
+
+
+def _warn_of_blank(
+    blank: Tensor,
+    heatmap: Heatmap,
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    settings: dict[str, Any],
+) -> None:
+    """Warn of x-features with empty maps, and say why they are; raise where no map could be any other."""
+    network, _, rows, slopes = parts[0]
+    replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
+    if bool(blank.all()) and not replaces:
+        x, more = rows_of(inputs, additional, torch.tensor(rows))
+        if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
+            raise ValueError(reason)
+    what = "x-feature" if network.centred else "output"
+    numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
+    if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
+        why = "the inputs are their own baseline, from which this method measures; pass other baselines"
+    elif slopes is not None:
+        why = (
+            "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
+            "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
+        )
+    n = len(inputs[0])
+    warnings.warn(
+        f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
+        f"examples: {why}",
+        stacklevel=levels_up(),
+    )
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Return maps (N, K, ...) as (N, K, numbers); a number for each example, as a table's column is, has one."""
+    return maps.unsqueeze(-1).flatten(2)
+
+
+def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
+    bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
+    if bool(bad.any()):
+        warnings.warn(
+            f"expected finite maps, got NaN or infinite values in {int(bad.sum())} of {bad.numel()}; the usual cause "
+            "is half precision: run the model and its inputs with .float()",
+            stacklevel=levels_up(),
+        )
+
+
+def copied(
+    inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """Return the inputs, and further arguments, as tuples of copies with at least one example, all of one length.
+
+    A model may work in place, and inference tensors take no gradients.
+
+    Args:
+        inputs: A tensor or a tuple of tensors.
+        additional_forward_args: None, one argument, or a tuple of them.
+
+    Raises:
+        TypeError: If an input is no tensor.
+        ValueError: If there is no example.
+    """
+    tensors: tuple[Tensor, ...] = format_tensors(inputs)
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise TypeError(
+            f"inputs are a tuple of {', '.join(type(x).__name__ for x in tensors)}; pass one tensor, or a tuple of "
+            "tensors in the order of forward, and everything else as additional_forward_args"
+        )
+    if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
+        raise ValueError(
+            f"expected inputs with the examples first and at least one of them, got shapes "
+            f"{[tuple(x.shape) for x in tensors]}; add the batch dimension with x[None]"
+        )
+    given = format_forward_args(additional_forward_args)
+    with torch.inference_mode(False):
+        more = given and tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in given)
+        return tuple(x.detach().clone() for x in tensors), more
+
+
+def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Return the maps in the container of the inputs; a layer's own number of outputs goes before.
+
+    Args:
+        inputs: A tensor or a tuple of tensors.
+        maps: One tensor for each.
+    """
+    return maps if len(maps) > 1 or (isinstance(inputs, tuple) and len(inputs) == 1) else maps[0]
+
+
+def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return maps (N, 1, ...) in the shape of the inputs.
+
+    A layer's map of an image or a volume gives each channel an equal part, one of token ids is summed over dimensions.
+
+    Args:
+        inputs: Tensors (N, ...).
+        maps: One tensor for each, or others of a layer.
+
+    Raises:
+        ValueError: If a layer's maps are of another shape.
+    """
+    image = next((x for x in inputs if x.dim() in (4, 5)), inputs[0])
+    likes = inputs if len(maps) == len(inputs) else (image,) * len(maps)
+    return tuple(_shaped(m[:, 0], x).contiguous() for m, x in zip(maps, likes, strict=True))
+
+
+def _shaped(m: Tensor, x: Tensor) -> Tensor:
+    if m.shape == x.shape:
+        return m
+    if m.dim() == x.dim() > 2 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
+        return m.expand_as(x) / x.shape[1]
+    if m.shape[: x.dim()] == x.shape:  # of token ids: one number for each dimension of a token
+        return m.flatten(x.dim()).sum(-1)
+    raise ValueError(
+        f"feature= gives maps in the input's shape {tuple(x.shape)}, and the method gives {tuple(m.shape)}, of its "
+        "layer; leave feature out for maps of the layer's shape, or draw at the inputs, as with heatmap=InputXGradient"
+    )

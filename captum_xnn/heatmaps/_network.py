@@ -1,0 +1,199 @@
+"""The explained model up to a layer, continued by an explanation network: inputs -> Z -> x-features.
+
+Because an x-feature is an output neuron of this module, every Captum class works on it with ``target=k``.
+
+Rules it keeps, each of which was found to matter (with captum 0.9):
+    The layer is read by a hook registered inside ``forward``, and the model is left by an exception at the layer's
+    last call. The model is held outside the module registry; registered are only the leaf modules that run, once each,
+    and the encoder. The output is one tensor (N, n).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._lookup import find_layer, quantised, unwrap
+from captum_xnn.layers._read import OutputTransform, run_to_layer
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._trace import Trace
+from captum_xnn.models._base import Autoencoder
+
+__all__ = ["ExplanationNetwork", "Outputs", "cut_off"]
+
+
+class ExplanationNetwork(nn.Module):
+    """A module from the model's inputs to the x-features, shape (N, n).
+
+    Args:
+        model: The explained model. Its weights are used as they are, not copied.
+        layer: The explained layer, by dotted name or as a module.
+        xnn: The explanation network on that layer, usually a fitted :class:`~captum_xnn.models.SRAE`.
+        trace: What the model executes, from :func:`captum_xnn.layers._trace.trace`. Without it the layer is taken to be
+            called once, and leaf modules are not registered, so that LRP, DeepLift and guided methods cannot be used.
+        output_transform: Turns the layer's raw output into one tensor (N, ...).
+
+    Raises:
+        LayerNotFoundError: If the model has no such layer.
+
+    Example:
+        >>> import torch
+        >>> from captum_xnn.models._srae import SRAE
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> ExplanationNetwork(model, "1", SRAE(8, n_features=2, hidden=()))(torch.rand(6, 4)).shape
+        torch.Size([6, 2])
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, section 2.1, Fig. 1(b).
+    """
+
+    model: nn.Module
+    layer: nn.Module
+    centred: bool
+    """Whether a value below 0 says the opposite of one above, as x-features do, and logits do not."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module,
+        xnn: Any,
+        *,
+        trace: Trace | None = None,
+        output_transform: OutputTransform | None = None,
+    ) -> None:
+        super().__init__()
+        model = unwrap(model)
+        self.layer_name, module = find_layer(model, layer)
+        # Past the registry: Captum's methods walk registered modules and must see each executed one exactly once.
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "layer", module)
+        self.calls = trace.calls if trace else 1
+        self.spatial_layer_name = find_layer(model, trace.spatial)[0] if trace and trace.spatial else None
+        self.executed = nn.ModuleList(trace.leaves if trace else ())
+        self.centred = not isinstance(xnn, Outputs)
+        # No module of its own without layers: Captum would look for its rule.
+        self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)
+        self.output_transform = output_transform
+        self.training = False
+
+    def _encoder(self, xnn: Any) -> Callable[[Tensor], Tensor]:
+        return _Encoder(xnn)
+
+    def activations(self, *inputs: Any) -> Tensor:
+        """Return the layer's output Z, (N, ...), with its graph.
+
+        Args:
+            inputs: All positional arguments of the model.
+        """
+        return run_to_layer(
+            self.model,
+            self.layer,
+            inputs,
+            calls=self.calls,
+            name=self.layer_name,
+            output_transform=self.output_transform,
+        )
+
+    def hold(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the model's own arguments, after taking those that are not the model's.
+
+        Args:
+            inputs: All positional arguments of this network.
+        """
+        return inputs
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Return the x-features, (N, n).
+
+        Args:
+            inputs: All positional arguments of the model.
+        """
+        return self.xnn_encoder(self.activations(*inputs))
+
+
+def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> str | None:
+    """Return why no gradient of the explained layer reaches the inputs; None if one does, also if it is 0.
+
+    Args:
+        network: From the model's inputs to its x-features.
+        inputs: Tensors (N, ...). Without floating-point ones there is nothing to tell.
+        additional: Further arguments of the network.
+    """
+    (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+    given = tuple(a.detach().clone() for a in x)
+    leaves = [a for a in given if a.is_floating_point()]
+    carrying: list[nn.Module] = []
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            carrying.append(module)
+
+    with untouched(network.model), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for p in network.model.parameters():
+            p.requires_grad_(False)
+        for leaf in leaves:
+            leaf.requires_grad_()
+        handles = [m.register_forward_hook(note) for m in network.model.modules()]
+        try:
+            Z = network.activations(*network.hold((*given, *(more or ()))))
+            found = torch.autograd.grad(Z.sum(), leaves, allow_unused=True) if leaves and Z.requires_grad else ()
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not leaves or any(g is not None for g in found):
+        return None
+    instead = "draw with a method that replaces inputs, as FromCaptum(FeatureAblation)"
+    if names := quantised(network.model):
+        return (
+            f"no gradient reaches the inputs from layer {network.layer_name!r}: {names[0]!r} is quantised, and "
+            f"quantised layers have none; explain the float model that was quantised, or {instead}"
+        )
+    names = [name for name, module in network.model.named_modules() if carrying and module is carrying[-1]]
+    return (
+        f"no gradient reaches the inputs from layer {network.layer_name!r}: it is cut off "
+        f"{f'behind {names[0]!r}' if names else 'at the inputs'}; remove torch.no_grad, detach or numpy there, or "
+        f"{instead}"
+    )
+
+
+class Outputs:
+    """Stands in the place of an explanation network where the model's outputs themselves are explained.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 3))
+        >>> x = torch.rand(6, 4)
+        >>> torch.equal(ExplanationNetwork(model, model, Outputs())(x), model(x))
+        True
+    """
+
+    def encode(self, Z: Tensor) -> Tensor:
+        """Return what it is given.
+
+        Args:
+            Z: The model's outputs, (N, C).
+        """
+        return Z
+
+
+class _Encoder(nn.Module):
+    """The encoding half of an autoencoder; decoder and head are left out, as they never run here."""
+
+    xnn: Autoencoder
+
+    def __init__(self, xnn: Autoencoder) -> None:
+        super().__init__()
+        object.__setattr__(self, "xnn", xnn)
+        self.layers = nn.ModuleList(m for name, m in xnn.named_children() if name not in ("decoder", "head"))
+
+    def forward(self, Z: Tensor) -> Tensor:
+        weight = next(self.parameters())
+        with torch.autocast(Z.device.type, enabled=False):
+            return self.xnn.encode(Z.to(weight.dtype))

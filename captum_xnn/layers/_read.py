@@ -1,0 +1,202 @@
+"""Read the output of one layer in a forward pass.
+
+A forward hook reads it and is registered for one forward pass only. A hook that is registered earlier fires before
+Captum's own hook, and makes DeepLift and the guided methods silently wrong at that layer. Running the model past the
+layer makes LRP silently wrong. :func:`run_to_layer` therefore leaves the model by a private exception at the layer's
+last call. :func:`read_layer` runs the whole model and also returns its output.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.errors import LayerNotReachedError
+from captum_xnn.layers._state import eager
+
+__all__ = ["EveryCall", "OutputTransform", "not_reached", "read_layer", "run_to_layer"]
+
+OutputTransform = Callable[[Any], Tensor]
+
+
+class EveryCall:
+    """An ``output_transform`` that explains all calls of a layer in one forward pass, not only the last.
+
+    It is for a layer that runs side by side on several inputs or on parts of one input: the towers of a Siamese
+    network, an encoder of frames, a head over pyramid levels. Outputs (N, ...) of one shape become Z of shape
+    (N, calls, ...). Outputs of several shapes are flattened and joined.
+
+    Args:
+        transform: Turns the raw output of each call into one tensor (N, ...).
+
+    Example:
+        >>> EveryCall().joined([torch.zeros(2, 3), torch.ones(2, 3)]).shape
+        torch.Size([2, 2, 3])
+        >>> EveryCall().joined([torch.zeros(2, 3), torch.ones(2, 4, 4)]).shape
+        torch.Size([2, 19])
+    """
+
+    def __init__(self, transform: OutputTransform | None = None) -> None:
+        self.transform = transform
+
+    def __call__(self, output: Any) -> Tensor:
+        """Turn the raw output of one call into a tensor.
+
+        Args:
+            output: The layer's raw output.
+        """
+        made: Tensor = output if self.transform is None else self.transform(output)
+        return made
+
+    def joined(self, outputs: Sequence[Any]) -> Tensor:
+        """Join the outputs of all calls to Z.
+
+        Args:
+            outputs: Raw outputs of the layer, in the order of its calls.
+        """
+        parts = [_as_tensor(output, "of every call", self) for output in outputs]
+        if len({part.shape for part in parts}) == 1:
+            return torch.stack(parts, 1)
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+class _LayerReached(BaseException):
+    """Carries the layer's output out of the model. Not an Exception, so that no handler in the model swallows it."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Tensor:
+    """Turn the layer's raw output into the tensor Z with examples first; raise where it is not such a tensor."""
+    Z = output if transform is None else transform(output)
+    if not isinstance(Z, Tensor):
+        kind = type(Z).__name__
+        keys = f" with keys {', '.join(map(str, Z))}" if isinstance(Z, dict) else ""
+        raise TypeError(
+            f"expected the output of layer {name!r} to be one tensor, got a {kind}{keys}; pass output_transform=, "
+            "a function that picks or builds the tensor, such as `lambda output: output[0]`"
+        )
+    if Z.dim() < 2:
+        raise ValueError(
+            f"expected the output of layer {name!r} to be (N, ...) with one row per example, got shape "
+            f"{tuple(Z.shape)}; choose another layer or reshape it in output_transform="
+        )
+    return Z
+
+
+def read_layer(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    name: str = "layer",
+    output_transform: OutputTransform | None = None,
+) -> tuple[Tensor, Any]:
+    """Run the model once; return a copy of the layer's output Z at its last call, and the model's output.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        name: Name of the layer in errors.
+        output_transform: Turns the layer's raw output into one tensor (N, ...). With :class:`EveryCall` Z holds all
+            calls.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer.
+        TypeError: If the layer's output is not a tensor and there is no output_transform.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))
+        >>> read_layer(model, model[0], (torch.tensor([[-1.0, 2.0]]),))
+        (tensor([[-1.,  2.]]), tensor([[0., 2.]]))
+    """
+    seen: list[Tensor] = []
+    every = isinstance(output_transform, EveryCall)
+    thread = threading.get_ident()
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            # A copy, because the next operation may be in place.
+            seen[:] = [*(seen if every else ()), _as_tensor(output, name, output_transform).clone()]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        with eager():
+            output = model(*inputs)
+    finally:
+        handle.remove()
+    if not seen:
+        raise not_reached(model, name)
+    return (EveryCall().joined(seen) if every else seen[0]), output
+
+
+def run_to_layer(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    calls: int = 1,
+    name: str = "layer",
+    output_transform: OutputTransform | None = None,
+) -> Tensor:
+    """Run the model up to the layer; return the layer's output Z with its graph.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        calls: How often the forward pass calls the layer; it ends at the last call. See :func:`trace`.
+        name: Name of the layer in errors.
+        output_transform: Turns the layer's raw output into one tensor (N, ...).
+
+    Raises:
+        LayerNotReachedError: If the forward pass calls the layer fewer than ``calls`` times.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Linear(3, 1))  # the second layer would fail, and never runs
+        >>> run_to_layer(model, model[0], (torch.tensor([[-1.0, 2.0]]),))
+        tensor([[0., 2.]])
+    """
+    count = 0
+    every = output_transform if isinstance(output_transform, EveryCall) else None
+    earlier: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal count
+        if threading.get_ident() != thread:
+            return
+        count += 1
+        if every is not None:
+            earlier.append(_as_tensor(output, name, every).clone())  # the next operation may be in place
+        if count == calls:
+            raise _LayerReached(output)
+
+    handle = layer.register_forward_hook(leave)
+    try:
+        with eager():
+            model(*inputs)
+    except _LayerReached as reached:
+        return EveryCall().joined(earlier) if every else _as_tensor(reached.output, name, output_transform)
+    finally:
+        handle.remove()
+    raise not_reached(model, name)
+
+
+def not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
+    """Make the error for a layer that the forward pass never calls.
+
+    Args:
+        model: A plain module.
+        name: Name of the layer.
+    """
+    return LayerNotReachedError(
+        f"expected the forward pass of {type(model).__name__} to call layer {name!r}, but it never did; choose a layer "
+        "that runs for these inputs (attention projections, for one, are used as weights and not called)"
+    )

@@ -1,0 +1,361 @@
+"""The rest of a model from one layer on, as a function of that layer's output.
+
+A forward hook replaces the layer's output, and the model continues as usual. The result therefore includes skips across
+the layer, further inputs and keyword arguments, and functional code, as in the model itself.
+
+Where only the layer's output crosses the layer, the hook returns many points for each example and the model's beginning
+runs once. Where other values cross it too, as in a residual block, the inputs are repeated instead. The tail finds out
+by trying, and compares the unchanged point with the model's own output.
+
+Conventions:
+    N examples, S points for each, Z (N, ...) the layer's output. Points lie on the line from a base to Z; t = 0 is the
+    base and t = 1 is Z.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn._targets import Target, select_each
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._nested import put_in, tensors_in
+from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
+from captum_xnn.layers._state import eager
+
+__all__ = ["Points", "Tail", "frozen"]
+
+# Most bytes of Z, and most rows, that the model's rest takes at once; a bound on memory, not on speed.
+_BYTES, _ROWS = 1 << 26, 1024
+# Errors that a model raises where the points do not fit to other values that cross the layer.
+_MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+class Points(NamedTuple):
+    """Outputs at points between the base and Z, and their derivatives by the layer's output."""
+
+    y: Tensor
+    """Explained outputs, (C, S, N)."""
+    gradient: Tensor
+    """Weighted sum over the points of their derivatives by the layer's output, (C, N, ...)."""
+    Z: Tensor
+    """The layer's own output, (N, ...)."""
+
+
+class _Line(NamedTuple):
+    """The model's inputs, and the points on a line at which its layer's output is set."""
+
+    inputs: tuple[Tensor, ...]
+    additional: tuple[Any, ...] | None
+    base: Tensor
+    ts: Tensor
+    weights: Tensor
+    targets: Sequence[Sequence[Target]]
+
+
+class Tail:
+    """Runs the rest of a model on changed outputs of one layer.
+
+    Args:
+        model: The explained model, used in its present state; call within :func:`captum_xnn.layers._state.untouched`.
+        layer: The layer, by dotted name or as a module.
+        output_transform: Turns the layer's raw output into one tensor (N, ...). It may pick and rearrange numbers, but
+            not calculate with them.
+        prediction_transform: Turns the model's raw output into one tensor (N, ...).
+
+    Raises:
+        LayerNotFoundError: If the model has no such layer.
+        ValueError: If all calls of the layer are to be explained.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> tail, x = Tail(model, "0"), torch.ones(3, 2)
+        >>> found = tail.along((x,), None, torch.zeros(2), torch.tensor([0.0, 1.0]), torch.ones(2), [[0] * 3])
+        >>> torch.allclose(found.y[0, 1], model(x)[:, 0])
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module,
+        *,
+        output_transform: OutputTransform | None = None,
+        prediction_transform: OutputTransform | None = None,
+    ) -> None:
+        self.model = unwrap(model)
+        self.name, self.layer = find_layer(self.model, layer)
+        if isinstance(output_transform, EveryCall):
+            raise ValueError(
+                f"EveryCall explains all calls of layer {self.name!r}, but groups of contributions explain one call; "
+                "fit with autoencoder=SRAE, or choose a layer behind the calls"
+            )
+        self.output_transform = output_transform
+        self.prediction_transform = prediction_transform
+        self._once: bool | None = None if output_transform is None else False
+        self._bytes: int | None = None
+        self.calls = 1
+        """How often a pass calls the layer, as far as is known; the last call counts."""
+
+    def along(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        base: Tensor,
+        ts: Tensor,
+        weights: Tensor,
+        targets: Sequence[Sequence[Target]],
+    ) -> Points:
+        """Evaluate outputs and gradients at points on the line from a base to the layer's output.
+
+        Args:
+            inputs: Tensors (N, ...) on the model's device.
+            additional: Further arguments of the model.
+            base: Beginning of the line, of a shape that expands to Z.
+            ts: Places on the line, (S,), in [0, 1].
+            weights: Weights of the gradients at these places in their sum, (S,).
+            targets: For each of C explained outputs, the target of every example.
+
+        Raises:
+            ValueError: If the output does not depend on the layer in a differentiable way.
+        """
+        line = _Line(inputs, additional, base, ts, weights, targets)
+        ys: list[Tensor] = []
+        total = Z = None
+        first = 0
+        while first < len(ts):
+            some = slice(first, first + self._points_at_once(len(inputs[0])))
+            made = self._along(line._replace(ts=ts[some], weights=weights[some]))
+            ys.append(made.y)
+            total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
+            first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
+        assert total is not None and Z is not None
+        return Points(torch.cat(ys, 1), total, Z)
+
+    def _points_at_once(self, n: int) -> int:
+        """Compute how many points of each of n examples fit in memory at once; one while the size of Z is unknown."""
+        return 1 if self._bytes is None else max(1, min(_ROWS, _BYTES // max(1, self._bytes)) // n)
+
+    def activations(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
+        """Compute the layer's output Z, (N, ...).
+
+        Args:
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+        """
+        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))
+        with torch.no_grad():
+            return run_to_layer(
+                self.model,
+                self.layer,
+                (*x, *(more or ())),
+                calls=self.calls,
+                name=self.name,
+                output_transform=self.output_transform,
+            )
+
+    def outputs(
+        self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, targets: Sequence[Sequence[Target]]
+    ) -> Tensor:
+        """Compute the model's own explained outputs, (C, N).
+
+        Args:
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+            targets: For each of C outputs, the target of every example.
+        """
+        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, as a model may work in place
+        with torch.no_grad(), eager():
+            output = self.model(*x, *(more or ()))
+        y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
+        return torch.stack([select_each(y_hat, list(of)) for of in targets])
+
+    def _along(self, line: _Line) -> Points:
+        """Run at all points of a line, which replace the layer's output at its last call."""
+        while True:
+            try:
+                return self._tried(line)
+            except _CalledAgain:
+                self.calls += 1
+
+    def _tried(self, line: _Line) -> Points:
+        """Run with the inputs once; run with repeated inputs where other values cross the layer."""
+        if self._once is not False:
+            try:
+                return self._run(line, once=True)
+            except _MISFITS:
+                self._once = False
+        return self._run(line, once=False)
+
+    def repeat(self) -> bool:
+        """Repeat the inputs from now on; return True if they were not repeated before."""
+        before, self._once = self._once, False
+        return before is not False
+
+    def _run(self, line: _Line, *, once: bool) -> Points:
+        """Run the model once for all points of a line, and take the gradients."""
+        n, S = len(line.inputs[0]), len(line.ts)
+        rows = torch.arange(n) if once else torch.arange(n).repeat(S)
+        inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
+        swap = _Swap(self, line, once)
+        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager():
+            output = self.model(*inputs, *(additional or ()))
+            if swap.leaf is None or swap.Z is None:
+                raise not_reached(self.model, self.name)
+            y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
+            if not isinstance(y_hat, Tensor) or y_hat.dim() == 0 or len(y_hat) != S * n:
+                raise ValueError(
+                    f"layer {self.name!r} got {S * n} rows, and the model gave back "
+                    f"{len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows; choose a layer with a "
+                    "row for each example"
+                )
+            ys = [select_each(y_hat, list(of) * S) for of in line.targets]
+            gradients = self._gradients(ys, swap.leaf)
+        y = torch.stack([y.detach().reshape(S, n) for y in ys])
+        dtype = torch.promote_types(swap.Z.dtype, torch.float32)
+        w = line.weights.to(swap.Z.device, dtype)
+        total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
+        return Points(y, total, swap.Z)
+
+    def _gradients(self, ys: list[Tensor], leaf: Tensor) -> list[Tensor]:
+        """Compute the derivatives of each output by the layer's output."""
+        if not all(y.requires_grad for y in ys):
+            raise ValueError(
+                f"the model's output does not depend on layer {self.name!r} in a way that has gradients; choose a "
+                "layer on the way to this output, remove torch.no_grad and argmax behind it, or fit with SRAE"
+            )
+        found = []
+        for i, y in enumerate(ys):
+            (g,) = torch.autograd.grad(y.sum(), leaf, retain_graph=i + 1 < len(ys), allow_unused=True)
+            found.append(torch.zeros_like(leaf) if g is None else g)
+        return found
+
+
+class _CalledAgain(BaseException):
+    """Ends a pass in which the layer is called more often than the tail assumed."""
+
+
+class _Swap:
+    """Replaces a layer's output by points on the line to it, and keeps the points as a leaf that takes gradients."""
+
+    def __init__(self, tail: Tail, line: _Line, once: bool) -> None:
+        self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.inputs[0]), once
+        self.count = 0
+        self.leaf: Tensor | None = None
+        self.Z: Tensor | None = None
+
+    @contextmanager
+    def on(self, layer: nn.Module) -> Iterator[None]:
+        """Replace the layer's output in this context."""
+        thread = threading.get_ident()
+
+        def replace(_module: nn.Module, _inputs: Any, raw: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None
+            self.count += 1
+            if self.count > self.tail.calls:
+                raise _CalledAgain
+            return self._replaced(raw) if self.count == self.tail.calls else None
+
+        handle = layer.register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _replaced(self, raw: Any) -> Any:
+        """Put the points in place of the layer's raw output."""
+        into = _Selection.of(raw, self.tail.output_transform, self.tail.name)
+        Z = into.Z.detach()
+        self.Z = Z[: self.n].clone()
+        t = self.ts.to(Z).reshape(-1, *[1] * Z.dim())
+        own = Z[None] if self.once else Z.reshape(len(self.ts), self.n, *Z.shape[1:])
+        base = self.base.to(Z)
+        self.leaf = (base + t * (own - base)).flatten(0, 1).requires_grad_(True)
+        # A copy: the rest of the model may work in place, which a leaf does not allow.
+        return into.put(self.leaf.clone())
+
+
+class _Selection(NamedTuple):
+    """The places of Z in a layer's raw output."""
+
+    Z: Tensor
+    put: Callable[[Tensor], Any]
+    """Makes a raw output with other numbers in the places of Z."""
+
+    @classmethod
+    def of(cls, raw: Any, transform: OutputTransform | None, name: str) -> _Selection:
+        """Find the numbers of Z in a raw output, which may be a tuple, a list or a dict."""
+        if transform is None:
+            if not isinstance(raw, Tensor):
+                raise TypeError(
+                    f"layer {name!r} returns a {type(raw).__name__}; pass output_transform= to pick one tensor of it"
+                )
+            _check_dtype(raw, name)
+            return cls(raw, lambda points: points)
+        Z = transform(raw)
+        _check_dtype(Z, name)
+        for path, tensor in tensors_in(raw):
+            if tensor is Z:
+                return cls(Z, partial(put_in, raw, path))
+        for path, tensor in tensors_in(raw):
+            index = _index(raw, path, tensor, transform, Z)
+            if index is not None:
+                return cls(Z, partial(_scattered, raw, path, tensor, index))
+        raise ValueError(
+            f"output_transform calculates with the output of layer {name!r}, but contributions need to put numbers "
+            "back into this output; let it only pick or rearrange numbers (means over places are not needed: "
+            "x-features group channels), or fit with autoencoder=SRAE"
+        )
+
+
+def _check_dtype(Z: Tensor, name: str) -> None:
+    if not Z.is_floating_point():
+        raise ValueError(
+            f"layer {name!r} gives {Z.dtype} numbers, which have no gradients; choose a layer behind the embedding"
+        )
+
+
+def _scattered(raw: Any, path: tuple[Any, ...], tensor: Tensor, index: Tensor, points: Tensor) -> Any:
+    """Replace numbers in some places of one tensor of a nested output; return the new output."""
+    changed = tensor.flatten().index_put((index,), points.flatten())
+    return put_in(raw, path, changed.reshape(tensor.shape))
+
+
+def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTransform, Z: Tensor) -> Tensor | None:
+    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates."""
+    numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
+    try:
+        found = transform(put_in(raw, path, numbered + 1))
+        other = transform(put_in(raw, path, -(numbered + 1)))
+    except (RuntimeError, TypeError):  # the transform needs one dtype for several tensors
+        return None
+    if not isinstance(found, Tensor) or found.shape != Z.shape or not torch.equal(found, -other):
+        return None
+    index = found.flatten().round().long() - 1
+    known = index.numel() == len(torch.unique(index)) and bool(((index >= 0) & (index < tensor.numel())).all())
+    return index if known and torch.equal(tensor.flatten()[index], Z.flatten()) else None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep weights from taking gradients in this context, so that no module before the layer keeps a graph.
+
+    Args:
+        model: A plain module.
+    """
+    taking = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in taking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in taking:
+            p.requires_grad_(True)

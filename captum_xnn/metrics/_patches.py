@@ -1,0 +1,316 @@
+r"""Patches: cover the patches of an image one after the other, and compare the drops with the maps.
+
+Conventions:
+    N images (C, H, W), K x-features with contributions (N, K) in logits, maps (N, K, H, W). An image has P = g x g
+    patches, numbered in reading order. A **drop** is the contribution in the whole image minus that in the image with
+    one patch covered, (N, K, P), in logits. It is positive where the patch adds to the contribution.
+
+Metrics:
+    ``patch_agreement``: Spearman rank correlation over the patches between the drops and the map, mean over images and
+    x-features, from -1 to 1. Chance is 0.
+    ``drop_orthogonality``: O1 and O2 (:mod:`captum_xnn.metrics._overlap`) of the drops in absolute value, in
+    place of the maps. 0 if every x-feature depends on patches of its own.
+
+How to read them:
+    Occlusion covers the same patches, so its maps agree by construction. Treat its patch agreement as a ceiling, not
+    as a rival. Patch agreement does not show whether x-features differ: a single x-feature that equals the whole
+    output can reach any value. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
+    groups of dimensions do not look distinct either, because their drops come from the same patches. A dead x-feature
+    does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.random_maps` and
+    ``random_partition`` beside both metrics.
+
+Fill:
+    The model never saw images with covered patches, so the drops depend on the fill. The default is the mean colour of
+    the image; it needs no knowledge of the data. For normalised images, 0 is the mean colour of the data.
+
+Reference:
+    Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", 2024. Their score IDSDS rates
+    maps of whole outputs, with models trained on covered patches. Here it rates maps of each x-feature, with the model
+    unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captum_xnn.metrics._overlap import Orthogonality, contribution_shares, orthogonality
+
+__all__ = [
+    "blurred",
+    "drop_orthogonality",
+    "patch_agreement",
+    "patch_correlations",
+    "patch_drops",
+    "patch_masks",
+    "rank_correlation",
+]
+
+
+def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
+    """Mark the pixels of each patch, (P, H, W), bool; every pixel belongs to exactly one patch.
+
+    If the grid does not divide a side evenly, patches differ by one pixel.
+
+    Args:
+        height: H in pixels.
+        width: W in pixels.
+        grid: Patches along each side.
+
+    Raises:
+        ValueError: If a side has fewer pixels than patches.
+
+    Example:
+        >>> patch_masks(3, 2, 2).sum((1, 2))
+        tensor([2, 2, 1, 1])
+    """
+    if not 1 <= grid <= min(height, width):
+        raise ValueError(
+            f"expected a grid of 1 to {min(height, width)} for images of {height} x {width} pixels, got {grid}; take a "
+            "coarser grid, of at least 1"
+        )
+    row, column = (torch.arange(side) * grid // side for side in (height, width))
+    return row[:, None] * grid + column == torch.arange(grid**2)[:, None, None]
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Blur images by a Gaussian, as a fill for :func:`patch_drops`; border pixels repeat beyond the border.
+
+    Args:
+        images: (N, C, H, W).
+        sigma: Standard deviation in pixels.
+
+    Raises:
+        ValueError: If sigma is not positive.
+
+    Example:
+        >>> image = torch.zeros(1, 1, 5, 5)
+        >>> image[0, 0, 2, 2] = 1
+        >>> bool(blurred(image, 0.5)[0, 0].argmax() == 12)
+        True
+    """
+    if not sigma > 0:
+        raise ValueError(f"expected sigma > 0 pixels, got {sigma}; an eighth of the image's side hides most detail")
+    at = torch.arange(-round(4 * sigma), round(4 * sigma) + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum())[None, None]
+    pad = len(at) // 2
+    n, channels, height, width = images.shape
+    # A Gaussian separates: blur the rows, then the columns, as one-dimensional signals.
+    along = F.pad(images.reshape(-1, 1, width), (pad, pad), mode="replicate")
+    done = F.conv1d(along, kernel).reshape(n, channels, height, width).transpose(2, 3)
+    along = F.pad(done.reshape(-1, 1, height), (pad, pad), mode="replicate")
+    return F.conv1d(along, kernel).reshape(n, channels, width, height).transpose(2, 3).contiguous()
+
+
+@torch.no_grad()
+def patch_drops(
+    contributions: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    *,
+    grid: int = 4,
+    fill: Tensor | float | None = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """Cover every patch of every image, and compute the drop of each x-feature's contribution, (N, K, P).
+
+    Args:
+        contributions: Computes the contributions (n, K) of a batch of images (n, C, H, W), or its logit (n, 1). It runs
+            without gradients. If it needs them, it must turn them on itself with ``torch.enable_grad``.
+        inputs: (N, C, H, W).
+        grid: Patches along each side.
+        fill: Values of covered pixels: a number, or a tensor that broadcasts to the inputs, such as
+            ``blurred(inputs, 8)``. The mean colour of each image by default.
+        batch_size: Images in one call. In all, N (P + 1) images run; at most ``batch_size`` covered images are in
+            memory at once.
+
+    Raises:
+        ValueError: If shapes do not fit, or contributions are not finite.
+
+    Example:
+        >>> drops = patch_drops(lambda x: x.sum((2, 3)), torch.ones(1, 1, 4, 4), grid=2, fill=0.0)
+        >>> drops
+        tensor([[[4., 4., 4., 4.]]])
+    """
+    if inputs.dim() != 4 or not len(inputs) or batch_size < 1:
+        raise ValueError(
+            f"expected images (N, C, H, W) and batch_size > 0, got {tuple(inputs.shape)} and {batch_size}; "
+            "add a first dimension to a single image"
+        )
+    cover = inputs.mean((2, 3), keepdim=True) if fill is None else torch.as_tensor(fill).to(inputs)
+    try:
+        cover = cover.expand_as(inputs)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected a fill that broadcasts to {tuple(inputs.shape)}, got {tuple(cover.shape)}; pass a colour as "
+            "(C, 1, 1)"
+        ) from error
+    masks = patch_masks(inputs.shape[2], inputs.shape[3], grid).to(inputs.device)
+    whole = torch.cat([_values(contributions, batch) for batch in torch.split(inputs, batch_size)])
+    covered = []
+    for pairs in torch.split(torch.arange(len(inputs) * len(masks), device=inputs.device), batch_size):
+        image, patch = pairs // len(masks), pairs % len(masks)
+        covered.append(_values(contributions, torch.where(masks[patch, None], cover[image], inputs[image])))
+    return whole[:, :, None] - torch.cat(covered).reshape(len(inputs), len(masks), -1).transpose(1, 2)
+
+
+def _values(contributions: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Compute the contributions of a batch and check them."""
+    found = contributions(images).detach()
+    if found.dim() != 2 or len(found) != len(images):
+        raise ValueError(
+            f"expected contributions ({len(images)}, K) of {len(images)} images, got {tuple(found.shape)}; give a "
+            "single logit a second dimension of 1"
+        )
+    if not bool(found.isfinite().all()):
+        raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")
+    return found
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Compute Spearman's rank correlation over the last dimension, (...), float64; 0 where either input is constant.
+
+    Equal values share the mean of their ranks.
+
+    Args:
+        a: (..., P).
+        b: Of the same shape.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+
+    Example:
+        >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0]))
+        tensor(1., dtype=torch.float64)
+
+    Reference:
+        Spearman, "The Proof and Measurement of Association between Two Things", 1904.
+    """
+    if a.shape != b.shape or not a.dim() or not a.shape[-1]:
+        raise ValueError(
+            f"expected two tensors of one shape (..., P), got {tuple(a.shape)} and {tuple(b.shape)}; bring both into "
+            "the same order of dimensions"
+        )
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("expected finite values, got NaN or infinite ones; check the images that have them")
+    x, y = (_centred_ranks(values.detach()) for values in (a, b.to(a.device)))
+    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    return ((x * y).sum(-1) / torch.where(size > 0, size, 1)).clamp(-1, 1)
+
+
+def _centred_ranks(values: Tensor) -> Tensor:
+    """Compute ranks minus their mean, float64; ties share their mean rank. 0 if values differ by rounding alone."""
+    rounding = 4 * torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
+    x = values.double().contiguous()
+    spread = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+    ordered = x.sort(-1).values
+    smaller, not_larger = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
+    rank = (smaller + not_larger - x.shape[-1]) / 2.0  # the mean of ranks 1 to P is (P + 1) / 2
+    return torch.where(spread > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
+
+
+def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
+    """Compute the rank correlation over patches of each map with its x-feature's drops, (N, K), in [-1, 1], float64.
+
+    The map's value of a patch is its mean over the patch. For patches of one size, the sum gives the same order.
+
+    Args:
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels. Signs count: a map should be positive where the
+            image adds to the contribution.
+        drops: (N, K, P) with P a square number.
+
+    Raises:
+        ValueError: If shapes do not fit, or values are not finite.
+
+    Example:
+        >>> maps = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]])
+        >>> patch_correlations(maps, torch.tensor([[[0.5, 0.4, 0.1, -0.2]]]))
+        tensor([[1.]], dtype=torch.float64)
+    """
+    if maps.dim() == 5:
+        maps = maps.sum(2)
+    grid = round(drops.shape[-1] ** 0.5) if drops.dim() == 3 else 0
+    if maps.dim() != 4 or drops.dim() != 3 or maps.shape[:2] != drops.shape[:2] or grid**2 != drops.shape[2]:
+        raise ValueError(
+            f"expected maps (N, K, H, W) and drops (N, K, P) with P a square number, got {tuple(maps.shape)} and "
+            f"{tuple(drops.shape)}; pass the drops from patch_drops for the same images and x-features"
+        )
+    masks = patch_masks(maps.shape[2], maps.shape[3], grid).to(maps.device).double().flatten(1)
+    value = maps.detach().double().flatten(2) @ (masks / masks.sum(1, keepdim=True)).T
+    size = value.abs().amax(2, keepdim=True)
+    # In double precision, sums over equal patches differ in their last bits. In single precision they tie.
+    return rank_correlation((value / torch.where(size > 0, size, 1)).float(), drops.to(maps.device))
+
+
+def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None = None) -> float:
+    r"""Compute how well the maps rank the patches as the drops do, in [-1, 1]; chance is 0.
+
+    It asks: does the x-feature's contribution fall when a place that its map shows is covered? It needs no annotation.
+    The module's head says how to read it.
+
+    .. math:: \sum_{nk} t_{nk} \, \rho(\mathrm{drops}_{nk}, \mathrm{map}_{nk}) \Big/ \sum_{nk} t_{nk}
+
+    t is the x-feature's share of the contributions in the image (``contribution_shares``), or 1 without contributions.
+    A constant map or constant drops count as 0. The result is NaN if no x-feature contributes in any image.
+
+    Maps without signs, such as c-MWP, show the evidence for the x-feature's sign (``Explanation.directed_maps`` directs
+    signed maps in the same way). Direct the drops as well: ``drops * contributions.sign()[:, :, None]``.
+
+    Args:
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels.
+        drops: (N, K, P), from :func:`patch_drops`.
+        contributions: (N, K), in logits; for the mean weighted by share.
+
+    Raises:
+        ValueError: If shapes do not fit, there are no maps, or values are not finite.
+
+    Example:
+        >>> maps = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]])
+        >>> drops = torch.tensor([[[0.5, 0.4, 0.1, -0.2], [0.0, 1.0, 0.0, 0.0]]])
+        >>> patch_agreement(maps, drops), patch_agreement(maps, drops, contributions=torch.tensor([[3.0, -1.0]]))
+        (0.5, 0.75)
+
+    Reference:
+        Hesse et al., "Benchmarking the Attribution Quality of Vision Models", 2024, for whole outputs.
+    """
+    found = patch_correlations(maps, drops)
+    if not found.numel():
+        raise ValueError(f"expected maps of at least one x-feature, got {tuple(maps.shape)}; pass at least one image")
+    if contributions is None:
+        return float(found.mean())
+    if contributions.shape != found.shape:
+        raise ValueError(
+            f"expected contributions {tuple(found.shape)}, one for each map, got {tuple(contributions.shape)}; pass "
+            "Explanation.contributions of the same images"
+        )
+    share = contribution_shares(contributions).to(found.device)
+    total = share.sum()
+    return float((share * found).sum() / total) if total > 0 else float("nan")
+
+
+def drop_orthogonality(drops: Tensor, *, contributions: Tensor | None = None) -> Orthogonality:
+    """Compute O1 and O2 of the x-features' drops in absolute value; 0 is best, and O2 can be infinite.
+
+    It asks: do the x-features depend on different places of the image? It uses no heatmap method.
+
+    Args:
+        drops: (N, K, P), from :func:`patch_drops`.
+        contributions: (N, K), in logits; for the weighted form. Dead x-features cannot improve that form.
+
+    Raises:
+        ValueError: If shapes do not fit, or values are not finite.
+
+    Example:
+        >>> drops = torch.tensor([[[2.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]])
+        >>> round(drop_orthogonality(drops).o1, 4)  # both lose by the same patch
+        0.5858
+
+    Reference:
+        "Embedding Deep Networks into Visual Explanations", 2021, section 4.2, for maps.
+    """
+    if drops.dim() != 3:
+        raise ValueError(f"expected drops (N, K, P), got {tuple(drops.shape)}; pass the drops from patch_drops")
+    return orthogonality(drops.abs()[:, :, None], contributions=contributions)

@@ -1,0 +1,228 @@
+"""Names of x-features, given by users who looked at their maps on many examples.
+
+Names come as a list, as a mapping from the x-feature's number, or as the JSON file that a report exports::
+
+    {"captum_xnn": "names", "version": 1, "layer": "relu6",
+     "names": {"46": {"0": "golden feather", "1": "red forehead"}}}
+
+Its keys are the target, written by ``str``, and the x-feature's number.
+
+Conventions:
+    K x-features. They have numbers from 0 in arguments and files, and from 1 in pictures and sentences. There, number 0
+    without a name is called "x-feature 1".
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from captum_xnn._serialization import replace_file
+from captum_xnn._targets import Target
+from captum_xnn.errors import NamesFileError
+
+__all__ = ["VERSION", "Names", "NamesFile", "by_number", "read_names", "resolve_names", "write_names"]
+
+Numbered: TypeAlias = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
+Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
+"""Names in any form: a list, a mapping from the x-feature's number (from 0), or the path of a JSON file."""
+
+VERSION = 1
+"""Version of the JSON file."""
+
+_REMEDY = "export the names from a report, or write them with captum_xnn.plots._names.write_names"
+
+
+class NamesFile(NamedTuple):
+    """Contents of a JSON file of names."""
+
+    layer: str
+    """Dotted name of the layer whose x-features have these names."""
+    names: dict[str, dict[int, str]]
+    """For each target, written by ``str``, names by the x-feature's number from 0."""
+
+
+def resolve_names(
+    names: Names | None, n_features: int, *, target: Target = None, layer: str | None = None
+) -> list[str]:
+    """List a name for each x-feature, in the numbering of the explainer.
+
+    x-features without a name, or with an empty name, are called "x-feature 1", "x-feature 2" and so on. Line breaks and
+    runs of spaces in names become single spaces.
+
+    Args:
+        names: A list, possibly shorter than K; a mapping from the x-feature's number, counted from 0; or the path of a
+            JSON file with names of the target.
+        n_features: Number of x-features K.
+        target: The explained output. With None a file must hold names of one target only.
+        layer: The explained layer. A file must be of the same layer; not compared if None.
+
+    Raises:
+        ValueError: If a name belongs to an x-feature that does not exist.
+        TypeError: If a name is not a string.
+        NamesFileError: If the file is missing, holds something else, or was made for another layer or target.
+
+    Example:
+        >>> resolve_names(["golden feather"], 2)
+        ['golden feather', 'x-feature 2']
+        >>> resolve_names({1: "red forehead"}, 2)
+        ['x-feature 1', 'red forehead']
+    """
+    given = {} if names is None else by_number(names, target, layer)
+    beyond = [k for k in given if not 0 <= k < n_features]
+    if beyond:
+        raise ValueError(
+            f"expected names of the x-features 0 to {n_features - 1}, got {given[beyond[0]]!r} for number {beyond[0]}; "
+            "pass at most one name for each x-feature, counted from 0 in the numbering of the explainer"
+        )
+    return [given.get(k) or f"x-feature {k + 1}" for k in range(n_features)]
+
+
+def read_names(path: str | os.PathLike[str]) -> NamesFile:
+    """Read the names from a JSON file that a report exported or :func:`write_names` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        NamesFileError: If the file is missing, cut short, from another program or of another version.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_names(f"{folder}/names.json", {46: ["golden feather"]}, layer="relu6")
+        ...     read_names(path)
+        NamesFile(layer='relu6', names={'46': {0: 'golden feather'}})
+    """
+    where = repr(os.fspath(path))
+    try:
+        # Editors on Windows may put a byte order mark in front.
+        data = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise NamesFileError(
+            f"cannot read a JSON file of names at {where} ({error.strerror}); {_REMEDY}, or pass the names themselves "
+            "as a list"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise NamesFileError(f"{where} is not JSON, or is cut short ({error}); {_REMEDY}") from error
+    if not isinstance(data, dict) or data.get("captum_xnn") != "names":
+        raise NamesFileError(f'{where} is not a file of names: the entry "captum_xnn": "names" is missing; {_REMEDY}')
+    if type(data.get("version")) is not int or data["version"] != VERSION:
+        raise NamesFileError(
+            f"expected version {VERSION} in {where}, got {data.get('version')!r}; another version of captum_xnn wrote "
+            "the file: use that version, or export the names again"
+        )
+    return NamesFile(*_contents(data, where))
+
+
+def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, layer: str) -> Path:
+    """Write a JSON file of names, overwriting an older one, and return its path.
+
+    Args:
+        path: The file to write; missing folders are created.
+        names: Names of the x-features of each target, in any form; empty names are left out.
+        layer: Dotted name of the layer whose x-features have these names.
+
+    Raises:
+        ValueError: If the number of an x-feature is not a whole number.
+        TypeError: If a name is not a string.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_names(f"{folder}/names.json", {46: {1: "red forehead"}}, layer="relu6")
+        ...     resolve_names(path, 2, target=46, layer="relu6")
+        ['x-feature 1', 'red forehead']
+    """
+    kept = {
+        str(target): {str(k): name for k, name in sorted(by_number(some, target, layer).items()) if name}
+        for target, some in names.items()
+    }
+    described = {"captum_xnn": "names", "version": VERSION, "layer": layer, "names": kept}
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, json.dumps(described, ensure_ascii=False, indent=1).encode())
+    return file
+
+
+def by_number(names: Names, target: Target = None, layer: str | None = None) -> dict[int, str]:
+    """Collect the given names by the x-feature's number, counted from 0.
+
+    Args:
+        names: Names in any form.
+        target: The explained output, for names in a file.
+        layer: Dotted name of the layer. A file of names must be of the same layer; not compared if None.
+
+    Example:
+        >>> by_number(["beak", "  red  crown"])
+        {0: 'beak', 1: 'red crown'}
+    """
+    if isinstance(names, (str, os.PathLike)):
+        return _of_target(read_names(names), target, layer, repr(os.fspath(names)))
+    if isinstance(names, Mapping):
+        return {_number(k): _tidy(name) for k, name in names.items()}
+    return {k: _tidy(name) for k, name in enumerate(names)}
+
+
+def _of_target(file: NamesFile, target: Target, layer: str | None, where: str) -> dict[int, str]:
+    """Select the names of a target in a file; raise if the file is for another layer or target."""
+    if layer is not None and layer != file.layer:
+        raise NamesFileError(
+            f"expected names of x-features of layer {layer!r}, got names of layer {file.layer!r} in {where}; pass the "
+            "file of this layer"
+        )
+    # For a model with one output, targets None and 0 are the same.
+    keys = ("None", "0") if target in (None, 0) else (str(target),)
+    for key in keys:
+        if key in file.names:
+            return file.names[key]
+    if target is None and len(file.names) == 1:
+        return next(iter(file.names.values()))
+    raise NamesFileError(
+        f"expected names of x-features of target {target} in {where}, got names of "
+        f"{', '.join(file.names) or 'no target'}; name them in a report of this target, or pass a list"
+    )
+
+
+def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int, str]]]:
+    """Check a file's JSON, and read its layer and names."""
+    layer, targets = data.get("layer"), data.get("names")
+    if not isinstance(layer, str) or not isinstance(targets, dict):
+        raise NamesFileError(
+            f"{where} must hold a layer and names by target, got layer {layer!r} and names {targets!r:.40}; {_REMEDY}"
+        )
+    found: dict[str, dict[int, str]] = {}
+    for target, some in targets.items():
+        if not isinstance(some, dict) or not all(isinstance(name, str) for name in some.values()):
+            raise NamesFileError(
+                f"expected names by the x-feature's number for target {target} in {where}, got {some!r:.80}; {_REMEDY}"
+            )
+        try:
+            found[target] = {_number(k): _tidy(name) for k, name in some.items()}
+        except ValueError as error:
+            raise NamesFileError(f"{error}; check target {target} in {where}") from error
+    return layer, found
+
+
+def _number(key: Any) -> int:
+    """Convert an x-feature's number to an integer; JSON holds it as a string."""
+    if isinstance(key, str) and key.isascii() and key.isdigit():
+        return int(key)
+    try:
+        return operator.index(key)
+    except TypeError as error:
+        raise ValueError(
+            f"expected the number of an x-feature, counted from 0, got {key!r}; write for example "
+            "{0: 'golden feather'}"
+        ) from error
+
+
+def _tidy(name: Any) -> str:
+    """Put a name on one line."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name must be a string, got {name!r}; write '' for an x-feature without a name")
+    return " ".join(name.split())

@@ -1,0 +1,435 @@
+r"""Concept cards: one x-feature over a whole data set.
+
+A heatmap shows where an x-feature is on one image. A card shows the images on which the x-feature is strongest, cropped
+around its map. It also shows images of the class that lack the x-feature, its share of the class's contributions, and
+its correlations with other x-features and outputs. A reader can name the x-feature from its card, and check a name
+against it.
+
+Conventions:
+    M examples of a data set, K x-features, C outputs of the model, P parts. Contributions are :math:`v_i E_i`, in
+    logits. Positives are the examples to which the model itself gives the class, as in training. If the outputs are not
+    classes, all examples are positives. An x-feature below the average training example has a negative value. The sign
+    of its mean over the positives decides whether high or low values mean "present".
+
+Memory:
+    The data are streamed. The pass keeps images of the examples that are among the first ``keep`` of some list, at most
+    5 K keep images, and draws their maps at the end. Maps of all positives are drawn as well, for their masses and
+    parts, and then dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn._targets import Target, grouped, predicted_classes, select, single_target
+from captum_xnn.activations import collect
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.datasets._parts import PartsSample
+from captum_xnn.explainer import Explainer
+from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
+from captum_xnn.metrics._overlap import contribution_shares
+from captum_xnn.report._thumbnails import crop_box
+
+__all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
+
+PlacesOfMaps = Callable[[Any, Tensor, Tensor], Tensor]
+"""Function of a batch, the rows (n,) of some of its examples, and their non-negative maps (n, K, H, W). It returns the
+share of each map that lies on each place, (n, K, P)."""
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One example on a card."""
+
+    number: int
+    """Row of the example in the data, 0-based."""
+    image: Tensor
+    """Image as the model takes it, (C, H, W)."""
+    heat: Tensor
+    """The x-feature's map (h, w), positive where the image drives the x-feature to its value."""
+    feature: float
+    """E_i, in the unit of ``Explanation.features``."""
+    contribution: float
+    """v_i E_i, in logits."""
+    map_share: float | None
+    """The x-feature's share of the mass of all maps of the image, in [0, 1]; None for examples of other classes."""
+    prediction: float
+    """The model's output, in logits."""
+    given: int | None
+    """The class that the model gives; None if its outputs are not classes."""
+    crop: tuple[int, ...]
+    """Box around the map's mass: x0, y0, x1, y1 in pixels of the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptCard:
+    """One x-feature of a target over a data set. Lists of examples begin with the strongest."""
+
+    target: Target
+    """The explained output."""
+    feature: int
+    """Number of the x-feature, 0-based."""
+    fires: tuple[Example, ...]
+    """Examples from all data with the most extreme E_i, at the end of its range that means "present"."""
+    contributes: tuple[Example, ...]
+    """Positives with the largest contribution, counted in the direction of the x-feature's mean contribution."""
+    fills: tuple[Example, ...]
+    """Positives on which the x-feature has the largest share of the maps' mass."""
+    absent: tuple[Example, ...]
+    """Positives with the smallest contribution, counted in the same direction, the smallest first. The class is there,
+    but the x-feature is absent or has the opposite sign."""
+    share: float
+    """The x-feature's share of the absolute contributions to the positives, in [0, 1]; the K shares sum to 1."""
+    contribution: float
+    """Mean contribution to the positives, in logits."""
+    deviation: float
+    """Standard deviation of the contribution to the positives, in logits."""
+    feature_correlations: Tensor
+    """Correlations of E_i with each of the K x-features over all examples, (K,): 1 with itself, 0 for constants."""
+    output_correlations: Tensor
+    """Correlations of the contribution with each of the model's C outputs over all examples, (C,); 0 for constants."""
+    places: Tensor | None
+    """Mean share of its maps on each part or object over the positives, (P,). The shares sum to 1, or are all 0 if the
+    maps touch no place. None without annotations."""
+    examples: int
+    """Number of examples M of the data set."""
+    positives: int
+    """Number of positives."""
+
+
+def on_parts(batch: PartsSample, rows: Tensor, maps: Tensor) -> Tensor:
+    """Compute the share of each map on each part and, last, on the context, (n, K, P + 1), for data sets with parts.
+
+    Args:
+        batch: Batch from a loader with :func:`captum_xnn.datasets.collate`.
+        rows: Rows (n,) of the explained examples in the batch.
+        maps: Non-negative maps (n, K, H, W) of the size of the images.
+
+    Example:
+        >>> from captum_xnn.datasets._parts import collate
+        >>> points, box = torch.tensor([[0.5, 0.5]]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+        >>> one = PartsSample(torch.zeros(3, 1, 2), torch.tensor(0), points, box, torch.tensor(0))
+        >>> on_parts(collate([one]), torch.tensor([0]), torch.tensor([[[[1.0, 3.0]]]]))
+        tensor([[[0.2500, 0.7500]]], dtype=torch.float64)
+    """
+    return part_probabilities(maps, batch.points[rows], batch.box[rows])
+
+
+def on_objects(objects: int) -> PlacesOfMaps:
+    """Return a function that computes the share of each map on each object, for data sets with masks of objects.
+
+    Args:
+        objects: Number of objects P. Masks hold 1 to P, and 0 where there is no object.
+
+    Example:
+        >>> from captum_xnn.datasets._places import SceneSample
+        >>> mask = torch.tensor([[[0, 2]]])
+        >>> batch = SceneSample(torch.zeros(1, 3, 1, 2), torch.zeros(1), mask, torch.zeros(1))
+        >>> on_objects(2)(batch, torch.tensor([0]), torch.tensor([[[[1.0, 3.0]]]]))
+        tensor([[[0.0000, 0.7500]]], dtype=torch.float64)
+    """
+
+    def places(batch: Any, rows: Tensor, maps: Tensor) -> Tensor:
+        return object_probabilities(maps, batch.mask[rows].to(maps.device), objects=objects)
+
+    return places
+
+
+def concept_cards(
+    xnn: XNNAttribution,
+    data: Any,
+    target: Any = None,
+    *,
+    keep: int = 6,
+    places: PlacesOfMaps | None = None,
+    internal_batch_size: int | None = None,
+    progress: bool = False,
+) -> tuple[ConceptCard, ...]:
+    """Make a card for each x-feature of a target, in the order of the x-features, in one pass over a data set.
+
+    Args:
+        xnn: Explanation of a model that takes one tensor of images, fitted for the target.
+        data: Images (M, C, H, W), or an iterable of batches such as a DataLoader, as ``xnn.fit`` takes them.
+        target: None, int, or tuple of ints.
+        keep: Number of examples in each list of a card.
+        places: Function that computes the share of maps on annotated parts or objects: :func:`on_parts` or
+            ``on_objects(P)`` (:func:`on_objects`). It receives the batches that ``data`` yields.
+        internal_batch_size: Number of maps computed at once; smaller values need less memory.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        NotFittedError: If the target was not fitted.
+        ValueError: If there are no images, or the model gives the class to none of them.
+
+    Example:
+        >>> from captum.attr import InputXGradient
+        >>> from torch import nn
+        >>> from captum_xnn import Recipe
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+        >>> images = torch.rand(60, 1, 8, 8)
+        >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
+        >>> target = int(model(images).argmax(1).mode().values)
+        >>> cards = concept_cards(xnn.fit(images, target, progress=False), images, target, keep=4)
+        >>> [card.feature for card in cards], len(cards[0].contributes), round(sum(card.share for card in cards), 6)
+        ([0, 1], 4, 1.0)
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep} leaves no examples on the cards; pass at least 1 (6 fill a row of a report)")
+    target = single_target(target)
+    stream = _Stream(xnn, target, keep, places, internal_batch_size)
+    for batch, images in tqdm(image_batches(xnn, data), "cards", disable=not progress, leave=False):
+        stream.update(batch, images)
+    return stream.cards()
+
+
+def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Yield each batch unchanged, together with its images (N, C, H, W).
+
+    Args:
+        xnn: Its ``unpack`` finds the images in a batch.
+        data: Images (M, C, H, W), or an iterable of batches.
+
+    Raises:
+        ValueError: If a batch holds anything but one tensor of images for the model.
+    """
+    if isinstance(data, tuple):
+        raise ValueError(
+            f"a tuple of {len(data)} means several inputs of a model, but cards and reports need images (M, C, H, W) "
+            "or a list or loader of batches; pass list(data) if its items are batches"
+        )
+    batches: Iterable[Any] = torch.split(data, _BATCH) if isinstance(data, Tensor) else data
+    for batch in batches:
+        images, additional = (batch, None) if isinstance(data, Tensor) else xnn.unpack(batch)
+        if isinstance(images, tuple) and len(images) == 1:
+            images = images[0]
+        if not isinstance(images, Tensor) or images.dim() != 4 or additional is not None:
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(
+                f"cards and reports need batches of images (N, C, H, W) as the model's only input, got {got}; wrap a "
+                "model with further inputs so that it takes images alone"
+            )
+        yield batch, images
+
+
+class _Kept(NamedTuple):
+    """An example kept during the pass, with each x-feature's numbers (K,)."""
+
+    image: Tensor
+    features: Tensor
+    contributions: Tensor
+    map_shares: Tensor | None
+    prediction: float
+    given: int | None
+
+
+class _Top:
+    """The largest values of every x-feature with their examples' rows; of equal values, the earlier comes first."""
+
+    def __init__(self, K: int, keep: int) -> None:
+        self.keep = keep
+        self.values = torch.empty(K, 0, dtype=torch.float64)
+        self.numbers = torch.empty(K, 0, dtype=torch.int64)
+
+    def update(self, values: Tensor, numbers: Tensor) -> None:
+        """Add values (n, K) of examples with these row numbers (n,)."""
+        values = torch.cat([self.values, values.double().T], 1)
+        numbers = torch.cat([self.numbers, numbers.expand(len(values), -1)], 1)
+        order = values.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
+        self.values, self.numbers = values.gather(1, order), numbers.gather(1, order)
+
+
+class _Moments:
+    """Running means and co-moments of D columns, merged batch by batch without loss of digits."""
+
+    count = 0
+    mean: Tensor
+    products: Tensor
+
+    def update(self, columns: Tensor) -> None:
+        """Add rows (n, D)."""
+        n, mean = len(columns), columns.mean(0)
+        deviations = columns - mean
+        products = deviations.T @ deviations
+        if self.count:
+            apart = mean - self.mean
+            total = self.count + n
+            products = self.products + products + torch.outer(apart, apart) * (self.count * n / total)
+            mean = self.mean + apart * (n / total)
+        self.count, self.mean, self.products = self.count + n, mean, products
+
+    def correlations(self) -> Tensor:
+        """Compute the matrix of correlations, (D, D); 0 for constant columns."""
+        norm = self.products.diagonal().sqrt()
+        # Rounding leaves a constant column with up to this share of its size.
+        live = norm > 1e-7 * self.mean.abs() * self.count**0.5
+        scale = torch.where(live, 1 / torch.where(live, norm, 1), 0)
+        return (scale[:, None] * self.products * scale).clamp(-1, 1)
+
+
+class _Stream:
+    """Collects a data set batch by batch and makes cards from it."""
+
+    def __init__(
+        self,
+        xnn: XNNAttribution,
+        target: Target,
+        keep: int,
+        places: PlacesOfMaps | None,
+        internal_batch_size: int | None,
+    ) -> None:
+        self.xnn, self.target, self.places, self.internal_batch_size = xnn, target, places, internal_batch_size
+        self.explainer: Explainer = xnn.explainer(target)
+        K = self.explainer.form.n_features
+        # High or low values may mean "present". Only the whole data tell, so both ends are kept.
+        names = ("E high", "E low", "vE high", "vE low", "map share")
+        self.tops = {name: _Top(K, keep) for name in names}
+        self.kept: dict[int, _Kept] = {}
+        self.moments, self.own = _Moments(), _Moments()
+        self.size = torch.zeros(K, dtype=torch.float64)
+        self.features = torch.zeros(K, dtype=torch.float64)
+        self.place_sums: Tensor | None = None
+
+    def update(self, batch: Any, images: Tensor) -> None:
+        """Add one batch."""
+        start = self.moments.count
+        E, contributions, y_hat = self._numbers(images)
+        numbers = torch.arange(start, start + len(E))
+        self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
+        self.tops["E high"].update(E, numbers)
+        self.tops["E low"].update(-E, numbers)
+        classes = predicted_classes(y_hat)
+        given = [None] * len(y_hat) if classes is None else classes.tolist()
+        own = self._of_class(given)
+        shares: dict[int, Tensor] = {}
+        if len(own):
+            self.own.update(contributions[own])
+            self.size += contributions[own].abs().sum(0)
+            self.features += E[own].sum(0)
+            self.tops["vE high"].update(contributions[own], numbers[own])
+            self.tops["vE low"].update(-contributions[own], numbers[own])
+            map_shares = self._map_shares(batch, images, own)
+            self.tops["map share"].update(map_shares, numbers[own])
+            shares = dict(zip(numbers[own].tolist(), map_shares, strict=True))
+        wanted = set(torch.cat([top.numbers.flatten() for top in self.tops.values()]).tolist())
+        self.kept = {number: kept for number, kept in self.kept.items() if number in wanted}
+        predictions = select(y_hat, self.target).tolist()
+        for row, number in enumerate(numbers.tolist()):
+            if number in wanted:
+                # A copy: a slice would keep the whole batch in memory.
+                image = images[row].detach().cpu().clone()
+                self.kept[number] = _Kept(
+                    image, E[row], contributions[row], shares.get(number), predictions[row], given[row]
+                )
+
+    def _numbers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute x-features (N, K) and contributions (N, K), in double precision, and the model's outputs."""
+        xnn = self.xnn
+        found = collect(
+            xnn.model,
+            xnn.layer,
+            images,
+            output_transform=xnn.output_transform,
+            prediction_transform=xnn.prediction_transform,
+        )
+        made = xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
+        return made.features.double().cpu(), made.contributions.double().cpu(), found.y_hat[:]
+
+    def _of_class(self, given: list[int | None]) -> Tensor:
+        """Return the rows of the positives; all rows if there are no classes."""
+        classes = isinstance(self.target, int)
+        return torch.tensor([i for i, c in enumerate(given) if not classes or c is None or c == self.target]).long()
+
+    def _map_shares(self, batch: Any, images: Tensor, own: Tensor) -> Tensor:
+        """Compute each x-feature's share of the maps' mass, (n, K), and add the maps' shares on the places."""
+        heat = self._heat(images[own]).clamp(min=0)
+        if self.places is not None:
+            found = self.places(batch, own, heat).double().sum(0).cpu()
+            self.place_sums = found if self.place_sums is None else self.place_sums + found
+        return contribution_shares(heat.double().sum((2, 3)).cpu())
+
+    def _heat(self, images: Tensor) -> Tensor:
+        """Draw directed maps summed over their channels, (n, K, h, w)."""
+        why = self.xnn.explain(images, target=self.target, internal_batch_size=self.internal_batch_size)
+        return why.directed_maps().sum(2)
+
+    def cards(self) -> tuple[ConceptCard, ...]:
+        """Make the cards of all x-features."""
+        if not self.own.count:
+            raise ValueError(
+                f"the model gives class {self.target} to none of the {self.moments.count} examples; pass data with "
+                "images of the class"
+            )
+        heat = self._kept_heat()
+        K, n = len(self.size), self.own.count
+        correlations = self.moments.correlations()
+        total = float(self.size.sum())
+        deviation = (self.own.products.diagonal() / n).clamp(min=0).sqrt()
+        cards = []
+        for k in range(K):
+            ends = ("vE high", "vE low") if self.own.mean[k] >= 0 else ("vE low", "vE high")
+            lists = ("E high" if self.features[k] >= 0 else "E low", ends[0], "map share", ends[1])
+            fires, contributes, fills, absent = (self._examples(name, k, heat) for name in lists)
+            cards.append(
+                ConceptCard(
+                    target=self.target,
+                    feature=k,
+                    fires=fires,
+                    contributes=contributes,
+                    fills=fills,
+                    absent=absent,
+                    share=float(self.size[k]) / total if total else 0.0,
+                    contribution=float(self.own.mean[k]),
+                    deviation=float(deviation[k]),
+                    feature_correlations=correlations[k, :K],
+                    output_correlations=correlations[K + k, 2 * K :],
+                    places=self._places(k),
+                    examples=self.moments.count,
+                    positives=n,
+                )
+            )
+        return tuple(cards)
+
+    def _kept_heat(self) -> dict[int, Tensor]:
+        """Draw the maps (K, h, w) of the kept examples, by row number."""
+        heat: dict[int, Tensor] = {}
+        for _, rows in grouped(tuple(kept.image.shape) for kept in self.kept.values()):
+            numbers = [list(self.kept)[row] for row in rows]
+            for some in (numbers[i : i + _BATCH] for i in range(0, len(numbers), _BATCH)):
+                drawn = self._heat(torch.stack([self.kept[number].image for number in some]))
+                heat.update(zip(some, drawn.cpu(), strict=True))
+        return heat
+
+    def _examples(self, name: str, k: int, heat: dict[int, Tensor]) -> tuple[Example, ...]:
+        made = []
+        for number in self.tops[name].numbers[k].tolist():
+            kept, own = self.kept[number], heat[number][k]
+            height, width = kept.image.shape[1:]
+            made.append(
+                Example(
+                    number=number,
+                    image=kept.image,
+                    heat=own,
+                    feature=float(kept.features[k]),
+                    contribution=float(kept.contributions[k]),
+                    map_share=None if kept.map_shares is None else float(kept.map_shares[k]),
+                    prediction=kept.prediction,
+                    given=kept.given,
+                    crop=crop_box(own, (height, width)),
+                )
+            )
+        return tuple(made)
+
+    def _places(self, k: int) -> Tensor | None:
+        if self.place_sums is None:
+            return None
+        total = self.place_sums[k].sum()
+        return self.place_sums[k] / torch.where(total > 0, total, 1)

@@ -1,0 +1,419 @@
+"""Fit groups of contributions: choose examples, read their contributions from the model, learn the groups.
+
+A few hundred examples are enough, because a fit learns only the groups. It uses some positives of each target, and
+other examples shared by all targets. If positives are images, the model also sees them with one patch covered at a
+time. This measures the drop of every dimension's contribution (:mod:`captum_xnn.training._covering`).
+
+A fit can keep these contributions on disk, in one file for each explainer. A later fit with another number of
+x-features, or a resumed fit, then skips the model.
+
+Conventions:
+    M examples, T explainers of C outputs each, D dimensions or channels of Z, K x-features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn._targets import Target
+from captum_xnn.activations import Source
+from captum_xnn.activations._batches import Batch, Batches
+from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._lookup import quantised
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
+from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._grouping import learn_groups
+from captum_xnn.models._path_integral import Integral
+from captum_xnn.training._checkpoint import Checkpoint
+from captum_xnn.training._covering import Covers, covers
+
+__all__ = ["Evidence", "Sample", "fit_groups"]
+
+_LOG = logging.getLogger(__name__)
+
+# Rows in one batch of the model.
+_ROWS = 64
+# Covered images in one batch on a CPU, where large batches of images leave the cache.
+_CPU_ROWS = 16
+# Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
+_TARGETS = 16
+# Settings that change how groups are learned, but not the contributions they are learned from.
+_LEARNED = ("n_features", "balance")
+
+
+class Sample(NamedTuple):
+    """Row numbers of the examples to learn from."""
+
+    positives: list[Tensor]
+    """Rows of positives for each explainer, in ascending order."""
+    others: Tensor
+    """Rows of other examples, shared by all explainers, in ascending order."""
+
+    @classmethod
+    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
+        """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
+
+        Args:
+            marks: Boolean (M,) of positives for each explainer; None if outputs are not classes.
+            rows: Number of examples M.
+            positives: Largest number of positives for each explainer.
+            others: Largest number of other examples.
+
+        Example:
+            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
+            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
+        """
+        everything = torch.arange(rows)
+        own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
+        return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """Select evenly spread rows, ``count`` at most."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]
+
+
+class Evidence(NamedTuple):
+    """Data for the groups of one explainer."""
+
+    own: Tensor
+    """Contributions to the outputs in positives, (C, P, D)."""
+    others: Tensor
+    """Contributions to the outputs in other examples, (C, O, D)."""
+    drops: Tensor | None
+    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images. Rows of
+    zeros fill up where a positive has fewer covered patches than another."""
+    unexplained: Tensor
+    """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
+
+
+def fit_groups(
+    forms: Sequence[ContributionGroups],
+    tail: Tail,
+    Z: Tensor | Rows,
+    ys: Sequence[Tensor],
+    source: Source | None,
+    targets: Sequence[tuple[Target, ...]],
+    *,
+    marks: Sequence[Tensor | None],
+    kept: Sequence[Checkpoint] = (),
+    model: Any = None,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+) -> Iterator[Evidence]:
+    """Fit groups of contributions in place, one explainer after another. Yield the data that each one learned from.
+
+    Args:
+        forms: One for each of T explainers, all with the same settings.
+        tail: The model's rest.
+        Z: Activations of all examples, (M, ...).
+        ys: For each explainer the outputs of all examples, (M, C).
+        source: Source of the examples' inputs, in the order of Z. None if ``kept`` has all contributions.
+        targets: For each explainer its targets.
+        marks: For each explainer a boolean (M,) of positives.
+        kept: Folders to search for contributions. The first one also takes new contributions.
+        model: Values that identify model and layer, as JSON can hold them. Used with ``kept``.
+        progress: Whether to show a progress bar.
+        ranks: Processes that share the work.
+
+    Raises:
+        ValueError: If Z or an output does not vary, if the output does not depend on the layer, or if contributions
+            are missing and ``source`` is None.
+        CheckpointError: If a file in ``kept`` is damaged or cannot be written.
+    """
+    first = forms[0]
+    config = first.config
+    with torch.no_grad():
+        base = first.mean_of(parts(Z), len(Z))
+        for form, y in zip(forms, ys, strict=True):
+            _check_varies(y)
+            form.base.copy_(base)
+            form.scale.copy_(y.double().std(0))
+    sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
+    reading = _Reading(tail, source, sample, kept, model, ranks)
+    at_once = max(1, _TARGETS // len(targets[0]))
+    with closing(
+        tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
+    ) as bar:
+        for i in range(0, len(forms), at_once):
+            some = range(i, min(i + at_once, len(forms)))
+            for t, evidence in zip(some, reading.evidence(forms, targets, some, bar), strict=True):
+                _check_depends(evidence, forms[t], tail)
+                _learn(forms[t], evidence)
+                yield evidence
+
+
+class _Reading(NamedTuple):
+    """Read contributions from the folders that keep them, or else from the model."""
+
+    tail: Tail
+    source: Source | None
+    sample: Sample
+    kept: Sequence[Checkpoint]
+    model: Any
+    ranks: Ranks
+
+    def evidence(
+        self,
+        forms: Sequence[ContributionGroups],
+        targets: Sequence[tuple[Target, ...]],
+        some: range,
+        bar: tqdm[Any],
+    ) -> list[Evidence]:
+        """Read the data of some explainers."""
+        keys = {t: self._key(forms[t], targets[t], t) if self.kept else "" for t in some}
+        found = {t: self._found(key) for t, key in keys.items()}
+        everywhere = [
+            all(seen) for seen in zip(*self.ranks.all_of([e is not None for e in found.values()]), strict=True)
+        ]
+        missing = [t for t, seen in zip(some, everywhere, strict=True) if not seen]
+        if missing:
+            for t, evidence in zip(missing, self._read(forms, targets, missing, bar), strict=True):
+                found[t] = evidence
+                if self.kept and self.ranks.first:
+                    self.kept[0].write(keys[t], evidence._asdict())
+        return [evidence for evidence in found.values() if evidence is not None]
+
+    def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
+        """Compute the name of the file that keeps contributions, from everything that they depend on."""
+        settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
+        rows = [self.sample.positives[t], self.sample.others]
+        return Checkpoint.key(["contributions", self.model, targets, settings, form.base, form.scale, rows])
+
+    def _found(self, key: str) -> Evidence | None:
+        for folder in self.kept:
+            state = folder.read(key, torch.device("cpu"))
+            if state is not None:
+                return Evidence(**state)
+        return None
+
+    def _read(
+        self,
+        forms: Sequence[ContributionGroups],
+        targets: Sequence[tuple[Target, ...]],
+        missing: list[int],
+        bar: tqdm[Any],
+    ) -> list[Evidence]:
+        """Read contributions from the model."""
+        if self.source is None:
+            unknown = ", ".join(str(target) for t in missing for target in targets[t])
+            beside = f"no contributions to output {unknown} are kept beside these activations: " if self.kept else ""
+            raise ValueError(
+                f"{beside}contributions need the inputs again, but these activations do not say which inputs they come "
+                "from; pass the data themselves, as in fit(loader, target, store=...), to keep contributions in the "
+                "store, or fit with autoencoder=SRAE"
+            )
+        sample = Sample([self.sample.positives[t] for t in missing], self.sample.others)
+        gathering = _Gathering([forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample)
+        wanted = torch.cat([*sample.positives, sample.others])
+        batches = Batches(self.source.data, _ROWS, self.source.unpack)
+        with torch.inference_mode(False), untouched(self.tail.model):
+            for number, batch in enumerate(batches.those(lambda begin, end: bool(len(_within(wanted, begin, end))))):
+                if number % self.ranks.world == self.ranks.rank:
+                    gathering.take(batch)
+                bar.update(batch.rows)
+        return gathering.evidence(self.ranks)
+
+
+@torch.no_grad()
+def _learn(form: ContributionGroups, evidence: Evidence) -> None:
+    scale = form.scale[:, None, None].to(evidence.own)
+    own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
+    drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
+    a = learn_groups(own, others, drops, form.config["n_features"], balance=form.config["balance"])
+    E = evidence.own[0].double() @ a.double()
+    order = E.mean(0).argsort(descending=True, stable=True)
+    form.groups = a[:, order].to(form.groups)
+    if a.shape[1] < form.config["n_features"]:
+        _LOG.info("%d of %d x-features were left after merging", a.shape[1], form.config["n_features"])
+    form.config["n_features"] = a.shape[1]
+
+
+class _Gathering:
+    """Collect the contributions of the chosen examples, batch by batch."""
+
+    def __init__(
+        self, forms: Sequence[ContributionGroups], tail: Tail, targets: Sequence[tuple[Target, ...]], sample: Sample
+    ) -> None:
+        self.forms, self.tail, self.targets, self.sample = forms, tail, targets, sample
+        self.outputs = len(targets[0])
+        self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
+        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.others: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def take(self, batch: Batch) -> None:
+        """Read the contributions of a batch's chosen examples."""
+        inputs, additional = batch.on(self.device)
+        end = batch.first + batch.rows
+        for rows in torch.split(_within(self.sample.others, batch.first, end), _ROWS):
+            self._take_others(rows - batch.first, rows, inputs, additional)
+        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in _within(p, batch.first, end).tolist()]
+        for i in range(0, len(pairs), _ROWS):
+            self._take_own(pairs[i : i + _ROWS], batch.first, inputs, additional)
+
+    def _take_others(
+        self,
+        at: Tensor,
+        rows: Tensor,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> None:
+        if not len(rows):
+            return
+        x, more = rows_of(inputs, additional, at)
+        flat = [target for of in self.targets for target in of]
+        made, off = [], []
+        for i in range(0, len(flat), _TARGETS):
+            some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
+            scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
+            found = self._integral(x, more, some, scale)
+            made.append(self.forms[0].contributions(found).cpu())
+            off.append(_unexplained(found, made[-1]))
+        c, unexplained = torch.cat(made), torch.cat(off)
+        for i, row in enumerate(rows.tolist()):
+            self.others[row] = c[:, i], unexplained[:, i]
+
+    def _take_own(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        first: int,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+    ) -> None:
+        numbers = torch.tensor([row - first for _, row in pairs])
+        x, more = rows_of(inputs, additional, numbers)
+        targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
+        scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
+        found = self._integral(x, more, targets, scale)
+        c = self.forms[0].contributions(found).cpu()
+        unexplained = _unexplained(found, c)
+        config = self.forms[0].config
+        cover = covers(x, config["patches"], config["thinning"], self._numbers(pairs))
+        drops = None if cover is None else self._drops(cover, more, targets, found)
+        for i, pair in enumerate(pairs):
+            self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
+
+    def _numbers(self, pairs: Sequence[tuple[int, int]]) -> list[int | None]:
+        """Return the number of each example among its positives; None where these are too few to share patches."""
+        of, least = self.sample.positives, 2 * self.forms[0].config["thinning"] ** 2
+        return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= least else None for t, row in pairs]
+
+    def _integral(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        targets: Sequence[Sequence[Target]],
+        scale: Tensor,
+    ) -> Integral:
+        own = self.tail.outputs(inputs, additional, targets)
+        return self.forms[0].integral(self.tail, inputs, additional, targets, own=own, scale=scale)
+
+    def _drops(
+        self,
+        cover: Covers,
+        additional: tuple[Any, ...] | None,
+        targets: Sequence[Sequence[Target]],
+        found: Integral,
+    ) -> Tensor:
+        """Compute the drops of contributions for each covered patch, (C, N, patches, D).
+
+        If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
+        feature maps and tokens, the drops use the slopes of the whole image. Zeros fill up where an image has fewer
+        covered patches than another.
+        """
+        form = self.forms[0]
+        c = form.contributions(found)
+        drops = c.new_zeros(len(c), c.shape[1], cover.most, c.shape[2]).cpu()
+        place = [0] * c.shape[1]
+        count = _CPU_ROWS if c.device.type == "cpu" else _ROWS
+        for start in range(0, len(cover.pairs), count):
+            pairs = cover.pairs[start : start + count]
+            rows = torch.tensor([i for i, _ in pairs])
+            x, at = cover.covered(pairs), rows.to(c.device)
+            more = rows_of(cover.inputs[:1], additional, rows)[1]
+            if found.Z.dim() == 2:
+                loose = torch.full((len(targets),), torch.inf)  # no example takes more intervals
+                some = [[of[i] for i in rows.tolist()] for of in targets]
+                lost = c[:, at] - form.contributions(form.integral(self.tail, x, more, some, scale=loose))
+            else:
+                off = found.Z[at] - self.tail.activations(x, more)
+                lost = form.by_channel(found.slopes[:, at] * off.to(found.slopes))
+            for n, i in enumerate(rows.tolist()):
+                drops[:, i, place[i]] = lost[:, n].cpu()
+                place[i] += 1
+        return drops
+
+    def evidence(self, ranks: Ranks) -> list[Evidence]:
+        """Gather the data of all processes, for each explainer."""
+        own: dict[Any, Any] = {}
+        others: dict[Any, Any] = {}
+        for mine in ranks.all_of((self.own, self.others)):
+            own |= mine[0]
+            others |= mine[1]
+        found = []
+        for t, positives in enumerate(self.sample.positives):
+            rows = [own[t, row] for row in positives.tolist()]
+            outputs = slice(t * self.outputs, (t + 1) * self.outputs)
+            rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
+            drops = None if rows[0][2] is None else torch.stack([r[2] for r in rows], 1)
+            found.append(
+                Evidence(
+                    torch.stack([r[0] for r in rows], 1),
+                    torch.stack([c for c, _ in rest], 1) if rest else rows[0][0][:, None][:, :0],
+                    drops,
+                    torch.stack([r[1] for r in rows] + [off for _, off in rest], 1),
+                )
+            )
+        return found
+
+
+def _unexplained(found: Integral, c: Tensor) -> Tensor:
+    """Compute the change of the output minus the sum of contributions, (C, N)."""
+    return (found.end - found.start).to(c) - c.sum(2)
+
+
+def _within(rows: Tensor, first: int, end: int) -> Tensor:
+    """Select the row numbers that a batch holds."""
+    return rows[(rows >= first) & (rows < end)]
+
+
+def _check_varies(y: Tensor) -> None:
+    if len(y) < 2:
+        raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
+    if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
+        raise ValueError(
+            "the output is the same for every example and needs no explanation; check the target and the inputs"
+        )
+
+
+def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> None:
+    every = torch.cat([evidence.own, evidence.others], 1)
+    if not bool(every.isfinite().all()):
+        raise ValueError(
+            f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "
+            "layer"
+        )
+    if not bool((every.abs() > 0).any()) and (names := quantised(tail.model)):
+        raise ValueError(
+            f"layer {tail.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, and "
+            "quantised layers have no gradients; explain the float model that was quantised, or fit with "
+            "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
+        )
+    if not bool((every.abs() > 0).any()):
+        raise ValueError(
+            f"layer {tail.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
+            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
+            "autoencoder=SRAE"
+        )
