@@ -727,7 +727,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 form = explainer.form.to(Z.device)
                 if isinstance(form, ContributionGroups):
                     x, more = rows_of(inputs, additional, torch.tensor(rows))
-                    numbers = self._of_groups(form, explainer.output(target), target, own[rows], x, more)
+                    known = (Z[rows], own[rows])
+                    numbers = self._of_groups(form, explainer.output(target), target, known, x, more)
                 else:
                     numbers = _of_network(form, Z[rows], explainer.output(target), sloping)
                 yield rows, (*(_wide(n, most) for n in numbers[:2]), *numbers[2:])
@@ -740,14 +741,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         form: ContributionGroups,
         output: int,
         target: Target,
-        own: Tensor,
+        known: tuple[Tensor, Tensor],
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> tuple[Tensor, ...]:
-        """Return the numbers of some examples by groups of contributions."""
-        scale = form.scale[output : output + 1]
+        """Return the numbers of some examples, whose activations and outputs are known, by groups of contributions."""
+        Z, own = known
+        targets, scale = [[target] * len(own)], form.scale[output : output + 1]
         with untouched(unwrap(self.model)):
-            made = form.integral(self._tail(), inputs, additional, [[target] * len(own)], own=own[None], scale=scale)
+            made = form.integral(self._tail(), inputs, additional, targets, own=own[None], Z=Z, scale=scale)
         E = form.features(form.contributions(made)[0])
         bias = made.start[0].to(E)
         return E, E, bias, bias + E.sum(1), made.slopes[0]
