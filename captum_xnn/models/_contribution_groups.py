@@ -50,9 +50,9 @@ class ContributionGroups(nn.Module):
         channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
             maps (N, C, H, W), and 2 for tokens (N, T, D).
         patches: Patches along each side of the grid in which images are covered to measure drops.
-        covered: ``"images"`` covers pixels, which takes one forward pass of the model for every patch. ``"maps"`` covers
-            cells of the last feature maps that everything crosses before the layer; without such maps it covers
-            pixels. The default covers pixels of images up to 64 x 64, and maps of larger ones.
+        covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
+            covers cells of the last feature maps that everything crosses before the layer, or pixels without such
+            maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
         thinning: Cover every patch of each positive (1), or share the grid: with 2 each positive has a quarter of its
             patches covered. The fit takes a quarter of the time, and groups are less selective.
         positives: Largest number of examples of the class to learn from.
