@@ -454,7 +454,7 @@ def test_killed_while_writing_the_last_checkpoint_stays(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("captum_xnn._serialization.os.fsync", killed)
+        patch.setattr("captum_xnn._files.os.fsync", killed)
         kept.write("0", {"step": 2})
     assert kept.read("0", torch.device("cpu")) == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1

@@ -11,7 +11,7 @@ NAMES = {
         "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__"
     ),
     "cli": "Configuration Opened main",
-    "activations": "Activations Source Unpack checked collect collect_part collect_together first_of_batch",
+    "activations": "Activations Source Unpack collect collect_part collect_together first_of_batch",
     "datasets": (
         "ADE20KScenes CUB200 Digits Figures FunnyBirds FunnyBirdsSample LOOKS PARTS PartsSample Places365 collate "
         "draw_figures exact_network load_digits load_mnist reason_parts trained_network"
@@ -27,8 +27,8 @@ NAMES = {
     ),
     "layers": "EveryCall find_layer",
     "metrics": (
-        "Comparison Matching Orthogonality OrthogonalityStream Selectivity Similarity area biharmonic blurred "
-        "chance_purity classification_faithfulness clustering_purity combined completeness constant "
+        "Comparison Faithfulness Matching Orthogonality OrthogonalityStream Selectivity Similarity area biharmonic "
+        "blurred chance_purity classification_faithfulness clustering_purity combined completeness constant "
         "contribution_order contribution_shares deletion drop_orthogonality effective_number error_floor gini "
         "hoyer insertion keep_top keep_top_accuracy linear_cka locality matched_features mean_colour "
         "mean_locality object_probabilities orthogonality paired_test part_probabilities patch_agreement "

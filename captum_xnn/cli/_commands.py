@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks, launched
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn._targets import Target, select
 from captum_xnn.activations import collect_together
 from captum_xnn.activations._memmap import Rows, parts

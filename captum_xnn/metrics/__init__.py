@@ -11,7 +11,12 @@ from captum_xnn.metrics._concepts import (
     surrogate_score,
 )
 from captum_xnn.metrics._controls import random_maps, random_partition
-from captum_xnn.metrics._faithfulness import classification_faithfulness, error_floor, regression_faithfulness
+from captum_xnn.metrics._faithfulness import (
+    Faithfulness,
+    classification_faithfulness,
+    error_floor,
+    regression_faithfulness,
+)
 from captum_xnn.metrics._keeping import (
     biharmonic,
     combined,
@@ -49,6 +54,7 @@ from captum_xnn.metrics._stability import Matching, linear_cka, matched_features
 
 __all__ = [
     "Comparison",
+    "Faithfulness",
     "Matching",
     "Orthogonality",
     "OrthogonalityStream",

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from captum_xnn._distributed import Ranks
-from captum_xnn._serialization import checksum, replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.errors import CheckpointError
+from captum_xnn.layers._fingerprint import checksum
 
 __all__ = ["Checkpoint", "FitCheckpoint"]
 

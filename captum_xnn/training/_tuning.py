@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._serialization import checksum
+from captum_xnn.layers._fingerprint import checksum
 from captum_xnn.metrics._faithfulness import regression_faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._srae import SRAE
