@@ -19,12 +19,13 @@ from captum_xnn._distributed import Ranks
 from captum_xnn.errors import CheckpointError
 from captum_xnn.metrics import matched_features
 from captum_xnn.models import SRAE, ConvSRAE
-from captum_xnn.models._base import Objective
+from captum_xnn.models._base import Objective, encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.models.baselines import CAE, NN, SAE, RandomDecoder, RandomEncoder
-from captum_xnn.training import Checkpoint, JSONLines, Recipe, encode_all, fit, fit_together
+from captum_xnn.training import Checkpoint, JSONLines, Recipe
 from captum_xnn.training._anchors import anchors
 from captum_xnn.training._early_stopping import EarlyStopping
+from captum_xnn.training._fitting import fit, fit_together
 from captum_xnn.training._problem import Problem, Sampler
 from captum_xnn.training._trainer import Trainer, _hold, _off_anchor, _rate, _signature, _together, descend
 

@@ -47,7 +47,7 @@ from captum_xnn.layers._fingerprint import checksum
 from captum_xnn.metrics._faithfulness import regression_faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._srae import SRAE
-from captum_xnn.models.baselines import lasso
+from captum_xnn.models.baselines._selection import lasso
 from captum_xnn.training._fitting import fit
 from captum_xnn.training._problem import Recipe, Sampler
 
