@@ -99,7 +99,10 @@ class Format(NamedTuple):
         own = isinstance(found, dict) and all(found.get(name) == value for name, value in self.marks.items())
         name, version = self.version
         if not own or name not in found:
-            raise self.error(f"{str(path)!r} is JSON, but does not describe {self.describes}; {self.remedy}")
+            entries = " and ".join(f"{mark!r}: {value!r}" for mark, value in {**self.marks, name: version}.items())
+            raise self.error(
+                f"{str(path)!r} is JSON, but does not describe {self.describes}, which have {entries}; {self.remedy}"
+            )
         if type(found[name]) is not int or found[name] != version:
             raise self.error(
                 f"{str(path)!r} has {name} {found[name]!r} instead of {version}, as another version of captum_xnn "

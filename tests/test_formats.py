@@ -25,7 +25,7 @@ def test_all_entries_are_read(tmp_path):
         ("", r"is cut short, or is not JSON"),
         (b"\xff\xfe\x00", r"is cut short, or is not JSON"),
         ("[" * 100_000, r"is cut short, or is not JSON"),
-        ("[1]", r"toy.json' is JSON, but does not describe toys; make a new toy"),
+        ("[1]", r"toy.json' is JSON, but does not describe toys, which have 'kind': 'toy' and 'schema': 2; make a new"),
         (WHOLE.replace('"toy"', '"game"'), r"does not describe toys"),
         (WHOLE.replace('"schema": 2, ', ""), r"does not describe toys"),
         (WHOLE.replace("2", "3"), r"has schema 3 instead of 2, as another version .* Otherwise make a new toy"),

@@ -461,7 +461,10 @@ def edit(**entries):
     [
         (Path.unlink, r"has no store.json; pass the folder"),
         (cut, r"store.json' is cut short, or is not JSON .*; pass the folder"),
-        (lambda file: file.write_text("[1, 2]"), "is JSON, but does not describe activations; pass the folder"),
+        (
+            lambda file: file.write_text("[1, 2]"),
+            "is JSON, but does not describe activations, which have 'kind': .*; pass the folder",
+        ),
         (lambda file: file.write_text('{"schema": 1}'), "does not describe activations"),
         (edit(schema=99), r"has schema 99 instead of 1, as another version .* collect into another folder"),
         (edit(tables={}), r"the manifest .* lacks entries; delete it and collect anew"),
