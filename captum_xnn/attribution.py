@@ -45,11 +45,13 @@ from captum_xnn.activations._unpacking import unpack_for
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
 from captum_xnn.explainer import Explainer, Form
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._backends import DefaultMaps, Heatmap, as_heatmap, rows_of_settings
-from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, levels_up, like
+from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, like
 from captum_xnn.heatmaps._contribution_network import ContributionNetwork
+from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._forward_args import log_usage
@@ -58,6 +60,7 @@ from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._probe import refuse_whole_arguments
 from captum_xnn.layers._read import EveryCall, OutputTransform, read_layer
+from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._trace import Trace, trace

@@ -371,7 +371,7 @@ def test_no_features_and_no_rows_are_refused():
     network = network_of(model, "8", x)
     with pytest.raises(ValueError, match="at least one x-feature"):
         ExcitationMaps()(network, (x,), [])
-    with pytest.raises(ValueError, match="internal_batch_size of at least 1, got -1"):
+    with pytest.raises(ValueError, match="internal_batch_size is -1; pass at least 1"):
         ExcitationMaps()(network, (x,), range(K), internal_batch_size=-1)
 
 
