@@ -8,6 +8,8 @@ import random
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ from torch.utils.checkpoint import checkpoint
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._settings import SettingNames, Settings
+from captum_xnn.heatmaps import ExcitationMaps
 
 # Small random nets lose mass at neurons that only their bias excites.
 pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
@@ -507,6 +511,17 @@ def test_custom_functions_of_several_tensors(used):
     torch.testing.assert_close(ExcitationBP(f, contrastive=False).attribute_targets(x, [0, 1]), wanted)
 
 
+def test_settings_are_the_same_everywhere():
+    """Written once; signatures, and the names that type checkers read, agree with it."""
+    assert get_type_hints(SettingNames) == get_type_hints(Settings)
+    for method in (ExcitationBP, LayerExcitationBP, NeuronExcitationBP, ExcitationMaps):
+        parameters = inspect.signature(method).parameters
+        own = {name: p.default for name, p in parameters.items() if name in asdict(Settings())}
+        assert own == asdict(Settings())
+        assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own)
+        assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
 class Batch(nn.Module):
     """One row for all examples."""
 
@@ -518,8 +533,12 @@ def test_wrong_arguments():
     net, x = cnn(), images()
     for setting in ({"negative": "shift"}, {"add": "both"}, {"batch_norm": "fold"}):
         ((name, value),) = setting.items()
-        with pytest.raises(ValueError, match=f"expected {name} to be one of .*, got '{value}'"):
+        with pytest.raises(ValueError, match=f"{name} is '{value}'; pass one of"):
             LayerExcitationBP(net, "2", **setting)
+    with pytest.raises(
+        TypeError, match="LayerExcitationBP has no setting 'contrast'; it takes: add, batch_norm"
+    ):
+        LayerExcitationBP(net, "2", contrast=True)
     with pytest.raises(ValueError, match="outside the model's outputs"):
         ExcitationBP(net).attribute(x, 3)
     with pytest.raises(ValueError, match="does not pick one of the model's outputs"):

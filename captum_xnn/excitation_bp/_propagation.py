@@ -31,8 +31,9 @@ from captum_xnn._targets import per_example, select_each
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, unruled
 from captum_xnn.excitation_bp._rules import GATES, RULES, rectifies
+from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.excitation_bp._shares import OverwrittenError, accurate
-from captum_xnn.excitation_bp._signals import Settings, Signals
+from captum_xnn.excitation_bp._signals import Signals
 from captum_xnn.layers._integers import refuse_integers
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched

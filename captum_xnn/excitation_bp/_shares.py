@@ -29,11 +29,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from captum_xnn.excitation_bp._settings import Negative
 
 __all__ = [
     "Affine",
@@ -42,7 +44,6 @@ __all__ = [
     "Descent",
     "Kept",
     "Linear",
-    "Negative",
     "OverwrittenError",
     "Product",
     "Turned",
@@ -52,8 +53,6 @@ __all__ = [
     "guarded",
     "unbroadcast",
 ]
-
-Negative = Literal["excitatory", "clamp", "raw"]
 
 # So many numbers are worked on at once, 16 MiB: linear layers' rectified weights stay in the processor's cache for both
 # products, and convolutions' results in memory that the process keeps.

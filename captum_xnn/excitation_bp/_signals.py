@@ -17,14 +17,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_xnn.excitation_bp._shares import Affine, Descent, Kept, Negative, Weighted
+from captum_xnn.excitation_bp._settings import Settings
+from captum_xnn.excitation_bp._shares import Affine, Descent, Kept, Weighted
 
 __all__ = [
     "LABEL",
@@ -32,7 +33,6 @@ __all__ = [
     "Call",
     "Rule",
     "RuleNode",
-    "Settings",
     "Signal",
     "Signals",
     "has_rule",
@@ -94,32 +94,6 @@ def is_route(node: Any) -> bool:
     """
     name = route_name(node)
     return name in ROUTES or (name == "IndexPut" and not node._saved_accumulate)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How probability is handed down where the method leaves a choice."""
-
-    contrastive: bool = True
-    negative: Negative = "excitatory"
-    add: Literal["signed", "excitatory"] = "signed"
-    batch_norm: Literal["sign", "pass"] = "sign"
-    strict: bool = False
-
-    def checked(self) -> Settings:
-        """Return these settings.
-
-        Raises:
-            ValueError: If one of them is none of its choices.
-        """
-        for name, allowed in get_type_hints(Settings).items():
-            choices = get_args(allowed)
-            if choices and getattr(self, name) not in choices:
-                raise ValueError(
-                    f"expected {name} to be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}; "
-                    "see the documentation of ExcitationBP"
-                )
-        return self
 
 
 class Signal(NamedTuple):

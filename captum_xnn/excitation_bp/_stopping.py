@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from captum_xnn.excitation_bp._graph import cuts, last_weighted, topological
 from captum_xnn.excitation_bp._propagation import run, signals
-from captum_xnn.excitation_bp._signals import Settings
+from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.layers._grid import is_grid
 from captum_xnn.layers._state import eager, untouched
 

@@ -8,16 +8,15 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from captum_xnn.excitation_bp._propagation import Stop, one_hot, propagate, refuse_scripted
-from captum_xnn.excitation_bp._shares import Negative
-from captum_xnn.excitation_bp._signals import Settings
+from captum_xnn.excitation_bp._settings import SettingNames, Settings, takes_settings
 from captum_xnn.excitation_bp._stopping import stopping_layer
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts
 from captum_xnn.heatmaps._map_size import has_pixels, image_among, with_size_of
@@ -26,10 +25,16 @@ from captum_xnn.heatmaps._token_grid import TokenGrid, checked_grid, checked_tok
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._lookup import find_layer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["ExcitationMaps"]
 
 # Lost probability that visibly changes a map. Neurons that only their bias excites, as in small networks, lose less.
 _VISIBLE = 0.05
+
+# Settings of the backend itself.
+_OWN = ("layer", "tokens", "grid")
 
 
 class ExcitationMaps:
@@ -52,14 +57,10 @@ class ExcitationMaps:
             backend sums their probabilities over channels and enlarges them to the image, without that of a class
             token. Without this setting maps have the layer's own shape.
         grid: Cells along height and width, for ``"vit"``, if the patch embedding does not show them.
-        contrastive: Whether to draw c-MWP, or MWP. See :class:`captum_xnn.ExcitationBP` for this and all further
-            settings.
-        negative: How negative activations count.
-        add: Shares of residual branches.
-        batch_norm: The effect of a negative scale after an affine layer.
-        strict: Whether an operation without a rule raises an error.
+        settings: The settings of :class:`captum_xnn.ExcitationBP`, such as ``contrastive=False`` for MWP.
 
     Raises:
+        TypeError: If a setting is unknown.
         ValueError: If a setting has an unknown value.
 
     Example:
@@ -70,22 +71,19 @@ class ExcitationMaps:
         "Embedding Deep Networks into Visual Explanations", 2021, section 2.3.
     """
 
+    @takes_settings
     def __init__(
         self,
         layer: str | nn.Module | None = None,
         *,
         tokens: str | None = None,
         grid: tuple[int, int] | None = None,
-        contrastive: bool = True,
-        negative: Negative = "excitatory",
-        add: Literal["signed", "excitatory"] = "signed",
-        batch_norm: Literal["sign", "pass"] = "sign",
-        strict: bool = False,
+        **settings: Unpack[SettingNames],
     ) -> None:
         self.layer = layer
         self.tokens = checked_tokens(tokens)
         self.grid = checked_grid(grid, self.tokens)
-        self.settings = Settings(contrastive, negative, add, batch_norm, strict).checked()
+        self.settings = Settings().replaced(settings, owner="ExcitationMaps", others=_OWN)
         self._chosen: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
         self._layouts = Layouts()
 
@@ -132,13 +130,7 @@ class ExcitationMaps:
         refuse_scripted(network.model)
         layer, tokens = settings.pop("layer", self.layer), checked_tokens(settings.pop("tokens", self.tokens))
         cells = checked_grid(settings.pop("grid", self.grid), tokens)
-        known = asdict(self.settings)
-        if unknown := settings.keys() - known.keys():
-            raise TypeError(
-                f"ExcitationMaps has no setting {', '.join(map(repr, sorted(unknown)))}; it takes: "
-                f"{', '.join(sorted({'grid', 'layer', 'tokens', *known}))}"
-            )
-        chosen = replace(self.settings, **settings).checked()
+        chosen = self.settings.replaced(settings, owner="ExcitationMaps", others=_OWN)
         if tokens and layer is None:
             raise ValueError(
                 f"tokens={tokens!r} needs a layer; name it, as in ExcitationMaps(layer='...', tokens={tokens!r})"
