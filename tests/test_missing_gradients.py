@@ -107,7 +107,7 @@ def quantised():
 
 
 quantising = pytest.mark.filterwarnings(
-    "ignore:.*autograd kernel was not registered", "ignore:expected operations with a"
+    "ignore:.*autograd kernel was not registered", "ignore:excitation backprop has no rule"
 )
 
 
