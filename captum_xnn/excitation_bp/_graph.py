@@ -14,10 +14,21 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_xnn.errors import UnsupportedOperationError
+from captum_xnn.excitation_bp._operations import Convolution, Turned
 from captum_xnn.excitation_bp._shares import Descent, Weighted, unbroadcast
 from captum_xnn.excitation_bp._signals import LABEL, has_rule, is_route, route_name
 
-__all__ = ["Graph", "Place", "Unruled", "cuts", "is_reached", "last_weighted", "topological", "unruled"]
+__all__ = [
+    "Graph",
+    "Place",
+    "Unruled",
+    "cuts",
+    "is_reached",
+    "last_weighted",
+    "skipped_cells",
+    "topological",
+    "unruled",
+]
 
 Node = Any
 
@@ -254,6 +265,25 @@ def last_weighted(nodes: Sequence[Node]) -> list[Node]:
             last.append(node)
         below.update(n for n, _ in node.next_functions)
     return last
+
+
+def skipped_cells(nodes: Iterable[Node]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Find the grids of which strided convolutions skip cells.
+
+    Args:
+        nodes: Nodes of autograd's graph.
+
+    Returns:
+        By height and width of the grid, the stride along each dimension; 1 where no cell is skipped.
+    """
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for node in nodes:
+        affine = node.affine if has_rule(node) else None
+        affine = affine.straight if isinstance(affine, Turned) else affine
+        if isinstance(affine, Convolution) and max(affine.skips) > 1:
+            grid = tuple(affine.a.tensor.shape[2:])
+            found[grid] = tuple(map(max, affine.skips, found.get(grid, affine.skips)))
+    return found
 
 
 def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:

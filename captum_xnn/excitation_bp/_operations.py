@@ -250,6 +250,14 @@ class Convolution(_Matrix):
         return 1, self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
 
     @property
+    def skips(self) -> tuple[int, ...]:
+        """The stride along each dimension in which the convolution skips cells of its input, else 1."""
+        if self.transposed:
+            return (1,) * len(self.stride)
+        geometry = zip(self.weight.shape[2:], self.stride, self.dilation, strict=True)
+        return tuple(step if len({i * gap % step for i in range(k)}) < step else 1 for k, step, gap in geometry)
+
+    @property
     def _is_pointwise(self) -> bool:
         """Whether it is a product of matrices at each place, which takes down to a quarter of a convolution's time."""
         units = (*self.weight.shape[2:], self.groups)

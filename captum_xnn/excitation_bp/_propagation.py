@@ -29,7 +29,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_xnn._targets import per_example, select_each
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, unruled
+from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, skipped_cells, unruled
 from captum_xnn.excitation_bp._kept import OverwrittenError
 from captum_xnn.excitation_bp._rules import GATES, RULES, rectifies
 from captum_xnn.excitation_bp._settings import Settings
@@ -92,6 +92,8 @@ class Run:
     """Whether every path to the output goes through the leaves, so that their probabilities sum to 1."""
     mode: Signals
     """The mode under which the model ran."""
+    skipped: dict[tuple[int, ...], tuple[int, ...]]
+    """Strides of convolutions that skip cells, by height and width of the grid that they read."""
 
     def winners(self, prior: Tensor) -> Winners:
         """Compute the winning probabilities of the leaves. This uses up the graph.
@@ -246,7 +248,8 @@ def run(
     known = mode.signal(output)
     mode.forget()
     is_cut = known is not None and known.source == calls[0]
-    return Run(output.detach(), Graph(output), rows, is_cut, mode)
+    graph = Graph(output)
+    return Run(output.detach(), graph, rows, is_cut, mode, skipped_cells(graph.nodes))
 
 
 def propagate(

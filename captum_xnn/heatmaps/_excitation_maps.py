@@ -21,6 +21,7 @@ from captum_xnn.excitation_bp._stopping import stopping_layer
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts
 from captum_xnn.heatmaps._map_size import has_pixels, image_among, with_size_of
 from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._spreading import spread
 from captum_xnn.heatmaps._token_grid import TokenGrid, checked_grid, checked_tokens
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._lookup import find_layer
@@ -48,8 +49,12 @@ class ExcitationMaps:
     A map shows the evidence for the side of 0 on which the x-feature is: :math:`\max(\pm D, 0)` with the sign of
     :math:`E_k`, after the sum over channels. A map sums to at most 1 over the cells of the layer.
 
+    If a strided convolution skips cells of this layer, as the shortcuts of ResNets do, the mass of each cell is divided
+    among its neighbours (:mod:`captum_xnn.heatmaps._spreading`). Otherwise the map would show a lattice.
+
     Differs from the paper:
-        The paper's x-features are never negative, so its maps are :math:`\max(D, 0)` of the same D.
+        The paper's x-features are never negative, so its maps are :math:`\max(D, 0)` of the same D. Its networks have no
+        convolutions that skip cells.
 
     Args:
         layer: The layer to stop at, by dotted name or as a module.
@@ -215,7 +220,9 @@ class _Drawing:
             p = self._over_channels(p.transpose(0, 1), leaf)
             if self.settings.contrastive:
                 p = p * self._sides(run.output[:, features], p)
-            maps.append(p.detach().clamp(min=0))
+            p = p.detach().clamp(min=0)
+            strides = run.skipped.get(tuple(p.shape[3:])) if self._has_cells(leaf) else None
+            maps.append(p if strides is None else spread(p, strides))
         return maps
 
     def _over_channels(self, p: Tensor, leaf: Tensor) -> Tensor:
@@ -223,10 +230,14 @@ class _Drawing:
         if self.grid is not None:
             cells: Tensor = self.grid(p.flatten(0, 1))
             return cells.sum(1).reshape(*p.shape[:2], 1, *cells.shape[2:])
-        if self.stop is not None and has_pixels(leaf):
+        if self._has_cells(leaf):
             shape = p.shape[:1] + p.shape[2:]
             return p.sum(self.layouts.channels(self.call, shape) + 1).unsqueeze(2)
         return p
+
+    def _has_cells(self, leaf: Tensor) -> bool:
+        """Whether the maps of a leaf are those of a layer's cells, (N, K, 1, h, w)."""
+        return self.grid is not None or (self.stop is not None and has_pixels(leaf))
 
     def _sides(self, E: Tensor, p: Tensor) -> Tensor:
         """Return -1 for x-features (N, K) below 0, and 1 for all others, in a shape that multiplies p."""
