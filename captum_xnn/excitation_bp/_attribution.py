@@ -194,7 +194,7 @@ class ExcitationBP(_Excitation):
         Args:
             inputs: A floating-point tensor (N, ...) or a tuple of them.
             target: The output that wins, for all examples or for each, as everywhere in Captum.
-            additional_forward_args: Further positional arguments of the model, which get no share.
+            additional_forward_args: Further positional arguments of the model; they get no share.
             return_convergence_delta: Whether to also return the lost probability.
 
         Returns:
@@ -219,7 +219,7 @@ class ExcitationBP(_Excitation):
         Args:
             inputs: A floating-point tensor (N, ...) or a tuple of them.
             targets: K targets, each as :meth:`attribute` takes it.
-            additional_forward_args: Further positional arguments of the model, which get no share.
+            additional_forward_args: Further positional arguments of the model; they get no share.
 
         Raises:
             UnsupportedOperationError: If an operation cannot be seen, or has no rule and ``strict`` is set.
@@ -300,7 +300,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         Args:
             inputs: A tensor (N, ...) or a tuple of them, of any dtype.
             target: The output that wins, for all examples or for each, as everywhere in Captum.
-            additional_forward_args: Further positional arguments of the model, which get no share.
+            additional_forward_args: Further positional arguments of the model; they get no share.
             attribute_to_layer_input: Whether to stop at the layer's input instead.
             return_convergence_delta: Whether to also return the lost probability.
 
@@ -334,7 +334,7 @@ class LayerExcitationBP(LayerAttribution, _Excitation):  # type: ignore[misc]
         Args:
             inputs: A tensor (N, ...) or a tuple of them, of any dtype.
             targets: K targets, each as :meth:`attribute` takes it.
-            additional_forward_args: Further positional arguments of the model, which get no share.
+            additional_forward_args: Further positional arguments of the model; they get no share.
             attribute_to_layer_input: Whether to stop at the layer's input instead.
 
         Raises:
@@ -408,7 +408,7 @@ class NeuronExcitationBP(NeuronAttribution, _Excitation):  # type: ignore[misc]
             neuron_selector: As in Captum: an int, a tuple of ints and slices that indexes the layer's output after the
                 batch, or a function of that output that returns one number for each example. Several neurons divide
                 the probability 1 equally.
-            additional_forward_args: Further positional arguments of the model, which get no share.
+            additional_forward_args: Further positional arguments of the model; they get no share.
             attribute_to_neuron_input: Whether the neuron belongs to the layer's input instead of its output.
 
         Raises:

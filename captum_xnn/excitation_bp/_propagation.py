@@ -207,7 +207,7 @@ def run(
     Args:
         forward: The model, or a function of its arguments that returns one tensor.
         inputs: Tensors (N, ...), which the model may modify.
-        additional: Further arguments, which get no share.
+        additional: Further arguments; they get no share.
         mode: A new mode from :func:`signals`.
         stop: The layer to stop at; the inputs if None.
 
@@ -268,7 +268,7 @@ def propagate(
     Args:
         forward: The model, or a function of its arguments that returns one tensor.
         inputs: Tensors (N, ...).
-        additional: Further arguments, which get no share.
+        additional: Further arguments; they get no share.
         settings: Settings of excitation backprop.
         prior: Function from the output to its probabilities (K, N, ...).
         module: The module that runs, if any.

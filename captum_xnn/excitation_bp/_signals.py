@@ -356,7 +356,7 @@ class Signals(TorchFunctionMode):
         Args:
             value: Function that computes the value.
             affine: The operation.
-            besides: Signals that the operation may modify, which get no share.
+            besides: Signals that the operation may modify; they get no share.
             activated: Whether the value is the output of an activation, so that a later scale does not belong to the
                 operation.
         """

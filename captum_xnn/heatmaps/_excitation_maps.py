@@ -53,8 +53,8 @@ class ExcitationMaps:
     among its neighbours (:mod:`captum_xnn.heatmaps._spreading`). Otherwise the map would show a lattice.
 
     Differs from the paper:
-        The paper's x-features are never negative, so its maps are :math:`\max(D, 0)` of the same D. Its networks have no
-        convolutions that skip cells.
+        The paper's x-features are never negative, so its maps are :math:`\max(D, 0)` of the same D. They are not
+        spread over skipped cells. VGG, which the paper explains, has no convolutions that skip cells.
 
     Args:
         layer: The layer to stop at, by dotted name or as a module.
@@ -123,8 +123,8 @@ class ExcitationMaps:
             inputs: Input tensors (N, ...).
             features: The K x-features to draw, 0-based.
             additional_forward_args: Further arguments of the model.
-            internal_batch_size: Number of maps computed at once, which bounds the memory. All maps, if None.
-            settings: Settings for this call, which override those of the constructor.
+            internal_batch_size: Number of maps computed at once, to bound the memory. All maps, if None.
+            settings: Settings for this call; they override those of the constructor.
 
         Raises:
             LayerNotFoundError: If the model has no layer of that name.

@@ -257,8 +257,8 @@ class FromCaptum:
             inputs: Input tensors (N, ...).
             features: The K x-features to draw, 0-based.
             additional_forward_args: Further arguments of the model, repeated where they have one row per example.
-            internal_batch_size: Number of maps computed at once, which bounds the memory. All maps, if None.
-            settings: Settings for this call, which override those of the constructor.
+            internal_batch_size: Number of maps computed at once, to bound the memory. All maps, if None.
+            settings: Settings for this call; they override those of the constructor.
 
         Raises:
             TypeError: If inputs are integers and the method needs gradients of the inputs, or a setting is unknown.

@@ -195,7 +195,7 @@ class Outputs:
 
 
 class _Encoder(nn.Module):
-    """The encoder of an autoencoder, without decoder and head, which never run here."""
+    """The encoder of an autoencoder, without decoder and head, as both never run here."""
 
     xnn: Autoencoder
 

@@ -91,9 +91,9 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: The output to explain, for all examples or for each, as everywhere in Captum.
-            additional_forward_args: Further positional arguments of the model, which get no attribution.
+            additional_forward_args: Further positional arguments of the model; they get no attribution.
             feature: 0 for maps in exactly the input's shape.
-            internal_batch_size: Number of maps computed at once, which bounds the memory.
+            internal_batch_size: Number of maps computed at once, to bound the memory.
             heatmap_kwargs: Settings for this call of the heatmap backend, such as ``n_steps=64``.
 
         Returns:
