@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -100,5 +101,12 @@ def takes_settings(init: _Init) -> _Init:
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
         for f in fields(Settings)
     ]
-    cast(Any, init).__signature__ = signature.replace(parameters=[*own, *added])
-    return init
+
+    @functools.wraps(init)
+    def constructor(*args: Any, **kwargs: Any) -> None:
+        init(*args, **kwargs)
+
+    shown: Any = constructor
+    del shown.__wrapped__  # Sphinx would look for the defaults in the source of init
+    shown.__signature__ = signature.replace(parameters=[*own, *added])
+    return cast(_Init, constructor)
