@@ -24,7 +24,7 @@ from excitation_speed import network
 from torch import Tensor
 
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.heatmaps._backends import as_heatmap
+from captum_xnn.heatmaps._default_maps import as_heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
 
 METHODS: dict[str, tuple[type[Attribution], dict[str, int]]] = {

@@ -31,9 +31,10 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._backends import DefaultMaps, Heatmap, as_heatmap
 from captum_xnn.heatmaps._batching import copied, like
+from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
 from captum_xnn.heatmaps._feature_maps import FeatureMaps
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.layers._arguments import refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of

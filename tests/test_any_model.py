@@ -315,7 +315,7 @@ def test_life_on_cuda(name, dtype):
 def test_life_with_methods_that_hook(name, method):
     if name == "LSTM" and method is not InputXGradient:  # which do not know the non-linearities inside
         with pytest.raises(
-            UnsupportedOperationError, match=r"attributions of DeepLift that sum|has a rule for, got LSTM"
+            UnsupportedOperationError, match=r"attributions of DeepLift should sum|has no rule for LSTM"
         ):
             life(CASES[name], torch.float32, "cpu", FromCaptum(method))
     else:

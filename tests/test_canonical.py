@@ -185,10 +185,11 @@ def test_models_that_decide_by_values():
     network = network_of(Decides(), "b", x)
     for method in (LRP, GuidedBackprop):
         with pytest.raises(
-            UnsupportedOperationError, match=r"torch\.fx can follow up to layer 'b'.*control flow.*Integrated"
+            UnsupportedOperationError,
+            match=r"torch\.fx cannot follow .* layer 'b'.*control flow.*Integrated",
         ):
             FromCaptum(method)(network, (x,), range(K))
-    with pytest.raises(UnsupportedOperationError, match="expected attributions of DeepLift that sum"):
+    with pytest.raises(UnsupportedOperationError, match="attributions of DeepLift should sum"):
         FromCaptum(DeepLift)(network, (x,), range(K))
 
 
@@ -214,7 +215,7 @@ class Gated(nn.Module):
 def test_operations_without_a_rule_are_refused_by_name(method, activation, named):
     x = torch.randn(3, 4)
     network = network_of(Gated(activation), "b", x)
-    with pytest.raises(UnsupportedOperationError, match=f"{method.__name__} has a rule for, got .*{named}"):
+    with pytest.raises(UnsupportedOperationError, match=f"{method.__name__} has no rule for .*{named}"):
         FromCaptum(method)(network, (x,), range(K))
     (maps,) = FromCaptum(IntegratedGradients, n_steps=500)(network, (x,), range(K))
     difference = network(x) - network(0 * x)
@@ -276,7 +277,7 @@ def test_guided_methods_are_refused_where_only_some_rectifiers_are_seen(method, 
     """As in MobileNets, whose ReLU6 and Hardswish Captum leaves as they are, beside ReLUs that it does not."""
     x = images()
     network = network_of(Clamped(Beside(other)), "b", x)
-    with pytest.raises(UnsupportedOperationError, match=f"{method.__name__} has a rule for, got {named}, whose plain"):
+    with pytest.raises(UnsupportedOperationError, match=f"{method.__name__} has no rule for {named}, .* the plain"):
         FromCaptum(method)(network, (x,), range(K))
 
 
@@ -293,7 +294,10 @@ def test_guided_methods_do_not_look_into_what_is_taken_as_a_whole(layer):
 
     x = torch.randn(3, 2, 6)
     network = network_of(Taken().eval(), "fc", x)
-    with pytest.raises(UnsupportedOperationError, match=f"got {type(layer).__name__}, whose plain gradient"):
+    with pytest.raises(
+        UnsupportedOperationError,
+        match=f"no rule for {type(layer).__name__}, .* plain gradient",
+    ):
         FromCaptum(GuidedBackprop)(network, (x,), range(K))
 
 
@@ -340,7 +344,7 @@ def test_deeplift_at_a_layer_before_what_it_does_not_know(after, named):
     """Where its delta says nothing, for there may be ways around the layer."""
     x = torch.randn(3, 4)
     network = network_of(Two(nn.ReLU(), after), "c", x)
-    with pytest.raises(UnsupportedOperationError, match=f"LayerDeepLift has a rule for, got .*{named}, which it would"):
+    with pytest.raises(UnsupportedOperationError, match=f"LayerDeepLift has no rule for .*{named}, and would"):
         FromCaptum(LayerDeepLift, layer="b")(network, (x,), range(K))
 
 
@@ -371,7 +375,7 @@ class Halved(DeepLift):
 )
 def test_forms_of_deeplift_whose_delta_says_nothing(backend):
     x = torch.randn(3, 4)
-    with pytest.raises(UnsupportedOperationError, match=r"has a rule for, got GELU, which it would take for linear"):
+    with pytest.raises(UnsupportedOperationError, match=r"no rule for GELU, and would silently treat them as linear"):
         backend(network_of(Two(nn.GELU(), nn.ReLU()), "c", x), (x,), range(K))
     network = network_of(Two(nn.ReLU(), nn.Tanh()), "c", x)
     (given,), difference = backend(network, (x,), range(K)), (network(x) - network(0 * x)).detach()
@@ -406,7 +410,7 @@ def test_awkward_models():
 def test_layers_inside_of_what_is_taken_as_a_whole():
     model = nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True))
     x = torch.randn(2, 3, 6)
-    with pytest.raises(UnsupportedOperationError, match="a layer inside of one that is taken as a whole"):
+    with pytest.raises(UnsupportedOperationError, match=r"inside of a module that torch\.fx takes as a whole"):
         canonical(network_of(model, "0.norm1", x), (x,))
 
 
@@ -415,7 +419,7 @@ def test_layers_that_are_taken_apart():
         nn.Conv2d(2, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()), nn.Flatten(), nn.Linear(64, 6)
     )
     x = images()
-    with pytest.raises(UnsupportedOperationError, match=r"'1', which is taken apart .*name the last layer in it"):
+    with pytest.raises(UnsupportedOperationError, match=r"layer '1' is not one operation .*name the last layer in it"):
         FromCaptum(GuidedGradCam, layer="1")(network_of(model, "3", x), (x,), range(K))
 
 
@@ -503,7 +507,7 @@ def test_means_over_places_are_poolings(way):
     models[1].load_state_dict(models[0].state_dict())
     wanted, given = (FromCaptum(LRP)(network_of(m, "fc", x), (x,), range(K))[0] for m in models)
     torch.testing.assert_close(given, wanted)
-    with pytest.raises(UnsupportedOperationError, match="got mean"):
+    with pytest.raises(UnsupportedOperationError, match="no rule for mean"):
         FromCaptum(LRP)(network_of(Mean("one by one").eval(), "fc", x), (x,), range(K))
 
 

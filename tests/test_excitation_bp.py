@@ -8,6 +8,8 @@ import random
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ from torch.utils.checkpoint import checkpoint
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._settings import SettingNames, Settings
+from captum_xnn.heatmaps import ExcitationMaps
 
 # Small random nets lose mass at neurons that only their bias excites.
 pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
@@ -367,7 +371,7 @@ def test_a_layer_with_states_that_are_no_examples():
     contributions = (net.rnn(x)[0][:, -1] * net.head.weight[1]).clamp(min=0).detach()
     torch.testing.assert_close(P[:, -1], contributions / contributions.sum(1, keepdim=True))
     assert P[:, :-1].abs().max() == 0
-    with pytest.warns(UserWarning, match=r"expected operations with a rule, got lstm in 'rnn'"):
+    with pytest.warns(UserWarning, match=r"has no rule for lstm in 'rnn' and takes their gradient"):
         ExcitationBP(net).attribute(x, 1)
 
 
@@ -455,9 +459,9 @@ class Odd(nn.Module):
 
 def test_operations_without_a_rule_are_named():
     net, x = nn.Sequential(nn.Linear(3, 3), Odd(), nn.Linear(3, 2)), torch.rand(2, 3)
-    with pytest.warns(UserWarning, match=r"got .*cumprod in '1': their gradient is taken") as caught:
+    with pytest.warns(UserWarning, match=r"no rule for .*cumprod in '1' and takes their gradient") as caught:
         ExcitationBP(net).attribute(x, 0)
-    assert len([w for w in caught if "operations with a rule" in str(w.message)]) == 1
+    assert len([w for w in caught if "has no rule for" in str(w.message)]) == 1
     with pytest.raises(UnsupportedOperationError, match=r"cumprod in '1'; strict=False takes"):
         ExcitationBP(net, strict=True).attribute(x, 0)
     # Below the layer to stop at it does not matter.
@@ -476,7 +480,7 @@ class Doubled(torch.autograd.Function):
 
 def test_custom_functions_are_named():
     net, x = nn.Linear(3, 2), torch.rand(2, 3)
-    with pytest.warns(UserWarning, match=r"got Doubled\.apply"):
+    with pytest.warns(UserWarning, match=r"no rule for Doubled\.apply"):
         ExcitationBP(lambda x: net(Doubled.apply(x))).attribute(x, 0)
 
 
@@ -492,7 +496,7 @@ class Parted(torch.autograd.Function):
         return None, g, None, 3 * h
 
 
-@pytest.mark.filterwarnings("ignore:expected operations with a rule")
+@pytest.mark.filterwarnings("ignore:excitation backprop has no rule")
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
 def test_custom_functions_of_several_tensors(used):
     net, x = nn.Linear(6, 2, dtype=torch.float64), torch.rand(2, 3, dtype=torch.float64)
@@ -507,6 +511,17 @@ def test_custom_functions_of_several_tensors(used):
     torch.testing.assert_close(ExcitationBP(f, contrastive=False).attribute_targets(x, [0, 1]), wanted)
 
 
+def test_settings_are_the_same_everywhere():
+    """Written once; signatures, and the names that type checkers read, agree with it."""
+    assert get_type_hints(SettingNames) == get_type_hints(Settings)
+    for method in (ExcitationBP, LayerExcitationBP, NeuronExcitationBP, ExcitationMaps):
+        parameters = inspect.signature(method).parameters
+        own = {name: p.default for name, p in parameters.items() if name in asdict(Settings())}
+        assert own == asdict(Settings())
+        assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own)
+        assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
 class Batch(nn.Module):
     """One row for all examples."""
 
@@ -518,25 +533,27 @@ def test_wrong_arguments():
     net, x = cnn(), images()
     for setting in ({"negative": "shift"}, {"add": "both"}, {"batch_norm": "fold"}):
         ((name, value),) = setting.items()
-        with pytest.raises(ValueError, match=f"expected {name} to be one of .*, got '{value}'"):
+        with pytest.raises(ValueError, match=f"{name} is '{value}'; pass one of"):
             LayerExcitationBP(net, "2", **setting)
+    with pytest.raises(TypeError, match="LayerExcitationBP has no setting 'contrast'; it takes: add, batch_norm"):
+        LayerExcitationBP(net, "2", contrast=True)
     with pytest.raises(ValueError, match="outside the model's outputs"):
         ExcitationBP(net).attribute(x, 3)
     with pytest.raises(ValueError, match="does not pick one of the model's outputs"):
         ExcitationBP(net).attribute(x)
     with pytest.raises(ValueError, match=r"weights to contrast .* contrastive=False"):
         LayerExcitationBP(net, "10").attribute(x, 0)
-    with pytest.raises(ValueError, match="depends on the inputs"):
+    with pytest.raises(ValueError, match="does not depend on the inputs"):
         ExcitationBP(lambda x: net(torch.ones_like(x))).attribute(x, 0)
     with pytest.raises(LayerNotFoundError, match="near names"):
         LayerExcitationBP(net, "11")
-    with pytest.raises(TypeError, match="returns one tensor with a row for each example, got tuple"):
+    with pytest.raises(TypeError, match="returns a tuple instead of one tensor with a row for each example"):
         ExcitationBP(lambda x: (net(x),)).attribute(x, 0)
-    with pytest.raises(TypeError, match="got a number for all examples"):
+    with pytest.raises(TypeError, match="returns one number for all examples instead"):
         ExcitationBP(lambda x: net(x).sum()).attribute(x)
-    with pytest.raises(ValueError, match=r"a row for each of 1 examples, got \[\(2, 4, 4, 4\)\]"):
+    with pytest.raises(ValueError, match=r"outputs of shape \[\(2, 4, 4, 4\)\], without a row for each of 1 examples"):
         LayerExcitationBP(nn.Sequential(*net, Batch()), "3").attribute(x, 0)
-    with pytest.raises(LayerNotReachedError, match="to call layer 'Linear'"):
+    with pytest.raises(LayerNotReachedError, match="did not call layer 'Linear'"):
         LayerExcitationBP(net, nn.Linear(2, 2)).attribute(x, 0)
     with pytest.raises(TypeError, match=r"floating-point inputs for .*, got torch.int64 .* stop at the embedding"):
         ExcitationBP(net).attribute(x.long(), 1)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
-from captum_xnn.excitation_bp import _shares as shares
 from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._workspace import Workspace
 
 # What small random nets lose is no matter here but where it is asked about.
 LOSS = "expected probabilities that sum to 1"
@@ -311,7 +311,7 @@ def test_large_layers_go_in_pieces(make, activation, negative, monkeypatch):
         whole = ebp.attribute_targets(x, targets)
         for piece in (1, 200):
             with monkeypatch.context() as m:
-                m.setattr(shares, "_PIECE", piece)
+                m.setattr(Workspace, "PIECE", piece)
                 close(ebp.attribute_targets(x, targets), whole)
 
 
@@ -328,10 +328,10 @@ class Joined(torch.autograd.Function):
         return g, g if ctx.is_shared else g.clone(), None
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:expected", "ignore:excitation backprop has no rule")
 @pytest.mark.parametrize("last", ["conv", "relu"])
 def test_shared_memory_is_not_overwritten(last, monkeypatch):
-    monkeypatch.setattr(shares, "_PIECE", 1)
+    monkeypatch.setattr(Workspace, "PIECE", 1)
     net, x = cnn(), images(3)
     one, other = (filled(nn.Conv2d(5, 5, 3, padding=1), seed) for seed in (1, 2))
 
@@ -350,7 +350,7 @@ def test_shared_memory_is_not_overwritten(last, monkeypatch):
 @pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("piece", [1, 1 << 22])
 def test_targets_at_once_equal_single_ones_bitwise(name, dtype, n, piece, monkeypatch):
-    monkeypatch.setattr(shares, "_PIECE", piece)  # how many numbers are worked on at once
+    monkeypatch.setattr(Workspace, "PIECE", piece)  # how many numbers are worked on at once
     make, inputs = NETS[name]
     net, x = make(dtype=dtype), inputs(n, dtype)
     per_example = torch.arange(n) % 4

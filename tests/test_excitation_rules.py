@@ -1252,7 +1252,7 @@ def test_bicubic_resizing_has_no_rule(antialias):
     x = torch.rand(2, 1, 4, 5)
     with pytest.raises(UnsupportedOperationError, match=r"_?upsample_bicubic2d.* in 'Upsample'"):
         ExcitationBP(resize, contrastive=False, strict=True).attribute(x, (0, 0, 0))
-    with pytest.warns(UserWarning, match=r"upsample_bicubic2d.*gradient is taken"):
+    with pytest.warns(UserWarning, match=r"upsample_bicubic2d.* takes their gradient"):
         P = ExcitationBP(resize, contrastive=False).attribute(x, (0, 0, 0))
     leaf = x.requires_grad_()
     assert torch.equal(P, torch.autograd.grad(resize(leaf)[:, 0, 0, 0].sum(), leaf)[0])

@@ -158,7 +158,7 @@ def test_grad_cam_of_tokens_in_a_tuple(kind):
 def test_grad_cam_without_tokens_names_the_layer():
     xnn, _, x, _ = made("LSTM", "learned", FromCaptum(LayerGradCam, layer="layer"))
     with pytest.raises(
-        ValueError, match=r"for LayerGradCam, got LSTM without; .* tokens='vit'\), 'swin' or 'sequence'"
+        ValueError, match=r"LayerGradCam needs .* this LSTM has none; .* tokens='vit'\), 'swin' or 'sequence'"
     ):
         xnn.attribute(x, 0)
 
@@ -168,13 +168,19 @@ def states(out):
 
 
 REFUSED = {
-    "states": (lstm, states, (6, 4), 5, r"returns a tuple of which \[1\]\[0\] \(1, 11, 5\) reaches .* 11 examples"),
+    "states": (
+        lstm,
+        states,
+        (6, 4),
+        5,
+        r"and its tensor \[1\]\[0\] \(1, 11, 5\) for 11 examples has no row",
+    ),
     "two of a dict": (
         lambda: Returns(lambda h: {"a": h, "b": 2 * h}),
         lambda out: out["a"] + out["b"],
         (1, 8, 8),
         192,
-        r"returns a dict of which \['a'\] .*, \['b'\] .* reaches .* is of one tensor",
+        r"returns a dict, .* depends on 2 of its tensors \(\['a'\] .*, \['b'\] .*\), but a map shows one",
     ),
 }
 

@@ -107,7 +107,7 @@ def test_several_inputs_and_outputs_of_several_dimensions():
     total = sum(scores[(i, *t)] for i, t in enumerate(targets))
     for given, leaf, grad in zip(found, leaves, torch.autograd.grad(total, leaves), strict=True):
         torch.testing.assert_close(given, (leaf * grad).detach())
-    with pytest.raises(TypeError, match="output to be one tensor, got a dict; pass prediction_transform="):
+    with pytest.raises(TypeError, match="output is a dict instead of one tensor; pass prediction_transform="):
         OneHeatmap(model, Saliency).attribute((x, z), (0, 1), 2.5)
 
 

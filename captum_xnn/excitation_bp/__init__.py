@@ -1,4 +1,4 @@
-"""Excitation backprop for any PyTorch code: to inputs, layers, and from neurons, for many targets at once."""
+"""Excitation backprop for any PyTorch code: to inputs, to layers, and from neurons, for many targets at once."""
 
 from captum_xnn.excitation_bp._attribution import ExcitationBP, LayerExcitationBP, NeuronExcitationBP, total_mass
 from captum_xnn.excitation_bp._stopping import stopping_layer

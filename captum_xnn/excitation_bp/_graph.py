@@ -1,6 +1,7 @@
-"""Autograd's graph of a forward pass, which probability goes down.
+"""Autograd's graph of a forward pass, along which probability goes down.
 
-It also tells which operations have no rule, which weighted one comes last, and where it can be cut.
+The functions here also find operations without a rule, the last operations with weights, and nodes that every path
+crosses.
 """
 
 from __future__ import annotations
@@ -13,22 +14,34 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_xnn.errors import UnsupportedOperationError
+from captum_xnn.excitation_bp._operations import Convolution, Turned
 from captum_xnn.excitation_bp._shares import Descent, Weighted, unbroadcast
 from captum_xnn.excitation_bp._signals import LABEL, has_rule, is_route, route_name
 
-__all__ = ["Graph", "Place", "Unruled", "cuts", "is_reached", "last_weighted", "topological", "unruled"]
+__all__ = [
+    "Graph",
+    "Place",
+    "Unruled",
+    "cuts",
+    "is_reached",
+    "last_weighted",
+    "skipped_cells",
+    "topological",
+    "unruled",
+]
 
 Node = Any
 
 Place = tuple[int, int]
-"""A tensor in the graph, as the number of the operation that computed it and of its outputs."""
+"""A tensor in the graph: the number of the operation that computed it, and the number of that operation's output."""
 
 
 class Graph:
-    """The operations that a tensor was computed by.
+    """The operations that computed a tensor.
 
-    Probability goes down it for K targets side by side: each operation serves all of them before the next one does.
-    Autograd would take a pass for each target, and torch.vmap would repeat what operations have saved K times.
+    Probability goes down the graph for K targets side by side: each operation serves all targets before the next
+    operation starts. Autograd would take a pass for each target. ``torch.vmap`` would repeat the saved tensors of
+    operations K times.
 
     Args:
         output: The tensor, with its graph.
@@ -36,17 +49,17 @@ class Graph:
 
     def __init__(self, output: Tensor) -> None:
         self.nodes: list[Node] = topological([output.grad_fn])
-        """From the output down, each before all that are reached from it."""
+        """All operations from the output down. Each comes before all operations that it depends on."""
         self.root: Place = 0, output.output_nr
-        """The output."""
+        """Place of the output."""
         place = {node: i for i, node in enumerate(self.nodes)}
         self._below = [[(place.get(below, -1), slot) for below, slot in node.next_functions] for node in self.nodes]
 
     def place(self, edge: GradientEdge) -> Place | None:
-        """Return where a tensor stands, None if nothing was computed from it.
+        """Find the place of a tensor; None if the output does not depend on it.
 
         Args:
-            edge: The operation that computed it, and the number of its output.
+            edge: The operation that computed the tensor, and the number of that operation's output.
         """
         return (self.nodes.index(edge.node), edge.output_nr) if edge.node in self.nodes else None
 
@@ -58,13 +71,13 @@ class Graph:
         *,
         is_last: bool = False,
     ) -> list[list[Tensor] | None]:
-        """Return what arrives at some places for each target, None where nothing can.
+        """Hand probability down; return the probabilities that arrive at some places for each target.
 
         Args:
             starts: Places, with the probabilities there for each target.
-            ends: Places, none above another one.
-            descent: What the operations' rules share.
-            is_last: Whether the graph lets go of its operations, and what they keep, on the way.
+            ends: Places. No end may depend on another end. For an end without a path to it the result is None.
+            descent: State that the rules of all operations share.
+            is_last: Whether to free each operation and its saved tensors on the way.
         """
         wanted = {end for end in ends if end is not None}
         leading = self._leading(wanted)
@@ -90,7 +103,7 @@ class Graph:
         return [None if end is None else found.get(end) for end in ends]
 
     def _leading(self, ends: Iterable[Place]) -> list[bool]:
-        """Return which operations lie above any of the places."""
+        """Whether each operation depends on one of the places."""
         at = {i for i, _ in ends}
         leading = [False] * len(self.nodes)
         for i in reversed(range(len(self.nodes))):
@@ -99,15 +112,15 @@ class Graph:
 
 
 class _Arrived(NamedTuple):
-    """The probabilities of a tensor for each target."""
+    """Probabilities that have arrived at a tensor, for each target."""
 
     p: list[Tensor]
     is_spent: bool
-    """Whether nothing else uses their memory."""
+    """Whether no other tensor uses their memory, so that it may be overwritten."""
 
 
 def _joined(before: _Arrived | None, new: _Arrived, descent: Descent) -> _Arrived:
-    """Return a sum, in the memory of one of its terms if that is spent."""
+    """Add probabilities, in the memory of a spent term if there is one."""
     if before is None:
         return new
     if new.is_spent and not before.is_spent:
@@ -121,12 +134,12 @@ def _joined(before: _Arrived | None, new: _Arrived, descent: Descent) -> _Arrive
 
 
 def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> list[_Arrived | None]:
-    """Return what an operation gives to each of its inputs.
+    """Divide the probabilities of an operation's outputs among its inputs.
 
     Args:
         node: The operation.
-        given: By number of its output, the probabilities.
-        descent: What rules share.
+        given: Probabilities by number of the output.
+        descent: State that the rules share.
     """
     kept = {_memory(came.p[0]) for came in given.values() if not came.is_spent}
     if has_rule(node):
@@ -137,7 +150,7 @@ def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> li
         count = len(next(iter(given.values())).p)
         targets = [_derived(node, [None if p is None else p[k] for p in slots]) for k in range(count)]
         if _is_python(node):
-            kept.update(_memory(x) for x in targets[0] if x is not None)  # who knows what else uses it
+            kept.update(_memory(x) for x in targets[0] if x is not None)  # its memory may be used elsewhere
     memory = [None if x is None else _memory(x) for x in targets[0]]
     return [
         None
@@ -148,21 +161,21 @@ def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> li
 
 
 def _is_python(node: Node) -> bool:
-    """Return whether an operation is an autograd.Function."""
+    """Whether an operation is an ``autograd.Function``."""
     return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _memory(x: Tensor) -> int:
-    """Return where the memory is that a tensor is part of."""
+    """Return the address of the memory that holds a tensor."""
     return x.untyped_storage().data_ptr()
 
 
 def _derived(node: Any, p: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Return what autograd's own node makes of p, for each of the nodes that come next."""
+    """Apply the derivative of autograd's own node to p; return a result for each of the next nodes."""
     if not _is_python(node):
         made = node(*p)
         return made if isinstance(made, tuple) else (made,)
-    # One written in Python: no None for it, and its results are for all arguments, also for those that are no tensors.
+    # A node written in Python takes no None, and gives results for all arguments, even for those that are not tensors.
     filled = [
         torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device) if x is None else x
         for x, meta in zip(p, node._input_metadata, strict=True)
@@ -174,21 +187,21 @@ def _derived(node: Any, p: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
 
 
 def _fitted(came: _Arrived, meta: Any) -> _Arrived:
-    """Return probabilities in the shape and dtype of the tensor they are for, as autograd's engine does."""
+    """Bring probabilities to the shape and dtype of their tensor, as autograd's engine does."""
     if came.p[0].shape == tuple(meta.shape) and came.p[0].dtype == meta.dtype:
         return came
     return _Arrived([unbroadcast(p, meta.shape).to(meta.dtype) for p in came.p], False)
 
 
 class Unruled(NamedTuple):
-    """An operation that handed probability down by its derivative, for want of a rule."""
+    """An operation without a rule, which hands probability down by its derivative."""
 
     operation: str
     module: str
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:
-    """Return the nodes that can be reached, each before all that are reached from it.
+    """List the nodes below some roots, each node before all nodes that it depends on.
 
     Args:
         roots: Nodes of autograd's graph.
@@ -208,13 +221,13 @@ def topological(roots: Iterable[Node]) -> list[Node]:
 
 
 def unruled(nodes: Iterable[Node]) -> list[Unruled]:
-    """Return the operations among some nodes that have no rule, each once.
+    """List the operations without a rule among some nodes, each once.
 
     Args:
         nodes: Nodes of autograd's graph.
 
     Raises:
-        UnsupportedOperationError: If there are nodes of functions that the mode did not see.
+        UnsupportedOperationError: If a node belongs to a function that the mode did not see.
     """
     found: dict[Unruled, None] = {}
     for node in nodes:
@@ -228,17 +241,17 @@ def unruled(nodes: Iterable[Node]) -> list[Unruled]:
             found[Unruled(f"{name}.apply", "the model")] = None
         else:
             raise UnsupportedOperationError(
-                f"expected a model whose operations are called from Python in this thread, found {name} that was not; "
-                "scripted and traced parts, checkpointed parts and parts that run in other threads cannot be seen. "
-                "Use the module that was scripted, and turn checkpointing off"
+                f"excitation backprop cannot see {name}, as it was not called from Python in this thread; this holds "
+                "for scripted and traced parts, checkpointed parts, and parts that run in other threads. Use the "
+                "module that was scripted, and turn checkpointing off"
             )
     return list(found)
 
 
 def last_weighted(nodes: Sequence[Node]) -> list[Node]:
-    """Return the operations with weights that come last: no other one lies between them and the target.
+    """List the last operations with weights: no other operation with weights lies between them and the target.
 
-    Where several stand side by side all of them are returned, but none that another one of them is computed from.
+    Several operations may stand side by side. The list has no operation that another one in it depends on.
 
     Args:
         nodes: All nodes from the target down, in topological order.
@@ -254,8 +267,27 @@ def last_weighted(nodes: Sequence[Node]) -> list[Node]:
     return last
 
 
+def skipped_cells(nodes: Iterable[Node]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Find the grids of which strided convolutions skip cells.
+
+    Args:
+        nodes: Nodes of autograd's graph.
+
+    Returns:
+        By height and width of the grid, the stride along each dimension; 1 where no cell is skipped.
+    """
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for node in nodes:
+        affine = node.affine if has_rule(node) else None
+        affine = affine.straight if isinstance(affine, Turned) else affine
+        if isinstance(affine, Convolution) and max(affine.skips) > 1:
+            grid = tuple(affine.a.tensor.shape[2:])
+            found[grid] = tuple(map(max, affine.skips, found.get(grid, affine.skips)))
+    return found
+
+
 def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:
-    """Return whether any leaf is among the nodes.
+    """Whether the target depends on any of the leaves.
 
     Args:
         leaves: Leaves of the graph.
@@ -266,7 +298,7 @@ def is_reached(leaves: Sequence[Tensor], nodes: Iterable[Node]) -> bool:
 
 
 def cuts(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> set[Node]:
-    """Return the nodes that every path to any of the leaves crosses.
+    """Find the nodes that every path from the target to any leaf crosses.
 
     Args:
         nodes: All nodes from the target down, in topological order.
@@ -278,7 +310,7 @@ def cuts(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> set[Node]:
     for node in reversed(nodes):
         if any(below in leading for below, _ in node.next_functions):
             leading.add(node)
-    ahead = 0  # the furthest place that an edge from the nodes so far leads to
+    ahead = 0  # the furthest position that an edge from the nodes so far leads to
     order = [node for node in nodes if node in leading]
     place = {node: i for i, node in enumerate(order)}
     found = set()

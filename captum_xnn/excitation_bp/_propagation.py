@@ -1,11 +1,11 @@
-r"""One forward pass with rules in its graph, and the winning probabilities that it gives for any number of targets.
+r"""Run a model with rules in its graph, and hand probabilities down the graph for any number of targets.
 
-:func:`run` passes inputs through a model; :meth:`Run.winners` starts from a prior on the output and hands it down to
+:func:`run` passes inputs through a model. :meth:`Run.winners` starts from a prior on the output and hands it down to
 the inputs, or to the layer to stop at. The K targets of one run go down together, as one batch.
 
-The marginal winning probability (MWP) starts from probability 1 at the target. The contrastive one (c-MWP) is the MWP
-minus that of the target's opposite, whose last layer has weights -W. The two signals differ in that layer only, and all
-rules are linear in p: the difference is taken at the layer's input and handed down once.
+The marginal winning probability (MWP) starts from probability 1 at the target. The contrastive probability (c-MWP) is
+the MWP minus the MWP of the target's opposite, whose last layer has the weights -W. The two differ only in that layer,
+and all rules are linear in p. So the difference is taken at the input of that layer, and handed down once.
 
 Reference:
     Zhang, Bargal, Lin, Brandt, Shen, Sclaroff, "Top-Down Neural Attention by Excitation Backprop", International
@@ -29,23 +29,25 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_xnn._targets import per_example, select_each
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, unruled
+from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, skipped_cells, unruled
+from captum_xnn.excitation_bp._kept import OverwrittenError
 from captum_xnn.excitation_bp._rules import GATES, RULES, rectifies
-from captum_xnn.excitation_bp._shares import OverwrittenError, accurate
-from captum_xnn.excitation_bp._signals import Settings, Signals
+from captum_xnn.excitation_bp._settings import Settings
+from captum_xnn.excitation_bp._shares import accurate
+from captum_xnn.excitation_bp._signals import Signals
 from captum_xnn.layers._integers import refuse_integers
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched
 
 __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run", "signals"]
 
-# Probabilities are handed down so many times larger, a power of 2: float16 has no numbers below 6e-8, and numbers below
-# 1e-38 in float32 make convolutions a hundred times slower.
+# Probabilities go down scaled by a power of 2: float16 has no numbers below 6e-8, and float32 numbers below 1e-38 make
+# convolutions a hundred times slower.
 _SCALES = {torch.float16: 2.0**12, torch.float64: 1.0}
 _SCALE = 2.0**20
 
 
-# Absolute sum of signed probabilities, of which 1 is shared out, that is worth a warning: a contrast has up to 2.
+# Sum of absolute probabilities that raises a warning. Their sum is 1, and a contrast has absolute values up to 2.
 _CANCELLING = 5.0
 
 _AT_EMBEDDING = "stop at the embedding: LayerExcitationBP(model, layer) or ExcitationMaps(layer)"
@@ -58,7 +60,7 @@ class Stop:
     module: nn.Module
     name: str
     at_input: bool = False
-    """Whether to stop at the layer's input and not at its output."""
+    """Whether to stop at the layer's input instead of its output."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +72,38 @@ class Winners:
     delta: Tensor
     """(K, N): 1, or 0 for the contrastive difference, minus the sum of p."""
     lost: Tensor
-    """(K, N): what is missing of the sum that p started from. An output without negative weights, say, has no opposite,
-    and its contrastive probabilities sum to 1 from the start."""
+    """(K, N): the sum at the start minus the sum of p. An output without negative weights has no opposite, so its
+    contrastive probabilities sum to 1 at the start."""
     reached: tuple[bool, ...]
-    """For each leaf whether the target depends on it. Of a layer's several tensors some may go nowhere."""
+    """For each leaf, whether the target depends on it. Some tensors of a layer may go nowhere."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A forward pass that probabilities can be handed down."""
+    """A forward pass with its graph, ready for probabilities."""
 
     output: Tensor
     """The model's output."""
     graph: Graph
-    """Its graph, which holds rules in place of derivatives."""
+    """The graph, with rules in place of derivatives."""
     leaves: tuple[Tensor, ...]
     """The inputs, or the output of the layer to stop at."""
     is_cut: bool
-    """Whether all that reaches the output goes through the leaves, so that their probabilities sum to 1."""
+    """Whether every path to the output goes through the leaves, so that their probabilities sum to 1."""
     mode: Signals
+    """The mode under which the model ran."""
+    skipped: dict[tuple[int, ...], tuple[int, ...]]
+    """Strides of convolutions that skip cells, by height and width of the grid that they read."""
 
     def winners(self, prior: Tensor) -> Winners:
-        """Return the winning probabilities of the leaves, and uses up the graph.
+        """Compute the winning probabilities of the leaves. This uses up the graph.
 
         Args:
-            prior: Probabilities of the output for K targets, (K, N, ...), each summing to 1 over an example.
+            prior: Probabilities of the output for K targets, (K, N, ...), which sum to 1 for each target and example.
 
         Raises:
-            UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
-            ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
+            UnsupportedOperationError: If an operation cannot be seen, or has no rule and ``strict`` is set.
+            ValueError: If the target does not depend on the leaves, or no layer has weights to contrast.
         """
         self._check()
         scale = min(_SCALES.get(dtype, _SCALE) for dtype in self._dtypes())
@@ -110,8 +115,8 @@ class Run:
             arrived = self.graph.descend(starts, ends, self.mode.descent, is_last=True)
         except CheckpointError as error:
             raise UnsupportedOperationError(
-                "expected a model whose operations run once, got one with checkpointed parts, which run again out of "
-                "sight; turn checkpointing off"
+                "excitation backprop cannot see the checkpointed parts of the model, which run a second time; turn "
+                "checkpointing off"
             ) from error
         p = [
             torch.stack([accurate(one) for one in found]) / scale
@@ -125,17 +130,17 @@ class Run:
         return Winners(tuple(p), delta, start - mass, tuple(found is not None for found in arrived))
 
     def _dtypes(self) -> set[torch.dtype]:
-        """Return the dtypes that probability takes on its way: a float32 encoder may follow a float16 model."""
+        """Collect the dtypes of all tensors on the way: a float32 encoder may follow a float16 model."""
         inner = (made.dtype for node in self.graph.nodes for made in node._input_metadata)
         return {self.output.dtype, *(leaf.dtype for leaf in self.leaves), *inner}
 
     def _contrasted(self, starts: Sequence[tuple[Place, list[Tensor]]]) -> list[tuple[Place, list[Tensor]]]:
-        """Return what the inputs of the last weighted operations win by W, less what they win by -W."""
+        """Compute what the inputs of the last weighted operations win by W, minus what they win by -W."""
         last = last_weighted(self.graph.nodes)
         if not last:
             raise ValueError(
-                "expected a layer with weights to contrast between the target and the layer to stop at, found "
-                "none; stop at an earlier layer or set contrastive=False"
+                "there are no weights to contrast between the target and the layer to stop at; stop at an earlier "
+                "layer or set contrastive=False"
             )
         ends, descent = [self.graph.place(GradientEdge(node, 0)) for node in last], self.mode.descent
         arrived = self.graph.descend(starts, ends, descent)
@@ -152,11 +157,11 @@ class Run:
         return found
 
     def _check(self) -> None:
-        """Raise, or warns, where probability does not reach the leaves by rules."""
+        """Raise or warn where probability cannot reach the leaves by rules alone."""
         if not is_reached(self.leaves, self.graph.nodes):
             raise ValueError(
-                "expected a target that depends on the inputs, or on the layer to stop at, got one that does not; "
-                "choose a layer that the model runs before the target, or remove detach and numpy between them"
+                "the target does not depend on the inputs, or on the layer to stop at; choose a layer that the model "
+                "runs before the target, or remove detach and numpy between them"
             )
         found = unruled(self.graph.nodes)
         if not found:
@@ -164,27 +169,27 @@ class Run:
         listed = ", ".join(f"{operation} in {module!r}" for operation, module in found)
         if self.mode.settings.strict:
             raise UnsupportedOperationError(
-                f"expected operations with a rule, got {listed}; strict=False takes their gradient instead"
+                f"excitation backprop has no rule for {listed}; strict=False takes their gradient instead"
             )
         warnings.warn(
-            f"expected operations with a rule, got {listed}: their gradient is taken, which need not keep the "
-            "probability's sum. Stop above them, or see strict=True",
+            f"excitation backprop has no rule for {listed} and takes their gradient, so the sum of probabilities may "
+            "change. Stop at a layer behind them, or pass strict=True for an error",
             stacklevel=4,
         )
 
 
 def _mass(p: Sequence[Tensor]) -> Tensor:
-    """Return the sum of probabilities (K, N, ...) over all but K and N."""
+    """Sum probabilities (K, N, ...) over all dimensions but K and N."""
     return torch.stack([accurate(x).unsqueeze(-1).flatten(2).sum(2) for x in p]).sum(0)
 
 
 def signals(settings: Settings, module: nn.Module | None = None, *, copied: bool = False) -> Signals:
-    """Return the mode under which a model runs, with the rules.
+    """Make the mode under which a model runs, with the rules of all functions.
 
     Args:
-        settings: Choices of the method.
-        module: The module that runs, if any, whose layers messages name.
-        copied: Whether to keep copies of all that is needed later.
+        settings: Settings of excitation backprop.
+        module: The module that runs, if any. Messages name its layers.
+        copied: Whether to keep copies of all tensors needed later.
     """
     return Signals(settings, RULES, GATES, rectifies, module, copied=copied)
 
@@ -197,19 +202,19 @@ def run(
     *,
     stop: Stop | None = None,
 ) -> Run:
-    """Return a forward pass with rules in its graph.
+    """Run a model with rules in its graph.
 
     Args:
         forward: The model, or a function of its arguments that returns one tensor.
         inputs: Tensors (N, ...), which the model may modify.
-        additional: Further arguments, which take no share.
-        mode: A new one from :func:`signals`.
-        stop: Where to stop, the inputs if None.
+        additional: Further arguments; they get no share.
+        mode: A new mode from :func:`signals`.
+        stop: The layer to stop at; the inputs if None.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
-        TypeError: If inputs to stop at are no floating-point tensors.
-        ValueError: If what to stop at has no row for each example. Of several tensors those that have one are taken.
+        TypeError: If the inputs to stop at are not floating-point tensors.
+        ValueError: If no tensor to stop at has a row for each example.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
@@ -225,25 +230,26 @@ def run(
             output = forward(*given, *additional)
     if stop is not None and not leaves:
         raise LayerNotReachedError(
-            f"expected the forward pass to call layer {stop.name!r} with a floating-point tensor, but it never did; "
-            "choose a layer that runs for these inputs"
+            f"the forward pass did not call layer {stop.name!r} with a floating-point tensor; choose a layer that runs "
+            "for these inputs"
         )
     if not isinstance(output, Tensor) or output.dim() == 0:
-        kind = "a number for all examples" if isinstance(output, Tensor) else type(output).__name__
+        kind = "one number for all examples" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise TypeError(
-            f"expected a model that returns one tensor with a row for each example, got {kind}; wrap it in a module "
-            "that picks the tensor to explain"
+            f"the model returns {kind} instead of one tensor with a row for each example; wrap it in a module that "
+            "picks the tensor to explain"
         )
     rows = tuple(leaf for leaf in leaves if leaf.dim() > 0 and len(leaf) == len(output))
     if not rows:
         raise ValueError(
-            f"expected a layer with a row for each of {len(output)} examples, got {[tuple(x.shape) for x in leaves]}; "
-            "stop at another one"
+            f"the layer to stop at has outputs of shape {[tuple(x.shape) for x in leaves]}, without a row for each of "
+            f"{len(output)} examples; stop at another layer"
         )
     known = mode.signal(output)
     mode.forget()
     is_cut = known is not None and known.source == calls[0]
-    return Run(output.detach(), Graph(output), rows, is_cut, mode)
+    graph = Graph(output)
+    return Run(output.detach(), graph, rows, is_cut, mode, skipped_cells(graph.nodes))
 
 
 def propagate(
@@ -257,23 +263,23 @@ def propagate(
     stop: Stop | None = None,
     tolerance: float = 1e-3,
 ) -> tuple[Run, Winners]:
-    """Return a forward pass and the winning probabilities for a prior, leaving model and inputs as they are.
+    """Run a model and compute the winning probabilities for a prior; leave model and inputs unchanged.
 
     Args:
         forward: The model, or a function of its arguments that returns one tensor.
         inputs: Tensors (N, ...).
-        additional: Further arguments, which take no share.
-        settings: Choices of the method.
-        prior: Returns the probabilities (K, N, ...) of the output.
+        additional: Further arguments; they get no share.
+        settings: Settings of excitation backprop.
+        prior: Function from the output to its probabilities (K, N, ...).
         module: The module that runs, if any.
-        stop: Where to stop, the inputs if None.
-        tolerance: How much probability may be lost without a warning. Rounding loses less, also in half precision.
+        stop: The layer to stop at; the inputs if None.
+        tolerance: Probability that may be lost without a warning. Rounding loses less, even in half precision.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer to stop at.
-        TypeError: If inputs to stop at are no floating-point tensors.
-        UnsupportedOperationError: If an operation cannot be seen, or has no rule where rules are strict.
-        ValueError: If the target does not depend on the leaves, or there is nothing to contrast with.
+        TypeError: If the inputs to stop at are not floating-point tensors.
+        UnsupportedOperationError: If an operation cannot be seen, or has no rule and ``strict`` is set.
+        ValueError: If the target does not depend on the leaves, or no layer has weights to contrast.
     """
 
     def ran(copied: bool) -> tuple[Run, Winners]:
@@ -287,7 +293,7 @@ def propagate(
         try:
             done, winners = ran(copied=False)
         except OverwrittenError:
-            # The model overwrites what shares are computed from, as models may that are not trained.
+            # The model overwrites tensors that shares are computed from. Models that are not in training may do this.
             done, winners = ran(copied=True)
     if done.is_cut:
         _warn_of_loss(winners.lost, tolerance)
@@ -298,35 +304,35 @@ def propagate(
 
 @contextmanager
 def _at_rest(module: nn.Module | None) -> Iterator[None]:
-    """Keeps a module as it is, evaluating and not compiled."""
+    """Keep a module unchanged, in evaluation mode and not compiled."""
     with nullcontext() if module is None else untouched(module), eager():
         yield
 
 
 def refuse_scripted(forward: Any) -> None:
-    """Raise where a model, or part of it, does not run as Python code.
+    """Raise if a model, or a part of it, does not run as Python code.
 
     Args:
         forward: The model, or a function.
 
     Raises:
-        TypeError: If it is scripted or traced, or has a part that is.
+        TypeError: If the model, or a part of it, is scripted or traced.
     """
     parts = unwrap(forward).modules() if isinstance(forward, nn.Module) else [forward]
     for part in parts:
         if isinstance(part, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise TypeError(
-                f"expected a model that runs as Python code, got one with a {type(part).__name__}, whose operations "
-                "cannot be seen; use the module or function that was scripted or traced"
+                f"excitation backprop needs a model that runs as Python code, and cannot see operations of a "
+                f"{type(part).__name__}; use the module or function that was scripted or traced"
             )
 
 
 def one_hot(output: Tensor, target: Any) -> Tensor:
-    """Return probability 1 on each example's target, (N, ...).
+    """Put probability 1 on the target of each example, (N, ...).
 
     Args:
         output: Output of the model (N, ...).
-        target: As everywhere in Captum.
+        target: The target, as everywhere in Captum.
 
     Example:
         >>> one_hot(torch.zeros(2, 3), [0, 2])
@@ -342,32 +348,33 @@ def one_hot(output: Tensor, target: Any) -> Tensor:
 
 
 def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
+    """Warn where more probability than the tolerance is lost."""
     worst = float(lost.flatten()[lost.abs().argmax()]) if lost.numel() else 0.0
     if abs(worst) > tolerance:
         warnings.warn(
-            f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive: some "
-            "was lost to neurons without an active child, to constants such as a class token, or to operations without "
-            "a rule. Stop at a later layer, or ask for the loss of each example with return_convergence_delta=True",
+            f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive. The "
+            "rest was lost at neurons without an active child, at constants such as a class token, or at operations "
+            "without a rule. Stop at a later layer, or get the loss of each example with return_convergence_delta=True",
             stacklevel=5,
         )
 
 
 def _warn_of_cancelling(p: Sequence[Tensor]) -> None:
-    """Warn where shares of opposite signs are much larger than the probability that they share out."""
+    """Warn where shares of opposite signs are much larger than the probability that they divide."""
     size = _mass([one.abs() for one in p])
     most = float(size.amax()) if size.numel() else 0.0
     if most > _CANCELLING:
         warnings.warn(
             f"winning probabilities of opposite signs cancel: their absolute values sum to {most:.3g} in one example, "
-            "and the probability to share out is 1. Sums of nearly opposite terms do this, as f(a) - f(b) in Siamese "
-            "networks, and sometimes residual sums. Pass add='excitatory', or stop at a layer behind such sums",
+            "but they divide a probability of 1. Sums of nearly opposite terms cause this, such as f(a) - f(b) in "
+            "Siamese networks, and sometimes residual sums. Pass add='excitatory', or stop at a layer behind them",
             stacklevel=5,
         )
 
 
 @contextmanager
 def _stopping(mode: Signals, stop: Stop, leaves: list[Tensor], calls: list[int]) -> Iterator[None]:
-    """Cuts the graph at a layer, at its last call, and puts its leaves into a list."""
+    """Cut the graph at the last call of a layer, and put its leaves into a list."""
     thread = threading.get_ident()
 
     def cut(value: Any) -> Any:

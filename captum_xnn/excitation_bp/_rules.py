@@ -1,16 +1,22 @@
 """The rule of each function that a model may call.
 
-- Affine operations (linear, convolutions, products with a constant) share among their inputs by excitatory weights.
-- Averages (pooling, mean, sum, resizing) share by their own positive weights. Bicubic ones, some of which are negative,
-  have no rule.
-- Activations, dropout, and normalisation with fixed statistics have one input for each output, which takes all.
-  A negative scale that directly follows an affine operation turns that output's weights around.
-- A sum of signals shares in proportion to them, 0 where it is 0; constants take nothing.
-- Choices, as there is no accepted rule: layer, group, instance and RMS norms pass, their statistics taken as constant.
-  A gate is constant, and what it weights takes all; a product of two alike halves. Attention weights are constant:
-  queries and keys take nothing. A quotient belongs to its numerator.
+- Affine operations (linear, convolutions, products with a constant) divide probability among their inputs by excitatory
+  weights.
+- Averages (pooling, mean, sum, resizing) divide it by their own positive weights. Bicubic resizing has negative weights
+  and no rule.
+- Activations, dropout, and normalisation with fixed statistics have one input for each output, and this input gets all.
+  A negative scale directly behind an affine operation flips the sign of that output's weights.
+- A sum of signals divides it in proportion to the signals, and loses it where the sum is 0. Constants get nothing.
 
-Maxima, indexing, reshaping and joining have no entry: their derivative already routes to the right place.
+The other operations have no accepted rule. These are our choices:
+
+- Layer, group, instance and RMS norms pass everything, with their statistics held constant.
+- A gate is constant, and the gated signal gets all. Two gates, or two other signals, get half each. If they differ in
+  size in an elementwise product, the smaller factor is the gate.
+- Attention weights are constant: queries and keys get nothing.
+- The numerator of a quotient gets all.
+
+Maxima, indexing, reshaping and joining need no entry: their derivative already routes probability to the right place.
 """
 
 from __future__ import annotations
@@ -25,43 +31,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_xnn.excitation_bp._shares import (
-    Attention,
-    Convolution,
-    Kept,
-    Linear,
-    Product,
-    accurate,
-    guarded,
-    unbroadcast,
-)
+from captum_xnn.excitation_bp._kept import Kept
+from captum_xnn.excitation_bp._operations import Attention, Convolution, Linear, Product
+from captum_xnn.excitation_bp._shares import accurate, guarded, unbroadcast
 from captum_xnn.excitation_bp._signals import Call, Rule, Signals, tensors_in
 
 __all__ = ["GATES", "RULES", "rectifies"]
 
 
 def _passing(mode: Signals, call: Call) -> Any:
-    """One input for each output."""
+    """Pass everything to the one input of each output."""
     x = call.args[0] if call.args else next(iter(call.kwargs.values()))
     if not mode.carries(x):
         return NotImplemented
     affine = mode.fresh(x)
     if affine is None or _in_place(call, x) or len(tensors_in(call.args) + tensors_in(call.kwargs)) > 1:
         return _passed(mode, call, x)
-    # Straight to the operation's input: one node does for both.
+    # Go straight to the input of the affine operation, so that one node serves both.
     return mode.apply_affine(call, affine, activated=True)
 
 
 def _in_place(call: Call, x: Tensor) -> bool:
-    """Whether a function overwrites x, its first argument."""
+    """Whether a function overwrites its first argument x."""
     name = getattr(call.function, "__name__", "")
     named_so = call.function in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
     return bool(call.args) and call.args[0] is x and (named_so or call.kwargs.get("inplace") is True)
 
 
 def _passed(mode: Signals, call: Call, x: Tensor) -> Tensor:
+    """Compute a call whose probability all goes to the signal x."""
     if _in_place(call, x):
-        # What x wins goes where it went before.
+        # The probability of x keeps its way down.
         with torch.no_grad():
             call.function(x.detach(), *call.args[1:], **call.kwargs)
         return x
@@ -72,7 +72,7 @@ def _passed(mode: Signals, call: Call, x: Tensor) -> Tensor:
 def _dropout(mode: Signals, call: Call) -> Any:
     named = call.named("input", "p", "training", "inplace")
     active = named.get("training", True) and named.get("p", 0.5) > 0
-    # Without effect it returns its input, which no rule must stand in the way of.
+    # Dropout without effect returns its input, and needs no rule.
     return _passing(mode, call) if active else NotImplemented
 
 
@@ -122,7 +122,7 @@ def _convolution(mode: Signals, call: Call, *, names: tuple[str, ...]) -> Any:
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:
-    """Return one number for each spatial dimension."""
+    """Repeat a number for each spatial dimension."""
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return values * dims if len(values) == 1 else values
 
@@ -130,7 +130,7 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
 def _string_padding(
     padding: str, kernel: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the padding before and behind each dimension."""
+    """Compute the padding before and behind each dimension."""
     if padding == "valid":
         return (0,) * len(kernel), (0,) * len(kernel)
     total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -139,14 +139,14 @@ def _string_padding(
 
 
 def _averaging(mode: Signals, call: Call) -> Any:
-    """Pooling, mean, sum and resizing, of which autograd knows the transposed."""
+    """Divide by the weights of pooling, mean, sum or resizing; autograd computes the transposed operation."""
     x = call.args[0] if call.args else call.kwargs.get("input")
     bicubic = any(isinstance(v, str) and v == "bicubic" for v in (*call.args, *call.kwargs.values()))
     if not isinstance(x, Tensor) or not mode.carries(x) or bicubic:
         return NotImplemented
     a = accurate(x.detach())
     a = a.clone() if mode.settings.negative == "raw" else a.clamp(min=0)
-    factor = a.detach()  # a itself becomes the result, and a node that holds its own result is never freed
+    factor = a.detach()  # a itself becomes the result of a node, and a node that holds its own result is never freed
     active = mode.apply(lambda: a, lambda p: (p * factor,), x)
     with torch.autocast(x.device.type, enabled=False):
         rest = {k: v for k, v in call.kwargs.items() if k != "input"}
@@ -158,13 +158,13 @@ def _averaging(mode: Signals, call: Call) -> Any:
 
 @dataclass(frozen=True)
 class _Multiply:
-    """A product of two factors, and its transposed for either of them."""
+    """A product of two factors, and the transposed product for either factor."""
 
-    forth: Callable[[Tensor, Tensor], Tensor]
-    back_left: Callable[[Tensor, Tensor], Tensor]
-    """Takes the product's and the right factor."""
-    back_right: Callable[[Tensor, Tensor], Tensor]
-    """Takes the product's and the left factor."""
+    forward: Callable[[Tensor, Tensor], Tensor]
+    transposed_left: Callable[[Tensor, Tensor], Tensor]
+    """Function of s, in the product's shape, and the right factor."""
+    transposed_right: Callable[[Tensor, Tensor], Tensor]
+    """Function of s, in the product's shape, and the left factor."""
     is_matrix: bool = False
 
 
@@ -172,13 +172,13 @@ _MATMUL = _Multiply(torch.matmul, lambda s, right: s @ right.mT, lambda s, left:
 
 
 def _product(mode: Signals, call: Call) -> Any:
-    """Matrix products: with a constant they are affine, and so they are with attention weights."""
+    """Matrix product. With a constant factor, or with attention weights, it is affine in the other factor."""
     left, right = call.args[:2]
     return _factors(mode, call, left, right, _MATMUL) if min(left.dim(), right.dim()) > 1 else NotImplemented
 
 
 def _added_product(mode: Signals, call: Call) -> Any:
-    """Products with something added, which is a bias."""
+    """Matrix product plus a bias."""
     bias, left, right = call.args[:3]
     if mode.signal(bias) or call.kwargs.get("alpha", 1) <= 0:
         return NotImplemented
@@ -193,7 +193,7 @@ def _einsum(mode: Signals, call: Call) -> Any:
         return NotImplemented
     inputs, _, out = equation.replace(" ", "").partition("->")
     one, other = inputs.split(",")
-    # Each index stands for one dimension of one factor and of something else, or there is no transposed of this form.
+    # Each index must occur once per term and in two terms, or the transposed product is no einsum of two factors.
     repeated = any(len(set(part)) < len(part) for part in (one, other, out))
     if repeated or set(one) - set(other + out) or set(other) - set(one + out):
         return NotImplemented
@@ -206,6 +206,7 @@ def _einsum(mode: Signals, call: Call) -> Any:
 
 
 def _factors(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _Multiply) -> Any:
+    """Choose the factor that gets the probability; the other factor acts as weights."""
     known = mode.signal(left), mode.signal(right)
     if known[0] and known[1] and known[0].gate == known[1].gate:
         return _halved(mode, call, left, right, multiply)
@@ -215,21 +216,21 @@ def _factors(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _
         return NotImplemented
     if known[0] and known[1] and bool((weight >= 0).all()):
         side = _side(mode.keep(x), weight.detach(), multiply, signal_is_left)
-        return mode.apply_affine(call, Attention(side.a, lambda: side.weight, side.forth, side.back))
+        return mode.apply_affine(call, Attention(side.a, lambda: side.weight, side.forward, side.transposed))
     if multiply.is_matrix and signal_is_left and right.dim() == 2:
         return mode.apply_affine(call, Linear(mode.keep(x), weight.detach().T))
     return mode.apply_affine(call, _side(mode.keep(x), weight.detach(), multiply, signal_is_left))
 
 
 def _side(x: Kept, weight: Tensor, multiply: _Multiply, is_left: bool) -> Product:
-    """Return a product with one of its factors as the weights."""
+    """Write a product as an operation on x, with the other factor as weights."""
     if is_left:
-        return Product(x, weight, forth=multiply.forth, back=multiply.back_left)
-    return Product(x, weight, forth=lambda a, w: multiply.forth(w, a), back=multiply.back_right)
+        return Product(x, weight, forward=multiply.forward, transposed=multiply.transposed_left)
+    return Product(x, weight, forward=lambda a, w: multiply.forward(w, a), transposed=multiply.transposed_right)
 
 
 def _halved(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _Multiply) -> Tensor:
-    """Product of two non-gate signals: split equally. Each half uses the other signal as weights."""
+    """Give each factor half. Each half is divided with the other factor as weights."""
     sides = (
         _side(mode.keep(left), right.detach(), multiply, True),
         _side(mode.keep(right), left.detach(), multiply, False),
@@ -274,19 +275,19 @@ def _adding(mode: Signals, call: Call, *, subtracting: bool = False) -> Any:
     signals = [x for x in (a, b) if mode.signal(x)]
     if len(signals) == 1:
         if isinstance(a, Tensor) and a is not signals[0] and call.function in _IN_PLACE:
-            shape = b.shape  # written into a constant, which is part of the graph from now on
+            shape = b.shape  # a signal written into a constant makes the constant a part of the graph
             return mode.apply(call, lambda p: (None, unbroadcast(p, shape)), a, b)
         turned = signals[0] is b and factor < 0
         return _scaled(mode, call, signals[0], -1 if turned else 1)
-    return _shared(mode, call, a, b, factor)
+    return _adding_signals(mode, call, a, b, factor)
 
 
-# Mean absolute share of a term above which a sum is said to cancel; without cancelling it is at most 1.
+# A sum cancels if the mean absolute share of a term is above this; without cancelling it is at most 1.
 _LARGE = 1.5
 
 
-def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """A sum of two signals."""
+def _adding_signals(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """Divide in proportion to the two terms of a sum."""
     shares: list[Tensor] = []
     excitatory = mode.settings.add == "excitatory"
 
@@ -298,7 +299,7 @@ def _shared(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: float) -> T
             terms = [t.clamp(min=0) for t in terms]
         total = terms[0] + terms[1]
         share = terms[0] / total
-        # The other share is 1 less this one, unless some sum is 0. This runs for every block of a ResNet.
+        # The other share is 1 minus this share, unless some sum is 0. This runs for every block of a ResNet.
         size = float(torch.linalg.vector_norm(share, 1))
         mode.cancels |= size > _LARGE * share.numel()
         if math.isfinite(size):
@@ -349,7 +350,7 @@ def _dividing(mode: Signals, call: Call) -> Any:
 
 
 def _scaled(mode: Signals, call: Call, x: Tensor, factor: Any) -> Any:
-    """A signal times a constant: passed on, but a negative factor turns the operation below it around."""
+    """Pass everything to a signal times a constant; a negative factor flips the affine operation directly below it."""
     if not mode.carries(x):
         return NotImplemented
     affine = None if mode.settings.batch_norm == "pass" else mode.fresh(x)
@@ -384,7 +385,7 @@ def _negating(mode: Signals, call: Call) -> Any:
 
 
 def _subtracting_from(mode: Signals, call: Call) -> Any:
-    """A constant less a signal."""
+    """Pass everything to the signal in a constant minus a signal."""
     x, other = call.args[:2]
     if mode.signal(other) or not mode.signal(x) or call.kwargs.get("alpha", 1) <= 0:
         return NotImplemented
@@ -402,12 +403,12 @@ def _gated_linear_unit(mode: Signals, call: Call) -> Any:
 
 
 def _functions(*names: str, owners: Iterable[Any] = (torch, Tensor, F, torch._C._nn)) -> list[Any]:
-    """Return all functions of these names, wherever torch keeps them; older versions lack some."""
+    """Collect the functions of these names from all places where torch keeps them; older versions lack some."""
     return [getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)]
 
 
 def _both(*names: str) -> list[str]:
-    """Return the names with those of the in-place forms."""
+    """Add the names of the in-place forms."""
     return [n for name in names for n in (name, f"{name}_")]
 
 
@@ -522,13 +523,13 @@ RULES: dict[Any, Rule] = _table(
     (partial(_batch_norm, names=("input", "weight")), [torch.batch_norm]),
     (_gated_linear_unit, _functions("glu")),
 )
-"""Rules by function, as the mode meets them."""
+"""The rule of each function."""
 
 GATES = frozenset(_functions(*_both(*_GATES)))
-"""Functions whose results weight others."""
+"""Functions whose results weight other signals."""
 
 _RECTIFIERS = frozenset(_functions(*_both("relu", "relu6", "sigmoid", "hardsigmoid"), "softmax"))
-# Clamping functions, with the place of their lower bound and its name.
+# Clamping functions, with the name of their lower bound.
 _CLAMPS = {
     **dict.fromkeys(_functions(*_both("clamp", "clip", "clamp_min")), "min"),
     **dict.fromkeys(_functions(*_both("hardtanh")), "min_val"),
@@ -536,10 +537,10 @@ _CLAMPS = {
 
 
 def rectifies(call: Call) -> bool:
-    """Return whether a function's results are never negative.
+    """Whether the results of a call are never negative.
 
     Args:
-        call: The function, with its arguments.
+        call: A function with its arguments.
 
     Example:
         >>> rectifies(Call(torch.relu, (), {})), rectifies(Call(F.hardtanh, (torch.zeros(1), 0, 6), {}))

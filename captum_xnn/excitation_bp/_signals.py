@@ -1,13 +1,13 @@
-r"""A forward pass in which every operation gets its rule for handing probability down.
+r"""A forward pass that records, for each operation, the rule by which it hands probability down.
 
-The model runs as it is, under a mode that sees each function it calls. Where a function has a rule, its result is put
-into autograd's graph with that rule in place of the derivative, and probability goes down the graph as gradients would.
-Functions without a rule of their own run as they are, and autograd's graph tells later
-(:mod:`captum_xnn.excitation_bp._graph`) whether their derivative only routes, as that of indexing does.
+The model runs unchanged, under a mode that sees each function that the model calls. If a function has a rule,
+autograd's graph gets that rule in place of the derivative. Probability then goes down the graph as gradients would. A
+function without a rule keeps its derivative. :mod:`captum_xnn.excitation_bp._graph` later checks in autograd's graph
+whether this derivative only routes, as the derivative of indexing does.
 
-A *signal* is a tensor that was computed from the model's inputs; all others are constants, such as weights, masks and
-position tables, and take no share. The layer to stop at is cut off: its output becomes a leaf of the graph. Above it
-signals *carry* probability; below it, and beside it, nothing is recorded.
+A *signal* is a tensor computed from the model's inputs. All other tensors are constants, such as weights, masks and
+position tables, and get no share. The output of the layer to stop at becomes a leaf of the graph. Signals above the
+leaf *carry* probability. Below it, and beside it, nothing is recorded.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_xnn.excitation_bp._shares import Affine, Descent, Kept, Negative, Weighted
+from captum_xnn.excitation_bp._kept import Kept
+from captum_xnn.excitation_bp._settings import Settings
+from captum_xnn.excitation_bp._shares import Affine, Descent, Weighted
 
 __all__ = [
     "LABEL",
@@ -32,7 +34,6 @@ __all__ = [
     "Call",
     "Rule",
     "RuleNode",
-    "Settings",
     "Signal",
     "Signals",
     "has_rule",
@@ -42,13 +43,13 @@ __all__ = [
 ]
 
 LABEL = "captum_xnn"
-"""Key in the metadata of autograd's nodes under which the operation and its module are named."""
+"""Key in the metadata of autograd's nodes. Its value names the operation and its module."""
 
 Back = Callable[[Sequence[Tensor]], Sequence[Sequence[Tensor | None]]]
-"""Return the probabilities of an operation's signals for each target, from those of its output."""
+"""A function from the probabilities of an operation's output to those of its signals, for each target."""
 
-# Nodes of autograd's graph whose derivative hands probability down rightly: copies, selections, rearrangements, and
-# maxima, whose winner takes all.
+# Nodes of autograd's graph whose derivative is the right rule: copies, selections, rearrangements, and maxima, whose
+# winner takes all.
 # fmt: off
 ROUTES = frozenset(
     {
@@ -82,7 +83,7 @@ def route_name(node: Any) -> str:
 
 
 def is_route(node: Any) -> bool:
-    """Return whether the derivative of a node of autograd's graph hands probability down rightly.
+    """Whether the derivative of a node of autograd's graph is the right rule for probability.
 
     Args:
         node: What ``grad_fn`` holds.
@@ -96,45 +97,19 @@ def is_route(node: Any) -> bool:
     return name in ROUTES or (name == "IndexPut" and not node._saved_accumulate)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How probability is handed down where the method leaves a choice."""
-
-    contrastive: bool = True
-    negative: Negative = "excitatory"
-    add: Literal["signed", "excitatory"] = "signed"
-    batch_norm: Literal["sign", "pass"] = "sign"
-    strict: bool = False
-
-    def checked(self) -> Settings:
-        """Return these settings.
-
-        Raises:
-            ValueError: If one of them is none of its choices.
-        """
-        for name, allowed in get_type_hints(Settings).items():
-            choices = get_args(allowed)
-            if choices and getattr(self, name) not in choices:
-                raise ValueError(
-                    f"expected {name} to be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}; "
-                    "see the documentation of ExcitationBP"
-                )
-        return self
-
-
 class Signal(NamedTuple):
-    """What is known of a tensor that was computed from the inputs."""
+    """Facts about a tensor computed from the inputs."""
 
     source: int
-    """0 where some of it comes from the inputs beside the layer to stop at, else the number of that layer's call."""
+    """0 if some path from the inputs bypasses the layer to stop at, else the number of that layer's call."""
     gate: bool = False
-    """Whether it weights others, as what comes out of a sigmoid or softmax does."""
+    """Whether the tensor weights other signals, as the output of a sigmoid or softmax does."""
     affine: Weighted | None = None
-    """The operation of which it is the output, but for positive factors and what is added."""
+    """The operation with this output, up to positive factors and added constants."""
     is_positive: bool = False
-    """Whether it is known to have no negative elements."""
+    """Whether the tensor is known to have no negative elements."""
     version: int = 0
-    """Of the tensor when this was known."""
+    """Version of the tensor at which these facts hold."""
 
 
 class RuleNode(torch.autograd.Function):
@@ -145,7 +120,7 @@ class RuleNode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Callable[[], Tensor], back: Back, affine: Affine | None, *signals: Tensor) -> Tensor:
-        """Return the value, a function of the signals."""
+        """Compute the value, a function of the signals."""
         ctx.back, ctx.affine = back, affine
         versions = [x._version for x in signals]
         y = value()
@@ -158,12 +133,12 @@ class RuleNode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, p: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the probabilities of the signals, for an operation on part of a tensor in place."""
+        """Compute the probabilities of the signals; autograd calls this for in-place operations on part of a tensor."""
         return None, None, None, *ctx.back([p])[0]
 
 
 def has_rule(node: Any) -> bool:
-    """Return whether a node of autograd's graph hands probability down by a rule.
+    """Whether a node of autograd's graph hands probability down by a rule.
 
     Args:
         node: What ``grad_fn`` holds.
@@ -183,7 +158,7 @@ class Call:
     kwargs: dict[str, Any]
 
     def __call__(self) -> Any:
-        """Return what the function returns."""
+        """Call the function."""
         return self.function(*self.args, **self.kwargs)
 
     def named(self, *names: str) -> dict[str, Any]:
@@ -196,10 +171,10 @@ class Call:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dicts.
+    """List the tensors in nested lists, tuples and dicts.
 
     Args:
-        values: Anything.
+        values: Any value.
 
     Example:
         >>> len(tensors_in([torch.zeros(1), {"x": (torch.ones(1), 2)}]))
@@ -209,7 +184,7 @@ def tensors_in(values: Any) -> list[Tensor]:
         return [values]
     found: list[Tensor] = []
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ():
-        # Most arguments are numbers, of which none is looked into. This runs for every call of the model.
+        # Skip numbers, which most arguments are: this runs for every call of the model.
         kind = type(value)
         if kind is Tensor or kind is nn.Parameter:
             found.append(value)
@@ -219,12 +194,12 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def _results(call: Call, y: Any) -> list[Tensor]:
-    """Return the tensors that a call returned or, as ``x[i] = y`` does, wrote to."""
+    """List the tensors that a call returned; for ``x[i] = y``, the tensor that it wrote to."""
     return tensors_in(call.args[:1] if call.function is Tensor.__setitem__ else y)
 
 
 class _Known:
-    """What is known of tensors, by identity, as long as they live. A WeakKeyDictionary takes ten times as long."""
+    """Signals by identity, as long as the tensors live. A WeakKeyDictionary takes ten times as long."""
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[Tensor], Signal]] = {}
@@ -242,12 +217,12 @@ class Signals(TorchFunctionMode):
     """The mode under which a model runs.
 
     Args:
-        settings: Choices of the method.
-        rules: Rules by function; a rule may return NotImplemented, which is as if there were none.
-        gates: Functions whose results weight others.
-        rectifies: Whether the results of a call are never negative.
-        module: The model, whose layers messages name.
-        copied: Whether to keep copies of all that shares are computed from, for models that overwrite it.
+        settings: Settings of excitation backprop.
+        rules: Rules by function. A rule that returns NotImplemented counts as no rule.
+        gates: Functions whose results weight other signals.
+        rectifies: Function that says whether the results of a call are never negative.
+        module: The model. Messages name its layers.
+        copied: Whether to copy the tensors that shares are computed from, for models that overwrite them.
     """
 
     def __init__(
@@ -264,14 +239,14 @@ class Signals(TorchFunctionMode):
         self.settings = settings
         self.descent = Descent(settings.negative)
         self.cancels = False
-        """Whether the model has sums of terms that nearly cancel, whose signed shares are large."""
+        """Whether the model has sums of nearly cancelling terms, which have large signed shares."""
         self._rules, self._gates, self._rectifies = rules, gates, rectifies
         self._module, self._copied = module, copied
         self._known = _Known()
         self._opened: list[Any] = []
 
     def leaf(self, tensor: Tensor, source: int) -> tuple[Tensor, Tensor]:
-        """Return a leaf of the graph with the tensor's values, and the tensor that replaces it in the model.
+        """Make a leaf of the graph with the tensor's values; return it and the tensor that replaces it in the model.
 
         Args:
             tensor: An input, or the output of the layer to stop at.
@@ -279,16 +254,16 @@ class Signals(TorchFunctionMode):
         """
         leaf = tensor.detach().requires_grad_()
         with torch.enable_grad():
-            given = leaf.clone()  # what the model may modify in place
+            given = leaf.clone()  # a copy that the model may modify in place
         self._known[given] = Signal(source)
         return leaf, given
 
     def forget(self) -> None:
-        """Drops what is known of tensors, and the tensors that this keeps alive."""
+        """Forget all signals, and free the tensors that they keep alive."""
         self._known = _Known()
 
     def mark(self, tensor: Tensor) -> Tensor:
-        """Return an input, which is a signal from now on.
+        """Mark an input as a signal, and return it.
 
         Args:
             tensor: An input of the model.
@@ -297,7 +272,7 @@ class Signals(TorchFunctionMode):
         return tensor
 
     def carries(self, value: Any) -> bool:
-        """Return whether a value is a signal that probability can be handed to.
+        """Whether a value is a signal that carries probability.
 
         Args:
             value: Any argument of a function.
@@ -305,7 +280,7 @@ class Signals(TorchFunctionMode):
         return isinstance(value, Tensor) and value.requires_grad and self._known.get(value) is not None
 
     def signal(self, value: Any) -> Signal | None:
-        """Return what is known of a value, if it is a signal.
+        """Return the facts about a value; None if it is not a signal.
 
         Args:
             value: Any argument of a function.
@@ -313,7 +288,7 @@ class Signals(TorchFunctionMode):
         return self._known.get(value) if isinstance(value, Tensor) else None
 
     def keep(self, tensor: Tensor) -> Kept:
-        """Return a tensor kept for computing shares.
+        """Keep a tensor, to compute shares from it later.
 
         Args:
             tensor: An argument of a function.
@@ -321,7 +296,7 @@ class Signals(TorchFunctionMode):
         return Kept(tensor, copied=self._copied, is_positive=self.is_positive(tensor))
 
     def is_positive(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is known to have no negative elements, whatever the input.
+        """Whether a tensor is known to have no negative elements for any input.
 
         Args:
             tensor: Any tensor of the forward pass.
@@ -330,10 +305,10 @@ class Signals(TorchFunctionMode):
         return known is not None and known.is_positive and known.version == tensor._version
 
     def follow(self, tensor: Tensor, signal: Tensor) -> None:
-        """Takes a tensor for a signal, as another one is of which a rule computed it.
+        """Mark a tensor that a rule computed from a signal as a signal too.
 
         Args:
-            tensor: Part of the signal, or its copy.
+            tensor: A part of the signal, or its copy.
             signal: The signal.
         """
         known = self._known.get(signal)
@@ -341,7 +316,7 @@ class Signals(TorchFunctionMode):
         self._known[tensor] = Signal(known.source, known.gate)
 
     def fresh(self, y: Tensor) -> Weighted | None:
-        """Return the weighted operation of which y is the output, if y and the operation's input are as they were.
+        """Return the weighted operation with output y; None if y or the operation's input has been overwritten.
 
         Args:
             y: A signal.
@@ -354,37 +329,38 @@ class Signals(TorchFunctionMode):
     def apply(
         self, value: Callable[[], Tensor], back: Callable[[Tensor], Sequence[Tensor | None]], *signals: Tensor
     ) -> Tensor:
-        """Return a value that hands probability down to signals by a rule.
+        """Compute a value that hands probability down to signals by a rule.
 
         Args:
-            value: Computes it.
-            back: Returns the probabilities of the signals from that of the value.
-            signals: What it is computed from.
+            value: Function that computes the value.
+            back: Function from the probability of the value to those of the signals.
+            signals: The signals that the value is computed from.
         """
         return self.apply_at_once(value, lambda p: [back(one) for one in p], *signals)
 
     def apply_at_once(self, value: Callable[[], Tensor], back: Back, *signals: Tensor) -> Tensor:
-        """Return a value that hands probability down to signals by a rule for all targets at once.
+        """Compute a value that hands probability down to signals by a rule for all targets at once.
 
         Args:
-            value: Computes it.
-            back: Returns the probabilities of the signals for each target.
-            signals: What it is computed from.
+            value: Function that computes the value.
+            back: Function from the probabilities of the value, for each target, to those of the signals.
+            signals: The signals that the value is computed from.
         """
         return RuleNode.apply(value, back, None, *signals)  # type: ignore[no-any-return,no-untyped-call]
 
     def apply_affine(
         self, value: Callable[[], Tensor], affine: Affine, *besides: Tensor, activated: bool = False
     ) -> Tensor:
-        """Return the value of an affine operation, which hands probability down to its input.
+        """Compute the value of an affine operation, which hands probability down to its input.
 
         Args:
-            value: Computes it.
+            value: Function that computes the value.
             affine: The operation.
-            besides: Signals that it may modify, which take nothing.
-            activated: Whether an activation has made the value, so that no later scale belongs to the operation.
+            besides: Signals that the operation may modify; they get no share.
+            activated: Whether the value is the output of an activation, so that a later scale does not belong to the
+                operation.
         """
-        # Not this mode itself: it knows tensors that hold this node, and nothing would free them.
+        # The closure must not hold this mode, which holds tensors that hold this node: nothing would free them.
         descent, nothing = self.descent, (None,) * len(besides)
 
         def back(p: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
@@ -396,7 +372,7 @@ class Signals(TorchFunctionMode):
         return y
 
     def attach(self, y: Tensor, affine: Weighted) -> None:
-        """Takes a signal for the output of a weighted operation, up to positive factors and what is added.
+        """Mark a signal as the output of a weighted operation, up to positive factors and added constants.
 
         Args:
             y: The signal.
@@ -408,7 +384,7 @@ class Signals(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return what the function returns, with its rule in the graph."""
+        """Call the function, with its rule in the graph."""
         call = Call(func, args, kwargs or {})
         given, signals = [], []
         for x in tensors_in(args) + tensors_in(kwargs) if kwargs else tensors_in(args):
@@ -433,7 +409,7 @@ class Signals(TorchFunctionMode):
         return y
 
     def _ruled(self, call: Call, types: Any, given: Sequence[Tensor]) -> Any:
-        """Return what a function of signals returns, with its rule, or else its derivative, in the graph."""
+        """Call a function of signals, with its rule in the graph, or else its derivative."""
         rule = self._rules.get(call.function)
         y = NotImplemented if rule is None else rule(self, call)
         if y is NotImplemented:
@@ -443,7 +419,7 @@ class Signals(TorchFunctionMode):
         return y
 
     def _open(self, call: Call, types: Any) -> Any:
-        """Return what a function returns, run under this mode again where it is written in Python."""
+        """Call a function under this mode again, so that the mode sees inside functions written in Python."""
         if call.function in self._opened or _redispatch is None:
             return call()
         self._opened.append(call.function)
@@ -454,7 +430,7 @@ class Signals(TorchFunctionMode):
             self._opened.pop()
 
     def _note(self, results: Sequence[Tensor], source: int, gate: bool, is_positive: bool) -> None:
-        """Takes down what is known of a function's results."""
+        """Record the facts about the results of a function."""
         for result in results:
             version, known = result._version, self._known.get(result)
             if known is not None:
@@ -464,20 +440,20 @@ class Signals(TorchFunctionMode):
             self._known[result] = Signal(source, gate, None, is_positive, version)
             base = result._base
             if base is not None and self._known.get(base) is None:
-                self._known[base] = Signal(source)  # a constant, part of which was overwritten
+                self._known[base] = Signal(source)  # a constant with an overwritten part
 
     def vouch(self, y: Tensor, x: Tensor) -> None:
-        """Takes the derivative of y by x, two tensors of a rule, for part of that rule.
+        """Mark the derivative of y by x, both computed in a rule, as a part of that rule.
 
         Args:
-            y: What a rule computed from x.
+            y: Tensor that the rule computed from x.
             x: The tensor.
         """
         for node in _between([y], {x.grad_fn}):
             node.metadata[LABEL] = None
 
     def _label(self, results: Sequence[Tensor], below: set[Any], call: Call) -> None:
-        """Names the nodes of a function that ran with its own derivative, for messages."""
+        """Name the nodes of a function that ran with its own derivative, for messages."""
         nodes = [node for node in _between(results, below) if not is_route(node)]
         if nodes:
             label = getattr(call.function, "__name__", repr(call.function)), self._running()
@@ -501,7 +477,7 @@ class Signals(TorchFunctionMode):
 
 
 def _between(results: Sequence[Tensor], below: set[Any]) -> list[Any]:
-    """Return the nodes of autograd's graph from some results down to other nodes, without rules and these."""
+    """List the nodes of autograd's graph between some results and nodes below them, except nodes with rules."""
     found = []
     todo = [y.grad_fn for y in results]
     while todo:
@@ -513,7 +489,7 @@ def _between(results: Sequence[Tensor], below: set[Any]) -> list[Any]:
     return found
 
 
-# Functions that return elements of their inputs, or averages of them.
+# Functions that return elements or averages of their inputs, so that nonnegative inputs give nonnegative results.
 _KEEP_SIGN = frozenset(
     {
         F.max_pool1d,

@@ -1,15 +1,15 @@
-"""Where to stop on images: which layer's winning probabilities make the map.
+"""Choose the layer to stop at on images: its winning probabilities make the map.
 
-At the pixels maps are grainy, and the first layer's signed inputs need a choice; at the last layers they are coarse.
-The method's authors stop where 224 x 224 pixels have become 14 x 14 cells: at VGG16's fourth pooling layer, at the
-first block of ResNet-50's third stage. :func:`stopping_layer` generalises that: of all layers
+At the pixels maps are grainy, and inputs of either sign need the setting ``negative``. At the last layers maps are
+coarse. The method's authors stop where 224 x 224 pixels have become 14 x 14 cells: at VGG16's fourth pooling layer, at
+the first block of ResNet-50's third stage. :func:`stopping_layer` generalises this. It considers layers
 
 - that every path crosses, so that the probabilities of the map sum to 1,
-- whose output is not negative (after a ReLU, or a pooling of such), where probabilities have their meaning,
-- with at least 14 cells along the shorter side, and at most 16 x 16 pixels to a cell,
+- whose output is not negative, after a ReLU or a pooling of its output, so that the formula holds as it stands,
+- with at least 14 cells along the shorter side, and at most 16 x 16 pixels to a cell.
 
-it takes the first of those with the fewest cells. Where there is none, it gives up the number of cells, and then the
-sign, as in models without ReLU.
+It takes the first of these layers with the fewest cells. If there is no such layer, it drops the condition on cells,
+then the condition on the sign, as in models without ReLU.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from captum_xnn.excitation_bp._graph import cuts, last_weighted, topological
 from captum_xnn.excitation_bp._propagation import run, signals
-from captum_xnn.excitation_bp._signals import Settings
+from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.layers._grid import is_grid
 from captum_xnn.layers._state import eager, untouched
 
 __all__ = ["stopping_layer"]
 
 CELLS = 14
-"""Least cells of a map along its shorter side."""
+"""Smallest number of cells along the shorter side of a map."""
 PIXELS = 16
-"""Most pixels of a cell along each side."""
+"""Largest number of pixels of a cell along each side."""
 
 
 class _Layer(NamedTuple):
@@ -49,13 +49,13 @@ class _Layer(NamedTuple):
 def stopping_layer(
     model: nn.Module, forward: Callable[..., Any], image: Tensor, additional: tuple[Any, ...] = ()
 ) -> str | None:
-    """Return the name of the layer to stop at on images, or None if no layer has feature maps.
+    """Choose the layer to stop at on images, by name; None if no layer has feature maps.
 
     Args:
-        model: A plain module, whose layers may be chosen.
-        forward: It, or what runs it, which returns one tensor.
+        model: A plain module, whose layers are candidates.
+        forward: The model, or a function that runs it and returns one tensor.
         image: One example (1, C, H, W).
-        additional: Further arguments of forward.
+        additional: Further arguments of ``forward``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -71,9 +71,9 @@ def stopping_layer(
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and output.grad_fn is not None:
                 height, width = output.shape[2:]
-                # A black image may leave zeros anywhere.
+                # On a black image any layer may be all zeros.
                 is_positive = mode.is_positive(output) or (float(output.detach().amin()) >= 0 and bool(output.any()))
-                seen.pop(name, None)  # the last call counts, also for the order
+                seen.pop(name, None)  # the last call of a layer counts, also for the order
                 seen[name] = _Layer(name, output.grad_fn, height, width, is_positive)
 
         return note
@@ -91,7 +91,7 @@ def stopping_layer(
         for layer in seen.values()
         if layer.node in crossed
         and is_grid(layer.height, layer.width, image)
-        and last_weighted(topological([layer.node]))  # else it hands the image on
+        and last_weighted(topological([layer.node]))  # without weights before it, the layer only rearranges the image
     ]
     return _choice(layers, image)
 

@@ -1,4 +1,4 @@
-"""From a batch of inputs to its maps: who draws what, put together in the form of the inputs.
+"""Draw the maps of a batch whose examples belong to several networks, and join them in the form of the inputs.
 
 Conventions:
     N examples, K maps of each, (N, K, ...).
@@ -13,26 +13,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.heatmaps._backends import FromCaptum, Heatmap, rows_of_settings
+from captum_xnn.heatmaps._from_captum import FromCaptum
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._forward_args import format_forward_args, format_tensors
 from captum_xnn.layers._stacklevel import levels_up
 
-__all__ = ["Part", "copied", "draw", "in_shape_of", "levels_up", "like"]
+__all__ = ["Part", "copied", "draw", "in_shape_of", "like"]
 
 
 class Part(NamedTuple):
-    """Examples whose maps one network draws."""
+    """Examples with the same explainer, so that one network draws their maps."""
 
     network: ExplanationNetwork
-    """From the model's inputs to what is drawn."""
+    """From the model's inputs to the outputs to draw."""
     features: Sequence[int]
-    """Which of its outputs, K."""
+    """Numbers of the K outputs to draw."""
     rows: list[int]
-    """Which examples."""
+    """Row numbers of the examples."""
     slopes: Tensor | None = None
-    """Of these examples, (n, ...), where the network takes them as its last argument."""
+    """Slopes of these examples, (n, ...), if the network takes them as its last argument."""
 
 
 def draw(
@@ -43,15 +45,18 @@ def draw(
     internal_batch_size: int | None,
     settings: dict[str, Any],
 ) -> tuple[Tensor, ...]:
-    """Return the maps of all examples, (N, K, ...) for each input; warns once of x-features without a contribution.
+    """Draw the maps of all examples, (N, K, ...) for each input; warn once of maps that are zero or not finite.
 
     Args:
         heatmap: A backend.
-        parts: Together each example once, with as many maps of each.
+        parts: Parts that together hold each example once, with the same number K of outputs.
         inputs: Tensors (N, ...).
         additional: Further arguments of the model.
-        internal_batch_size: Maps computed at once. All of them, if None.
+        internal_batch_size: Number of maps computed at once. All maps, if None.
         settings: Settings of the backend for this call.
+
+    Raises:
+        ValueError: If all maps are zero because no gradient reaches the inputs.
     """
     n = len(inputs[0])
 
@@ -89,7 +94,7 @@ def _warn_of_blank(
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
 ) -> None:
-    """Warn of x-features with empty maps, and say why they are; raise where no map could be any other."""
+    """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
     network, _, rows, slopes = parts[0]
     replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
     if bool(blank.all()) and not replaces:
@@ -98,12 +103,12 @@ def _warn_of_blank(
             raise ValueError(reason)
     what = "x-feature" if network.centred else "output"
     numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
-    why = f"by this method nothing in these inputs speaks for it. A dead {what} gives such maps always"
+    why = f"by this method nothing in these inputs speaks for it. A dead {what} always has such maps"
     if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
-        why = "the inputs are their own baseline, from which this method measures; pass other baselines"
+        why = "the inputs equal the baseline from which this method measures; pass other baselines"
     elif slopes is not None:
         why = (
-            "it may contribute by numbers below the base, such as inactive ReLUs, which this method does not see. "
+            "it may contribute by numbers below the base, such as inactive ReLUs, and this method does not see those. "
             "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
         )
     n = len(inputs[0])
@@ -115,16 +120,17 @@ def _warn_of_blank(
 
 
 def _flat(maps: Tensor) -> Tensor:
-    """Return maps (N, K, ...) as (N, K, numbers); a number for each example, as a table's column is, has one."""
+    """Flatten maps (N, K, ...) to (N, K, numbers). Inputs (N,), such as a column of a table, give one number."""
     return maps.unsqueeze(-1).flatten(2)
 
 
 def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
+    """Warn of maps with NaN or infinite values."""
     bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
     if bool(bad.any()):
         warnings.warn(
-            f"expected finite maps, got NaN or infinite values in {int(bad.sum())} of {bad.numel()}; the usual cause "
-            "is half precision: run the model and its inputs with .float()",
+            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; the usual cause is half precision: "
+            "run the model and its inputs with .float()",
             stacklevel=levels_up(),
         )
 
@@ -132,17 +138,17 @@ def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
 def copied(
     inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
-    """Return the inputs, and further arguments, as tuples of copies with at least one example, all of one length.
+    """Copy the inputs and further arguments into tuples, and check that all inputs have the same number of examples.
 
-    A model may work in place, and inference tensors take no gradients.
+    The model gets copies because it may work in place, and because inference tensors take no gradients.
 
     Args:
         inputs: A tensor or a tuple of tensors.
         additional_forward_args: None, one argument, or a tuple of them.
 
     Raises:
-        TypeError: If an input is no tensor.
-        ValueError: If there is no example.
+        TypeError: If an input is not a tensor.
+        ValueError: If there is no example, or the inputs differ in the number of examples.
     """
     tensors: tuple[Tensor, ...] = format_tensors(inputs)
     if not all(isinstance(x, Tensor) for x in tensors):
@@ -152,7 +158,7 @@ def copied(
         )
     if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
         raise ValueError(
-            f"expected inputs with the examples first and at least one of them, got shapes "
+            f"inputs need examples in dimension 0, at least one and equally many, and their shapes are "
             f"{[tuple(x.shape) for x in tensors]}; add the batch dimension with x[None]"
         )
     given = format_forward_args(additional_forward_args)
@@ -162,26 +168,27 @@ def copied(
 
 
 def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """Return the maps in the container of the inputs; a layer's own number of outputs goes before.
+    """Return the maps as the inputs are given: one tensor, or a tuple. Several maps are always a tuple.
 
     Args:
         inputs: A tensor or a tuple of tensors.
-        maps: One tensor for each.
+        maps: Maps of each input, or of each tensor of a layer.
     """
     return maps if len(maps) > 1 or (isinstance(inputs, tuple) and len(inputs) == 1) else maps[0]
 
 
 def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return maps (N, 1, ...) in the shape of the inputs.
+    """Bring maps (N, 1, ...) to the shape of the inputs.
 
-    A layer's map of an image or a volume gives each channel an equal part, one of token ids is summed over dimensions.
+    The map of a layer is divided equally among the channels of an image or a volume. The map of an embedding is summed
+    over its dimensions.
 
     Args:
         inputs: Tensors (N, ...).
-        maps: One tensor for each, or others of a layer.
+        maps: Maps of each input, or of each tensor of a layer.
 
     Raises:
-        ValueError: If a layer's maps are of another shape.
+        ValueError: If the maps of a layer have another shape.
     """
     image = next((x for x in inputs if x.dim() in (4, 5)), inputs[0])
     likes = inputs if len(maps) == len(inputs) else (image,) * len(maps)
@@ -189,13 +196,14 @@ def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[T
 
 
 def _shaped(m: Tensor, x: Tensor) -> Tensor:
+    """Bring the map of one input to its shape."""
     if m.shape == x.shape:
         return m
     if m.dim() == x.dim() > 2 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
         return m.expand_as(x) / x.shape[1]
-    if m.shape[: x.dim()] == x.shape:  # of token ids: one number for each dimension of a token
+    if m.shape[: x.dim()] == x.shape:  # an embedding of token ids
         return m.flatten(x.dim()).sum(-1)
     raise ValueError(
-        f"feature= gives maps in the input's shape {tuple(x.shape)}, and the method gives {tuple(m.shape)}, of its "
-        "layer; leave feature out for maps of the layer's shape, or draw at the inputs, as with heatmap=InputXGradient"
+        f"feature= needs maps in the input's shape {tuple(x.shape)}, and the method gives {tuple(m.shape)}, the shape "
+        "of its layer; leave feature out for such maps, or draw at the inputs, as with heatmap=InputXGradient"
     )

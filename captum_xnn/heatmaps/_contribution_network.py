@@ -1,15 +1,15 @@
 r"""Groups of contributions as a module from the model's inputs to x-features, for heatmap backends.
 
-Per example an x-feature is a linear read-out of the layer's output, :math:`E_k = \sum_d a_{dk} G_d (Z_d - Z_{0,d})`.
-What the slopes G are depends on what a backend does with the network:
+An x-feature is a linear read-out of the layer's output, :math:`E_k = \sum_d a_{dk} G_d (Z_d - Z_{0,d})`, with slopes G
+of each example. The slopes G depend on the kind of backend:
 
 - ``"gradient"``: backends that take gradients (input x gradient, integrated gradients, Grad-CAM, ...) get the model's
-  own gradient where they stand. The maps of all x-features then sum to the map that the same backend gives the model's
-  output, place by place, as long as nothing crosses the layer.
+  own gradient at the input that they run. At every place, the maps of all x-features then sum to the map that the same
+  backend gives the model's output, as long as no path bypasses the layer.
 - ``"held"``: backends that need a network of known modules (excitation backprop, DeepLift, LRP, guided methods) get the
-  slopes of the example's path integral, and keep them for its baseline.
+  slopes of the example's path integral. The same slopes serve for the example's baseline.
 - ``"recomputed"``: backends that replace parts of the input (occlusion, ablation, Shapley values) get the x-feature of
-  the changed input itself, by a path integral of its own.
+  the changed input, computed by its own path integral.
 
 Conventions:
     N examples, K x-features. The slopes are the last argument of the forward pass, with a row for each example.
@@ -17,20 +17,18 @@ Conventions:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from captum_xnn._targets import Target
-from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._network import ExplanationNetwork, Slopes
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["ContributionNetwork", "ReadOut", "Slopes"]
-
-Slopes = Literal["gradient", "held", "recomputed"]
+__all__ = ["ContributionNetwork", "ReadOut"]
 
 
 class ContributionNetwork(ExplanationNetwork):
@@ -38,7 +36,7 @@ class ContributionNetwork(ExplanationNetwork):
 
     Args:
         form: Groups of contributions.
-        tail: The model's rest behind the explained layer.
+        tail: The rest of the model behind the explained layer.
         target: The explained output.
         options: Further arguments of :class:`~captum_xnn.heatmaps._network.ExplanationNetwork`.
     """
@@ -49,7 +47,7 @@ class ContributionNetwork(ExplanationNetwork):
 
     def __init__(self, form: ContributionGroups, tail: Tail, target: Target, **options: Any) -> None:
         super().__init__(tail.model, tail.layer, form, output_transform=tail.output_transform, **options)
-        # Past the registry, where Captum's methods would meet them.
+        # Past the registry, which Captum's methods walk.
         object.__setattr__(self, "form", form)
         object.__setattr__(self, "tail", tail)
         self.target = target
@@ -59,7 +57,7 @@ class ContributionNetwork(ExplanationNetwork):
         return ReadOut(xnn)
 
     def hold(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the model's own arguments, after handing the slopes to the read-out.
+        """Give the slopes to the read-out, and return the arguments of the model.
 
         Args:
             inputs: All positional arguments of the model, then slopes (N, ...Z).
@@ -67,8 +65,16 @@ class ContributionNetwork(ExplanationNetwork):
         self.xnn_encoder.slopes = inputs[-1]
         return inputs[:-1]
 
+    def use_slopes(self, slopes: Slopes) -> None:
+        """Choose the slopes of contributions.
+
+        Args:
+            slopes: See the module's head.
+        """
+        self.slopes = slopes
+
     def forward(self, *inputs: Any) -> Tensor:
-        """Return the x-features, (N, K).
+        """Compute the x-features, (N, K).
 
         Args:
             inputs: All positional arguments of the model, then slopes (N, ...Z).
@@ -76,18 +82,19 @@ class ContributionNetwork(ExplanationNetwork):
         given = self.hold(inputs)
         if self.slopes == "recomputed":
             return self._recomputed(given)
-        if self.slopes == "gradient":  # first, as Captum's hooks keep what the last run gave
+        if self.slopes == "gradient":  # before the last run of the layer, whose results Captum's hooks keep
             self.xnn_encoder.slopes = self._gradient(given)
         Z = self.activations(*given)
         return self.xnn_encoder(Z)  # type: ignore[no-any-return]
 
     def _gradient(self, given: tuple[Any, ...]) -> Tensor:
-        """Return the gradient of the output at the layer's own output, (N, ...)."""
+        """Compute the gradient of the model's output at the layer's output, (N, ...)."""
         inputs, additional = _divided(given)
         one, targets = torch.ones(1, dtype=torch.float32), [[self.target] * len(inputs[0])]
         return self.tail.along(inputs, additional, self.form.base, one, one, targets).gradient[0]
 
     def _recomputed(self, given: tuple[Any, ...]) -> Tensor:
+        """Compute the x-features of inputs by path integrals of their own."""
         inputs, additional = _divided(given)
         made = self.form.integral(self.tail, inputs, additional, [[self.target] * len(inputs[0])], scale=self.scale)
         return self.form.features(self.form.contributions(made)[0])
@@ -99,7 +106,7 @@ class ContributionNetwork(ExplanationNetwork):
 
 
 class ReadOut(nn.Module):
-    """Linear read-out of a layer, with slopes of each example that are handed to it before it is called.
+    """Linear read-out of a layer. The slopes of each example are set before the call.
 
     Args:
         form: Groups of contributions.
@@ -107,16 +114,16 @@ class ReadOut(nn.Module):
 
     form: ContributionGroups
     linear = True
-    """Whether it is linear in its input, but for a constant."""
+    """Whether the module is linear in its input, up to a constant."""
 
     def __init__(self, form: ContributionGroups) -> None:
         super().__init__()
         object.__setattr__(self, "form", form)
         self.slopes: Tensor | None = None
-        self.rule = EpsilonRule()  # of LRP
+        self.rule = EpsilonRule()  # read by LRP
 
     def forward(self, Z: Tensor) -> Tensor:
-        """Return the x-features, (N, K).
+        """Compute the x-features, (N, K).
 
         Args:
             Z: The layer's output, (N, ...).
@@ -127,7 +134,7 @@ class ReadOut(nn.Module):
 
 
 def _divided(given: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    """Return the leading tensors with a row for each example, cut off from their graph, and what follows."""
+    """Divide arguments into leading tensors with a row for each example, detached, and the rest."""
     n = len(given[0])
     many = 1
     while many < len(given) and isinstance(given[many], Tensor) and given[many].dim() and len(given[many]) == n:

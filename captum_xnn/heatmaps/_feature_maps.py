@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from captum_xnn._targets import grouped
-from captum_xnn.heatmaps._backends import Heatmap, rows_of_settings
 from captum_xnn.heatmaps._batching import Part, draw, in_shape_of
 from captum_xnn.heatmaps._contribution_network import ContributionNetwork
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._trace import Trace, trace

@@ -1,18 +1,18 @@
 """The explained model up to a layer, continued by an explanation network: inputs -> Z -> x-features.
 
-Because an x-feature is an output neuron of this module, every Captum class works on it with ``target=k``.
+An x-feature is an output neuron of this module. So every class of Captum works on it with ``target=k``.
 
-Rules it keeps, each of which was found to matter (with captum 0.9):
-    The layer is read by a hook registered inside ``forward``, and the model is left by an exception at the layer's
-    last call. The model is held outside the module registry; registered are only the leaf modules that run, once each,
-    and the encoder. The output is one tensor (N, n).
+With captum 0.9 each of these rules matters:
+    ``forward`` registers the hook that reads the layer, and an exception at the layer's last call ends the model's run.
+    The module registry holds only the leaf modules that run, once each, and the encoder; the model itself stays outside
+    of it. The output is one tensor (N, n).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,10 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._base import Autoencoder
 
-__all__ = ["ExplanationNetwork", "Outputs", "cut_off"]
+__all__ = ["ExplanationNetwork", "Outputs", "Slopes", "cut_off"]
+
+Slopes = Literal["gradient", "held", "recomputed"]
+"""How groups of contributions get their slopes, see :mod:`captum_xnn.heatmaps._contribution_network`."""
 
 
 class ExplanationNetwork(nn.Module):
@@ -34,12 +37,13 @@ class ExplanationNetwork(nn.Module):
         model: The explained model. Its weights are used as they are, not copied.
         layer: The explained layer, by dotted name or as a module.
         xnn: The explanation network on that layer, usually a fitted :class:`~captum_xnn.models.SRAE`.
-        trace: What the model executes, from :func:`captum_xnn.layers._trace.trace`. Without it the layer is taken to be
-            called once, and leaf modules are not registered, so that LRP, DeepLift and guided methods cannot be used.
+        trace: The modules that the model executes, from :func:`captum_xnn.layers._trace.trace`. Without a trace the
+            network assumes one call of the layer and registers no leaf modules, so LRP, DeepLift and guided methods
+            cannot be used.
         output_transform: Turns the layer's raw output into one tensor (N, ...).
 
     Raises:
-        LayerNotFoundError: If the model has no such layer.
+        LayerNotFoundError: If the model does not have the layer.
 
     Example:
         >>> import torch
@@ -56,7 +60,7 @@ class ExplanationNetwork(nn.Module):
     model: nn.Module
     layer: nn.Module
     centred: bool
-    """Whether a value below 0 says the opposite of one above, as x-features do, and logits do not."""
+    """Whether a value below 0 means the opposite of a value above 0: true for x-features, false for logits."""
 
     def __init__(
         self,
@@ -70,14 +74,14 @@ class ExplanationNetwork(nn.Module):
         super().__init__()
         model = unwrap(model)
         self.layer_name, module = find_layer(model, layer)
-        # Past the registry: Captum's methods walk registered modules and must see each executed one exactly once.
+        # Past the registry: Captum's methods walk registered modules and must see each executed module exactly once.
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "layer", module)
         self.calls = trace.calls if trace else 1
         self.spatial_layer_name = find_layer(model, trace.spatial)[0] if trace and trace.spatial else None
         self.executed = nn.ModuleList(trace.leaves if trace else ())
         self.centred = not isinstance(xnn, Outputs)
-        # No module of its own without layers: Captum would look for its rule.
+        # Outputs have no encoder module, because Captum would look for a rule of that module.
         self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)
         self.output_transform = output_transform
         self.training = False
@@ -86,7 +90,7 @@ class ExplanationNetwork(nn.Module):
         return _Encoder(xnn)
 
     def activations(self, *inputs: Any) -> Tensor:
-        """Return the layer's output Z, (N, ...), with its graph.
+        """Compute the layer's output Z, (N, ...), with its graph.
 
         Args:
             inputs: All positional arguments of the model.
@@ -101,15 +105,22 @@ class ExplanationNetwork(nn.Module):
         )
 
     def hold(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the model's own arguments, after taking those that are not the model's.
+        """Keep the arguments that belong to this network, and return those of the model.
 
         Args:
             inputs: All positional arguments of this network.
         """
         return inputs
 
+    def use_slopes(self, slopes: Slopes) -> None:
+        """Choose the slopes of contributions. Networks without contributions ignore the choice.
+
+        Args:
+            slopes: The slopes that suit the backend at work.
+        """
+
     def forward(self, *inputs: Any) -> Tensor:
-        """Return the x-features, (N, n).
+        """Compute the x-features, (N, n).
 
         Args:
             inputs: All positional arguments of the model.
@@ -118,11 +129,11 @@ class ExplanationNetwork(nn.Module):
 
 
 def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> str | None:
-    """Return why no gradient of the explained layer reaches the inputs; None if one does, also if it is 0.
+    """Explain why no gradient of the explained layer reaches the inputs; return None if one does, even if it is 0.
 
     Args:
         network: From the model's inputs to its x-features.
-        inputs: Tensors (N, ...). Without floating-point ones there is nothing to tell.
+        inputs: Tensors (N, ...). The result is None without floating-point inputs.
         additional: Further arguments of the network.
     """
     (x, more) = rows_of(inputs, additional, torch.tensor([0]))
@@ -153,7 +164,7 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
     if names := quantised(network.model):
         return (
             f"no gradient reaches the inputs from layer {network.layer_name!r}: {names[0]!r} is quantised, and "
-            f"quantised layers have none; explain the float model that was quantised, or {instead}"
+            f"quantised layers have no gradient; explain the float model that was quantised, or {instead}"
         )
     names = [name for name, module in network.model.named_modules() if carrying and module is carrying[-1]]
     return (
@@ -164,7 +175,7 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
 
 
 class Outputs:
-    """Stands in the place of an explanation network where the model's outputs themselves are explained.
+    """Takes the place of an explanation network when the model's own outputs are drawn.
 
     Example:
         >>> import torch
@@ -175,7 +186,7 @@ class Outputs:
     """
 
     def encode(self, Z: Tensor) -> Tensor:
-        """Return what it is given.
+        """Return the outputs unchanged.
 
         Args:
             Z: The model's outputs, (N, C).
@@ -184,7 +195,7 @@ class Outputs:
 
 
 class _Encoder(nn.Module):
-    """The encoding half of an autoencoder; decoder and head are left out, as they never run here."""
+    """The encoder of an autoencoder, without decoder and head, as both never run here."""
 
     xnn: Autoencoder
 

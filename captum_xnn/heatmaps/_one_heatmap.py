@@ -1,6 +1,6 @@
-r"""The 1-Heatmap: one map of the model's own output, by the backends that draw the x-features' maps.
+r"""The 1-Heatmap: one map of the model's own output, drawn by the same backends as the maps of x-features.
 
-It is the paper's baseline: what an explanation looks like that says where the model looked, and not what it saw.
+The 1-Heatmap is the paper's baseline. It shows where the model looked, and does not divide this into x-features.
 
 Conventions:
     N examples, C outputs of the model, K maps of each example; here K = 1.
@@ -18,8 +18,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_xnn._targets import Target, grouped, per_example, select
-from captum_xnn.heatmaps._backends import Heatmap, as_heatmap
 from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, like
+from captum_xnn.heatmaps._default_maps import as_heatmap
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
 from captum_xnn.layers._arguments import refuse_too_many
 from captum_xnn.layers._batching import rows_of
@@ -33,16 +34,16 @@ __all__ = ["OneHeatmap"]
 
 
 class OneHeatmap(Attribution):  # type: ignore[misc]
-    """Attribution maps of the model's own outputs, by any heatmap backend: what XNNAttribution is compared with.
+    """Attribution maps of the model's own outputs, by any heatmap backend: the baseline of XNNAttribution.
 
     Args:
-        model: Any trained module that runs as Python code. It is never changed.
+        model: Any trained module that runs as Python code. It stays unchanged.
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
             excitation backprop by default.
         prediction_transform: Turns the model's raw output, such as a tuple or dict, into one tensor.
 
     Raises:
-        TypeError: If the model is no module, or a scripted one.
+        TypeError: If the model is not a module, or is scripted.
 
     Example:
         >>> from captum.attr import Saliency
@@ -85,22 +86,22 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Any:
-        """Return one attribution map of each example.
+        """Draw one attribution map of each example.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
-            target: Which output to explain, for all examples or for each, as everywhere in Captum.
-            additional_forward_args: Further positional arguments of the model, not attributed to.
+            target: The output to explain, for all examples or for each, as everywhere in Captum.
+            additional_forward_args: Further positional arguments of the model; they get no attribution.
             feature: 0 for maps in exactly the input's shape.
-            internal_batch_size: Maps computed at once, which bounds the memory.
+            internal_batch_size: Number of maps computed at once, to bound the memory.
             heatmap_kwargs: Settings for this call of the heatmap backend, such as ``n_steps=64``.
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
 
             - **attributions**: (N, 1, ...) for each input, as :meth:`captum_xnn.XNNAttribution.attribute` gives for one
-              x-feature, or exactly the input's shape with ``feature=0``. Of ExcitationMaps they show what speaks for
-              the output, also where it is below 0.
+              x-feature, or exactly the input's shape with ``feature=0``. ExcitationMaps shows the evidence for the
+              output, even if the output is below 0.
 
         Raises:
             ValueError: If a target is out of range, or missing where the model has several outputs.
@@ -121,11 +122,11 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
     def _network(
         self, model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
     ) -> tuple[ExplanationNetwork, torch.Size]:
-        """Return the network from the inputs to all outputs in a row, and the shape of an example's outputs."""
+        """Build the network from the inputs to all outputs, flattened; also return their shape for one example."""
         (x, more) = rows_of(inputs, additional, torch.tensor([0]))
         ran = trace(model, model, (*x, *(more or ())), name="model")
         network = ExplanationNetwork(model, model, Outputs(), trace=ran, output_transform=self._in_a_row)
-        (x, more) = rows_of(inputs, additional, torch.tensor([0]))  # anew, as a model may work in place
+        (x, more) = rows_of(inputs, additional, torch.tensor([0]))  # again, because a model may work in place
         with torch.no_grad():
             return network, self._predicted(model(*x, *(more or ()))).shape[1:]
 
@@ -137,12 +138,12 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
         if not isinstance(y_hat, Tensor):
             raise TypeError(
-                f"expected the model's output to be one tensor, got a {type(y_hat).__name__}; pass "
-                "prediction_transform=, a function that picks or builds the tensor"
+                f"the model's output is a {type(y_hat).__name__} instead of one tensor; pass prediction_transform=, a "
+                "function that picks or builds the tensor"
             )
         return y_hat
 
 
 def _column(shape: torch.Size, target: Target) -> int:
-    """Return the number of an output among all of them in a row."""
+    """Return the position of an output among all outputs, flattened."""
     return int(select(torch.arange(shape.numel()).reshape(1, *shape), target))

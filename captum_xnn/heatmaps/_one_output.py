@@ -1,19 +1,19 @@
-"""Layers that return several tensors: the one of them by which the explained layer depends on such a layer.
+"""Pick the one tensor to draw from a layer that returns several.
 
-Recurrent layers return their outputs and states, attention its outputs and weights, backbones a dict. Captum's layer
-methods take one tensor, or a tuple of which every tensor counts.
+Recurrent layers return outputs and states, attention returns outputs and weights, backbones return a dict. Captum's
+layer methods take one tensor, or a tuple in which every tensor counts. This module finds the tensor that the explained
+layer depends on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._nested import at, put_in, tensors_in
@@ -21,15 +21,15 @@ from captum_xnn.layers._state import untouched
 
 __all__ = ["OneOutput", "one_output"]
 
-# More than states usually have layers and directions in their first dimension.
+# Number of examples to test with. It is larger than the first dimension of most states, layers times directions.
 _ROWS = 11
 
 
 class OneOutput(nn.Module):
-    """One tensor of a layer's output as a module of its own, for methods that explain modules with one tensor.
+    """One tensor of a layer's output as a module, for methods that explain modules with one tensor.
 
     Args:
-        path: Where the tensor is, as :func:`captum_xnn.layers._nested.tensors_in` yields it.
+        path: Keys that lead to the tensor, as :func:`captum_xnn.layers._nested.tensors_in` yields them.
 
     Example:
         >>> import torch
@@ -46,28 +46,28 @@ class OneOutput(nn.Module):
         self.path = path
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """Return the tensor as it is.
+        """Return the tensor unchanged.
 
         Args:
-            tensor: What the layer returned in this place.
+            tensor: The tensor that the layer returned at the path.
         """
         return tensor
 
     def pick(self, raw: Any) -> Tensor:
-        """Return the tensor of a layer's output.
+        """Return the tensor at the path.
 
         Args:
-            raw: The output.
+            raw: Output of the layer.
         """
         found: Tensor = at(raw, self.path)
         return found
 
     @contextmanager
     def after(self, layer: nn.Module) -> Iterator[None]:
-        """Return a context in which the tensor goes through this module.
+        """Send the tensor through this module while the context is open.
 
         Args:
-            layer: The layer.
+            layer: The layer that returns the tensor.
         """
         handle = layer.register_forward_hook(lambda _module, _inputs, raw: put_in(raw, self.path, self(self.pick(raw))))
         try:
@@ -77,18 +77,27 @@ class OneOutput(nn.Module):
 
 
 def one_output(
-    network: ExplanationNetwork, name: str, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    model: nn.Module,
+    activations: Callable[..., Tensor],
+    name: str,
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
 ) -> OneOutput | None:
-    """Return the tensor of a layer's output that the explained layer depends on; None where Captum takes the output.
+    """Find the tensor of a layer's output that the explained layer depends on.
 
     Args:
-        network: From the model's inputs to its x-features.
-        name: The layer, by its dotted name.
+        model: The explained model.
+        activations: Function from inputs and further arguments to the output of the explained layer.
+        name: Dotted name of the layer that returns several tensors.
         inputs: Input tensors (N, ...).
-        additional: Further arguments of the network.
+        additional: Further arguments.
+
+    Returns:
+        The tensor. None where Captum can take the whole output: one tensor, or a tuple in which every tensor counts.
 
     Raises:
-        ValueError: If several tensors of a nested output count, or none, or one without a row for each example.
+        ValueError: If the explained layer depends on several tensors of a nested output, on none, or on a tensor
+            without a row for each example.
     """
     found: dict[tuple[Any, ...], Tensor] = {}
     raw: Any = None
@@ -106,10 +115,10 @@ def one_output(
         return output
 
     x, more = rows_of(inputs, additional, torch.zeros(_ROWS, dtype=torch.long))
-    with untouched(network.model), torch.inference_mode(False), torch.enable_grad():
-        handle = find_layer(network.model, name)[1].register_forward_hook(open_up)
+    with untouched(model), torch.inference_mode(False), torch.enable_grad():
+        handle = find_layer(model, name)[1].register_forward_hook(open_up)
         try:
-            Z = network.activations(*network.hold((*x, *(more or ()))))
+            Z = activations(*x, *(more or ()))
         finally:
             handle.remove()
         if raw is None or isinstance(raw, Tensor):
@@ -123,13 +132,14 @@ def one_output(
     kind, shapes = type(raw).__name__, ", ".join(f"{_shown(p)} {tuple(found[p].shape)}" for p in used)
     if len(used) != 1:
         raise ValueError(
-            f"layer {name!r} returns a {kind} of which {shapes or 'no tensor'} reaches the explained layer, and a map "
-            "is of one tensor; name a layer that returns the one to draw, or draw at the inputs"
+            f"layer {name!r} returns a {kind}, and the explained layer depends on {len(used)} of its tensors"
+            f"{f' ({shapes})' if shapes else ''}, but a map shows one; name a layer that returns the tensor to draw, "
+            "or draw at the inputs"
         )
     if found[used[0]].dim() == 0 or len(found[used[0]]) != _ROWS:
         raise ValueError(
-            f"layer {name!r} returns a {kind} of which {shapes} reaches the explained layer for {_ROWS} examples, and "
-            "a map has a row for each; name another layer, or draw at the inputs, as with heatmap=IntegratedGradients"
+            f"layer {name!r} returns a {kind}, and its tensor {shapes} for {_ROWS} examples has no row for each "
+            "example, as a map needs; name another layer, or draw at the inputs, as with heatmap=IntegratedGradients"
         )
     return OneOutput(used[0])
 

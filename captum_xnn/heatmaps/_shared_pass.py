@@ -1,4 +1,4 @@
-r"""Gradients of all x-features of groups of contributions, from one forward pass.
+r"""Gradients of the x-features of groups of contributions, all from one forward pass.
 
 Let Z be the layer's output, :math:`g = \partial y / \partial Z` the gradient of the explained output, and :math:`a_k`
 a group. The gradient of x-feature k at feature maps or inputs F is
@@ -31,7 +31,7 @@ __all__ = ["gradients_of_groups"]
 
 
 class _Unfit(Exception):
-    """Leaves a pass in which a layer runs twice, or returns no tensor."""
+    """Ends a pass in which a layer runs twice, or returns no tensor."""
 
 
 def gradients_of_groups(
@@ -47,7 +47,7 @@ def gradients_of_groups(
 
     Args:
         form: The groups.
-        tail: The model's rest behind the explained layer.
+        tail: The rest of the model behind the explained layer.
         target: The explained output.
         inputs: Tensors (N, ...).
         additional: Further arguments of the model.
@@ -55,14 +55,15 @@ def gradients_of_groups(
         place: The layer; None for the inputs.
 
     Returns:
-        For each input, or for the layer, its values F (N, ...) and the gradients (N, K, ...). None where one pass does
-        not do: with an ``output_transform``, integer inputs, or a layer that runs several times or returns no tensor.
+        For each input, or for the layer: values F (N, ...) and gradients (N, K, ...). None where one pass does not
+        suffice: with an ``output_transform``, with integer inputs, or for a layer that runs several times or returns no
+        tensor.
     """
     if tail.output_transform is not None:
         return None
     if place is None and not all(x.is_floating_point() for x in inputs):
         return None
-    x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, as a model may work in place
+    x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, because a model may work in place
     leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
     given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
     seen: list[Tensor] = []
@@ -85,6 +86,7 @@ def gradients_of_groups(
 def _gradients(
     form: ContributionGroups, y: Tensor, Z: Tensor, leaves: list[Tensor], features: Sequence[int]
 ) -> list[tuple[Tensor, Tensor]]:
+    """Take a backward pass to Z, and one from Z to the leaves for each x-feature: the formula in the module's head."""
     g = torch.autograd.grad(y.sum(), Z, retain_graph=True, allow_unused=True)[0]
     g = torch.zeros_like(Z) if g is None else g
     groups, channels = form.groups, form.channels
@@ -100,7 +102,7 @@ def _gradients(
 
 @contextmanager
 def _cut(place: nn.Module, leaves: list[Tensor]) -> Iterator[None]:
-    """Cut the graph behind a layer: its output becomes a leaf."""
+    """Cut the graph behind a layer, and add its output to the leaves."""
     thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -109,7 +111,7 @@ def _cut(place: nn.Module, leaves: list[Tensor]) -> Iterator[None]:
         if leaves or not isinstance(output, Tensor) or not output.is_floating_point():
             raise _Unfit
         leaves.append(output.detach().requires_grad_())
-        return leaves[0].clone()  # a model may work in place, which a leaf does not allow
+        return leaves[0].clone()  # a model may work in place, and a leaf forbids that
 
     handle = place.register_forward_hook(hook)
     try:
@@ -120,7 +122,7 @@ def _cut(place: nn.Module, leaves: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _kept(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """Keep the output of the explained layer, and hand a copy on."""
+    """Keep the output of the explained layer, and give the model a copy."""
     thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:

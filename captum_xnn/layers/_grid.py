@@ -1,12 +1,24 @@
-"""Test whether two dimensions of a layer's output are a grid over the image."""
+"""The grid over an image that a layer's output may be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["has_channels_last", "is_grid"]
+__all__ = ["Cells", "has_channels_last", "is_grid"]
+
+
+class Cells(NamedTuple):
+    """Positions of the tokens that are the cells of an image."""
+
+    height: int
+    """Cells along the image's height."""
+    width: int
+    """Cells along its width."""
+    tokens: Tensor
+    """Position of each cell's token, row by row, (height * width,)."""
 
 
 def is_grid(height: int, width: int, image: Tensor) -> bool:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._grid import has_channels_last
+from captum_xnn.layers._grid import Cells, has_channels_last
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, read_layer
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._trace import trace
 
-__all__ = ["Cells", "channel_dimension", "channels_by_numbers", "refuse_examples_second", "token_cells"]
+__all__ = ["channel_dimension", "channels_by_numbers", "refuse_examples_second", "token_cells"]
 
 # Most earlier modules to try, from the last one back.
 _ATTEMPTS = 8
@@ -39,17 +39,6 @@ _FIRST = {
     **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d), 5),
 }
 _LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-
-
-class Cells(NamedTuple):
-    """Positions of the tokens that are the cells of an image."""
-
-    height: int
-    """Cells along the image's height."""
-    width: int
-    """Cells along its width."""
-    tokens: Tensor
-    """Position of each cell's token, row by row, (height * width,)."""
 
 
 class _Call(NamedTuple):

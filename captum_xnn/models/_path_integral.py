@@ -155,7 +155,7 @@ def decides(
 
     Args:
         tail: The rest of the model.
-        inputs: Tensors (N, ...), of which the first example is used.
+        inputs: Tensors (N, ...). Only the first example is used.
         additional: Further arguments of the model.
         targets: For each of C outputs the target of every example.
         Z: The layer's output, (N, ...).

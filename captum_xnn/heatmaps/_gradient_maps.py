@@ -1,0 +1,105 @@
+"""The heatmap backend that draws groups of contributions by gradients.
+
+Conventions:
+    N examples, K x-features asked for. Maps are (N, K, ...), detached, contiguous, of the input's dtype and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from captum.attr import InputXGradient, LayerGradientXActivation
+from torch import Tensor, nn
+
+from captum_xnn.heatmaps._contribution_network import ContributionNetwork
+from captum_xnn.heatmaps._from_captum import FromCaptum
+from captum_xnn.heatmaps._layouts import LayerCall, Layouts
+from captum_xnn.heatmaps._map_size import image_among, summed_over_channels
+from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._shared_pass import gradients_of_groups
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._lookup import find_layer
+
+__all__ = ["GradientMaps"]
+
+# Settings of a call with which x-features can share a forward pass.
+_SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
+
+
+class GradientMaps:
+    """Gradient x activation at the last layer with feature maps, or input x gradient without such a layer.
+
+    This is the default for groups of contributions. At every place, the maps of all x-features sum to the map that the
+    same backend gives the model's own output.
+
+    Example:
+        >>> GradientMaps()
+        GradientMaps()
+    """
+
+    def __init__(self) -> None:
+        self._at_layer, self._at_inputs = FromCaptum(LayerGradientXActivation), FromCaptum(InputXGradient)
+        self._layouts = Layouts()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def __call__(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], features: Sequence[int], **options: Any
+    ) -> tuple[Tensor, ...]:
+        """Draw maps (N, K, ...) for each input; layers of images give (N, K, 1, H, W).
+
+        Groups of contributions share one forward pass (:mod:`captum_xnn.heatmaps._shared_pass`).
+
+        Args:
+            network: From the model's inputs to its x-features.
+            inputs: Input tensors (N, ...).
+            features: The K x-features to draw, 0-based.
+            options: Further arguments, as :class:`FromCaptum` takes them; ``layer`` names a layer.
+        """
+        has_maps = network.spatial_layer_name is not None and image_among(inputs).dim() == 4
+        at_layer = "layer" in options or has_maps
+        if isinstance(network, ContributionNetwork) and not {*options} - _SHARED:
+            found = self._from_one_pass(network, inputs, features, at_layer=at_layer, **options)
+            if found is not None:
+                return found
+        return (self._at_layer if at_layer else self._at_inputs)(network, inputs, features, **options)
+
+    def _from_one_pass(
+        self,
+        network: ContributionNetwork,
+        inputs: tuple[Tensor, ...],
+        features: Sequence[int],
+        *,
+        at_layer: bool,
+        additional_forward_args: tuple[Any, ...] | None = None,
+        internal_batch_size: int | None = None,
+        layer: str | nn.Module | None = None,
+    ) -> tuple[Tensor, ...] | None:
+        """Draw the maps of all x-features from one forward pass per chunk; None where one pass does not suffice."""
+        call, place = LayerCall(network, "", inputs, additional_forward_args), None
+        if at_layer:
+            layer = network.spatial_layer_name if layer is None else layer
+            if layer is None:
+                return None
+            name, place = find_layer(network.model, layer)
+            call = call._replace(name=name)
+        given = (additional_forward_args or ())[:-1]  # the last argument is the slopes of the path
+        n, K, chunks = len(inputs[0]), len(features), []
+        for rows in torch.split(torch.arange(n), internal_batch_size or n):
+            x, more = rows_of(inputs, given, rows)
+            made = gradients_of_groups(network.form, network.tail, network.target, x, more or (), features, place)
+            if made is None:
+                return None
+            maps = [values[:, None] * gradients for values, gradients in made]
+            if place is None:
+                chunks.append([m.to(like.dtype) for m, like in zip(maps, inputs, strict=True)])
+                continue
+            shape, values = made[0][0].shape, made[0][0]
+            self._layouts.refuse_examples_second(call, shape, values, len(rows))
+            channels = self._layouts.channels(call, shape) if values.dim() > 2 else None
+            done = summed_over_channels(maps[0].flatten(0, 1), image_among(inputs), channels, is_layer=True)
+            chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
+        return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))
