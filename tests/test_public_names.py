@@ -46,7 +46,7 @@ NAMES = {
         "contours overlay own_scale read_names shared_scale show_contributions show_explanation show_gallery "
         "write_names"
     ),
-    "report": "ConceptCard Example PlacesOfMaps concept_cards on_objects on_parts write_report",
+    "report": "ConceptCard Example PlacesOfMaps ReportOptions concept_cards on_objects on_parts write_report",
     "training": (
         "Checkpoint JSONLines Recipe Step TensorBoard Trial Tuning choose_n encode_all fit fit_together "
         "held_out_f_reg tune tune_alpha"

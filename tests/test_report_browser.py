@@ -13,7 +13,7 @@ from browser import all_of, emulate, one, undisturbed, until
 
 from benchmarks import report_speed
 from benchmarks.report_speed import chromium, found, opening, resize, toggling
-from captum_xnn.report import write_report
+from captum_xnn.report import ReportOptions, write_report
 
 pytestmark = [
     pytest.mark.browser,
@@ -35,9 +35,8 @@ def page(explained: Any, folder: Path) -> Path:
     xnn, images, _ = explained
     captions = [f"picture-{i}.png" for i in range(ROWS)]
     names = ["red", "green", "blue"]
-    return write_report(
-        folder / "page.html", xnn, images[:ROWS], [1, 2], data=images, captions=captions, class_names=names
-    )
+    options = ReportOptions(data=images, captions=captions, class_names=names)
+    return write_report(folder / "page.html", xnn, images[:ROWS], [1, 2], options)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +47,16 @@ def evil_page(explained: Any, folder: Path) -> Path:
         xnn,
         images[:ROWS],
         1,
-        data=images,
-        captions=[EVIL] * ROWS,
-        class_names=[EVIL] * 3,
-        names={1: {0: EVIL}},
-        title=EVIL,
-        notes=[(EVIL, EVIL)],
-        places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
-        place_names=[EVIL],
+        ReportOptions(
+            data=images,
+            captions=[EVIL] * ROWS,
+            class_names=[EVIL] * 3,
+            names={1: {0: EVIL}},
+            title=EVIL,
+            notes=[(EVIL, EVIL)],
+            places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
+            place_names=[EVIL],
+        ),
     )
 
 
@@ -321,7 +322,7 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
     one(driver, "[data-name-input='1:1']").send_keys('a "quoted" <name>')
     file = tmp_path / "names.json"
     file.write_text(str(one(driver, "#names-json").get_property("value")), encoding="utf-8")
-    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], target, names=file))
+    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], target, ReportOptions(names=file)))
     assert one(driver, "[data-name-input='1:1']").get_property("value") == 'a "quoted" <name>'
     assert texts(driver, "#toggles button")[2] == 'a "quoted" <name>'
 
@@ -349,7 +350,7 @@ def test_foreign_files_are_refused(driver: Any, page: Path, tmp_path: Path, cont
 
 def test_names_of_the_only_output_are_loaded_under_either_key(driver: Any, only_output: Any, tmp_path: Path) -> None:
     xnn, images = only_output
-    opened(driver, write_report(tmp_path / "one.html", xnn, images[:3], data=images))
+    opened(driver, write_report(tmp_path / "one.html", xnn, images[:3], options=ReportOptions(data=images)))
     assert not one(driver, "#filter").is_displayed() and one(driver, "#sort").is_displayed()
     names = {"captum_xnn": "names", "version": 1, "layer": "1", "names": {"0": {"1": "beak"}}}
     (tmp_path / "names.json").write_text(json.dumps(names))

@@ -169,7 +169,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
 
 
 def _report(arguments: argparse.Namespace) -> str:
-    from captum_xnn.report import write_report
+    from captum_xnn.report import ReportOptions, write_report
 
     opened, xnn = _opened(arguments)
     targets = opened.targets(xnn)
@@ -180,11 +180,7 @@ def _report(arguments: argparse.Namespace) -> str:
             raise ValueError(f"a report needs images, got inputs {tuple(image.shape)}; pass a folder of images")
         return images[0]
 
-    path = write_report(
-        arguments.out,
-        xnn,
-        opened.inputs,
-        targets,
+    options = ReportOptions(
         captions=opened.inputs.names,
         class_names=opened.model_file.classes,
         names=arguments.names,
@@ -194,6 +190,7 @@ def _report(arguments: argparse.Namespace) -> str:
         internal_batch_size=opened.configuration.batch_size,
         progress=not arguments.quiet,
     )
+    path = write_report(arguments.out, xnn, opened.inputs, targets, options)
     return f"Open this: {path}"
 
 

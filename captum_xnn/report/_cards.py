@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ from tqdm import tqdm
 
 from captum_xnn._targets import Target, grouped, predicted_classes, select, single_target
 from captum_xnn.activations import collect
-from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.explainer import Explainer
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
 from captum_xnn.report._thumbnails import crop_box
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
 
@@ -172,7 +174,7 @@ def concept_cards(
     Example:
         >>> from captum.attr import InputXGradient
         >>> from torch import nn
-        >>> from captum_xnn import Recipe
+        >>> from captum_xnn import Recipe, XNNAttribution
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
         >>> images = torch.rand(60, 1, 8, 8)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,19 +34,20 @@ from tqdm import tqdm
 from captum_xnn._serialization import replace_file
 from captum_xnn._targets import Target, predicted_classes, target_groups
 from captum_xnn.activations import collect
-from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.errors import NamesFileError
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.plots._names import Names, by_number, read_names, resolve_names
-from captum_xnn.report._cards import ConceptCard, Example, PlacesOfMaps, concept_cards, image_batches
+from captum_xnn.report._cards import ConceptCard, Example, concept_cards, image_batches
+from captum_xnn.report._options import ClassNames, ReportOptions
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:  # XNNAttribution.report calls this module
+    from captum_xnn.attribution import Faithfulness, XNNAttribution
 
-ClassNames = Mapping[int, str] | Sequence[str]
+__all__ = ["write_report"]
 
 _CROP = 112
 _ABSENT = "absent though the class is there"
@@ -61,20 +62,7 @@ def write_report(
     xnn: XNNAttribution,
     images: Any,
     target: Any = None,
-    *,
-    data: Any = None,
-    captions: Sequence[str] | None = None,
-    data_captions: Sequence[str] | None = None,
-    class_names: ClassNames | None = None,
-    names: str | os.PathLike[str] | Mapping[Any, Names] | None = None,
-    title: str | None = None,
-    notes: Sequence[tuple[str, str]] = (),
-    places: PlacesOfMaps | None = None,
-    place_names: Sequence[str] = (),
-    display: Callable[[Tensor], Tensor] = displayable,
-    patches: int = 0,
-    internal_batch_size: int | None = None,
-    progress: bool = False,
+    options: ReportOptions | None = None,
 ) -> Path:
     """Write a report as one self-contained HTML file, and return its path.
 
@@ -85,23 +73,7 @@ def write_report(
         xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
         images: Images of the gallery, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
         target: The explained output, or a list of outputs. Each gets cards and a gallery of the same images.
-        data: Data set for faithfulness and cards, as ``xnn.fit`` takes it; ``images`` if None.
-        captions: Caption of each image, such as its file name.
-        data_captions: Caption of each image of ``data``, for the cards. If ``data`` is None, ``captions`` are used.
-        class_names: Names of the model's outputs: a list in order, or a mapping by number.
-        names: Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote,
-            or a mapping from targets to names.
-        title: Heading of the page and its title in the browser.
-        notes: Extra sections, each a heading and plain text. Empty lines separate paragraphs.
-        places: Function that computes the share of maps on annotated parts or objects; see
-            :func:`captum_xnn.report.concept_cards`.
-        place_names: Names of these parts or objects, in order.
-        display: Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example
-            by undoing the normalisation.
-        patches: Number of positives to cover patch by patch, for the measures of
-            :func:`captum_xnn.patch_scores.patch_scores`. Each image takes 16 explanations.
-        internal_batch_size: Number of maps computed at once; smaller values need less memory.
-        progress: Whether to show progress bars.
+        options: Texts, names, data for the cards, and what to compute; the defaults if None.
 
     Raises:
         ImportError: If jinja2 or pillow is missing.
@@ -114,7 +86,7 @@ def write_report(
         >>> import tempfile
         >>> from captum.attr import InputXGradient
         >>> from torch import nn
-        >>> from captum_xnn import Recipe
+        >>> from captum_xnn import Recipe, XNNAttribution
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
         >>> images = torch.rand(60, 1, 8, 8)
@@ -122,28 +94,40 @@ def write_report(
         >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
         >>> xnn = xnn.fit(images, target, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_report(f"{folder}/why.html", xnn, images[:5], target, title="Why?")
+        ...     path = write_report(f"{folder}/why.html", xnn, images[:5], target, ReportOptions(title="Why?"))
         ...     path.name, "<h1>Why?</h1>" in path.read_text(encoding="utf-8")
         ('why.html', True)
     """
     _check_jinja2()
+    options = options or ReportOptions()
+    display = options.display or displayable
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
-    known = _read_names(names, layer, targets)
+    known = _read_names(options.names, layer, targets)
     labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
+    data, data_captions = options.data, options.data_captions
     if data is None:
-        data, data_captions = images, captions if data_captions is None else data_captions
+        data, data_captions = images, options.captions if data_captions is None else data_captions
     _check_rereadable(images, "images")
     _check_rereadable(data, "data")
-    gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, patches, internal_batch_size)
-    for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
+    gallery = _Gallery(
+        xnn, targets, _ClassNames(options.class_names), display, options.patches, options.internal_batch_size
+    )
+    for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not options.progress, leave=False):
         gallery.update(batch)
-    shown = gallery.images(captions)
+    shown = gallery.images(options.captions)
     chapters = []
     for t, rows, called in zip(targets, gallery.rows, labels, strict=True):
-        cards = concept_cards(xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress)
+        cards = concept_cards(
+            xnn,
+            data,
+            t,
+            places=options.places,
+            internal_batch_size=options.internal_batch_size,
+            progress=options.progress,
+        )
         caption = _caption_of(data_captions, cards[0].examples, shown=data is images)
         chapters.append(
             _Chapter(
@@ -151,7 +135,7 @@ def write_report(
                 label=gallery.class_names.of(t),
                 score=xnn.score(data, t),
                 training=xnn.explainer(t),
-                cards=[_card(card, gallery.class_names, place_names, display, caption) for card in cards],
+                cards=[_card(card, gallery.class_names, options.place_names, display, caption) for card in cards],
                 scatter=_scatter(rows, shown),
                 mean_outputs=_mean_outputs(rows),
                 names=called,
@@ -172,12 +156,12 @@ def write_report(
         ],
     }
     text = _render(
-        title=f"{model} explained at {layer}" if title is None else title,
+        title=f"{model} explained at {layer}" if options.title is None else options.title,
         model=model,
         layer=layer,
         features=xnn.n_features,
         chapters=chapters,
-        notes=notes,
+        notes=options.notes,
         images=len(shown),
         page=page,
     )
