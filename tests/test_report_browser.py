@@ -568,3 +568,36 @@ def test_benchmark_prints_size_and_times(driver: Any, page: Path, tmp_path: Path
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("40 images, 5 x-features: ") and lines[0].endswith(" MB")
     assert lines[1].startswith("opens in: ") and "ms median" in lines[2]
+
+
+def test_every_image_has_the_sentence_that_python_writes(driver: Any, page: Path, explained: Any) -> None:
+    from captum_xnn.plots._sentence import sentence
+
+    data = opened(driver, page)
+    one(driver, "[data-name-input='1:0']").send_keys("golden feather")
+    names = ["golden feather", "x-feature 2", "x-feature 3"]
+    expected = [
+        sentence(row["c"], names, target_name="green", surrogate=row["sum"], prediction=row["says"]).replace(
+            "(-", "(\N{MINUS SIGN}"
+        ).replace(": -", ": \N{MINUS SIGN}")
+        for row in data["targets"][0]["rows"]
+    ]  # fmt: skip
+    assert texts(driver, ".item .why") == expected
+    assert any("golden feather" in said for said in expected) and any("although" in said for said in expected)
+    hover(driver, all_of(driver, ".pick")[2])
+    assert text(driver, "#peek-why") == expected[2]
+
+
+def test_sentences_say_what_is_unexplained_and_what_is_against(driver: Any, page: Path) -> None:
+    from captum_xnn.plots._sentence import sentence
+
+    opened(driver, page)
+    names = ["x-feature 1", "x-feature 2", "x-feature 3"]
+    for c, says in (
+        ([3.0, 1.0, 0.02], 9.0), ([-3.0, 1.0, -0.5], -2.5), ([0.0, 0.0, 0.0], 0.0), ([0.004, -0.001, 0.0], 0.003),
+        ([120.0, -119.0, 3.0], 4.0), ([1.0, 1.0, 1.0], 3.4), ([5.0, 0.3, 0.2], 5.5),
+    ):  # fmt: skip
+        row = {"c": c, "sum": sum(c), "says": says}
+        said = driver.execute_script("return sentenceOf(arguments[0])", row)
+        expected = sentence(c, names, target_name="green", surrogate=sum(c), prediction=says)
+        assert said.replace("\N{MINUS SIGN}", "-") == expected

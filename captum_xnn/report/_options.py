@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from captum_xnn.plots._names import Names
 from captum_xnn.report._cards import PlacesOfMaps
+from captum_xnn.report._gallery import ClassNames
 
-__all__ = ["ClassNames", "ReportOptions"]
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
 
-ClassNames = Mapping[int, str] | Sequence[str]
+__all__ = ["ReportOptions"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +55,9 @@ class ReportOptions:
     patches: int = 0
     """Number of positives to cover patch by patch, for the measures of :func:`captum_xnn.patch_scores.patch_scores`.
     Each image takes 16 explanations."""
+    again: XNNAttribution | None = None
+    """The same explanation fitted again, on other data or with another seed. The report says whether it has the same
+    x-features."""
     internal_batch_size: int | None = None
     """Number of maps computed at once; smaller values need less memory."""
     progress: bool = False

@@ -25,36 +25,55 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._serialization import replace_file
-from captum_xnn._targets import Target, predicted_classes, target_groups
-from captum_xnn.activations import collect
+from captum_xnn._targets import Target, target_groups
 from captum_xnn.errors import NamesFileError
-from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.patch_scores import PatchScores, patch_scores
-from captum_xnn.plots._explanation import own_scale
 from captum_xnn.plots._names import Names, by_number, read_names, resolve_names
-from captum_xnn.report._cards import ConceptCard, Example, concept_cards, image_batches
-from captum_xnn.report._options import ClassNames, ReportOptions
+from captum_xnn.report._cards import (
+    CardStream,
+    ConceptCard,
+    DataFaithfulness,
+    Example,
+    count_examples,
+    image_batches,
+    outputs_of,
+)
+from captum_xnn.report._gallery import Gallery, OutputNames, decimals, scaled, shown
+from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._thumbnails import displayable, overlay, photo
+from captum_xnn.report._verdict import (
+    Stability,
+    Verdict,
+    on_maps,
+    on_stability,
+    on_unexplained,
+    stability,
+    verdict,
+)
 
 if TYPE_CHECKING:  # XNNAttribution.report calls this module
-    from captum_xnn.attribution import Faithfulness, XNNAttribution
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["write_report"]
 
 _CROP = 112
+_KEEP = 6
+_BATCH = 64
+# Images explained between two steps of the progress bar.
+_AT_ONCE = 16
 _ABSENT = "absent though the class is there"
 _LEAST = "contributes least"
 _CORRELATES = 3
 _PLACES = 6
 _DOTS = 400
+_MARKS = {"good": "\N{CHECK MARK}", "fair": "~", "poor": "\N{BALLOT X}", "unknown": "?"}
 
 
 def write_report(
@@ -112,36 +131,33 @@ def write_report(
         data, data_captions = images, options.captions if data_captions is None else data_captions
     _check_rereadable(images, "images")
     _check_rereadable(data, "data")
-    gallery = _Gallery(
-        xnn, targets, _ClassNames(options.class_names), display, options.patches, options.internal_batch_size
-    )
-    for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not options.progress, leave=False):
-        gallery.update(batch)
-    shown = gallery.images(options.captions)
+    report = _Run(xnn, images, targets, options)
+    report.explain()
+    gallery, shown_images = report.gallery, report.gallery.images(options.captions)
     chapters = []
-    for t, rows, called in zip(targets, gallery.rows, labels, strict=True):
-        cards = concept_cards(
-            xnn,
-            data,
-            t,
-            places=options.places,
-            internal_batch_size=options.internal_batch_size,
-            progress=options.progress,
-        )
+    for i, (t, rows, called) in enumerate(zip(targets, gallery.rows, labels, strict=True)):
+        stream = report.streams[i]
+        cards = stream.cards()
         caption = _caption_of(data_captions, cards[0].examples, shown=data is images)
+        score, training, patches = stream.faithfulness(), xnn.explainer(t), report.patch_scores(t)
         chapters.append(
             _Chapter(
                 key=str(t),
-                label=gallery.class_names.of(t),
-                score=xnn.score(data, t),
-                training=xnn.explainer(t),
-                cards=[_card(card, gallery.class_names, options.place_names, display, caption) for card in cards],
-                scatter=_scatter(rows, shown),
+                label=gallery.names.of(t),
+                score=score,
+                training=training,
+                cards=[_card(card, gallery.names, options.place_names, display, caption) for card in cards],
+                scatter=_scatter(rows, shown_images),
                 mean_outputs=_mean_outputs(rows),
                 names=called,
-                decimals=_decimals(rows),
+                decimals=decimals(rows),
                 classes=gallery.classes and isinstance(t, int),
-                patches=gallery.patch_scores(t),
+                patches=patches,
+                verdict=verdict(
+                    on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+                    on_stability(report.stability(i)),
+                    on_maps(patches),
+                ),
             )
         )
     model = type(unwrap(xnn.model)).__name__
@@ -149,7 +165,7 @@ def write_report(
         "layer": layer,
         "features": xnn.n_features,
         "names": known,
-        "images": shown,
+        "images": shown_images,
         "targets": [
             {"key": c.key, "label": c.label, "decimals": c.decimals, "classes": c.classes, "rows": rows}
             for c, rows in zip(chapters, gallery.rows, strict=True)
@@ -162,7 +178,7 @@ def write_report(
         features=xnn.n_features,
         chapters=chapters,
         notes=options.notes,
-        images=len(shown),
+        images=len(shown_images),
         page=page,
     )
     written = Path(path)
@@ -170,6 +186,75 @@ def write_report(
     # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
     return written
+
+
+class _Run:
+    """Explains the images of a report, and the data of its cards, in one pass over each."""
+
+    def __init__(self, xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> None:
+        self.xnn, self.images, self.targets, self.options = xnn, images, targets, options
+        names, display = OutputNames(options.class_names), options.display or displayable
+        self.gallery = Gallery(targets, names, display, options.patches)
+        self.streams = [
+            CardStream(xnn, t, _KEEP, options.places, options.internal_batch_size, largest=_CROP) for t in targets
+        ]
+        self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in targets]
+
+    def explain(self) -> None:
+        """Explain all images and data."""
+        own = self.options.data is None or self.options.data is self.images
+        for batch, images, rows in self._parts(self.images, "explaining images"):
+            self._explain(batch, images, rows, own)
+        if not own:
+            for batch, images, rows in self._parts(self.options.data, "reading the data"):
+                y_hat = outputs_of(self.xnn, images)
+                for stream in self.streams:
+                    stream.update(batch, images, y_hat, rows=rows)
+
+    def _parts(self, data: Any, what: str) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """Yield batches with a few of their images and the rows of these, and show how far they are."""
+        size = self.options.internal_batch_size
+        few = _AT_ONCE if size is None else min(size, _AT_ONCE)
+        with tqdm(
+            total=count_examples(data), desc=what, unit="image", disable=not self.options.progress, leave=False
+        ) as bar:
+            for batch, images in image_batches(self.xnn, data):
+                for rows in torch.split(torch.arange(len(images)), few):
+                    yield batch, images[rows], rows
+                    bar.update(len(rows))
+
+    def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
+        """Explain a few images, and add them to the cards if these are about them."""
+        xnn, size = self.xnn, self.options.internal_batch_size
+        y_hat = outputs_of(xnn, images)
+        self.gallery.add(images, y_hat)
+        for i, t in enumerate(self.targets):
+            why = xnn.explain(images, target=t, internal_batch_size=size)
+            self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
+            if own:
+                self.streams[i].update(batch, images, y_hat, why, rows=rows)
+            if self.options.again is not None:
+                again = self.options.again.contributions(images, t, internal_batch_size=size)
+                self.pairs[i].append((why.contributions.cpu(), again.contributions.cpu()))
+
+    def stability(self, i: int) -> Stability | None:
+        """Compare the x-features of the i-th target with those of the second fit, if there is one."""
+        pairs = self.pairs[i]
+        if sum(len(first) for first, _ in pairs) < 2:
+            return None
+        return stability(*(torch.cat(some) for some in zip(*pairs, strict=True)))
+
+    def patch_scores(self, target: Target) -> PatchScores | None:
+        """Compute the patch measures on the first positives of a target; return None if there are no positives."""
+        images = self.gallery.covered[target]
+        if not len(images):
+            return None
+        with tqdm(total=1, desc="covering patches", disable=not self.options.progress, leave=False) as bar:
+            found = patch_scores(
+                self.xnn, images, target, internal_batch_size=self.options.internal_batch_size or _BATCH
+            )
+            bar.update()
+        return found
 
 
 def _check_rereadable(data: Any, noun: str) -> None:
@@ -209,146 +294,18 @@ def _read_names(
     return known
 
 
-def _caption_of(captions: Sequence[str] | None, examples: int, *, shown: bool) -> Callable[[int], str]:
+def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> Callable[[int], str]:
     """Return a function from the row of an image in the data to its caption."""
     if captions is None:
         # If the gallery shows other images than the data, its numbers mean other images.
         of = "" if shown else " of the data"
         return lambda number: f"image {number + 1}{of}"
-    if isinstance(captions, str) or len(captions) != examples:
+    if isinstance(captions, str) or len(captions) != count:
         raise ValueError(
-            f"got {len(captions)} data_captions for {examples} images of the data; pass one for each image, such as "
+            f"got {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
             "its file name, or none at all"
         )
     return lambda number: str(captions[number])
-
-
-class _ClassNames:
-    """Names of the model's outputs."""
-
-    def __init__(self, names: ClassNames | None) -> None:
-        self.names = {} if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
-
-    def of(self, target: Target) -> str:
-        """Return the name of an output, or its number if it has no name."""
-        if target is None:
-            return "the output"
-        return str(self.names[target]) if target in self.names else f"class {target}"
-
-
-class _Gallery:
-    """Collects the page's data of each image, batch by batch, without keeping the tensors."""
-
-    def __init__(
-        self,
-        xnn: XNNAttribution,
-        targets: Sequence[Target],
-        class_names: _ClassNames,
-        display: Callable[[Tensor], Tensor],
-        patches: int,
-        internal_batch_size: int | None,
-    ) -> None:
-        self.xnn, self.targets, self.class_names, self.display = xnn, targets, class_names, display
-        self.patches, self.internal_batch_size = patches, internal_batch_size
-        self.covered: dict[Target, Tensor] = {t: torch.empty(0) for t in targets}
-        self.photos: list[dict[str, Any]] = []
-        self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
-        self.classes = False
-
-    def update(self, images: Tensor) -> None:
-        """Add images (N, C, H, W)."""
-        xnn = self.xnn
-        y_hat = collect(
-            xnn.model,
-            xnn.layer,
-            images,
-            output_transform=xnn.output_transform,
-            prediction_transform=xnn.prediction_transform,
-        ).y_hat[:]
-        predicted = predicted_classes(y_hat)
-        self.classes = classes = predicted is not None
-        given = [None] * len(y_hat) if predicted is None else predicted.tolist()
-        for image, c in zip(images, given, strict=True):
-            says = self.class_names.of(c) if classes else ""
-            height, width = image.shape[1:]
-            self.photos.append(
-                {"src": photo(_shown(self.display, image)), "says": says, "width": width, "height": height}
-            )
-        for target, rows in zip(self.targets, self.rows, strict=True):
-            why = xnn.explain(images, target=target, internal_batch_size=self.internal_batch_size)
-            one = xnn.one_heatmap(images, target=target, internal_batch_size=self.internal_batch_size)
-            own = [not classes or not isinstance(target, int) or c == target for c in given]
-            rows.extend(_rows(why, one, own))
-            held = self.covered[target]
-            more = images[own][: self.patches - len(held)]
-            self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
-
-    def patch_scores(self, target: Target) -> PatchScores | None:
-        """Compute the patch measures on the first positives of a target; return None if there are no positives."""
-        images = self.covered[target]
-        if not len(images):
-            return None
-        return patch_scores(self.xnn, images, target, internal_batch_size=self.internal_batch_size or 64)
-
-    def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
-        """Return all images with their captions."""
-        n = len(self.photos)
-        if captions is None:
-            captions = [f"image {i + 1}" for i in range(n)]
-        if not n or isinstance(captions, str) or len(captions) != n:
-            raise ValueError(
-                f"got {n} images and {len(captions)} captions; pass at least one image, and one caption for each "
-                "(such as its file name) or none at all"
-            )
-        return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]
-
-
-def _shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Apply the user's display function to an image, and check the result."""
-    return displayable(display(image.detach().cpu()))
-
-
-def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers and maps of each image for one target."""
-    heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
-    for i, given in enumerate(own):
-        contributions = why.contributions[i].detach().double().cpu()
-        maps = _scaled(heat[i], contributions)
-        yield {
-            "c": [_short(v) for v in contributions.tolist()],
-            "e": [_short(v) for v in why.features[i].tolist()],
-            "bias": _short(float(why.bias[i])),
-            "sum": _short(float(why.surrogate[i])),
-            "says": _short(float(why.prediction[i])),
-            "own": given,
-            "maps": [overlay(m) for m in maps],
-            "one": overlay(_scaled(single[i], torch.ones(1))[0]),
-            "strength": [round(s, 3) for s in _strengths(maps, contributions)],
-        }
-
-
-def _scaled(maps: Tensor, contributions: Tensor) -> Tensor:
-    """Scale each of the maps (K, H, W) to [-1, 1] by itself, multiplied by the sign of its contribution."""
-    return torch.from_numpy(own_scale(maps, contributions)).float()
-
-
-def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
-    """Compute the strength of each map on a shared scale, in [0, 1]: its contribution spread over its pixels."""
-    mass = maps.double().abs().sum((1, 2))
-    density = torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)
-    largest = density.max()
-    return (density / largest).tolist() if largest > 0 else density.tolist()
-
-
-def _short(value: float) -> float:
-    """Round a number to six significant digits, to keep the page small."""
-    return float(f"{value:.6g}")
-
-
-def _decimals(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of decimals that shows three digits of the largest contribution or output."""
-    largest = max(abs(v) for row in rows for v in (*row["c"], row["says"]))
-    return int(min(max(2 - np.floor(np.log10(largest)), 1), 6)) if largest > 0 else 1
 
 
 @dataclass(frozen=True)
@@ -357,7 +314,7 @@ class _Chapter:
 
     key: str
     label: str
-    score: Faithfulness
+    score: DataFaithfulness
     training: Any
     cards: Sequence[Mapping[str, Any]]
     scatter: Mapping[str, Any]
@@ -367,6 +324,7 @@ class _Chapter:
     classes: bool
     """Whether the target is a class, so that the model gives it to some images and not to others."""
     patches: PatchScores | None
+    verdict: Verdict
 
 
 def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -377,7 +335,7 @@ def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | No
 
 def _card(
     card: ConceptCard,
-    class_names: _ClassNames,
+    class_names: OutputNames,
     place_names: Sequence[str],
     display: Callable[[Tensor], Tensor],
     caption: Callable[[int], str],
@@ -417,17 +375,17 @@ def _card(
 def _cut(
     example: Example,
     target: Target,
-    class_names: _ClassNames,
+    class_names: OutputNames,
     display: Callable[[Tensor], Tensor],
     caption: Callable[[int], str],
     *,
     whole: bool,
 ) -> dict[str, Any]:
     """Crop an image and its map around the map's mass, or keep them whole so the reader sees what is absent."""
-    image = _shown(display, example.image)
+    image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
-    heat = _scaled(example.heat[None], torch.tensor([example.contribution]))[0]
+    heat = scaled(example.heat[None], torch.tensor([example.contribution]))[0]
     rows, columns = (
         slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
         for low, high, len_map, len_image in ((y0, y1, heat.shape[0], height), (x0, x1, heat.shape[1], width))
@@ -521,6 +479,7 @@ def _render(**content: Any) -> str:
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["signed"] = _signed
     return environment.from_string(page).render(
+        marks=_MARKS,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; "

@@ -37,6 +37,41 @@ const featureList = () => Array.from({ length: data.features }, (_, k) => k);
 const given = (key, k) => (names[key] && names[key][k]) || "";
 const nameOf = (k, key = target().key) => (k === ONE ? "1-Heatmap" : given(key, k) || `x-feature ${k + 1}`);
 
+// The sentence of an image, as captum_xnn.plots._sentence writes it: x-features are named until they hold this share of
+// their side's contributions, and the unexplained part if it is above that share of all contributions.
+const NAMED = 0.9, NOTABLE = 0.1;
+
+function digitsOf(values) {
+  const largest = Math.max(0, ...values.map(Math.abs));
+  return largest > 0 ? Math.min(Math.max(2 - Math.floor(Math.log10(largest)), 1), 6) : 1;
+}
+
+function enumerate(said) {
+  return said.length > 1 ? `${said.slice(0, -1).join(", ")} and ${said[said.length - 1]}` : said[0];
+}
+
+function sentenceOf(row) {
+  const digits = digitsOf(row.c);
+  const order = featureList().sort((a, b) => Math.abs(row.c[b]) - Math.abs(row.c[a]) || a - b);
+  const sum = (some) => some.reduce((total, k) => total + Math.abs(row.c[k]), 0);
+  const pro = order.filter((k) => row.c[k] > 0), against = order.filter((k) => row.c[k] < 0);
+  const [first, second, start] = sum(pro) >= sum(against) ? [pro, against, ""] : [against, pro, "against "];
+  const unnamed = (1 - NAMED) * Math.max(sum(pro), sum(against));
+  const needed = (some) => {
+    let left = sum(some), count = 0;
+    while (count < some.length && left > unnamed * (1 + 1e-12)) left -= Math.abs(row.c[some[count++]]);
+    return count;
+  };
+  const said = (k) => `${nameOf(k)} (${signed(row.c[k], digits)})`;
+  const because = first.slice(0, Math.max(1, needed(first))).map(said), although = second.slice(0, needed(second)).map(said);
+  let text = because.length ? `${start}${target().label} because of ${enumerate(because)}` : `no reason for ${target().label}`;
+  if (although.length) text += `, although ${enumerate(although)}`;
+  const more = digitsOf([...row.c, residual(row)]);
+  if (Math.abs(residual(row)) > NOTABLE * (sum(pro) + sum(against)) && Number(residual(row).toFixed(more)))
+    text += `; unexplained: ${signed(residual(row), more)}`;
+  return text;
+}
+
 // --- one image with a map on it
 
 function frame(index, k, shared) {
@@ -91,11 +126,11 @@ const items = data.images.map((image, index) => {
     return path;
   });
   bars.append(...paths);
-  const numbers = make("p", "numbers");
+  const numbers = make("p", "numbers"), why = make("p", "why");
   const caption = make("p", "caption", image.caption);
   caption.title = image.caption;
-  node.append(pick, bars, caption, numbers);
-  const item = { index, node, pick, number, box, photo, over, bars, paths, numbers, live: false, selected: false, peeked: false };
+  node.append(pick, bars, caption, why, numbers);
+  const item = { index, node, pick, number, box, photo, over, bars, paths, why, numbers, live: false, selected: false, peeked: false };
   pick.addEventListener("click", () => select(item, !item.selected));
   pick.addEventListener("focus", () => { rove(item); peek(item); });
   pick.addEventListener("blur", () => unpeek(item));
@@ -153,6 +188,7 @@ function writeItem(item, largest) {
   item.paths[2].setAttribute("d", rects.lowers);
   const says = data.images[item.index].says;
   item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; ${unexplained(row)}`;
+  item.why.textContent = sentenceOf(row);
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
     `${data.images[item.index].caption}: output ${plain(row.says)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
@@ -235,6 +271,7 @@ function redraw(item) {
 function writePeek(item) {
   const row = target().rows[item.index], image = data.images[item.index];
   el("peek-title").textContent = image.caption;
+  el("peek-why").textContent = sentenceOf(row);
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
     `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.says)}, ${unexplained(row)}`;
