@@ -171,7 +171,11 @@ def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explai
     found = patch_scores(xnn, mine[:2], own)
     assert found.images == 2 and found.drops_random_groups is not None
     assert f"<b>{found.agreement:.2f}</b> from" in text and "maps with drops on 2 images" in text
-    assert f"random maps {found.agreement_random_maps:.2f}, the 1-Heatmap {found.agreement_one_heatmap:.2f}" in text
+    controls = (found.agreement_random_maps, found.agreement_random_groups, found.agreement_one_heatmap)
+    noise, groups, single = (f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in controls)
+    assert (
+        f"maps of noise {noise}, maps of x-features drawn by chance {groups}, the single usual heatmap {single}" in text
+    )
     assert f"<b>{found.drops.o1:.2f}</b> 0 is distinct" in text
     assert f"drop at the same patches? For comparison: random groups {found.drops_random_groups.o1:.2f}" in text
     assert "Patch agreement" not in written(tmp_path / "without.html", explained)[0]

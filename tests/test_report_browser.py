@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -601,3 +602,66 @@ def test_sentences_say_what_is_unexplained_and_what_is_against(driver: Any, page
         said = driver.execute_script("return sentenceOf(arguments[0])", row)
         expected = sentence(c, names, target_name="green", surrogate=sum(c), prediction=says)
         assert said.replace("\N{MINUS SIGN}", "-") == expected
+
+
+def printed(driver: Any) -> bytes:
+    """The page as a PDF, as it is printed where backgrounds are left out by default."""
+    import base64
+
+    made = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
+    return base64.b64decode(made["data"])
+
+
+def pictures_in(pdf: bytes) -> int:
+    return len(re.findall(rb"/Subtype ?/Image\b", pdf))
+
+
+def pages_in(pdf: bytes) -> int:
+    return len(re.findall(rb"/Type ?/Page\b", pdf))
+
+
+def test_printing_gives_all_photos_also_those_never_scrolled_to(driver: Any, page: Path) -> None:
+    resize(driver, 360, 300)
+    opened(driver, page)
+    seen = "return [...document.querySelectorAll('.item .photo')].filter((i) => i.naturalWidth).length"
+    # Cards and figures are pictures as well: without them only the gallery's are left.
+    driver.execute_script("for (const n of document.querySelectorAll('.chapter, .reading')) n.remove()")
+    assert driver.execute_script(seen) < ROWS
+    assert pictures_in(printed(driver)) == ROWS
+    assert driver.execute_script(seen) == ROWS
+
+
+def test_open_comparison_is_printed_whole_and_alone(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    for pick in all_of(driver, ".pick"):
+        driver.execute_script("arguments[0].click()", pick)
+    one(driver, "#compare").click()
+    pdf = printed(driver)
+    # Of each image the photo, once for all its columns, and four maps, whose opacity is a picture of its own.
+    assert pictures_in(pdf) >= ROWS * 5 and pages_in(pdf) > 1
+    # After printing, the dialog is modal again, and the page behind it cannot be reached.
+    assert driver.execute_script("return el('comparison').matches(':modal')")
+    one(driver, "#comparison-close").click()
+    assert pictures_in(printed(driver)) != pictures_in(pdf)
+    assert not one(driver, "#comparison").is_displayed()
+
+
+def test_paper_is_white_and_keeps_colours(driver: Any, page: Path) -> None:
+    driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    try:
+        opened(driver, page)
+        for theme in ("auto", "dark"):
+            driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+            assert background(driver) > 0.9
+            kept = "return [...document.querySelectorAll('.mark, .verdict, .crop, svg .raises')].map("
+            kept += "(n) => getComputedStyle(n).printColorAdjust)"
+            assert set(driver.execute_script(kept)) == {"exact"}
+        hidden = [".tools", "#peek", ".switch", "nav", "#names-download"]
+        assert not [selector for selector in hidden if one(driver, selector).is_displayed()]
+        wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert wide[0] <= wide[1]
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -141,14 +141,17 @@ const items = data.images.map((image, index) => {
 const itemOf = new Map(items.map((item) => [item.node, item]));
 let order = items;
 
+function enliven(item) {
+  if (item.live) return;
+  item.live = true;
+  item.photo.src = data.images[item.index].src;
+}
+
 // Pictures are decoded only when they come near the visible part of the page.
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const item = itemOf.get(entry.target);
-    if (entry.isIntersecting && !item.live) {
-      item.live = true;
-      item.photo.src = data.images[item.index].src;
-    }
+    if (entry.isIntersecting) enliven(item);
     item.near = entry.isIntersecting;
     if (item.near) drawMap(item);
   }
@@ -515,6 +518,27 @@ for (const box of document.querySelectorAll(".show-crop-maps")) {
     document.body.classList.toggle("with-maps", box.checked);
   });
 }
+
+// On paper all photos are there, seen or not, with the map of the gallery. A modal dialog would be cut at the end of the
+// first page, so it is printed as part of the page.
+addEventListener("beforeprint", () => {
+  for (const item of items) {
+    enliven(item);
+    item.photo.decoding = "sync";
+    drawMap(item);
+  }
+  if (el("comparison").matches(":modal")) {
+    el("comparison").close();
+    el("comparison").show();
+    state.modal = true;
+  }
+});
+addEventListener("afterprint", () => {
+  if (!state.modal) return;
+  state.modal = false;
+  el("comparison").close();
+  el("comparison").showModal();
+});
 
 showTarget(0);
 for (const item of items) watcher.observe(item.node);
