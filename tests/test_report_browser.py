@@ -72,6 +72,8 @@ def quiet(driver: Any) -> Iterator[None]:
     """No test may leave a word on the console or ask anything of a network."""
     with undisturbed(driver, 1400, "file:"):
         yield
+        # Pages keep names, of which other tests know nothing.
+        driver.execute_script("localStorage.clear()")
 
 
 def opened(driver: Any, path: Path) -> dict[str, Any]:
@@ -305,6 +307,7 @@ def test_names_are_shown_everywhere_exported_and_loaded_again(driver: Any, page:
     until(file.exists)
     assert json.loads(file.read_text(encoding="utf-8")) == expected
 
+    one(driver, "#names-forget").click()
     opened(driver, page)
     assert texts(driver, "#toggles button")[1] == "x-feature 1"
     one(driver, "#names-load").send_keys(str(file))
@@ -323,6 +326,7 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
     one(driver, "[data-name-input='1:1']").send_keys('a "quoted" <name>')
     file = tmp_path / "names.json"
     file.write_text(str(one(driver, "#names-json").get_property("value")), encoding="utf-8")
+    driver.execute_script("localStorage.clear()")
     opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], target, ReportOptions(names=file)))
     assert one(driver, "[data-name-input='1:1']").get_property("value") == 'a "quoted" <name>'
     assert texts(driver, "#toggles button")[2] == 'a "quoted" <name>'
@@ -665,3 +669,78 @@ def test_paper_is_white_and_keeps_colours(driver: Any, page: Path) -> None:
         assert wide[0] <= wide[1]
     finally:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def named(driver: Any, k: int, name: str) -> None:
+    field = one(driver, f"[data-name-input='1:{k}']")
+    field.clear()
+    field.send_keys(name)
+
+
+def called(driver: Any) -> list[str]:
+    return texts(driver, "#toggles button")[1:]
+
+
+def test_names_stay_in_the_browser_until_they_are_forgotten(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    assert text(driver, "#names-kept") == "" and not one(driver, "#names-forget").is_displayed()
+    named(driver, 0, "golden feather")
+    assert text(driver, "#names-kept").startswith("1 name is kept in this browser only.")
+    opened(driver, page)
+    assert called(driver) == ["golden feather", "x-feature 2", "x-feature 3"]
+    assert one(driver, "[data-name-input='1:0']").get_property("value") == "golden feather"
+    one(driver, "#names-forget").click()
+    assert called(driver)[0] == "x-feature 1"
+    opened(driver, page)
+    assert called(driver)[0] == "x-feature 1" and text(driver, "#names-kept") == ""
+
+
+def test_kept_names_fill_what_a_new_report_leaves_open(driver: Any, page: Path, explained: Any, tmp_path: Path) -> None:
+    xnn, images, _ = explained
+    opened(driver, page)
+    named(driver, 0, "mine")
+    named(driver, 1, "also mine")
+    options = ReportOptions(names={1: {0: "from the file"}})
+    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], [1, 2], options))
+    assert called(driver) == ["from the file", "also mine", "x-feature 3"]
+    # Names of other explainers are not those of this page.
+    opened(driver, write_report(tmp_path / "other.html", xnn, images[:5], 2))
+    assert called(driver) == ["x-feature 1", "x-feature 2", "x-feature 3"]
+
+
+@pytest.mark.parametrize("which", ["page", "evil_page"])
+def test_page_is_saved_with_its_names_as_one_file(driver: Any, request: Any, which: str, tmp_path: Path) -> None:
+    from test_report import Page
+
+    source = request.getfixturevalue(which)
+    opened(driver, source)
+    named(driver, 1, EVIL[:80])
+    settings = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
+    one(driver, "#names-page").click()
+    saved = tmp_path / f"{source.stem} with names.html"
+    until(saved.exists)
+    driver.execute_script("localStorage.clear()")
+    before, after = (Page(path.read_text("utf-8")).data for path in (source, saved))
+    wanted = {**before["names"], "1": {**before["names"].get("1", {}), "1": EVIL[:80]}}
+    assert after == {**before, "names": wanted}
+    opened(driver, saved)
+    assert called(driver)[1] == EVIL[:80] and text(driver, "#names-kept") == ""
+    assert driver.title != "owned" and len(all_of(driver, ".item")) == ROWS
+    # Saved once more it is the same page.
+    assert driver.execute_script("return pageWithNames()") == saved.read_text("utf-8")
+
+
+def test_browser_that_keeps_nothing_warns_before_names_are_lost(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    block = "Storage.prototype.setItem = () => { throw new Error('blocked'); }"
+    driver.execute_script(block)
+    named(driver, 0, "golden feather")
+    assert text(driver, "#names-kept") == "This browser does not keep names: save them before you leave."
+    assert driver.execute_script(
+        "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
+    )
+    driver.execute_script("download('', 'nothing.json', 'application/json')")
+    assert not driver.execute_script(
+        "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
+    )

@@ -30,7 +30,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._serialization import checksum, replace_file
 from captum_xnn._targets import Target, target_groups
 from captum_xnn.errors import NamesFileError
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -162,6 +162,7 @@ def write_report(
         )
     model = type(unwrap(xnn.model)).__name__
     page = {
+        "id": _identity(xnn, layer, targets),
         "layer": layer,
         "features": xnn.n_features,
         "names": known,
@@ -255,6 +256,17 @@ class _Run:
             )
             bar.update()
         return found
+
+
+def _identity(xnn: XNNAttribution, layer: str, targets: Sequence[Target]) -> str:
+    """Compute a checksum of the explainers, under which a browser keeps the names of their x-features."""
+    weights = [
+        (str(t), name, checksum(tensor))
+        for t in targets
+        for name, tensor in xnn.explainer(t).form.state_dict().items()
+        if isinstance(tensor, Tensor)
+    ]
+    return hashlib.blake2b(repr((layer, weights)).encode(), digest_size=8).hexdigest()
 
 
 def _check_rereadable(data: Any, noun: str) -> None:

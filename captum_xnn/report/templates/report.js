@@ -2,7 +2,10 @@
 // The page's data, its state, and the functions that draw them. Text is always inserted as plain text, never as HTML:
 // file names, class names and names of x-features may hold anything.
 const data = JSON.parse(document.getElementById("data").textContent);
-const names = Object.assign(Object.create(null), data.names);
+// The page before anything is drawn into it and without its data, to save it again with names. The data are kept once.
+document.getElementById("data").textContent = "";
+const shell = `<!DOCTYPE html>\n${document.documentElement.outerHTML}\n`;
+const names = Object.create(null);
 const state = { target: 0, on: null, scale: "own", shown: null };
 const ONE = "one";
 const el = (id) => document.getElementById(id);
@@ -360,13 +363,77 @@ el("comparison-close").addEventListener("click", () => el("comparison").close())
 
 // --- names
 
-function exported() {
+function filled(all) {
   const kept = {};
-  for (const key of Object.keys(names)) {
-    const filled = Object.entries(names[key]).filter(([, name]) => name);
-    if (filled.length) kept[key] = Object.fromEntries(filled);
+  for (const key of Object.keys(all)) {
+    const given = Object.entries(all[key]).filter(([, name]) => name);
+    if (given.length) kept[key] = Object.fromEntries(given);
   }
-  return JSON.stringify({ captum_xnn: "names", version: 1, layer: data.layer, names: kept }, null, 1);
+  return kept;
+}
+
+const exported = () => JSON.stringify({ captum_xnn: "names", version: 1, layer: data.layer, names: filled(names) }, null, 1);
+const countOf = (all) => Object.values(filled(all)).reduce((sum, each) => sum + Object.keys(each).length, 0);
+
+// Names stay in the browser, under the identity of the explainers, so that the next report on them has them too. Names
+// that were written into the page count more, unless they are those that the reader began with.
+const PLACE = `captum_xnn names of ${data.id}`, written = JSON.stringify(filled(data.names));
+let storing = true, atRisk = false;
+
+function takeNames() {
+  for (const key of Object.keys(names)) delete names[key];
+  for (const key of Object.keys(data.names)) names[key] = { ...data.names[key] };
+  try {
+    const kept = JSON.parse(localStorage.getItem(PLACE));
+    if (!kept) return;
+    for (const key of Object.keys(kept.names)) {
+      names[key] = kept.written === written ? kept.names[key] : { ...kept.names[key], ...filled(data.names)[key] };
+    }
+  } catch {
+    storing = false;
+  }
+}
+
+function keepNames() {
+  const changed = JSON.stringify(filled(names)) !== written;
+  atRisk = changed;
+  try {
+    if (changed) localStorage.setItem(PLACE, JSON.stringify({ written, names }));
+    else localStorage.removeItem(PLACE);
+    storing = true;
+  } catch {
+    storing = false;
+  }
+  tellKept();
+}
+
+function tellKept() {
+  const changed = JSON.stringify(filled(names)) !== written, count = countOf(names);
+  el("names-kept").textContent = !changed ? "" : !storing ? "This browser does not keep names: save them before you leave."
+    : `${count === 1 ? "1 name is" : `${count} names are`} kept in this browser only. Save the page to pass them on.`;
+  el("names-forget").hidden = !changed;
+}
+
+// Only where the browser keeps nothing would leaving the page lose names.
+addEventListener("beforeunload", (event) => {
+  if (atRisk && !storing) event.preventDefault();
+});
+
+function download(text, name, type) {
+  const link = make("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  atRisk = false;
+}
+
+// This page with the names inside it. Characters that could end the script are written as numbers, as in the first page.
+function pageWithNames() {
+  const content = JSON.stringify({ ...data, names: filled(names) })
+    .replace(/[<>&'\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  const place = '<script type="application/json" id="data">';
+  return shell.replace(place, () => place + content);
 }
 
 function writeNames() {
@@ -395,6 +462,7 @@ for (const input of document.querySelectorAll("[data-name-input]")) {
   input.addEventListener("input", () => {
     const [key, k] = splitKey(input.dataset.nameInput);
     names[key] = { ...names[key], [k]: input.value.trim() };
+    keepNames();
     writeNames();
   });
   input.addEventListener("change", writeNames);
@@ -405,12 +473,28 @@ function tell(text) {
 }
 
 el("names-download").addEventListener("click", () => {
-  const link = make("a");
-  link.href = URL.createObjectURL(new Blob([exported()], { type: "application/json" }));
-  link.download = "names.json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  download(exported(), "names.json", "application/json");
   tell("Saved as names.json in your browser's download folder.");
+});
+
+el("names-page").addEventListener("click", () => {
+  const file = decodeURIComponent(location.pathname.split("/").pop() || "report.html");
+  const name = `${file.replace(/( with names)?( ?\(\d+\))?\.html?$/i, "")} with names.html`;
+  download(pageWithNames(), name, "text/html");
+  tell(`Saved as ${name} in your browser's download folder.`);
+});
+
+el("names-forget").addEventListener("click", () => {
+  try {
+    localStorage.removeItem(PLACE);
+  } catch {
+    // Nothing is kept where storage is blocked.
+  }
+  atRisk = false;
+  takeNames();
+  tellKept();
+  writeNames();
+  tell("The names kept in this browser are forgotten.");
 });
 
 el("names-copy").addEventListener("click", async () => {
@@ -451,6 +535,7 @@ el("names-load").addEventListener("change", async (event) => {
         count += 1;
       }
     }
+    keepNames();
     writeNames();
     tell(count === 1 ? "1 name loaded." : `${count} names loaded.`);
   } catch (error) {
@@ -540,6 +625,8 @@ addEventListener("afterprint", () => {
   el("comparison").showModal();
 });
 
+takeNames();
+tellKept();
 showTarget(0);
 for (const item of items) watcher.observe(item.node);
 document.documentElement.dataset.ready = "true";
