@@ -111,7 +111,9 @@ def _explain(arguments: argparse.Namespace) -> str:
 
     opened, xnn = _opened(arguments)
     folder = Path(arguments.out)
-    explained = _commands.explain(opened, xnn, opened.targets(xnn), folder, progress=not arguments.quiet)
+    explained = _commands.explain(
+        opened, xnn, opened.targets(xnn), folder, names=arguments.names, progress=not arguments.quiet
+    )
     return f"{explained} inputs explained. Written: {folder / _commands.EXPLANATIONS_FILE}, with pictures/ and maps/"
 
 
@@ -188,6 +190,7 @@ def _report(arguments: argparse.Namespace) -> str:
         display=shown,
         patches=arguments.patches,
         internal_batch_size=opened.configuration.batch_size,
+        cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
         progress=not arguments.quiet,
     )
     path = write_report(arguments.out, xnn, opened.inputs, targets, options)
@@ -276,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.set_defaults(run=_explain)
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    explain.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
     report = _on_explainers(
         commands,
         "report",
@@ -286,6 +290,10 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
     report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    report.add_argument(
+        "--cache", action=argparse.BooleanOptionalAction, default=True,
+        help="keep maps beside the explainers, so that a report with other names takes seconds (the default)",
+    )  # fmt: skip
     report.add_argument("--title", help="heading of the page")
     report.add_argument(
         "--patches", type=int, nargs="?", const=4, default=0, metavar="N",

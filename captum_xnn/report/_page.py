@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,16 +31,15 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._serialization import checksum, replace_file
+from captum_xnn._serialization import replace_file
 from captum_xnn._targets import Target, target_groups
-from captum_xnn.errors import NamesFileError
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.patch_scores import PatchScores, patch_scores
-from captum_xnn.plots._names import Names, by_number, read_names, resolve_names
+from captum_xnn.plots._names import names_by_target, resolve_names
+from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._cards import (
     CardStream,
     ConceptCard,
-    DataFaithfulness,
     Example,
     count_examples,
     image_batches,
@@ -50,7 +50,6 @@ from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.report._verdict import (
     Stability,
-    Verdict,
     on_maps,
     on_stability,
     on_unexplained,
@@ -68,6 +67,8 @@ _KEEP = 6
 _BATCH = 64
 # Images explained between two steps of the progress bar.
 _AT_ONCE = 16
+
+_log = logging.getLogger(__name__)
 _ABSENT = "absent though the class is there"
 _LEAST = "contributes least"
 _CORRELATES = 3
@@ -119,58 +120,24 @@ def write_report(
     """
     _check_jinja2()
     options = options or ReportOptions()
-    display = options.display or displayable
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
-    known = _read_names(options.names, layer, targets)
+    known = names_by_target(options.names, layer, targets)
     labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
-    data, data_captions = options.data, options.data_captions
-    if data is None:
-        data, data_captions = images, options.captions if data_captions is None else data_captions
     _check_rereadable(images, "images")
-    _check_rereadable(data, "data")
-    report = _Run(xnn, images, targets, options)
-    report.explain()
-    gallery, shown_images = report.gallery, report.gallery.images(options.captions)
-    chapters = []
-    for i, (t, rows, called) in enumerate(zip(targets, gallery.rows, labels, strict=True)):
-        stream = report.streams[i]
-        cards = stream.cards()
-        caption = _caption_of(data_captions, cards[0].examples, shown=data is images)
-        score, training, patches = stream.faithfulness(), xnn.explainer(t), report.patch_scores(t)
-        chapters.append(
-            _Chapter(
-                key=str(t),
-                label=gallery.names.of(t),
-                score=score,
-                training=training,
-                cards=[_card(card, gallery.names, options.place_names, display, caption) for card in cards],
-                scatter=_scatter(rows, shown_images),
-                mean_outputs=_mean_outputs(rows),
-                names=called,
-                decimals=decimals(rows),
-                classes=gallery.classes and isinstance(t, int),
-                patches=patches,
-                verdict=verdict(
-                    on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
-                    on_stability(report.stability(i)),
-                    on_maps(patches),
-                ),
-            )
-        )
+    _check_rereadable(options.data, "data")
+    content = _content(xnn, images, targets, options)
+    chapters = [{**chapter, "names": names} for chapter, names in zip(content["chapters"], labels, strict=True)]
     model = type(unwrap(xnn.model)).__name__
     page = {
-        "id": _identity(xnn, layer, targets),
+        "id": identity(xnn, targets),
         "layer": layer,
         "features": xnn.n_features,
         "names": known,
-        "images": shown_images,
-        "targets": [
-            {"key": c.key, "label": c.label, "decimals": c.decimals, "classes": c.classes, "rows": rows}
-            for c, rows in zip(chapters, gallery.rows, strict=True)
-        ],
+        "images": content["images"],
+        "targets": content["targets"],
     }
     text = _render(
         title=f"{model} explained at {layer}" if options.title is None else options.title,
@@ -179,7 +146,7 @@ def write_report(
         features=xnn.n_features,
         chapters=chapters,
         notes=options.notes,
-        images=len(shown_images),
+        images=len(content["images"]),
         page=page,
     )
     written = Path(path)
@@ -187,6 +154,80 @@ def write_report(
     # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
     return written
+
+
+def _content(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
+    """Compute all of the page that does not depend on names, title and notes, or read it from the cache."""
+    if options.cache is None:
+        return _computed(xnn, images, targets, options)
+    description = describe(xnn, images, targets, options)
+    if description is None:
+        _log.warning("the report is not kept in %s: a function in it cannot be compared", options.cache)
+        return _computed(xnn, images, targets, options)
+    cache = ReportCache(options.cache)
+    content = cache.read(description)
+    if content is None:
+        content = _computed(xnn, images, targets, options)
+        cache.write(description, content)
+    return content
+
+
+def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
+    """Compute images, rows and chapters, as JSON holds them."""
+    run = _Run(xnn, images, targets, options)
+    run.explain()
+    gallery, shown_images = run.gallery, run.gallery.images(options.captions)
+    captions = options.captions if options.data is None and options.data_captions is None else options.data_captions
+    chapters = []
+    for i, (t, rows) in enumerate(zip(targets, gallery.rows, strict=True)):
+        stream, training = run.streams[i], xnn.explainer(t)
+        cards = stream.cards()
+        caption = _caption_of(captions, cards[0].examples, shown=options.data is None or options.data is images)
+        score, patches = stream.faithfulness(), run.patch_scores(t)
+        chapters.append(
+            {
+                "key": str(t),
+                "label": gallery.names.of(t),
+                "score": score._asdict(),
+                "training": {
+                    "is_exact": training.is_exact,
+                    "f_reg": training.f_reg,
+                    "examples": training.examples,
+                    "positives": training.positives,
+                    "floor": training.floor,
+                },
+                "cards": [
+                    _card(card, gallery.names, options.place_names, options.display or displayable, caption)
+                    for card in cards
+                ],
+                "scatter": _scatter(rows, shown_images),
+                "mean_outputs": _mean_outputs(rows),
+                "decimals": decimals(rows),
+                # Whether the model gives the target to some images and not to others.
+                "classes": gallery.classes and isinstance(t, int),
+                "patches": None if patches is None else _fields(patches),
+                "verdict": _fields(
+                    verdict(
+                        on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+                        on_stability(run.stability(i)),
+                        on_maps(patches),
+                    )
+                ),
+            }
+        )
+    shared = ("key", "label", "decimals", "classes")
+    rows_of = [
+        {**{name: c[name] for name in shared}, "rows": rows} for c, rows in zip(chapters, gallery.rows, strict=True)
+    ]
+    # Through JSON, as from the cache: the same page either way.
+    return json.loads(json.dumps({"images": shown_images, "targets": rows_of, "chapters": chapters}))
+
+
+def _fields(value: Any) -> Any:
+    """Convert named tuples to dicts."""
+    if hasattr(value, "_asdict"):
+        return {name: _fields(field) for name, field in value._asdict().items()}
+    return [_fields(each) for each in value] if isinstance(value, tuple) else value
 
 
 class _Run:
@@ -258,17 +299,6 @@ class _Run:
         return found
 
 
-def _identity(xnn: XNNAttribution, layer: str, targets: Sequence[Target]) -> str:
-    """Compute a checksum of the explainers, under which a browser keeps the names of their x-features."""
-    weights = [
-        (str(t), name, checksum(tensor))
-        for t in targets
-        for name, tensor in xnn.explainer(t).form.state_dict().items()
-        if isinstance(tensor, Tensor)
-    ]
-    return hashlib.blake2b(repr((layer, weights)).encode(), digest_size=8).hexdigest()
-
-
 def _check_rereadable(data: Any, noun: str) -> None:
     """Raise if the data can be read only once, because a report reads them several times."""
     if isinstance(data, Iterator):
@@ -276,34 +306,6 @@ def _check_rereadable(data: Any, noun: str) -> None:
             f"a report reads its {noun} several times, but a {type(data).__name__} can be read only once; pass a "
             "tensor, a list of batches or a DataLoader"
         )
-
-
-def _read_names(
-    names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
-) -> dict[str, dict[int, str]]:
-    """Read names by target and x-feature, from a mapping or from a file that a report on this layer exported."""
-    if names is None:
-        return {}
-    if isinstance(names, Mapping):
-        known = {str(target): by_number(given, target, layer) for target, given in names.items()}
-    elif isinstance(names, (str, os.PathLike)):
-        file = read_names(names)
-        if file.layer != layer:
-            raise NamesFileError(
-                f"the names are of x-features of layer {file.layer!r}, but the explained layer is {layer!r}; pass the "
-                "file that a report on this explainer exported"
-            )
-        known = file.names
-    else:
-        raise TypeError(
-            f"a report takes names of x-features by target, got a {type(names).__name__}; "
-            f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
-        )
-    # For a model with one output, target None and target 0 are the same.
-    for key, same in (("None", "0"), ("0", "None")):
-        if key in map(str, targets) and key not in known and same in known:
-            known[key] = known.pop(same)
-    return known
 
 
 def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> Callable[[int], str]:
@@ -318,25 +320,6 @@ def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> C
             "its file name, or none at all"
         )
     return lambda number: str(captions[number])
-
-
-@dataclass(frozen=True)
-class _Chapter:
-    """The page's content about one target."""
-
-    key: str
-    label: str
-    score: DataFaithfulness
-    training: Any
-    cards: Sequence[Mapping[str, Any]]
-    scatter: Mapping[str, Any]
-    mean_outputs: tuple[float, float] | None
-    names: Sequence[str]
-    decimals: int
-    classes: bool
-    """Whether the target is a class, so that the model gives it to some images and not to others."""
-    patches: PatchScores | None
-    verdict: Verdict
 
 
 def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
