@@ -597,7 +597,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """Write a report about some inputs as one HTML page, and return its path.
 
         Args:
-            inputs: Inputs to explain, a tensor or an iterable of batches, as :meth:`fit` takes them.
+            inputs: Inputs to explain: a tensor or an iterable of batches, as :meth:`fit` takes them, or a data set.
             path: Path of the page.
             target: The explained output, or a list of outputs.
             options: Fields of :class:`captum_xnn.report.ReportOptions`, such as ``class_names=`` or ``title=``.

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from captum_xnn.report._cards import (
     image_batches,
     outputs_of,
 )
+from captum_xnn.report._described import as_batches, completed
 from captum_xnn.report._gallery import Gallery, OutputNames, decimals, scaled, shown
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._thumbnails import displayable, overlay, photo
@@ -91,7 +93,8 @@ def write_report(
     Args:
         path: Path of the HTML file.
         xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
-        images: Images of the gallery, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
+        images: Images of the gallery: (N, C, H, W), an iterable of batches as ``xnn.fit`` takes them, or a data set.
+            A data set's class names, file names and normalisation are used where the options leave them open.
         target: The explained output, or a list of outputs. Each gets cards and a gallery of the same images.
         options: Texts, names, data for the cards, and what to compute; the defaults if None.
 
@@ -120,6 +123,8 @@ def write_report(
     """
     _check_jinja2()
     options = options or ReportOptions()
+    images = as_batches(images)
+    options = replace(options, data=images if options.data is images else as_batches(options.data))
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
@@ -128,7 +133,7 @@ def write_report(
     labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
     _check_rereadable(images, "images")
     _check_rereadable(options.data, "data")
-    content = _content(xnn, images, targets, options)
+    content = _content(xnn, images, targets, completed(xnn, images, options))
     chapters = [{**chapter, "names": names} for chapter, names in zip(content["chapters"], labels, strict=True)]
     model = type(unwrap(xnn.model)).__name__
     page = {
