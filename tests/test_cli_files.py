@@ -680,3 +680,18 @@ def test_output_names_have_one_suffix_unless_two_inputs_would_share_one() -> Non
     assert commands._stems(["x.png", "X.jpg", "y.v2.png"]) == {"x.png": "x.png", "X.jpg": "X.jpg", "y.v2.png": "y.v2"}
     third = ["x.jpg", "x.png", "x.jpg.png"]
     assert commands._stems(third) == {name: name for name in third}
+
+
+def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--out", f"{tmp_path}/a", "--target", "Green"]) == 0
+    assert {line["target"] for line in lines(tmp_path / "a")} == {1}
+    (tmp_path / "names.txt").write_text("sky red\nsea green\nnight blue\n")
+    named = ["--classes", f"{tmp_path}/names.txt"]
+    assert cli.main([*run, "--out", f"{tmp_path}/b", "--target", "night", *named]) == 0
+    found = lines(tmp_path / "b")
+    assert {line["target"] for line in found} == {2} and all("night blue" in line["sentence"] for line in found)
+    assert cli.main([*run, "--out", f"{tmp_path}/c", "--target", "gren"]) == 1
+    assert "no class 'gren' among its 3 classes; near names: green" in capsys.readouterr().err
+    assert cli.main([*run, "--out", f"{tmp_path}/d", "--classes", "3"]) == 1
+    assert "is for --torchvision" in capsys.readouterr().err

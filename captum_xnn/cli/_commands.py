@@ -187,7 +187,8 @@ def explain(
 
 def _requested_targets(opened: Opened) -> list[int] | str | None:
     """Return the targets to fit, or "all", after checking them before the data are read."""
-    targets, shape = targets_of(opened.configuration.targets), opened.output_shape
+    targets = targets_of(opened.configuration.targets, opened.model_file.classes)
+    shape = opened.output_shape
     if targets == "all" and (len(shape) != 1 or shape[0] < 2):
         raise ValueError(f"--target all needs a model with classes, got outputs {shape}; name the targets")
     if targets is None and shape not in ((), (1,)):

@@ -377,11 +377,16 @@ def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
         dest="targets",
         nargs="+",
         metavar="T",
-        help="outputs to explain: 46 112 7, ranges such as 10-19, or all",
+        help="outputs to explain: 46 112 7, ranges such as 10-19, names of classes, or all",
     )
     parser.add_argument("--model", metavar="FILE.py[:FUNCTION]", help="model, or package.module:function; see below")
     parser.add_argument("--torchvision", metavar="NAME", help="torchvision model instead of --model, with --weights")
     parser.add_argument("--weights", metavar="FILE", help="state dict of the torchvision model (torch or safetensors)")
+    parser.add_argument(
+        "--classes", metavar="N|FILE|DIR",
+        help="classes of a fine-tuned torchvision model: their number, a file with a name on each line, or a folder "
+        "with a sub-folder for each; a file or folder also names the outputs of --model",
+    )  # fmt: skip
     parser.add_argument("--device", help="auto (the GPU if there is one, else the CPU), cpu, cuda:1, ...")
     parser.add_argument(
         "--data", required=required, help="folder of images, flat or with sub-folders; one image; or .npy, .npz, .pt"
