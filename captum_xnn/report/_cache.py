@@ -38,7 +38,7 @@ __all__ = ["ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 1
+_FORMAT = 2
 # Settings of a backend whose text does not show all of them.
 _VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
@@ -69,7 +69,9 @@ class ReportCache:
             os.utime(place / _MANIFEST)
         except (OSError, ValueError):
             return None
-        return content if isinstance(content, dict) and {"images", "targets", "chapters"} <= set(content) else None
+        return (
+            content if isinstance(content, dict) and {"kind", "images", "targets", "chapters"} <= set(content) else None
+        )
 
     def write(self, description: Mapping[str, Any], content: Any) -> None:
         """Write an entry, and delete the oldest ones. A folder that cannot be written to is a warning only.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset, default_collate
 
 from captum_xnn.datasets._parts import PartsSample, collate
-from captum_xnn.report._cards import image_batches, outputs_of
+from captum_xnn.report._batches import outputs_of_rows, row_batches
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -62,8 +62,8 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
     if options.display is None:
         found["display"] = display_of(inputs)
     if options.class_names is None and (classes := classes_of(inputs)) is not None:
-        images = next((images for _, images in image_batches(xnn, inputs)), None)
-        if images is not None and _fit(classes, outputs_of(xnn, images[:1])):
+        first = next(row_batches(xnn, inputs), None)
+        if first is not None and _fit(classes, outputs_of_rows(xnn, first)):
             found["class_names"] = classes
     return replace(options, **{name: value for name, value in found.items() if value is not None})
 

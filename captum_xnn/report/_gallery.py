@@ -14,8 +14,20 @@ from captum_xnn.explanation import Explanation
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 
-__all__ = ["ClassNames", "Gallery", "OutputNames", "decimals", "scaled", "shown"]
+__all__ = [
+    "ClassNames",
+    "Gallery",
+    "OutputNames",
+    "Texts",
+    "decimals",
+    "numbers_of",
+    "scaled",
+    "short",
+    "shown",
+    "strengths",
+]
 
+Texts = Sequence[Sequence[str]] | Callable[[Tensor], Sequence[str]]
 ClassNames = Mapping[int, str] | Sequence[str]
 
 
@@ -94,16 +106,23 @@ def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[s
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i], contributions)
         yield {
-            "c": [_short(v) for v in contributions.tolist()],
-            "e": [_short(v) for v in why.features[i].tolist()],
-            "bias": _short(float(why.bias[i])),
-            "sum": _short(float(why.surrogate[i])),
-            "says": _short(float(why.prediction[i])),
-            "own": given,
+            **numbers_of(why, i, given),
             "maps": [overlay(m) for m in maps],
             "one": overlay(scaled(single[i], torch.ones(1))[0]),
-            "strength": [round(s, 3) for s in _strengths(maps, contributions)],
+            "strength": [round(s, 3) for s in strengths(maps, contributions)],
         }
+
+
+def numbers_of(why: Explanation, index: int, own: bool) -> dict[str, Any]:
+    """Return the numbers of one example, short enough for the page."""
+    return {
+        "c": [short(v) for v in why.contributions[index].detach().double().tolist()],
+        "e": [short(v) for v in why.features[index].tolist()],
+        "bias": short(float(why.bias[index])),
+        "sum": short(float(why.surrogate[index])),
+        "says": short(float(why.prediction[index])),
+        "own": own,
+    }
 
 
 def scaled(maps: Tensor, contributions: Tensor) -> Tensor:
@@ -111,7 +130,7 @@ def scaled(maps: Tensor, contributions: Tensor) -> Tensor:
     return torch.from_numpy(own_scale(maps, contributions)).float()
 
 
-def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
+def strengths(maps: Tensor, contributions: Tensor) -> list[float]:
     """Compute the strength of each map on a shared scale, in [0, 1]: its contribution spread over its pixels."""
     mass = maps.double().abs().sum((1, 2))
     density = torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)
@@ -119,7 +138,7 @@ def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
     return (density / largest).tolist() if largest > 0 else density.tolist()
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Round a number to six significant digits, to keep the page small."""
     return float(f"{value:.6g}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_xnn.plots._names import Names
 from captum_xnn.report._cards import PlacesOfMaps
-from captum_xnn.report._gallery import ClassNames
+from captum_xnn.report._gallery import ClassNames, Texts
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -47,6 +47,11 @@ class ReportOptions:
     display: Callable[[Tensor], Tensor] | None = None
     """Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example by undoing
     the normalisation. If None, values outside [0, 1] are stretched."""
+    tokens: Texts | None = None
+    """Texts of the tokens, for a page of texts: a list for each input, without padding, or a function of one input's
+    ids (L,)."""
+    input_names: Sequence[str] | None = None
+    """Names of the input features, for a page about a table."""
     places: PlacesOfMaps | None = None
     """Function that computes the share of maps on annotated parts or objects; see
     :func:`captum_xnn.report.concept_cards`."""

@@ -37,6 +37,7 @@ from captum_xnn._targets import Target, target_groups
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.plots._names import names_by_target, resolve_names
+from captum_xnn.report._batches import are_images
 from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._cards import (
     CardStream,
@@ -49,6 +50,7 @@ from captum_xnn.report._cards import (
 from captum_xnn.report._described import as_batches, completed
 from captum_xnn.report._gallery import Gallery, OutputNames, decimals, scaled, shown
 from captum_xnn.report._options import ReportOptions
+from captum_xnn.report._rows import RowsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.report._verdict import (
     Stability,
@@ -138,6 +140,7 @@ def write_report(
     model = type(unwrap(xnn.model)).__name__
     page = {
         "id": identity(xnn, targets),
+        "kind": content["kind"],
         "layer": layer,
         "features": xnn.n_features,
         "names": known,
@@ -145,6 +148,8 @@ def write_report(
         "targets": content["targets"],
     }
     text = _render(
+        "gallery.js" if content["kind"] == "images" else "rows.js",
+        kind=content["kind"],
         title=f"{model} explained at {layer}" if options.title is None else options.title,
         model=model,
         layer=layer,
@@ -163,6 +168,8 @@ def write_report(
 
 def _content(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
     """Compute all of the page that does not depend on names, title and notes, or read it from the cache."""
+    if not are_images(xnn, images):
+        return _computed_rows(xnn, images, targets, options)
     if options.cache is None:
         return _computed(xnn, images, targets, options)
     description = describe(xnn, images, targets, options)
@@ -194,13 +201,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
                 "key": str(t),
                 "label": gallery.names.of(t),
                 "score": score._asdict(),
-                "training": {
-                    "is_exact": training.is_exact,
-                    "f_reg": training.f_reg,
-                    "examples": training.examples,
-                    "positives": training.positives,
-                    "floor": training.floor,
-                },
+                "training": _training(training),
                 "cards": [
                     _card(card, gallery.names, options.place_names, options.display or displayable, caption)
                     for card in cards
@@ -214,18 +215,67 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
                 "verdict": _fields(
                     verdict(
                         on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
-                        on_stability(run.stability(i)),
+                        on_stability(_stability(run.pairs[i])),
                         on_maps(patches),
                     )
                 ),
             }
         )
-    shared = ("key", "label", "decimals", "classes")
-    rows_of = [
-        {**{name: c[name] for name in shared}, "rows": rows} for c, rows in zip(chapters, gallery.rows, strict=True)
+    return _as_json("images", shown_images, gallery.rows, chapters)
+
+
+def _as_json(
+    kind: str, shown: Sequence[Any], rows: Sequence[Sequence[Any]], chapters: Sequence[Mapping[str, Any]]
+) -> Any:
+    """Return the content of a page as the cache gives it, so that the page is the same either way."""
+    targets = [
+        {**{name: chapter[name] for name in ("key", "label", "decimals", "classes")}, "rows": of}
+        for chapter, of in zip(chapters, rows, strict=True)
     ]
-    # Through JSON, as from the cache: the same page either way.
-    return json.loads(json.dumps({"images": shown_images, "targets": rows_of, "chapters": chapters}))
+    return json.loads(json.dumps({"kind": kind, "images": shown, "targets": targets, "chapters": chapters}))
+
+
+def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
+    """Compute the content of a page about texts or a table."""
+    run = RowsRun(xnn, targets, options)
+    run.explain(inputs)
+    captioned = run.captioned(options.captions)
+    chapters = []
+    for rows, t in zip(run.found, targets, strict=True):
+        score, training = rows.faithfulness(), xnn.explainer(t)
+        reasons = (
+            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+            on_stability(_stability(rows.pairs)),
+            on_maps(None, images=False),
+        )
+        chapters.append(
+            {
+                "key": str(t),
+                "label": run.names.of(t),
+                "score": score._asdict(),
+                "training": _training(training),
+                "cards": rows.cards(),
+                "scatter": _scatter(rows.rows, captioned),
+                "mean_outputs": _mean_outputs(rows.rows),
+                "decimals": decimals(rows.rows),
+                "classes": rows.classes,
+                "patches": None,
+                "verdict": _fields(verdict(*reasons)),
+            }
+        )
+    return _as_json(run.kind, captioned, [rows.rows for rows in run.found], chapters)
+
+
+def _stability(pairs: Sequence[tuple[Tensor, Tensor]]) -> Stability | None:
+    """Compare the contributions of two fits, batch by batch; return None without a second fit."""
+    if sum(len(first) for first, _ in pairs) < 2:
+        return None
+    return stability(*(torch.cat(some) for some in zip(*pairs, strict=True)))
+
+
+def _training(explainer: Any) -> dict[str, Any]:
+    """Return what a page says about the fit of an explainer."""
+    return {name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor")}
 
 
 def _fields(value: Any) -> Any:
@@ -283,13 +333,6 @@ class _Run:
             if self.options.again is not None:
                 again = self.options.again.contributions(images, t, internal_batch_size=size)
                 self.pairs[i].append((why.contributions.cpu(), again.contributions.cpu()))
-
-    def stability(self, i: int) -> Stability | None:
-        """Compare the x-features of the i-th target with those of the second fit, if there is one."""
-        pairs = self.pairs[i]
-        if sum(len(first) for first, _ in pairs) < 2:
-            return None
-        return stability(*(torch.cat(some) for some in zip(*pairs, strict=True)))
 
     def patch_scores(self, target: Target) -> PatchScores | None:
         """Compute the patch measures on the first positives of a target; return None if there are no positives."""
@@ -463,15 +506,16 @@ def _check_jinja2() -> None:
         ) from error
 
 
-def _render(**content: Any) -> str:
-    """Render the whole page."""
+def _render(parts: str, **content: Any) -> str:
+    """Render the whole page, with the script that draws its examples."""
     import jinja2
     from markupsafe import Markup
 
     folder = resources.files("captum_xnn.report") / "templates"
-    page, style, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
+    page, style, *scripts = (
+        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js", parts)
     )
+    script = "".join(scripts)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

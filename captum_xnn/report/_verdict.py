@@ -143,17 +143,20 @@ def on_stability(found: Stability | None) -> Reason:
     return Reason(level, question, text)
 
 
-def on_maps(found: PatchScores | None) -> Reason:
+def on_maps(found: PatchScores | None, *, images: bool = True) -> Reason:
     """Judge whether maps agree with the drops that covering a patch causes.
 
     Args:
         found: Measures on covered patches, or None without them.
+        images: Whether the inputs are images, whose patches can be covered.
 
     Example:
         >>> on_maps(None).level
         'unknown'
     """
     question = "Do the maps show what matters to the model?"
+    if found is None and not images:
+        return Reason("unknown", question, "Not measured: only parts of images can be covered so far.")
     if found is None:
         return Reason(
             "unknown",
