@@ -412,6 +412,26 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             one_heatmap=one,
         )
 
+    def report(
+        self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any
+    ) -> Path:
+        """Write a report about some inputs as one HTML page, and return its path.
+
+        Args:
+            inputs: Inputs to explain: a tensor or an iterable of batches, as :meth:`fit` takes them, or a data set.
+            path: Path of the page.
+            target: The explained output, or a list of outputs.
+            options: Fields of :class:`captum_xnn.report.ReportOptions`, such as ``class_names=`` or ``title=``.
+
+        Raises:
+            NotFittedError: If a target was not fitted and there are no train_data.
+            ValueError: As :func:`captum_xnn.report.write_report` does.
+        """
+        from captum_xnn.report._options import ReportOptions
+        from captum_xnn.report._page import write_report
+
+        return write_report(path, self, inputs, target, ReportOptions(**options))
+
     def contributions(
         self,
         inputs: Tensor | tuple[Tensor, ...],

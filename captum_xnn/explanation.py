@@ -1,7 +1,9 @@
 """Explanation of one batch: the maps, the contribution of every x-feature, and a check that they add up.
 
 Conventions:
-    N examples, K x-features. Contributions, bias, surrogate and prediction are in the model's own units (logits).
+    N examples, K x-features. Arguments are indices and count from 0, and so do the indices in front of lines. The names
+    "x-feature 1" to "x-feature K", which a reader sees, count from 1. Contributions, bias, surrogate and prediction are
+    in the model's own units (logits).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Contributions", "Explanation"]
 
+# Examples, and characters in a line, of the short text of an explanation.
+_SHOWN, _WIDTH = 10, 118
+
 
 class Contributions(NamedTuple):
     """The numbers of an explanation, without its maps."""
@@ -38,7 +43,7 @@ class Contributions(NamedTuple):
     """The model's output, (N,), in logits."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     r"""Explanation of a model's outputs: :math:`\hat y \approx \bar y = b + \sum_i v_i E_i`, with a map for each i.
 
@@ -52,7 +57,10 @@ class Explanation:
         ...     contributions=torch.tensor([[3.0, 1.0]]), bias=torch.tensor([0.5]), surrogate=torch.tensor([4.5]),
         ...     prediction=torch.tensor([4.6]), target=(0,))
         >>> print(why)
-        example 0, target 0: prediction +4.60 = x-feature 1 +3.00, x-feature 2 +1.00, bias +0.50, unexplained +0.10
+        0: target 0: prediction +4.60 = x-feature 1 +3.00, x-feature 2 +1.00, bias +0.50, unexplained +0.10
+        >>> why
+        Explanation of 1 example: 2 x-features, maps (1, 2, 4)
+          0: target 0 because of x-feature 1 (+3.00) and x-feature 2 (+1.00)
         >>> why.sentence(["golden feather"], target_name="European goldfinch")
         'European goldfinch because of golden feather (+3.00) and x-feature 2 (+1.00)'
     """
@@ -88,8 +96,8 @@ class Explanation:
         if not bool((off < 1e-4).all()):
             worst = int(off.nan_to_num(nan=float("inf")).argmax())
             raise ValueError(
-                f"bias and contributions of example {worst} sum to {float(total[worst]):.6g}, but the surrogate is "
-                f"{float(self.surrogate[worst]):.6g}; the explainer is damaged, fit it again"
+                f"bias and contributions of the example with index {worst} sum to {float(total[worst]):.6g}, but the "
+                f"surrogate is {float(self.surrogate[worst]):.6g}; the explainer is damaged, fit it again"
             )
 
     def __len__(self) -> int:
@@ -116,7 +124,7 @@ class Explanation:
             for value, name in sorted(zip(given, self._names(names, index), strict=True), reverse=True)
         ]
         return (
-            f"example {index}, target {self.target[index]}: prediction {float(self.prediction[index]):+.2f} = "
+            f"target {self.target[index]}: prediction {float(self.prediction[index]):+.2f} = "
             f"{', '.join(parts)}, bias {float(self.bias[index]):+.2f}, "
             f"unexplained {float(self.unexplained[index]):+.2f}"
         )
@@ -190,7 +198,27 @@ class Explanation:
         return resolve_names(names, self.contributions.shape[1], target=self.target[index], layer=self.layer)
 
     def __str__(self) -> str:
-        return "\n".join(self.describe(i) for i in range(len(self)))
+        return "\n".join(f"{i}: {self.describe(i)}" for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        K, shown = self.contributions.shape[1], min(len(self), _SHOWN)
+        of = f" at layer {self.layer!r}" if self.layer is not None else ""
+        maps = _first(self.maps)
+        head = (
+            f"Explanation of {len(self)} example{'s' * (len(self) != 1)}{of}: {K} x-feature{'s' * (K != 1)}, "
+            f"maps {tuple(maps.shape)}"
+        )
+        lines = [f"  {i}: {self._said(i)}" for i in range(shown)]
+        lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..." for line in lines]
+        more = [f"  ... and {len(self) - shown} more"] if shown < len(self) else []
+        return "\n".join([head, *lines, *more])
+
+    def _said(self, index: int) -> str:
+        """Write a sentence of one example, or its numbers where an infinite prediction leaves no sentence."""
+        try:
+            return self.sentence(index=index)
+        except ValueError:
+            return self.describe(index)
 
     def show(self, index: int = 0, *, names: Names | None = None, **options: Any) -> Figure:
         """Draw one example: the input, a map for each x-feature in order of contribution, and the sum.

@@ -17,13 +17,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_xnn._targets import Target, select
-from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -33,6 +32,9 @@ from captum_xnn.metrics._controls import random_maps, random_partition
 from captum_xnn.metrics._overlap import Orthogonality
 from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
 from captum_xnn.models._contribution_groups import ContributionGroups
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report, which calls this module
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["PatchScores", "patch_scores"]
 
@@ -85,6 +87,7 @@ def patch_scores(
     Example:
         >>> _ = torch.manual_seed(0)
         >>> from torch import nn
+        >>> from captum_xnn import XNNAttribution
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 2))
         >>> data = torch.randn(80, 1, 8, 8)
         >>> xnn = XNNAttribution(model, "1", 2).fit(data, target=0, progress=False)

@@ -17,7 +17,7 @@ from captum_xnn.datasets import PartsSample, collate
 from captum_xnn.metrics import part_probabilities
 from captum_xnn.models._srae import by_shape
 from captum_xnn.report import ConceptCard, concept_cards, on_parts
-from captum_xnn.report._cards import _Moments, _Stream
+from captum_xnn.report._cards import CardStream, _Moments
 from captum_xnn.report._thumbnails import crop_box
 
 KEEP = 4
@@ -141,7 +141,7 @@ def test_batches_make_no_difference(cards: tuple[ConceptCard, ...], explained, s
 
 def test_images_are_kept_of_listed_examples_only(explained) -> None:
     xnn, images, target = explained
-    stream = _Stream(xnn, target, 2, None, None)
+    stream = CardStream(xnn, target, 2, None, None)
     for batch in images.repeat(3, 1, 1, 1).split(10):
         stream.update(batch, batch)
         assert len(stream.kept) <= 5 * 3 * 2

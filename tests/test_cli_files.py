@@ -213,7 +213,7 @@ def test_explain_writes_numbers_maps_and_pictures(
         maps = np.load(out / line["maps"])
         np.testing.assert_allclose(maps, why.maps[0], atol=1e-5)
     first = lines(out)[0]
-    assert (first["maps"], first["picture"]) == ("maps/even/000.png.npy", "pictures/even/000.png.png")
+    assert (first["maps"], first["picture"]) == ("maps/even/000.npy", "pictures/even/000.png")
     assert len(list((out / "pictures").rglob("*.png"))) == FEW
     with Image.open(out / first["picture"]) as picture:
         assert picture.size[0] > 600
@@ -221,7 +221,7 @@ def test_explain_writes_numbers_maps_and_pictures(
 
 def test_pictures_show_the_image_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(commands, "_write_picture", lambda path, why, i, title: shown.append((why.inputs[i], title)))
+    monkeypatch.setattr(commands, "_write_picture", lambda path, why, i, title, _: shown.append((why.inputs[i], title)))
     image = folder / "images" / "odd" / "001.png"
     command = ["explain", "--explainer", f"{folder}/xnn", "--data", str(image), "--out", str(tmp_path), "--quiet"]
     assert cli.main([*command, "--target", "2"]) == 0
@@ -454,10 +454,10 @@ def test_an_interruption_keeps_what_is_done(
 ) -> None:
     write_picture = commands._write_picture
 
-    def interrupted(path: Path, why: Any, index: int, title: str) -> None:
-        if path.name == "004.png.png":
+    def interrupted(path: Path, why: Any, index: int, title: str, names: Any) -> None:
+        if path.name == "004.png":
             raise KeyboardInterrupt
-        write_picture(path, why, index, title)
+        write_picture(path, why, index, title, names)
 
     monkeypatch.setattr(commands, "_write_picture", interrupted)
     command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--out", str(tmp_path)]
@@ -624,3 +624,74 @@ def test_groups_of_contributions_are_the_default_form(folder: Path, tmp_path: Pa
         with torch.no_grad():
             y_hat = made.model(inputs)[:, target]
         assert float((why.bias + why.contributions.sum(1) - y_hat).abs().mean()) < 0.01 * float(y_hat.std())
+
+
+def test_explain_takes_the_names_of_a_report(folder: Path, tmp_path: Path) -> None:
+    from captum_xnn.plots import write_names
+
+    names = write_names(tmp_path / "names.json", {0: ["warm sky"]}, layer="1")
+    run = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--out", f"{tmp_path}/named", "--names", str(names)]) == 0
+    assert cli.main([*run, "--out", f"{tmp_path}/plain"]) == 0
+    changed = 0
+    for named, plain in zip(lines(tmp_path / "named"), lines(tmp_path / "plain"), strict=True):
+        mine = named["target"] == 0
+        assert named["sentence"] == (
+            plain["sentence"].replace("x-feature 1", "warm sky") if mine else plain["sentence"]
+        )
+        pictures = [(tmp_path / kind / named["picture"]).read_bytes() for kind in ("named", "plain")]
+        assert (pictures[0] != pictures[1]) == mine
+        changed += "warm sky" in named["sentence"]
+    assert changed
+
+
+def test_explain_refuses_names_of_another_layer(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from captum_xnn.plots import write_names
+
+    names = write_names(tmp_path / "names.json", {0: ["sky"]}, layer="3")
+    run = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--out", f"{tmp_path}/out", "--names", str(names)]) == 1
+    assert "of layer '3', but the explained layer is '1'" in capsys.readouterr().err
+
+
+def test_second_report_with_names_explains_nothing_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from captum_xnn.plots import write_names
+
+    shutil.copytree(folder / "xnn", tmp_path / "xnn")
+    run = ["report", "--explainer", f"{tmp_path}/xnn", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--out", f"{tmp_path}/first.html"]) == 0
+    names = write_names(tmp_path / "names.json", {0: ["warm sky"]}, layer="1")
+    with monkeypatch.context() as blocked:
+        blocked.setattr(XNNAttribution, "explain", None)
+        assert cli.main([*run, "--out", f"{tmp_path}/named.html", "--names", str(names)]) == 0
+    assert cli.main([*run, "--out", f"{tmp_path}/anew.html", "--names", str(names), "--no-cache"]) == 0
+    assert (tmp_path / "named.html").read_text() == (tmp_path / "anew.html").read_text()
+    assert "warm sky" in (tmp_path / "named.html").read_text()
+
+
+def test_output_names_have_one_suffix_unless_two_inputs_would_share_one() -> None:
+    assert commands._stems(["a/x.png", "b/x.jpg", "7"]) == {"a/x.png": "a/x", "b/x.jpg": "b/x", "7": "7"}
+    assert commands._stems(["x.png", "X.jpg", "y.v2.png"]) == {"x.png": "x.png", "X.jpg": "X.jpg", "y.v2.png": "y.v2"}
+    third = ["x.jpg", "x.png", "x.jpg.png"]
+    assert commands._stems(third) == {name: name for name in third}
+
+
+def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--out", f"{tmp_path}/a", "--target", "Green"]) == 0
+    assert {line["target"] for line in lines(tmp_path / "a")} == {1}
+    (tmp_path / "names.txt").write_text("sky red\nsea green\nnight blue\n")
+    named = ["--classes", f"{tmp_path}/names.txt"]
+    assert cli.main([*run, "--out", f"{tmp_path}/b", "--target", "night", *named]) == 0
+    found = lines(tmp_path / "b")
+    assert {line["target"] for line in found} == {2} and all("night blue" in line["sentence"] for line in found)
+    assert cli.main([*run, "--out", f"{tmp_path}/c", "--target", "gren"]) == 1
+    assert "no class 'gren' among its 3 classes; near names: green" in capsys.readouterr().err
+    assert cli.main([*run, "--out", f"{tmp_path}/d", "--classes", "3"]) == 1
+    assert "is for --torchvision" in capsys.readouterr().err

@@ -22,6 +22,7 @@ FULL = Configuration(
     workers=2,
     skip_damaged=True,
     targets=(46, "10-12", 7),
+    classes="/names.txt",
     joint=True,
     n_features=7,
     seed=12345678901234567890,
@@ -170,10 +171,56 @@ def test_targets(targets, numbers):
     assert targets_of(targets) == numbers
 
 
-@pytest.mark.parametrize("wrong", [["5-3"], ["a"], ["1-"], ["-1"], ["1.0"], ["all", 3], [True], [" 1"]])
+@pytest.mark.parametrize("wrong", [["5-3"], ["1-"], ["-1"], ["1.0"], ["all", 3], [True], [" 1"]])
 def test_targets_that_are_none(wrong):
     with pytest.raises(ValueError, match="is not a whole number from 0"):
         targets_of(wrong)
+
+
+CLASSES = ["European_Goldfinch", "American Goldfinch", "American_Crow", "crow", "7"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "numbers"),
+    [
+        (["european goldfinch"], [0]),
+        (["European_Goldfinch", 3], [0, 3]),
+        ("European", [0]),
+        (["crow"], [3]),  # a whole name counts before a part of one
+        (["american  crow", "0-1"], [2, 0, 1]),
+        (["7"], [7]),  # a number stays a number
+    ],
+)
+def test_targets_by_name(targets, numbers):
+    assert targets_of(targets, CLASSES) == numbers
+    Configuration(targets=targets)  # the names are looked up when the model is there
+
+
+@pytest.mark.parametrize(
+    ("target", "classes", "said"),
+    [
+        ("goldfinch", CLASSES, r"may be any of European_Goldfinch \(0\), American Goldfinch \(1\); write more"),
+        ("american", CLASSES, "may be any of"),
+        ("goldfish", CLASSES, "no class 'goldfish' among its 5 classes"),
+        ("euopean goldfinch", CLASSES, "near names: European_Goldfinch"),
+        ("gold", CLASSES, "no class 'gold'"),  # only whole words
+        ("goldfinch", None, "the names of the model's classes are not known; .* --classes FILE"),
+    ],
+)
+def test_names_that_are_no_class(target, classes, said):
+    with pytest.raises(ValueError, match=said):
+        targets_of([target], classes)
+
+
+@pytest.mark.parametrize(("given", "value"), [(12, 12), ("12", 12), ("names.txt", "names.txt")])
+def test_classes(given, value):
+    assert Configuration(classes=given).classes == value
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "", 1.5])
+def test_wrong_classes(wrong):
+    with pytest.raises(ValueError, match="classes must be"):
+        Configuration(classes=wrong)
 
 
 def test_all_in_a_list_is_all():

@@ -51,8 +51,8 @@ def test_combined_of_degenerate_maps_and_contributions():
     maps[1] = torch.tensor([[[4.0, 0.0]], [[0.0, 2.0]]])  # nothing speaks for the class: both count alike
     contributions = torch.tensor([[5.0, 2.0], [-1.0, -3.0], [1.0, 1.0]])
     assert combined(maps, contributions).tolist() == [[[0.5, 1.5]], [[1.0, 1.0]], [[0.0, 0.0]]]
-    with pytest.raises(ValueError, match=r"got \(2, 3, 1, 4, 4\) and \(2, 3\).*maps.sum\(2\)"):
-        combined(torch.zeros(2, 3, 1, 4, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(2, 3\).*from one explanation"):
+        combined(torch.zeros(2, 3, 4), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"contributions \(N, K\), got"):
         combined(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4))
 

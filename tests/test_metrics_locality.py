@@ -246,8 +246,8 @@ def test_wrong_arguments():
     for bad in (NAN, math.inf):
         with pytest.raises(ValueError, match="finite and not negative"):
             pixel_probabilities(torch.full((1, 1, 2, 2), bad))
-    with pytest.raises(ValueError, match=r"expected maps \(N, K, H, W\), got \(3, 2, 1, 9, 11\)"):
-        part_probabilities(maps[:, :, None], points, boxes)
+    with pytest.raises(ValueError, match=r"expected maps of images, .* got \(3, 2, 99\)"):
+        part_probabilities(maps.flatten(2), points, boxes)
     with pytest.raises(ValueError, match=r"points \(3, P, 2\) and boxes \(3, 4\), got \(2, 4, 2\)"):
         part_probabilities(maps, points[:2], boxes)
     with pytest.raises(ValueError, match="resize them to the maps"):

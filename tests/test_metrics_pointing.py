@@ -83,8 +83,8 @@ def test_nothing_visible_and_no_images():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"got \(2, 1, 1, 4, 4\) and \(2, 5, 2\); sum maps"):
-        pointing_accuracy(torch.zeros(2, 1, 1, 4, 4), torch.zeros(2, 5, 2))
+    with pytest.raises(ValueError, match=r"got \(2, 1, 4\) and \(2, 5, 2\); enlarge"):
+        pointing_accuracy(torch.zeros(2, 1, 4), torch.zeros(2, 5, 2))
     with pytest.raises(ValueError, match="of the same images"):
         pointing_accuracy(torch.zeros(2, 1, 4, 4), torch.zeros(1, 5, 2))
     with pytest.raises(ValueError, match="of the same images"):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from captum_xnn.cli._inputs import Preparation
-from captum_xnn.cli._model_files import IMAGENET_MEAN, IMAGENET_STD, load_model, load_torchvision
+from captum_xnn.cli._model_files import IMAGENET_MEAN, IMAGENET_STD, load_model, load_torchvision, read_classes
 
 NET = """
 from dataclasses import dataclass
@@ -162,3 +162,27 @@ def test_nothing_is_loaded_from_torchvision_for_other_models(folder):
     code = f"import sys; from captum_xnn.cli._model_files import *; load_model('{folder}/net.py'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torchvision" not in done.stdout.split()
+
+
+def test_fine_tuned_head_has_as_many_outputs_as_classes(torchvision, tmp_path):
+    model = torchvision.models.get_model("squeezenet1_1", num_classes=12)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    made = load_torchvision("squeezenet1_1", tmp_path / "w.pt", 12)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(made.model(images), model.eval()(images)) and made.model(images).shape == (2, 12)
+    with pytest.raises(ValueError, match="--classes N if it has N classes"):
+        load_torchvision("squeezenet1_1", tmp_path / "w.pt")
+
+
+def test_classes_from_a_file_and_from_folders(tmp_path):
+    (tmp_path / "names.txt").write_text("\ufefffinch\n\n  crow \nérable\n", encoding="utf-8")
+    assert read_classes(tmp_path / "names.txt") == ("finch", "crow", "érable")
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "file.txt").write_text("x")
+    assert read_classes(tmp_path / "data") == ("a", "b")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has no names of classes"):
+        read_classes(tmp_path / "empty.txt")
+    with pytest.raises(ValueError, match=r"cannot read the classes .*none.*No such file"):
+        read_classes(tmp_path / "none")

@@ -36,7 +36,7 @@ NAMES = {
         "contours overlay own_scale read_names shared_scale show_contributions show_explanation show_gallery "
         "write_names"
     ),
-    "report": "ConceptCard Example PlacesOfMaps concept_cards on_objects on_parts write_report",
+    "report": "ConceptCard Example PlacesOfMaps ReportOptions concept_cards on_objects on_parts write_report",
     "training": "Checkpoint JSONLines Recipe TensorBoard Tuning choose_n tune tune_alpha",
 }
 

@@ -19,7 +19,7 @@ import torch
 from captum_xnn.datasets import PartsSample
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
-from captum_xnn.report import on_parts, write_report
+from captum_xnn.report import ReportOptions, on_parts, write_report
 
 # Elements that HTML never closes, and those of SVG that close themselves.
 VOID = {"meta", "img", "input", "link"}
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 def written(path: Path, explained: Any, n: int = 9, target: Any = None, **options: Any) -> tuple[str, Page]:
     xnn, images, own = explained
-    path = write_report(path, xnn, images[:n], own if target is None else target, **options)
+    path = write_report(path, xnn, images[:n], own if target is None else target, ReportOptions(**options))
     text = path.read_text("utf-8")
     return text, Page(text)
 
@@ -170,8 +170,12 @@ def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explai
         mine = images[:9][xnn.model(images[:9]).argmax(1) == own]
     found = patch_scores(xnn, mine[:2], own)
     assert found.images == 2 and found.drops_random_groups is not None
-    assert f"<b>{found.agreement:.2f}</b> from" in text and "rank the patches of 2 images" in text
-    assert f"random maps {found.agreement_random_maps:.2f}, the 1-Heatmap {found.agreement_one_heatmap:.2f}" in text
+    assert f"<b>{found.agreement:.2f}</b> from" in text and "maps with drops on 2 images" in text
+    controls = (found.agreement_random_maps, found.agreement_random_groups, found.agreement_one_heatmap)
+    noise, groups, single = (f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in controls)
+    assert (
+        f"maps of noise {noise}, maps of x-features drawn by chance {groups}, the single usual heatmap {single}" in text
+    )
     assert f"<b>{found.drops.o1:.2f}</b> 0 is distinct" in text
     assert f"drop at the same patches? For comparison: random groups {found.drops_random_groups.o1:.2f}" in text
     assert "Patch agreement" not in written(tmp_path / "without.html", explained)[0]
@@ -302,7 +306,11 @@ def test_names_of_the_only_output_are_those_of_target_none_and_0(only_output: An
     xnn, images = only_output
     file = write_names(tmp_path / "names.json", {given: ["beak"]}, layer="1")
     for names in (file, {given: ["beak"]}):
-        parsed = Page(write_report(tmp_path / "r.html", xnn, images[:2], data=images, names=names).read_text("utf-8"))
+        parsed = Page(
+            write_report(
+                tmp_path / "r.html", xnn, images[:2], options=ReportOptions(data=images, names=names)
+            ).read_text("utf-8")
+        )
         assert parsed.data["names"] == {"None": {"0": "beak"}}
         assert parsed.data["targets"][0]["key"] == "None"
 
@@ -311,7 +319,9 @@ def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Pa
     from captum_xnn.report import concept_cards
 
     xnn, images = only_output
-    page = Page(write_report(tmp_path / "r.html", xnn, images[:4], data=images).read_text("utf-8"))
+    page = Page(
+        write_report(tmp_path / "r.html", xnn, images[:4], options=ReportOptions(data=images)).read_text("utf-8")
+    )
     decimals = page.data["targets"][0]["decimals"]
     assert decimals > 3
     for card in concept_cards(xnn, images):
@@ -323,7 +333,9 @@ def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Pa
 
 def test_page_of_an_only_output_speaks_of_no_classes(only_output: Any, explained: Any, tmp_path: Path) -> None:
     xnn, images = only_output
-    page = Page(write_report(tmp_path / "one.html", xnn, images[:4], data=images).read_text("utf-8"))
+    page = Page(
+        write_report(tmp_path / "one.html", xnn, images[:4], options=ReportOptions(data=images)).read_text("utf-8")
+    )
     # The menu that the script hides is the exception.
     of_classes = r"model (says|calls (?!this))|something else|to the class|of the class|the class is there"
     assert not [text for text in page.text if re.search(of_classes, text)]
@@ -434,7 +446,7 @@ def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reads its images several times, but a list_iterator can be read only once"):
         write_report(tmp_path / "r.html", xnn, iter([images[:9]]), target)
     with pytest.raises(ValueError, match="reads its data several times"):
-        write_report(tmp_path / "r.html", xnn, images[:9], target, data=iter([images]))
+        write_report(tmp_path / "r.html", xnn, images[:9], target, ReportOptions(data=iter([images])))
     with pytest.raises(ValueError, match=r"cannot be written to .*, a folder; add a name"):
         write_report(tmp_path, xnn, images[:9], target)
     assert not list(tmp_path.iterdir())
@@ -444,10 +456,24 @@ def test_script_and_style_cannot_end_early() -> None:
     from importlib import resources
 
     folder = resources.files("captum_xnn.report") / "templates"
-    script, style = (folder / name for name in ("report.js", "report.css"))
-    assert not re.search(r"</script|<!--", script.read_text("utf-8"), re.IGNORECASE)
+    style = folder / "report.css"
+    script = "".join((folder / name).read_text("utf-8") for name in ("report.js", "gallery.js", "rows.js"))
+    assert not re.search(r"</script|<!--", script, re.IGNORECASE)
     assert not re.search(r"</style", style.read_text("utf-8"), re.IGNORECASE)
-    # Texts are written as texts: nothing in the script makes elements or code of them.
+    # Texts are written as texts: nothing in the script makes elements or code of them. The page is read once, as text,
+    # to save it again.
+    reading = "const shell = `<!DOCTYPE html>\\n${document.documentElement.outerHTML}\\n`;"
+    assert script.count(reading) == 1
     assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script.read_text()
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function",
+        script.replace(reading, ""),
     )
+
+
+def test_method_of_the_attribution_writes_the_same_page(explained: Any, tmp_path: Path) -> None:
+    xnn, images, target = explained
+    text, _ = written(tmp_path / "a.html", explained, title="Same", names={1: ["bar"]})
+    path = xnn.report(images[:9], tmp_path / "b.html", target, title="Same", names={1: ["bar"]})
+    assert path == tmp_path / "b.html" and path.read_text("utf-8") == text
+    with pytest.raises(TypeError, match="unexpected keyword argument 'titel'"):
+        xnn.report(images[:9], tmp_path / "c.html", target, titel="Same")

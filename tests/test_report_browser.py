@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from browser import all_of, emulate, one, undisturbed, until
 
 from benchmarks import report_speed
 from benchmarks.report_speed import chromium, found, opening, resize, toggling
-from captum_xnn.report import write_report
+from captum_xnn.report import ReportOptions, write_report
 
 pytestmark = [
     pytest.mark.browser,
@@ -35,9 +36,8 @@ def page(explained: Any, folder: Path) -> Path:
     xnn, images, _ = explained
     captions = [f"picture-{i}.png" for i in range(ROWS)]
     names = ["red", "green", "blue"]
-    return write_report(
-        folder / "page.html", xnn, images[:ROWS], [1, 2], data=images, captions=captions, class_names=names
-    )
+    options = ReportOptions(data=images, captions=captions, class_names=names)
+    return write_report(folder / "page.html", xnn, images[:ROWS], [1, 2], options)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,16 @@ def evil_page(explained: Any, folder: Path) -> Path:
         xnn,
         images[:ROWS],
         1,
-        data=images,
-        captions=[EVIL] * ROWS,
-        class_names=[EVIL] * 3,
-        names={1: {0: EVIL}},
-        title=EVIL,
-        notes=[(EVIL, EVIL)],
-        places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
-        place_names=[EVIL],
+        ReportOptions(
+            data=images,
+            captions=[EVIL] * ROWS,
+            class_names=[EVIL] * 3,
+            names={1: {0: EVIL}},
+            title=EVIL,
+            notes=[(EVIL, EVIL)],
+            places=lambda batch, rows, maps: torch.ones(len(maps), 3, 1),
+            place_names=[EVIL],
+        ),
     )
 
 
@@ -70,6 +72,8 @@ def quiet(driver: Any) -> Iterator[None]:
     """No test may leave a word on the console or ask anything of a network."""
     with undisturbed(driver, 1400, "file:"):
         yield
+        # Pages keep names, of which other tests know nothing.
+        driver.execute_script("localStorage.clear()")
 
 
 def opened(driver: Any, path: Path) -> dict[str, Any]:
@@ -303,6 +307,7 @@ def test_names_are_shown_everywhere_exported_and_loaded_again(driver: Any, page:
     until(file.exists)
     assert json.loads(file.read_text(encoding="utf-8")) == expected
 
+    one(driver, "#names-forget").click()
     opened(driver, page)
     assert texts(driver, "#toggles button")[1] == "x-feature 1"
     one(driver, "#names-load").send_keys(str(file))
@@ -321,7 +326,8 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
     one(driver, "[data-name-input='1:1']").send_keys('a "quoted" <name>')
     file = tmp_path / "names.json"
     file.write_text(str(one(driver, "#names-json").get_property("value")), encoding="utf-8")
-    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], target, names=file))
+    driver.execute_script("localStorage.clear()")
+    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], target, ReportOptions(names=file)))
     assert one(driver, "[data-name-input='1:1']").get_property("value") == 'a "quoted" <name>'
     assert texts(driver, "#toggles button")[2] == 'a "quoted" <name>'
 
@@ -349,7 +355,7 @@ def test_foreign_files_are_refused(driver: Any, page: Path, tmp_path: Path, cont
 
 def test_names_of_the_only_output_are_loaded_under_either_key(driver: Any, only_output: Any, tmp_path: Path) -> None:
     xnn, images = only_output
-    opened(driver, write_report(tmp_path / "one.html", xnn, images[:3], data=images))
+    opened(driver, write_report(tmp_path / "one.html", xnn, images[:3], options=ReportOptions(data=images)))
     assert not one(driver, "#filter").is_displayed() and one(driver, "#sort").is_displayed()
     names = {"captum_xnn": "names", "version": 1, "layer": "1", "names": {"0": {"1": "beak"}}}
     (tmp_path / "names.json").write_text(json.dumps(names))
@@ -567,3 +573,174 @@ def test_benchmark_prints_size_and_times(driver: Any, page: Path, tmp_path: Path
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("40 images, 5 x-features: ") and lines[0].endswith(" MB")
     assert lines[1].startswith("opens in: ") and "ms median" in lines[2]
+
+
+def test_every_image_has_the_sentence_that_python_writes(driver: Any, page: Path, explained: Any) -> None:
+    from captum_xnn.plots._sentence import sentence
+
+    data = opened(driver, page)
+    one(driver, "[data-name-input='1:0']").send_keys("golden feather")
+    names = ["golden feather", "x-feature 2", "x-feature 3"]
+    expected = [
+        sentence(row["c"], names, target_name="green", surrogate=row["sum"], prediction=row["says"]).replace(
+            "(-", "(\N{MINUS SIGN}"
+        ).replace(": -", ": \N{MINUS SIGN}")
+        for row in data["targets"][0]["rows"]
+    ]  # fmt: skip
+    assert texts(driver, ".item .why") == expected
+    assert any("golden feather" in said for said in expected) and any("although" in said for said in expected)
+    hover(driver, all_of(driver, ".pick")[2])
+    assert text(driver, "#peek-why") == expected[2]
+
+
+def test_sentences_say_what_is_unexplained_and_what_is_against(driver: Any, page: Path) -> None:
+    from captum_xnn.plots._sentence import sentence
+
+    opened(driver, page)
+    names = ["x-feature 1", "x-feature 2", "x-feature 3"]
+    for c, says in (
+        ([3.0, 1.0, 0.02], 9.0), ([-3.0, 1.0, -0.5], -2.5), ([0.0, 0.0, 0.0], 0.0), ([0.004, -0.001, 0.0], 0.003),
+        ([120.0, -119.0, 3.0], 4.0), ([1.0, 1.0, 1.0], 3.4), ([5.0, 0.3, 0.2], 5.5),
+    ):  # fmt: skip
+        row = {"c": c, "sum": sum(c), "says": says}
+        said = driver.execute_script("return sentenceOf(arguments[0])", row)
+        expected = sentence(c, names, target_name="green", surrogate=sum(c), prediction=says)
+        assert said.replace("\N{MINUS SIGN}", "-") == expected
+
+
+def printed(driver: Any) -> bytes:
+    """The page as a PDF, as it is printed where backgrounds are left out by default."""
+    import base64
+
+    made = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
+    return base64.b64decode(made["data"])
+
+
+def pictures_in(pdf: bytes) -> int:
+    return len(re.findall(rb"/Subtype ?/Image\b", pdf))
+
+
+def pages_in(pdf: bytes) -> int:
+    return len(re.findall(rb"/Type ?/Page\b", pdf))
+
+
+def test_printing_gives_all_photos_also_those_never_scrolled_to(driver: Any, page: Path) -> None:
+    resize(driver, 360, 300)
+    opened(driver, page)
+    seen = "return [...document.querySelectorAll('.item .photo')].filter((i) => i.naturalWidth).length"
+    # Cards and figures are pictures as well: without them only the gallery's are left.
+    driver.execute_script("for (const n of document.querySelectorAll('.chapter, .reading')) n.remove()")
+    assert driver.execute_script(seen) < ROWS
+    assert pictures_in(printed(driver)) == ROWS
+    assert driver.execute_script(seen) == ROWS
+
+
+def test_open_comparison_is_printed_whole_and_alone(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    for pick in all_of(driver, ".pick"):
+        driver.execute_script("arguments[0].click()", pick)
+    one(driver, "#compare").click()
+    pdf = printed(driver)
+    # Of each image the photo, once for all its columns, and four maps, whose opacity is a picture of its own.
+    assert pictures_in(pdf) >= ROWS * 5 and pages_in(pdf) > 1
+    # After printing, the dialog is modal again, and the page behind it cannot be reached.
+    assert driver.execute_script("return el('comparison').matches(':modal')")
+    one(driver, "#comparison-close").click()
+    assert pictures_in(printed(driver)) != pictures_in(pdf)
+    assert not one(driver, "#comparison").is_displayed()
+
+
+def test_paper_is_white_and_keeps_colours(driver: Any, page: Path) -> None:
+    driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    try:
+        opened(driver, page)
+        for theme in ("auto", "dark"):
+            driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+            assert background(driver) > 0.9
+            kept = "return [...document.querySelectorAll('.mark, .verdict, .crop, svg .raises')].map("
+            kept += "(n) => getComputedStyle(n).printColorAdjust)"
+            assert set(driver.execute_script(kept)) == {"exact"}
+        hidden = [".tools", "#peek", ".switch", "nav", "#names-download"]
+        assert not [selector for selector in hidden if one(driver, selector).is_displayed()]
+        wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert wide[0] <= wide[1]
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def named(driver: Any, k: int, name: str) -> None:
+    field = one(driver, f"[data-name-input='1:{k}']")
+    field.clear()
+    field.send_keys(name)
+
+
+def called(driver: Any) -> list[str]:
+    return texts(driver, "#toggles button")[1:]
+
+
+def test_names_stay_in_the_browser_until_they_are_forgotten(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    assert text(driver, "#names-kept") == "" and not one(driver, "#names-forget").is_displayed()
+    named(driver, 0, "golden feather")
+    assert text(driver, "#names-kept").startswith("1 name is kept in this browser only.")
+    opened(driver, page)
+    assert called(driver) == ["golden feather", "x-feature 2", "x-feature 3"]
+    assert one(driver, "[data-name-input='1:0']").get_property("value") == "golden feather"
+    one(driver, "#names-forget").click()
+    assert called(driver)[0] == "x-feature 1"
+    opened(driver, page)
+    assert called(driver)[0] == "x-feature 1" and text(driver, "#names-kept") == ""
+
+
+def test_kept_names_fill_what_a_new_report_leaves_open(driver: Any, page: Path, explained: Any, tmp_path: Path) -> None:
+    xnn, images, _ = explained
+    opened(driver, page)
+    named(driver, 0, "mine")
+    named(driver, 1, "also mine")
+    options = ReportOptions(names={1: {0: "from the file"}})
+    opened(driver, write_report(tmp_path / "next.html", xnn, images[:5], [1, 2], options))
+    assert called(driver) == ["from the file", "also mine", "x-feature 3"]
+    # Names of other explainers are not those of this page.
+    opened(driver, write_report(tmp_path / "other.html", xnn, images[:5], 2))
+    assert called(driver) == ["x-feature 1", "x-feature 2", "x-feature 3"]
+
+
+@pytest.mark.parametrize("which", ["page", "evil_page"])
+def test_page_is_saved_with_its_names_as_one_file(driver: Any, request: Any, which: str, tmp_path: Path) -> None:
+    from test_report import Page
+
+    source = request.getfixturevalue(which)
+    opened(driver, source)
+    named(driver, 1, EVIL[:80])
+    settings = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
+    one(driver, "#names-page").click()
+    saved = tmp_path / f"{source.stem} with names.html"
+    until(saved.exists)
+    driver.execute_script("localStorage.clear()")
+    before, after = (Page(path.read_text("utf-8")).data for path in (source, saved))
+    wanted = {**before["names"], "1": {**before["names"].get("1", {}), "1": EVIL[:80]}}
+    assert after == {**before, "names": wanted}
+    opened(driver, saved)
+    assert called(driver)[1] == EVIL[:80] and text(driver, "#names-kept") == ""
+    assert driver.title != "owned" and len(all_of(driver, ".item")) == ROWS
+    # Saved once more it is the same page.
+    assert driver.execute_script("return pageWithNames()") == saved.read_text("utf-8")
+
+
+def test_browser_that_keeps_nothing_warns_before_names_are_lost(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    block = "Storage.prototype.setItem = () => { throw new Error('blocked'); }"
+    driver.execute_script(block)
+    named(driver, 0, "golden feather")
+    assert text(driver, "#names-kept") == "This browser does not keep names: save them before you leave."
+    assert driver.execute_script(
+        "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
+    )
+    driver.execute_script("download('', 'nothing.json', 'application/json')")
+    assert not driver.execute_script(
+        "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
+    )

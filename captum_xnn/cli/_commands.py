@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Batch
 from captum_xnn.cli._opened import Opened, needed
 from captum_xnn.explanation import Explanation
+from captum_xnn.layers._lookup import find_layer
 from captum_xnn.models._srae import by_shape
+from captum_xnn.plots._names import Names, names_by_target
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
 from captum_xnn.training._problem import Recipe, Step
@@ -144,7 +148,13 @@ def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step
 
 
 def explain(
-    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], folder: Path, *, progress: bool = True
+    opened: Opened,
+    xnn: XNNAttribution,
+    targets: Sequence[Target],
+    folder: Path,
+    *,
+    names: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> int:
     """Write a picture and the maps of each input, and one file of all numbers; return the number of inputs.
 
@@ -153,14 +163,20 @@ def explain(
         xnn: The explainers.
         targets: Fitted targets. For each input, the target with the highest output is explained.
         folder: Folder to write to; created if missing.
+        names: File of x-feature names that a report exported. Targets without names in it keep their numbers.
         progress: Whether to show a progress bar.
+
+    Raises:
+        NamesFileError: If the file is missing or damaged, or of another layer.
     """
+    known = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
     folder.mkdir(parents=True, exist_ok=True)
+    stems = _stems(opened.inputs.names)
     lines: list[str] = []
     try:
         with tqdm(total=len(opened.inputs.names), desc="explaining", disable=not progress, leave=False) as bar:
             for batch in opened.inputs:
-                for line in _explained(opened, xnn, targets, batch, folder):
+                for line in _explained(opened, xnn, targets, batch, folder, known, stems):
                     lines.append(line)
                     bar.update()
     finally:  # after an interruption, the pictures already written have their numbers
@@ -171,7 +187,8 @@ def explain(
 
 def _requested_targets(opened: Opened) -> list[int] | str | None:
     """Return the targets to fit, or "all", after checking them before the data are read."""
-    targets, shape = targets_of(opened.configuration.targets), opened.output_shape
+    targets = targets_of(opened.configuration.targets, opened.model_file.classes)
+    shape = opened.output_shape
     if targets == "all" and (len(shape) != 1 or shape[0] < 2):
         raise ValueError(f"--target all needs a model with classes, got outputs {shape}; name the targets")
     if targets is None and shape not in ((), (1,)):
@@ -194,7 +211,13 @@ def _predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
 
 
 def _explained(
-    opened: Opened, xnn: XNNAttribution, targets: Sequence[Target], batch: Batch, folder: Path
+    opened: Opened,
+    xnn: XNNAttribution,
+    targets: Sequence[Target],
+    batch: Batch,
+    folder: Path,
+    known: Mapping[str, dict[int, str]],
+    stems: Mapping[str, str],
 ) -> Iterator[str]:
     """Write the maps and the picture of each input of a batch, and yield its line of JSON."""
     why = xnn.explain(
@@ -204,12 +227,14 @@ def _explained(
     )
     shown = why if batch.images is None else replace(why, inputs=batch.images)
     for i, name in enumerate(batch.names):
-        maps, picture = folder / "maps" / f"{name}.npy", folder / "pictures" / f"{name}.png"
+        maps, picture = folder / "maps" / f"{stems[name]}.npy", folder / "pictures" / f"{stems[name]}.png"
+        called, names = opened.name_of(why.target[i]), known.get(str(why.target[i]), {})
         _write_maps(maps, why.maps[i])
-        _write_picture(picture, shown, i, f"{name}: {opened.name_of(why.target[i])}")
+        _write_picture(picture, shown, i, f"{name}: {called}", names)
         numbers = {
             "name": name,
             "target": why.target[i],
+            "sentence": why.sentence(names, i, target_name=called),
             "prediction": float(why.prediction[i]),
             "surrogate": float(why.surrogate[i]),
             "bias": float(why.bias[i]),
@@ -221,6 +246,15 @@ def _explained(
         yield json.dumps(numbers) + "\n"
 
 
+def _stems(names: Sequence[str]) -> dict[str, str]:
+    """Return the names of output files without extension; equal ones keep the extension of their input."""
+    stems = {name: name.removesuffix(Path(name).suffix) for name in names}
+    shared = Counter(stem.lower() for stem in stems.values())
+    made = {name: stem if shared[stem.lower()] == 1 else name for name, stem in stems.items()}
+    # A kept name may be the stem of a third input, such as a.jpg of a.jpg.png.
+    return made if len({*map(str.lower, made.values())}) == len(made) else {name: name for name in names}
+
+
 def _write_maps(path: Path, maps: Tensor) -> None:
     buffer = io.BytesIO()
     np.save(buffer, maps.detach().cpu().float().numpy())
@@ -228,10 +262,10 @@ def _write_maps(path: Path, maps: Tensor) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def _write_picture(path: Path, why: Explanation, index: int, title: str) -> None:
+def _write_picture(path: Path, why: Explanation, index: int, title: str, names: Names) -> None:
     buffer = io.BytesIO()
     title = title.encode(errors="replace").decode()  # file names may hold bytes that are not valid text
     # matplotlib would write its version into the file: without it, equal pictures are equal files.
-    why.show(index, title=title).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    why.show(index, names=names, title=title).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, buffer.getvalue())

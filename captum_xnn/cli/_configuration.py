@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class Configuration:
     """Name of a torchvision model, instead of ``model``."""
     weights: str | None = None
     """Weights file of the torchvision model."""
+    classes: int | str | None = None
+    """The model's classes: their number, a text file with a name on each line, or a folder whose sub-folders are the
+    classes, in the order of torchvision's ImageFolder. If None, those of the model's file."""
     layer: str | None = None
     """Dotted name of the layer to explain."""
     data: str | None = None
@@ -68,7 +72,8 @@ class Configuration:
     skip_damaged: bool = False
     """Whether to skip damaged images instead of raising an error."""
     targets: str | tuple[int | str, ...] | None = None
-    """``"all"``, or whole numbers and ranges such as ``"10-19"`` (19 included). None for a model with one output."""
+    """``"all"``, or whole numbers, ranges such as ``"10-19"`` (19 included), and names of classes. None for a model
+    with one output."""
     joint: bool = False
     """Whether one set of x-features explains all targets."""
     n_features: int = 5
@@ -96,7 +101,10 @@ class Configuration:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, convert(name, value))
-        targets_of(self.targets)
+        if isinstance(self.targets, tuple):  # names are looked up once the model is there
+            numbers = [t for t in self.targets if not _is_name(t)]
+            if numbers or not self.targets:
+                targets_of(numbers)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], source: str = "the settings") -> Configuration:
@@ -179,18 +187,22 @@ class Configuration:
         return path
 
 
-def targets_of(targets: str | Iterable[int | str] | None) -> list[int] | str | None:
+def targets_of(
+    targets: str | Iterable[int | str] | None, classes: Sequence[str] | None = None
+) -> list[int] | str | None:
     """Expand targets to a list of numbers. "all" and None are returned unchanged.
 
     Args:
-        targets: "all", or numbers and ranges such as "10-19" (19 included).
+        targets: "all", or numbers, ranges such as "10-19" (19 included) and names of classes. A name may leave out
+            words, as long as one class only has those given; case and underscores do not count.
+        classes: Names of the model's outputs, in order.
 
     Raises:
-        ValueError: If an entry is neither a number nor a range, or the list is empty.
+        ValueError: If an entry is neither a number nor a range nor one class, or the list is empty.
 
     Example:
-        >>> targets_of(["3", "10-12", 11])
-        [3, 10, 11, 12]
+        >>> targets_of(["3", "10-12", 11, "goldfinch"], ["American_Crow", "European_Goldfinch"])
+        [3, 10, 11, 12, 1]
     """
     if targets is None or targets == "all":
         return targets
@@ -198,10 +210,13 @@ def targets_of(targets: str | Iterable[int | str] | None) -> list[int] | str | N
     for part in [targets] if isinstance(targets, str) else targets:
         first, dash, last = str(part).partition("-")
         whole = first.isdecimal() and (last.isdecimal() if dash else True)
+        if not whole and not isinstance(part, int) and _is_name(part):
+            found.append(_class_named(part, classes))
+            continue
         if isinstance(part, bool) or not whole or (dash and int(last) < int(first)):
             raise ValueError(
-                f"target {part!r} is not a whole number from 0, a range such as 10-19, or all; a target is the index "
-                "of a model output"
+                f"target {part!r} is not a whole number from 0, a range such as 10-19, or all; a number is the index "
+                "of a model output, and other text the name of a class"
             )
         found += range(int(first), int(last if dash else first) + 1)
     if not found:
@@ -209,7 +224,29 @@ def targets_of(targets: str | Iterable[int | str] | None) -> list[int] | str | N
     return list(dict.fromkeys(found))
 
 
-_MODEL = ("model", "torchvision", "weights")
+def _class_named(name: str, classes: Sequence[str] | None) -> int:
+    """Find the number of a class by its name; raise if no class or several have it."""
+    if not classes:
+        raise ValueError(
+            f"target {name!r} is a name, and the names of the model's classes are not known; pass the class's number, "
+            "or the names with --classes FILE or CLASSES in the model's file"
+        )
+    plain = [" ".join(c.replace("_", " ").split()).lower() for c in classes]
+    wanted = " ".join(name.replace("_", " ").split()).lower()
+    alike = [i for i, c in enumerate(plain) if c == wanted] or [
+        i for i, c in enumerate(plain) if f" {wanted} " in f" {c} "
+    ]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        some = ", ".join(f"{classes[i]} ({i})" for i in alike[:4])
+        raise ValueError(f"target {name!r} may be any of {some}; write more of the name, or the number")
+    near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)
+    hint = f"near names: {', '.join(classes[plain.index(c)] for c in near)}" if near else "pass a class's number"
+    raise ValueError(f"the model has no class {name!r} among its {len(classes)} classes; {hint}")
+
+
+_MODEL = ("model", "torchvision", "weights", "classes")
 
 
 def _names(form: type[Any]) -> list[str]:
@@ -260,6 +297,18 @@ def _targets(name: str, value: Any) -> str | tuple[int | str, ...]:
     return "all" if value == "all" else (value,)
 
 
+def _is_name(target: int | str) -> bool:
+    return isinstance(target, str) and target != "all" and re.search("[^0-9. -]", target) is not None
+
+
+def _classes(name: str, value: Any) -> int | str:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, str) and value:
+        return value
+    return _whole(name, value, 1)
+
+
 def _form(name: str, value: Any) -> str:
     if value not in ("groups", "srae"):
         raise _wrong(name, value, '"groups" or "srae"')
@@ -273,6 +322,7 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("batch_size", "n_features"), _count),
     **dict.fromkeys(("workers", "seed"), _whole),
     **dict.fromkeys(("skip_damaged", "joint"), _flag),
+    "classes": _classes,
     "form": _form,
     "size": as_size,
     "targets": _targets,
@@ -297,6 +347,9 @@ def _with_absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str,
     for name in ("weights", "data", "out", "store", "checkpoint", "tensorboard"):
         if found.get(name) is not None:
             found[name] = os.path.normpath(folder / Path(found[name]).expanduser())
+    classes = found.get("classes")
+    if isinstance(classes, str) and not classes.isdecimal():
+        found["classes"] = os.path.normpath(folder / Path(classes).expanduser())
     source = found.get("model")
     if source is not None:
         file, colon, function = source.rpartition(":") if not source.endswith(".py") else (source, "", "")

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from captum_xnn.cli._inputs import Preparation, as_channels, as_size
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ModelFile", "load_model", "load_torchvision"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ModelFile", "load_model", "load_torchvision", "read_classes"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each channel that torchvision's models were trained with."""
@@ -94,12 +94,47 @@ def load_model(source: str) -> ModelFile:
     return ModelFile(model.eval(), _preparation(module, place), None if classes is None else tuple(map(str, classes)))
 
 
-def load_torchvision(name: str, weights: str | os.PathLike[str]) -> ModelFile:
+def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read the names of classes.
+
+    Args:
+        path: A text file with a name on each line, or a folder whose sub-folders are the classes, in the order of
+            torchvision's ImageFolder.
+
+    Raises:
+        ValueError: If there is no such file or folder, or it has no names.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "finch").mkdir(), Path(folder, "crow").mkdir()
+        ...     read_classes(folder)
+        (None, None)
+        ('crow', 'finch')
+    """
+    place = Path(path)
+    try:
+        if place.is_dir():
+            found = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        else:
+            found = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read the classes {str(path)!r} ({error}); pass a number, a text file with a name on each line, or "
+            "a folder with a sub-folder for each class"
+        ) from error
+    if not found:
+        raise ValueError(f"{str(path)!r} has no names of classes; write one on each line, in the order of the outputs")
+    return tuple(found)
+
+
+def load_torchvision(name: str, weights: str | os.PathLike[str], classes: int | None = None) -> ModelFile:
     """Load a torchvision model with weights from a file. Its inputs are 224 x 224 pixels in ImageNet's normalisation.
 
     Args:
         name: Name in ``torchvision.models.list_models()``.
         weights: File with the state dict, saved by torch or as safetensors. Nothing is downloaded.
+        classes: Number of outputs of a model whose last layer was replaced; torchvision's own number if None.
 
     Raises:
         ImportError: If torchvision is missing or does not match the installed torch.
@@ -114,9 +149,12 @@ def load_torchvision(name: str, weights: str | os.PathLike[str]) -> ModelFile:
         ) from error
     if name not in models.list_models(module=models):
         raise ValueError(f"torchvision has no image classifier {name!r}; see torchvision.models.list_models")
-    model: nn.Module = models.get_model(name, weights=None)
+    model: nn.Module = models.get_model(name, weights=None, **({} if classes is None else {"num_classes": classes}))
     path = Path(weights)
-    hint = f"pass the file with the state dict of torchvision's {name}; for a changed model, write a FILE.py"
+    hint = (
+        f"pass the file with the state dict of torchvision's {name}, and --classes N if it has N classes; for another "
+        "change, write a FILE.py"
+    )
     try:
         model.load_state_dict(_state(path))
     except OSError as error:

@@ -26,7 +26,7 @@ from captum_xnn._targets import Target, select
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Inputs
-from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision
+from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
 from captum_xnn.heatmaps import ExcitationMaps, Heatmap
 from captum_xnn.layers._state import untouched
 
@@ -117,7 +117,7 @@ class Opened:
         Raises:
             NotFittedError: If a target in the configuration was not fitted.
         """
-        asked = targets_of(self.configuration.targets)
+        asked = targets_of(self.configuration.targets, self.model_file.classes)
         if not isinstance(asked, list):
             return list(dict.fromkeys(t for explainer in xnn.explainers_.values() for t in explainer.targets))
         for target in asked:
@@ -210,16 +210,27 @@ def needed(configuration: Configuration, name: str, option: str) -> str:
 
 
 def _model_file(configuration: Configuration) -> ModelFile:
-    """Load the one model that a configuration names."""
+    """Load the one model that a configuration names, with the names of its classes."""
     if (configuration.model is None) == (configuration.torchvision is None):
         raise ValueError(
             f"{'no model is' if configuration.model is None else 'two models are'} given; pass either --model FILE.py "
             "or --torchvision NAME --weights FILE, or set one of them in the configuration"
         )
+    classes = configuration.classes
+    names = None if classes is None or isinstance(classes, int) else read_classes(classes)
     if configuration.model is not None:
-        return load_model(configuration.model)
-    weights = needed(configuration, "weights", "--weights FILE")
-    return load_torchvision(needed(configuration, "torchvision", "--torchvision NAME"), weights)
+        file = load_model(configuration.model)
+        if isinstance(classes, int):
+            raise ValueError(
+                f"classes={classes} is a number, which is for --torchvision; pass a file or folder of names to "
+                "--classes, or leave it out"
+            )
+    else:
+        weights = needed(configuration, "weights", "--weights FILE")
+        name = needed(configuration, "torchvision", "--torchvision NAME")
+        number = classes if isinstance(classes, int) else None if names is None else len(names)
+        file = load_torchvision(name, weights, number)
+    return file if names is None else replace(file, classes=names)
 
 
 def _device(name: str) -> torch.device:

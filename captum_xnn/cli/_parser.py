@@ -111,7 +111,9 @@ def _explain(arguments: argparse.Namespace) -> str:
 
     opened, xnn = _opened(arguments)
     folder = Path(arguments.out)
-    explained = _commands.explain(opened, xnn, opened.targets(xnn), folder, progress=not arguments.quiet)
+    explained = _commands.explain(
+        opened, xnn, opened.targets(xnn), folder, names=arguments.names, progress=not arguments.quiet
+    )
     return f"{explained} inputs explained. Written: {folder / _commands.EXPLANATIONS_FILE}, with pictures/ and maps/"
 
 
@@ -169,7 +171,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
 
 
 def _report(arguments: argparse.Namespace) -> str:
-    from captum_xnn.report import write_report
+    from captum_xnn.report import ReportOptions, write_report
 
     opened, xnn = _opened(arguments)
     targets = opened.targets(xnn)
@@ -180,11 +182,7 @@ def _report(arguments: argparse.Namespace) -> str:
             raise ValueError(f"a report needs images, got inputs {tuple(image.shape)}; pass a folder of images")
         return images[0]
 
-    path = write_report(
-        arguments.out,
-        xnn,
-        opened.inputs,
-        targets,
+    options = ReportOptions(
         captions=opened.inputs.names,
         class_names=opened.model_file.classes,
         names=arguments.names,
@@ -192,8 +190,10 @@ def _report(arguments: argparse.Namespace) -> str:
         display=shown,
         patches=arguments.patches,
         internal_batch_size=opened.configuration.batch_size,
+        cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
         progress=not arguments.quiet,
     )
+    path = write_report(arguments.out, xnn, opened.inputs, targets, options)
     return f"Open this: {path}"
 
 
@@ -279,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.set_defaults(run=_explain)
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    explain.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
     report = _on_explainers(
         commands,
         "report",
@@ -289,6 +290,10 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
     report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    report.add_argument(
+        "--cache", action=argparse.BooleanOptionalAction, default=True,
+        help="keep maps beside the explainers, so that a report with other names takes seconds (the default)",
+    )  # fmt: skip
     report.add_argument("--title", help="heading of the page")
     report.add_argument(
         "--patches", type=int, nargs="?", const=4, default=0, metavar="N",
@@ -372,11 +377,16 @@ def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
         dest="targets",
         nargs="+",
         metavar="T",
-        help="outputs to explain: 46 112 7, ranges such as 10-19, or all",
+        help="outputs to explain: 46 112 7, ranges such as 10-19, names of classes, or all",
     )
     parser.add_argument("--model", metavar="FILE.py[:FUNCTION]", help="model, or package.module:function; see below")
     parser.add_argument("--torchvision", metavar="NAME", help="torchvision model instead of --model, with --weights")
     parser.add_argument("--weights", metavar="FILE", help="state dict of the torchvision model (torch or safetensors)")
+    parser.add_argument(
+        "--classes", metavar="N|FILE|DIR",
+        help="classes of a fine-tuned torchvision model: their number, a file with a name on each line, or a folder "
+        "with a sub-folder for each; a file or folder also names the outputs of --model",
+    )  # fmt: skip
     parser.add_argument("--device", help="auto (the GPU if there is one, else the CPU), cpu, cuda:1, ...")
     parser.add_argument(
         "--data", required=required, help="folder of images, flat or with sub-folders; one image; or .npy, .npz, .pt"

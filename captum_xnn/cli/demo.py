@@ -33,7 +33,7 @@ from tqdm import tqdm
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._digits import Digits, load_digits
 from captum_xnn.metrics import Faithfulness
-from captum_xnn.report import write_report
+from captum_xnn.report import ReportOptions, write_report
 from captum_xnn.training._problem import Recipe
 
 __all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
@@ -331,13 +331,15 @@ def _report(
             xnn,
             data.test_images[rows],
             digits,
-            data=data.test_images,
-            captions=[captions[row] for row in rows.tolist()],
-            data_captions=captions,
-            class_names=[f"digit {digit}" for digit in range(10)],
-            title=f"Why a network reads these digits, from its {LAYERS[layer]} layer",
-            notes=notes,
-            progress=progress,
+            ReportOptions(
+                data=data.test_images,
+                captions=[captions[row] for row in rows.tolist()],
+                data_captions=captions,
+                class_names=[f"digit {digit}" for digit in range(10)],
+                title=f"Why a network reads these digits, from its {LAYERS[layer]} layer",
+                notes=notes,
+                progress=progress,
+            ),
         )
 
 

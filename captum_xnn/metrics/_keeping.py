@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._state import untouched
+from captum_xnn.metrics._shapes import over_channels
 
 __all__ = [
     "biharmonic",
@@ -58,7 +59,7 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
     values adds nothing.
 
     Args:
-        maps: (N, K, H, W); sum maps of several channels over the channels first. Reverse the sign of a signed map if
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels. Reverse the sign of a signed map if
             its x-feature has a negative value, as ``Explanation.directed_maps`` does.
         contributions: v_i E_i, (N, K).
 
@@ -70,10 +71,11 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
         >>> combined(maps, torch.tensor([[2.0, 2.0, -1.0]]))
         tensor([[[3., 1.]]])
     """
+    maps = over_channels(maps)
     if maps.dim() != 4 or maps.shape[:2] != contributions.shape:
         raise ValueError(
             f"expected maps (N, K, H, W) and contributions (N, K), got {tuple(maps.shape)} and "
-            f"{tuple(contributions.shape)}; sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
+            f"{tuple(contributions.shape)}; pass both from one explanation"
         )
     if not bool(contributions.isfinite().all()):
         raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")

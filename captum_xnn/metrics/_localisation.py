@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn.metrics._overlap import contribution_shares
+from captum_xnn.metrics._shapes import over_channels
 
 __all__ = ["locality", "mean_locality", "object_probabilities", "part_probabilities", "pixel_probabilities"]
 
@@ -44,7 +45,7 @@ def pixel_probabilities(maps: Tensor) -> Tensor:
     """Divide maps by their sums, (N, K, H, W), in single precision or better; a map of zeros stays zeros.
 
     Args:
-        maps: (N, K, H, W), not negative.
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels; not negative.
 
     Raises:
         ValueError: If values or their sums are not finite, or values are negative.
@@ -53,10 +54,11 @@ def pixel_probabilities(maps: Tensor) -> Tensor:
         >>> pixel_probabilities(torch.tensor([[[[1.0, 3.0]]]]))
         tensor([[[[0.2500, 0.7500]]]])
     """
+    maps = over_channels(maps)
     if maps.dim() != 4:
         raise ValueError(
-            f"expected maps (N, K, H, W), got {tuple(maps.shape)}; sum maps (N, K, C, H, W) over their channels with "
-            "maps.sum(2)"
+            f"expected maps of images, (N, K, H, W) or (N, K, C, H, W), got {tuple(maps.shape)}; pass the maps of "
+            "explain"
         )
     if not bool((maps >= 0).all()) or bool(maps.isinf().any()):
         raise ValueError(
@@ -76,7 +78,7 @@ def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
     Rows sum to at most 1, because pixels far from their part count for little.
 
     Args:
-        maps: (N, K, H, W), not negative, of any scale.
+        maps: (N, K, H, W) or (N, K, C, H, W), not negative, of any scale.
         points: Places of the parts (N, P, 2), x and y in pixels, NaN where invisible. They may lie outside the box.
         boxes: (N, 4), x0, y0, x1, y1 in pixels.
 
@@ -140,7 +142,7 @@ def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = N
     r"""Compute the share of each map on each object, :math:`S_o = \sum_{ij \in o} P(ij)`, (N, K, O), double precision.
 
     Args:
-        maps: (N, K, H, W), not negative.
+        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels; not negative.
         masks: The object of each pixel, integers (N, H, W) from 1 to O, 0 for no object. If objects overlap, boolean
             (N, O, H, W).
         objects: The number of objects O. Needed if masks are integers and their largest value is below O.

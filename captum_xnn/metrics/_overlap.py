@@ -1,7 +1,8 @@
 r"""Orthogonality: do the maps of different x-features fall on different regions (O1 and O2)?
 
 Conventions:
-    N images, K x-features, maps (N, K, H, W). All sums are in double precision.
+    N images, K x-features, maps (N, K, H, W). All sums are in double precision. Maps of tokens, input features or
+    volumes are treated alike: a place takes the part of a pixel.
 
     The K maps of an image are vectors of H W pixels. C is the sum over images of their covariances over the pixels,
     :math:`C_{ij} = \sum_m \sum_{xy} (a^m_{ixy} - \bar a^m_i)(a^m_{jxy} - \bar a^m_j)`. P holds the correlations
@@ -36,6 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_xnn.metrics._shapes import over_channels
+
 __all__ = ["Orthogonality", "OrthogonalityStream", "contribution_shares", "orthogonality"]
 
 
@@ -52,7 +55,8 @@ def orthogonality(maps: Tensor, *, contributions: Tensor | None = None) -> Ortho
     """Compute O1 and O2 of the maps of some images.
 
     Args:
-        maps: (N, K, H, W), of any scale and sign.
+        maps: Maps as ``explain`` gives them, of any scale and sign: (N, K, C, H, W) of images, which are summed over
+            channels, (N, K, H, W), or (N, K, ...) of tokens, input features or volumes.
         contributions: (N, K), in logits; for the weighted form.
 
     Raises:
@@ -94,17 +98,18 @@ class OrthogonalityStream:
         """Add a batch of images.
 
         Args:
-            maps: (N, K, H, W).
+            maps: (N, K, ...), as :func:`orthogonality` takes them.
             contributions: (N, K). Pass them with every batch or never.
 
         Raises:
             ValueError: If shapes do not fit each other or earlier ones, or values are not finite.
         """
         known = None if self.covariance is None else len(self.covariance)
-        if maps.dim() != 4 or known not in (None, maps.shape[1]):
+        maps = over_channels(maps)
+        if maps.dim() < 3 or known not in (None, maps.shape[1]):
             raise ValueError(
-                f"expected maps (N, {'K' if known is None else known}, H, W), got {tuple(maps.shape)}; sum maps "
-                "(N, K, C, H, W) over their channels with maps.sum(2)"
+                f"expected maps (N, {'K' if known is None else known}, ...), got {tuple(maps.shape)}; pass the maps of "
+                "explain, with a dimension of x-features after that of examples"
             )
         if self.images and (self.shares is None) != (contributions is None):
             raise ValueError("some batches came with contributions and some without; pass them always, or never")

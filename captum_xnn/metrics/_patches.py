@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_xnn.metrics._overlap import Orthogonality, contribution_shares, orthogonality
+from captum_xnn.metrics._shapes import over_channels
 
 __all__ = [
     "blurred",
@@ -230,8 +231,7 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
         >>> patch_correlations(maps, torch.tensor([[[0.5, 0.4, 0.1, -0.2]]]))
         tensor([[1.]], dtype=torch.float64)
     """
-    if maps.dim() == 5:
-        maps = maps.sum(2)
+    maps = over_channels(maps)
     grid = round(drops.shape[-1] ** 0.5) if drops.dim() == 3 else 0
     if maps.dim() != 4 or drops.dim() != 3 or maps.shape[:2] != drops.shape[:2] or grid**2 != drops.shape[2]:
         raise ValueError(

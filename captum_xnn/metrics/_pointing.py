@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_xnn.metrics._shapes import over_channels
+
 __all__ = ["pointing_accuracy"]
 
 
@@ -24,7 +26,7 @@ def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> 
     that no image shows has NaN. Parts may lie closer together than the tolerance, so rows need not sum to 1.
 
     Args:
-        maps: (N, K, H, W), finite; enlarge a layer's maps to the size of the annotated images.
+        maps: (N, K, H, W) or (N, K, C, H, W), finite; enlarge a layer's maps to the size of the annotated images.
         points: (N, P, 2), in pixels.
         tolerance: Largest distance from the peak to the part that counts as a hit, in pixels. The pointing game has 15,
             in images of about 500 x 400.
@@ -38,10 +40,11 @@ def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> 
         >>> pointing_accuracy(maps, torch.tensor([[[3.5, 2.5], [0.5, 4.5], [torch.nan, torch.nan]]]), tolerance=1)
         tensor([[1., 0., nan]], dtype=torch.float64)
     """
+    maps = over_channels(maps)
     if maps.dim() != 4 or points.dim() != 3 or points.shape[2] != 2 or len(points) != len(maps):
         raise ValueError(
             f"expected maps (N, K, H, W) and points (N, P, 2) of the same images, got {tuple(maps.shape)} and "
-            f"{tuple(points.shape)}; sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
+            f"{tuple(points.shape)}; enlarge a layer's maps to the size of the images"
         )
     if not bool(maps.isfinite().all()) or tolerance < 0:
         raise ValueError(

@@ -25,7 +25,16 @@ from captum_xnn._files import replace_file
 from captum_xnn._targets import Target
 from captum_xnn.errors import NamesFileError
 
-__all__ = ["VERSION", "Names", "NamesFile", "by_number", "read_names", "resolve_names", "write_names"]
+__all__ = [
+    "VERSION",
+    "Names",
+    "NamesFile",
+    "by_number",
+    "names_by_target",
+    "read_names",
+    "resolve_names",
+    "write_names",
+]
 
 Numbered: TypeAlias = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
 Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
@@ -80,6 +89,48 @@ def resolve_names(
             "pass at most one name for each x-feature, counted from 0 in the numbering of the explainer"
         )
     return [given.get(k) or f"x-feature {k + 1}" for k in range(n_features)]
+
+
+def names_by_target(
+    names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
+) -> dict[str, dict[int, str]]:
+    """Read names by target and x-feature, from a mapping or from a file that a report on this layer exported.
+
+    Args:
+        names: A mapping from targets to names, or the path of a JSON file.
+        layer: Dotted name of the explained layer.
+        targets: The explained outputs.
+
+    Raises:
+        NamesFileError: If the file is of another layer, missing or damaged.
+        TypeError: If the names are neither.
+
+    Example:
+        >>> names_by_target({46: ["golden feather"]}, "relu6", [46])
+        {'46': {0: 'golden feather'}}
+    """
+    if names is None:
+        return {}
+    if isinstance(names, Mapping):
+        known = {str(target): by_number(given, target, layer) for target, given in names.items()}
+    elif isinstance(names, (str, os.PathLike)):
+        file = read_names(names)
+        if file.layer != layer:
+            raise NamesFileError(
+                f"the names are of x-features of layer {file.layer!r}, but the explained layer is {layer!r}; pass the "
+                "file that a report on this explainer exported"
+            )
+        known = file.names
+    else:
+        raise TypeError(
+            f"a report takes names of x-features by target, got a {type(names).__name__}; "
+            f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
+        )
+    # For a model with one output, target None and target 0 are the same.
+    for key, same in (("None", "0"), ("0", "None")):
+        if key in map(str, targets) and key not in known and same in known:
+            known[key] = known.pop(same)
+    return known
 
 
 def read_names(path: str | os.PathLike[str]) -> NamesFile:

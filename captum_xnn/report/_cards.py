@@ -13,28 +13,33 @@ Conventions:
 
 Memory:
     The data are streamed. The pass keeps images of the examples that are among the first ``keep`` of some list, at most
-    5 K keep images, and draws their maps at the end. Maps of all positives are drawn as well, for their masses and
-    parts, and then dropped.
+    5 K keep images, with their maps. Maps of all other positives are drawn for their masses and parts, and then
+    dropped. Maps of kept examples of other classes are drawn at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._targets import Target, grouped, predicted_classes, select, single_target
-from captum_xnn.activations import collect
-from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.explainer import Explainer
+from captum_xnn.explanation import Explanation
+from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._state import untouched
+from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
 from captum_xnn.report._thumbnails import crop_box
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
 
@@ -172,7 +177,7 @@ def concept_cards(
     Example:
         >>> from captum.attr import InputXGradient
         >>> from torch import nn
-        >>> from captum_xnn import Recipe
+        >>> from captum_xnn import Recipe, XNNAttribution
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
         >>> images = torch.rand(60, 1, 8, 8)
@@ -185,7 +190,7 @@ def concept_cards(
     if keep < 1:
         raise ValueError(f"keep={keep} leaves no examples on the cards; pass at least 1 (6 fill a row of a report)")
     target = single_target(target)
-    stream = _Stream(xnn, target, keep, places, internal_batch_size)
+    stream = CardStream(xnn, target, keep, places, internal_batch_size)
     for batch, images in tqdm(image_batches(xnn, data), "cards", disable=not progress, leave=False):
         stream.update(batch, images)
     return stream.cards()
@@ -220,6 +225,46 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
         yield batch, images
 
 
+class DataFaithfulness(NamedTuple):
+    """How well the x-features give back the model's output on a data set."""
+
+    f_reg: float
+    """Mean |model - x-features|, in logits."""
+    f_cls: float | None
+    """Share of examples whose predicted class stays; None for models with a single output."""
+    examples: int
+    """Number of examples."""
+    spread: float
+    """Mean |model - its mean|, in logits: F_reg of a guess that always gives the mean output."""
+
+
+def count_examples(data: Any) -> int | None:
+    """Count the examples of a data set without reading it; return None if it does not say.
+
+    Example:
+        >>> count_examples(torch.zeros(5, 3, 8, 8)), count_examples([torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 8, 8)])
+        (5, 3)
+    """
+    if isinstance(data, Tensor):
+        return len(data)
+    if isinstance(data, (list, tuple)) and all(isinstance(batch, Tensor) for batch in data):
+        return sum(map(len, data))
+    for where in (getattr(data, "names", None), getattr(data, "dataset", None)):
+        if isinstance(where, Sized):
+            return len(where)
+    return None
+
+
+def outputs_of(xnn: XNNAttribution, images: Tensor) -> Tensor:
+    """Compute all outputs of the model for some images, (N, ...)."""
+    model = unwrap(xnn.model)
+    device = next((p.device for p in model.parameters()), images.device)
+    with torch.inference_mode(False), untouched(model), torch.no_grad():
+        output = model(images.to(device, copy=True))
+        made: Tensor = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
+    return made
+
+
 class _Kept(NamedTuple):
     """An example kept during the pass, with each x-feature's numbers (K,)."""
 
@@ -229,6 +274,8 @@ class _Kept(NamedTuple):
     map_shares: Tensor | None
     prediction: float
     given: int | None
+    heat: Tensor | None
+    """Maps (K, h, w); None if they have not been drawn yet."""
 
 
 class _Top:
@@ -275,7 +322,7 @@ class _Moments:
         return (scale[:, None] * self.products * scale).clamp(-1, 1)
 
 
-class _Stream:
+class CardStream:
     """Collects a data set batch by batch and makes cards from it."""
 
     def __init__(
@@ -285,7 +332,10 @@ class _Stream:
         keep: int,
         places: PlacesOfMaps | None,
         internal_batch_size: int | None,
+        *,
+        largest: int | None = None,
     ) -> None:
+        self.largest = largest
         self.xnn, self.target, self.places, self.internal_batch_size = xnn, target, places, internal_batch_size
         self.explainer: Explainer = xnn.explainer(target)
         K = self.explainer.form.n_features
@@ -297,11 +347,33 @@ class _Stream:
         self.size = torch.zeros(K, dtype=torch.float64)
         self.features = torch.zeros(K, dtype=torch.float64)
         self.place_sums: Tensor | None = None
+        self.predictions: list[Tensor] = []
+        self.misses = 0.0
+        self.same: float | None = None
 
-    def update(self, batch: Any, images: Tensor) -> None:
-        """Add one batch."""
+    def update(
+        self,
+        batch: Any,
+        images: Tensor,
+        y_hat: Tensor | None = None,
+        why: Explanation | None = None,
+        *,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Add images of a batch.
+
+        Args:
+            batch: The batch, for the places of maps.
+            images: Some of its images, (n, C, H, W).
+            y_hat: The model's outputs for them, (n, ...), if known.
+            why: Their explanation, if known. Otherwise only the maps that the cards need are drawn.
+            rows: Rows (n,) of the images in the batch; all rows if None.
+        """
         start = self.moments.count
-        E, contributions, y_hat = self._numbers(images)
+        y_hat = (outputs_of(self.xnn, images) if y_hat is None else y_hat).cpu()
+        made = why or self.xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
+        E, contributions = made.features.double().cpu(), made.contributions.double().cpu()
+        self._add_faithfulness(y_hat, made.surrogate.cpu(), made.prediction.cpu())
         numbers = torch.arange(start, start + len(E))
         self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
         self.tops["E high"].update(E, numbers)
@@ -310,13 +382,19 @@ class _Stream:
         given = [None] * len(y_hat) if classes is None else classes.tolist()
         own = self._of_class(given)
         shares: dict[int, Tensor] = {}
+        heat: dict[int, Tensor] = {}
+        if why is not None:
+            heat = dict(enumerate(why.directed_maps().sum(2)))
+        elif len(own):
+            heat = dict(zip(own.tolist(), self._heat(images[own]), strict=True))
         if len(own):
             self.own.update(contributions[own])
             self.size += contributions[own].abs().sum(0)
             self.features += E[own].sum(0)
             self.tops["vE high"].update(contributions[own], numbers[own])
             self.tops["vE low"].update(-contributions[own], numbers[own])
-            map_shares = self._map_shares(batch, images, own)
+            mass = torch.stack([heat[row] for row in own.tolist()]).clamp(min=0)
+            map_shares = self._map_shares(batch, mass, own if rows is None else rows[own])
             self.tops["map share"].update(map_shares, numbers[own])
             shares = dict(zip(numbers[own].tolist(), map_shares, strict=True))
         wanted = set(torch.cat([top.numbers.flatten() for top in self.tops.values()]).tolist())
@@ -324,37 +402,46 @@ class _Stream:
         predictions = select(y_hat, self.target).tolist()
         for row, number in enumerate(numbers.tolist()):
             if number in wanted:
-                # A copy: a slice would keep the whole batch in memory.
+                # Copies: a slice would keep the whole batch in memory.
                 image = images[row].detach().cpu().clone()
+                drawn = self._small(heat[row]) if row in heat else None
                 self.kept[number] = _Kept(
-                    image, E[row], contributions[row], shares.get(number), predictions[row], given[row]
+                    image, E[row], contributions[row], shares.get(number), predictions[row], given[row], drawn
                 )
 
-    def _numbers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute x-features (N, K) and contributions (N, K), in double precision, and the model's outputs."""
-        xnn = self.xnn
-        found = collect(
-            xnn.model,
-            xnn.layer,
-            images,
-            output_transform=xnn.output_transform,
-            prediction_transform=xnn.prediction_transform,
-        )
-        made = xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
-        return made.features.double().cpu(), made.contributions.double().cpu(), found.y_hat[:]
+    def _small(self, heat: Tensor) -> Tensor:
+        """Copy maps (K, h, w), averaged to the largest size that the cards need."""
+        heat = heat.detach().cpu()
+        side = max(heat.shape[1:])
+        if self.largest is None or side <= self.largest:
+            return heat.clone()
+        wanted = [max(1, round(size * self.largest / side)) for size in heat.shape[1:]]
+        return nn.functional.interpolate(heat[None].float(), wanted, mode="area")[0]
+
+    def _add_faithfulness(self, y_hat: Tensor, surrogate: Tensor, prediction: Tensor) -> None:
+        self.misses += float((prediction.double() - surrogate.double()).abs().sum())
+        self.predictions.append(prediction.double())
+        if isinstance(self.target, int) and predicted_classes(y_hat) is not None:
+            same = classification_faithfulness(y_hat, surrogate, self.target)
+            self.same = (self.same or 0.0) + same * len(y_hat)
+
+    def faithfulness(self) -> DataFaithfulness:
+        """Return the faithfulness of the x-features on the data so far."""
+        y = torch.cat(self.predictions)
+        same = None if self.same is None else self.same / len(y)
+        return DataFaithfulness(self.misses / len(y), same, len(y), float((y - y.mean()).abs().mean()))
 
     def _of_class(self, given: list[int | None]) -> Tensor:
         """Return the rows of the positives; all rows if there are no classes."""
         classes = isinstance(self.target, int)
         return torch.tensor([i for i, c in enumerate(given) if not classes or c is None or c == self.target]).long()
 
-    def _map_shares(self, batch: Any, images: Tensor, own: Tensor) -> Tensor:
+    def _map_shares(self, batch: Any, mass: Tensor, rows: Tensor) -> Tensor:
         """Compute each x-feature's share of the maps' mass, (n, K), and add the maps' shares on the places."""
-        heat = self._heat(images[own]).clamp(min=0)
         if self.places is not None:
-            found = self.places(batch, own, heat).double().sum(0).cpu()
+            found = self.places(batch, rows, mass).double().sum(0).cpu()
             self.place_sums = found if self.place_sums is None else self.place_sums + found
-        return contribution_shares(heat.double().sum((2, 3)).cpu())
+        return contribution_shares(mass.double().sum((2, 3)).cpu())
 
     def _heat(self, images: Tensor) -> Tensor:
         """Draw directed maps summed over their channels, (n, K, h, w)."""
@@ -400,12 +487,13 @@ class _Stream:
 
     def _kept_heat(self) -> dict[int, Tensor]:
         """Draw the maps (K, h, w) of the kept examples, by row number."""
-        heat: dict[int, Tensor] = {}
-        for _, rows in grouped(tuple(kept.image.shape) for kept in self.kept.values()):
-            numbers = [list(self.kept)[row] for row in rows]
+        heat = {number: kept.heat for number, kept in self.kept.items() if kept.heat is not None}
+        missing = [number for number in self.kept if number not in heat]
+        for _, rows in grouped(tuple(self.kept[number].image.shape) for number in missing):
+            numbers = [missing[row] for row in rows]
             for some in (numbers[i : i + _BATCH] for i in range(0, len(numbers), _BATCH)):
                 drawn = self._heat(torch.stack([self.kept[number].image for number in some]))
-                heat.update(zip(some, drawn.cpu(), strict=True))
+                heat.update(zip(some, map(self._small, drawn), strict=True))
         return heat
 
     def _examples(self, name: str, k: int, heat: dict[int, Tensor]) -> tuple[Example, ...]:

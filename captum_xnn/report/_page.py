@@ -18,43 +18,67 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Target, predicted_classes, target_groups
-from captum_xnn.activations import collect
-from captum_xnn.attribution import XNNAttribution
-from captum_xnn.errors import NamesFileError
-from captum_xnn.explanation import Explanation
+from captum_xnn._targets import Target, target_groups
 from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.metrics import Faithfulness
 from captum_xnn.patch_scores import PatchScores, patch_scores
-from captum_xnn.plots._explanation import own_scale
-from captum_xnn.plots._names import Names, by_number, read_names, resolve_names
-from captum_xnn.report._cards import ConceptCard, Example, PlacesOfMaps, concept_cards, image_batches
+from captum_xnn.plots._names import names_by_target, resolve_names
+from captum_xnn.report._batches import are_images
+from captum_xnn.report._cache import ReportCache, describe, identity
+from captum_xnn.report._cards import (
+    CardStream,
+    ConceptCard,
+    Example,
+    count_examples,
+    image_batches,
+    outputs_of,
+)
+from captum_xnn.report._described import as_batches, completed
+from captum_xnn.report._gallery import Gallery, OutputNames, decimals, scaled, shown
+from captum_xnn.report._options import ReportOptions
+from captum_xnn.report._rows import RowsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
+from captum_xnn.report._verdict import (
+    Stability,
+    on_maps,
+    on_stability,
+    on_unexplained,
+    stability,
+    verdict,
+)
+
+if TYPE_CHECKING:  # XNNAttribution.report calls this module
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["write_report"]
 
-ClassNames = Mapping[int, str] | Sequence[str]
-
 _CROP = 112
+_KEEP = 6
+_BATCH = 64
+# Images explained between two steps of the progress bar.
+_AT_ONCE = 16
+
+_log = logging.getLogger(__name__)
 _ABSENT = "absent though the class is there"
 _LEAST = "contributes least"
 _CORRELATES = 3
 _PLACES = 6
 _DOTS = 400
+_MARKS = {"good": "\N{CHECK MARK}", "fair": "~", "poor": "\N{BALLOT X}", "unknown": "?"}
 
 
 def write_report(
@@ -62,20 +86,7 @@ def write_report(
     xnn: XNNAttribution,
     images: Any,
     target: Any = None,
-    *,
-    data: Any = None,
-    captions: Sequence[str] | None = None,
-    data_captions: Sequence[str] | None = None,
-    class_names: ClassNames | None = None,
-    names: str | os.PathLike[str] | Mapping[Any, Names] | None = None,
-    title: str | None = None,
-    notes: Sequence[tuple[str, str]] = (),
-    places: PlacesOfMaps | None = None,
-    place_names: Sequence[str] = (),
-    display: Callable[[Tensor], Tensor] = displayable,
-    patches: int = 0,
-    internal_batch_size: int | None = None,
-    progress: bool = False,
+    options: ReportOptions | None = None,
 ) -> Path:
     """Write a report as one self-contained HTML file, and return its path.
 
@@ -84,25 +95,10 @@ def write_report(
     Args:
         path: Path of the HTML file.
         xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
-        images: Images of the gallery, (N, C, H, W) or an iterable of batches, as ``xnn.fit`` takes them.
+        images: Images of the gallery: (N, C, H, W), an iterable of batches as ``xnn.fit`` takes them, or a data set.
+            A data set's class names, file names and normalisation are used where the options leave them open.
         target: The explained output, or a list of outputs. Each gets cards and a gallery of the same images.
-        data: Data set for faithfulness and cards, as ``xnn.fit`` takes it; ``images`` if None.
-        captions: Caption of each image, such as its file name.
-        data_captions: Caption of each image of ``data``, for the cards. If ``data`` is None, ``captions`` are used.
-        class_names: Names of the model's outputs: a list in order, or a mapping by number.
-        names: Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote,
-            or a mapping from targets to names.
-        title: Heading of the page and its title in the browser.
-        notes: Extra sections, each a heading and plain text. Empty lines separate paragraphs.
-        places: Function that computes the share of maps on annotated parts or objects; see
-            :func:`captum_xnn.report.concept_cards`.
-        place_names: Names of these parts or objects, in order.
-        display: Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example
-            by undoing the normalisation.
-        patches: Number of positives to cover patch by patch, for the measures of
-            :func:`captum_xnn.patch_scores.patch_scores`. Each image takes 16 explanations.
-        internal_batch_size: Number of maps computed at once; smaller values need less memory.
-        progress: Whether to show progress bars.
+        options: Texts, names, data for the cards, and what to compute; the defaults if None.
 
     Raises:
         ImportError: If jinja2 or pillow is missing.
@@ -115,7 +111,7 @@ def write_report(
         >>> import tempfile
         >>> from captum.attr import InputXGradient
         >>> from torch import nn
-        >>> from captum_xnn import Recipe
+        >>> from captum_xnn import Recipe, XNNAttribution
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
         >>> images = torch.rand(60, 1, 8, 8)
@@ -123,63 +119,44 @@ def write_report(
         >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
         >>> xnn = xnn.fit(images, target, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_report(f"{folder}/why.html", xnn, images[:5], target, title="Why?")
+        ...     path = write_report(f"{folder}/why.html", xnn, images[:5], target, ReportOptions(title="Why?"))
         ...     path.name, "<h1>Why?</h1>" in path.read_text(encoding="utf-8")
         ('why.html', True)
     """
     _check_jinja2()
+    options = options or ReportOptions()
+    images = as_batches(images)
+    options = replace(options, data=images if options.data is images else as_batches(options.data))
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
-    known = _read_names(names, layer, targets)
+    known = names_by_target(options.names, layer, targets)
     labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
-    if data is None:
-        data, data_captions = images, captions if data_captions is None else data_captions
     _check_rereadable(images, "images")
-    _check_rereadable(data, "data")
-    gallery = _Gallery(xnn, targets, _ClassNames(class_names), display, patches, internal_batch_size)
-    for _, batch in tqdm(image_batches(xnn, images), "gallery", disable=not progress, leave=False):
-        gallery.update(batch)
-    shown = gallery.images(captions)
-    chapters = []
-    for t, rows, called in zip(targets, gallery.rows, labels, strict=True):
-        cards = concept_cards(xnn, data, t, places=places, internal_batch_size=internal_batch_size, progress=progress)
-        caption = _caption_of(data_captions, cards[0].examples, shown=data is images)
-        chapters.append(
-            _Chapter(
-                key=str(t),
-                label=gallery.class_names.of(t),
-                score=xnn.score(data, t),
-                training=xnn.explainer(t),
-                cards=[_card(card, gallery.class_names, place_names, display, caption) for card in cards],
-                scatter=_scatter(rows, shown),
-                mean_outputs=_mean_outputs(rows),
-                names=called,
-                decimals=_decimals(rows),
-                classes=gallery.classes and isinstance(t, int),
-                patches=gallery.patch_scores(t),
-            )
-        )
+    _check_rereadable(options.data, "data")
+    content = _content(xnn, images, targets, completed(xnn, images, options))
+    chapters = [{**chapter, "names": names} for chapter, names in zip(content["chapters"], labels, strict=True)]
     model = type(unwrap(xnn.model)).__name__
     page = {
+        "id": identity(xnn, targets),
+        "kind": content["kind"],
         "layer": layer,
         "features": xnn.n_features,
         "names": known,
-        "images": shown,
-        "targets": [
-            {"key": c.key, "label": c.label, "decimals": c.decimals, "classes": c.classes, "rows": rows}
-            for c, rows in zip(chapters, gallery.rows, strict=True)
-        ],
+        "images": content["images"],
+        "targets": content["targets"],
     }
     text = _render(
-        title=f"{model} explained at {layer}" if title is None else title,
+        "gallery.js" if content["kind"] == "images" else "rows.js",
+        kind=content["kind"],
+        title=f"{model} explained at {layer}" if options.title is None else options.title,
         model=model,
         layer=layer,
         features=xnn.n_features,
         chapters=chapters,
-        notes=notes,
-        images=len(shown),
+        notes=options.notes,
+        images=len(content["images"]),
         page=page,
     )
     written = Path(path)
@@ -187,6 +164,187 @@ def write_report(
     # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
     return written
+
+
+def _content(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
+    """Compute all of the page that does not depend on names, title and notes, or read it from the cache."""
+    if not are_images(xnn, images):
+        return _computed_rows(xnn, images, targets, options)
+    if options.cache is None:
+        return _computed(xnn, images, targets, options)
+    description = describe(xnn, images, targets, options)
+    if description is None:
+        _log.warning("the report is not kept in %s: a function in it cannot be compared", options.cache)
+        return _computed(xnn, images, targets, options)
+    cache = ReportCache(options.cache)
+    content = cache.read(description)
+    if content is None:
+        content = _computed(xnn, images, targets, options)
+        cache.write(description, content)
+    return content
+
+
+def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
+    """Compute images, rows and chapters, as JSON holds them."""
+    run = _Run(xnn, images, targets, options)
+    run.explain()
+    gallery, shown_images = run.gallery, run.gallery.images(options.captions)
+    captions = options.captions if options.data is None and options.data_captions is None else options.data_captions
+    chapters = []
+    for i, (t, rows) in enumerate(zip(targets, gallery.rows, strict=True)):
+        stream, training = run.streams[i], xnn.explainer(t)
+        cards = stream.cards()
+        caption = _caption_of(captions, cards[0].examples, shown=options.data is None or options.data is images)
+        score, patches = stream.faithfulness(), run.patch_scores(t)
+        chapters.append(
+            {
+                "key": str(t),
+                "label": gallery.names.of(t),
+                "score": score._asdict(),
+                "training": _training(training),
+                "cards": [
+                    _card(card, gallery.names, options.place_names, options.display or displayable, caption)
+                    for card in cards
+                ],
+                "scatter": _scatter(rows, shown_images),
+                "mean_outputs": _mean_outputs(rows),
+                "decimals": decimals(rows),
+                # Whether the model gives the target to some images and not to others.
+                "classes": gallery.classes and isinstance(t, int),
+                "patches": None if patches is None else _fields(patches),
+                "verdict": _fields(
+                    verdict(
+                        on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+                        on_stability(_stability(run.pairs[i])),
+                        on_maps(patches),
+                    )
+                ),
+            }
+        )
+    return _as_json("images", shown_images, gallery.rows, chapters)
+
+
+def _as_json(
+    kind: str, shown: Sequence[Any], rows: Sequence[Sequence[Any]], chapters: Sequence[Mapping[str, Any]]
+) -> Any:
+    """Return the content of a page as the cache gives it, so that the page is the same either way."""
+    targets = [
+        {**{name: chapter[name] for name in ("key", "label", "decimals", "classes")}, "rows": of}
+        for chapter, of in zip(chapters, rows, strict=True)
+    ]
+    return json.loads(json.dumps({"kind": kind, "images": shown, "targets": targets, "chapters": chapters}))
+
+
+def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
+    """Compute the content of a page about texts or a table."""
+    run = RowsRun(xnn, targets, options)
+    run.explain(inputs)
+    captioned = run.captioned(options.captions)
+    chapters = []
+    for rows, t in zip(run.found, targets, strict=True):
+        score, training = rows.faithfulness(), xnn.explainer(t)
+        reasons = (
+            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+            on_stability(_stability(rows.pairs)),
+            on_maps(None, images=False),
+        )
+        chapters.append(
+            {
+                "key": str(t),
+                "label": run.names.of(t),
+                "score": score._asdict(),
+                "training": _training(training),
+                "cards": rows.cards(),
+                "scatter": _scatter(rows.rows, captioned),
+                "mean_outputs": _mean_outputs(rows.rows),
+                "decimals": decimals(rows.rows),
+                "classes": rows.classes,
+                "patches": None,
+                "verdict": _fields(verdict(*reasons)),
+            }
+        )
+    return _as_json(run.kind, captioned, [rows.rows for rows in run.found], chapters)
+
+
+def _stability(pairs: Sequence[tuple[Tensor, Tensor]]) -> Stability | None:
+    """Compare the contributions of two fits, batch by batch; return None without a second fit."""
+    if sum(len(first) for first, _ in pairs) < 2:
+        return None
+    return stability(*(torch.cat(some) for some in zip(*pairs, strict=True)))
+
+
+def _training(explainer: Any) -> dict[str, Any]:
+    """Return what a page says about the fit of an explainer."""
+    return {name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor")}
+
+
+def _fields(value: Any) -> Any:
+    """Convert named tuples to dicts."""
+    if hasattr(value, "_asdict"):
+        return {name: _fields(field) for name, field in value._asdict().items()}
+    return [_fields(each) for each in value] if isinstance(value, tuple) else value
+
+
+class _Run:
+    """Explains the images of a report, and the data of its cards, in one pass over each."""
+
+    def __init__(self, xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> None:
+        self.xnn, self.images, self.targets, self.options = xnn, images, targets, options
+        names, display = OutputNames(options.class_names), options.display or displayable
+        self.gallery = Gallery(targets, names, display, options.patches)
+        self.streams = [
+            CardStream(xnn, t, _KEEP, options.places, options.internal_batch_size, largest=_CROP) for t in targets
+        ]
+        self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in targets]
+
+    def explain(self) -> None:
+        """Explain all images and data."""
+        own = self.options.data is None or self.options.data is self.images
+        for batch, images, rows in self._parts(self.images, "explaining images"):
+            self._explain(batch, images, rows, own)
+        if not own:
+            for batch, images, rows in self._parts(self.options.data, "reading the data"):
+                y_hat = outputs_of(self.xnn, images)
+                for stream in self.streams:
+                    stream.update(batch, images, y_hat, rows=rows)
+
+    def _parts(self, data: Any, what: str) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """Yield batches with a few of their images and the rows of these, and show how far they are."""
+        size = self.options.internal_batch_size
+        few = _AT_ONCE if size is None else min(size, _AT_ONCE)
+        with tqdm(
+            total=count_examples(data), desc=what, unit="image", disable=not self.options.progress, leave=False
+        ) as bar:
+            for batch, images in image_batches(self.xnn, data):
+                for rows in torch.split(torch.arange(len(images)), few):
+                    yield batch, images[rows], rows
+                    bar.update(len(rows))
+
+    def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
+        """Explain a few images, and add them to the cards if these are about them."""
+        xnn, size = self.xnn, self.options.internal_batch_size
+        y_hat = outputs_of(xnn, images)
+        self.gallery.add(images, y_hat)
+        for i, t in enumerate(self.targets):
+            why = xnn.explain(images, target=t, internal_batch_size=size)
+            self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
+            if own:
+                self.streams[i].update(batch, images, y_hat, why, rows=rows)
+            if self.options.again is not None:
+                again = self.options.again.contributions(images, t, internal_batch_size=size)
+                self.pairs[i].append((why.contributions.cpu(), again.contributions.cpu()))
+
+    def patch_scores(self, target: Target) -> PatchScores | None:
+        """Compute the patch measures on the first positives of a target; return None if there are no positives."""
+        images = self.gallery.covered[target]
+        if not len(images):
+            return None
+        with tqdm(total=1, desc="covering patches", disable=not self.options.progress, leave=False) as bar:
+            found = patch_scores(
+                self.xnn, images, target, internal_batch_size=self.options.internal_batch_size or _BATCH
+            )
+            bar.update()
+        return found
 
 
 def _check_rereadable(data: Any, noun: str) -> None:
@@ -198,192 +356,18 @@ def _check_rereadable(data: Any, noun: str) -> None:
         )
 
 
-def _read_names(
-    names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
-) -> dict[str, dict[int, str]]:
-    """Read names by target and x-feature, from a mapping or from a file that a report on this layer exported."""
-    if names is None:
-        return {}
-    if isinstance(names, Mapping):
-        known = {str(target): by_number(given, target, layer) for target, given in names.items()}
-    elif isinstance(names, (str, os.PathLike)):
-        file = read_names(names)
-        if file.layer != layer:
-            raise NamesFileError(
-                f"the names are of x-features of layer {file.layer!r}, but the explained layer is {layer!r}; pass the "
-                "file that a report on this explainer exported"
-            )
-        known = file.names
-    else:
-        raise TypeError(
-            f"a report takes names of x-features by target, got a {type(names).__name__}; "
-            f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
-        )
-    # For a model with one output, target None and target 0 are the same.
-    for key, same in (("None", "0"), ("0", "None")):
-        if key in map(str, targets) and key not in known and same in known:
-            known[key] = known.pop(same)
-    return known
-
-
-def _caption_of(captions: Sequence[str] | None, examples: int, *, shown: bool) -> Callable[[int], str]:
+def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> Callable[[int], str]:
     """Return a function from the row of an image in the data to its caption."""
     if captions is None:
         # If the gallery shows other images than the data, its numbers mean other images.
         of = "" if shown else " of the data"
         return lambda number: f"image {number + 1}{of}"
-    if isinstance(captions, str) or len(captions) != examples:
+    if isinstance(captions, str) or len(captions) != count:
         raise ValueError(
-            f"got {len(captions)} data_captions for {examples} images of the data; pass one for each image, such as "
+            f"got {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
             "its file name, or none at all"
         )
     return lambda number: str(captions[number])
-
-
-class _ClassNames:
-    """Names of the model's outputs."""
-
-    def __init__(self, names: ClassNames | None) -> None:
-        self.names = {} if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
-
-    def of(self, target: Target) -> str:
-        """Return the name of an output, or its number if it has no name."""
-        if target is None:
-            return "the output"
-        return str(self.names[target]) if target in self.names else f"class {target}"
-
-
-class _Gallery:
-    """Collects the page's data of each image, batch by batch, without keeping the tensors."""
-
-    def __init__(
-        self,
-        xnn: XNNAttribution,
-        targets: Sequence[Target],
-        class_names: _ClassNames,
-        display: Callable[[Tensor], Tensor],
-        patches: int,
-        internal_batch_size: int | None,
-    ) -> None:
-        self.xnn, self.targets, self.class_names, self.display = xnn, targets, class_names, display
-        self.patches, self.internal_batch_size = patches, internal_batch_size
-        self.covered: dict[Target, Tensor] = {t: torch.empty(0) for t in targets}
-        self.photos: list[dict[str, Any]] = []
-        self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
-        self.classes = False
-
-    def update(self, images: Tensor) -> None:
-        """Add images (N, C, H, W)."""
-        xnn = self.xnn
-        y_hat = collect(
-            xnn.model,
-            xnn.layer,
-            images,
-            output_transform=xnn.output_transform,
-            prediction_transform=xnn.prediction_transform,
-        ).y_hat[:]
-        predicted = predicted_classes(y_hat)
-        self.classes = classes = predicted is not None
-        given = [None] * len(y_hat) if predicted is None else predicted.tolist()
-        for image, c in zip(images, given, strict=True):
-            says = self.class_names.of(c) if classes else ""
-            height, width = image.shape[1:]
-            self.photos.append(
-                {"src": photo(_shown(self.display, image)), "says": says, "width": width, "height": height}
-            )
-        for target, rows in zip(self.targets, self.rows, strict=True):
-            why = xnn.explain(images, target=target, internal_batch_size=self.internal_batch_size)
-            one = xnn.one_heatmap(images, target=target, internal_batch_size=self.internal_batch_size)
-            own = [not classes or not isinstance(target, int) or c == target for c in given]
-            rows.extend(_rows(why, one, own))
-            held = self.covered[target]
-            more = images[own][: self.patches - len(held)]
-            self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
-
-    def patch_scores(self, target: Target) -> PatchScores | None:
-        """Compute the patch measures on the first positives of a target; return None if there are no positives."""
-        images = self.covered[target]
-        if not len(images):
-            return None
-        return patch_scores(self.xnn, images, target, internal_batch_size=self.internal_batch_size or 64)
-
-    def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
-        """Return all images with their captions."""
-        n = len(self.photos)
-        if captions is None:
-            captions = [f"image {i + 1}" for i in range(n)]
-        if not n or isinstance(captions, str) or len(captions) != n:
-            raise ValueError(
-                f"got {n} images and {len(captions)} captions; pass at least one image, and one caption for each "
-                "(such as its file name) or none at all"
-            )
-        return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]
-
-
-def _shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Apply the user's display function to an image, and check the result."""
-    return displayable(display(image.detach().cpu()))
-
-
-def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers and maps of each image for one target."""
-    heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
-    for i, given in enumerate(own):
-        contributions = why.contributions[i].detach().double().cpu()
-        maps = _scaled(heat[i], contributions)
-        yield {
-            "c": [_short(v) for v in contributions.tolist()],
-            "e": [_short(v) for v in why.features[i].tolist()],
-            "bias": _short(float(why.bias[i])),
-            "sum": _short(float(why.surrogate[i])),
-            "says": _short(float(why.prediction[i])),
-            "own": given,
-            "maps": [overlay(m) for m in maps],
-            "one": overlay(_scaled(single[i], torch.ones(1))[0]),
-            "strength": [round(s, 3) for s in _strengths(maps, contributions)],
-        }
-
-
-def _scaled(maps: Tensor, contributions: Tensor) -> Tensor:
-    """Scale each of the maps (K, H, W) to [-1, 1] by itself, multiplied by the sign of its contribution."""
-    return torch.from_numpy(own_scale(maps, contributions)).float()
-
-
-def _strengths(maps: Tensor, contributions: Tensor) -> list[float]:
-    """Compute the strength of each map on a shared scale, in [0, 1]: its contribution spread over its pixels."""
-    mass = maps.double().abs().sum((1, 2))
-    density = torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)
-    largest = density.max()
-    return (density / largest).tolist() if largest > 0 else density.tolist()
-
-
-def _short(value: float) -> float:
-    """Round a number to six significant digits, to keep the page small."""
-    return float(f"{value:.6g}")
-
-
-def _decimals(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of decimals that shows three digits of the largest contribution or output."""
-    largest = max(abs(v) for row in rows for v in (*row["c"], row["says"]))
-    return int(min(max(2 - np.floor(np.log10(largest)), 1), 6)) if largest > 0 else 1
-
-
-@dataclass(frozen=True)
-class _Chapter:
-    """The page's content about one target."""
-
-    key: str
-    label: str
-    score: Faithfulness
-    training: Any
-    cards: Sequence[Mapping[str, Any]]
-    scatter: Mapping[str, Any]
-    mean_outputs: tuple[float, float] | None
-    names: Sequence[str]
-    decimals: int
-    classes: bool
-    """Whether the target is a class, so that the model gives it to some images and not to others."""
-    patches: PatchScores | None
 
 
 def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -394,7 +378,7 @@ def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | No
 
 def _card(
     card: ConceptCard,
-    class_names: _ClassNames,
+    class_names: OutputNames,
     place_names: Sequence[str],
     display: Callable[[Tensor], Tensor],
     caption: Callable[[int], str],
@@ -434,17 +418,17 @@ def _card(
 def _cut(
     example: Example,
     target: Target,
-    class_names: _ClassNames,
+    class_names: OutputNames,
     display: Callable[[Tensor], Tensor],
     caption: Callable[[int], str],
     *,
     whole: bool,
 ) -> dict[str, Any]:
     """Crop an image and its map around the map's mass, or keep them whole so the reader sees what is absent."""
-    image = _shown(display, example.image)
+    image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
-    heat = _scaled(example.heat[None], torch.tensor([example.contribution]))[0]
+    heat = scaled(example.heat[None], torch.tensor([example.contribution]))[0]
     rows, columns = (
         slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
         for low, high, len_map, len_image in ((y0, y1, heat.shape[0], height), (x0, x1, heat.shape[1], width))
@@ -522,15 +506,16 @@ def _check_jinja2() -> None:
         ) from error
 
 
-def _render(**content: Any) -> str:
-    """Render the whole page."""
+def _render(parts: str, **content: Any) -> str:
+    """Render the whole page, with the script that draws its examples."""
     import jinja2
     from markupsafe import Markup
 
     folder = resources.files("captum_xnn.report") / "templates"
-    page, style, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
+    page, style, *scripts = (
+        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js", parts)
     )
+    script = "".join(scripts)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -538,6 +523,7 @@ def _render(**content: Any) -> str:
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["signed"] = _signed
     return environment.from_string(page).render(
+        marks=_MARKS,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; "

@@ -1,0 +1,99 @@
+"""Batches of inputs that are no images: tokens, rows of a table, several tensors, further arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._state import untouched
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
+
+__all__ = ["RowBatch", "are_images", "outputs_of_rows", "row_batches"]
+
+_BATCH = 64
+
+
+class RowBatch(NamedTuple):
+    """A batch of inputs that are no images."""
+
+    inputs: Any
+    """A tensor or a tuple of tensors; the page shows the first."""
+    additional: Any
+    """Further arguments of the model."""
+
+    @property
+    def first(self) -> Tensor:
+        """The input that the page shows, (n, L, ...)."""
+        first: Tensor = self.inputs[0] if isinstance(self.inputs, tuple) else self.inputs
+        return first
+
+
+def row_batches(xnn: XNNAttribution, data: Any) -> Iterator[RowBatch]:
+    """Yield the inputs of a data set in batches.
+
+    Args:
+        xnn: Its ``unpack`` finds the inputs in a batch.
+        data: A tensor (M, L, ...), a tuple of tensors, or an iterable of batches.
+
+    Raises:
+        ValueError: If a batch holds no tensor with a dimension after that of examples.
+    """
+    if isinstance(data, Tensor):
+        batches: Iterable[RowBatch] = (RowBatch(part, None) for part in torch.split(data, _BATCH))
+    elif isinstance(data, tuple):
+        batches = (RowBatch(parts, None) for parts in zip(*(torch.split(t, _BATCH) for t in data), strict=True))
+    else:
+        batches = (RowBatch(*xnn.unpack(batch)) for batch in data)
+    for batch in batches:
+        if not isinstance(batch.first, Tensor) or batch.first.dim() < 2:
+            got = tuple(batch.first.shape) if isinstance(batch.first, Tensor) else type(batch.first).__name__
+            raise ValueError(
+                f"a report needs inputs (N, L, ...): images, tokens or input features; got {got}; stack single numbers "
+                "to columns"
+            )
+        yield batch
+
+
+def are_images(xnn: XNNAttribution, data: Any) -> bool:
+    """Whether the first batch of a data set is one tensor of images (N, C, H, W), with C = 1 or 3.
+
+    Args:
+        xnn: Its ``unpack`` finds the inputs in a batch.
+        data: As :func:`row_batches` takes it.
+    """
+    if isinstance(data, Tensor):
+        return data.dim() == 4
+    if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
+        # Images in a tuple are batches that the error of image_batches explains.
+        return all(part.dim() == 4 for part in data)
+    try:
+        inputs = xnn.unpack(next(iter(data)))[0]
+    except (StopIteration, TypeError, KeyError):
+        return True  # the gallery raises the error that names the problem
+    inputs = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
+    return not isinstance(inputs, Tensor) or inputs.dim() == 4 or inputs.dim() < 2
+
+
+def outputs_of_rows(xnn: XNNAttribution, batch: RowBatch) -> Tensor:
+    """Compute all outputs of the model for a batch, (n, ...).
+
+    Args:
+        xnn: The attribution of the model.
+        batch: The inputs.
+    """
+    model = unwrap(xnn.model)
+    device = next((p.device for p in model.parameters()), batch.first.device)
+    given = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    more = batch.additional if isinstance(batch.additional, tuple) else () if batch.additional is None else None
+    further = (batch.additional,) if more is None else more
+    arguments = [a.to(device, copy=True) if isinstance(a, Tensor) else a for a in (*given, *further)]
+    with torch.inference_mode(False), untouched(model), torch.no_grad():
+        output = model(*arguments)
+        made: Tensor = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
+    return made.cpu()

@@ -1,0 +1,188 @@
+"""Cache of reports: the computed part of a page, so that names, notes or a title are changed in seconds.
+
+An entry is a folder with ``manifest.json`` and ``content.json``. The manifest describes all that the content depends
+on: the model and its outputs on the first inputs, the explainers, the backend, the inputs and the data with their
+appearance, and the options. Entries are found by the checksum of this description. So a changed input, weight or option
+is computed anew. Nothing is kept where a part cannot be described, such as a function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn._files import replace_file
+from captum_xnn._targets import Target
+from captum_xnn.layers._fingerprint import checksum, fingerprint
+from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.report._cards import count_examples, image_batches, outputs_of
+from captum_xnn.report._gallery import shown
+from captum_xnn.report._thumbnails import displayable
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.report._options import ReportOptions
+
+__all__ = ["ReportCache", "describe", "identity"]
+
+_MANIFEST, _CONTENT = "manifest.json", "content.json"
+# Entries that are kept; the oldest are deleted.
+_MOST = 4
+_FORMAT = 2
+# Settings of a backend whose text does not show all of them.
+_VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
+
+_log = logging.getLogger(__name__)
+
+
+class ReportCache:
+    """Entries in one folder.
+
+    Args:
+        folder: The folder; made when the first entry is written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def read(self, description: Mapping[str, Any]) -> Any:
+        """Return the content of an entry; None if there is none or it is damaged.
+
+        Args:
+            description: What the content depends on, from :func:`describe`.
+        """
+        place = self.folder / _key(description)
+        try:
+            if json.loads((place / _MANIFEST).read_bytes()) != _plain(description):
+                return None
+            content = json.loads((place / _CONTENT).read_bytes())
+            os.utime(place / _MANIFEST)
+        except (OSError, ValueError):
+            return None
+        return (
+            content if isinstance(content, dict) and {"kind", "images", "targets", "chapters"} <= set(content) else None
+        )
+
+    def write(self, description: Mapping[str, Any], content: Any) -> None:
+        """Write an entry, and delete the oldest ones. A folder that cannot be written to is a warning only.
+
+        Args:
+            description: What the content depends on.
+            content: Anything that JSON can hold.
+        """
+        place = self.folder / _key(description)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            replace_file(place / _CONTENT, json.dumps(content).encode(errors="replace"))
+            replace_file(place / _MANIFEST, json.dumps(description, indent=1).encode(errors="replace"))
+            manifests = sorted(self.folder.glob(f"*/{_MANIFEST}"), key=lambda file: -file.stat().st_mtime_ns)
+            for old in manifests[_MOST:]:
+                if re.fullmatch("[0-9a-f]{16}", old.parent.name):
+                    shutil.rmtree(old.parent, ignore_errors=True)
+        except OSError as error:
+            _log.warning("the report is not kept in %s (%s): the next one is computed anew", self.folder, error)
+
+
+def identity(xnn: XNNAttribution, targets: Sequence[Target]) -> str:
+    """Compute a checksum of the explainers of some targets, 16 hexadecimal digits.
+
+    Args:
+        xnn: The explainers.
+        targets: Fitted targets.
+    """
+    layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
+    weights = [
+        (str(t), name, checksum(tensor))
+        for t in targets
+        for name, tensor in xnn.explainer(t).form.state_dict().items()
+        if isinstance(tensor, Tensor)
+    ]
+    return _digest(layer, weights)
+
+
+def describe(
+    xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], options: ReportOptions
+) -> dict[str, Any] | None:
+    """Describe all that the computed part of a report depends on; return None if a part cannot be described.
+
+    Args:
+        xnn: The explainers.
+        inputs: Inputs of the report.
+        targets: Explained outputs.
+        options: Options of the report.
+    """
+    backend = repr(xnn.heatmap)
+    functions = (options.places, xnn.output_transform, xnn.prediction_transform)
+    if any(function is not None for function in functions) or re.search(_VAGUE, backend):
+        return None
+    model = unwrap(xnn.model)
+    layer = find_layer(model, xnn.layer)[0]
+    of = fingerprint(model, layer)
+    own = options.data is None or options.data is inputs
+    names = options.class_names
+    return {
+        "format": _FORMAT,
+        "version": _version(),
+        "model": {"class": of["model_class"], "tensors": _digest(sorted(of["tensors"].items()))},
+        "layer": layer,
+        "explainers": identity(xnn, targets),
+        "heatmap": backend,
+        "targets": [str(t) for t in targets],
+        "inputs": _contents(xnn, inputs, options),
+        "data": None if own else _contents(xnn, options.data, options),
+        "again": None if options.again is None else identity(options.again, targets),
+        "options": {
+            "captions": None if options.captions is None else [str(caption) for caption in options.captions],
+            "data_captions": None if options.data_captions is None else [str(c) for c in options.data_captions],
+            "class_names": sorted(map(list, names.items())) if isinstance(names, Mapping) else names and list(names),
+            "patches": options.patches,
+            "internal_batch_size": options.internal_batch_size,
+        },
+    }
+
+
+def _contents(xnn: XNNAttribution, data: Any, options: ReportOptions) -> str:
+    """Compute a checksum of all images, of their appearance, and of the model's outputs for the first two."""
+    digest = hashlib.blake2b(digest_size=8)
+    display = options.display or displayable
+    total, first = count_examples(data), True
+    with tqdm(total=total, desc="comparing", unit="image", disable=not options.progress, leave=False) as bar:
+        for _, images in image_batches(xnn, data):
+            if first:
+                digest.update(checksum(outputs_of(xnn, images[:2])).encode())
+            first = False
+            for image in images:
+                digest.update(f"{tuple(image.shape)} {image.dtype} {checksum(image)}".encode())
+                digest.update(checksum(shown(display, image)).encode())
+            bar.update(len(images))
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("captum-xnn")
+    except metadata.PackageNotFoundError:  # a copy of the sources that was not installed
+        return "unknown"
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.blake2b(repr(parts).encode(errors="replace"), digest_size=8).hexdigest()
+
+
+def _plain(description: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(description).encode(errors="replace"))
+
+
+def _key(description: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(_plain(description), sort_keys=True).encode(), digest_size=8).hexdigest()

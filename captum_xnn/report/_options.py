@@ -1,0 +1,72 @@
+"""Options of a report: texts, names, data for the cards, and what to compute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_xnn.plots._names import Names
+from captum_xnn.report._cards import PlacesOfMaps
+from captum_xnn.report._gallery import ClassNames, Texts
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
+
+__all__ = ["ReportOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportOptions:
+    """Options of :func:`captum_xnn.report.write_report` and :meth:`captum_xnn.XNNAttribution.report`.
+
+    Example:
+        >>> options = ReportOptions(title="Why a goldfinch?", class_names=["goldfinch", "cardinal"])
+        >>> options.title, options.patches
+        ('Why a goldfinch?', 0)
+    """
+
+    title: str | None = None
+    """Heading of the page and its title in the browser."""
+    notes: Sequence[tuple[str, str]] = ()
+    """Extra sections, each a heading and plain text. Empty lines separate paragraphs."""
+    data: Any = None
+    """Data set for faithfulness and cards, as ``xnn.fit`` takes it. The report's own inputs if None."""
+    captions: Sequence[str] | None = None
+    """Caption of each input, such as its file name."""
+    data_captions: Sequence[str] | None = None
+    """Caption of each example of ``data``, for the cards. If ``data`` is None, ``captions`` are used."""
+    class_names: ClassNames | None = None
+    """Names of the model's outputs: a list in order, or a mapping by number."""
+    names: str | os.PathLike[str] | Mapping[Any, Names] | None = None
+    """Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote, or a mapping
+    from targets to names."""
+    display: Callable[[Tensor], Tensor] | None = None
+    """Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example by undoing
+    the normalisation. If None, values outside [0, 1] are stretched."""
+    tokens: Texts | None = None
+    """Texts of the tokens, for a page of texts: a list for each input, without padding, or a function of one input's
+    ids (L,)."""
+    input_names: Sequence[str] | None = None
+    """Names of the input features, for a page about a table."""
+    places: PlacesOfMaps | None = None
+    """Function that computes the share of maps on annotated parts or objects; see
+    :func:`captum_xnn.report.concept_cards`."""
+    place_names: Sequence[str] = ()
+    """Names of these parts or objects, in order."""
+    patches: int = 0
+    """Number of positives to cover patch by patch, for the measures of :func:`captum_xnn.patch_scores.patch_scores`.
+    Each image takes 16 explanations."""
+    again: XNNAttribution | None = None
+    """The same explanation fitted again, on other data or with another seed. The report says whether it has the same
+    x-features."""
+    internal_batch_size: int | None = None
+    """Number of maps computed at once; smaller values need less memory."""
+    cache: str | os.PathLike[str] | None = None
+    """Folder that keeps maps and numbers. A later report on the same model, explainers, inputs and options takes them
+    from there, whatever its names, title and notes. Nothing is kept if None."""
+    progress: bool = False
+    """Whether to show progress bars."""

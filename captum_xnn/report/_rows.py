@@ -1,0 +1,252 @@
+"""Examples that are no images in a report: texts as tokens, and rows of a table as input features.
+
+Conventions:
+    N examples, K x-features, L cells of an example: tokens, or input features. Maps (N, K, L, ...) are summed over
+    what follows the cells, such as the dimensions of embeddings. On the page they are scaled as those of images.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_xnn._targets import Target, predicted_classes
+from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.metrics._faithfulness import classification_faithfulness
+from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches
+from captum_xnn.report._cards import DataFaithfulness, count_examples
+from captum_xnn.report._gallery import OutputNames, Texts, numbers_of, scaled, short, strengths
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.report._options import ReportOptions
+
+__all__ = ["Rows", "RowsRun", "texts_of"]
+
+# Cells on a card.
+_CELLS = 8
+
+
+class Rows:
+    """Collects the numbers and maps of one target, and what a card of each x-feature shows."""
+
+    def __init__(self, target: Target, K: int) -> None:
+        self.target = target
+        self.rows: list[dict[str, Any]] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        """Contributions by this fit and by another one, batch by batch."""
+        self.classes = False
+        self.misses, self.same = 0.0, 0.0
+        self.predictions: list[Tensor] = []
+        self.own: list[Tensor] = []
+        self.sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(K)]
+
+    def count(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
+        """Add examples of the data to the faithfulness, and positives to the shares."""
+        prediction, surrogate = made.prediction.double().cpu(), made.surrogate.double().cpu()
+        self.misses += float((prediction - surrogate).abs().sum())
+        self.predictions.append(prediction)
+        given = predicted_classes(y_hat)
+        self.classes = given is not None and isinstance(self.target, int)
+        mine = torch.ones(len(prediction), dtype=torch.bool)
+        if self.classes and given is not None:
+            assert isinstance(self.target, int)  # as `classes` says
+            self.same += classification_faithfulness(y_hat, surrogate, self.target) * len(prediction)
+            mine = given == self.target
+        self.own.append(made.contributions.double().cpu()[mine])
+
+    def show(self, why: Explanation, one: Any, given: Sequence[int | None], cells: Sequence[Sequence[str]]) -> None:
+        """Add examples that the page shows, with the texts of their cells."""
+        single = one[0] if isinstance(one, tuple) else one
+        heat, whole = _over_cells(why.directed_maps()).cpu(), _over_cells(single.detach()).cpu()
+        for i, texts in enumerate(cells):
+            contributions = why.contributions[i].detach().double().cpu()
+            maps = scaled(heat[i][:, None, : len(texts)], contributions)[:, 0]
+            strong = strengths(maps[:, None], contributions)
+            own = not self.classes or given[i] == self.target
+            self.rows.append(
+                {
+                    **numbers_of(why, i, own),
+                    "maps": [[short(v) for v in values.tolist()] for values in maps],
+                    "one": [short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1))[0, 0].tolist()],
+                    "strength": [round(s, 3) for s in strong],
+                }
+            )
+            if own:
+                self._add_cells(maps, contributions, texts)
+
+    def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str]) -> None:
+        """Spread each contribution over the cells in proportion to its map, and add up by text."""
+        mass = maps.double().abs().sum(1)
+        spread = maps.double() * torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)[:, None]
+        for sums, values in zip(self.sums, spread.tolist(), strict=True):
+            for text, value in zip(texts, values, strict=True):
+                entry = sums[text]
+                entry[0] += value
+                entry[1] += abs(value)
+                entry[2] += 1
+
+    def faithfulness(self) -> DataFaithfulness:
+        """Return the faithfulness on the data."""
+        y = torch.cat(self.predictions)
+        same = self.same / len(y) if self.classes else None
+        return DataFaithfulness(self.misses / len(y), same, len(y), float((y - y.mean()).abs().mean()))
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Return share, contribution and strongest cells of each x-feature.
+
+        Raises:
+            ValueError: If the model gives the class to none of the data.
+        """
+        own = torch.cat(self.own)
+        examples = sum(map(len, self.predictions))
+        if not len(own):
+            raise ValueError(
+                f"the model gives class {self.target} to none of the {examples} examples; pass data with examples of "
+                "the class"
+            )
+        size = own.abs().sum(0)
+        total = float(size.sum())
+        return [
+            {
+                "feature": k,
+                "share": float(size[k]) / total if total else 0.0,
+                "contribution": float(own[:, k].mean()),
+                "deviation": float(own[:, k].std(correction=0)),
+                "examples": examples,
+                "positives": len(own),
+                "cells": self._cells(k),
+                # Of images only.
+                "lists": [],
+                "features": [],
+                "outputs": [],
+                "places": [],
+            }
+            for k in range(own.shape[1])
+        ]
+
+    def _cells(self, k: int) -> list[tuple[str, float, float]]:
+        """Return text, share and sum of the cells that hold most of an x-feature's maps."""
+        total = sum(size for _, size, _ in self.sums[k].values())
+        ranked = sorted(self.sums[k].items(), key=lambda item: -item[1][1])[:_CELLS]
+        return [(text, size / total, signed) for text, (signed, size, _) in ranked if size > 0]
+
+
+class RowsRun:
+    """Explains the inputs of a page about texts or a table, and the data of its cards."""
+
+    def __init__(self, xnn: XNNAttribution, targets: Sequence[Target], options: ReportOptions) -> None:
+        self.xnn, self.targets, self.options = xnn, targets, options
+        self.names = OutputNames(options.class_names)
+        self.kind = "table" if options.tokens is None else "texts"
+        self.found = [Rows(t, xnn.explainer(t).form.n_features) for t in targets]
+        self.shown: list[dict[str, Any]] = []
+
+    def explain(self, inputs: Any) -> None:
+        """Explain all inputs and data."""
+        own = self.options.data is None or self.options.data is inputs
+        for batch in self._bar(inputs, "explaining"):
+            self._explain(batch, own)
+        if own:
+            return
+        size = self.options.internal_batch_size
+        for batch in self._bar(self.options.data, "reading the data"):
+            y_hat = outputs_of_rows(self.xnn, batch)
+            for rows, t in zip(self.found, self.targets, strict=True):
+                made = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
+                rows.count(made, y_hat)
+
+    def _bar(self, data: Any, what: str) -> Iterator[RowBatch]:
+        """Yield batches, and show how far they are."""
+        total, quiet = count_examples(data), not self.options.progress
+        with tqdm(total=total, desc=what, unit="example", disable=quiet, leave=False) as bar:
+            for batch in row_batches(self.xnn, data):
+                yield batch
+                bar.update(len(batch.first))
+
+    def _explain(self, batch: RowBatch, own: bool) -> None:
+        """Explain a batch, and add it to the cards' numbers if these are about the inputs."""
+        xnn, options = self.xnn, self.options
+        y_hat = outputs_of_rows(xnn, batch)
+        predicted = predicted_classes(y_hat)
+        given = [None] * len(y_hat) if predicted is None else predicted.tolist()
+        cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
+        self._show(batch, given, cells)
+        size = options.internal_batch_size
+        for rows, t in zip(self.found, self.targets, strict=True):
+            why = xnn.explain(batch.inputs, t, batch.additional, internal_batch_size=size)
+            rows.classes = predicted is not None and isinstance(t, int)
+            rows.show(why, xnn.one_heatmap(batch.inputs, t, batch.additional, internal_batch_size=size), given, cells)
+            if own:
+                rows.count(why, y_hat)
+            if options.again is not None:
+                again = options.again.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
+                rows.pairs.append((why.contributions.cpu(), again.contributions.cpu()))
+
+    def _show(self, batch: RowBatch, given: Sequence[int | None], cells: Sequence[list[str]]) -> None:
+        """Keep texts and, of a table, values."""
+        valued = self.kind == "table" and batch.first.dim() == 2
+        values = batch.first.tolist() if valued else [None] * len(cells)
+        for texts, c, numbers in zip(cells, given, values, strict=True):
+            row: dict[str, Any] = {"says": "" if c is None else self.names.of(c), "cells": texts}
+            self.shown.append(row if numbers is None else {**row, "values": [short(float(v)) for v in numbers]})
+
+    def captioned(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Return all examples with their captions.
+
+        Raises:
+            ValueError: If there are no examples, or not one caption for each.
+        """
+        n = len(self.shown)
+        if captions is None:
+            captions = [f"{'text' if self.kind == 'texts' else 'example'} {i + 1}" for i in range(n)]
+        if not n or isinstance(captions, str) or len(captions) != n:
+            raise ValueError(
+                f"got {n} examples and {len(captions)} captions; pass at least one example, and one caption for each "
+                "or none at all"
+            )
+        return [{**row, "caption": str(caption)} for row, caption in zip(self.shown, captions, strict=True)]
+
+
+def _over_cells(maps: Tensor) -> Tensor:
+    """Sum maps (n, K, L, ...) over what follows the cells, (n, K, L)."""
+    return maps.flatten(3).sum(3) if maps.dim() > 3 else maps
+
+
+def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
+    """Return the texts of the cells of each example of a batch.
+
+    Args:
+        batch: The inputs.
+        first: Index of the batch's first example in the data.
+        tokens: Texts of the tokens of each example, or a function of one example's input.
+        names: Names of the input features, if there are no tokens.
+
+    Raises:
+        ValueError: If there are fewer texts than examples, or more texts than cells.
+    """
+    x = batch.first
+    n, cells = len(x), x.shape[1]
+    if tokens is None:
+        names = [f"input {i + 1}" for i in range(cells)] if names is None else list(names)
+        if len(names) != cells:
+            raise ValueError(
+                f"got {len(names)} input_names for {cells} input features; pass a name for each, in their order"
+            )
+        return [list(map(str, names))] * n
+    if callable(tokens):
+        made = [list(map(str, tokens(row))) for row in x.cpu()]
+    else:
+        made = [list(map(str, some)) for some in tokens[first : first + n]]
+    if len(made) != n or any(not 0 < len(texts) <= cells for texts in made):
+        lengths = [len(texts) for texts in made]
+        raise ValueError(
+            f"got tokens of lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
+            "without padding"
+        )
+    return made

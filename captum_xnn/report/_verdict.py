@@ -1,0 +1,240 @@
+"""Verdict on an explanation, in words: how much is unexplained, how stable it is, and how true its maps are.
+
+Every reason states its figure beside a control, so that a reader can judge the figure without experience.
+
+Conventions:
+    Levels are "good", "fair", "poor" and "unknown", from the best to what was not measured. Limits between levels are
+    conventions of this page, and stand beside the figures that they judge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_xnn.metrics._stability import matched_features
+
+if TYPE_CHECKING:
+    from captum_xnn.patch_scores import PatchScores
+
+__all__ = ["Reason", "Stability", "Verdict", "on_maps", "on_stability", "on_unexplained", "stability", "verdict"]
+
+# Share of the output's spread that may stay unexplained, for "good" and for "fair".
+_UNEXPLAINED = (0.05, 0.25)
+# Correlation with the x-features of a second fit, and patch agreement.
+_STABLE = (0.8, 0.5)
+_AGREES = (0.5, 0.2)
+# By less than this, two agreements are the same.
+_SAME = 0.05
+
+
+class Reason(NamedTuple):
+    """One reason of a verdict."""
+
+    level: str
+    """"good", "fair", "poor" or "unknown"."""
+    question: str
+    """What was checked."""
+    answer: str
+    """The figure, its control and its meaning, in words."""
+
+
+class Verdict(NamedTuple):
+    """Whether an explanation can be trusted."""
+
+    level: str
+    """"good", "fair" or "poor"; "unknown" if a reason was not measured and no other is worse than "good"."""
+    word: str
+    """The answer in a word or two."""
+    sentence: str
+    """The answer in a sentence."""
+    reasons: tuple[Reason, ...]
+    """How much is unexplained, how stable the x-features are, and how true the maps are."""
+
+
+class Stability(NamedTuple):
+    """How similar the x-features of a second fit are."""
+
+    found_again: float
+    """Mean absolute correlation of x-features with their partners in the second fit, in [0, 1]."""
+    between: float | None
+    """Control: the largest absolute correlation of an x-feature with another one of the same fit, averaged over
+    x-features. None for a single x-feature."""
+    examples: int
+    """Number of examples."""
+
+
+def stability(first: Tensor, second: Tensor) -> Stability:
+    """Compare the contributions of two fits on the same examples.
+
+    Args:
+        first: Contributions (N, K) of the fit in the report.
+        second: Contributions (N, K') of the other fit.
+
+    Example:
+        >>> E = torch.eye(3)
+        >>> stability(E, E[:, [2, 0, 1]]).found_again
+        1.0
+    """
+    again = matched_features(first, second).mean
+    correlations = torch.corrcoef(first.double().T).nan_to_num().abs() if first.shape[1] > 1 else None
+    between = None
+    if correlations is not None:
+        between = float((correlations - torch.eye(len(correlations))).max(1).values.mean())
+    return Stability(float(again), between, len(first))
+
+
+def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool) -> Reason:
+    """Judge the unexplained part of the output.
+
+    Args:
+        f_reg: Mean |model - x-features|, in logits.
+        spread: Mean |model - its mean|, in logits: F_reg of a guess that always gives the mean output.
+        examples: Number of examples of both means.
+        exact: Whether the x-features add up by construction.
+
+    Example:
+        >>> print(on_unexplained(0.5, 10.0, 200, exact=False).answer)
+        5 % of the output is unexplained. Over 200 examples, the x-features miss the model's output by 0.5 logits on average. A guess that always gives the mean output misses by 10 logits.
+    """  # noqa: E501
+    share = f_reg / spread if spread > 0 else 0.0 if f_reg == 0 else float("inf")
+    level = _level(-share, *(-limit for limit in _UNEXPLAINED))
+    much = f"{_percent(share)} of the output is unexplained." if share <= 1 else "The x-features explain nothing."
+    text = (
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} logits on average. "
+        f"A guess that always gives the mean output misses by {spread:.3g} logits."
+    )
+    if exact:
+        text += (
+            " The x-features are parts of the model's own calculation and add up by construction. So this checks the "
+            "calculation only, and not whether an x-feature is one reason: judge that from its card."
+        )
+    return Reason(level, "Do the x-features add up to the model's output?", text)
+
+
+def on_stability(found: Stability | None) -> Reason:
+    """Judge whether a second fit finds the same x-features.
+
+    Args:
+        found: The comparison with a second fit, or None without one.
+
+    Example:
+        >>> on_stability(Stability(0.93, 0.31, 50)).level, on_stability(None).level
+        ('good', 'unknown')
+    """
+    question = "Would another fit find the same x-features?"
+    if found is None:
+        return Reason(
+            "unknown",
+            question,
+            "Not measured. To measure it, write the report with again=, the same explanation fitted on other data or "
+            "with another seed.",
+        )
+    level = _level(found.found_again, *_STABLE)
+    text = (
+        f"The x-features of a second fit correlate with these by {found.found_again:.2f} on average over "
+        f"{found.examples:,} examples (1: the same x-features)."
+    )
+    if found.between is not None:
+        text += f" For comparison, each x-feature correlates with its most similar neighbour by {found.between:.2f}."
+        if found.found_again <= found.between + _SAME:
+            level = "poor"
+            text += " So the x-features of two fits are no more alike than two different x-features."
+    return Reason(level, question, text)
+
+
+def on_maps(found: PatchScores | None, *, images: bool = True) -> Reason:
+    """Judge whether maps agree with the drops that covering a patch causes.
+
+    Args:
+        found: Measures on covered patches, or None without them.
+        images: Whether the inputs are images, whose patches can be covered.
+
+    Example:
+        >>> on_maps(None).level
+        'unknown'
+    """
+    question = "Do the maps show what matters to the model?"
+    if found is None and not images:
+        return Reason("unknown", question, "Not measured: only parts of images can be covered so far.")
+    if found is None:
+        return Reason(
+            "unknown",
+            question,
+            "Not measured. To measure it, write the report with patches=4 (--patches): it covers parts of some images, "
+            "and compares the maps with what the model then loses.",
+        )
+    a, noise, groups = found.agreement, found.agreement_random_maps, found.agreement_random_groups
+    level = _level(a, *_AGREES) if a > noise + 2 * _SAME else "poor"
+    chance = "" if groups is None else f", maps of x-features drawn by chance {_signed(groups)}"
+    text = (
+        f"Where a part of the image is covered, contributions drop. The maps rank the parts of {found.images} images "
+        f"in the order of these drops with a correlation of {_signed(a)} (1: the same order). For comparison: maps of "
+        f"noise {_signed(noise)}{chance}, the single usual heatmap {_signed(found.agreement_one_heatmap)}."
+    )
+    if level == "poor":
+        text += " So the maps hardly follow what the model loses: do not read them as places."
+    elif groups is not None and a <= groups + _SAME:
+        text += (
+            " So the maps follow what the model loses, and those of x-features drawn by chance do so as well: this "
+            "does not show that the division into these x-features is a good one."
+        )
+    return Reason(level, question, text)
+
+
+_NUMBERS = {
+    "good": "The contributions add up to the model's output",
+    "fair": "The contributions add up to the model's output roughly",
+    "poor": "The contributions miss the model's output",
+}
+_STABILITY = {
+    "good": "another fit finds the same x-features",
+    "fair": "another fit finds x-features that are partly the same",
+    "poor": "another fit finds other x-features",
+    "unknown": "whether another fit finds the same x-features was not measured",
+}
+_MAPS = {
+    "good": "the maps show what matters to the model",
+    "fair": "the maps show roughly what matters to the model",
+    "poor": "the maps do not show what matters to the model",
+    "unknown": "whether the maps show what matters to the model was not measured",
+}
+_WORDS = {"good": "Yes", "fair": "With care", "poor": "Not fully", "unknown": "As far as it was checked"}
+
+
+def verdict(unexplained: Reason, stable: Reason, maps: Reason) -> Verdict:
+    """Sum up the three reasons.
+
+    Args:
+        unexplained: From :func:`on_unexplained`.
+        stable: From :func:`on_stability`.
+        maps: From :func:`on_maps`.
+
+    Example:
+        >>> found = verdict(on_unexplained(0.1, 10.0, 200, exact=True), on_stability(None), on_maps(None))
+        >>> found.word, found.level
+        ('As far as it was checked', 'unknown')
+    """
+    levels = [unexplained.level, stable.level, maps.level]
+    level = next(each for each in ("poor", "fair", "unknown", "good") if each in levels)
+    word = "No" if unexplained.level == "poor" else _WORDS[level]
+    said = [_STABILITY[stable.level], _MAPS[maps.level]]
+    both = stable.level == maps.level == "unknown"
+    rest = "whether another fit finds the same x-features, and whether the maps show what matters, was not measured"
+    sentence = f"{_NUMBERS[unexplained.level]}; {rest if both else '; '.join(said)}."
+    return Verdict(level, word, sentence, (unexplained, stable, maps))
+
+
+def _level(value: float, good: float, fair: float) -> str:
+    return "good" if value >= good else "fair" if value >= fair else "poor"
+
+
+def _percent(share: float) -> str:
+    """Format a share so that little is not written as nothing."""
+    return "0 %" if share == 0 else "less than 0.1 %" if share < 0.001 else f"{100 * share:.2g} %"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,135 @@
+
+// Texts and tables: tokens coloured by x-feature, or input features with their parts of each contribution.
+
+const box = el("examples");
+const COLOURS = 8, INPUTS = 12;
+
+// A cell's value for an x-feature, in [-1, 1]: as strong as the contribution.
+const strengthOf = (row, k, j) => row.maps[k][j] * row.strength[k];
+
+function strongestAt(row, j) {
+  return featureList().reduce((best, k) => (Math.abs(strengthOf(row, k, j)) > Math.abs(strengthOf(row, best, j)) ? k : best), 0);
+}
+
+// The contribution spread over cells in proportion to the map.
+function partsOf(row, k) {
+  const mass = row.maps[k].reduce((sum, value) => sum + Math.abs(value), 0);
+  return row.maps[k].map((value) => (mass ? (value / mass) * Math.abs(row.c[k]) : 0));
+}
+
+function colour(node, value, k) {
+  node.classList.add(k === null ? side(value) || "even" : `x${k % COLOURS}`);
+  node.style.setProperty("--strength", `${Math.round(Math.min(1, Math.abs(value)) ** 0.65 * 100)}%`);
+}
+
+function tokens(row, cells) {
+  const node = make("p", "tokens");
+  cells.forEach((cell, j) => {
+    const token = make("span", "token", cell), on = state.on;
+    const k = on === null ? strongestAt(row, j) : null;
+    const value = on === null ? strengthOf(row, k, j) : on === ONE ? row.one[j] : row.maps[on][j];
+    colour(token, value, k);
+    if (k !== null && Math.abs(value) > 0.25) token.append(make("sub", "", String(k + 1)));
+    token.title = featureList().map((f) => `${nameOf(f)} ${signed(partsOf(row, f)[j])}`).join("\n");
+    node.append(token, " ");
+  });
+  return node;
+}
+
+function table(row, example) {
+  const shown = featureList().filter((k) => state.on === null || state.on === ONE || state.on === k);
+  const weight = (j) => featureList().reduce((sum, k) => sum + Math.abs(strengthOf(row, k, j)), 0);
+  const order = example.cells.map((_, j) => j).sort((a, b) => weight(b) - weight(a) || a - b);
+  const parts = shown.map((k) => partsOf(row, k));
+  const node = make("table", "inputs"), head = make("tr"), body = make("tbody");
+  head.append(make("th", "", "input"), ...(example.values ? [make("th", "", "value")] : []));
+  for (const k of shown) head.append(make("th", "", nameOf(k)));
+  for (const cell of head.children) cell.scope = "col";
+  for (const j of order.slice(0, INPUTS)) {
+    const line = make("tr"), name = make("th", "", example.cells[j]);
+    name.scope = "row";
+    line.append(name);
+    if (example.values) line.append(make("td", "", String(Number(example.values[j].toPrecision(4))).replace("-", "\u2212")));
+    shown.forEach((k, i) => {
+      const cell = make("td", "part", signed(parts[i][j], target().decimals + 1));
+      colour(cell, strengthOf(row, k, j), null);
+      line.append(cell);
+    });
+    body.append(line);
+  }
+  const top = make("thead");
+  top.append(head);
+  node.append(top, body);
+  const scroller = make("div", "wide");
+  scroller.tabIndex = 0;
+  scroller.append(node);
+  if (order.length > INPUTS) scroller.append(make("p", "meaning", `and ${order.length - INPUTS} more inputs with less`));
+  return scroller;
+}
+
+const SORTS = {
+  given: () => 0,
+  residual: (index) => -Math.abs(residual(target().rows[index])),
+  says: (index) => -target().rows[index].says,
+};
+
+function drawExamples() {
+  const by = el("sort").value || "given", keep = el("filter").value, rows = target().rows;
+  const key = SORTS[by] || ((index) => -rows[index].c[Number(by)]);
+  const order = rows.map((_, index) => index)
+    .filter((index) => keep === "all" || rows[index].own === (keep === "own"))
+    .sort((a, b) => key(a) - key(b) || a - b);
+  box.replaceChildren(...order.map((index) => {
+    const example = data.images[index], row = rows[index], node = make("li", "example");
+    const header = make("header");
+    header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.says ? `${example.says}, ` : ""}${plain(row.says)}; ${unexplained(row)}`));
+    node.append(header, make("p", "why", sentenceOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
+    return node;
+  }));
+}
+
+function drawNames() {
+  for (const button of el("toggles").children) {
+    const k = button.dataset.map;
+    if (k !== "all" && k !== ONE) button.lastChild.textContent = nameOf(Number(k));
+  }
+  for (const option of el("sort").options) if (!(option.value in SORTS)) option.textContent = `contribution of ${nameOf(Number(option.value))}`;
+  drawExamples();
+}
+
+function showTarget(index) {
+  showChapter(index);
+  const sort = el("sort"), was = sort.value || "given";
+  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
+  sort.replaceChildren(...options.map(([value, text]) => {
+    const option = make("option", "", text);
+    option.value = value;
+    return option;
+  }));
+  sort.value = was;
+  el("filter-label").hidden = !target().classes;
+  if (!target().classes) el("filter").value = "all";
+  writeNames();
+}
+
+function toggle(k) {
+  state.on = k === "all" ? null : k;
+  for (const button of el("toggles").children) button.setAttribute("aria-pressed", String(button.dataset.map === String(k)));
+  drawExamples();
+}
+
+el("toggles").replaceChildren(...["all", ...featureList(), ...(data.kind === "texts" ? [ONE] : [])].map((k) => {
+  const button = make("button");
+  button.type = "button";
+  button.dataset.map = k;
+  button.setAttribute("aria-pressed", String(k === "all"));
+  if (data.kind === "texts" && k !== "all" && k !== ONE) button.append(make("span", `dot x${k % COLOURS}`));
+  button.append(make("span", "", k === "all" ? "all x-features" : k === ONE ? "1-Heatmap" : nameOf(k)));
+  button.addEventListener("click", () => toggle(k));
+  return button;
+}));
+el("sort").addEventListener("change", drawExamples);
+el("filter").addEventListener("change", drawExamples);
+
+showTarget(0);
+document.documentElement.dataset.ready = "true";

@@ -1,0 +1,148 @@
+"""Reports about texts and tables: the maps of every cell, the shares of words, and the same faithfulness and names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import LayerIntegratedGradients
+from test_report import Page
+from torch import nn
+
+from captum_xnn import XNNAttribution
+from captum_xnn.heatmaps import FromCaptum
+
+WORDS = ["the", "great", "film", "awful", "slow"]
+EVIL = "</script><b onclick=x>&'"
+
+
+class Reads(nn.Module):
+    """Two classes of texts by the mean of their words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.act, self.out = nn.Embedding(5, 6), nn.ReLU(), nn.Linear(6, 2)
+
+    def forward(self, ids: Any, mask: Any = None) -> Any:
+        z = self.act(self.embedding(ids))
+        weight = torch.ones(ids.shape) if mask is None else mask.float()
+        return self.out((z * weight[..., None]).sum(1) / weight.sum(1, keepdim=True))
+
+
+@pytest.fixture(scope="module")
+def texts() -> tuple[XNNAttribution, Any, list[list[str]]]:
+    torch.manual_seed(1)
+    ids = torch.randint(0, 5, (60, 7))
+    backend = FromCaptum(LayerIntegratedGradients, layer="embedding", n_steps=4)
+    xnn = XNNAttribution(Reads().eval(), "act", 3, heatmap=backend).fit(ids, target=[0, 1], progress=False)
+    return xnn, ids, [[WORDS[i] for i in row] for row in ids.tolist()]
+
+
+@pytest.fixture(scope="module")
+def table() -> tuple[XNNAttribution, Any]:
+    torch.manual_seed(2)
+    data = torch.randn(120, 5)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
+    return XNNAttribution(model, "1", 2).fit(data, progress=False), data
+
+
+def page_of(xnn: XNNAttribution, inputs: Any, path: Path, target: Any = None, **options: Any) -> Page:
+    return Page(xnn.report(inputs, path / "r.html", target, **options).read_text("utf-8"))
+
+
+def test_tokens_have_the_maps_of_the_explanation(texts: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    given = xnn.model(ids).argmax(1)
+    both = torch.cat([(given == c).nonzero()[:3, 0] for c in (0, 1)]).tolist()
+    ids, words = ids[both], [words[i] for i in both]
+    page = page_of(xnn, ids, tmp_path, [0, 1], tokens=words, class_names=["bad", "good"])
+    assert page.data["kind"] == "texts" and page.open == []
+    assert [image["cells"] for image in page.data["images"]] == words
+    for shown in page.data["targets"]:
+        why = xnn.explain(ids, int(shown["key"]))
+        maps = why.directed_maps().flatten(3).sum(3)
+        for i, row in enumerate(shown["rows"]):
+            assert row["c"] == pytest.approx(why.contributions[i].tolist(), rel=1e-4, abs=1e-6)
+            for k in range(3):
+                # Scaled by itself, and with the sign of the contribution: positive where the word raises the output.
+                own = maps[i, k] / maps[i, k].abs().max().clamp(min=1e-30) * why.contributions[i, k].sign()
+                assert row["maps"][k] == pytest.approx(own.tolist(), abs=1e-3)
+            assert len(row["one"]) == 7 and max(row["strength"]) == 1
+    labels = {"bad", "good"}
+    assert {image["says"] for image in page.data["images"]} == labels
+    assert {shown["label"] for shown in page.data["targets"]} == labels
+
+
+def test_texts_may_be_shorter_than_their_padding_and_come_with_masks(texts: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    short = [words[0][:4], *words[1:5]]
+    masked = XNNAttribution(
+        xnn.model, "act", 3, heatmap=xnn.heatmap, unpack=lambda batch: (batch[0], (batch[1],))
+    )  # fmt: skip
+    masked.explainers_ = xnn.explainers_
+    page = page_of(masked, [(ids[:3], mask[:3]), (ids[3:5], mask[3:5])], tmp_path, 1, tokens=short)
+    assert [len(row["maps"][0]) for row in page.data["targets"][0]["rows"]] == [4, 7, 7, 7, 7]
+    says = [row["says"] for row in page.data["targets"][0]["rows"]]
+    assert says == pytest.approx(xnn.model(ids[:5], mask[:5])[:, 1].tolist(), rel=1e-4)
+    assert [image["caption"] for image in page.data["images"]] == [f"text {i}" for i in range(1, 6)]
+
+
+def test_function_of_ids_gives_tokens(texts: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    page = page_of(xnn, ids[:30], tmp_path, 0, tokens=lambda row: [WORDS[i] for i in row.tolist()])
+    assert [image["cells"] for image in page.data["images"]] == words[:30]
+
+
+def test_cards_tell_how_much_of_the_maps_lies_on_a_word(texts: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    page = page_of(xnn, ids[:9], tmp_path, 1, tokens=words[:9])
+    own = [i for i in range(9) if int(xnn.model(ids[i : i + 1]).argmax(1)) == 1]
+    why = xnn.explain(ids[own], 1)
+    maps = why.directed_maps().flatten(3).sum(3)[:, 0]
+    spread = maps / maps.abs().sum(1, keepdim=True) * why.contributions[:, :1].abs()
+    sums = {w: 0.0 for w in WORDS}
+    for row, i in zip(spread.tolist(), own, strict=True):
+        for value, word in zip(row, words[i], strict=True):
+            sums[word] += abs(value)
+    top = max(sums, key=lambda w: sums[w])
+    place = page.text.index("Words that drive it")
+    assert page.text[place + 1] == top
+    assert page.text[place + 2] == f"{100 * sums[top] / sum(sums.values()):.0f} %"
+
+
+def test_table_has_values_names_and_a_map_for_each_input(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    names = ["age", "income", EVIL, "rooms", "tax"]
+    again = XNNAttribution(xnn.model, "1", 2).fit(data[:80], progress=False)
+    page = page_of(xnn, data[:4], tmp_path, input_names=names, data=data, again=again, names={None: {0: "rich"}})
+    assert page.data["kind"] == "table" and page.open == []
+    for i, image in enumerate(page.data["images"]):
+        assert image["cells"] == names and image["values"] == pytest.approx(data[i].tolist(), rel=1e-5)
+    why = xnn.explain(data[:4])
+    rows = page.data["targets"][0]["rows"]
+    for i, row in enumerate(rows):
+        maps = why.directed_maps()[i]
+        peak = maps.abs().amax(1, keepdim=True)
+        own = maps / torch.where(peak > 0, peak, 1) * why.contributions[i].sign()[:, None]
+        assert torch.allclose(torch.tensor(row["maps"]), own, atol=1e-3)
+    assert "Card" not in page.text and "Inputs that drive it" in page.text
+    text = " ".join(page.text)
+    assert "over 120 examples" in text and "only parts of images can be covered" in text
+    assert "x-features of a second fit correlate with these by" in text
+    assert f"{xnn.score(data).f_reg:.3g}" in page.text
+
+
+def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    for tokens in (words[:2], [[*w, "more"] for w in words[:3]], [[], *words[1:3]]):
+        with pytest.raises(ValueError, match=r"got tokens of lengths .* for 3 examples of 7 cells"):
+            page_of(xnn, ids[:3], tmp_path, 0, tokens=tokens)
+    with pytest.raises(ValueError, match="got 2 input_names for 5 input features"):
+        page_of(*table, tmp_path, input_names=["a", "b"])
+    with pytest.raises(ValueError, match="got 3 examples and 1 captions"):
+        page_of(xnn, ids[:3], tmp_path, 0, tokens=words[:3], captions=["x"])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,149 @@
+"""Pages about texts and tables in a browser: colours, toggles, sorting, names, and no sideways scrolling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from browser import all_of, emulate, one, undisturbed
+from test_report_browser import choose, opened, signed, text, texts
+from test_report_rows import EVIL, WORDS, Reads
+from torch import nn
+
+from benchmarks.report_speed import chromium, found, resize
+from captum_xnn import XNNAttribution
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.plots._sentence import sentence
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(found() is None, reason="chromium and chromedriver are not installed"),
+]
+pytest.importorskip("selenium")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from captum.attr import LayerIntegratedGradients
+
+    folder = tmp_path_factory.mktemp("rows")
+    torch.manual_seed(1)
+    ids = torch.randint(0, 5, (60, 7))
+    backend = FromCaptum(LayerIntegratedGradients, layer="embedding", n_steps=4)
+    xnn = XNNAttribution(Reads().eval(), "act", 3, heatmap=backend).fit(ids, target=1, progress=False)
+    words = [[WORDS[i] if i else EVIL + "w" * 60 for i in row] for row in ids[:12].tolist()]
+    classes = ["bad", "good"]
+    read = xnn.report(ids[:12], folder / "texts.html", 1, tokens=words, class_names=classes, title="Texts")
+    data = torch.randn(80, 14)
+    model = nn.Sequential(nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
+    two = XNNAttribution(model, "1", 2).fit(data, progress=False)
+    names = [f"input feature {i}" for i in range(13)] + [EVIL]
+    return {"texts": read, "table": two.report(data[:6], folder / "table.html", input_names=names)}
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def quiet(driver: Any) -> Iterator[None]:
+    with undisturbed(driver, 1280, "file:"):
+        yield
+        driver.execute_script("localStorage.clear()")
+
+
+def strengths(driver: Any, item: int) -> list[tuple[str, str]]:
+    """Class and strength of each token of an example."""
+    return [
+        (a, b)
+        for a, b in driver.execute_script(
+            "return [...document.querySelectorAll('.example')[arguments[0]].querySelectorAll('.token')].map("
+            "(t) => [t.className.replace('token ', ''), t.style.getPropertyValue('--strength')])",
+            item,
+        )
+    ]
+
+
+def percent(value: float) -> str:
+    return f"{int(100 * min(1, abs(value)) ** 0.65 + 0.5)}%"
+
+
+def test_words_have_the_colour_of_their_strongest_x_feature(driver: Any, pages: dict[str, Path]) -> None:
+    data = opened(driver, pages["texts"])
+    rows = data["targets"][0]["rows"]
+    for i in (0, 5, 11):
+        expected = []
+        for j in range(7):
+            values = [rows[i]["maps"][k][j] * rows[i]["strength"][k] for k in range(3)]
+            k = max(range(3), key=lambda k: abs(values[k]))
+            expected.append((f"x{k}", percent(values[k])))
+        assert strengths(driver, i) == expected
+    one(driver, "#toggles [data-map='2']").click()
+    signs = {1: "raises", -1: "lowers", 0: "even"}
+    for i in (0, 5):
+        values = rows[i]["maps"][2]
+        assert strengths(driver, i) == [(signs[(v > 0) - (v < 0)], percent(v)) for v in values]
+    one(driver, "#toggles [data-map='one']").click()
+    assert [b for _, b in strengths(driver, 3)] == [percent(v) for v in rows[3]["one"]]
+    pressed = [b.get_attribute("data-map") for b in all_of(driver, "#toggles [aria-pressed='true']")]
+    assert pressed == ["one"]
+    # Words are texts, whatever they hold.
+    assert any(EVIL in word for word in texts(driver, ".token")) and driver.title == "Texts"
+
+
+def test_contributions_are_spread_over_inputs_by_their_maps(driver: Any, pages: dict[str, Path]) -> None:
+    data = opened(driver, pages["table"])
+    row = data["targets"][0]["rows"][2]
+    weight = [sum(abs(row["maps"][k][j] * row["strength"][k]) for k in range(2)) for j in range(14)]
+    order = sorted(range(14), key=lambda j: -weight[j])[:12]
+    lines = driver.execute_script(
+        "return [...document.querySelectorAll('.example')[2].querySelectorAll('tbody tr')].map("
+        "(line) => [...line.children].map((cell) => cell.textContent))"
+    )
+    assert [line[0] for line in lines] == [data["images"][2]["cells"][j] for j in order]
+    for k in range(2):
+        mass = sum(map(abs, row["maps"][k]))
+        parts = [v / mass * abs(row["c"][k]) if mass else 0.0 for v in row["maps"][k]]
+        assert [line[2 + k] for line in lines] == [signed(parts[j], data, more=1) for j in order]
+    assert "and 2 more inputs with less" in text(driver, "#examples")
+
+
+@pytest.mark.parametrize("which", ["texts", "table"])
+def test_sorting_names_and_sentences(driver: Any, pages: dict[str, Path], which: str) -> None:
+    data = opened(driver, pages[which])
+    rows, label = data["targets"][0]["rows"], data["targets"][0]["label"]
+    key = data["targets"][0]["key"]
+    one(driver, f"[data-name-input='{key}:0']").send_keys("praise")
+    names = ["praise", *(f"x-feature {k + 1}" for k in range(1, data["features"]))]
+    expected = [
+        sentence(r["c"], names, target_name=label, surrogate=r["sum"], prediction=r["says"]).replace(
+            "-", "\N{MINUS SIGN}"
+        )
+        for r in rows
+    ]
+    assert [said.replace("-", "\N{MINUS SIGN}") for said in texts(driver, ".example .why")] == expected
+    choose(driver, "#sort", "0")
+    captions = [image["caption"] for image in data["images"]]
+    ranked = sorted(range(len(rows)), key=lambda i: -rows[i]["c"][0])
+    assert texts(driver, ".example .caption") == [captions[i] for i in ranked]
+    kept = json.loads(str(one(driver, "#names-json").get_property("value")))
+    assert kept["names"] == {key: {"0": "praise"}}
+    opened(driver, pages[which])
+    assert "praise" in text(driver, "#toggles")
+
+
+@pytest.mark.parametrize("which", ["texts", "table"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_no_width_scrolls_sideways(driver: Any, pages: dict[str, Path], which: str, width: int) -> None:
+    resize(driver, width, 740)
+    for scheme in ("light", "dark"):
+        emulate(driver, scheme)
+        opened(driver, pages[which])
+        wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert wide[0] <= wide[1]
