@@ -7,8 +7,8 @@ from sphinx.errors import ExtensionError
 
 
 def _mathml(source, node, as_block):
-    # One row of several aligned ones, as Sphinx writes them, has no environment of its own.
-    source = re.sub(r"\n\s*\n", r" \\\\ ", source.strip())
+    # docutils does not know these two; parentheses grow by themselves in MathML.
+    source = re.sub(r"\\[Bb]ig(?![a-zA-Z])", "", source.strip()).replace(r"\dots", r"\ldots")
     try:
         return latex2mathml.tex2mathml(source, as_block=as_block)
     except MathError as error:

@@ -45,6 +45,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_math_renderer = "mathml"
 html_last_updated_fmt = None
 # Pages without a section of their own have an empty sidebar; they get its width.
@@ -98,5 +99,9 @@ sphinx_gallery_conf = {
 
 
 def setup(app):
-    """Copy the reports that tutorials wrote."""
+    """Copy the reports that tutorials wrote, and let autodoc find names that are imported when they are first used."""
+    from captum_xnn import cli
+
+    for name in cli.__all__:
+        setattr(cli, name, getattr(cli, name))
     app.connect("build-finished", copy_reports)
