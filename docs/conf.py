@@ -104,4 +104,11 @@ def setup(app):
 
     for name in cli.__all__:
         setattr(cli, name, getattr(cli, name))
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)
     app.connect("build-finished", copy_reports)
+
+
+def _keep_colons(app, what, name, obj, options, lines):
+    """Keep napoleon from taking the words before a colon in an attribute's docstring for its type."""
+    if what in ("attribute", "data", "property") and lines:
+        lines.insert(0, "")

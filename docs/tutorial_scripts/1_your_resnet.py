@@ -28,7 +28,9 @@ looks = (
 )
 for part, count in (("train", 400), ("test", 120)):
     drawn = draw_figures(count, seed=len(part), reasons=looks, members=1, near_misses=0)
-    for i, (image, label) in enumerate(zip(drawn.images, drawn.labels.tolist(), strict=True)):
+    for i, (image, label) in enumerate(
+        zip(drawn.images, drawn.labels.tolist(), strict=True)
+    ):
         path = folder / part / birds[label] / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil_image(image).save(path)
@@ -41,7 +43,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-prepared = transforms.Compose([transforms.Resize(48), transforms.ToTensor(), transforms.Normalize(mean, std)])
+prepared = transforms.Compose(
+    [transforms.Resize(48), transforms.ToTensor(), transforms.Normalize(mean, std)]
+)
 train, test = (ImageFolder(folder / part, prepared) for part in ("train", "test"))
 
 # %%
@@ -58,7 +62,9 @@ from torchvision.models.resnet import BasicBlock
 
 
 def block(before, after, stride=1):
-    shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+    shortcut = nn.Sequential(
+        nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+    )
     return BasicBlock(before, after, stride, shortcut)
 
 
@@ -79,7 +85,9 @@ model = nn.Sequential(
 )
 epochs, batches = 5, DataLoader(train, batch_size=32, shuffle=True)
 optimiser = torch.optim.Adam(model.parameters())
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=epochs * len(batches))
+schedule = torch.optim.lr_scheduler.OneCycleLR(
+    optimiser, 4e-3, total_steps=epochs * len(batches)
+)
 for _ in range(epochs):
     for images, labels in batches:
         loss = nn.functional.cross_entropy(model(images), labels)
@@ -92,7 +100,9 @@ model.eval()
 images, labels = next(iter(DataLoader(test, batch_size=len(test))))
 with torch.no_grad():
     predicted = model(images).argmax(1)
-print(f"{(predicted == labels).float().mean():.1%} of the test images are classified correctly")
+print(
+    f"{(predicted == labels).float().mean():.1%} of the test images are classified correctly"
+)
 
 # %%
 # Choose the layer
@@ -150,9 +160,16 @@ why.gallery(mean=mean, std=std)
 from captum_xnn.patch_scores import patch_scores
 
 trust = patch_scores(xnn, embers, target=0)
-for name in ("agreement", "agreement_random_groups", "agreement_random_maps", "agreement_one_heatmap"):
+for name in (
+    "agreement",
+    "agreement_random_groups",
+    "agreement_random_maps",
+    "agreement_one_heatmap",
+):
     print(f"{name:25} {getattr(trust, name):+.2f}")
-print(f"{'drops.o1':25} {trust.drops.o1:+.2f}, random groups {trust.drops_random_groups.o1:+.2f}")
+print(
+    f"{'drops.o1':25} {trust.drops.o1:+.2f}, random groups {trust.drops_random_groups.o1:+.2f}"
+)
 
 # %%
 # Name

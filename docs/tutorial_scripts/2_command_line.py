@@ -57,9 +57,13 @@ looks = (
     {"head": "plain blue", "belly": "plain blue"},
     {"head": "striped blue", "wing": "striped blue"},
 )
-train, test = (draw_figures(n, seed=n, reasons=looks, members=1, near_misses=0) for n in (500, 12))
+train, test = (
+    draw_figures(n, seed=n, reasons=looks, members=1, near_misses=0) for n in (500, 12)
+)
 for part, drawn in (("train", train), ("test", test)):
-    for i, (image, label) in enumerate(zip(drawn.images, drawn.labels.tolist(), strict=True)):
+    for i, (image, label) in enumerate(
+        zip(drawn.images, drawn.labels.tolist(), strict=True)
+    ):
         path = folder / "images" / part / net["CLASSES"][label] / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((255 * image.permute(1, 2, 0)).byte().numpy()).save(path)
@@ -69,7 +73,9 @@ model = net["network"]()
 optimiser = torch.optim.Adam(model.parameters(), 2e-3)
 for _ in range(10):
     for rows in torch.randperm(len(train.labels)).split(32):
-        loss = torch.nn.functional.cross_entropy(model((train.images[rows] - 0.5) / 0.25), train.labels[rows])
+        loss = torch.nn.functional.cross_entropy(
+            model((train.images[rows] - 0.5) / 0.25), train.labels[rows]
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -102,7 +108,9 @@ terminal("captum-xnn layers --model net.py")
 # ``fit`` learns x-features of the classes that you name, here of the first, and writes them to a folder. ``--target
 # all`` takes every class. No labels are used.
 
-terminal("captum-xnn fit --model net.py --layer 4 --n-features 3 --data images/train --target 0 --out explainers")
+terminal(
+    "captum-xnn fit --model net.py --layer 4 --n-features 3 --data images/train --target 0 --out explainers"
+)
 
 # %%
 # Measure
@@ -119,7 +127,10 @@ terminal("captum-xnn evaluate --explainer explainers --data images/test --patche
 # ``explain`` writes a picture, the maps and the numbers of each image.
 
 terminal("captum-xnn explain --explainer explainers --data images/test/ember --out why")
-print(*sorted(str(path.relative_to(folder)) for path in (folder / "why").rglob("*.*")), sep="\n")
+print(
+    *sorted(str(path.relative_to(folder)) for path in (folder / "why").rglob("*.*")),
+    sep="\n",
+)
 
 # %%
 
@@ -136,7 +147,9 @@ figure
 # ------
 # ``report`` writes one HTML page that opens anywhere, without a network connection.
 
-terminal("captum-xnn report --explainer explainers --data images/test --title 'Why an ember?' --out report.html")
+terminal(
+    "captum-xnn report --explainer explainers --data images/test --title 'Why an ember?' --out report.html"
+)
 
 # %%
 # :doc:`/command_line` describes every option, settings in a file, and how to resume an interrupted fit.

@@ -36,13 +36,18 @@ def review(generator, faults):
 
 
 draw = random.Random(0)
-faults = [draw.choice([[], [], ["plot"], ["acting"], ["music"], ["plot", "acting"]]) for _ in range(800)]
+faults = [
+    draw.choice([[], [], ["plot"], ["acting"], ["music"], ["plot", "acting"]])
+    for _ in range(800)
+]
 texts = [review(draw, some) for some in faults]
 labels = torch.tensor([int(bool(some)) for some in faults])
 
 words = sorted({word for text in texts for word in text})
 longest = max(map(len, texts))
-ids = torch.tensor([[words.index(w) + 1 for w in text] + [0] * (longest - len(text)) for text in texts])
+ids = torch.tensor(
+    [[words.index(w) + 1 for w in text] + [0] * (longest - len(text)) for text in texts]
+)
 print(" ".join(texts[4]), "->", "bad" if labels[4] else "good")
 
 # %%
@@ -57,10 +62,14 @@ class Reader(nn.Module):
         self.embedding = nn.Embedding(len(words) + 1, 32, padding_idx=0)
         self.conv = nn.Conv1d(32, 64, 3, padding=1)
         self.pool = nn.AdaptiveMaxPool1d(1)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)
+        )
 
     def forward(self, ids):
-        return self.head(self.pool(self.conv(self.embedding(ids).transpose(1, 2)).relu()))
+        return self.head(
+            self.pool(self.conv(self.embedding(ids).transpose(1, 2)).relu())
+        )
 
 
 torch.manual_seed(0)
@@ -89,7 +98,9 @@ from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 
 at_words = FromCaptum(LayerIntegratedGradients, layer="embedding")
-xnn = XNNAttribution(model, layer="pool", n_features=3, heatmap=at_words).fit(ids[:600], target=1)
+xnn = XNNAttribution(model, layer="pool", n_features=3, heatmap=at_words).fit(
+    ids[:600], target=1
+)
 print(xnn.score(ids[600:], target=1))
 
 some = [i for i in range(600, 800) if labels[i]][:6]
@@ -108,7 +119,9 @@ colours = ("#d95f02", "#1b9e77", "#7570b3")
 
 
 def coloured(rows):
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 0.4), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(9, 0.5 * len(rows) + 0.4), layout="constrained"
+    )
     axes.set(xlim=(0, 1.15 * longest), ylim=(-0.7, len(rows) - 0.2))
     axes.axis("off")
     limit = float(tokens.clamp(min=0).max())
@@ -116,10 +129,22 @@ def coloured(rows):
         for place, word in enumerate(texts[some[row]]):
             share, k = tokens[row, :, place].max(0)
             strength = max(0.0, float(share)) / limit
-            box = {"facecolor": colours[k], "alpha": strength, "edgecolor": "none", "pad": 3}
+            box = {
+                "facecolor": colours[k],
+                "alpha": strength,
+                "edgecolor": "none",
+                "pad": 3,
+            }
             axes.text(1.15 * place, len(rows) - 1 - line, word, bbox=box, fontsize=10)
     for k, colour in enumerate(colours[: tokens.shape[1]]):
-        axes.text(2.2 * k, -0.65, f"x-feature {k + 1}", color=colour, fontsize=10, weight="bold")
+        axes.text(
+            2.2 * k,
+            -0.65,
+            f"x-feature {k + 1}",
+            color=colour,
+            fontsize=10,
+            weight="bold",
+        )
     return figure
 
 
@@ -134,7 +159,9 @@ everything = xnn.explain(ids[600:][labels[600:] == 1], target=1)
 shares = everything.maps.sum(3)
 names = {}
 for k in range(shares.shape[1]):
-    total = torch.zeros(len(words) + 1).index_add(0, everything.inputs.flatten(), shares[:, k].flatten())
+    total = torch.zeros(len(words) + 1).index_add(
+        0, everything.inputs.flatten(), shares[:, k].flatten()
+    )
     top = [words[i - 1] for i in total[1:].topk(3).indices + 1]
     names[k] = f"words like {top[0]!r}"
     print(f"x-feature {k + 1}: {', '.join(top)}")

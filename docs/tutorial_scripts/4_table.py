@@ -21,7 +21,14 @@ raw = torch.randn(1500, 8)
 raw[:, 1] = 0.8 * raw[:, 0] + 0.6 * raw[:, 1]
 raw[:, 6] = (raw[:, 6] > 0).float()
 size, rooms, age, repairs, distance, noise, garden, floor = raw.T
-price = 300 + 60 * size + 15 * rooms - 25 * age.relu() * (repairs < 0) - 30 * distance - 15 * noise.relu()
+price = (
+    300
+    + 60 * size
+    + 15 * rooms
+    - 25 * age.relu() * (repairs < 0)
+    - 30 * distance
+    - 15 * noise.relu()
+)
 price = price + 40 * garden * (distance > 0) + 5 * torch.randn(len(raw))
 x, x_test, y, y_test = raw[:1200], raw[1200:], price[:1200], price[1200:]
 
@@ -34,7 +41,9 @@ x, x_test, y, y_test = raw[:1200], raw[1200:], price[:1200], price[1200:]
 class Prices(nn.Module):
     def __init__(self):
         super().__init__()
-        self.hidden = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
+        self.hidden = nn.Sequential(
+            nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
+        )
         self.head = nn.Linear(32, 1)
 
     def forward(self, rows):
@@ -64,7 +73,9 @@ from captum.attr import IntegratedGradients
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 
-against_mean = FromCaptum(IntegratedGradients, baselines=x.mean(0, keepdim=True), n_steps=32)
+against_mean = FromCaptum(
+    IntegratedGradients, baselines=x.mean(0, keepdim=True), n_steps=32
+)
 xnn = XNNAttribution(model, layer="hidden.1", n_features=4, heatmap=against_mean)
 xnn.fit(x, positives=torch.ones(len(x), dtype=torch.bool))
 print(xnn.score(x_test))
@@ -85,7 +96,9 @@ strength = why.maps.abs().mean(0)
 figure, axes = plt.subplots(figsize=(8, 2.6), layout="constrained")
 picture = axes.imshow(strength, cmap="Oranges")
 axes.set_xticks(range(8), columns)
-axes.set_yticks(range(len(strength)), [f"x-feature {k + 1}" for k in range(len(strength))])
+axes.set_yticks(
+    range(len(strength)), [f"x-feature {k + 1}" for k in range(len(strength))]
+)
 figure.colorbar(picture, label="thousands")
 figure
 
@@ -112,5 +125,8 @@ k = 0
 column = int(strength[k].argmax())
 figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 axes.scatter(x_test[:200, column], why.contributions[:, k], s=10)
-axes.set(xlabel=f"{columns[column]} (standardised)", ylabel=f"contribution of x-feature {k + 1}, thousands")
+axes.set(
+    xlabel=f"{columns[column]} (standardised)",
+    ylabel=f"contribution of x-feature {k + 1}, thousands",
+)
 figure

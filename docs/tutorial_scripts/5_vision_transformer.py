@@ -30,12 +30,20 @@ images, labels = (drawn.images - mean) / std, drawn.labels
 
 torch.manual_seed(0)
 model = VisionTransformer(
-    image_size=48, patch_size=6, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=len(birds)
+    image_size=48,
+    patch_size=6,
+    num_layers=2,
+    num_heads=4,
+    hidden_dim=64,
+    mlp_dim=128,
+    num_classes=len(birds),
 )
 nn.init.xavier_uniform_(model.heads.head.weight)  # torchvision starts the head at zero
 epochs, count = 8, 640
 optimiser = torch.optim.Adam(model.parameters())
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=epochs * count // 32)
+schedule = torch.optim.lr_scheduler.OneCycleLR(
+    optimiser, 3e-3, total_steps=epochs * count // 32
+)
 for _ in range(epochs):
     for rows in torch.randperm(count).split(32):
         loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
@@ -69,7 +77,9 @@ from captum_xnn.heatmaps import FromCaptum
 
 layer = "encoder.layers.encoder_layer_0"
 on_grid = FromCaptum(LayerGradientXActivation, layer=layer, tokens="vit")
-xnn = XNNAttribution(model, layer, n_features=3, heatmap=on_grid).fit(images[:count], target=0)
+xnn = XNNAttribution(model, layer, n_features=3, heatmap=on_grid).fit(
+    images[:count], target=0
+)
 print(xnn.score(images[count:], target=0))
 
 # %%

@@ -44,7 +44,9 @@ for _ in range(18):
 with torch.no_grad():
     predicted = model(images).argmax(1)
 wing = PARTS.index("wing")
-overlap = ((predicted == wing) & masks[:, wing])[300:].sum() / ((predicted == wing) | masks[:, wing])[300:].sum()
+overlap = ((predicted == wing) & masks[:, wing])[300:].sum() / (
+    (predicted == wing) | masks[:, wing]
+)[300:].sum()
 print(f"intersection over union of the wing: {overlap:.2f}")
 
 # %%
@@ -55,7 +57,9 @@ print(f"intersection over union of the wing: {overlap:.2f}")
 from captum_xnn import XNNAttribution
 
 everything = torch.ones(300, dtype=torch.bool)
-pixel = XNNAttribution(model, "relu3", n_features=3).fit(images[:300], target=(wing, 14, 24), positives=everything)
+pixel = XNNAttribution(model, "relu3", n_features=3).fit(
+    images[:300], target=(wing, 14, 24), positives=everything
+)
 print(pixel.score(images[300:], target=(wing, 14, 24)))
 
 # %%
@@ -120,6 +124,8 @@ class Named(nn.Module):
         return {"logits": of_objects(self.model(images)), "mask": None}
 
 
-named = XNNAttribution(Named(model), "model.relu3", 3, prediction_transform=lambda output: output["logits"])
+named = XNNAttribution(
+    Named(model), "model.relu3", 3, prediction_transform=lambda output: output["logits"]
+)
 named.fit(images[:100], target=wing, positives=everything[:100])
 print(named.score(images[300:], target=wing))

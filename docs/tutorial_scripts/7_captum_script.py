@@ -28,7 +28,11 @@ print(tuple(maps.shape))
 
 def captum_picture(attributions, image):
     figure, _ = visualization.visualize_image_attr(
-        attributions.permute(1, 2, 0).numpy(), image.permute(1, 2, 0).numpy(), "heat_map", "all", use_pyplot=False
+        attributions.permute(1, 2, 0).numpy(),
+        image.permute(1, 2, 0).numpy(),
+        "heat_map",
+        "all",
+        use_pyplot=False,
     )
     figure.set_size_inches(2.4, 2.4)
     return figure
@@ -44,7 +48,13 @@ captum_picture(maps[0], x[0])
 
 from captum_xnn import XNNAttribution
 
-attribution = XNNAttribution(model, "relu3", n_features=4, train_data=digits.train_images, heatmap=IntegratedGradients)
+attribution = XNNAttribution(
+    model,
+    "relu3",
+    n_features=4,
+    train_data=digits.train_images,
+    heatmap=IntegratedGradients,
+)
 maps = attribution.attribute(x, target=target, n_steps=32)
 print(tuple(maps.shape), "one map for each x-feature")
 
@@ -89,7 +99,12 @@ def noisy(inputs):
 
 
 torch.manual_seed(0)
-print([f"{value:.1e}" for value in infidelity(model, noisy, x, one, target=target).tolist()])
+print(
+    [
+        f"{value:.1e}"
+        for value in infidelity(model, noisy, x, one, target=target).tolist()
+    ]
+)
 
 # %%
 # :doc:`/captum_users` lists every argument, every backend, and Captum's errors with their causes.
