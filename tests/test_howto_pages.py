@@ -12,7 +12,16 @@ import pytest
 from captum_xnn.cli import _parser as cli
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = ("choose_k", "choose_layer", "compare_methods", "read_metrics", "report_and_share", "reproducible", "tune")
+PAGES = (
+    "choose_k",
+    "choose_layer",
+    "compare_methods",
+    "read_metrics",
+    "report_and_share",
+    "reproducible",
+    "scale",
+    "tune",
+)
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 
@@ -29,7 +38,7 @@ def test_every_block_of_code_is_run(page):
     assert "code-block:: python" not in text and not re.search(r"(?m)^(?!\.\. ).*::$", text)
     for block in re.findall(r"\.\. code-block:: sh\n\n((?:   .*\n|\n)+)", text):
         for line in filter(None, map(str.strip, block.splitlines())):
-            command = shlex.split(line)
+            command = shlex.split(line.replace("torchrun --nproc-per-node 4 -m captum_xnn", "captum-xnn"))
             assert command[0] == "captum-xnn" and cli._parser().parse_args(command[1:]).run
 
 
