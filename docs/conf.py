@@ -5,15 +5,22 @@ import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for _scraper
+sys.path.insert(0, str(Path(__file__).parent))  # for _scraper, _mathml and _meta
 
 # A day before the first progress bar: those of the quickstart would bury warnings. (TQDM_DISABLE yields to arguments.)
 os.environ["TQDM_DELAY"] = "86400"
 
 import torch  # may import tqdm, which reads the setting
+from _scraper import copy_reports
 
 # The quickstart's models are tiny: threads would wait for each other where the machine is busy.
 torch.set_num_threads(1)
+
+# The tutorials import torchvision, also where it was built for CUDA and torch was not: two operators must be declared.
+if not hasattr(torch.ops.torchvision, "nms"):
+    _library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 project = "captum_xnn"
 author = "the captum_xnn authors"
@@ -23,21 +30,39 @@ release = version = installed("captum-xnn")
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "matplotlib.sphinxext.plot_directive",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "_mathml",
+    "_meta",
 ]
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build", "_reports", "examples", "tutorial_scripts"]
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
-html_sidebars = {"**": []}  # the sidebar of a site without sections is empty; pages get its width
-html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
+html_math_renderer = "mathml"
+html_last_updated_fmt = None
+# Pages without a section of their own have an empty sidebar; they get its width.
+html_sidebars = {name: [] for name in ("index", "search", "genindex", "py-modindex")}
+html_theme_options = {
+    "show_prev_next": True,
+    "secondary_sidebar_items": ["page-toc"],
+    "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
+    "footer_start": ["copyright"],
+    "footer_center": ["version"],
+    "footer_end": ["sphinx-version"],
+}
 html_show_sourcelink = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
@@ -59,8 +84,8 @@ plot_rcparams = {"figure.max_open_warning": 50}
 
 # The gallery's scripts run at build, too, one after another; an exception in one ends the build.
 sphinx_gallery_conf = {
-    "examples_dirs": "examples",
-    "gallery_dirs": "gallery",
+    "examples_dirs": ["tutorial_scripts", "examples"],
+    "gallery_dirs": ["tutorials", "gallery"],
     "filename_pattern": "/",
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": ("_scraper.scrape",),
@@ -71,3 +96,19 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "thumbnail_size": (480, 240),
 }
+
+
+def setup(app):
+    """Copy the reports that tutorials wrote, and let autodoc find names that are imported when they are first used."""
+    from captum_xnn import cli
+
+    for name in cli.__all__:
+        setattr(cli, name, getattr(cli, name))
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)
+    app.connect("build-finished", copy_reports)
+
+
+def _keep_colons(app, what, name, obj, options, lines):
+    """Keep napoleon from taking the words before a colon in an attribute's docstring for its type."""
+    if what in ("attribute", "data", "property") and lines:
+        lines.insert(0, "")

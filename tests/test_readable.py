@@ -11,14 +11,9 @@ import pytest
 import torch
 
 from captum_xnn import Explanation, XNNAttribution
-from captum_xnn.metrics import (
-    combined,
-    orthogonality,
-    part_probabilities,
-    patch_agreement,
-    pixel_probabilities,
-    pointing_accuracy,
-)
+from captum_xnn.metrics import orthogonality, part_probabilities, patch_agreement, pointing_accuracy
+from captum_xnn.metrics._keeping import combined
+from captum_xnn.metrics._localisation import pixel_probabilities
 from captum_xnn.metrics._overlap import OrthogonalityStream
 
 

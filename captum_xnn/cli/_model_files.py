@@ -30,7 +30,15 @@ from torch import Tensor, nn
 
 from captum_xnn.cli._inputs import Preparation, as_channels, as_size
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ModelFile", "load_model", "load_torchvision", "read_classes"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ModelFile",
+    "load_model",
+    "load_torchvision",
+    "read_classes",
+    "torchvision_models",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each channel that torchvision's models were trained with."""
@@ -140,15 +148,7 @@ def load_torchvision(name: str, weights: str | os.PathLike[str], classes: int | 
         ImportError: If torchvision is missing or does not match the installed torch.
         ValueError: If the model does not exist, or the weights cannot be read or do not fit the model.
     """
-    try:
-        models = importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # RuntimeError if torchvision was built for another torch
-        raise ImportError(
-            f"{name!r} needs torchvision, whose import raised {type(error).__name__} ({error}); run "
-            "`pip install captum-xnn[vision]`, with the version that matches the installed torch"
-        ) from error
-    if name not in models.list_models(module=models):
-        raise ValueError(f"torchvision has no image classifier {name!r}; see torchvision.models.list_models")
+    models = torchvision_models(name)
     model: nn.Module = models.get_model(name, weights=None, **({} if classes is None else {"num_classes": classes}))
     path = Path(weights)
     hint = (
@@ -163,6 +163,28 @@ def load_torchvision(name: str, weights: str | os.PathLike[str], classes: int | 
         reason = " ".join(str(error).split())
         raise ValueError(f"{str(path)!r} does not hold weights of {name} ({reason[:200]}); {hint}") from error
     return ModelFile(model.eval(), Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD))
+
+
+def torchvision_models(name: str) -> Any:
+    """Import ``torchvision.models``, and check that it has an image classifier of this name.
+
+    Args:
+        name: Name in ``torchvision.models.list_models()``.
+
+    Raises:
+        ImportError: If torchvision is missing or does not match the installed torch.
+        ValueError: If the model does not exist.
+    """
+    try:
+        models = importlib.import_module("torchvision.models")
+    except (ImportError, RuntimeError) as error:  # RuntimeError if torchvision was built for another torch
+        raise ImportError(
+            f"{name!r} needs torchvision, whose import raised {type(error).__name__} ({error}); run "
+            "`pip install captum-xnn[vision]`, with the version that matches the installed torch"
+        ) from error
+    if name not in models.list_models(module=models):
+        raise ValueError(f"torchvision has no image classifier {name!r}; see torchvision.models.list_models")
+    return models
 
 
 def _state(path: Path) -> dict[str, Tensor]:

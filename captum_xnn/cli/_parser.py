@@ -106,6 +106,13 @@ def _fit(arguments: argparse.Namespace) -> str:
     return "\n".join([_table(["target", "F_reg, training", "positives"], rows), "", written])
 
 
+def _layers(arguments: argparse.Namespace) -> str:
+    from captum_xnn.cli._configuration import Configuration
+    from captum_xnn.cli._layers import listed
+
+    return listed(Configuration.read(None, _settings(arguments)))
+
+
 def _explain(arguments: argparse.Namespace) -> str:
     from captum_xnn.cli import _commands
 
@@ -268,6 +275,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--digits", type=int, nargs="+", choices=range(10), default=[4, 7, 3], metavar="DIGIT", help="digits to explain"
     )
+    layers = commands.add_parser(
+        "layers",
+        help="list the layers of your model, and recommend one to explain",
+        description="List the layers of a model with type and output shape, and recommend layers to explain. One image "
+        "of random numbers runs through the model, or the first input of --data. A torchvision model needs no weights.",
+        epilog=_MODELS,
+    )
+    layers.set_defaults(run=_layers)
+    _add_inputs(layers, required=False)
     _fit_parser(commands)
     explain = _on_explainers(
         commands,

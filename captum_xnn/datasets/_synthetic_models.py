@@ -2,7 +2,7 @@ r"""Networks that classify the synthetic figures: one set by hand, with known re
 
 :func:`exact_network` classifies every figure correctly. Its layer ``Z`` has a neuron for each look of each part. The
 neuron is 1 if the image shows that look, and 0 otherwise. The output of a class is the number of its reasons that the
-image shows, minus :math:`R - \tfrac12`. The output for no class is 0. So the true x-features of a class, their
+image shows, minus :math:`R - \tfrac{1}{2}`. The output for no class is 0. So the true x-features of a class, their
 contributions and their pixels can be read off. :func:`trained_network` learns from labels alone; its reasons are
 unknown.
 
@@ -40,7 +40,7 @@ def exact_network(reasons: Tensor) -> nn.Sequential:
 
     Neuron :math:`4 p + l` of Z, (N, 24), is 1 where part p is shown in look l, else 0, and
 
-    .. math:: \hat y_c = \sum_{p, l \in c} Z_{4p + l} - R_c + \tfrac12, \qquad \hat y_C = 0.
+    .. math:: \hat y_c = \sum_{p, l \in c} Z_{4p + l} - R_c + \tfrac{1}{2}, \qquad \hat y_C = 0.
 
     Layer ``colours`` has a map for each colour. Layer ``parts`` has a map for each look of each part, 1 at the part's
     point. All weights between the two layers are 0 or 1. Excitation backprop from a neuron of Z therefore reaches only

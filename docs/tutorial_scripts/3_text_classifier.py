@@ -1,0 +1,177 @@
+"""
+A text classifier
+=================
+
+You have a classifier of texts. This tutorial splits its output into x-features and colours the tokens by them: one
+colour for each reason.
+"""
+
+# %%
+# The texts
+# ---------
+# Use your own texts and tokens here. These are short invented reviews of films. A review is bad for one or two of three
+# reasons: the plot, the acting or the music.
+
+import random
+
+import torch
+from torch import nn
+
+good = {
+    "plot": ["a gripping story", "the plot surprises", "a clever script"],
+    "acting": ["the cast shines", "superb acting", "a moving performance"],
+    "music": ["a lovely score", "the music soars", "wonderful songs"],
+}
+bad = {
+    "plot": ["a boring story", "the plot drags", "a clumsy script"],
+    "acting": ["the cast sleeps", "wooden acting", "a stiff performance"],
+    "music": ["a noisy score", "the music grates", "awful songs"],
+}
+
+
+def review(generator, faults):
+    parts = [generator.choice((bad if part in faults else good)[part]) for part in good]
+    generator.shuffle(parts)
+    return f"{parts[0]} and {parts[1]} but {parts[2]}".split()
+
+
+draw = random.Random(0)
+faults = [
+    draw.choice([[], [], ["plot"], ["acting"], ["music"], ["plot", "acting"]])
+    for _ in range(800)
+]
+texts = [review(draw, some) for some in faults]
+labels = torch.tensor([int(bool(some)) for some in faults])
+
+words = sorted({word for text in texts for word in text})
+longest = max(map(len, texts))
+ids = torch.tensor(
+    [[words.index(w) + 1 for w in text] + [0] * (longest - len(text)) for text in texts]
+)
+print(" ".join(texts[4]), "->", "bad" if labels[4] else "good")
+
+# %%
+# The model
+# ---------
+# Use your own model here. This one reads three words at a time.
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(len(words) + 1, 32, padding_idx=0)
+        self.conv = nn.Conv1d(32, 64, 3, padding=1)
+        self.pool = nn.AdaptiveMaxPool1d(1)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)
+        )
+
+    def forward(self, ids):
+        return self.head(
+            self.pool(self.conv(self.embedding(ids).transpose(1, 2)).relu())
+        )
+
+
+torch.manual_seed(0)
+model = Reader()
+optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+for _ in range(6):
+    for rows in torch.randperm(600).split(32):
+        loss = nn.functional.cross_entropy(model(ids[rows]), labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+print(
+    f"{(model(ids[600:]).argmax(1) == labels[600:]).float().mean():.1%} of the other reviews are classified correctly"
+)
+
+# %%
+# Fit and explain
+# ---------------
+# Explain the output ``bad`` at the pooled layer, which holds one number for each detector of phrases. Token ids are
+# integers and have no gradient, so the maps are drawn at the embedding: pass its name to a layer method of Captum. The
+# maps have a number for each token and dimension of the embedding; their sum is the token's share.
+
+from captum.attr import LayerIntegratedGradients
+
+from captum_xnn import XNNAttribution
+from captum_xnn.heatmaps import FromCaptum
+
+at_words = FromCaptum(LayerIntegratedGradients, layer="embedding")
+xnn = XNNAttribution(model, layer="pool", n_features=3, heatmap=at_words).fit(
+    ids[:600], target=1
+)
+print(xnn.score(ids[600:], target=1))
+
+some = [i for i in range(600, 800) if labels[i]][:6]
+why = xnn.explain(ids[some], target=1)
+tokens = why.maps.sum(3)
+print(tuple(tokens.shape), "for", len(some), "reviews, x-features and tokens")
+
+# %%
+# Tokens coloured by x-feature
+# ----------------------------
+# Each token takes the colour of the x-feature to which it adds most, and is as strong as its share.
+
+from matplotlib import pyplot as plt
+
+colours = ("#d95f02", "#1b9e77", "#7570b3")
+
+
+def coloured(rows):
+    figure, axes = plt.subplots(
+        figsize=(9, 0.5 * len(rows) + 0.4), layout="constrained"
+    )
+    axes.set(xlim=(0, 1.15 * longest), ylim=(-0.7, len(rows) - 0.2))
+    axes.axis("off")
+    limit = float(tokens.clamp(min=0).max())
+    for line, row in enumerate(rows):
+        for place, word in enumerate(texts[some[row]]):
+            share, k = tokens[row, :, place].max(0)
+            strength = max(0.0, float(share)) / limit
+            box = {
+                "facecolor": colours[k],
+                "alpha": strength,
+                "edgecolor": "none",
+                "pad": 3,
+            }
+            axes.text(1.15 * place, len(rows) - 1 - line, word, bbox=box, fontsize=10)
+    for k, colour in enumerate(colours[: tokens.shape[1]]):
+        axes.text(
+            2.2 * k,
+            -0.65,
+            f"x-feature {k + 1}",
+            color=colour,
+            fontsize=10,
+            weight="bold",
+        )
+    return figure
+
+
+coloured(range(len(some)))
+
+# %%
+# The sentence
+# ------------
+# Which words feed an x-feature most, over all bad reviews? They suggest its name.
+
+everything = xnn.explain(ids[600:][labels[600:] == 1], target=1)
+shares = everything.maps.sum(3)
+names = {}
+for k in range(shares.shape[1]):
+    total = torch.zeros(len(words) + 1).index_add(
+        0, everything.inputs.flatten(), shares[:, k].flatten()
+    )
+    top = [words[i - 1] for i in total[1:].topk(3).indices + 1]
+    names[k] = f"words like {top[0]!r}"
+    print(f"x-feature {k + 1}: {', '.join(top)}")
+
+# %%
+for row in range(3):
+    print(" ".join(texts[some[row]]))
+    print("  ", why.sentence(names, row, target_name="bad"))
+
+# %%
+# The sum of one review:
+
+why.show(0, names=names, title=" ".join(texts[some[0]]))
