@@ -24,9 +24,7 @@ from torch import Tensor
 
 from captum_xnn._targets import Target, select
 from captum_xnn.explainer import Explainer
-from captum_xnn.layers._layout import channel_dimension
-from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.layers._read import read_layer
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.metrics._controls import random_maps, random_partition
 from captum_xnn.metrics._overlap import Orthogonality
@@ -202,13 +200,10 @@ def _draws(every: _Scored, first: int) -> list[_Scored]:
 
 def _groups(xnn: XNNAttribution, images: Tensor, explainer: Explainer) -> ContributionGroups:
     """Make a form of groups to compare with a learned form; its base is the mean activation of the images."""
-    model = unwrap(xnn.model)
-    name, layer = find_layer(model, xnn.layer)
-    with untouched(model), torch.no_grad():
-        Z, output = read_layer(model, layer, (images,), name=name, output_transform=xnn.output_transform)
-    y_hat = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
-    shape = tuple(Z.shape[1:])
-    channels = channel_dimension(model, layer, (images,), name=name, output_transform=xnn.output_transform)
+    reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+    with untouched(reader.model), torch.no_grad():
+        Z, y_hat = reader.run((images,))
+    shape, channels = tuple(Z.shape[1:]), reader.channels((images,))
     form = ContributionGroups(shape, n_outputs=len(explainer.targets), channels=channels).to(Z)
     form.base = form.mean_of([Z], len(Z)).to(Z)
     form.scale = torch.stack([select(y_hat, t) for t in explainer.targets]).std(1, correction=0).to(Z)

@@ -12,7 +12,6 @@ from torch import nn
 
 from captum_xnn.activations._batches import Batches
 from captum_xnn.activations._collecting import Activations
-from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._read import EveryCall
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
@@ -78,13 +77,7 @@ def _channels(found: Activations, reader: Reader) -> int:
     first = Batches(found.source.data, 2, found.source.unpack).first()
     assert first is not None  # as activations were collected from it
     inputs, additional = first.on(reader.device)
-    return channel_dimension(
-        reader.model,
-        reader.layer,
-        (*inputs, *additional),
-        name=reader.name,
-        output_transform=reader.output_transform,
-    )
+    return reader.channels((*inputs, *additional))
 
 
 def warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
