@@ -47,7 +47,8 @@ from benchmarks import birds, conv_layers, digits, synthetic
 from benchmarks.one_vs_all import N_FEATURES, effective
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
-from captum_xnn.activations import Activations, Source, collect
+from captum_xnn.activations import Activations, collect
+from captum_xnn.activations._collecting import Source
 from captum_xnn.datasets import CUB200, collate, draw_figures, load_digits
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
@@ -58,9 +59,9 @@ from captum_xnn.metrics import (
     patch_agreement,
     patch_drops,
     random_maps,
-    random_partition,
     regression_faithfulness,
 )
+from captum_xnn.metrics._controls import random_partition
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 

@@ -25,7 +25,7 @@ from benchmarks.runs import Column, Line, measured, settings, summary, table, wr
 from captum_xnn import SRAE, ConvSRAE, Recipe
 from captum_xnn.activations import collect
 from captum_xnn.datasets import collate
-from captum_xnn.training import fit
+from captum_xnn.training._fitting import fit
 
 PAPER = {
     "pool1": {"train": 2.627, "test": 10.883},

@@ -26,8 +26,8 @@ from benchmarks.degeneration import mean_correlation
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets import collate
 from captum_xnn.metrics import orthogonality
+from captum_xnn.models._base import encode_all
 from captum_xnn.plots import show_gallery
-from captum_xnn.training import encode_all
 
 N_FEATURES, ROWS = 3, 4
 COLUMNS = (

@@ -45,8 +45,8 @@ from captum_xnn.models.losses import (
     reconstruction_error,
     second_moments,
 )
-from captum_xnn.training import fit
 from captum_xnn.training._anchors import anchors
+from captum_xnn.training._fitting import fit
 
 
 class Fitted(NamedTuple):

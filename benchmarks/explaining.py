@@ -23,7 +23,8 @@ from captum.attr import Attribution, InputXGradient, IntegratedGradients, Salien
 from excitation_speed import network
 from torch import Tensor
 
-from captum_xnn.heatmaps import FromCaptum, as_heatmap
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.heatmaps._default_maps import as_heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
 
 METHODS: dict[str, tuple[type[Attribution], dict[str, int]]] = {

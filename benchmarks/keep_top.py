@@ -26,7 +26,7 @@ from captum_xnn import OneHeatmap
 from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.metrics import biharmonic, combined, keep_top_accuracy, telea
-from captum_xnn.training import encode_all
+from captum_xnn.models._base import encode_all
 
 MAPS = ("x-features", "1-Heatmap", "random")
 FILLS = {"biharmonic": biharmonic, "telea": telea}

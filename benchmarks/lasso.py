@@ -24,7 +24,7 @@ from benchmarks import birds, places
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import Recipe
 from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
-from captum_xnn.models.baselines import lasso
+from captum_xnn.models.baselines._selection import lasso
 
 PAPER = {
     "cub": {

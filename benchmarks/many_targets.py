@@ -32,7 +32,8 @@ from torch import Tensor
 
 from captum_xnn import SRAE, Recipe
 from captum_xnn.metrics import matched_features, regression_faithfulness
-from captum_xnn.training import encode_all, fit, fit_together
+from captum_xnn.models._base import encode_all
+from captum_xnn.training._fitting import fit, fit_together
 
 SHARE_OF_TRAINING = 0.8
 

@@ -19,7 +19,8 @@ import torch
 from excitation_speed import resident
 from torch import Tensor
 
-from captum_xnn.metrics import OrthogonalityStream, part_probabilities
+from captum_xnn.metrics import part_probabilities
+from captum_xnn.metrics._overlap import OrthogonalityStream
 
 K, P, SIZE, BATCH = 5, 15, 227, 50
 BAR = 5.0

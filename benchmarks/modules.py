@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from captum_xnn.heatmaps._canonical import canonical
 from captum_xnn.heatmaps._network import ExplanationNetwork
-from captum_xnn.layers import find_layer
+from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import SRAE
 

@@ -15,7 +15,7 @@ from benchmarks.runs import Column, Line, table
 from captum_xnn import SRAE, OneHeatmap
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._network import ExplanationNetwork
-from captum_xnn.layers import find_layer
+from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     classification_faithfulness,
@@ -25,8 +25,9 @@ from captum_xnn.metrics import (
     regression_faithfulness,
 )
 from captum_xnn.models import Autoencoder
+from captum_xnn.models._base import encode_all
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
-from captum_xnn.training import encode_all, fit
+from captum_xnn.training._fitting import fit
 
 N_FEATURES, DIMENSIONS, SEED = 5, 20, 2021
 

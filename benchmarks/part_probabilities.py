@@ -20,8 +20,9 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import write
 from captum_xnn.datasets import PartsSample, collate
-from captum_xnn.metrics import part_probabilities, pixel_probabilities
-from captum_xnn.training import encode_all
+from captum_xnn.metrics import part_probabilities
+from captum_xnn.metrics._localisation import pixel_probabilities
+from captum_xnn.models._base import encode_all
 
 
 def at_points(maps: Tensor, points: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from benchmarks.runs import Column, Line, measured, settings, summary, table, wr
 from captum_xnn.datasets import collate
 from captum_xnn.metrics import matched_features, randomised, similarity, top_down
 from captum_xnn.models import Autoencoder
-from captum_xnn.training import encode_all
+from captum_xnn.models._base import encode_all
 
 COLUMNS = (Column("spearman", "rank correlation", 2), Column("ssim", "structural similarity", 2))
 

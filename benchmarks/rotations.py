@@ -30,7 +30,7 @@ from benchmarks.runs import Column, Line, measured, settings, summary, table, wr
 from captum_xnn import SRAE
 from captum_xnn.datasets import collate
 from captum_xnn.metrics import part_probabilities
-from captum_xnn.training import encode_all
+from captum_xnn.models._base import encode_all
 
 METRICS = ("o1", "o2", "locality", "o1_weighted", "o2_weighted", "locality_weighted")
 COLUMNS = tuple(Column(name, name, 2) for name in ("SRAE", "mean", "std", "best", "agreement"))

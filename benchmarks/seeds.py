@@ -27,7 +27,7 @@ from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets import collate
 from captum_xnn.metrics import matched_features, mean_locality, orthogonality, part_probabilities
-from captum_xnn.training import encode_all
+from captum_xnn.models._base import encode_all
 
 METHODS = ("SRAE", "NN", "SAE", "RandomEncoder")
 COLUMNS = (

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import SRAE
 from captum_xnn.activations import collect
-from captum_xnn.training import fit
+from captum_xnn.training._fitting import fit
 
 
 def cnn() -> nn.Module:

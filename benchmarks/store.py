@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from captum_xnn import SRAE, Recipe
 from captum_xnn.activations import Activations, collect
 from captum_xnn.activations._memmap import Rows, parts
-from captum_xnn.training import fit
+from captum_xnn.training._fitting import fit
 
 BAR = 1.5
 DIMENSIONS = 2048

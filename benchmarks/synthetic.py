@@ -49,7 +49,8 @@ from torch import Tensor, nn
 from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfulness
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap, XNNAttribution
-from captum_xnn.activations import Activations, Source, collect, first_of_batch
+from captum_xnn.activations import Activations, collect
+from captum_xnn.activations._collecting import Source, first_of_batch
 from captum_xnn.datasets import Figures, draw_figures, exact_network, reason_parts, trained_network
 from captum_xnn.datasets._synthetic import concepts
 from captum_xnn.metrics import (
@@ -57,13 +58,15 @@ from captum_xnn.metrics import (
     mean_locality,
     orthogonality,
     part_probabilities,
-    pixel_probabilities,
     pointing_accuracy,
     regression_faithfulness,
 )
+from captum_xnn.metrics._localisation import pixel_probabilities
+from captum_xnn.models._base import encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.models.losses import log_penalty, pull_away
-from captum_xnn.training import Recipe, encode_all, fit
+from captum_xnn.training import Recipe
+from captum_xnn.training._fitting import fit
 from captum_xnn.training._problem import Sampler
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "groups", "1-Heatmap")

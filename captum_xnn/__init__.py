@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captum_xnn.attribution import Faithfulness, XNNAttribution
+    from captum_xnn.attribution import XNNAttribution
     from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
     from captum_xnn.explainer import Explainer
     from captum_xnn.explanation import Explanation
     from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+    from captum_xnn.metrics import Faithfulness
     from captum_xnn.models import SRAE, ContributionGroups, ConvSRAE, PaperSRAE
     from captum_xnn.training._problem import Recipe
 
@@ -37,11 +38,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _PLACES = {
-    "attribution": ("Faithfulness", "XNNAttribution"),
+    "attribution": ("XNNAttribution",),
     "excitation_bp": ("ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP"),
     "explainer": ("Explainer",),
     "explanation": ("Explanation",),
     "heatmaps": ("OneHeatmap",),
+    "metrics": ("Faithfulness",),
     "models": ("SRAE", "ContributionGroups", "ConvSRAE", "PaperSRAE"),
     "training": ("Recipe",),
 }

@@ -1,4 +1,4 @@
-"""Write and read saved explainers: a JSON file that describes them and a safetensors file with their weights.
+"""Save explainers to a folder, and load them: a JSON file that describes them, a safetensors file with their weights.
 
 The JSON file names the weights file and its checksum. It is written last, and replaces the old JSON file in one step: a
 crash while saving leaves the old pair as it was. The files contain no pickles, so loading runs no foreign code.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -19,121 +21,155 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from captum_xnn.errors import ExplainerFileError
+from captum_xnn._files import Format, replace_file
+from captum_xnn._targets import Target
+from captum_xnn.errors import ExplainerFileError, ModelMismatchError
+from captum_xnn.explainer import Explainer
+from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint
+from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._numbers import Form
+from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
+from captum_xnn.training._problem import Recipe, Step
 
-__all__ = ["SCHEMA", "check_fingerprint", "checksum", "differences", "fingerprint", "read", "replace_file", "write"]
+__all__ = ["SCHEMA", "TRANSFORMS", "SavedExplainers", "read"]
 
 SCHEMA = 1
+TRANSFORMS = ("output_transform", "prediction_transform")
+"""Functions of an explanation that cannot be saved. A manifest names the ones that were used."""
+
 _MANIFEST = "explainer.json"
+_REMEDY = "save the explainer anew with XNNAttribution.save, or pass the folder it was saved to"
+_FORMAT = Format("explainers", {}, ("schema", SCHEMA), ("weights", "sha256"), ExplainerFileError, _REMEDY)
+
+_FORMS: tuple[type[Form], ...] = (
+    ContributionGroups,
+    SRAE,
+    ConvSRAE,
+    PaperSRAE,
+    NN,
+    SAE,
+    CAE,
+    Lasso,
+    SingleDimensions,
+    RandomEncoder,
+    RandomDecoder,
+    NMF,
+)
 
 
-def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
-    """Describe the identity of a model and one layer: their classes, and shape, dtype and checksum of every tensor.
+class SavedExplainers(NamedTuple):
+    """The explainers of one layer, as a folder holds them."""
 
-    Args:
-        model: A plain module.
-        layer: Dotted name of the layer.
+    layer: str
+    """Dotted name of the layer."""
+    n_features: int
+    seed: int
+    recipe: Recipe
+    transforms: list[str]
+    """Names of the functions that the explainers were fitted with, some of :data:`TRANSFORMS`."""
+    fingerprint: dict[str, Any]
+    """Identity of the model and the layer (:func:`captum_xnn.layers._fingerprint.fingerprint`)."""
+    explainers: list[Explainer]
 
-    Example:
-        >>> made = fingerprint(nn.Sequential(nn.Linear(2, 1)), "0")
-        >>> made["layer_class"], sorted(made["tensors"])
-        ('Linear', ['0.bias', '0.weight'])
-    """
-    tensors = {
-        name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "checksum": checksum(t)}
-        for name, t in model.state_dict().items()
-        if isinstance(t, Tensor)
-    }
-    return {
-        "model_class": type(model).__name__,
-        "layer": layer,
-        "layer_class": type(model.get_submodule(layer)).__name__,
-        "tensors": tensors,
-    }
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the explainers into a folder in place of its old ones; return the folder.
 
+        Args:
+            path: The folder, made if it does not exist.
+        """
+        manifest = {
+            **self._asdict(),
+            "recipe": asdict(self.recipe),
+            "explainers": [_described(explainer) for explainer in self.explainers],
+        }
+        tensors = {f"{i}.{key}": t for i, e in enumerate(self.explainers) for key, t in e.form.state_dict().items()}
+        return _write(path, manifest, tensors)
 
-def check_fingerprint(saved: Any) -> None:
-    """Raise where a fingerprint from a file is damaged.
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], forms: Sequence[type[Form]] = ()) -> SavedExplainers:
+        """Read the explainers in a folder.
 
-    Args:
-        saved: Contents of the file, in the form of :func:`fingerprint` unless damaged.
+        Args:
+            path: The folder.
+            forms: A user's own classes of explanation networks, in addition to those of this package.
 
-    Raises:
-        ValueError: If an entry is missing or of another type.
+        Raises:
+            ExplainerFileError: If files are missing, damaged, or foreign, or if the class of a network is unknown.
+        """
+        manifest, tensors = read(path)
+        try:
+            return cls._of(manifest, tensors, forms)
+        except ExplainerFileError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ExplainerFileError(
+                f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
+                "save it anew with XNNAttribution.save"
+            ) from error
 
-    Example:
-        >>> check_fingerprint(fingerprint(nn.Sequential(nn.Linear(2, 1)), "0"))
-        >>> check_fingerprint({"model_class": "Sequential", "layer": "0", "layer_class": "Linear", "tensors": [1]})
-        Traceback (most recent call last):
-        ...
-        ValueError: tensors of the fingerprint are a list, expected shape, dtype and checksum of each by name
-    """
-    for key in ("model_class", "layer", "layer_class"):
-        if not isinstance(saved, dict) or not isinstance(saved.get(key), str):
-            raise ValueError(f"the fingerprint has no {key}")
-    tensors = saved.get("tensors")
-    if not isinstance(tensors, dict):
-        raise ValueError(
-            f"tensors of the fingerprint are a {type(tensors).__name__}, expected shape, dtype and checksum of each by "
-            "name"
+    @classmethod
+    def _of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Form]]) -> SavedExplainers:
+        """Parse a manifest. A damaged one raises errors of several kinds."""
+        name, transforms, n_features = manifest["layer"], manifest["transforms"], manifest["n_features"]
+        if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
+            raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
+        if not isinstance(transforms, list) or any(k not in TRANSFORMS for k in transforms):
+            raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(TRANSFORMS)}")
+        check_fingerprint(manifest["fingerprint"])
+        explainers = []
+        # torch draws weights at construction, and these are replaced.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            for i, entry in enumerate(manifest["explainers"]):
+                own = {key.removeprefix(f"{i}."): t for key, t in tensors.items() if key.startswith(f"{i}.")}
+                explainers.append(_restored(entry, own, name, forms))
+        return cls(
+            layer=name,
+            n_features=n_features,
+            seed=int(manifest["seed"]),
+            recipe=Recipe(**manifest["recipe"]),
+            transforms=transforms,
+            fingerprint=manifest["fingerprint"],
+            explainers=explainers,
         )
-    for name, entry in tensors.items():
-        has_all = isinstance(entry, dict) and {"shape", "dtype", "checksum"} <= entry.keys()
-        if not has_all or not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
-            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, expected shape, dtype and checksum")
+
+    def check(self, model: nn.Module, settings: Mapping[str, Any], *, strict: bool) -> None:
+        """Raise where the explainers cannot be used with a model, or with a user's settings.
+
+        Args:
+            model: A plain module.
+            settings: The user's settings by name.
+            strict: Whether a model of other weights or classes raises an error. Otherwise it is a warning.
+
+        Raises:
+            ModelMismatchError: If the model lacks the layer, or differs.
+            TypeError: If a function is missing that the explainers were fitted with.
+        """
+        if self.layer not in dict(model.named_modules()):
+            raise ModelMismatchError(
+                f"expected a model with the explained layer {self.layer!r}, got {type(model).__name__} without it; "
+                f"the explainers were fitted to a {self.fingerprint['model_class']}"
+            )
+        without = [k for k in self.transforms if settings.get(k) is None]
+        if without:
+            raise TypeError(
+                f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
+                "which cannot be saved; pass the same function again to load"
+            )
+        different = differences(self.fingerprint, fingerprint(model, self.layer))
+        if not different:
+            return
+        message = (
+            f"expected the model that the explainers were fitted to, got one that differs: {'; '.join(different)}. "
+            "Load that model's weights first, or fit anew"
+        )
+        if strict:
+            raise ModelMismatchError(message + "; strict=False loads all the same")
+        warnings.warn(message, stacklevel=levels_up())
 
 
-def checksum(tensor: Tensor) -> str:
-    """Compute the checksum of a tensor's values, 16 hexadecimal digits.
-
-    Args:
-        tensor: Any tensor; only its bytes count, not its shape.
-
-    Example:
-        >>> checksum(torch.zeros(3)) == checksum(torch.zeros(3)), checksum(torch.zeros(3)) == checksum(torch.ones(3))
-        (True, False)
-    """
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
-
-
-def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Describe the differences between two fingerprints in words; the list is empty if they are the same.
-
-    Args:
-        saved: Fingerprint of the model to which an explainer was fitted.
-        found: Fingerprint of the model with which the explainer is to be used.
-
-    Example:
-        >>> a, b = (fingerprint(nn.Sequential(nn.Linear(size, 1)), "0") for size in (2, 3))
-        >>> differences(a, b)[0]
-        'tensor 0.weight is float32 [1, 3], was float32 [1, 2]'
-    """
-    said = [
-        f"{key.replace('_', ' ')} is {found[key]}, was {saved[key]}"
-        for key in ("model_class", "layer", "layer_class")
-        if saved[key] != found[key]
-    ]
-    old, new = saved["tensors"], found["tensors"]
-    changed = []
-    for name in (n for n in old if n in new and old[n] != new[n]):
-        was, now = (f"{t['dtype']} {t['shape']}" for t in (old[name], new[name]))
-        if was != now:
-            said.append(f"tensor {name} is {now}, was {was}")
-        else:
-            changed.append(name)
-    for what, names in (
-        ("has other values", changed),
-        ("is missing", [n for n in old if n not in new]),
-        ("is new", [n for n in new if n not in old]),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            said.append(f"{', '.join(names[:3])}{more} {what}")
-    return said
-
-
-def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+def _write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
     """Write explainers into a folder in place of its old ones; return the folder.
 
     Args:
@@ -155,28 +191,6 @@ def write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors: 
     return folder
 
 
-def replace_file(path: Path, *data: bytes | memoryview) -> None:
-    """Replace a file in one step, so that a crash leaves either the old or the new file, never half of one.
-
-    The new contents are written to a temporary file in the same folder, which is then renamed.
-
-    Args:
-        path: The file.
-        data: New contents of the file, in pieces.
-    """
-    # tempfile would make the file readable only for its owner, but these files are to be shared.
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            for some in data:
-                file.write(some)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the manifest and the weights of saved explainers.
 
@@ -186,31 +200,79 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
     Raises:
         ExplainerFileError: If a file is missing, cut short, changed, of another version, or of another program.
     """
-    path = Path(directory) / _MANIFEST
-    hint = "save the explainer anew with XNNAttribution.save, or pass the folder it was saved to"
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ExplainerFileError(f"{str(directory)!r} has no {_MANIFEST}; {hint}") from error
-    except OSError as error:
-        raise ExplainerFileError(f"{str(path)!r} cannot be read; {hint}") from error
-    except ValueError as error:
-        raise ExplainerFileError(f"{str(path)!r} is cut short, or is not JSON; {hint}") from error
-    if not isinstance(manifest, dict) or not {"schema", "weights", "sha256"} <= set(manifest):
-        raise ExplainerFileError(f"{str(path)!r} is JSON, but does not describe explainers; {hint}")
-    if manifest["schema"] != SCHEMA:
-        raise ExplainerFileError(
-            f"{str(path)!r} has schema {manifest['schema']!r} instead of {SCHEMA}, as another version of captum_xnn "
-            "wrote it; use that version, or fit and save anew"
-        )
+    manifest = _FORMAT.read(Path(directory) / _MANIFEST)
     weights = Path(directory) / Path(str(manifest["weights"])).name
     try:
         data = weights.read_bytes()
     except OSError as error:
-        raise ExplainerFileError(f"the weights {str(weights)!r} are missing or cannot be read; {hint}") from error
+        raise ExplainerFileError(f"the weights {str(weights)!r} are missing or cannot be read; {_REMEDY}") from error
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise ExplainerFileError(f"the weights {str(weights)!r} are cut short or were changed; {hint}")
+        raise ExplainerFileError(f"the weights {str(weights)!r} are cut short or were changed; {_REMEDY}")
     try:
         return manifest, load_tensors(data)
     except SafetensorError as error:
-        raise ExplainerFileError(f"the weights {str(weights)!r} are not safetensors ({error}); {hint}") from error
+        raise ExplainerFileError(f"the weights {str(weights)!r} are not safetensors ({error}); {_REMEDY}") from error
+
+
+def _described(explainer: Explainer) -> dict[str, Any]:
+    """Return everything of an explainer except the weights, in types that JSON can hold."""
+    return {
+        "targets": explainer.targets,
+        "class": _name(type(explainer.form)),
+        "config": explainer.form.config,
+        "dtype": str(explainer.form.dtype).removeprefix("torch."),
+        "f_reg": explainer.f_reg,
+        "examples": explainer.examples,
+        "positives": explainer.positives,
+        "floor": explainer.floor,
+        "history": explainer.history,
+    }
+
+
+def _restored(entry: dict[str, Any], weights: dict[str, Tensor], layer: str, forms: Sequence[type[Form]]) -> Explainer:
+    """Rebuild an explainer from its description and the network's tensors by name."""
+    form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
+    form.load_state_dict(weights)
+    return Explainer(
+        layer=layer,
+        targets=_targets(entry["targets"]),
+        form=form.requires_grad_(False),
+        f_reg=entry["f_reg"],
+        examples=entry["examples"],
+        positives=entry["positives"],
+        floor=entry["floor"],
+        history=tuple(Step(*step) for step in entry["history"]),
+    )
+
+
+def _targets(saved: Any) -> tuple[Target, ...]:
+    """Restore targets from a file, in which tuples are lists."""
+    made = tuple(tuple(t) if isinstance(t, list) else t for t in saved)
+    for target in made:
+        numbers = target if isinstance(target, tuple) else () if target is None else (target,)
+        if not all(type(t) is int for t in numbers):
+            raise ValueError(f"a target is {target!r}, expected None, an int or a list of ints")
+    return made
+
+
+def _name(form: type[Form]) -> str:
+    """Return the name of a form's class in files; classes from outside this package include their module."""
+    return form.__name__ if form in _FORMS else f"{form.__module__}.{form.__qualname__}"
+
+
+def _form(name: str, forms: Sequence[type[Form]]) -> type[Form]:
+    """Find the class that a file names.
+
+    A class in ``forms`` matches by its bare name, so its module may have moved. No module is imported, because a file
+    must not run code.
+    """
+    for form in _FORMS:
+        if form.__name__ == name:
+            return form
+    for form in forms:
+        if form.__name__ == name.rpartition(".")[2]:
+            return form
+    raise ExplainerFileError(
+        f"the explainer's class {name!r} is not known; pass the class to load, as "
+        f"XNNAttribution.load(path, model, forms=[{name.rpartition('.')[2]}])"
+    )

@@ -11,13 +11,9 @@ Reference:
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,66 +23,39 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn._targets import (
-    Target,
-    grouped,
-    per_example,
-    predicted_classes,
-    select,
-    select_each,
-    single_target,
-    target_groups,
-)
-from captum_xnn.activations import Activations, Source, Unpack, checked, collect_together, first_of_batch
+from captum_xnn._targets import Target, per_example, select, select_each, single_target, target_groups
 from captum_xnn.activations._batches import Batches, repeatable
-from captum_xnn.activations._collecting import Asked
-from captum_xnn.activations._memmap import Rows, each, parts
-from captum_xnn.activations._unpacking import unpack_for
-from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
-from captum_xnn.explainer import Explainer, Form
+from captum_xnn.activations._collecting import Activations, Asked, collect_together
+from captum_xnn.activations._memmap import each, parts
+from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
+from captum_xnn.errors import NotFittedError
+from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, like
-from captum_xnn.heatmaps._contribution_network import ContributionNetwork
+from captum_xnn.heatmaps._batching import copied, like
 from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
+from captum_xnn.heatmaps._feature_maps import FeatureMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
-from captum_xnn.layers._layout import channel_dimension
-from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._probe import refuse_whole_arguments
-from captum_xnn.layers._read import EveryCall, OutputTransform, read_layer
-from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._tail import Tail
-from captum_xnn.layers._trace import Trace, trace
-from captum_xnn.metrics._faithfulness import classification_faithfulness, error_floor, regression_faithfulness
-from captum_xnn.models._base import Autoencoder
+from captum_xnn.metrics._faithfulness import Faithfulness
+from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._srae import ConvSRAE
-from captum_xnn.training import encode_all, fit_together
+from captum_xnn.models._numbers import Choice, Numbers, numbers_of_each
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._contributions import Evidence, fit_groups
-from captum_xnn.training._directions import directions
-from captum_xnn.training._problem import Recipe, Step
+from captum_xnn.training._layer_fit import LayerFit, Log
+from captum_xnn.training._making import MakeForm, is_exact
+from captum_xnn.training._outputs import Outputs, check_positives
+from captum_xnn.training._problem import Recipe
 
-__all__ = ["Faithfulness", "XNNAttribution"]
-
-MakeAutoencoder = Callable[..., Form]
-
-
-class Faithfulness(NamedTuple):
-    """How well the x-features give back the model's outputs on some data."""
-
-    f_reg: float
-    """Mean absolute difference between surrogate and prediction, in logits."""
-    f_cls: float | None
-    """Share of examples whose predicted class stays; None for models with a single output."""
-    examples: int
+__all__ = ["XNNAttribution"]
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -143,7 +112,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         n_features: int = 5,
         *,
         heatmap: type[Attribution] | Heatmap | None = None,
-        autoencoder: MakeAutoencoder | None = None,
+        autoencoder: MakeForm | None = None,
         recipe: Recipe | None = None,
         train_data: Any = None,
         unpack: Unpack = first_of_batch,
@@ -240,25 +209,31 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         groups = target_groups(target, joint)
         ranks = Ranks.here() if distributed else ALONE
-        if self._is_exact and not isinstance(data, Activations):
-            data = repeatable(data)
-        if self._is_exact:
-            self._tail()  # which refuses a layer's calls that contributions cannot be of
-        of = data if isinstance(data, tuple) else (data,)
-        if positives is not None and of and isinstance(of[0], Tensor):
-            _check_positives(positives, len(of[0]))
+        if is_exact(self.autoencoder):
+            self._reader().tail()  # which refuses a layer's calls that contributions cannot be of
+            data = data if isinstance(data, Activations) else repeatable(data)
+        if positives is not None:
+            check_positives(positives, data)
         asked = [t for group in groups for t in group]
         found = self._collected(data, progress, store, ranks, asked)
-        outputs = _Outputs.of(found, asked)
-        if ranks.first and (reason := no_logits(outputs.spread)) is not None:
-            warnings.warn(reason, stacklevel=levels_up())
-        kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-        run = _Run(progress and ranks.first, kept, log, ranks)
+        outputs = Outputs.of(found, asked)
+        if ranks.first:
+            outputs.warn_unless_logits()
+        settings = LayerFit(
+            self.autoencoder,
+            self.n_features,
+            self.recipe,
+            self.seed,
+            progress=progress and ranks.first,
+            checkpoint=Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint,
+            log=log,
+            ranks=ranks,
+        )
         with torch.inference_mode(False):
-            for some in {len(targets): None for targets in groups}:  # of one size, to be learned together
-                alike = [targets for targets in groups if len(targets) == some]
-                for explainer in self._fitted(found, outputs, alike, positives, run):
-                    self.explainers_[explainer.layer, explainer.targets] = explainer
+            for size in dict.fromkeys(map(len, groups)):  # explainers of as many outputs are learned together
+                tasks = [outputs.task(targets, positives) for targets in groups if len(targets) == size]
+                for made in settings.fit(tasks, found, self._reader()):
+                    self.explainers_[found.layer, made.targets] = Explainer(layer=found.layer, **made._asdict())
         return self
 
     def _collected(
@@ -292,162 +267,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             asked=Asked(asked),
         )
 
-    def _fitted(
-        self,
-        found: Activations,
-        outputs: _Outputs,
-        groups: Sequence[tuple[Target, ...]],
-        positives: Tensor | None,
-        run: _Run,
-    ) -> Iterator[Explainer]:
-        """Fit explainers with the same number of outputs together, from collected activations, and yield them."""
-        ys = [outputs.columns(targets) for targets in groups]
-        if positives is None:
-            marks = [_own_positives(outputs.classes, targets) for targets in groups]
-        else:
-            _check_positives(positives, len(ys[0]))
-            marks = [positives for _ in groups]
-        dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
-        device = _device(unwrap(self.model))
-        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
-            make = self._maker(found)
-            shape = tuple(found.Z.shape[1:])
-            if not self._is_exact and run.ranks.first:
-                one = partial(make, shape, self.n_features, n_outputs=len(groups[0]))
-                _warn_of_size(one, shape, len(found.Z), found.layer)
-            forms = [make(shape, self.n_features, n_outputs=len(of)).to(device, dtype) for of in groups]
-        if isinstance(forms[0], ContributionGroups):
-            yield from self._grouped(found, ys, groups, marks, forms, run)
-        else:
-            yield from self._learned(found, ys, groups, marks, forms, run)
-
-    def _grouped(
-        self,
-        found: Activations,
-        ys: Sequence[Tensor],
-        groups: Sequence[tuple[Target, ...]],
-        marks: Sequence[Tensor | None],
-        forms: Sequence[Any],
-        run: _Run,
-    ) -> Iterator[Explainer]:
-        """Yield explainers that are groups of contributions."""
-        if run.log is not None:
-            warnings.warn(
-                "fit does not use log: groups of contributions are a closed form, without steps to record; leave it "
-                "out, or fit with autoencoder=SRAE",
-                stacklevel=levels_up(),
-            )
-        kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
-        kept += [] if run.checkpoint is None else [run.checkpoint]
-        read = fit_groups(
-            forms,
-            self._tail(),
-            found.Z,
-            ys,
-            found.source,
-            groups,
-            marks=marks,
-            kept=kept,
-            model=_serialization.fingerprint(unwrap(self.model), found.layer) if kept else None,
-            progress=run.progress,
-            ranks=run.ranks,
-        )
-        for targets, form, y, marked, evidence in zip(groups, forms, ys, marks, read, strict=True):
-            _warn_of_unexplained(form, evidence, targets, found.layer)
-            yield Explainer(
-                layer=found.layer,
-                targets=targets,
-                form=form.requires_grad_(False),
-                f_reg=float(evidence.unexplained.double().abs().mean()),
-                examples=len(y),
-                positives=None if marked is None else int(marked.sum()),
-            )
-
-    def _tail(self) -> Tail:
-        return Tail(
-            self.model,
-            self.layer,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-        )
-
-    @property
-    def _is_exact(self) -> bool:
-        """Whether explainers are groups of contributions."""
-        made = self.autoencoder.func if isinstance(self.autoencoder, partial) else self.autoencoder
-        return made is None or made is ContributionGroups
-
-    def _learned(
-        self,
-        found: Activations,
-        ys: Sequence[Tensor],
-        groups: Sequence[tuple[Target, ...]],
-        marks: Sequence[Tensor | None],
-        xnns: Sequence[Any],
-        run: _Run,
-    ) -> Iterator[Explainer]:
-        """Yield explainers that learn to imitate the model, together."""
-        device, dtype = _device(unwrap(self.model)), xnns[0].dtype
-        Z, ys = each(found.Z, lambda part: part.to(device, dtype)), [y.to(device, dtype) for y in ys]
-        histories = fit_together(
-            xnns,
-            Z,
-            ys,
-            positives=marks,
-            recipe=self.recipe,
-            seed=self.seed,
-            progress=run.progress,
-            checkpoint=run.checkpoint,
-            logs=[run.logging(targets) for targets in groups],
-            ranks=run.ranks,
-        )
-        for targets, xnn, y, marked, history in zip(groups, xnns, ys, marks, histories, strict=True):
-            xnn.requires_grad_(False)
-            with torch.no_grad():
-                error = regression_faithfulness(xnn.head(encode_all(xnn, Z)), y)
-            if run.ranks.first and getattr(xnn, "anchored", False):
-                _warn_of_few_directions(found, xnn.n_features, error / float(y.std(0).mean()))
-            yield Explainer(
-                layer=found.layer,
-                targets=targets,
-                form=xnn,
-                f_reg=error,
-                examples=len(y),
-                positives=None if marked is None else int(marked.sum()),
-                floor=_error_floor(y, self.n_features),
-                history=tuple(history),
-            )
-
-    def _maker(self, found: Activations) -> MakeAutoencoder:
-        """Return the function that makes explanation networks, with the dimension of channels where it takes one."""
-        make = self.autoencoder or ContributionGroups
-        told = isinstance(make, partial) and "channels" in make.keywords
-        shape = tuple(found.Z.shape[1:])
-        if told or found.source is None or len(shape) < 2 or isinstance(self.output_transform, EveryCall):
-            return make
-        if "channels" in inspect.signature(make).parameters:
-            return partial(make, channels=self._channels(found.source, found.layer))
-        made = make.func if isinstance(make, partial) else make
-        if made is ConvSRAE and self._channels(found.source, found.layer) != 1:
-            raise ValueError(
-                f"layer {found.layer!r} gives {shape} values per example with channels last, and ConvSRAE takes "
-                "(channels, H, W); pass output_transform=lambda output: output.movedim(-1, 1), or autoencoder=SRAE"
-            )
-        return make
-
-    def _channels(self, source: Source, name: str) -> int:
-        """Return the dimension of Z that holds channels, from the first batch of some data."""
-        model = unwrap(self.model)
-        first = Batches(source.data, 2, source.unpack).first()
-        assert first is not None  # as activations were collected from it
-        inputs, additional = first.on(_device(model))
-        return channel_dimension(
-            model,
-            find_layer(model, self.layer)[1],
-            (*inputs, *additional),
-            name=name,
-            output_transform=self.output_transform,
-        )
+    def _reader(self) -> Reader:
+        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
     def explainer(self, target: Any = None) -> Explainer:
         """Return the fitted explainer of an output: its own one, or else a joint one that covers it.
@@ -523,11 +344,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
-        with torch.inference_mode(False), untouched(unwrap(self.model)):
-            maps = self._maps(tensors, explained, feature, internal_batch_size, heatmap_kwargs)
-        result = like(inputs, maps)
-        return (result, explained.prediction - explained.surrogate) if return_convergence_delta else result
+        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
+        maps = like(inputs, self._maps(explained, feature, internal_batch_size, heatmap_kwargs))
+        return (maps, explained.unexplained) if return_convergence_delta else maps
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
         """Raise NotImplementedError, as Captum's classes without futures do."""
@@ -545,8 +364,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             additional_forward_args: Further positional arguments of the model.
         """
         del attributions
-        explained = self._explained(inputs, target, additional_forward_args)[1]
-        return explained.prediction - explained.surrogate
+        return self._explained(inputs, target, additional_forward_args).unexplained
 
     def explain(
         self,
@@ -573,24 +391,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        tensors, explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
-        with torch.inference_mode(False), untouched(unwrap(self.model)):
-            maps = self._maps(tensors, explained, None, internal_batch_size, heatmap_kwargs)
+        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
+        maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
                 inputs, target, additional_forward_args, internal_batch_size=internal_batch_size, **heatmap_kwargs
             )
+        numbers = explained.numbers
         return Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
-            features=explained.features,
-            contributions=explained.contributions,
-            bias=explained.bias,
-            surrogate=explained.surrogate,
+            features=numbers.features,
+            contributions=numbers.contributions,
+            bias=numbers.bias,
+            surrogate=numbers.surrogate,
             prediction=explained.prediction,
             target=tuple(explained.targets),
-            layer=explained.explainers[0].layer,
+            layer=explained.reader.name,
             one_heatmap=one,
         )
 
@@ -622,8 +440,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
             True
         """
-        found = self._explained(inputs, target, additional_forward_args, internal_batch_size)[1]
-        return Contributions(found.features, found.contributions, found.bias, found.surrogate, found.prediction)
+        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
+        return Contributions(*explained.numbers[:4], explained.prediction)
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
         """Return a copy with the same explainers and another heatmap backend. Later fits of either serve both.
@@ -649,13 +467,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainer = self.explainer(target)
         target = single_target(target)
         found = self._collected(data, False, store, ALONE, [target])
-        outputs = _Outputs.of(found, [target])
-        y_bar = self._surrogates(found, explainer, target)
-        f_cls = None
-        if outputs.classes is not None and isinstance(target, int):
-            f_cls = _same_classes(found.y_hat, y_bar, target)
-        y_hat = outputs.columns((target,))[:, 0].to(y_bar.dtype)
-        return Faithfulness(regression_faithfulness(y_bar, y_hat), f_cls, len(y_bar))
+        outputs = Outputs.of(found, [target])
+        surrogate = self._surrogates(found, explainer, target)
+        prediction = outputs.columns([target])[:, 0].to(surrogate.dtype)
+        if outputs.classes is None or not isinstance(target, int):
+            return Faithfulness.of(surrogate, prediction)
+        return Faithfulness.of(surrogate, prediction, parts(found.y_hat), target)
 
     def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
         """Return what bias and x-features give for all examples, (M,)."""
@@ -673,9 +490,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
         made = []
         for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
-            inputs, additional = batch.on(_device(unwrap(self.model)))
-            numbers = self._explained(inputs, target, additional, explainers=[explainer] * batch.rows)[1]
-            made.append(numbers.surrogate.cpu())
+            inputs, additional = batch.on(self._reader().device)
+            explained = self._explained(inputs, target, additional, explainers=[explainer] * batch.rows)
+            made.append(explained.numbers.surrogate.cpu())
         return torch.cat(made)
 
     def _explained(
@@ -685,146 +502,52 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         additional_forward_args: Any,
         internal_batch_size: int | None = None,
         explainers: Sequence[Explainer] = (),
-    ) -> tuple[tuple[Tensor, ...], _Explained]:
-        """Return the inputs as a tuple and all numbers of an explanation, by given explainers or the fitted ones."""
+    ) -> _Explained:
+        """Compute all numbers of an explanation, by the given explainers or the fitted ones."""
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
-        n = len(tensors[0])
-        targets = per_example(target, n)
-        self._refuse_whole(tensors, additional)
-        explainers = list(explainers)
+        targets = per_example(target, len(tensors[0]))
+        reader = self._reader()
+        _refuse_whole(reader, tensors, additional)
+        choices = [Choice(e.form, e.output(t), t) for e, t in zip(explainers, targets, strict=False)]
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            for some in torch.split(torch.arange(n), internal_batch_size or n):
-                Z, y_hat = self._read(tensors, additional, some)
-                if not explainers:
+            for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
+                x, more = rows_of(tensors, additional, some)
+                with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+                    Z, y_hat = reader.read((*x, *(more or ())))
+                if not choices:
                     for t in dict.fromkeys(targets):
                         select(y_hat, t)  # raises for a target out of range before another one is fitted
-                    explainers.extend(self._explainers(targets))
+                    fitted = self._explainers(targets)
+                    choices.extend(Choice(e.form, e.output(t), t) for e, t in zip(fitted, targets, strict=True))
                 rows = some.tolist()
-                asked = [(explainers[i], targets[i]) for i in rows]
                 own = select_each(y_hat, [targets[i] for i in rows])
-                made = self._numbers(Z, own, asked, *rows_of(tensors, additional, some))
-                yield rows, (*made, own.to(made[0].dtype))
+                x, more = rows_of(tensors, additional, some)  # copies again, as a model may have worked in place
+                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more)
+                yield rows, (*made, own.to(made.features.dtype))
 
-        return tensors, _Explained(targets, explainers, additional, *gathered(numbers(), n))
-
-    def _numbers(
-        self,
-        Z: Tensor,
-        own: Tensor,
-        explainers: Sequence[tuple[Explainer, Target]],
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-    ) -> tuple[Tensor, ...]:
-        """Return x-features, contributions, bias, surrogate and slopes of each example by its explainer.
-
-        Slopes are (N, ...) as Z, or (N, 0) where no explainer has any.
-        """
-        most = max(explainer.form.n_features for explainer, _ in explainers)
-        sloping = any(isinstance(explainer.form, ContributionGroups) for explainer, _ in explainers)
-
-        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            for (explainer, target), rows in grouped(explainers):
-                _check_shape(Z, explainer)
-                form = explainer.form.to(Z.device)
-                if isinstance(form, ContributionGroups):
-                    x, more = rows_of(inputs, additional, torch.tensor(rows))
-                    numbers = self._of_groups(form, explainer.output(target), target, own[rows], x, more)
-                else:
-                    numbers = _of_network(form, Z[rows], explainer.output(target), sloping)
-                yield rows, (*(_wide(n, most) for n in numbers[:2]), *numbers[2:])
-
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
-            return gathered(made(), len(Z))
-
-    def _of_groups(
-        self,
-        form: ContributionGroups,
-        output: int,
-        target: Target,
-        own: Tensor,
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-    ) -> tuple[Tensor, ...]:
-        """Return the numbers of some examples by groups of contributions."""
-        scale = form.scale[output : output + 1]
-        with untouched(unwrap(self.model)):
-            made = form.integral(self._tail(), inputs, additional, [[target] * len(own)], own=own[None], scale=scale)
-        E = form.features(form.contributions(made)[0])
-        bias = made.start[0].to(E)
-        return E, E, bias, bias + E.sum(1), made.slopes[0]
-
-    def _read(
-        self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Read the outputs of layer and model for some of the examples."""
-        model = unwrap(self.model)
-        name, module = find_layer(model, self.layer)
-        some, more = rows_of(inputs, additional, rows)
-        with torch.inference_mode(False), untouched(model), torch.no_grad():
-            Z, output = read_layer(
-                model, module, (*some, *(more or ())), name=name, output_transform=self.output_transform
-            )
-            return checked(Z, output if self.prediction_transform is None else self.prediction_transform(output), name)
-
-    def _refuse_whole(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
-        """Raise where an additional argument has a row for each example by chance."""
-        model = unwrap(self.model)
-        name, module = find_layer(model, self.layer)
-
-        def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-            copies, others = copied(x, more)
-            arguments = (*copies, *(others or ()))
-            Z, output = read_layer(model, module, arguments, name=name, output_transform=self.output_transform)
-            return Z, output if self.prediction_transform is None else self.prediction_transform(output)
-
-        with torch.inference_mode(False), untouched(model), torch.no_grad():
-            refuse_whole_arguments(read, inputs, additional or ())
+        *found, prediction = gathered(numbers(), len(targets))
+        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction)
 
     def _maps(
         self,
-        inputs: tuple[Tensor, ...],
         explained: _Explained,
         feature: int | None,
         internal_batch_size: int | None,
         settings: dict[str, Any],
     ) -> tuple[Tensor, ...]:
-        """Draw the maps of all examples, with one network for each of their explainers."""
-        widths = [explainer.form.n_features for explainer in explained.explainers]
-        features = _features(feature, max(widths))
-        model = unwrap(self.model)
-        name, module = find_layer(model, self.layer)
-        first = rows_of(inputs, explained.additional, torch.tensor([0]))
-        ran = trace(model, module, (*first[0], *(first[1] or ())), name=name)
-
-        def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            for width, rows in grouped(widths):  # as many maps of each example at once
-                own = [k for k in features if k < width]
-                some = [(explained.explainers[i], explained.targets[i]) for i in rows]
-                x, more = rows_of(inputs, explained.additional, torch.tensor(rows))
-                slopes = explained.slopes[torch.tensor(rows).to(explained.slopes.device)]
-                parts = list(self._parts(some, own or [0], slopes, ran))
-                maps = draw(self.heatmap, parts, x, more, internal_batch_size, _of_rows(settings, widths, rows))
-                yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
-
-        maps = gathered(drawn(), len(widths))
-        return maps if feature is None else in_shape_of(inputs, maps)
-
-    def _parts(
-        self, explainers: Sequence[tuple[Explainer, Target]], features: list[int], slopes: Tensor, ran: Trace
-    ) -> Iterator[Part]:
-        """Yield the networks that draw the maps of some examples."""
-        model = unwrap(self.model)
-        for (explainer, target), rows in grouped(explainers):
-            form = explainer.form
-            if isinstance(form, ContributionGroups):
-                network: ExplanationNetwork = ContributionNetwork(form, self._tail(), target, trace=ran)
-                yield Part(network, features, rows, slopes[rows])
-            else:
-                layer = find_layer(model, self.layer)[1]
-                network = ExplanationNetwork(model, layer, form, trace=ran, output_transform=self.output_transform)
-                yield Part(network, features, rows)
+        """Draw the maps of all examples."""
+        with torch.inference_mode(False), untouched(explained.reader.model):
+            return FeatureMaps(self.heatmap, explained.reader).draw(
+                explained.choices,
+                explained.numbers.slopes,
+                explained.inputs,
+                explained.additional,
+                feature=feature,
+                internal_batch_size=internal_batch_size,
+                settings=settings,
+            )
 
     def one_heatmap(
         self,
@@ -854,7 +577,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         backend: Heatmap = self.heatmap
         if isinstance(backend, DefaultMaps):
             fitted = self.explainers_.values()
-            exact = any(e.is_exact for e in fitted) if fitted else self._is_exact
+            exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
             backend = backend.of_groups if exact else backend.of_networks
         one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform)
         return one.attribute(
@@ -885,17 +608,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise NotFittedError(
                 f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(data, target=...)"
             )
-        manifest = {
-            "layer": name,
-            "n_features": self.n_features,
-            "seed": self.seed,
-            "recipe": asdict(self.recipe),
-            "transforms": [k for k in _TRANSFORMS if getattr(self, k) is not None],
-            "fingerprint": _serialization.fingerprint(model, name),
-            "explainers": [e.entry() for e in explainers],
-        }
-        tensors = {f"{i}.{key}": t for i, e in enumerate(explainers) for key, t in e.form.state_dict().items()}
-        return _serialization.write(path, manifest, tensors)
+        return _serialization.SavedExplainers(
+            layer=name,
+            n_features=self.n_features,
+            seed=self.seed,
+            recipe=self.recipe,
+            transforms=[k for k in _serialization.TRANSFORMS if getattr(self, k) is not None],
+            fingerprint=fingerprint(model, name),
+            explainers=explainers,
+        ).write(path)
 
     @classmethod
     def load(
@@ -923,301 +644,40 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ExplainerFileError: If files are missing, truncated, or foreign.
             ModelMismatchError: If the model differs; the message says in what.
         """
-        manifest, tensors = _serialization.read(path)
-        try:
-            saved = _Saved.of(manifest, tensors, forms)
-        except ExplainerFileError:
-            raise
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ExplainerFileError(
-                f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
-                "save it anew with XNNAttribution.save"
-            ) from error
         plain = unwrap(model)
-        if saved.layer not in dict(plain.named_modules()):
-            raise ModelMismatchError(
-                f"expected a model with the explained layer {saved.layer!r}, got {type(plain).__name__} without it; "
-                f"the explainers were fitted to a {saved.fingerprint['model_class']}"
-            )
-        without = [k for k in saved.transforms if settings.get(k) is None]
-        if without:
-            raise TypeError(
-                f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
-                "which cannot be saved; pass the same function again to load"
-            )
-        _check_model(
-            _serialization.differences(saved.fingerprint, _serialization.fingerprint(plain, saved.layer)), strict
-        )
+        saved = _serialization.SavedExplainers.read(path, forms)
+        saved.check(plain, settings, strict=strict)
         # If the layer is the whole model, its name is empty and cannot be looked up.
         xnn = cls(model, saved.layer or plain, saved.n_features, recipe=saved.recipe, seed=saved.seed, **settings)
-        device = _device(plain)
+        device = xnn._reader().device
         for explainer in saved.explainers:
             explainer.form.to(device)
             xnn.explainers_[saved.layer, explainer.targets] = explainer
         return xnn
 
 
-# Standard deviations of the output that contributions may miss without a warning.
-_NOTABLE = 0.005
-
-# Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
-_OFF = 0.02
-
-# Weights of an explanation network, in all and for each example, above which a fit warns of its size.
-_MANY, _MANY_EACH = 20_000_000, 1000
-
-_TRANSFORMS = ("output_transform", "prediction_transform")
-
-Log = Callable[[Any, Step], None]
-
-
-class _Run(NamedTuple):
-    """Settings of a fit that do not change its result: progress, checkpoint, log, processes."""
-
-    progress: bool
-    checkpoint: Checkpoint | None
-    log: Log | None
-    ranks: Ranks
-
-    def logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
-        """Return the callback that receives the records of one explainer."""
-        if self.log is None:
-            return None
-        return partial(self.log, targets[0] if len(targets) == 1 else targets)
-
-
 class _Explained(NamedTuple):
     """All of an explanation but its maps."""
 
-    targets: list[Target]
-    explainers: list[Explainer]
+    inputs: tuple[Tensor, ...]
     additional: tuple[Any, ...] | None
-    features: Tensor
-    contributions: Tensor
-    bias: Tensor
-    surrogate: Tensor
-    slopes: Tensor
+    targets: list[Target]
+    reader: Reader
+    choices: list[Choice]
+    numbers: Numbers
     prediction: Tensor
 
-
-class _Saved(NamedTuple):
-    """What a folder of saved explainers holds."""
-
-    layer: str
-    n_features: int
-    seed: int
-    recipe: Recipe
-    transforms: list[str]
-    fingerprint: dict[str, Any]
-    explainers: list[Explainer]
-
-    @classmethod
-    def of(cls, manifest: dict[str, Any], tensors: dict[str, Tensor], forms: Sequence[type[Autoencoder]]) -> _Saved:
-        """Parse a manifest. A damaged one raises errors of several kinds."""
-        name, transforms, n_features = manifest["layer"], manifest["transforms"], manifest["n_features"]
-        if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
-            raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
-        if not isinstance(transforms, list) or any(k not in _TRANSFORMS for k in transforms):
-            raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(_TRANSFORMS)}")
-        _serialization.check_fingerprint(manifest["fingerprint"])
-        explainers = []
-        # torch draws weights at construction, and these are replaced.
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            for i, entry in enumerate(manifest["explainers"]):
-                own = {key.removeprefix(f"{i}."): t for key, t in tensors.items() if key.startswith(f"{i}.")}
-                explainers.append(Explainer.restored(entry, own, name, forms=forms))
-        return cls(
-            layer=name,
-            n_features=n_features,
-            seed=int(manifest["seed"]),
-            recipe=Recipe(**manifest["recipe"]),
-            transforms=transforms,
-            fingerprint=manifest["fingerprint"],
-            explainers=explainers,
-        )
+    @property
+    def unexplained(self) -> Tensor:
+        return self.prediction - self.numbers.surrogate
 
 
-def _check_model(told: list[str], strict: bool) -> None:
-    """Raise or warn if a model differs from the one an explainer was fitted to."""
-    if not told:
-        return
-    message = (
-        f"expected the model that the explainers were fitted to, got one that differs: {'; '.join(told)}. "
-        "Load that model's weights first, or fit anew"
-    )
-    if strict:
-        raise ModelMismatchError(message + "; strict=False loads all the same")
-    warnings.warn(message, stacklevel=3)
+def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
+    """Raise where an additional argument has a row for each example by chance."""
 
+    def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        copies, others = copied(x, more)
+        return reader.run((*copies, *(others or ())))
 
-def _check_shape(Z: Tensor, explainer: Explainer) -> None:
-    """Raise if a layer's output lacks the shape that an explainer was fitted to."""
-    form, shape = explainer.form, explainer.form.config["shape"]
-    fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
-    if isinstance(form, ContributionGroups):  # the number of places is free
-        fits = Z.dim() - 1 == form.base.dim() and all(
-            size == own or own == 1 for size, own in zip(Z.shape[1:], form.base.shape, strict=True)
-        )
-    if not fits:
-        raise ModelMismatchError(
-            f"expected layer {explainer.layer!r} to give {shape} values per example, as when the explainer was fitted, "
-            f"got {tuple(Z.shape[1:])}; pass inputs of the size it was fitted to, or fit anew"
-        )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, ...], layer: str) -> None:
-    """Warn where contributions fail to add up although intervals have doubled as often as they may."""
-    if form.dtype not in (torch.float32, torch.float64):
-        return
-    off = evidence.unexplained.double().abs() / form.scale[:, None].double().cpu()
-    # A tolerance near rounding is the user's wish and not the integral's failure.
-    missed = off > max(2 * form.config["tolerance"], _NOTABLE)
-    if bool(missed.any()):
-        warnings.warn(
-            f"contributions to target {', '.join(map(str, targets))} at layer {layer!r} miss the output by up to "
-            f"{float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of {missed.shape[1]} "
-            f"examples, after {form.config['most']} intervals; choose a later layer, or pass "
-            f"autoencoder=functools.partial(ContributionGroups, most={2 * form.config['most']})",
-            stacklevel=levels_up(),
-        )
-
-
-def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
-    """Warn if a form has over twice as many x-features as its layer has directions, and its surrogate is off."""
-    if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
-        return
-    warnings.warn(
-        f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
-        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
-        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
-        "out, as contributions always add up",
-        stacklevel=levels_up(),
-    )
-
-
-def _warn_of_size(make: Callable[[], Form], shape: tuple[int, ...], examples: int, layer: str) -> None:
-    """Warn, before it takes the memory, of a network with far more weights than examples can teach."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            weights = sum(p.numel() for p in make().parameters())
-    except Exception:
-        return  # a form of the user's own, which may want real numbers
-    if weights <= max(_MANY, _MANY_EACH * examples):
-        return
-    warnings.warn(
-        f"the explanation network of layer {layer!r} has {weights / 1e6:.0f} million weights for {examples} examples, "
-        f"about {16 * weights / 1e9:.1f} GB while it learns, as Z has {shape} numbers per example; leave autoencoder= "
-        "out (groups of contributions weigh channels only), read one token or the mean, as in "
-        "output_transform=lambda output: output[:, 0], or pass autoencoder=ConvSRAE for feature maps",
-        stacklevel=levels_up(),
-    )
-
-
-def _of_network(form: Any, Z: Tensor, output: int, sloping: bool) -> tuple[Tensor, ...]:
-    """Return the numbers of some examples by a learned network."""
-    E = form.encode(Z.to(form.dtype))
-    slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
-    return E, form.contributions(E, output), form.head.bias[output].expand(len(E)), form.head(E)[:, output], slopes
-
-
-def _padded(maps: Tensor, most: int) -> Tensor:
-    """Return maps (N, K, ...) with empty ones for x-features that an explainer lacks, (N, most, ...)."""
-    missing = most - maps.shape[1]
-    return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
-
-
-def _of_rows(settings: dict[str, Any], all_rows: Sequence[Any], rows: list[int]) -> dict[str, Any]:
-    return settings if len(rows) == len(all_rows) else rows_of_settings(settings, len(all_rows), rows)
-
-
-def _wide(numbers: Tensor, most: int) -> Tensor:
-    """Return numbers (N, K) with zeros for x-features that this explainer lacks, (N, most)."""
-    return nn.functional.pad(numbers, (0, most - numbers.shape[1]))
-
-
-def _features(feature: int | None, K: int) -> list[int]:
-    if feature is None:
-        return list(range(K))
-    if not 0 <= operator.index(feature) < K:
-        raise ValueError(f"expected an x-feature from 0 to {K - 1}, got {feature}; leave feature out for all of them")
-    return [operator.index(feature)]
-
-
-class _Outputs(NamedTuple):
-    """What is learned of the model's outputs, from one pass over them: all of them may be too large for memory."""
-
-    y: Tensor
-    """The explained outputs, (M, C)."""
-    targets: list[Target]
-    """Which they are."""
-    classes: Tensor | None
-    """The class that the model gives each example, (M,); None where outputs are no classes."""
-    spread: Spread
-    """Whether all outputs look like logits."""
-
-    @classmethod
-    def of(cls, found: Activations, targets: list[Target]) -> _Outputs:
-        targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
-        if asked is not None and asked.spread is not None:
-            return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.spread)
-        y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
-        for part in parts(y_hat):
-            y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
-            first += len(part)
-            classes = predicted_classes(part)
-            given += [] if classes is None else [classes]
-            spread.add(part)
-        return cls(y, targets, torch.cat(given) if given else None, spread)
-
-    def columns(self, targets: tuple[Target, ...]) -> Tensor:
-        """Select some of the explained outputs, (M, C)."""
-        return self.y[:, [self.targets.index(t) for t in targets]]
-
-
-def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
-    """Compute F_cls, part by part."""
-    first, same = 0, 0.0
-    for part in parts(y_hat):
-        given = y_bar[first : first + len(part)]
-        same += classification_faithfulness(part, given, target) * len(part)
-        first += len(part)
-    return same / first
-
-
-def _check_positives(positives: Tensor, M: int) -> None:
-    if positives.shape != (M,) or positives.dtype != torch.bool:
-        raise ValueError(
-            f"expected positives as a boolean tensor ({M},), got {positives.dtype} {tuple(positives.shape)}; mark each "
-            "example of the class True"
-        )
-
-
-def _own_positives(given: Tensor | None, targets: tuple[Target, ...]) -> Tensor | None:
-    """Mark the examples to which the model gives one of the classes, (M,); None if outputs are no classes."""
-    if given is None or not all(isinstance(t, int) for t in targets):
-        return None
-    positives = torch.isin(given, torch.tensor(targets))
-    if not bool(positives.any()):
-        raise ValueError(
-            f"expected examples that the model gives class {', '.join(map(str, targets))}, got none of {len(given)}; "
-            "add such examples to the data, or, if the outputs are no classes, weight all examples alike with "
-            f"positives=torch.ones({len(given)}, dtype=torch.bool)"
-        )
-    return positives
-
-
-def _error_floor(y: Tensor, n: int) -> float | None:
-    """Compute the least mean squared error, summed over outputs, of n x-features with a linear head, if C > n."""
-    if y.shape[1] <= n:
-        return None
-    floor = error_floor(y, n)
-    warnings.warn(
-        f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
-        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
-        stacklevel=4,
-    )
-    return floor
+    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+        refuse_whole_arguments(read, inputs, additional or ())

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.heatmaps._network import ExplanationNetwork
-from captum_xnn.layers import find_layer
+from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import SRAE
 

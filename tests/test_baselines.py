@@ -14,24 +14,13 @@ from torch import nn
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import ExplainerFileError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.models import Dense
-from captum_xnn.models._base import Examples, Reconstruction, dense
-from captum_xnn.models.baselines import (
-    CAE,
-    NMF,
-    NN,
-    SAE,
-    Lasso,
-    RandomDecoder,
-    RandomEncoder,
-    SingleDimensions,
-    lasso,
-    lasso_of_size,
-)
+from captum_xnn.models._base import Dense, Examples, Reconstruction, dense
+from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines._learned import PlainObjective
 from captum_xnn.models.baselines._least_squares import read_out
 from captum_xnn.models.baselines._nmf import _unroll
-from captum_xnn.training import fit
+from captum_xnn.models.baselines._selection import lasso, lasso_of_size
+from captum_xnn.training._fitting import fit
 from captum_xnn.training._problem import Sampler
 
 QUICK = Recipe(steps=30)

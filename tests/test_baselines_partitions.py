@@ -6,7 +6,9 @@ import torch
 from sklearn.decomposition import NMF
 
 from captum_xnn.metrics import selectivity
-from captum_xnn.models.baselines import (
+from captum_xnn.models.baselines._partitions import (
+    _ascent,
+    _k_means,
     drsa,
     nmf_partition,
     prca,
@@ -15,7 +17,6 @@ from captum_xnn.models.baselines import (
     spectral_partition,
     subspace_relevances,
 )
-from captum_xnn.models.baselines._partitions import _ascent, _k_means
 
 BLOCKS = torch.tensor([2, 0, 1, 0, 2, 2, 1, 0, 0, 2, 1, 2])
 

@@ -130,7 +130,7 @@ def test_real_birds_do_not_degenerate(birds):
 
 
 def xnn_activations(xnn, batch):
-    from captum_xnn.layers import find_layer
+    from captum_xnn.layers._lookup import find_layer
     from captum_xnn.layers._read import read_layer
 
     name, layer = find_layer(xnn.model, xnn.layer)
@@ -604,7 +604,7 @@ def test_maps_that_differ_by_chance_are_one_map_on_average():
 def two_parts():
     """Pictures with two squares, each at one of two places: both places are the class. Every square can be removed."""
     from benchmarks.funnybirds import GRID, Read
-    from captum_xnn.metrics import patch_masks
+    from captum_xnn.metrics._patches import patch_masks
 
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(48) % 4

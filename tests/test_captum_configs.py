@@ -26,8 +26,7 @@ from captum_xnn import (
     Recipe,
     XNNAttribution,
 )
-from captum_xnn.layers import find_layer
-from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import read_layer
 
 # Of random weights: probability is lost, maps are zero, outputs are no classes.

@@ -528,22 +528,22 @@ def test_history_store_and_curves(folder: Path, tmp_path: Path, monkeypatch: pyt
 
     Also if another was cut off there, and whether or not there was time for a checkpoint.
     """
-    from captum_xnn.training._trainer import _Stack
+    from captum_xnn.training._trainer import Trainer
 
-    take, out, store = _Stack._take, tmp_path / "out", tmp_path / "store"
+    take, out, store = Trainer._take, tmp_path / "out", tmp_path / "store"
 
-    def cut(stack: _Stack, *given: Any) -> None:
-        if stack.step == 40:
+    def cut(trainer: Trainer, *given: Any) -> None:
+        if trainer.step == 40:
             raise KeyboardInterrupt
-        take(stack, *given)
+        take(trainer, *given)
 
-    monkeypatch.setattr(_Stack, "_take", cut)
+    monkeypatch.setattr(Trainer, "_take", cut)
     monkeypatch.setattr("captum_xnn.training._checkpoint.Checkpoint.due", lambda _: due)
     line = arguments(folder, "--out", str(out), "--store", str(store), "--recipe", "steps=60")
     assert cli.main([*line, "--seed", "1"]) == 130
     assert cli.main(line) == 130
     assert (out / "checkpoint").is_dir() == due and not (out / "explainer.json").exists()
-    monkeypatch.setattr(_Stack, "_take", take)
+    monkeypatch.setattr(Trainer, "_take", take)
     assert cli.main(line) == 0
     whole = tmp_path / "whole"
     assert cli.main([*line, "--out", str(whole), "--store", str(tmp_path / "other")]) == 0

@@ -9,7 +9,7 @@ from captum_xnn.datasets._synthetic import REASONS, reasons_table
 from captum_xnn.datasets._synthetic_models import _folded, _untrained
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
-from captum_xnn.layers import find_layer
+from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 
 

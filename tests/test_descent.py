@@ -19,13 +19,15 @@ from captum_xnn._distributed import Ranks
 from captum_xnn.errors import CheckpointError
 from captum_xnn.metrics import matched_features
 from captum_xnn.models import SRAE, ConvSRAE
-from captum_xnn.models._base import Objective
+from captum_xnn.models._base import Objective, encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.models.baselines import CAE, NN, SAE, RandomDecoder, RandomEncoder
-from captum_xnn.training import Checkpoint, JSONLines, Recipe, encode_all, fit, fit_together
+from captum_xnn.training import Checkpoint, JSONLines, Recipe
 from captum_xnn.training._anchors import anchors
+from captum_xnn.training._early_stopping import EarlyStopping
+from captum_xnn.training._fitting import fit, fit_together
 from captum_xnn.training._problem import Problem, Sampler
-from captum_xnn.training._trainer import _hold, _off_anchor, _rate, _signature, _Stack, _together, descend
+from captum_xnn.training._trainer import Trainer, _hold, _off_anchor, _rate, _signature, _together, descend
 
 T, M, D, K = 3, 400, 12, 3
 SHORT = Recipe(steps=60, batch_size=32)
@@ -170,7 +172,9 @@ def test_weights_of_encoder_and_decoder_decay_and_no_others(monkeypatch):
 
 def test_heads_begin_as_those_of_the_anchors(monkeypatch):
     begun = []
-    monkeypatch.setattr(_Stack, "_resume", lambda stack, bar: begun.append(stack.weights["head.weight"].clone()))
+    monkeypatch.setattr(
+        Trainer, "_resume", lambda trainer, bar: begun.append(trainer.stack.weights["head.weight"].clone())
+    )
     Z, ys, _ = problem()
     y = torch.cat(ys[:2], 1)
     fit(SRAE(D, K, n_outputs=2, hidden=()).double(), Z, y, recipe=Recipe(steps=1, batch_size=32))
@@ -185,31 +189,31 @@ def test_heads_begin_as_those_of_the_anchors(monkeypatch):
 def test_what_is_watched_is_the_objective_of_held_out_examples(monkeypatch):
     """Eq. 5 written again, with every row weighted by the part of the training set that it stands for."""
     seen = []
-    check = _Stack._check
+    check = Trainer._check
 
-    def spy(stack):
-        stack.best.fill_(math.inf)
-        check(stack)
-        seen.append(([w.detach().clone() for w in stack.weights.values()], stack))
+    def spy(trainer, early):
+        early.best.fill_(math.inf)
+        check(trainer, early)
+        seen.append(({name: w.detach().clone() for name, w in trainer.stack.weights.items()}, trainer))
 
-    monkeypatch.setattr(_Stack, "_check", spy)
+    monkeypatch.setattr(Trainer, "_check", spy)
     together(FORMS["SRAE"], Recipe(steps=5, batch_size=32, patience=1.0, beta=0.5, eta=2.0, q=3.0))
-    weights, stack = seen[-1]
-    for t, sampler in enumerate(stack.samplers):
-        rows = stack.watch[t]
+    weights, trainer = seen[-1]
+    for t, sampler in enumerate(trainer.samplers):
+        rows = trainer.early_stopping.rows[t]
         assert set(rows.tolist()) <= set(sampler.held_out.tolist())
         xnn = FORMS["SRAE"](D, K).double()
-        xnn.load_state_dict({name: w[t] for name, w in zip(stack.weights, weights, strict=True)})
+        xnn.load_state_dict({name: w[t] for name, w in weights.items()})
         with torch.no_grad():
-            E, y_bar, Z_tilde = xnn(stack.Z[rows])
-        faithful = (y_bar - stack.y[t, rows]).square().mean()
-        sparse = (1 + 3.0 * (Z_tilde - stack.Z[rows]).square().mean(0)).log().mean()
+            E, y_bar, Z_tilde = xnn(trainer.Z[rows])
+        faithful = (y_bar - trainer.y[t, rows]).square().mean()
+        sparse = (1 + 3.0 * (Z_tilde - trainer.Z[rows]).square().mean(0)).log().mean()
         w = 1 / sampler.row_weight[rows].double()
         C = torch.cov(E.T, aweights=w)
         square = (C / C.diag().outer(C.diag()).sqrt()).square()
         apart = (square.sum() - K) / (K * (K - 1))
         expected = faithful + 0.5 * sparse + 2.0 * apart
-        assert float(stack.best[t]) == pytest.approx(float(expected), rel=1e-6)
+        assert float(trainer.early_stopping.best[t]) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
@@ -218,22 +222,22 @@ def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
     g = torch.Generator().manual_seed(1)
     ys = [torch.randn(M, 1, generator=g, dtype=torch.float64), ys[1]]
     checked = []
-    check = _Stack._check
+    late = EarlyStopping.late
 
-    def spy(stack):
-        before = list(stack.alive)
-        check(stack)
-        checked.append((stack.step, before, stack.best.clone()))
+    def spy(early, step, losses, weights):
+        found = late(early, step, losses, weights)
+        checked.append((step, early.best))
+        return found
 
-    monkeypatch.setattr(_Stack, "_check", spy)
+    monkeypatch.setattr(EarlyStopping, "late", spy)
     recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
     xnns = [SRAE(D, K, hidden=(64,)).double() for _ in ys]
     noise, learned = fit_together(xnns, Z, ys, recipe=recipe)
     assert noise[-1].step < learned[-1].step < 399
     # It stopped after a tenth of the steps, or more where these were still drawn to anchors, without a new best.
-    last = max(step for step, alive, _ in checked if 0 in alive)
-    best = [float(b[0]) for _, alive, b in checked if 0 in alive]
-    since = next(step for (step, _, _), value in zip(checked, best, strict=False) if value == best[-1])
+    both = [(step, float(best[0])) for step, best in checked if len(best) == 2]
+    last = both[-1][0]
+    since = next(step for step, value in both if value == both[-1][1])
     assert last - since >= 40 and last >= 0.4 * 400
     assert all(math.isfinite(float(p.detach().abs().max())) for p in xnns[0].parameters())
 
@@ -243,17 +247,17 @@ def test_the_best_weights_count(monkeypatch):
     Z, ys, marks = problem()
     recipe = Recipe(steps=100, batch_size=32, patience=1.0)
     states = {}
-    check = _Stack._check
+    check = Trainer._check
 
-    def ruined(stack):
-        if stack.step == 50:
-            states["best"] = {k: t.detach().clone() for k, t in stack.weights.items()}
-            stack.best.fill_(-1.0)  # nothing later is better
-            for name, kept in stack.best_weights.items():
-                kept.copy_(stack.weights[name].detach())
-        check(stack)
+    def ruined(trainer, early):
+        if trainer.step == 50:
+            states["best"] = {k: t.detach().clone() for k, t in trainer.stack.weights.items()}
+            early.best.fill_(-1.0)  # nothing later is better
+            for name, kept in early.best_weights.items():
+                kept.copy_(trainer.stack.weights[name].detach())
+        check(trainer, early)
 
-    monkeypatch.setattr(_Stack, "_check", ruined)
+    monkeypatch.setattr(Trainer, "_check", ruined)
     monkeypatch.setattr("captum_xnn.training._fitting._arrange", lambda *_: None)
     monkeypatch.setattr(SRAE, "fold", lambda *_: None)
     xnns = [SRAE(D, K, hidden=()).double() for _ in ys]
@@ -284,14 +288,14 @@ class Cut(Exception):
 
 
 def cut_at(monkeypatch, step):
-    take = _Stack._take
+    take = Trainer._take
 
-    def cut(stack, *arguments):
-        if stack.step == step:
+    def cut(trainer, *arguments):
+        if trainer.step == step:
             raise Cut
-        take(stack, *arguments)
+        take(trainer, *arguments)
 
-    monkeypatch.setattr(_Stack, "_take", cut)
+    monkeypatch.setattr(Trainer, "_take", cut)
 
 
 @pytest.mark.parametrize("patience", [None, 0.5])
@@ -353,13 +357,13 @@ def test_it_goes_on_from_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(Cut):
         together(FORMS["SRAE"], recipe, checkpoint=kept)
     monkeypatch.undo()
-    take = _Stack._take
+    take = Trainer._take
 
-    def noting(stack, *arguments):
-        steps.append(stack.step)
-        take(stack, *arguments)
+    def noting(trainer, *arguments):
+        steps.append(trainer.step)
+        take(trainer, *arguments)
 
-    monkeypatch.setattr(_Stack, "_take", noting)
+    monkeypatch.setattr(Trainer, "_take", noting)
     together(FORMS["SRAE"], recipe, checkpoint=kept)
     assert steps == list(range(75, 120))
     # What is done is not done again.
@@ -370,13 +374,13 @@ def test_it_goes_on_from_where_it_was(tmp_path, monkeypatch):
 
 def test_other_data_or_settings_start_anew(tmp_path, monkeypatch):
     kept, started = Checkpoint(tmp_path, every=0), []
-    take = _Stack._take
+    take = Trainer._take
 
-    def noting(stack, *arguments):
-        started.append(stack.step)
-        take(stack, *arguments)
+    def noting(trainer, *arguments):
+        started.append(trainer.step)
+        take(trainer, *arguments)
 
-    monkeypatch.setattr(_Stack, "_take", noting)
+    monkeypatch.setattr(Trainer, "_take", noting)
     Z, ys, marks = problem()
 
     def once(Z=Z, y=ys[0], marked=marks[0], recipe=SHORT, seed=0):
@@ -451,7 +455,7 @@ def test_killed_while_writing_the_last_checkpoint_stays(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("captum_xnn._serialization.os.fsync", killed)
+        patch.setattr("captum_xnn._files.os.fsync", killed)
         kept.write("0", {"step": 2})
     assert kept.read("0", torch.device("cpu")) == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1
@@ -546,14 +550,14 @@ SCRIPT = """
     kept = None
     if os.environ.get("CHECKPOINT"):
         from captum_xnn.training import Checkpoint
-        from captum_xnn.training._trainer import _Stack
-        kept, take = Checkpoint(os.environ["CHECKPOINT"], every=0), _Stack._take
-        def killed(stack, *given):
-            if stack.step == 30 and dist.get_rank() == 1 and os.environ.get("KILL"):
+        from captum_xnn.training._trainer import Trainer
+        kept, take = Checkpoint(os.environ["CHECKPOINT"], every=0), Trainer._take
+        def killed(trainer, *given):
+            if trainer.step == 30 and dist.get_rank() == 1 and os.environ.get("KILL"):
                 os._exit(9)
-            print("step", stack.step, flush=True)
-            take(stack, *given)
-        _Stack._take = killed
+            print("step", trainer.step, flush=True)
+            take(trainer, *given)
+        Trainer._take = killed
     calls = []
     model[0].register_forward_hook(lambda m, i, o: calls.append(len(o)))
     learned = os.environ.get("FORM", "learned") == "learned"
@@ -643,8 +647,8 @@ class Pair(Ranks):
 
 def test_processes_learn_as_many_at_a_time(monkeypatch):
     """As the one with the least room; stacks of other sizes could not be averaged."""
-    sizes, run = [], _Stack.run
-    monkeypatch.setattr(_Stack, "run", lambda stack, bar: sizes.append(len(stack.xnns)) or run(stack, bar))
+    sizes, run = [], Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self, bar: sizes.append(len(self.stack.xnns)) or run(self, bar))
     monkeypatch.setattr(Pair, "says", lambda own: 2)
     together(FORMS["SRAE"], Recipe(steps=3, batch_size=32), ranks=Pair(1, 2))
     assert sizes == [2, 1]

@@ -15,8 +15,8 @@ from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn import _serialization as files
-from captum_xnn._serialization import differences, fingerprint
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError, NotFittedError
+from captum_xnn.layers._fingerprint import differences, fingerprint
 
 
 def randn(*shape, seed=0):

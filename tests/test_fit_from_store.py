@@ -18,11 +18,12 @@ from captum_xnn.activations import Activations, collect
 from captum_xnn.activations import _memmap as module
 from captum_xnn.activations._memmap import Rows
 from captum_xnn.errors import ModelMismatchError, StoreError
+from captum_xnn.models._base import encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, NMF, NN, Lasso, RandomEncoder, SingleDimensions
-from captum_xnn.training import encode_all, fit
 from captum_xnn.training._anchors import anchors
+from captum_xnn.training._fitting import fit
 
 QUICK = Recipe(steps=40)
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError
-from captum_xnn.layers import find_layer
 from captum_xnn.layers._batching import gathered, rows_of
-from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import read_layer, run_to_layer
 from captum_xnn.layers._state import one_path, untouched
 from captum_xnn.layers._trace import trace

@@ -15,10 +15,10 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # Five layers from the bottom up; folders and files import from their own row and from lower ones. "" is the package
 # itself, whose names are the public ones.
 ROWS = (
-    ("errors", "_targets", "_distributed", "layers", "metrics", "datasets"),
-    ("activations", "models", "excitation_bp", "plots", "_serialization"),
+    ("errors", "_files", "_targets", "_distributed", "layers", "metrics", "datasets"),
+    ("activations", "models", "excitation_bp", "plots"),
     ("training", "heatmaps"),
-    ("explanation", "explainer", "attribution", "patch_scores"),
+    ("explanation", "explainer", "_serialization", "attribution", "patch_scores"),
     ("report", "cli", "study", "", "__main__"),
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}

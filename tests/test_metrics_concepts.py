@@ -6,16 +6,8 @@ from math import factorial
 import pytest
 import torch
 
-from captum_xnn.metrics import (
-    area,
-    completeness,
-    contribution_order,
-    deletion,
-    insertion,
-    random_order,
-    shapley_values,
-    surrogate_score,
-)
+from captum_xnn.metrics import deletion, insertion, surrogate_score
+from captum_xnn.metrics._concepts import area, completeness, contribution_order, random_order, shapley_values
 
 
 def drawn(*shape, seed=0):

@@ -7,16 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.metrics import (
-    biharmonic,
-    combined,
-    constant,
-    keep_top,
-    keep_top_accuracy,
-    mean_colour,
-    telea,
-    top_pixels,
-)
+from captum_xnn.metrics import biharmonic, combined, constant, keep_top, keep_top_accuracy, telea
+from captum_xnn.metrics._keeping import mean_colour, top_pixels
 
 
 def drawn(*shape, seed=0):

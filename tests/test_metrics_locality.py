@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from captum_xnn.metrics import locality, mean_locality, object_probabilities, part_probabilities, pixel_probabilities
+from captum_xnn.metrics import locality, mean_locality, object_probabilities, part_probabilities
+from captum_xnn.metrics._localisation import pixel_probabilities
 
 NAN = math.nan
 

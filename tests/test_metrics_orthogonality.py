@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from captum_xnn.metrics import OrthogonalityStream, contribution_shares, orthogonality
+from captum_xnn.metrics import orthogonality
+from captum_xnn.metrics._overlap import OrthogonalityStream, contribution_shares
 
 
 def rand(*shape, seed=0):

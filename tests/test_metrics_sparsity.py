@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from captum_xnn.metrics import effective_number, gini, hoyer
+from captum_xnn.metrics import effective_number
+from captum_xnn.metrics._sparsity import gini, hoyer
 
 
 def drawn(*shape, seed=0):

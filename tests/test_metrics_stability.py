@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from captum_xnn.metrics import linear_cka, matched_features
+from captum_xnn.metrics import matched_features
+from captum_xnn.metrics._stability import linear_cka
 
 
 def drawn(*shape, seed=0):

@@ -231,7 +231,7 @@ def test_deeplift_through_modules_made_in_forward(form):
     xnn = fitted(MadeInForward(), "act", x, form, FromCaptum(DeepLift, baselines=x[5:6]))
     maps = xnn.attribute(x[:3], 0)
     if form == "groups":  # held slopes are those of the example, so the read-out at the baseline has them too
-        slopes = xnn._explained(x[:3], 0, None)[1].slopes
+        slopes = xnn._explained(x[:3], 0, None).numbers.slopes
         model, groups = xnn.model, xnn.explainer(0).form.groups
         Z, Z0 = (model.act(model.last(hidden(model, part))).detach() for part in (x[:3], x[5:6]))
         wanted = ((Z - Z0) * slopes) @ groups

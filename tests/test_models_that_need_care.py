@@ -175,7 +175,7 @@ def test_every_call_is_explained(kind):
     E = xnn.explainer(0).form.encode(Z)
     plain = tuple(x.detach() for x in some)
     if kind == "frame encoder":  # without gradients by its own will
-        torch.testing.assert_close(xnn._explained(plain[0], 0, None)[1].features, E)
+        torch.testing.assert_close(xnn._explained(plain[0], 0, None).numbers.features, E)
         return
     why = xnn.explain(plain if len(plain) > 1 else plain[0], 0)
     torch.testing.assert_close(why.features, E.detach())

@@ -129,3 +129,62 @@ def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
     made = of(model, x, torch.zeros(3).double(), [[None] * 5], own=model(x)[None].detach(), tolerance=1e-3, most=4096)
     c = made.contributions(torch.zeros(3).double())
     torch.testing.assert_close(c[0], (torch.relu(model.layer(x)) * x).detach(), rtol=0, atol=1e-2)
+
+
+class Skips(nn.Module):
+    """The input reaches the output around the layer, by a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.layer(x)) ** 2) * (1 + x[:, :1] ** 2)
+
+
+def known(model, x, Z, targets):
+    tail = Tail(model, "layer")
+    own = tail.outputs((x,), None, targets)
+    tolerance = torch.full((len(targets),), 1e-4)
+    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, own=own, Z=Z), tail
+
+
+def test_a_known_activation_saves_the_modules_before_the_layer():
+    """One example runs there, whatever the number of intervals, and the numbers are the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("before", nn.Linear(3, 5))
+    model.add_module("layer", nn.Linear(5, 4))
+    model.add_module("after", nn.Sequential(nn.Tanh(), nn.Linear(4, 2)))
+    x, targets = torch.randn(6, 3), [[0] * 6, [1] * 6]
+    Z = model.layer(model.before(x)).detach()
+    rows = []
+    model.before.register_forward_hook(lambda _module, _inputs, output: rows.append(len(output)))
+    made, tail = known(model, x, Z, targets)
+    assert tail.alone is True and rows[0] == 6 and {*rows[1:]} == {1}  # the model's own outputs come first
+    plain = integrate(Tail(model, "layer"), (x,), None, torch.zeros(4), targets, tolerance=torch.full((2,), 1e-4))
+    torch.testing.assert_close(made.slopes, plain.slopes)
+    assert torch.equal(made.intervals, plain.intervals)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_known_activations_do_not_hide_what_goes_around_the_layer(n):
+    torch.manual_seed(0)
+    model, x = Skips(), torch.randn(n, 3)
+    made, tail = known(model, x, model.layer(x).detach(), [[1] * n])
+    assert tail.alone is (None if n == 1 else False)
+    plain = integrate(Tail(model, "layer"), (x,), None, torch.zeros(4), [[1] * n], tolerance=torch.full((1,), 1e-4))
+    torch.testing.assert_close(made.slopes, plain.slopes)
+    torch.testing.assert_close(made.end, model(x)[:, 1].detach()[None])
+
+
+def test_activations_of_other_examples_are_noticed():
+    torch.manual_seed(0)
+    model, x = Skips(), torch.randn(5, 3)
+    x[:, 0] = 0.5  # nothing that goes around differs
+    Z = model.layer(x).detach()
+    made, tail = known(model, x, Z, [[1] * 5])
+    assert tail.alone is True
+    wrong, tail = known(model, x, Z.flip(0), [[1] * 5])
+    assert tail.alone is False
+    torch.testing.assert_close(wrong.slopes, made.slopes)

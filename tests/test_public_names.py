@@ -11,46 +11,33 @@ NAMES = {
         "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__"
     ),
     "cli": "Configuration Opened main",
-    "activations": "Activations Source Unpack checked collect collect_part collect_together first_of_batch",
+    "activations": "Activations collect collect_part",
     "datasets": (
-        "ADE20KScenes CUB200 Digits Figures FunnyBirds FunnyBirdsSample LOOKS PARTS PartsSample Places365 collate "
-        "draw_figures exact_network load_digits load_mnist reason_parts trained_network"
+        "ADE20KScenes CUB200 Digits Figures FunnyBirds LOOKS PARTS PartsSample Places365 collate draw_figures "
+        "exact_network load_digits load_mnist reason_parts trained_network"
     ),
     "errors": (
         "CheckpointError DatasetError ExplainerFileError LayerNotFoundError LayerNotReachedError "
         "ModelMismatchError NamesFileError NotFittedError StoreError UnsupportedOperationError"
     ),
     "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP stopping_layer total_mass",
-    "heatmaps": (
-        "DefaultMaps ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap TOKENS TokenGrid as_heatmap "
-        "rows_of_settings"
-    ),
-    "layers": "EveryCall find_layer",
+    "heatmaps": "DefaultMaps ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap TokenGrid",
+    "layers": "EveryCall",
     "metrics": (
-        "Comparison Matching Orthogonality OrthogonalityStream Selectivity Similarity area biharmonic blurred "
-        "chance_purity classification_faithfulness clustering_purity combined completeness constant "
-        "contribution_order contribution_shares deletion drop_orthogonality effective_number error_floor gini "
-        "hoyer insertion keep_top keep_top_accuracy linear_cka locality matched_features mean_colour "
-        "mean_locality object_probabilities orthogonality paired_test part_probabilities patch_agreement "
-        "patch_correlations patch_drops patch_masks pixel_probabilities pointing_accuracy random_maps "
-        "random_order random_partition randomised rank_correlation regression_faithfulness selectivity "
-        "shapley_values similarity single_deletion surrogate_score telea top_down top_pixels within_part"
+        "Faithfulness Orthogonality biharmonic blurred classification_faithfulness clustering_purity combined "
+        "constant deletion drop_orthogonality effective_number insertion keep_top keep_top_accuracy locality "
+        "matched_features mean_locality object_probabilities orthogonality paired_test part_probabilities "
+        "patch_agreement patch_drops pointing_accuracy random_maps randomised regression_faithfulness selectivity "
+        "similarity surrogate_score telea top_down"
     ),
-    "models": "Autoencoder ContributionGroups ConvSRAE Dense PaperSRAE SRAE",
-    "models.baselines": (
-        "CAE Lasso LinearModel NMF NN RandomDecoder RandomEncoder SAE SingleDimensions drsa lasso "
-        "lasso_of_size nmf_partition prca random_partition single_dimensions spectral_partition "
-        "subspace_relevances"
-    ),
+    "models": "Autoencoder ContributionGroups ConvSRAE PaperSRAE SRAE",
+    "models.baselines": "CAE Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
     "plots": (
         "contours overlay own_scale read_names shared_scale show_contributions show_explanation show_gallery "
         "write_names"
     ),
     "report": "ConceptCard Example PlacesOfMaps concept_cards on_objects on_parts write_report",
-    "training": (
-        "Checkpoint JSONLines Recipe Step TensorBoard Trial Tuning choose_n encode_all fit fit_together "
-        "held_out_f_reg tune tune_alpha"
-    ),
+    "training": "Checkpoint JSONLines Recipe TensorBoard Tuning choose_n tune tune_alpha",
 }
 
 

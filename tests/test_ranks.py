@@ -7,7 +7,7 @@ import torch
 from torch import multiprocessing
 
 from captum_xnn._distributed import ALONE, Ranks, launched, speaks
-from captum_xnn.activations import collect_together
+from captum_xnn.activations._collecting import collect_together
 from captum_xnn.models._base import Reconstruction
 from captum_xnn.models._objectives import RunningObjective
 

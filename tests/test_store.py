@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.activations import Activations, collect, collect_part
 from captum_xnn.activations import _store as module
 from captum_xnn.activations._store import Store
@@ -460,10 +460,13 @@ def edit(**entries):
     ("change", "text"),
     [
         (Path.unlink, r"has no store.json; pass the folder"),
-        (cut, r"store.json is cut short, or is not JSON; pass the folder"),
-        (lambda file: file.write_text("[1, 2]"), "is JSON, but does not describe activations; pass another folder"),
+        (cut, r"store.json' is cut short, or is not JSON .*; pass the folder"),
+        (
+            lambda file: file.write_text("[1, 2]"),
+            "is JSON, but does not describe activations, which have 'kind': .*; pass the folder",
+        ),
         (lambda file: file.write_text('{"schema": 1}'), "does not describe activations"),
-        (edit(schema=99), r"has schema 99 instead of 1, as another version"),
+        (edit(schema=99), r"has schema 99 instead of 1, as another version .* collect into another folder"),
         (edit(tables={}), r"the manifest .* lacks entries; delete it and collect anew"),
         (edit(rows_per_shard="drop"), "lacks entries"),
         (edit(fingerprint=None), "lacks entries"),

@@ -130,7 +130,7 @@ def test_damaged_studies_and_databases_are_told(
     path = study.folder / "study.json"
     path.write_text(path.read_text().replace('"arms"', '"armz"'))
     assert run("links", str(tmp_path)) == 1
-    assert "expected arms in" in capsys.readouterr().err
+    assert "lacks arms; run `captum-xnn study prepare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from captum_xnn import XNNAttribution
 from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.models._objectives import RunningObjective
 from captum_xnn.models.losses import covariance
-from captum_xnn.training import Recipe, fit
+from captum_xnn.training import Recipe
+from captum_xnn.training._fitting import fit
 from captum_xnn.training._problem import Sampler
-from captum_xnn.training._trainer import _Stack
+from captum_xnn.training._trainer import Trainer
 
 QUICK = Recipe(steps=400)
 
@@ -107,23 +108,23 @@ def test_eq_5_as_printed_degenerates_here():
 def test_eq_5_as_printed_is_fitted_in_the_models_units(monkeypatch):
     """No scale, no anchors, no decay; x-features stay as learned, in order of contribution."""
     begun, given = [], []
-    resume, arranged = _Stack._resume, PaperSRAE.reorder_features
+    resume, arranged = Trainer._resume, PaperSRAE.reorder_features
 
-    def spy(stack, bar):
-        begun.append(stack)
-        resume(stack, bar)
+    def spy(trainer, bar):
+        begun.append(trainer)
+        resume(trainer, bar)
 
     def reorder(xnn, order):
         given.append(xnn.encode(Z).detach())
         arranged(xnn, order)
 
-    monkeypatch.setattr(_Stack, "_resume", spy)
+    monkeypatch.setattr(Trainer, "_resume", spy)
     monkeypatch.setattr(PaperSRAE, "reorder_features", reorder)
     Z, y, positives = problem()
     xnn = PaperSRAE(40, 4, hidden=(32, 16))
     fit(xnn, Z, y, positives=positives, recipe=Recipe(steps=30))
     assert torch.equal(begun[0].Z, Z) and torch.equal(begun[0].y[0], y) and begun[0].anchored is None
-    assert {group["weight_decay"] for group in begun[0].optimiser.param_groups} == {0.0}
+    assert {group["weight_decay"] for group in begun[0].stack.optimiser.param_groups} == {0.0}
     E = xnn.encode(Z).detach()
     assert sorted(E.sum(0).tolist()) == pytest.approx(sorted(given[0].sum(0).tolist()), rel=1e-4)
     mean = xnn.contributions(E)[positives].mean(0)

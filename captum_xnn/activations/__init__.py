@@ -5,24 +5,6 @@
 :mod:`~captum_xnn.activations._memmap` write and read files.
 """
 
-from captum_xnn.activations._collecting import (
-    Activations,
-    Source,
-    Unpack,
-    checked,
-    collect,
-    collect_part,
-    collect_together,
-    first_of_batch,
-)
+from captum_xnn.activations._collecting import Activations, collect, collect_part
 
-__all__ = [
-    "Activations",
-    "Source",
-    "Unpack",
-    "checked",
-    "collect",
-    "collect_part",
-    "collect_together",
-    "first_of_batch",
-]
+__all__ = ["Activations", "collect", "collect_part"]

@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn import _serialization
 from captum_xnn._distributed import Ranks
 from captum_xnn._targets import Target, select
 from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_mapping
@@ -37,11 +37,13 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import ModelMismatchError, StoreError
 from captum_xnn.layers._arguments import refuse_too_many, refuse_uneven
 from captum_xnn.layers._calls import calls_of
+from captum_xnn.layers._fingerprint import differences, fingerprint
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._logits import Spread
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._probe import probe
-from captum_xnn.layers._read import OutputTransform, read_layer
+from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader, checked
 from captum_xnn.layers._state import untouched
 
 __all__ = [
@@ -49,7 +51,6 @@ __all__ = [
     "Asked",
     "Source",
     "Unpack",
-    "checked",
     "collect",
     "collect_part",
     "collect_together",
@@ -124,7 +125,7 @@ class Activations(NamedTuple):
     layer: str
     """Dotted name of the layer."""
     fingerprint: dict[str, Any] | None = None
-    """The model's fingerprint (:func:`captum_xnn._serialization.fingerprint`), where activations come from a store."""
+    """The model's fingerprint (:mod:`captum_xnn.layers._fingerprint`), where activations come from a store."""
     source: Source | None = None
     """The inputs, to be read again by groups of contributions; None where they cannot be read again."""
     folder: Path | None = None
@@ -169,7 +170,7 @@ class Activations(NamedTuple):
         """
         told = [f"layer is {layer}, was {self.layer}"] if layer != self.layer else []
         if not told and self.fingerprint is not None:
-            told = _serialization.differences(self.fingerprint, _serialization.fingerprint(model, layer))
+            told = differences(self.fingerprint, fingerprint(model, layer))
         if told:
             raise ModelMismatchError(
                 f"these activations were not collected from layer {layer!r} of this model: {'; '.join(told)}. Name "
@@ -201,52 +202,14 @@ def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
     return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in many)
 
 
-def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Check that both tensors are finite and belong to the same examples; return them unchanged.
+@dataclass(frozen=True)
+class _Reader(Reader):
+    """Reads one layer of a model on data, batch by batch."""
 
-    Args:
-        Z: Output of the layer, (N, ...).
-        y_hat: Output of the model; should be a tensor (N, ...).
-        name: Name of the layer in errors.
-        first: Number of the first example, for errors.
-
-    Raises:
-        TypeError: If the model's output is no tensor.
-        ValueError: If rows do not match, or anything is NaN or infinite.
-    """
-    if not isinstance(y_hat, Tensor):
-        raise TypeError(
-            f"expected the model to return one tensor, got {type(y_hat).__name__}; pass prediction_transform=, a "
-            "function that picks the logits, such as `lambda output: output['logits']`"
-        )
-    if y_hat.dim() == 0 or len(Z) != len(y_hat):
-        rows = len(y_hat) if y_hat.dim() else "no"
-        raise ValueError(
-            f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
-            "reshape the layer's output in output_transform= so that examples come first"
-        )
-    for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
-        if not torch.isfinite(values).all():
-            bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
-            raise ValueError(
-                f"the output of {what} is NaN or infinite in example {bad}; look for NaN in this example's inputs, or "
-                "run the model in float32 if it overflows in half precision"
-            )
-    return Z, y_hat
-
-
-class _Reader(NamedTuple):
-    """Reads one layer of a model."""
-
-    model: nn.Module
-    name: str
-    layer: nn.Module
-    output_transform: OutputTransform | None
-    prediction_transform: OutputTransform | None
-    asked: Asked | None
+    asked: Asked | None = None
 
     @classmethod
-    def of(
+    def for_data(
         cls,
         model: nn.Module,
         layer: str | nn.Module,
@@ -262,7 +225,7 @@ class _Reader(NamedTuple):
             refuse_uneven(data)
         return cls(model, *find_layer(model, layer), output_transform, prediction_transform, asked)
 
-    def read(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
+    def read_batch(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
         """Compute the layer's and the model's outputs on a batch, on the CPU."""
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
@@ -272,12 +235,7 @@ class _Reader(NamedTuple):
 
     def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
         """Compute the layer's and the model's outputs on a batch, unchecked and on the model's device."""
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        arguments = _moved(inputs, device) + _moved(additional, device)
-        Z, output = read_layer(
-            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
-        )
-        return Z, output if self.prediction_transform is None else self.prediction_transform(output)
+        return self.run(_moved(inputs, self.device) + _moved(additional, self.device))
 
     def try_out(self, inputs: Any, additional: Any, read: tuple[Tensor, Tensor]) -> None:
         """Raise where a model cannot be explained, as far as its first batch shows.
@@ -285,18 +243,17 @@ class _Reader(NamedTuple):
         Args:
             inputs: Inputs of the batch.
             additional: Additional arguments.
-            read: The result of :meth:`read` on them.
+            read: The result of :meth:`read_batch` on them.
         """
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         more = format_forward_args(additional) or ()
         if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
             return
         many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         calls_of(
             self.model,
             self.layer,
-            _moved(many, device) + _moved(more, device),
+            _moved(many, self.device) + _moved(more, self.device),
             name=self.name,
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
@@ -305,13 +262,13 @@ class _Reader(NamedTuple):
     def read_all(
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
     ) -> list[tuple[Tensor, Tensor]]:
-        """Read each batch by :meth:`read`, try the model out on the first, and keep the requested outputs."""
+        """Read each batch by :meth:`read_batch`, try the model out on the first, and keep the requested outputs."""
         found: list[tuple[Tensor, Tensor]] = []
         first = 0
         with torch.inference_mode(False), untouched(self.model), torch.no_grad():
             title = f"activations of {self.name}"
             for inputs, additional in tqdm(batches, title, total, disable=not progress, leave=False):
-                Z, y_hat = self.read(inputs, additional, first)
+                Z, y_hat = self.read_batch(inputs, additional, first)
                 if not first:
                     self.try_out(inputs, additional, (Z, y_hat))
                 found.append((Z, y_hat if self.asked is None else self.asked.kept(y_hat)))
@@ -411,7 +368,7 @@ def collect(
         )
         opened = Activations.open(folder, checksums=False)  # old shards were verified, new ones just written
         return opened._replace(source=_source(data, unpack))
-    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
+    reader = _Reader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
     read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
     return reader.joined(read)._replace(source=_source(data, unpack))
@@ -472,14 +429,14 @@ def collect_together(
         collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
         ranks.wait()
         return Activations.open(store, checksums=False)._replace(source=_source(data, unpack))
-    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
+    reader = _Reader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack)
     first = batches.first()
     if first is None:
         raise ValueError(_NOTHING)
     own = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
     seen = {
-        "model": _serialization.fingerprint(reader.model, reader.name),
+        "model": fingerprint(reader.model, reader.name),
         "data": (batches.examples, first_inputs(first.inputs, 0)),
     }
     of_all = ranks.all_of((own, seen))
@@ -552,7 +509,7 @@ def collect_part(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
-    reader = _Reader.of(model, layer, data, output_transform, prediction_transform, asked)
+    reader = _Reader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
     folder = Path(store)
     folder.mkdir(parents=True, exist_ok=True)
@@ -579,18 +536,18 @@ def collect_part(
 def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
     """Create a store, or open the store in the folder; raise where it is of another model, layer or data."""
     about: dict[str, Any] = {
-        "fingerprint": _serialization.fingerprint(reader.model, reader.name),
+        "fingerprint": fingerprint(reader.model, reader.name),
         "transforms": [k for k in ("output_transform", "prediction_transform") if getattr(reader, k) is not None],
         "first_inputs": first_inputs(first.inputs, 0),
     }
     if not Store.exists(folder):
-        Z, y_hat = reader.read(first.inputs, first.additional, 0)
+        Z, y_hat = reader.read_batch(first.inputs, first.additional, 0)
         reader.try_out(first.inputs, first.additional, (Z, y_hat))
         tables = {"Z": Z, "y_hat": y_hat}
         Store.create(folder, about, tables, rows_per_shard=rows_per_shard, rows=examples)
     store = Store.open(folder)
     was = store.manifest
-    told = _serialization.differences(was["fingerprint"], about["fingerprint"])
+    told = differences(was["fingerprint"], about["fingerprint"])
     if told:
         raise ModelMismatchError(
             f"{folder} holds activations of another model or layer: {'; '.join(told)}. Load the weights they were "
@@ -697,7 +654,7 @@ class _Filling:
 
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run the model on a batch; raise where rows, shapes or dtypes do not fit the store."""
-        Z, y_hat = self.reader.read(batch.inputs, batch.additional, batch.first)
+        Z, y_hat = self.reader.read_batch(batch.inputs, batch.additional, batch.first)
         if len(Z) != batch.rows:
             raise ValueError(
                 f"layer {self.reader.name!r} gives {len(Z)} rows for {batch.rows} examples from example {batch.first} "

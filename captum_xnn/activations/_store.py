@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import Format, read_json, replace_file
 from captum_xnn.activations._memmap import Rows, head
 from captum_xnn.errors import StoreError
 
@@ -52,6 +52,14 @@ _KIND = "captum_xnn activations"
 _SHARD_BYTES, _SHARD_ROWS = 1 << 26, 4096
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AGAIN = "collect again with the same call, which makes only the missing shards"
+_FORMAT = Format(
+    "activations",
+    {"kind": _KIND},
+    ("schema", SCHEMA),
+    (),
+    StoreError,
+    "pass the folder that activations were collected into, store=..., or collect into another folder",
+)
 
 
 class Store:
@@ -121,14 +129,7 @@ class Store:
             StoreError: If the folder holds no store, or one of another version or program.
         """
         path = Path(folder) / _MANIFEST
-        manifest = _json(path, "pass the folder that activations were collected into, store=...")
-        if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-            raise StoreError(f"{path} is JSON, but does not describe activations; pass another folder")
-        if manifest.get("schema") != SCHEMA:
-            raise StoreError(
-                f"{path} has schema {manifest.get('schema')!r} instead of {SCHEMA}, as another version of captum_xnn "
-                "wrote it; use that version, or collect into another folder"
-            )
+        manifest = _FORMAT.read(path)
         try:
             n, rows = int(manifest["rows_per_shard"]), manifest["rows"]
             complete = n > 0 and (rows is None or int(rows) > 0) and bool(manifest["fingerprint"]["layer"] is not None)
@@ -244,7 +245,7 @@ class Store:
         Args:
             shard: Number of the shard.
         """
-        return str(_json(self._entry(shard), _AGAIN)["first_inputs"])
+        return str(read_json(self._entry(shard), StoreError, _AGAIN)["first_inputs"])
 
     def damage(self, shard: int, *, checksums: bool = True) -> str | None:
         """Describe the damage of a shard, as the end of a sentence that begins "shard i"; None if it is whole.
@@ -326,7 +327,7 @@ class Store:
             table: "Z" or "y_hat".
             shards: Numbers of the shards.
         """
-        entries = (_json(self._entry(shard), _AGAIN) for shard in shards)
+        entries = (read_json(self._entry(shard), StoreError, _AGAIN) for shard in shards)
         files = [self.folder / Path(entry["files"][table]["name"]).name for entry in entries]
         rows, dtype = Rows(files), getattr(torch, self.manifest["tables"][table]["dtype"])
         return rows if rows.dtype == dtype else rows.map(lambda values: values.to(dtype))
@@ -406,17 +407,6 @@ def _described(table: Tensor) -> dict[str, Any]:
         "stored_as": str(stored(table[:0]).dtype).removeprefix("torch."),
         "shape": list(table.shape[1:]),
     }
-
-
-def _json(path: Path, hint: str) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StoreError(f"{path.parent} has no {path.name}; {hint}") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error}); {hint}") from error
-    except ValueError as error:
-        raise StoreError(f"{path} is cut short, or is not JSON; {hint}") from error
 
 
 def _writing(path: Path, what: str, *data: bytes | memoryview) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks, launched
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn._targets import Target, select
-from captum_xnn.activations import collect_together
+from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of

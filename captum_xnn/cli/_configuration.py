@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.cli._inputs import as_channels, as_size
 from captum_xnn.training._problem import Recipe
 

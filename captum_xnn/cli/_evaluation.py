@@ -22,9 +22,8 @@ from captum_xnn.cli._opened import Opened
 from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
-from captum_xnn.models._base import Autoencoder
+from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.patch_scores import PatchScores, patch_scores
-from captum_xnn.training import encode_all
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -116,7 +116,7 @@ def _explain(arguments: argparse.Namespace) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> str:
-    from captum_xnn._serialization import replace_file
+    from captum_xnn._files import replace_file
     from captum_xnn.cli._evaluation import evaluate
 
     path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from captum_xnn.attribution import Faithfulness, XNNAttribution
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._digits import Digits, load_digits
+from captum_xnn.metrics import Faithfulness
 from captum_xnn.report import write_report
 from captum_xnn.training._problem import Recipe
 

@@ -2,7 +2,7 @@
 
 from captum_xnn.datasets._cub import CUB200
 from captum_xnn.datasets._digits import Digits, load_digits, load_mnist
-from captum_xnn.datasets._funnybirds import FunnyBirds, FunnyBirdsSample
+from captum_xnn.datasets._funnybirds import FunnyBirds
 from captum_xnn.datasets._parts import PartsSample, collate
 from captum_xnn.datasets._places import ADE20KScenes, Places365
 from captum_xnn.datasets._synthetic import LOOKS, PARTS, Figures, draw_figures, reason_parts
@@ -16,7 +16,6 @@ __all__ = [
     "Digits",
     "Figures",
     "FunnyBirds",
-    "FunnyBirdsSample",
     "PartsSample",
     "Places365",
     "collate",

@@ -23,7 +23,6 @@ Reference:
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from captum_xnn._files import read_json
 from captum_xnn.errors import DatasetError
 
 __all__ = ["FunnyBirds", "FunnyBirdsSample", "PartDrops"]
@@ -285,12 +285,7 @@ def _pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _json(path: Path, kind: type) -> Any:
     """Read a JSON file that holds a dictionary or a list."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"cannot read the file {path} as JSON, got {type(error).__name__} ({error}); {_REMEDY}"
-        ) from error
+    found = read_json(path, DatasetError, _REMEDY)
     if not isinstance(found, kind) or not found:
         raise DatasetError(f"{path} must hold a {kind.__name__} with entries, got {found!r:.40}; {_REMEDY}")
     return found

@@ -8,12 +8,14 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = ["PartsSample", "collate", "resized"]
+
+Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
 
 
 class PartsSample(NamedTuple):
@@ -31,11 +33,11 @@ class PartsSample(NamedTuple):
     """Row of the image in its data set, int64, (); ``names`` there has its file."""
 
 
-def collate(samples: Sequence[PartsSample]) -> PartsSample:
-    """Stack samples along a first dimension N; use it as a DataLoader's ``collate_fn``.
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Stack samples of one kind along a first dimension N; use it as a DataLoader's ``collate_fn``.
 
     Args:
-        samples: Samples with images of one size.
+        samples: Named tuples of tensors, with images of one size first.
 
     Raises:
         ValueError: If images differ in size.
@@ -45,10 +47,10 @@ def collate(samples: Sequence[PartsSample]) -> PartsSample:
         >>> collate([one, one]).image.shape, collate([one, one]).label
         (torch.Size([2, 3, 4, 4]), tensor([7, 7]))
     """
-    sizes = {tuple(s.image.shape) for s in samples}
+    sizes = {tuple(s[0].shape) for s in samples}
     if len(sizes) > 1:
         raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
-    return PartsSample(*(torch.stack(values) for values in zip(*samples, strict=True)))
+    return type(samples[0])(*(torch.stack(values) for values in zip(*samples, strict=True)))
 
 
 def resized(sample: PartsSample, size: tuple[int, int]) -> PartsSample:

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -55,7 +55,6 @@ __all__ = [
     "Places365",
     "PlacesSample",
     "SceneSample",
-    "collate",
     "object_masks",
     "resized",
 ]
@@ -131,26 +130,6 @@ class SceneSample(NamedTuple):
 
 
 Sample = TypeVar("Sample", PlacesSample, SceneSample)
-
-
-def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples of one kind along a first dimension N; use it as a DataLoader's ``collate_fn``.
-
-    Args:
-        samples: Samples with images of one size.
-
-    Raises:
-        ValueError: If images differ in size.
-
-    Example:
-        >>> one = PlacesSample(torch.zeros(3, 4, 4), torch.tensor(ROOMS["kitchen"]), torch.tensor(0))
-        >>> collate([one, one]).image.shape, collate([one, one]).label
-        (torch.Size([2, 3, 4, 4]), tensor([203, 203]))
-    """
-    sizes = {tuple(s.image.shape) for s in samples}
-    if len(sizes) > 1:
-        raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
-    return type(samples[0])(*(torch.stack(values) for values in zip(*samples, strict=True)))
 
 
 def resized(sample: Sample, size: tuple[int, int]) -> Sample:

@@ -58,6 +58,8 @@ class _Line(NamedTuple):
     ts: Tensor
     weights: Tensor
     targets: Sequence[Sequence[Target]]
+    Z: Tensor | None
+    """The layer's own output, where it is known."""
 
 
 class Tail:
@@ -99,10 +101,16 @@ class Tail:
             )
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
-        self._once: bool | None = None if output_transform is None else False
-        self._bytes: int | None = None
         self.calls = 1
         """How often a pass calls the layer, as far as is known; the last call counts."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget findings about the model, so that the next numbers do not depend on earlier calls, bit for bit."""
+        self._once: bool | None = None if self.output_transform is None else False
+        self._bytes: int | None = None
+        self.alone: bool | None = None
+        """Whether the layer's output alone decides the model's output; None while unknown."""
 
     def along(
         self,
@@ -112,8 +120,13 @@ class Tail:
         ts: Tensor,
         weights: Tensor,
         targets: Sequence[Sequence[Target]],
+        *,
+        Z: Tensor | None = None,
     ) -> Points:
         """Evaluate outputs and gradients at points on the line from a base to the layer's output.
+
+        Where the layer's output is known, the modules before the layer run on one example only. That is right if
+        nothing else crosses from before the layer to behind it: the caller compares outputs at Z, and sets ``alone``.
 
         Args:
             inputs: Tensors (N, ...) on the model's device.
@@ -122,17 +135,26 @@ class Tail:
             ts: Places on the line, (S,), in [0, 1].
             weights: Weights of the gradients at these places in their sum, (S,).
             targets: For each of C explained outputs, the target of every example.
+            Z: The layer's own output, (N, ...), where it is known.
 
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.
         """
-        line = _Line(inputs, additional, base, ts, weights, targets)
+        if Z is not None and self._once is not False and self.alone is not False:
+            try:
+                return self._pieces(_Line(inputs, additional, base, ts, weights, targets, Z))
+            except _MISFITS:
+                self.alone = False
+        return self._pieces(_Line(inputs, additional, base, ts, weights, targets, None))
+
+    def _pieces(self, line: _Line) -> Points:
+        """Run at as many points of a line at once as memory holds."""
         ys: list[Tensor] = []
         total = Z = None
         first = 0
-        while first < len(ts):
-            some = slice(first, first + self._points_at_once(len(inputs[0])))
-            made = self._along(line._replace(ts=ts[some], weights=weights[some]))
+        while first < len(line.ts):
+            some = slice(first, first + self._points_at_once(len(line.inputs[0])))
+            made = self._along(line._replace(ts=line.ts[some], weights=line.weights[some]))
             ys.append(made.y)
             total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
             first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
@@ -187,6 +209,8 @@ class Tail:
 
     def _tried(self, line: _Line) -> Points:
         """Run with the inputs once; run with repeated inputs where other values cross the layer."""
+        if line.Z is not None:
+            return self._run(line, once=True)
         if self._once is not False:
             try:
                 return self._run(line, once=True)
@@ -203,6 +227,7 @@ class Tail:
         """Run the model once for all points of a line, and take the gradients."""
         n, S = len(line.inputs[0]), len(line.ts)
         rows = torch.arange(n) if once else torch.arange(n).repeat(S)
+        rows = rows if line.Z is None else rows[:1]
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
         swap = _Swap(self, line, once)
         with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager():
@@ -247,6 +272,7 @@ class _Swap:
 
     def __init__(self, tail: Tail, line: _Line, once: bool) -> None:
         self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.inputs[0]), once
+        self.known = line.Z
         self.count = 0
         self.leaf: Tensor | None = None
         self.Z: Tensor | None = None
@@ -274,6 +300,10 @@ class _Swap:
         """Put the points in place of the layer's raw output."""
         into = _Selection.of(raw, self.tail.output_transform, self.tail.name)
         Z = into.Z.detach()
+        if self.known is not None:
+            if self.known.shape[1:] != Z.shape[1:]:
+                raise ValueError(f"known activations {tuple(self.known.shape)} do not fit to {tuple(Z.shape)}")
+            Z = self.known.to(Z)
         self.Z = Z[: self.n].clone()
         t = self.ts.to(Z).reshape(-1, *[1] * Z.dim())
         own = Z[None] if self.once else Z.reshape(len(self.ts), self.n, *Z.shape[1:])

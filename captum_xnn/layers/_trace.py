@@ -33,7 +33,7 @@ class Trace(NamedTuple):
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
-def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> Trace:
+def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer", cells: int = 1) -> Trace:
     """Trace the leaf modules that a forward pass executes up to the layer, and count its calls of the layer.
 
     Captum's DeepLift and LRP walk the registered modules, not the executed ones. A network composed of this model must
@@ -44,6 +44,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
         layer: One of its submodules.
         inputs: All positional arguments of the model.
         name: Name of the layer in errors.
+        cells: Cells along the shorter side that spatial outputs need at least.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer.
@@ -65,7 +66,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
         is_block = any(True for _ in module.children())
         if not is_block:
             order.append(module)
-        if module is not model and _is_spatial(output, image):
+        if module is not model and _is_spatial(output, image, cells):
             same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, *grids[0][1:])))
             grids[:] = [(grids[0][0] if same else module, output, _version(output))]
         if module is layer:
@@ -84,11 +85,11 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     return Trace(tuple(dict.fromkeys(order[:count])), len(ends), spatial)
 
 
-def _is_spatial(output: Any, image: Tensor | None) -> bool:
+def _is_spatial(output: Any, image: Tensor | None, cells: int) -> bool:
     """Whether a layer's output holds feature maps of several cells, (N, C, H, W), or (N, C, D, H, W) for volumes."""
     dimensions = 5 if image is not None and image.dim() == 5 else 4
     several = isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
-    return several and not has_channels_last(output.shape, image)
+    return several and min(output.shape[2:]) >= cells and not has_channels_last(output.shape, image)
 
 
 def _is_unchanged(output: Tensor, before: Tensor, version: int) -> bool:

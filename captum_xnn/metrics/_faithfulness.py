@@ -16,12 +16,49 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["classification_faithfulness", "error_floor", "regression_faithfulness"]
+__all__ = ["Faithfulness", "classification_faithfulness", "error_floor", "regression_faithfulness"]
+
+
+class Faithfulness(NamedTuple):
+    """How well the x-features give back the model's outputs on some data."""
+
+    f_reg: float
+    """Mean absolute difference between surrogate and prediction, in logits."""
+    f_cls: float | None
+    """Share of examples whose predicted class stays; None for models with a single output."""
+    examples: int
+
+    @classmethod
+    def of(
+        cls, surrogate: Tensor, prediction: Tensor, logits: Iterable[Tensor] | None = None, target: int | None = None
+    ) -> Faithfulness:
+        """Compute F_reg, and F_cls where the model's outputs are classes.
+
+        Args:
+            surrogate: Bias plus contributions, (M,).
+            prediction: The explained output, (M,).
+            logits: All outputs of the model, in parts (m, C), which together have M rows; None for no classes.
+            target: The class that is explained.
+
+        Example:
+            >>> parts = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])
+            >>> Faithfulness.of(torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0]), parts, 0)
+            Faithfulness(f_reg=1.0, f_cls=0.5, examples=2)
+        """
+        f_cls = None
+        if logits is not None and target is not None:
+            first, same = 0, 0.0
+            for part in logits:
+                same += classification_faithfulness(part, surrogate[first : first + len(part)], target) * len(part)
+                first += len(part)
+            f_cls = same / first
+        return cls(regression_faithfulness(surrogate, prediction), f_cls, len(surrogate))
 
 
 def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:

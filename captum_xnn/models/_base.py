@@ -174,8 +174,8 @@ class Autoencoder(nn.Module, ABC):
     def solve(self, examples: Examples) -> None:
         """Set weights in closed form: all of them, or some after descent. Does nothing by default.
 
-        :func:`captum_xnn.training.fit` draws new weights and minimises the loss of :meth:`minimised`, if there
-        is one. It then calls this method, and standardises and sorts the x-features.
+        A fit draws new weights and minimises the loss of :meth:`minimised`, if there is one. It then calls this method,
+        and standardises and sorts the x-features.
 
         Args:
             examples: Data to learn from, with Z in the shape that :meth:`shaped` returns.

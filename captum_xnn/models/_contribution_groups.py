@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class ContributionGroups(nn.Module):
         channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
             maps (N, C, H, W), and 2 for tokens (N, T, D).
         patches: Patches along each side of the grid in which images are covered to measure drops.
+        covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
+            covers cells of the last feature maps that everything crosses before the layer, or pixels without such
+            maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
         thinning: Cover every patch of each positive (1), or share the grid: with 2 each positive has a quarter of its
             patches covered. The fit takes a quarter of the time, and groups are less selective.
         positives: Largest number of examples of the class to learn from.
@@ -86,6 +89,7 @@ class ContributionGroups(nn.Module):
         n_outputs: int = 1,
         channels: int | None = None,
         patches: int = 8,
+        covered: Literal["maps", "images"] | None = None,
         thinning: int = 1,
         positives: int = 30,
         others: int = 200,
@@ -120,6 +124,7 @@ class ContributionGroups(nn.Module):
             "n_outputs": n_outputs,
             "channels": channels,
             "patches": patches,
+            "covered": covered,
             "thinning": thinning,
             "positives": positives,
             "others": others,
@@ -194,6 +199,7 @@ class ContributionGroups(nn.Module):
         targets: Sequence[Sequence[Target]],
         *,
         own: Tensor | None = None,
+        Z: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Integral:
         """Integrate the model's rest from the base to the layer's output.
@@ -204,6 +210,7 @@ class ContributionGroups(nn.Module):
             additional: Further arguments of the model.
             targets: For each explained output the target of every example.
             own: The model's own outputs, (C, N).
+            Z: The layer's own output, (N, ...), where it is known. Used with ``own``.
             scale: Standard deviations of the outputs, (C,) or (C, N). None takes those of this form's own outputs.
         """
         scale = self.scale if scale is None else scale
@@ -217,6 +224,7 @@ class ContributionGroups(nn.Module):
             intervals=self.config["intervals"],
             most=self.config["most"],
             own=own,
+            Z=Z,
         )
 
     def contributions(self, integral: Integral) -> Tensor:

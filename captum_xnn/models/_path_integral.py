@@ -32,7 +32,7 @@ from captum_xnn._targets import Target
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._tail import Tail
 
-__all__ = ["Integral", "integrate"]
+__all__ = ["Integral", "decides", "integrate"]
 
 
 class Integral(NamedTuple):
@@ -69,6 +69,7 @@ def integrate(
     intervals: int = 8,
     most: int = 512,
     own: Tensor | None = None,
+    Z: Tensor | None = None,
 ) -> Integral:
     """Integrate the gradient of outputs along the straight path from a base to the layer's output.
 
@@ -83,6 +84,8 @@ def integrate(
         intervals: First number of intervals.
         most: Largest number of intervals.
         own: The model's own outputs, (C, N), to compare with the outputs at the end of the path.
+        Z: The layer's own output, (N, ...), where it is known: it saves running the modules before the layer. Used if
+            ``own`` is given, because only a comparison shows whether nothing else crosses the layer.
 
     Raises:
         ValueError: If the output has no gradients at the layer, or if the model's output changes when the layer's own
@@ -100,7 +103,15 @@ def integrate(
     ts = torch.linspace(0, 1, intervals + 1, dtype=torch.float32)
     weights = torch.ones_like(ts)
     weights[[0, -1]] = 0.5
-    found = tail.along(inputs, additional, base, ts, weights, targets)
+    Z = None if own is None else Z
+    found = tail.along(inputs, additional, base, ts, weights, targets, Z=Z)
+    if Z is not None and own is not None and tail.alone is not False:
+        if _differs(found.y[:, -1], own):
+            tail.alone = False
+        elif n > 1:  # a single example stands in for itself, and proves nothing
+            tail.alone = True
+        if tail.alone is False:
+            found = tail.along(inputs, additional, base, ts, weights, targets)
     if own is not None and _differs(found.y[:, -1], own):
         if tail.repeat():
             found = tail.along(inputs, additional, base, ts, weights, targets)
@@ -123,12 +134,36 @@ def integrate(
         x, more = rows_of(inputs, additional, rows)
         middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         some = [[of[i] for i in rows.tolist()] for of in targets]
-        new = tail.along(x, more, base, middles, torch.ones_like(middles), some)
+        known = None if Z is None else found.Z[rows.to(found.Z.device)]
+        new = tail.along(x, more, base, middles, torch.ones_like(middles), some, Z=known)
         halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
         made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
         intervals *= 2
         made.intervals[going] = intervals
     return made
+
+
+def decides(
+    tail: Tail,
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    targets: Sequence[Sequence[Target]],
+    Z: Tensor,
+    own: Tensor,
+) -> bool:
+    """Whether the layer's output alone gives the model's outputs, whatever the inputs of the first example are.
+
+    Args:
+        tail: The rest of the model.
+        inputs: Tensors (N, ...), of which the first example is used.
+        additional: Further arguments of the model.
+        targets: For each of C outputs the target of every example.
+        Z: The layer's output, (N, ...).
+        own: The model's outputs, (C, N).
+    """
+    one = torch.ones(1)
+    found = tail.along(inputs, additional, torch.zeros_like(Z[:1])[0], one, one, targets, Z=Z)
+    return tail.alone is not False and not _differs(found.y[:, 0], own)
 
 
 def _differs(y: Tensor, own: Tensor) -> bool:

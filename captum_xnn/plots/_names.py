@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn._targets import Target
 from captum_xnn.errors import NamesFileError
 

@@ -31,13 +31,14 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn._targets import Target, predicted_classes, target_groups
 from captum_xnn.activations import collect
-from captum_xnn.attribution import Faithfulness, XNNAttribution
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.errors import NamesFileError
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.metrics import Faithfulness
 from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.plots._names import Names, by_number, read_names, resolve_names

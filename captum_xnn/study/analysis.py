@@ -24,7 +24,6 @@ Reference:
 from __future__ import annotations
 
 import csv
-import json
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -36,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from captum_xnn._files import read_json
 from captum_xnn.metrics._paired import paired_test
 from captum_xnn.metrics._purity import chance_purity, clustering_purity
 
@@ -165,12 +165,7 @@ def read_export(folder: str | os.PathLike[str]) -> Exported:
     """
     root = Path(folder)
     hint = "run `captum-xnn study export` first, and name the folder that it wrote"
-    try:
-        design = json.loads((root / "materials" / "design.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"expected an exported study in {str(folder)!r}, could not read it ({error}); {hint}"
-        ) from error
+    design = read_json(root / "materials" / "design.json", ValueError, hint)
     tables = {}
     for table in ("participants", "trials", "placements", "ratings"):
         files = sorted((root / "data").glob(f"study-*_description-{table}_data.csv"))

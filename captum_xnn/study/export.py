@@ -33,7 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.metrics._purity import clustering_purity
 from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.study.protocol import ATTENTION, BACKGROUND, CONFIDENCE, DIFFICULTY, PERFORMANCE, RATINGS

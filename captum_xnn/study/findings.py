@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.study.analysis import Difference, Effect, Results, analyse, read_export
 from captum_xnn.study.export import guarded, unguarded
 from captum_xnn.study.figures import (

@@ -30,7 +30,7 @@ from captum.attr import Attribution
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
 from captum_xnn.cli._opened import Opened, heatmap_named

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import Format, replace_file
 
 __all__ = ["MEDIA_FOLDER", "STUDY_FILE", "PreparedDataset", "PreparedStudy"]
 
@@ -24,6 +24,14 @@ _FACTS = (
     "title", "consent", "contact", "seed", "none_first", "background", "practice", "attention", "arms", "exclusions",
     "practice_batch", "datasets", "media",
 )  # fmt: skip
+_FORMAT = Format(
+    "a study",
+    {"captum_xnn": "study"},
+    ("version", _VERSION),
+    _FACTS,
+    ValueError,
+    "run `captum-xnn study prepare --config study.toml`, or name the folder that it wrote",
+)
 
 
 @dataclass(frozen=True)
@@ -70,20 +78,7 @@ class PreparedStudy:
         Raises:
             ValueError: If it holds none, or one of another version.
         """
-        path = Path(folder) / STUDY_FILE
-        hint = "run `captum-xnn study prepare --config study.toml`, or name the folder that it wrote"
-        try:
-            facts = json.loads(path.read_bytes())
-        except OSError as error:
-            raise ValueError(f"expected {STUDY_FILE} in {str(folder)!r}, could not read it; {hint}") from error
-        except ValueError as error:
-            raise ValueError(f"expected JSON in {str(path)!r}, got something damaged; {hint}") from error
-        if not isinstance(facts, dict) or facts.get("captum_xnn") != "study" or facts.get("version") != _VERSION:
-            raise ValueError(f"expected a study of version {_VERSION} in {str(path)!r}, got other JSON; {hint}")
-        missing = [name for name in _FACTS if name not in facts]
-        if missing:
-            raise ValueError(f"expected {', '.join(missing)} in {str(path)!r}, got a study without; {hint}")
-        return cls.of(Path(folder), facts)
+        return cls.of(Path(folder), _FORMAT.read(Path(folder) / STUDY_FILE))
 
     @classmethod
     def of(cls, folder: Path, facts: Mapping[str, Any]) -> PreparedStudy:

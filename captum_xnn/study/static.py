@@ -13,7 +13,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from captum_xnn._serialization import replace_file
+from captum_xnn._files import replace_file
 from captum_xnn.study.prepared import MEDIA_FOLDER, PreparedStudy
 from captum_xnn.study.protocol import public_step
 from captum_xnn.study.server import POLICY, invite

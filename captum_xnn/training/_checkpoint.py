@@ -12,20 +12,22 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_xnn._serialization import checksum, replace_file
+from captum_xnn._distributed import Ranks
+from captum_xnn._files import replace_file
 from captum_xnn.errors import CheckpointError
+from captum_xnn.layers._fingerprint import checksum
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "FitCheckpoint"]
 
 # Version of the contents. Checkpoints of another version belong to other fits.
-_LAYOUT = 1
+_LAYOUT = 2
 # Bytes of the checksum.
 _DIGEST = 32
 
@@ -125,6 +127,65 @@ class Checkpoint:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder holds other files
             self.folder.rmdir()
+
+
+class FitCheckpoint:
+    """The checkpoint of one fit, shared by the processes that learn together.
+
+    Args:
+        checkpoint: The folder. None reads and writes nothing.
+        parts: Values that identify the fit, as in :meth:`Checkpoint.key`. Read only if there is a folder.
+        ranks: The processes.
+
+    Example:
+        >>> import tempfile
+        >>> from captum_xnn._distributed import ALONE
+        >>> kept = FitCheckpoint(Checkpoint(tempfile.mkdtemp()), ["a fit"], ALONE)
+        >>> kept.write(lambda: {"step": 3})
+        >>> kept.read(torch.device("cpu"))
+        {'step': 3}
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, parts: Iterable[Any], ranks: Ranks) -> None:
+        self.checkpoint, self.ranks = checkpoint, ranks
+        # Sums differ between processes, and the first one writes: its key counts.
+        self.key = "" if checkpoint is None else ranks.all_of(Checkpoint.key(parts))[0]
+
+    def due(self) -> bool:
+        """Whether it is time for the next checkpoint; always True without a folder."""
+        return self.checkpoint is None or self.checkpoint.due()
+
+    def write(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the checkpoint.
+
+        Args:
+            state: Collects the state of the fit, with the number of its ``"step"``.
+
+        Raises:
+            CheckpointError: If the file cannot be written.
+        """
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.key, state())
+
+    def read(self, device: torch.device) -> Any:
+        """Read the last checkpoint; None without one.
+
+        Args:
+            device: Device for the tensors.
+
+        Raises:
+            CheckpointError: If the file is damaged, or if processes find different checkpoints.
+        """
+        if self.checkpoint is None:
+            return None
+        saved = self.checkpoint.read(self.key, device)
+        found = self.ranks.all_of(0 if saved is None else saved["step"])
+        if len(set(found)) > 1:
+            raise CheckpointError(
+                f"processes cannot resume from one checkpoint, because in {str(self.checkpoint.folder)!r} they found "
+                f"steps {found}; name a folder that all of them share"
+            )
+        return saved
 
 
 def _digest(data: memoryview) -> bytes:

@@ -16,16 +16,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn._targets import Target
-from captum_xnn.activations import Source
 from captum_xnn.activations._batches import Batch, Batches
+from captum_xnn.activations._collecting import Source
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
@@ -33,9 +33,10 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._grouping import learn_groups
-from captum_xnn.models._path_integral import Integral
+from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._covering import Covers, covers
+from captum_xnn.training._covering import Grid, ImageCovers, images_among
+from captum_xnn.training._map_covers import CELLS, MapCovers, maps_before
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
 
@@ -47,6 +48,8 @@ _ROWS = 64
 _CPU_ROWS = 16
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
+# Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered.
+_SMALL = 64 * 64
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
@@ -142,7 +145,7 @@ def fit_groups(
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
-    reading = _Reading(tail, source, sample, kept, model, ranks)
+    reading = _Reading(tail, _Known(Z, ys), source, sample, kept, model, ranks)
     at_once = max(1, _TARGETS // len(targets[0]))
     with closing(
         tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
@@ -155,10 +158,20 @@ def fit_groups(
                 yield evidence
 
 
+class _Known(NamedTuple):
+    """Numbers that were collected before."""
+
+    Z: Tensor | Rows
+    """Activations of all examples, (M, ...)."""
+    ys: Sequence[Tensor]
+    """For each explainer its outputs, (M, C)."""
+
+
 class _Reading(NamedTuple):
     """Read contributions from the folders that keep them, or else from the model."""
 
     tail: Tail
+    known: _Known
     source: Source | None
     sample: Sample
     kept: Sequence[Checkpoint]
@@ -216,15 +229,28 @@ class _Reading(NamedTuple):
                 "store, or fit with autoencoder=SRAE"
             )
         sample = Sample([self.sample.positives[t] for t in missing], self.sample.others)
-        gathering = _Gathering([forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample)
-        wanted = torch.cat([*sample.positives, sample.others])
-        batches = Batches(self.source.data, _ROWS, self.source.unpack)
-        with torch.inference_mode(False), untouched(self.tail.model):
-            for number, batch in enumerate(batches.those(lambda begin, end: bool(len(_within(wanted, begin, end))))):
+        self.tail.forget()
+        known = self.known._replace(ys=[self.known.ys[t] for t in missing])
+        gathering = _Gathering(
+            [forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample, known, self.ranks
+        )
+        source = self.source
+
+        def each(wanted: Tensor) -> Iterator[Batch]:
+            batches = Batches(source.data, _ROWS, source.unpack)
+            some = batches.those(lambda begin, end: bool(len(_within(wanted, begin, end))))
+            for number, batch in enumerate(some):
                 if number % self.ranks.world == self.ranks.rank:
-                    gathering.take(batch)
+                    yield batch
                 bar.update(batch.rows)
-        return gathering.evidence(self.ranks)
+
+        with torch.inference_mode(False), untouched(self.tail.model):
+            for batch in each(torch.cat(sample.positives)):
+                gathering.take_positives(batch)
+            if not gathering.take_others_known():
+                for batch in each(sample.others):
+                    gathering.take_others(batch)
+        return gathering.evidence()
 
 
 @torch.no_grad()
@@ -245,40 +271,83 @@ class _Gathering:
     """Collect the contributions of the chosen examples, batch by batch."""
 
     def __init__(
-        self, forms: Sequence[ContributionGroups], tail: Tail, targets: Sequence[tuple[Target, ...]], sample: Sample
+        self,
+        forms: Sequence[ContributionGroups],
+        tail: Tail,
+        targets: Sequence[tuple[Target, ...]],
+        sample: Sample,
+        known: _Known,
+        ranks: Ranks,
     ) -> None:
-        self.forms, self.tail, self.targets, self.sample = forms, tail, targets, sample
+        self.forms, self.tail, self.targets, self.sample, self.known, self.ranks = (
+            forms,
+            tail,
+            targets,
+            sample,
+            known,
+            ranks,
+        )
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
+        self.maps: tuple[nn.Module | None] | None = None
+        self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
+        self.dtype: torch.dtype | None = None
         self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def take(self, batch: Batch) -> None:
-        """Read the contributions of a batch's chosen examples."""
+    def take_positives(self, batch: Batch) -> None:
+        """Read the contributions of a batch's positives, and their drops."""
         inputs, additional = batch.on(self.device)
         end = batch.first + batch.rows
-        for rows in torch.split(_within(self.sample.others, batch.first, end), _ROWS):
-            self._take_others(rows - batch.first, rows, inputs, additional)
         pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in _within(p, batch.first, end).tolist()]
         for i in range(0, len(pairs), _ROWS):
             self._take_own(pairs[i : i + _ROWS], batch.first, inputs, additional)
 
+    def take_others(self, batch: Batch) -> None:
+        """Read the contributions of a batch's other examples."""
+        inputs, additional = batch.on(self.device)
+        for rows in torch.split(_within(self.sample.others, batch.first, batch.first + batch.rows), _ROWS):
+            x, more = rows_of(inputs, additional, rows - batch.first)
+            self._take_others(rows, x, more, None)
+
+    def take_others_known(self) -> bool:
+        """Read the contributions of other examples from their activations; return False where these do not decide.
+
+        The modules before the layer then run on one positive only, and no other example is read.
+        """
+        # Activations that were kept in a smaller dtype than the layer gives are not exact.
+        sure = bool(self.tail.alone) and self.one is not None and self.known.Z[:1].dtype == self.dtype
+        if not all(self.ranks.all_of(sure)):
+            return False
+        assert self.one is not None
+        for rows in torch.split(self.sample.others[self.ranks.rank :: self.ranks.world], _ROWS):
+            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long))
+            Z = self.known.Z[rows].to(self.device)
+            sure = sure and self._decides(Z, rows, x, more)
+            if sure:
+                self._take_others(rows, x, more, Z)
+        return all(self.ranks.all_of(sure))
+
+    def _decides(self, Z: Tensor, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> bool:
+        """Whether activations alone give the outputs of some other examples."""
+        first = self.targets[0]
+        some = [[target] * len(rows) for target in first]
+        return decides(self.tail, inputs, additional, some, Z, self.known.ys[0][rows].T)
+
     def _take_others(
-        self,
-        at: Tensor,
-        rows: Tensor,
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
+        self, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, Z: Tensor | None
     ) -> None:
+        """Read the contributions of some other examples to the outputs of all explainers."""
         if not len(rows):
             return
-        x, more = rows_of(inputs, additional, at)
         flat = [target for of in self.targets for target in of]
+        ys = torch.cat([y[rows.to(y.device)] for y in self.known.ys], 1).T
         made, off = [], []
         for i in range(0, len(flat), _TARGETS):
             some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
             scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
-            found = self._integral(x, more, some, scale)
+            own = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
+            found = self.forms[0].integral(self.tail, inputs, additional, some, own=own, Z=Z, scale=scale)
             made.append(self.forms[0].contributions(found).cpu())
             off.append(_unexplained(found, made[-1]))
         c, unexplained = torch.cat(made), torch.cat(off)
@@ -292,16 +361,21 @@ class _Gathering:
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> None:
-        numbers = torch.tensor([row - first for _, row in pairs])
-        x, more = rows_of(inputs, additional, numbers)
+        """Read the contributions of some positives, each to the outputs of its explainer, and their drops."""
+        x, more = rows_of(inputs, additional, torch.tensor([row - first for _, row in pairs]))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
-        found = self._integral(x, more, targets, scale)
+        at = images_among(x)
+        over = None if at is None or not self._on_maps(x[at]) else self._map_covers(x, more, at)
+        Z = self.tail.activations(x, more) if over is None else over.Z
+        own = self._outputs(Z, pairs, x, more, targets)
+        self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
+        found = self.forms[0].integral(self.tail, x, more, targets, own=own, Z=Z, scale=scale)
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
-        config = self.forms[0].config
-        cover = covers(x, config["patches"], config["thinning"], self._numbers(pairs))
-        drops = None if cover is None else self._drops(cover, more, targets, found)
+        drops = None
+        if at is not None:
+            drops = self._drops(self._lost(x, more, targets, found, at, over), found, self._numbers(pairs))
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
 
@@ -310,56 +384,70 @@ class _Gathering:
         of, least = self.sample.positives, 2 * self.forms[0].config["thinning"] ** 2
         return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= least else None for t, row in pairs]
 
-    def _integral(
+    def _outputs(
+        self,
+        Z: Tensor,
+        pairs: Sequence[tuple[int, int]],
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        targets: Sequence[Sequence[Target]],
+    ) -> Tensor:
+        """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
+        before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
+        if before.dtype == Z.dtype and before.shape == Z.shape and torch.allclose(before, Z, rtol=1e-4, atol=1e-5):
+            return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
+        return self.tail.outputs(inputs, additional, targets)
+
+    def _on_maps(self, images: Tensor) -> bool:
+        """Whether to cover feature maps rather than images."""
+        covered = self.forms[0].config["covered"]
+        return images.shape[2:].numel() > _SMALL if covered is None else bool(covered == "maps")
+
+    def _map_covers(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int) -> MapCovers | None:
+        """Return covers of the feature maps before the layer; None without such maps."""
+        if self.maps is None:
+            self.maps = (maps_before(self.tail, inputs, additional, at),)
+        (maps,) = self.maps
+        return None if maps is None else MapCovers(self.tail, maps, inputs, additional)
+
+    def _lost(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
         targets: Sequence[Sequence[Target]],
-        scale: Tensor,
-    ) -> Integral:
-        own = self.tail.outputs(inputs, additional, targets)
-        return self.forms[0].integral(self.tail, inputs, additional, targets, own=own, scale=scale)
-
-    def _drops(
-        self,
-        cover: Covers,
-        additional: tuple[Any, ...] | None,
-        targets: Sequence[Sequence[Target]],
         found: Integral,
-    ) -> Tensor:
+        at: int,
+        over: MapCovers | None,
+    ) -> _Lost:
+        """Choose how patches are covered."""
+        form, patches = self.forms[0], self.forms[0].config["patches"]
+        if self._on_maps(inputs[at]) and _has_cells(found.Z, form):
+            return _LostCells(form, found, patches)
+        if over is not None:
+            return _LostMaps(form, found, over, patches)
+        return _LostPixels(form, found, ImageCovers(inputs, at, patches), self.tail, additional, targets)
+
+    def _drops(self, lost: _Lost, found: Integral, numbers: Sequence[int | None]) -> Tensor:
         """Compute the drops of contributions for each covered patch, (C, N, patches, D).
 
-        If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
-        feature maps and tokens, the drops use the slopes of the whole image. Zeros fill up where an image has fewer
-        covered patches than another.
+        Zeros fill up where an example has fewer covered patches than another.
         """
-        form = self.forms[0]
-        c = form.contributions(found)
-        drops = c.new_zeros(len(c), c.shape[1], cover.most, c.shape[2]).cpu()
-        place = [0] * c.shape[1]
-        count = _CPU_ROWS if c.device.type == "cpu" else _ROWS
-        for start in range(0, len(cover.pairs), count):
-            pairs = cover.pairs[start : start + count]
-            rows = torch.tensor([i for i, _ in pairs])
-            x, at = cover.covered(pairs), rows.to(c.device)
-            more = rows_of(cover.inputs[:1], additional, rows)[1]
-            if found.Z.dim() == 2:
-                loose = torch.full((len(targets),), torch.inf)  # no example takes more intervals
-                some = [[of[i] for i in rows.tolist()] for of in targets]
-                lost = c[:, at] - form.contributions(form.integral(self.tail, x, more, some, scale=loose))
-            else:
-                off = found.Z[at] - self.tail.activations(x, more)
-                lost = form.by_channel(found.slopes[:, at] * off.to(found.slopes))
-            for n, i in enumerate(rows.tolist()):
-                drops[:, i, place[i]] = lost[:, n].cpu()
+        pairs = lost.grid.pairs(self.forms[0].config["thinning"], numbers)
+        place = [0] * len(numbers)
+        most = max(sum(i == n for i, _ in pairs) for n in range(len(numbers)))
+        drops = found.slopes.new_zeros(self.outputs, len(numbers), most, len(self.forms[0].groups)).cpu()
+        for start in range(0, len(pairs), lost.at_once):
+            some = pairs[start : start + lost.at_once]
+            for (i, _), drop in zip(some, lost.of(some).cpu().unbind(1), strict=True):
+                drops[:, i, place[i]] = drop
                 place[i] += 1
         return drops
 
-    def evidence(self, ranks: Ranks) -> list[Evidence]:
+    def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
         own: dict[Any, Any] = {}
         others: dict[Any, Any] = {}
-        for mine in ranks.all_of((self.own, self.others)):
+        for mine in self.ranks.all_of((self.own, self.others)):
             own |= mine[0]
             others |= mine[1]
         found = []
@@ -377,6 +465,92 @@ class _Gathering:
                 )
             )
         return found
+
+
+def _has_cells(Z: Tensor, form: ContributionGroups) -> bool:
+    """Whether the layer's own output is feature maps with cells to cover."""
+    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
+    return len(places) == 2 and min(places) >= CELLS
+
+
+class _Lost(Protocol):
+    """Contributions that examples lose when patches are covered."""
+
+    grid: Grid
+    at_once: int
+
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """Compute the drops of contributions, (C, len(pairs), D), for pairs of example and patch."""
+        ...
+
+
+class _LostPixels:
+    """Covers patches of the image, and runs the whole model on each.
+
+    If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
+    feature maps and tokens, the drops use the slopes of the whole image.
+    """
+
+    def __init__(
+        self,
+        form: ContributionGroups,
+        found: Integral,
+        covers: ImageCovers,
+        tail: Tail,
+        additional: tuple[Any, ...] | None,
+        targets: Sequence[Sequence[Target]],
+    ) -> None:
+        self.form, self.found, self.covers, self.tail = form, found, covers, tail
+        self.additional, self.targets = additional, targets
+        self.whole = form.contributions(found)
+        self.grid = covers.grid
+        self.at_once = _CPU_ROWS if self.whole.device.type == "cpu" else _ROWS
+
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        rows = torch.tensor([i for i, _ in pairs])
+        x, at = self.covers.covered(pairs), rows.to(self.whole.device)
+        more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
+        if self.found.Z.dim() == 2:
+            loose = torch.full((len(self.targets),), torch.inf)  # no example takes more intervals
+            some = [[of[i] for i in rows.tolist()] for of in self.targets]
+            covered = self.form.integral(self.tail, x, more, some, scale=loose)
+            return self.whole[:, at] - self.form.contributions(covered)
+        off = self.found.Z[at] - self.tail.activations(x, more)
+        return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
+
+
+class _LostMaps:
+    """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
+
+    The drops use the slopes of the whole image.
+    """
+
+    def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
+        self.form, self.found, self.covers = form, found, covers
+        self.grid = covers.grid(patches)
+        self.at_once = 4 * _ROWS
+
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
+        off = self.found.Z[at] - self.covers.activations(self.grid, pairs)
+        return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
+
+
+class _LostCells:
+    """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
+
+    def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
+        c = found.contributions(form.base.to(found.slopes))
+        self.contributions = c.movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
+        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], patches)
+        self.at_once = 4 * _ROWS
+
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        made = []
+        for i, p in pairs:
+            (top, bottom), (left, right) = self.grid.regions[p]
+            made.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
+        return torch.stack(made, 1)
 
 
 def _unexplained(found: Integral, c: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["Covers", "covers", "patch_bounds"]
+__all__ = ["Grid", "ImageCovers", "images_among", "patch_bounds"]
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
@@ -31,33 +31,60 @@ def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-class Covers:
-    """Images with some of their patches covered, one at a time.
+class Grid:
+    """Patches of an image or of feature maps, row by row.
 
-    A covered patch has the mean colour of its image. With ``thinning=2`` a quarter of the patches of each image is
-    covered, every second row and column, and the next image has the next quarter: four images cover every patch.
+    With ``thinning=2`` a quarter of the patches of each example is covered, every second row and column, and the next
+    example has the next quarter: four examples cover every patch.
+
+    Args:
+        height: Rows of pixels or cells.
+        width: Columns.
+        patches: Patches along each side, at most one for each pixel or cell.
+
+    Example:
+        >>> Grid(2, 3, 8).regions[-1]
+        ((1, 2), (2, 3))
+        >>> [Grid(2, 2, 2).pairs(2, [number]) for number in range(4)]
+        [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
+    """
+
+    def __init__(self, height: int, width: int, patches: int) -> None:
+        self.rows, self.columns = patch_bounds(height, patches), patch_bounds(width, patches)
+        self.regions = [(row, column) for row in self.rows for column in self.columns]
+        """Start and end along the rows and along the columns of each patch."""
+
+    def pairs(self, thinning: int, numbers: Sequence[int | None]) -> list[tuple[int, int]]:
+        """Return example and patch of each cover, example by example.
+
+        Args:
+            thinning: Distance of covered rows and columns; 1 covers all patches of each example.
+            numbers: Number of each example among the positives, which tells the place of its first patch; None covers
+                all its patches.
+        """
+        return [(i, p) for i, number in enumerate(numbers) for p in self._lattice(thinning, number)]
+
+    def _lattice(self, thinning: int, number: int | None) -> list[int]:
+        """Return the patches on every thinning-th row and column, from where a number says on; all of them for None."""
+        step = 1 if number is None else thinning
+        down, right = (0, 0) if number is None else (number // step % step, number % step)
+        width = len(self.columns)
+        own = [r * width + c for r in range(down, len(self.rows), step) for c in range(right, width, step)]
+        return own or [0]
+
+
+class ImageCovers:
+    """Images with one patch covered at a time, in the mean colour of the image.
 
     Args:
         inputs: Tensors (N, ...).
         at: Number of the input that holds the images.
         patches: Patches along each side.
-        thinning: Distance of covered rows and columns; 1 covers all patches of each image.
-        numbers: Number of each image among the positives, which tells the place of its first patch; None covers all
-            its patches.
     """
 
-    def __init__(
-        self, inputs: tuple[Tensor, ...], at: int, patches: int, thinning: int, numbers: Sequence[int | None]
-    ) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int) -> None:
         self.inputs, self.at = inputs, at
-        images = inputs[at]
-        rows, columns = (patch_bounds(side, patches) for side in images.shape[2:])
-        self.regions = [(row, column) for row in rows for column in columns]
-        own = [_lattice(len(rows), len(columns), thinning, number) for number in numbers]
-        self.pairs = [(i, p) for i, some in enumerate(own) for p in some]
-        """Image and patch of each cover, image by image."""
-        self.most = max(map(len, own))
-        """Covers of an image, at most."""
+        self.grid = Grid(inputs[at].shape[2], inputs[at].shape[3], patches)
 
     def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return the inputs of some covers, with the patches covered.
@@ -70,36 +97,22 @@ class Covers:
         images = made[self.at]
         mean = images.mean((2, 3))
         for n, (_, p) in enumerate(pairs):
-            (top, bottom), (left, right) = self.regions[p]
+            (top, bottom), (left, right) = self.grid.regions[p]
             images[n, :, top:bottom, left:right] = mean[n, :, None, None]
         return tuple(made)
 
 
-def covers(inputs: tuple[Tensor, ...], patches: int, thinning: int, numbers: Sequence[int | None]) -> Covers | None:
-    """Return the covers of images; None without images.
+def images_among(inputs: tuple[Tensor, ...]) -> int | None:
+    """Return the number of the input that holds images; None without images.
 
-    Images are the first input of four dimensions with floating-point numbers and several pixels; other inputs stay.
+    Images are the first input of four dimensions with floating-point numbers and several pixels along both sides.
 
     Args:
         inputs: Tensors (N, ...).
-        patches: Patches along each side.
-        thinning: Distance of covered rows and columns.
-        numbers: Number of each image among the positives; None covers all its patches.
 
     Example:
-        >>> image = torch.arange(4.0).reshape(1, 1, 2, 2)
-        >>> made = covers((image,), 2, 1, [0])
-        >>> made.pairs, made.covered(made.pairs[:1])[0].flatten()
-        ([(0, 0), (0, 1), (0, 2), (0, 3)], tensor([1.5000, 1.0000, 2.0000, 3.0000]))
-        >>> [covers((image,), 2, 2, [number]).pairs for number in range(4)]
-        [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
+        >>> images_among((torch.zeros(2, 7), torch.zeros(2, 3, 4, 4)))
+        1
     """
     found = [i for i, x in enumerate(inputs) if x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) > 1]
-    return Covers(inputs, found[0], patches, thinning, numbers) if found else None
-
-
-def _lattice(rows: int, columns: int, thinning: int, number: int | None) -> list[int]:
-    """Return the patches on every thinning-th row and column, from where a number says on; all of them for None."""
-    step = 1 if number is None else thinning
-    down, right = (0, 0) if number is None else (number // step % step, number % step)
-    return [r * columns + c for r in range(down, rows, step) for c in range(right, columns, step)] or [0]
+    return found[0] if found else None

@@ -19,18 +19,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 from tqdm import tqdm
 
 from captum_xnn.activations._memmap import Rows, each
-from captum_xnn.errors import CheckpointError
-from captum_xnn.models._base import Autoencoder, Loss, Reconstruction, Scaling
+from captum_xnn.models._base import Autoencoder, Loss, Scaling
 from captum_xnn.models._scaling import scaling
 from captum_xnn.training._anchors import anchors_of_each
-from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._problem import Problem, Recipe, Step
+from captum_xnn.training._checkpoint import FitCheckpoint
+from captum_xnn.training._early_stopping import EarlyStopping
+from captum_xnn.training._history import History
+from captum_xnn.training._problem import Problem, Step
+from captum_xnn.training._stack import Stack
 
-__all__ = ["descend"]
+__all__ = ["Trainer", "descend"]
 
 # Steps in a block. A block draws its rows, and copies them to the device, at once. Checkpoints are written between
 # blocks.
@@ -73,7 +74,7 @@ def descend(
     Example:
         >>> from captum_xnn.models._objectives import RunningObjective
         >>> from captum_xnn.models._srae import SRAE
-        >>> from captum_xnn.training._problem import Sampler
+        >>> from captum_xnn.training._problem import Recipe, Sampler
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> recipe, generator = Recipe(steps=100), torch.Generator().manual_seed(0)
         >>> srae = SRAE(8, n_features=2, hidden=())
@@ -95,8 +96,7 @@ def descend(
     with tqdm(total=steps, desc="fitting the x-features", disable=not first.progress, leave=False) as bar:
         for start in range(0, len(xnns), size):
             some = slice(start, start + size)
-            stack = _Stack(xnns[some], problems[some], by[some], Z, loss, pretraining)
-            histories += stack.run(bar)
+            histories += Trainer(xnns[some], problems[some], by[some], Z, loss, pretraining).run(bar)
     for xnn, scales in zip(xnns, by, strict=True):
         xnn.fold(scales)
     return histories
@@ -113,8 +113,17 @@ def _together(xnn: Autoencoder, wanted: int) -> int:
     return math.ceil(wanted / math.ceil(wanted / max(1, most)))
 
 
-class _Stack:
-    """Explainers that learn at the same time: their stacked weights, and the state of training."""
+class Trainer:
+    """Gradient descent of networks that learn at the same time.
+
+    Args:
+        xnns: The networks.
+        problems: For each network its problem. All share Z and the recipe.
+        by: For each network the scales of its data.
+        Z: Standardised activations.
+        loss: Creates the loss of a stack of networks.
+        pretraining: Share of the steps that also pull the x-features to their anchors.
+    """
 
     def __init__(
         self,
@@ -125,63 +134,28 @@ class _Stack:
         loss: Callable[[], Loss],
         pretraining: float,
     ) -> None:
-        self.xnns, self.problems, self.Z, self.make_loss, self.pretraining = xnns, problems, Z, loss, pretraining
+        self.Z, self.make_loss, self.pretraining = Z, loss, pretraining
         self.recipe, self.ranks, self.loss = problems[0].recipe, problems[0].ranks, loss()
         self.y = torch.stack([(p.y - s.y_mean) / s.y_std for p, s in zip(problems, by, strict=True)])
         self.samplers = [p.sampler for p in problems]
-        watch = _watched(self.samplers, self.recipe)
-        self.watch = watch.to(self.y.device)
-        """Held-out rows, (T, rows). ``watch_weight`` is the share of the training set that each represents."""
-        self.watch_weight = torch.stack([s.weight(r) for s, r in zip(self.samplers, watch, strict=False)] or [watch])
-        self.watch_weight = self.watch_weight.to(self.y)
-        self.anchored = self._anchors() if pretraining > 0 else None
-        self._set_alive(list(range(len(xnns))))
+        self.anchored = _start_at_anchors(xnns, problems, Z, self.y) if pretraining > 0 else None
+        self.stack = Stack(xnns, self.recipe)
+        self.early_stopping = self._early_stopping()
+        self.history = History([p.log for p in problems])
+        signatures = (_signature(x, p, by[0]) for x, p in zip(xnns, problems, strict=True))
+        self.checkpoint = FitCheckpoint(problems[0].checkpoint, signatures, self.ranks)
         self.step = 0
-        self.history: list[tuple[int, list[int], Tensor]] = []
-        self.n_sent = 0
-        self.best = self.y.new_full((len(xnns),), math.inf)
-        self.best_step = torch.zeros(len(xnns), dtype=torch.long, device=self.y.device)
-        state = [dict(xnn.named_parameters()) | dict(xnn.named_buffers()) for xnn in xnns]
-        learned = {name for name, p in xnns[0].named_parameters() if p.requires_grad}
-        stacked = {name: torch.stack([s[name].detach() for s in state]) for name in state[0]}
-        self.weights = {name: t.requires_grad_(name in learned) for name, t in stacked.items()}
-        self.best_weights = {name: t.detach().clone() for name, t in self.weights.items()} if len(self.watch) else {}
-        self._optimise()
-        self.checkpoint, self.key = problems[0].checkpoint, ""
-        if self.checkpoint is not None:
-            key = Checkpoint.key(_signature(x, p, by[0]) for x, p in zip(xnns, problems, strict=True))
-            self.key = self.ranks.all_of(key)[0]  # the key of the writing process
 
-    def _set_alive(self, which: list[int]) -> None:
-        """Store the numbers of the explainers that still learn, as a list and on the device."""
-        self.alive, self.places = which, torch.tensor(which, dtype=torch.long, device=self.y.device)
-
-    def _optimise(self) -> None:
-        """Create an optimiser for the present weights."""
-        rate = self.recipe.learning_rate or self.xnns[0].learning_rate
-        learned = {name: p for name, p in self.weights.items() if p.requires_grad}
-        given = self.recipe.weight_decay
-        decay = self.xnns[0].weight_decay if given is None else given
-        decays = [name.endswith("weight") and not name.startswith("head.") for name in learned]
-        groups = [
-            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if d], "weight_decay": decay},
-            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if not d], "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], rate, fused=True)
-        self.rate = rate
-
-    def _anchors(self) -> Tensor:
-        """Set the heads to the anchors' weights, and return the anchors of all explainers, (T, M, n)."""
-        flat = each(self.Z, lambda part: part.flatten(1))
-        weights = torch.stack([problem.weight for problem in self.problems])
-        found = anchors_of_each(flat, self.y, self.xnns[0].n_features, weights=weights, balance=self.recipe.balance)
-        E = self.y.new_full((len(found), self.y.shape[1], self.xnns[0].n_features), math.nan)
-        for t, (xnn, made) in enumerate(zip(self.xnns, found, strict=True)):
-            r = made.v.shape[1]
-            with torch.no_grad():
-                xnn.head.weight[:, :r] = self.ranks.same(made.v)
-            E[t, :, :r] = made.E
-        return self.ranks.same(E)
+    def _early_stopping(self) -> EarlyStopping | None:
+        if self.recipe.patience is None:
+            return None
+        return EarlyStopping(
+            self.samplers,
+            self.stack.weights,
+            self.y,
+            patience=self.recipe.patience * self.recipe.steps,
+            earliest=(self.pretraining + _RELEASE) * self.recipe.steps,
+        )
 
     def run(self, bar: Any) -> list[list[Step]]:
         """Train, write the learned weights into the networks, and return the histories.
@@ -190,109 +164,69 @@ class _Stack:
             bar: Progress bar to advance by one for each step.
         """
         self._resume(bar)
-        while self.alive and self.step < self.recipe.steps:
-            count = min(_BLOCK, self.recipe.steps - self.step)
-            drawn = torch.stack([torch.stack([s.draw() for s in self.samplers]) for _ in range(count)])
-            weight = torch.stack([s.weight(drawn[:, t]) for t, s in enumerate(self.samplers)], 1)
-            rows, weight = (self.ranks.part(some).to(self.y.device) for some in (drawn, weight))
-            for now in range(count):
-                if not self.alive:
+        while self.stack.alive and self.step < self.recipe.steps:
+            for rows, weight in zip(*self._drawn(min(_BLOCK, self.recipe.steps - self.step)), strict=True):
+                if not self.stack.alive:
                     break
-                self._take(rows[now][self.places], weight[now][self.places].to(self.y))
+                self._take(rows, weight)
                 bar.update(1)
-            if self.checkpoint is None or self.checkpoint.due():
+            if self.checkpoint.due():
                 self._keep_record()
-        self._finish(range(len(self.alive)))
-        self.alive = []
+        self._finish(range(len(self.stack.alive)))
+        self.stack.close()
         bar.update(self.recipe.steps - self.step)
         self._keep_record()
-        return [
-            [Step(step, *terms[members.index(t)].tolist()) for step, members, terms in self.history if t in members]
-            for t in range(len(self.xnns))
-        ]
+        return self.history.of_each()
+
+    def _drawn(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Draw this process's part of some batches: row numbers and weights of rows, (steps, T, m)."""
+        drawn = torch.stack([torch.stack([s.draw() for s in self.samplers]) for _ in range(steps)])
+        weight = torch.stack([s.weight(drawn[:, t]) for t, s in enumerate(self.samplers)], 1)
+        return self.ranks.part(drawn).to(self.y.device), self.ranks.part(weight).to(self.y.device)
 
     def _take(self, rows: Tensor, weight: Tensor) -> None:
-        """Take a step on a batch with rows (T, m), without waiting for the device."""
-        share = self.step / self.recipe.steps
-        Z, y = _rows(self.Z, rows), self.y[self.places[:, None], rows]
-        made = self._made(Z)
-        terms = self.loss(made, Z, y, weight=weight)
+        """Take a step on batches with rows (T, m), without waiting for the device."""
+        share, alive = self.step / self.recipe.steps, self.stack.alive_index
+        rows = rows[alive]
+        Z, y = self._examples(rows)
+        made = self.stack.outputs(Z)
+        terms = self.loss(made, Z, y, weight=weight[alive].to(y))
         total = terms.total.sum()
         hold = _hold(share, self.pretraining)
         if self.anchored is not None and hold:
-            total = total + hold * _off_anchor(made.E, self.anchored[self.places[:, None], rows]).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        for p in self.weights.values():
-            if p.grad is not None:
-                self.ranks.average(p.grad)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * _rate(share)
-        self.optimiser.step()
-        often = max(1, self.recipe.steps // 50)
-        if self.step % often == 0 or self.step == self.recipe.steps - 1:
-            self.history.append((self.step, list(self.alive), torch.stack(terms[1:], 1).detach()))
+            total = total + hold * _off_anchor(made.E, self.anchored[alive[:, None], rows]).sum()
+        self.stack.step(total, _rate(share), self.ranks)
+        often, last = max(1, self.recipe.steps // 50), self.recipe.steps - 1
+        if self.step % often == 0 or self.step == last:
+            self.history.add(self.step, self.stack.alive, torch.stack(terms[1:], 1).detach())
         self.step += 1
-        if len(self.watch) and (self.step % often == 0 or self.step == self.recipe.steps):
-            self._check()
+        if self.early_stopping is not None and (self.step % often == 0 or self.step == self.recipe.steps):
+            self._check(self.early_stopping)
 
-    def _made(self, Z: Tensor) -> Reconstruction:
-        """Run the networks on activations (T, m, ...), and return their outputs in the dtype of the activations."""
-        weights, some = self.weights, Z
-        if self.recipe.mixed_precision:  # cast by hand, because autocast does not act inside vmap
-            weights, some = {k: t.bfloat16() for k, t in weights.items()}, Z.bfloat16()
-        return Reconstruction(*(part.to(Z.dtype) for part in self._networks(weights, some)))
-
-    def _networks(self, weights: dict[str, Tensor], Z: Tensor) -> Reconstruction:
-        if len(Z) == 1:  # forms of users need not support vmap
-            made = functional_call(self.xnns[0], {k: t[0] for k, t in weights.items()}, (Z[0],))
-            return Reconstruction(*(part[None] for part in made))
-
-        def one(weights: dict[str, Tensor], some: Tensor) -> Any:
-            return functional_call(self.xnns[0], weights, (some,))
-
-        return Reconstruction(*vmap(one, randomness="different")(weights, Z))
+    def _examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Select activations (T, m, ...) and outputs (T, m, C) of rows (T, m)."""
+        return _rows(self.Z, rows), self.y[self.stack.alive_index[:, None], rows]
 
     @torch.no_grad()
-    def _check(self) -> None:
-        """Keep the best weights on held-out examples, and stop explainers that no longer improve."""
-        rows = self.watch[self.places]
-        Z, y = _rows(self.Z, rows), self.y[self.places[:, None], rows]
-        now = self.make_loss()(self._made(Z), Z, y, weight=self.watch_weight[self.places]).total
-        better = now < self.best[self.places]
-        self.best[self.places] = torch.where(better, now, self.best[self.places])
-        self.best_step[self.places] = torch.where(better, self.step, self.best_step[self.places])
-        for name, kept in self.best_weights.items():
-            kept[better] = self.weights[name].detach()[better]
-        late = self.step - self.best_step[self.places] >= (self.recipe.patience or 1) * self.recipe.steps
-        late &= self.step >= (self.pretraining + _RELEASE) * self.recipe.steps
+    def _check(self, early: EarlyStopping) -> None:
+        """Keep the best weights on held-out examples, and stop networks that no longer improve."""
+        Z, y = self._examples(early.rows)
+        losses = self.make_loss()(self.stack.outputs(Z), Z, y, weight=early.row_weight).total
+        late = early.late(self.step, losses, self.stack.weights)
         if bool(late.any()):
             self._finish(late.nonzero()[:, 0].tolist())
-            self._keep(~late)
+            for part in (self.stack, early, *self._statistics):
+                part.keep(~late)
 
     def _finish(self, places: Sequence[int]) -> None:
-        """Write the weights of some explainers that still learn into their networks."""
-        source = self.best_weights or self.weights
-        with torch.no_grad():
-            for place in places:
-                xnn = self.xnns[self.alive[place]]
-                for name, target in (*xnn.named_parameters(), *xnn.named_buffers()):
-                    target.copy_(source[name][place])
+        """Write the weights of some networks that still learn into them."""
+        early = self.early_stopping
+        self.stack.write(places, self.stack.weights if early is None else early.best_weights)
 
-    def _keep(self, which: Tensor) -> None:
-        """Continue with some of the explainers, and keep their state of training."""
-        old = self.optimiser.state
-        self._set_alive([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
-        weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
-        states = {k: old[t] for k, t in self.weights.items() if t in old}
-        self.weights = weights
-        self.best_weights = {k: t[which] for k, t in self.best_weights.items()}
-        self._optimise()
-        for name, state in states.items():
-            kept = {k: v[which].clone() if v.dim() else v for k, v in state.items()}
-            self.optimiser.state[weights[name]] = kept
-        for statistic in getattr(self.loss, "statistics", ()):
-            statistic.keep(which)
+    @property
+    def _statistics(self) -> Sequence[Any]:
+        """Running statistics of the loss."""
+        return getattr(self.loss, "statistics", ())
 
     def _keep_record(self) -> None:
         """Send new records to the callbacks, and write a checkpoint.
@@ -300,80 +234,54 @@ class _Stack:
         Both happen together, so a resumed fit repeats no record and skips none.
         """
         if self.ranks.first:
-            self._send()
-            self._save()
+            self.history.send()
+            self.checkpoint.write(self._state)
 
-    def _send(self) -> None:
-        """Send new records to the callbacks."""
-        for step, members, terms in self.history[self.n_sent :]:
-            for t, row in zip(members, terms, strict=True):
-                log = self.problems[t].log
-                if log is not None:
-                    log(Step(step, *row.tolist()))
-        self.n_sent = len(self.history)
-
-    def _save(self) -> None:
-        """Write a checkpoint, if the fit has a folder for checkpoints."""
-        if self.checkpoint is None:
-            return
-        self.checkpoint.write(
-            self.key,
-            {
-                "step": self.step,
-                "alive": self.alive,
-                "done": {str(t): dict(xnn.state_dict()) for t, xnn in enumerate(self.xnns) if t not in self.alive},
-                "weights": {k: t.detach() for k, t in self.weights.items()},
-                "best_weights": self.best_weights,
-                "best": self.best,
-                "best_step": self.best_step,
-                "optimiser": self.optimiser.state_dict(),
-                "statistics": [s.state for s in getattr(self.loss, "statistics", ())],
-                "samplers": [s.state for s in self.samplers],
-                "history": [(step, members, terms.cpu()) for step, members, terms in self.history],
-            },
-        )
+    def _state(self) -> dict[str, Any]:
+        """Collect the state of the training for a checkpoint."""
+        return {
+            "step": self.step,
+            "stack": self.stack.state,
+            "early_stopping": None if self.early_stopping is None else self.early_stopping.state,
+            "statistics": [s.state for s in self._statistics],
+            "samplers": [s.state for s in self.samplers],
+            "history": self.history.state,
+        }
 
     def _resume(self, bar: Any) -> None:
         """Resume from the last checkpoint of this fit, if there is one."""
-        if self.checkpoint is None:
-            return
-        saved = self.checkpoint.read(self.key, self.y.device)
-        found = self.ranks.all_of(0 if saved is None else saved["step"])
-        if len(set(found)) > 1:
-            raise CheckpointError(
-                f"processes cannot resume from one checkpoint, because in {str(self.checkpoint.folder)!r} they found "
-                f"steps {found}; name a folder that all of them share"
-            )
+        saved = self.checkpoint.read(self.y.device)
         if saved is None:
             return
-        self.step = saved["step"]
-        self._set_alive(saved["alive"])
-        for t, state in saved["done"].items():
-            self.xnns[int(t)].load_state_dict(state)
-        self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
-        self.best_weights, self.best, self.best_step = saved["best_weights"], saved["best"], saved["best_step"]
-        self._optimise()
-        self.optimiser.load_state_dict(saved["optimiser"])
-        for statistic, state in zip(getattr(self.loss, "statistics", ()), saved["statistics"], strict=True):
-            statistic.state = state
-        for sampler, state in zip(self.samplers, saved["samplers"], strict=True):
-            sampler.state = state
-        self.history = [(step, members, terms.to(self.y.device)) for step, members, terms in saved["history"]]
-        self.n_sent = len(self.history)
+        self.step, self.stack.state, self.history.state = saved["step"], saved["stack"], saved["history"]
+        if self.early_stopping is not None:
+            self.early_stopping.state = saved["early_stopping"]
+        for part, state in zip(
+            (*self._statistics, *self.samplers), (*saved["statistics"], *saved["samplers"]), strict=True
+        ):
+            part.state = state
         bar.update(self.step)
+
+
+def _start_at_anchors(xnns: Sequence[Autoencoder], problems: Sequence[Problem], Z: Tensor | Rows, y: Tensor) -> Tensor:
+    """Set the heads to the anchors' weights, and return the anchors of all networks, (T, M, n)."""
+    ranks, n = problems[0].ranks, xnns[0].n_features
+    weights = torch.stack([problem.weight for problem in problems])
+    flat = each(Z, lambda part: part.flatten(1))
+    found = anchors_of_each(flat, y, n, weights=weights, balance=problems[0].recipe.balance)
+    E = y.new_full((len(found), y.shape[1], n), math.nan)
+    for t, (xnn, made) in enumerate(zip(xnns, found, strict=True)):
+        r = made.v.shape[1]
+        with torch.no_grad():
+            xnn.head.weight[:, :r] = ranks.same(made.v)
+        E[t, :, :r] = made.E
+    return ranks.same(E)
 
 
 def _signature(xnn: Autoencoder, problem: Problem, by: Scaling) -> list[Any]:
     """Collect the values that identify a fit."""
     tensors = [by.Z_mean, by.Z_std, problem.y, problem.sampler.row_weight, *xnn.state_dict().values()]
     return [type(xnn).__name__, repr(problem.recipe), problem.ranks.world, *tensors]
-
-
-def _watched(samplers: Sequence[Any], recipe: Recipe) -> Tensor:
-    """Draw the held-out rows for checks during training, (T, rows); empty without patience."""
-    if recipe.patience is None:
-        return torch.zeros(0, 0, dtype=torch.long)
-    return torch.stack([s.watched() for s in samplers])
 
 
 def _rows(Z: Tensor | Rows, rows: Tensor) -> Tensor:

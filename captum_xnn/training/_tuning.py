@@ -43,11 +43,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._serialization import checksum
+from captum_xnn.layers._fingerprint import checksum
 from captum_xnn.metrics._faithfulness import regression_faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._srae import SRAE
-from captum_xnn.models.baselines import lasso
+from captum_xnn.models.baselines._selection import lasso
 from captum_xnn.training._fitting import fit
 from captum_xnn.training._problem import Recipe, Sampler
 
@@ -327,6 +327,26 @@ def _cross_validated(
     progress: bool,
     store: str | os.PathLike[str] | None,
 ) -> Tuning:
+    """Run every combination on every fold, except for those whose scores are known."""
+    _check(Z, y, grid, positives)
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    fold = _folds(len(Z), folds, seed, positives)
+    sums = [checksum(m) for m in (Z, y, fold, *(() if positives is None else (positives,)))]
+    kept = _Store(store, hashlib.blake2b(json.dumps([sums, seed, about]).encode(), digest_size=8).hexdigest())
+    scores: list[list[float]] = [[] for _ in combinations]
+    todo = [(i, k) for i in range(len(combinations)) for k in range(folds)]
+    for i, k in tqdm(todo, "cross-validating", disable=not progress):
+        known = kept.score(combinations[i], k)
+        if known is None:
+            rows = (fold != k).nonzero()[:, 0].to(Z.device), (fold == k).nonzero()[:, 0].to(Z.device)
+            known = run(combinations[i], *rows)
+            kept.add(combinations[i], k, known)
+        scores[i].append(known)
+    return Tuning(tuple(Trial(c, tuple(s)) for c, s in zip(combinations, scores, strict=True)))
+
+
+def _check(Z: Tensor, y: Tensor, grid: Mapping[str, Sequence[Any]], positives: Tensor | None) -> None:
+    """Raise ValueError where data, grid or positives have another shape."""
     for name, values in grid.items():
         if not isinstance(values, Sequence):
             raise ValueError(
@@ -342,22 +362,8 @@ def _cross_validated(
             f"positives are {positives.dtype} of shape {tuple(positives.shape)}, not boolean of shape ({len(Z)},); "
             "pass y_hat.argmax(1) == target"
         )
-    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if not grid or not combinations:
+    if not grid or not all(grid.values()):
         raise ValueError(f"the grid {dict(grid)} has no values; pass for example grid={{'n_features': [3, 5, 7]}}")
-    fold = _folds(len(Z), folds, seed, positives)
-    sums = [checksum(m) for m in (Z, y, fold, *(() if positives is None else (positives,)))]
-    kept = _Store(store, hashlib.blake2b(json.dumps([sums, seed, about]).encode(), digest_size=8).hexdigest())
-    scores: list[list[float]] = [[] for _ in combinations]
-    todo = [(i, k) for i in range(len(combinations)) for k in range(folds)]
-    for i, k in tqdm(todo, "cross-validating", disable=not progress):
-        known = kept.score(combinations[i], k)
-        if known is None:
-            rows = (fold != k).nonzero()[:, 0].to(Z.device), (fold == k).nonzero()[:, 0].to(Z.device)
-            known = run(combinations[i], *rows)
-            kept.add(combinations[i], k, known)
-        scores[i].append(known)
-    return Tuning(tuple(Trial(c, tuple(s)) for c, s in zip(combinations, scores, strict=True)))
 
 
 def _folds(rows: int, folds: int, seed: int, positives: Tensor | None) -> Tensor:

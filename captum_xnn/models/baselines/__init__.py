@@ -33,34 +33,6 @@ Reference:
 
 from captum_xnn.models.baselines._learned import CAE, NN, SAE, RandomDecoder, RandomEncoder
 from captum_xnn.models.baselines._nmf import NMF
-from captum_xnn.models.baselines._partitions import (
-    drsa,
-    nmf_partition,
-    prca,
-    random_partition,
-    single_dimensions,
-    spectral_partition,
-    subspace_relevances,
-)
-from captum_xnn.models.baselines._selection import Lasso, LinearModel, SingleDimensions, lasso, lasso_of_size
+from captum_xnn.models.baselines._selection import Lasso, SingleDimensions
 
-__all__ = [
-    "CAE",
-    "NMF",
-    "NN",
-    "SAE",
-    "Lasso",
-    "LinearModel",
-    "RandomDecoder",
-    "RandomEncoder",
-    "SingleDimensions",
-    "drsa",
-    "lasso",
-    "lasso_of_size",
-    "nmf_partition",
-    "prca",
-    "random_partition",
-    "single_dimensions",
-    "spectral_partition",
-    "subspace_relevances",
-]
+__all__ = ["CAE", "NMF", "NN", "SAE", "Lasso", "RandomDecoder", "RandomEncoder", "SingleDimensions"]

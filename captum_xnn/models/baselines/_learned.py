@@ -29,7 +29,7 @@ class NN(Dense):
 
     Example:
         >>> import torch
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> y = Z[:, :1] * Z[:, 1:2]
         >>> network = NN(8, n_features=2, hidden=(16,))
@@ -76,7 +76,7 @@ class SAE(Dense):
 
     Example:
         >>> import torch
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> history = fit(SAE(8, n_features=2, hidden=(16,)), Z, Z[:, :1])
         >>> history[-1].sparse_reconstruction < history[0].sparse_reconstruction
@@ -110,7 +110,7 @@ class CAE(Dense):
 
     Example:
         >>> import torch
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> history = fit(CAE(8, n_features=2, hidden=(16,)), Z, Z[:, :1])
         >>> history[-1].sparse_reconstruction < history[0].sparse_reconstruction
@@ -149,7 +149,7 @@ class RandomDecoder(Dense):
 
     Example:
         >>> import torch
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> history = fit(RandomDecoder(8, n_features=2, hidden=(16,)), Z, Z[:, :1])
         >>> history[-1].faithfulness < history[0].faithfulness
@@ -186,7 +186,7 @@ class RandomEncoder(Dense):
 
     Example:
         >>> import torch
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> fit(RandomEncoder(8, n_features=2), Z, Z[:, :1])
         []

@@ -41,7 +41,7 @@ class NMF(Dense):
         ValueError: On fitting, if Z has negative values.
 
     Example:
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> g = torch.Generator().manual_seed(0)
         >>> W, H = torch.rand(200, 2, generator=g), torch.rand(2, 9, generator=g)
         >>> made = NMF(9, n_features=2)

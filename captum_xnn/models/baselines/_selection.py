@@ -162,7 +162,7 @@ class Lasso(Dense):
             are 0 for all examples.
 
     Example:
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 9, generator=torch.Generator().manual_seed(0))
         >>> made = Lasso(9, n_features=2)
         >>> _ = fit(made, Z, 3 * Z[:, 2:3] - 2 * Z[:, 5:6] + Z[:, 7:8])
@@ -226,7 +226,7 @@ class SingleDimensions(Dense):
         ValueError: If dimensions are not n different numbers below D.
 
     Example:
-        >>> from captum_xnn.training import fit
+        >>> from captum_xnn.training._fitting import fit
         >>> Z = torch.rand(200, 9, generator=torch.Generator().manual_seed(0))
         >>> made = SingleDimensions(9, n_features=2)
         >>> _ = fit(made, Z, 3 * Z[:, 2:3] - 2 * Z[:, 5:6])

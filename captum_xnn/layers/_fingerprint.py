@@ -1,0 +1,117 @@
+"""Fingerprints: the identity of a model and one layer of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_fingerprint", "checksum", "differences", "fingerprint"]
+
+
+def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
+    """Describe the identity of a model and one layer: their classes, and shape, dtype and checksum of every tensor.
+
+    Args:
+        model: A plain module.
+        layer: Dotted name of the layer.
+
+    Example:
+        >>> made = fingerprint(nn.Sequential(nn.Linear(2, 1)), "0")
+        >>> made["layer_class"], sorted(made["tensors"])
+        ('Linear', ['0.bias', '0.weight'])
+    """
+    tensors = {
+        name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "checksum": checksum(t)}
+        for name, t in model.state_dict().items()
+        if isinstance(t, Tensor)
+    }
+    return {
+        "model_class": type(model).__name__,
+        "layer": layer,
+        "layer_class": type(model.get_submodule(layer)).__name__,
+        "tensors": tensors,
+    }
+
+
+def check_fingerprint(saved: Any) -> None:
+    """Raise where a fingerprint from a file is damaged.
+
+    Args:
+        saved: Contents of the file, in the form of :func:`fingerprint` unless damaged.
+
+    Raises:
+        ValueError: If an entry is missing or of another type.
+
+    Example:
+        >>> check_fingerprint(fingerprint(nn.Sequential(nn.Linear(2, 1)), "0"))
+        >>> check_fingerprint({"model_class": "Sequential", "layer": "0", "layer_class": "Linear", "tensors": [1]})
+        Traceback (most recent call last):
+        ...
+        ValueError: tensors of the fingerprint are a list, expected shape, dtype and checksum of each by name
+    """
+    for key in ("model_class", "layer", "layer_class"):
+        if not isinstance(saved, dict) or not isinstance(saved.get(key), str):
+            raise ValueError(f"the fingerprint has no {key}")
+    tensors = saved.get("tensors")
+    if not isinstance(tensors, dict):
+        raise ValueError(
+            f"tensors of the fingerprint are a {type(tensors).__name__}, expected shape, dtype and checksum of each by "
+            "name"
+        )
+    for name, entry in tensors.items():
+        has_all = isinstance(entry, dict) and {"shape", "dtype", "checksum"} <= entry.keys()
+        if not has_all or not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
+            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, expected shape, dtype and checksum")
+
+
+def checksum(tensor: Tensor) -> str:
+    """Compute the checksum of a tensor's values, 16 hexadecimal digits.
+
+    Args:
+        tensor: Any tensor; only its bytes count, not its shape.
+
+    Example:
+        >>> checksum(torch.zeros(3)) == checksum(torch.zeros(3)), checksum(torch.zeros(3)) == checksum(torch.ones(3))
+        (True, False)
+    """
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
+
+
+def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Describe the differences between two fingerprints in words; the list is empty if they are the same.
+
+    Args:
+        saved: Fingerprint of the model to which an explainer was fitted.
+        found: Fingerprint of the model with which the explainer is to be used.
+
+    Example:
+        >>> a, b = (fingerprint(nn.Sequential(nn.Linear(size, 1)), "0") for size in (2, 3))
+        >>> differences(a, b)[0]
+        'tensor 0.weight is float32 [1, 3], was float32 [1, 2]'
+    """
+    said = [
+        f"{key.replace('_', ' ')} is {found[key]}, was {saved[key]}"
+        for key in ("model_class", "layer", "layer_class")
+        if saved[key] != found[key]
+    ]
+    old, new = saved["tensors"], found["tensors"]
+    changed = []
+    for name in (n for n in old if n in new and old[n] != new[n]):
+        was, now = (f"{t['dtype']} {t['shape']}" for t in (old[name], new[name]))
+        if was != now:
+            said.append(f"tensor {name} is {now}, was {was}")
+        else:
+            changed.append(name)
+    for what, names in (
+        ("has other values", changed),
+        ("is missing", [n for n in old if n not in new]),
+        ("is new", [n for n in new if n not in old]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said.append(f"{', '.join(names[:3])}{more} {what}")
+    return said

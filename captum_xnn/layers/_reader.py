@@ -1,0 +1,137 @@
+"""Read one layer of a model together with the model's outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._read import OutputTransform, read_layer
+from captum_xnn.layers._tail import Tail
+
+__all__ = ["Reader", "checked"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads one layer of a model, and the model's outputs.
+
+    Call it within :func:`captum_xnn.layers._state.untouched`.
+
+    Example:
+        >>> reader = Reader.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "0")
+        >>> Z, y_hat = reader.read((torch.ones(5, 2),))
+        >>> Z.shape, y_hat.shape
+        (torch.Size([5, 3]), torch.Size([5, 1]))
+    """
+
+    model: nn.Module
+    """A plain module."""
+    name: str
+    """Dotted name of the layer."""
+    layer: nn.Module
+    output_transform: OutputTransform | None = None
+    """Turns the layer's raw output into one tensor (N, ...)."""
+    prediction_transform: OutputTransform | None = None
+    """Turns the model's raw output into one tensor (N, ...)."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layer: str | nn.Module,
+        output_transform: OutputTransform | None = None,
+        prediction_transform: OutputTransform | None = None,
+    ) -> Reader:
+        """Make a reader of a user's model.
+
+        Args:
+            model: The model; wrappers such as DataParallel are taken off.
+            layer: The layer, by dotted name or as a module.
+            output_transform: Turns the layer's raw output into one tensor (N, ...).
+            prediction_transform: Turns the model's raw output into one tensor (N, ...).
+
+        Raises:
+            LayerNotFoundError: If the model has no such layer.
+            TypeError: If the model is not a module, or a scripted one.
+        """
+        plain = unwrap(model)
+        return cls(plain, *find_layer(plain, layer), output_transform, prediction_transform)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's weights."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def run(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        """Run the model; return the outputs of layer and model, unchecked.
+
+        Args:
+            arguments: All positional arguments of the model. The model may change them in place.
+        """
+        Z, output = read_layer(
+            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
+        )
+        return Z, output if self.prediction_transform is None else self.prediction_transform(output)
+
+    def read(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Run the model; return the outputs of layer and model, (N, ...) each.
+
+        Args:
+            arguments: All positional arguments of the model. The model may change them in place.
+
+        Raises:
+            TypeError: If the model's output is no tensor.
+            ValueError: If rows do not match, or anything is NaN or infinite.
+        """
+        return checked(*self.run(arguments), self.name)
+
+    def tail(self) -> Tail:
+        """Make the rest of the model.
+
+        Raises:
+            ValueError: If all calls of the layer are to be explained.
+        """
+        return Tail(
+            self.model,
+            self.layer,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+
+
+def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Check that both tensors are finite and belong to the same examples; return them unchanged.
+
+    Args:
+        Z: Output of the layer, (N, ...).
+        y_hat: Output of the model; should be a tensor (N, ...).
+        name: Name of the layer in errors.
+        first: Number of the first example, for errors.
+
+    Raises:
+        TypeError: If the model's output is no tensor.
+        ValueError: If rows do not match, or anything is NaN or infinite.
+    """
+    if not isinstance(y_hat, Tensor):
+        raise TypeError(
+            f"expected the model to return one tensor, got {type(y_hat).__name__}; pass prediction_transform=, a "
+            "function that picks the logits, such as `lambda output: output['logits']`"
+        )
+    if y_hat.dim() == 0 or len(Z) != len(y_hat):
+        rows = len(y_hat) if y_hat.dim() else "no"
+        raise ValueError(
+            f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
+            "reshape the layer's output in output_transform= so that examples come first"
+        )
+    for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
+        if not torch.isfinite(values).all():
+            bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"the output of {what} is NaN or infinite in example {bad}; look for NaN in this example's inputs, or "
+                "run the model in float32 if it overflows in half precision"
+            )
+    return Z, y_hat

@@ -1,0 +1,150 @@
+"""The numbers of a form on some examples: x-features, contributions, bias, surrogate and slopes.
+
+Conventions:
+    N examples, K x-features, Z (N, ...) the layer's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_xnn._targets import Target, grouped
+from captum_xnn.errors import ModelMismatchError
+from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
+from captum_xnn.models._base import Autoencoder
+from captum_xnn.models._contribution_groups import ContributionGroups
+
+__all__ = ["Choice", "Form", "Numbers", "numbers_of_each"]
+
+Form = Autoencoder | ContributionGroups
+"""An explanation network: a learned network or groups of contributions."""
+
+
+class Numbers(NamedTuple):
+    """The numbers of one output."""
+
+    features: Tensor
+    """x-features E, (N, K)."""
+    contributions: Tensor
+    """Contribution of each x-feature, (N, K), in logits."""
+    bias: Tensor
+    """The output without the x-features, (N,), in logits."""
+    surrogate: Tensor
+    """Sum of bias and contributions, (N,), in logits."""
+    slopes: Tensor
+    """Mean derivatives of the output from the base to Z, as Z; (N, 0) if not needed."""
+
+    def wide(self, K: int) -> Numbers:
+        """Pad features and contributions with zeros to K x-features.
+
+        Args:
+            K: Number of x-features, at least the present one.
+        """
+        more = (0, K - self.features.shape[1])
+        pad = torch.nn.functional.pad
+        return self._replace(features=pad(self.features, more), contributions=pad(self.contributions, more))
+
+
+class Choice(NamedTuple):
+    """The form that explains an example, and the explained output."""
+
+    form: Form
+    output: int
+    """Number of the output among those that the form explains."""
+    target: Target
+    """The same output among the model's outputs."""
+
+
+def numbers_of_each(
+    choices: Sequence[Choice],
+    Z: Tensor,
+    own: Tensor,
+    reader: Reader,
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+) -> Numbers:
+    """Compute the numbers of each example by its form. x-features that a form lacks are zero.
+
+    Args:
+        choices: The choice of each example.
+        Z: Activations (N, ...).
+        own: The explained output of each example, (N,).
+        reader: Reader of the layer.
+        inputs: Tensors (N, ...).
+        additional: Further arguments of the model.
+
+    Raises:
+        ModelMismatchError: If a form was fitted to another shape of Z.
+
+    Example:
+        >>> from captum_xnn.models._srae import SRAE
+        >>> reader, x = Reader.of(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU()), "1"), torch.rand(3, 2)
+        >>> with torch.no_grad():
+        ...     Z, y = reader.read((x,))
+        >>> made = numbers_of_each([Choice(SRAE(4, 2), 0, 1)] * 3, Z, y[:, 1], reader, (x,), None)
+        >>> torch.allclose(made.bias + made.contributions.sum(1), made.surrogate, atol=1e-6)
+        True
+    """
+    most = max(form.n_features for form, _, _ in choices)
+    sloping = any(isinstance(form, ContributionGroups) for form, _, _ in choices)
+
+    def made() -> Iterator[tuple[list[int], Numbers]]:
+        for choice, rows in grouped(choices):
+            form = choice.form.to(Z.device)
+            _check_shape(form, Z, reader.name)
+            if isinstance(form, ContributionGroups):
+                x, more = rows_of(inputs, additional, torch.tensor(rows))
+                numbers = _of_groups(form, choice, Z[rows], own[rows], reader.tail(), (x, more))
+            else:
+                numbers = _of_network(form, choice.output, Z[rows], sloping)
+            yield rows, numbers.wide(most)
+
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
+        return Numbers(*gathered(made(), len(Z)))
+
+
+def _of_network(form: Autoencoder, output: int, Z: Tensor, sloping: bool) -> Numbers:
+    """Compute the numbers of a learned network, with slopes of 0 if another form has slopes."""
+    E = form.encode(Z.to(form.dtype))
+    slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
+    bias = form.head.bias[output].expand(len(E))
+    return Numbers(E, form.contributions(E, output), bias, form.head(E)[:, output], slopes)
+
+
+def _of_groups(
+    form: ContributionGroups,
+    choice: Choice,
+    Z: Tensor,
+    own: Tensor,
+    tail: Tail,
+    arguments: tuple[tuple[Tensor, ...], tuple[Any, ...] | None],
+) -> Numbers:
+    """Compute the numbers of groups of contributions, where Z and the model's outputs are known."""
+    targets, scale = [[choice.target] * len(own)], form.scale[choice.output : choice.output + 1]
+    with untouched(tail.model):
+        made = form.integral(tail, *arguments, targets, own=own[None], Z=Z, scale=scale)
+    E = form.features(form.contributions(made)[0])
+    bias = made.start[0].to(E)
+    return Numbers(E, E, bias, bias + E.sum(1), made.slopes[0])
+
+
+def _check_shape(form: Form, Z: Tensor, layer: str) -> None:
+    """Raise if a layer's output lacks the shape that a form was fitted to."""
+    shape = form.config["shape"]
+    fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
+    if isinstance(form, ContributionGroups):  # the number of places is free
+        fits = Z.dim() - 1 == form.base.dim() and all(
+            size == own or own == 1 for size, own in zip(Z.shape[1:], form.base.shape, strict=True)
+        )
+    if not fits:
+        raise ModelMismatchError(
+            f"expected layer {layer!r} to give {shape} values per example, as when the explainer was fitted, got "
+            f"{tuple(Z.shape[1:])}; pass inputs of the size it was fitted to, or fit anew"
+        )

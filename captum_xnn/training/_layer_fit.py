@@ -1,0 +1,208 @@
+"""Fit explanation networks to the collected activations of a layer, one for each group of targets.
+
+Conventions:
+    M examples.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_xnn._distributed import Ranks
+from captum_xnn._targets import Target
+from captum_xnn.activations._collecting import Activations
+from captum_xnn.activations._memmap import each
+from captum_xnn.layers._fingerprint import fingerprint
+from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulness
+from captum_xnn.models._base import encode_all
+from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._numbers import Form
+from captum_xnn.training._checkpoint import Checkpoint
+from captum_xnn.training._contributions import Evidence, fit_groups
+from captum_xnn.training._directions import directions
+from captum_xnn.training._fitting import fit_together
+from captum_xnn.training._making import MakeForm, is_exact, maker, warn_of_size
+from captum_xnn.training._outputs import Task
+from captum_xnn.training._problem import Recipe, Step
+
+__all__ = ["Fitted", "LayerFit", "Log"]
+
+Log = Callable[[Any, Step], None]
+"""Receives a target, or a tuple of targets, and a record of the history."""
+
+# Standard deviations of the output that contributions may miss without a warning.
+_NOTABLE = 0.005
+# Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
+_OFF = 0.02
+
+
+class Fitted(NamedTuple):
+    """A fitted form, with the facts of its fit. The fields are those of :class:`captum_xnn.explainer.Explainer`."""
+
+    targets: tuple[Target, ...]
+    form: Form
+    f_reg: float
+    examples: int
+    positives: int | None
+    floor: float | None = None
+    history: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """Settings of the fits at one layer."""
+
+    make: MakeForm | None
+    """Makes forms; None makes groups of contributions."""
+    n_features: int
+    recipe: Recipe
+    seed: int
+    progress: bool
+    checkpoint: Checkpoint | None
+    log: Log | None
+    ranks: Ranks
+
+    def fit(self, tasks: Sequence[Task], found: Activations, reader: Reader) -> Iterator[Fitted]:
+        """Fit a form for each task; yield each as soon as it is fitted.
+
+        Args:
+            tasks: Tasks with the same number of outputs. Their forms are fitted together.
+            found: Activations of the layer.
+            reader: Reader of the layer.
+
+        Raises:
+            ValueError: If activations or outputs cannot be learned from.
+        """
+        forms = self._forms(len(tasks[0].targets), len(tasks), found, reader)
+        fitted = self._exact if isinstance(forms[0], ContributionGroups) else self._learned
+        yield from fitted(forms, tasks, found, reader)
+
+    def _forms(self, outputs: int, count: int, found: Activations, reader: Reader) -> list[Any]:
+        """Make the forms, untrained, on the model's device."""
+        dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
+        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
+            make = partial(
+                maker(self.make, found, reader), tuple(found.Z.shape[1:]), self.n_features, n_outputs=outputs
+            )
+            if self.ranks.first and not is_exact(self.make):
+                warn_of_size(make, found)
+            return [make().to(reader.device, dtype) for _ in range(count)]
+
+    def _exact(
+        self, forms: Sequence[ContributionGroups], tasks: Sequence[Task], found: Activations, reader: Reader
+    ) -> Iterator[Fitted]:
+        """Fit groups of contributions."""
+        if self.log is not None:
+            warnings.warn(
+                "fit does not use log: groups of contributions are a closed form, without steps to record; leave it "
+                "out, or fit with autoencoder=SRAE",
+                stacklevel=levels_up(),
+            )
+        kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
+        kept += [] if self.checkpoint is None else [self.checkpoint]
+        read = fit_groups(
+            forms,
+            reader.tail(),
+            found.Z,
+            [task.y for task in tasks],
+            found.source,
+            [task.targets for task in tasks],
+            marks=[task.positives for task in tasks],
+            kept=kept,
+            model=fingerprint(reader.model, found.layer) if kept else None,
+            progress=self.progress,
+            ranks=self.ranks,
+        )
+        for task, form, evidence in zip(tasks, forms, read, strict=True):
+            _warn_of_unexplained(form, evidence, task.targets, found.layer)
+            error = float(evidence.unexplained.double().abs().mean())
+            yield _fitted(task, form, error)
+
+    def _learned(
+        self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
+    ) -> Iterator[Fitted]:
+        """Fit networks that learn to imitate the model."""
+        device, dtype = reader.device, forms[0].dtype
+        Z, ys = each(found.Z, lambda part: part.to(device, dtype)), [task.y.to(device, dtype) for task in tasks]
+        histories = fit_together(
+            forms,
+            Z,
+            ys,
+            positives=[task.positives for task in tasks],
+            recipe=self.recipe,
+            seed=self.seed,
+            progress=self.progress,
+            checkpoint=self.checkpoint,
+            logs=[self._logging(task.targets) for task in tasks],
+            ranks=self.ranks,
+        )
+        for task, form, y, history in zip(tasks, forms, ys, histories, strict=True):
+            with torch.no_grad():
+                error = regression_faithfulness(form.head(encode_all(form, Z)), y)
+            if self.ranks.first and getattr(form, "anchored", False):
+                _warn_of_few_directions(found, form.n_features, error / float(y.std(0).mean()))
+            floor = _error_floor(y, self.n_features)
+            yield _fitted(task, form, error)._replace(floor=floor, history=tuple(history))
+
+    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
+        """Return the callback that receives the records of one explainer."""
+        if self.log is None:
+            return None
+        return partial(self.log, targets[0] if len(targets) == 1 else targets)
+
+
+def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
+    positives = None if task.positives is None else int(task.positives.sum())
+    return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives)
+
+
+def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, ...], layer: str) -> None:
+    """Warn where contributions fail to add up although intervals have doubled as often as they may."""
+    if form.dtype not in (torch.float32, torch.float64):
+        return
+    off = evidence.unexplained.double().abs() / form.scale[:, None].double().cpu()
+    # A tolerance near rounding is the user's wish and not the integral's failure.
+    missed = off > max(2 * form.config["tolerance"], _NOTABLE)
+    if bool(missed.any()):
+        warnings.warn(
+            f"contributions to target {', '.join(map(str, targets))} at layer {layer!r} miss the output by up to "
+            f"{float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of {missed.shape[1]} "
+            f"examples, after {form.config['most']} intervals; choose a later layer, or pass "
+            f"autoencoder=functools.partial(ContributionGroups, most={2 * form.config['most']})",
+            stacklevel=levels_up(),
+        )
+
+
+def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
+    """Warn if a form has over twice as many x-features as its layer has directions, and its surrogate is off."""
+    if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
+        return
+    warnings.warn(
+        f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
+        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
+        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
+        "out, as contributions always add up",
+        stacklevel=levels_up(),
+    )
+
+
+def _error_floor(y: Tensor, n: int) -> float | None:
+    """Compute the lowest mean squared error, summed over outputs, of n x-features with a linear head, if C > n."""
+    if y.shape[1] <= n:
+        return None
+    floor = error_floor(y, n)
+    warnings.warn(
+        f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
+        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
+        stacklevel=levels_up(),
+    )
+    return floor

@@ -1,0 +1,154 @@
+"""Cover cells of feature maps, to measure the drops of contributions without running the whole model again.
+
+Covering an image takes a forward pass of the whole model for every patch. If everything the layer sees of the image
+comes from feature maps, their cells can be covered in place of the image's pixels: a cell is set to zero, and only the
+modules between these maps and the layer run again. If the layer's own output is feature maps, nothing runs again: a
+patch's drop is the sum of the contributions of its cells.
+
+Conventions:
+    N examples, feature maps (N, C, H, W), a grid of g x g patches of nearly the same size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._read import run_to_layer
+from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._trace import trace
+from captum_xnn.training._covering import Grid
+
+__all__ = ["CELLS", "MapCovers", "maps_before"]
+
+CELLS = 5
+"""Cells along the shorter side of feature maps that are worth covering."""
+# Errors that a model raises where its covered maps do not fit to other values of another number of rows.
+_MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+def maps_before(
+    tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int
+) -> nn.Module | None:
+    """Find the last feature maps that everything crosses on its way from the image to the layer; None without.
+
+    Args:
+        tail: The model's rest, whose layer gives Z.
+        inputs: Tensors (N, ...), on the model's device.
+        additional: Further arguments of the model.
+        at: Number of the input that holds the images.
+    """
+    twice = torch.tensor([0, 0])
+    with torch.no_grad():
+        x, more = rows_of(inputs, additional, twice)
+        maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=CELLS).spatial
+        if maps is None or maps is tail.layer:
+            return None
+        first = _Replaced(maps, None)
+        _run(tail, x, more, first)
+        if first.calls != 1 or first.seen is None or len(first.seen) != 2:
+            return None
+        # Another image with the maps of the first one. If Z still differs, something goes around the maps.
+        x[at][1] = 1 - x[at][1]
+        Z = _run(tail, x, more, _Replaced(maps, first.seen))
+    return maps if torch.allclose(Z[0], Z[1], rtol=1e-4, atol=1e-6 * float(Z.abs().max())) else None
+
+
+class MapCovers:
+    """Activations of examples whose feature maps are covered, one patch at a time.
+
+    Args:
+        tail: The model's rest, whose layer gives Z.
+        maps: Module before the layer, from :func:`maps_before`.
+        inputs: Tensors (N, ...), on the model's device.
+        additional: Further arguments of the model.
+    """
+
+    def __init__(
+        self, tail: Tail, maps: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    ) -> None:
+        self.tail, self.maps, self.inputs, self.additional = tail, maps, inputs, additional
+        own = _Replaced(maps, None)
+        with torch.no_grad():
+            self.Z = _run(tail, *rows_of(inputs, additional, torch.arange(len(inputs[0]))), own)
+            """The layer's output without covers, (N, ...)."""
+        assert own.seen is not None
+        self.own = own.seen
+        self.once = True
+
+    def grid(self, patches: int) -> Grid:
+        """Divide the maps into patches.
+
+        Args:
+            patches: Patches along each side, at most one per cell.
+        """
+        return Grid(self.own.shape[2], self.own.shape[3], patches)
+
+    def activations(self, grid: Grid, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """Compute Z with patches covered, (len(pairs), ...).
+
+        Args:
+            grid: The patches.
+            pairs: Example and patch of each cover.
+        """
+        rows = torch.tensor([i for i, _ in pairs])
+        maps = self.own[rows.to(self.own.device)]
+        for n, (_, p) in enumerate(pairs):
+            (top, bottom), (left, right) = grid.regions[p]
+            maps[n, :, top:bottom, left:right] = 0
+        with torch.no_grad():
+            if self.once:
+                try:
+                    Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows[:1]), _Replaced(self.maps, maps))
+                    if len(Z) == len(pairs):
+                        return Z
+                except _MISFITS:
+                    pass
+                self.once = False
+            return _run(self.tail, *rows_of(self.inputs, self.additional, rows), _Replaced(self.maps, maps))
+
+
+class _Replaced:
+    """Reads a module's output, or puts other numbers in its place."""
+
+    def __init__(self, module: nn.Module, by: Tensor | None) -> None:
+        self.module, self.by = module, by
+        self.calls = 0
+        self.seen: Tensor | None = None
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Read or replace the output in this context."""
+        thread = threading.get_ident()
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None
+            self.calls += 1
+            self.seen = output.clone()  # what follows may work in place
+            return None if self.by is None else self.by.clone()
+
+        handle = self.module.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _run(tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, replaced: _Replaced) -> Tensor:
+    """Run the model to the layer, with a module's output read or replaced."""
+    with replaced.on():
+        return run_to_layer(
+            tail.model,
+            tail.layer,
+            (*inputs, *(additional or ())),
+            calls=tail.calls,
+            name=tail.name,
+            output_transform=tail.output_transform,
+        )

@@ -1,0 +1,159 @@
+"""Networks that train at the same time: their stacked weights, and the optimiser of these weights.
+
+Networks of one form and size have their weights stacked, (T, out, in). One batched product then serves all of them.
+
+Conventions:
+    T networks in the stack, m examples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from captum_xnn._distributed import Ranks
+from captum_xnn.models._base import Autoencoder, Reconstruction
+from captum_xnn.training._problem import Recipe
+
+__all__ = ["Stack"]
+
+
+class Stack:
+    """Stack the weights of networks, and train them at the same time.
+
+    Args:
+        xnns: Networks of one form and size. Weights that require no gradient stay unchanged.
+        recipe: Learning rate, weight decay and precision.
+
+    Example:
+        >>> from captum_xnn._distributed import ALONE
+        >>> from captum_xnn.models._srae import SRAE
+        >>> xnns, Z = [SRAE(4, 2, hidden=()) for _ in range(3)], torch.rand(3, 7, 4)
+        >>> stack = Stack(xnns, Recipe())
+        >>> before = stack.outputs(Z).y_bar
+        >>> stack.step(before.square().sum(), 1.0, ALONE)
+        >>> bool(stack.outputs(Z).y_bar.square().sum() < before.square().sum())
+        True
+        >>> stack.keep(torch.tensor([True, False, True]))
+        >>> stack.alive, stack.outputs(Z[:2]).E.shape
+        ([0, 2], torch.Size([2, 7, 2]))
+    """
+
+    def __init__(self, xnns: Sequence[Autoencoder], recipe: Recipe) -> None:
+        self.xnns, self.recipe = xnns, recipe
+        state = [dict(xnn.named_parameters()) | dict(xnn.named_buffers()) for xnn in xnns]
+        learned = {name for name, p in xnns[0].named_parameters() if p.requires_grad}
+        stacked = {name: torch.stack([s[name].detach() for s in state]) for name in state[0]}
+        self.weights = {name: t.requires_grad_(name in learned) for name, t in stacked.items()}
+        self._set_alive(list(range(len(xnns))))
+        self._optimise()
+
+    def _set_alive(self, which: list[int]) -> None:
+        """Store the numbers of the networks that still learn, as a list and on the device."""
+        self.alive = which
+        self.alive_index = torch.tensor(which, dtype=torch.long, device=next(iter(self.weights.values())).device)
+
+    def _optimise(self) -> None:
+        """Create an optimiser for the present weights."""
+        self.rate = self.recipe.learning_rate or self.xnns[0].learning_rate
+        given = self.recipe.weight_decay
+        decay = self.xnns[0].weight_decay if given is None else given
+        learned = {name: p for name, p in self.weights.items() if p.requires_grad}
+        decays = [name.endswith("weight") and not name.startswith("head.") for name in learned]
+        groups = [
+            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if d], "weight_decay": decay},
+            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if not d], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], self.rate, fused=True)
+
+    def outputs(self, Z: Tensor) -> Reconstruction:
+        """Run the networks on activations, and return their outputs in the dtype of the activations.
+
+        Args:
+            Z: Activations (T, m, ...), a batch for each network that still learns.
+        """
+        weights, some = self.weights, Z
+        if self.recipe.mixed_precision:  # cast by hand, because autocast does not act inside vmap
+            weights, some = {k: t.bfloat16() for k, t in weights.items()}, Z.bfloat16()
+        return Reconstruction(*(part.to(Z.dtype) for part in self._run(weights, some)))
+
+    def _run(self, weights: dict[str, Tensor], Z: Tensor) -> Reconstruction:
+        if len(Z) == 1:  # forms of users need not support vmap
+            made = functional_call(self.xnns[0], {k: t[0] for k, t in weights.items()}, (Z[0],))
+            return Reconstruction(*(part[None] for part in made))
+
+        def one(weights: dict[str, Tensor], some: Tensor) -> Any:
+            return functional_call(self.xnns[0], weights, (some,))
+
+        return Reconstruction(*vmap(one, randomness="different")(weights, Z))
+
+    def step(self, loss: Tensor, factor: float, ranks: Ranks) -> None:
+        """Take one step of the optimiser.
+
+        Args:
+            loss: Sum of the losses of all networks.
+            factor: Factor of the learning rate.
+            ranks: Processes that average their gradients.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for p in self.weights.values():
+            if p.grad is not None:
+                ranks.average(p.grad)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * factor
+        self.optimiser.step()
+
+    @torch.no_grad()
+    def write(self, places: Sequence[int], weights: dict[str, Tensor]) -> None:
+        """Write weights into some of the networks that still learn.
+
+        Args:
+            places: Positions in the stack.
+            weights: Stacked weights, (T, ...) by name.
+        """
+        for place in places:
+            xnn = self.xnns[self.alive[place]]
+            for name, target in (*xnn.named_parameters(), *xnn.named_buffers()):
+                target.copy_(weights[name][place])
+
+    def keep(self, which: Tensor) -> None:
+        """Continue with some of the networks, and keep the state of their optimiser.
+
+        Args:
+            which: Boolean (T,).
+        """
+        states = {name: self.optimiser.state[t] for name, t in self.weights.items() if t in self.optimiser.state}
+        self._set_alive([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
+        self.weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
+        self._optimise()
+        for name, state in states.items():
+            kept = {k: v[which].clone() if v.dim() else v for k, v in state.items()}
+            self.optimiser.state[self.weights[name]] = kept
+
+    def close(self) -> None:
+        """End the training of all networks."""
+        self._set_alive([])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Weights and state of the optimiser. Assign them to resume from there."""
+        return {
+            "alive": self.alive,
+            "done": {str(t): dict(xnn.state_dict()) for t, xnn in enumerate(self.xnns) if t not in self.alive},
+            "weights": {k: t.detach() for k, t in self.weights.items()},
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    @state.setter
+    def state(self, saved: dict[str, Any]) -> None:
+        for t, done in saved["done"].items():
+            self.xnns[int(t)].load_state_dict(done)
+        self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
+        self._set_alive(saved["alive"])
+        self._optimise()
+        self.optimiser.load_state_dict(saved["optimiser"])

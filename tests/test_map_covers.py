@@ -1,0 +1,159 @@
+"""Covers of feature maps: cells set to zero by hand, where they may be used, and the drops that follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from captum_xnn import ContributionGroups, XNNAttribution
+from captum_xnn.layers._tail import Tail
+from captum_xnn.training import _contributions
+from captum_xnn.training._covering import patch_bounds
+from captum_xnn.training._map_covers import MapCovers, maps_before
+
+
+def cnn(pool=2):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(8 * pool**2, 9), nn.ReLU(), nn.Linear(9, 3),
+    ).eval()  # fmt: skip
+
+
+class Around(nn.Module):
+    """The image's mean goes around the feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.head = cnn()[:4], nn.Linear(9, 4)
+        self.relu, self.out = nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.relu(self.head(torch.cat([self.maps(x).mean((2, 3)), x.mean((1, 2, 3))[:, None]], 1))))
+
+
+class Twice(nn.Module):
+    """One encoder for an image and its mirror image."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.relu, self.out = cnn()[:4], nn.ReLU(), nn.Linear(16, 3)
+
+    def forward(self, x):
+        both = [self.encoder(x).mean((2, 3)), self.encoder(x.flip(3)).mean((2, 3))]
+        return self.out(self.relu(torch.cat(both, 1)))
+
+
+class Rigid(nn.Module):
+    """Rows behind the maps must be as many as images."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.relu, self.out = cnn()[:4], nn.ReLU(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.relu(self.maps(x).reshape(len(x), 8, -1).mean(2)))
+
+
+def x(n=4, size=14):
+    return torch.rand(n, 2, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_last_maps_with_cells_enough():
+    model = cnn()
+    assert maps_before(Tail(model, "7"), (x(),), None, 0) is model[3]
+    assert maps_before(Tail(model, "7"), (x(size=6),), None, 0) is model[1]  # 3 x 3 cells are too few
+    assert maps_before(Tail(model, "1"), (x(),), None, 0) is None  # the layer itself
+
+
+@pytest.mark.parametrize(("model", "layer"), [(Around(), "relu"), (Twice(), "relu")])
+def test_maps_that_something_goes_around_are_not_covered(model, layer):
+    assert maps_before(Tail(model.eval(), layer), (x(),), None, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "maps"), [(cnn(), "7", lambda m: m[3]), (Rigid().eval(), "relu", lambda m: m.maps)]
+)
+def test_covered_cells_are_zero(model, layer, maps):
+    images = x()
+    tail, module = Tail(model, layer), maps(model)
+    with torch.no_grad():
+        made = MapCovers(tail, module, (images,), None)
+        grid = made.grid(8)
+        pairs = grid.pairs(1, [None] * 4)
+        Z = made.activations(grid, pairs)
+        A = (model[:4] if layer == "7" else model.maps)(images)
+        assert len(pairs) == 4 * 49
+        for (i, p), row in zip(pairs, Z, strict=True):
+            (top, bottom), (left, right) = patch_bounds(7, 8)[p // 7], patch_bounds(7, 8)[p % 7]
+            covered = A[i : i + 1].clone()
+            covered[:, :, top:bottom, left:right] = 0
+            rest = model[4:8](covered) if layer == "7" else torch.relu(covered.mean((2, 3)))
+            torch.testing.assert_close(row, rest[0])
+        torch.testing.assert_close(made.Z, tail.activations((images,), None))
+
+
+def drops_of(model, layer, images, monkeypatch, **settings):
+    """The drops that a fit learns from."""
+    seen = []
+    learn = _contributions._learn
+    monkeypatch.setattr(_contributions, "_learn", lambda form, evidence: (seen.append(evidence), learn(form, evidence)))
+    make = lambda *given, **options: ContributionGroups(*given, **options, **settings)  # noqa: E731
+    xnn = XNNAttribution(model, layer, 3, autoencoder=make)
+    positives = torch.arange(len(images)) < 6
+    xnn.fit(images, 0, positives=positives, progress=False)
+    return xnn.explainer(0).form, seen[0].drops
+
+
+def test_drops_where_the_layer_is_feature_maps_are_contributions_of_cells(monkeypatch):
+    """Drops of all patches together are the contributions, place by place."""
+    model, images = cnn(), x(20)
+    form, drops = drops_of(model, "3", images, monkeypatch, covered="maps", patches=3)
+    tail = Tail(model, "3")
+    found = form.integral(tail, (images[:6],), None, [[0] * 6])
+    c = found.contributions(form.base)[0]  # (6, 8, 7, 7)
+    bounds = patch_bounds(7, 3)
+    expected = torch.stack([c[:, :, a:b, e:f].sum((2, 3)) for a, b in bounds for e, f in bounds], 1)
+    torch.testing.assert_close(drops[0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(drops[0].sum(1), form.contributions(found)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
+    model, images = cnn(), x(20)
+    form, drops = drops_of(model, "7", images, monkeypatch, covered="maps")
+    with torch.no_grad():
+        A = model[:4](images[:6])
+    found = form.integral(Tail(model, "7"), (images[:6],), None, [[0] * 6])
+    for p in (0, 24, 48):
+        covered = A.clone()
+        covered[:, :, p // 7, p % 7] = 0
+        with torch.no_grad():
+            expected = found.slopes[0] * (found.Z - model[4:8](covered))
+        torch.testing.assert_close(drops[0, :, p], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_large_images_have_their_maps_covered_and_small_ones_their_pixels(monkeypatch):
+    """An image of 70 x 70 pixels has 8 x 8 patches either way; only pixels need a pass of the first layer for each."""
+    model = cnn(pool=1)
+    calls = []
+    model[0].register_forward_hook(lambda _module, _inputs, output: calls.append(len(output)))
+    for size, few in ((70, True), (16, False)):
+        calls.clear()
+        drops_of(model, "7", x(20, size), monkeypatch)
+        assert (sum(calls) < 6 * 64) == few
+
+
+def test_other_examples_do_not_run_before_the_layer(monkeypatch):
+    """Their activations are known, and nothing else reaches the output."""
+    model = cnn()
+    calls = []
+    model[0].register_forward_hook(lambda _module, _inputs, output: calls.append(len(output)))
+    found = XNNAttribution(model, "7", 3, autoencoder=lambda *a, **o: ContributionGroups(*a, covered="maps", **o))
+    images = x(200)
+    found.fit(images, 0, positives=torch.arange(200) < 6, progress=False)
+    assert sum(calls) < 200 + 60  # collecting, and a few for six positives
+    made = found.contributions(images, 0)
+    torch.testing.assert_close(
+        made.bias + made.contributions.sum(1), model(images)[:, 0].detach(), rtol=0.02, atol=0.02
+    )
