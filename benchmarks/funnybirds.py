@@ -19,8 +19,8 @@ SD            single deletion: rank correlation over the parts of a bird of the 
 within        a second table: the same over all birds, for each part, mean over parts
 
 Groups of dimensions divide their path-integrated contributions to the logit, from the mean activation of the training
-images: ``groups`` as XNNAttribution learns them from the training images, which covers feature maps, ``groups of covered
-images`` with pixels covered, the others by chance or by correlation. A method of your own is an entry of METHODS.
+images: ``groups`` as XNNAttribution learns them from the training images, which covers feature maps; ``groups of
+covered images`` with pixels covered; the others by chance or by correlation. Add a method of your own to METHODS.
 
     python -m benchmarks.funnybirds --root FunnyBirds --network funnynet.py --layer relu6 --out DIR
 """
