@@ -245,7 +245,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if positives is not None and of and isinstance(of[0], Tensor):
             _check_positives(positives, len(of[0]))
         asked = [t for group in groups for t in group]
-        found = self._collected(data, progress, store, ranks, asked)
+        found = self._collected(data, progress, store, ranks, Asked(asked, gradients=self._is_exact))
         outputs = _Outputs.of(found, asked)
         if ranks.first and (reason := no_logits(outputs.spread)) is not None:
             warnings.warn(reason, stacklevel=levels_up())
@@ -264,7 +264,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         progress: bool,
         store: str | os.PathLike[str] | None,
         ranks: Ranks,
-        asked: Sequence[Target],
+        asked: Asked,
     ) -> Activations:
         """Collect the layer's activations and the model's outputs on some data."""
         if isinstance(data, Activations):
@@ -286,7 +286,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction_transform=self.prediction_transform,
             progress=progress,
             ranks=ranks,
-            asked=Asked(asked),
+            asked=asked,
         )
 
     def _fitted(
@@ -645,7 +645,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         explainer = self.explainer(target)
         target = single_target(target)
-        found = self._collected(data, False, store, ALONE, [target])
+        found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = _Outputs.of(found, [target])
         y_bar = self._surrogates(found, explainer, target)
         f_cls = None

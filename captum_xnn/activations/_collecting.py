@@ -43,6 +43,7 @@ from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._probe import probe
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
 
 __all__ = [
     "Activations",
@@ -75,6 +76,7 @@ class Asked:
 
     Args:
         targets: Each None, an int, or a tuple of ints.
+        gradients: Whether their derivatives by the layer are needed, so that the first batch is tried for them.
 
     Example:
         >>> asked = Asked([(1, 0), (0, 2)])
@@ -83,8 +85,9 @@ class Asked:
                 [9., 8.]])
     """
 
-    def __init__(self, targets: Iterable[Target]) -> None:
+    def __init__(self, targets: Iterable[Target], *, gradients: bool = False) -> None:
         self.targets = list(dict.fromkeys(targets))
+        self.gradients = gradients
         self.spread: Spread | None = None
         """Range and sums of all outputs, where not all outputs are kept."""
 
@@ -301,6 +304,19 @@ class _Reader(NamedTuple):
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
         )
+        if self.asked is not None and self.asked.gradients:
+            self._try_gradients(_moved(many, device), _moved(more, device), self.asked.targets[0])
+
+    def _try_gradients(self, inputs: tuple[Any, ...], additional: tuple[Any, ...], target: Target) -> None:
+        """Raise where no gradient reaches the layer from an output."""
+        tail = Tail(
+            self.model,
+            self.layer,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+        one = torch.ones(1)
+        tail.along(inputs, additional, torch.zeros(()), one, one, [[target] * len(inputs[0])])
 
     def read_all(
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool

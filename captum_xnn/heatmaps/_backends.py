@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,16 +53,17 @@ from captum_xnn.heatmaps._one_output import OneOutput, one_output
 from captum_xnn.heatmaps._shared_pass import gradients_of_groups
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._forward_args import format_tensors
+from captum_xnn.layers._grid import channels_by_numbers
 from captum_xnn.layers._integers import refuse_integers, replacing
 from captum_xnn.layers._layout import (
     Cells,
     channel_dimension,
-    channels_by_numbers,
     refuse_examples_second,
     token_cells,
 )
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._nested import tensors_in
+from captum_xnn.layers._pixels import first_image, image_channels
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._state import untouched
 
@@ -338,11 +339,11 @@ class FromCaptum:
                     )
                 if grid is None and module is not None and self.method.__name__ in ("LayerGradCam", "GuidedGradCam"):
                     self._refuse_tokens(several or module, channels)
-                likes = [_image(inputs)] * len(made) if layered else inputs
-                yield (
-                    some.tolist(),
-                    [_finished(m, like, layered, channels) for m, like in zip(made, likes, strict=True)],
-                )
+                if not layered:
+                    yield some.tolist(), [_of_dtype(m, x) for m, x in zip(made, inputs, strict=True)]
+                    continue
+                image = self._layouts.image(network, inputs, additional_forward_args)
+                yield some.tolist(), [image.finished(m, channels) for m in made]
 
         return tuple(m.reshape(n, K, *m.shape[1:]) for m in gathered(drawn(), n * K))
 
@@ -581,7 +582,8 @@ class _Layouts:
             x, more = rows_of(inputs, additional, torch.tensor([0]))
             given = tuple(a.detach() if isinstance(a, Tensor) else a for a in network.hold((*x, *(more or ()))))
             one = known.get((network.layer_name, name))
-            known[key] = what(network.model, find_layer(network.model, name)[1], given, name, one and one.pick)
+            layer = network.layer if name == network.layer_name else find_layer(network.model, name)[1]
+            known[key] = what(network.model, layer, given, name, one and one.pick)
         return known[key]
 
     def one_output(
@@ -610,12 +612,21 @@ class _Layouts:
 
         The model is asked where the numbers of its shape leave that open.
         """
-        image = _image(inputs)
+        image = self.image(network, inputs, additional).first
         by_numbers = channels_by_numbers(shape, image) if len(shape) == image.dim() == 4 else None
         if by_numbers is not None:
             return by_numbers
         found: int = self._read(_channels, network, name, inputs, additional)
         return found
+
+    def image(
+        self, network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    ) -> _Image:
+        """Return the input whose size maps of a layer have: the first of images or volumes, if there are any."""
+        at = first_image(inputs)
+        if at is None:
+            return _Image(inputs[0], 1)
+        return _Image(inputs[at], self._read(_channels_of_image, network, network.layer_name, inputs, additional))
 
     def refuse_examples_second(
         self,
@@ -679,6 +690,12 @@ def _channels(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
 ) -> int:
     return channel_dimension(model, layer, inputs, name=name, output_transform=pick or _first)
+
+
+def _channels_of_image(
+    model: nn.Module, _layer: nn.Module, inputs: tuple[Any, ...], _name: str, _pick: OutputTransform | None
+) -> int:
+    return image_channels(model, inputs)
 
 
 def _cells(
@@ -817,7 +834,7 @@ class ExcitationMaps:
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(f"expected an internal_batch_size of at least 1, got {internal_batch_size}")
         at_once = max(1, (internal_batch_size or n * K) // K), min(K, internal_batch_size or K)
-        likes = inputs if stop is None else (_image(inputs),)
+        image = None if stop is None else self._layouts.image(network, inputs, additional_forward_args)
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
             for some in torch.split(torch.arange(n), at_once[0]):
@@ -837,7 +854,10 @@ class ExcitationMaps:
                     for i in range(0, K, at_once[1])
                 ]
                 made = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
-                yield some.tolist(), [_enlarged(m, likes[i % len(likes)], stop is not None) for i, m in enumerate(made)]
+                if image is None:
+                    yield some.tolist(), [_of_dtype(m, x) for m, x in zip(made, inputs, strict=True)]
+                else:
+                    yield some.tolist(), [image.enlarged(m) for m in made]
 
         return gathered(drawn(), n)
 
@@ -854,7 +874,8 @@ class ExcitationMaps:
             key = network.layer_name, inputs[0].shape[1:]
             if key not in known:
                 (image,), more = rows_of(inputs, additional, torch.tensor([0]))
-                known[key] = stopping_layer(network.model, network, image, more or ())
+                channels = self._layouts.image(network, inputs, additional).channels
+                known[key] = stopping_layer(network.model, network, image, more or (), channels=channels)
             layer = known[key]
         if layer is None:
             return None
@@ -914,7 +935,7 @@ class GradientMaps(_Choice):
             inputs: Input tensors (N, ...).
             options: Keyword arguments of the call; ``layer`` names a layer.
         """
-        layered = "layer" in options or (network.spatial_layer_name is not None and _image(inputs).dim() == 4)
+        layered = "layer" in options or (network.spatial_layer_name is not None and _has_images(inputs))
         return self._at_layer if layered else self._at_inputs
 
     def __call__(
@@ -959,13 +980,13 @@ class GradientMaps(_Choice):
                 return None
             maps = [values[:, None] * gradients for values, gradients in made]
             if place is None:
-                chunks.append([m.to(like.dtype) for m, like in zip(maps, inputs, strict=True)])
+                chunks.append([_of_dtype(m, like) for m, like in zip(maps, inputs, strict=True)])
                 continue
             values, layouts = made[0][0], self._at_layer._layouts
             asked = network, name, inputs, additional_forward_args
             layouts.refuse_examples_second(*asked, values.shape, values, len(rows))
             channels = layouts.channels(*asked, values.shape) if values.dim() > 2 else None
-            done = _finished(maps[0].flatten(0, 1), _image(inputs), True, channels)
+            done = layouts.image(network, inputs, additional_forward_args).finished(maps[0].flatten(0, 1), channels)
             chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
         return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))
 
@@ -1037,16 +1058,51 @@ def _winning(
     return maps
 
 
-def _image(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Return the input whose size maps of a layer have: the first of images or volumes, if there are any."""
-    return next((x for x in inputs if x.dim() in _MODES), inputs[0])
+def _has_images(inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the first input of many dimensions holds images, not volumes."""
+    at = first_image(inputs)
+    return at is not None and inputs[at].dim() == 4
 
 
-def _enlarged(maps: Tensor, like: Tensor, layered: bool) -> Tensor:
-    """Return a layer's maps (N, K, 1, h, w) in the size of the input, all in its dtype."""
-    if layered and maps.dim() == like.dim() + 1 and like.dim() in _MODES:
-        one = _resized(maps.flatten(0, 1), like)
-        maps = one.reshape(*maps.shape[:2], *one.shape[1:])
+class _Image(NamedTuple):
+    """The input whose size maps of a layer have."""
+
+    values: Tensor
+    """An image (N, C, H, W), a volume, one of these with channels elsewhere, or any other input."""
+    channels: int
+    """The dimension of its channels."""
+
+    @property
+    def first(self) -> Tensor:
+        """The image with its channels first."""
+        return self.values.movedim(self.channels, 1) if self.values.dim() in _MODES else self.values
+
+    def finished(self, maps: Tensor, channels: int | None) -> Tensor:
+        """Return a layer's maps (R, ...) in the dtype of the image; feature maps in its size, with one channel.
+
+        Args:
+            maps: Maps of the layer's own shape.
+            channels: The dimension of their channels, over which they are summed.
+        """
+        if maps.dim() == self.values.dim() and self.values.dim() in _MODES:
+            maps = self._resized(maps.sum(channels or 1)[:, None])
+        return _of_dtype(maps, self.values)
+
+    def enlarged(self, maps: Tensor) -> Tensor:
+        """Return a layer's maps (N, K, 1, h, w) in the size and the dtype of the image."""
+        if maps.dim() == self.values.dim() + 1 and self.values.dim() in _MODES:
+            one = self._resized(maps.flatten(0, 1))
+            maps = one.reshape(*maps.shape[:2], *one.shape[1:])
+        return _of_dtype(maps, self.values)
+
+    def _resized(self, maps: Tensor) -> Tensor:
+        """Return maps (R, 1, ...) in the size of the image, with the one channel where the image has its channels."""
+        size = self.first.shape[2:]
+        maps = F.interpolate(maps, size, mode=_MODES[self.values.dim()], align_corners=False)
+        return maps.movedim(1, self.channels)
+
+
+def _of_dtype(maps: Tensor, like: Tensor) -> Tensor:
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 
@@ -1182,18 +1238,6 @@ def _leaves(
 
 _MODES = {4: "bilinear", 5: "trilinear"}
 """How maps of images, and of volumes, are enlarged."""
-
-
-def _resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Return maps (R, 1, ...) in the size of an image or a volume."""
-    return F.interpolate(maps, like.shape[2:], mode=_MODES[like.dim()], align_corners=False)
-
-
-def _finished(maps: Tensor, like: Tensor, layered: bool, channels: int | None) -> Tensor:
-    """Return maps (R, ...) in the input's dtype; a layer's feature maps as (R, 1, H, W), or (R, 1, D, H, W)."""
-    if layered and maps.dim() == like.dim() and like.dim() in _MODES:
-        maps = _resized(maps.sum(channels or 1)[:, None], like)
-    return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
 
 
 def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:

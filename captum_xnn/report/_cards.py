@@ -32,6 +32,7 @@ from captum_xnn.activations import collect
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.explainer import Explainer
+from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
 from captum_xnn.report._thumbnails import crop_box
@@ -359,7 +360,7 @@ class _Stream:
     def _heat(self, images: Tensor) -> Tensor:
         """Draw directed maps summed over their channels, (n, K, h, w)."""
         why = self.xnn.explain(images, target=self.target, internal_batch_size=self.internal_batch_size)
-        return why.directed_maps().sum(2)
+        return channels_first(why.directed_maps(), images).sum(2)
 
     def cards(self) -> tuple[ConceptCard, ...]:
         """Make the cards of all x-features."""
@@ -412,7 +413,7 @@ class _Stream:
         made = []
         for number in self.tops[name].numbers[k].tolist():
             kept, own = self.kept[number], heat[number][k]
-            height, width = kept.image.shape[1:]
+            height, width = kept.image.movedim(channels_by_size(kept.image[None]) - 1, 0).shape[1:]
             made.append(
                 Example(
                     number=number,

@@ -38,6 +38,7 @@ from captum_xnn.attribution import Faithfulness, XNNAttribution
 from captum_xnn.errors import NamesFileError
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._pixels import channels_first
 from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.plots._names import Names, by_number, read_names, resolve_names
@@ -326,7 +327,8 @@ def _shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
     """Yield the numbers and maps of each image for one target."""
-    heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
+    assert isinstance(why.inputs, Tensor)  # because images are a single tensor
+    heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one.detach()))
     for i, given in enumerate(own):
         contributions = why.contributions[i].detach().double().cpu()
         maps = _scaled(heat[i], contributions)

@@ -29,6 +29,7 @@ from captum_xnn.activations._batches import Batch, Batches
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
+from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -252,6 +253,8 @@ class _Gathering:
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
         self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
+        self.channels: int | None = None
+        """The dimension of images that holds channels, from the first batch."""
 
     def take(self, batch: Batch) -> None:
         """Read the contributions of a batch's chosen examples."""
@@ -300,7 +303,9 @@ class _Gathering:
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
         config = self.forms[0].config
-        cover = covers(x, config["patches"], config["thinning"], self._numbers(pairs))
+        if self.channels is None:
+            self.channels = image_channels(self.tail.model, (*x, *(more or ())))
+        cover = covers(x, config["patches"], config["thinning"], self._numbers(pairs), channels=self.channels)
         drops = None if cover is None else self._drops(cover, more, targets, found)
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]

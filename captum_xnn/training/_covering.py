@@ -1,7 +1,7 @@
 """Cover patches of images, to measure the drops of contributions.
 
 Conventions:
-    N images (N, C, H, W); a grid of g x g patches of nearly the same size.
+    N images (N, C, H, W), or (N, H, W, C) where channels are last; a grid of g x g patches of nearly the same size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from captum_xnn.layers._pixels import first_image
 
 __all__ = ["Covers", "covers", "patch_bounds"]
 
@@ -44,13 +46,21 @@ class Covers:
         thinning: Distance of covered rows and columns; 1 covers all patches of each image.
         numbers: Number of each image among the positives, which tells the place of its first patch; None covers all
             its patches.
+        channels: The dimension of the images that holds channels.
     """
 
     def __init__(
-        self, inputs: tuple[Tensor, ...], at: int, patches: int, thinning: int, numbers: Sequence[int | None]
+        self,
+        inputs: tuple[Tensor, ...],
+        at: int,
+        patches: int,
+        thinning: int,
+        numbers: Sequence[int | None],
+        *,
+        channels: int = 1,
     ) -> None:
-        self.inputs, self.at = inputs, at
-        images = inputs[at]
+        self.inputs, self.at, self.channels = inputs, at, channels
+        images = inputs[at].movedim(channels, 1)
         rows, columns = (patch_bounds(side, patches) for side in images.shape[2:])
         self.regions = [(row, column) for row in rows for column in columns]
         own = [_lattice(len(rows), len(columns), thinning, number) for number in numbers]
@@ -67,7 +77,7 @@ class Covers:
         """
         rows = torch.tensor([i for i, _ in pairs])
         made = [x[rows.to(x.device)] for x in self.inputs]
-        images = made[self.at]
+        images = made[self.at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = self.regions[p]
@@ -75,7 +85,14 @@ class Covers:
         return tuple(made)
 
 
-def covers(inputs: tuple[Tensor, ...], patches: int, thinning: int, numbers: Sequence[int | None]) -> Covers | None:
+def covers(
+    inputs: tuple[Tensor, ...],
+    patches: int,
+    thinning: int,
+    numbers: Sequence[int | None],
+    *,
+    channels: int = 1,
+) -> Covers | None:
     """Return the covers of images; None without images.
 
     Images are the first input of four dimensions with floating-point numbers and several pixels; other inputs stay.
@@ -85,6 +102,7 @@ def covers(inputs: tuple[Tensor, ...], patches: int, thinning: int, numbers: Seq
         patches: Patches along each side.
         thinning: Distance of covered rows and columns.
         numbers: Number of each image among the positives; None covers all its patches.
+        channels: The dimension of channels in the first image or volume; other images have channels first.
 
     Example:
         >>> image = torch.arange(4.0).reshape(1, 1, 2, 2)
@@ -94,8 +112,12 @@ def covers(inputs: tuple[Tensor, ...], patches: int, thinning: int, numbers: Seq
         >>> [covers((image,), 2, 2, [number]).pairs for number in range(4)]
         [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
     """
-    found = [i for i, x in enumerate(inputs) if x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) > 1]
-    return Covers(inputs, found[0], patches, thinning, numbers) if found else None
+    image = first_image(inputs)
+    for i, x in enumerate(inputs):
+        own = channels if i == image else 1
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+            return Covers(inputs, i, patches, thinning, numbers, channels=own)
+    return None
 
 
 def _lattice(rows: int, columns: int, thinning: int, number: int | None) -> list[int]:
