@@ -409,7 +409,7 @@ def test_dimensions_are_checked(given, told):
 
 
 def test_more_single_dimensions_than_there_are_are_refused():
-    with pytest.raises(ValueError, match="n_features is 21, and Z has 20 dimensions; .* ask for at most 20"):
+    with pytest.raises(ValueError, match=r"n_features is 21, and Z has 20 dimensions; .* ask for at most 20"):
         SingleDimensions(20, 21)
     assert SingleDimensions(20, 20, dimensions=range(20)).given == list(range(20))
 

@@ -450,7 +450,7 @@ class FromCaptum:
             )
         if not isinstance(attributed, CanonicalNetwork):
             return name, module
-        if set(network.executed).isdisjoint(module.modules()):
+        if network.ran.isdisjoint(module.modules()):
             raise _not_before(name, network.layer_name)
         return name, attributed.layer(name)
 

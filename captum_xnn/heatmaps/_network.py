@@ -76,6 +76,7 @@ class ExplanationNetwork(nn.Module):
         self.calls = trace.calls if trace else 1
         self.spatial_layer_name = find_layer(model, trace.spatial)[0] if trace and trace.spatial else None
         self.executed = nn.ModuleList(trace.leaves if trace else ())
+        self.ran = trace.ran if trace else frozenset()
         self.centred = not isinstance(xnn, Outputs)
         # No module of its own without layers: Captum would look for its rule.
         self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)

@@ -29,6 +29,8 @@ class Trace(NamedTuple):
     Where a block returns the output of its last leaf, this is the leaf. Dropout and identities are skipped, as they
     change nothing.
     """
+    ran: frozenset[nn.Module]
+    """All modules that ran to their end before the layer's last output, and it."""
 
 
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
@@ -61,7 +63,8 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     """
     order: list[nn.Module] = []
     grids: list[_Grid] = []
-    ends: list[tuple[int, list[_Grid]]] = []
+    ends: list[tuple[int, list[_Grid], frozenset[nn.Module]]] = []
+    ran: set[nn.Module] = set()
     thread = threading.get_ident()
     at = first_image(inputs)
     sizes: set[tuple[int, ...]] = set() if at is None else {tuple(inputs[at].shape[2:]), tuple(inputs[at].shape[1:-1])}
@@ -69,6 +72,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
     def note(module: nn.Module, arguments: Any, output: Any) -> None:
         if threading.get_ident() != thread:
             return
+        ran.add(module)
         is_block = any(True for _ in module.children())
         if not is_block:
             order.append(module)
@@ -82,7 +86,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
                 grids[-1] = grids[-1]._replace(output=None)  # its memory is free
             grids[:] = [*(g for g in grids if g.module is not made.module), made]
         if module is layer:
-            ends.append((len(order), list(grids)))
+            ends.append((len(order), list(grids), frozenset(ran)))
 
     handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
     try:
@@ -93,8 +97,8 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
             handle.remove()
     if not ends:
         raise not_reached(model, name)
-    count, seen = ends[-1]
-    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), _last(model, seen, inputs, at))
+    count, seen, before = ends[-1]
+    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), _last(model, seen, inputs, at), before)
 
 
 class _Grid(NamedTuple):
