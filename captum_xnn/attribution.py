@@ -151,6 +151,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     ) -> None:
         module = find_layer(unwrap(model), layer)[1]
         LayerAttribution.__init__(self, model, module, device_ids)
+        if not hasattr(n_features, "__index__"):
+            raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
             raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
         if autoencoder is not None and not callable(autoencoder):
@@ -1185,7 +1187,11 @@ def _same_classes(y_hat: Tensor | Rows, y_bar: Tensor, target: int) -> float:
     return same / first
 
 
-def _check_positives(positives: Tensor, M: int) -> None:
+def _check_positives(positives: Any, M: int) -> None:
+    if not isinstance(positives, Tensor):
+        raise TypeError(
+            f"positives are a {type(positives).__name__}; pass a boolean tensor ({M},), as in torch.tensor(positives)"
+        )
     if positives.shape != (M,) or positives.dtype != torch.bool:
         raise ValueError(
             f"expected positives as a boolean tensor ({M},), got {positives.dtype} {tuple(positives.shape)}; mark each "

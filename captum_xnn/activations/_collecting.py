@@ -30,7 +30,7 @@ from tqdm import tqdm
 from captum_xnn import _serialization
 from captum_xnn._distributed import Ranks
 from captum_xnn._targets import Target, select
-from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_mapping
+from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_no_batches
 from captum_xnn.activations._memmap import Rows
 from captum_xnn.activations._store import TABLES, Store, locked
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
@@ -189,9 +189,10 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
             yield parts, None
     elif isinstance(data, Iterable):
-        refuse_mapping(data)
+        refuse_no_batches(data)
         yield from map(unpack, data)
     else:
+        refuse_no_batches(data)
         raise TypeError(
             f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
             f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"

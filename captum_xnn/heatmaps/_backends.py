@@ -1178,7 +1178,8 @@ def _refuse_delta(method: str, attributions: Any, outputs: Tensor, target: Tenso
         raise UnsupportedOperationError(
             f"expected attributions of {method} that sum to the x-feature's difference from the baseline, got "
             f"{off / (off + size):.0%} off: it takes non-linearities that it has no rule for, such as GELU, attention "
-            "and layer norm, for linear. Use IntegratedGradients or the default heatmap"
+            "and layer norm, for linear, and also functions such as x.relu() where torch.fx cannot follow the model. "
+            "Use IntegratedGradients or the default heatmap"
         )
 
 

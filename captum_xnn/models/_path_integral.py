@@ -34,6 +34,9 @@ from captum_xnn.layers._tail import Tail
 
 __all__ = ["Integral", "integrate"]
 
+# Roundings of the largest output that the output may be off by when a layer gets its own output back.
+_ROUNDINGS = 32
+
 
 class Integral(NamedTuple):
     """Path integral of a batch."""
@@ -101,10 +104,10 @@ def integrate(
     weights = torch.ones_like(ts)
     weights[[0, -1]] = 0.5
     found = tail.along(inputs, additional, base, ts, weights, targets)
-    if own is not None and _differs(found.y[:, -1], own):
+    if own is not None and _differs(found.y, own):
         if tail.repeat():
             found = tail.along(inputs, additional, base, ts, weights, targets)
-        if _differs(found.y[:, -1], own):
+        if _differs(found.y, own):
             raise ValueError(
                 f"the model's output changes when layer {tail.name!r} gets its own output back, by up to "
                 f"{float((found.y[:, -1] - own.to(found.y)).abs().max()):.3g}: rows of a batch depend on each "
@@ -132,9 +135,19 @@ def integrate(
 
 
 def _differs(y: Tensor, own: Tensor) -> bool:
-    tolerance = 1e-3 if y.dtype in (torch.float32, torch.float64) else 5e-2
+    """Whether outputs at the end of the paths are others than the model's own, by more than rounding.
+
+    Args:
+        y: Outputs on the paths, (C, S, N). Their range is the unit to measure in.
+        own: The model's own outputs, (C, N).
+    """
+    share = 1e-3 if y.dtype in (torch.float32, torch.float64) else 5e-2
+    eps, y = torch.finfo(y.dtype).eps, y.double()
     own = own.to(y)
-    return not bool(((y - own).abs() <= tolerance * (1 + own.abs())).all())
+    unit = y.amax((1, 2)) - y.amin((1, 2))
+    rounding = _ROUNDINGS * eps * y.abs().amax((1, 2))
+    allowed = share * (unit[:, None] + own.abs()) + rounding[:, None]
+    return not bool(((y[:, -1] - own).abs() <= allowed).all())
 
 
 def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
