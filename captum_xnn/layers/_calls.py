@@ -90,7 +90,7 @@ def calls_of(
         raise ValueError(
             f"layer {name!r} runs {calls} times side by side in a forward pass, as in the towers of a Siamese network "
             "or an encoder of frames, and only the last call would be explained; explain all calls with "
-            "output_transform=captum_xnn.layers._read.EveryCall(), or explain a layer that runs once after they are "
+            "output_transform=captum_xnn.layers.EveryCall(), or explain a layer that runs once after they are "
             "joined"
         )
     return calls
