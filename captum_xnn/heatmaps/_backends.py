@@ -249,6 +249,18 @@ class FromCaptum:
         """Whether the method's call takes an argument of this name."""
         return name in self._call or any(p.kind is p.VAR_KEYWORD for p in self._call.values())
 
+    def _refuse_missing(self, call: dict[str, Any]) -> None:
+        """Raise where a call lacks a setting that the method has no default for."""
+        open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        needed = [name for name, p in self._call.items() if p.default is p.empty and p.kind not in open_ended]
+        missing = [name for name in needed if name not in call and name not in _RESERVED]
+        if missing:
+            name = self.method.__name__
+            raise TypeError(
+                f"{name} needs {' and '.join(missing)}, which have no default; pass them to attribute or explain, or "
+                f"with the method, as in FromCaptum({name}, {missing[0]}=...)"
+            )
+
     def _sort(self, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the constructor and those of the call."""
         open_call = self._takes("")
@@ -287,6 +299,7 @@ class FromCaptum:
             ValueError: If a layer method finds no layer to explain.
         """
         construct, call = self._sort({**self.settings, **settings})
+        self._refuse_missing(call)
         checking = self._checking and bool(construct.get("multiply_by_inputs", True))
         attributed = self._attributed(network, inputs, additional_forward_args, checking)
         layered = issubclass(self.method, LayerAttribution)
