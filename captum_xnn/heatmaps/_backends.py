@@ -299,7 +299,6 @@ class FromCaptum:
             ValueError: If a layer method finds no layer to explain.
         """
         construct, call = self._sort({**self.settings, **settings})
-        self._refuse_missing(call)
         checking = self._checking and bool(construct.get("multiply_by_inputs", True))
         attributed = self._attributed(network, inputs, additional_forward_args, checking)
         layered = issubclass(self.method, LayerAttribution)
@@ -326,6 +325,7 @@ class FromCaptum:
             call["nt_samples_batch_size"] = 1
         if "target" in self._call:
             call["target"] = None  # replaced in every chunk
+        self._refuse_missing(call)
         n, K = len(inputs[0]), len(features)
         rows, wanted = torch.arange(n).repeat_interleave(K), torch.tensor(list(features)).repeat(n)
 
