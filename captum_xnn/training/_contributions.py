@@ -29,13 +29,14 @@ from captum_xnn.activations._collecting import Source
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
+from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._covering import Grid, ImageCovers, images_among
+from captum_xnn.training._covering import Grid, ImageCovers, channels_of, images_among
 from captum_xnn.training._map_covers import CELLS, MapCovers, maps_before
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
@@ -294,6 +295,8 @@ class _Gathering:
         self.dtype: torch.dtype | None = None
         self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
+        self.channels: int | None = None
+        """The dimension of images that holds channels, from the first batch."""
 
     def take_positives(self, batch: Batch) -> None:
         """Read the contributions of a batch's positives, and their drops."""
@@ -365,8 +368,10 @@ class _Gathering:
         x, more = rows_of(inputs, additional, torch.tensor([row - first for _, row in pairs]))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
-        at = images_among(x)
-        over = None if at is None or not self._on_maps(x[at]) else self._map_covers(x, more, at)
+        if self.channels is None:
+            self.channels = image_channels(self.tail.model, (*x, *(more or ())))
+        at = images_among(x, channels=self.channels)
+        over = None if at is None or not self._on_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
         own = self._outputs(Z, pairs, x, more, targets)
         self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
@@ -398,10 +403,16 @@ class _Gathering:
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
 
-    def _on_maps(self, images: Tensor) -> bool:
+    def _channels_of(self, inputs: tuple[Tensor, ...], at: int) -> int:
+        """Return the dimension of images that holds channels."""
+        return channels_of(inputs, at, self.channels or 1)
+
+    def _on_maps(self, inputs: tuple[Tensor, ...], at: int) -> bool:
         """Whether to cover feature maps rather than images."""
         covered = self.forms[0].config["covered"]
-        return images.shape[2:].numel() > _SMALL if covered is None else bool(covered == "maps")
+        if covered is not None:
+            return bool(covered == "maps")
+        return inputs[at].movedim(self._channels_of(inputs, at), 1).shape[2:].numel() > _SMALL
 
     def _map_covers(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int) -> MapCovers | None:
         """Return covers of the feature maps before the layer; None without such maps."""
@@ -421,11 +432,12 @@ class _Gathering:
     ) -> _Lost:
         """Choose how patches are covered."""
         form, patches = self.forms[0], self.forms[0].config["patches"]
-        if self._on_maps(inputs[at]) and _has_cells(found.Z, form):
+        if self._on_maps(inputs, at) and _has_cells(found.Z, form):
             return _LostCells(form, found, patches)
         if over is not None:
             return _LostMaps(form, found, over, patches)
-        return _LostPixels(form, found, ImageCovers(inputs, at, patches), self.tail, additional, targets)
+        covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
+        return _LostPixels(form, found, covers, self.tail, additional, targets)
 
     def _drops(self, lost: _Lost, found: Integral, numbers: Sequence[int | None]) -> Tensor:
         """Compute the drops of contributions for each covered patch, (C, N, patches, D).

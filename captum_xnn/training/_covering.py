@@ -1,7 +1,7 @@
 """Cover patches of images, to measure the drops of contributions.
 
 Conventions:
-    N images (N, C, H, W); a grid of g x g patches of nearly the same size.
+    N images (N, C, H, W), or (N, H, W, C) where channels are last; a grid of g x g patches of nearly the same size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "ImageCovers", "images_among", "patch_bounds"]
+from captum_xnn.layers._pixels import first_image
+
+__all__ = ["Grid", "ImageCovers", "channels_of", "images_among", "patch_bounds"]
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
@@ -80,11 +82,13 @@ class ImageCovers:
         inputs: Tensors (N, ...).
         at: Number of the input that holds the images.
         patches: Patches along each side.
+        channels: The dimension of the images that holds channels.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int) -> None:
-        self.inputs, self.at = inputs, at
-        self.grid = Grid(inputs[at].shape[2], inputs[at].shape[3], patches)
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, *, channels: int = 1) -> None:
+        self.inputs, self.at, self.channels = inputs, at, channels
+        height, width = inputs[at].movedim(channels, 1).shape[2:]
+        self.grid = Grid(height, width, patches)
 
     def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return the inputs of some covers, with the patches covered.
@@ -94,7 +98,7 @@ class ImageCovers:
         """
         rows = torch.tensor([i for i, _ in pairs])
         made = [x[rows.to(x.device)] for x in self.inputs]
-        images = made[self.at]
+        images = made[self.at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = self.grid.regions[p]
@@ -102,17 +106,37 @@ class ImageCovers:
         return tuple(made)
 
 
-def images_among(inputs: tuple[Tensor, ...]) -> int | None:
+def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
     """Return the number of the input that holds images; None without images.
 
     Images are the first input of four dimensions with floating-point numbers and several pixels along both sides.
 
     Args:
         inputs: Tensors (N, ...).
+        channels: The dimension of channels in the first image or volume; other images have channels first.
 
     Example:
         >>> images_among((torch.zeros(2, 7), torch.zeros(2, 3, 4, 4)))
         1
     """
-    found = [i for i, x in enumerate(inputs) if x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) > 1]
-    return found[0] if found else None
+    for i, x in enumerate(inputs):
+        own = channels_of(inputs, i, channels)
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+            return i
+    return None
+
+
+def channels_of(inputs: tuple[Tensor, ...], at: int, channels: int) -> int:
+    """Return the dimension that holds the channels of one input.
+
+    Args:
+        inputs: Tensors (N, ...).
+        at: Number of the input.
+        channels: The dimension of channels in the first image or volume; other images have channels first.
+
+    Example:
+        >>> inputs = (torch.zeros(1, 9, 9, 3), torch.zeros(1, 3, 9, 9))
+        >>> channels_of(inputs, 0, 3), channels_of(inputs, 1, 3)
+        (3, 1)
+    """
+    return channels if at == first_image(inputs) else 1
