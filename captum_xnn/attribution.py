@@ -123,6 +123,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     ) -> None:
         module = find_layer(unwrap(model), layer)[1]
         LayerAttribution.__init__(self, model, module, device_ids)
+        if not hasattr(n_features, "__index__"):
+            raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
             raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
         if autoencoder is not None and not callable(autoencoder):
@@ -215,7 +217,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if positives is not None:
             check_positives(positives, data)
         asked = [t for group in groups for t in group]
-        found = self._collected(data, progress, store, ranks, asked)
+        found = self._collected(data, progress, store, ranks, Asked(asked, gradients=is_exact(self.autoencoder)))
         outputs = Outputs.of(found, asked)
         if ranks.first:
             outputs.warn_unless_logits()
@@ -242,7 +244,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         progress: bool,
         store: str | os.PathLike[str] | None,
         ranks: Ranks,
-        asked: Sequence[Target],
+        asked: Asked,
     ) -> Activations:
         """Collect the layer's activations and the model's outputs on some data."""
         if isinstance(data, Activations):
@@ -264,7 +266,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction_transform=self.prediction_transform,
             progress=progress,
             ranks=ranks,
-            asked=Asked(asked),
+            asked=asked,
         )
 
     def _reader(self) -> Reader:
@@ -486,7 +488,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         explainer = self.explainer(target)
         target = single_target(target)
-        found = self._collected(data, False, store, ALONE, [target])
+        found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
         surrogate = self._surrogates(found, explainer, target)
         prediction = outputs.columns([target])[:, 0].to(surrogate.dtype)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn._targets import Target
+from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.plots._names import Names, resolve_names
 from captum_xnn.plots._sentence import sentence
 
@@ -247,8 +248,8 @@ class Explanation:
         if image is None:
             return show_contributions(contributions, **numbers, **options)
         if self.one_heatmap is not None:
-            numbers["one_heatmap"] = _first(self.one_heatmap)[index, 0].cpu()
-        maps = self.directed_maps()[index].cpu()
+            numbers["one_heatmap"] = self._shown(_first(self.one_heatmap))[index, 0].cpu()
+        maps = self._shown(self.directed_maps())[index].cpu()
         return show_explanation(image[index].detach().cpu(), maps, contributions, **(numbers | options))
 
     def gallery(self, indices: Sequence[int] | None = None, *, names: Names | None = None, **options: Any) -> Figure:
@@ -272,10 +273,10 @@ class Explanation:
             )
         rows = list(range(len(self))) if indices is None else list(indices)
         if self.one_heatmap is not None:
-            options = {"one_heatmaps": _first(self.one_heatmap)[rows, 0].cpu(), **options}
+            options = {"one_heatmaps": self._shown(_first(self.one_heatmap))[rows, 0].cpu(), **options}
         return show_gallery(
             image[rows].detach().cpu(),
-            self.directed_maps()[rows].cpu(),
+            self._shown(self.directed_maps())[rows].cpu(),
             self.contributions[rows].detach().cpu(),
             names=self._common_names(names, rows),
             **options,
@@ -309,8 +310,14 @@ class Explanation:
     def _image(self) -> Tensor | None:
         """Return the first input if it consists of images and the maps belong to it, else None."""
         image = _first(self.inputs)
-        maps = _first(self.maps)
-        return image if image.dim() == 4 and image.shape[1] in (1, 3) and maps.dim() == 5 else None
+        if image.dim() != 4 or _first(self.maps).dim() != 5:
+            return None
+        image = image.movedim(channels_by_size(image), 1)
+        return image if image.shape[1] in (1, 3) else None
+
+    def _shown(self, maps: Tensor) -> Tensor:
+        """Move the channels of maps to where plots want them, (N, K, C, H, W)."""
+        return channels_first(maps, _first(self.inputs))
 
 
 def _first(tensors: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from captum_xnn._targets import Target, select
+from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._pixels import channels_first, image_channels
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.metrics._controls import random_maps, random_partition
@@ -72,7 +74,7 @@ def patch_scores(
 
     Args:
         xnn: An attribution fitted to the target.
-        images: (N, C, H, W), on the model's device; images to which the model gives the class.
+        images: (N, C, H, W), or channels last, on the model's device; images to which the model gives the class.
         target: None, int, or tuple of ints.
         grid: Patches along each side.
         seed: Seed of the controls.
@@ -95,7 +97,7 @@ def patch_scores(
     """
     score = _Scorer(xnn, images, target, grid, internal_batch_size)
     own, drawn = score.beside_random(seed)
-    one = xnn.one_heatmap(images, target, internal_batch_size=internal_batch_size).sum(2)
+    one = channels_first(xnn.one_heatmap(images, target, internal_batch_size=internal_batch_size), images).sum(2)
     noise = [
         patch_agreement(random_maps(own.maps, seed=seed + i), own.drops, contributions=own.contributions)
         for i in range(_DRAWS)
@@ -148,10 +150,18 @@ class _Scorer(NamedTuple):
     def of(self, xnn: XNNAttribution) -> _Scored:
         """Compute contributions, maps and drops of the x-features of one explainer."""
         why = xnn.explain(self.images, self.target, internal_batch_size=self.batch_size)
-        drops = patch_drops(self._numbers(xnn), self.images, grid=self.grid, batch_size=self.batch_size)
+        numbers, images = self._numbers(xnn), self.images
+        if images.dim() == 4 and (last := self._channels()) != 1:
+            first = numbers
+            images, numbers = images.movedim(last, 1), lambda x: first(x.movedim(1, last).contiguous())
+        drops = patch_drops(numbers, images, grid=self.grid, batch_size=self.batch_size)
         side = torch.where(why.contributions < 0, -1, 1).to(drops)
-        maps = why.directed_maps().sum(2)
+        maps = channels_first(why.directed_maps(), self.images).sum(2)
         return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:])
+
+    def _channels(self) -> int:
+        """Find the dimension of the images that holds channels."""
+        return image_channels(unwrap(self.xnn.model), (self.images,))
 
     def beside_random(self, seed: int) -> tuple[_Scored, list[_Scored]]:
         """Score the x-features and each draw of random groups; no draws where contributions cannot be computed."""

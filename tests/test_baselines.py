@@ -383,12 +383,24 @@ def test_dimensions_that_are_given_or_dead():
     assert {0, 5}.isdisjoint(some.dimensions.tolist())
 
 
-@pytest.mark.parametrize("given", [[0, 1], [0, 1, 1], [0, 1, 20], [0, 1, -1]])
-def test_dimensions_are_checked(given):
-    with pytest.raises(ValueError, match=r"need as many different dimensions of Z below 20, not .*; pass n_features"):
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([0, 1], r"dimensions has 2 numbers, and n_features is 3; pass one dimension for each x-feature, or n_fea.*=2"),
+        ([0, 1, 1], r"dimensions has 1 more than once; pass each dimension once"),
+        ([0, 1, 20], r"dimension 20 does not exist; pass numbers from 0 to 19, which Z has"),
+        ([0, 1, -1], r"dimension -1 does not exist; pass numbers from 0 to 19"),
+    ],
+)
+def test_dimensions_are_checked(given, told):
+    with pytest.raises(ValueError, match=told):
         SingleDimensions(20, 3, dimensions=given)
-    with pytest.raises(ValueError, match="different dimensions of Z below 20, not 21"):
+
+
+def test_more_single_dimensions_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"n_features is 21, and Z has 20 dimensions; .* ask for at most 20"):
         SingleDimensions(20, 21)
+    assert SingleDimensions(20, 20, dimensions=range(20)).given == list(range(20))
 
 
 # --- NMF

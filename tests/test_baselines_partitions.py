@@ -260,10 +260,15 @@ def test_partitions_that_know_the_reasons_are_more_selective_than_chance():
 
 @pytest.mark.parametrize("make", [spectral_partition, nmf_partition, single_dimensions])
 def test_other_contributions_are_refused(make):
-    with pytest.raises(ValueError, match=r"shape \(4, 2, 2\), not \(M, D\) with M > 0 and D >= \d; ask for fewer"):
+    with pytest.raises(ValueError, match=r"shape \(4, 2, 2\), not .* as in contributions.flatten\(1\)"):
         make(torch.ones(4, 2, 2), 2)
-    with pytest.raises(ValueError, match=r"shape \(4, 3\), not .* D >= \d; ask for fewer groups"):
+    make(torch.arange(16.0).reshape(4, 2, 2).flatten(1), 2)  # as the error advises
+    with pytest.raises(ValueError, match=r"shape \(0, 3\), not \(M, D\) with at least one example"):
+        make(torch.ones(0, 3), 2)
+    with pytest.raises(ValueError, match=r"have 3 dimensions, and the groups asked for need \d; ask for fewer"):
         make(torch.ones(4, 3), 4)
+    with pytest.raises(ValueError, match="the number of groups is below 1; pass at least 1"):
+        make(torch.ones(4, 3), -1)
     with pytest.raises(ValueError, match="contributions are NaN or infinite"):
         make(torch.full((4, 3), float("nan")), 2)
 
@@ -272,7 +277,9 @@ def test_other_subspaces_are_refused():
     a = torch.ones(4, 6)
     with pytest.raises(ValueError, match=r"shape \(4, 6\) and contexts \(4, 5\); pass both as \(M, D\)"):
         prca(a, a[:, :5], 2)
-    with pytest.raises(ValueError, match=r"shape \(4, 6\), not \(M, D\) with M > 0 and D >= 8"):
+    with pytest.raises(ValueError, match="activations have 6 dimensions, and the subspaces asked for need 8"):
         drsa(a, a, 2, size=4, generator=torch.Generator())
+    with pytest.raises(ValueError, match="contexts are NaN or infinite in some examples"):
+        prca(a, a * float("nan"), 2)
     with pytest.raises(ValueError, match=r"shape \(2, 5, 1\), not \(K, 6, d\); pass the result of prca or drsa"):
         subspace_relevances(torch.ones(2, 5, 1), a, a)

@@ -17,6 +17,7 @@ from captum.attr import (
     GuidedGradCam,
     IntegratedGradients,
     LayerDeepLift,
+    LayerIntegratedGradients,
     NoiseTunnel,
     Saliency,
 )
@@ -24,7 +25,7 @@ from captum.attr._utils.custom_modules import Addition_Module
 from torch import nn
 from torch.nn import functional as F
 
-from captum_xnn.errors import UnsupportedOperationError
+from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.heatmaps._canonical import Twins, canonical
 from captum_xnn.heatmaps._network import ExplanationNetwork
@@ -421,6 +422,37 @@ def test_layers_that_are_taken_apart():
     x = images()
     with pytest.raises(UnsupportedOperationError, match=r"layer '1' is not one operation .*name the last layer in it"):
         FromCaptum(GuidedGradCam, layer="1")(network_of(model, "3", x), (x,), range(K))
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+        self.unused, self.head = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.head(self.layer(x + self.attention(x, x, x)[0]).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "told"),
+    [
+        ("attention", UnsupportedOperationError, "layer 'attention' is not one operation that gives one tensor"),
+        ("attention.out_proj", LayerNotReachedError, "layer 'attention.out_proj' does not run before"),
+        ("layer.norm1", UnsupportedOperationError, "'layer.norm1' is a part of 'layer', a TransformerEncoderLayer"),
+        ("unused", LayerNotReachedError, "layer 'unused' does not run before"),
+    ],
+)
+def test_deeplift_at_layers_of_attention_says_what_is_wrong_with_them(layer, error, told):
+    """A layer that ran is not said to have never run, and what is advised works."""
+    x = torch.randn(4, 3, 6)
+    network = network_of(Attends().eval(), "head", x)
+    with pytest.raises(error, match=told):
+        FromCaptum(LayerDeepLift, layer=layer)(network, (x,), range(K))
+    if error is UnsupportedOperationError:
+        (maps,) = FromCaptum(LayerIntegratedGradients, layer=layer, n_steps=2)(network, (x,), range(K))
+        assert bool(maps.any())
 
 
 @pytest.mark.parametrize("way", WAYS)

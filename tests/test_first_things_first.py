@@ -86,6 +86,52 @@ def test_score_tells_a_wrong_target_on_the_first_batch(form):
     assert SEEN <= 3 * 64
 
 
+class NoWay(Counting):
+    """Cuts the way from the layer to the output."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.cut = cut
+
+    def forward(self, x):
+        global SEEN
+        SEEN += len(x)
+        return self.cut(self.head, self.relu(self.a(x)))
+
+
+def without_gradients(head, h):
+    with torch.no_grad():
+        return head(h)
+
+
+CUTS = {
+    "argmax": lambda head, h: 3.0 * nn.functional.one_hot(head(h).argmax(1), 3) - 1,
+    "no_grad": without_gradients,
+    "detach": lambda head, h: head(h.detach()),
+    "numpy": lambda head, h: torch.from_numpy(head(h).detach().numpy()),
+    "through data": lambda head, h: head(h.data),
+}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_missing_gradients_behind_the_layer_are_told_on_the_first_batch(cut, stored, tmp_path):
+    model = NoWay(CUTS[cut])
+    model.head.requires_grad_(False)  # a head that learns has gradients of its own
+    with pytest.raises(ValueError, match="the model's output does not depend on layer 'relu' in a way that has grad"):
+        explainer(model, "groups").fit(loader(), 0, store=tmp_path if stored else None, progress=False)
+    assert 0 < SEEN <= 3 * 64
+    assert not any(p.requires_grad for p in model.head.parameters()) and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_learned_forms_need_no_gradients_behind_the_layer(cut):
+    """As the error advises."""
+    x = torch.randn(200, 6)
+    xnn = explainer(NoWay(CUTS[cut]), "learned").fit(x, 0, positives=torch.ones(200).bool(), progress=False)
+    torch.testing.assert_close(xnn.contributions(x[:3], 0).prediction, xnn.model(x[:3])[:, 0].detach())
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()

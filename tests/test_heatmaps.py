@@ -756,3 +756,21 @@ def test_unknown_settings_of_excitation_maps_are_told():
     network = network_of(model, "1", SRAE(3, K, hidden=()), x[:1])
     with pytest.raises(TypeError, match="ExcitationMaps has no setting 'n_steps'; it takes: add, batch_norm, "):
         ExcitationMaps()(network, (x,), range(K), n_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("method", "needed"),
+    [(Occlusion, {"sliding_window_shapes": (2,)}), (GradientShap, {"baselines": torch.zeros(3, 6)})],
+)
+def test_settings_without_a_default_are_asked_for(method, needed):
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    network, x = ExplanationNetwork(model, "1", SRAE(5, n_features=2, hidden=())), torch.randn(3, 6)
+    (name,) = needed
+    told = rf"{method.__name__} needs {name}, .* as in FromCaptum\({method.__name__}, {name}=...\)"
+    with pytest.raises(TypeError, match=told):
+        FromCaptum(method)(network, (x,), [0, 1])
+    torch.manual_seed(0)
+    (with_the_method,) = FromCaptum(method, **needed)(network, (x,), [0, 1])
+    torch.manual_seed(0)
+    (with_the_call,) = FromCaptum(method)(network, (x,), [0, 1], **needed)
+    assert torch.equal(with_the_method, with_the_call) and bool(with_the_call.any())

@@ -136,6 +136,16 @@ def channels_last(self, x):
     return self.head(self.act(self.norm(self.patch(x).permute(0, 2, 3, 1))).mean((1, 2)))
 
 
+def permuted(self, x):
+    return self.head(self.act(self.conv(x.permute(0, 3, 1, 2))).mean((2, 3)))
+
+
+def in_place(self, x):
+    x = x.view(x.shape)  # of the same memory
+    x.mul_(2)
+    return self.head(self.layer(x).tanh())
+
+
 def padded(self, x):
     padding = x == 0
     h = self.encoder(self.embedding(x), src_key_padding_mask=padding)
@@ -200,6 +210,11 @@ KINDS = {
     "channels last, as in Swin and inside ConvNeXt": Kind(
         lambda: Net(channels_last, patch=nn.Conv2d(3, 8, 4, 4), norm=nn.LayerNorm(8), act=nn.GELU(),
                     head=nn.Linear(8, 3)), "act", (rand(3, 32, 32),), over=(0, 1, 2)),
+    "images given as (N, H, W, C), which the model permutes": Kind(
+        lambda: Net(permuted, conv=nn.Conv2d(3, 4, 3), act=nn.ReLU(), head=nn.Linear(4, 3)), "act",
+        (rand(9, 12, 3),), over=(0, 2, 3)),
+    "work in place on the inputs": Kind(
+        lambda: Net(in_place, layer=nn.Linear(6, 5), head=nn.Linear(5, 3)), "layer", (rand(6),)),
     "a padded transformer of token ids": Kind(
         lambda: Net(padded, embedding=nn.Embedding(20, 8), encoder=nn.TransformerEncoder(encoder(), 1),
                     head=nn.Linear(8, 3)), "encoder", (ids() * mask(),)),
@@ -291,6 +306,11 @@ def fitted(kind, model, settings):
     return xnn, told
 
 
+def copies(inputs):
+    """Copy inputs, as a model may work in place."""
+    return tuple(x.clone() for x in inputs)
+
+
 def chosen(kind, output):
     """Return the explained output of all examples, (N,)."""
     y, target = kind.logits(output), kind.target
@@ -317,7 +337,7 @@ def is_right(kind, model, xnn):
     plain = (model.module if isinstance(model, nn.DataParallel) else model).eval()
     layer, calls = plain.get_submodule(kind.layer), []
     with hooked(layer, lambda _m, _i, output: calls.append(kind.raw(output).clone())):
-        y = chosen(kind, plain(*kind.inputs))
+        y = chosen(kind, plain(*copies(kind.inputs)))
     inputs, additional = kind.inputs if len(kind.inputs) > 1 else kind.inputs[0], None
     if isinstance(plain, Masked):
         inputs, additional = kind.inputs
@@ -336,7 +356,7 @@ def is_right(kind, model, xnn):
         return kind.put(output, base.clone()) if count == len(calls) else None
 
     with hooked(layer, replace):
-        bias = chosen(kind, plain(*kind.inputs))
+        bias = chosen(kind, plain(*copies(kind.inputs)))
     deviation = float(y.std())
     adds_up = torch.allclose(why.contributions.sum(1), y - bias, atol=0.03 * deviation)
     return adds_up and torch.allclose(why.bias, bias, atol=1e-3 * deviation + 1e-5)

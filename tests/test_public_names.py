@@ -1,9 +1,14 @@
 """The public names, frozen: adding or removing one is a decision, and a line in the changelog."""
 
+import ast
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
+
+import captum_xnn
 
 NAMES = {
     "": (
@@ -52,3 +57,22 @@ def test_public_names(folder):
 def test_no_name_hides_a_module(folder):
     module = importlib.import_module(f"captum_xnn.{folder}")
     assert not {found.name for found in pkgutil.iter_modules(module.__path__)} & {*module.__all__}
+
+
+def test_messages_name_no_private_module():
+    """Docstrings may; an error or a warning sends people to what they can import."""
+    found = []
+    for path in sorted(Path(captum_xnn.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        told = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        docs = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        found += [
+            f"{path.name}:{node.lineno}"
+            for node in told
+            if id(node) not in docs and re.search(r"captum_xnn\.[\w.]*\b_[a-z]\w*\.?[A-Za-z]", node.value)
+        ]
+    assert not found

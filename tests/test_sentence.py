@@ -135,7 +135,7 @@ def test_three_digits_of_the_largest(values: list[float], expected: int) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": ["a"]}, r"a name for each contribution, got 1 names and 2 contributions; complete"),
+        ({"names": ["a"]}, r"a name for each contribution, got 1 names and 2 contributions; pass as many"),
         ({"prediction": float("nan")}, r"expected finite contributions.*nan.*; look"),
         ({"share": 1.1}, r"expected 0 <= share <= 1 .* got 1.1 and 0.1; start with"),
         ({"residual_share": -1.0}, r"residual_share >= 0, got 0.8 and -1.0"),

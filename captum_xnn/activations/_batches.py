@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -30,7 +32,7 @@ from torch.utils.data import (
 
 from captum_xnn.layers._arguments import refuse_uneven
 
-__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "refuse_mapping", "repeatable"]
+__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "refuse_no_batches", "repeatable"]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -95,10 +97,11 @@ class Batches:
             refuse_uneven(tensors)
             self._numbers = _ranges(len(tensors[0]), batch_size)
         elif isinstance(data, Iterable):
-            refuse_mapping(data)
+            refuse_no_batches(data)
             _refuse_disorder(data)
             self._numbers = _indexed(data)
         else:
+            refuse_no_batches(data)
             raise TypeError(
                 f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
                 f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
@@ -191,14 +194,14 @@ class Batches:
         self._end = first
 
 
-def refuse_mapping(data: Any) -> None:
-    """Raise where data are one dict instead of batches.
+def refuse_no_batches(data: Any) -> None:
+    """Raise where data are one dict, a numpy array or a path instead of batches.
 
     Args:
         data: As :class:`Batches` takes them.
 
     Example:
-        >>> refuse_mapping({"ids": torch.zeros(2)})
+        >>> refuse_no_batches({"ids": torch.zeros(2)})
         Traceback (most recent call last):
         ...
         TypeError: the data are a dict with the keys ids; pass batches of them, such as [data] for a single one, or a
@@ -208,6 +211,16 @@ def refuse_mapping(data: Any) -> None:
         raise TypeError(
             f"the data are a dict with the keys {', '.join(map(str, data))}; pass batches of them, such as [data] for "
             "a single one, or a torch.utils.data.DataLoader"
+        )
+    if isinstance(data, np.ndarray):
+        raise TypeError(
+            f"the data are a numpy array {data.shape} of {data.dtype}; pass a tensor in the dtype of the model, as in "
+            "torch.from_numpy(data).float()"
+        )
+    if isinstance(data, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"the data are the path {os.fspath(data)!r}; pass tensors or a torch.utils.data.DataLoader, or let "
+            "captum_xnn.cli.Opened read a folder of images"
         )
 
 

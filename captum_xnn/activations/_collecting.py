@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import Ranks
 from captum_xnn._targets import Target, select
-from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_mapping
+from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_no_batches
 from captum_xnn.activations._memmap import Rows
 from captum_xnn.activations._store import TABLES, Store, locked
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
@@ -76,6 +76,7 @@ class Asked:
 
     Args:
         targets: Each None, an int, or a tuple of ints.
+        gradients: Whether their derivatives by the layer are needed, so that the first batch is tried for them.
 
     Example:
         >>> asked = Asked([(1, 0), (0, 2)])
@@ -84,8 +85,9 @@ class Asked:
                 [9., 8.]])
     """
 
-    def __init__(self, targets: Iterable[Target]) -> None:
+    def __init__(self, targets: Iterable[Target], *, gradients: bool = False) -> None:
         self.targets = list(dict.fromkeys(targets))
+        self.gradients = gradients
         self.spread: Spread | None = None
         """Range and sums of all outputs, where not all outputs are kept."""
 
@@ -187,9 +189,10 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
             yield parts, None
     elif isinstance(data, Iterable):
-        refuse_mapping(data)
+        refuse_no_batches(data)
         yield from map(unpack, data)
     else:
+        refuse_no_batches(data)
         raise TypeError(
             f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
             f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
@@ -258,6 +261,13 @@ class _Reader(Reader):
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
         )
+        if self.asked is not None and self.asked.gradients:
+            self._try_gradients(_moved(many, self.device), _moved(more, self.device), self.asked.targets[0])
+
+    def _try_gradients(self, inputs: tuple[Any, ...], additional: tuple[Any, ...], target: Target) -> None:
+        """Raise where no gradient reaches the layer from an output."""
+        one = torch.ones(1)
+        self.tail().along(inputs, additional, torch.zeros(()), one, one, [[target] * len(inputs[0])])
 
     def read_all(
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool

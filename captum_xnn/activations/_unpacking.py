@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from captum_xnn.layers._lookup import unwrap
@@ -58,6 +59,13 @@ def first_of_batch(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (Tensor, tuple, list)):
         inputs = batch[0]
         return (tuple(inputs) if isinstance(inputs, list) else inputs), None
+    own = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    if isinstance(own, np.ndarray):
+        raise TypeError(
+            f"a batch has a numpy array {own.shape} of {own.dtype} where the inputs should be; let the data set give "
+            "tensors in the dtype of the model, or pass unpack=lambda batch: (torch.from_numpy("
+            f"{'batch' if own is batch else 'batch[0]'}).float(), None)"
+        )
     raise TypeError(
         f"a batch must be a tensor or begin with the inputs, and this one is a {type(batch).__name__}; pass unpack=, "
         "a function from a batch to (inputs, additional_forward_args)"

@@ -19,6 +19,7 @@ from captum_xnn.activations import collect
 from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._opened import Opened
+from captum_xnn.layers._pixels import channels_first
 from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
@@ -169,8 +170,9 @@ def _orthogonality(
         why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
         plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
         assert isinstance(why.maps, Tensor)  # because the input is a single tensor
-        plain.update(why.maps.sum(2))
-        weighted.update(why.maps.sum(2), contributions=why.contributions)
+        heat = channels_first(why.maps, some).sum(2)
+        plain.update(heat)
+        weighted.update(heat, contributions=why.contributions)
     return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.cli._evaluation import Evaluation
+    from captum_xnn.cli._inputs import Inputs
     from captum_xnn.cli._opened import Opened
 
 __all__ = ["main"]
@@ -177,6 +178,26 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
     return _table(header, rows)
 
 
+class _ReadNames(Sequence[str]):
+    """Names of the inputs without the damaged images, which are known once the inputs have been read."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+
+    def _names(self) -> list[str]:
+        skipped = set(self.inputs.skipped)
+        return [name for name in self.inputs.names if name not in skipped]
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._names()[index]
+
+
 def _report(arguments: argparse.Namespace) -> str:
     from captum_xnn.report import ReportOptions, write_report
 
@@ -190,7 +211,7 @@ def _report(arguments: argparse.Namespace) -> str:
         return images[0]
 
     options = ReportOptions(
-        captions=opened.inputs.names,
+        captions=_ReadNames(opened.inputs),
         class_names=opened.model_file.classes,
         names=arguments.names,
         title=arguments.title,

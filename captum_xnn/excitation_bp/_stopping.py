@@ -47,7 +47,12 @@ class _Layer(NamedTuple):
 
 
 def stopping_layer(
-    model: nn.Module, forward: Callable[..., Any], image: Tensor, additional: tuple[Any, ...] = ()
+    model: nn.Module,
+    forward: Callable[..., Any],
+    image: Tensor,
+    additional: tuple[Any, ...] = (),
+    *,
+    channels: int = 1,
 ) -> str | None:
     """Choose the layer to stop at on images, by name; None if no layer has feature maps.
 
@@ -56,6 +61,7 @@ def stopping_layer(
         forward: The model, or a function that runs it and returns one tensor.
         image: One example (1, C, H, W).
         additional: Further arguments of ``forward``.
+        channels: The dimension of the image that holds channels.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -85,15 +91,16 @@ def stopping_layer(
         finally:
             for handle in handles:
                 handle.remove()
+    first = image.movedim(channels, 1)
     crossed = cuts(done.graph.nodes, done.leaves)
     layers = [
         layer
         for layer in seen.values()
         if layer.node in crossed
-        and is_grid(layer.height, layer.width, image)
+        and is_grid(layer.height, layer.width, first)
         and last_weighted(topological([layer.node]))  # without weights before it, the layer only rearranges the image
     ]
-    return _choice(layers, image)
+    return _choice(layers, first)
 
 
 def _choice(layers: list[_Layer], image: Tensor) -> str | None:

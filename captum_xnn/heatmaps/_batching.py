@@ -199,8 +199,10 @@ def _shaped(m: Tensor, x: Tensor) -> Tensor:
     """Bring the map of one input to its shape."""
     if m.shape == x.shape:
         return m
-    if m.dim() == x.dim() > 2 and m.shape[1] == 1 and m.shape[2:] == x.shape[2:]:
-        return m.expand_as(x) / x.shape[1]
+    if m.dim() == x.dim() > 2:
+        differing = [d for d in range(m.dim()) if m.shape[d] != x.shape[d]]
+        if len(differing) == 1 and m.shape[differing[0]] == 1:  # the channels, first or last
+            return m.expand_as(x) / x.shape[differing[0]]
     if m.shape[: x.dim()] == x.shape:  # an embedding of token ids
         return m.flatten(x.dim()).sum(-1)
     raise ValueError(

@@ -74,9 +74,16 @@ class CanonicalNetwork(nn.Module):
             UnsupportedOperationError: If several modules stand for the layer.
         """
         if name not in self.layers:
+            around = next((other for other in self.layers if name.startswith(f"{other}.")), None)
+            if around is not None:
+                kind = type(self.graph.get_submodule(self.layers[around])).__name__
+                raise UnsupportedOperationError(
+                    f"layer {name!r} is a part of {around!r}, a {kind}, which this method takes as one operation; name "
+                    f"{around!r}, or draw with LayerIntegratedGradients"
+                )
             raise UnsupportedOperationError(
-                f"layer {name!r} is not one operation in the network that this method works on; name the last layer "
-                "in it"
+                f"layer {name!r} is not one operation that gives one tensor, as this method needs it; name the last "
+                "layer in it or the next one behind it, or draw with LayerIntegratedGradients"
             )
         return self.graph.get_submodule(self.layers[name])
 

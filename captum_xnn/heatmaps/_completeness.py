@@ -49,5 +49,6 @@ def refuse_incomplete(method: str, attributions: Any, outputs: Tensor, target: T
         raise UnsupportedOperationError(
             f"attributions of {method} should sum to the x-feature's difference from the baseline, and are "
             f"{off / (off + size):.0%} off: {method} treats non-linearities without a rule, such as GELU, attention "
-            "and layer norm, as linear. Use IntegratedGradients or the default heatmap"
+            "and layer norm, as linear, and also functions such as x.relu() where torch.fx cannot follow the model. "
+            "Use IntegratedGradients or the default heatmap"
         )

@@ -19,7 +19,7 @@ from captum_xnn.excitation_bp._propagation import Stop, one_hot, propagate, refu
 from captum_xnn.excitation_bp._settings import SettingNames, Settings, takes_settings
 from captum_xnn.excitation_bp._stopping import stopping_layer
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import has_pixels, image_among, with_size_of
+from captum_xnn.heatmaps._map_size import has_pixels, of_dtype
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._spreading import spread
 from captum_xnn.heatmaps._token_grid import TokenGrid, checked_grid, checked_tokens
@@ -150,7 +150,7 @@ class ExcitationMaps:
         grid = self._layouts.tokens(call, tokens, cells) if tokens else None
         drawing = _Drawing(chosen, stop, grid, call, self._layouts)
         examples, at_once = max(1, (internal_batch_size or n * K) // K), min(K, internal_batch_size or K)
-        likes = inputs if stop is None else (image_among(inputs),)
+        image = None if stop is None else self._layouts.image(call)
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
             for some in torch.split(torch.arange(n), examples):
@@ -159,10 +159,10 @@ class ExcitationMaps:
                     drawing.maps(x, additional or (), list(features[i : i + at_once])) for i in range(0, K, at_once)
                 ]
                 made = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
-                yield (
-                    some.tolist(),
-                    [with_size_of(likes[i % len(likes)], m, is_layer=stop is not None) for i, m in enumerate(made)],
-                )
+                if image is None:
+                    yield some.tolist(), [of_dtype(m, x) for m, x in zip(made, inputs, strict=True)]
+                else:
+                    yield some.tolist(), [image.enlarged(m) for m in made]
 
         return gathered(drawn(), n)
 
@@ -179,7 +179,9 @@ class ExcitationMaps:
             key = network.layer_name, inputs[0].shape[1:]
             if key not in known:
                 (image,), more = rows_of(inputs, additional, torch.tensor([0]))
-                known[key] = stopping_layer(network.model, network, image, more or ())
+                call = LayerCall(network, network.layer_name, inputs, additional)
+                channels = self._layouts.image(call).channels
+                known[key] = stopping_layer(network.model, network, image, more or (), channels=channels)
             layer = known[key]
         if layer is None:
             return None

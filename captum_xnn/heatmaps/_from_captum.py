@@ -39,7 +39,7 @@ from captum_xnn.heatmaps._canonical import CanonicalNetwork, Twins
 from captum_xnn.heatmaps._completeness import refuse_incomplete
 from captum_xnn.heatmaps._hooks import dtypes_restored, outputs_noted, shapes_noted
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import image_among, summed_over_channels
+from captum_xnn.heatmaps._map_size import of_dtype
 from captum_xnn.heatmaps._missing_rules import needs_modules, refuse_unfit
 from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._one_output import OneOutput
@@ -280,6 +280,7 @@ class FromCaptum:
             call["internal_batch_size"] = internal_batch_size
         if internal_batch_size is not None and self._noise:
             call["nt_samples_batch_size"] = 1
+        self._refuse_missing(call)
         n, K = len(inputs[0]), len(features)
         rows, wanted = torch.arange(n).repeat_interleave(K), torch.tensor(list(features)).repeat(n)
 
@@ -312,6 +313,18 @@ class FromCaptum:
     def _takes(self, name: str) -> bool:
         """Whether the method's call takes an argument of this name."""
         return name in self._call or any(p.kind is p.VAR_KEYWORD for p in self._call.values())
+
+    def _refuse_missing(self, call: dict[str, Any]) -> None:
+        """Raise where a call lacks a setting that the method has no default for."""
+        open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        needed = [name for name, p in self._call.items() if p.default is p.empty and p.kind not in open_ended]
+        missing = [name for name in needed if name not in call and name not in _RESERVED]
+        if missing:
+            name = self.method.__name__
+            raise TypeError(
+                f"{name} needs {' and '.join(missing)}, which have no default; pass them to attribute or explain, or "
+                f"with the method, as in FromCaptum({name}, {missing[0]}=...)"
+            )
 
     def _attributed_network(
         self,
@@ -379,7 +392,7 @@ class FromCaptum:
             )
         if not isinstance(attributed, CanonicalNetwork):
             return name, module
-        if set(network.executed).isdisjoint(module.modules()):
+        if network.ran.isdisjoint(module.modules()):
             raise _not_before(name, network.layer_name)
         return name, attributed.layer(name)
 
@@ -460,11 +473,10 @@ class FromCaptum:
                 channels = self._layouts.channels(layer.call, shape)
             if self.method.__name__ in _GRAD_CAM and channels != 1:
                 raise self._no_feature_maps(layer.module)
-        likes = [image_among(inputs)] * len(made) if self._is_layered else inputs
-        return [
-            summed_over_channels(m, like, channels, is_layer=self._is_layered)
-            for m, like in zip(made, likes, strict=True)
-        ]
+        if layer is None or not self._is_layered:
+            return [of_dtype(m, x) for m, x in zip(made, inputs, strict=True)]
+        image = self._layouts.image(layer.call)
+        return [image.summed_over_channels(m, channels) for m in made]
 
     def _no_feature_maps(self, layer: nn.Module) -> ValueError:
         """Return the error where Grad-CAM would treat tokens, cells, or single numbers as channels."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from captum_xnn.heatmaps._contribution_network import ContributionNetwork
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import image_among, summed_over_channels
+from captum_xnn.heatmaps._map_size import has_images, of_dtype
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._shared_pass import gradients_of_groups
 from captum_xnn.layers._batching import rows_of
@@ -59,7 +59,7 @@ class GradientMaps:
             features: The K x-features to draw, 0-based.
             options: Further arguments, as :class:`FromCaptum` takes them; ``layer`` names a layer.
         """
-        has_maps = network.spatial_layer_name is not None and image_among(inputs).dim() == 4
+        has_maps = network.spatial_layer_name is not None and has_images(inputs)
         at_layer = "layer" in options or has_maps
         if isinstance(network, ContributionNetwork) and not {*options} - _SHARED:
             found = self._from_one_pass(network, inputs, features, at_layer=at_layer, **options)
@@ -95,11 +95,11 @@ class GradientMaps:
                 return None
             maps = [values[:, None] * gradients for values, gradients in made]
             if place is None:
-                chunks.append([m.to(like.dtype) for m, like in zip(maps, inputs, strict=True)])
+                chunks.append([of_dtype(m, x) for m, x in zip(maps, inputs, strict=True)])
                 continue
             shape, values = made[0][0].shape, made[0][0]
             self._layouts.refuse_examples_second(call, shape, values, len(rows))
             channels = self._layouts.channels(call, shape) if values.dim() > 2 else None
-            done = summed_over_channels(maps[0].flatten(0, 1), image_among(inputs), channels, is_layer=True)
+            done = self._layouts.image(call).summed_over_channels(maps[0].flatten(0, 1), channels)
             chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
         return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))

@@ -16,15 +16,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._map_size import image_among
+from captum_xnn.heatmaps._map_size import Image
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._one_output import OneOutput, one_output
 from captum_xnn.heatmaps._token_grid import TOKENS, TokenGrid
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._grid import Cells
-from captum_xnn.layers._layout import channel_dimension, channels_by_numbers, refuse_examples_second, token_cells
+from captum_xnn.layers._grid import Cells, channels_by_numbers
+from captum_xnn.layers._layout import channel_dimension, refuse_examples_second, token_cells
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._nested import tensors_in
+from captum_xnn.layers._pixels import first_image, image_channels
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._state import untouched
 
@@ -81,12 +82,24 @@ class Layouts:
             call: The layer.
             shape: Shape of its output.
         """
-        image = image_among(call.inputs)
+        image = self.image(call).first
         by_numbers = channels_by_numbers(shape, image) if len(shape) == image.dim() == 4 else None
         if by_numbers is not None:
             return by_numbers
         found: int = self._read(_channels, call)
         return found
+
+    def image(self, call: LayerCall) -> Image:
+        """Find the input whose size the maps of a layer get, and the dimension of its channels.
+
+        Args:
+            call: The layer, or any call with the same inputs.
+        """
+        at = first_image(call.inputs)
+        if at is None:
+            return Image(call.inputs[0], 1)
+        channels = self._read(_channels_of_image, call._replace(name=call.network.layer_name))
+        return Image(call.inputs[at], channels)
 
     def refuse_examples_second(self, call: LayerCall, shape: Sequence[int], maps: Tensor, rows: int) -> None:
         """Raise where the output of a layer has no row for each example, as with (T, N, C).
@@ -153,7 +166,9 @@ class Layouts:
             x, more = rows_of(call.inputs, call.additional, torch.tensor([0]))
             given = tuple(a.detach() if isinstance(a, Tensor) else a for a in call.network.hold((*x, *(more or ()))))
             one = known.get((call.network.layer_name, call.name))
-            known[key] = read(model, find_layer(model, call.name)[1], given, call.name, one and one.pick)
+            network = call.network
+            layer = network.layer if call.name == network.layer_name else find_layer(model, call.name)[1]
+            known[key] = read(model, layer, given, call.name, one and one.pick)
         return known[key]
 
 
@@ -166,6 +181,12 @@ def _channels(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, pick: OutputTransform | None
 ) -> int:
     return channel_dimension(model, layer, inputs, name=name, output_transform=pick or _first)
+
+
+def _channels_of_image(
+    model: nn.Module, _layer: nn.Module, inputs: tuple[Any, ...], _name: str, _pick: OutputTransform | None
+) -> int:
+    return image_channels(model, inputs)
 
 
 def _cells(

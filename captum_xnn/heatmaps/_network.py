@@ -80,6 +80,7 @@ class ExplanationNetwork(nn.Module):
         self.calls = trace.calls if trace else 1
         self.spatial_layer_name = find_layer(model, trace.spatial)[0] if trace and trace.spatial else None
         self.executed = nn.ModuleList(trace.leaves if trace else ())
+        self.ran = trace.ran if trace else frozenset()
         self.centred = not isinstance(xnn, Outputs)
         # Outputs have no encoder module, because Captum would look for a rule of that module.
         self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)

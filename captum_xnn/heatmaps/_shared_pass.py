@@ -31,7 +31,7 @@ __all__ = ["gradients_of_groups"]
 
 
 class _Unfit(Exception):
-    """Ends a pass in which a layer runs twice, or returns no tensor."""
+    """Ends a pass in which a layer runs twice, also in a backward pass, or returns no tensor."""
 
 
 def gradients_of_groups(
@@ -80,7 +80,10 @@ def gradients_of_groups(
         if len(seen) != 1 or not leaves:
             return None
         y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
-        return _gradients(form, select_each(y_hat, [target] * len(inputs[0])), seen[0], leaves, features)
+        try:
+            return _gradients(form, select_each(y_hat, [target] * len(inputs[0])), seen[0], leaves, features)
+        except _Unfit:
+            return None  # a checkpoint ran a layer again
 
 
 def _gradients(

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._grid import Cells, has_channels_last
+from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, read_layer
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._trace import trace
 
-__all__ = ["channel_dimension", "channels_by_numbers", "refuse_examples_second", "token_cells"]
+__all__ = ["channel_dimension", "refuse_examples_second", "token_cells"]
 
 # Most earlier modules to try, from the last one back.
 _ATTEMPTS = 8
@@ -87,13 +87,13 @@ def channel_dimension(
         3
     """
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        ran = _told(model, layer, _repeated(inputs, 1), name, output_transform)
+        ran = _told(model, layer, repeated(inputs, 1), name, output_transform)
         shape = ran.Z.shape
         if len(shape) < 3:
             return 1
         tried = isinstance(inputs[0], Tensor) and not isinstance(output_transform, EveryCall)
         for call, dimension in ran.telling[::-1][:_ATTEMPTS] if tried else ():
-            found = _followed(model, layer, _repeated(inputs, 3), call, dimension, output_transform)
+            found = _followed(model, layer, repeated(inputs, 3), call, dimension, output_transform)
             if found is not None:
                 return found
     if output_transform is not None:
@@ -238,17 +238,6 @@ class _Changed:
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
-def _repeated(inputs: tuple[Any, ...], times: int) -> tuple[Any, ...]:
-    """Copy all arguments, with the first example repeated."""
-    many = 0
-    while many < len(inputs) and isinstance(inputs[many], Tensor):
-        many += 1
-    if not many:
-        return inputs
-    x, more = rows_of(inputs[:many], inputs[many:], torch.zeros(times, dtype=torch.long))
-    return tuple(a.clone() if isinstance(a, Tensor) else a for a in (*x, *(more or ())))
-
-
 def _size(output: Tensor) -> Tensor:
     """Compute a step that is large beside the values of a tensor."""
     return 1 + 3 * output.float().abs().amax().to(output.dtype)
@@ -262,38 +251,11 @@ def _moved(Z: Tensor, before: Tensor) -> Tensor:
     return off > rounding * most
 
 
-def channels_by_numbers(shape: Sequence[int], image: Tensor) -> int | None:
-    """Find the dimension with channels from the sizes of a layer's output and of the image; None if both may hold them.
-
-    Cells are as high as they are wide in pixels, up to one cell more or less at the borders.
-
-    Args:
-        shape: Shape of the layer's output, four dimensions.
-        image: Images (N, C, H, W).
-
-    Example:
-        >>> image = torch.zeros(1, 3, 224, 224)
-        >>> channels_by_numbers((1, 768, 7, 7), image), channels_by_numbers((1, 7, 7, 768), image)
-        (1, 3)
-        >>> channels_by_numbers((1, 8, 7, 7), image) is None
-        True
-    """
-    first, last = (_may_be_cells(shape[i], shape[i + 1], image) for i in (2, 1))
-    return None if first == last else 1 if first else 3
-
-
-def _may_be_cells(height: int, width: int, image: Tensor) -> bool:
-    """Whether square cells of some size in pixels would fill the image with this many rows and columns."""
-    sides = ((image.shape[2], height), (image.shape[3], width))
-    least = max(pixels / (cells + 1.5) for pixels, cells in sides)
-    most = min(pixels / max(cells - 1.5, 0.5) for pixels, cells in sides)
-    return least <= most
-
-
 def _by_shape(model: nn.Module, layer: nn.Module, shape: Sequence[int], inputs: tuple[Any, ...], name: str) -> int:
     """Choose the dimension with channels by the shape of a layer's output and by the modules that ran."""
     if len(shape) == 4:
-        image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
+        at = first_image(inputs)
+        image = None if at is None else inputs[at].movedim(image_channels(model, inputs), 1)
         return 3 if has_channels_last(shape, image) else 1
     if len(shape) != 3:
         return 1
@@ -363,7 +325,7 @@ def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, 
         (2, 3, tensor([1, 2, 3, 4, 5, 6]))
     """
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        Z, events = _events(model, layer, _repeated(inputs, 1), name)
+        Z, events = _events(model, layer, repeated(inputs, 1), name)
         if Z.dim() != 3:
             raise ValueError(
                 f"layer {name!r} gives shape {tuple(Z.shape)}, but tokens are (N, T, D); name another layer"
@@ -485,7 +447,7 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
         handle = hook(note)
         try:
             with eager():
-                model(*_repeated(inputs, digits + 1))
+                model(*repeated(inputs, digits + 1))
         except Exception:
             if not seen:
                 return None  # the model's own code may fail on the change

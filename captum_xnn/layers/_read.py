@@ -84,7 +84,8 @@ def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Ten
     if Z.dim() < 2:
         raise ValueError(
             f"expected the output of layer {name!r} to be (N, ...) with one row per example, got shape "
-            f"{tuple(Z.shape)}; choose another layer or reshape it in output_transform="
+            f"{tuple(Z.shape)}; where the inputs are one example, add the batch dimension with x[None], else choose "
+            "another layer or reshape its output in output_transform="
         )
     return Z
 
@@ -179,9 +180,11 @@ def run_to_layer(
             raise _LayerReached(output)
 
     handle = layer.register_forward_hook(leave)
+    # A copy of leaves: a model may work in place on its inputs, which leaves that take gradients do not allow.
+    given = tuple(x.clone() if isinstance(x, Tensor) and x.requires_grad and x.is_leaf else x for x in inputs)
     try:
         with eager():
-            model(*inputs)
+            model(*given)
     except _LayerReached as reached:
         return EveryCall().joined(earlier) if every else _as_tensor(reached.output, name, output_transform)
     finally:

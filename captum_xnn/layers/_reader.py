@@ -136,7 +136,8 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
         rows = len(y_hat) if y_hat.dim() else "no"
         raise ValueError(
             f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
-            "reshape the layer's output in output_transform= so that examples come first"
+            "where the layer's examples do not come first, reshape its output in output_transform=, and where it sees "
+            "some of the examples only, as an expert behind a router, choose a layer behind it"
         )
     for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
         if not torch.isfinite(values).all():

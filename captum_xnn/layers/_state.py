@@ -87,7 +87,7 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
             m.training,
             dict(vars(m)),
             {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
-            {name: (b, b.detach().clone()) for name, b in m._buffers.items() if b is not None},
+            {name: (b, b.detach().clone()) for name, b in _changeable(m).items()},
             {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
         )
         for m in modules
@@ -114,6 +114,14 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
             f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are untrained and change "
             "with every pass; run the model once and load its trained weights before explaining it"
         )
+
+
+def _changeable(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a forward pass may change: buffers, and embeddings that are renormed as they are used."""
+    found = {name: b for name, b in module._buffers.items() if b is not None}
+    if getattr(module, "max_norm", None) is not None:
+        found |= {name: p for name, p in module._parameters.items() if p is not None}
+    return found
 
 
 def _grown(state: _State) -> list[str]:

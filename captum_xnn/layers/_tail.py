@@ -216,7 +216,16 @@ class Tail:
                 return self._run(line, once=True)
             except _MISFITS:
                 self._once = False
-        return self._run(line, once=False)
+        try:
+            return self._run(line, once=False)
+        except RuntimeError as error:
+            if "used in the graph" not in str(error):
+                raise
+            raise ValueError(
+                f"the model takes gradients in its own forward pass, by values ahead of layer {self.name!r}, and they "
+                "end where the layer's output is replaced; choose a layer that its gradients do not cross, or fit "
+                "with SRAE"
+            ) from error
 
     def repeat(self) -> bool:
         """Repeat the inputs from now on; return True if they were not repeated before."""
@@ -234,6 +243,7 @@ class Tail:
             output = self.model(*inputs, *(additional or ()))
             if swap.leaf is None or swap.Z is None:
                 raise not_reached(self.model, self.name)
+            swap.is_done = True
             y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
             if not isinstance(y_hat, Tensor) or y_hat.dim() == 0 or len(y_hat) != S * n:
                 raise ValueError(
@@ -242,16 +252,22 @@ class Tail:
                     "row for each example"
                 )
             ys = [select_each(y_hat, list(of) * S) for of in line.targets]
-            gradients = self._gradients(ys, swap.leaf)
+            gradients = self._gradients(ys, swap.leaf, swap.with_gradients)
         y = torch.stack([y.detach().reshape(S, n) for y in ys])
         dtype = torch.promote_types(swap.Z.dtype, torch.float32)
         w = line.weights.to(swap.Z.device, dtype)
         total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
 
-    def _gradients(self, ys: list[Tensor], leaf: Tensor) -> list[Tensor]:
+    def _gradients(self, ys: list[Tensor], leaf: Tensor, with_gradients: bool) -> list[Tensor]:
         """Compute the derivatives of each output by the layer's output."""
         if not all(y.requires_grad for y in ys):
+            if not with_gradients:
+                raise ValueError(
+                    f"layer {self.name!r} runs without gradients: under torch.no_grad, or in a torch.utils.checkpoint "
+                    "with use_reentrant=True; remove the one, pass use_reentrant=False to the other, choose a layer "
+                    "outside of them, or fit with SRAE"
+                )
             raise ValueError(
                 f"the model's output does not depend on layer {self.name!r} in a way that has gradients; choose a "
                 "layer on the way to this output, remove torch.no_grad and argmax behind it, or fit with SRAE"
@@ -276,6 +292,10 @@ class _Swap:
         self.count = 0
         self.leaf: Tensor | None = None
         self.Z: Tensor | None = None
+        self.with_gradients = True
+        """Whether the layer ran with gradients."""
+        self.is_done = False
+        """Whether the forward pass is over. Checkpoints run layers again in the backward pass."""
 
     @contextmanager
     def on(self, layer: nn.Module) -> Iterator[None]:
@@ -285,6 +305,8 @@ class _Swap:
         def replace(_module: nn.Module, _inputs: Any, raw: Any) -> Any:
             if threading.get_ident() != thread:
                 return None
+            if self.is_done:
+                return self._again(raw)
             self.count += 1
             if self.count > self.tail.calls:
                 raise _CalledAgain
@@ -296,8 +318,20 @@ class _Swap:
         finally:
             handle.remove()
 
+    def _again(self, raw: Any) -> Any:
+        """Put the same points in place of what the layer returns where a checkpoint runs it again."""
+        assert self.leaf is not None
+        if self.tail.calls > 1:
+            raise ValueError(
+                f"a checkpoint runs layer {self.tail.name!r} again in the backward pass, and the layer runs "
+                f"{self.tail.calls} times in a forward pass; switch checkpoints off, as in "
+                "model.gradient_checkpointing_disable()"
+            )
+        return _Selection.of(raw, self.tail.output_transform, self.tail.name).put(self.leaf.clone())
+
     def _replaced(self, raw: Any) -> Any:
         """Put the points in place of the layer's raw output."""
+        self.with_gradients = torch.is_grad_enabled()
         into = _Selection.of(raw, self.tail.output_transform, self.tail.name)
         Z = into.Z.detach()
         if self.known is not None:

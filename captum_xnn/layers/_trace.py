@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._grid import has_channels_last
+from captum_xnn.layers._grid import channels_by_numbers, halves, has_channels_last, is_over_image
+from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import not_reached
-from captum_xnn.layers._state import eager
+from captum_xnn.layers._state import eager, untouched
 
 __all__ = ["Trace", "trace"]
 
@@ -23,14 +24,21 @@ class Trace(NamedTuple):
     calls: int
     """How often the layer was called."""
     spatial: nn.Module | None
-    """The last module before the layer whose output was (N, C, H, W) with several cells, or None.
+    """The last module before the layer whose output was (N, C, H, W) with several cells of the image, or None.
 
     Where a block returns the output of its last leaf, this is the leaf. Dropout and identities are skipped, as they
     change nothing.
     """
+    ran: frozenset[nn.Module]
+    """All modules that ran to their end before the layer's last output, and it."""
 
 
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
+# Modules whose output is a grid over that of their input.
+_LOCAL = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    *(nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d, nn.PixelShuffle, nn.PixelUnshuffle),
+)
 
 
 def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer", cells: int = 1) -> Trace:
@@ -55,22 +63,31 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
         (Linear(in_features=2, out_features=3, bias=True), ReLU())
     """
     order: list[nn.Module] = []
-    grids: list[tuple[nn.Module, Tensor, int]] = []
-    ends: list[tuple[int, nn.Module | None]] = []
+    grids: list[_Grid] = []
+    ends: list[tuple[int, list[_Grid], frozenset[nn.Module]]] = []
+    ran: set[nn.Module] = set()
     thread = threading.get_ident()
-    image = next((x for x in inputs if isinstance(x, Tensor) and x.dim() in (4, 5)), None)
+    at = first_image(inputs)
+    sizes: set[tuple[int, ...]] = set() if at is None else {tuple(inputs[at].shape[2:]), tuple(inputs[at].shape[1:-1])}
 
-    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def note(module: nn.Module, arguments: Any, output: Any) -> None:
         if threading.get_ident() != thread:
             return
+        ran.add(module)
         is_block = any(True for _ in module.children())
         if not is_block:
             order.append(module)
-        if module is not model and _is_spatial(output, image, cells):
-            same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, *grids[0][1:])))
-            grids[:] = [(grids[0][0] if same else module, output, _version(output))]
+        if module is not model and _is_spatial(output, None if at is None else inputs[at], cells):
+            if _keeps_sizes(module, arguments, sizes):
+                sizes.add(tuple(output.shape[2:]))
+            same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, grids[-1])))
+            own = (grids[-1].module, grids[-1].is_sure) if same else (module, tuple(output.shape[2:]) in sizes)
+            made = _Grid(*own, tuple(output.shape), output, _version(output))
+            if grids:
+                grids[-1] = grids[-1]._replace(output=None)  # its memory is free
+            grids[:] = [*(g for g in grids if g.module is not made.module), made]
         if module is layer:
-            ends.append((len(order), grids[0][0] if grids else None))
+            ends.append((len(order), list(grids), frozenset(ran)))
 
     handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
     try:
@@ -81,20 +98,91 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
             handle.remove()
     if not ends:
         raise not_reached(model, name)
-    count, spatial = ends[-1]
-    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), spatial)
+    count, seen, before = ends[-1]
+    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), _last(model, seen, inputs, at), before)
+
+
+class _Grid(NamedTuple):
+    """The last output of a module that may be feature maps."""
+
+    module: nn.Module
+    is_sure: bool
+    """Whether convolutions and poolings lead from the image to maps of this size."""
+    shape: tuple[int, ...]
+    output: Any
+    version: int
 
 
 def _is_spatial(output: Any, image: Tensor | None, cells: int) -> bool:
-    """Whether a layer's output holds feature maps of several cells, (N, C, H, W), or (N, C, D, H, W) for volumes."""
+    """Whether an output has the dimensions of feature maps of several cells, (N, C, H, W), or those of volumes."""
     dimensions = 5 if image is not None and image.dim() == 5 else 4
     several = isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
-    return several and min(output.shape[2:]) >= cells and not has_channels_last(output.shape, image)
+    return several and min(output.shape[2:]) >= cells
 
 
-def _is_unchanged(output: Tensor, before: Tensor, version: int) -> bool:
-    """Whether two outputs are the same tensor, not overwritten in between."""
-    return output is before and _version(output) == version
+def _keeps_sizes(module: nn.Module, arguments: Any, sizes: set[tuple[int, ...]]) -> bool:
+    """Whether a module computes feature maps from ones of a known size, or from the image."""
+    given = arguments[0] if isinstance(arguments, tuple) and arguments else None
+    return isinstance(module, _LOCAL) and isinstance(given, Tensor) and tuple(given.shape[2:]) in sizes
+
+
+def _last(model: nn.Module, grids: list[_Grid], inputs: tuple[Any, ...], at: int | None) -> nn.Module | None:
+    """Return the last module with feature maps.
+
+    Modules whose maps have a size of their own, as attention weights and blocks with channels last do, are tried on
+    images that differ in one half.
+    """
+    if at is None or not grids or grids[-1].is_sure or inputs[at].dim() != 4:
+        likely = grids[-1:]
+    else:
+        channels = image_channels(model, inputs)
+        image = inputs[at].movedim(channels, 1)
+        likely = [g for g in grids if g.is_sure or not _is_plainly_last(g.shape, image)]
+        tried: dict[nn.Module, bool | None] = {}
+        if likely and not likely[-1].is_sure:
+            tried = _tried(model, [g.module for g in likely if not g.is_sure], inputs, at, channels)
+        unknown = {g.module: not has_channels_last(g.shape, image) for g in likely}
+        told = [(g, g.is_sure or tried.get(g.module)) for g in likely]
+        likely = [g for g, yes in told if yes or (yes is None and unknown[g.module])]
+    found: nn.Module | None = likely[-1].module if likely else None
+    return found
+
+
+def _is_plainly_last(shape: tuple[int, ...], image: Tensor) -> bool:
+    """Whether sizes alone say that an output is (N, H, W, C). Those of few cells do not."""
+    return min(shape[1:3]) >= 5 and channels_by_numbers(shape, image) == 3
+
+
+def _tried(
+    model: nn.Module, modules: list[nn.Module], inputs: tuple[Any, ...], at: int, channels: int
+) -> dict[nn.Module, bool | None]:
+    """Find out for modules whether their outputs are grids over the image, by its halves; None where that is open."""
+    found: dict[nn.Module, bool | None] = {}
+    if not (inputs[at].is_floating_point() or inputs[at].dtype == torch.uint8):
+        return found
+    given = list(repeated(inputs, 5))
+    given[at] = halves(inputs[at][:1], channels)
+    thread = threading.get_ident()
+
+    def note(module: nn.Module, _arguments: Any, output: Any) -> None:
+        if threading.get_ident() == thread and isinstance(output, Tensor) and output.dim() == 4:
+            found[module] = is_over_image(output)
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        with untouched(model), torch.no_grad(), eager():
+            model(*given)
+    except Exception:
+        return found  # the model's own code may fail on noise
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _is_unchanged(output: Tensor, before: _Grid) -> bool:
+    """Whether an output is the same tensor as another one, not overwritten in between."""
+    return output is before.output and _version(output) == before.version
 
 
 def _version(x: Tensor) -> int:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._state import untouched
+from captum_xnn.metrics._patches import refuse_channels_last
 from captum_xnn.metrics._shapes import over_channels
 
 __all__ = [
@@ -241,6 +242,7 @@ def keep_top(images: Tensor, masks: Tensor, fill: Fill = biharmonic) -> Tensor:
         >>> keep_top(torch.tensor([[[[5.0, 7.0]]]]), masks, constant(0.0))
         tensor([[[[5., 0.]]]])
     """
+    refuse_channels_last(images)
     fitting = images.dim() == 4 and masks.shape == (len(images), *images.shape[2:])
     if not fitting or masks.dtype != torch.bool:
         raise ValueError(

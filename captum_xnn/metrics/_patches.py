@@ -48,6 +48,7 @@ __all__ = [
     "patch_drops",
     "patch_masks",
     "rank_correlation",
+    "refuse_channels_last",
 ]
 
 
@@ -77,6 +78,26 @@ def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
     return row[:, None] * grid + column == torch.arange(grid**2)[:, None, None]
 
 
+def refuse_channels_last(images: Tensor) -> None:
+    """Raise where images are plainly (N, H, W, C), by their shape.
+
+    Args:
+        images: Images, which should be (N, C, H, W).
+
+    Example:
+        >>> refuse_channels_last(torch.zeros(1, 28, 28, 3))
+        Traceback (most recent call last):
+        ...
+        ValueError: images are (1, 28, 28, 3), with channels last; pass them with channels first, as in
+        images.permute(0, 3, 1, 2), and permute them back where they go into the model
+    """
+    if images.dim() == 4 and images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4:
+        raise ValueError(
+            f"images are {tuple(images.shape)}, with channels last; pass them with channels first, as in "
+            "images.permute(0, 3, 1, 2), and permute them back where they go into the model"
+        )
+
+
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Blur images by a Gaussian, as a fill for :func:`patch_drops`; border pixels repeat beyond the border.
 
@@ -99,6 +120,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-(at**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum())[None, None]
     pad = len(at) // 2
+    refuse_channels_last(images)
     n, channels, height, width = images.shape
     # A Gaussian separates: blur the rows, then the columns, as one-dimensional signals.
     along = F.pad(images.reshape(-1, 1, width), (pad, pad), mode="replicate")
@@ -141,6 +163,7 @@ def patch_drops(
             f"expected images (N, C, H, W) and batch_size > 0, got {tuple(inputs.shape)} and {batch_size}; "
             "add a first dimension to a single image"
         )
+    refuse_channels_last(inputs)
     cover = inputs.mean((2, 3), keepdim=True) if fill is None else torch.as_tensor(fill).to(inputs)
     try:
         cover = cover.expand_as(inputs)

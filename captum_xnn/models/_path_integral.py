@@ -34,6 +34,9 @@ from captum_xnn.layers._tail import Tail
 
 __all__ = ["Integral", "decides", "integrate"]
 
+# Roundings of the largest output that the output may be off by when a layer gets its own output back.
+_ROUNDINGS = 32
+
 
 class Integral(NamedTuple):
     """Path integral of a batch."""
@@ -106,16 +109,16 @@ def integrate(
     Z = None if own is None else Z
     found = tail.along(inputs, additional, base, ts, weights, targets, Z=Z)
     if Z is not None and own is not None and tail.alone is not False:
-        if _differs(found.y[:, -1], own):
+        if _differs(found.y, own):
             tail.alone = False
         elif n > 1:  # a single example stands in for itself, and proves nothing
             tail.alone = True
         if tail.alone is False:
             found = tail.along(inputs, additional, base, ts, weights, targets)
-    if own is not None and _differs(found.y[:, -1], own):
+    if own is not None and _differs(found.y, own):
         if tail.repeat():
             found = tail.along(inputs, additional, base, ts, weights, targets)
-        if _differs(found.y[:, -1], own):
+        if _differs(found.y, own):
             raise ValueError(
                 f"the model's output changes when layer {tail.name!r} gets its own output back, by up to "
                 f"{float((found.y[:, -1] - own.to(found.y)).abs().max()):.3g}: rows of a batch depend on each "
@@ -163,13 +166,23 @@ def decides(
     """
     one = torch.ones(1)
     found = tail.along(inputs, additional, torch.zeros_like(Z[:1])[0], one, one, targets, Z=Z)
-    return tail.alone is not False and not _differs(found.y[:, 0], own)
+    return tail.alone is not False and not _differs(found.y, own)
 
 
 def _differs(y: Tensor, own: Tensor) -> bool:
-    tolerance = 1e-3 if y.dtype in (torch.float32, torch.float64) else 5e-2
+    """Whether outputs at the end of the paths are others than the model's own, by more than rounding.
+
+    Args:
+        y: Outputs on the paths, (C, S, N). Their range is the unit to measure in.
+        own: The model's own outputs, (C, N).
+    """
+    share = 1e-3 if y.dtype in (torch.float32, torch.float64) else 5e-2
+    eps, y = torch.finfo(y.dtype).eps, y.double()
     own = own.to(y)
-    return not bool(((y - own).abs() <= tolerance * (1 + own.abs())).all())
+    unit = y.amax((1, 2)) - y.amin((1, 2))
+    rounding = _ROUNDINGS * eps * y.abs().amax((1, 2))
+    allowed = share * (unit[:, None] + own.abs()) + rounding[:, None]
+    return not bool(((y[:, -1] - own).abs() <= allowed).all())
 
 
 def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
 VERSION = 1
 """Version of the JSON file."""
 
-_REMEDY = "export the names from a report, or write them with captum_xnn.plots._names.write_names"
+_REMEDY = "export the names from a report, or write them with captum_xnn.plots.write_names"
 
 
 class NamesFile(NamedTuple):

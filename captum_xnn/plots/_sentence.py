@@ -100,7 +100,7 @@ def _check(
     if len(names) != len(contributions) or not names:
         raise ValueError(
             f"expected a name for each contribution, got {len(names)} names and {len(contributions)} contributions; "
-            "complete the names with captum_xnn.plots._names.resolve_names"
+            "pass as many names, such as 'x-feature 3' for one without a name"
         )
     if not all(map(math.isfinite, [*contributions, *numbers])):
         raise ValueError(

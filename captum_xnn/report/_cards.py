@@ -31,6 +31,7 @@ from captum_xnn._targets import Target, grouped, predicted_classes, select, sing
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._state import untouched
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
@@ -384,7 +385,7 @@ class CardStream:
         shares: dict[int, Tensor] = {}
         heat: dict[int, Tensor] = {}
         if why is not None:
-            heat = dict(enumerate(why.directed_maps().sum(2)))
+            heat = dict(enumerate(channels_first(why.directed_maps(), images).sum(2)))
         elif len(own):
             heat = dict(zip(own.tolist(), self._heat(images[own]), strict=True))
         if len(own):
@@ -446,7 +447,7 @@ class CardStream:
     def _heat(self, images: Tensor) -> Tensor:
         """Draw directed maps summed over their channels, (n, K, h, w)."""
         why = self.xnn.explain(images, target=self.target, internal_batch_size=self.internal_batch_size)
-        return why.directed_maps().sum(2)
+        return channels_first(why.directed_maps(), images).sum(2)
 
     def cards(self) -> tuple[ConceptCard, ...]:
         """Make the cards of all x-features."""
@@ -500,7 +501,7 @@ class CardStream:
         made = []
         for number in self.tops[name].numbers[k].tolist():
             kept, own = self.kept[number], heat[number][k]
-            height, width = kept.image.shape[1:]
+            height, width = kept.image.movedim(channels_by_size(kept.image[None]) - 1, 0).shape[1:]
             made.append(
                 Example(
                     number=number,

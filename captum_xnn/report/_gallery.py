@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_xnn._targets import Target, predicted_classes
 from captum_xnn.explanation import Explanation
+from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 
@@ -68,7 +69,7 @@ class Gallery:
         self.given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         for image, c in zip(images, self.given, strict=True):
             says = "" if c is None else self.names.of(c)
-            height, width = image.shape[1:]
+            height, width = image.movedim(channels_by_size(image[None]) - 1, 0).shape[1:]
             src = photo(shown(self.display, image))
             self.photos.append({"src": src, "says": says, "width": width, "height": height})
 
@@ -101,7 +102,8 @@ def shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
     """Yield the numbers and maps of each image for one target."""
-    heat, single = why.directed_maps().sum(2).cpu(), one.detach().sum(2).cpu()
+    assert isinstance(why.inputs, Tensor)  # because images are a single tensor
+    heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one.detach()))
     for i, given in enumerate(own):
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i], contributions)

@@ -36,6 +36,7 @@ from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
 from captum_xnn.cli._opened import Opened, heatmap_named
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+from captum_xnn.layers._pixels import channels_first
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.study.configuration import Arm, DatasetSettings, StudyConfiguration, heatmap_of
@@ -347,7 +348,7 @@ class _Rendering:
 
     def _explain(self, inputs: Tensor, pairs: Sequence[tuple[int, int]], targets: list[int]) -> None:
         why = self.material.xnn.explain(inputs, target=targets, internal_batch_size=_OUTPUTS_AT_ONCE)
-        heat = why.directed_maps().detach().sum(2).cpu()
+        heat = channels_first(why.directed_maps().detach(), inputs).sum(2).cpu()
         for i, pair in enumerate(pairs):
             contributions = why.contributions[i].detach().double().cpu()
             self._why[pair] = {
@@ -371,7 +372,7 @@ class _Rendering:
             prediction_transform=xnn.prediction_transform,
         )
         maps = one.attribute(inputs, target=targets, internal_batch_size=_OUTPUTS_AT_ONCE)
-        for pair, heat in zip(pairs, maps.detach().sum(2).cpu(), strict=True):
+        for pair, heat in zip(pairs, channels_first(maps.detach(), inputs).sum(2).cpu(), strict=True):
             scaled = torch.from_numpy(own_scale(heat, np.ones(1))).float()
             self._maps[(stage, *pair)] = [{"src": overlay(scaled[0], size=_MAP)}]
 

@@ -29,13 +29,14 @@ from captum_xnn.activations._collecting import Source
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
+from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._covering import Grid, ImageCovers, images_among
+from captum_xnn.training._covering import Grid, ImageCovers, channels_of, images_among
 from captum_xnn.training._map_covers import CELLS, MapCovers, maps_before
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
@@ -96,8 +97,7 @@ class Evidence(NamedTuple):
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
-    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images. Rows of
-    zeros fill up where a positive has fewer covered patches than another."""
+    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
@@ -294,6 +294,8 @@ class _Gathering:
         self.dtype: torch.dtype | None = None
         self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
+        self.channels: int | None = None
+        """The dimension of images that holds channels, from the first batch."""
 
     def take_positives(self, batch: Batch) -> None:
         """Read the contributions of a batch's positives, and their drops."""
@@ -365,8 +367,10 @@ class _Gathering:
         x, more = rows_of(inputs, additional, torch.tensor([row - first for _, row in pairs]))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
-        at = images_among(x)
-        over = None if at is None or not self._on_maps(x[at]) else self._map_covers(x, more, at)
+        if self.channels is None:
+            self.channels = image_channels(self.tail.model, (*x, *(more or ())))
+        at = images_among(x, channels=self.channels)
+        over = None if at is None or not self._on_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
         own = self._outputs(Z, pairs, x, more, targets)
         self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
@@ -375,14 +379,9 @@ class _Gathering:
         unexplained = _unexplained(found, c)
         drops = None
         if at is not None:
-            drops = self._drops(self._lost(x, more, targets, found, at, over), found, self._numbers(pairs))
+            drops = _drops(self._lost(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
-
-    def _numbers(self, pairs: Sequence[tuple[int, int]]) -> list[int | None]:
-        """Return the number of each example among its positives; None where these are too few to share patches."""
-        of, least = self.sample.positives, 2 * self.forms[0].config["thinning"] ** 2
-        return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= least else None for t, row in pairs]
 
     def _outputs(
         self,
@@ -394,14 +393,20 @@ class _Gathering:
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
         before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
-        if before.dtype == Z.dtype and before.shape == Z.shape and torch.allclose(before, Z, rtol=1e-4, atol=1e-5):
+        if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
 
-    def _on_maps(self, images: Tensor) -> bool:
+    def _channels_of(self, inputs: tuple[Tensor, ...], at: int) -> int:
+        """Return the dimension of images that holds channels."""
+        return channels_of(inputs, at, self.channels or 1)
+
+    def _on_maps(self, inputs: tuple[Tensor, ...], at: int) -> bool:
         """Whether to cover feature maps rather than images."""
         covered = self.forms[0].config["covered"]
-        return images.shape[2:].numel() > _SMALL if covered is None else bool(covered == "maps")
+        if covered is not None:
+            return bool(covered == "maps")
+        return inputs[at].movedim(self._channels_of(inputs, at), 1).shape[2:].numel() > _SMALL
 
     def _map_covers(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int) -> MapCovers | None:
         """Return covers of the feature maps before the layer; None without such maps."""
@@ -421,27 +426,12 @@ class _Gathering:
     ) -> _Lost:
         """Choose how patches are covered."""
         form, patches = self.forms[0], self.forms[0].config["patches"]
-        if self._on_maps(inputs[at]) and _has_cells(found.Z, form):
+        if self._on_maps(inputs, at) and _has_cells(found.Z, form):
             return _LostCells(form, found, patches)
         if over is not None:
             return _LostMaps(form, found, over, patches)
-        return _LostPixels(form, found, ImageCovers(inputs, at, patches), self.tail, additional, targets)
-
-    def _drops(self, lost: _Lost, found: Integral, numbers: Sequence[int | None]) -> Tensor:
-        """Compute the drops of contributions for each covered patch, (C, N, patches, D).
-
-        Zeros fill up where an example has fewer covered patches than another.
-        """
-        pairs = lost.grid.pairs(self.forms[0].config["thinning"], numbers)
-        place = [0] * len(numbers)
-        most = max(sum(i == n for i, _ in pairs) for n in range(len(numbers)))
-        drops = found.slopes.new_zeros(self.outputs, len(numbers), most, len(self.forms[0].groups)).cpu()
-        for start in range(0, len(pairs), lost.at_once):
-            some = pairs[start : start + lost.at_once]
-            for (i, _), drop in zip(some, lost.of(some).cpu().unbind(1), strict=True):
-                drops[:, i, place[i]] = drop
-                place[i] += 1
-        return drops
+        covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
+        return _LostPixels(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
@@ -551,6 +541,19 @@ class _LostCells:
             (top, bottom), (left, right) = self.grid.regions[p]
             made.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
         return torch.stack(made, 1)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+def _drops(lost: _Lost, n: int) -> Tensor:
+    """Compute the drops of n examples' contributions for each covered patch, (C, n, patches, D)."""
+    pairs = lost.grid.pairs(n)
+    drops = [lost.of(pairs[i : i + lost.at_once]).cpu() for i in range(0, len(pairs), lost.at_once)]
+    every = torch.cat(drops, 1)
+    return every.reshape(len(every), n, -1, every.shape[2])
 
 
 def _unexplained(found: Integral, c: Tensor) -> Tensor:

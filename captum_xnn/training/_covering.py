@@ -1,7 +1,7 @@
 """Cover patches of images, to measure the drops of contributions.
 
 Conventions:
-    N images (N, C, H, W); a grid of g x g patches of nearly the same size.
+    N images (N, C, H, W), or (N, H, W, C) where channels are last; a grid of g x g patches of nearly the same size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "ImageCovers", "images_among", "patch_bounds"]
+from captum_xnn.layers._pixels import first_image
+
+__all__ = ["Grid", "ImageCovers", "channels_of", "images_among", "patch_bounds"]
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
@@ -34,9 +36,6 @@ def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
 class Grid:
     """Patches of an image or of feature maps, row by row.
 
-    With ``thinning=2`` a quarter of the patches of each example is covered, every second row and column, and the next
-    example has the next quarter: four examples cover every patch.
-
     Args:
         height: Rows of pixels or cells.
         width: Columns.
@@ -45,32 +44,22 @@ class Grid:
     Example:
         >>> Grid(2, 3, 8).regions[-1]
         ((1, 2), (2, 3))
-        >>> [Grid(2, 2, 2).pairs(2, [number]) for number in range(4)]
-        [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
+        >>> Grid(1, 2, 8).pairs(2)
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
 
     def __init__(self, height: int, width: int, patches: int) -> None:
-        self.rows, self.columns = patch_bounds(height, patches), patch_bounds(width, patches)
-        self.regions = [(row, column) for row in self.rows for column in self.columns]
+        rows, columns = patch_bounds(height, patches), patch_bounds(width, patches)
+        self.regions = [(row, column) for row in rows for column in columns]
         """Start and end along the rows and along the columns of each patch."""
 
-    def pairs(self, thinning: int, numbers: Sequence[int | None]) -> list[tuple[int, int]]:
+    def pairs(self, n: int) -> list[tuple[int, int]]:
         """Return example and patch of each cover, example by example.
 
         Args:
-            thinning: Distance of covered rows and columns; 1 covers all patches of each example.
-            numbers: Number of each example among the positives, which tells the place of its first patch; None covers
-                all its patches.
+            n: Number of examples.
         """
-        return [(i, p) for i, number in enumerate(numbers) for p in self._lattice(thinning, number)]
-
-    def _lattice(self, thinning: int, number: int | None) -> list[int]:
-        """Return the patches on every thinning-th row and column, from where a number says on; all of them for None."""
-        step = 1 if number is None else thinning
-        down, right = (0, 0) if number is None else (number // step % step, number % step)
-        width = len(self.columns)
-        own = [r * width + c for r in range(down, len(self.rows), step) for c in range(right, width, step)]
-        return own or [0]
+        return [(i, p) for i in range(n) for p in range(len(self.regions))]
 
 
 class ImageCovers:
@@ -80,11 +69,13 @@ class ImageCovers:
         inputs: Tensors (N, ...).
         at: Number of the input that holds the images.
         patches: Patches along each side.
+        channels: The dimension of the images that holds channels.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int) -> None:
-        self.inputs, self.at = inputs, at
-        self.grid = Grid(inputs[at].shape[2], inputs[at].shape[3], patches)
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, *, channels: int = 1) -> None:
+        self.inputs, self.at, self.channels = inputs, at, channels
+        height, width = inputs[at].movedim(channels, 1).shape[2:]
+        self.grid = Grid(height, width, patches)
 
     def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return the inputs of some covers, with the patches covered.
@@ -94,7 +85,7 @@ class ImageCovers:
         """
         rows = torch.tensor([i for i, _ in pairs])
         made = [x[rows.to(x.device)] for x in self.inputs]
-        images = made[self.at]
+        images = made[self.at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = self.grid.regions[p]
@@ -102,17 +93,37 @@ class ImageCovers:
         return tuple(made)
 
 
-def images_among(inputs: tuple[Tensor, ...]) -> int | None:
+def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
     """Return the number of the input that holds images; None without images.
 
     Images are the first input of four dimensions with floating-point numbers and several pixels along both sides.
 
     Args:
         inputs: Tensors (N, ...).
+        channels: The dimension of channels in the first image or volume; other images have channels first.
 
     Example:
         >>> images_among((torch.zeros(2, 7), torch.zeros(2, 3, 4, 4)))
         1
     """
-    found = [i for i, x in enumerate(inputs) if x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) > 1]
-    return found[0] if found else None
+    for i, x in enumerate(inputs):
+        own = channels_of(inputs, i, channels)
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+            return i
+    return None
+
+
+def channels_of(inputs: tuple[Tensor, ...], at: int, channels: int) -> int:
+    """Return the dimension that holds the channels of one input.
+
+    Args:
+        inputs: Tensors (N, ...).
+        at: Number of the input.
+        channels: The dimension of channels in the first image or volume; other images have channels first.
+
+    Example:
+        >>> inputs = (torch.zeros(1, 9, 9, 3), torch.zeros(1, 3, 9, 9))
+        >>> channels_of(inputs, 0, 3), channels_of(inputs, 1, 3)
+        (3, 1)
+    """
+    return channels if at == first_image(inputs) else 1

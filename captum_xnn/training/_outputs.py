@@ -115,17 +115,23 @@ class Outputs(NamedTuple):
         return positives
 
 
-def check_positives(positives: Tensor, data: Any) -> None:
+def check_positives(positives: Any, data: Any) -> None:
     """Raise where a user's positives do not mark every example.
 
     Args:
-        positives: Should be boolean (M,).
-        data: The data. Without tensors their number of examples is not known, and nothing is checked.
+        positives: Should be a boolean tensor (M,).
+        data: The data. Without tensors their number of examples is not known, and the shape is not checked.
 
     Raises:
+        TypeError: If positives are no tensor.
         ValueError: If the shape or dtype is another.
     """
     first = next(iter(data), None) if isinstance(data, tuple) else data
+    if not isinstance(positives, Tensor):
+        M = len(first) if isinstance(first, Tensor) else "M"
+        raise TypeError(
+            f"positives are a {type(positives).__name__}; pass a boolean tensor ({M},), as in torch.tensor(positives)"
+        )
     if not isinstance(first, Tensor):
         return
     M = len(first)

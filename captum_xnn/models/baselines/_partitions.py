@@ -377,16 +377,24 @@ def _ordered(a: Tensor, contributions: Tensor) -> Tensor:
     return a[:, order]
 
 
-def _checked(contributions: Tensor, groups: int) -> Tensor:
-    """Check contributions, and convert them to float64."""
-    if contributions.dim() != 2 or not len(contributions) or not 1 <= groups <= contributions.shape[1]:
+def _checked(values: Tensor, least: int, name: str = "contributions", parts: str = "groups") -> Tensor:
+    """Check numbers (M, D) with at least some dimensions, and convert them to float64."""
+    shape = tuple(values.shape)
+    if values.dim() != 2 or not len(values):
         raise ValueError(
-            f"contributions have shape {tuple(contributions.shape)}, not (M, D) with M > 0 and "
-            f"D >= {max(1, groups)}; ask for fewer groups, or flatten the dimensions of each example"
+            f"{name} have shape {shape}, not (M, D) with at least one example; pass one row for each example, as in "
+            f"{name}.flatten(1)"
         )
-    if not bool(contributions.isfinite().all()):
-        raise ValueError("contributions are NaN or infinite in some examples; check the values of these examples")
-    return contributions.detach().double()
+    if least < 1:
+        raise ValueError(f"the number of {parts} is below 1; pass at least 1")
+    if least > shape[1]:
+        raise ValueError(
+            f"{name} have {shape[1]} dimension{'s' * (shape[1] != 1)}, and the {parts} asked for need {least}; ask for "
+            "fewer"
+        )
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} are NaN or infinite in some examples; check the values of these examples")
+    return values.detach().double()
 
 
 def _checked_pair(activations: Tensor, contexts: Tensor, directions: int) -> tuple[Tensor, Tensor]:
@@ -396,4 +404,7 @@ def _checked_pair(activations: Tensor, contexts: Tensor, directions: int) -> tup
             f"activations have shape {tuple(activations.shape)} and contexts {tuple(contexts.shape)}; pass both as "
             "(M, D), because their product is the contributions"
         )
-    return _checked(activations, directions), _checked(contexts, directions)
+    return (
+        _checked(activations, directions, "activations", "subspaces"),
+        _checked(contexts, directions, "contexts", "subspaces"),
+    )

@@ -247,12 +247,13 @@ class SingleDimensions(Dense):
     ) -> None:
         super().__init__(shape, n_features, hidden=(), n_outputs=n_outputs)
         given, D = None if dimensions is None else [int(d) for d in dimensions], self.config["shape"]
-        wanted = range(n_features) if given is None else given
-        if n_features > D or not {*wanted} <= {*range(D)} or not len({*wanted}) == len(wanted) == n_features:
+        if n_features > D:
             raise ValueError(
-                f"{n_features} x-features need as many different dimensions of Z below {D}, not {given or n_features}; "
-                "pass n_features dimensions, at most all of them"
+                f"n_features is {n_features}, and Z has {D} dimensions; each x-feature is one of them, so ask for at "
+                f"most {D}"
             )
+        if given is not None:
+            _check_dimensions(given, n_features, D)
         self.given = given
         self.config = {k: v for k, v in self.config.items() if k != "hidden"} | {"dimensions": given}
 
@@ -274,6 +275,19 @@ class SingleDimensions(Dense):
         _select(self, examples.Z, chosen)
         read_out(self, self.head, examples, examples.y)
         read_out(self, self.decoder[-1], examples, examples.Z)
+
+
+def _check_dimensions(given: list[int], n: int, D: int) -> None:
+    """Raise where numbers of dimensions are not n different ones below D."""
+    if len(given) != n:
+        raise ValueError(
+            f"dimensions has {len(given)} number{'s' * (len(given) != 1)}, and n_features is {n}; pass one dimension "
+            f"for each x-feature, or n_features={len(given)}"
+        )
+    if outside := [d for d in given if not 0 <= d < D]:
+        raise ValueError(f"dimension {outside[0]} does not exist; pass numbers from 0 to {D - 1}, which Z has")
+    if twice := [d for d in given if given.count(d) > 1]:
+        raise ValueError(f"dimensions has {twice[0]} more than once; pass each dimension once")
 
 
 @torch.no_grad()

@@ -1,0 +1,152 @@
+"""Forward passes that run layers again, take gradients, change weights or route examples: right, or refused."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from captum.attr import InputXGradient, LayerGradientXActivation
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn.heatmaps import FromCaptum
+
+FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}
+X = torch.randn(60, 6, generator=torch.Generator().manual_seed(1))
+ALL = torch.ones(60).bool()
+
+
+def fitted(model, layer, form, x=X, **settings):
+    recipe = Recipe(steps=10)
+    xnn = XNNAttribution(model.eval(), layer, 3, autoencoder=FORMS[form], recipe=recipe, **settings)
+    return xnn.fit(x, 0, positives=ALL[: len(x)], progress=False)
+
+
+class Checkpointed(nn.Module):
+    """A block whose activations are not kept, but computed again in the backward pass."""
+
+    def __init__(self, way, times=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.way, self.times = way, times
+
+    def block(self, x):
+        h = self.a(x).tanh()
+        for _ in range(self.times):
+            h = self.b(h).tanh()
+        return h
+
+    def forward(self, x):
+        h = self.block(x) if self.way is None else checkpoint(self.block, x, use_reentrant=self.way)
+        return self.c(h)
+
+
+@pytest.mark.parametrize("heatmap", [None, InputXGradient, FromCaptum(LayerGradientXActivation, layer="a")], ids=str)
+@pytest.mark.parametrize("layer", ["a", "b", ""])
+def test_checkpoints_change_nothing(layer, heatmap):
+    made = []
+    for way in (None, False):
+        model = Checkpointed(way)
+        xnn = fitted(model, layer or model, "groups", heatmap=heatmap)
+        why = xnn.explain(X[:4], 0)
+        made.append((why.contributions, why.maps, xnn.explainer(0).form.groups))
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's own
+def test_learned_forms_take_any_checkpoints():
+    wanted = fitted(Checkpointed(None), "b", "learned").contributions(X[:4], 0).contributions
+    for way in (False, True):
+        torch.testing.assert_close(fitted(Checkpointed(way), "b", "learned").contributions(X[:4], 0)[1], wanted)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpoints_that_cut_gradients_are_named():
+    with pytest.raises(
+        ValueError, match=r"layer 'a' runs without gradients: under torch.no_grad, or in a .*checkpoint"
+    ):
+        fitted(Checkpointed(True), "a", "groups")
+    fitted(Checkpointed(True), "c", "groups")  # a layer outside, as the error advises
+
+
+def test_a_layer_of_several_calls_in_a_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="runs layer 'b' again in the backward pass, and the layer runs 2 times"):
+        fitted(Checkpointed(False, times=2), "b", "groups")
+    plain, other = (fitted(Checkpointed(way, times=2), "a", "groups") for way in (None, False))
+    torch.testing.assert_close(other.attribute(X[:3], 0), plain.attribute(X[:3], 0))
+
+
+class Forces(nn.Module):
+    """Gradients of an energy by the inputs, as in models of molecules."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.clone().requires_grad_()
+            (force,) = torch.autograd.grad(self.b(self.a(x).tanh()).sum(), x, create_graph=True)
+        return self.c(force)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_gradients_within_a_forward_pass():
+    model = Forces()
+    with pytest.raises(ValueError, match="takes gradients in its own forward pass, by values ahead of layer 'a'"):
+        fitted(model, "a", "groups")
+    for layer, form in (("a", "learned"), ("c", "groups")):
+        made = fitted(model, layer, form).contributions(X[:4], 0)
+        torch.testing.assert_close(made.prediction, model(X[:4])[:, 0].detach())
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_embedding_that_is_renormed_stays_as_it_was(form, kind):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.hidden, self.head = kind(20, 8, max_norm=0.5), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, ids):
+            h = self.words(ids)
+            return self.head(self.hidden(h if h.dim() == 2 else h.mean(1)).tanh())
+
+    model, ids = Words(), torch.randint(0, 20, (60, 5), generator=torch.Generator().manual_seed(2))
+    before = model.words.weight.detach().clone()
+    assert bool((before.norm(dim=1) > 0.5).all())
+    xnn = fitted(model, "hidden", form, ids, heatmap=FromCaptum(LayerGradientXActivation, layer="words"))
+    why = xnn.explain(ids[:3], 0)
+    assert torch.equal(model.words.weight, before)
+    torch.testing.assert_close(why.prediction, model(ids[:3])[:, 0].detach())
+
+
+class Routed(nn.Module):
+    """Each example goes to one of two experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.head = nn.ModuleList([nn.Linear(6, 8), nn.Linear(6, 8)]), nn.Linear(8, 3)
+
+    def forward(self, x):
+        first = x[:, 0] > 0
+        h = x.new_zeros(len(x), 8)
+        for rows, expert in zip((first, ~first), self.experts, strict=True):
+            h = h.index_put((rows.nonzero()[:, 0],), expert(x[rows]))
+        return self.head(h.tanh())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layer_that_sees_some_of_the_examples_is_refused(form):
+    with pytest.raises(
+        ValueError, match=r"got \d+ and 60 rows; .* as an expert behind a router, choose a layer behind"
+    ):
+        fitted(Routed(), "experts.1", form)
+    model = Routed()
+    made = fitted(model, "head", form).contributions(X[:4], 0)
+    torch.testing.assert_close(made.prediction, model(X[:4])[:, 0].detach())
