@@ -103,12 +103,12 @@ def test_excitation_speed(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.birds
 def test_real_birds_do_not_degenerate(birds):
-    """One class of twelve, through the public door: several, distinct, faithful x-features."""
+    """One class of twelve, through the public door: exact groups, and several distinct x-features of the learned form."""
     from torch.utils.data import DataLoader, Subset
 
     from benchmarks.birds import network
     from benchmarks.degeneration import mean_correlation
-    from captum_xnn import XNNAttribution
+    from captum_xnn import SRAE, XNNAttribution
     from captum_xnn.datasets import CUB200, collate
     from captum_xnn.metrics import effective_number
 
@@ -118,7 +118,9 @@ def test_real_birds_do_not_degenerate(birds):
     label = int(few[4])
     rows = torch.isin(images.labels, few).nonzero()[:, 0].tolist()
     loader = DataLoader(Subset(images, rows), batch_size=32, collate_fn=lambda samples: collate(samples)[:2])
-    xnn = XNNAttribution(model, "relu6").fit(loader, target=label, progress=False)
+    exact = XNNAttribution(model, "relu6").fit(loader, target=label, progress=False).score(loader, label)
+    assert exact.f_cls == 1 and exact.f_reg < 0.03
+    xnn = XNNAttribution(model, "relu6", autoencoder=SRAE).fit(loader, target=label, progress=False)
     one = torch.stack([images[i].image for i in rows if images.labels[i] == label])
     explainer = xnn.explainer(label)
     with torch.no_grad():
