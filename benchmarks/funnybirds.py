@@ -19,8 +19,8 @@ SD            single deletion: rank correlation over the parts of a bird of the 
 within        a second table: the same over all birds, for each part, mean over parts
 
 Groups of dimensions divide their path-integrated contributions to the logit, from the mean activation of the training
-images: ``groups`` as XNNAttribution learns them from the training images, ``thinned`` with a quarter of the covers,
-the others by chance or by correlation. A method of your own is an entry of METHODS.
+images: ``groups`` as XNNAttribution learns them from the training images, which covers feature maps; ``groups of
+covered images`` with pixels covered; the others by chance or by correlation. Add a method of your own to METHODS.
 
     python -m benchmarks.funnybirds --root FunnyBirds --network funnynet.py --layer relu6 --out DIR
 """
@@ -241,14 +241,14 @@ def divided(make: Callable[[Job, Tensor], Tensor], job: Job) -> Form:
     return Form(lambda Z: contributions_of_dimensions(job.rest, Z, base) @ a, float(job.rest(base[None]).detach()))
 
 
-def by_library(job: Job, thinning: int = 1) -> Form:
+def by_library(job: Job, **settings: Any) -> Form:
     """Returns the groups that XNNAttribution learns from the training images, with their base."""
     of = job.of
     model, layer = of.model, find_layer(of.model, of.layer)[1]
     shape = read_layer(model, layer, (of.images([0]),), name=of.layer)[0].shape[1:]
     Z, y_hat = of.train
     data = Activations(Z.reshape(-1, *shape), y_hat, of.layer, source=Source(of.train_images, _images_of))
-    make = partial(ContributionGroups, thinning=thinning)
+    make = partial(ContributionGroups, **settings)
     xnn = XNNAttribution(model, of.layer, N_FEATURES, autoencoder=make).fit(data, job.label, progress=False)
     form: Any = xnn.explainer(job.label).form
     places = [1] * len(shape)
@@ -274,7 +274,7 @@ METHODS: dict[str, Callable[[Job], Form]] = {
     "NN": partial(learned, "NN"),
     "1-Heatmap": whole,
     "groups": by_library,
-    "groups, thinned": partial(by_library, thinning=2),
+    "groups of covered images": partial(by_library, covered="images"),
     "random groups": partial(divided, by_chance),
     "spectral clusters": partial(divided, by_correlation),
 }

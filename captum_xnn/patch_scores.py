@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from captum_xnn._targets import Target, select
-from captum_xnn.explainer import Explainer
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
 from captum_xnn.layers._reader import Reader
@@ -35,6 +34,7 @@ from captum_xnn.models._contribution_groups import ContributionGroups
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report, which calls this module
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.explainer import Explainer
 
 __all__ = ["PatchScores", "patch_scores"]
 

@@ -111,4 +111,4 @@ def setup(app):
 def _keep_colons(app, what, name, obj, options, lines):
     """Keep napoleon from taking the words before a colon in an attribute's docstring for its type."""
     if what in ("attribute", "data", "property") and lines:
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment, which has no colon

@@ -694,7 +694,7 @@ def test_an_explanation_that_does_not_add_up_is_refused(xnn, what):
     else:
         parts[what] = parts[what].clone()
         parts[what][3] += 0.01
-    with pytest.raises(ValueError, match=r"contributions of example 3 sum to .*, but the surrogate is .*; the"):
+    with pytest.raises(ValueError, match=r"of the example with index 3 sum to .*, but the surrogate is .*; the"):
         Explanation(**parts)
 
 

@@ -118,7 +118,7 @@ def test_tcav_by_excitation_backprop(tmp_path):
         classifier=ByMeans(),
         save_path=str(tmp_path),
     )
-    with pytest.raises(ValueError, match="expected a layer to stop at, got None"):
+    with pytest.raises(ValueError, match="the layer to stop at is None; set"):
         tcav.layer_attr_method.attribute(x, target=1)
     scores = tcav.interpret(x, experimental_sets=[concepts], target=1)["0-1"]
     for name, layer in (("2", model[2]), ("5", model[5])):

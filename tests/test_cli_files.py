@@ -703,3 +703,13 @@ def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys
     assert "no class 'gren' among its 3 classes; near names: green" in capsys.readouterr().err
     assert cli.main([*run, "--out", f"{tmp_path}/d", "--classes", "3"]) == 1
     assert "is for --torchvision" in capsys.readouterr().err
+
+
+def test_report_compares_with_another_fit(folder: Path, tmp_path: Path) -> None:
+    assert cli.main(arguments(folder, "--out", f"{tmp_path}/again", "--seed", "4")) == 0
+    run = ["report", "--explainer", f"{folder}/xnn", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    run += ["--no-cache", "--target", "green", "--out"]
+    assert cli.main([*run, f"{tmp_path}/r.html", "--again", f"{tmp_path}/again"]) == 0
+    assert "The x-features of a second fit correlate with these by" in (tmp_path / "r.html").read_text()
+    assert cli.main([*run, f"{tmp_path}/plain.html"]) == 0
+    assert "x-features of a second fit correlate" not in (tmp_path / "plain.html").read_text()

@@ -217,6 +217,7 @@ def _report(arguments: argparse.Namespace) -> str:
         title=arguments.title,
         display=shown,
         patches=arguments.patches,
+        again=None if arguments.again is None else opened.explainers(arguments.again),
         internal_batch_size=opened.configuration.batch_size,
         cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
         progress=not arguments.quiet,
@@ -327,6 +328,9 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
     report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    report.add_argument(
+        "--again", metavar="DIR", help="explainers of the same targets from another fit, to see if x-features return"
+    )
     report.add_argument(
         "--cache", action=argparse.BooleanOptionalAction, default=True,
         help="keep maps beside the explainers, so that a report with other names takes seconds (the default)",

@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from captum_xnn._targets import Target, grouped, predicted_classes, select, single_target
 from captum_xnn.datasets._parts import PartsSample
-from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_by_size, channels_first
@@ -41,6 +40,7 @@ from captum_xnn.report._thumbnails import crop_box
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.explainer import Explainer
 
 __all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
 

@@ -129,8 +129,8 @@ def on_stability(found: Stability | None) -> Reason:
         return Reason(
             "unknown",
             question,
-            "Not measured. To measure it, write the report with again=, the same explanation fitted on other data or "
-            "with another seed.",
+            "Not measured. To measure it, write the report with again= (--again), the same explanation fitted on "
+            "other data or with another seed.",
         )
     level = _level(found.found_again, *_STABLE)
     text = (

@@ -186,14 +186,12 @@ print(why.sentence(names, target_name="Ember"))
 # readers can name x-features too. Below is the page itself.
 
 from captum_xnn.plots import write_names
-from captum_xnn.report import write_report
 
 write_names(folder / "names.json", {0: names}, layer="layer4")
 colours = torch.tensor([mean, std])[:, :, None, None]
-report = write_report(
-    folder / "your_resnet.html",
-    xnn,
+report = xnn.report(
     embers,
+    folder / "your_resnet.html",
     target=0,
     data=images,
     class_names=birds,
