@@ -583,7 +583,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     ) -> Any:
         """Draw the 1-Heatmap: the single map of the model's own output, which the x-features' maps split.
 
-        It comes from the same backend, needs no fit, and is what :class:`captum_xnn.OneHeatmap` gives.
+        It comes from the same backend at the same layer, needs no fit, and is what :class:`captum_xnn.OneHeatmap` gives
+        with ``before=`` this layer.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
@@ -601,7 +602,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             fitted = self.explainers_.values()
             exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
             backend = backend.of_groups if exact else backend.of_networks
-        one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform)
+        one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
         return one.attribute(
             inputs,
             target,

@@ -81,7 +81,7 @@ def test_covered_cells_are_zero(model, layer, maps):
     with torch.no_grad():
         made = MapCovers(tail, module, (images,), None)
         grid = made.grid(8)
-        pairs = grid.pairs(1, [None] * 4)
+        pairs = grid.pairs(4)
         Z = made.activations(grid, pairs)
         A = (model[:4] if layer == "7" else model.maps)(images)
         assert len(pairs) == 4 * 49

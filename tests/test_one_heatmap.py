@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import captum_xnn
 from captum_xnn import LayerExcitationBP, OneHeatmap, XNNAttribution
-from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, GradientMaps
 
 C = 3
 
@@ -151,3 +151,16 @@ def test_zeros_are_told_once():
         maps = OneHeatmap(model, Saliency).attribute(x, 1, internal_batch_size=1)
     assert len(told) == 1 and not bool(maps.any())
     assert bool(OneHeatmap(model, Saliency).attribute(x, [0, 1, 1, 1, 1]).any())
+
+
+def test_the_map_is_drawn_at_the_layer_of_the_x_features_maps():
+    """The rest is linear, so gradient x activation of x-features adds up to that of the output, at the same layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 3)
+    )  # the last maps before the output are smaller
+    x = torch.rand(40, 1, 8, 8)
+    xnn = XNNAttribution(model, "1", 3).fit(x, 0, positives=torch.ones(40).bool(), progress=False)
+    maps, one = xnn.attribute(x[:5], 0), xnn.one_heatmap(x[:5], 0)
+    torch.testing.assert_close(maps.sum(1, keepdim=True), one, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(OneHeatmap(model, GradientMaps()).attribute(x[:5], 0), one, atol=1e-3)

@@ -25,7 +25,7 @@ from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
 from captum_xnn.layers._arguments import refuse_too_many
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import log_usage
-from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._trace import trace
@@ -41,6 +41,8 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
             excitation backprop by default.
         prediction_transform: Turns the model's raw output, such as a tuple or dict, into one tensor.
+        before: A layer, by name or as a module. A backend that chooses the layer of maps itself then takes the last
+            one before it, as for x-features at this layer. The default is the last one of the model.
 
     Raises:
         TypeError: If the model is not a module, or is scripted.
@@ -63,12 +65,14 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         heatmap: type[Attribution] | Heatmap | None = None,
         *,
         prediction_transform: OutputTransform | None = None,
+        before: str | nn.Module | None = None,
     ) -> None:
         unwrap(model)
         Attribution.__init__(self, model)
         self.model = model
         self.heatmap = as_heatmap(heatmap)
         self.prediction_transform = prediction_transform
+        self.before = before
 
     @classmethod
     def get_name(cls) -> str:
@@ -125,6 +129,10 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         """Build the network from the inputs to all outputs, flattened; also return their shape for one example."""
         (x, more) = rows_of(inputs, additional, torch.tensor([0]))
         ran = trace(model, model, (*x, *(more or ())), name="model")
+        if self.before is not None:
+            (x, more) = rows_of(inputs, additional, torch.tensor([0]))  # again, because a model may work in place
+            name, layer = find_layer(model, self.before)
+            ran = ran._replace(spatial=trace(model, layer, (*x, *(more or ())), name=name).spatial)
         network = ExplanationNetwork(model, model, Outputs(), trace=ran, output_transform=self._in_a_row)
         (x, more) = rows_of(inputs, additional, torch.tensor([0]))  # again, because a model may work in place
         with torch.no_grad():

@@ -53,8 +53,6 @@ class ContributionGroups(nn.Module):
         covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
             covers cells of the last feature maps that everything crosses before the layer, or pixels without such
             maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
-        thinning: Cover every patch of each positive (1), or share the grid: with 2 each positive has a quarter of its
-            patches covered. The fit takes a quarter of the time, and groups are less selective.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
@@ -90,7 +88,6 @@ class ContributionGroups(nn.Module):
         channels: int | None = None,
         patches: int = 8,
         covered: Literal["maps", "images"] | None = None,
-        thinning: int = 1,
         positives: int = 30,
         others: int = 200,
         balance: float = 0.0,
@@ -104,7 +101,6 @@ class ContributionGroups(nn.Module):
             "n_features": n_features,
             "n_outputs": n_outputs,
             "patches": patches,
-            "thinning": thinning,
             "positives": positives,
             "intervals": intervals,
             "most": most,
@@ -125,7 +121,6 @@ class ContributionGroups(nn.Module):
             "channels": channels,
             "patches": patches,
             "covered": covered,
-            "thinning": thinning,
             "positives": positives,
             "others": others,
             "balance": balance,

@@ -97,8 +97,7 @@ class Evidence(NamedTuple):
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
-    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images. Rows of
-    zeros fill up where a positive has fewer covered patches than another."""
+    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
@@ -380,14 +379,9 @@ class _Gathering:
         unexplained = _unexplained(found, c)
         drops = None
         if at is not None:
-            drops = self._drops(self._lost(x, more, targets, found, at, over), found, self._numbers(pairs))
+            drops = _drops(self._lost(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
-
-    def _numbers(self, pairs: Sequence[tuple[int, int]]) -> list[int | None]:
-        """Return the number of each example among its positives; None where these are too few to share patches."""
-        of, least = self.sample.positives, 2 * self.forms[0].config["thinning"] ** 2
-        return [int(torch.searchsorted(of[t], row)) if len(of[t]) >= least else None for t, row in pairs]
 
     def _outputs(
         self,
@@ -399,7 +393,7 @@ class _Gathering:
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
         before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
-        if before.dtype == Z.dtype and before.shape == Z.shape and torch.allclose(before, Z, rtol=1e-4, atol=1e-5):
+        if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
 
@@ -438,22 +432,6 @@ class _Gathering:
             return _LostMaps(form, found, over, patches)
         covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
         return _LostPixels(form, found, covers, self.tail, additional, targets)
-
-    def _drops(self, lost: _Lost, found: Integral, numbers: Sequence[int | None]) -> Tensor:
-        """Compute the drops of contributions for each covered patch, (C, N, patches, D).
-
-        Zeros fill up where an example has fewer covered patches than another.
-        """
-        pairs = lost.grid.pairs(self.forms[0].config["thinning"], numbers)
-        place = [0] * len(numbers)
-        most = max(sum(i == n for i, _ in pairs) for n in range(len(numbers)))
-        drops = found.slopes.new_zeros(self.outputs, len(numbers), most, len(self.forms[0].groups)).cpu()
-        for start in range(0, len(pairs), lost.at_once):
-            some = pairs[start : start + lost.at_once]
-            for (i, _), drop in zip(some, lost.of(some).cpu().unbind(1), strict=True):
-                drops[:, i, place[i]] = drop
-                place[i] += 1
-        return drops
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
@@ -563,6 +541,19 @@ class _LostCells:
             (top, bottom), (left, right) = self.grid.regions[p]
             made.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
         return torch.stack(made, 1)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+def _drops(lost: _Lost, n: int) -> Tensor:
+    """Compute the drops of n examples' contributions for each covered patch, (C, n, patches, D)."""
+    pairs = lost.grid.pairs(n)
+    drops = [lost.of(pairs[i : i + lost.at_once]).cpu() for i in range(0, len(pairs), lost.at_once)]
+    every = torch.cat(drops, 1)
+    return every.reshape(len(every), n, -1, every.shape[2])
 
 
 def _unexplained(found: Integral, c: Tensor) -> Tensor:

@@ -36,9 +36,6 @@ def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
 class Grid:
     """Patches of an image or of feature maps, row by row.
 
-    With ``thinning=2`` a quarter of the patches of each example is covered, every second row and column, and the next
-    example has the next quarter: four examples cover every patch.
-
     Args:
         height: Rows of pixels or cells.
         width: Columns.
@@ -47,32 +44,22 @@ class Grid:
     Example:
         >>> Grid(2, 3, 8).regions[-1]
         ((1, 2), (2, 3))
-        >>> [Grid(2, 2, 2).pairs(2, [number]) for number in range(4)]
-        [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 3)]]
+        >>> Grid(1, 2, 8).pairs(2)
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
 
     def __init__(self, height: int, width: int, patches: int) -> None:
-        self.rows, self.columns = patch_bounds(height, patches), patch_bounds(width, patches)
-        self.regions = [(row, column) for row in self.rows for column in self.columns]
+        rows, columns = patch_bounds(height, patches), patch_bounds(width, patches)
+        self.regions = [(row, column) for row in rows for column in columns]
         """Start and end along the rows and along the columns of each patch."""
 
-    def pairs(self, thinning: int, numbers: Sequence[int | None]) -> list[tuple[int, int]]:
+    def pairs(self, n: int) -> list[tuple[int, int]]:
         """Return example and patch of each cover, example by example.
 
         Args:
-            thinning: Distance of covered rows and columns; 1 covers all patches of each example.
-            numbers: Number of each example among the positives, which tells the place of its first patch; None covers
-                all its patches.
+            n: Number of examples.
         """
-        return [(i, p) for i, number in enumerate(numbers) for p in self._lattice(thinning, number)]
-
-    def _lattice(self, thinning: int, number: int | None) -> list[int]:
-        """Return the patches on every thinning-th row and column, from where a number says on; all of them for None."""
-        step = 1 if number is None else thinning
-        down, right = (0, 0) if number is None else (number // step % step, number % step)
-        width = len(self.columns)
-        own = [r * width + c for r in range(down, len(self.rows), step) for c in range(right, width, step)]
-        return own or [0]
+        return [(i, p) for i in range(n) for p in range(len(self.regions))]
 
 
 class ImageCovers:
