@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import re
 from functools import partial
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from matplotlib import pyplot as plt
+from PIL import Image
 from torch import nn
 
 from captum_xnn import SRAE, OneHeatmap, Recipe, XNNAttribution
@@ -156,6 +161,33 @@ def test_a_figure_is_the_same_with_channels_last():
             plt.close(figure)
     for one, other in zip(pictures[:2], pictures[2:], strict=True):
         assert (np.abs(one.astype(int) - other) > 8).mean() < 1e-3
+
+
+def test_a_report_is_the_same_with_channels_last(tmp_path):
+    first, last, x = pair({})
+    target = int(network()(x).argmax(1).mode().values)
+    content = []
+    for xnn, images, display in (
+        (first, x, lambda image: image.clamp(0, 1)),
+        (last, x.permute(0, 2, 3, 1), lambda image: image.permute(2, 0, 1).clamp(0, 1)),
+    ):
+        xnn.fit(images, target, positives=torch.ones(N).bool(), progress=False)
+        page = xnn.report(images[:6], tmp_path / "report.html", target, display=display).read_text("utf-8")
+        content.append(json.loads(re.search(r"<script[^>]*>(\{.*?)</script>", page, re.DOTALL)[1]))
+    one, other = content
+    assert one["images"] == other["images"]
+    assert [(image["height"], image["width"]) for image in one["images"]] == [SIZE] * 6
+    for row, same in zip(one["targets"][0]["rows"], other["targets"][0]["rows"], strict=True):
+        assert same["strength"] == pytest.approx(row["strength"], abs=2e-3)
+        assert len(set(row["strength"])) > 1
+        sizes = [[png(m).size for m in [*r["maps"], r["one"]]] for r in (row, same)]
+        assert sizes[0] == sizes[1] == [SIZE[::-1]] * (K + 1)
+        for m, n in zip([*row["maps"], row["one"]], [*same["maps"], same["one"]], strict=True):
+            assert np.abs(np.asarray(png(m)).astype(int) - np.asarray(png(n))).mean() < 1
+
+
+def png(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA")
 
 
 PERMUTED = {
