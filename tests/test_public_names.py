@@ -8,7 +8,7 @@ import pytest
 NAMES = {
     "": (
         "ContributionGroups ConvSRAE ExcitationBP Explainer Explanation Faithfulness LayerExcitationBP "
-        "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__"
+        "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__ compare"
     ),
     "cli": "Configuration Opened main",
     "activations": "Activations collect collect_part",
