@@ -177,7 +177,11 @@ class MethodComparison:
     @property
     def caption(self) -> str:
         """Settings of the comparison, in a sentence."""
-        many = f"targets {', '.join(map(str, self.targets))}" if self.targets != (None,) else "the output"
+        many = (
+            f"target{'s' * (len(self.targets) > 1)} {', '.join(map(str, self.targets))}"
+            if self.targets != (None,)
+            else "the output"
+        )
         repeats = f"{self.repeats} repeat{'s' * (self.repeats > 1)}"
         return (
             f"Layer {self.layer}, {many}, {self.n_features} x-features; fitted on {self.train:,} examples and measured "
