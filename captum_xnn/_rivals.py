@@ -7,7 +7,7 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,11 @@ from captum_xnn.activations._collecting import Activations, Source
 from captum_xnn.activations._memmap import parts
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
+from captum_xnn.heatmaps._batching import copied
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._state import untouched
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
@@ -30,10 +32,12 @@ from captum_xnn.training._contributions import Sample
 from captum_xnn.training._making import MakeForm, maker
 from captum_xnn.training._outputs import Outputs, Task
 
-__all__ = ["METHODS", "Method", "OneMap", "Partition", "Rows", "named_methods"]
+__all__ = ["METHODS", "Method", "OneMap", "Partition", "Relevances", "Rows", "Subspaces", "named_methods"]
 
 # Examples in a batch of the data.
 _BATCH = 64
+# Largest number of rows, of examples or of their places, from which subspaces are found.
+_ROWS = 2000
 
 
 class OneMap:
@@ -67,34 +71,118 @@ class Partition:
         return xnn
 
     def _fit_one(self, xnn: XNNAttribution, found: Activations, task: Task) -> None:
-        (target,), source = task.targets, found.source
-        assert source is not None  # compare makes one
-        reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
-        make = maker(ContributionGroups, found, reader)
-        dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
-        form = make(tuple(found.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
-        assert isinstance(form, ContributionGroups)
-        form.base.copy_(form.mean_of(parts(found.Z), len(found.Z)))
-        form.scale.copy_(task.y.double().std(0))
-        form.groups = torch.eye(len(form.groups)).to(form.groups)  # each dimension is an x-feature, for the rule
-        positives = None if task.positives is None else int(task.positives.sum())
-        made = Explainer(found.layer, (target,), form, 0.0, len(task.y), positives)
-        xnn.explainers_[found.layer, (target,)] = made
-        config = form.config
-        some = Sample.chosen([task.positives], len(found.Z), config["positives"], config["others"])
-        chosen = torch.unique(torch.cat([some.positives[0], some.others]))
-        numbers = [
-            xnn.contributions(inputs, target, additional)
-            for inputs, additional in Rows(source, chosen).on(reader.device)
-        ]
+        (target,) = task.targets
+        form = _ungrouped(xnn, found, task)
+        numbers = [xnn.contributions(x, target, more) for x, more in _sample(xnn, found, task, form)]
         contributions = torch.cat([n.contributions for n in numbers])
         generator = torch.Generator().manual_seed(xnn.seed)
-        groups = self.rule(contributions, xnn.n_features, generator).to(form.groups)
-        form.groups, config["n_features"] = groups, groups.shape[1]
+        form.groups = self.rule(contributions, xnn.n_features, generator).to(form.groups)
+        form.config["n_features"] = form.groups.shape[1]
         error = float(torch.cat([n.prediction - n.surrogate for n in numbers]).double().abs().mean())
-        xnn.explainers_[found.layer, (target,)] = Explainer(
-            found.layer, (target,), form.requires_grad_(False), error, len(task.y), positives
-        )
+        made = xnn.explainers_[found.layer, task.targets]
+        xnn.explainers_[found.layer, task.targets] = replace(made, f_reg=error)
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """Orthogonal subspaces of the layer, whose relevances add up to the output as contributions do. They have no maps.
+
+    For feature maps and tokens, every place is an example to the rule.
+    """
+
+    rule: Callable[[Tensor, Tensor, int, torch.Generator], Tensor]
+    """Finds subspaces (K, D, d) from activations minus their base (M, D) and contexts (M, D)."""
+
+    def fit(self, xnn: XNNAttribution, found: Activations, targets: Sequence[Any]) -> Relevances:
+        """Find the subspaces of each target.
+
+        Args:
+            xnn: An attribution of the layer.
+            found: Activations of the training examples, with their source.
+            targets: The targets.
+
+        Raises:
+            ValueError: If there are no positives, or the rule finds no subspaces.
+        """
+        outputs = Outputs.of(found, targets)
+        made = Relevances(xnn, {})
+        for target in targets:
+            task = outputs.task((target,))
+            form = _ungrouped(xnn, found, task)
+            pairs = [made.factors(x, target, more) for x, more in _sample(xnn, found, task, form)]
+            a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
+            some = torch.linspace(0, len(a) - 1, min(len(a), _ROWS), dtype=torch.float64).round().long()
+            generator = torch.Generator().manual_seed(xnn.seed)
+            made.directions[target] = self.rule(a[some], c[some], xnn.n_features, generator)
+        return made
+
+
+@dataclass(frozen=True)
+class Relevances:
+    """Relevances of fitted subspaces."""
+
+    xnn: XNNAttribution
+    """Explainers in which each dimension is an x-feature. They add up to the same output."""
+    directions: dict[Any, Tensor]
+    """Subspaces (K, D, d) of each target."""
+
+    def factors(self, inputs: Any, target: Any, additional: Any) -> tuple[Tensor, Tensor]:
+        """Compute activations minus their base, and contexts, (N, places, D) each.
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
+            target: A fitted target.
+            additional: Further arguments of the model.
+        """
+        form = self.xnn.explainer(target).form
+        assert isinstance(form, ContributionGroups)
+        reader = _reader(self.xnn)
+        x, more = copied(inputs, additional)
+        with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+            found = form.integral(reader.tail(), x, more, [[target] * len(x[0])])
+        c = found.slopes[0]
+        a = found.Z.to(c) - form.base.to(c)
+        a, c = (v.movedim(form.channels, -1).flatten(1, -2) if v.dim() > 2 else v[:, None] for v in (a, c))
+        return a, c
+
+    def of(self, inputs: Any, target: Any, additional: Any = None) -> Tensor:
+        """Compute the relevance of each subspace, and of the rest, (N, K + 1), in logits.
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
+            target: A fitted target.
+            additional: Further arguments of the model.
+        """
+        a, c = self.factors(inputs, target, additional)
+        flat = rules.subspace_relevances(self.directions[target], a.flatten(0, 1), c.flatten(0, 1))
+        return flat.reshape(*a.shape[:2], -1).sum(1)
+
+
+def _reader(xnn: XNNAttribution) -> Reader:
+    return Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+
+
+def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> ContributionGroups:
+    """Make contributions with a group for each dimension, and put them into the attribution's explainers."""
+    reader = _reader(xnn)
+    make = maker(ContributionGroups, found, reader)
+    dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
+    form = make(tuple(found.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
+    assert isinstance(form, ContributionGroups)
+    form.base.copy_(form.mean_of(parts(found.Z), len(found.Z)))
+    form.scale.copy_(task.y.double().std(0))
+    form.groups = torch.eye(len(form.groups)).to(form.groups)
+    positives = None if task.positives is None else int(task.positives.sum())
+    xnn.explainers_[found.layer, task.targets] = Explainer(found.layer, task.targets, form, 0.0, len(task.y), positives)
+    return form
+
+
+def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:
+    """Yield the examples from which the default form learns its groups, as inputs and additional arguments."""
+    assert found.source is not None  # compare makes one
+    some = Sample.chosen([task.positives], len(found.Z), form.config["positives"], form.config["others"])
+    rows = torch.unique(torch.cat([some.positives[0], some.others]))
+    return Rows(found.source, rows).on(_reader(xnn).device)
 
 
 class Rows:
@@ -160,8 +248,12 @@ def _without_chance(rule: Callable[[Tensor, int], Tensor]) -> Partition:
     return Partition(lambda contributions, K, _: rule(contributions, K))
 
 
-Method = MakeForm | Partition | OneMap
-"""A form of explanation network, a rule that divides contributions, or the single map."""
+def _drsa(a: Tensor, c: Tensor, K: int, generator: torch.Generator) -> Tensor:
+    return rules.drsa(a, c, K, generator=generator)
+
+
+Method = MakeForm | Partition | Subspaces | OneMap
+"""A form of explanation network, a rule that divides contributions or finds subspaces, or the single map."""
 
 METHODS: Mapping[str, Method] = {
     "groups": ContributionGroups,
@@ -171,6 +263,8 @@ METHODS: Mapping[str, Method] = {
     "spectral groups": _without_chance(rules.spectral_partition),
     "NMF of contributions": _without_chance(rules.nmf_partition),
     "largest dimensions": _without_chance(rules.single_dimensions),
+    "PRCA": Subspaces(lambda a, c, K, _: rules.prca(a, c, K)),
+    "DRSA": Subspaces(_drsa),
     "NMF": NMF,
     "NN": NN,
     "SAE": SAE,

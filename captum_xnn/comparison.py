@@ -16,6 +16,8 @@ fit, explain     processor seconds of a fit for each target, and of an explanati
 Random groups draw another division for each half, so their stability is that of chance. Groups of contributions add up
 exactly for any division. Their F_reg therefore shows the calculation only, and equals that of random groups.
 
+The largest dimensions, PRCA and DRSA have one x-feature more, the rest. PRCA and DRSA have no maps here.
+
 Conventions:
     M examples, K x-features. Positives are examples to which the model gives the class; all examples, where outputs are
     no classes. Maps and patches are of the first positives among the held-out examples.
@@ -35,7 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._compared import MethodComparison
-from captum_xnn._rivals import Method, OneMap, Partition, Rows, named_methods
+from captum_xnn._rivals import Method, OneMap, Partition, Relevances, Rows, Subspaces, named_methods
 from captum_xnn._targets import Target, select, target_groups
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import Activations, Asked, Source, collect
@@ -49,7 +51,7 @@ from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.metrics._overlap import OrthogonalityStream
-from captum_xnn.metrics._patches import patch_agreement, patch_drops
+from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.training._making import MakeForm
@@ -102,8 +104,8 @@ def compare(
         methods: Names of methods, or forms such as ``functools.partial(SRAE, hidden=(64,))``, or a dict from names of
             your own to either. The first is the one in use. Names are ``groups`` (the default form), ``SRAE``,
             ``random groups``, ``1-Heatmap``, ``spectral groups``, ``NMF of contributions``, ``largest dimensions``,
-            ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single dimensions``, ``random encoder`` and ``random
-            decoder``.
+            ``PRCA``, ``DRSA``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single dimensions``, ``random encoder``
+            and ``random decoder``.
         test: Other data to measure on, in place of the held-out fifth.
         n_features: x-features K of each method.
         repeats: Number of repeats, each with another seed and another fifth held out.
@@ -385,8 +387,8 @@ class _Measured:
     def values(self) -> list[Values]:
         """Measure the method; return the values of each target."""
         if isinstance(self.method, OneMap):
-            xnn = self.settings.attribution(None, self.seed)
-            return [self._one_map(xnn, target) for target in self.targets]
+            single = self.settings.attribution(None, self.seed)
+            return [self._one_map(single, target) for target in self.targets]
         start = time.process_time()
         xnn = self._fitted(self.split.train.activations(), self.seed)
         seconds = (time.process_time() - start) / len(self.targets)
@@ -399,7 +401,7 @@ class _Measured:
         test = self.split.test.activations()
         made = []
         for target in self.targets:
-            score = xnn.score(test, target)
+            score = (xnn.xnn if isinstance(xnn, Relevances) else xnn).score(test, target)
             features = [self._features(other, target) for other in again]
             values: Values = {
                 "f_reg": score.f_reg,
@@ -407,20 +409,25 @@ class _Measured:
                 "stability": matched_features(*features).mean,
                 "fit_seconds": seconds,
             }
-            made.append(values | self._maps(xnn, target) | self._patches(xnn, target))
+            if isinstance(xnn, Relevances):
+                made.append(values | self._subspaces(xnn, target))
+            else:
+                made.append(values | self._maps(xnn, target) | self._patches(xnn, target))
         return made
 
-    def _fitted(self, found: Activations, seed: int) -> XNNAttribution:
+    def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
         method = self.method
         assert not isinstance(method, OneMap)
-        if isinstance(method, Partition):
+        if isinstance(method, (Partition, Subspaces)):
             return method.fit(self.settings.attribution(None, seed), found, self.targets)
         return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
 
-    def _features(self, xnn: XNNAttribution, target: Target) -> Tensor:
+    def _features(self, xnn: XNNAttribution | Relevances, target: Target) -> Tensor:
         """Compute the x-features of all held-out examples, (M, K)."""
         device = self.settings.reader().device
         batches = self.split.test.inputs(self.split.test.rows, device)
+        if isinstance(xnn, Relevances):
+            return torch.cat([xnn.of(x, target, more).cpu() for x, more in batches])
         return torch.cat([xnn.contributions(x, target, more).features.cpu() for x, more in batches])
 
     def _shown(self, target: Target) -> list[tuple[Any, Any]]:
@@ -451,6 +458,19 @@ class _Measured:
             "drops_o1": found.drops.o1,
             "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
         }
+
+    def _subspaces(self, found: Relevances, target: Target) -> Values:
+        """Measure the time of relevances, and the overlap of their drops."""
+        seconds, count = 0.0, 0
+        for x, more in self._shown(target):
+            made, took = _timed(lambda x, more: found.of(x, target, more), x, more)
+            seconds, count = seconds + took, count + len(made)
+        values: Values = {"explain_seconds": seconds / count} if count else {}
+        images = self._images(target)
+        if images is None:
+            return values
+        drops = patch_drops(lambda x: found.of(x, target), images, grid=_grid(images))
+        return values | {"drops_o1": drop_orthogonality(drops, contributions=found.of(images, target)).o1}
 
     def _one_map(self, xnn: XNNAttribution, target: Target) -> Values:
         """Draw the single map of the output, and measure patch agreement and time."""

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
 from captum_xnn._compared import Estimate, MethodComparison
 from captum_xnn._rivals import METHODS, Rows
-from captum_xnn.activations._collecting import Source
+from captum_xnn.activations._collecting import Source, collect
 from captum_xnn.cli import main
-from captum_xnn.metrics import matched_features, orthogonality
+from captum_xnn.metrics import drop_orthogonality, matched_features, orthogonality
 from captum_xnn.models.baselines import NN
-from captum_xnn.models.baselines._partitions import random_partition, spectral_partition
+from captum_xnn.models.baselines._partitions import prca, random_partition, spectral_partition, subspace_relevances
 from captum_xnn.patch_scores import patch_scores
 
 IMAGES = torch.rand(150, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -152,6 +152,50 @@ def test_partition_divides_the_contributions_of_training_examples(model):
     assert found.values["spectral groups"]["drops_o1"][0] == pytest.approx(expected.drops.o1, abs=1e-4)
 
 
+def test_subspaces_are_those_of_activations_and_contexts(model):
+    """Contexts are mean slopes along the path from the mean activation, here by a fine sum."""
+    found = compare(model, "3", IMAGES, 1, ["PRCA"], images=3, **SETTINGS)
+    fold = folds(model(IMAGES).argmax(1))
+    held = fold % 5 == 0
+    shown = IMAGES[held][model(IMAGES[held]).argmax(1) == 1][:3]
+
+    def factors(x, base):
+        Z, slopes = model[:4](x), 0
+        for i in range(200):
+            z = (base + (i + 0.5) / 200 * (Z - base)).requires_grad_()
+            slopes = slopes + torch.autograd.grad(model[4:](z)[:, 1].sum(), z)[0] / 200
+        return Z - base, slopes
+
+    def fitted(train):  # all training examples are in the sample of a rule, which takes 200 of all at most
+        base = model[:4](train).mean(0)
+        U = prca(*factors(train, base), 2)
+        return lambda x: subspace_relevances(U, *factors(x, base))
+
+    own = fitted(IMAGES[~held])
+
+    def drop(p):
+        hidden, (row, column) = shown.clone(), divmod(p, 4)
+        hidden[..., 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = shown.mean((2, 3), keepdim=True)
+        return own(shown) - own(hidden)
+
+    values = found.values["PRCA"]
+    drops = torch.stack([drop(p) for p in range(16)], 2)
+    assert values["drops_o1"][0] == pytest.approx(drop_orthogonality(drops, contributions=own(shown)).o1, abs=5e-3)
+    halves = [fitted(IMAGES[~held][part])(IMAGES[held]) for part in (fold[~held] < 5, fold[~held] >= 5)]
+    assert values["stability"][0] == pytest.approx(matched_features(*halves).mean, abs=2e-2)  # integrals differ by 1 %
+    assert values["f_reg"][0] < 1e-3 and "maps_o1" not in values
+
+
+def test_subspaces_of_feature_maps_add_up(model):
+    xnn = XNNAttribution(model, "1", 2)
+    made = METHODS["PRCA"].fit(xnn, collect(model, "1", IMAGES), [0, 2])
+    for target in (0, 2):
+        contributions = xnn.contributions(IMAGES[:5], target).contributions
+        parts = made.of(IMAGES[:5], target)
+        assert parts.shape == (5, 3) and bool((parts.abs() > 1e-6).any(0).all())
+        assert torch.allclose(parts.sum(1), contributions.sum(1).double(), atol=1e-5)
+
+
 def test_tabular_regression_has_no_classes_and_no_patches(tabular):
     model, data = tabular
     found = compare(model, "3", data, None, ["groups", "1-Heatmap"], images=4, **SETTINGS)
@@ -213,7 +257,7 @@ def test_every_name_is_a_method(tabular, method):
     model, data = tabular
     found = compare(model, "3", data, None, {"it": method}, images=2, **SETTINGS)
     assert 0 <= found.values["it"]["f_reg"][0] < 1 and 0 <= found.values["it"]["stability"][0] <= 1
-    if method in ("random groups", "spectral groups", "NMF of contributions", "largest dimensions"):
+    if method in ("random groups", "spectral groups", "NMF of contributions", "largest dimensions", "PRCA", "DRSA"):
         assert found.values["it"]["f_reg"][0] < 1e-3
 
 
