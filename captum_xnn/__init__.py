@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.comparison import compare
     from captum_xnn.excitation_bp import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
     from captum_xnn.explainer import Explainer
     from captum_xnn.explanation import Explanation
@@ -33,12 +34,14 @@ __all__ = [
     "Recipe",
     "XNNAttribution",
     "__version__",
+    "compare",
 ]
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "attribution": ("XNNAttribution",),
+    "comparison": ("compare",),
     "excitation_bp": ("ExcitationBP", "LayerExcitationBP", "NeuronExcitationBP"),
     "explainer": ("Explainer",),
     "explanation": ("Explanation",),

@@ -13,7 +13,7 @@ import captum_xnn
 NAMES = {
     "": (
         "ContributionGroups ConvSRAE ExcitationBP Explainer Explanation Faithfulness LayerExcitationBP "
-        "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__"
+        "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__ compare"
     ),
     "cli": "Configuration Opened main",
     "activations": "Activations collect collect_part",

@@ -1,4 +1,4 @@
-"""Command line: ``captum-xnn fit``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``.
+"""Command line: ``captum-xnn fit``, ``compare``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``.
 
 Scripts can use its parts: :class:`Configuration` reads the file of a run, :class:`Opened` opens its model and inputs.
 """

@@ -37,7 +37,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
 from captum_xnn.training._problem import Recipe, Step
 
-__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
+__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit", "predicted_classes", "requested_targets"]
 
 EXPLANATIONS_FILE = "explanations.jsonl"
 """Name of the file of numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
@@ -80,7 +80,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
         kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
         growing = kept.folder / HISTORY_FILE  # watched during the fit; holds all fits with these checkpoints
         log = _logging(configuration, growing) if ranks.first else None
-        requested = _requested_targets(opened)
+        requested = requested_targets(opened)
         inputs = opened.inputs
         # Damaged images are found only by reading them. To skip them, every process must read all images.
         independent: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
         )
         xnn.fit(
             found,
-            _predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
+            predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
             joint=configuration.joint,
             checkpoint=kept,
             log=log if learned else None,
@@ -185,7 +185,7 @@ def explain(
     return len(lines)
 
 
-def _requested_targets(opened: Opened) -> list[int] | str | None:
+def requested_targets(opened: Opened) -> list[int] | str | None:
     """Return the targets to fit, or "all", after checking them before the data are read."""
     targets = targets_of(opened.configuration.targets, opened.model_file.classes)
     shape = opened.output_shape
@@ -198,7 +198,7 @@ def _requested_targets(opened: Opened) -> list[int] | str | None:
     return targets
 
 
-def _predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
+def predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
     """Return the classes that the model gives to at least one example, from its outputs (M, C)."""
     given = sorted({c for part in parts(y_hat) for c in part.argmax(1).tolist()})
     if ranks.first and len(given) < y_hat.shape[1]:

@@ -1,4 +1,4 @@
-"""Parser and commands: ``demo`` on real digits; ``fit``, ``explain``, ``evaluate`` and ``report`` on files."""
+"""Parser and commands: ``demo`` on digits; ``fit``, ``compare``, ``explain``, ``evaluate`` and ``report`` on files."""
 
 from __future__ import annotations
 
@@ -112,6 +112,15 @@ def _layers(arguments: argparse.Namespace) -> str:
     from captum_xnn.cli._layers import listed
 
     return listed(Configuration.read(None, _settings(arguments)))
+
+
+def _compare(arguments: argparse.Namespace) -> str:
+    from captum_xnn.cli._comparing import compared
+    from captum_xnn.cli._configuration import Configuration
+
+    settings = _settings(arguments)
+    settings.pop("out")
+    return compared(Configuration.read(None, settings), arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> str:
@@ -307,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     layers.set_defaults(run=_layers)
     _add_inputs(layers, required=False)
     _fit_parser(commands)
+    _compare_parser(commands)
     explain = _on_explainers(
         commands,
         "explain",
@@ -390,6 +400,35 @@ def _fit_parser(commands: Any) -> None:
         "--recipe", type=_pair, nargs="+", metavar="NAME=VALUE", help="settings of gradient descent, such as steps=500"
     )
     _add_inputs(fit, required=False)
+
+
+def _compare_parser(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare methods on your model and data, as a table",
+        description="Fit several methods on four fifths of the data, and measure them on the rest: faithfulness, patch "
+        "agreement, overlap of drops and maps, stability and cost, with controls and intervals. No labels are used.",
+        epilog=_MODELS,
+    )
+    compare.set_defaults(run=_compare)
+    compare.add_argument(
+        "--out", required=True, metavar="FILE", help="table to write: .md (Markdown), .tex (LaTeX) or .csv"
+    )
+    compare.add_argument("--figure", metavar="FILE", help="figure to write as well: .png, .pdf or .svg")
+    compare.add_argument("--layer", required=True, metavar="NAME", help="dotted name of the layer to explain")
+    compare.add_argument(
+        "--methods", nargs="+", metavar="NAME",
+        help='methods, the one in use first, such as groups SRAE "random groups" 1-Heatmap NMF NN',
+    )  # fmt: skip
+    compare.add_argument("--test", metavar="DATA", help="other data to measure on, in place of a fifth of --data")
+    compare.add_argument("--repeats", type=int, default=1, metavar="N", help="repeats with other seeds and folds (1)")
+    compare.add_argument("--images", type=int, default=16, metavar="N", help="images of each class to cover (16)")
+    compare.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each method (5)")
+    compare.add_argument("--seed", type=int, help="seed of data, fits and controls (0)")
+    compare.add_argument(
+        "--recipe", type=_pair, nargs="+", metavar="NAME=VALUE", help="settings of gradient descent, such as steps=500"
+    )
+    _add_inputs(compare, required=True)
 
 
 def _on_explainers(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:

@@ -1,0 +1,71 @@
+"""The command ``compare``: methods on a user's own model and files, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from captum_xnn._distributed import ALONE
+from captum_xnn._files import replace_file
+from captum_xnn.cli._commands import predicted_classes, requested_targets
+from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._opened import Opened, needed
+from captum_xnn.comparison import DEFAULT_METHODS, MethodComparison, compare
+
+__all__ = ["FORMATS", "compared"]
+
+FORMATS: Mapping[str, Callable[[MethodComparison], str]] = {
+    ".md": lambda found: f"{found.to_markdown()}\n\n{found.caption}\n",
+    ".tex": lambda found: f"{found.to_latex()}\n% {found.caption}\n",
+    ".csv": MethodComparison.csv,
+}
+"""Writes a table, by the ending of its file."""
+
+
+def compared(configuration: Configuration, arguments: argparse.Namespace) -> str:
+    """Compare methods, write the table, and return what to print.
+
+    Args:
+        configuration: Settings with a model, a layer and data.
+        arguments: Arguments of the command that are no settings of a configuration.
+
+    Raises:
+        ValueError: If a setting is missing or wrong, or the file of the table has another ending.
+    """
+    path = Path(arguments.out)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{arguments.out!r} has an unknown ending; end the table's name in {', '.join(FORMATS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)  # first, so that it fails before the work
+    opened = Opened.of(configuration)
+    test = None if arguments.test is None else Opened.of(replace(configuration, data=arguments.test)).inputs
+    targets = requested_targets(opened)
+    if targets == "all":
+        outputs = torch.cat([opened.outputs(batch.inputs).cpu() for batch in opened.inputs])
+        targets = predicted_classes(outputs, ALONE)
+    found = compare(
+        opened.model,
+        needed(configuration, "layer", "--layer NAME"),
+        opened.inputs,
+        targets,
+        arguments.methods or DEFAULT_METHODS,
+        test=test,
+        n_features=configuration.n_features,
+        repeats=arguments.repeats,
+        images=arguments.images,
+        recipe=configuration.recipe,
+        seed=configuration.seed,
+        progress=not arguments.quiet,
+    )
+    replace_file(path, FORMATS[path.suffix](found).encode())
+    written = [str(path)]
+    if arguments.figure is not None:
+        drawn = io.BytesIO()
+        found.show().savefig(drawn, format=Path(arguments.figure).suffix.lstrip(".") or "png", dpi=150)
+        replace_file(Path(arguments.figure), drawn.getvalue())
+        written.append(arguments.figure)
+    return f"{found!r}\n\nWritten: {', '.join(written)}"

@@ -1,0 +1,522 @@
+"""Compare methods of explanation on your own model and data, without annotations.
+
+Every method is fitted on the same training examples, and measured on the same held-out examples:
+
+===============  ====================================================================================================
+faithfulness     F_reg and F_cls, as :meth:`captum_xnn.XNNAttribution.score` gives them
+patch agreement  of maps with the drops that covered patches cause, beside random groups and maps of noise; images only
+O1 of drops      overlap of the drops of different x-features, beside random groups; images only
+O1 of maps       overlap of the maps of different x-features, weighted by contribution
+stability        mean absolute correlation of matched x-features of two fits, each on one half of the training
+                 examples and with its own seed, on held-out examples
+fit, explain     processor seconds of a fit for each target, and of an explanation for each example. One pass of all
+                 data through the model serves all methods and is not counted, and neither is the work of a GPU
+===============  ====================================================================================================
+
+Random groups draw another division for each half, so their stability is that of chance. Groups of contributions add up
+exactly for any division. Their F_reg therefore shows the calculation only, and equals that of random groups.
+
+The largest dimensions, PRCA and DRSA have one x-feature more, the rest. PRCA and DRSA have no maps here.
+
+Conventions:
+    M examples, K x-features. Positives are examples to which the model gives the class; all examples, where outputs are
+    no classes. Maps and patches are of the first positives among the held-out examples.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_xnn._compared import MethodComparison
+from captum_xnn._rivals import Method, OneMap, Partition, Relevances, Rows, Subspaces, named_methods
+from captum_xnn._targets import Target, select, target_groups
+from captum_xnn.activations._batches import repeatable
+from captum_xnn.activations._collecting import Activations, Asked, Source, collect
+from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.layers._state import untouched
+from captum_xnn.metrics._overlap import OrthogonalityStream
+from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.metrics._stability import matched_features
+from captum_xnn.patch_scores import patch_scores
+from captum_xnn.training._making import MakeForm
+from captum_xnn.training._outputs import Outputs
+from captum_xnn.training._problem import Recipe
+
+__all__ = ["DEFAULT_METHODS", "MethodComparison", "compare"]
+
+DEFAULT_METHODS = ("groups", "SRAE", "spectral groups", "random groups", "1-Heatmap")
+"""The methods that are compared by default. They need no optional package."""
+
+# One of so many parts of the data is held out; each repeat holds out another.
+_FOLDS = 5
+# Patches along each side of an image.
+_GRID = 4
+
+Values = dict[str, float | None]
+
+
+def compare(
+    model: nn.Module,
+    layer: str | nn.Module,
+    data: Any,
+    target: Any = None,
+    methods: Iterable[str | MakeForm] | Mapping[str, str | MakeForm] = DEFAULT_METHODS,
+    *,
+    test: Any = None,
+    n_features: int = 5,
+    repeats: int = 1,
+    images: int = 16,
+    heatmap: type[Attribution] | Heatmap | None = None,
+    recipe: Recipe | None = None,
+    unpack: Unpack = first_of_batch,
+    output_transform: OutputTransform | None = None,
+    prediction_transform: OutputTransform | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> MethodComparison:
+    """Fit methods on one part of the data, and measure them on the other, as a table with intervals.
+
+    Four fifths of the examples of each class are for training and one fifth is held out, by a seeded draw. The result
+    is the same for every call with the same seed, except for the processor seconds. A warning says if another method is
+    clearly more faithful than the first one: if its interval of F_reg lies below.
+
+    Args:
+        model: Any trained module.
+        layer: The layer to explain, by dotted name or as a module.
+        data: Inputs as :meth:`captum_xnn.XNNAttribution.fit` takes them.
+        target: One output of the model, or a list of them. Intervals need several targets or repeats.
+        methods: Names of methods, or forms such as ``functools.partial(SRAE, hidden=(64,))``, or a dict from names of
+            your own to either. The first is the one in use. Names are ``groups`` (the default form), ``SRAE``,
+            ``random groups``, ``1-Heatmap``, ``spectral groups``, ``NMF of contributions``, ``largest dimensions``,
+            ``PRCA``, ``DRSA``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single dimensions``, ``random encoder``
+            and ``random decoder``.
+        test: Other data to measure on, in place of the held-out fifth.
+        n_features: x-features K of each method.
+        repeats: Number of repeats, each with another seed and another fifth held out.
+        images: Held-out positives of each target to draw maps of and to cover patch by patch; 0 leaves both out.
+        heatmap: Draws all maps; by default each method's own backend.
+        recipe: Settings of the training of learned forms.
+        unpack: As in :class:`captum_xnn.XNNAttribution`.
+        output_transform: As in :class:`captum_xnn.XNNAttribution`.
+        prediction_transform: As in :class:`captum_xnn.XNNAttribution`.
+        seed: Seed of the division of the data, of the fits and of the controls.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If a method does not exist, there are too few examples of a class, or the first method cannot be
+            fitted. Another method that cannot be fitted raises a warning, and its row stays empty.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> found = compare(
+        ...     model, "1", torch.randn(200, 6), [0, 1], ["groups", "random groups"], n_features=2, progress=False
+        ... )
+        >>> [row["method"] for row in found.table], found.train, found.test
+        (['groups', 'random groups'], 160, 40)
+        >>> found.estimate("groups", "f_reg").mean < 0.01
+        True
+    """
+    chosen = named_methods(methods)
+    targets = [t for (t,) in target_groups(target, joint=False)]
+    if not 1 <= repeats <= (_FOLDS if test is None else 2**16):
+        raise ValueError(
+            f"repeats is {repeats}; pass 1 to {_FOLDS}, as each repeat holds out another fifth of the data, or pass "
+            "test= data"
+        )
+    settings = _Settings(
+        model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images
+    )
+    splits = _Splits.of(settings, data, test, targets, unpack_for(model, unpack), progress)
+    values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
+    messages: dict[str, list[str]] = {name: [] for name in chosen}
+    first = next(iter(chosen))
+    train = held_out = 0
+    with tqdm(total=repeats * len(chosen), disable=not progress, leave=False) as bar:
+        for repeat in range(repeats):
+            split = splits.split(repeat)
+            train, held_out = len(split.train.rows), len(split.test.rows)
+            for name, method in chosen.items():
+                bar.set_description(name)
+                found, raised = _tried(_Measured(settings, method, split, targets, seed + repeat), needed=name == first)
+                messages[name] += raised
+                for of_target in found:
+                    for key, value in of_target.items():
+                        if value is not None:
+                            values[name][key] = (*values[name].get(key, ()), value)
+                bar.update()
+    result = MethodComparison(
+        layer=find_layer(unwrap(model), layer)[0],
+        targets=tuple(targets),
+        n_features=n_features,
+        train=train,
+        test=held_out,
+        repeats=repeats,
+        values=values,
+    )
+    _pass_on(messages)
+    _warn_of_better(result, first, 1e-5 * splits.size)
+    return result
+
+
+def _tried(measured: _Measured, needed: bool) -> tuple[list[Values], list[str]]:
+    """Measure a method; return its values and the texts of its warnings.
+
+    Args:
+        measured: The method.
+        needed: Whether a failure of its fit is an error, and not a warning without values.
+    """
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        try:
+            found = measured.values()
+        except (ImportError, ValueError) as error:
+            if needed:
+                raise
+            return [], [f"a repeat is left out of the table, as the fit failed: {error}"]
+    return found, [str(warning.message) for warning in raised]
+
+
+def _pass_on(messages: Mapping[str, Sequence[str]]) -> None:
+    """Warn once for each method that raised warnings, with the first of them."""
+    for name, found in messages.items():
+        if found:
+            others = len(set(found)) - 1
+            more = f" ({others} more warning{'s' * (others > 1)} of this method)" if others else ""
+            warnings.warn(f"{name}: {found[0]}{more}", stacklevel=levels_up())
+
+
+def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> None:
+    """Warn of methods whose interval of F_reg lies below that of the first method, by more than rounding."""
+    own = result.estimate(first, "f_reg")
+    if own is None:
+        return
+    better = [
+        f"{name} ({found})"
+        for name in result.methods
+        if (found := result.estimate(name, "f_reg")) is not None
+        and found.below(own)
+        and own.mean - found.mean > rounding
+    ]
+    if better:
+        warnings.warn(
+            f"{', '.join(better)} {'is' if len(better) == 1 else 'are'} clearly more faithful at layer "
+            f"{result.layer!r} than {first} ({own}), in F_reg; consider explaining the model by "
+            f"{'it' if len(better) == 1 else 'one of them'}",
+            stacklevel=levels_up(),
+        )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Settings that all methods share."""
+
+    model: nn.Module
+    layer: str | nn.Module
+    n_features: int
+    heatmap: type[Attribution] | Heatmap | None
+    recipe: Recipe | None
+    output_transform: OutputTransform | None
+    prediction_transform: OutputTransform | None
+    seed: int
+    images: int
+
+    def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
+        return XNNAttribution(
+            self.model,
+            self.layer,
+            self.n_features,
+            heatmap=self.heatmap,
+            autoencoder=form,
+            recipe=self.recipe,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+            seed=seed,
+        )
+
+    def reader(self) -> Reader:
+        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
+
+
+class _Part(NamedTuple):
+    """Some rows of collected activations, with the inputs of the same rows."""
+
+    found: Activations
+    rows: Tensor
+
+    def activations(self, some: Tensor | None = None) -> Activations:
+        """Return the activations of these rows, or of some of them given by boolean marks, with their inputs."""
+        rows = self.rows if some is None else self.rows[some]
+        source = self.found.source
+        assert source is not None  # made by _collected
+        return self.found._replace(
+            Z=self.found.Z[rows], y_hat=self.found.y_hat[rows], source=Rows(source, rows).as_source()
+        )
+
+    def inputs(self, rows: Tensor, device: torch.device) -> Iterator[tuple[Any, Any]]:
+        """Yield inputs and additional arguments of some rows of the data, batch by batch."""
+        assert self.found.source is not None
+        return Rows(self.found.source, rows).on(device)
+
+
+class _Split(NamedTuple):
+    """One division into training and held-out examples."""
+
+    train: _Part
+    halves: tuple[Tensor, Tensor]
+    """Boolean marks of the training examples in each half."""
+    test: _Part
+    shown: dict[Target, Tensor]
+    """Rows of the data for maps and patches of each target."""
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """Data with a fold for each example."""
+
+    found: Activations
+    fold: Tensor
+    """Number of the fold of each example, (M,)."""
+    classes: Tensor | None
+    test: Activations | None
+    test_classes: Tensor | None
+    targets: Sequence[Target]
+    images: int
+    size: float
+    """Mean absolute value of the explained outputs."""
+
+    @classmethod
+    def of(
+        cls, settings: _Settings, data: Any, test: Any, targets: Sequence[Target], unpack: Unpack, progress: bool
+    ) -> _Splits:
+        """Collect activations once, and draw the folds. Examples of each class are spread evenly over the folds."""
+        found = _collected(settings, data, targets, unpack, progress)
+        apart = None if test is None else _collected(settings, test, targets, unpack, progress)
+        outputs = Outputs.of(found, targets)
+        classes = outputs.classes
+        _check_enough(found, classes, targets)
+        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(settings.seed))
+        if classes is not None:
+            order = order[classes[order].argsort(stable=True)]
+        fold = torch.empty(len(order), dtype=torch.long)
+        # Two folds for each part, so that the training examples have halves with examples of each class.
+        fold[order] = torch.arange(len(order)) % (2 * _FOLDS)
+        test_classes = None if apart is None else Outputs.of(apart, targets).classes
+        size = float(outputs.y.double().abs().mean())
+        return cls(found, fold, classes, apart, test_classes, targets, settings.images, size)
+
+    def split(self, repeat: int) -> _Split:
+        """Return the division of a repeat."""
+        everything = torch.arange(len(self.fold))
+        if self.test is None:
+            held = self.fold % _FOLDS == repeat
+            train, test, classes = everything[~held], _Part(self.found, everything[held]), self.classes
+        else:
+            train, test = everything, _Part(self.test, torch.arange(len(self.test.Z)))
+            classes = self.test_classes
+        first = self.fold[train] < _FOLDS
+        shown = {}
+        for target in self.targets:
+            rows = test.rows
+            if classes is not None and isinstance(target, int):
+                rows = rows[classes[rows] == target]
+            shown[target] = rows[: self.images]
+        return _Split(_Part(self.found, train), (first, ~first), test, shown)
+
+
+def _collected(
+    settings: _Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool
+) -> Activations:
+    """Run all data through the model once."""
+    if isinstance(data, Activations):
+        raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
+    data = repeatable(data)
+    found = collect(
+        settings.model,
+        settings.layer,
+        data,
+        unpack=unpack,
+        output_transform=settings.output_transform,
+        prediction_transform=settings.prediction_transform,
+        asked=Asked(targets),
+        progress=progress,
+    )
+    return found._replace(source=Source(data, unpack))
+
+
+def _check_enough(found: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:
+    """Raise where folds would lack examples, or positives of a class."""
+    counts: dict[int | None, int] = {None: len(found.Z)}
+    if classes is not None:
+        counts |= {t: int((classes == t).sum()) for t in targets if isinstance(t, int)}
+    for target, count in counts.items():
+        if count < 2 * _FOLDS:
+            which = "there are" if target is None else f"the model gives class {target} to"
+            raise ValueError(
+                f"{which} only {count} examples, and a comparison needs {2 * _FOLDS}, to fit on halves and to hold out "
+                "others; pass more data, or other targets"
+            )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One method on one division of the data."""
+
+    settings: _Settings
+    method: Method
+    split: _Split
+    targets: Sequence[Target]
+    seed: int
+
+    def values(self) -> list[Values]:
+        """Measure the method; return the values of each target."""
+        if isinstance(self.method, OneMap):
+            single = self.settings.attribution(None, self.seed)
+            return [self._one_map(single, target) for target in self.targets]
+        start = time.process_time()
+        xnn = self._fitted(self.split.train.activations(), self.seed)
+        seconds = (time.process_time() - start) / len(self.targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a fit warns of was said of the fit on all training examples
+            again = [
+                self._fitted(self.split.train.activations(half), self.seed + i)
+                for i, half in enumerate(self.split.halves)
+            ]
+        test = self.split.test.activations()
+        made = []
+        for target in self.targets:
+            score = (xnn.xnn if isinstance(xnn, Relevances) else xnn).score(test, target)
+            features = [self._features(other, target) for other in again]
+            values: Values = {
+                "f_reg": score.f_reg,
+                "f_cls": score.f_cls,
+                "stability": matched_features(*features).mean,
+                "fit_seconds": seconds,
+            }
+            if isinstance(xnn, Relevances):
+                made.append(values | self._subspaces(xnn, target))
+            else:
+                made.append(values | self._maps(xnn, target) | self._patches(xnn, target))
+        return made
+
+    def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
+        method = self.method
+        assert not isinstance(method, OneMap)
+        if isinstance(method, (Partition, Subspaces)):
+            return method.fit(self.settings.attribution(None, seed), found, self.targets)
+        return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
+
+    def _features(self, xnn: XNNAttribution | Relevances, target: Target) -> Tensor:
+        """Compute the x-features of all held-out examples, (M, K)."""
+        device = self.settings.reader().device
+        batches = self.split.test.inputs(self.split.test.rows, device)
+        if isinstance(xnn, Relevances):
+            return torch.cat([xnn.of(x, target, more).cpu() for x, more in batches])
+        return torch.cat([xnn.contributions(x, target, more).features.cpu() for x, more in batches])
+
+    def _shown(self, target: Target) -> list[tuple[Any, Any]]:
+        """Load the examples for maps and patches."""
+        rows = self.split.shown[target]
+        return list(self.split.test.inputs(rows, self.settings.reader().device)) if len(rows) else []
+
+    def _maps(self, xnn: XNNAttribution, target: Target) -> Values:
+        """Draw maps; measure their overlap and the time."""
+        stream, seconds, count = OrthogonalityStream(), 0.0, 0
+        for x, more in self._shown(target):
+            why, took = _timed(lambda x, more: xnn.explain(x, target, more), x, more)
+            seconds += took
+            maps = why.maps if isinstance(why.maps, Tensor) else torch.cat([m.flatten(2) for m in why.maps], 2)
+            stream.update(maps, contributions=why.contributions)
+            count += len(why.contributions)
+        return {"maps_o1": stream.compute().o1, "explain_seconds": seconds / count} if count else {}
+
+    def _patches(self, xnn: XNNAttribution, target: Target) -> Values:
+        images = self._images(target)
+        if images is None:
+            return {}
+        found = patch_scores(xnn, images, target, grid=_grid(images), seed=self.seed)
+        return {
+            "agreement": found.agreement,
+            "agreement_random_groups": found.agreement_random_groups,
+            "agreement_random_maps": found.agreement_random_maps,
+            "drops_o1": found.drops.o1,
+            "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
+        }
+
+    def _subspaces(self, found: Relevances, target: Target) -> Values:
+        """Measure the time of relevances, and the overlap of their drops."""
+        seconds, count = 0.0, 0
+        for x, more in self._shown(target):
+            made, took = _timed(lambda x, more: found.of(x, target, more), x, more)
+            seconds, count = seconds + took, count + len(made)
+        values: Values = {"explain_seconds": seconds / count} if count else {}
+        images = self._images(target)
+        if images is None:
+            return values
+        drops = patch_drops(lambda x: found.of(x, target), images, grid=_grid(images))
+        return values | {"drops_o1": drop_orthogonality(drops, contributions=found.of(images, target)).o1}
+
+    def _one_map(self, xnn: XNNAttribution, target: Target) -> Values:
+        """Draw the single map of the output, and measure patch agreement and time."""
+        seconds, count = 0.0, 0
+        for x, more in self._shown(target):
+            seconds += _timed(lambda x, more: xnn.one_heatmap(x, target, more), x, more)[1]
+            count += len(x) if isinstance(x, Tensor) else len(x[0])
+        values: Values = {"explain_seconds": seconds / count} if count else {}
+        images = self._images(target)
+        if images is None:
+            return values
+        reader = self.settings.reader()
+
+        def outputs(x: Tensor) -> Tensor:
+            with untouched(reader.model), torch.no_grad():
+                return select(reader.run((x.clone(),))[1], target)[:, None]
+
+        drops = patch_drops(outputs, images, grid=_grid(images))
+        return values | {"agreement": patch_agreement(xnn.one_heatmap(images, target).sum(2), drops)}
+
+    def _images(self, target: Target) -> Tensor | None:
+        """Return the images to cover; None without any, or where inputs are not single images of one size."""
+        batches = self._shown(target)
+        images = [
+            x for x, more in batches if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point() and not more
+        ]
+        if not images or len(images) < len(batches) or len({x.shape[1:] for x in images}) > 1:
+            return None
+        return torch.cat(images)
+
+
+def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:
+    """Explain some examples; return the result and the processor seconds.
+
+    One example is explained before, not counted, because the first call of a backend is slower than all others.
+    """
+    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
+    explain(one if isinstance(x, tuple) else one[0], of_one)
+    start = time.process_time()
+    made = explain(x, more)
+    return made, time.process_time() - start
+
+
+def _are_images(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()
+
+
+def _grid(images: Tensor) -> int:
+    return int(min(_GRID, *images.shape[2:]))
