@@ -119,7 +119,13 @@ def _explain(arguments: argparse.Namespace) -> str:
     opened, xnn = _opened(arguments)
     folder = Path(arguments.out)
     explained = _commands.explain(
-        opened, xnn, opened.targets(xnn), folder, names=arguments.names, progress=not arguments.quiet
+        opened,
+        xnn,
+        opened.targets(xnn),
+        folder,
+        names=arguments.names,
+        against=arguments.against,
+        progress=not arguments.quiet,
     )
     return f"{explained} inputs explained. Written: {folder / _commands.EXPLANATIONS_FILE}, with pictures/ and maps/"
 
@@ -297,6 +303,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    explain.add_argument(
+        "--against", metavar="T", help="output to compare with, a number or a name: explains why not this one"
+    )
     report = _on_explainers(
         commands,
         "report",
