@@ -684,6 +684,16 @@ def test_explain_against_another_output(folder: Path, groups: Path, tmp_path: Pa
             assert (tmp_path / str(against) / line["picture"]).is_file()
 
 
+def test_report_against_another_output(folder: Path, groups: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    run = ["report", "--explainer", f"{groups}", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--target", "0", "--against", "1", "--out", f"{tmp_path}/report.html"]) == 0
+    text = (tmp_path / "report.html").read_text()
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    labels = {row["rather"]["label"] for target in data["targets"] for row in target["rows"]}
+    assert len(labels) == 1 and " rather than " in labels.pop()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -37,7 +37,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
 from captum_xnn.training._problem import Recipe, Step
 
-__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit"]
+__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "compared", "explain", "fit"]
 
 EXPLANATIONS_FILE = "explanations.jsonl"
 """Name of the file of numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
@@ -172,7 +172,7 @@ def explain(
         NamesFileError: If the file is missing or damaged, or of another layer.
         ValueError: If there is no such output to compare with, or it is the only target.
     """
-    other = None if against is None else _compared(opened, targets, against)
+    other = None if against is None else compared(opened, targets, against)
     targets = [t for t in targets if other is None or t != other]
     known = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,8 +190,17 @@ def explain(
     return len(lines)
 
 
-def _compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
-    """Return the output to compare with; raise if no target is left to compare."""
+def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
+    """Return the output to compare with.
+
+    Args:
+        opened: The model and its inputs.
+        targets: Fitted targets.
+        against: Number or name of the output.
+
+    Raises:
+        ValueError: If there is no such output, or it is the only target.
+    """
     asked = targets_of(against, opened.model_file.classes)
     if not isinstance(asked, list) or len(asked) != 1:
         raise ValueError(f"--against takes one output, got {against!r}; pass the number of an output, or its name")
