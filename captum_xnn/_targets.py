@@ -1,17 +1,20 @@
 """Targets: the explained output of a model, in every form that Captum accepts.
 
 A target is None (for models with one output), an int, or a tuple of ints that indexes the dimensions after the batch.
+Inside the package it may also be the difference of two such outputs.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 __all__ = [
+    "Difference",
     "Target",
     "grouped",
     "per_example",
@@ -22,7 +25,40 @@ __all__ = [
     "target_groups",
 ]
 
-Target = int | tuple[int, ...] | None
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two outputs of a model: why one output rather than another.
+
+    Raises:
+        ValueError: If both outputs are the same, or one is missing.
+
+    Example:
+        >>> import torch
+        >>> select(torch.tensor([[1.0, 5.0, 2.0]]), Difference(1, against=2))
+        tensor([3.])
+        >>> str(Difference(1, against=2))
+        '1 rather than 2'
+    """
+
+    target: int | tuple[int, ...]
+    """The explained output."""
+    against: int | tuple[int, ...]
+    """The output that is subtracted."""
+
+    def __post_init__(self) -> None:
+        if self.target is None or self.against is None:
+            raise ValueError(f"a difference needs two outputs, got {self}; pass target= and against=")
+        if self.target == self.against:
+            raise ValueError(
+                f"target and against are both {self.target}, and their difference is always 0; pass two outputs"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.target} rather than {self.against}"
+
+
+Target = int | tuple[int, ...] | Difference | None
 
 
 def single_target(target: Any) -> Target:
@@ -58,8 +94,21 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
     return [(t,) for t in dict.fromkeys(map(single_target, several))]
 
 
-def per_example(target: Any, n: int) -> list[Target]:
-    """Return one target for each of n examples, from any form that Captum accepts."""
+def per_example(target: Any, n: int, against: Any = None) -> list[Target]:
+    """Return one target for each of n examples, from any form that Captum accepts.
+
+    Args:
+        target: One target, or a list or tensor of one for each example.
+        n: Number of examples.
+        against: Outputs to subtract, in the same forms; None subtracts nothing.
+
+    Example:
+        >>> [str(t) for t in per_example([4, 7], 2, against=1)]
+        ['4 rather than 1', '7 rather than 1']
+    """
+    if against is not None:
+        pairs = zip(per_example(target, n), per_example(against, n), strict=True)
+        return [t if other is None else Difference(t, other) for t, other in pairs]  # type: ignore[arg-type]
     if (isinstance(target, Tensor) and target.numel() > 1) or isinstance(target, list):
         each = [single_target(t) for t in target]
         if len(each) != n:
@@ -86,6 +135,8 @@ def predicted_classes(y_hat: Tensor) -> Tensor | None:
 
 def select(y_hat: Tensor, target: Target) -> Tensor:
     """Select one output of every example, (M,), as Captum selects targets."""
+    if isinstance(target, Difference):
+        return select(y_hat, target.target) - select(y_hat, target.against)
     if y_hat.dim() == 1 or (target is None and y_hat[0].numel() == 1):
         if target is not None:
             raise ValueError(f"a model with outputs (N,) or (N, 1) takes no target, got {target}; leave target out")

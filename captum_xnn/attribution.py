@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn._targets import Target, per_example, select, select_each, single_target, target_groups
+from captum_xnn._targets import Difference, Target, per_example, select, select_each, single_target, target_groups
 from captum_xnn.activations._batches import Batches, repeatable
 from captum_xnn.activations._collecting import Activations, Asked, collect_together
 from captum_xnn.activations._memmap import each, parts
@@ -294,17 +294,35 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """Find an explainer for each target; fit missing ones on train_data, if there are any."""
         name = find_layer(unwrap(self.model), self.layer)[0]
         missing = [t for t in dict.fromkeys(targets) if self._fitted_already(name, t) is None]
-        if missing and self.train_data is not None:
-            self.fit(self.train_data, missing)
-        elif missing:
+        for asked, joint in self._fits_of(missing, name):
+            if self.train_data is not None:
+                self.fit(self.train_data, asked, joint=joint)
+                continue
             fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
             have = f"targets {', '.join(fitted)}" if fitted else "none yet"
-            asked = missing[0] if len(missing) == 1 else missing
+            one = asked[0] if len(asked) == 1 else asked
             raise NotFittedError(
-                f"expected a fitted explainer of target {asked} at layer {name!r}, have {have}; call "
-                f"xnn.fit(train_loader, target={asked}) first, or pass train_data= to XNNAttribution"
+                f"expected a {'joint' if joint else 'fitted'} explainer of target {one} at layer {name!r}, have "
+                f"{have}; call xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= "
+                "to XNNAttribution"
             )
         return [e for t in targets if (e := self._fitted_already(name, t)) is not None]
+
+    def _fits_of(self, missing: Sequence[Target], layer: str) -> Iterator[tuple[list[Target], bool]]:
+        """Yield the targets of each fit that missing targets need, and whether it is joint.
+
+        Groups of contributions to an output divide its difference from any other. A learned network has to learn both.
+        """
+        alone: list[Target] = []
+        for t in missing:
+            if not isinstance(t, Difference):
+                alone.append(t)
+            elif is_exact(self.autoencoder) and self._fitted_already(layer, t.target) is None:
+                alone.append(t.target)
+            else:
+                yield [t.target, t.against], True
+        if alone:
+            yield list(dict.fromkeys(alone)), False
 
     def _fitted_already(self, layer: str, target: Target) -> Explainer | None:
         covering = [e for (at, _), e in self.explainers_.items() if at == layer and e.covers(target)]
@@ -317,6 +335,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         *,
+        against: Any = None,
         feature: int | None = None,
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
@@ -328,6 +347,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: Which output to explain, for all examples or for each, as everywhere in Captum.
             additional_forward_args: Further positional arguments of the model, not attributed to.
+            against: The output to compare with: explains why the target rather than this one, as the difference of
+                both. One for all examples or for each. Groups of contributions are those of the target; a learned
+                network needs a joint fit of both outputs.
             feature: The one x-feature to draw, 0-based; all of them, if None.
             internal_batch_size: Maps computed at once, which bounds the memory.
             return_convergence_delta: Whether to return what the x-features fail to explain as well.
@@ -346,7 +368,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
+        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         maps = like(inputs, self._maps(explained, feature, internal_batch_size, heatmap_kwargs))
         return (maps, explained.unexplained) if return_convergence_delta else maps
 
@@ -355,7 +377,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def compute_convergence_delta(
-        self, attributions: Any, inputs: Any, target: Any = None, additional_forward_args: Any = None
+        self,
+        attributions: Any,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        against: Any = None,
     ) -> Tensor:
         r"""Compute :math:`\hat y - \bar y` for each example, (N,), in logits: the part that x-features do not explain.
 
@@ -364,9 +392,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs: A tensor or a tuple of tensors.
             target: Which output is explained.
             additional_forward_args: Further positional arguments of the model.
+            against: The output that is subtracted, if any.
         """
         del attributions
-        return self._explained(inputs, target, additional_forward_args).unexplained
+        return self._explained(inputs, target, additional_forward_args, against=against).unexplained
 
     def explain(
         self,
@@ -374,6 +403,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         *,
+        against: Any = None,
         one_heatmap: bool = False,
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
@@ -384,6 +414,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: Which output to explain, for all examples or for each, as everywhere in Captum.
             additional_forward_args: Further positional arguments of the model.
+            against: As in :meth:`attribute`: why the target rather than this output.
             one_heatmap: Whether to draw the map of the model's own output as well, as :meth:`one_heatmap` does;
                 :meth:`Explanation.show <captum_xnn.Explanation.show>` then has it beside the image.
             internal_batch_size: Maps computed at once, which bounds the memory.
@@ -393,12 +424,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
+        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
-                inputs, target, additional_forward_args, internal_batch_size=internal_batch_size, **heatmap_kwargs
+                inputs,
+                target,
+                additional_forward_args,
+                against=against,
+                internal_batch_size=internal_batch_size,
+                **heatmap_kwargs,
             )
         numbers = explained.numbers
         return Explanation(
@@ -440,6 +476,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         *,
+        against: Any = None,
         internal_batch_size: int | None = None,
     ) -> Contributions:
         """Return the numbers of :meth:`explain` without drawing maps.
@@ -448,6 +485,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: Which output to explain, for all examples or for each, as everywhere in Captum.
             additional_forward_args: Further positional arguments of the model.
+            against: As in :meth:`attribute`: why the target rather than this output.
             internal_batch_size: Examples at once, which bounds the memory.
 
         Raises:
@@ -462,7 +500,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
             True
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size)
+        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
@@ -475,19 +513,26 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         other.heatmap = as_heatmap(heatmap)
         return other
 
-    def score(self, data: Any, target: Any = None, *, store: str | os.PathLike[str] | None = None) -> Faithfulness:
+    def score(
+        self, data: Any, target: Any = None, *, against: Any = None, store: str | os.PathLike[str] | None = None
+    ) -> Faithfulness:
         """Measure the faithfulness of a target's explainer on some data: F_reg and F_cls.
 
         Args:
             data: As :meth:`fit` takes them.
             target: None, int, or tuple of ints.
+            against: The output that is subtracted, as in :meth:`attribute`. There is no F_cls of a difference.
             store: As in :meth:`fit`; a folder for these data, not that of the training data.
 
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
         """
-        explainer = self.explainer(target)
-        target = single_target(target)
+        if against is None:
+            explainer = self.explainer(target)
+            target = single_target(target)
+        else:
+            target = Difference(single_target(target), single_target(against))  # type: ignore[arg-type]
+            explainer = self._explainers([target])[0]
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
         surrogate = self._surrogates(found, explainer, target)
@@ -498,22 +543,23 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
     def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
         """Return what bias and x-features give for all examples, (M,)."""
-        form, output = explainer.form, explainer.output(target)
+        form, output, _, against = explainer.choice(target)
         if not isinstance(form, ContributionGroups):
             weight = form.head.weight
             with torch.no_grad():
                 E = encode_all(form, each(found.Z, lambda part: part.to(weight.device, weight.dtype)))
-                y_bar: Tensor = form.head(E)[:, output].cpu()
-                return y_bar
+                y_bar: Tensor = form.head(E)
+                return (y_bar[:, output] - (0 if against is None else y_bar[:, against])).cpu()
         if found.source is None:
             raise ValueError(
                 "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
                 "the data themselves"
             )
+        one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
         made = []
         for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
             inputs, additional = batch.on(self._reader().device)
-            explained = self._explained(inputs, target, additional, explainers=[explainer] * batch.rows)
+            explained = self._explained(inputs, one, additional, explainers=[explainer] * batch.rows, against=other)
             made.append(explained.numbers.surrogate.cpu())
         return torch.cat(made)
 
@@ -524,14 +570,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         additional_forward_args: Any,
         internal_batch_size: int | None = None,
         explainers: Sequence[Explainer] = (),
+        against: Any = None,
     ) -> _Explained:
         """Compute all numbers of an explanation, by the given explainers or the fitted ones."""
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
-        targets = per_example(target, len(tensors[0]))
+        targets = per_example(target, len(tensors[0]), against)
         reader = self._reader()
         _refuse_whole(reader, tensors, additional)
-        choices = [Choice(e.form, e.output(t), t) for e, t in zip(explainers, targets, strict=False)]
+        choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
@@ -542,7 +589,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                     for t in dict.fromkeys(targets):
                         select(y_hat, t)  # raises for a target out of range before another one is fitted
                     fitted = self._explainers(targets)
-                    choices.extend(Choice(e.form, e.output(t), t) for e, t in zip(fitted, targets, strict=True))
+                    choices.extend(e.choice(t) for e, t in zip(fitted, targets, strict=True))
                 rows = some.tolist()
                 own = select_each(y_hat, [targets[i] for i in rows])
                 x, more = rows_of(tensors, additional, some)  # copies again, as a model may have worked in place
@@ -577,6 +624,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         *,
+        against: Any = None,
         feature: Literal[0] | None = None,
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
@@ -590,6 +638,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: Which output to explain, for all examples or for each, as everywhere in Captum.
             additional_forward_args: Further positional arguments of the model.
+            against: The output that is subtracted, as in :meth:`attribute`.
             feature: 0 for a map in exactly the input's shape.
             internal_batch_size: Maps computed at once, which bounds the memory.
             heatmap_kwargs: Settings for this call of the heatmap backend.
@@ -607,6 +656,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             inputs,
             target,
             additional_forward_args,
+            against=against,
             feature=feature,
             internal_batch_size=internal_batch_size,
             **heatmap_kwargs,

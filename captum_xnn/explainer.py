@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from captum_xnn._targets import Target
+from captum_xnn._targets import Difference, Target
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Form
+from captum_xnn.models._numbers import Choice, Form
 from captum_xnn.training._problem import Step
 
 __all__ = ["Explainer"]
@@ -42,15 +42,32 @@ class Explainer:
     def covers(self, target: Target) -> bool:
         """Whether this explainer explains the target. For a model with one output, None and 0 are the same target.
 
+        Groups of contributions of an output divide its difference from any other output. A learned network needs to
+        cover both outputs.
+
         Args:
-            target: None, int, or tuple of ints.
+            target: None, int, tuple of ints, or a difference.
         """
+        if isinstance(target, Difference):
+            return self.covers(target.target) and (self.is_exact or self.covers(target.against))
         return target in self.targets or (target in (None, 0) and self.targets in ((None,), (0,)))
 
     def output(self, target: Target) -> int:
         """Return the row of the head that approximates a covered output.
 
         Args:
-            target: None, int, or tuple of ints.
+            target: None, int, tuple of ints, or a difference, which has the row of its first output.
         """
+        target = target.target if isinstance(target, Difference) else target
         return self.targets.index(target) if target in self.targets else 0
+
+    def choice(self, target: Target) -> Choice:
+        """Return how this explainer explains a covered target.
+
+        Args:
+            target: None, int, tuple of ints, or a difference.
+        """
+        against = None
+        if isinstance(target, Difference) and not self.is_exact:
+            against = self.output(target.against)
+        return Choice(self.form, self.output(target), target, against)

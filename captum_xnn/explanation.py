@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target
+from captum_xnn._targets import Difference, Target
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.plots._names import Names, resolve_names
 from captum_xnn.plots._sentence import sentence
@@ -84,7 +84,7 @@ class Explanation:
     prediction: Tensor
     """The model's output, (N,), in logits."""
     target: tuple[Target, ...]
-    """The explained output of each example."""
+    """The explained output of each example. With ``against=`` it is a difference, printed as "46 rather than 112"."""
     layer: str | None = None
     """Dotted name of the explained layer, if known. A file of names must be made for the same layer."""
     one_heatmap: Tensor | tuple[Tensor, ...] | None = None
@@ -196,7 +196,9 @@ class Explanation:
         ]
 
     def _names(self, names: Names | None, index: int) -> list[str]:
-        return resolve_names(names, self.contributions.shape[1], target=self.target[index], layer=self.layer)
+        target = self.target[index]
+        own = target.target if isinstance(target, Difference) else target  # whose x-features divide the difference
+        return resolve_names(names, self.contributions.shape[1], target=own, layer=self.layer)
 
     def __str__(self) -> str:
         return "\n".join(f"{i}: {self.describe(i)}" for i in range(len(self)))
@@ -327,6 +329,8 @@ def _first(tensors: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def _name_of(target: Target, target_names: Mapping[Any, str] | Sequence[str]) -> str:
     """Look up the name of an output; raise if it has no name."""
+    if isinstance(target, Difference):
+        return f"{_name_of(target.target, target_names)} rather than {_name_of(target.against, target_names)}"
     key = 0 if target is None else target
     if isinstance(target_names, Mapping):
         found = target_names.get(target, target_names.get(key))

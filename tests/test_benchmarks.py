@@ -5,6 +5,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_excitation_speed(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.birds
 def test_real_birds_do_not_degenerate(birds):
-    """One class of twelve, through the public door: exact groups, and several distinct x-features of the learned form."""
+    """One class of twelve, through the public door: groups are exact, the learned form's x-features several."""
     from torch.utils.data import DataLoader, Subset
 
     from benchmarks.birds import network
@@ -748,6 +749,63 @@ def test_funnybirds_from_a_folder_resumes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(funnybirds, "METHODS", {"1-Heatmap": None, "random groups": None})
     funnybirds.main(given)  # runs nothing again
     assert capsys.readouterr().out == printed
+
+
+class LinearBirds:
+    """Birds of five parts, each a row of 8 pixels in the colour of its variant. The background is black."""
+
+    part_names = ("beak", "eye", "foot", "tail", "wing")
+    classes = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 0, 0, 1], [2, 0, 0, 2, 2], [1, 1, 1, 1, 1]])
+
+    def __init__(self):
+        self.labels = torch.tensor([0, 0, 3])
+
+    def __len__(self):
+        return 3
+
+    def picture(self, index, without=None):
+        image = torch.zeros(3, 8, 8)
+        for p, variant in enumerate(self.classes[self.labels[index]].tolist()):
+            image[variant, p] = 0.0 if self.part_names[p] == without else 1.0
+        return image
+
+    def __getitem__(self, index):
+        from captum_xnn.datasets._funnybirds import FunnyBirdsSample
+
+        return FunnyBirdsSample(self.picture(index), self.labels[index], torch.tensor(index))
+
+    def without(self, index, part):
+        return self.picture(index, part)
+
+    def masks(self, index):
+        return torch.eye(8)[:5, :, None].expand(5, 8, 8).bool()
+
+
+def test_maps_of_a_difference_know_the_parts_of_a_linear_network(tmp_path):
+    """Contributions of parts are drops, so the map of the difference makes no mistake, and area knows nothing."""
+    from benchmarks import against
+    from benchmarks.runs import measured
+
+    birds = LinearBirds()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False))
+    with torch.no_grad():
+        weight = model[1].weight.zero_().view(5, 3, 8, 8)
+        for c, variants in enumerate(birds.classes.tolist()):
+            for p, variant in enumerate(variants):
+                weight[c, variant, p] = 1 + p
+    assert sorted(against.pairs_of(birds.classes, 0, 0)) == [(1, 2)]  # class 3 shares a part with each
+    lines = measured(tmp_path, [{"bird": i} for i in range(3)], partial(against.measure, model, birds))
+    assert [line["right"] for line in lines] == [True] * 3
+    found = {name: [line for line in against.rows_of(lines) if line["map"] == name] for name in against.ROWS}
+    mean = {
+        name: {key: fmean(line[key] for line in of if key in line) for key in ("sd", "sensitivity")}
+        for name, of in found.items()
+    }
+    assert mean["against"] == mean["true drops"] == {"sd": pytest.approx(1), "sensitivity": 1}
+    assert mean["one class"]["sd"] < 0.9 and mean["one class"]["sensitivity"] == 1
+    assert mean["area"] == {"sd": 0, "sensitivity": 0}  # every part has 8 pixels
+    for line in lines:
+        assert line["importances"][0] == pytest.approx(line["importances"][3], abs=1e-5)
 
 
 def test_the_simulated_study_prints_the_papers_means_beside_its_own(tmp_path, capsys):

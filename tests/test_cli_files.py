@@ -664,6 +664,61 @@ def test_explain_refuses_names_of_another_layer(
     assert "of layer '3', but the explained layer is '1'" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def groups(folder: Path) -> Path:
+    """Groups of contributions to two of three outputs."""
+    fit = arguments(folder, "--form", "groups", "--target", "0", "2", "--out", f"{folder}/groups")
+    steps = fit.index("--recipe")
+    assert cli.main([*fit[:steps], *fit[steps + 3 :]]) == 0
+    return folder / "groups"
+
+
+def test_explain_against_another_output(folder: Path, groups: Path, tmp_path: Path) -> None:
+    """The highest fitted output but the one to compare with; numbers add up to the difference of both."""
+    run = ["explain", "--explainer", f"{groups}", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    made = load_model(f"{folder}/net.py")
+    inputs = next(iter(Inputs(folder / "few" / "images", made.preparation))).inputs
+    with torch.no_grad():
+        y_hat = made.model(inputs)
+    names = made.classes or [f"target {i}" for i in range(3)]
+    for against in (1, 2):
+        assert cli.main([*run, "--against", str(against), "--out", f"{tmp_path}/{against}"]) == 0
+        for line, y in zip(lines(tmp_path / str(against)), y_hat, strict=True):
+            target = 0 if against == 2 or y[0] > y[2] else 2
+            assert (line["target"], line["against"]) == (target, against)
+            assert line["prediction"] == pytest.approx(float(y[target] - y[against]), abs=1e-4)
+            assert line["bias"] + sum(line["contributions"]) == pytest.approx(line["surrogate"], abs=1e-4)
+            assert f"{names[target]} rather than {names[against]}" in line["sentence"]
+            assert (tmp_path / str(against) / line["picture"]).is_file()
+
+
+def test_report_against_another_output(folder: Path, groups: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    run = ["report", "--explainer", f"{groups}", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--target", "0", "--against", "1", "--out", f"{tmp_path}/report.html"]) == 0
+    text = (tmp_path / "report.html").read_text()
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    labels = {row["rather"]["label"] for target in data["targets"] for row in target["rows"]}
+    assert len(labels) == 1 and " rather than " in labels.pop()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--against", "0", "--target", "0"], "the only target is --against 0 itself"),
+        (["--against", "7"], "target 7 is outside the model's outputs"),
+        (["--against", "0-1"], "--against takes one output, got '0-1'"),
+        (["--against", "all"], "--against takes one output, got 'all'"),
+    ],
+)
+def test_explain_refuses_what_it_cannot_compare(
+    folder: Path, groups: Path, tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["explain", "--explainer", f"{groups}", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--out", f"{tmp_path}/out", *more]) == 1
+    assert said in one_line(capsys)
+
+
 def test_second_report_with_names_explains_nothing_anew(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ NAMES = {
         "constant deletion drop_orthogonality effective_number insertion keep_top keep_top_accuracy locality "
         "matched_features mean_locality object_probabilities orthogonality paired_test part_probabilities "
         "patch_agreement patch_drops pointing_accuracy random_maps randomised regression_faithfulness selectivity "
-        "similarity surrogate_score telea top_down"
+        "similarity surrogate_score telea top_down typicality"
     ),
     "models": "Autoencoder ContributionGroups ConvSRAE PaperSRAE SRAE",
     "models.baselines": "CAE Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",

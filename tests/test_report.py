@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from captum_xnn import XNNAttribution
 from captum_xnn.datasets import PartsSample
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
@@ -84,6 +85,32 @@ def page(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
         title="Bars",
         notes=[("A note", "First.\nStill first.\n\nSecond.")],
     )
+
+
+@pytest.fixture(scope="module")
+def compared(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[XNNAttribution, dict[str, Any]]:
+    """A page about groups of two outputs, compared with the second."""
+    xnn, images, _ = explained
+    groups = XNNAttribution(xnn.model, xnn.layer, 3).fit(images, [1, 2], progress=False)
+    options = {"against": 2, "class_names": ["red", "green", "blue"], "cache": tmp_path_factory.mktemp("cache")}
+    for name in ("first", "again"):  # the second one from the cache
+        _, parsed = written(options["cache"] / f"{name}.html", (groups, images, 1), target=[1, 2], **options)
+    assert len(list(options["cache"].glob("*/*.json"))) == 2
+    _, other = written(options["cache"] / "other.html", (groups, images, 1), target=[1, 2], **options | {"against": 0})
+    assert other.data["targets"][0]["rows"][0]["rather"]["label"] == "green rather than red"
+    return groups, parsed.data
+
+
+def test_rows_have_the_numbers_of_the_difference(compared: Any, explained: Any) -> None:
+    groups, data = compared
+    made = groups.contributions(explained[1][:9], 1, against=2)
+    for i, row in enumerate(data["targets"][0]["rows"]):
+        rather = row["rather"]
+        assert rather["label"] == "green rather than blue"
+        assert rather["c"] == pytest.approx(made.contributions[i].tolist(), rel=1e-5)
+        assert rather["bias"] + sum(rather["c"]) == pytest.approx(rather["sum"], abs=1e-3)
+        assert rather["says"] == pytest.approx(float(made.prediction[i]), rel=1e-5)
+    assert all("rather" not in row for row in data["targets"][1]["rows"])  # an output is not compared with itself
 
 
 def test_page_is_well_formed(page: tuple[str, Page]) -> None:

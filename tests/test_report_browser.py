@@ -608,6 +608,23 @@ def test_sentences_say_what_is_unexplained_and_what_is_against(driver: Any, page
         assert said.replace("\N{MINUS SIGN}", "-") == expected
 
 
+def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder: Path) -> None:
+    from captum_xnn import XNNAttribution
+    from captum_xnn.plots._sentence import sentence
+
+    xnn, images, _ = explained
+    groups = XNNAttribution(xnn.model, xnn.layer, 3).fit(images, 1, progress=False)
+    options = ReportOptions(class_names=["red", "green", "blue"], against=2)
+    data = opened(driver, write_report(folder / "against.html", groups, images[:ROWS], 1, options))
+    names = [f"x-feature {k + 1}" for k in range(data["features"])]
+    for row, said in zip(data["targets"][0]["rows"], texts(driver, ".item .why"), strict=True):
+        expected = [
+            sentence(of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["says"])
+            for of, label in ((row, "green"), (row["rather"], "green rather than blue"))
+        ]
+        assert said.replace("\N{MINUS SIGN}", "-") == ". ".join(expected)
+
+
 def printed(driver: Any) -> bytes:
     """The page as a PDF, as it is printed where backgrounds are left out by default."""
     import base64

@@ -146,3 +146,14 @@ def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Pat
     with pytest.raises(ValueError, match="got 3 examples and 1 captions"):
         page_of(xnn, ids[:3], tmp_path, 0, tokens=words[:3], captions=["x"])
     assert not list(tmp_path.iterdir())
+
+
+def test_texts_say_why_not_the_other_output(texts: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    page = page_of(xnn, ids[:5], tmp_path, [0, 1], tokens=words[:5], class_names=["bad", "good"], against=0, data=ids)
+    made = xnn.contributions(ids[:5], 1, against=0)
+    first, second = page.data["targets"]
+    assert all("rather" not in row for row in first["rows"])
+    for i, row in enumerate(second["rows"]):
+        assert row["rather"]["label"] == "good rather than bad"
+        assert row["rather"]["c"] == pytest.approx(made.contributions[i].tolist(), rel=1e-5, abs=1e-7)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks, launched
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Target, select
+from captum_xnn._targets import Difference, Target, select
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.attribution import XNNAttribution
@@ -37,7 +37,15 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
 from captum_xnn.training._problem import Recipe, Step
 
-__all__ = ["EXPLANATIONS_FILE", "HISTORY_FILE", "explain", "fit", "predicted_classes", "requested_targets"]
+__all__ = [
+    "EXPLANATIONS_FILE",
+    "HISTORY_FILE",
+    "compared",
+    "explain",
+    "fit",
+    "predicted_classes",
+    "requested_targets",
+]
 
 EXPLANATIONS_FILE = "explanations.jsonl"
 """Name of the file of numbers in the folder that :func:`explain` writes: one line of JSON for each input."""
@@ -154,6 +162,7 @@ def explain(
     folder: Path,
     *,
     names: str | os.PathLike[str] | None = None,
+    against: str | None = None,
     progress: bool = True,
 ) -> int:
     """Write a picture and the maps of each input, and one file of all numbers; return the number of inputs.
@@ -164,11 +173,15 @@ def explain(
         targets: Fitted targets. For each input, the target with the highest output is explained.
         folder: Folder to write to; created if missing.
         names: File of x-feature names that a report exported. Targets without names in it keep their numbers.
+        against: Number or name of the output to compare with: explains why the target rather than this output.
         progress: Whether to show a progress bar.
 
     Raises:
         NamesFileError: If the file is missing or damaged, or of another layer.
+        ValueError: If there is no such output to compare with, or it is the only target.
     """
+    other = None if against is None else compared(opened, targets, against)
+    targets = [t for t in targets if other is None or t != other]
     known = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
     folder.mkdir(parents=True, exist_ok=True)
     stems = _stems(opened.inputs.names)
@@ -176,13 +189,34 @@ def explain(
     try:
         with tqdm(total=len(opened.inputs.names), desc="explaining", disable=not progress, leave=False) as bar:
             for batch in opened.inputs:
-                for line in _explained(opened, xnn, targets, batch, folder, known, stems):
+                for line in _explained(opened, xnn, targets, other, batch, folder, known, stems):
                     lines.append(line)
                     bar.update()
     finally:  # after an interruption, the pictures already written have their numbers
         if lines:
             replace_file(folder / EXPLANATIONS_FILE, "".join(lines).encode())
     return len(lines)
+
+
+def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
+    """Return the output to compare with.
+
+    Args:
+        opened: The model and its inputs.
+        targets: Fitted targets.
+        against: Number or name of the output.
+
+    Raises:
+        ValueError: If there is no such output, or it is the only target.
+    """
+    asked = targets_of(against, opened.model_file.classes)
+    if not isinstance(asked, list) or len(asked) != 1:
+        raise ValueError(f"--against takes one output, got {against!r}; pass the number of an output, or its name")
+    select(torch.zeros(1, *opened.output_shape), asked[0])
+    if list(targets) == asked:
+        name = opened.name_of(asked[0])
+        raise ValueError(f"the only target is --against {against} itself ({name}); pass another --target, or fit one")
+    return asked[0]
 
 
 def requested_targets(opened: Opened) -> list[int] | str | None:
@@ -214,6 +248,7 @@ def _explained(
     opened: Opened,
     xnn: XNNAttribution,
     targets: Sequence[Target],
+    against: int | None,
     batch: Batch,
     folder: Path,
     known: Mapping[str, dict[int, str]],
@@ -223,17 +258,21 @@ def _explained(
     why = xnn.explain(
         batch.inputs.to(opened.device),
         opened.highest(batch.inputs, targets),
+        against=against,
         internal_batch_size=opened.configuration.batch_size,
     )
     shown = why if batch.images is None else replace(why, inputs=batch.images)
     for i, name in enumerate(batch.names):
         maps, picture = folder / "maps" / f"{stems[name]}.npy", folder / "pictures" / f"{stems[name]}.png"
-        called, names = opened.name_of(why.target[i]), known.get(str(why.target[i]), {})
+        said = why.target[i]
+        target, compared = (said.target, {"against": said.against}) if isinstance(said, Difference) else (said, {})
+        called, names = opened.name_of(said), known.get(str(target), {})
         _write_maps(maps, why.maps[i])
         _write_picture(picture, shown, i, f"{name}: {called}", names)
         numbers = {
             "name": name,
-            "target": why.target[i],
+            "target": target,
+            **compared,
             "sentence": why.sentence(names, i, target_name=called),
             "prediction": float(why.prediction[i]),
             "surrogate": float(why.surrogate[i]),

@@ -22,7 +22,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn._targets import Target, select
+from captum_xnn._targets import Difference, Target, select
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Inputs
@@ -153,8 +153,10 @@ class Opened:
         """Return the name of an output of the model, for pictures and tables.
 
         Args:
-            target: None, int, or tuple of ints.
+            target: None, int, tuple of ints, or a difference.
         """
+        if isinstance(target, Difference):
+            return f"{self.name_of(target.target)} rather than {self.name_of(target.against)}"
         classes = self.model_file.classes or ()
         if isinstance(target, int) and target < len(classes):
             return classes[target]

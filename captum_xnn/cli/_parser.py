@@ -129,7 +129,13 @@ def _explain(arguments: argparse.Namespace) -> str:
     opened, xnn = _opened(arguments)
     folder = Path(arguments.out)
     explained = _commands.explain(
-        opened, xnn, opened.targets(xnn), folder, names=arguments.names, progress=not arguments.quiet
+        opened,
+        xnn,
+        opened.targets(xnn),
+        folder,
+        names=arguments.names,
+        against=arguments.against,
+        progress=not arguments.quiet,
     )
     return f"{explained} inputs explained. Written: {folder / _commands.EXPLANATIONS_FILE}, with pictures/ and maps/"
 
@@ -208,10 +214,12 @@ class _ReadNames(Sequence[str]):
 
 
 def _report(arguments: argparse.Namespace) -> str:
+    from captum_xnn.cli import _commands
     from captum_xnn.report import ReportOptions, write_report
 
     opened, xnn = _opened(arguments)
     targets = opened.targets(xnn)
+    against = arguments.against
 
     def shown(image: Tensor) -> Tensor:
         images = opened.model_file.preparation.displayable(image[None])
@@ -225,6 +233,7 @@ def _report(arguments: argparse.Namespace) -> str:
         names=arguments.names,
         title=arguments.title,
         display=shown,
+        against=None if against is None else _commands.compared(opened, targets, against),
         patches=arguments.patches,
         again=None if arguments.again is None else opened.explainers(arguments.again),
         internal_batch_size=opened.configuration.batch_size,
@@ -328,6 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    _add_against(explain)
     report = _on_explainers(
         commands,
         "report",
@@ -338,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
     report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    _add_against(report)
     report.add_argument(
         "--again", metavar="DIR", help="explainers of the same targets from another fit, to see if x-features return"
     )
@@ -448,6 +459,12 @@ def _on_explainers(commands: Any, name: str, summary: str, description: str) -> 
     )
     _add_inputs(parser, required=True)
     return parser
+
+
+def _add_against(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--against", metavar="T", help="output to compare with, a number or a name: explains why not this one"
+    )
 
 
 def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:

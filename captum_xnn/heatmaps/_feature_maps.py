@@ -84,7 +84,7 @@ class FeatureMaps(NamedTuple):
     def _parts(self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace) -> Iterator[Part]:
         """Yield the networks that draw the maps of some examples."""
         reader = self.reader
-        for (form, _, target), rows in grouped(choices):
+        for (form, _, target, _), rows in grouped(choices):
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
                 yield Part(groups, features, rows, slopes[rows])

@@ -82,7 +82,7 @@ class ExplanationNetwork(nn.Module):
         self.executed = nn.ModuleList(trace.leaves if trace else ())
         self.ran = trace.ran if trace else frozenset()
         self.centred = not isinstance(xnn, Outputs)
-        # Outputs have no encoder module, because Captum would look for a rule of that module.
+        # Plain outputs have no encoder module, because Captum would look for a rule of that module.
         self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)
         self.output_transform = output_transform
         self.training = False
@@ -176,7 +176,10 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
 
 
 class Outputs:
-    """Takes the place of an explanation network when the model's own outputs are drawn.
+    """Takes the place of an explanation network when the model's own outputs are drawn, or sums of them.
+
+    Args:
+        weighted: Turns the outputs (N, C) into weighted sums; None draws the outputs themselves.
 
     Example:
         >>> import torch
@@ -186,13 +189,12 @@ class Outputs:
         True
     """
 
-    def encode(self, Z: Tensor) -> Tensor:
-        """Return the outputs unchanged.
+    def __init__(self, weighted: nn.Linear | None = None) -> None:
+        self.encode: Callable[[Tensor], Tensor] = _unchanged if weighted is None else weighted
 
-        Args:
-            Z: The model's outputs, (N, C).
-        """
-        return Z
+
+def _unchanged(Z: Tensor) -> Tensor:
+    return Z
 
 
 class _Encoder(nn.Module):

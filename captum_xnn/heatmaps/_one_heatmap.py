@@ -11,19 +11,21 @@ Reference:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn._targets import Target, grouped, per_example, select
+from captum_xnn._targets import Difference, Target, grouped, per_example, select
 from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, like
-from captum_xnn.heatmaps._default_maps import as_heatmap
+from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
 from captum_xnn.layers._arguments import refuse_too_many
-from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
@@ -86,6 +88,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         *,
+        against: Any = None,
         feature: Literal[0] | None = None,
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
@@ -96,6 +99,8 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
             target: The output to explain, for all examples or for each, as everywhere in Captum.
             additional_forward_args: Further positional arguments of the model; they get no attribution.
+            against: The output that is subtracted, for all examples or for each: the map shows why the target rather
+                than this output.
             feature: 0 for maps in exactly the input's shape.
             internal_batch_size: Number of maps computed at once, to bound the memory.
             heatmap_kwargs: Settings for this call of the heatmap backend, such as ``n_steps=64``.
@@ -112,31 +117,63 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         """
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
-        targets, model = per_example(target, len(tensors[0])), unwrap(self.model)
+        targets, model = per_example(target, len(tensors[0]), against), unwrap(self.model)
         with torch.inference_mode(False), untouched(model):
-            network, shape = self._network(model, tensors, additional)
-            parts = [Part(network, [_column(shape, t)], rows) for t, rows in grouped(targets)]
-            maps = draw(self.heatmap, parts, tensors, additional, internal_batch_size, heatmap_kwargs)
+            draw_maps = self._winners if isinstance(self.heatmap, (ExcitationMaps, DefaultMaps)) else self._drawn
+            maps = draw_maps(_Inputs(model, tensors, additional, internal_batch_size), targets, heatmap_kwargs)
         return like(inputs, maps if feature is None else in_shape_of(tensors, maps))
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
         """Raise NotImplementedError, as Captum's classes without futures do."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
-    def _network(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
-    ) -> tuple[ExplanationNetwork, torch.Size]:
-        """Build the network from the inputs to all outputs, flattened; also return their shape for one example."""
-        (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+    def _drawn(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Draw the map of each example's target."""
+        network, columns = self._network(given, list(dict.fromkeys(targets)))
+        parts = [Part(network, [columns[t]], rows) for t, rows in grouped(targets)]
+        return draw(self.heatmap, parts, given.tensors, given.additional, given.batch_size, settings)
+
+    def _winners(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Draw by excitation backprop. A difference has the winners of one output in contrast to those of the other.
+
+        Excitation backprop follows evidence for one output, whatever its sign. So a difference is that of two maps
+        without the contrast to all other outputs, where it is positive.
+        """
+
+        def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            for two, rows in grouped(isinstance(t, Difference) for t in targets):
+                x, more = rows_of(given.tensors, given.additional, torch.tensor(rows))
+                some, own = given._replace(tensors=x, additional=more), [targets[i] for i in rows]
+                if not two:
+                    yield rows, self._drawn(some, own, settings)
+                    continue
+                alone = {**settings, "contrastive": False}
+                ours = self._drawn(some, [t.target for t in own if isinstance(t, Difference)], alone)
+                others = self._drawn(some, [t.against for t in own if isinstance(t, Difference)], alone)
+                yield rows, tuple((a - b).clamp(min=0) for a, b in zip(ours, others, strict=True))
+
+        return gathered(drawn(), len(targets))
+
+    def _network(self, given: _Inputs, targets: list[Target]) -> tuple[ExplanationNetwork, dict[Target, int]]:
+        """Build the network from the inputs to all outputs, flattened; also return the column of each target."""
+        model = given.model
+        (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0]))
         ran = trace(model, model, (*x, *(more or ())), name="model")
+        # Inputs anew for each pass, because a model may work in place.
         if self.before is not None:
-            (x, more) = rows_of(inputs, additional, torch.tensor([0]))  # again, because a model may work in place
+            (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0]))
             name, layer = find_layer(model, self.before)
             ran = ran._replace(spatial=trace(model, layer, (*x, *(more or ())), name=name).spatial)
-        network = ExplanationNetwork(model, model, Outputs(), trace=ran, output_transform=self._in_a_row)
-        (x, more) = rows_of(inputs, additional, torch.tensor([0]))  # again, because a model may work in place
+        (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0]))
         with torch.no_grad():
-            return network, self._predicted(model(*x, *(more or ()))).shape[1:]
+            y_hat = self._predicted(model(*x, *(more or ())))
+        if any(isinstance(t, Difference) for t in targets):
+            outputs, columns = Outputs(_differences(y_hat, targets)), {t: i for i, t in enumerate(targets)}
+        else:
+            outputs = Outputs()
+            columns = {t: _column(y_hat.shape[1:], t) for t in targets}
+        network = ExplanationNetwork(model, model, outputs, trace=ran, output_transform=self._in_a_row)
+        return network, columns
 
     def _in_a_row(self, output: Any) -> Tensor:
         y_hat = self._predicted(output)
@@ -152,6 +189,27 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         return y_hat
 
 
+class _Inputs(NamedTuple):
+    """The model and what it is run on."""
+
+    model: nn.Module
+    tensors: tuple[Tensor, ...]
+    additional: tuple[Any, ...] | None
+    batch_size: int | None
+
+
 def _column(shape: torch.Size, target: Target) -> int:
     """Return the position of an output among all outputs, flattened."""
     return int(select(torch.arange(shape.numel()).reshape(1, *shape), target))
+
+
+def _differences(y_hat: Tensor, targets: list[Target]) -> nn.Linear:
+    """Make a linear layer from all outputs, flattened, to targets; every backend has a rule for linear layers."""
+    size = y_hat[0].numel()
+    layer = nn.Linear(size, len(targets), bias=False, dtype=y_hat.dtype, device=y_hat.device)
+    layer.requires_grad_(False).weight.zero_()
+    for row, target in zip(layer.weight, targets, strict=True):
+        own = (target.target, target.against) if isinstance(target, Difference) else (target,)
+        for t, sign in zip(own, (1, -1), strict=False):
+            row[_column(y_hat.shape[1:], t)] += sign
+    return layer

@@ -14,6 +14,7 @@ from captum_xnn.metrics._randomisation import randomised, similarity, top_down
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._sparsity import effective_number
 from captum_xnn.metrics._stability import matched_features
+from captum_xnn.metrics._typicality import typicality
 
 __all__ = [
     "Faithfulness",
@@ -48,4 +49,5 @@ __all__ = [
     "surrogate_score",
     "telea",
     "top_down",
+    "typicality",
 ]

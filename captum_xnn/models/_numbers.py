@@ -59,7 +59,9 @@ class Choice(NamedTuple):
     output: int
     """Number of the output among those that the form explains."""
     target: Target
-    """The same output among the model's outputs."""
+    """The same output among the model's outputs, or its difference from another one."""
+    against: int | None = None
+    """Number of the output that a learned network subtracts; None subtracts nothing."""
 
 
 def numbers_of_each(
@@ -92,8 +94,8 @@ def numbers_of_each(
         >>> torch.allclose(made.bias + made.contributions.sum(1), made.surrogate, atol=1e-6)
         True
     """
-    most = max(form.n_features for form, _, _ in choices)
-    sloping = any(isinstance(form, ContributionGroups) for form, _, _ in choices)
+    most = max(form.n_features for form, *_ in choices)
+    sloping = any(isinstance(form, ContributionGroups) for form, *_ in choices)
 
     def made() -> Iterator[tuple[list[int], Numbers]]:
         for choice, rows in grouped(choices):
@@ -103,19 +105,24 @@ def numbers_of_each(
                 x, more = rows_of(inputs, additional, torch.tensor(rows))
                 numbers = _of_groups(form, choice, Z[rows], own[rows], reader.tail(), (x, more))
             else:
-                numbers = _of_network(form, choice.output, Z[rows], sloping)
+                numbers = _of_network(form, choice, Z[rows], sloping)
             yield rows, numbers.wide(most)
 
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
         return Numbers(*gathered(made(), len(Z)))
 
 
-def _of_network(form: Autoencoder, output: int, Z: Tensor, sloping: bool) -> Numbers:
+def _of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bool) -> Numbers:
     """Compute the numbers of a learned network, with slopes of 0 if another form has slopes."""
     E = form.encode(Z.to(form.dtype))
     slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
-    bias = form.head.bias[output].expand(len(E))
-    return Numbers(E, form.contributions(E, output), bias, form.head(E)[:, output], slopes)
+    y_bar, bias, contributions = form.head(E), form.head.bias.expand(len(E), -1), form.contributions
+    if choice.against is None:
+        own = choice.output
+        return Numbers(E, contributions(E, own), bias[:, own], y_bar[:, own], slopes)
+    a, b = choice.output, choice.against
+    divided = contributions(E, a) - contributions(E, b)
+    return Numbers(E, divided, bias[:, a] - bias[:, b], y_bar[:, a] - y_bar[:, b], slopes)
 
 
 def _of_groups(

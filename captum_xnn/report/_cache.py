@@ -146,6 +146,7 @@ def describe(
             "captions": None if options.captions is None else [str(caption) for caption in options.captions],
             "data_captions": None if options.data_captions is None else [str(c) for c in options.data_captions],
             "class_names": sorted(map(list, names.items())) if isinstance(names, Mapping) else names and list(names),
+            "against": None if options.against is None else str(options.against),
             "patches": options.patches,
             "internal_batch_size": options.internal_batch_size,
         },

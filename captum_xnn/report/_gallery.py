@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target, predicted_classes
-from captum_xnn.explanation import Explanation
+from captum_xnn._targets import Difference, Target, predicted_classes
+from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
@@ -20,6 +20,7 @@ __all__ = [
     "Gallery",
     "OutputNames",
     "Texts",
+    "compare",
     "decimals",
     "numbers_of",
     "scaled",
@@ -42,6 +43,8 @@ class OutputNames:
         """Return the name of an output, or its number if it has no name."""
         if target is None:
             return "the output"
+        if isinstance(target, Difference):
+            return f"{self.of(target.target)} rather than {self.of(target.against)}"
         return str(self.names[target]) if target in self.names else f"class {target}"
 
 
@@ -115,7 +118,7 @@ def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[s
         }
 
 
-def numbers_of(why: Explanation, index: int, own: bool) -> dict[str, Any]:
+def numbers_of(why: Explanation | Contributions, index: int, own: bool) -> dict[str, Any]:
     """Return the numbers of one example, short enough for the page."""
     return {
         "c": [short(v) for v in why.contributions[index].detach().double().tolist()],
@@ -125,6 +128,19 @@ def numbers_of(why: Explanation, index: int, own: bool) -> dict[str, Any]:
         "says": short(float(why.prediction[index])),
         "own": own,
     }
+
+
+def compare(rows: Sequence[dict[str, Any]], made: Contributions, label: str) -> None:
+    """Add to each row the numbers of a difference of two outputs, for a second sentence.
+
+    Args:
+        rows: Rows of some examples.
+        made: Numbers of the difference for the same examples.
+        label: Name of the difference.
+    """
+    for i, row in enumerate(rows):
+        numbers = numbers_of(made, i, True)
+        row["rather"] = {"label": label, **{name: numbers[name] for name in ("c", "bias", "sum", "says")}}
 
 
 def scaled(maps: Tensor, contributions: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class ReportOptions:
     :func:`captum_xnn.report.concept_cards`."""
     place_names: Sequence[str] = ()
     """Names of these parts or objects, in order."""
+    against: int | tuple[int, ...] | None = None
+    """Output to compare with. Each example has a second sentence: why the target rather than this output."""
     patches: int = 0
     """Number of positives to cover patch by patch, for the measures of :func:`captum_xnn.patch_scores.patch_scores`.
     Each image takes 16 explanations."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Target, target_groups
+from captum_xnn._targets import Difference, Target, target_groups
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.plots._names import names_by_target, resolve_names
@@ -48,7 +48,7 @@ from captum_xnn.report._cards import (
     outputs_of,
 )
 from captum_xnn.report._described import as_batches, completed
-from captum_xnn.report._gallery import Gallery, OutputNames, decimals, scaled, shown
+from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, scaled, shown
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._rows import RowsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
@@ -328,6 +328,10 @@ class _Run:
         for i, t in enumerate(self.targets):
             why = xnn.explain(images, target=t, internal_batch_size=size)
             self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
+            if self.options.against not in (None, t):
+                made = xnn.contributions(images, t, against=self.options.against, internal_batch_size=size)
+                label = self.gallery.names.of(Difference(t, self.options.against))  # type: ignore[arg-type]
+                compare(self.gallery.rows[i][-len(images) :], made, label)
             if own:
                 self.streams[i].update(batch, images, y_hat, why, rows=rows)
             if self.options.again is not None:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._targets import Target, predicted_classes
+from captum_xnn._targets import Difference, Target, predicted_classes
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches
 from captum_xnn.report._cards import DataFaithfulness, count_examples
-from captum_xnn.report._gallery import OutputNames, Texts, numbers_of, scaled, short, strengths
+from captum_xnn.report._gallery import OutputNames, Texts, compare, numbers_of, scaled, short, strengths
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -182,6 +182,12 @@ class RowsRun:
             why = xnn.explain(batch.inputs, t, batch.additional, internal_batch_size=size)
             rows.classes = predicted is not None and isinstance(t, int)
             rows.show(why, xnn.one_heatmap(batch.inputs, t, batch.additional, internal_batch_size=size), given, cells)
+            if options.against not in (None, t):
+                made = xnn.contributions(
+                    batch.inputs, t, batch.additional, against=options.against, internal_batch_size=size
+                )
+                label = self.names.of(Difference(t, options.against))  # type: ignore[arg-type]
+                compare(rows.rows[-len(cells) :], made, label)
             if own:
                 rows.count(why, y_hat)
             if options.again is not None:

@@ -120,7 +120,7 @@ function writeItem(item, largest) {
   item.paths[2].setAttribute("d", rects.lowers);
   const says = data.images[item.index].says;
   item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; ${unexplained(row)}`;
-  item.why.textContent = sentenceOf(row);
+  item.why.textContent = sentencesOf(row);
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
     `${data.images[item.index].caption}: output ${plain(row.says)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
@@ -203,7 +203,7 @@ function redraw(item) {
 function writePeek(item) {
   const row = target().rows[item.index], image = data.images[item.index];
   el("peek-title").textContent = image.caption;
-  el("peek-why").textContent = sentenceOf(row);
+  el("peek-why").textContent = sentencesOf(row);
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
     `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.says)}, ${unexplained(row)}`;

@@ -54,7 +54,11 @@ function enumerate(said) {
   return said.length > 1 ? `${said.slice(0, -1).join(", ")} and ${said[said.length - 1]}` : said[0];
 }
 
-function sentenceOf(row) {
+// All sentences of an image: why the target, and why the target rather than the output to compare with.
+const sentencesOf = (row) =>
+  row.rather ? `${sentenceOf(row)}. ${sentenceOf(row.rather, row.rather.label)}` : sentenceOf(row);
+
+function sentenceOf(row, label = target().label) {
   const digits = digitsOf(row.c);
   const order = featureList().sort((a, b) => Math.abs(row.c[b]) - Math.abs(row.c[a]) || a - b);
   const sum = (some) => some.reduce((total, k) => total + Math.abs(row.c[k]), 0);
@@ -68,7 +72,7 @@ function sentenceOf(row) {
   };
   const said = (k) => `${nameOf(k)} (${signed(row.c[k], digits)})`;
   const because = first.slice(0, Math.max(1, needed(first))).map(said), although = second.slice(0, needed(second)).map(said);
-  let text = because.length ? `${start}${target().label} because of ${enumerate(because)}` : `no reason for ${target().label}`;
+  let text = because.length ? `${start}${label} because of ${enumerate(because)}` : `no reason for ${label}`;
   if (although.length) text += `, although ${enumerate(although)}`;
   const more = digitsOf([...row.c, residual(row)]);
   if (Math.abs(residual(row)) > NOTABLE * (sum(pro) + sum(against)) && Number(residual(row).toFixed(more)))

@@ -83,7 +83,7 @@ function drawExamples() {
     const example = data.images[index], row = rows[index], node = make("li", "example");
     const header = make("header");
     header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.says ? `${example.says}, ` : ""}${plain(row.says)}; ${unexplained(row)}`));
-    node.append(header, make("p", "why", sentenceOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
+    node.append(header, make("p", "why", sentencesOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
     return node;
   }));
 }
