@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,9 @@ from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._covering import Grid, ImageCovers, channels_of, images_among
-from captum_xnn.training._map_covers import CELLS, MapCovers, maps_before
+from captum_xnn.training._covering import ImageCovers, channels_of, images_among
+from captum_xnn.training._drops import Lost, LostCells, LostMaps, LostPixels, drops_of, has_cells
+from captum_xnn.training._map_covers import MapCovers, maps_before
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
 
@@ -45,8 +46,6 @@ _LOG = logging.getLogger(__name__)
 
 # Rows in one batch of the model.
 _ROWS = 64
-# Covered images in one batch on a CPU, where large batches of images leave the cache.
-_CPU_ROWS = 16
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
 # Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered.
@@ -379,7 +378,7 @@ class _Gathering:
         unexplained = _unexplained(found, c)
         drops = None
         if at is not None:
-            drops = _drops(self._lost(x, more, targets, found, at, over), len(pairs))
+            drops = drops_of(self._lost(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
 
@@ -423,15 +422,15 @@ class _Gathering:
         found: Integral,
         at: int,
         over: MapCovers | None,
-    ) -> _Lost:
+    ) -> Lost:
         """Choose how patches are covered."""
         form, patches = self.forms[0], self.forms[0].config["patches"]
-        if self._on_maps(inputs, at) and _has_cells(found.Z, form):
-            return _LostCells(form, found, patches)
+        if self._on_maps(inputs, at) and has_cells(found.Z, form):
+            return LostCells(form, found, patches)
         if over is not None:
-            return _LostMaps(form, found, over, patches)
+            return LostMaps(form, found, over, patches)
         covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
-        return _LostPixels(form, found, covers, self.tail, additional, targets)
+        return LostPixels(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
@@ -457,103 +456,9 @@ class _Gathering:
         return found
 
 
-def _has_cells(Z: Tensor, form: ContributionGroups) -> bool:
-    """Whether the layer's own output is feature maps with cells to cover."""
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
-    return len(places) == 2 and min(places) >= CELLS
-
-
-class _Lost(Protocol):
-    """Contributions that examples lose when patches are covered."""
-
-    grid: Grid
-    at_once: int
-
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        """Compute the drops of contributions, (C, len(pairs), D), for pairs of example and patch."""
-        ...
-
-
-class _LostPixels:
-    """Covers patches of the image, and runs the whole model on each.
-
-    If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
-    feature maps and tokens, the drops use the slopes of the whole image.
-    """
-
-    def __init__(
-        self,
-        form: ContributionGroups,
-        found: Integral,
-        covers: ImageCovers,
-        tail: Tail,
-        additional: tuple[Any, ...] | None,
-        targets: Sequence[Sequence[Target]],
-    ) -> None:
-        self.form, self.found, self.covers, self.tail = form, found, covers, tail
-        self.additional, self.targets = additional, targets
-        self.whole = form.contributions(found)
-        self.grid = covers.grid
-        self.at_once = _CPU_ROWS if self.whole.device.type == "cpu" else _ROWS
-
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        rows = torch.tensor([i for i, _ in pairs])
-        x, at = self.covers.covered(pairs), rows.to(self.whole.device)
-        more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
-        if self.found.Z.dim() == 2:
-            loose = torch.full((len(self.targets),), torch.inf)  # no example takes more intervals
-            some = [[of[i] for i in rows.tolist()] for of in self.targets]
-            covered = self.form.integral(self.tail, x, more, some, scale=loose)
-            return self.whole[:, at] - self.form.contributions(covered)
-        off = self.found.Z[at] - self.tail.activations(x, more)
-        return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
-
-
-class _LostMaps:
-    """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
-
-    The drops use the slopes of the whole image.
-    """
-
-    def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
-        self.form, self.found, self.covers = form, found, covers
-        self.grid = covers.grid(patches)
-        self.at_once = 4 * _ROWS
-
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        off = self.found.Z[at] - self.covers.activations(self.grid, pairs)
-        return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
-
-
-class _LostCells:
-    """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
-
-    def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
-        c = found.contributions(form.base.to(found.slopes))
-        self.contributions = c.movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
-        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], patches)
-        self.at_once = 4 * _ROWS
-
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        made = []
-        for i, p in pairs:
-            (top, bottom), (left, right) = self.grid.regions[p]
-            made.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
-        return torch.stack(made, 1)
-
-
 def _close(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal but for rounding."""
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
-
-
-def _drops(lost: _Lost, n: int) -> Tensor:
-    """Compute the drops of n examples' contributions for each covered patch, (C, n, patches, D)."""
-    pairs = lost.grid.pairs(n)
-    drops = [lost.of(pairs[i : i + lost.at_once]).cpu() for i in range(0, len(pairs), lost.at_once)]
-    every = torch.cat(drops, 1)
-    return every.reshape(len(every), n, -1, every.shape[2])
 
 
 def _unexplained(found: Integral, c: Tensor) -> Tensor:
