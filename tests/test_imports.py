@@ -16,11 +16,11 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # itself, whose names are the public ones.
 ROWS = (
     ("errors", "_files", "_targets", "_distributed", "layers", "metrics", "datasets"),
-    ("activations", "models", "excitation_bp", "plots", "_compared"),
+    ("activations", "models", "excitation_bp", "plots"),
     ("training", "heatmaps"),
     # `report` stands beside `attribution`, as XNNAttribution.report calls it. It takes an XNNAttribution as an argument
     # and needs its name only in annotations: the walk leaves out what is imported for type checkers.
-    ("explanation", "explainer", "_serialization", "attribution", "patch_scores", "report", "_rivals", "comparison"),
+    ("explanation", "explainer", "_serialization", "attribution", "patch_scores", "report", "comparison"),
     ("cli", "study", "", "__main__"),
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}

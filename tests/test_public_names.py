@@ -16,6 +16,7 @@ NAMES = {
         "NeuronExcitationBP OneHeatmap PaperSRAE Recipe SRAE XNNAttribution __version__ compare"
     ),
     "cli": "Configuration Opened main",
+    "comparison": "DEFAULT_METHODS MethodComparison compare",
     "activations": "Activations collect collect_part",
     "datasets": (
         "ADE20KScenes CUB200 Digits Figures FunnyBirds LOOKS PARTS PartsSample Places365 collate draw_figures "

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from captum_xnn.plots._panels import INK
 
 if TYPE_CHECKING:
-    from captum_xnn._compared import MethodComparison
+    from captum_xnn.comparison._compared import MethodComparison
 
 __all__ = ["draw_comparison"]
 

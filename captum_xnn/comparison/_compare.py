@@ -36,13 +36,13 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn._compared import MethodComparison
-from captum_xnn._rivals import Method, OneMap, Partition, Relevances, Rows, Subspaces, named_methods
 from captum_xnn._targets import Target, select, target_groups
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import Activations, Asked, Source, collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
+from captum_xnn.comparison._compared import MethodComparison
+from captum_xnn.comparison._rivals import Method, OneMap, Partition, Relevances, Rows, Subspaces, named_methods
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -58,7 +58,7 @@ from captum_xnn.training._making import MakeForm
 from captum_xnn.training._outputs import Outputs
 from captum_xnn.training._problem import Recipe
 
-__all__ = ["DEFAULT_METHODS", "MethodComparison", "compare"]
+__all__ = ["DEFAULT_METHODS", "compare"]
 
 DEFAULT_METHODS = ("groups", "SRAE", "spectral groups", "random groups", "1-Heatmap")
 """The methods that are compared by default. They need no optional package."""
