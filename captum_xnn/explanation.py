@@ -62,7 +62,7 @@ class Explanation:
         >>> why
         Explanation of 1 example: 2 x-features, maps (1, 2, 4)
           0: target 0 because of x-feature 1 (+3.00) and x-feature 2 (+1.00)
-        >>> why.sentence(["golden feather"], target_name="European goldfinch")
+        >>> why.sentence(names=["golden feather"], target_name="European goldfinch")
         'European goldfinch because of golden feather (+3.00) and x-feature 2 (+1.00)'
     """
 
@@ -132,8 +132,8 @@ class Explanation:
 
     def sentence(
         self,
-        names: Names | None = None,
         index: int = 0,
+        names: Names | None = None,
         *,
         target_name: str | None = None,
         share: float = 0.9,
@@ -142,8 +142,8 @@ class Explanation:
         r"""Put one example's explanation into words: "European goldfinch because of golden feather (+63.1)".
 
         Args:
-            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
             index: Position of the example in the batch.
+            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
             target_name: Name of the output. Without it the sentence says "target 46".
             share: The sentence names x-features until they reach this share of the positive contributions, in [0, 1].
                 If the negative contributions are larger, they are counted instead.
@@ -186,8 +186,8 @@ class Explanation:
         """
         return [
             self.sentence(
-                names,
                 i,
+                names,
                 target_name=None if target_names is None else _name_of(target, target_names),
                 share=share,
                 residual_share=residual_share,

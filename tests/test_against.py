@@ -190,7 +190,7 @@ def test_names_of_the_targets_x_features_hold(fitted, tmp_path):
     names = {"0": {0: "golden feather", 1: "red forehead", 2: "wing bar"}}
     write_names(tmp_path / "names.json", names, layer="5")
     why = fitted["one"].explain(x()[:1], 0, against=3)
-    assert "golden feather" in why.sentence(tmp_path / "names.json", share=1)
+    assert "golden feather" in why.sentence(names=tmp_path / "names.json", share=1)
 
 
 def test_missing_explainers_are_fitted_or_asked_for(model, fitted):

@@ -168,7 +168,7 @@ def explanation(targets: Any = (46, 7), layer: str | None = "relu6") -> Explanat
 def test_unnamed_x_features_and_outputs_are_numbered() -> None:
     why = explanation()
     assert why.sentence() == "target 46 because of x-feature 1 (+63.1) and x-feature 2 (+15.2)"
-    named = why.sentence(["golden feather"], target_name="European goldfinch")
+    named = why.sentence(names=["golden feather"], target_name="European goldfinch")
     assert named == "European goldfinch because of golden feather (+63.1) and x-feature 2 (+15.2)"
     assert why.sentence(index=1) == "against target 7 because of x-feature 1 (-4.00); unexplained: +2.00"
     assert why.sentence(index=1, share=1.0, residual_share=1.0).endswith("(-4.00), although x-feature 2 (+0.30)")
@@ -203,5 +203,5 @@ def test_names_are_read_for_the_layer_and_for_the_target_of_each_example(tmp_pat
     assert "golden feather (+63.1) and red forehead (+15.2)" in first
     assert "beak (-4.00), although x-feature 2 (+0.30)" in second
     with pytest.raises(ValueError, match="of layer 'fc7', got names of layer 'relu6'"):
-        explanation(layer="fc7").sentence(path)
+        explanation(layer="fc7").sentence(names=path)
     assert explanation().describe(0, ["a"]).count("a +63.10, x-feature 2 +15.20") == 1

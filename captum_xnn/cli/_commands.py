@@ -273,7 +273,7 @@ def _explained(
             "name": name,
             "target": target,
             **compared,
-            "sentence": why.sentence(names, i, target_name=called),
+            "sentence": why.sentence(i, names, target_name=called),
             "prediction": float(why.prediction[i]),
             "surrogate": float(why.surrogate[i]),
             "bias": float(why.bias[i]),

@@ -41,7 +41,7 @@ def place(heatmap):
 mean = why.maps.mean((0, 2))
 names = {k: f"{place(mean[k])} stroke" for k in range(3)}
 print(names)
-print(why.sentence(names, target_name="seven"))
+print(why.sentence(names=names, target_name="seven"))
 
 # %%
 # Names in pictures
@@ -56,7 +56,7 @@ why.show(0, names=names, target_name="a seven")
 # 0.9. It names the evidence against the output where this evidence is more than the rest.
 
 for share in (0.5, 0.9, 1.0):
-    print(f"{share}: {why.sentence(names, target_name='seven', share=share)}")
+    print(f"{share}: {why.sentence(names=names, target_name='seven', share=share)}")
 
 # %%
 # One sentence for each example, with the names of the outputs:

@@ -177,7 +177,7 @@ print(
 # Give a name to each x-feature that you understand. The names then stand in pictures, sentences and reports.
 
 names = {0: "head and belly"}
-print(why.sentence(names, target_name="Ember"))
+print(why.sentence(names=names, target_name="Ember"))
 
 # %%
 # Report

@@ -169,7 +169,7 @@ for k in range(shares.shape[1]):
 # %%
 for row in range(3):
     print(" ".join(texts[some[row]]))
-    print("  ", why.sentence(names, row, target_name="bad"))
+    print("  ", why.sentence(row, names, target_name="bad"))
 
 # %%
 # The sum of one review:
