@@ -173,11 +173,17 @@ def test_the_demo_prepares_a_study_of_digits_that_is_balanced(
 def test_serving_prints_the_links_and_ends_with_an_interruption(tmp_path: Path) -> None:
     by_hand(tmp_path)
     command = [sys.executable, "-m", "captum_xnn", "study", "serve", str(tmp_path), "--port", "0", "--links", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    # A job in the background ignores interruptions, and so would its children.
+    heeding = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, preexec_fn=heeding, **pipes) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(3)]
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert re.fullmatch(r"The study runs at http://127\.0\.0\.1:\d+; Ctrl-C ends it\.\n", lines[0])
     assert all(re.fullmatch(r"Open this: http://127\.0\.0\.1:\d+/s/[\w-]{32}\n", line) for line in lines[1:])
     assert (process.returncode, out, err) == (0, "The study has ended. All answers are in the folder.\n", "")
