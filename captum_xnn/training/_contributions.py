@@ -37,7 +37,7 @@ from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._covering import ImageCovers, channels_of, images_among
-from captum_xnn.training._drops import Lost, LostCells, LostMaps, LostPixels, drops_of, has_cells
+from captum_xnn.training._drops import CellDrops, Drops, MapDrops, PixelDrops, drops_of, has_cells
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
@@ -378,7 +378,7 @@ class _Gathering:
         unexplained = _unexplained(found, c)
         drops = None
         if at is not None:
-            drops = drops_of(self._lost(x, more, targets, found, at, over), len(pairs))
+            drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
 
@@ -414,7 +414,7 @@ class _Gathering:
         (maps,) = self.maps
         return None if maps is None else MapCovers(self.tail, maps, inputs, additional)
 
-    def _lost(
+    def _drops(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
@@ -422,15 +422,15 @@ class _Gathering:
         found: Integral,
         at: int,
         over: MapCovers | None,
-    ) -> Lost:
+    ) -> Drops:
         """Choose how patches are covered."""
         form, patches = self.forms[0], self.forms[0].config["patches"]
         if self._on_maps(inputs, at) and has_cells(found.Z, form):
-            return LostCells(form, found, patches)
+            return CellDrops(form, found, patches)
         if over is not None:
-            return LostMaps(form, found, over, patches)
+            return MapDrops(form, found, over, patches)
         covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
-        return LostPixels(form, found, covers, self.tail, additional, targets)
+        return PixelDrops(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
