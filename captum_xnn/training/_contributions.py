@@ -1,8 +1,8 @@
-"""Fit groups of contributions: choose examples, read their contributions from the model, learn the groups.
+"""Fit groups of contributions: choose examples, compute their contributions with the model, learn the groups.
 
 A few hundred examples are enough, because a fit learns only the groups. It uses some positives of each target, and
-other examples shared by all targets. If positives are images, the model also sees them with one patch covered at a
-time. This measures the drop of every dimension's contribution (:mod:`captum_xnn.training._covering`).
+other examples shared by all targets. If positives are images, their patches are also covered, one at a time. This gives
+the drop of every dimension's contribution (:mod:`captum_xnn.training._drops`).
 
 A fit can keep these contributions on disk, in one file for each explainer. A later fit with another number of
 x-features, or a resumed fit, then skips the model.
@@ -312,7 +312,7 @@ class _Gathering:
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:
-        """Read the contributions of other examples from their activations; return False where these do not decide.
+        """Read the contributions of other examples from their activations; return False if the output needs more.
 
         The modules before the layer then run on one positive only, and no other example is read.
         """
