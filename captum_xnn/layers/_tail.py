@@ -3,9 +3,10 @@
 A forward hook replaces the layer's output, and the model continues as usual. The result therefore includes skips across
 the layer, further inputs and keyword arguments, and functional code, as in the model itself.
 
-Where only the layer's output crosses the layer, the hook returns many points for each example and the model's beginning
-runs once. Where other values cross it too, as in a residual block, the inputs are repeated instead. The tail finds out
-by trying, and compares the unchanged point with the model's own output.
+If the rest of the model depends on the layer's output alone, the hook returns many points for each example, and the
+modules before the layer run once. If other values bypass the layer, as in a residual block, the inputs are repeated
+instead. The tail finds out by a trial: it puts the layer's own output back, and compares the result with the model's
+own output.
 
 Conventions:
     N examples, S points for each, Z (N, ...) the layer's output. Points lie on the line from a base to Z; t = 0 is the
