@@ -554,8 +554,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 return (y_bar[:, output] - (0 if against is None else y_bar[:, against])).cpu()
         if found.source is None:
             raise ValueError(
-                "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
-                "the data themselves"
+                "these activations do not say which inputs they belong to, and contributions need the inputs again; "
+                "pass the data themselves"
             )
         one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
         made = []
@@ -592,6 +592,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():

@@ -336,7 +336,7 @@ def collect(
             side by side see :class:`captum_xnn.layers.EveryCall`.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
             batches such as a DataLoader.
-        store: A folder to collect into, made if need be, for activations that do not fit in memory; see above. Shards
+        store: A folder (created if missing) for activations that do not fit in memory; see above. Shards
             that it already holds are verified and kept.
         unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default the keys of a dict are
             the names of the model's arguments, and the first entry of a tuple or list is the inputs.

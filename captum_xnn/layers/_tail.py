@@ -60,7 +60,7 @@ class _Line(NamedTuple):
     weights: Tensor
     targets: Sequence[Sequence[Target]]
     Z: Tensor | None
-    """The layer's own output, where it is known."""
+    """The layer's own output, if known."""
 
 
 class Tail:
@@ -136,7 +136,7 @@ class Tail:
             ts: Places on the line, (S,), in [0, 1].
             weights: Weights of the gradients at these places in their sum, (S,).
             targets: For each of C explained outputs, the target of every example.
-            Z: The layer's own output, (N, ...), where it is known.
+            Z: The layer's own output, (N, ...), if known.
 
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.

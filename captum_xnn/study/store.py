@@ -121,7 +121,7 @@ class StudyStore:
     """The database of a study, for many threads of one process; other processes may open it beside.
 
     Args:
-        path: The file; made if need be.
+        path: The file; created if missing.
 
     Raises:
         ValueError: If the file is no database.

@@ -473,6 +473,7 @@ def _within(rows: Tensor, first: int, end: int) -> Tensor:
 
 
 def _check_varies(y: Tensor) -> None:
+    """Raise if an output has fewer than two examples, or the same value for all."""
     if len(y) < 2:
         raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
     if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
@@ -482,6 +483,7 @@ def _check_varies(y: Tensor) -> None:
 
 
 def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> None:
+    """Raise if contributions are not finite, or all are 0."""
     every = torch.cat([evidence.own, evidence.others], 1)
     if not bool(every.isfinite().all()):
         raise ValueError(
