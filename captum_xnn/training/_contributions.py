@@ -152,7 +152,7 @@ def fit_groups(
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
             for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
-                _check_depends(evidence, forms[t], tail)
+                _check_depends(evidence, tail)
                 _learn(forms[t], evidence)
                 yield evidence
 
@@ -482,7 +482,7 @@ def _check_varies(y: Tensor) -> None:
         )
 
 
-def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> None:
+def _check_depends(evidence: Evidence, tail: Tail) -> None:
     """Raise if contributions are not finite, or all are 0."""
     every = torch.cat([evidence.own, evidence.others], 1)
     if not bool(every.isfinite().all()):
