@@ -1,4 +1,4 @@
-"""Runs the command line: ``python -m captum_xnn``."""
+"""Run the command line: ``python -m captum_xnn``."""
 
 import sys
 

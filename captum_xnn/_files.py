@@ -1,4 +1,4 @@
-"""Files that this package writes: replaced in one step, and read with an error that names problem and remedy."""
+"""Write files so that a crash leaves the old or the new file whole; read files with errors that say what to do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 r"""XNNAttribution: x-features of any layer of any trained model, with a map and a signed contribution for each.
 
 Conventions:
-    N examples, K x-features. Targets are what Captum takes: None, an int, a tuple of ints that indexes the output's
-    dimensions after the batch, or one of these per example as a list or a 1-D tensor.
+    N examples, K x-features. Targets are those of Captum: None, an int, or a tuple of ints that indexes the output's
+    dimensions after the batch. A list or a 1-D tensor gives each example its own target.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021.
@@ -61,34 +61,36 @@ __all__ = ["XNNAttribution"]
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     r"""Attribution maps of a few x-features, whose signed contributions add up to the model's output.
 
-    x-features E of one layer's output Z give :math:`\hat y = b + \sum_i v_i E_i`: by default to the error of a path
-    integral, with a learned form approximately. Every x-feature gets a heatmap by any Captum method. :meth:`fit`
-    learns, :meth:`attribute` gives the maps as Captum's classes do, :meth:`explain` the maps with all the numbers.
+    The x-features E of a layer's output Z add up to the prediction: :math:`\hat y = b + \sum_i v_i E_i`. For the
+    default form the sum is exact up to the error of a path integral. For a learned form it is an approximation. Any
+    Captum method can draw the heatmaps. :meth:`fit` learns the x-features. :meth:`attribute` draws their maps, as
+    Captum's classes do. :meth:`explain` draws the maps and computes all numbers.
 
     Args:
-        model: Any trained module that runs as Python code. It is never changed.
-        layer: The layer to explain, by dotted name or as a module. Its **output** is Z. The closer to the model's
-            output, the easier few x-features are faithful.
-        n_features: x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. By default gradient x
-            activation for groups of contributions, and contrastive excitation backprop for learned networks:
-            :class:`~captum_xnn.heatmaps.DefaultMaps`.
-        autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. By default
-            :class:`~captum_xnn.models.ContributionGroups`, which is exact; ``SRAE``, the paper's
-            learned form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, or one of the
-            :mod:`~captum_xnn.models.baselines`.
+        model: Any trained module that runs as Python code. The library leaves it unchanged.
+        layer: The layer to explain, by dotted name or as a module. Its **output** is Z. A learned form with few
+            x-features is more faithful at a layer closer to the model's output.
+        n_features: Number of x-features K for each explainer.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default,
+            :class:`~captum_xnn.heatmaps.DefaultMaps`, is gradient x activation for groups of contributions, and
+            contrastive excitation backprop for learned networks.
+        autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. The default is
+            :class:`~captum_xnn.models.ContributionGroups`, an exact form. Others are ``SRAE``, the paper's learned
+            form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, and the :mod:`~captum_xnn.models.baselines`.
         recipe: Settings of the training of learned networks.
-        train_data: Data to fit targets on when they are first asked for, as :meth:`fit` takes them.
-        unpack: Turns a batch of the training data into (inputs, additional_forward_args). By default a dict goes by the
-            names of the model's arguments, and of a tuple or list the first entry is taken.
+        train_data: Training data, as :meth:`fit` takes them. A target without an explainer is fitted on them when it is
+            first explained.
+        unpack: Turns a batch of the training data into (inputs, additional_forward_args). The default passes the
+            entries of a dict to the model's arguments of the same names, and takes the first entry of a tuple or list.
         output_transform: Turns the layer's raw output, such as a tuple or dict, into one tensor (N, ...).
-        prediction_transform: The same for the model's output.
+        prediction_transform: Turns the model's raw output into one tensor (N, ...).
         seed: Seeds every fit.
-        device_ids: As in Captum; the model's own device is used, and wrappers such as DataParallel are taken off.
+        device_ids: Accepted as in Captum, and not used: the model runs on its own device, without wrappers such as
+            DataParallel.
 
     Raises:
         LayerNotFoundError: If the model has no such layer.
-        TypeError: If the model is no module, or a scripted one, or the autoencoder cannot be called.
+        TypeError: If the model is not a module, the model is scripted, or the autoencoder cannot be called.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -166,40 +168,38 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         distributed: bool = False,
         progress: bool = True,
     ) -> XNNAttribution:
-        """Learn an explainer for each target, or one for all of them, and return this object.
+        """Fit an explainer for each target, or one for all targets, and return this object.
 
-        The data are run through the model once, whatever the number of targets, and explainers are learned together.
-        No labels are used: positives are the examples to which the model itself gives the class; training draws them
-        more often.
+        The model runs on the data once for all targets, and explainers are fitted together. A fit uses no labels.
+        Positives are the examples to which the model itself gives the class. Learned forms train on them more often.
 
         Args:
-            data: Inputs as a tensor (M, ...), a tuple of tensors for a model with several inputs, or an iterable of
-                batches, such as a DataLoader, which hold the inputs first. Or activations that were collected before,
-                in memory or on disk (:class:`~captum_xnn.activations.Activations`); the model is not run
-                then.
-            target: One output of the model (None, int, or tuple of ints), or a list or range of them, which get an
-                explainer each.
+            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, or as an iterable
+                of batches that hold the inputs first, such as a DataLoader. Also activations that were collected
+                before (:class:`~captum_xnn.activations.Activations`); the model then does not run on all data again.
+            target: One output of the model (None, int, or tuple of ints), or a list or range of outputs. Each output of
+                a list gets its own explainer.
             joint: Explain all targets of the list or tuple by one set of x-features.
-            positives: Boolean (M,), instead of the model's own decisions. All True weights every example alike, as is
-                right where the outputs are no classes.
-            store: A folder to collect activations into and to learn from, where they do not fit in memory. Activations
-                in it are not collected again (:func:`~captum_xnn.activations.collect`). It keeps
-                contributions too: a later fit to the same outputs, with any ``n_features``, reads them and does not run
+            positives: Boolean (M,), in place of the model's own decisions. All True weights every example alike; use it
+                where the outputs are not classes.
+            store: A folder for activations that do not fit in memory. The fit collects into it and reads from it; it
+                does not collect again what the folder holds (:func:`~captum_xnn.activations.collect`). The folder keeps
+                contributions too. A later fit to the same outputs, with any ``n_features``, reads them and does not run
                 the model.
-            checkpoint: A folder that keeps how far the fit has come, every minute, or after every 16 outputs where
-                groups of contributions are fitted. After an interruption the same call continues from there, with the
-                same numbers as without the interruption.
-            log: For learned forms: is called with the target, or the tuple of them, and every new record of the
-                history (:mod:`captum_xnn.training._logs`). Beside a checkpoint, records come when that is written, so
-                that a resumed fit repeats none.
-            distributed: Whether the processes of the default group of ``torch.distributed`` do this together, as under
-                torchrun. All make the same call with the same data, and get the same explainers; a store and a
-                checkpoint are in a folder that all of them see.
+            checkpoint: A folder for the state of the fit, written every minute, or after every 16 outputs for groups of
+                contributions. After an interruption, the same call resumes the fit and gives the same numbers as an
+                uninterrupted one.
+            log: For learned forms: a function that the fit calls with the target, or the tuple of targets, and every
+                new record of the history (:mod:`captum_xnn.training._logs`). Records are sent with each checkpoint, so
+                a resumed fit never repeats one.
+            distributed: Whether the processes of the default group of ``torch.distributed`` fit together, as under
+                torchrun. All processes make the same call with the same data, and get the same explainers. Store and
+                checkpoint must be in folders that all processes share.
             progress: Whether to show progress bars.
 
         Raises:
-            ValueError: If data or outputs cannot be learned from; the message says why, and what to do.
-            RuntimeError: If distributed is asked for outside of a group of processes.
+            ValueError: If a fit cannot use the data or the outputs; the message says why, and what to do.
+            RuntimeError: If ``distributed`` is set outside of a group of processes.
 
         Example:
             >>> _ = torch.manual_seed(0)
@@ -212,7 +212,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         groups = target_groups(target, joint)
         ranks = Ranks.here() if distributed else ALONE
         if is_exact(self.autoencoder):
-            self._reader().tail()  # which refuses a layer's calls that contributions cannot be of
+            self._reader().tail()  # raises for a layer without contributions before all data run through the model
             data = data if isinstance(data, Activations) else repeatable(data)
         if positives is not None:
             check_positives(positives, data)
@@ -270,16 +270,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
 
     def _reader(self) -> Reader:
+        """Make the reader of the explained layer."""
         return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
     def explainer(self, target: Any = None) -> Explainer:
-        """Return the fitted explainer of an output: its own one, or else a joint one that covers it.
+        """Return the fitted explainer of an output: its own explainer, or else a joint one that covers it.
 
         Args:
             target: None, int, or tuple of ints.
 
         Raises:
-            NotFittedError: If there is none and no train_data to fit one on.
+            NotFittedError: If the output has no explainer, and there are no train_data to fit one on.
         """
         if isinstance(target, (list, range)) or (isinstance(target, Tensor) and target.numel() > 1):
             many = list(target) if isinstance(target, range) else target
@@ -291,7 +292,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return self._explainers([single_target(target)])[0]
 
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
-        """Find an explainer for each target; fit missing ones on train_data, if there are any."""
+        """Find an explainer for each target; fit missing explainers on train_data, or raise without train_data."""
         name = find_layer(unwrap(self.model), self.layer)[0]
         missing = [t for t in dict.fromkeys(targets) if self._fitted_already(name, t) is None]
         for asked, joint in self._fits_of(missing, name):
@@ -325,6 +326,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             yield list(dict.fromkeys(alone)), False
 
     def _fitted_already(self, layer: str, target: Target) -> Explainer | None:
+        """Find the explainer with the fewest targets that covers a target; None without such an explainer."""
         covering = [e for (at, _), e in self.explainers_.items() if at == layer and e.covers(target)]
         return min(covering, key=lambda e: len(e.targets), default=None)
 
@@ -345,23 +347,23 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
-            target: Which output to explain, for all examples or for each, as everywhere in Captum.
-            additional_forward_args: Further positional arguments of the model, not attributed to.
-            against: The output to compare with: explains why the target rather than this one, as the difference of
-                both. One for all examples or for each. Groups of contributions are those of the target; a learned
-                network needs a joint fit of both outputs.
-            feature: The one x-feature to draw, 0-based; all of them, if None.
-            internal_batch_size: Maps computed at once, which bounds the memory.
-            return_convergence_delta: Whether to return what the x-features fail to explain as well.
+            target: The output to explain: one for all examples, or one for each, as in Captum.
+            additional_forward_args: Further positional arguments of the model. They get no maps.
+            against: The output to subtract: one for all examples, or one for each. The explanation is then of the
+                difference of both outputs: why the target rather than this output? Groups of contributions are those
+                of the target. A learned network needs a joint fit of both outputs.
+            feature: Index of the only x-feature to draw; None draws all.
+            internal_batch_size: Number of maps computed at once; smaller values need less memory.
+            return_convergence_delta: Whether to return the unexplained part of the output as well.
             heatmap_kwargs: Settings for this call of the heatmap backend, such as ``n_steps=64``.
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, or 2-element tuple of **attributions**, **delta**:
 
             - **attributions**: (N, K, ...) for each input, or exactly the input's shape with ``feature``. Methods that
-              explain a layer give (N, K, 1, H, W) for images and (N, K, 1, D, H, W) for volumes, of which ``feature``
-              gives each channel an equal part; of token ids ``feature`` sums over dimensions. Detached, of the input's
-              dtype and device.
+              explain a layer give (N, K, 1, H, W) for images and (N, K, 1, D, H, W) for volumes. With ``feature`` such
+              a map is divided equally among the channels, and a map of token ids is summed over the embedding's
+              dimensions. Maps are detached, and have the input's dtype and device.
             - **delta** (N,): :math:`\hat y - \bar y`, in logits.
 
         Raises:
@@ -385,14 +387,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         *,
         against: Any = None,
     ) -> Tensor:
-        r"""Compute :math:`\hat y - \bar y` for each example, (N,), in logits: the part that x-features do not explain.
+        r"""Compute the unexplained part :math:`\hat y - \bar y` of each example's output, (N,), in logits.
 
         Args:
-            attributions: Not used; the delta is that of the surrogate, not of the maps.
+            attributions: Not used, because the delta measures the surrogate and not the maps.
             inputs: A tensor or a tuple of tensors.
-            target: Which output is explained.
+            target: The explained output.
             additional_forward_args: Further positional arguments of the model.
-            against: The output that is subtracted, if any.
+            against: The output to subtract, if any.
         """
         del attributions
         return self._explained(inputs, target, additional_forward_args, against=against).unexplained
@@ -412,12 +414,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
-            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            target: The output to explain: one for all examples, or one for each, as in Captum.
             additional_forward_args: Further positional arguments of the model.
             against: As in :meth:`attribute`: why the target rather than this output.
-            one_heatmap: Whether to draw the map of the model's own output as well, as :meth:`one_heatmap` does;
-                :meth:`Explanation.show <captum_xnn.Explanation.show>` then has it beside the image.
-            internal_batch_size: Maps computed at once, which bounds the memory.
+            one_heatmap: Whether to draw the map of the model's own output as well, as :meth:`one_heatmap` does.
+                :meth:`Explanation.show <captum_xnn.Explanation.show>` then draws it beside the image.
+            internal_batch_size: Number of maps computed at once; smaller values need less memory.
             heatmap_kwargs: Settings for this call of the heatmap backend.
 
         Raises:
@@ -483,10 +485,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
-            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            target: The output to explain: one for all examples, or one for each, as in Captum.
             additional_forward_args: Further positional arguments of the model.
             against: As in :meth:`attribute`: why the target rather than this output.
-            internal_batch_size: Examples at once, which bounds the memory.
+            internal_batch_size: Number of examples explained at once; smaller values need less memory.
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
@@ -521,8 +523,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             data: As :meth:`fit` takes them.
             target: None, int, or tuple of ints.
-            against: The output that is subtracted, as in :meth:`attribute`. There is no F_cls of a difference.
-            store: As in :meth:`fit`; a folder for these data, not that of the training data.
+            against: The output to subtract, as in :meth:`attribute`. There is no F_cls of a difference.
+            store: A folder for these data, as in :meth:`fit`. It must not be the folder of the training data.
 
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
@@ -542,7 +544,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return Faithfulness.of(surrogate, prediction, parts(found.y_hat), target)
 
     def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
-        """Return what bias and x-features give for all examples, (M,)."""
+        """Compute the surrogate of all examples, (M,)."""
         form, output, _, against = explainer.choice(target)
         if not isinstance(form, ContributionGroups):
             weight = form.head.weight
@@ -552,8 +554,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 return (y_bar[:, output] - (0 if against is None else y_bar[:, against])).cpu()
         if found.source is None:
             raise ValueError(
-                "these activations do not say which inputs they are of, and contributions need the inputs again; pass "
-                "the data themselves"
+                "these activations do not say which inputs they belong to, and contributions need the inputs again; "
+                "pass the data themselves"
             )
         one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
         made = []
@@ -572,7 +574,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainers: Sequence[Explainer] = (),
         against: Any = None,
     ) -> _Explained:
-        """Compute all numbers of an explanation, by the given explainers or the fitted ones."""
+        """Compute all numbers of an explanation.
+
+        Args:
+            inputs: As :meth:`explain` takes them.
+            target: As :meth:`explain` takes it.
+            additional_forward_args: As :meth:`explain` takes them.
+            internal_batch_size: Number of examples explained at once.
+            explainers: Explainer of each example. Without them, the fitted explainers of the targets.
+            against: As :meth:`explain` takes it.
+        """
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
         targets = per_example(target, len(tensors[0]), against)
@@ -581,6 +592,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
@@ -631,16 +643,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     ) -> Any:
         """Draw the 1-Heatmap: the single map of the model's own output, which the x-features' maps split.
 
-        It comes from the same backend at the same layer, needs no fit, and is what :class:`captum_xnn.OneHeatmap` gives
+        The same backend draws it at the same layer. It needs no fit. :class:`captum_xnn.OneHeatmap` draws the same map
         with ``before=`` this layer.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
-            target: Which output to explain, for all examples or for each, as everywhere in Captum.
+            target: The output to explain: one for all examples, or one for each, as in Captum.
             additional_forward_args: Further positional arguments of the model.
-            against: The output that is subtracted, as in :meth:`attribute`.
+            against: The output to subtract, as in :meth:`attribute`.
             feature: 0 for a map in exactly the input's shape.
-            internal_batch_size: Maps computed at once, which bounds the memory.
+            internal_batch_size: Number of maps computed at once; smaller values need less memory.
             heatmap_kwargs: Settings for this call of the heatmap backend.
 
         Returns:
@@ -663,16 +675,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save all fitted explainers of the current layer to a folder, overwrite its contents, and return its path.
+        """Save all fitted explainers of the layer to a folder, overwrite its old explainers, and return its path.
 
-        Saved are weights (safetensors), layer, targets, settings and a fingerprint of the model (JSON); not the model
-        itself, the heatmap backend, or functions such as output_transform. A crash leaves the old files whole.
+        The folder gets the weights (safetensors), and layer, targets, settings and a fingerprint of the model (JSON).
+        It gets neither the model nor the heatmap backend, and no functions such as output_transform. After a crash the
+        old files are still whole.
 
         Args:
-            path: A folder; made if need be.
+            path: The folder; created if it does not exist.
 
         Raises:
-            NotFittedError: If nothing was fitted.
+            NotFittedError: If the layer has no fitted explainers.
         """
         model = unwrap(self.model)
         name = find_layer(model, self.layer)[0]
@@ -706,16 +719,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Args:
             path: The folder.
             model: The model, in which the layer is found by its name.
-            strict: Whether a model that differs from the saved fingerprint is an error rather than a warning. A missing
-                layer is an error in any case, and a layer whose output has another shape raises when it is explained.
-            forms: Classes of explanation networks that are not this package's own, if some of the saved ones are of
-                these. A file names its classes, but none is imported, as that would run foreign code.
+            strict: Whether to raise, rather than warn, if the model differs from the saved fingerprint. A missing layer
+                always raises. A layer with an output of another shape raises when it is explained.
+            forms: Your own classes of explanation network, if the folder holds networks of these classes. The file
+                names its classes, but loading does not import them, because an import would run foreign code.
             settings: Arguments of the constructor that are not saved: heatmap, train_data, unpack, output_transform,
                 prediction_transform, device_ids.
 
         Raises:
-            ExplainerFileError: If files are missing, truncated, or foreign.
-            ModelMismatchError: If the model differs; the message says in what.
+            ExplainerFileError: If files are missing, truncated, or not written by :meth:`save`.
+            ModelMismatchError: If the model differs; the message lists the differences.
         """
         plain = unwrap(model)
         saved = _serialization.SavedExplainers.read(path, forms)
@@ -730,7 +743,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
 
 class _Explained(NamedTuple):
-    """All of an explanation but its maps."""
+    """An explanation without its maps."""
 
     inputs: tuple[Tensor, ...]
     additional: tuple[Any, ...] | None
@@ -746,7 +759,7 @@ class _Explained(NamedTuple):
 
 
 def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
-    """Raise where an additional argument has a row for each example by chance."""
+    """Raise if an additional argument has as many rows as there are examples, but belongs to the whole batch."""
 
     def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
         copies, others = copied(x, more)

@@ -1,9 +1,9 @@
 """Explanation of one batch: the maps, the contribution of every x-feature, and a check that they add up.
 
 Conventions:
-    N examples, K x-features. Arguments are indices and count from 0, and so do the indices in front of lines. The names
-    "x-feature 1" to "x-feature K", which a reader sees, count from 1. Contributions, bias, surrogate and prediction are
-    in the model's own units (logits).
+    N examples, K x-features. Arguments are indices and count from 0. So do the indices in front of printed lines. The
+    printed names "x-feature 1" to "x-feature K" count from 1. Contributions, bias, surrogate and prediction are in the
+    model's own units (logits).
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Explanation:
         return "\n".join([head, *lines, *more])
 
     def _said(self, index: int) -> str:
-        """Write a sentence of one example, or its numbers where an infinite prediction leaves no sentence."""
+        """Write a sentence about one example, or its numbers if its prediction is infinite."""
         try:
             return self.sentence(index=index)
         except ValueError:

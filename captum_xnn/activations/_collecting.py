@@ -206,7 +206,7 @@ def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class _Reader(Reader):
+class _BatchReader(Reader):
     """Reads one layer of a model on data, batch by batch."""
 
     asked: Asked | None = None
@@ -220,7 +220,7 @@ class _Reader(Reader):
         output_transform: OutputTransform | None,
         prediction_transform: OutputTransform | None,
         asked: Asked | None = None,
-    ) -> _Reader:
+    ) -> _BatchReader:
         """Make a reader for some data; raise where a tuple of tensors cannot be the model's inputs."""
         model = unwrap(model)
         if isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
@@ -336,7 +336,7 @@ def collect(
             side by side see :class:`captum_xnn.layers.EveryCall`.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
             batches such as a DataLoader.
-        store: A folder to collect into, made if need be, for activations that do not fit in memory; see above. Shards
+        store: A folder (created if missing) for activations that do not fit in memory; see above. Shards
             that it already holds are verified and kept.
         unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default the keys of a dict are
             the names of the model's arguments, and the first entry of a tuple or list is the inputs.
@@ -378,7 +378,7 @@ def collect(
         )
         opened = Activations.open(folder, checksums=False)  # old shards were verified, new ones just written
         return opened._replace(source=_source(data, unpack))
-    reader = _Reader.for_data(model, layer, data, output_transform, prediction_transform, asked)
+    reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
     read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
     return reader.joined(read)._replace(source=_source(data, unpack))
@@ -439,7 +439,7 @@ def collect_together(
         collect_part(model, layer, data, store, rank=ranks.rank, world_size=ranks.world, **transforms)
         ranks.wait()
         return Activations.open(store, checksums=False)._replace(source=_source(data, unpack))
-    reader = _Reader.for_data(model, layer, data, output_transform, prediction_transform, asked)
+    reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack)
     first = batches.first()
     if first is None:
@@ -519,7 +519,7 @@ def collect_part(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
-    reader = _Reader.for_data(model, layer, data, output_transform, prediction_transform, asked)
+    reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
     folder = Path(store)
     folder.mkdir(parents=True, exist_ok=True)
@@ -543,7 +543,7 @@ def collect_part(
     return folder
 
 
-def _begun(reader: _Reader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
+def _begun(reader: _BatchReader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
     """Create a store, or open the store in the folder; raise where it is of another model, layer or data."""
     about: dict[str, Any] = {
         "fingerprint": fingerprint(reader.model, reader.name),
@@ -590,7 +590,7 @@ def _other_data(store: Store, example: int) -> StoreError:
 class _Filling:
     """Fills a store with the shards of one process."""
 
-    def __init__(self, reader: _Reader, store: Store, rank: int, world_size: int) -> None:
+    def __init__(self, reader: _BatchReader, store: Store, rank: int, world_size: int) -> None:
         self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
         self._missing: dict[int, bool] = {}
         # Room for one shard, made once: a new one for each shard would fragment the memory.

@@ -2,7 +2,7 @@
 
 ``rows[numbers]`` and ``rows.split(n)`` give tensors, as they do for a tensor. Code that uses only a batch or a part at
 a time therefore accepts either. ``rows[:]`` loads the whole table. Files are read, not mapped. The process holds only
-the rows it has asked for, and a file that was cut short raises an error. A memory map would end the process instead.
+the rows that it reads. A file that was cut short raises an error; with a memory map it would end the process.
 
 Conventions:
     M rows of any shape (...), in .npy files of several rows each.

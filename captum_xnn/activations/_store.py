@@ -96,7 +96,7 @@ class Store:
         """Create a store without shards, or open the store that another process made meanwhile.
 
         Args:
-            folder: Made if need be.
+            folder: The folder; created if missing.
             about: Entries of the manifest about the model, as JSON can hold them. Its ``fingerprint`` names the layer.
             tables: Some examples of every table, for their shapes and dtypes.
             rows_per_shard: Examples in a shard; by default 4,096, or fewer where these are more than 64 MiB.

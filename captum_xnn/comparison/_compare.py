@@ -4,23 +4,24 @@ Every method is fitted on the same training examples, and measured on the same h
 
 ===============  ====================================================================================================
 faithfulness     F_reg and F_cls, as :meth:`captum_xnn.XNNAttribution.score` gives them
-patch agreement  of maps with the drops that covered patches cause, beside random groups and maps of noise; images only
+patch agreement  of maps with the drops of covered patches, beside random groups and maps of noise; images only
 O1 of drops      overlap of the drops of different x-features, beside random groups; images only
 O1 of maps       overlap of the maps of different x-features, weighted by contribution
 stability        mean absolute correlation of matched x-features of two fits, each on one half of the training
                  examples and with its own seed, on held-out examples
-fit, explain     processor seconds of a fit for each target, and of an explanation for each example. One pass of all
-                 data through the model serves all methods and is not counted, and neither is the work of a GPU
+fit, explain     processor seconds of a fit for each target, and of an explanation for each example. They include
+                 neither the one pass of all data through the model, shared by all methods, nor the work of a GPU
 ===============  ====================================================================================================
 
-Random groups draw another division for each half, so their stability is that of chance. Groups of contributions add up
-exactly for any division. Their F_reg therefore shows the calculation only, and equals that of random groups.
+Random groups are drawn anew for each half, so their stability is that of chance. Groups of contributions add up exactly
+for any groups. Their F_reg therefore measures only the error of the path integral, and equals that of random groups.
 
-The largest dimensions, PRCA and DRSA have one x-feature more, the rest. PRCA and DRSA have no maps here.
+The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. PRCA and DRSA
+have no maps here.
 
 Conventions:
-    M examples, K x-features. Positives are examples to which the model gives the class; all examples, where outputs are
-    no classes. Maps and patches are of the first positives among the held-out examples.
+    M examples, K x-features. Positives are examples to which the model gives the class. If outputs are not classes, all
+    examples are positives. Maps are drawn for the first positives among the held-out examples, and these are covered.
 """
 
 from __future__ import annotations
@@ -90,11 +91,11 @@ def compare(
     seed: int = 0,
     progress: bool = True,
 ) -> MethodComparison:
-    """Fit methods on one part of the data, and measure them on the other, as a table with intervals.
+    """Fit methods on one part of the data, measure them on the rest, and return a table with intervals.
 
-    Four fifths of the examples of each class are for training and one fifth is held out, by a seeded draw. The result
-    is the same for every call with the same seed, except for the processor seconds. A warning says if another method is
-    clearly more faithful than the first one: if its interval of F_reg lies below.
+    A seeded draw holds out one fifth of the examples of each class. The methods are fitted on the other four fifths.
+    Calls with the same seed give the same result, except for the processor seconds. A warning is raised if another
+    method is clearly more faithful than the first one, so that its whole interval of F_reg lies below.
 
     Args:
         model: Any trained module.
@@ -102,7 +103,7 @@ def compare(
         data: Inputs as :meth:`captum_xnn.XNNAttribution.fit` takes them.
         target: One output of the model, or a list of them. Intervals need several targets or repeats.
         methods: Names of methods, or forms such as ``functools.partial(SRAE, hidden=(64,))``, or a dict from names of
-            your own to either. The first is the one in use. Names are ``groups`` (the default form), ``SRAE``,
+            your own to either. The first is the method in use. Names are ``groups`` (the default form), ``SRAE``,
             ``random groups``, ``1-Heatmap``, ``spectral groups``, ``NMF of contributions``, ``largest dimensions``,
             ``PRCA``, ``DRSA``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single dimensions``, ``random encoder``
             and ``random decoder``.

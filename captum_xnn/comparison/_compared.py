@@ -147,7 +147,7 @@ class MethodComparison:
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """One row for each method: ``method``, and for each measure its mean, and the ends ``_low`` and ``_high``.
+        """One row for each method: its name, and for each measure the mean and the interval (``_low`` and ``_high``).
 
         A missing value is None.
         """

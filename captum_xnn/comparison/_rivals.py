@@ -87,7 +87,7 @@ class Partition:
 class Subspaces:
     """Orthogonal subspaces of the layer, whose relevances add up to the output as contributions do. They have no maps.
 
-    For feature maps and tokens, every place is an example to the rule.
+    For feature maps and tokens, the rule takes every place as an example.
     """
 
     rule: Callable[[Tensor, Tensor, int, torch.Generator], Tensor]

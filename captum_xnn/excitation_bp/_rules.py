@@ -1,4 +1,6 @@
-"""The rule of each function that a model may call.
+"""The rule of each function that a model may call. The table at the end lists the functions.
+
+:mod:`captum_xnn.excitation_bp._shares` has the formula, and :mod:`captum_xnn.excitation_bp._operations` computes it.
 
 - Affine operations (linear, convolutions, products with a constant) divide probability among their inputs by excitatory
   weights.

@@ -5,7 +5,7 @@ coarse. The method's authors stop where 224 x 224 pixels have become 14 x 14 cel
 the first block of ResNet-50's third stage. :func:`stopping_layer` generalises this. It considers layers
 
 - that every path crosses, so that the probabilities of the map sum to 1,
-- whose output is not negative, after a ReLU or a pooling of its output, so that the formula holds as it stands,
+- whose output is not negative, after a ReLU or a pooling of its output, so that the setting ``negative`` has no effect,
 - with at least 14 cells along the shorter side, and at most 16 x 16 pixels to a cell.
 
 It takes the first of these layers with the fewest cells. If there is no such layer, it drops the condition on cells,

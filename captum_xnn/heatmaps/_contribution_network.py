@@ -47,7 +47,7 @@ class ContributionNetwork(ExplanationNetwork):
 
     def __init__(self, form: ContributionGroups, tail: Tail, target: Target, **options: Any) -> None:
         super().__init__(tail.model, tail.layer, form, output_transform=tail.output_transform, **options)
-        # Past the registry, which Captum's methods walk.
+        # Assign outside of the registry of submodules, because Captum's methods walk it.
         object.__setattr__(self, "form", form)
         object.__setattr__(self, "tail", tail)
         self.target = target
@@ -69,7 +69,7 @@ class ContributionNetwork(ExplanationNetwork):
         """Choose the slopes of contributions.
 
         Args:
-            slopes: See the module's head.
+            slopes: One of the three kinds in the docstring of the module.
         """
         self.slopes = slopes
 
@@ -82,7 +82,7 @@ class ContributionNetwork(ExplanationNetwork):
         given = self.hold(inputs)
         if self.slopes == "recomputed":
             return self._recomputed(given)
-        if self.slopes == "gradient":  # before the last run of the layer, whose results Captum's hooks keep
+        if self.slopes == "gradient":  # before the run that Captum's hooks watch
             self.xnn_encoder.slopes = self._gradient(given)
         Z = self.activations(*given)
         return self.xnn_encoder(Z)  # type: ignore[no-any-return]
@@ -94,7 +94,7 @@ class ContributionNetwork(ExplanationNetwork):
         return self.tail.along(inputs, additional, self.form.base, one, one, targets).gradient[0]
 
     def _recomputed(self, given: tuple[Any, ...]) -> Tensor:
-        """Compute the x-features of inputs by path integrals of their own."""
+        """Compute the x-features of inputs, by a path integral of each input."""
         inputs, additional = _divided(given)
         made = self.form.integral(self.tail, inputs, additional, [[self.target] * len(inputs[0])], scale=self.scale)
         return self.form.features(self.form.contributions(made)[0])

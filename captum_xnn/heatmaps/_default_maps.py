@@ -1,4 +1,4 @@
-"""The default heatmap backend, and the backend that a user's ``heatmap=`` stands for."""
+"""The default heatmap backend, and the conversion of the argument ``heatmap=`` to a backend."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DefaultMaps:
 
 
 def as_heatmap(heatmap: type[Attribution] | Heatmap | None) -> Heatmap:
-    """Make a backend of a Captum class; keep a backend, and make the default one of None.
+    """Turn the argument ``heatmap=`` into a backend.
 
     Args:
         heatmap: A Captum attribution class, a backend object, or None for :class:`DefaultMaps`.

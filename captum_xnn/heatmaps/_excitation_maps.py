@@ -1,7 +1,7 @@
 r"""The heatmap backend that draws x-features by excitation backprop.
 
 Conventions:
-    N examples, K x-features asked for. Maps are (N, K, ...), never negative, detached, contiguous, of the input's dtype
+    N examples, K x-features to draw. Maps are (N, K, ...), never negative, detached, contiguous, of the input's dtype
     and device.
 """
 

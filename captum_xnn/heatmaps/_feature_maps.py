@@ -1,4 +1,6 @@
-"""Draw the maps of x-features: one network for each form, one call of the backend for examples with as many maps.
+"""Draw the maps of x-features with a backend, by one network for each form.
+
+Examples with the same number of x-features are drawn together (:mod:`captum_xnn.heatmaps._batching`).
 
 Conventions:
     N examples, K x-features.
@@ -68,7 +70,7 @@ class FeatureMaps(NamedTuple):
         ran = trace(model, layer, (*first[0], *(first[1] or ())), name=name)
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            for width, rows in grouped(widths):  # as many maps of each example at once
+            for width, rows in grouped(widths):  # examples with the same number of maps
                 own = [k for k in features if k < width]
                 x, more = rows_of(inputs, additional, torch.tensor(rows))
                 some = slopes[torch.tensor(rows).to(slopes.device)]

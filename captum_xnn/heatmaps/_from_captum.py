@@ -4,7 +4,7 @@ The maps of all x-features are computed together: each input is repeated once pe
 result equals a loop over the x-features up to rounding, because a method attributes each row of a batch on its own.
 
 Conventions:
-    N examples, K x-features asked for, R = N K rows. Maps are (N, K, ...), detached, contiguous, of the input's dtype
+    N examples, K x-features to draw, R = N K rows. Maps are (N, K, ...), detached, contiguous, of the input's dtype
     and device.
 """
 

@@ -1,7 +1,7 @@
 """The heatmap backend that draws groups of contributions by gradients.
 
 Conventions:
-    N examples, K x-features asked for. Maps are (N, K, ...), detached, contiguous, of the input's dtype and device.
+    N examples, K x-features to draw. Maps are (N, K, ...), detached, contiguous, of the input's dtype and device.
 """
 
 from __future__ import annotations

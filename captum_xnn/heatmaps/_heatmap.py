@@ -16,6 +16,23 @@ class Heatmap(Protocol):
     """A heatmap backend: a callable that draws the maps of x-features.
 
     Maps are detached, contiguous, of the dtype of the inputs and on their device.
+
+    Example:
+        >>> import torch
+        >>> from captum_xnn import XNNAttribution
+        >>> class Sensitivity:  # the size of the gradient
+        ...     def __call__(self, network, inputs, features, *, additional_forward_args=None, **settings):
+        ...         inputs = tuple(x.detach().requires_grad_() for x in inputs)
+        ...         with torch.enable_grad():
+        ...             E = network(*inputs, *(additional_forward_args or ()))
+        ...         maps = [torch.autograd.grad(E[:, k].sum(), inputs, retain_graph=True) for k in features]
+        ...         return tuple(torch.stack(of_input, 1).abs() for of_input in zip(*maps))
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> data = torch.randn(300, 6)
+        >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=Sensitivity()).fit(data, target=0, progress=False)
+        >>> xnn.attribute(data[:4], target=0).shape
+        torch.Size([4, 2, 6])
     """
 
     def __call__(
@@ -28,5 +45,14 @@ class Heatmap(Protocol):
         internal_batch_size: int | None = None,
         **settings: Any,
     ) -> tuple[Tensor, ...]:
-        """Draw the maps of K x-features, (N, K, ...) for each input tensor."""
+        """Draw the maps of K x-features, (N, K, ...) for each input tensor.
+
+        Args:
+            network: Module from the model's inputs to the x-features, (N, n).
+            inputs: Input tensors (N, ...).
+            features: Indices of the K x-features to draw.
+            additional_forward_args: Further arguments of the network, after the inputs.
+            internal_batch_size: Number of maps computed at once. All maps, if None.
+            settings: Settings for this call, as a user passes them to ``attribute``.
+        """
         ...

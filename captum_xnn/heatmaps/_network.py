@@ -1,8 +1,8 @@
 """The explained model up to a layer, continued by an explanation network: inputs -> Z -> x-features.
 
-An x-feature is an output neuron of this module. So every class of Captum works on it with ``target=k``.
+An x-feature is an output neuron of this module, so every class of Captum explains it with ``target=k``.
 
-With captum 0.9 each of these rules matters:
+Captum 0.9 gives right maps only if the module keeps these rules:
     ``forward`` registers the hook that reads the layer, and an exception at the layer's last call ends the model's run.
     The module registry holds only the leaf modules that run, once each, and the encoder; the model itself stays outside
     of it. The output is one tensor (N, n).

@@ -50,14 +50,14 @@ class Reader:
         """Make a reader of a user's model.
 
         Args:
-            model: The model; wrappers such as DataParallel are taken off.
+            model: The model; wrappers such as DataParallel are removed.
             layer: The layer, by dotted name or as a module.
             output_transform: Turns the layer's raw output into one tensor (N, ...).
             prediction_transform: Turns the model's raw output into one tensor (N, ...).
 
         Raises:
             LayerNotFoundError: If the model has no such layer.
-            TypeError: If the model is not a module, or a scripted one.
+            TypeError: If the model is not a module, or is scripted.
         """
         plain = unwrap(model)
         return cls(plain, *find_layer(plain, layer), output_transform, prediction_transform)
@@ -104,7 +104,7 @@ class Reader:
         """Make the rest of the model.
 
         Raises:
-            ValueError: If all calls of the layer are to be explained.
+            ValueError: If ``output_transform`` joins all calls of the layer; contributions need a single call.
         """
         return Tail(
             self.model,

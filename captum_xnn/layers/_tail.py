@@ -3,9 +3,10 @@
 A forward hook replaces the layer's output, and the model continues as usual. The result therefore includes skips across
 the layer, further inputs and keyword arguments, and functional code, as in the model itself.
 
-Where only the layer's output crosses the layer, the hook returns many points for each example and the model's beginning
-runs once. Where other values cross it too, as in a residual block, the inputs are repeated instead. The tail finds out
-by trying, and compares the unchanged point with the model's own output.
+If the rest of the model depends on the layer's output alone, the hook returns many points for each example, and the
+modules before the layer run once. If other values bypass the layer, as in a residual block, the inputs are repeated
+instead. The tail finds out by a trial: it puts the layer's own output back, and compares the result with the model's
+own output.
 
 Conventions:
     N examples, S points for each, Z (N, ...) the layer's output. Points lie on the line from a base to Z; t = 0 is the
@@ -59,7 +60,7 @@ class _Line(NamedTuple):
     weights: Tensor
     targets: Sequence[Sequence[Target]]
     Z: Tensor | None
-    """The layer's own output, where it is known."""
+    """The layer's own output, if known."""
 
 
 class Tail:
@@ -135,7 +136,7 @@ class Tail:
             ts: Places on the line, (S,), in [0, 1].
             weights: Weights of the gradients at these places in their sum, (S,).
             targets: For each of C explained outputs, the target of every example.
-            Z: The layer's own output, (N, ...), where it is known.
+            Z: The layer's own output, (N, ...), if known.
 
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.

@@ -1,7 +1,7 @@
 r"""Typicality: whether the model gives an example its class for the usual reasons.
 
 The contributions of x-features to one output, over examples of the class, have a mean and a covariance. An example far
-from the mean is explained in another way than is usual for the class: an outlier. One near the mean is a prototype.
+from the mean is an outlier: the model has unusual reasons for it. An example near the mean is a prototype.
 
 .. math:: D^2(c) = (c - m)^\top \Sigma^{-1} (c - m), \qquad \Sigma = (1 - \delta) S + \delta\, \frac{\mathrm{tr} S}{K} I
 

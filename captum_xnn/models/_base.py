@@ -238,7 +238,7 @@ class Autoencoder(nn.Module, ABC):
         weight: Tensor | None = None,
         moments: Callable[[Tensor], Tensor] = second_moments,
     ) -> Objective:
-        r"""Compute Eq. 5 over the whole training set.
+        r"""Compute Eq. 5 over the whole training set; with the default weights of 1 it is Eq. 4.
 
         .. math:: L_{SRAE} = L_{FS} + \beta L_{SR} + \eta L_{PT}
 

@@ -51,7 +51,7 @@ class ContributionGroups(nn.Module):
             maps (N, C, H, W), and 2 for tokens (N, T, D).
         patches: Patches along each side of the grid in which images are covered to measure drops.
         covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
-            covers cells of the last feature maps that everything crosses before the layer, or pixels without such
+            covers cells of the last feature maps that every path to the layer crosses, or pixels without such
             maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
@@ -205,8 +205,8 @@ class ContributionGroups(nn.Module):
             additional: Further arguments of the model.
             targets: For each explained output the target of every example.
             own: The model's own outputs, (C, N).
-            Z: The layer's own output, (N, ...), where it is known. Used with ``own``.
-            scale: Standard deviations of the outputs, (C,) or (C, N). None takes those of this form's own outputs.
+            Z: The layer's own output, (N, ...), if known. Used with ``own``.
+            scale: Standard deviations of the outputs, (C,) or (C, N). None takes the standard deviations from the fit.
         """
         scale = self.scale if scale is None else scale
         return integrate(

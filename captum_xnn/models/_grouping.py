@@ -78,17 +78,17 @@ def learn_groups(
     """
     every = torch.cat([own, others]).double()
     K = max(1, min(K, every.shape[1]))
-    rows = None if drops is None else _speaking(drops.double())
+    rows = None if drops is None else _supporting(drops.double())
     if rows is None:
         a = spectral_groups(every, K)
     else:
         X, m = rows
         K = min(K, len(X))
         a = hardened(regressed(X, m, patch_clusters(X, m, K, balance=balance), K, ridge))
-    return _useful(a, own.double(), every)
+    return _merged(a, own.double(), every)
 
 
-def _speaking(drops: Tensor) -> tuple[Tensor, Tensor] | None:
+def _supporting(drops: Tensor) -> tuple[Tensor, Tensor] | None:
     """Select the drops (n, D) of patches that speak for the output, and their sums (n,). None without such patches.
 
     Every image has the same weight.
@@ -250,7 +250,7 @@ def _first_of_largest(values: Tensor) -> int:
     return int((values >= values.max() * (1 - 1e-9)).double().argmax())
 
 
-def _useful(a: Tensor, own: Tensor, every: Tensor) -> Tensor:
+def _merged(a: Tensor, own: Tensor, every: Tensor) -> Tensor:
     """Merge each group that adds nothing into the group that it correlates with most."""
     while a.shape[1] > 1:
         given = (own @ a).abs().mean(0)

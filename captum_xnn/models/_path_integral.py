@@ -87,8 +87,8 @@ def integrate(
         intervals: First number of intervals.
         most: Largest number of intervals.
         own: The model's own outputs, (C, N), to compare with the outputs at the end of the path.
-        Z: The layer's own output, (N, ...), where it is known: it saves running the modules before the layer. Used if
-            ``own`` is given, because only a comparison shows whether nothing else crosses the layer.
+        Z: The layer's own output, (N, ...), if known. The modules before the layer then do not run again. Used only
+            with ``own``, because a comparison must show that no other value bypasses the layer.
 
     Raises:
         ValueError: If the output has no gradients at the layer, or if the model's output changes when the layer's own

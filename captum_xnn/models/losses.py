@@ -1,5 +1,7 @@
 r"""The three terms of the SRAE objective as plain functions of tensors (paper, Eq. 1, 2, 3).
 
+:meth:`captum_xnn.models.Autoencoder.objective` adds them up (Eq. 4 and 5).
+
 Conventions:
     M examples, D dimensions of the explained layer Z, n x-features, C explained outputs.
     Every mean over examples is over the **whole training set** in the arguments. Only the first term is a mean of

@@ -8,8 +8,8 @@ Names come as a list, as a mapping from the x-feature's number, or as the JSON f
 Its keys are the target, written by ``str``, and the x-feature's number.
 
 Conventions:
-    K x-features. They have numbers from 0 in arguments and files, and from 1 in pictures and sentences. There, number 0
-    without a name is called "x-feature 1".
+    K x-features. Arguments and files count them from 0, pictures and sentences from 1. The x-feature with index 0 is
+    called "x-feature 1" if it has no name.
 """
 
 from __future__ import annotations

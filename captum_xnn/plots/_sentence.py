@@ -7,7 +7,7 @@ sizes of all positive and of all negative contributions. The side with the large
     P < N     against goldfinch because of wing bar (-20.4), although golden feather (+3.1)
 
 Both sides name x-features from the largest contribution down. A side ends when its unnamed contributions add up to no
-more than ``1 - share`` of :math:`\max(P, N)`. If the unexplained part of the output is large, the sentence tells it.
+more than ``1 - share`` of :math:`\max(P, N)`. If the unexplained part of the output is large, the sentence states it.
 
 Conventions:
     K x-features. Contributions :math:`v_i E_i`, surrogate and prediction are in logits. Contributions are relative to

@@ -1,4 +1,4 @@
-"""Batches of inputs that are no images: tokens, rows of a table, several tensors, further arguments."""
+"""Batches of inputs that are not images: tokens, rows of a table, several tensors, further arguments."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 An entry is a folder with ``manifest.json`` and ``content.json``. The manifest describes all that the content depends
 on: the model and its outputs on the first inputs, the explainers, the backend, the inputs and the data with their
-appearance, and the options. Entries are found by the checksum of this description. So a changed input, weight or option
-is computed anew. Nothing is kept where a part cannot be described, such as a function.
+appearance, and the options. Entries are found by the checksum of this description. After a change of an input,
+a weight or an option, the content is computed anew. If a part cannot be described, such as a function, nothing is kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Data sets that describe themselves: names of classes and files, and the normalisation that their transform applies.
+"""Read from a data set the names of its classes and files, and the normalisation that its transform applies.
 
-Read are the attributes that torchvision's data sets and those of :mod:`captum_xnn.datasets` have: ``classes``,
-``names``, ``samples`` or ``files``, and a ``Normalize`` among the steps of ``transform``.
+The functions read the attributes of torchvision's data sets and of :mod:`captum_xnn.datasets`: ``classes``, ``names``,
+``samples`` or ``files``, and a ``Normalize`` among the steps of ``transform``.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class ReportOptions:
     internal_batch_size: int | None = None
     """Number of maps computed at once; smaller values need less memory."""
     cache: str | os.PathLike[str] | None = None
-    """Folder that keeps maps and numbers. A later report on the same model, explainers, inputs and options takes them
-    from there, whatever its names, title and notes. Nothing is kept if None."""
+    """Folder that keeps maps and numbers. A later report on the same model, explainers, inputs and options reads them
+    from there, also with other names, title and notes. If None, nothing is kept."""
     progress: bool = False
     """Whether to show progress bars."""

@@ -1,8 +1,8 @@
-"""Examples that are no images in a report: texts as tokens, and rows of a table as input features.
+"""Show examples that are not images in a report: texts as tokens, and rows of a table as input features.
 
 Conventions:
     N examples, K x-features, L cells of an example: tokens, or input features. Maps (N, K, L, ...) are summed over
-    what follows the cells, such as the dimensions of embeddings. On the page they are scaled as those of images.
+    the dimensions after the cells, such as those of embeddings. On the page they are scaled like maps of images.
 """
 
 from __future__ import annotations

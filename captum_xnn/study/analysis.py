@@ -14,7 +14,7 @@ Tests:
     The mixed model is linear: score ~ condition + data set, with effects of each participant and each batch
     (statsmodels ``MixedLM`` with crossed variance components, REML).
 
-Exclusions are those fixed when the study was prepared; results without them are given beside.
+Exclusions were fixed when the study was prepared. Results without exclusions stand beside those with them.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.1;

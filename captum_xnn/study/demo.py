@@ -1,6 +1,6 @@
 """A study to try out: digits that are hard to tell, from training the network to the links, in under two minutes.
 
-It takes the way of a real study: explainers that are saved, images in folders, a ``study.toml``, and ``prepare``. The
+It has the steps of a real study: saved explainers, images in folders, a ``study.toml``, and ``prepare``. The
 two data sets are the digits 4, 7 and 9, and 3, 5 and 8. A joint explainer gives a set's digits the same x-features.
 """
 

@@ -14,8 +14,8 @@ The folder::
     data/study-NAME_description-contributions_data.csv one for each image and x-feature
 
 Safety:
-    A text that a spreadsheet would take for a formula (it begins with ``=``, ``+``, ``-``, ``@``, a tab or a line
-    break) is written with an apostrophe before it. Ids for withdrawal are not exported: participants are numbered.
+    A spreadsheet takes a text for a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break. Such a
+    text is written with an apostrophe before it. Ids for withdrawal are not exported: participants are numbered.
 
 Reference:
     Psych-DS 1.0, https://psych-ds.github.io: folder, names of files and ``variableMeasured``.

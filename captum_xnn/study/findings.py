@@ -1,4 +1,4 @@
-"""Write what a study found: one HTML page that needs no other file, and a CSV file of every figure and table."""
+"""Write the results of a study: one self-contained HTML page, and a CSV file of every figure and table."""
 
 from __future__ import annotations
 

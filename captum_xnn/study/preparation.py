@@ -1,8 +1,8 @@
-r"""Draw and render everything that a study shows, so that no model runs while people take part.
+r"""Draw images and render all that a study shows, so that no model runs while people take part.
 
-From each data set come images that the model gives one of the chosen classes, dealt into batches that are disjoint and
-as balanced as possible: ten images of four classes are 3, 3, 2 and 2 of each, and the classes with 3 images change from
-batch to batch. Purity is measured against the model's classes, as in the paper.
+Images are drawn from those to which the model gives one of the chosen classes. They are dealt into disjoint batches, as
+balanced as possible: ten images of four classes are 3, 3, 2 and 2 of each. The classes with 3 images change from batch
+to batch. Purity is measured against the model's classes, as in the paper.
 
 The value above a map is the contribution's share,
 

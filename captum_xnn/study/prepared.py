@@ -1,7 +1,7 @@
-"""A prepared study: a folder with ``study.json``, of which participants see nothing, and the media they see.
+"""A prepared study: a folder with ``study.json`` for the experimenter, and the media that participants see.
 
-``study.json`` holds the model's answers, contributions and the images' own names; it stays with the experimenter. Media
-are JSON files with pictures as data URIs, under random names: a participant who looks at requests learns no class.
+``study.json`` holds the model's answers, the contributions and the names of the images. Participants never see it.
+Media are JSON files with pictures as data URIs. Their names are random, so requests do not reveal a class.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Simulated participants who walk a study as its page does, and whose results are therefore known.
+r"""Simulate participants with known behaviour, who go through a study as its page does.
 
 Behaviours sort an image into the group of its class with probability p, else into any group at random:
 

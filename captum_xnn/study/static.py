@@ -1,8 +1,8 @@
 """Write the participant's page as a folder for any web server: answers stay in the browser until they are downloaded.
 
 Every session has a file of its own under an unguessable name, and links name it. At the end a participant downloads a
-JSON file and sends it; :func:`captum_xnn.study.export.export` merges such files. What the model answered, and whose
-session is whose, is not in the folder.
+JSON file and sends it; :func:`captum_xnn.study.export.export` merges such files. The folder contains neither the
+model's answers nor the list of sessions and participants.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Durability:
     The database is in WAL mode with ``synchronous=FULL``: a commit returns after the disk has the data. One thread
-    writes. It commits what many participants sent together, so fifty at once wait for one disk write, not for fifty.
-    A request is answered after that commit. Events carry ids of their own, so a page that never got the answer sends
-    them once more and none is stored twice.
+    writes. It commits the requests of many participants together, so fifty requests wait for one disk write, not fifty.
+    A request is answered after that commit. Every event has its own id. A page that got no answer sends its events
+    again, and the store keeps each only once.
 
 Privacy:
     Rows belong to a random id. Of a link's token only the SHA-256 is stored. There is no column for a name, an address
@@ -121,7 +121,7 @@ class StudyStore:
     """The database of a study, for many threads of one process; other processes may open it beside.
 
     Args:
-        path: The file; made if need be.
+        path: The file; created if missing.
 
     Raises:
         ValueError: If the file is no database.

@@ -1,8 +1,8 @@
-"""Fit groups of contributions: choose examples, read their contributions from the model, learn the groups.
+"""Fit groups of contributions: choose examples, compute their contributions with the model, learn the groups.
 
 A few hundred examples are enough, because a fit learns only the groups. It uses some positives of each target, and
-other examples shared by all targets. If positives are images, the model also sees them with one patch covered at a
-time. This measures the drop of every dimension's contribution (:mod:`captum_xnn.training._covering`).
+other examples shared by all targets. If positives are images, their patches are also covered, one at a time. This gives
+the drop of every dimension's contribution (:mod:`captum_xnn.training._drops`).
 
 A fit can keep these contributions on disk, in one file for each explainer. A later fit with another number of
 x-features, or a resumed fit, then skips the model.
@@ -37,7 +37,7 @@ from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._covering import ImageCovers, channels_of, images_among
-from captum_xnn.training._drops import Lost, LostCells, LostMaps, LostPixels, drops_of, has_cells
+from captum_xnn.training._drops import CellDrops, Drops, MapDrops, PixelDrops, drops_of, has_cells
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
@@ -144,21 +144,21 @@ def fit_groups(
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
-    reading = _Reading(tail, _Known(Z, ys), source, sample, kept, model, ranks)
+    reader = _EvidenceReader(tail, _Collected(Z, ys), source, sample, kept, model, ranks)
     at_once = max(1, _TARGETS // len(targets[0]))
     with closing(
         tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
     ) as bar:
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
-            for t, evidence in zip(some, reading.evidence(forms, targets, some, bar), strict=True):
-                _check_depends(evidence, forms[t], tail)
+            for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
+                _check_depends(evidence, tail)
                 _learn(forms[t], evidence)
                 yield evidence
 
 
-class _Known(NamedTuple):
-    """Numbers that were collected before."""
+class _Collected(NamedTuple):
+    """Activations and outputs of all examples, collected before."""
 
     Z: Tensor | Rows
     """Activations of all examples, (M, ...)."""
@@ -166,11 +166,11 @@ class _Known(NamedTuple):
     """For each explainer its outputs, (M, C)."""
 
 
-class _Reading(NamedTuple):
-    """Read contributions from the folders that keep them, or else from the model."""
+class _EvidenceReader(NamedTuple):
+    """Reads contributions from the folders that keep them, or else computes them with the model."""
 
     tail: Tail
-    known: _Known
+    known: _Collected
     source: Source | None
     sample: Sample
     kept: Sequence[Checkpoint]
@@ -218,7 +218,7 @@ class _Reading(NamedTuple):
         missing: list[int],
         bar: tqdm[Any],
     ) -> list[Evidence]:
-        """Read contributions from the model."""
+        """Compute contributions with the model."""
         if self.source is None:
             unknown = ", ".join(str(target) for t in missing for target in targets[t])
             beside = f"no contributions to output {unknown} are kept beside these activations: " if self.kept else ""
@@ -230,7 +230,7 @@ class _Reading(NamedTuple):
         sample = Sample([self.sample.positives[t] for t in missing], self.sample.others)
         self.tail.forget()
         known = self.known._replace(ys=[self.known.ys[t] for t in missing])
-        gathering = _Gathering(
+        collector = _EvidenceCollector(
             [forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample, known, self.ranks
         )
         source = self.source
@@ -245,15 +245,16 @@ class _Reading(NamedTuple):
 
         with torch.inference_mode(False), untouched(self.tail.model):
             for batch in each(torch.cat(sample.positives)):
-                gathering.take_positives(batch)
-            if not gathering.take_others_known():
+                collector.take_positives(batch)
+            if not collector.take_others_known():
                 for batch in each(sample.others):
-                    gathering.take_others(batch)
-        return gathering.evidence()
+                    collector.take_others(batch)
+        return collector.evidence()
 
 
 @torch.no_grad()
 def _learn(form: ContributionGroups, evidence: Evidence) -> None:
+    """Compute the groups of a form from its evidence, ordered by mean contribution to positives."""
     scale = form.scale[:, None, None].to(evidence.own)
     own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
@@ -266,8 +267,8 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     form.config["n_features"] = a.shape[1]
 
 
-class _Gathering:
-    """Collect the contributions of the chosen examples, batch by batch."""
+class _EvidenceCollector:
+    """Collects the contributions of the chosen examples, batch by batch."""
 
     def __init__(
         self,
@@ -275,7 +276,7 @@ class _Gathering:
         tail: Tail,
         targets: Sequence[tuple[Target, ...]],
         sample: Sample,
-        known: _Known,
+        known: _Collected,
         ranks: Ranks,
     ) -> None:
         self.forms, self.tail, self.targets, self.sample, self.known, self.ranks = (
@@ -312,7 +313,7 @@ class _Gathering:
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:
-        """Read the contributions of other examples from their activations; return False where these do not decide.
+        """Read the contributions of other examples from their activations; return False if the output needs more.
 
         The modules before the layer then run on one positive only, and no other example is read.
         """
@@ -369,7 +370,7 @@ class _Gathering:
         if self.channels is None:
             self.channels = image_channels(self.tail.model, (*x, *(more or ())))
         at = images_among(x, channels=self.channels)
-        over = None if at is None or not self._on_maps(x, at) else self._map_covers(x, more, at)
+        over = None if at is None or not self._covers_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
         own = self._outputs(Z, pairs, x, more, targets)
         self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
@@ -378,7 +379,7 @@ class _Gathering:
         unexplained = _unexplained(found, c)
         drops = None
         if at is not None:
-            drops = drops_of(self._lost(x, more, targets, found, at, over), len(pairs))
+            drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
             self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
 
@@ -400,7 +401,7 @@ class _Gathering:
         """Return the dimension of images that holds channels."""
         return channels_of(inputs, at, self.channels or 1)
 
-    def _on_maps(self, inputs: tuple[Tensor, ...], at: int) -> bool:
+    def _covers_maps(self, inputs: tuple[Tensor, ...], at: int) -> bool:
         """Whether to cover feature maps rather than images."""
         covered = self.forms[0].config["covered"]
         if covered is not None:
@@ -414,7 +415,7 @@ class _Gathering:
         (maps,) = self.maps
         return None if maps is None else MapCovers(self.tail, maps, inputs, additional)
 
-    def _lost(
+    def _drops(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
@@ -422,15 +423,15 @@ class _Gathering:
         found: Integral,
         at: int,
         over: MapCovers | None,
-    ) -> Lost:
+    ) -> Drops:
         """Choose how patches are covered."""
         form, patches = self.forms[0], self.forms[0].config["patches"]
-        if self._on_maps(inputs, at) and has_cells(found.Z, form):
-            return LostCells(form, found, patches)
+        if self._covers_maps(inputs, at) and has_cells(found.Z, form):
+            return CellDrops(form, found, patches)
         if over is not None:
-            return LostMaps(form, found, over, patches)
+            return MapDrops(form, found, over, patches)
         covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
-        return LostPixels(form, found, covers, self.tail, additional, targets)
+        return PixelDrops(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
@@ -472,6 +473,7 @@ def _within(rows: Tensor, first: int, end: int) -> Tensor:
 
 
 def _check_varies(y: Tensor) -> None:
+    """Raise if an output has fewer than two examples, or the same value for all."""
     if len(y) < 2:
         raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
     if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
@@ -480,7 +482,8 @@ def _check_varies(y: Tensor) -> None:
         )
 
 
-def _check_depends(evidence: Evidence, form: ContributionGroups, tail: Tail) -> None:
+def _check_depends(evidence: Evidence, tail: Tail) -> None:
+    """Raise if contributions are not finite, or all are 0."""
     every = torch.cat([evidence.own, evidence.others], 1)
     if not bool(every.isfinite().all()):
         raise ValueError(

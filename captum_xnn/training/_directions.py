@@ -1,7 +1,7 @@
-"""Counts the directions in which a layer's output varies: how many x-features it can tell apart.
+"""Count the directions in which a layer's output varies: how many x-features it can tell apart.
 
-The last layers of a classifier of C classes vary in little more than C - 1 directions. x-features that are kept
-different from each other then follow what is left, which says nothing of the output.
+The last layers of a classifier of C classes vary in little more than C - 1 directions. More x-features than directions,
+if they must differ from each other, follow the remaining noise. That noise says nothing about the output.
 
 Conventions:
     M examples, Z (M, ...), taken as vectors.

@@ -1,7 +1,8 @@
 """Drops: the contributions that an image loses when one of its patches is covered.
 
-Three ways to cover, from the dearest to the cheapest: pixels of the image, cells of feature maps before the layer, and
-cells of the layer's own output. The last two use the slopes of the whole image.
+There are three ways to cover a patch, from the slowest to the fastest: :class:`PixelDrops` covers pixels of the image,
+:class:`MapDrops` cells of feature maps before the layer, and :class:`CellDrops` cells of the layer's own output. The
+last two use the slopes of the whole image.
 
 Conventions:
     N examples, C outputs, D dimensions or channels of Z.
@@ -23,7 +24,7 @@ from captum_xnn.models._path_integral import Integral
 from captum_xnn.training._covering import Grid, ImageCovers
 from captum_xnn.training._map_covers import CELLS, MapCovers
 
-__all__ = ["Lost", "LostCells", "LostMaps", "LostPixels", "drops_of", "has_cells"]
+__all__ = ["CellDrops", "Drops", "MapDrops", "PixelDrops", "drops_of", "has_cells"]
 
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _ROWS, _CPU_ROWS = 64, 16
@@ -37,18 +38,20 @@ def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
     return len(places) == 2 and min(places) >= CELLS
 
 
-class Lost(Protocol):
-    """Contributions that examples lose when patches are covered."""
+class Drops(Protocol):
+    """Computes the drops of some examples' contributions, by one way to cover patches."""
 
     grid: Grid
+    """The patches."""
     at_once: int
+    """Number of pairs of example and patch to compute at once."""
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Compute the drops of contributions, (C, len(pairs), D), for pairs of example and patch."""
         ...
 
 
-class LostPixels:
+class PixelDrops:
     """Covers patches of the image, and runs the whole model on each.
 
     If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
@@ -76,7 +79,7 @@ class LostPixels:
         x, at = self.covers.covered(pairs), rows.to(self.whole.device)
         more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
         if self.found.Z.dim() == 2:
-            loose = torch.full((len(self.targets),), torch.inf)  # no example takes more intervals
+            loose = torch.full((len(self.targets),), torch.inf)  # no example gets more than the first intervals
             some = [[of[i] for i in rows.tolist()] for of in self.targets]
             covered = self.form.integral(self.tail, x, more, some, scale=loose)
             return self.whole[:, at] - self.form.contributions(covered)
@@ -84,7 +87,7 @@ class LostPixels:
         return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
 
 
-class LostMaps:
+class MapDrops:
     """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
 
     The drops use the slopes of the whole image.
@@ -102,7 +105,7 @@ class LostMaps:
         return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
 
 
-class LostCells:
+class CellDrops:
     """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
 
     def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
@@ -120,9 +123,8 @@ class LostCells:
         return torch.stack(made, 1)
 
 
-def drops_of(lost: Lost, n: int) -> Tensor:
+def drops_of(drops: Drops, n: int) -> Tensor:
     """Compute the drops of n examples' contributions for each covered patch, (C, n, patches, D)."""
-    pairs = lost.grid.pairs(n)
-    drops = [lost.of(pairs[i : i + lost.at_once]).cpu() for i in range(0, len(pairs), lost.at_once)]
-    every = torch.cat(drops, 1)
+    pairs = drops.grid.pairs(n)
+    every = torch.cat([drops.of(pairs[i : i + drops.at_once]).cpu() for i in range(0, len(pairs), drops.at_once)], 1)
     return every.reshape(len(every), n, -1, every.shape[2])

@@ -46,7 +46,7 @@ def _class_of(make: MakeForm | None) -> MakeForm | None:
 
 
 def maker(make: MakeForm | None, found: Activations, reader: Reader) -> MakeForm:
-    """Return the function that makes the forms of a layer. Where it takes the dimension of channels, bind that.
+    """Return the function that makes the forms of a layer. If it has a parameter ``channels``, find and bind its value.
 
     Args:
         make: A class of forms, a partial of it, or a function. None makes groups of contributions.

@@ -1,9 +1,9 @@
 """Cover cells of feature maps, to measure the drops of contributions without running the whole model again.
 
-Covering an image takes a forward pass of the whole model for every patch. If everything the layer sees of the image
-comes from feature maps, their cells can be covered in place of the image's pixels: a cell is set to zero, and only the
-modules between these maps and the layer run again. If the layer's own output is feature maps, nothing runs again: a
-patch's drop is the sum of the contributions of its cells.
+Covering pixels takes a forward pass of the whole model for every patch. It is faster to cover cells of feature maps
+before the layer, if every path from the image to the layer crosses these maps. The cells of a patch are set to zero,
+and only the modules between the maps and the layer run again. If the layer's own output is feature maps, nothing runs
+again: a patch's drop is the sum of the contributions of its cells (:class:`captum_xnn.training._drops.CellDrops`).
 
 Conventions:
     N examples, feature maps (N, C, H, W), a grid of g x g patches of nearly the same size.
@@ -36,7 +36,7 @@ _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
 def maps_before(
     tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int
 ) -> nn.Module | None:
-    """Find the last feature maps that everything crosses on its way from the image to the layer; None without.
+    """Find the last feature maps that every path from the image to the layer crosses; None without such maps.
 
     Args:
         tail: The model's rest, whose layer gives Z.
@@ -61,7 +61,7 @@ def maps_before(
 
 
 class MapCovers:
-    """Activations of examples whose feature maps are covered, one patch at a time.
+    """Computes activations of examples with one patch of their feature maps covered at a time.
 
     Args:
         tail: The model's rest, whose layer gives Z.
@@ -115,7 +115,7 @@ class MapCovers:
 
 
 class _Replaced:
-    """Reads a module's output, or puts other numbers in its place."""
+    """Reads a module's output, or replaces it by other values."""
 
     def __init__(self, module: nn.Module, by: Tensor | None) -> None:
         self.module, self.by = module, by

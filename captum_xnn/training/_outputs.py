@@ -29,7 +29,7 @@ class Task(NamedTuple):
     y: Tensor
     """Outputs, (M, C)."""
     positives: Tensor | None
-    """Boolean (M,): the examples of the class; None if outputs are no classes."""
+    """Boolean (M,): the examples of the class; None if outputs are not classes."""
 
 
 class Outputs(NamedTuple):
@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
     targets: list[Target]
     """The targets of the columns."""
     classes: Tensor | None
-    """The class that the model gives each example, (M,); None where outputs are no classes."""
+    """The class that the model gives each example, (M,); None if outputs are not classes."""
     spread: Spread
     """Range and sums of all outputs."""
 
@@ -102,6 +102,7 @@ class Outputs(NamedTuple):
         return Task(targets, self.columns(targets), positives)
 
     def _own_positives(self, targets: tuple[Target, ...]) -> Tensor | None:
+        """Mark the examples to which the model gives one of the classes; None if outputs are not classes."""
         given = self.classes
         if given is None or not all(isinstance(t, int) for t in targets):
             return None
