@@ -22,11 +22,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from captum_xnn._files import Format, replace_file
-from captum_xnn._targets import Target
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint
 from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Form
 from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE

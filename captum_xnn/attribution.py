@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn._targets import Difference, Target, per_example, select, select_each, single_target, target_groups
 from captum_xnn.activations._batches import Batches, repeatable
 from captum_xnn.activations._collecting import Activations, Asked, collect_together
 from captum_xnn.activations._memmap import each, parts
@@ -45,6 +44,15 @@ from captum_xnn.layers._probe import refuse_whole_arguments
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import (
+    Difference,
+    Target,
+    per_example,
+    select,
+    select_each,
+    single_target,
+    target_groups,
+)
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups

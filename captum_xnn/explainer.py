@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from captum_xnn._targets import Difference, Target
+from captum_xnn.layers._targets import Difference, Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Form
 from captum_xnn.training._problem import Step

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Difference, Target
 from captum_xnn.layers._pixels import channels_by_size, channels_first
+from captum_xnn.layers._targets import Difference, Target
 from captum_xnn.plots._names import Names, resolve_names
 from captum_xnn.plots._sentence import sentence
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target, select
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Target, select
 from captum_xnn.metrics._controls import random_maps, random_partition
 from captum_xnn.metrics._overlap import Orthogonality
 from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops

@@ -15,7 +15,7 @@ PACKAGE = Path(captum_xnn.__file__).parent
 # Five layers from the bottom up; folders and files import from their own row and from lower ones. "" is the package
 # itself, whose names are the public ones.
 ROWS = (
-    ("errors", "_files", "_targets", "_distributed", "layers", "metrics", "datasets"),
+    ("errors", "_files", "_distributed", "layers", "metrics", "datasets"),
     ("activations", "models", "excitation_bp", "plots"),
     ("training", "heatmaps"),
     # `report` stands beside `attribution`, as XNNAttribution.report calls it. It takes an XNNAttribution as an argument

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import Ranks
-from captum_xnn._targets import Target, select
 from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_no_batches
 from captum_xnn.activations._memmap import Rows
 from captum_xnn.activations._store import TABLES, Store, locked
@@ -45,6 +44,7 @@ from captum_xnn.layers._probe import probe
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader, checked
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Target, select
 
 __all__ = [
     "Activations",

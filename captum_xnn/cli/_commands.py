@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks, launched
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Difference, Target, select
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.attribution import XNNAttribution
@@ -31,6 +30,7 @@ from captum_xnn.cli._inputs import Batch
 from captum_xnn.cli._opened import Opened, needed
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer
+from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.models._srae import by_shape
 from captum_xnn.plots._names import Names, names_by_target
 from captum_xnn.training._checkpoint import Checkpoint

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._targets import Target, predicted_classes, select
 from captum_xnn.activations import collect
 from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._opened import Opened
 from captum_xnn.layers._pixels import channels_first
+from captum_xnn.layers._targets import Target, predicted_classes, select
 from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number

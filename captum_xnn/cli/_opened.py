@@ -22,13 +22,13 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn._targets import Difference, Target, select
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
 from captum_xnn.heatmaps import ExcitationMaps, Heatmap
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Difference, Target, select
 
 __all__ = ["Opened", "heatmap_named", "needed"]
 

@@ -37,7 +37,6 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn._targets import Target, select, target_groups
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import Activations, Asked, Source, collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
@@ -51,6 +50,7 @@ from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Target, select, target_groups
 from captum_xnn.metrics._overlap import OrthogonalityStream
 from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
 from captum_xnn.metrics._stability import matched_features

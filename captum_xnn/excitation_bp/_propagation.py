@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
-from captum_xnn._targets import per_example, select_each
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, skipped_cells, unruled
 from captum_xnn.excitation_bp._kept import OverwrittenError
@@ -38,6 +37,7 @@ from captum_xnn.excitation_bp._signals import Signals
 from captum_xnn.layers._integers import refuse_integers
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched
+from captum_xnn.layers._targets import per_example, select_each
 
 __all__ = ["Run", "Stop", "Winners", "one_hot", "propagate", "refuse_scripted", "run", "signals"]
 

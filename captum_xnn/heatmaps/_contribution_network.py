@@ -23,9 +23,9 @@ import torch
 from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
-from captum_xnn._targets import Target
 from captum_xnn.heatmaps._network import ExplanationNetwork, Slopes
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 
 __all__ = ["ContributionNetwork", "ReadOut"]

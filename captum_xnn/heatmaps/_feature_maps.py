@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import grouped
 from captum_xnn.heatmaps._batching import Part, draw, in_shape_of
 from captum_xnn.heatmaps._contribution_network import ContributionNetwork
 from captum_xnn.heatmaps._heatmap import Heatmap
@@ -23,6 +22,7 @@ from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._targets import grouped
 from captum_xnn.layers._trace import Trace, trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice

@@ -18,7 +18,6 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn._targets import Difference, Target, grouped, per_example, select
 from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, like
 from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
@@ -30,6 +29,7 @@ from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Difference, Target, grouped, per_example, select
 from captum_xnn.layers._trace import trace
 
 __all__ = ["OneHeatmap"]

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_xnn._targets import Target, select_each
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._tail import Tail, frozen
+from captum_xnn.layers._targets import Target, select_each
 from captum_xnn.models._contribution_groups import ContributionGroups
 
 __all__ = ["gradients_of_groups"]

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn._targets import Target, select_each
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
 from captum_xnn.layers._state import eager
+from captum_xnn.layers._targets import Target, select_each
 
 __all__ = ["Points", "Tail", "frozen"]
 

@@ -33,8 +33,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_xnn._targets import Target
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
 from captum_xnn.models._path_integral import Integral, integrate
 
 __all__ = ["ContributionGroups"]

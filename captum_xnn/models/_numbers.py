@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target, grouped
 from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target, grouped
 from captum_xnn.models._base import Autoencoder
 from captum_xnn.models._contribution_groups import ContributionGroups
 

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
 
 __all__ = ["Integral", "decides", "integrate"]
 

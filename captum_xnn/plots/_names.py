@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Target
 from captum_xnn.errors import NamesFileError
+from captum_xnn.layers._targets import Target
 
 __all__ = [
     "VERSION",

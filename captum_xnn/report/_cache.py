@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Target
 from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._targets import Target
 from captum_xnn.report._cards import count_examples, image_batches, outputs_of
 from captum_xnn.report._gallery import shown
 from captum_xnn.report._thumbnails import displayable

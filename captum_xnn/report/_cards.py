@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn._targets import Target, grouped, predicted_classes, select, single_target
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Target, grouped, predicted_classes, select, single_target
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Difference, Target, predicted_classes
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
+from captum_xnn.layers._targets import Difference, Target, predicted_classes
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 

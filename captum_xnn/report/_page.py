@@ -33,8 +33,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
-from captum_xnn._targets import Difference, Target, target_groups
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._targets import Difference, Target, target_groups
 from captum_xnn.patch_scores import PatchScores, patch_scores
 from captum_xnn.plots._names import names_by_target, resolve_names
 from captum_xnn.report._batches import are_images

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._targets import Difference, Target, predicted_classes
 from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.layers._targets import Difference, Target, predicted_classes
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches
 from captum_xnn.report._cards import DataFaithfulness, count_examples

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn._targets import Target
 from captum_xnn.activations._batches import Batch, Batches
 from captum_xnn.activations._collecting import Source
 from captum_xnn.activations._memmap import Rows, parts
@@ -32,6 +31,7 @@ from captum_xnn.layers._lookup import quantised
 from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides

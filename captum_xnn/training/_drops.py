@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._path_integral import Integral
 from captum_xnn.training._covering import Grid, ImageCovers

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from captum_xnn._distributed import Ranks
-from captum_xnn._targets import Target
 from captum_xnn.activations._collecting import Activations
 from captum_xnn.activations._memmap import each
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulness
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups

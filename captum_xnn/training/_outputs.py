@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn._targets import Target, predicted_classes, select
 from captum_xnn.activations._collecting import Activations
 from captum_xnn.activations._memmap import parts
 from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.layers._targets import Target, predicted_classes, select
 
 __all__ = ["Outputs", "Task", "check_positives"]
 
