@@ -114,7 +114,7 @@ class Explanation:
 
         Args:
             index: Position of the example in the batch.
-            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
+            names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
 
         Raises:
             ValueError: If there are more names than x-features, or a file of names is of another layer or target.
@@ -143,7 +143,7 @@ class Explanation:
 
         Args:
             index: Position of the example in the batch.
-            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
+            names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
             target_name: Name of the output. Without it the sentence says "target 46".
             share: The sentence names x-features until they reach this share of the positive contributions, in [0, 1].
                 If the negative contributions are larger, they are counted instead.
@@ -176,7 +176,7 @@ class Explanation:
         """Put every example's explanation into words with :meth:`sentence`.
 
         Args:
-            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them.
+            names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
             target_names: Names of the model's outputs: a list for all outputs in order, or a mapping by target.
             share: As in :meth:`sentence`.
             residual_share: As in :meth:`sentence`.
@@ -231,8 +231,7 @@ class Explanation:
 
         Args:
             index: Position of the example in the batch.
-            names: Names of the x-features, as :func:`captum_xnn.plots._names.resolve_names` takes them: a list, a
-                mapping, or the file that a report exports.
+            names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
             options: Options of :func:`captum_xnn.plots.show_explanation`, such as ``mean=`` and ``std=`` of
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
                 :func:`captum_xnn.plots.show_contributions`.

@@ -127,7 +127,7 @@ class FromCaptum:
 
     Layers of transformers give tokens. With ``tokens="vit"``, ``"swin"`` or ``"sequence"`` the backend treats tokens as
     feature maps, see :class:`TokenGrid`. It reads the grid of ``"vit"`` from the patch embedding
-    (:func:`captum_xnn.layers._layout.token_cells`), or takes ``grid=(height, width)``.
+    (``layers._layout.token_cells``), or takes ``grid=(height, width)``.
 
     Recurrent layers and attention return a tuple or a dict. The backend then draws the one tensor that the explained
     layer depends on.

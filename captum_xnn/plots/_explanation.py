@@ -378,7 +378,7 @@ def show_contributions(
         bias: The explainer's bias, one number in logits.
         surrogate: Bias plus contributions, one number in logits.
         prediction: The model's output, one number in logits.
-        names: Names of the x-features, in any form that :func:`captum_xnn.plots._names.resolve_names` takes.
+        names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
         title: Text above the picture.
         unit: Unit of all numbers, written at the axis.
         largest: How many x-features to show, chosen by the size of their contributions; the others share one bar. All
@@ -445,7 +445,7 @@ def show_explanation(
         bias: The explainer's bias, one number in logits.
         surrogate: Bias plus contributions, one number in logits.
         prediction: The model's output, one number in logits.
-        names: Names of the x-features, in any form that :func:`captum_xnn.plots._names.resolve_names` takes.
+        names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
         title: Text above the picture.
         target_name: Name of the explained output, written above the image.
         one_heatmap: Map (C, H, W) or (H, W) of the model's own output, drawn beside the image on a scale of its own.
@@ -553,7 +553,7 @@ def show_gallery(
         contributions: Contributions (N, K) in logits.
         feature_order: The x-features to show from left to right, counted from 0; all of them by falling mean
             contribution if None.
-        names: Names of the x-features, in any form that :func:`captum_xnn.plots._names.resolve_names` takes.
+        names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
         title: Text above the picture.
         row_names: N texts written beside the images.
         one_heatmaps: Maps (N, C, H, W), (N, 1, C, H, W) or (N, H, W) of the model's own output, drawn beside the
