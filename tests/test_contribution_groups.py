@@ -83,6 +83,7 @@ def test_kept_columns_are_in_the_order_asked_for():
         ({"patches": 0}, "patches is 0; pass a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance 0; pass .*tolerance > 0"),
         ({"balance": -1}, "balance is -1 .*pass balance >= 0"),
+        ({"covered": "map"}, "covered is 'map'; pass 'maps', 'images', or None"),
     ],
 )
 def test_refused_settings(settings, message):

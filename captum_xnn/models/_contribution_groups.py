@@ -108,6 +108,8 @@ class ContributionGroups(nn.Module):
         for name, value in counts.items():
             if not isinstance(value, int) or not 1 <= value < 2**31:
                 raise ValueError(f"{name} is {value}; pass a whole number of at least 1")
+        if covered not in ("maps", "images", None):
+            raise ValueError(f"covered is {covered!r}; pass 'maps', 'images', or None to choose by the size of images")
         if not 0 <= balance < math.inf or not 0 < tolerance < math.inf:
             raise ValueError(f"balance is {balance} and tolerance {tolerance}; pass balance >= 0 and tolerance > 0")
         channels = (2 if len(sizes) == 2 else 1) if channels is None else channels % (len(sizes) + 1)

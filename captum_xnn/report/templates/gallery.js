@@ -300,17 +300,7 @@ function drawNames() {
 
 function showTarget(index) {
   showChapter(index);
-  const sort = el("sort"), was = sort.value || "given";
-  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
-  sort.replaceChildren(...options.map(([value, text]) => {
-    const option = make("option", "", text);
-    option.value = value;
-    return option;
-  }));
-  sort.value = was;
-  // Without classes there is nothing to filter by.
-  el("filter-label").hidden = !target().classes;
-  if (!target().classes) el("filter").value = "all";
+  offerOrders();
   writeNames();
   arrange();
   if (!state.shown) {

@@ -262,6 +262,21 @@ el("names-load").addEventListener("change", async (event) => {
 
 // --- the page as a whole
 
+// The choices of order and filter, for the target shown.
+function offerOrders() {
+  const sort = el("sort"), was = sort.value || "given";
+  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
+  sort.replaceChildren(...options.map(([value, text]) => {
+    const option = make("option", "", text);
+    option.value = value;
+    return option;
+  }));
+  sort.value = was;
+  // Without classes there is nothing to filter by.
+  el("filter-label").hidden = !target().classes;
+  if (!target().classes) el("filter").value = "all";
+}
+
 function showChapter(index) {
   state.target = index;
   for (const node of document.querySelectorAll("[data-chapter]")) node.hidden = node.dataset.chapter !== String(index);

@@ -99,16 +99,7 @@ function drawNames() {
 
 function showTarget(index) {
   showChapter(index);
-  const sort = el("sort"), was = sort.value || "given";
-  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
-  sort.replaceChildren(...options.map(([value, text]) => {
-    const option = make("option", "", text);
-    option.value = value;
-    return option;
-  }));
-  sort.value = was;
-  el("filter-label").hidden = !target().classes;
-  if (!target().classes) el("filter").value = "all";
+  offerOrders();
   writeNames();
 }
 
