@@ -76,7 +76,8 @@ FOUND, CONFUSED, TOLERANCE, MAPS, READ = 0.9, 0.7, 5.0, 60, 2000
 COLUMNS = tuple(
     Column(key, title, 1 if key == "lift" else 2)
     for key, title in {
-        "accuracy": "accuracy", "f_reg": "F_reg", "std": "std", "f_cls": "F_cls", "eff": "eff", "auroc": "AUROC", "chance": "chance",
+        "accuracy": "accuracy",
+        "f_reg": "F_reg", "std": "std", "f_cls": "F_cls", "eff": "eff", "auroc": "AUROC", "chance": "chance",
         "others": "others", "found": "found", "from_e": "from E", "from_z": "from Z", "mass": "mass", "lift": "lift",
         "pointing": "pointing", "loss": "loss", "loss_of_reasons": "of reasons", "o1": "O1", "locality": "locality",
         "locality_weighted": "locality weighted",

@@ -676,3 +676,22 @@ def test_encoding_is_row_by_row():
     xnns, _ = together(FORMS["SRAE"])
     Z = problem()[0]
     torch.testing.assert_close(encode_all(xnns[0], Z, batch_size=7), encode_all(xnns[0], Z), rtol=1e-12, atol=1e-12)
+
+
+def test_early_stopping_keeps_the_best_weights_of_each_network():
+    """Two networks, four losses: the weights kept are those of each one's least loss, whatever came later."""
+    stopping = EarlyStopping([_Watched(), _Watched()], {"w": torch.zeros(2, 1)}, torch.zeros(1), patience=2, earliest=0)
+    losses = torch.tensor([[3.0, 3.0], [1.0, 2.0], [2.0, 1.0], [2.0, 1.0]])
+    marks = [stopping.late(s, losses[s], {"w": torch.full((2, 1), float(s))}).tolist() for s in range(4)]
+    assert stopping.best_weights["w"].flatten().tolist() == [1.0, 2.0]  # an equal loss later changes nothing
+    assert marks == [[False, False]] * 3 + [[True, False]]
+    stopping.keep(torch.tensor([False, True]))
+    assert stopping.best_weights["w"].tolist() == [[2.0]] and stopping.best.tolist() == [1.0]
+
+
+class _Watched:
+    def watched(self):
+        return torch.arange(3)
+
+    def weight(self, rows):
+        return torch.full((len(rows),), 1 / 3)

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -44,6 +44,8 @@ LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
 _GALLERY_ROWS = 5
 # Number of images on the page, for each explained digit and for each other digit.
 _GALLERY_OWN, _GALLERY_OTHERS = 16, 4
+# Number of images of each digit that are covered patch by patch.
+_PATCHED = 6
 
 
 class Score(NamedTuple):
@@ -202,12 +204,14 @@ def run(
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     data = load_digits(seed=seed)
     cnn = train_cnn(data.train_images, data.train_labels, epochs=epochs, seed=seed, progress=progress)
-    explainers = {
-        layer: XNNAttribution(cnn, layer, recipe=recipe, seed=seed).fit(
-            data.train_images, target=digits, progress=progress
-        )
-        for layer in LAYERS
-    }
+
+    def fitted(images: Tensor) -> dict[str, XNNAttribution]:
+        return {
+            layer: XNNAttribution(cnn, layer, recipe=recipe, seed=seed).fit(images, target=digits, progress=progress)
+            for layer in LAYERS
+        }
+
+    explainers, again = fitted(data.train_images), fitted(data.train_images[::2])
     scores = tuple(
         Score(layer, digit, xnn.score(data.train_images, digit), xnn.score(data.test_images, digit))
         for layer, xnn in explainers.items()
@@ -219,7 +223,13 @@ def run(
     pictures = _pictures(explainers, data, outputs, digits, progress)
     saved = _save(folder, cnn, explainers, pictures)
     notes = [("How faithful both layers are", _scores_text(accuracy, scores))]
-    reports = [_report(folder, xnn, layer, data, outputs, digits, notes, progress) for layer, xnn in explainers.items()]
+    notes += [("Fitted again", "The second fit, whose x-features are compared above, saw every second training digit.")]
+    reports = [
+        _report(
+            folder, xnn, layer, data, outputs, digits, {"again": again[layer], "notes": notes, "progress": progress}
+        )
+        for layer, xnn in explainers.items()
+    ]
     return DemoResult(accuracy, scores, pictures[0].sentence, reports[0], (*reports, *saved))
 
 
@@ -313,8 +323,7 @@ def _report(
     data: Digits,
     outputs: Tensor,
     digits: list[int],
-    notes: Sequence[tuple[str, str]],
-    progress: bool,
+    options: dict[str, Any],
 ) -> Path:
     """Write the page of one layer: cards over all test digits, and a gallery of some of them."""
     given = outputs.argmax(1)
@@ -337,8 +346,8 @@ def _report(
                 data_captions=captions,
                 class_names=[f"digit {digit}" for digit in range(10)],
                 title=f"Why a network reads these digits, from its {LAYERS[layer]} layer",
-                notes=notes,
-                progress=progress,
+                patches=_PATCHED,
+                **options,
             ),
         )
 

@@ -69,6 +69,7 @@ __all__ = ["write_report"]
 _CROP = 112
 _KEEP = 6
 _BATCH = 64
+_FINE = 0.01
 # Images explained between two steps of the progress bar.
 _AT_ONCE = 16
 
@@ -469,7 +470,8 @@ def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, An
     """Lay out dots of residuals against predictions, and ticks, in the coordinates of a 480 x 240 drawing."""
     left, right, top, bottom = 52.0, 468.0, 12.0, 200.0
     x, y = [row["says"] for row in rows], [row["says"] - row["sum"] for row in rows]
-    reach = max(*(abs(v) for v in y), 1e-9)
+    # Errors below a percent of the outputs' range look small, as they are.
+    reach = max(*(abs(v) for v in y), _FINE * (max(x) - min(x)), 1e-9)
     x_ticks, y_ticks = _ticks(min(x), max(x), 6), _ticks(-reach, reach, 5)
     low, high = min(x_ticks[0], *x), max(x_ticks[-1], *x)
     size = max(-y_ticks[0], y_ticks[-1], reach)

@@ -101,7 +101,11 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool) -
     """  # noqa: E501
     share = f_reg / spread if spread > 0 else 0.0 if f_reg == 0 else float("inf")
     level = _level(-share, *(-limit for limit in _UNEXPLAINED))
-    much = f"{_percent(share)} of the output is unexplained." if share <= 1 else "The x-features explain nothing."
+    much = (
+        f"{_percent(share).capitalize()} of the output is unexplained."
+        if share <= 1
+        else "The x-features explain nothing."
+    )
     text = (
         f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} logits on average. "
         f"A guess that always gives the mean output misses by {spread:.3g} logits."
@@ -148,6 +152,9 @@ def on_stability(found: Stability | None) -> Reason:
 def on_maps(found: PatchScores | None, *, images: bool = True) -> Reason:
     """Judge whether maps agree with the drops that covering a patch causes.
 
+    Maps that do no better than those of x-features drawn by chance, or worse than the single heatmap, are "fair" at
+    best.
+
     Args:
         found: Measures on covered patches, or None without them.
         images: Whether the inputs are images, whose patches can be covered.
@@ -167,20 +174,25 @@ def on_maps(found: PatchScores | None, *, images: bool = True) -> Reason:
             "and compares the maps with what the model then loses.",
         )
     a, noise, groups = found.agreement, found.agreement_random_maps, found.agreement_random_groups
+    one = found.agreement_one_heatmap
     level = _level(a, *_AGREES) if a > noise + 2 * _SAME else "poor"
     chance = "" if groups is None else f", maps of x-features drawn by chance {_signed(groups)}"
     text = (
         f"Where a part of the image is covered, contributions drop. The maps rank the parts of {found.images} images "
         f"in the order of these drops with a correlation of {_signed(a)} (1: the same order). For comparison: maps of "
-        f"noise {_signed(noise)}{chance}, the single usual heatmap {_signed(found.agreement_one_heatmap)}."
+        f"noise {_signed(noise)}{chance}, the single usual heatmap {_signed(one)}."
     )
     if level == "poor":
         text += " So the maps hardly follow what the model loses: do not read them as places."
     elif groups is not None and a <= groups + _SAME:
+        level = "fair"
         text += (
             " So the maps follow what the model loses, and those of x-features drawn by chance do so as well: this "
             "does not show that the division into these x-features is a good one."
         )
+    elif a < one - _SAME:
+        level = "fair"
+        text += " So the maps follow what the model loses, but less than the single heatmap does."
     return Reason(level, question, text)
 
 
