@@ -330,7 +330,17 @@ def test_deep_pixels_keep_their_brightness(kind, tmp_path):
     made.save(tmp_path / "ramp.tiff")
     (batch,) = Inputs(tmp_path)
     for channel in batch.inputs[0]:
-        assert np.abs(channel.numpy() - ramp).max() <= 0.5 / 255 + 1e-6
+        assert np.abs(channel.numpy() - ramp).max() <= 1 / 65535
+    (batch,) = Inputs(tmp_path, Preparation(transform=lambda image: torch.from_numpy(np.array(image)) / 255))
+    assert np.abs(batch.inputs[0, ..., 0].numpy() - ramp).max() <= 0.5 / 255 + 1e-6
+
+
+def test_twelve_bits_in_a_file_of_sixteen_keep_all_their_levels(tmp_path):
+    """As radiographs have them: of 4,096 levels, 8 bits would leave 17."""
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "scan.png")
+    (batch,) = Inputs(tmp_path, Preparation(mean=(0.0,), std=(1.0,)))
+    assert batch.inputs.shape == (1, 1, 64, 64) and len(batch.inputs.unique()) == 4096
+    torch.testing.assert_close(batch.inputs.flatten(), torch.arange(4096) / 65535)
 
 
 def test_pixels_of_an_unknown_range_are_refused_by_file_name(tmp_path):

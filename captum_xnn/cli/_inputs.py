@@ -94,7 +94,8 @@ class Preparation:
     """Number to divide each channel by; 1 if None."""
     transform: Callable[[Any], Tensor] | None = None
     """Function from a PIL image in RGB to a tensor (C, H, W). It replaces size, mean and std. Mean and std then only
-    serve to convert the tensor back to an image for display."""
+    serve to convert the tensor back to an image for display. PIL holds RGB in 8 bits, so the function sees deeper
+    pixels rounded; without it they keep their depth."""
 
     def __post_init__(self) -> None:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -109,12 +110,15 @@ class Preparation:
         """Convert an image to an input (C, H, W).
 
         Args:
-            image: A PIL image.
+            image: A PIL image. Floating-point pixels lie in [0, 255].
         """
         if self.transform is not None:
-            return self.transform(image.convert("RGB"))
+            return self.transform(_in_eight_bits(image).convert("RGB"))
         grey = 1 in (len(self.mean or ()), len(self.std or ()))
-        pixels = np.array(image.convert("L" if grey else "RGB"))
+        if image.mode == "F":
+            pixels = np.repeat(np.asarray(image)[..., None], 1 if grey else 3, 2)
+        else:
+            pixels = np.array(image.convert("L" if grey else "RGB"))
         made = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 255
         if self.size is not None and self.size != tuple(made.shape[1:]):
             made = torch.nn.functional.interpolate(
@@ -304,7 +308,7 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         try:
             with Image.open(path) as opened:
                 opened.load()
-                image = _in_eight_bits(ImageOps.exif_transpose(opened))
+                image = _with_white_at_255(ImageOps.exif_transpose(opened))
         except Exception as error:  # PIL's readers raise nearly every type for damaged files
             # PIL's own message for unknown formats repeats the path.
             unknown = isinstance(error, UnidentifiedImageError)
@@ -324,10 +328,10 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         return made
 
 
-def _in_eight_bits(image: Any) -> Any:
-    """Convert an image with deeper pixels to 8 bits; PIL's own conversion would clip values above 255.
+def _with_white_at_255(image: Any) -> Any:
+    """Scale an image with deeper pixels to floating-point pixels in [0, 255], without rounding them.
 
-    16-bit pixels are scaled by their whole range. Floating-point pixels must lie in [0, 1] or in [0, 255].
+    PIL's own conversion would clip values above 255. 16-bit pixels are scaled by their whole range. Floating-point pixels must lie in [0, 1] or in [0, 255].
 
     Raises:
         ValueError: If the pixels lie outside these ranges, so that the value of white is unknown.
@@ -344,7 +348,14 @@ def _in_eight_bits(image: Any) -> Any:
             f"pixels from {low:g} to {high:g} in mode {image.mode!r}, so the value of white is unknown; save it with "
             "8 or 16 bits, or with floating-point pixels from 0 to 1"
         )
-    return Image.fromarray(np.round(pixels * (255.0 / white)).astype(np.uint8))
+    return Image.fromarray((pixels * (255.0 / white)).astype(np.float32))
+
+
+def _in_eight_bits(image: Any) -> Any:
+    """Round floating-point pixels in [0, 255] to 8 bits; return all other images as they are."""
+    from PIL import Image
+
+    return Image.fromarray(np.round(np.asarray(image)).astype(np.uint8)) if image.mode == "F" else image
 
 
 class _Array(Dataset[tuple[str, Tensor]]):
