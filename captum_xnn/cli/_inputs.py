@@ -331,7 +331,8 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
 def _with_white_at_255(image: Any) -> Any:
     """Scale an image with deeper pixels to floating-point pixels in [0, 255], without rounding them.
 
-    PIL's own conversion would clip values above 255. 16-bit pixels are scaled by their whole range. Floating-point pixels must lie in [0, 1] or in [0, 255].
+    PIL's own conversion would clip values above 255. 16-bit pixels are scaled by their whole range. Floating-point
+    pixels must lie in [0, 1] or in [0, 255].
 
     Raises:
         ValueError: If the pixels lie outside these ranges, so that the value of white is unknown.
