@@ -859,14 +859,14 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     from benchmarks.contributions import Network, agreement, fitted
     from captum_xnn import ContributionGroups
 
-    _, read = grouping.evidence_of(squares)
-    own, others, drops = (part[0].double() for part in (read.own, read.others, read.drops))
-    a = grouping.with_ridge(1.0)(own, others, drops)
+    _, seen = grouping.seen_by_fit(squares)
+    own, drops = seen.own.double(), seen.drops.double()
+    a = grouping.with_ridge(1.0)(seen)
     expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
     assert agreement(own @ a, own @ expected.double())["halves"] == pytest.approx(1)
-    torch.testing.assert_close(grouping.soft(own, others, drops).sum(1), torch.ones(len(a)).double())
+    torch.testing.assert_close(grouping.soft(seen).sum(1), torch.ones(len(a)).double())
     live = drops.flatten(0, 1).abs().sum(0) > 0  # silent dimensions are shared evenly
-    assert (grouping.one_each(own, others, drops) != 0).sum(1)[live].eq(1).all()
+    assert (grouping.one_each(seen) != 0).sum(1)[live].eq(1).all()
     monkeypatch.setattr(grouping, "NETWORKS", {"small": Network(lambda given: [2], lambda given, label: squares)})
     given = argparse.Namespace(**vars(CONTRIBUTIONS), out=tmp_path)
     grouping.main(given)
