@@ -48,7 +48,7 @@ from benchmarks.one_vs_all import N_FEATURES, effective
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source
+from captum_xnn.activations._activations import Source
 from captum_xnn.datasets import CUB200, collate, draw_figures, load_digits
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail

@@ -46,7 +46,7 @@ from benchmarks.one_vs_all import N_FEATURES, effective, excitation_maps, fitted
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source
+from captum_xnn.activations._activations import Source
 from captum_xnn.datasets import FunnyBirds
 from captum_xnn.datasets._funnybirds import FunnyBirdsSample
 from captum_xnn.heatmaps import ExcitationMaps

@@ -50,7 +50,8 @@ from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfuln
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source, first_of_batch
+from captum_xnn.activations._activations import Source
+from captum_xnn.activations._unpacking import first_of_batch
 from captum_xnn.datasets import Figures, draw_figures, exact_network, reason_parts, trained_network
 from captum_xnn.datasets._synthetic import concepts
 from captum_xnn.metrics import (
@@ -67,7 +68,7 @@ from captum_xnn.models._scaling import scaling
 from captum_xnn.models.losses import log_penalty, pull_away
 from captum_xnn.training import Recipe
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "groups", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from captum_xnn.heatmaps._one_heatmap import OneHeatmap
     from captum_xnn.metrics import Faithfulness
     from captum_xnn.models import SRAE, ContributionGroups, ConvSRAE, PaperSRAE
-    from captum_xnn.training._problem import Recipe
+    from captum_xnn.training._recipe import Recipe
 
 __all__ = [
     "SRAE",

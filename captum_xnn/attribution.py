@@ -23,19 +23,18 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn.activations._activations import Activations, Asked
 from captum_xnn.activations._batches import Batches, repeatable
-from captum_xnn.activations._collecting import Activations, Asked, collect_together
+from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._batching import copied, like
-from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
-from captum_xnn.heatmaps._feature_maps import FeatureMaps
+from captum_xnn.heatmaps._feature_maps import DefaultMaps, FeatureMaps, as_heatmap
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.layers._arguments import refuse_too_many
+from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
@@ -61,7 +60,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log
 from captum_xnn.training._making import MakeForm, is_exact
 from captum_xnn.training._outputs import Outputs, check_positives
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
 
@@ -121,7 +120,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: str | nn.Module,
         n_features: int = 5,
         *,
-        heatmap: type[Attribution] | Heatmap | None = None,
+        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
         autoencoder: MakeForm | None = None,
         recipe: Recipe | None = None,
         train_data: Any = None,
@@ -513,7 +512,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
-    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
+    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
         """Return a copy with the same explainers and another heatmap backend. Later fits of either serve both.
 
         Args:
@@ -666,7 +665,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend: Heatmap = self.heatmap
+        backend = self.heatmap
         if isinstance(backend, DefaultMaps):
             fitted = self.explainers_.values()
             exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)

@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
-from captum_xnn.activations._collecting import Source, collect
+from captum_xnn.activations._activations import Source
+from captum_xnn.activations._collecting import collect
 from captum_xnn.cli import main
 from captum_xnn.comparison._compared import Estimate, MethodComparison
 from captum_xnn.comparison._rivals import METHODS, Rows

@@ -13,7 +13,7 @@ from captum_xnn.models.baselines import Lasso
 from captum_xnn.models.baselines._selection import lasso
 from captum_xnn.training import Tuning, choose_n, tune, tune_alpha
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._tuning import Trial, _folds, held_out_f_reg
 
 small = partial(SRAE, hidden=())

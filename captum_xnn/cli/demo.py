@@ -34,7 +34,7 @@ from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._digits import Digits, load_digits
 from captum_xnn.metrics import Faithfulness
 from captum_xnn.report import ReportOptions, write_report
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
 

@@ -22,7 +22,7 @@ from captum_xnn.datasets._digits import load_digits
 from captum_xnn.study.configuration import StudyConfiguration
 from captum_xnn.study.preparation import prepare
 from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SETS", "make"]
 

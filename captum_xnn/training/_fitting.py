@@ -33,7 +33,10 @@ from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.models._base import Autoencoder, Loss, Scaling, Weights, encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._problem import Problem, Recipe, Sampler, Step
+from captum_xnn.training._history import Step
+from captum_xnn.training._problem import Problem
+from captum_xnn.training._recipe import Recipe
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._trainer import descend
 
 __all__ = ["fit", "fit_together"]
