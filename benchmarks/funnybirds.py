@@ -52,8 +52,8 @@ from captum_xnn.datasets._funnybirds import FunnyBirdsSample
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._read import read_layer
-from captum_xnn.metrics import drop_orthogonality, patch_agreement, random_maps, selectivity
-from captum_xnn.metrics._patches import patch_masks
+from captum_xnn.metrics import patch_agreement, random_maps, selectivity
+from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 from captum_xnn.models.baselines._partitions import random_partition, spectral_partition
 

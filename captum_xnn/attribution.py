@@ -78,9 +78,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. A learned form with few
             x-features is more faithful at a layer closer to the model's output.
         n_features: Number of x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default,
-            :class:`~captum_xnn.heatmaps.DefaultMaps`, is gradient x activation for groups of contributions, and
-            contrastive excitation backprop for learned networks.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default is gradient x
+            activation (:class:`~captum_xnn.heatmaps.GradientMaps`) for groups of contributions, and contrastive
+            excitation backprop (:class:`~captum_xnn.heatmaps.ExcitationMaps`) for learned networks.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. The default is
             :class:`~captum_xnn.models.ContributionGroups`, an exact form. Others are ``SRAE``, the paper's learned
             form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, and the :mod:`~captum_xnn.models.baselines`.
@@ -472,7 +472,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
-            ValueError: As :func:`captum_xnn.report.write_report` does.
+            ImportError: If jinja2 or pillow is missing.
+            ValueError: If the path is a folder, an option does not fit the inputs, or the model gives the class to none
+                of the data.
         """
         from captum_xnn.report._options import ReportOptions
         from captum_xnn.report._page import write_report

@@ -7,8 +7,8 @@ from torch import nn
 
 from captum_xnn import XNNAttribution
 from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.models._losses import covariance
 from captum_xnn.models._objectives import RunningObjective
-from captum_xnn.models.losses import covariance
 from captum_xnn.training import Recipe
 from captum_xnn.training._fitting import fit
 from captum_xnn.training._sampler import Sampler
