@@ -135,11 +135,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if not hasattr(n_features, "__index__"):
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
-            raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
+            raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
         if autoencoder is not None and not callable(autoencoder):
             raise TypeError(
-                "expected autoencoder as a class such as SRAE or captum_xnn.models.baselines.NN, or a function that "
-                f"makes it, got {autoencoder!r}; pass the class itself"
+                f"autoencoder is {autoencoder!r}, and cannot be called; pass a class such as SRAE or "
+                "captum_xnn.models.baselines.NN, or a function that makes the network"
             )
         self.model = model
         self.n_features = operator.index(n_features)
@@ -257,7 +257,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if isinstance(data, Activations):
             if store is not None:
                 raise ValueError(
-                    "expected either data to collect into store=, or activations collected already, got both; "
+                    "the data are activations that were collected already, and store= is a folder to collect into; "
                     "leave store= out"
                 )
             model = unwrap(self.model)
@@ -307,12 +307,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 self.fit(self.train_data, asked, joint=joint)
                 continue
             fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
-            have = f"targets {', '.join(fitted)}" if fitted else "none yet"
+            have = ", ".join(fitted) or "none"
             one = asked[0] if len(asked) == 1 else asked
             raise NotFittedError(
-                f"expected a {'joint' if joint else 'fitted'} explainer of target {one} at layer {name!r}, have "
-                f"{have}; call xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= "
-                "to XNNAttribution"
+                f"target {one} has no {'joint ' * joint}explainer at layer {name!r} (fitted: {have}); call "
+                f"xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= to "
+                "XNNAttribution"
             )
         return [e for t in targets if (e := self._fitted_already(name, t)) is not None]
 
@@ -700,9 +700,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         name = find_layer(model, self.layer)[0]
         explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
         if not explainers:
-            raise NotFittedError(
-                f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(data, target=...)"
-            )
+            raise NotFittedError(f"layer {name!r} has no fitted explainers to save; call xnn.fit(data, target=...)")
         return _serialization.SavedExplainers(
             layer=name,
             n_features=self.n_features,

@@ -74,7 +74,7 @@ def test_the_loop_over_captum_does_the_same_work(monkeypatch):
             torch.testing.assert_close(maps, torch.stack(loop(), 1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:some probability was lost")
 def test_excitation_speed(monkeypatch, capsys):
     from benchmarks import excitation_speed as speed
 

@@ -251,7 +251,7 @@ def test_rows_of_tensors_and_of_batches_are_the_same():
     assert torch.equal(torch.cat([inputs[1] for inputs, _ in pairs]), x[wanted] + 1)
 
 
-@pytest.mark.filterwarnings("ignore:it. expected maps that are not zero")
+@pytest.mark.filterwarnings("ignore:it. maps are zero")
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("groups", "SRAE", "1-Heatmap")])
 def test_every_name_is_a_method(tabular, method):
     if "NMF" in method or method == "Lasso":

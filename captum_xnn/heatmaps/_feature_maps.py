@@ -158,7 +158,7 @@ def _features(feature: int | None, K: int) -> list[int]:
     if feature is None:
         return list(range(K))
     if not 0 <= operator.index(feature) < K:
-        raise ValueError(f"expected an x-feature from 0 to {K - 1}, got {feature}; leave feature out for all of them")
+        raise ValueError(f"x-feature {feature} does not exist; pass 0 to {K - 1}, or leave feature out for all of them")
     return [operator.index(feature)]
 
 
@@ -256,8 +256,7 @@ def _warn_of_blank(
         )
     n = len(inputs[0])
     warnings.warn(
-        f"expected maps that are not zero, got zeros for {what} {', '.join(map(str, numbers))} in {n} of {n} "
-        f"examples: {why}",
+        f"maps are zero for {what} {', '.join(map(str, numbers))} in {n} of {n} examples: {why}",
         stacklevel=levels_up(),
     )
 

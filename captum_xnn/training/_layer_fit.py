@@ -202,8 +202,8 @@ def _error_floor(y: Tensor, n: int) -> float | None:
         return None
     floor = error_floor(y, n)
     warnings.warn(
-        f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
-        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
+        f"{n} x-features explain {y.shape[1]} outputs jointly, and cannot bring the mean squared error below "
+        f"{floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
         stacklevel=levels_up(),
     )
     return floor
