@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.datasets import PartsSample
+from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.training import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_the_loop_over_captum_does_the_same_work(monkeypatch):
             torch.testing.assert_close(maps, torch.stack(loop(), 1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:some probability was lost")
 def test_excitation_speed(monkeypatch, capsys):
     from benchmarks import excitation_speed as speed
 
@@ -480,10 +480,10 @@ def test_reasons_are_matched_to_x_features():
 
 def test_maps_are_compared_with_the_parts_masks():
     from benchmarks import synthetic
-    from captum_xnn.datasets import draw_figures, reason_parts
+    from captum_xnn.datasets import Figures
 
-    figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
-    maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
+    figures = Figures.draw(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
+    maps = figures.masks[:, figures.reason_parts(0)].flip(1).float()  # x-feature 0 shows the belly
     right = synthetic.places(maps, figures, 0, torch.tensor([1, 0]))
     assert right["mass"] == pytest.approx(1) and right["pointing"] == 1
     area = figures.masks[:, [1, 3]].double().mean((2, 3))

@@ -18,7 +18,7 @@ from torch.func import vmap
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.models._base import Objective, Reconstruction, Weights
-from captum_xnn.models.losses import (
+from captum_xnn.models._losses import (
     RunningMean,
     faithfulness,
     log_penalty,
