@@ -37,7 +37,7 @@ from benchmarks.one_vs_all import effective
 from benchmarks.runs import Line, measured, settings, write
 from captum_xnn import SRAE, PaperSRAE, Recipe
 from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
-from captum_xnn.models.losses import (
+from captum_xnn.models._losses import (
     RunningMean,
     faithfulness,
     log_penalty,

@@ -91,11 +91,10 @@ def fits(
 
 def batches(sizes: tuple[int, ...] = (64, 128), digits: tuple[int, ...] = (1, 4, 8), steps: int = 600) -> list[str]:
     """Returns for each batch size a line of its error on new digits, its agreement of seeds and its time."""
-    from captum_xnn.cli.demo import train_cnn
     from captum_xnn.datasets import load_digits
 
     data = load_digits(seed=0)
-    cnn = train_cnn(data.train_images, data.train_labels, seed=0)
+    cnn = data.trained_network(seed=0)
     seen: list[Tensor] = []
     with torch.no_grad(), cnn.get_submodule("fc1").register_forward_hook(lambda *call: seen.append(call[2].relu())):
         y, new = cnn(data.train_images[:600]), cnn(data.test_images)

@@ -31,7 +31,8 @@ from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Form
 from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
-from captum_xnn.training._problem import Recipe, Step
+from captum_xnn.training._history import Step
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SCHEMA", "TRANSFORMS", "SavedExplainers", "read"]
 

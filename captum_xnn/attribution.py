@@ -23,19 +23,18 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn.activations._activations import Activations, Asked
 from captum_xnn.activations._batches import Batches, repeatable
-from captum_xnn.activations._collecting import Activations, Asked, collect_together
+from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._batching import copied, like
-from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
-from captum_xnn.heatmaps._feature_maps import FeatureMaps
+from captum_xnn.heatmaps._feature_maps import DefaultMaps, FeatureMaps, as_heatmap
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.layers._arguments import refuse_too_many
+from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
@@ -61,7 +60,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log
 from captum_xnn.training._making import MakeForm, is_exact
 from captum_xnn.training._outputs import Outputs, check_positives
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
 
@@ -79,9 +78,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. A learned form with few
             x-features is more faithful at a layer closer to the model's output.
         n_features: Number of x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default,
-            :class:`~captum_xnn.heatmaps.DefaultMaps`, is gradient x activation for groups of contributions, and
-            contrastive excitation backprop for learned networks.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default is gradient x
+            activation (:class:`~captum_xnn.heatmaps.GradientMaps`) for groups of contributions, and contrastive
+            excitation backprop (:class:`~captum_xnn.heatmaps.ExcitationMaps`) for learned networks.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. The default is
             :class:`~captum_xnn.models.ContributionGroups`, an exact form. Others are ``SRAE``, the paper's learned
             form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, and the :mod:`~captum_xnn.models.baselines`.
@@ -121,7 +120,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: str | nn.Module,
         n_features: int = 5,
         *,
-        heatmap: type[Attribution] | Heatmap | None = None,
+        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
         autoencoder: MakeForm | None = None,
         recipe: Recipe | None = None,
         train_data: Any = None,
@@ -473,7 +472,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
-            ValueError: As :func:`captum_xnn.report.write_report` does.
+            ImportError: If jinja2 or pillow is missing.
+            ValueError: If the path is a folder, an option does not fit the inputs, or the model gives the class to none
+                of the data.
         """
         from captum_xnn.report._options import ReportOptions
         from captum_xnn.report._page import write_report
@@ -513,7 +514,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
-    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
+    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
         """Return a copy with the same explainers and another heatmap backend. Later fits of either serve both.
 
         Args:
@@ -666,7 +667,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend: Heatmap = self.heatmap
+        backend = self.heatmap
         if isinstance(backend, DefaultMaps):
             fitted = self.explainers_.values()
             exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)

@@ -21,7 +21,7 @@ from captum_xnn.models.baselines._least_squares import read_out
 from captum_xnn.models.baselines._nmf import _unroll
 from captum_xnn.models.baselines._selection import lasso, lasso_of_size
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 
 QUICK = Recipe(steps=30)
 EVENLY = torch.ones(400, dtype=torch.bool)  # no shortage of positives: all examples count alike

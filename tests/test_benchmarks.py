@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.datasets import PartsSample
+from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.training import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -480,10 +480,10 @@ def test_reasons_are_matched_to_x_features():
 
 def test_maps_are_compared_with_the_parts_masks():
     from benchmarks import synthetic
-    from captum_xnn.datasets import draw_figures, reason_parts
+    from captum_xnn.datasets import Figures
 
-    figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
-    maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
+    figures = Figures.draw(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
+    maps = figures.masks[:, figures.reason_parts(0)].flip(1).float()  # x-feature 0 shows the belly
     right = synthetic.places(maps, figures, 0, torch.tensor([1, 0]))
     assert right["mass"] == pytest.approx(1) and right["pointing"] == 1
     area = figures.masks[:, [1, 3]].double().mean((2, 3))
@@ -996,13 +996,13 @@ def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
     assert set(made) == set(fit_speed.FORMS) and all(min(figures) > 0 for figures in made.values())
     with fit_speed.competitor(1, 50):
         pass
-    monkeypatch.setattr("captum_xnn.cli.demo.train_cnn", untrained)
+    monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
     (line,) = fit_speed.batches(sizes=(16,), digits=(1,), steps=4)
     assert line.startswith("batches of 16: error")
 
 
-def untrained(images, labels, seed):
-    from captum_xnn.cli.demo import digits_cnn
+def untrained(digits, seed):
+    from captum_xnn.datasets._networks import digits_cnn
 
     cnn = digits_cnn(torch.Generator().manual_seed(seed))
     cnn.fc2.bias.data[1] += 0.05  # some images have digit 1

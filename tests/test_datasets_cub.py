@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from captum_xnn.datasets import CUB200, PartsSample, collate
-from captum_xnn.datasets._parts import resized
+from captum_xnn.datasets import CUB200, collate
+from captum_xnn.datasets._parts import PartsSample, resized
 from captum_xnn.errors import DatasetError
 
 PARTS = ["back", "left eye", "tail"]

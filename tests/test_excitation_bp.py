@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._attribution import total_mass
 from captum_xnn.excitation_bp._settings import SettingNames, Settings
 from captum_xnn.heatmaps import ExcitationMaps
 

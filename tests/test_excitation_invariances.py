@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
-from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._attribution import total_mass
 from captum_xnn.excitation_bp._workspace import Workspace
 
 # What small random nets lose is no matter here but where it is asked about.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.errors import UnsupportedOperationError
-from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._attribution import total_mass
 
 # Single operations often lose probability, by the equations; one test below asks for the warning itself.
 pytestmark = pytest.mark.filterwarnings(

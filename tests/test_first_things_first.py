@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_xnn import SRAE, OneHeatmap, Recipe, XNNAttribution
 from captum_xnn.activations import collect
-from captum_xnn.activations._collecting import Asked
+from captum_xnn.activations._activations import Asked
 from captum_xnn.layers import EveryCall
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.excitation_bp import LayerExcitationBP
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.heatmaps._default_maps import as_heatmap
+from captum_xnn.heatmaps._feature_maps import as_heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import SRAE

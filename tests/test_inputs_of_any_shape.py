@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_xnn import SRAE, ExcitationBP, Recipe, XNNAttribution
-from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._attribution import total_mass
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.metrics import biharmonic, combined, constant, keep_top, keep_top_accuracy, telea
-from captum_xnn.metrics._keeping import mean_colour, top_pixels
+from captum_xnn.metrics import combined, keep_top_accuracy, telea
+from captum_xnn.metrics._keeping import biharmonic, constant, keep_top, mean_colour, top_pixels
 
 
 def drawn(*shape, seed=0):
@@ -230,16 +230,16 @@ LABELS = torch.tensor([0, 1, 2, 0])  # the last one is wrong whatever is kept
 def test_accuracy_by_hand(n, wanted):
     """With nothing kept the images are black, row 0 is taken, and two labels say so."""
     model = Brightest().train()
-    found = keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=constant(0.0), batch_size=3)
+    found = keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=0.0, batch_size=3)
     assert found == wanted and model.sizes == [3, 1] and model.training and model.drop.training
-    assert keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=constant(0.0), batch_size=1) == wanted
+    assert keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=0.0, batch_size=1) == wanted
 
 
 def test_accuracy_falls_with_maps_that_point_elsewhere():
     for n in range(1, 7):  # six pixels are outside of the bright row
-        blind = keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, n, fill=constant(0.0))
+        blind = keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, n, fill=0.0)
         assert blind == 0.5
-    assert keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, 9, fill=constant(0.0)) == 0.75
+    assert keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, 9, fill=0.0) == 0.75
 
 
 def test_accuracy_takes_any_function_and_no_gradients():

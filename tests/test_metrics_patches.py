@@ -6,10 +6,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from captum_xnn.metrics import blurred, drop_orthogonality, orthogonality, patch_agreement, patch_drops, random_maps
+from captum_xnn.metrics import orthogonality, patch_agreement, patch_drops, random_maps
 from captum_xnn.metrics._controls import random_partition
 from captum_xnn.metrics._overlap import contribution_shares
-from captum_xnn.metrics._patches import patch_correlations, patch_masks, rank_correlation
+from captum_xnn.metrics._patches import blurred, drop_orthogonality, patch_correlations, patch_masks, rank_correlation
 
 
 def rand(*shape, seed=0):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from captum_xnn.errors import NamesFileError
-from captum_xnn.plots import read_names, write_names
-from captum_xnn.plots._names import resolve_names
+from captum_xnn.plots import write_names
+from captum_xnn.plots._names import read_names, resolve_names
 
 # As the page writes it, to the letter.
 EXPORTED = (

@@ -7,11 +7,11 @@ from torch import nn
 
 from captum_xnn import XNNAttribution
 from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.models._losses import covariance
 from captum_xnn.models._objectives import RunningObjective
-from captum_xnn.models.losses import covariance
 from captum_xnn.training import Recipe
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._trainer import Trainer
 
 QUICK = Recipe(steps=400)

@@ -8,7 +8,8 @@ Conventions:
     difference. Accuracies are in [0, 1].
 
 A *fill* is a callable ``fill(image, kept)``. It takes an image (C, H, W) and its kept pixels (H, W), and returns a
-whole image (C, H, W). :func:`biharmonic`, :func:`telea` and :func:`mean_colour` are fills; :func:`constant` builds one.
+whole image (C, H, W). :func:`biharmonic`, the default, :func:`telea` and :func:`mean_colour` are fills. A number in
+place of a fill is a colour.
 
 Left open by the paper, and decided here:
     The inpainting algorithm is biharmonic; Telea's is available too. :func:`combined` joins the heatmaps of several
@@ -200,7 +201,7 @@ def telea(image: Tensor, kept: Tensor) -> Tensor:
     except ImportError as error:
         raise ImportError(
             "Telea's inpainting needs OpenCV, but the module cv2 is not installed; run "
-            "`pip install captum-xnn[inpainting]`, or use fill=biharmonic"
+            "`pip install captum-xnn[inpainting]`, or leave fill out"
         ) from error
 
     def march(unit: _Array, lost: _Array) -> _Array:
@@ -226,20 +227,21 @@ def _inpainted(image: Tensor, kept: Tensor, inpaint: Callable[[_Array, _Array], 
     return torch.where(kept, image, (filled * span + low).to(image.dtype))
 
 
-def keep_top(images: Tensor, masks: Tensor, fill: Fill = biharmonic) -> Tensor:
+def keep_top(images: Tensor, masks: Tensor, fill: Fill | float | Sequence[float] = biharmonic) -> Tensor:
     """Keep the masked pixels of each image and replace all others by the fill, (N, C, H, W).
 
     Args:
         images: (N, C, H, W).
         masks: The pixels that stay, (N, H, W), boolean.
-        fill: Replaces lost pixels; see the module's head.
+        fill: Replaces lost pixels: a callable as in the module's head, or a colour, as one number or one for each
+            channel in the images' own scale. Biharmonic inpainting by default.
 
     Raises:
         ValueError: If the shapes do not fit each other, or the masks are not boolean.
 
     Example:
         >>> masks = torch.tensor([[[True, False]]])
-        >>> keep_top(torch.tensor([[[[5.0, 7.0]]]]), masks, constant(0.0))
+        >>> keep_top(torch.tensor([[[[5.0, 7.0]]]]), masks, 0.0)
         tensor([[[[5., 0.]]]])
     """
     refuse_channels_last(images)
@@ -249,10 +251,11 @@ def keep_top(images: Tensor, masks: Tensor, fill: Fill = biharmonic) -> Tensor:
             f"expected images (N, C, H, W) and boolean masks (N, H, W), got {tuple(images.shape)} and "
             f"{tuple(masks.shape)} of {masks.dtype}; make masks with top_pixels from maps of the images' size"
         )
+    paint = fill if callable(fill) else constant(fill)
     masks = masks.to(images.device)
     made = images.clone()
     for i in range(len(images)):
-        made[i] = torch.where(masks[i], images[i], fill(images[i], masks[i]))
+        made[i] = torch.where(masks[i], images[i], paint(images[i], masks[i]))
     return made
 
 
@@ -263,7 +266,7 @@ def keep_top_accuracy(
     labels: Tensor,
     n_pixels: int,
     *,
-    fill: Fill = biharmonic,
+    fill: Fill | float | Sequence[float] = biharmonic,
     batch_size: int = 32,
 ) -> float:
     """Compute the share of images that the model classifies correctly from their n strongest pixels, in [0, 1].
@@ -277,7 +280,8 @@ def keep_top_accuracy(
         saliency: One map per image, (N, H, W): :func:`combined` maps of several x-features, or the 1-Heatmap.
         labels: The correct classes, (N,). Pass the model's own predictions to measure the share that stays the same.
         n_pixels: How many pixels to keep, 0 to H W; the paper keeps 300, 500 and 1,000 of 224 x 224.
-        fill: Replaces lost pixels; see the module's head.
+        fill: Replaces lost pixels: a callable as in the module's head, or a colour, as one number or one for each
+            channel in the images' own scale. Biharmonic inpainting by default.
         batch_size: How many images run through the model together.
 
     Raises:
@@ -288,7 +292,7 @@ def keep_top_accuracy(
         >>> def model(x):
         ...     return x[:, 0, 0]
         >>> labels = torch.tensor([0, 2])
-        >>> keep_top_accuracy(model, images, images[:, 0], labels, 1, fill=constant(0.0))
+        >>> keep_top_accuracy(model, images, images[:, 0], labels, 1, fill=0.0)
         1.0
 
     Reference:

@@ -145,8 +145,8 @@ def patch_drops(
             without gradients. If it needs them, it must turn them on itself with ``torch.enable_grad``.
         inputs: (N, C, H, W).
         grid: Patches along each side.
-        fill: Values of covered pixels: a number, or a tensor that broadcasts to the inputs, such as
-            ``blurred(inputs, 8)``. The mean colour of each image by default.
+        fill: Values of covered pixels: a number, or a tensor that broadcasts to the inputs, such as blurred copies of
+            them. The mean colour of each image by default.
         batch_size: Images in one call. In all, N (P + 1) images run; at most ``batch_size`` covered images are in
             memory at once.
 

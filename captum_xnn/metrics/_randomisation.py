@@ -143,8 +143,8 @@ def randomised(module: nn.Module, *, seed: int, layers: Sequence[str | nn.Module
     Args:
         module: The model or the explanation network.
         seed: Seeds the new parameters.
-        layers: The layers to redraw with all their submodules, as dotted names or modules; all layers if None. See
-            :func:`top_down`.
+        layers: The layers to redraw with all their submodules, as dotted names or modules; all layers if None. A
+            cascade redraws the last layer, the last two, and so on.
 
     Raises:
         LayerNotFoundError: If a layer does not exist.

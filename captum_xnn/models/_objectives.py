@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.models._base import Objective, Reconstruction, Weights
-from captum_xnn.models.losses import RunningMean, log_penalty, pull_away_of_moments, squared_error
+from captum_xnn.models._losses import RunningMean, log_penalty, pull_away_of_moments, squared_error
 
 __all__ = ["PlainObjective", "RunningObjective"]
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn.activations._activations import Source
 from captum_xnn.activations._batches import Batch, Batches
-from captum_xnn.activations._collecting import Source
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised

@@ -6,7 +6,7 @@ The recipe rests on measurements (see the page "How the training recipe was foun
 2. Fill a fixed share of each batch with positives, to balance the classes.
 3. Pre-train: minimise Eq. 5 and pull the x-features to their anchors (:mod:`captum_xnn.training._anchors`).
 4. Minimise Eq. 5 alone. Its statistics over the training set, :math:`Q_k` and the inner products of the pull-away
-   term, are running means over mini-batches (:class:`~captum_xnn.models.losses.RunningMean`).
+   term, are running means over mini-batches (:class:`~captum_xnn.models._losses.RunningMean`).
 5. Rewrite the weights to the model's own units. x-features get mean 0 and standard deviation 1 over the training data,
    a positive weight v, and the order of their mean contribution to the positives.
 
@@ -34,7 +34,10 @@ from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.models._base import Autoencoder, Loss, Scaling, Weights, encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._problem import Problem, Recipe, Sampler, Step
+from captum_xnn.training._history import Step
+from captum_xnn.training._problem import Problem
+from captum_xnn.training._recipe import Recipe
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._trainer import descend
 
 __all__ = ["fit", "fit_together"]

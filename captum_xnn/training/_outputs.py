@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._collecting import Activations
+from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._memmap import parts
 from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._stacklevel import levels_up

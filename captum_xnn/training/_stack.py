@@ -18,7 +18,7 @@ from torch.func import functional_call, vmap
 
 from captum_xnn._distributed import Ranks
 from captum_xnn.models._base import Autoencoder, Reconstruction
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["Stack"]
 

@@ -27,8 +27,8 @@ from captum_xnn.models._scaling import scaling
 from captum_xnn.training._anchors import anchors_of_each
 from captum_xnn.training._checkpoint import FitCheckpoint
 from captum_xnn.training._early_stopping import EarlyStopping
-from captum_xnn.training._history import History
-from captum_xnn.training._problem import Problem, Step
+from captum_xnn.training._history import History, Step
+from captum_xnn.training._problem import Problem
 from captum_xnn.training._stack import Stack
 from captum_xnn.training._threads import one_thread_if_small
 
@@ -75,7 +75,8 @@ def descend(
     Example:
         >>> from captum_xnn.models._objectives import RunningObjective
         >>> from captum_xnn.models._srae import SRAE
-        >>> from captum_xnn.training._problem import Recipe, Sampler
+        >>> from captum_xnn.training._recipe import Recipe
+        >>> from captum_xnn.training._sampler import Sampler
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> recipe, generator = Recipe(steps=100), torch.Generator().manual_seed(0)
         >>> srae = SRAE(8, n_features=2, hidden=())
