@@ -93,7 +93,8 @@ def by_hand(
         std = std.clamp_min(std.mean() * 0.1) if scale == "each" else Z.var(0).mean().sqrt().expand_as(std)
         X, t = (Z - mean) / std, (y - y.mean()) / y.std()
         pools = positives.nonzero()[:, 0], (~positives).nonzero()[:, 0]
-        counts = recipe.batch_size // 4, recipe.batch_size - recipe.batch_size // 4
+        batch = recipe.batch_of(len(Z))
+        counts = batch // 4, batch - batch // 4
         share = [len(pool) / len(Z) for pool in pools]
         weight = torch.cat([torch.full((c,), s / c) for s, c in zip(share, counts, strict=True)])
         row_weight = torch.where(positives, 0.25 / share[0], 0.75 / share[1])

@@ -52,6 +52,7 @@ from captum_xnn.layers._targets import (
     single_target,
     target_groups,
 )
+from captum_xnn.layers._trace import Tracer
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -600,12 +601,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         _refuse_whole(reader, tensors, additional)
         choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
+        tracers: list[Tracer] = []
+
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-                    Z, y_hat = reader.read((*x, *(more or ())))
+                    arguments = (*x, *(more or ()))
+                    if tracers:
+                        Z, y_hat = reader.read(arguments)
+                    else:
+                        Z, y_hat, tracer = reader.read_and_trace(arguments)
+                        tracers.append(tracer)
                 if not choices:
                     for t in dict.fromkeys(targets):
                         select(y_hat, t)  # raises for a target out of range before another one is fitted
@@ -618,7 +626,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
-        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction)
+        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction, tracers[0])
 
     def _maps(
         self,
@@ -634,6 +642,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 explained.numbers.slopes,
                 explained.inputs,
                 explained.additional,
+                explained.tracer.trace(),
                 feature=feature,
                 internal_batch_size=internal_batch_size,
                 settings=settings,
@@ -759,6 +768,8 @@ class _Explained(NamedTuple):
     choices: list[Choice]
     numbers: Numbers
     prediction: Tensor
+    tracer: Tracer
+    """Notes of the modules that the model ran."""
 
     @property
     def unexplained(self) -> Tensor:

@@ -987,3 +987,23 @@ def test_small_networks_are_explained_to_the_tolerance(name):
     y = of.model(of.test[:6])[:, label].detach()
     assert float((exact.bias + exact.c.sum(1) - y).abs().max()) <= 0.0101 * float(form.scale)
     assert (float(exact.bias.std()) > 1e-3) == (name == "inside-a-block")  # something crosses the layer
+
+
+def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
+    from benchmarks import fit_speed
+
+    made = fit_speed.fits(examples=80, dimensions=6, steps=3, repeats=1, size=50)
+    assert set(made) == set(fit_speed.FORMS) and all(min(figures) > 0 for figures in made.values())
+    with fit_speed.competitor(1, 50):
+        pass
+    monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
+    (line,) = fit_speed.batches(sizes=(16,), digits=(1,), steps=4)
+    assert line.startswith("batches of 16: error")
+
+
+def untrained(digits, seed):
+    from captum_xnn.datasets._networks import digits_cnn
+
+    cnn = digits_cnn(torch.Generator().manual_seed(seed))
+    cnn.fc2.bias.data[1] += 0.05  # some images have digit 1
+    return cnn

@@ -30,7 +30,7 @@ from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import grouped
-from captum_xnn.layers._trace import Trace, trace
+from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Form
 
@@ -94,6 +94,7 @@ class FeatureMaps(NamedTuple):
         slopes: Tensor,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
+        ran: Trace,
         *,
         feature: int | None = None,
         internal_batch_size: int | None = None,
@@ -106,6 +107,7 @@ class FeatureMaps(NamedTuple):
             slopes: Slopes of each example, (N, ...) as Z, or (N, 0).
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
+            ran: Modules that the model runs before the layer.
             feature: The one x-feature to draw, in the inputs' shape; all of them, if None.
             internal_batch_size: Maps computed at once.
             settings: Settings of the backend for this call.
@@ -115,9 +117,6 @@ class FeatureMaps(NamedTuple):
         """
         widths = [choice.form.n_features for choice in choices]
         features = _features(feature, max(widths))
-        model, name, layer = self.reader.model, self.reader.name, self.reader.layer
-        first = rows_of(inputs, additional, torch.tensor([0]))
-        ran = trace(model, layer, (*first[0], *(first[1] or ())), name=name)
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps

@@ -118,7 +118,7 @@ class GradientMaps:
 
 
 class _Unfit(Exception):
-    """Ends a pass in which a layer runs twice, also in a backward pass, or returns no tensor."""
+    """Ends a pass in which the explained layer runs twice, any layer runs in a backward pass, or returns no tensor."""
 
 
 def _gradients_of_groups(
@@ -143,8 +143,9 @@ def _gradients_of_groups(
 
     Returns:
         For each input, or for the layer: values F (N, ...) and gradients (N, K, ...). None where one pass does not
-        suffice: with an ``output_transform``, with integer inputs, or for a layer that runs several times or returns no
-        tensor.
+        suffice: with an ``output_transform``, with integer inputs, for an explained layer that runs several times, or
+        for a layer that returns no tensor. Of the calls of any other layer the last one before the explained layer
+        counts, as in Captum.
     """
     if tail.output_transform is not None:
         return None
@@ -154,16 +155,18 @@ def _gradients_of_groups(
     leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
     given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
     seen: list[Tensor] = []
+    cut = _Cut(leaves, seen)
     with ExitStack() as stack:
         for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
             stack.enter_context(context)
         if place is not None:
-            stack.enter_context(_cut(place, leaves))
+            stack.enter_context(cut.at(place))
         stack.enter_context(_kept(tail.layer, seen))
         try:
             output = tail.model(*given, *(more or ()))
         except _Unfit:
             return None
+        cut.is_over = True
         if len(seen) != 1 or not leaves:
             return None
         y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
@@ -190,24 +193,39 @@ def _gradients(
     return [(leaf.detach(), torch.stack(own, 1)) for leaf, own in zip(leaves, found, strict=True)]
 
 
-@contextmanager
-def _cut(place: nn.Module, leaves: list[Tensor]) -> Iterator[None]:
-    """Cut the graph behind a layer, and add its output to the leaves."""
-    thread = threading.get_ident()
+class _Cut:
+    """Cuts the graph behind each call of a layer, and keeps the output of the last one as the only leaf.
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        if leaves or not isinstance(output, Tensor) or not output.is_floating_point():
-            raise _Unfit
-        leaves.append(output.detach().requires_grad_())
-        return leaves[0].clone()  # a model may work in place, and a leaf forbids that
+    Args:
+        leaves: Takes the leaf.
+        seen: Outputs of the explained layer. Calls behind it do not count.
+    """
 
-    handle = place.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def __init__(self, leaves: list[Tensor], seen: list[Tensor]) -> None:
+        self.leaves, self.seen = leaves, seen
+        self.is_over = False
+        """Whether the forward pass is over. Checkpoints run layers again in the backward pass."""
+
+    @contextmanager
+    def at(self, place: nn.Module) -> Iterator[None]:
+        """Cut the graph behind a layer in this context."""
+        thread = threading.get_ident()
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None
+            if self.is_over or not isinstance(output, Tensor) or not output.is_floating_point():
+                raise _Unfit
+            if self.seen:
+                return None
+            self.leaves[:] = [output.detach().requires_grad_()]
+            return self.leaves[0].clone()  # a model may work in place, and a leaf forbids that
+
+        handle = place.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager

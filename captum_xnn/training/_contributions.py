@@ -39,6 +39,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._covering import ImageCovers, channels_of, images_among
 from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDrops, drops_of, has_cells
 from captum_xnn.training._map_covers import MapCovers, maps_before
+from captum_xnn.training._threads import one_thread_if_small
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
 
@@ -50,6 +51,8 @@ _ROWS = 64
 _TARGETS = 16
 # Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered.
 _SMALL = 64 * 64
+# Small products for each large one, in learning groups.
+_SMALL_PRODUCTS = 100
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
@@ -263,7 +266,9 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
     lost = None if evidence.lost is None else evidence.lost.expand(len(scale), *evidence.lost.shape).flatten(0, 1)
-    a = learn_groups(own, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
+    rows = len(own) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
+    with one_thread_if_small(2.0 * rows**2 * own.shape[1] / _SMALL_PRODUCTS):
+        a = learn_groups(own, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
     E = evidence.own[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)

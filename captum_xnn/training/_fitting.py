@@ -24,6 +24,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -131,10 +132,12 @@ def fit_together(
         raise ValueError(f"learning needs at least two examples, not {len(Z)}; pass more data to fit")
     if len({(type(xnn), str(xnn.config)) for xnn in xnns}) != 1:
         raise ValueError("the networks differ in form or size; fit them one after another")
-    if recipe.batch_size % ranks.world:
+    batch = recipe.batch_of(len(Z))
+    recipe = replace(recipe, batch_size=batch)
+    if batch % ranks.world:
         raise ValueError(
-            f"{ranks.world} processes cannot share batches of {recipe.batch_size} examples evenly; pass "
-            f"Recipe(batch_size={-(-recipe.batch_size // ranks.world) * ranks.world})"
+            f"{ranks.world} processes cannot share batches of {batch} examples evenly; pass "
+            f"Recipe(batch_size={-(-batch // ranks.world) * ranks.world})"
         )
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(Z.device.type, enabled=False):
         shared = each(Z if isinstance(Z, Rows) else Z.detach().clone(), xnns[0].shaped)
