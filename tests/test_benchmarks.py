@@ -987,3 +987,127 @@ def test_small_networks_are_explained_to_the_tolerance(name):
     y = of.model(of.test[:6])[:, label].detach()
     assert float((exact.bias + exact.c.sum(1) - y).abs().max()) <= 0.0101 * float(form.scale)
     assert (float(exact.bias.std()) > 1e-3) == (name == "inside-a-block")  # something crosses the layer
+
+
+@pytest.fixture
+def two_problems(two_parts, monkeypatch):
+    """The classes of pictures of two squares, with their parts, as the scoreboard takes them."""
+    from benchmarks import one_vs_all, rivals, scoreboard
+    from captum_xnn.training import Recipe
+
+    monkeypatch.setattr(rivals, "N_FEATURES", 3)
+    monkeypatch.setattr(one_vs_all, "fit", partial(one_vs_all.fit, recipe=Recipe(steps=20)))
+    for name, value in {"STEPS": 5, "FACE_STEPS": 3, "DRSA_STEPS": 3, "DRSA_SIZE": 2, "ACTIVE": 4}.items():
+        monkeypatch.setattr(rivals, name, value)
+
+    def problem(label):
+        rows = (two_parts.labels == label).nonzero()[:, 0]
+        masks = two_parts.masks(rows)
+        taken = two_parts.taken[0][rows], two_parts.taken[1][rows, :, label], masks
+        covered, Z = two_parts.covered[rows], two_parts.test[0][rows]
+        images, y = two_parts.images(rows), two_parts.test[1][rows, label]
+
+        def places(maps):
+            return torch.einsum("nkhw,nphw->nkp", maps.double(), masks.double())
+
+        return scoreboard.Problem(two_parts, label, images, Z, y, covered, places, taken)
+
+    return problem
+
+
+@pytest.mark.filterwarnings("ignore:expected", "ignore:Objective did not converge")
+@pytest.mark.usefixtures("small")
+def test_rivals_explain_the_same_output(two_problems):
+    """Contributions of exact methods sum to the output; what x-features are of the layer sums to it for most."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(1)
+    by = scoreboard.Slopes.of(of)
+    fit = of.fit(0)
+    exact = ("groups", "single dimensions", "spectral groups", "NMF of contributions", "PRCA", "DRSA")
+    for name, make in (rivals.METHODS | rivals.CONTROLS).items():
+        made = make(fit)
+        E = made.contributions(*by.images)
+        every = torch.ones(E.shape, dtype=torch.bool)
+        assert float(made.part(of.Z, ~every).abs().max()) < 1e-4  # nothing kept, nothing left
+        if name in (*exact, "random groups", "whole output"):
+            assert float((E.sum(1) + made.bias - of.y).abs().max()) < 0.05 * float(of.read.test[1][:, 1].std()), name
+            torch.testing.assert_close(made.part(of.Z, every), of.Z - of.base, atol=1e-4, rtol=1e-4)
+        if name not in ("SRAE", "NN", "SAE", "CAE", "random encoder"):  # whose decoders are not linear
+            one = torch.zeros_like(every)
+            one[:, 0] = True
+            both = made.part(of.Z, one) + made.part(of.Z, ~one)
+            torch.testing.assert_close(both, made.part(of.Z, every), atol=1e-3, rtol=1e-3)
+    assert [len(half.of.train[0]) for half in (of.fit(0, 0), of.fit(0, 1))] == [16, 16]
+
+
+def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
+    """Behind a linear layer, the logit falls by what leaves and rises by what enters."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(2)
+    D = of.Z.shape[1]
+    weights = torch.linspace(0.5, 2, D)
+    monkeypatch.setattr(rivals, "rest_of_model", lambda model, layer, images, label, Z: Z @ weights)
+    a = nn.functional.one_hot(torch.arange(D) % 3, 3).float()
+    made = rivals._divided(a, of.fit(0))
+    E = made.contributions(of.Z, weights.expand(of.Z.shape))
+    torch.testing.assert_close(E, ((of.Z - of.base) * weights) @ a)
+    found = scoreboard.curves(of, made, E)
+    ordered = E.sort(1, descending=True).values.double().sum(0)
+    total = ordered.sum()
+    entered = torch.cat([torch.zeros(1).double(), ordered.cumsum(0)]) / total
+    assert found["insertion"] == pytest.approx(float(torch.trapezoid(entered) / 3), abs=1e-5)
+    assert found["deletion"] == pytest.approx(1 - found["insertion"], abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, capsys):
+    from benchmarks import rivals, scoreboard
+
+    monkeypatch.setattr(scoreboard, "networks", lambda given: [scoreboard.Network("two parts", [1, 2], two_problems)])
+    given = argparse.Namespace(
+        classes=2, seeds=1, methods=[*rivals.METHODS, *scoreboard.CONTROLS], no_halves=False, quick=False,
+        tables=tmp_path / "docs", out=tmp_path / "out", examples=10,
+    )  # fmt: skip
+    scoreboard.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 19 and not any("failed" in line for line in lines)
+    by = {line["method"]: line for line in lines if line["class"] == 1}
+    for name in ("groups", "random groups", "PRCA", "spectral groups"):  # the same sums, so the same sum of maps
+        assert by[name]["sd"] == by["whole output"]["sd"] and by[name]["importances"][0] == pytest.approx(
+            by["whole output"]["importances"][0], rel=1e-3, abs=1e-3
+        )
+    assert by["CRAFT"]["f_reg"] > 5 * by["groups"]["f_reg"] and by["TopK SAE"]["x_features"] == 4
+    assert 0 <= by["groups"]["selectivity"] <= 1 and "o1" not in by["whole output"] and "f_reg" not in by["1-Heatmap"]
+    table = json.loads((given.out / "table.json").read_text())
+    assert (
+        table["ranks"]["groups"]["asked"] == len(scoreboard.columns_of(lines)) - 1 + 1
+    )  # eff is not ranked, within is
+    assert set(table["ranks"]) == set(rivals.METHODS) and "a map has no x-features" in printed
+    assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
+    monkeypatch.setattr(scoreboard, "measure", None)
+    scoreboard.main(given)  # measures nothing again
+    assert capsys.readouterr().out == printed
+
+
+def test_ranks_share_ties_and_leave_out_what_was_not_asked():
+    from benchmarks import scoreboard
+
+    lines = [
+        {"method": "groups", "class": 1, "seed": 0, "f_reg": 0.1, "patches": 0.5},
+        {"method": "PRCA", "class": 1, "seed": 0, "f_reg": 0.1, "patches": 0.7},
+        {"method": "CRAFT", "class": 1, "seed": 0, "f_reg": 0.3},
+        {"method": "random groups", "class": 1, "seed": 0, "f_reg": 0.0, "patches": 0.9},
+    ]
+    found = {line["method"]: line for line in scoreboard.ranks(lines)}
+    assert found["groups"] | {"class": 1, "seed": 0} == {
+        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "asked": 2,
+    }  # fmt: skip
+    assert found["PRCA"]["mean"] == 1.25 and found["CRAFT"]["mean"] == 3 and "random groups" not in found
+    head, rows, _ = scoreboard.cells(lines)
+    assert head == ["method", "F_reg", "patches"]
+    assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
+    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["random groups", "0.000", "0.90"]
