@@ -188,8 +188,8 @@ def hooked(module: nn.Module, hook: Callable[[Tensor], Tensor]) -> Iterator[None
         handle.remove()
 
 
-def rest_of_model(model: nn.Module, layer: str, stand_in: Tensor, label: int, Z: Tensor) -> Tensor:
-    """Returns the logit (n,) of activations (n, D), which take the place of those of a stand-in image.
+def rest_of_model(model: nn.Module, layer: str, stand_in: Tensor, label: int | slice, Z: Tensor) -> Tensor:
+    """Returns the logit (n,), or some logits, of activations (n, D), which take the place of those of a stand-in image.
 
     Nothing else may cross from before the layer to behind it.
     """

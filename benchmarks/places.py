@@ -155,7 +155,7 @@ def measure(of: Scenes, job: Line, counts: Counts, *, maps_layer: str | None = N
         (of.Z[train], of.y_hat[train]),
         (of.Z[test], of.y_hat[test]),
         batch.image,
-        collect(of.model, of.layer, batch.image).Z,
+        collect(of.model, of.layer, batch.image).Z[:],
         lambda maps: object_probabilities(maps, batch.mask, objects=objects),
         None if of.images is None else one_vs_all.in_batches(of.images, train),
     )

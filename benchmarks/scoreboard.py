@@ -13,8 +13,8 @@ found       drawn figures: share of reasons that one x-feature tells (AUROC at l
 selectivity FunnyBirds: share of the part that moves an x-feature most, of the movement by all parts
 SD          FunnyBirds: rank correlation over a bird's parts of the drop of the logit with the mass of all maps
 within      FunnyBirds: the same over all birds within each part, mean over parts, over all classes together
-deletion    area under the logit while the x-features leave the layer one after the other, in shares of the whole change
-            from the mean activation; the largest contribution goes first, by Sobol index for CRAFT
+deletion    area under the logit while the x-features leave the layer one after the other, in shares from 0 to 1 of the
+            change from the mean activation; the largest contribution goes first, by Sobol index for CRAFT
 insertion   the same while they enter the mean activation one after the other
 halves      mean correlation on test examples of matched x-features from two fits, each to half of the training data and
             with its own seed
@@ -40,6 +40,8 @@ Without folders, the drawn figures alone are measured. FILE.py offers ``load()``
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import math
 import time
 import warnings
@@ -61,6 +63,7 @@ from benchmarks.runs import Line, interval, measured, save, settings, write
 from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
 from captum_xnn.datasets import collate
+from captum_xnn.datasets._places import ROOMS
 from captum_xnn.datasets._synthetic import concepts
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
@@ -152,8 +155,11 @@ class Problem(NamedTuple):
         if half is not None:
             own = of.train[1].argmax(1) == self.label
             rows = torch.cat([own.nonzero()[half::2, 0], (~own).nonzero()[half::2, 0]]).sort().values
-            train = tuple(values[rows] for values in of.train)
-            of = of._replace(train=train, train_labels=of.train_labels[rows], train_images=_some(of.train_images, rows))
+            of = of._replace(
+                train=(of.train[0][rows], of.train[1][rows]),
+                train_labels=of.train_labels[rows],
+                train_images=_some(of.train_images, rows),
+            )
         return Fit(of, self.label, seed, self.base)
 
 
@@ -237,12 +243,13 @@ def curves(of: Problem, made: Explained, E: Tensor) -> Line:
     order = E.argsort(dim=1, descending=True, stable=True) if made.order is None else made.order.expand(len(E), -1)
     every = made.part(Z, torch.ones(E.shape, dtype=torch.bool))
     start = rest(of.base[None])
-    change = (rest(Z) - start).double().sum()
+    change = (rest(Z) - start).double()[:, None]
     found = {
         "deletion": deletion(lambda kept: rest(Z - every + made.part(Z, kept)), order),
         "insertion": insertion(lambda kept: rest(of.base + made.part(Z, kept)), order),
     }
-    return {name: float(area(((curve - start).sum(0) / change)[None])) for name, curve in found.items()}
+    # Some methods leave the range of the model's activations: what they take below the base counts as 0.
+    return {name: float(area(((curve - start) / change).clamp(0, 1)).mean()) for name, curve in found.items()}
 
 
 def measure(of: Problem, by: Slopes, job: Line, halves: bool) -> Line:
@@ -320,7 +327,7 @@ def _problem(
     model: nn.Module, layer: str, label: int, train: Any, test: Any, images: Tensor, train_images: Any, **more: Any
 ) -> Problem:
     """Returns a problem whose images are covered now: train and test are activations (M, ...) and outputs."""
-    patches = patch_masks(*images.shape[2:], GRID)
+    patches = patch_masks(images.shape[2], images.shape[3], GRID)
     fill = images.mean((2, 3), keepdim=True)
     covered = torch.stack(
         [torch.where(patches[:, None], colour, image) for image, colour in zip(images, fill, strict=True)]
@@ -385,7 +392,7 @@ def of_rooms(place: Path, ade: Path, file: Path, layer: str, count: int, cache: 
             places=lambda maps: object_probabilities(maps, mask, objects=int(mask.max()) + 1),
         )  # fmt: skip
 
-    return Network(f"rooms {file.stem}", [places.ROOMS[room] for room in given.rooms][:count], problem)
+    return Network(f"rooms {file.stem}", [ROOMS[room] for room in given.rooms][:count], problem)
 
 
 def of_figures(examples: int, count: int) -> Network:
@@ -440,9 +447,11 @@ def networks(given: argparse.Namespace) -> list[Network]:
         return [of_model(given.model, given.images, given.layer, count, given.most)]
     found = []
     if given.funnybirds:
-        found.append(of_funnybirds(*map(Path, given.funnybirds), given.classes_funnybirds or count, out))
+        found.append(
+            of_funnybirds(Path(given.funnybirds[0]), Path(given.funnybirds[1]), given.classes_funnybirds or count, out)
+        )
     if given.birds:
-        found.append(of_birds(*map(Path, given.birds), count, given.activations or out / "birds.pt"))
+        found.append(of_birds(Path(given.birds[0]), Path(given.birds[1]), count, given.activations or out / "birds.pt"))
     for place, ade, file, layer in given.rooms or ():
         found.append(of_rooms(Path(place), Path(ade), Path(file), layer, count, out / f"{Path(file).stem}.pt"))
     return [*found, of_figures(given.examples, min(count, 4))]
@@ -502,7 +511,8 @@ def rows_of(lines: Sequence[Line]) -> list[str]:
 
 def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]], list[str]]:
     """Returns the head, the rows and the reasons of empty cells of a network's table."""
-    keys, rows, reasons = columns_of(lines), [], {}
+    keys, rows = columns_of(lines), []
+    reasons: dict[tuple[str, str], list[str]] = {}
     of = {name: [line for line in lines if line["method"] == name] for name in rows_of(lines)}
     means = {(name, key): interval(_known(own, key)) for name, own in of.items() for key in keys}
     for name, own in of.items():
@@ -571,8 +581,91 @@ def list_table(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequen
     return "\n".join([*lines, *([""] if notes else []), *(f"{note}" for note in notes)]) + "\n"
 
 
-def report(lines: list[Line], out: Path, tables: Path | None) -> None:
-    """Prints the tables, and writes them as Markdown, JSON and list-tables."""
+def picture_of_ranks(ranked: Line, names: Sequence[str]) -> Any:
+    """Returns a figure of the mean ranks: a row for each method, a mark for each network, and a line for the mean."""
+    figure, axis = _figure(6.4, 0.28 * len(ranked) + 1.2)
+    order = sorted(ranked, key=lambda method: ranked[method]["mean"][0], reverse=True)
+    for row, method in enumerate(order):
+        mean, half = ranked[method]["mean"]
+        axis.plot([mean - half, mean + half], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axis.plot([mean], [row], marker="|", markersize=13, color="0.1")
+        for mark, name in zip("osD^vP", names, strict=False):
+            if name in ranked[method]["networks"]:
+                axis.plot(
+                    [ranked[method]["networks"][name][0]], [row], mark, color="#0072b2", markersize=5, fillstyle="none",
+                    label=name if row == 0 else None,
+                )  # fmt: skip
+    axis.set_yticks(range(len(order)), order)
+    axis.set_xlabel("mean rank over measures; 1 is best")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def picture_of_pair(
+    by_network: dict[str, list[Line]], across: str, up: str, named: Sequence[str] = ("groups", *CONTROLS)
+) -> Any:
+    """Returns a figure of two measures of every method, a panel for each network: some by name, others in grey."""
+    shown = {
+        name: found
+        for name, lines in by_network.items()
+        if len(
+            found := {
+                method: (x, y)
+                for method in rows_of(lines)
+                for own in [[line for line in lines if line["method"] == method]]
+                for x, y in [(interval(_known(own, across))[0], interval(_known(own, up))[0])]
+                if math.isfinite(x) and math.isfinite(y)
+            }
+        )
+        > 1
+    }
+    figure, axes = _figure(3.1 * max(len(shown), 1), 3.0, max(len(shown), 1))
+    for axis, (name, found) in zip(axes if len(shown) > 1 else [axes], shown.items(), strict=False):
+        for method, (x, y) in found.items():
+            control = method in CONTROLS
+            color = "#d55e00" if control else "#0072b2" if method in named else "0.6"
+            axis.plot([x], [y], "s" if control else "o", color=color, markersize=6 if method in named else 4)
+            near = method.replace(" groups", "") if method != "groups" else method
+            axis.annotate(
+                near, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6 if method not in named else 8,
+                color=color if method in named else "0.45",
+            )  # fmt: skip
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel(_directed(across), fontsize=8)
+        axis.set_ylabel(_directed(up), fontsize=8)
+        axis.margins(0.18)
+    return figure
+
+
+def _directed(key: str) -> str:
+    measure = MEASURES[key]
+    return measure.title + {1: " (more is better)", -1: " (less is better)", 0: ""}[measure.better]
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.fonttype"], mpl.rcParams["svg.hashsalt"] = "none", "scoreboard"
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, panels)
+
+
+def draw(by_network: dict[str, list[Line]], ranked: Line, folder: Path) -> None:
+    """Writes a picture for each finding: who is ahead, what overlaps, and what removal curves measure."""
+    figures = {
+        "ranks": picture_of_ranks(ranked, list(by_network)),
+        "overlap": picture_of_pair(by_network, "o1", "patches"),
+        "removal": picture_of_pair(by_network, "eff", "insertion"),
+    }
+    for name, figure in figures.items():
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+        save(folder / f"scoreboard_{name}.svg", content.getvalue())
+
+
+def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | None) -> None:
+    """Prints the tables, and writes them as Markdown, JSON and list-tables, with pictures."""
     lines = pooled([line for line in lines if not line.get("empty")])
     by_network: dict[str, list[Line]] = {}
     for line in lines:
@@ -592,12 +685,17 @@ def report(lines: list[Line], out: Path, tables: Path | None) -> None:
     write(out, "\n\n".join(texts), {"ranks": figures, "networks": means})
     for name, text in files.items():
         save((tables or out) / f"scoreboard_{name}.inc", text.encode())
+    draw(by_network, figures, pictures or out)
 
 
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the tables."""
+    if given.report:
+        found = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+        report(found, given.out, given.tables, given.pictures)
+        return
     if given.quick:
-        given.classes, given.no_halves = min(given.classes, 2), True
+        given.classes, given.halves = min(given.classes, 2), 0
         given.birds = given.rooms = None
     known = {network.name: network for network in networks(given)}
     methods = [name for name in (*rivals.METHODS, *CONTROLS) if name in given.methods]
@@ -617,10 +715,11 @@ def main(given: argparse.Namespace) -> None:
 
     def of(job: Line) -> Line:
         found = read(job["network"], job["class"])
-        return {"empty": True} if found is None else measure(*found, job, not given.no_halves)
+        halved = job["class"] in known[job["network"]].classes[: given.halves]
+        return {"empty": True} if found is None else measure(*found, job, halved)
 
     lines = measured(given.out, jobs, of, title="networks, classes and methods", under=settings(given))
-    report(lines, given.out, given.tables)
+    report(lines, given.out, given.tables, given.pictures)
 
 
 if __name__ == "__main__":
@@ -636,10 +735,12 @@ if __name__ == "__main__":
     parser.add_argument("--classes-funnybirds", type=int, help="of FunnyBirds, where it is another number")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=[*rivals.METHODS, *CONTROLS])
-    parser.add_argument("--no-halves", action="store_true", help="no fits to halves of the data")
+    parser.add_argument("--halves", type=int, default=1000, help="classes of each network with fits to halves, at most")
     parser.add_argument("--quick", action="store_true", help="FunnyBirds and figures, two classes, without halves")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")
     parser.add_argument("--activations", type=Path, help="file that keeps the birds' activations")
     parser.add_argument("--tables", type=Path, help="folder of list-tables; OUT if not given")
+    parser.add_argument("--pictures", type=Path, help="folder of pictures; OUT if not given")
+    parser.add_argument("--report", action="store_true", help="write the tables of what OUT has; measure nothing")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run resumes")
     main(parser.parse_args())

@@ -194,12 +194,13 @@ def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
     from benchmarks.runs import interval, measured
 
     monkeypatch.setattr(birds, "POSITIVE_SHARE", 0.6)
-    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z")]
+    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z", "groups")]
     lines = measured(tmp_path, jobs, lambda job: cub.measure(few, job, maps_layer="1"))
     # Of the one visible part, or nowhere: a logarithm of 1, or of none.
     assert all(line["locality"] == pytest.approx(0, abs=1e-6) or math.isnan(line["locality"]) for line in lines)
     by = {line["method"]: line for line in lines}
     assert by["SRAE"]["f_cls"] == 1 and by["Lasso"]["train"] < 0.1  # the output is linear in this layer
+    assert by["groups"]["f_cls"] == 1 and max(by["groups"]["train"], by["groups"]["test"]) < 1e-4  # and exact there
     assert 1 <= by["SRAE"]["eff"] <= 5 and "o1" not in by["1-Heatmap"] and "test" not in by["Z"]
     again = lines + [{**line, "class": 3, "train": line.get("train", math.nan) + 0.2} for line in lines]
     mean, half = interval(line["train"] for line in again if line["method"] == "NN")
@@ -422,6 +423,34 @@ def test_table_2_on_small_places(few, tmp_path):
         own = [int((chosen[part] == room).sum()) for part in (train, test)]
         assert own[0] == 4 and own[1] >= 1 and [len(train) - own[0], len(test) - own[1]] == [30, 10]
         assert (chosen[train[:4]] == room).all()
+
+
+def test_fewer_images_are_divided_in_proportion():
+    from benchmarks.places import Counts, split, untested
+
+    labels = torch.cat([torch.full((10,), 45), torch.arange(60) % 5])
+    counts = Counts(train=(4000, 20_000), test=(1000, 4000))
+    train, test = split(labels, 45, counts)
+    assert not set(train.tolist()) & set(test.tolist()) and len(train) + len(test) == 70
+    assert [int((labels[part] == 45).sum()) for part in (train, test)] == [8, 2]
+    assert [len(train) - 8, len(test) - 2] == [50, 10] and untested(labels, 45, test) is None
+    few = torch.cat([torch.full((4,), 45), torch.arange(60) % 5])
+    test = split(few, 45, counts)[1]
+    assert untested(few, 45, test) == "no images of the room"
+    assert untested(few, 45, test[:0]) == "no images at all"
+    assert untested(few, 45, torch.arange(4)) == "no images of other categories"
+
+
+def test_rooms_are_those_of_both_data_sets():
+    from benchmarks.places import known_rooms
+
+    rooms, images = torch.tensor([45, 52, -1, 203]), torch.tensor([203, 45, 7, 352])
+    assert known_rooms(rooms, images, None) == ["bathroom", "kitchen"]
+    assert known_rooms(rooms, images, ["kitchen"]) == ["kitchen"]
+    with pytest.raises(SystemExit, match=r"got bedroom; choose among bathroom, kitchen"):
+        known_rooms(rooms, images, ["kitchen", "bedroom"])
+    with pytest.raises(SystemExit, match="in both data sets, got none"):
+        known_rooms(rooms, images[2:3], None)
 
 
 class Rooms:
@@ -1054,27 +1083,29 @@ def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
     E = made.contributions(of.Z, weights.expand(of.Z.shape))
     torch.testing.assert_close(E, ((of.Z - of.base) * weights) @ a)
     found = scoreboard.curves(of, made, E)
-    ordered = E.sort(1, descending=True).values.double().sum(0)
-    total = ordered.sum()
-    entered = torch.cat([torch.zeros(1).double(), ordered.cumsum(0)]) / total
-    assert found["insertion"] == pytest.approx(float(torch.trapezoid(entered) / 3), abs=1e-5)
-    assert found["deletion"] == pytest.approx(1 - found["insertion"], abs=1e-5)
+    ordered = E.sort(1, descending=True).values.double()
+    entered = torch.cat([torch.zeros(len(E), 1), ordered.cumsum(1)], 1) / ordered.sum(1, keepdim=True)
+    entered = entered.clamp(0, 1)
+    assert found["insertion"] == pytest.approx(float(torch.trapezoid(entered).mean() / 3), abs=1e-5)
+    left = (1 - entered).clamp(0, 1)
+    assert found["deletion"] == pytest.approx(float(torch.trapezoid(left).mean() / 3), abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:expected")
 @pytest.mark.usefixtures("small")
 def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, capsys):
-    from benchmarks import rivals, scoreboard
+    from benchmarks import scoreboard
 
     monkeypatch.setattr(scoreboard, "networks", lambda given: [scoreboard.Network("two parts", [1, 2], two_problems)])
+    few = ["groups", "NN", "spectral groups", "PRCA", "CRAFT", "TopK SAE"]
     given = argparse.Namespace(
-        classes=2, seeds=1, methods=[*rivals.METHODS, *scoreboard.CONTROLS], no_halves=False, quick=False,
-        tables=tmp_path / "docs", out=tmp_path / "out", examples=10,
+        classes=2, seeds=1, methods=[*few, *scoreboard.CONTROLS], halves=1, quick=False,
+        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False,
     )  # fmt: skip
     scoreboard.main(given)
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * 19 and not any("failed" in line for line in lines)
+    assert len(lines) == 2 * 11 and not any("failed" in line for line in lines)
     by = {line["method"]: line for line in lines if line["class"] == 1}
     for name in ("groups", "random groups", "PRCA", "spectral groups"):  # the same sums, so the same sum of maps
         assert by[name]["sd"] == by["whole output"]["sd"] and by[name]["importances"][0] == pytest.approx(
@@ -1086,10 +1117,16 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     assert (
         table["ranks"]["groups"]["asked"] == len(scoreboard.columns_of(lines)) - 1 + 1
     )  # eff is not ranked, within is
-    assert set(table["ranks"]) == set(rivals.METHODS) and "a map has no x-features" in printed
+    assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
+    assert set(table["ranks"]) == set(few) and "a map has no x-features" in printed
     assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
+    assert "mean rank over measures" in (given.pictures / "scoreboard_ranks.svg").read_text()
+    assert "random encoder" in (given.pictures / "scoreboard_overlap.svg").read_text()
     monkeypatch.setattr(scoreboard, "measure", None)
     scoreboard.main(given)  # measures nothing again
+    assert capsys.readouterr().out == printed
+    given.report = True
+    scoreboard.main(given)
     assert capsys.readouterr().out == printed
 
 
