@@ -100,6 +100,15 @@ def random_groups(fit: Fit) -> Explained:
     return _divided(partitions.random_partition(len(fit.base), N_FEATURES, generator), fit)
 
 
+def uneven_groups(fit: Fit) -> Explained:
+    """Returns groups by chance of which one holds 19 of 20 dimensions: measures that it wins reward unevenness."""
+    generator = torch.Generator().manual_seed(1000 * fit.seed + fit.label)
+    order = torch.randperm(len(fit.base), generator=generator)
+    small = max(1, len(order) // (20 * (N_FEATURES - 1)))
+    member = (order // small).clamp(max=N_FEATURES - 1)
+    return _divided(torch.nn.functional.one_hot(member, N_FEATURES), fit)
+
+
 def whole_output(fit: Fit) -> Explained:
     """Returns the logit as one x-feature."""
     return _divided(torch.ones(len(fit.base), 1), fit)
@@ -246,6 +255,7 @@ METHODS: dict[str, Callable[[Fit], Explained]] = {
 
 CONTROLS: dict[str, Callable[[Fit], Explained]] = {
     "random groups": random_groups,
+    "uneven random groups": uneven_groups,
     "random encoder": partial(learned, "RandomEncoder"),
     "whole output": whole_output,
 }

@@ -1067,6 +1067,8 @@ def test_rivals_explain_the_same_output(two_problems):
             one[:, 0] = True
             both = made.part(of.Z, one) + made.part(of.Z, ~one)
             torch.testing.assert_close(both, made.part(of.Z, every), atol=1e-3, rtol=1e-3)
+    sizes = rivals.uneven_groups(fit).part(of.base.expand(3, -1) + 1, torch.eye(3).bool()).sum(1)
+    assert sizes.round().tolist() == [1, 1, len(of.base) - 2]
     assert [len(half.of.train[0]) for half in (of.fit(0, 0), of.fit(0, 1))] == [16, 16]
 
 
@@ -1105,7 +1107,7 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     scoreboard.main(given)
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * 11 and not any("failed" in line for line in lines)
+    assert len(lines) == 2 * 12 and not any("failed" in line for line in lines)
     by = {line["method"]: line for line in lines if line["class"] == 1}
     for name in ("groups", "random groups", "PRCA", "spectral groups"):  # the same sums, so the same sum of maps
         assert by[name]["sd"] == by["whole output"]["sd"] and by[name]["importances"][0] == pytest.approx(
@@ -1115,8 +1117,9 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     assert 0 <= by["groups"]["selectivity"] <= 1 and "o1" not in by["whole output"] and "f_reg" not in by["1-Heatmap"]
     table = json.loads((given.out / "table.json").read_text())
     assert (
-        table["ranks"]["groups"]["asked"] == len(scoreboard.columns_of(lines)) - 1 + 1
-    )  # eff is not ranked, within is
+        table["ranks"]["groups"]["asked"] == len(scoreboard.columns_of(lines)) - 1
+    )  # less eff and overlap, and within
+    assert all(0 < line["overlap"] <= 1 + 1e-9 for line in by.values() if "overlap" in line)
     assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
     assert set(table["ranks"]) == set(few) and "a map has no x-features" in printed
     assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
@@ -1141,7 +1144,7 @@ def test_ranks_share_ties_and_leave_out_what_was_not_asked():
     ]
     found = {line["method"]: line for line in scoreboard.ranks(lines)}
     assert found["groups"] | {"class": 1, "seed": 0} == {
-        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "asked": 2,
+        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "all": 1.75, "asked": 2,
     }  # fmt: skip
     assert found["PRCA"]["mean"] == 1.25 and found["CRAFT"]["mean"] == 3 and "random groups" not in found
     head, rows, _ = scoreboard.cells(lines)
