@@ -1151,3 +1151,35 @@ def test_ranks_share_ties_and_leave_out_what_was_not_asked():
     assert head == ["method", "F_reg", "patches"]
     assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
     assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["random groups", "0.000", "0.90"]
+
+
+def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
+    """A folder of images and a file with a network suffice; the classes are those it gives most often."""
+    import numpy as np
+    from PIL import Image
+
+    from benchmarks import rivals, scoreboard
+
+    monkeypatch.setattr(rivals, "N_FEATURES", 2)
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "pictures").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    values[::2, ..., 0] = 0  # without red, which the second class has
+    for i, pixels in enumerate(values):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    given = argparse.Namespace(
+        model=str(tmp_path / "net.py"), images=tmp_path / "pictures", layer="5", most=100, classes=2, seeds=1, halves=2,
+        methods=["groups", "TopK SAE", "random groups", "1-Heatmap"], quick=False, tables=None, pictures=None,
+        out=tmp_path / "out", report=False,
+    )  # fmt: skip
+    monkeypatch.setattr(rivals, "STEPS", 5)
+    scoreboard.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert sorted(line["class"] for line in lines) == [0] * 4 + [1] * 4
+    found = {line["method"]: line for line in lines[:4]}
+    assert found["groups"]["f_reg"] < 1e-3 and "net, 2 classes" in printed  # the output is linear behind the layer
+    assert found["groups"]["f_reg"] == pytest.approx(found["random groups"]["f_reg"], abs=1e-5)
+    given.layer = None
+    with pytest.raises(SystemExit, match="needs --images FOLDER and --layer NAME"):
+        scoreboard.networks(given)
