@@ -270,7 +270,7 @@ def _chosen(found: Activations, task: Task, form: ContributionGroups) -> Sample:
 
 
 def _rows(some: Sample) -> Tensor:
-    rows: Tensor = torch.cat([some.positives[0], some.others]).unique()
+    rows: Tensor = torch.unique(torch.cat([some.positives[0], some.others]))
     return rows
 
 
