@@ -194,12 +194,13 @@ def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
     from benchmarks.runs import interval, measured
 
     monkeypatch.setattr(birds, "POSITIVE_SHARE", 0.6)
-    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z")]
+    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z", "groups")]
     lines = measured(tmp_path, jobs, lambda job: cub.measure(few, job, maps_layer="1"))
     # Of the one visible part, or nowhere: a logarithm of 1, or of none.
     assert all(line["locality"] == pytest.approx(0, abs=1e-6) or math.isnan(line["locality"]) for line in lines)
     by = {line["method"]: line for line in lines}
     assert by["SRAE"]["f_cls"] == 1 and by["Lasso"]["train"] < 0.1  # the output is linear in this layer
+    assert by["groups"]["f_cls"] == 1 and max(by["groups"]["train"], by["groups"]["test"]) < 1e-4  # and exact there
     assert 1 <= by["SRAE"]["eff"] <= 5 and "o1" not in by["1-Heatmap"] and "test" not in by["Z"]
     again = lines + [{**line, "class": 3, "train": line.get("train", math.nan) + 0.2} for line in lines]
     mean, half = interval(line["train"] for line in again if line["method"] == "NN")
@@ -422,6 +423,34 @@ def test_table_2_on_small_places(few, tmp_path):
         own = [int((chosen[part] == room).sum()) for part in (train, test)]
         assert own[0] == 4 and own[1] >= 1 and [len(train) - own[0], len(test) - own[1]] == [30, 10]
         assert (chosen[train[:4]] == room).all()
+
+
+def test_fewer_images_are_divided_in_proportion():
+    from benchmarks.places import Counts, split, untested
+
+    labels = torch.cat([torch.full((10,), 45), torch.arange(60) % 5])
+    counts = Counts(train=(4000, 20_000), test=(1000, 4000))
+    train, test = split(labels, 45, counts)
+    assert not set(train.tolist()) & set(test.tolist()) and len(train) + len(test) == 70
+    assert [int((labels[part] == 45).sum()) for part in (train, test)] == [8, 2]
+    assert [len(train) - 8, len(test) - 2] == [50, 10] and untested(labels, 45, test) is None
+    few = torch.cat([torch.full((4,), 45), torch.arange(60) % 5])
+    test = split(few, 45, counts)[1]
+    assert untested(few, 45, test) == "no images of the room"
+    assert untested(few, 45, test[:0]) == "no images at all"
+    assert untested(few, 45, torch.arange(4)) == "no images of other categories"
+
+
+def test_rooms_are_those_of_both_data_sets():
+    from benchmarks.places import known_rooms
+
+    rooms, images = torch.tensor([45, 52, -1, 203]), torch.tensor([203, 45, 7, 352])
+    assert known_rooms(rooms, images, None) == ["bathroom", "kitchen"]
+    assert known_rooms(rooms, images, ["kitchen"]) == ["kitchen"]
+    with pytest.raises(SystemExit, match=r"got bedroom; choose among bathroom, kitchen"):
+        known_rooms(rooms, images, ["kitchen", "bedroom"])
+    with pytest.raises(SystemExit, match="in both data sets, got none"):
+        known_rooms(rooms, images[2:3], None)
 
 
 class Rooms:
@@ -1007,3 +1036,170 @@ def untrained(digits, seed):
     cnn = digits_cnn(torch.Generator().manual_seed(seed))
     cnn.fc2.bias.data[1] += 0.05  # some images have digit 1
     return cnn
+
+
+@pytest.fixture
+def two_problems(two_parts, monkeypatch):
+    """The classes of pictures of two squares, with their parts, as the scoreboard takes them."""
+    from benchmarks import one_vs_all, rivals, scoreboard
+    from captum_xnn.training import Recipe
+
+    monkeypatch.setattr(rivals, "N_FEATURES", 3)
+    monkeypatch.setattr(one_vs_all, "fit", partial(one_vs_all.fit, recipe=Recipe(steps=20)))
+    for name, value in {"STEPS": 5, "FACE_STEPS": 3, "DRSA_STEPS": 3, "DRSA_SIZE": 2, "ACTIVE": 4}.items():
+        monkeypatch.setattr(rivals, name, value)
+
+    def problem(label):
+        rows = (two_parts.labels == label).nonzero()[:, 0]
+        masks = two_parts.masks(rows)
+        taken = two_parts.taken[0][rows], two_parts.taken[1][rows, :, label], masks
+        covered, Z = two_parts.covered[rows], two_parts.test[0][rows]
+        images, y = two_parts.images(rows), two_parts.test[1][rows, label]
+
+        def places(maps):
+            return torch.einsum("nkhw,nphw->nkp", maps.double(), masks.double())
+
+        return scoreboard.Problem(two_parts, label, images, Z, y, covered, places, taken)
+
+    return problem
+
+
+@pytest.mark.filterwarnings("ignore:expected", "ignore:Objective did not converge")
+@pytest.mark.usefixtures("small")
+def test_rivals_explain_the_same_output(two_problems):
+    """Contributions of exact methods sum to the output; what x-features are of the layer sums to it for most."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(1)
+    by = scoreboard.Slopes.of(of)
+    fit = of.fit(0)
+    exact = ("groups", "single dimensions", "spectral groups", "NMF of contributions", "PRCA", "DRSA")
+    for name, make in (rivals.METHODS | rivals.CONTROLS).items():
+        made = make(fit)
+        E = made.contributions(*by.images)
+        every = torch.ones(E.shape, dtype=torch.bool)
+        assert float(made.part(of.Z, ~every).abs().max()) < 1e-4  # nothing kept, nothing left
+        if name in (*exact, "random groups", "whole output"):
+            assert float((E.sum(1) + made.bias - of.y).abs().max()) < 0.05 * float(of.read.test[1][:, 1].std()), name
+            torch.testing.assert_close(made.part(of.Z, every), of.Z - of.base, atol=1e-4, rtol=1e-4)
+        if name not in ("SRAE", "NN", "SAE", "CAE", "random encoder"):  # whose decoders are not linear
+            one = torch.zeros_like(every)
+            one[:, 0] = True
+            both = made.part(of.Z, one) + made.part(of.Z, ~one)
+            torch.testing.assert_close(both, made.part(of.Z, every), atol=1e-3, rtol=1e-3)
+    sizes = rivals.uneven_groups(fit).part(of.base.expand(3, -1) + 1, torch.eye(3).bool()).sum(1)
+    assert sizes.round().tolist() == [1, 1, len(of.base) - 2]
+    assert [len(half.of.train[0]) for half in (of.fit(0, 0), of.fit(0, 1))] == [16, 16]
+
+
+def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
+    """Behind a linear layer, the logit falls by what leaves and rises by what enters."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(2)
+    D = of.Z.shape[1]
+    weights = torch.linspace(0.5, 2, D)
+    monkeypatch.setattr(rivals, "rest_of_model", lambda model, layer, images, label, Z: Z @ weights)
+    a = nn.functional.one_hot(torch.arange(D) % 3, 3).float()
+    made = rivals._divided(a, of.fit(0))
+    E = made.contributions(of.Z, weights.expand(of.Z.shape))
+    torch.testing.assert_close(E, ((of.Z - of.base) * weights) @ a)
+    found = scoreboard.curves(of, made, E)
+    ordered = E.sort(1, descending=True).values.double()
+    entered = torch.cat([torch.zeros(len(E), 1), ordered.cumsum(1)], 1) / ordered.sum(1, keepdim=True)
+    entered = entered.clamp(0, 1)
+    assert found["insertion"] == pytest.approx(float(torch.trapezoid(entered).mean() / 3), abs=1e-5)
+    left = (1 - entered).clamp(0, 1)
+    assert found["deletion"] == pytest.approx(float(torch.trapezoid(left).mean() / 3), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.usefixtures("small")
+def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, capsys):
+    from benchmarks import scoreboard
+
+    monkeypatch.setattr(scoreboard, "networks", lambda given: [scoreboard.Network("two parts", [1, 2], two_problems)])
+    few = ["groups", "NN", "spectral groups", "PRCA", "CRAFT", "TopK SAE"]
+    given = argparse.Namespace(
+        classes=2, seeds=1, methods=[*few, *scoreboard.CONTROLS], halves=1, quick=False,
+        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False,
+    )  # fmt: skip
+    scoreboard.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 12 and not any("failed" in line for line in lines)
+    by = {line["method"]: line for line in lines if line["class"] == 1}
+    for name in ("groups", "random groups", "PRCA", "spectral groups"):  # the same sums, so the same sum of maps
+        assert by[name]["sd"] == by["whole output"]["sd"] and by[name]["importances"][0] == pytest.approx(
+            by["whole output"]["importances"][0], rel=1e-3, abs=1e-3
+        )
+    assert by["CRAFT"]["f_reg"] > 5 * by["groups"]["f_reg"] and by["TopK SAE"]["x_features"] == 4
+    assert 0 <= by["groups"]["selectivity"] <= 1 and "o1" not in by["whole output"] and "f_reg" not in by["1-Heatmap"]
+    table = json.loads((given.out / "table.json").read_text())
+    assert (
+        table["ranks"]["groups"]["asked"] == len(scoreboard.columns_of(lines)) - 1
+    )  # less eff and overlap, and within
+    assert all(0 < line["overlap"] <= 1 + 1e-9 for line in by.values() if "overlap" in line)
+    assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
+    assert set(table["ranks"]) == set(few) and "a map has no x-features" in printed
+    assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
+    assert "mean rank over measures" in (given.pictures / "scoreboard_ranks.svg").read_text()
+    assert "random encoder" in (given.pictures / "scoreboard_overlap.svg").read_text()
+    monkeypatch.setattr(scoreboard, "measure", None)
+    scoreboard.main(given)  # measures nothing again
+    assert capsys.readouterr().out == printed
+    given.report = True
+    scoreboard.main(given)
+    assert capsys.readouterr().out == printed
+
+
+def test_ranks_share_ties_and_leave_out_what_was_not_asked():
+    from benchmarks import scoreboard
+
+    lines = [
+        {"method": "groups", "class": 1, "seed": 0, "f_reg": 0.1, "patches": 0.5},
+        {"method": "PRCA", "class": 1, "seed": 0, "f_reg": 0.1, "patches": 0.7},
+        {"method": "CRAFT", "class": 1, "seed": 0, "f_reg": 0.3},
+        {"method": "random groups", "class": 1, "seed": 0, "f_reg": 0.0, "patches": 0.9},
+    ]
+    found = {line["method"]: line for line in scoreboard.ranks(lines)}
+    assert found["groups"] | {"class": 1, "seed": 0} == {
+        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "all": 1.75, "asked": 2,
+    }  # fmt: skip
+    assert found["PRCA"]["mean"] == 1.25 and found["CRAFT"]["mean"] == 3 and "random groups" not in found
+    head, rows, _ = scoreboard.cells(lines)
+    assert head == ["method", "F_reg", "patches"]
+    assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
+    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["random groups", "0.000", "0.90"]
+
+
+def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
+    """A folder of images and a file with a network suffice; the classes are those it gives most often."""
+    import numpy as np
+    from PIL import Image
+
+    from benchmarks import rivals, scoreboard
+
+    monkeypatch.setattr(rivals, "N_FEATURES", 2)
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "pictures").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    values[::2, ..., 0] = 0  # without red, which the second class has
+    for i, pixels in enumerate(values):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    given = argparse.Namespace(
+        model=str(tmp_path / "net.py"), images=tmp_path / "pictures", layer="5", most=100, classes=2, seeds=1, halves=2,
+        methods=["groups", "TopK SAE", "random groups", "1-Heatmap"], quick=False, tables=None, pictures=None,
+        out=tmp_path / "out", report=False,
+    )  # fmt: skip
+    monkeypatch.setattr(rivals, "STEPS", 5)
+    scoreboard.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert sorted(line["class"] for line in lines) == [0] * 4 + [1] * 4
+    found = {line["method"]: line for line in lines[:4]}
+    assert found["groups"]["f_reg"] < 1e-3 and "net, 2 classes" in printed  # the output is linear behind the layer
+    assert found["groups"]["f_reg"] == pytest.approx(found["random groups"]["f_reg"], abs=1e-5)
+    given.layer = None
+    with pytest.raises(SystemExit, match="needs --images FOLDER and --layer NAME"):
+        scoreboard.networks(given)

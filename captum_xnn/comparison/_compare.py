@@ -16,8 +16,8 @@ fit, explain     processor seconds of a fit for each target, and of an explanati
 Random groups are drawn anew for each half, so their stability is that of chance. Groups of contributions add up exactly
 for any groups. Their F_reg therefore measures only the error of the path integral, and equals that of random groups.
 
-The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. PRCA and DRSA
-have no maps here.
+The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. CRAFT and the
+TopK SAE leave a part of the output unexplained, which their F_reg shows. These four have no maps here.
 
 Conventions:
     M examples, K x-features. Positives are examples to which the model gives the class. If outputs are not classes, all
@@ -43,7 +43,16 @@ from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._compared import MethodComparison
-from captum_xnn.comparison._rivals import Method, OneMap, Partition, Relevances, Rows, Subspaces, named_methods
+from captum_xnn.comparison._rivals import (
+    Dictionaries,
+    Method,
+    OneMap,
+    Partition,
+    Relevances,
+    Rows,
+    Subspaces,
+    named_methods,
+)
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -52,6 +61,7 @@ from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, select, target_groups
+from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._overlap import OrthogonalityStream
 from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
 from captum_xnn.metrics._stability import matched_features
@@ -106,8 +116,8 @@ def compare(
         methods: Names of methods, or forms such as ``functools.partial(SRAE, hidden=(64,))``, or a dict from names of
             your own to either. The first is the method in use. Names are ``groups`` (the default form), ``SRAE``,
             ``random groups``, ``1-Heatmap``, ``spectral groups``, ``NMF of contributions``, ``largest dimensions``,
-            ``PRCA``, ``DRSA``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single dimensions``, ``random encoder``
-            and ``random decoder``.
+            ``PRCA``, ``DRSA``, ``CRAFT``, ``TopK SAE``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single
+            dimensions``, ``random encoder`` and ``random decoder``.
         test: Other data to measure on, in place of the held-out fifth.
         n_features: x-features K of each method.
         repeats: Number of repeats, each with another seed and another fifth held out.
@@ -403,7 +413,7 @@ class _Measured:
         test = self.split.test.activations()
         made = []
         for target in self.targets:
-            score = (xnn.xnn if isinstance(xnn, Relevances) else xnn).score(test, target)
+            score = self._score(xnn, test, target)
             features = [self._features(other, target) for other in again]
             values: Values = {
                 "f_reg": score.f_reg,
@@ -417,10 +427,25 @@ class _Measured:
                 made.append(values | self._maps(xnn, target) | self._patches(xnn, target))
         return made
 
+    def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
+        """Measure faithfulness on held-out examples. What concepts leave over counts as their error."""
+        if not isinstance(xnn, Relevances):
+            return xnn.score(test, target)
+        if target not in xnn.concepts:
+            return xnn.xnn.score(test, target)
+        outputs = Outputs.of(test, [target])
+        prediction = outputs.columns([target])[:, 0].double()
+        batches = self.split.test.inputs(self.split.test.rows, self.settings.reader().device)
+        left = torch.cat([xnn.with_rest(x, target, more)[1].cpu() for x, more in batches])
+        surrogate = prediction - left
+        if outputs.classes is None or not isinstance(target, int):
+            return Faithfulness.of(surrogate, prediction)
+        return Faithfulness.of(surrogate, prediction, [test.y_hat[:]], target)
+
     def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
         method = self.method
         assert not isinstance(method, OneMap)
-        if isinstance(method, (Partition, Subspaces)):
+        if isinstance(method, (Partition, Subspaces, Dictionaries)):
             return method.fit(self.settings.attribution(None, seed), found, self.targets)
         return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
 
