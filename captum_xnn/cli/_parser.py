@@ -175,7 +175,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
     """Format a table of the measures on covered patches, each followed by its controls."""
     header = [
         "target",
-        "images",
+        "inputs",
         "agreement",
         "random groups",
         "random maps",
@@ -189,7 +189,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
         if of is not None:
             by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
             figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
-            rows.append([str(result.target), str(of.images), *map(_number, [*figures, of.drops.o1, by_chance])])
+            rows.append([str(result.target), str(of.examples), *map(_number, [*figures, of.drops.o1, by_chance])])
     return _table(header, rows)
 
 

@@ -61,7 +61,11 @@ class ReportOptions:
     """Output to compare with. Each example has a second sentence: why the target rather than this output."""
     patches: int = 0
     """Number of positives to cover patch by patch, for the measures of :func:`captum_xnn.patch_scores.patch_scores`.
-    Each image takes 16 explanations."""
+    An image has 16 patches, a text one for each token, and a row of a table one for each column. Each patch takes one
+    explanation."""
+    fill: Tensor | float | None = None
+    """Values of a covered patch, such as the id of padding or of unknown words. By default the mean colour of each
+    image, the mean embedding in place of a token, or the mean of each column over ``data``."""
     again: XNNAttribution | None = None
     """The same explanation fitted again, on other data or with another seed. The report says whether it has the same
     x-features."""
