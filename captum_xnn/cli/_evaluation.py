@@ -182,8 +182,13 @@ def _patches(
     for target, some in _some(opened, rows, "inputs", progress):
         found.setdefault(target, []).append(some)
     bar = tqdm(found.items(), "patches", disable=not progress, leave=False)
-    batch_size, fill = opened.configuration.batch_size, _column_means(opened)
-    return {t: patch_scores(xnn, torch.cat(some), t, fill=fill, internal_batch_size=batch_size) for t, some in bar}
+    batch_size, fill, tokens = opened.configuration.batch_size, _column_means(opened), opened.inputs.preparation.tokens
+    scores = {}
+    for t, parts in bar:
+        some = torch.cat(parts)
+        lengths = None if tokens is None else [len(tokens(ids.cpu())) for ids in some]
+        scores[t] = patch_scores(xnn, some, t, fill=fill, lengths=lengths, internal_batch_size=batch_size)
+    return scores
 
 
 def _column_means(opened: Opened) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Put the mean embedding in the place of some tokens, for models that take ids."""
+"""Embeddings of models that take ids of tokens: find the layer, and put the mean embedding in a token's place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["covered_token"]
+from captum_xnn.layers._state import untouched
+
+__all__ = ["covered_token", "embedding_of"]
 
 
 @contextmanager
@@ -58,6 +60,39 @@ def covered_token(model: nn.Module, ids: Tensor, token: int) -> Iterator[None]:
             f"no nn.Embedding of the model takes the ids {tuple(ids.shape)}, so a token has no mean; pass fill=, the "
             "id of padding or of unknown words"
         )
+
+
+@torch.no_grad()
+def embedding_of(model: nn.Module, ids: Tensor) -> str | None:
+    """Find the dotted name of the first embedding layer that gets these ids; None if there is none.
+
+    Args:
+        model: A plain module.
+        ids: Ids of the tokens (n, L), on the model's device.
+
+    Example:
+        >>> embedding_of(nn.Sequential(nn.Embedding(3, 2), nn.ReLU()), torch.tensor([[0, 2]]))
+        '0'
+    """
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(_layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if arguments and isinstance(arguments[0], Tensor) and torch.equal(arguments[0], ids):
+                found.append(name)
+
+        return hook
+
+    handles = [
+        m.register_forward_pre_hook(note(name)) for name, m in model.named_modules() if isinstance(m, nn.Embedding)
+    ]
+    try:
+        with untouched(model):
+            model(ids.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
 
 
 def _mean(layer: nn.Embedding) -> Tensor:
