@@ -168,7 +168,9 @@ def test_maps_of_texts_are_checked_by_taking_words_away(texts: Any, tmp_path: Pa
 
 def test_maps_of_a_table_are_checked_by_the_mean_of_each_column(table: Any, tmp_path: Path) -> None:
     xnn, data = table
-    page = page_of(xnn, data[:6], tmp_path, data=data, patches=5)
+    page = page_of(xnn, data[:6], tmp_path, data=data, patches=5, unit="thousands of <euros>")
+    assert "logit" not in " ".join(page.text)
+    assert f"by {xnn.score(data).f_reg:.3g} thousands of <euros> on average" in " ".join(page.text)
     found = patch_scores(xnn, data[:5], fill=data.mean(0))
     text = " ".join(page.text).replace("\N{MINUS SIGN}", "-")
     assert (

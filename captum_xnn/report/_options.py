@@ -52,6 +52,8 @@ class ReportOptions:
     ids (L,)."""
     input_names: Sequence[str] | None = None
     """Names of the input features, for a page about a table."""
+    unit: str = "logits"
+    """Unit of the model's output, such as "thousands of euros"."""
     places: PlacesOfMaps | None = None
     """Function that computes the share of maps on annotated parts or objects; see
     :func:`captum_xnn.report.concept_cards`."""

@@ -155,6 +155,7 @@ def write_report(
         model=model,
         layer=layer,
         features=xnn.n_features,
+        unit=options.unit,
         chapters=chapters,
         notes=options.notes,
         images=len(content["images"]),
@@ -215,7 +216,9 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
                 "patches": None if patches is None else _fields(patches),
                 "verdict": _fields(
                     verdict(
-                        on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+                        on_unexplained(
+                            score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit
+                        ),
                         on_stability(_stability(run.pairs[i])),
                         on_maps(patches),
                     )
@@ -245,7 +248,7 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
     for rows, t in zip(run.found, targets, strict=True):
         score, training, patches = rows.faithfulness(), xnn.explainer(t), run.patch_scores(rows)
         reasons = (
-            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit),
             on_stability(_stability(rows.pairs)),
             on_maps(patches, kind=run.kind),
         )

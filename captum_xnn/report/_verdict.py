@@ -97,14 +97,15 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     return Stability(float(again), between, len(first))
 
 
-def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool) -> Reason:
+def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, unit: str = "logits") -> Reason:
     """Judge the unexplained part of the output.
 
     Args:
-        f_reg: Mean |model - x-features|, in logits.
-        spread: Mean |model - its mean|, in logits: F_reg of a guess that always gives the mean output.
+        f_reg: Mean |model - x-features|, in the output's unit.
+        spread: Mean |model - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
         examples: Number of examples of both means.
         exact: Whether the x-features add up by construction.
+        unit: Unit of the output.
 
     Example:
         >>> print(on_unexplained(0.5, 10.0, 200, exact=False).answer)
@@ -118,8 +119,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool) -
         else "The x-features explain nothing."
     )
     text = (
-        f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} logits on average. "
-        f"A guess that always gives the mean output misses by {spread:.3g} logits."
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} {unit} on average. "
+        f"A guess that always gives the mean output misses by {spread:.3g} {unit}."
     )
     if exact:
         text += (
