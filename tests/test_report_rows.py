@@ -168,7 +168,10 @@ def test_maps_of_texts_are_checked_by_taking_words_away(texts: Any, tmp_path: Pa
 
 def test_maps_of_a_table_are_checked_by_the_mean_of_each_column(table: Any, tmp_path: Path) -> None:
     xnn, data = table
-    page = page_of(xnn, data[:6], tmp_path, data=data, patches=5, unit="thousands of <euros>")
+    page = page_of(
+        xnn, data[:6], tmp_path, data=data, patches=5, unit="thousands of <euros>", class_names=["a high price"]
+    )
+    assert page.data["targets"][0]["label"] == "a high price" and "the output" not in page.text
     assert "logit" not in " ".join(page.text)
     assert f"by {xnn.score(data).f_reg:.3g} thousands of <euros> on average" in " ".join(page.text)
     found = patch_scores(xnn, data[:5], fill=data.mean(0))

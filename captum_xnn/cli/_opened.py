@@ -31,7 +31,7 @@ from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select
 
-__all__ = ["Opened", "heatmap_named", "needed"]
+__all__ = ["Opened", "heatmap_named", "needed", "number_of"]
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,17 @@ def _model_file(configuration: Configuration) -> ModelFile:
     else:
         weights = needed(configuration, "weights", "--weights FILE")
         name = needed(configuration, "torchvision", "--torchvision NAME")
-        number = classes if isinstance(classes, int) else None if names is None else len(names)
-        file = load_torchvision(name, weights, number)
+        file = load_torchvision(name, weights, number_of(classes))
     return file if names is None else replace(file, classes=names)
+
+
+def number_of(classes: int | str | None) -> int | None:
+    """Return the number of a model's classes; None if the setting leaves it open.
+
+    Args:
+        classes: Their number, or a file or folder of names.
+    """
+    return len(read_classes(classes)) if isinstance(classes, str) else classes
 
 
 def _device(name: str) -> torch.device:

@@ -40,7 +40,7 @@ class ReportOptions:
     data_captions: Sequence[str] | None = None
     """Caption of each example of ``data``, for the cards. If ``data`` is None, ``captions`` are used."""
     class_names: ClassNames | None = None
-    """Names of the model's outputs: a list in order, or a mapping by number."""
+    """Names of the model's outputs: a list in order, or a mapping by number. A single output has one name."""
     names: str | os.PathLike[str] | Mapping[Any, Names] | None = None
     """Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote, or a mapping
     from targets to names."""
