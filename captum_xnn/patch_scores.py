@@ -149,6 +149,7 @@ def patch_scores_of(
     grid: int = 4,
     fill: Tensor | float | None = None,
     seed: int = 0,
+    controls: bool = True,
     internal_batch_size: int = 64,
 ) -> PatchScores:
     """Compute :func:`patch_scores` over batches of examples, such as texts of several lengths.
@@ -160,10 +161,11 @@ def patch_scores_of(
         grid: As in :func:`patch_scores`.
         fill: As in :func:`patch_scores`.
         seed: As in :func:`patch_scores`.
+        controls: Whether to draw random groups and the 1-Heatmap. Without them, their fields are None and NaN.
         internal_batch_size: As in :func:`patch_scores`.
     """
     scorer = _Scorer(xnn, batches, target, grid, fill, internal_batch_size)
-    own, drawn = scorer.beside_random(seed)
+    own, drawn = scorer.beside_random(seed) if controls else (scorer.of(xnn), [])
     noise = [own.agreement_of(random_maps(own.maps, seed=seed + i)) for i in range(_DRAWS)]
     by_chance = [r.orthogonality() for r in drawn]
     return PatchScores(
@@ -171,7 +173,7 @@ def patch_scores_of(
         agreement=own.agreement(),
         agreement_random_groups=fmean(r.agreement() for r in drawn) if drawn else None,
         agreement_random_maps=fmean(noise),
-        agreement_one_heatmap=own.of_output().agreement_of(scorer.one_heatmaps()),
+        agreement_one_heatmap=own.of_output().agreement_of(scorer.one_heatmaps()) if controls else float("nan"),
         drops=own.orthogonality(),
         drops_random_groups=Orthogonality(*map(fmean, zip(*by_chance, strict=True))) if by_chance else None,
     )

@@ -109,7 +109,7 @@ class Opened:
             ModelMismatchError: If they were fitted to another model.
         """
         if heatmap is None and not (ids := next(iter(self.inputs)).inputs[:1]).is_floating_point():
-            name = embedding_of(self.model, ids.to(self.device))
+            name = embedding_of(self.model, (ids.to(self.device),))
             heatmap = None if name is None else FromCaptum(LayerIntegratedGradients, layer=name)
         return XNNAttribution.load(folder, self.model, heatmap=heatmap)
 

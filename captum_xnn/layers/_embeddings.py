@@ -63,22 +63,22 @@ def covered_token(model: nn.Module, ids: Tensor, token: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def embedding_of(model: nn.Module, ids: Tensor) -> str | None:
-    """Find the dotted name of the first embedding layer that gets these ids; None if there is none.
+def embedding_of(model: nn.Module, arguments: tuple[Any, ...]) -> str | None:
+    """Find the dotted name of the first embedding layer that gets the ids of the tokens; None if there is none.
 
     Args:
         model: A plain module.
-        ids: Ids of the tokens (n, L), on the model's device.
+        arguments: Arguments of the model, on its device. The first are ids of tokens (n, L).
 
     Example:
-        >>> embedding_of(nn.Sequential(nn.Embedding(3, 2), nn.ReLU()), torch.tensor([[0, 2]]))
+        >>> embedding_of(nn.Sequential(nn.Embedding(3, 2), nn.ReLU()), (torch.tensor([[0, 2]]),))
         '0'
     """
     found: list[str] = []
 
     def note(name: str) -> Any:
-        def hook(_layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if arguments and isinstance(arguments[0], Tensor) and torch.equal(arguments[0], ids):
+        def hook(_layer: nn.Module, given: tuple[Any, ...]) -> None:
+            if given and isinstance(given[0], Tensor) and torch.equal(given[0], arguments[0]):
                 found.append(name)
 
         return hook
@@ -88,7 +88,7 @@ def embedding_of(model: nn.Module, ids: Tensor) -> str | None:
     ]
     try:
         with untouched(model):
-            model(ids.clone())
+            model(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
     finally:
         for handle in handles:
             handle.remove()
