@@ -55,6 +55,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from captum_xnn.datasets._synthetic import concepts
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -68,7 +69,6 @@ from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
 from captum_xnn.datasets import collate
 from captum_xnn.datasets._places import ROOMS
-from captum_xnn.datasets._synthetic import concepts
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace

@@ -423,7 +423,9 @@ def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytes
     assert cli.main(["evaluate", *command, "--quiet"]) == 1
     assert "the model that the explainers were fitted to, got one that differs" in one_line(capsys)
     assert cli.main(["evaluate", *command[:1], f"{tmp_path}/none", *command[2:], "--quiet"]) == 1
-    assert "has no explainer.json" in one_line(capsys)
+    assert f"has no explainer.json; fit explainers first, by captum-xnn fit --out {tmp_path}/none ..." in one_line(
+        capsys
+    )
     assert not (tmp_path / "none").exists()
     assert cli.main(["evaluate", "--explainer", f"{tmp_path}/none", "--data", f"{folder}/images"]) == 1
     assert "has no explainer.json" in one_line(capsys)
