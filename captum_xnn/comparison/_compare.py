@@ -662,8 +662,8 @@ def _as_marks(masks: Tensor) -> Tensor:
         return masks
     if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool or int(masks.max()) < 1:
         raise ValueError(
-            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers (M, H, W) with the part of each pixel, from 1 "
-            "to P and 0 for no part, or boolean (M, P, H, W)"
+            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers from 1 to P for parts and 0 for the "
+            "rest, (M, H, W), or boolean (M, P, H, W)"
         )
     return masks[:, None] == torch.arange(1, int(masks.max()) + 1, device=masks.device)[:, None, None]
 
