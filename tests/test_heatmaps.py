@@ -102,7 +102,7 @@ def test_grad_cam_equals_a_loop_and_is_upsampled():
     model, srae, x = made()
     network = network_of(model, "3", srae, x[:1])
     clean = Clean(model, srae)
-    for backend, layer in ((FromCaptum(LayerGradCam), "3"), (FromCaptum(LayerGradCam, layer="1"), "1")):
+    for backend, layer in ((FromCaptum(LayerGradCam), "1"), (FromCaptum(LayerGradCam, layer="3"), "3")):
         small = loop(LayerGradCam, {}, clean, x, model.get_submodule(layer))
         assert small.shape == (2, K, 1, *((2, 2) if layer == "3" else (4, 4)))
         wanted = F.interpolate(small[:, :, 0], (6, 6), mode="bilinear")[:, :, None]

@@ -43,6 +43,8 @@ _SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
 class GradientMaps:
     """Gradient x activation at the last layer with feature maps, or input x gradient without such a layer.
 
+    Maps of fewer than 4 x 4 cells, as pooling leaves them, are drawn only if there are no finer ones.
+
     This is the default for groups of contributions. At every place, the maps of all x-features sum to the map that the
     same backend gives the model's own output.
 
