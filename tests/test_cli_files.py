@@ -26,7 +26,7 @@ from captum_xnn.models._srae import by_shape
 # So small a model has neurons that only a bias excites.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:maps are zero"),
-    pytest.mark.filterwarnings("ignore:some probability was lost"),
+    pytest.mark.filterwarnings("ignore:probabilities sum to"),
 ]
 
 FEW = 5  # pictures take a while
