@@ -33,6 +33,7 @@ from captum_xnn.layers._read import read_layer
 pytestmark = pytest.mark.filterwarnings(
     "ignore:probabilities sum to",
     "ignore:maps are zero",
+    "ignore:outputs are non-negative",
     "ignore:Setting",
     "ignore:Internal batch size",
     "ignore:winning probabilities of opposite",
