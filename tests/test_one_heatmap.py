@@ -75,7 +75,7 @@ def test_grad_cam_takes_the_last_feature_maps_of_the_whole_model_before_they_are
         torch.testing.assert_close(found[:, 0], F.interpolate(cam, (size, size), mode="bilinear"))
 
 
-@pytest.mark.filterwarnings("ignore:some probability was lost")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_excitation_maps_are_those_of_the_captum_class():
     """Also where the logit is below 0, where an x-feature's map would show the other side."""
     model, x = cnn(), torch.randn(6, 3, 28, 28)
