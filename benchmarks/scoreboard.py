@@ -55,7 +55,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from captum_xnn.datasets._synthetic import concepts
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -415,7 +414,7 @@ def of_figures(examples: int, count: int) -> Network:
         members = ((of.test.figures.labels == label) & (of.test.y_hat.argmax(1) == label)).nonzero()[:IMAGES, 0]
         return _problem(
             of.model, of.layer, label, of.train[1:], of.test[1:], of.test.figures.images[members],
-            of.train.figures.images, free=(of.free.Z.flatten(1), concepts(of.free.figures, label)),
+            of.train.figures.images, free=(of.free.Z.flatten(1), of.free.figures.shown_reasons(label)),
         )  # fmt: skip
 
     return Network("figures", [0, 2, 3, 5][:count], problem)

@@ -1064,7 +1064,7 @@ def two_problems(two_parts, monkeypatch):
     return problem
 
 
-@pytest.mark.filterwarnings("ignore:expected", "ignore:Objective did not converge")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero", "ignore:Objective did not converge")
 @pytest.mark.usefixtures("small")
 def test_rivals_explain_the_same_output(two_problems):
     """Contributions of exact methods sum to the output; what x-features are of the layer sums to it for most."""
@@ -1113,7 +1113,7 @@ def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
     assert found["deletion"] == pytest.approx(float(torch.trapezoid(left).mean() / 3), abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, capsys):
     from benchmarks import scoreboard
