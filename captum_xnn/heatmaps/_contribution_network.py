@@ -24,7 +24,6 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from captum_xnn.heatmaps._network import ExplanationNetwork, Slopes
-from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -53,8 +52,8 @@ class ContributionNetwork(ExplanationNetwork):
         object.__setattr__(self, "tail", tail)
         self.target = target
         self.slopes: Slopes = "held"
-        self.taken: Pass | None = None
-        """A pass over all examples whose maps are drawn, if one has been taken."""
+        self.taken: Any = None
+        """A :class:`~captum_xnn.heatmaps._one_pass.Pass` over all examples whose maps are drawn, if one was taken."""
 
     def _encoder(self, xnn: Any) -> ReadOut:
         return ReadOut(xnn)

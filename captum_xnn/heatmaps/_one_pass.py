@@ -48,7 +48,12 @@ class Pass(NamedTuple):
 
     @classmethod
     def of(
-        cls, tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...], place: nn.Module | None
+        cls,
+        tail: Tail,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...],
+        place: nn.Module | None,
+        tracer: Tracer | None = None,
     ) -> Pass | None:
         """Run the model once; return None where one pass does not suffice for the gradients of groups.
 
@@ -61,6 +66,7 @@ class Pass(NamedTuple):
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
             place: The layer at which the graph begins; None for the inputs.
+            tracer: Notes the modules that run.
         """
         if tail.output_transform is not None:
             return None
@@ -76,6 +82,8 @@ class Pass(NamedTuple):
             if place is not None:
                 stack.enter_context(_cut(place, leaves, seen))
             stack.enter_context(_kept(tail.layer, seen))
+            if tracer is not None:  # last, so that it notes the tensors that the model goes on with
+                stack.enter_context(tracer.noting())
             try:
                 output = tail.model(*given, *(more or ()))
             except _Unfit:
@@ -151,8 +159,7 @@ class Reading(NamedTuple):
         if place is not None and reader.output_transform is None:
             tracer = Tracer(reader.model, reader.layer, first, name=reader.name)
             try:
-                with tracer.noting():
-                    taken = Pass.of(reader.tail(), inputs, more, place)
+                taken = Pass.of(reader.tail(), inputs, more, place, tracer)
             except RuntimeError:  # this model does not run with gradients
                 taken = None
             if taken is not None and taken.Z.dim() > 1:
