@@ -1203,3 +1203,40 @@ def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     given.layer = None
     with pytest.raises(SystemExit, match="needs --images FOLDER and --layer NAME"):
         scoreboard.networks(given)
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+@pytest.mark.filterwarnings("ignore:maps are zero")
+def test_the_script_for_a_gpu_on_small_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from benchmarks import gpu
+
+    reads = gpu.waits(lambda: [float(torch.ones(1)) for _ in range(3)], torch.device("cpu"))
+    assert reads["aten::_local_scalar_dense"] == 3
+    torch.manual_seed(0)
+    options = "--device cpu --batch 2 --pixels 16 --layer 2 --targets 1 3 --steps 4 --examples 300 --width 12"
+    given = gpu.arguments().parse_args([*options.split(), "--repeats", "1", "--out", str(tmp_path)])
+    given.network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    ).eval()
+    found = gpu.main(given)
+    assert json.loads((tmp_path / "gpu.json").read_text()) == found
+    assert found["fits of 3"][0]["targets"] == 3 and found["explaining"]["Saliency"]["to_captum"] > 0
+    # On a CPU the optimiser reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
+    # the four further maps none waits; all maps together may wait once more than a single one.
+    assert set(found["waits"]["a step of a fit"].values()) == {14.0}
+    assert max(n for kind in ("groups", "SRAE") for n in found["waits"][f"a further map, {kind}"].values()) <= 0.25
+
+
+def test_growth_is_measured_once_for_each_size(tmp_path):
+    from benchmarks import growth
+
+    usual = {"images": 40, "size": 16, "width": 8, "targets": 1, "n": 2}
+    found = growth.lines({"images": (40, 60)}, usual, tmp_path)
+    assert [line["images"] for line in found] == [40, 60] and all(line["fit"] > 0 for line in found)
+    assert growth.lines({"images": (40, 60)}, usual, tmp_path) == found  # nothing is measured twice
+    assert growth.table(found).count("* -") == 3
+    growth.draw([growth.USUAL | {"fit": 1.0, "memory": 0.0, "explain": 0.1}], tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count("<path") > 10
+    model, x = growth.material(40, 16, 8, 12)
+    assert len(model(x).argmax(1).unique()) >= 10  # classes of images
