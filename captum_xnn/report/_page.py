@@ -170,18 +170,17 @@ def write_report(
 
 def _content(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
     """Compute all of the page that does not depend on names, title and notes, or read it from the cache."""
-    if not are_images(xnn, images):
-        return _computed_rows(xnn, images, targets, options)
+    computed = _computed if are_images(xnn, images) else _computed_rows
     if options.cache is None:
-        return _computed(xnn, images, targets, options)
+        return computed(xnn, images, targets, options)
     description = describe(xnn, images, targets, options)
     if description is None:
         _log.warning("the report is not kept in %s: a function in it cannot be compared", options.cache)
-        return _computed(xnn, images, targets, options)
+        return computed(xnn, images, targets, options)
     cache = ReportCache(options.cache)
     content = cache.read(description)
     if content is None:
-        content = _computed(xnn, images, targets, options)
+        content = computed(xnn, images, targets, options)
         cache.write(description, content)
     return content
 
