@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._embeddings import covered_token
+from captum_xnn.layers._embeddings import covered_token, lengths_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
@@ -82,7 +82,8 @@ class CoveredBatch(NamedTuple):
     additional: tuple[Any, ...] | None = None
     """Further arguments of the model."""
     lengths: Sequence[int] | None = None
-    """Number of tokens in each text; padding after them is not covered. None without padding."""
+    """Number of tokens in each text; padding after them is not covered. None leaves out ids of the embedding's
+    ``padding_idx`` at the end."""
 
     @property
     def first(self) -> Tensor:
@@ -114,7 +115,8 @@ def patch_scores(
         fill: Values of a covered patch. By default the mean colour of each image, the mean of each column over the
             examples, or, for ids of tokens, the mean embedding. Pass the id of padding or of unknown words to put that
             in a token's place.
-        lengths: Number of tokens in each text; padding after them is not covered.
+        lengths: Number of tokens in each text; padding after them is not covered. By default, padding is what has the
+            id ``padding_idx`` of the embedding at the end of a text.
         seed: Seed of the controls.
         internal_batch_size: Examples, and maps, in a batch.
 
@@ -256,7 +258,7 @@ class _Scorer(NamedTuple):
         drops = self._drops(xnn, batch)
         side = torch.where(why.contributions < 0, -1, 1).to(drops)
         maps = _of_places(_first(why.directed_maps()), batch.first)
-        lengths = batch.lengths or [drops.shape[2]] * len(batch.first)
+        lengths = self._lengths(batch) or [drops.shape[2]] * len(batch.first)
         return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:], tuple(lengths))
 
     def _drops(self, xnn: XNNAttribution, batch: CoveredBatch) -> Tensor:
@@ -267,8 +269,9 @@ class _Scorer(NamedTuple):
         cover = first if embedded else patch_cover(first, self.fill)
         places = patch_places(first, self.grid)
         marks = torch.ones(len(first), len(places), dtype=torch.bool)
-        if batch.lengths is not None:
-            marks = torch.arange(len(places)) < torch.tensor(batch.lengths)[:, None]
+        lengths = self._lengths(batch)
+        if lengths is not None:
+            marks = torch.arange(len(places)) < torch.tensor(lengths)[:, None]
 
         def covered(rows: Tensor, patches: Tensor) -> Tensor:
             return first[rows] if embedded else torch.where(places[patches], cover[rows], first[rows])
@@ -290,6 +293,12 @@ class _Scorer(NamedTuple):
             return torch.cat(found)[order.argsort()]
 
         return drops_of_patches(values, first, covered, marks, batch_size=self.batch_size)
+
+    def _lengths(self, batch: CoveredBatch) -> Sequence[int] | None:
+        """Return the number of patches of each example; None if all have the same."""
+        if batch.lengths is not None or batch.first.is_floating_point() or batch.first.dim() != 2:
+            return batch.lengths
+        return lengths_of(unwrap(self.xnn.model), (*batch.inputs, *(batch.additional or ())))
 
     def _channels(self, batch: CoveredBatch) -> int:
         """Find the dimension of images that holds channels; 1 for other inputs."""

@@ -8,6 +8,7 @@ import re
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import InputXGradient, LayerIntegratedGradients
@@ -498,17 +499,20 @@ def test_the_figure_has_a_point_and_an_interval_for_each_method():
 def test_command_writes_the_table(tmp_path, capsys, ending):
     folder = write(tmp_path)
     out = tmp_path / "made" / f"table.{ending}"
+    np.save(tmp_path / "masks.npy", np.repeat(np.repeat([[1, 2], [3, 0]], 3, 0), 3, 1)[None].repeat(60, 0))
     code = main(
         [
             "compare", "--model", f"{folder}/net.py", "--layer", "3", "--data", f"{folder}/images", "--target", "all",
             "--methods", "groups", "random groups", "--images", "2", "--n-features", "2", "--device", "cpu", "--quiet",
-            "--out", str(out), "--figure", str(tmp_path / "figure.png"), "--seed", "3",
+            "--masks", f"{tmp_path}/masks.npy", "--out", str(out), "--figure", str(tmp_path / "figure.png"),
+            "--seed", "3",
         ]
     )  # fmt: skip
     said = capsys.readouterr()
     assert code == 0, said.err
     text = out.read_text(encoding="utf-8")
     assert {"md": "| groups ", "tex": r"\begin{tabular}", "csv": "\ngroups,"}[ending] in text
+    assert "selectivity" in text and "locality" in said.out
     assert "random groups" in text and "Layer 3, targets 0, 1, 2, 2 x-features" in said.out
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -25,7 +25,7 @@ ROWS = (
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}
 # Modules in a line of imports, from the explainer, or from the command line, to the ground.
-LONGEST = {"attribution": 10, "__main__": 16}
+LONGEST = {"attribution": 10, "__main__": 17}
 
 
 def modules():

@@ -211,6 +211,9 @@ def test_tokens_are_covered_by_the_mean_embedding_or_an_id(words, fill):
     assert found.drops.o1 == pytest.approx(o1, abs=1e-6)
     assert found.agreement_random_groups is not None and abs(found.agreement_random_maps) < 0.5
     assert not model.embedding._forward_hooks
+    # Padding at the end is not covered, also where nobody counts it.
+    unsaid = patch_scores_of(xnn, [batch._replace(lengths=None) for batch in covered], 0, fill=fill)
+    assert (unsaid.agreement, *unsaid.drops) == pytest.approx((found.agreement, *found.drops), rel=1e-9)
 
 
 def test_columns_are_covered_by_their_mean():

@@ -22,6 +22,7 @@ from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
 from captum_xnn.report import ReportOptions, on_parts
 from captum_xnn.report._page import write_report
+from captum_xnn.report._thumbnails import overlay
 
 # Elements that HTML never closes, and those of SVG that close themselves.
 VOID = {"meta", "img", "input", "link"}
@@ -102,7 +103,9 @@ def compared(explained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return groups, parsed.data
 
 
-def test_rows_have_the_numbers_of_the_difference(compared: Any, explained: Any) -> None:
+def test_rows_have_the_numbers_and_maps_of_the_difference(compared: Any, explained: Any) -> None:
+    from captum_xnn.plots import own_scale
+
     groups, data = compared
     made = groups.contributions(explained[1][:9], 1, against=2)
     for i, row in enumerate(data["targets"][0]["rows"]):
@@ -111,6 +114,11 @@ def test_rows_have_the_numbers_of_the_difference(compared: Any, explained: Any) 
         assert rather["c"] == pytest.approx(made.contributions[i].tolist(), rel=1e-5)
         assert rather["bias"] + sum(rather["c"]) == pytest.approx(rather["sum"], abs=1e-3)
         assert rather["says"] == pytest.approx(float(made.prediction[i]), rel=1e-5)
+    why = groups.explain(explained[1][:9], 1, against=2)
+    for i, row in enumerate(data["targets"][0]["rows"]):
+        scaled = torch.from_numpy(own_scale(why.directed_maps()[i], why.contributions[i])).float()
+        assert row["rather"]["maps"] == [overlay(m) for m in scaled]
+        assert row["rather"]["maps"] != row["maps"]
     assert all("rather" not in row for row in data["targets"][1]["rows"])  # an output is not compared with itself
 
 
@@ -155,7 +163,6 @@ def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feat
     explained: Any, page: tuple[str, Page]
 ) -> None:
     from captum_xnn.plots import own_scale
-    from captum_xnn.report._thumbnails import overlay
 
     xnn, images, target = explained
     # The whole gallery at once, as the page drew it: rounding may move a colour by one step otherwise.

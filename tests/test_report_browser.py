@@ -626,6 +626,37 @@ def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder
         assert said.replace("\N{MINUS SIGN}", "-") == ". ".join(expected)
 
 
+def test_the_page_shows_numbers_and_maps_of_the_difference(driver: Any, explained: Any, folder: Path) -> None:
+    from captum_xnn import XNNAttribution
+
+    xnn, images, _ = explained
+    groups = XNNAttribution(xnn.model, xnn.layer, 3).fit(images, [1, 2], progress=False)
+    options = ReportOptions(class_names=["red", "green", "blue"], against=2)
+    data = opened(driver, write_report(folder / "rather.html", groups, images[:ROWS], [1, 2], options))
+    row = data["targets"][0]["rows"][4]
+    said = texts(driver, ".item .why")
+    hover(driver, all_of(driver, ".pick")[4])
+
+    def shown() -> tuple[list[float], set[str]]:
+        values = [float(b.text.replace("\N{MINUS SIGN}", "-")) for b in all_of(driver, "#peek-maps b")]
+        return sorted(values), {image.get_attribute("src") for image in all_of(driver, "#peek-maps .over")}
+
+    decimals = data["targets"][0]["decimals"]
+    for value, of in (("rather", row["rather"]), ("own", row), ("rather", row["rather"])):
+        driver.execute_script(
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))",
+            one(driver, "#output"), value,
+        )  # fmt: skip
+        values, maps = shown()
+        assert values == pytest.approx(sorted([*of["c"], of["says"]]), abs=0.51 * 10**-decimals)
+        assert maps == {*of["maps"], of["one"]}
+        assert texts(driver, ".item .why") == said  # both sentences stay
+    assert text(driver, "#output option:checked") == "green rather than blue"
+    driver.execute_script("showTarget(1)")  # blue itself has no difference
+    assert not one(driver, "#output-label").is_displayed()
+    assert shown()[1] <= {*data["targets"][1]["rows"][4]["maps"], data["targets"][1]["rows"][4]["one"]}
+
+
 def printed(driver: Any) -> bytes:
     """The page as a PDF, as it is printed where backgrounds are left out by default."""
     import base64

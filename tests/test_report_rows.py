@@ -182,6 +182,39 @@ def test_maps_of_a_table_are_checked_by_the_mean_of_each_column(table: Any, tmp_
     assert "a drop is the contribution lost when an input is set to its mean" in text
 
 
+def test_other_names_of_a_text_page_take_no_map(
+    texts: Any, table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xnn, ids, words = texts
+    calls: list[int] = []
+    explain = XNNAttribution.explain
+
+    def counting(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return explain(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(XNNAttribution, "explain", counting)
+
+    def written(inputs: Any = ids[:9], **options: Any) -> int:
+        """Number of calls that a page takes."""
+        before, given = len(calls), {"tokens": words[:9], "target": 1} | options
+        page_of(xnn, inputs, tmp_path, cache=tmp_path / "cache", **given)
+        return len(calls) - before
+
+    assert written() > 0 and written(names={1: {0: "awful"}}, title="Named") == 0
+    assert written(tokens=lambda row: [WORDS[i] for i in row.tolist()]) == 0  # it gives the same words
+    changed = ids[:9].clone()
+    changed[8, 6] = (changed[8, 6] + 1) % 5
+    for other in ({"inputs": changed}, {"tokens": [w[:3] for w in words[:9]]}, {"against": 0}, {"data": ids}):
+        assert written(**other) > 0
+    assert written(data=ids) == 0
+    assert written(data=ids[1:]) > 0
+    xnn, data = table
+    assert written(data[:4], tokens=None, target=None) > 0
+    assert written(data[:4], tokens=None, target=None, names={None: {0: "rich"}}) == 0
+    assert written(data[:4], tokens=None, target=None, input_names=list("abcde")) > 0
+
+
 def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Path) -> None:
     xnn, ids, words = texts
     for tokens in (words[:2], [[*w, "more"] for w in words[:3]], [[], *words[1:3]]):

@@ -165,6 +165,32 @@ return [...document.querySelectorAll('article table, article pre, article .math-
 """
 
 
+# Words whose contrast with what is behind them is below that of WCAG AA, with the contrast.
+FAINT = """
+const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => sum + weight * linear(c[i] / 255), 0);
+const rgba = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+const behind = e => {
+    const layers = [];
+    for (; e; e = e.parentElement) layers.push(rgba(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((under, layer) => over(layer, under), [255, 255, 255, 1]);
+};
+const walk = document.createTreeWalker(document.querySelector('.bd-main'), NodeFilter.SHOW_TEXT);
+const found = {};
+while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, style = getComputedStyle(e), text = walk.currentNode.textContent.trim();
+    const unseen = !e.checkVisibility({visibilityProperty: true}) || +style.opacity < 1;
+    if (!text || unseen || e.closest('script, style, svg, iframe, math, .search-button__kbd-shortcut')) continue;
+    const back = behind(e), [a, b] = [light(over(rgba(style.color), back)), light(back)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && +style.fontWeight >= 700;
+    if (ratio < (large ? 3 : 4.5)) found[`${style.color} on ${back}`] = `${ratio.toFixed(2)}: ${text.slice(0, 40)}`;
+}
+return found;
+"""
+
+
 @contextmanager
 def quiet(driver: Any, address: str) -> Iterator[None]:
     """Give a window of 1280 pixels, in which pages report no error and ask nothing of other hosts.
@@ -192,6 +218,47 @@ def test_no_page_is_clipped_or_asks_another_host(driver: Any, address: str) -> N
         if clipped:
             wrong[name] = clipped
     assert not wrong
+
+
+def main_pages() -> list[str]:
+    """The pages that people wrote, without those of single names and of source code."""
+    return [name for name in pages() if name.split("/")[0] not in ("_modules", "generated")]
+
+
+@in_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_all_screens_and_can_be_read_in_both_themes(driver: Any, address: str, scheme: str) -> None:
+    """Nothing makes a page wider than the screen, and every word differs enough from what is behind it."""
+    wrong: dict[str, Any] = {}
+    with quiet(driver, address):
+        driver.get(f"{address}/index.html")
+        driver.execute_script(f"localStorage.mode = '{scheme}'; localStorage.theme = '{scheme}'")
+        for name in main_pages():
+            driver.get(f"{address}/{name}")
+            until(lambda: driver.execute_script("return document.readyState") == "complete")
+            assert driver.execute_script("return document.documentElement.dataset.theme") == scheme
+            faint = driver.execute_script(FAINT)
+            if faint:
+                wrong[name] = faint
+            for width in (360, 768, 1280, 1920):
+                resize(driver, width, 900)
+                over = driver.execute_script(
+                    "const e = document.documentElement; return e.scrollWidth - e.clientWidth"
+                )  # fmt: skip
+                if over > 1:
+                    wrong[f"{name} at {width}"] = f"{over} pixels too wide"
+    assert not wrong
+
+
+@in_chromium
+def test_a_page_without_a_section_has_no_empty_sidebar(driver: Any, address: str) -> None:
+    empty = []
+    for name in main_pages():
+        driver.get(f"{address}/{name}")
+        sidebar = all_of(driver, "#pst-primary-sidebar .sidebar-primary-items__start")
+        if sidebar and sidebar[0].is_displayed() and not all_of(driver, "#pst-primary-sidebar nav.bd-links a"):
+            empty.append(name)
+    assert not empty
 
 
 @in_chromium

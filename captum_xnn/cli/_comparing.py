@@ -14,6 +14,7 @@ from captum_xnn._distributed import ALONE
 from captum_xnn._files import replace_file
 from captum_xnn.cli._commands import predicted_classes, requested_targets
 from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._inputs import read_tensor
 from captum_xnn.cli._opened import Opened, needed
 from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
 from captum_xnn.comparison._compared import MethodComparison
@@ -58,6 +59,7 @@ def compared(configuration: Configuration, arguments: argparse.Namespace) -> str
         n_features=configuration.n_features,
         repeats=arguments.repeats,
         images=arguments.images,
+        masks=None if arguments.masks is None else read_tensor(arguments.masks),
         recipe=configuration.recipe,
         seed=configuration.seed,
         progress=not arguments.quiet,

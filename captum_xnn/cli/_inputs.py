@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_xnn.errors import DatasetError
 
-__all__ = ["ARRAY_FILES", "IMAGE_FILES", "Batch", "Inputs", "Preparation", "as_channels", "as_size"]
+__all__ = ["ARRAY_FILES", "IMAGE_FILES", "Batch", "Inputs", "Preparation", "as_channels", "as_size", "read_tensor"]
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 """File extensions of images, in lower case; other files in a folder are skipped."""
@@ -438,6 +438,23 @@ class _Array(Dataset[tuple[str, Tensor]]):
         row = self.values[index]
         row = torch.from_numpy(np.array(row)) if not isinstance(row, Tensor) else row
         return self.names[index], row.to(self.dtype) if row.is_floating_point() else row
+
+
+def read_tensor(path: str | os.PathLike[str]) -> Tensor:
+    """Read the one array of a file as a tensor.
+
+    Args:
+        path: A ``.npy``, ``.npz`` or ``.pt`` file. Nothing is unpickled.
+
+    Raises:
+        DatasetError: If the file cannot be read.
+    """
+    try:
+        found = _read_array(Path(path))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{str(path)!r} cannot be read as an array ({reason}); save it with numpy.save") from error
+    return found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
 
 
 def _read_array(path: Path) -> Tensor | np.ndarray[Any, Any]:

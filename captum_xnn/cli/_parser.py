@@ -449,6 +449,11 @@ def _compare_parser(commands: Any) -> None:
     compare.add_argument("--test", metavar="DATA", help="other data to measure on, in place of a fifth of --data")
     compare.add_argument("--repeats", type=int, default=1, metavar="N", help="repeats with other seeds and folds (1)")
     compare.add_argument("--images", type=int, default=16, metavar="N", help="images of each class to cover (16)")
+    compare.add_argument(
+        "--masks",
+        metavar="FILE",
+        help="known parts of the images: .npy (M, H, W), with the part of each pixel from 1, or 0",
+    )
     compare.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each method (5)")
     compare.add_argument("--seed", type=int, help="seed of data, fits and controls (0)")
     compare.add_argument(

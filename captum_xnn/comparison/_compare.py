@@ -32,75 +32,31 @@ Conventions:
 
 from __future__ import annotations
 
-import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn.activations._activations import Activations, Asked, Source
-from captum_xnn.activations._batches import repeatable
-from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
-from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._compared import MethodComparison
-from captum_xnn.comparison._rivals import (
-    Dictionaries,
-    Method,
-    OneMap,
-    Partition,
-    Relevances,
-    Rows,
-    Subspaces,
-    named_methods,
-)
+from captum_xnn.comparison._measured import Measured
+from captum_xnn.comparison._rivals import named_methods
+from captum_xnn.comparison._splits import FOLDS, Settings, Splits, Values, as_marks
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._embeddings import embedding_of
-from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._read import OutputTransform
-from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
-from captum_xnn.layers._state import untouched
-from captum_xnn.layers._targets import Target, select, target_groups
-from captum_xnn.metrics._faithfulness import Faithfulness
-from captum_xnn.metrics._localisation import mean_locality, object_probabilities
-from captum_xnn.metrics._overlap import OrthogonalityStream
-from captum_xnn.metrics._patches import (
-    drop_orthogonality,
-    drops_of_patches,
-    patch_agreement,
-    patch_cover,
-    patch_drops,
-)
-from captum_xnn.metrics._removal import selectivity
-from captum_xnn.metrics._stability import matched_features
-from captum_xnn.patch_scores import CoveredBatch, patch_scores_of
+from captum_xnn.layers._targets import target_groups
 from captum_xnn.training._making import MakeForm
-from captum_xnn.training._outputs import Outputs
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]
 
 DEFAULT_METHODS = ("groups", "SRAE", "spectral groups", "random groups", "1-Heatmap")
 """The methods that are compared by default. They need no optional package."""
-
-# One of so many parts of the data is held out; each repeat holds out another.
-_FOLDS = 5
-# Patches along each side of an image.
-_GRID = 4
-# Examples in a batch of images without a part.
-_BATCH = 64
-
-Values = dict[str, float | None]
 
 
 def compare(
@@ -171,16 +127,16 @@ def compare(
     """
     chosen = named_methods(methods)
     targets = [t for (t,) in target_groups(target, joint=False)]
-    if not 1 <= repeats <= (_FOLDS if test is None else 2**16):
+    if not 1 <= repeats <= (FOLDS if test is None else 2**16):
         raise ValueError(
-            f"repeats is {repeats}; pass 1 to {_FOLDS}, as each repeat holds out another fifth of the data, or pass "
+            f"repeats is {repeats}; pass 1 to {FOLDS}, as each repeat holds out another fifth of the data, or pass "
             "test= data"
         )
-    settings = _Settings(
+    settings = Settings(
         model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images,
-        None if masks is None else _as_marks(masks),
+        None if masks is None else as_marks(masks),
     )  # fmt: skip
-    splits = _Splits.of(settings, data, test, targets, unpack_for(model, unpack), progress)
+    splits = Splits.of(settings, data, test, targets, unpack_for(model, unpack), progress)
     values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
     messages: dict[str, list[str]] = {name: [] for name in chosen}
     first = next(iter(chosen))
@@ -191,7 +147,7 @@ def compare(
             train, held_out = len(split.train.rows), len(split.test.rows)
             for name, method in chosen.items():
                 bar.set_description(name)
-                found, raised = _tried(_Measured(settings, method, split, targets, seed + repeat), needed=name == first)
+                found, raised = _tried(Measured(settings, method, split, targets, seed + repeat), needed=name == first)
                 messages[name] += raised
                 for of_target in found:
                     for key, value in of_target.items():
@@ -212,7 +168,7 @@ def compare(
     return result
 
 
-def _tried(measured: _Measured, needed: bool) -> tuple[list[Values], list[str]]:
+def _tried(measured: Measured, needed: bool) -> tuple[list[Values], list[str]]:
     """Measure a method; return its values and the texts of its warnings.
 
     Args:
@@ -258,415 +214,3 @@ def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> No
             f"{'it' if len(better) == 1 else 'one of them'}",
             stacklevel=levels_up(),
         )
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Settings that all methods share."""
-
-    model: nn.Module
-    layer: str | nn.Module
-    n_features: int
-    heatmap: type[Attribution] | Heatmap | None
-    recipe: Recipe | None
-    output_transform: OutputTransform | None
-    prediction_transform: OutputTransform | None
-    seed: int
-    images: int
-    masks: Tensor | None
-    """Known parts, bool (M, P, H, W)."""
-
-    def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
-        return XNNAttribution(
-            self.model,
-            self.layer,
-            self.n_features,
-            heatmap=self.heatmap,
-            autoencoder=form,
-            recipe=self.recipe,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-            seed=seed,
-        )
-
-    def reader(self) -> Reader:
-        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
-
-
-class _Part(NamedTuple):
-    """Some rows of collected activations, with the inputs of the same rows."""
-
-    found: Activations
-    rows: Tensor
-
-    def activations(self, some: Tensor | None = None) -> Activations:
-        """Return the activations of these rows, or of some of them given by boolean marks, with their inputs."""
-        rows = self.rows if some is None else self.rows[some]
-        source = self.found.source
-        assert source is not None  # made by _collected
-        return self.found._replace(
-            Z=self.found.Z[rows], y_hat=self.found.y_hat[rows], source=Rows(source, rows).as_source()
-        )
-
-    def inputs(self, rows: Tensor, device: torch.device) -> Iterator[tuple[Any, Any]]:
-        """Yield inputs and additional arguments of some rows of the data, batch by batch."""
-        assert self.found.source is not None
-        return Rows(self.found.source, rows).on(device)
-
-
-class _Split(NamedTuple):
-    """One division into training and held-out examples."""
-
-    train: _Part
-    halves: tuple[Tensor, Tensor]
-    """Boolean marks of the training examples in each half."""
-    test: _Part
-    shown: dict[Target, Tensor]
-    """Rows of the data for maps and patches of each target."""
-    controls: dict[Target, Values]
-    """Values of random groups for each target, which all methods share; the first method draws them."""
-
-
-@dataclass(frozen=True)
-class _Splits:
-    """Data with a fold for each example."""
-
-    found: Activations
-    fold: Tensor
-    """Number of the fold of each example, (M,)."""
-    classes: Tensor | None
-    test: Activations | None
-    test_classes: Tensor | None
-    targets: Sequence[Target]
-    images: int
-    size: float
-    """Mean absolute value of the explained outputs."""
-
-    @classmethod
-    def of(
-        cls, settings: _Settings, data: Any, test: Any, targets: Sequence[Target], unpack: Unpack, progress: bool
-    ) -> _Splits:
-        """Collect activations once, and draw the folds. Examples of each class are spread evenly over the folds."""
-        found = _collected(settings, data, targets, unpack, progress)
-        apart = None if test is None else _collected(settings, test, targets, unpack, progress)
-        measured = len((found if apart is None else apart).Z)
-        if settings.masks is not None and len(settings.masks) != measured:
-            raise ValueError(
-                f"got masks of {len(settings.masks)} examples, and {measured} examples that methods are measured on; "
-                f"pass one for each example of {'data' if apart is None else 'test'}, in the same order"
-            )
-        outputs = Outputs.of(found, targets)
-        classes = outputs.classes
-        _check_enough(found, classes, targets)
-        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(settings.seed))
-        if classes is not None:
-            order = order[classes[order].argsort(stable=True)]
-        fold = torch.empty(len(order), dtype=torch.long)
-        # Two folds for each part, so that the training examples have halves with examples of each class.
-        fold[order] = torch.arange(len(order)) % (2 * _FOLDS)
-        test_classes = None if apart is None else Outputs.of(apart, targets).classes
-        size = float(outputs.y.double().abs().mean())
-        return cls(found, fold, classes, apart, test_classes, targets, settings.images, size)
-
-    def split(self, repeat: int) -> _Split:
-        """Return the division of a repeat."""
-        everything = torch.arange(len(self.fold))
-        if self.test is None:
-            held = self.fold % _FOLDS == repeat
-            train, test, classes = everything[~held], _Part(self.found, everything[held]), self.classes
-        else:
-            train, test = everything, _Part(self.test, torch.arange(len(self.test.Z)))
-            classes = self.test_classes
-        first = self.fold[train] < _FOLDS
-        shown = {}
-        for target in self.targets:
-            rows = test.rows
-            if classes is not None and isinstance(target, int):
-                rows = rows[classes[rows] == target]
-            shown[target] = rows[: self.images]
-        return _Split(_Part(self.found, train), (first, ~first), test, shown, {})
-
-
-def _collected(
-    settings: _Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool
-) -> Activations:
-    """Run all data through the model once."""
-    if isinstance(data, Activations):
-        raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
-    data = repeatable(data)
-    found = collect(
-        settings.model,
-        settings.layer,
-        data,
-        unpack=unpack,
-        output_transform=settings.output_transform,
-        prediction_transform=settings.prediction_transform,
-        asked=Asked(targets),
-        progress=progress,
-    )
-    return found._replace(source=Source(data, unpack))
-
-
-def _check_enough(found: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:
-    """Raise where folds would lack examples, or positives of a class."""
-    counts: dict[int | None, int] = {None: len(found.Z)}
-    if classes is not None:
-        counts |= {t: int((classes == t).sum()) for t in targets if isinstance(t, int)}
-    for target, count in counts.items():
-        if count < 2 * _FOLDS:
-            which = "there are" if target is None else f"the model gives class {target} to"
-            raise ValueError(
-                f"{which} only {count} examples, and a comparison needs {2 * _FOLDS}, to fit on halves and to hold out "
-                "others; pass more data, or other targets"
-            )
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One method on one division of the data."""
-
-    settings: _Settings
-    method: Method
-    split: _Split
-    targets: Sequence[Target]
-    seed: int
-
-    def values(self) -> list[Values]:
-        """Measure the method; return the values of each target."""
-        if isinstance(self.method, OneMap):
-            single = self.settings.attribution(None, self.seed)
-            return [self._one_map(single, target) for target in self.targets]
-        start = time.process_time()
-        xnn = self._fitted(self.split.train.activations(), self.seed)
-        seconds = (time.process_time() - start) / len(self.targets)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a fit warns of was said of the fit on all training examples
-            again = [
-                self._fitted(self.split.train.activations(half), self.seed + i)
-                for i, half in enumerate(self.split.halves)
-            ]
-        test = self.split.test.activations()
-        made = []
-        for target in self.targets:
-            score = self._score(xnn, test, target)
-            features = [self._features(other, target) for other in again]
-            values: Values = {
-                "f_reg": score.f_reg,
-                "f_cls": score.f_cls,
-                "stability": matched_features(*features).mean,
-                "fit_seconds": seconds,
-            }
-            if isinstance(xnn, Relevances):
-                made.append(values | self._subspaces(xnn, target))
-            else:
-                made.append(values | self._maps(xnn, target) | self._patches(xnn, target) | self._parts(xnn, target))
-        return made
-
-    def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
-        """Measure faithfulness on held-out examples. What concepts leave over counts as their error."""
-        if not isinstance(xnn, Relevances):
-            return xnn.score(test, target)
-        if target not in xnn.concepts:
-            return xnn.xnn.score(test, target)
-        outputs = Outputs.of(test, [target])
-        prediction = outputs.columns([target])[:, 0].double()
-        batches = self.split.test.inputs(self.split.test.rows, self.settings.reader().device)
-        left = torch.cat([xnn.with_rest(x, target, more)[1].cpu() for x, more in batches])
-        surrogate = prediction - left
-        if outputs.classes is None or not isinstance(target, int):
-            return Faithfulness.of(surrogate, prediction)
-        return Faithfulness.of(surrogate, prediction, [test.y_hat[:]], target)
-
-    def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
-        method = self.method
-        assert not isinstance(method, OneMap)
-        if isinstance(method, (Partition, Subspaces, Dictionaries)):
-            return method.fit(self.settings.attribution(None, seed), found, self.targets)
-        return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
-
-    def _features(self, xnn: XNNAttribution | Relevances, target: Target) -> Tensor:
-        """Compute the x-features of all held-out examples, (M, K)."""
-        device = self.settings.reader().device
-        batches = self.split.test.inputs(self.split.test.rows, device)
-        if isinstance(xnn, Relevances):
-            return torch.cat([xnn.of(x, target, more).cpu() for x, more in batches])
-        return torch.cat([xnn.contributions(x, target, more).features.cpu() for x, more in batches])
-
-    def _shown(self, target: Target) -> list[tuple[Any, Any]]:
-        """Load the examples for maps and patches."""
-        rows = self.split.shown[target]
-        return list(self.split.test.inputs(rows, self.settings.reader().device)) if len(rows) else []
-
-    def _maps(self, xnn: XNNAttribution, target: Target) -> Values:
-        """Draw maps; measure their overlap and the time."""
-        stream, seconds, count = OrthogonalityStream(), 0.0, 0
-        for x, more in self._shown(target):
-            why, took = _timed(lambda x, more: xnn.explain(x, target, more), x, more)
-            seconds += took
-            maps = why.maps if isinstance(why.maps, Tensor) else torch.cat([m.flatten(2) for m in why.maps], 2)
-            stream.update(maps, contributions=why.contributions)
-            count += len(why.contributions)
-        return {"maps_o1": stream.compute().o1, "explain_seconds": seconds / count} if count else {}
-
-    def _patches(self, xnn: XNNAttribution, target: Target) -> Values:
-        batches = self._covered(target)
-        if not batches:
-            return {}
-        known = self.split.controls.get(target)
-        grid, fill = _grid(batches[0].first), self._fill()
-        found = patch_scores_of(
-            xnn, batches, target, grid=grid, fill=fill, seed=self.seed, controls=known is None
-        )  # fmt: skip
-        if known is None:
-            known = {
-                "agreement_random_groups": found.agreement_random_groups,
-                "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
-            }
-            if found.drops_random_groups is not None:
-                self.split.controls[target] = known
-        return {
-            "agreement": found.agreement,
-            "agreement_random_maps": found.agreement_random_maps,
-            "drops_o1": found.drops.o1,
-            **known,
-        }
-
-    def _subspaces(self, found: Relevances, target: Target) -> Values:
-        """Measure the time of relevances, and the overlap of their drops."""
-        seconds, count = 0.0, 0
-        for x, more in self._shown(target):
-            made, took = _timed(lambda x, more: found.of(x, target, more), x, more)
-            seconds, count = seconds + took, count + len(made)
-        values: Values = {"explain_seconds": seconds / count} if count else {}
-        inputs = self._alone(target)
-        if inputs is None:
-            return values
-        drops = patch_drops(lambda x: found.of(x, target), inputs, grid=_grid(inputs), fill=self._fill())
-        values["drops_o1"] = drop_orthogonality(drops, contributions=found.of(inputs, target)).o1
-        return values | self._selectivity(lambda x: found.of(x, target), target)
-
-    def _one_map(self, xnn: XNNAttribution, target: Target) -> Values:
-        """Draw the single map of the output, and measure patch agreement and time."""
-        seconds, count = 0.0, 0
-        for x, more in self._shown(target):
-            seconds += _timed(lambda x, more: xnn.one_heatmap(x, target, more), x, more)[1]
-            count += len(x) if isinstance(x, Tensor) else len(x[0])
-        values: Values = {"explain_seconds": seconds / count} if count else {}
-        inputs = self._alone(target)
-        if inputs is None:
-            return values
-        drops = patch_drops(self._outputs(target), inputs, grid=_grid(inputs), fill=self._fill())
-        maps = xnn.one_heatmap(inputs, target)
-        return values | {"agreement": patch_agreement(maps.sum(2) if maps.dim() > 3 else maps, drops)}
-
-    def _outputs(self, target: Target) -> Callable[[Tensor], Tensor]:
-        """Make a function that computes the output of a batch, (n, 1)."""
-        reader = self.settings.reader()
-
-        def outputs(x: Tensor) -> Tensor:
-            with untouched(reader.model), torch.no_grad():
-                return select(reader.run((x.clone(),))[1], target)[:, None]
-
-        return outputs
-
-    def _parts(self, xnn: XNNAttribution, target: Target) -> Values:
-        """Measure selectivity and locality on known parts."""
-        images, masks = self._alone(target), self._masks(target)
-        if masks is None or images is None or images.dim() != 4:
-            return {}
-        why = xnn.explain(images, target)
-        maps = channels_first(why.directed_maps(), images).sum(2).clamp(min=0)
-        on_parts = object_probabilities(maps, masks.to(maps.device))
-        found = mean_locality(on_parts, contributions=why.contributions)
-        return {
-            "locality": None if math.isnan(found) else found,
-            **self._selectivity(lambda x: xnn.contributions(x, target).contributions, target),
-        }
-
-    def _selectivity(self, contributions: Callable[[Tensor], Tensor], target: Target) -> Values:
-        """Remove the known parts one by one, and measure the selectivity of the changes."""
-        images, masks = self._alone(target), self._masks(target)
-        if masks is None or images is None or images.dim() != 4:
-            return {}
-        cover, masks = patch_cover(images, None), masks.to(images.device)
-
-        def removed(rows: Tensor, parts: Tensor) -> Tensor:
-            return torch.where(masks[rows, parts][:, None], cover[rows], images[rows])
-
-        changes = drops_of_patches(
-            lambda x, *_: contributions(x), images, removed, masks.flatten(2).any(2), batch_size=_BATCH
-        )
-        found = selectivity(changes)
-        return {"selectivity": found.share, "selectivity_whole": found.whole}
-
-    def _masks(self, target: Target) -> Tensor | None:
-        """Return the known parts of the examples for maps and patches, bool (n, P, H, W)."""
-        masks = self.settings.masks
-        return None if masks is None else masks[self.split.shown[target]]
-
-    def _covered(self, target: Target) -> list[CoveredBatch]:
-        """Return the examples to cover; none if their first input has no patches."""
-        made = []
-        for x, more in self._shown(target):
-            inputs = x if isinstance(x, tuple) else (x,)
-            batch = CoveredBatch(inputs, format_forward_args(more))
-            if not isinstance(batch.first, Tensor) or not self._has_patches(batch):
-                return []
-            made.append(batch)
-        return made
-
-    def _has_patches(self, batch: CoveredBatch) -> bool:
-        """Whether inputs are images, tokens or rows of at least three columns, which can be covered."""
-        first = batch.first
-        if first.is_floating_point():
-            return first.dim() == 4 or (first.dim() in (2, 3) and first.shape[1] > 2)
-        if first.dim() != 2 or first.shape[1] < 3:
-            return False
-        model = unwrap(self.settings.model)
-        return embedding_of(model, (*batch.inputs, *(batch.additional or ()))) is not None
-
-    def _fill(self) -> Tensor | None:
-        """Return the mean of each column over the training examples of a table; None for other inputs."""
-        total, count = torch.zeros(()), 0
-        for x, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
-            if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
-                return None
-            total, count = total + x.double().sum(0), count + len(x)
-        return total / count
-
-    def _alone(self, target: Target) -> Tensor | None:
-        """Return the examples to cover as one tensor; None if they have further inputs, are ids, or differ in size."""
-        batches = self._covered(target)
-        inputs = [batch.first for batch in batches if len(batch.inputs) == 1 and not batch.additional]
-        if not inputs or len(inputs) < len(batches) or len({x.shape[1:] for x in inputs}) > 1:
-            return None
-        joined = torch.cat(inputs)
-        return joined if joined.is_floating_point() else None
-
-
-def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:
-    """Explain some examples; return the result and the processor seconds.
-
-    One example is explained before, not counted, because the first call of a backend is slower than all others.
-    """
-    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
-    explain(one if isinstance(x, tuple) else one[0], of_one)
-    start = time.process_time()
-    made = explain(x, more)
-    return made, time.process_time() - start
-
-
-def _as_marks(masks: Tensor) -> Tensor:
-    """Convert masks of parts to bool (M, P, H, W)."""
-    if masks.dtype == torch.bool and masks.dim() == 4:
-        return masks
-    if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool or int(masks.max()) < 1:
-        raise ValueError(
-            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers from 1 to P for parts and 0 for the "
-            "rest, (M, H, W), or boolean (M, P, H, W)"
-        )
-    return masks[:, None] == torch.arange(1, int(masks.max()) + 1, device=masks.device)[:, None, None]
-
-
-def _grid(inputs: Tensor) -> int:
-    return int(min(_GRID, *inputs.shape[2:])) if inputs.dim() == 4 else _GRID

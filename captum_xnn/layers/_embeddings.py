@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._state import untouched
 
-__all__ = ["covered_token", "embedding_of"]
+__all__ = ["covered_token", "embedding_of", "lengths_of"]
 
 
 @contextmanager
@@ -93,6 +93,26 @@ def embedding_of(model: nn.Module, arguments: tuple[Any, ...]) -> str | None:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+def lengths_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[int] | None:
+    """Count the tokens of each text up to the padding at its end; None if the embedding layer has no padding.
+
+    Args:
+        model: A plain module.
+        arguments: Arguments of the model, on its device. The first are ids of tokens (n, L).
+
+    Example:
+        >>> layer = nn.Embedding(3, 2, padding_idx=0)
+        >>> lengths_of(layer, (torch.tensor([[0, 2, 0], [1, 1, 2]]),))
+        [2, 3]
+    """
+    name, ids = embedding_of(model, arguments), arguments[0]
+    padding = None if name is None else model.get_submodule(name).padding_idx
+    if padding is None:
+        return None
+    last = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    return [max(1, n) for n in torch.where(ids != padding, last, 0).amax(1).tolist()]
 
 
 def _mean(layer: nn.Embedding) -> Tensor:

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,10 @@ from captum_xnn._files import replace_file
 from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
+from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches
 from captum_xnn.report._cards import count_examples, image_batches, outputs_of
 from captum_xnn.report._gallery import shown
+from captum_xnn.report._rows import texts_of
 from captum_xnn.report._thumbnails import displayable
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -39,7 +42,7 @@ __all__ = ["ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 2
+_FORMAT = 3
 # Settings of a backend whose text does not show all of them.
 _VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
@@ -140,7 +143,7 @@ def describe(
         "heatmap": backend,
         "targets": [str(t) for t in targets],
         "inputs": _contents(xnn, inputs, options),
-        "data": None if own else _contents(xnn, options.data, options),
+        "data": None if own else _contents(xnn, options.data, replace(options, tokens=None)),
         "again": None if options.again is None else identity(options.again, targets),
         "options": {
             "captions": None if options.captions is None else [str(caption) for caption in options.captions],
@@ -156,8 +159,10 @@ def describe(
 
 
 def _contents(xnn: XNNAttribution, data: Any, options: ReportOptions) -> str:
-    """Compute a checksum of all images, of their appearance, and of the model's outputs for the first two."""
+    """Compute a checksum of all inputs, of their appearance, and of the model's outputs for the first two."""
     digest = hashlib.blake2b(digest_size=8)
+    if not are_images(xnn, data):
+        return _rows(xnn, data, options, digest)
     display = options.display or displayable
     total, first = count_examples(data), True
     with tqdm(total=total, desc="comparing", unit="image", disable=not options.progress, leave=False) as bar:
@@ -170,6 +175,21 @@ def _contents(xnn: XNNAttribution, data: Any, options: ReportOptions) -> str:
                 digest.update(checksum(shown(display, image)).encode())
             bar.update(len(images))
     return digest.hexdigest()
+
+
+def _rows(xnn: XNNAttribution, data: Any, options: ReportOptions, digest: Any) -> str:
+    """Add all texts or rows of a table, with the words of their cells, to a checksum."""
+    first = 0
+    for batch in row_batches(xnn, data):
+        if not first:
+            digest.update(checksum(outputs_of_rows(xnn, batch)[:2]).encode())
+        more = batch.additional if isinstance(batch.additional, tuple) else (batch.additional,)
+        for part in (*(batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)), *more):
+            known = f"{tuple(part.shape)} {part.dtype} {checksum(part)}" if isinstance(part, Tensor) else repr(part)
+            digest.update(known.encode(errors="replace"))
+        digest.update(repr(texts_of(batch, first, options.tokens, options.input_names)).encode(errors="replace"))
+        first += len(batch.first)
+    return str(digest.hexdigest())
 
 
 def _version() -> str:

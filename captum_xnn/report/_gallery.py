@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "compare",
     "decimals",
     "numbers_of",
+    "rows_of_images",
     "scaled",
     "short",
     "shown",
@@ -82,7 +83,7 @@ class Gallery:
         """Add the explanations and the 1-Heatmaps of the last images for the i-th target."""
         target = self.targets[i]
         own = [c is None or not isinstance(target, int) or c == target for c in self.given]
-        self.rows[i].extend(_rows(why, one, own))
+        self.rows[i].extend(rows_of_images(why, one, own))
         held = self.covered[target]
         more = images[own][: self.patches - len(held)]
         self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
@@ -105,8 +106,14 @@ def shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return displayable(display(image.detach().cpu()))
 
 
-def _rows(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers and maps of each image for one target."""
+def rows_of_images(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
+    """Yield the numbers and maps of each image for one target.
+
+    Args:
+        why: Explanation of the images.
+        one: Their 1-Heatmaps.
+        own: Whether the model gives the target to each of them.
+    """
     assert isinstance(why.inputs, Tensor)  # because images are a single tensor
     heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one.detach()))
     for i, given in enumerate(own):
@@ -132,17 +139,17 @@ def numbers_of(why: Explanation | Contributions, index: int, own: bool) -> dict[
     }
 
 
-def compare(rows: Sequence[dict[str, Any]], made: Contributions, label: str) -> None:
-    """Add to each row the numbers of a difference of two outputs, for a second sentence.
+def compare(rows: Sequence[dict[str, Any]], made: Iterable[Mapping[str, Any]], label: str) -> None:
+    """Add to each row the numbers and maps of a difference of two outputs, for a second sentence and other maps.
 
     Args:
         rows: Rows of some examples.
-        made: Numbers of the difference for the same examples.
+        made: Rows of the difference for the same examples.
         label: Name of the difference.
     """
-    for i, row in enumerate(rows):
-        numbers = numbers_of(made, i, True)
-        row["rather"] = {"label": label, **{name: numbers[name] for name in ("c", "bias", "sum", "says")}}
+    kept = ("c", "bias", "sum", "says", "maps", "one", "strength")
+    for row, of in zip(rows, made, strict=True):
+        row["rather"] = {"label": label, **{name: of[name] for name in kept}}
 
 
 def scaled(maps: Tensor, contributions: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class ReportOptions:
     place_names: Sequence[str] = ()
     """Names of these parts or objects, in order."""
     against: int | tuple[int, ...] | None = None
-    """Output to compare with. Each example has a second sentence: why the target rather than this output."""
+    """Output to compare with. Each example has a second sentence, why the target rather than this output, and the page
+    can show the maps of the difference."""
     patches: int = 0
     """Number of positives to cover patch by patch, for the measures of :func:`captum_xnn.patch_scores.patch_scores`.
     An image has 16 patches, a text one for each token, and a row of a table one for each column. Each patch takes one

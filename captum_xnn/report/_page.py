@@ -48,7 +48,7 @@ from captum_xnn.report._cards import (
     outputs_of,
 )
 from captum_xnn.report._described import as_batches, completed
-from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, scaled, shown
+from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, rows_of_images, scaled, shown
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._rows import RowsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
@@ -170,18 +170,17 @@ def write_report(
 
 def _content(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
     """Compute all of the page that does not depend on names, title and notes, or read it from the cache."""
-    if not are_images(xnn, images):
-        return _computed_rows(xnn, images, targets, options)
+    computed = _computed if are_images(xnn, images) else _computed_rows
     if options.cache is None:
-        return _computed(xnn, images, targets, options)
+        return computed(xnn, images, targets, options)
     description = describe(xnn, images, targets, options)
     if description is None:
         _log.warning("the report is not kept in %s: a function in it cannot be compared", options.cache)
-        return _computed(xnn, images, targets, options)
+        return computed(xnn, images, targets, options)
     cache = ReportCache(options.cache)
     content = cache.read(description)
     if content is None:
-        content = _computed(xnn, images, targets, options)
+        content = computed(xnn, images, targets, options)
         cache.write(description, content)
     return content
 
@@ -333,8 +332,11 @@ class _Run:
             why = xnn.explain(images, target=t, internal_batch_size=size)
             self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
             if self.options.against not in (None, t):
-                made = xnn.contributions(images, t, against=self.options.against, internal_batch_size=size)
-                label = self.gallery.names.of(Difference(t, self.options.against))  # type: ignore[arg-type]
+                against = self.options.against
+                other = xnn.explain(images, t, against=against, internal_batch_size=size)
+                one = xnn.one_heatmap(images, t, against=against, internal_batch_size=size)
+                label = self.gallery.names.of(Difference(t, against))  # type: ignore[arg-type]
+                made = rows_of_images(other, one, [True] * len(images))
                 compare(self.gallery.rows[i][-len(images) :], made, label)
             if own:
                 self.streams[i].update(batch, images, y_hat, why, rows=rows)

@@ -70,23 +70,11 @@ class Rows:
 
     def show(self, why: Explanation, one: Any, given: Sequence[int | None], cells: Sequence[Sequence[str]]) -> None:
         """Add examples that the page shows, with the texts of their cells."""
-        single = one[0] if isinstance(one, tuple) else one
-        heat, whole = _over_cells(why.directed_maps()).cpu(), _over_cells(single.detach()).cpu()
-        for i, texts in enumerate(cells):
-            contributions = why.contributions[i].detach().double().cpu()
-            maps = scaled(heat[i][:, None, : len(texts)], contributions)[:, 0]
-            strong = strengths(maps[:, None], contributions)
-            own = not self.classes or given[i] == self.target
-            self.rows.append(
-                {
-                    **numbers_of(why, i, own),
-                    "maps": [[short(v) for v in values.tolist()] for values in maps],
-                    "one": [short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1))[0, 0].tolist()],
-                    "strength": [round(s, 3) for s in strong],
-                }
-            )
-            if own:
-                self._add_cells(maps, contributions, texts)
+        own = [not self.classes or c == self.target for c in given]
+        for i, (row, maps) in enumerate(_rows_of_cells(why, one, own, cells)):
+            self.rows.append(row)
+            if own[i]:
+                self._add_cells(maps, why.contributions[i].detach().double().cpu(), cells[i])
 
     def cover(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
@@ -208,10 +196,11 @@ class RowsRun:
             rows.show(why, xnn.one_heatmap(batch.inputs, t, batch.additional, internal_batch_size=size), given, cells)
             rows.cover(batch, cells, options.patches)
             if options.against not in (None, t):
-                made = xnn.contributions(
-                    batch.inputs, t, batch.additional, against=options.against, internal_batch_size=size
-                )
-                label = self.names.of(Difference(t, options.against))  # type: ignore[arg-type]
+                against = options.against
+                other = xnn.explain(batch.inputs, t, batch.additional, against=against, internal_batch_size=size)
+                one = xnn.one_heatmap(batch.inputs, t, batch.additional, against=against, internal_batch_size=size)
+                label = self.names.of(Difference(t, against))  # type: ignore[arg-type]
+                made = (row for row, _ in _rows_of_cells(other, one, [True] * len(cells), cells))
                 compare(rows.rows[-len(cells) :], made, label)
             if own:
                 rows.count(why, y_hat)
@@ -259,6 +248,24 @@ class RowsRun:
                 "or none at all"
             )
         return [{**row, "caption": str(caption)} for row, caption in zip(self.shown, captions, strict=True)]
+
+
+def _rows_of_cells(
+    why: Explanation, one: Any, own: Sequence[bool], cells: Sequence[Sequence[str]]
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield the numbers and maps of each example for one target, as the page has them, and its scaled maps (K, L)."""
+    single = one[0] if isinstance(one, tuple) else one
+    heat, whole = _over_cells(why.directed_maps()).cpu(), _over_cells(single.detach()).cpu()
+    for i, texts in enumerate(cells):
+        contributions = why.contributions[i].detach().double().cpu()
+        maps = scaled(heat[i][:, None, : len(texts)], contributions)[:, 0]
+        row = {
+            **numbers_of(why, i, own[i]),
+            "maps": [[short(v) for v in values.tolist()] for values in maps],
+            "one": [short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1))[0, 0].tolist()],
+            "strength": [round(s, 3) for s in strengths(maps[:, None], contributions)],
+        }
+        yield row, maps
 
 
 def _over_cells(maps: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 // --- one image with a map on it
 
 function frame(index, k, shared) {
-  const image = data.images[index], row = target().rows[index];
+  const image = data.images[index], row = rowOf(index);
   const node = make("span", "frame");
   node.classList.toggle("pixels", Math.max(image.width, image.height) <= 64);
   node.style.aspectRatio = `${image.width} / ${image.height}`;
@@ -87,11 +87,11 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 
 const strongest = (row) => row.c.reduce((best, value, k) => (Math.abs(value) > Math.abs(row.c[best]) ? k : best), 0);
-const mapShown = (item) => (state.on !== null ? state.on : item.peeked ? strongest(target().rows[item.index]) : null);
+const mapShown = (item) => (state.on !== null ? state.on : item.peeked ? strongest(rowOf(item.index)) : null);
 
 function drawMap(item) {
-  const k = mapShown(item), row = target().rows[item.index];
-  const want = k === null ? "" : `${state.target}:${k}:${state.scale}`;
+  const k = mapShown(item), row = rowOf(item.index);
+  const want = k === null ? "" : `${state.target}:${state.rather}:${k}:${state.scale}`;
   if (item.drawn === want) return;
   item.drawn = want;
   item.over.hidden = k === null;
@@ -100,7 +100,7 @@ function drawMap(item) {
 }
 
 function writeNumber(item) {
-  const k = mapShown(item), row = target().rows[item.index];
+  const k = mapShown(item), row = rowOf(item.index);
   const value = k === null || k === ONE ? null : row.c[k];
   item.number.className = "number " + (value === null ? "" : side(value));
   item.number.textContent = value !== null ? signed(value) : k === ONE ? "1-Heatmap" : "";
@@ -108,7 +108,7 @@ function writeNumber(item) {
 }
 
 function writeItem(item, largest) {
-  const row = target().rows[item.index], K = data.features;
+  const row = rowOf(item.index), K = data.features;
   item.bars.setAttribute("viewBox", `0 -10 ${K * 10} 20`);
   const rects = { raises: "", lowers: "" };
   row.c.forEach((value, k) => {
@@ -128,7 +128,7 @@ function writeItem(item, largest) {
 }
 
 function writeItems() {
-  const largest = Math.max(1e-9, ...target().rows.map((row) => Math.max(...row.c.map(Math.abs))));
+  const largest = Math.max(1e-9, ...target().rows.map((_, index) => Math.max(...rowOf(index).c.map(Math.abs))));
   for (const item of items) {
     writeItem(item, largest);
     if (item.near) drawMap(item);
@@ -146,16 +146,16 @@ function toggle(k) {
 
 const SORTS = {
   given: () => 0,
-  residual: (item) => -Math.abs(residual(target().rows[item.index])),
-  says: (item) => -target().rows[item.index].says,
+  residual: (item) => -Math.abs(residual(rowOf(item.index))),
+  says: (item) => -rowOf(item.index).says,
 };
 
 function arrange() {
   const by = el("sort").value, keep = el("filter").value;
-  const key = SORTS[by] || ((item) => -target().rows[item.index].c[Number(by)]);
+  const key = SORTS[by] || ((item) => -rowOf(item.index).c[Number(by)]);
   const keys = new Map(items.map((item) => [item, key(item)]));
   order = items
-    .filter((item) => keep === "all" || target().rows[item.index].own === (keep === "own"))
+    .filter((item) => keep === "all" || rowOf(item.index).own === (keep === "own"))
     .sort((a, b) => keys.get(a) - keys.get(b) || a.index - b.index);
   list.replaceChildren(...order.map((item) => item.node));
   if (!order.some((item) => item.pick.tabIndex === 0) && order.length) rove(order[0]);
@@ -201,7 +201,7 @@ function redraw(item) {
 }
 
 function writePeek(item) {
-  const row = target().rows[item.index], image = data.images[item.index];
+  const row = rowOf(item.index), image = data.images[item.index];
   el("peek-title").textContent = image.caption;
   el("peek-why").textContent = sentencesOf(row);
   const total = row.c.reduce((sum, value) => sum + value, 0);
@@ -247,7 +247,7 @@ const dropped = new Set();
 
 function writeComparison() {
   const columns = [ONE, ...featureList()];
-  el("comparison-title").textContent = `Comparison of ${selected().length}: ${target().label}`;
+  el("comparison-title").textContent = `Comparison of ${selected().length}: ${labelShown()}`;
   el("comparison-toggles").replaceChildren(...columns.map((k) => {
     const button = make("button", "", nameOf(k));
     button.type = "button";
@@ -266,7 +266,7 @@ function writeComparison() {
   for (const cell of titles.children) cell.scope = "col";
   head.append(titles);
   for (const item of selected()) {
-    const row = target().rows[item.index], line = make("tr"), name = make("th");
+    const row = rowOf(item.index), line = make("tr"), name = make("th");
     name.scope = "row";
     name.append(make("b", "", plain(row.says)), frame(item.index, null, false), make("span", "", data.images[item.index].caption));
     line.append(name, ...shown.map((k) => {
@@ -294,6 +294,12 @@ function drawNames() {
   for (const option of el("sort").options) if (!(option.value in SORTS)) option.textContent = `contribution of ${nameOf(Number(option.value))}`;
   writeItems();
   if (state.shown) writePeek(state.shown);
+}
+
+function drawOutput() {
+  writeItems();
+  if (state.shown) writePeek(state.shown);
+  arrange();
 }
 
 // --- the gallery as a whole

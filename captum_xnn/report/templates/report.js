@@ -1,13 +1,13 @@
 "use strict";
 // The page's data, its state, names and sentences. The script of the gallery, or of texts and tables, follows in the same
-// script, and defines drawNames and showTarget. Text is always inserted as plain text, never as HTML:
+// script, and defines drawNames, drawOutput and showTarget. Text is always inserted as plain text, never as HTML:
 // file names, class names and names of x-features may hold anything.
 const data = JSON.parse(document.getElementById("data").textContent);
 // The page before anything is drawn into it and without its data, to save it again with names. The data are kept once.
 document.getElementById("data").textContent = "";
 const shell = `<!DOCTYPE html>\n${document.documentElement.outerHTML}\n`;
 const names = Object.create(null);
-const state = { target: 0, on: null, scale: "own", shown: null };
+const state = { target: 0, on: null, scale: "own", shown: null, rather: false };
 const ONE = "one";
 const el = (id) => document.getElementById(id);
 
@@ -21,6 +21,14 @@ function make(tag, className, text) {
 // --- numbers and names
 
 const target = () => data.targets[state.target];
+
+// The numbers and maps of an example: of the target, or of what it has more than the output to compare with.
+function rowOf(index) {
+  const row = target().rows[index];
+  return state.rather && row.rather ? { ...row, ...row.rather, first: row } : row;
+}
+
+const labelShown = () => (state.rather && target().rows[0].rather ? target().rows[0].rather.label : target().label);
 const residual = (row) => row.says - row.sum;
 
 function plain(value, decimals = target().decimals) {
@@ -55,8 +63,10 @@ function enumerate(said) {
 }
 
 // All sentences of an image: why the target, and why the target rather than the output to compare with.
-const sentencesOf = (row) =>
-  row.rather ? `${sentenceOf(row)}. ${sentenceOf(row.rather, row.rather.label)}` : sentenceOf(row);
+function sentencesOf(shown) {
+  const row = shown.first || shown;
+  return row.rather ? `${sentenceOf(row)}. ${sentenceOf(row.rather, row.rather.label)}` : sentenceOf(row);
+}
 
 function sentenceOf(row, label = target().label) {
   const digits = digitsOf(row.c);
@@ -277,8 +287,27 @@ function offerOrders() {
   if (!target().classes) el("filter").value = "all";
 }
 
+// The choice between the target and its difference from the output to compare with.
+function offerOutputs() {
+  const rather = target().rows[0].rather;
+  el("output-label").hidden = !rather;
+  state.rather &&= Boolean(rather);
+  if (!rather) return;
+  el("output").replaceChildren(...[["own", target().label], ["rather", rather.label]].map(([value, text]) => {
+    const option = make("option", "", text);
+    option.value = value;
+    return option;
+  }));
+  el("output").value = state.rather ? "rather" : "own";
+}
+el("output").addEventListener("change", () => {
+  state.rather = el("output").value === "rather";
+  drawOutput();
+});
+
 function showChapter(index) {
   state.target = index;
+  offerOutputs();
   for (const node of document.querySelectorAll("[data-chapter]")) node.hidden = node.dataset.chapter !== String(index);
   // The anchors point into the chapter on show.
   for (const [id, nth] of [["faithfulness", 0], ["cards", 1]]) {

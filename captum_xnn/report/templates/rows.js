@@ -69,12 +69,12 @@ function table(row, example) {
 
 const SORTS = {
   given: () => 0,
-  residual: (index) => -Math.abs(residual(target().rows[index])),
-  says: (index) => -target().rows[index].says,
+  residual: (index) => -Math.abs(residual(rowOf(index))),
+  says: (index) => -rowOf(index).says,
 };
 
 function drawExamples() {
-  const by = el("sort").value || "given", keep = el("filter").value, rows = target().rows;
+  const by = el("sort").value || "given", keep = el("filter").value, rows = target().rows.map((_, index) => rowOf(index));
   const key = SORTS[by] || ((index) => -rows[index].c[Number(by)]);
   const order = rows.map((_, index) => index)
     .filter((index) => keep === "all" || rows[index].own === (keep === "own"))
@@ -96,6 +96,8 @@ function drawNames() {
   for (const option of el("sort").options) if (!(option.value in SORTS)) option.textContent = `contribution of ${nameOf(Number(option.value))}`;
   drawExamples();
 }
+
+const drawOutput = drawExamples;
 
 function showTarget(index) {
   showChapter(index);

@@ -1,0 +1,289 @@
+"""Measures of one method on one division of the data: faithfulness, maps, patches, known parts, stability and cost.
+
+Conventions:
+    M examples, K x-features, P patches or known parts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_xnn.activations._activations import Activations
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.comparison._rivals import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
+from captum_xnn.comparison._splits import Settings, Split, Values
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._embeddings import embedding_of
+from captum_xnn.layers._forward_args import format_forward_args
+from captum_xnn.layers._lookup import unwrap
+from captum_xnn.layers._pixels import channels_first
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._targets import Target, select
+from captum_xnn.metrics._faithfulness import Faithfulness
+from captum_xnn.metrics._localisation import mean_locality, object_probabilities
+from captum_xnn.metrics._overlap import OrthogonalityStream
+from captum_xnn.metrics._patches import (
+    drop_orthogonality,
+    drops_of_patches,
+    patch_agreement,
+    patch_cover,
+    patch_drops,
+)
+from captum_xnn.metrics._removal import selectivity
+from captum_xnn.metrics._stability import matched_features
+from captum_xnn.patch_scores import CoveredBatch, patch_scores_of
+from captum_xnn.training._outputs import Outputs
+
+__all__ = ["Measured"]
+
+# Patches along each side of an image.
+_GRID = 4
+# Examples in a batch of images without a part.
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on one division of the data."""
+
+    settings: Settings
+    method: Method
+    split: Split
+    targets: Sequence[Target]
+    seed: int
+
+    def values(self) -> list[Values]:
+        """Measure the method; return the values of each target."""
+        if isinstance(self.method, OneMap):
+            single = self.settings.attribution(None, self.seed)
+            return [self._one_map(single, target) for target in self.targets]
+        start = time.process_time()
+        xnn = self._fitted(self.split.train.activations(), self.seed)
+        seconds = (time.process_time() - start) / len(self.targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a fit warns of was said of the fit on all training examples
+            again = [
+                self._fitted(self.split.train.activations(half), self.seed + i)
+                for i, half in enumerate(self.split.halves)
+            ]
+        test = self.split.test.activations()
+        made = []
+        for target in self.targets:
+            score = self._score(xnn, test, target)
+            features = [self._features(other, target) for other in again]
+            values: Values = {
+                "f_reg": score.f_reg,
+                "f_cls": score.f_cls,
+                "stability": matched_features(*features).mean,
+                "fit_seconds": seconds,
+            }
+            if isinstance(xnn, Relevances):
+                made.append(values | self._subspaces(xnn, target))
+            else:
+                made.append(values | self._maps(xnn, target) | self._patches(xnn, target) | self._parts(xnn, target))
+        return made
+
+    def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
+        """Measure faithfulness on held-out examples. What concepts leave over counts as their error."""
+        if not isinstance(xnn, Relevances):
+            return xnn.score(test, target)
+        if target not in xnn.concepts:
+            return xnn.xnn.score(test, target)
+        outputs = Outputs.of(test, [target])
+        prediction = outputs.columns([target])[:, 0].double()
+        batches = self.split.test.inputs(self.split.test.rows, self.settings.reader().device)
+        left = torch.cat([xnn.with_rest(x, target, more)[1].cpu() for x, more in batches])
+        surrogate = prediction - left
+        if outputs.classes is None or not isinstance(target, int):
+            return Faithfulness.of(surrogate, prediction)
+        return Faithfulness.of(surrogate, prediction, [test.y_hat[:]], target)
+
+    def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
+        method = self.method
+        assert not isinstance(method, OneMap)
+        if isinstance(method, (Partition, Subspaces, Dictionaries)):
+            return method.fit(self.settings.attribution(None, seed), found, self.targets)
+        return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
+
+    def _features(self, xnn: XNNAttribution | Relevances, target: Target) -> Tensor:
+        """Compute the x-features of all held-out examples, (M, K)."""
+        device = self.settings.reader().device
+        batches = self.split.test.inputs(self.split.test.rows, device)
+        if isinstance(xnn, Relevances):
+            return torch.cat([xnn.of(x, target, more).cpu() for x, more in batches])
+        return torch.cat([xnn.contributions(x, target, more).features.cpu() for x, more in batches])
+
+    def _shown(self, target: Target) -> list[tuple[Any, Any]]:
+        """Load the examples for maps and patches."""
+        rows = self.split.shown[target]
+        return list(self.split.test.inputs(rows, self.settings.reader().device)) if len(rows) else []
+
+    def _maps(self, xnn: XNNAttribution, target: Target) -> Values:
+        """Draw maps; measure their overlap and the time."""
+        stream, seconds, count = OrthogonalityStream(), 0.0, 0
+        for x, more in self._shown(target):
+            why, took = _timed(lambda x, more: xnn.explain(x, target, more), x, more)
+            seconds += took
+            maps = why.maps if isinstance(why.maps, Tensor) else torch.cat([m.flatten(2) for m in why.maps], 2)
+            stream.update(maps, contributions=why.contributions)
+            count += len(why.contributions)
+        return {"maps_o1": stream.compute().o1, "explain_seconds": seconds / count} if count else {}
+
+    def _patches(self, xnn: XNNAttribution, target: Target) -> Values:
+        batches = self._covered(target)
+        if not batches:
+            return {}
+        known = self.split.controls.get(target)
+        grid, fill = _grid(batches[0].first), self._fill()
+        found = patch_scores_of(
+            xnn, batches, target, grid=grid, fill=fill, seed=self.seed, controls=known is None
+        )  # fmt: skip
+        if known is None:
+            known = {
+                "agreement_random_groups": found.agreement_random_groups,
+                "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
+            }
+            if found.drops_random_groups is not None:
+                self.split.controls[target] = known
+        return {
+            "agreement": found.agreement,
+            "agreement_random_maps": found.agreement_random_maps,
+            "drops_o1": found.drops.o1,
+            **known,
+        }
+
+    def _subspaces(self, found: Relevances, target: Target) -> Values:
+        """Measure the time of relevances, and the overlap of their drops."""
+        seconds, count = 0.0, 0
+        for x, more in self._shown(target):
+            made, took = _timed(lambda x, more: found.of(x, target, more), x, more)
+            seconds, count = seconds + took, count + len(made)
+        values: Values = {"explain_seconds": seconds / count} if count else {}
+        inputs = self._alone(target)
+        if inputs is None:
+            return values
+        drops = patch_drops(lambda x: found.of(x, target), inputs, grid=_grid(inputs), fill=self._fill())
+        values["drops_o1"] = drop_orthogonality(drops, contributions=found.of(inputs, target)).o1
+        return values | self._selectivity(lambda x: found.of(x, target), target)
+
+    def _one_map(self, xnn: XNNAttribution, target: Target) -> Values:
+        """Draw the single map of the output, and measure patch agreement and time."""
+        seconds, count = 0.0, 0
+        for x, more in self._shown(target):
+            seconds += _timed(lambda x, more: xnn.one_heatmap(x, target, more), x, more)[1]
+            count += len(x) if isinstance(x, Tensor) else len(x[0])
+        values: Values = {"explain_seconds": seconds / count} if count else {}
+        inputs = self._alone(target)
+        if inputs is None:
+            return values
+        drops = patch_drops(self._outputs(target), inputs, grid=_grid(inputs), fill=self._fill())
+        maps = xnn.one_heatmap(inputs, target)
+        return values | {"agreement": patch_agreement(maps.sum(2) if maps.dim() > 3 else maps, drops)}
+
+    def _outputs(self, target: Target) -> Callable[[Tensor], Tensor]:
+        """Make a function that computes the output of a batch, (n, 1)."""
+        reader = self.settings.reader()
+
+        def outputs(x: Tensor) -> Tensor:
+            with untouched(reader.model), torch.no_grad():
+                return select(reader.run((x.clone(),))[1], target)[:, None]
+
+        return outputs
+
+    def _parts(self, xnn: XNNAttribution, target: Target) -> Values:
+        """Measure selectivity and locality on known parts."""
+        images, masks = self._alone(target), self._masks(target)
+        if masks is None or images is None or images.dim() != 4:
+            return {}
+        why = xnn.explain(images, target)
+        maps = channels_first(why.directed_maps(), images).sum(2).clamp(min=0)
+        on_parts = object_probabilities(maps, masks.to(maps.device))
+        found = mean_locality(on_parts, contributions=why.contributions)
+        return {
+            "locality": None if math.isnan(found) else found,
+            **self._selectivity(lambda x: xnn.contributions(x, target).contributions, target),
+        }
+
+    def _selectivity(self, contributions: Callable[[Tensor], Tensor], target: Target) -> Values:
+        """Remove the known parts one by one, and measure the selectivity of the changes."""
+        images, masks = self._alone(target), self._masks(target)
+        if masks is None or images is None or images.dim() != 4:
+            return {}
+        cover, masks = patch_cover(images, None), masks.to(images.device)
+
+        def removed(rows: Tensor, parts: Tensor) -> Tensor:
+            return torch.where(masks[rows, parts][:, None], cover[rows], images[rows])
+
+        changes = drops_of_patches(
+            lambda x, *_: contributions(x), images, removed, masks.flatten(2).any(2), batch_size=_BATCH
+        )
+        found = selectivity(changes)
+        return {"selectivity": found.share, "selectivity_whole": found.whole}
+
+    def _masks(self, target: Target) -> Tensor | None:
+        """Return the known parts of the examples for maps and patches, bool (n, P, H, W)."""
+        masks = self.settings.masks
+        return None if masks is None else masks[self.split.shown[target]]
+
+    def _covered(self, target: Target) -> list[CoveredBatch]:
+        """Return the examples to cover; none if their first input has no patches."""
+        made = []
+        for x, more in self._shown(target):
+            inputs = x if isinstance(x, tuple) else (x,)
+            batch = CoveredBatch(inputs, format_forward_args(more))
+            if not isinstance(batch.first, Tensor) or not self._has_patches(batch):
+                return []
+            made.append(batch)
+        return made
+
+    def _has_patches(self, batch: CoveredBatch) -> bool:
+        """Whether inputs are images, tokens or rows of at least three columns, which can be covered."""
+        first = batch.first
+        if first.is_floating_point():
+            return first.dim() == 4 or (first.dim() in (2, 3) and first.shape[1] > 2)
+        if first.dim() != 2 or first.shape[1] < 3:
+            return False
+        model = unwrap(self.settings.model)
+        return embedding_of(model, (*batch.inputs, *(batch.additional or ()))) is not None
+
+    def _fill(self) -> Tensor | None:
+        """Return the mean of each column over the training examples of a table; None for other inputs."""
+        total, count = torch.zeros(()), 0
+        for x, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
+            if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+                return None
+            total, count = total + x.double().sum(0), count + len(x)
+        return total / count
+
+    def _alone(self, target: Target) -> Tensor | None:
+        """Return the examples to cover as one tensor; None if they have further inputs, are ids, or differ in size."""
+        batches = self._covered(target)
+        inputs = [batch.first for batch in batches if len(batch.inputs) == 1 and not batch.additional]
+        if not inputs or len(inputs) < len(batches) or len({x.shape[1:] for x in inputs}) > 1:
+            return None
+        joined = torch.cat(inputs)
+        return joined if joined.is_floating_point() else None
+
+
+def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:
+    """Explain some examples; return the result and the processor seconds.
+
+    One example is explained before, not counted, because the first call of a backend is slower than all others.
+    """
+    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
+    explain(one if isinstance(x, tuple) else one[0], of_one)
+    start = time.process_time()
+    made = explain(x, more)
+    return made, time.process_time() - start
+
+
+def _grid(inputs: Tensor) -> int:
+    return int(min(_GRID, *inputs.shape[2:])) if inputs.dim() == 4 else _GRID

@@ -1,0 +1,207 @@
+"""Division of the data of a comparison into training and held-out examples.
+
+Conventions:
+    M examples. P known parts of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_xnn.activations._activations import Activations, Asked, Source
+from captum_xnn.activations._batches import repeatable
+from captum_xnn.activations._collecting import collect
+from captum_xnn.activations._unpacking import Unpack
+from captum_xnn.attribution import XNNAttribution
+from captum_xnn.comparison._rivals import Rows
+from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._targets import Target
+from captum_xnn.training._making import MakeForm
+from captum_xnn.training._outputs import Outputs
+from captum_xnn.training._recipe import Recipe
+
+__all__ = ["FOLDS", "Part", "Settings", "Split", "Splits", "Values", "as_marks"]
+
+# One of so many parts of the data is held out; each repeat holds out another.
+FOLDS = 5
+
+Values = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all methods share."""
+
+    model: nn.Module
+    layer: str | nn.Module
+    n_features: int
+    heatmap: type[Attribution] | Heatmap | None
+    recipe: Recipe | None
+    output_transform: OutputTransform | None
+    prediction_transform: OutputTransform | None
+    seed: int
+    images: int
+    masks: Tensor | None
+    """Known parts, bool (M, P, H, W)."""
+
+    def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
+        return XNNAttribution(
+            self.model,
+            self.layer,
+            self.n_features,
+            heatmap=self.heatmap,
+            autoencoder=form,
+            recipe=self.recipe,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+            seed=seed,
+        )
+
+    def reader(self) -> Reader:
+        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
+
+
+class Part(NamedTuple):
+    """Some rows of collected activations, with the inputs of the same rows."""
+
+    found: Activations
+    rows: Tensor
+
+    def activations(self, some: Tensor | None = None) -> Activations:
+        """Return the activations of these rows, or of some of them given by boolean marks, with their inputs."""
+        rows = self.rows if some is None else self.rows[some]
+        source = self.found.source
+        assert source is not None  # made by _collected
+        return self.found._replace(
+            Z=self.found.Z[rows], y_hat=self.found.y_hat[rows], source=Rows(source, rows).as_source()
+        )
+
+    def inputs(self, rows: Tensor, device: torch.device) -> Iterator[tuple[Any, Any]]:
+        """Yield inputs and additional arguments of some rows of the data, batch by batch."""
+        assert self.found.source is not None
+        return Rows(self.found.source, rows).on(device)
+
+
+class Split(NamedTuple):
+    """One division into training and held-out examples."""
+
+    train: Part
+    halves: tuple[Tensor, Tensor]
+    """Boolean marks of the training examples in each half."""
+    test: Part
+    shown: dict[Target, Tensor]
+    """Rows of the data for maps and patches of each target."""
+    controls: dict[Target, Values]
+    """Values of random groups for each target, which all methods share; the first method draws them."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Data with a fold for each example."""
+
+    found: Activations
+    fold: Tensor
+    """Number of the fold of each example, (M,)."""
+    classes: Tensor | None
+    test: Activations | None
+    test_classes: Tensor | None
+    targets: Sequence[Target]
+    images: int
+    size: float
+    """Mean absolute value of the explained outputs."""
+
+    @classmethod
+    def of(
+        cls, settings: Settings, data: Any, test: Any, targets: Sequence[Target], unpack: Unpack, progress: bool
+    ) -> Splits:
+        """Collect activations once, and draw the folds. Examples of each class are spread evenly over the folds."""
+        found = _collected(settings, data, targets, unpack, progress)
+        apart = None if test is None else _collected(settings, test, targets, unpack, progress)
+        measured = len((found if apart is None else apart).Z)
+        if settings.masks is not None and len(settings.masks) != measured:
+            raise ValueError(
+                f"got masks of {len(settings.masks)} examples, and {measured} examples that methods are measured on; "
+                f"pass one for each example of {'data' if apart is None else 'test'}, in the same order"
+            )
+        outputs = Outputs.of(found, targets)
+        classes = outputs.classes
+        _check_enough(found, classes, targets)
+        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(settings.seed))
+        if classes is not None:
+            order = order[classes[order].argsort(stable=True)]
+        fold = torch.empty(len(order), dtype=torch.long)
+        # Two folds for each part, so that the training examples have halves with examples of each class.
+        fold[order] = torch.arange(len(order)) % (2 * FOLDS)
+        test_classes = None if apart is None else Outputs.of(apart, targets).classes
+        size = float(outputs.y.double().abs().mean())
+        return cls(found, fold, classes, apart, test_classes, targets, settings.images, size)
+
+    def split(self, repeat: int) -> Split:
+        """Return the division of a repeat."""
+        everything = torch.arange(len(self.fold))
+        if self.test is None:
+            held = self.fold % FOLDS == repeat
+            train, test, classes = everything[~held], Part(self.found, everything[held]), self.classes
+        else:
+            train, test = everything, Part(self.test, torch.arange(len(self.test.Z)))
+            classes = self.test_classes
+        first = self.fold[train] < FOLDS
+        shown = {}
+        for target in self.targets:
+            rows = test.rows
+            if classes is not None and isinstance(target, int):
+                rows = rows[classes[rows] == target]
+            shown[target] = rows[: self.images]
+        return Split(Part(self.found, train), (first, ~first), test, shown, {})
+
+
+def _collected(settings: Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
+    """Run all data through the model once."""
+    if isinstance(data, Activations):
+        raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
+    data = repeatable(data)
+    found = collect(
+        settings.model,
+        settings.layer,
+        data,
+        unpack=unpack,
+        output_transform=settings.output_transform,
+        prediction_transform=settings.prediction_transform,
+        asked=Asked(targets),
+        progress=progress,
+    )
+    return found._replace(source=Source(data, unpack))
+
+
+def _check_enough(found: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:
+    """Raise where folds would lack examples, or positives of a class."""
+    counts: dict[int | None, int] = {None: len(found.Z)}
+    if classes is not None:
+        counts |= {t: int((classes == t).sum()) for t in targets if isinstance(t, int)}
+    for target, count in counts.items():
+        if count < 2 * FOLDS:
+            which = "there are" if target is None else f"the model gives class {target} to"
+            raise ValueError(
+                f"{which} only {count} examples, and a comparison needs {2 * FOLDS}, to fit on halves and to hold out "
+                "others; pass more data, or other targets"
+            )
+
+
+def as_marks(masks: Tensor) -> Tensor:
+    """Convert masks of parts to bool (M, P, H, W)."""
+    if masks.dtype == torch.bool and masks.dim() == 4:
+        return masks
+    if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool or int(masks.max()) < 1:
+        raise ValueError(
+            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers from 1 to P for parts and 0 for the "
+            "rest, (M, H, W), or boolean (M, P, H, W)"
+        )
+    return masks[:, None] == torch.arange(1, int(masks.max()) + 1, device=masks.device)[:, None, None]
