@@ -1121,10 +1121,10 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     )  # less eff and overlap, and within
     assert all(0 < line["overlap"] <= 1 + 1e-9 for line in by.values() if "overlap" in line)
     assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
-    assert set(table["ranks"]) == set(few) and "a map has no x-features" in printed
+    assert set(table["ranks"]) == {*few, *scoreboard.CONTROLS} and "a map has no x-features" in printed
     assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
     assert "mean rank over measures" in (given.pictures / "scoreboard_ranks.svg").read_text()
-    assert "random encoder" in (given.pictures / "scoreboard_overlap.svg").read_text()
+    assert "random groups" in (given.pictures / "scoreboard_overlap.svg").read_text()
     monkeypatch.setattr(scoreboard, "measure", None)
     scoreboard.main(given)  # measures nothing again
     assert capsys.readouterr().out == printed
@@ -1144,13 +1144,15 @@ def test_ranks_share_ties_and_leave_out_what_was_not_asked():
     ]
     found = {line["method"]: line for line in scoreboard.ranks(lines)}
     assert found["groups"] | {"class": 1, "seed": 0} == {
-        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "all": 1.75, "asked": 2,
+        "method": "groups", "class": 1, "seed": 0, "f_reg": 2.5, "patches": 3.0, "mean": 2.75, "all": 2.75, "asked": 2,
     }  # fmt: skip
-    assert found["PRCA"]["mean"] == 1.25 and found["CRAFT"]["mean"] == 3 and "random groups" not in found
+    assert [found[name]["mean"] for name in ("PRCA", "CRAFT", "random groups")] == [2.25, 4, 1]
+    order = [row[0] for row in scoreboard.rank_cells({"net": lines})[1]]
+    assert order == ["PRCA", "groups", "CRAFT", "*random groups*"]
     head, rows, _ = scoreboard.cells(lines)
     assert head == ["method", "F_reg", "patches"]
     assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
-    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["random groups", "0.000", "0.90"]
+    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["*random groups*", "0.000", "0.90"]
 
 
 def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
