@@ -48,13 +48,12 @@ from benchmarks.one_vs_all import N_FEATURES, effective, image_of
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source
-from captum_xnn.datasets import CUB200, collate, draw_figures, load_digits
+from captum_xnn.activations._activations import Source
+from captum_xnn.datasets import CUB200, Figures, collate, load_digits
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics import (
     classification_faithfulness,
-    drop_orthogonality,
     matched_features,
     patch_agreement,
     patch_drops,
@@ -62,6 +61,7 @@ from captum_xnn.metrics import (
     regression_faithfulness,
 )
 from captum_xnn.metrics._controls import random_partition
+from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 
@@ -265,7 +265,7 @@ def trained(make: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, epoch
 
 @lru_cache(maxsize=1)
 def _residual(examples: int, epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
-    train, test = draw_figures(examples, seed=0), draw_figures(1000, seed=1)
+    train, test = Figures.draw(examples, seed=0), Figures.draw(1000, seed=1)
     outputs = len(train.reasons) + 1
     return (
         trained(lambda: residual_network(outputs), train.images, train.labels, epochs),

@@ -23,8 +23,7 @@ from captum.attr import Attribution, InputXGradient, IntegratedGradients, Salien
 from excitation_speed import network
 from torch import Tensor
 
-from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.heatmaps._default_maps import as_heatmap
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.heatmaps._network import ExplanationNetwork
 
 METHODS: dict[str, tuple[type[Attribution], dict[str, int]]] = {
@@ -46,7 +45,7 @@ def rate(run: Callable[[], object], x: Tensor) -> float:
 
 def jobs(net: ExplanationNetwork, x: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], object] | None]]:
     """Returns by backend what draws all maps here, and in a loop over Captum."""
-    default = as_heatmap(None)
+    default = ExcitationMaps()
     found: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {
         "ExcitationBP": (lambda: default(net, (x,), range(K)), None)
     }

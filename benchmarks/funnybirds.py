@@ -46,13 +46,13 @@ from benchmarks.one_vs_all import N_FEATURES, effective, excitation_maps, fitted
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source
+from captum_xnn.activations._activations import Source
 from captum_xnn.datasets import FunnyBirds
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._read import read_layer
-from captum_xnn.metrics import drop_orthogonality, patch_agreement, random_maps, selectivity
-from captum_xnn.metrics._patches import patch_masks
+from captum_xnn.metrics import patch_agreement, random_maps, selectivity
+from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 from captum_xnn.models.baselines._partitions import random_partition, spectral_partition
 

@@ -23,19 +23,18 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn.activations._activations import Activations, Asked
 from captum_xnn.activations._batches import Batches, repeatable
-from captum_xnn.activations._collecting import Activations, Asked, collect_together
+from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._batching import copied, like
-from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
-from captum_xnn.heatmaps._feature_maps import FeatureMaps
+from captum_xnn.heatmaps._feature_maps import DefaultMaps, FeatureMaps, as_heatmap
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.layers._arguments import refuse_too_many
+from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
@@ -53,6 +52,7 @@ from captum_xnn.layers._targets import (
     single_target,
     target_groups,
 )
+from captum_xnn.layers._trace import Tracer
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -61,7 +61,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log
 from captum_xnn.training._making import MakeForm, is_exact
 from captum_xnn.training._outputs import Outputs, check_positives
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
 
@@ -79,9 +79,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. A learned form with few
             x-features is more faithful at a layer closer to the model's output.
         n_features: Number of x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default,
-            :class:`~captum_xnn.heatmaps.DefaultMaps`, is gradient x activation for groups of contributions, and
-            contrastive excitation backprop for learned networks.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default is gradient x
+            activation (:class:`~captum_xnn.heatmaps.GradientMaps`) for groups of contributions, and contrastive
+            excitation backprop (:class:`~captum_xnn.heatmaps.ExcitationMaps`) for learned networks.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. The default is
             :class:`~captum_xnn.models.ContributionGroups`, an exact form. Others are ``SRAE``, the paper's learned
             form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, and the :mod:`~captum_xnn.models.baselines`.
@@ -121,7 +121,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: str | nn.Module,
         n_features: int = 5,
         *,
-        heatmap: type[Attribution] | Heatmap | None = None,
+        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
         autoencoder: MakeForm | None = None,
         recipe: Recipe | None = None,
         train_data: Any = None,
@@ -136,11 +136,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if not hasattr(n_features, "__index__"):
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
-            raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
+            raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
         if autoencoder is not None and not callable(autoencoder):
             raise TypeError(
-                "expected autoencoder as a class such as SRAE or captum_xnn.models.baselines.NN, or a function that "
-                f"makes it, got {autoencoder!r}; pass the class itself"
+                f"autoencoder is {autoencoder!r}, and cannot be called; pass a class such as SRAE or "
+                "captum_xnn.models.baselines.NN, or a function that makes the network"
             )
         self.model = model
         self.n_features = operator.index(n_features)
@@ -258,7 +258,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if isinstance(data, Activations):
             if store is not None:
                 raise ValueError(
-                    "expected either data to collect into store=, or activations collected already, got both; "
+                    "the data are activations that were collected already, and store= is a folder to collect into; "
                     "leave store= out"
                 )
             model = unwrap(self.model)
@@ -308,12 +308,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 self.fit(self.train_data, asked, joint=joint)
                 continue
             fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
-            have = f"targets {', '.join(fitted)}" if fitted else "none yet"
+            have = ", ".join(fitted) or "none"
             one = asked[0] if len(asked) == 1 else asked
             raise NotFittedError(
-                f"expected a {'joint' if joint else 'fitted'} explainer of target {one} at layer {name!r}, have "
-                f"{have}; call xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= "
-                "to XNNAttribution"
+                f"target {one} has no {'joint ' * joint}explainer at layer {name!r} (fitted: {have}); call "
+                f"xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= to "
+                "XNNAttribution"
             )
         return [e for t in targets if (e := self._fitted_already(name, t)) is not None]
 
@@ -473,7 +473,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
-            ValueError: As :func:`captum_xnn.report.write_report` does.
+            ImportError: If jinja2 or pillow is missing.
+            ValueError: If the path is a folder, an option does not fit the inputs, or the model gives the class to none
+                of the data.
         """
         from captum_xnn.report._options import ReportOptions
         from captum_xnn.report._page import write_report
@@ -513,7 +515,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
-    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
+    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
         """Return a copy with the same explainers and another heatmap backend. Later fits of either serve both.
 
         Args:
@@ -599,12 +601,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         _refuse_whole(reader, tensors, additional)
         choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
+        tracers: list[Tracer] = []
+
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-                    Z, y_hat = reader.read((*x, *(more or ())))
+                    arguments = (*x, *(more or ()))
+                    if tracers:
+                        Z, y_hat = reader.read(arguments)
+                    else:
+                        Z, y_hat, tracer = reader.read_and_trace(arguments)
+                        tracers.append(tracer)
                 if not choices:
                     for t in dict.fromkeys(targets):
                         select(y_hat, t)  # raises for a target out of range before another one is fitted
@@ -617,7 +626,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
-        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction)
+        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction, tracers[0])
 
     def _maps(
         self,
@@ -633,6 +642,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 explained.numbers.slopes,
                 explained.inputs,
                 explained.additional,
+                explained.tracer.trace(),
                 feature=feature,
                 internal_batch_size=internal_batch_size,
                 settings=settings,
@@ -666,7 +676,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend: Heatmap = self.heatmap
+        backend = self.heatmap
         if isinstance(backend, DefaultMaps):
             fitted = self.explainers_.values()
             exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
@@ -699,9 +709,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         name = find_layer(model, self.layer)[0]
         explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
         if not explainers:
-            raise NotFittedError(
-                f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(data, target=...)"
-            )
+            raise NotFittedError(f"layer {name!r} has no fitted explainers to save; call xnn.fit(data, target=...)")
         return _serialization.SavedExplainers(
             layer=name,
             n_features=self.n_features,
@@ -760,6 +768,8 @@ class _Explained(NamedTuple):
     choices: list[Choice]
     numbers: Numbers
     prediction: Tensor
+    tracer: Tracer
+    """Notes of the modules that the model ran."""
 
     @property
     def unexplained(self) -> Tensor:

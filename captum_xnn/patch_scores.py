@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report, which calls this mo
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.explainer import Explainer
 
-__all__ = ["PatchScores", "patch_scores"]
+__all__ = ["patch_scores"]
 
 # Draws of each control; scores are means over the draws.
 _DRAWS = 3

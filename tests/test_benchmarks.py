@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.datasets import PartsSample
+from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.training import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_the_loop_over_captum_does_the_same_work(monkeypatch):
             torch.testing.assert_close(maps, torch.stack(loop(), 1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:some probability was lost")
 def test_excitation_speed(monkeypatch, capsys):
     from benchmarks import excitation_speed as speed
 
@@ -509,10 +509,10 @@ def test_reasons_are_matched_to_x_features():
 
 def test_maps_are_compared_with_the_parts_masks():
     from benchmarks import synthetic
-    from captum_xnn.datasets import draw_figures, reason_parts
+    from captum_xnn.datasets import Figures
 
-    figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
-    maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
+    figures = Figures.draw(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
+    maps = figures.masks[:, figures.reason_parts(0)].flip(1).float()  # x-feature 0 shows the belly
     right = synthetic.places(maps, figures, 0, torch.tensor([1, 0]))
     assert right["mass"] == pytest.approx(1) and right["pointing"] == 1
     area = figures.masks[:, [1, 3]].double().mean((2, 3))
@@ -888,14 +888,14 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     from benchmarks.contributions import Network, agreement, fitted
     from captum_xnn import ContributionGroups
 
-    _, read = grouping.evidence_of(squares)
-    own, others, drops = (part[0].double() for part in (read.own, read.others, read.drops))
-    a = grouping.with_ridge(1.0)(own, others, drops)
+    _, seen = grouping.seen_by_fit(squares)
+    own, drops = seen.own.double(), seen.drops.double()
+    a = grouping.with_ridge(1.0)(seen)
     expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
     assert agreement(own @ a, own @ expected.double())["halves"] == pytest.approx(1)
-    torch.testing.assert_close(grouping.soft(own, others, drops).sum(1), torch.ones(len(a)).double())
+    torch.testing.assert_close(grouping.soft(seen).sum(1), torch.ones(len(a)).double())
     live = drops.flatten(0, 1).abs().sum(0) > 0  # silent dimensions are shared evenly
-    assert (grouping.one_each(own, others, drops) != 0).sum(1)[live].eq(1).all()
+    assert (grouping.one_each(seen) != 0).sum(1)[live].eq(1).all()
     monkeypatch.setattr(grouping, "NETWORKS", {"small": Network(lambda given: [2], lambda given, label: squares)})
     given = argparse.Namespace(**vars(CONTRIBUTIONS), out=tmp_path)
     grouping.main(given)
@@ -1016,6 +1016,26 @@ def test_small_networks_are_explained_to_the_tolerance(name):
     y = of.model(of.test[:6])[:, label].detach()
     assert float((exact.bias + exact.c.sum(1) - y).abs().max()) <= 0.0101 * float(form.scale)
     assert (float(exact.bias.std()) > 1e-3) == (name == "inside-a-block")  # something crosses the layer
+
+
+def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
+    from benchmarks import fit_speed
+
+    made = fit_speed.fits(examples=80, dimensions=6, steps=3, repeats=1, size=50)
+    assert set(made) == set(fit_speed.FORMS) and all(min(figures) > 0 for figures in made.values())
+    with fit_speed.competitor(1, 50):
+        pass
+    monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
+    (line,) = fit_speed.batches(sizes=(16,), digits=(1,), steps=4)
+    assert line.startswith("batches of 16: error")
+
+
+def untrained(digits, seed):
+    from captum_xnn.datasets._networks import digits_cnn
+
+    cnn = digits_cnn(torch.Generator().manual_seed(seed))
+    cnn.fc2.bias.data[1] += 0.05  # some images have digit 1
+    return cnn
 
 
 @pytest.fixture

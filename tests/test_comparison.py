@@ -17,11 +17,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
-from captum_xnn.activations._collecting import Source, collect
+from captum_xnn.activations._activations import Source
+from captum_xnn.activations._collecting import collect
 from captum_xnn.cli import main
 from captum_xnn.comparison._compared import Estimate, MethodComparison
 from captum_xnn.comparison._rivals import METHODS, Rows
-from captum_xnn.metrics import drop_orthogonality, matched_features, orthogonality
+from captum_xnn.metrics import matched_features, orthogonality
+from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models.baselines import NN
 from captum_xnn.models.baselines._partitions import prca, random_partition, spectral_partition, subspace_relevances
 from captum_xnn.patch_scores import patch_scores
@@ -290,7 +292,7 @@ def test_rows_of_tensors_and_of_batches_are_the_same():
     assert torch.equal(torch.cat([inputs[1] for inputs, _ in pairs]), x[wanted] + 1)
 
 
-@pytest.mark.filterwarnings("ignore:it. expected maps that are not zero")
+@pytest.mark.filterwarnings("ignore:it. maps are zero")
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("groups", "SRAE", "1-Heatmap")])
 def test_every_name_is_a_method(tabular, method):
     if "NMF" in method or method in ("Lasso", "CRAFT"):

@@ -37,8 +37,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import repeatable
-from captum_xnn.activations._collecting import Activations, Asked, Source, collect
+from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._compared import MethodComparison
@@ -67,7 +68,7 @@ from captum_xnn.metrics._stability import matched_features
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.training._making import MakeForm
 from captum_xnn.training._outputs import Outputs
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]
 

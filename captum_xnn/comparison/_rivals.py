@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_xnn.activations._activations import Activations, Source
 from captum_xnn.activations._batches import Batches
-from captum_xnn.activations._collecting import Activations, Source
 from captum_xnn.activations._memmap import parts
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
-from captum_xnn.heatmaps._batching import copied
+from captum_xnn.layers._arguments import copied
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._reader import Reader

@@ -125,8 +125,9 @@ class FromCaptum:
     before the explained layer. ``NoiseTunnel`` takes the method that it averages as ``attribution_method=``, a class or
     another ``FromCaptum``; the map of each x-feature has its own noise.
 
-    Layers of transformers give tokens. With ``tokens="vit"``, ``"swin"`` or ``"sequence"`` the backend treats tokens as
-    feature maps, see :class:`TokenGrid`. It reads the grid of ``"vit"`` from the patch embedding
+    Layers of transformers give tokens. With ``tokens=`` the backend treats tokens as feature maps: ``"vit"`` is for
+    (N, tokens, C), where some tokens are the cells of an image, ``"swin"`` for (N, H, W, C), and ``"sequence"`` for
+    (N, tokens, C) without an image. The backend reads the grid of ``"vit"`` from the patch embedding
     (``layers._layout.token_cells``), or takes ``grid=(height, width)``.
 
     Recurrent layers and attention return a tuple or a dict. The backend then draws the one tensor that the explained

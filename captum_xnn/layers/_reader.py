@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._pixels import repeated
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._trace import Tracer
 
 __all__ = ["Reader", "checked"]
 
@@ -90,6 +92,18 @@ class Reader:
         """
         return checked(*self.run(arguments), self.name)
 
+    def read_and_trace(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tracer]:
+        """Run the model; return the outputs of layer and model, and notes of the modules that ran.
+
+        Args:
+            arguments: As in :meth:`read`.
+        """
+        given = repeated(arguments, 1)  # a copy, before the model may change the arguments
+        tracer = Tracer(self.model, self.layer, given, name=self.name)
+        with tracer.noting():
+            Z, y_hat = self.read(arguments)
+        return Z, y_hat, tracer
+
     def channels(self, arguments: tuple[Any, ...]) -> int:
         """Find the dimension of the layer's output that holds channels, counted with the examples as 0.
 
@@ -129,15 +143,15 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
     """
     if not isinstance(y_hat, Tensor):
         raise TypeError(
-            f"expected the model to return one tensor, got {type(y_hat).__name__}; pass prediction_transform=, a "
-            "function that picks the logits, such as `lambda output: output['logits']`"
+            f"the model returns a {type(y_hat).__name__}, not one tensor; pass prediction_transform=, a function that "
+            "picks the logits, such as `lambda output: output['logits']`"
         )
     if y_hat.dim() == 0 or len(Z) != len(y_hat):
         rows = len(y_hat) if y_hat.dim() else "no"
         raise ValueError(
-            f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
-            "where the layer's examples do not come first, reshape its output in output_transform=, and where it sees "
-            "some of the examples only, as an expert behind a router, choose a layer behind it"
+            f"layer {name!r} gives {len(Z)} rows and the model gives {rows} rows for the same examples; where the "
+            "layer's examples do not come first, reshape its output in output_transform=, and where it sees some of "
+            "the examples only, as an expert behind a router, choose a layer behind it"
         )
     for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
         if not torch.isfinite(values).all():
