@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.runs import Column, Line, table
 from captum_xnn import SRAE, ContributionGroups, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations
-from captum_xnn.activations._collecting import Source
+from captum_xnn.activations._activations import Source
 from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._network import ExplanationNetwork

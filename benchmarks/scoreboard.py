@@ -69,13 +69,11 @@ from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
 from captum_xnn.datasets import collate
 from captum_xnn.datasets._places import ROOMS
-from captum_xnn.datasets._synthetic import concepts
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     deletion,
-    drop_orthogonality,
     insertion,
     matched_features,
     mean_locality,
@@ -87,7 +85,7 @@ from captum_xnn.metrics import (
     selectivity,
 )
 from captum_xnn.metrics._concepts import area
-from captum_xnn.metrics._patches import patch_masks
+from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 
 IMAGES, WIDEST = 10, 4096
@@ -416,7 +414,7 @@ def of_figures(examples: int, count: int) -> Network:
         members = ((of.test.figures.labels == label) & (of.test.y_hat.argmax(1) == label)).nonzero()[:IMAGES, 0]
         return _problem(
             of.model, of.layer, label, of.train[1:], of.test[1:], of.test.figures.images[members],
-            of.train.figures.images, free=(of.free.Z.flatten(1), concepts(of.free.figures, label)),
+            of.train.figures.images, free=(of.free.Z.flatten(1), of.free.figures.shown_reasons(label)),
         )  # fmt: skip
 
     return Network("figures", [0, 2, 3, 5][:count], problem)
