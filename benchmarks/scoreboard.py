@@ -714,6 +714,13 @@ def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | N
     draw(by_network, figures, pictures or out)
 
 
+def _forget(log: Path, methods: Sequence[str]) -> None:
+    """Takes the lines of some methods out of a log, to measure them again."""
+    if methods and log.exists():
+        kept = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["method"] not in methods]
+        save(log, "".join(kept).encode())
+
+
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the tables."""
     if given.report:
@@ -744,6 +751,7 @@ def main(given: argparse.Namespace) -> None:
         halved = job["class"] in known[job["network"]].classes[: given.halves]
         return {"empty": True} if found is None else measure(*found, job, halved)
 
+    _forget(given.out / "results.jsonl", given.again)
     lines = measured(given.out, jobs, of, title="networks, classes and methods", under=settings(given))
     report(lines, given.out, given.tables, given.pictures)
 
@@ -761,6 +769,9 @@ if __name__ == "__main__":
     parser.add_argument("--classes-funnybirds", type=int, help="of FunnyBirds, where it is another number")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=[*rivals.METHODS, *CONTROLS])
+    parser.add_argument(
+        "--again", nargs="+", default=[], metavar="METHOD", help="measure these anew, as after a change"
+    )
     parser.add_argument("--halves", type=int, default=1000, help="classes of each network with fits to halves, at most")
     parser.add_argument("--quick", action="store_true", help="FunnyBirds and figures, two classes, without halves")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")

@@ -1122,7 +1122,7 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     few = ["groups", "NN", "spectral groups", "PRCA", "CRAFT", "TopK SAE"]
     given = argparse.Namespace(
         classes=2, seeds=1, methods=[*few, *scoreboard.CONTROLS], halves=1, quick=False,
-        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False,
+        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False, again=[],
     )  # fmt: skip
     scoreboard.main(given)
     printed = capsys.readouterr().out
@@ -1151,6 +1151,12 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     given.report = True
     scoreboard.main(given)
     assert capsys.readouterr().out == printed
+    given.report, given.again = False, ["groups"]
+    monkeypatch.setattr(scoreboard, "measure", lambda of, by, job, halves: {"f_reg": 7.0, "patches": 0.5})
+    scoreboard.main(given)
+    anew = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert len(anew) == len(lines) and {line["f_reg"] for line in anew if line["method"] == "groups"} == {7.0}
+    assert [line for line in anew if line["method"] != "groups"] == [ln for ln in lines if ln["method"] != "groups"]
 
 
 def test_ranks_share_ties_and_leave_out_what_was_not_asked():
@@ -1192,7 +1198,7 @@ def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     given = argparse.Namespace(
         model=str(tmp_path / "net.py"), images=tmp_path / "pictures", layer="5", most=100, classes=2, seeds=1, halves=2,
         methods=["groups", "TopK SAE", "random groups", "1-Heatmap"], quick=False, tables=None, pictures=None,
-        out=tmp_path / "out", report=False,
+        out=tmp_path / "out", report=False, again=[],
     )  # fmt: skip
     monkeypatch.setattr(rivals, "STEPS", 5)
     scoreboard.main(given)
