@@ -625,6 +625,7 @@ def picture_of_ranks(ranked: Line, names: Sequence[str]) -> Any:
                 axis.plot([of[name][0]], [row], mark, color=color, markersize=5, fillstyle="none", label=label)
     axis.set_yticks(range(len(order)), order)
     axis.set_xlabel("mean rank over measures; 1 is best")
+    axis.set_xlim(0, len(order) + 1)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
