@@ -192,6 +192,15 @@ def _write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors:
     return folder
 
 
+def is_saved(directory: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds explainers, whole or damaged.
+
+    Args:
+        directory: The folder.
+    """
+    return (Path(directory) / _MANIFEST).is_file()
+
+
 def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the manifest and the weights of saved explainers.
 

@@ -32,8 +32,10 @@ from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.heatmaps._feature_maps import DefaultMaps, FeatureMaps, as_heatmap
+from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+from captum_xnn.heatmaps._one_pass import Reading
 from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
@@ -52,7 +54,6 @@ from captum_xnn.layers._targets import (
     single_target,
     target_groups,
 )
-from captum_xnn.layers._trace import Tracer
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -153,6 +154,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.prediction_transform = prediction_transform
         self.seed = operator.index(seed)
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
+        self._places: dict[Any, nn.Module | None] = {}
 
     @classmethod
     def get_name(cls) -> str:
@@ -378,7 +380,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
         maps = like(inputs, self._maps(explained, feature, internal_batch_size, heatmap_kwargs))
         return (maps, explained.unexplained) if return_convergence_delta else maps
 
@@ -434,7 +438,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
         maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
@@ -583,6 +589,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         explainers: Sequence[Explainer] = (),
         against: Any = None,
+        *,
+        maps: bool = False,
     ) -> _Explained:
         """Compute all numbers of an explanation.
 
@@ -593,6 +601,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             internal_batch_size: Number of examples explained at once.
             explainers: Explainer of each example. Without them, the fitted explainers of the targets.
             against: As :meth:`explain` takes it.
+            maps: Whether default maps of the same examples follow, so that one pass may serve both.
         """
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
@@ -601,19 +610,20 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         _refuse_whole(reader, tensors, additional)
         choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
-        tracers: list[Tracer] = []
+        size = internal_batch_size or len(targets)
+        place = self._place(reader, tensors) if maps and size >= len(targets) and len({*targets}) == 1 else None
+        read: list[Reading] = []
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row numbers, and the numbers and predictions of these rows."""
-            for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
+            for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-                    arguments = (*x, *(more or ()))
-                    if tracers:
-                        Z, y_hat = reader.read(arguments)
+                    if read:
+                        Z, y_hat = reader.read((*x, *(more or ())))
                     else:
-                        Z, y_hat, tracer = reader.read_and_trace(arguments)
-                        tracers.append(tracer)
+                        read.append(Reading.of(reader, x, more, place))
+                        Z, y_hat = read[0].Z, read[0].y_hat
                 if not choices:
                     for t in dict.fromkeys(targets):
                         select(y_hat, t)  # raises for a target out of range before another one is fitted
@@ -626,7 +636,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
-        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction, tracers[0])
+        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction, read[0])
+
+    def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
+        """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
+        drawn_by = self.heatmap.of_groups if isinstance(self.heatmap, DefaultMaps) else self.heatmap
+        exact = any(e.is_exact for (layer, _), e in self.explainers_.items() if layer == reader.name)
+        if not exact or not isinstance(drawn_by, GradientMaps):
+            return None
+        return self._places.get(_place_key(reader, inputs))
 
     def _maps(
         self,
@@ -637,12 +655,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     ) -> tuple[Tensor, ...]:
         """Draw the maps of all examples."""
         with torch.inference_mode(False), untouched(explained.reader.model):
+            ran = explained.read.tracer.trace()
+            self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
             return FeatureMaps(self.heatmap, explained.reader).draw(
                 explained.choices,
                 explained.numbers.slopes,
                 explained.inputs,
                 explained.additional,
-                explained.tracer.trace(),
+                ran,
+                taken=explained.read.taken,
                 feature=feature,
                 internal_batch_size=internal_batch_size,
                 settings=settings,
@@ -768,12 +789,17 @@ class _Explained(NamedTuple):
     choices: list[Choice]
     numbers: Numbers
     prediction: Tensor
-    tracer: Tracer
-    """Notes of the modules that the model ran."""
+    read: Reading
+    """The pass that read the first examples."""
 
     @property
     def unexplained(self) -> Tensor:
         return self.prediction - self.numbers.surrogate
+
+
+def _place_key(reader: Reader, inputs: tuple[Tensor, ...]) -> Any:
+    """Make the key under which the layer of maps is remembered."""
+    return reader.name, tuple(x.shape[1:] for x in inputs)
 
 
 def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:

@@ -1,27 +1,33 @@
 """Measure on covered patches how distinct x-features are and how true their maps are, beside controls.
 
+A patch is a square of an image, a token of a text, or a column of a table.
+
 Conventions:
-    N images, K x-features. Patches and measures are defined in :mod:`captum_xnn.metrics._patches`, and weighted by
+    N examples, K x-features. Patches and measures are defined in :mod:`captum_xnn.metrics._patches`, and weighted by
     share of the contributions.
 
 Controls:
     *Random groups* are K groups of the layer's dimensions, drawn by chance. They add up to the output as exactly as
-    the default form does, and the same backend draws their maps. *Random maps* are smooth noise. *One heatmap* is the
-    single map of the output, compared with the drops of the output.
+    the default form does, and the same backend draws their maps. *Random maps* are noise, smooth on images. *One
+    heatmap* is the single map of the output, compared with the drops of the output.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._embeddings import covered_token
+from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
 from captum_xnn.layers._reader import Reader
@@ -29,7 +35,14 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, select
 from captum_xnn.metrics._controls import random_maps, random_partition
 from captum_xnn.metrics._overlap import Orthogonality
-from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.metrics._patches import (
+    drop_orthogonality,
+    drops_of_patches,
+    mean_by_share,
+    patch_correlations,
+    patch_cover,
+    patch_places,
+)
 from captum_xnn.models._contribution_groups import ContributionGroups
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report, which calls this module
@@ -45,8 +58,8 @@ _DRAWS = 3
 class PatchScores(NamedTuple):
     """Measures on covered patches, and their controls."""
 
-    images: int
-    """Images N that were covered."""
+    examples: int
+    """Examples N that were covered."""
     agreement: float
     """Patch agreement of the x-features' maps, in [-1, 1]."""
     agreement_random_groups: float | None
@@ -61,28 +74,54 @@ class PatchScores(NamedTuple):
     """O1 and O2 of the drops of random groups; None as above."""
 
 
+class CoveredBatch(NamedTuple):
+    """Examples of one shape to cover."""
+
+    inputs: tuple[Tensor, ...]
+    """Inputs of the model; the first is covered: images (N, C, H, W) or (N, H, W, C), or tokens or rows (N, L, ...)."""
+    additional: tuple[Any, ...] | None = None
+    """Further arguments of the model."""
+    lengths: Sequence[int] | None = None
+    """Number of tokens in each text; padding after them is not covered. None without padding."""
+
+    @property
+    def first(self) -> Tensor:
+        """The input that is covered."""
+        return self.inputs[0]
+
+
 def patch_scores(
     xnn: XNNAttribution,
-    images: Tensor,
+    inputs: Tensor | tuple[Tensor, ...],
     target: Target = None,
+    additional_forward_args: Any = None,
     *,
     grid: int = 4,
+    fill: Tensor | float | None = None,
+    lengths: Sequence[int] | None = None,
     seed: int = 0,
     internal_batch_size: int = 64,
 ) -> PatchScores:
-    """Cover the patches of every image one by one, and measure x-features and maps beside their controls.
+    """Cover the patches of every example one by one, and measure x-features and maps beside their controls.
 
     Args:
         xnn: An attribution fitted to the target.
-        images: (N, C, H, W), or channels last, on the model's device; images to which the model gives the class.
+        inputs: Images (N, C, H, W), or channels last; or texts or rows of a table (N, L, ...). On the model's device.
+            Pass examples to which the model gives the class. Of a tuple, the first tensor is covered.
         target: None, int, or tuple of ints.
-        grid: Patches along each side.
+        additional_forward_args: Further positional arguments of the model.
+        grid: Patches along each side of an image.
+        fill: Values of a covered patch. By default the mean colour of each image, the mean of each column over the
+            examples, or, for ids of tokens, the mean embedding. Pass the id of padding or of unknown words to put that
+            in a token's place.
+        lengths: Number of tokens in each text; padding after them is not covered.
         seed: Seed of the controls.
-        internal_batch_size: Images, and maps, in a batch.
+        internal_batch_size: Examples, and maps, in a batch.
 
     Raises:
         NotFittedError: If the target was not fitted.
-        ValueError: If inputs are not images, or a side has fewer pixels than patches.
+        ValueError: If a side of an image has fewer pixels than patches, or ids come without a fill and go into no
+            ``nn.Embedding``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -92,76 +131,169 @@ def patch_scores(
         >>> data = torch.randn(80, 1, 8, 8)
         >>> xnn = XNNAttribution(model, "1", 2).fit(data, target=0, progress=False)
         >>> found = patch_scores(xnn, data[:4], target=0)
-        >>> found.images, -1 <= found.agreement <= 1, found.drops_random_groups is None
+        >>> found.examples, -1 <= found.agreement <= 1, found.drops_random_groups is None
         (4, True, False)
     """
-    score = _Scorer(xnn, images, target, grid, internal_batch_size)
-    own, drawn = score.beside_random(seed)
-    one = channels_first(xnn.one_heatmap(images, target, internal_batch_size=internal_batch_size), images).sum(2)
-    noise = [
-        patch_agreement(random_maps(own.maps, seed=seed + i), own.drops, contributions=own.contributions)
-        for i in range(_DRAWS)
-    ]
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    batch = CoveredBatch(given, format_forward_args(additional_forward_args), lengths)
+    return patch_scores_of(
+        xnn, [batch], target, grid=grid, fill=fill, seed=seed, internal_batch_size=internal_batch_size
+    )
+
+
+def patch_scores_of(
+    xnn: XNNAttribution,
+    batches: Sequence[CoveredBatch],
+    target: Target = None,
+    *,
+    grid: int = 4,
+    fill: Tensor | float | None = None,
+    seed: int = 0,
+    controls: bool = True,
+    internal_batch_size: int = 64,
+) -> PatchScores:
+    """Compute :func:`patch_scores` over batches of examples, such as texts of several lengths.
+
+    Args:
+        xnn: As in :func:`patch_scores`.
+        batches: At least one batch.
+        target: As in :func:`patch_scores`.
+        grid: As in :func:`patch_scores`.
+        fill: As in :func:`patch_scores`.
+        seed: As in :func:`patch_scores`.
+        controls: Whether to draw random groups and the 1-Heatmap. Without them, their fields are None and NaN.
+        internal_batch_size: As in :func:`patch_scores`.
+    """
+    scorer = _Scorer(xnn, batches, target, grid, fill, internal_batch_size)
+    own, drawn = scorer.beside_random(seed) if controls else (scorer.of(xnn), [])
+    noise = [own.agreement_of(random_maps(own.maps, seed=seed + i)) for i in range(_DRAWS)]
     by_chance = [r.orthogonality() for r in drawn]
     return PatchScores(
-        images=len(images),
+        examples=len(own.contributions),
         agreement=own.agreement(),
         agreement_random_groups=fmean(r.agreement() for r in drawn) if drawn else None,
         agreement_random_maps=fmean(noise),
-        agreement_one_heatmap=patch_agreement(one, own.whole),
+        agreement_one_heatmap=own.of_output().agreement_of(scorer.one_heatmaps()) if controls else float("nan"),
         drops=own.orthogonality(),
         drops_random_groups=Orthogonality(*map(fmean, zip(*by_chance, strict=True))) if by_chance else None,
     )
 
 
 class _Scored(NamedTuple):
-    """Contributions, maps and drops of one set of x-features on the images."""
+    """Contributions, maps and drops of one set of x-features on the examples."""
 
     contributions: Tensor
     """(N, K)."""
     maps: Tensor
-    """Maps (N, K, H, W), positive where the image drives the x-feature to its value."""
+    """Maps (N, K, H, W) or (N, K, L), positive where the input drives the x-feature to its value."""
     drops: Tensor
-    """Drops of the contributions, (N, K, P), times the sign of the contribution."""
+    """Drops of the contributions, (N, K, P), times the sign of the contribution; 0 at padding."""
     whole: Tensor
     """Drops of the output, (N, 1, P)."""
+    lengths: tuple[int, ...]
+    """Number of patches of each example."""
 
     def columns(self, first: int, after: int) -> _Scored:
         """Select the x-features from ``first`` to before ``after``."""
         some = slice(first, after)
-        return _Scored(self.contributions[:, some], self.maps[:, some], self.drops[:, some], self.whole)
+        return self._replace(
+            contributions=self.contributions[:, some], maps=self.maps[:, some], drops=self.drops[:, some]
+        )
+
+    def of_output(self) -> _Scored:
+        """Take the output as the only x-feature; its maps are not known."""
+        return self._replace(contributions=torch.ones_like(self.whole[:, :, 0]), drops=self.whole)
 
     def agreement(self) -> float:
-        return patch_agreement(self.maps, self.drops, contributions=self.contributions)
+        return self.agreement_of(self.maps)
+
+    def agreement_of(self, maps: Tensor) -> float:
+        """Compute the patch agreement of other maps in place of the x-features' own."""
+        if maps.dim() == 4:
+            found = patch_correlations(maps, self.drops)
+        else:
+            pairs = [
+                patch_correlations(maps[i : i + 1, :, :n], self.drops[i : i + 1, :, :n])
+                for i, n in enumerate(self.lengths)
+            ]
+            found = torch.cat(pairs)
+        return mean_by_share(found, self.contributions)
 
     def orthogonality(self) -> Orthogonality:
         return drop_orthogonality(self.drops, contributions=self.contributions)
 
 
 class _Scorer(NamedTuple):
-    """Scores x-features, and random groups in their place, on the same images."""
+    """Scores x-features, and random groups in their place, on the same examples."""
 
     xnn: XNNAttribution
-    images: Tensor
+    batches: Sequence[CoveredBatch]
     target: Target
     grid: int
+    fill: Tensor | float | None
     batch_size: int
 
     def of(self, xnn: XNNAttribution) -> _Scored:
         """Compute contributions, maps and drops of the x-features of one explainer."""
-        why = xnn.explain(self.images, self.target, internal_batch_size=self.batch_size)
-        numbers, images = self._numbers(xnn), self.images
-        if images.dim() == 4 and (last := self._channels()) != 1:
-            first = numbers
-            images, numbers = images.movedim(last, 1), lambda x: first(x.movedim(1, last).contiguous())
-        drops = patch_drops(numbers, images, grid=self.grid, batch_size=self.batch_size)
-        side = torch.where(why.contributions < 0, -1, 1).to(drops)
-        maps = channels_first(why.directed_maps(), self.images).sum(2)
-        return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:])
+        return _joined([self._of_batch(xnn, batch) for batch in self.batches])
 
-    def _channels(self) -> int:
-        """Find the dimension of the images that holds channels."""
-        return image_channels(unwrap(self.xnn.model), (self.images,))
+    def one_heatmaps(self) -> Tensor:
+        """Draw the single map of the output of each example, (N, 1, H, W) or (N, 1, L)."""
+        return _stacked([
+            _of_places(
+                _first(
+                    self.xnn.one_heatmap(
+                        batch.inputs, self.target, batch.additional, internal_batch_size=self.batch_size
+                    )
+                ),
+                batch.first,
+            )
+            for batch in self.batches
+        ])  # fmt: skip
+
+    def _of_batch(self, xnn: XNNAttribution, batch: CoveredBatch) -> _Scored:
+        why = xnn.explain(batch.inputs, self.target, batch.additional, internal_batch_size=self.batch_size)
+        drops = self._drops(xnn, batch)
+        side = torch.where(why.contributions < 0, -1, 1).to(drops)
+        maps = _of_places(_first(why.directed_maps()), batch.first)
+        lengths = batch.lengths or [drops.shape[2]] * len(batch.first)
+        return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:], tuple(lengths))
+
+    def _drops(self, xnn: XNNAttribution, batch: CoveredBatch) -> Tensor:
+        """Compute the drops of contributions and output, (N, K + 1, P)."""
+        last = self._channels(batch)
+        first = batch.first.movedim(last, 1) if last != 1 else batch.first
+        embedded = self.fill is None and not first.is_floating_point()
+        cover = first if embedded else patch_cover(first, self.fill)
+        places = patch_places(first, self.grid)
+        marks = torch.ones(len(first), len(places), dtype=torch.bool)
+        if batch.lengths is not None:
+            marks = torch.arange(len(places)) < torch.tensor(batch.lengths)[:, None]
+
+        def covered(rows: Tensor, patches: Tensor) -> Tensor:
+            return first[rows] if embedded else torch.where(places[patches], cover[rows], first[rows])
+
+        def numbers(x: Tensor, rows: Tensor) -> Tensor:
+            others, more = rows_of(batch.inputs, batch.additional, rows)
+            x = x.movedim(1, last).contiguous() if last != 1 else x
+            made = xnn.contributions((x, *others[1:]), self.target, more)
+            return torch.cat([made.contributions, made.prediction[:, None]], 1)
+
+        def values(x: Tensor, rows: Tensor, patches: Tensor | None) -> Tensor:
+            if patches is None or not embedded:
+                return numbers(x, rows)
+            found = []
+            order = patches.argsort(stable=True)
+            for some in torch.split(order, torch.unique(patches, return_counts=True)[1].tolist()):
+                with covered_token(unwrap(xnn.model), x[some], int(patches[some[0]])):
+                    found.append(numbers(x[some], rows[some]))
+            return torch.cat(found)[order.argsort()]
+
+        return drops_of_patches(values, first, covered, marks, batch_size=self.batch_size)
+
+    def _channels(self, batch: CoveredBatch) -> int:
+        """Find the dimension of images that holds channels; 1 for other inputs."""
+        return image_channels(unwrap(self.xnn.model), batch.inputs) if batch.first.dim() == 4 else 1
 
     def beside_random(self, seed: int) -> tuple[_Scored, list[_Scored]]:
         """Score the x-features and each draw of random groups; no draws where contributions cannot be computed."""
@@ -174,7 +306,7 @@ class _Scorer(NamedTuple):
         own = self.of(self.xnn)
         K = own.contributions.shape[1]
         try:
-            every = self._drawn(explainer, _groups(self.xnn, self.images, explainer), [], K, seed)
+            every = self._drawn(explainer, _groups(self.xnn, self.batches[0], explainer), [], K, seed)
         except ValueError:
             return own, []
         return own, _draws(every, 0)
@@ -192,14 +324,36 @@ class _Scorer(NamedTuple):
             warnings.simplefilter("ignore")  # a random group may well have an empty map
             return self.of(other)
 
-    def _numbers(self, xnn: XNNAttribution) -> Callable[[Tensor], Tensor]:
-        """Make a function that computes contributions and output of a batch, (n, K + 1)."""
 
-        def numbers(x: Tensor) -> Tensor:
-            made = xnn.contributions(x, self.target)
-            return torch.cat([made.contributions, made.prediction[:, None]], 1)
+def _first(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return maps[0] if isinstance(maps, tuple) else maps
 
-        return numbers
+
+def _of_places(maps: Tensor, inputs: Tensor) -> Tensor:
+    """Sum maps over channels or embeddings, (N, K, H, W) or (N, K, L)."""
+    if inputs.dim() == 4:
+        return channels_first(maps, inputs).sum(2)
+    return maps.flatten(3).sum(3) if maps.dim() > 3 else maps
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors (n, K, L) of several lengths, with zeros after the shorter ones; join others as they are."""
+    if len(parts) == 1 or parts[0].dim() != 3:
+        return torch.cat(list(parts))
+    longest = max(part.shape[2] for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.shape[2])) for part in parts])
+
+
+def _joined(parts: Sequence[_Scored]) -> _Scored:
+    """Join the scores of batches."""
+    contributions, maps, drops, whole, lengths = zip(*parts, strict=True)
+    return _Scored(
+        torch.cat(contributions),
+        _stacked(maps),
+        _stacked(drops),
+        _stacked(whole),
+        tuple(n for of in lengths for n in of),
+    )
 
 
 def _draws(every: _Scored, first: int) -> list[_Scored]:
@@ -208,12 +362,13 @@ def _draws(every: _Scored, first: int) -> list[_Scored]:
     return [every.columns(first + i * size, first + (i + 1) * size) for i in range(_DRAWS)]
 
 
-def _groups(xnn: XNNAttribution, images: Tensor, explainer: Explainer) -> ContributionGroups:
-    """Make a form of groups to compare with a learned form; its base is the mean activation of the images."""
+def _groups(xnn: XNNAttribution, batch: CoveredBatch, explainer: Explainer) -> ContributionGroups:
+    """Make a form of groups to compare with a learned form; its base is the mean activation of the examples."""
     reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
     with untouched(reader.model), torch.no_grad():
-        Z, y_hat = reader.run((images,))
-    shape, channels = tuple(Z.shape[1:]), reader.channels((images,))
+        arguments = (*batch.inputs, *(batch.additional or ()))
+        Z, y_hat = reader.run(arguments)
+    shape, channels = tuple(Z.shape[1:]), reader.channels(arguments)
     form = ContributionGroups(shape, n_outputs=len(explainer.targets), channels=channels).to(Z)
     form.base = form.mean_of([Z], len(Z)).to(Z)
     form.scale = torch.stack([select(y_hat, t) for t in explainer.targets]).std(1, correction=0).to(Z)

@@ -49,7 +49,7 @@ html_favicon = "_static/favicon.svg"
 html_math_renderer = "mathml"
 html_last_updated_fmt = None
 # Pages without a section of their own have an empty sidebar; they get its width.
-html_sidebars = {name: [] for name in ("index", "search", "genindex", "py-modindex")}
+html_sidebars = {name: [] for name in ("index", "quickstart", "search", "genindex", "py-modindex", "_modules/**")}
 html_theme_options = {
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],

@@ -499,7 +499,7 @@ X = torch.randn(9, 5, generator=torch.Generator().manual_seed(11))
 
 
 # So small a model has neurons that only a bias excites, and x-features for which nothing speaks.
-@pytest.mark.filterwarnings("ignore:some probability was lost", "ignore:maps are zero")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.parametrize("form", FORMS)
 def test_lifecycle(form, tmp_path):
     make = FORMS[form]

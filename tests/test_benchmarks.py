@@ -74,7 +74,7 @@ def test_the_loop_over_captum_does_the_same_work(monkeypatch):
             torch.testing.assert_close(maps, torch.stack(loop(), 1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:some probability was lost")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_excitation_speed(monkeypatch, capsys):
     from benchmarks import excitation_speed as speed
 
@@ -187,7 +187,7 @@ def small(monkeypatch):
         monkeypatch.setitem(one_vs_all.METHODS, name, partial(one_vs_all.METHODS[name], hidden=(8,)))
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
     from benchmarks import birds, cub, one_vs_all
@@ -236,7 +236,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path):
     assert text.splitlines()[2:] == ["| a | 2 | 2.0 ± 6.4 |  |", "| b | 2 | 6.5 ± 38.1 (7) |  |"]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_keep_top_on_small_pictures(few):
     from benchmarks import keep_top
@@ -260,7 +260,7 @@ def test_lasso_on_small_pictures(few):
     assert tight["chosen"] < loose["chosen"] <= 12 and loose["train"] < tight["train"]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_layer_by_layer_on_small_pictures(few):
     from benchmarks import conv_layers
@@ -284,7 +284,7 @@ def test_probabilities_at_the_points_of_parts():
     assert at_points(maps, points).tolist() == [[[0.25, 0.75, 0], [0, 0, 0]]]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_degenerate_examples_on_small_pictures(few, tmp_path, monkeypatch):
     from benchmarks import degenerate_examples
@@ -298,7 +298,7 @@ def test_degenerate_examples_on_small_pictures(few, tmp_path, monkeypatch):
     assert 0 <= line["positive"] <= 3 and (tmp_path / "one-NN-0.png").stat().st_size > 1000
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_randomisation_on_small_pictures(few, monkeypatch):
     from benchmarks import one_vs_all, randomisation
@@ -466,7 +466,7 @@ class Rooms:
         return SceneSample(self.pictures.images[i], self.labels[i], mask, torch.tensor(i))
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_table_2_measures_objects(few):
     from benchmarks.places import Counts, Scenes, measure
@@ -544,7 +544,7 @@ def test_equation_5_at_the_reasons_themselves():
     assert synthetic.loss_of_reasons(of, 1) == pytest.approx(np.log1p(left[:-1]).mean() + pull_away, rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_synthetic_figures_end_to_end(monkeypatch):
     from benchmarks import synthetic
@@ -706,7 +706,7 @@ def test_gradient_maps_are_those_of_autograd_and_add_up(two_parts):
     assert not two_parts.model[1]._forward_hooks and not two_parts.model[5]._forward_hooks
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_parts_and_patches_judge_every_method(two_parts, tmp_path, monkeypatch):
     from benchmarks import funnybirds
@@ -881,7 +881,7 @@ def test_halves_share_negatives_alone(squares):
         assert torch.equal(again.Z, part.train.Z) and torch.equal(again.y_hat, part.train.y_hat)
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkeypatch):
     """The library's way gives the groups of a fit, and random groups overlap more than they do."""
     from benchmarks import grouping
@@ -904,7 +904,7 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     assert found["as it is (ridge 1, hardened)"]["o1"] < found["random groups"]["o1"]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monkeypatch):
     from benchmarks import contributions
     from benchmarks.runs import measured
@@ -1000,7 +1000,7 @@ def test_texts_tell_their_topic_by_two_of_its_words():
         assert len({word for word in text if word // 3 == topic}) == 2
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.parametrize("name", ["digits-pool2", "figures-by-hand", "inside-a-block", "vision-transformer", "tabular"])
 def test_small_networks_are_explained_to_the_tolerance(name):
     """Sum of contributions and bias, by the groups' own tolerance, at layers of every kind."""
@@ -1064,7 +1064,7 @@ def two_problems(two_parts, monkeypatch):
     return problem
 
 
-@pytest.mark.filterwarnings("ignore:expected", "ignore:Objective did not converge")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero", "ignore:Objective did not converge")
 @pytest.mark.usefixtures("small")
 def test_rivals_explain_the_same_output(two_problems):
     """Contributions of exact methods sum to the output; what x-features are of the layer sums to it for most."""
@@ -1113,7 +1113,7 @@ def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
     assert found["deletion"] == pytest.approx(float(torch.trapezoid(left).mean() / 3), abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, capsys):
     from benchmarks import scoreboard
@@ -1211,3 +1211,40 @@ def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     given.layer = None
     with pytest.raises(SystemExit, match="needs --images FOLDER and --layer NAME"):
         scoreboard.networks(given)
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+@pytest.mark.filterwarnings("ignore:maps are zero")
+def test_the_script_for_a_gpu_on_small_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from benchmarks import gpu
+
+    reads = gpu.waits(lambda: [float(torch.ones(1)) for _ in range(3)], torch.device("cpu"))
+    assert reads["aten::_local_scalar_dense"] == 3
+    torch.manual_seed(0)
+    options = "--device cpu --batch 2 --pixels 16 --layer 2 --targets 1 3 --steps 4 --examples 300 --width 12"
+    given = gpu.arguments().parse_args([*options.split(), "--repeats", "1", "--out", str(tmp_path)])
+    given.network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    ).eval()
+    found = gpu.main(given)
+    assert json.loads((tmp_path / "gpu.json").read_text()) == found
+    assert found["fits of 3"][0]["targets"] == 3 and found["explaining"]["Saliency"]["to_captum"] > 0
+    # On a CPU the optimiser reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
+    # the four further maps none waits; all maps together may wait once more than a single one.
+    assert set(found["waits"]["a step of a fit"].values()) == {14.0}
+    assert max(n for kind in ("groups", "SRAE") for n in found["waits"][f"a further map, {kind}"].values()) <= 0.25
+
+
+def test_growth_is_measured_once_for_each_size(tmp_path):
+    from benchmarks import growth
+
+    usual = {"images": 40, "size": 16, "width": 8, "targets": 1, "n": 2}
+    found = growth.lines({"images": (40, 60)}, usual, tmp_path)
+    assert [line["images"] for line in found] == [40, 60] and all(line["fit"] > 0 for line in found)
+    assert growth.lines({"images": (40, 60)}, usual, tmp_path) == found  # nothing is measured twice
+    assert growth.table(found).count("* -") == 3
+    growth.draw([growth.USUAL | {"fit": 1.0, "memory": 0.0, "explain": 0.1}], tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count("<path") > 10
+    model, x = growth.material(40, 16, 8, 12)
+    assert len(model(x).argmax(1).unique()) >= 10  # classes of images

@@ -49,7 +49,7 @@ from captum_xnn import (
 from captum_xnn.heatmaps import FromCaptum
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:some probability was lost", "ignore:maps are zero", "ignore:Setting", "ignore:Input Tensor"
+    "ignore:probabilities sum to", "ignore:maps are zero", "ignore:Setting", "ignore:Input Tensor"
 )
 
 C, SHAPE = 4, (2, 6, 6)

@@ -20,7 +20,7 @@ from captum_xnn import SRAE, LayerExcitationBP, OneHeatmap, Recipe, XNNAttributi
 from captum_xnn.heatmaps import FromCaptum
 
 mpl.use("Agg")
-pytestmark = pytest.mark.filterwarnings("ignore:some probability was lost")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to")
 
 
 def cnn():

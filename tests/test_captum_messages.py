@@ -34,7 +34,7 @@ from torch import nn
 from captum_xnn import SRAE, OneHeatmap, Recipe, XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 
-pytestmark = pytest.mark.filterwarnings("ignore:some probability was lost", "ignore:Setting", "ignore:Input Tensor")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:Setting", "ignore:Input Tensor")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "captum_users.rst"
 
 

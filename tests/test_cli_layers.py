@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ class Recurrent(nn.Module):
 def test_recommended_layers_of_torchvision(torchvision, name):
     from captum_xnn.cli._layers import _torchvision
 
-    model, image = _torchvision(name), torch.rand(1, 3, 224, 224)
+    model, image = _torchvision(name, None), torch.rand(1, 3, 224, 224)
     assert recommend(model, image) == Recommended(*KNOWN[name])
     # All that the output needs passes through the layer: with its output exchanged, another image gives the same.
     layer = dict(model.named_modules())[KNOWN[name][0]]
@@ -153,3 +154,12 @@ def test_errors_say_what_to_do(tmp_path, capsys, arguments, said):
     (tmp_path / "net.py").write_text("from torch import nn\nload = lambda: nn.Linear(5, 2)")
     assert main(["layers", *(a.format(tmp_path) for a in arguments)]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", ["12", "names"])
+def test_a_fine_tuned_head_has_its_own_classes(torchvision, classes, tmp_path, capsys):
+    if classes == "names":
+        (tmp_path / "names.txt").write_text("\n".join("abcdefghijkl"))
+        classes = f"{tmp_path}/names.txt"
+    assert main(["layers", "--torchvision", "resnet18", "--classes", classes, "--size", "64"]) == 0
+    assert re.search(r"fc +Linear +12\n", capsys.readouterr().out)

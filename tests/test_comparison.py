@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from captum.attr import InputXGradient
+from captum.attr import InputXGradient, LayerIntegratedGradients
 from command_line import write
 from scipy import stats
 from torch import nn
@@ -22,8 +22,8 @@ from captum_xnn.activations._collecting import collect
 from captum_xnn.cli import main
 from captum_xnn.comparison._compared import Estimate, MethodComparison
 from captum_xnn.comparison._rivals import METHODS, Rows
-from captum_xnn.metrics import matched_features, orthogonality
-from captum_xnn.metrics._patches import drop_orthogonality
+from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.metrics import drop_orthogonality, matched_features, orthogonality
 from captum_xnn.models.baselines import NN
 from captum_xnn.models.baselines._partitions import prca, random_partition, spectral_partition, subspace_relevances
 from captum_xnn.patch_scores import patch_scores
@@ -98,6 +98,8 @@ def test_numbers_are_those_by_hand(model, two_targets, name, form):
             shown = test[classes[held] == target][:3]
             why = xnn.explain(shown, target)
             patches = patch_scores(xnn, shown, target, seed=4 + repeat)
+            first_method = make(seed=4 + repeat, autoencoder=None).fit(train, target=[2, 0], progress=False)
+            shared = patch_scores(first_method, shown, target, seed=4 + repeat)  # controls that all methods share
             features = [other.contributions(test, target).features for other in again]
             expected = {
                 "f_reg": score.f_reg,
@@ -105,10 +107,10 @@ def test_numbers_are_those_by_hand(model, two_targets, name, form):
                 "stability": matched_features(*features).mean,
                 "maps_o1": orthogonality(why.maps, contributions=why.contributions).o1,
                 "agreement": patches.agreement,
-                "agreement_random_groups": patches.agreement_random_groups,
+                "agreement_random_groups": shared.agreement_random_groups,
                 "agreement_random_maps": patches.agreement_random_maps,
                 "drops_o1": patches.drops.o1,
-                "drops_o1_random_groups": patches.drops_random_groups.o1,
+                "drops_o1_random_groups": shared.drops_random_groups.o1,
             }
             assert {key: values[key] for key in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
             assert set(values) - set(expected) == {"fit_seconds", "explain_seconds"}
@@ -239,7 +241,7 @@ def test_what_concepts_leave_over_is_their_error(model, method):
     assert found.values["it"]["f_reg"][0] > 0.01 and "maps_o1" not in found.values["it"]
 
 
-def test_tabular_regression_has_no_classes_and_no_patches(tabular):
+def test_tabular_regression_has_no_classes_and_its_columns_are_patches(tabular):
     model, data = tabular
     found = compare(model, "3", data, None, ["groups", "1-Heatmap"], images=4, **SETTINGS)
     fold = folds(torch.zeros(len(data)))
@@ -249,11 +251,93 @@ def test_tabular_regression_has_no_classes_and_no_patches(tabular):
     values = found.values["groups"]
     assert values["f_reg"][0] == pytest.approx(xnn.score(data[held]).f_reg, abs=1e-6)
     assert values["maps_o1"][0] == pytest.approx(orthogonality(why.maps, contributions=why.contributions).o1, abs=1e-4)
-    assert set(values) == {"f_reg", "stability", "maps_o1", "fit_seconds", "explain_seconds"}
+    patches = patch_scores(xnn, data[held][:4], fill=data[~held].mean(0))
+    assert values["agreement"][0] == pytest.approx(patches.agreement, abs=1e-6)
+    assert values["drops_o1"][0] == pytest.approx(patches.drops.o1, abs=1e-5)
+    assert values["agreement_random_groups"][0] == pytest.approx(patches.agreement_random_groups, abs=1e-6)
+    assert found.values["1-Heatmap"]["agreement"][0] == pytest.approx(patches.agreement_one_heatmap, abs=1e-6)
     assert (found.train, found.test, found.targets) == (96, 24, (None,))
-    assert [measure.key for measure in found.measures] == [
-        "f_reg", "maps_o1", "stability", "fit_seconds", "explain_seconds"
+    assert "f_cls" not in values and "selectivity" not in values
+
+
+def test_texts_are_covered_token_by_token():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.act, self.out = nn.Embedding(9, 8), nn.Tanh(), nn.Linear(8, 1)
+
+        def forward(self, ids, mask):
+            z = self.embedding(ids) * mask[..., None]
+            return self.out(self.act(z.sum(1)))
+
+    torch.manual_seed(0)
+    model, ids = Words(), torch.randint(0, 9, (60, 6))
+    mask = (torch.rand(60, 6) < 0.8).float()
+    backend = FromCaptum(LayerIntegratedGradients, layer="embedding", n_steps=8)
+    settings = SETTINGS | {"heatmap": backend, "unpack": lambda batch: (batch[0], (batch[1],))}
+    found = compare(model, "act", [(ids, mask)], None, ["groups", "spectral groups", "1-Heatmap"], images=4, **settings)
+    held = folds(torch.zeros(60)) % 5 == 0
+    xnn = XNNAttribution(model, "act", 2, heatmap=backend, unpack=settings["unpack"])
+    xnn.fit([(ids[~held], mask[~held])], progress=False)
+    expected = patch_scores(xnn, ids[held][:4], None, (mask[held][:4],))
+    assert found.values["groups"]["agreement"][0] == pytest.approx(expected.agreement, abs=1e-6)
+    shared = expected.agreement_random_groups
+    for name in ("groups", "spectral groups"):
+        assert found.values[name]["agreement_random_groups"][0] == pytest.approx(shared, abs=1e-6)
+    assert set(found.values["1-Heatmap"]) == {"explain_seconds"}  # it has no x-features whose loss could be compared
+
+
+@pytest.mark.parametrize("kind", ["integers", "boolean"])
+def test_known_parts_give_selectivity_and_locality(model, kind):
+    """Quarters of the image as parts, of which the last is in every other image only."""
+    quarters = 1 + 2 * (torch.arange(8) > 3)[:, None] + (torch.arange(8) > 3)
+    masks = quarters.repeat(150, 1, 1)
+    masks[::2][masks[::2] == 4] = 0
+    marks = masks[:, None] == torch.arange(1, 5)[:, None, None]
+    found = compare(
+        model, "5", IMAGES, 2, ["groups", "PRCA", "1-Heatmap"], images=5,
+        masks=masks if kind == "integers" else marks, **SETTINGS,
+    )  # fmt: skip
+    held = folds(model(IMAGES).argmax(1)) % 5 == 0
+    xnn = XNNAttribution(model, "5", 2, heatmap=InputXGradient).fit(IMAGES[~held], target=2, progress=False)
+    rows = (held & (model(IMAGES).argmax(1) == 2)).nonzero()[:5, 0]
+    shown, parts = IMAGES[rows], marks[rows]
+    changes = torch.zeros(5, 2, 4)
+    for p in range(4):
+        hidden = torch.where(parts[:, p][:, None], shown.mean((2, 3), keepdim=True), shown)
+        changes[:, :, p] = xnn.contributions(shown, 2).contributions - xnn.contributions(hidden, 2).contributions
+    assert not changes[~parts.flatten(2).any(2)[:, None].expand(5, 2, 4)].any()
+    size = changes.abs()
+    assert found.values["groups"]["selectivity"][0] == pytest.approx(float(size.amax(2).sum() / size.sum()), abs=1e-4)
+    whole = changes.sum(1).abs()
+    expected = float(whole.amax(1).sum() / whole.sum())
+    assert found.values["groups"]["selectivity_whole"][0] == pytest.approx(expected, abs=1e-4)
+    assert found.values["PRCA"]["selectivity_whole"][0] == pytest.approx(expected, abs=1e-3)  # it adds up to the same
+    why = xnn.explain(shown, 2)
+    maps = why.directed_maps()[:, :, 0].clamp(min=0)
+    on_parts = torch.einsum("nkhw,nphw->nkp", maps / maps.sum((2, 3), keepdim=True), parts.float())
+    share = why.contributions.abs() / why.contributions.abs().sum(1, keepdim=True)
+    mean = (share[..., None] * on_parts).sum(0) / share.sum(0)[:, None]
+    h = mean / mean.sum(1, keepdim=True)
+    entropy = -(h * h.log()).nan_to_num().sum(1)
+    assert found.values["groups"]["locality"][0] == pytest.approx(float((share.mean(0) * entropy).sum()), abs=1e-4)
+    assert "locality" not in found.values["PRCA"]
+    assert [m.key for m in found.measures if m.key.startswith(("select", "local"))] == [
+        "selectivity", "selectivity_whole", "locality",
     ]  # fmt: skip
+
+
+def test_wrong_masks_are_refused(model):
+    for masks, said in [
+        (
+            torch.ones(149, 8, 8, dtype=torch.long),
+            "masks of 149 examples, and 150 examples that methods are measured on",
+        ),
+        (torch.ones(150, 8, 8), r"masks \(M, H, W\) of integers .* got torch.float32 \(150, 8, 8\)"),
+        (torch.zeros(150, 8, 8, dtype=torch.long), "integers from 1 to P"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            compare(model, "5", IMAGES, 2, "groups", masks=masks, **SETTINGS)
 
 
 def test_test_data_of_ones_own_and_loaders(tabular):

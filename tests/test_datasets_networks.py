@@ -46,7 +46,7 @@ def test_exact_network_of_other_classes():
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:some probability was lost")  # of looks that are not shown
+@pytest.mark.filterwarnings("ignore:probabilities sum to")  # of looks that are not shown
 @pytest.mark.parametrize("contrastive", [False, True])
 def test_maps_are_the_parts_masks(figures, contrastive):
     """Excitation backprop from a neuron of Z gives each pixel of its part the same, and nothing to others."""

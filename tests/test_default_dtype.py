@@ -93,7 +93,7 @@ def test_every_form_is_the_same_under_another_default(form, other, tmp_path):
     assert torch.equal(loaded.maps, why.maps)
 
 
-@pytest.mark.filterwarnings("ignore:maps are zero", "ignore:some probability was lost")
+@pytest.mark.filterwarnings("ignore:maps are zero", "ignore:probabilities sum to")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["groups", "SRAE"])
 def test_every_backend_is_the_same_under_another_default(form, backend):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from captum.attr import InputXGradient
 from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
@@ -75,7 +76,7 @@ def test_patches_are_covered_in_the_first_positives(opened, xnn, everything):
     for result in evaluate(opened, xnn, [2, 0], patches=3, progress=False):
         expected = patch_scores(xnn, inputs[classes == result.target][:3], result.target, internal_batch_size=7)
         assert result.patches == expected
-        assert (result.o1, result.patches.images) == (None, 3)
+        assert (result.o1, result.patches.examples) == (None, 3)
 
 
 def test_a_class_without_positives(opened, tmp_path, everything):
@@ -104,5 +105,10 @@ def test_outputs_that_are_no_classes(tmp_path):
     (result,) = evaluate(opened, xnn, [None], progress=False)
     assert (result.f_cls, result.positives, result.target) == (None, 50, None)
     assert result.f_reg == pytest.approx(xnn.explainer().f_reg, abs=1e-6)
-    with pytest.raises(ValueError, match=r"--maps and --patches need images, but the inputs are \(50, 4\)"):
-        evaluate(opened, xnn, [None], maps=3, progress=False)
+    xnn = xnn.with_heatmap(InputXGradient)
+    (checked,) = evaluate(opened, xnn, [None], maps=3, patches=5, progress=False)
+    data = torch.load(tmp_path / "inputs.pt")
+    why = xnn.explain(data[:3])
+    assert checked.o1_weighted == pytest.approx(orthogonality(why.maps, contributions=why.contributions).o1, abs=1e-5)
+    expected = patch_scores(xnn, data[:5], fill=data.mean(0))
+    assert checked.patches.agreement == pytest.approx(expected.agreement, abs=1e-6) and checked.patches.examples == 5

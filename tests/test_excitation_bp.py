@@ -34,7 +34,7 @@ from captum_xnn.excitation_bp._settings import SettingNames, Settings
 from captum_xnn.heatmaps import ExcitationMaps
 
 # Small random nets lose mass at neurons that only their bias excites.
-pytestmark = pytest.mark.filterwarnings("ignore:some probability was lost")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to")
 
 
 def cnn(dtype=torch.float64, inplace=False):
@@ -197,7 +197,7 @@ def test_the_delta_is_what_was_lost():
     torch.testing.assert_close(delta, -total_mass(P))
 
 
-@pytest.mark.filterwarnings("default:some probability was lost")
+@pytest.mark.filterwarnings("default:probabilities sum to")
 def test_a_loss_is_told():
     dead = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2, bias=False))
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_a_loss_is_told():
         dead[0].bias.copy_(torch.tensor([0.0, 3.0]))  # the second is active by its bias alone
         dead[2].weight.copy_(torch.tensor([[1.0, 3.0], [1.0, -1.0]]))
     x = torch.ones(1, 2)
-    with pytest.warns(UserWarning, match=r"some probability was lost: 0\.400 of it arrives, where 1 should"):
+    with pytest.warns(UserWarning, match=r"probabilities sum to 0\.400 where they arrive"):
         P, delta = ExcitationBP(dead, contrastive=False).attribute(x, 0, return_convergence_delta=True)
     torch.testing.assert_close(P, torch.tensor([[0.2, 0.2]]))  # 2 of 5 come from the first, half from either input
     torch.testing.assert_close(delta, torch.tensor([0.6]))

@@ -24,7 +24,7 @@ from captum_xnn.models import SRAE
 from captum_xnn.training import Recipe
 
 # Small random nets lose probability.
-pytestmark = pytest.mark.filterwarnings("ignore:some probability was lost")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to")
 
 K = 5
 

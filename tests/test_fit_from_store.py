@@ -227,7 +227,7 @@ def test_activations_of_something_else(model, tmp_path):
         explained(model).fit(found, 0)
     with pytest.raises(ModelMismatchError, match=r"2\.bias has other values"):
         explained(model).fit(DATA, 0, store=tmp_path)
-    with pytest.raises(ValueError, match="either data to collect into store=, or activations collected already"):
+    with pytest.raises(ValueError, match="the data are activations that were collected already"):
         explained(model).fit(found, 0, store=tmp_path)
 
 

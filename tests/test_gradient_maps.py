@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from captum.attr import InputXGradient, LayerGradientXActivation
 from test_contribution_network import ZOO, Several, everything, fitted, state
 from torch import nn
 
+from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum, GradientMaps
+from captum_xnn.layers._lookup import find_layer
 
 
 def drawn(xnn, data, target, backend, **settings):
@@ -83,3 +87,91 @@ def test_two_calls_of_a_layer_leave_the_shared_pass():
     xnn = fitted(model, "mix", data)
     found = drawn(xnn, data[:3], 0, GradientMaps(), layer="conv")
     torch.testing.assert_close(found, drawn(xnn, data[:3], 0, FromCaptum(LayerGradientXActivation, layer="conv")))
+
+
+def residual():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.norm = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.relu(x + self.norm(self.second(self.relu(self.first(x)))))
+
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.ReLU()
+    ).append(nn.Linear(6, 3))
+
+
+def runs(model, call):
+    rows = []
+    handle = model[0].register_forward_hook(lambda _m, inputs, _o: rows.append(len(inputs[0])))
+    call()
+    handle.remove()
+    return sum(rows)
+
+
+def test_a_residual_network_runs_once_for_numbers_and_maps():
+    """Its last feature maps are those of a ReLU that runs twice."""
+    torch.manual_seed(0)
+    model, data = residual().eval(), torch.randn(40, 1, 8, 8)
+    xnn = fitted(model, "6", data, K=4)
+    first = xnn.explain(data[:5], 0)  # finds the layer of the maps
+    assert runs(model, lambda: xnn.attribute(data[:5], 0)) == 5 + 1  # and one example for the points of the integral
+    again = xnn.explain(data[:5], 0)
+    assert torch.equal(first.prediction, again.prediction) and torch.equal(first.contributions, again.contributions)
+    torch.testing.assert_close(first.maps, again.maps)
+    torch.testing.assert_close(again.maps, drawn(xnn, data[:5], 0, FromCaptum(LayerGradientXActivation)))
+    # several targets, several chunks and settings of a call take passes of their own
+    xnn.fit(data, 1, positives=everything(40), progress=False)
+    found = xnn.attribute(data[:5], torch.tensor([0, 1, 0, 1, 0]))
+    for i, target in enumerate((0, 1, 0, 1, 0)):  # groups of an explainer may be fewer
+        own = xnn.attribute(data[i : i + 1], target)
+        torch.testing.assert_close(found[i : i + 1, : own.shape[1]], own, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(xnn.attribute(data[:5], 0, internal_batch_size=2), again.maps, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        xnn.attribute(data[:5], 0, layer="1"), drawn(xnn, data[:5], 0, FromCaptum(LayerGradientXActivation, layer="1"))
+    )
+
+
+def doubled(_module, _inputs, output):
+    return 2 * output
+
+
+CHANGES = {
+    "a weight": lambda model: model[2].second.weight.data.mul_(-3),
+    "a weight, past its count of changes": lambda model: model[0].weight.detach().numpy().__imul__(2),
+    "a buffer": lambda model: model[2].norm.running_var.mul_(0.1),
+    "a module": lambda model: model.__setitem__(1, nn.Softplus()),
+    "the module of the maps": lambda model: setattr(model[2], "relu", nn.GELU()),
+    "a module behind the maps": lambda model: model.insert(3, nn.Tanh()),
+    "a hook": lambda model: model[2].register_forward_hook(doubled),
+    "a hook at the maps": lambda model: model[2].relu.register_forward_hook(doubled),
+    "training": lambda model: model.train(),
+    "double precision": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_explained_as_it_is(change):
+    torch.manual_seed(0)
+    model, data = residual().eval(), torch.randn(40, 1, 8, 8)
+    xnn = fitted(model, model[6], data)
+    before = [xnn.explain(data[:3], 0) for _ in range(2)][1]
+    CHANGES[change](model)
+    x = data[:3].to(model[0].weight.dtype)
+    fresh = XNNAttribution(model, xnn.layer, 3)
+    fresh.explainers_ = {(find_layer(model, xnn.layer)[0], t): e for (_, t), e in xnn.explainers_.items()}
+    xnn.explainers_ = dict(fresh.explainers_)
+    expected = fresh.explain(x, 0)
+    for _ in range(2):
+        found = xnn.explain(x, 0)
+        for name in ("prediction", "contributions", "bias", "maps"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+    assert model.training == (change == "training")
+    with torch.no_grad():
+        own = copy.deepcopy(model).eval()(x)[:, 0]
+    torch.testing.assert_close(found.prediction, own)
+    same = torch.allclose(found.maps.float(), before.maps, rtol=1e-4, atol=1e-6)
+    assert same == (change in ("training", "double precision"))

@@ -102,7 +102,7 @@ def test_grad_cam_equals_a_loop_and_is_upsampled():
     model, srae, x = made()
     network = network_of(model, "3", srae, x[:1])
     clean = Clean(model, srae)
-    for backend, layer in ((FromCaptum(LayerGradCam), "3"), (FromCaptum(LayerGradCam, layer="1"), "1")):
+    for backend, layer in ((FromCaptum(LayerGradCam), "1"), (FromCaptum(LayerGradCam, layer="3"), "3")):
         small = loop(LayerGradCam, {}, clean, x, model.get_submodule(layer))
         assert small.shape == (2, K, 1, *((2, 2) if layer == "3" else (4, 4)))
         wanted = F.interpolate(small[:, :, 0], (6, 6), mode="bilinear")[:, :, None]
@@ -570,7 +570,7 @@ def test_grad_cam_of_tokens(form):
         FromCaptum(LayerGradCam, layer="head")(network, (x,), range(K))
 
 
-@pytest.mark.filterwarnings("ignore:some probability was lost")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 @pytest.mark.parametrize("form", ["vit", "swin", "sequence"])
 def test_probabilities_of_tokens_as_images(form):
     """They are the layer's own ones, summed over channels, without the three tokens ahead of the cells."""
@@ -710,7 +710,7 @@ def test_layer_lrp_wants_a_layer_that_it_has_a_rule_for():
         torch.testing.assert_close(given[:, k, 0], own.expand(2, 8, 8))
 
 
-@pytest.mark.filterwarnings("ignore:some probability was lost")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_maps_of_a_layer_have_the_size_of_the_images_also_beside_a_table():
     class Both(nn.Module):
         def __init__(self):

@@ -93,6 +93,45 @@ def test_drops_of_a_sum_are_the_pixels_themselves():
     assert drops.tolist() == [[[0 + 1 + 4 + 5, 2 + 3 + 6 + 7, 8 + 9 + 12 + 13, 10 + 11 + 14 + 15]]]
 
 
+def test_drops_of_columns_and_tokens_written_as_loops():
+    x, W = rand(6, 5), rand(5, 3)
+
+    def number(x):
+        return (x @ W).square()
+
+    hidden = torch.stack([torch.cat([x[:, :p], x.mean(0)[p].expand(6, 1), x[:, p + 1 :]], 1) for p in range(5)])
+    expected = number(x)[:, :, None] - torch.stack([number(h) for h in hidden], 2)
+    assert torch.allclose(patch_drops(number, x, batch_size=4), expected, atol=1e-6)
+
+    ids, E = torch.tensor([[3, 1, 2], [2, 2, 0]]), rand(4, 3)
+    drops = patch_drops(lambda ids: E[ids].prod(1), ids, fill=0)
+    for n in range(2):
+        for p in range(3):
+            some = [0 if i == p else int(ids[n, i]) for i in range(3)]
+            assert torch.allclose(drops[n, :, p], E[ids[n]].prod(0) - E[some].prod(0), atol=1e-6)
+
+    embedded = rand(2, 3, 4)
+    drops = patch_drops(lambda x: x.sum(2).square(), embedded)
+    changed = embedded.clone()
+    changed[:, 1] = embedded.mean((0, 1))
+    assert torch.allclose(drops[..., 1], embedded.sum(2).square() - changed.sum(2).square(), atol=1e-6)
+
+
+def test_agreement_over_tokens_is_scipys_rank_correlation():
+    maps, drops, own = rand(4, 2, 7), rand(4, 2, 7), rand(4, 2)
+    pairs = [[spearmanr(maps[n, k], drops[n, k]).statistic for k in range(2)] for n in range(4)]
+    assert patch_agreement(maps, drops) == pytest.approx(np.mean(pairs))
+    share = own.abs() / own.abs().sum(1, keepdim=True)
+    expected = float((share * torch.tensor(pairs)).sum() / 4)
+    assert patch_agreement(maps, drops, contributions=own) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_words_tie_though_their_drops_round():
+    maps, drops = torch.tensor([[[3.0, 3.0, 1.0, 0.0]]]), torch.tensor([[[2.0, 2.0, 1.0, 0.5]]])
+    off = torch.tensor([[[1e-7, -1e-7, 0.0, 0.0]]])
+    assert patch_agreement(maps + off, drops - off) == patch_agreement(maps, drops) == pytest.approx(1)
+
+
 def test_contributions_that_need_gradients_turn_them_on():
     def path(images):
         with torch.enable_grad():
@@ -108,8 +147,8 @@ def test_contributions_that_need_gradients_turn_them_on():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (lambda x: x.sum((1, 2, 3)), r"contributions are \(2,\) for 2 images; return \(2, K\),"),
-        (lambda x: x.sum((2, 3))[:1], r"contributions are \(1, 1\) for 2 images"),
+        (lambda x: x.sum((1, 2, 3)), r"contributions are \(2,\) for 2 examples; return \(2, K\),"),
+        (lambda x: x.sum((2, 3))[:1], r"contributions are \(1, 1\) for 2 examples"),
         (lambda x: x.sum((2, 3)) / 0, "contributions are NaN or infinite"),
     ],
 )
@@ -119,8 +158,10 @@ def test_other_contributions_are_refused(given, message):
 
 
 def test_other_images_and_fills_are_refused(network):
-    with pytest.raises(ValueError, match=r"inputs are \(2, 7, 9\) and batch_size is 64; pass images"):
-        patch_drops(network, torch.ones(2, 7, 9))
+    with pytest.raises(ValueError, match=r"inputs are \(7,\) and batch_size is 64; pass images"):
+        patch_drops(network, torch.ones(7))
+    with pytest.raises(ValueError, match=r"inputs of torch\.int64 are ids, which have no mean; pass fill="):
+        patch_drops(network, torch.ones(7, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"fill is \(2,\), and does not broadcast to \(1, 2, 7, 9\); pass a colour"):
         patch_drops(network, rand(1, 2, 7, 9), fill=torch.zeros(2))
 

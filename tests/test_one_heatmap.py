@@ -66,14 +66,16 @@ def test_methods_on_modules_work_on_the_whole_model():
     torch.testing.assert_close(total, model(x)[:, 1].detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_grad_cam_takes_the_last_feature_maps_of_the_whole_model():
-    model, x = cnn(), torch.randn(2, 3, 8, 8)
-    found = OneHeatmap(model, LayerGradCam).attribute(x, 1)
-    cam = LayerGradCam(model, model[5]).attribute(x, target=1).detach()
-    torch.testing.assert_close(found[:, 0], F.interpolate(cam, (8, 8), mode="bilinear"))
+def test_grad_cam_takes_the_last_feature_maps_of_the_whole_model_before_they_are_pooled_to_few_cells():
+    model = cnn()
+    for size, layer in ((14, 4), (9, 2)):  # maps of 5 x 5, and of 4 x 4 cells; the next ones have 2 x 2
+        x = torch.randn(2, 3, size, size)
+        found = OneHeatmap(model, LayerGradCam).attribute(x, 1)
+        cam = LayerGradCam(model, model[layer]).attribute(x, target=1).detach()
+        torch.testing.assert_close(found[:, 0], F.interpolate(cam, (size, size), mode="bilinear"))
 
 
-@pytest.mark.filterwarnings("ignore:some probability was lost")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_excitation_maps_are_those_of_the_captum_class():
     """Also where the logit is below 0, where an x-feature's map would show the other side."""
     model, x = cnn(), torch.randn(6, 3, 28, 28)

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from captum.attr import InputXGradient
+from captum.attr import InputXGradient, LayerIntegratedGradients
+from scipy.stats import spearmanr
 from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
@@ -15,7 +16,7 @@ from captum_xnn.metrics import patch_agreement, random_maps
 from captum_xnn.metrics._controls import random_partition
 from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models import ConvSRAE
-from captum_xnn.patch_scores import patch_scores
+from captum_xnn.patch_scores import CoveredBatch, patch_scores, patch_scores_of
 
 DATA = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 SOME = DATA[:5]
@@ -51,7 +52,7 @@ def test_measures_and_controls_by_loops(model, form):
     own = why.contributions
     drops = drops_of(lambda x: xnn.contributions(x).contributions)
     maps = why.maps.sum(2)
-    assert found.images == 5
+    assert found.examples == 5
     assert found.agreement == pytest.approx(patch_agreement(maps, drops, contributions=own), abs=1e-6)
     assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=own).o1, abs=1e-5)
     noise = [
@@ -131,3 +132,126 @@ def test_two_halves_lose_by_patches_of_their_own():
     expected = drop_orthogonality(drops, contributions=own).o1
     for o1 in (found.drops.o1, found.drops_random_groups.o1):  # of two dimensions there is one division
         assert o1 == pytest.approx(expected, abs=1e-3)
+
+
+class Words(nn.Module):
+    """Two outputs of a text by the mean of its words, where the mask has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Embedding(9, 6)
+        self.embedding, self.act = nn.Embedding(11, 6, padding_idx=0), nn.Tanh()
+        self.out = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def pooled(self, vectors, mask):
+        z = self.act(vectors + self.place(torch.arange(vectors.shape[1])))
+        return (z * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def forward(self, ids, mask):
+        return self.out(self.pooled(self.embedding(ids), mask.to(self.place.weight)))
+
+
+def _texts(L, lengths):
+    ids = torch.randint(1, 11, (len(lengths), L), generator=torch.Generator().manual_seed(L))
+    mask = (torch.arange(L) < torch.tensor(lengths)[:, None]).long()
+    return ids * mask, mask
+
+
+@pytest.fixture
+def words():
+    torch.manual_seed(3)
+    model = Words().double().eval()
+    ids, mask = _texts(9, [9] * 60)
+    backend = FromCaptum(LayerIntegratedGradients, layer="embedding", n_steps=8)
+    xnn = XNNAttribution(model, "out.1", 2, heatmap=backend, unpack=lambda b: (b[0], (b[1],)))
+    return model, xnn.fit([(ids, mask)], target=0, progress=False)
+
+
+@pytest.mark.parametrize("fill", [None, 0])
+def test_tokens_are_covered_by_the_mean_embedding_or_an_id(words, fill):
+    """Texts of two lengths with padding, by loops over the tokens of each."""
+    model, xnn = words
+    lengths = [[9, 5, 6], [4, 7]]
+    batches = [_texts(9, lengths[0]), _texts(7, lengths[1])]
+    covered = [CoveredBatch((ids,), (mask,), of) for (ids, mask), of in zip(batches, lengths, strict=True)]
+    found = patch_scores_of(xnn, covered, 0, fill=fill, internal_batch_size=4)
+    mean = model.embedding.weight[1:].mean(0)
+    form = xnn.explainer(0).form
+
+    def contributions(vectors, mask):
+        """Contributions and output: what the last layer is given, times its weights."""
+        with torch.no_grad():
+            h = model.out[:2](model.pooled(vectors, mask))
+            return ((h - form.base) * model.out[2].weight[0]) @ form.groups, model.out[2](h)[:, :1]
+
+    correlations, shares, of_one, drops_padded, every = [], [], [], [], []
+    for (ids, mask), of in zip(batches, lengths, strict=True):
+        why = xnn.explain(ids, 0, (mask,))
+        maps, single = why.maps.sum(3), xnn.one_heatmap(ids, 0, (mask,)).sum(3)
+        for n, length in enumerate(of):
+            whole, output = contributions(model.embedding(ids[n : n + 1]), mask[n : n + 1].double())
+            drops, lost = torch.zeros(2, 9, dtype=torch.float64), []
+            for p in range(length):
+                vectors = model.embedding(ids[n : n + 1]).detach().clone()
+                vectors[0, p] = mean if fill is None else model.embedding.weight[fill]
+                less, other = contributions(vectors, mask[n : n + 1].double())
+                drops[:, p], lost = (whole - less)[0], [*lost, float(output - other)]
+            correlations.append(
+                [spearmanr(maps[n, k, :length].detach(), drops[k, :length]).statistic for k in range(2)]
+            )
+            shares.append((whole.abs() / whole.abs().sum())[0].tolist())
+            of_one.append(spearmanr(single[n, 0, :length].detach(), lost).statistic)
+            drops_padded.append(drops)
+            every.append(whole[0])
+    assert found.examples == 5
+    expected = (torch.tensor(correlations) * torch.tensor(shares)).sum() / 5
+    assert found.agreement == pytest.approx(float(expected), abs=1e-6)
+    assert found.agreement_one_heatmap == pytest.approx(sum(of_one) / 5, abs=1e-6)
+    o1 = drop_orthogonality(torch.stack(drops_padded), contributions=torch.stack(every)).o1
+    assert found.drops.o1 == pytest.approx(o1, abs=1e-6)
+    assert found.agreement_random_groups is not None and abs(found.agreement_random_maps) < 0.5
+    assert not model.embedding._forward_hooks
+
+
+def test_columns_are_covered_by_their_mean():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 1)).double()
+    data = torch.randn(100, 5, dtype=torch.float64)
+    xnn = XNNAttribution(model, "1", 2, heatmap=FromCaptum(InputXGradient)).fit(data, progress=False)
+    some, mean = data[:6], data.mean(0)
+    found = patch_scores(xnn, some, fill=mean)
+    why = xnn.explain(some)
+    drops = []
+    for p in range(5):
+        hidden = some.clone()
+        hidden[:, p] = mean[p]
+        drops.append(why.contributions - xnn.contributions(hidden).contributions)
+    drops = torch.stack(drops, 2)
+    share = why.contributions.abs() / why.contributions.abs().sum(1, keepdim=True)
+    pairs = [[spearmanr(why.maps[n, k], drops[n, k]).statistic for k in range(2)] for n in range(6)]
+    assert found.agreement == pytest.approx(float((share * torch.tensor(pairs)).sum() / 6), abs=1e-6)
+    assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=why.contributions).o1, abs=1e-6)
+
+
+def test_ids_that_go_into_no_embedding_need_a_fill():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.Linear(6, 4), nn.Linear(4, 1)
+
+        def forward(self, ids):
+            return self.out(self.layer(nn.functional.one_hot(ids, 6).float().mean(1)))
+
+    ids = torch.randint(0, 6, (40, 5), generator=torch.Generator().manual_seed(0))
+    xnn = XNNAttribution(Counts(), "layer", 2).fit(ids, progress=False)
+    even = xnn.with_heatmap(Even())
+    with pytest.raises(ValueError, match=r"no nn.Embedding of the model takes the ids \(1, 5\), .* pass fill=, the id"):
+        patch_scores(even, ids[:1])
+    assert patch_scores(even, ids[:1], fill=0).agreement == 0  # even maps rank nothing
+
+
+class Even:
+    """Maps that are the same everywhere."""
+
+    def __call__(self, network, inputs, features, **options):
+        return tuple(torch.ones(len(x), len(features), *x.shape[1:]) for x in inputs)

@@ -197,7 +197,7 @@ def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explai
     with torch.no_grad():
         mine = images[:9][xnn.model(images[:9]).argmax(1) == own]
     found = patch_scores(xnn, mine[:2], own)
-    assert found.images == 2 and found.drops_random_groups is not None
+    assert found.examples == 2 and found.drops_random_groups is not None
     assert f"<b>{found.agreement:.2f}</b> from" in text and "maps with drops on 2 images" in text
     controls = (found.agreement_random_maps, found.agreement_random_groups, found.agreement_one_heatmap)
     noise, groups, single = (f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in controls)

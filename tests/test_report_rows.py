@@ -13,6 +13,7 @@ from torch import nn
 
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.patch_scores import patch_scores
 
 WORDS = ["the", "great", "film", "awful", "slow"]
 EVIL = "</script><b onclick=x>&'"
@@ -131,9 +132,54 @@ def test_table_has_values_names_and_a_map_for_each_input(table: Any, tmp_path: P
         assert torch.allclose(torch.tensor(row["maps"]), own, atol=1e-3)
     assert "Card" not in page.text and "Inputs that drive it" in page.text
     text = " ".join(page.text)
-    assert "over 120 examples" in text and "only parts of images can be covered" in text
+    assert "over 120 examples" in text and "sets one input after the other to its mean" in text
     assert "x-features of a second fit correlate with these by" in text
     assert f"{xnn.score(data).f_reg:.3g}" in page.text
+
+
+def test_maps_of_texts_are_checked_by_taking_words_away(texts: Any, tmp_path: Path) -> None:
+    """The first positives with three words are covered, also where masks differ; the figures are those of scores."""
+    xnn, ids, words = texts
+    mask = torch.ones_like(ids)
+    lengths = [7] * 12
+    for i, n in ((0, 2), (1, 2), (3, 4), (4, 5)):
+        mask[i, n:], lengths[i] = 0, n
+    short = [some[:n] for some, n in zip(words, lengths, strict=False)]
+    masked = XNNAttribution(xnn.model, "act", 3, heatmap=xnn.heatmap, unpack=lambda batch: (batch[0], (batch[1],)))
+    masked.explainers_ = xnn.explainers_
+    given = xnn.model(ids[:12], mask[:12]).argmax(1)
+    own = [i for i in range(12) if given[i] == 1 and lengths[i] > 2][:4]
+    assert len(own) == 4 and own[-1] > 4
+    batches = [(ids[:5], mask[:5]), (ids[5:12], mask[5:12])]
+    for fill in (None, 2):
+        page = page_of(masked, batches, tmp_path, 1, tokens=short, patches=4, fill=fill)
+        found = patch_scores(
+            masked, ids[own], 1, (mask[own],), fill=fill, lengths=[lengths[i] for i in own], internal_batch_size=8
+        )
+        text = " ".join(page.text).replace("\N{MINUS SIGN}", "-")
+        assert (
+            f"rank the words of 4 texts in the order of these drops with a correlation of {found.agreement:.2f}" in text
+        )
+        controls = (found.agreement_random_maps, found.agreement_random_groups, found.agreement_one_heatmap)
+        for control in controls:
+            assert f"{control:.2f}" in text
+        assert f"{found.drops.o1:.2f}" in page.text
+
+
+def test_maps_of_a_table_are_checked_by_the_mean_of_each_column(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    page = page_of(
+        xnn, data[:6], tmp_path, data=data, patches=5, unit="thousands of <euros>", class_names=["a high price"]
+    )
+    assert page.data["targets"][0]["label"] == "a high price" and "the output" not in page.text
+    assert "logit" not in " ".join(page.text)
+    assert f"by {xnn.score(data).f_reg:.3g} thousands of <euros> on average" in " ".join(page.text)
+    found = patch_scores(xnn, data[:5], fill=data.mean(0))
+    text = " ".join(page.text).replace("\N{MINUS SIGN}", "-")
+    assert (
+        f"rank the inputs of 5 examples in the order of these drops with a correlation of {found.agreement:.2f}" in text
+    )
+    assert "a drop is the contribution lost when an input is set to its mean" in text
 
 
 def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Path) -> None:

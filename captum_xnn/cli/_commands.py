@@ -270,8 +270,10 @@ def _explained(
         called, names = opened.name_of(said), known.get(str(target), {})
         _write_maps(maps, why.maps[i])
         _write_picture(picture, shown, i, f"{name}: {called}", names)
+        tokens = opened.inputs.preparation.tokens
         numbers = {
             "name": name,
+            **({} if tokens is None else {"tokens": list(tokens(batch.inputs[i]))}),
             "target": target,
             **compared,
             "sentence": why.sentence(i, names, target_name=called),

@@ -267,7 +267,7 @@ def _report(
     with warnings.catch_warnings():
         # On a few of these images, excitation backprop at the convolutional layer loses a tenth of the probability to
         # biases.
-        warnings.filterwarnings("ignore", "some probability was lost")
+        warnings.filterwarnings("ignore", "probabilities sum to")
         return write_report(
             folder / ("report.html" if layer == next(iter(LAYERS)) else f"report-{layer}.html"),
             xnn,

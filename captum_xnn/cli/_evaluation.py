@@ -79,11 +79,9 @@ def evaluate(
         xnn: The explainers.
         targets: Fitted targets.
         maps: Number of positives of each target to draw maps of, for O1 and O2. The first positives are used.
-        patches: Number of positives of each target to cover patch by patch (:mod:`captum_xnn.patch_scores`).
+        patches: Number of positives of each target to cover patch by patch (:mod:`captum_xnn.patch_scores`). A column
+            of a table is covered by its mean over all inputs.
         progress: Whether to show progress bars.
-
-    Raises:
-        ValueError: If maps or patches are requested and the inputs are not images.
 
     Example:
         >>> import tempfile
@@ -166,11 +164,11 @@ def _orthogonality(
 ) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
     """Compute O1 and O2, plain and weighted, over the maps of each target's rows. Skip targets without rows."""
     streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
-    for target, some in _images(opened, rows, "maps", progress):
+    for target, some in _some(opened, rows, "maps", progress):
         why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
         plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
         assert isinstance(why.maps, Tensor)  # because the input is a single tensor
-        heat = channels_first(why.maps, some).sum(2)
+        heat = channels_first(why.maps, some).sum(2) if some.dim() == 4 else why.maps
         plain.update(heat)
         weighted.update(heat, contributions=why.contributions)
     return {target: (plain.compute(), weighted.compute()) for target, (plain, weighted) in streams.items()}
@@ -180,25 +178,35 @@ def _patches(
     opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
 ) -> dict[Target, PatchScores]:
     """Compute the measures on covered patches over each target's rows."""
-    images: dict[Target, list[Tensor]] = {}
-    for target, some in _images(opened, rows, "images", progress):
-        images.setdefault(target, []).append(some)
-    bar = tqdm(images.items(), "patches", disable=not progress, leave=False)
-    batch_size = opened.configuration.batch_size
-    return {t: patch_scores(xnn, torch.cat(some), t, internal_batch_size=batch_size) for t, some in bar}
+    found: dict[Target, list[Tensor]] = {}
+    for target, some in _some(opened, rows, "inputs", progress):
+        found.setdefault(target, []).append(some)
+    bar = tqdm(found.items(), "patches", disable=not progress, leave=False)
+    batch_size, fill, tokens = opened.configuration.batch_size, _column_means(opened), opened.inputs.preparation.tokens
+    scores = {}
+    for t, parts in bar:
+        some = torch.cat(parts)
+        lengths = None if tokens is None else [len(tokens(ids.cpu())) for ids in some]
+        scores[t] = patch_scores(xnn, some, t, fill=fill, lengths=lengths, internal_batch_size=batch_size)
+    return scores
 
 
-def _images(
+def _column_means(opened: Opened) -> Tensor | None:
+    """Compute the mean of each column of a table; None for other inputs."""
+    total, count = torch.zeros(()), 0
+    for batch in opened.inputs:
+        if batch.inputs.dim() != 2 or not batch.inputs.is_floating_point():
+            return None
+        total, count = total + batch.inputs.double().sum(0), count + len(batch.inputs)
+    return total / count
+
+
+def _some(
     opened: Opened, rows: Mapping[Target, Sequence[int]], what: str, progress: bool
 ) -> Iterator[tuple[Target, Tensor]]:
     """Yield the inputs in each target's rows, batch by batch, on the model's device."""
     first = 0
     for batch in tqdm(opened.inputs, what, disable=not progress, leave=False):
-        if batch.images is None:
-            raise ValueError(
-                f"--maps and --patches need images, but the inputs are {tuple(batch.inputs.shape)}; leave both options "
-                "out"
-            )
         for target, wanted in rows.items():
             own = [row - first for row in wanted if first <= row < first + len(batch.inputs)]
             if own:

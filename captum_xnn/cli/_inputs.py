@@ -1,4 +1,4 @@
-"""Inputs of a model from files: a folder of images, one image, or an array, in batches with their names.
+"""Inputs of a model from files: a folder of images, one image, texts, or an array, in batches with their names.
 
 Conventions:
     Images are resized bilinearly to the requested size, without keeping their aspect ratio. They have C = 3 channels
@@ -27,6 +27,8 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", 
 """File extensions of images, in lower case; other files in a folder are skipped."""
 ARRAY_FILES = (".npy", ".npz", ".pt")
 """File extensions of arrays."""
+TEXT_FILES = (".txt",)
+"""File extensions of texts."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +98,10 @@ class Preparation:
     """Function from a PIL image in RGB to a tensor (C, H, W). It replaces size, mean and std. Mean and std then only
     serve to convert the tensor back to an image for display. PIL holds RGB in 8 bits, so the function sees deeper
     pixels rounded; without it they keep their depth."""
+    encode: Callable[[str], Any] | None = None
+    """Function from a text to the ids of its tokens (L,), padded to the same length for all texts."""
+    tokens: Callable[[Any], Sequence[str]] | None = None
+    """Function from the ids (L,) of a text to its tokens, without padding."""
 
     def __post_init__(self) -> None:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -159,16 +165,18 @@ class Batch(NamedTuple):
     images: Tensor | None
     """Images for display, (N, C, H, W) in [0, 1]; None if the inputs are not images."""
     names: tuple[str, ...]
-    """Paths of the images in their folder, with ``/``; for an array, its row numbers."""
+    """Paths of the images in their folder, with ``/``; row numbers of an array; ``line 1`` and so on for texts."""
 
 
 class Inputs:
     """Batches of inputs from files, which can be iterated repeatedly. Labels are not used.
 
     Args:
-        path: A folder of images, flat or with sub-folders as for torchvision's ImageFolder; one image; or a ``.npy``,
-            ``.npz`` or ``.pt`` file with an array (M, ...) of inputs as the model takes them. Nothing is unpickled.
-        preparation: Conversion of images to inputs. Arrays only use its conversion back to images for display.
+        path: A folder of images, flat or with sub-folders as for torchvision's ImageFolder; one image; a ``.txt`` file
+            with a text on each line; or a ``.npy``, ``.npz`` or ``.pt`` file with an array (M, ...) of inputs as the
+            model takes them. Nothing is unpickled.
+        preparation: Conversion of images and texts to inputs. Arrays only use its conversion back to images for
+            display.
         batch_size: Number of inputs in a batch.
         workers: Number of processes that read images.
         skip_damaged: Whether to skip images that cannot be read. After each pass, :attr:`skipped` holds their names.
@@ -201,8 +209,7 @@ class Inputs:
         self.preparation = preparation or Preparation()
         self.batch_size, self.workers, self.skip_damaged = batch_size, workers, skip_damaged
         self.skipped: tuple[str, ...] = ()
-        array = self.path.suffix.lower() in ARRAY_FILES and self.path.is_file()
-        self._rows: _Array | _Images = _Array(self.path, dtype) if array else _Images(self.path, self.preparation)
+        self._rows = _opened(self.path, self.preparation, dtype)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -262,11 +269,58 @@ class Inputs:
             shapes[tuple(row.shape)] = name
         if len(shapes) > 1:
             sizes = ", ".join(f"{list(shape)} ({name})" for shape, name in list(shapes.items())[:2])
+            texts = isinstance(self._rows, _Texts)
             raise DatasetError(
-                f"the images differ in size: {sizes}; pass size=(H, W) (--size), or set SIZE in the model's file"
+                f"the texts differ in length: {sizes}; let encode() in the model's file pad or cut them to one length"
+                if texts
+                else f"the images differ in size: {sizes}; pass size=(H, W) (--size), or set SIZE in the model's file"
             )
         inputs = torch.stack([row for _, row in rows if isinstance(row, Tensor)])
         return Batch(inputs, self.preparation.displayable(inputs), tuple(name for name, _ in rows))
+
+
+def _opened(path: Path, preparation: Preparation, dtype: torch.dtype) -> _Array | _Images | _Texts:
+    """Open a file or a folder by its ending."""
+    ending = path.suffix.lower() if path.is_file() else ""
+    if ending in TEXT_FILES:
+        return _Texts(path, preparation)
+    return _Array(path, dtype) if ending in ARRAY_FILES else _Images(path, preparation)
+
+
+class _Texts(Dataset[tuple[str, Tensor]]):
+    """Line numbers and ids of the texts in a file."""
+
+    def __init__(self, path: Path, preparation: Preparation) -> None:
+        if preparation.encode is None:
+            raise DatasetError(
+                f"{str(path)!r} holds texts, and the model's file has no encode(); define encode(text) to return the "
+                "ids of its tokens, padded to one length"
+            )
+        self.encode = preparation.encode
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{str(path)!r} cannot be read as text ({error}); save it in UTF-8") from error
+        self.lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        if not self.lines:
+            raise DatasetError(f"{str(path)!r} holds no texts; write one on each line")
+        self.names = tuple(f"line {number}" for number, _ in self.lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        name, (_, line) = self.names[index], self.lines[index]
+        try:
+            ids = torch.as_tensor(self.encode(line))
+        except Exception as error:
+            raise ValueError(
+                f"encode() raised {type(error).__name__} ({error}) for {name}; it must turn a text into the ids of its "
+                "tokens"
+            ) from error
+        if ids.dim() != 1:
+            raise ValueError(f"encode() returned ids {tuple(ids.shape)} for {name}; return those of one text, (L,)")
+        return name, ids
 
 
 class _Images(Dataset[tuple[str, Tensor | str]]):
@@ -279,8 +333,8 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         if path.is_file():
             if path.suffix.lower() not in IMAGE_FILES:
                 raise DatasetError(
-                    f"{str(path)!r} is not a folder of images, an image ({', '.join(IMAGE_FILES)}) or an array "
-                    f"({', '.join(ARRAY_FILES)}); convert it"
+                    f"{str(path)!r} is not a folder of images, an image ({', '.join(IMAGE_FILES)}), texts "
+                    f"({', '.join(TEXT_FILES)}) or an array ({', '.join(ARRAY_FILES)}); convert it"
                 )
             self.root, self.names = path.parent, (path.name,)
             return

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._model_files import IMAGENET_MEAN, load_model, torchvision_models
-from captum_xnn.cli._opened import Opened, needed
+from captum_xnn.cli._opened import Opened, needed, number_of
 from captum_xnn.layers._grid import has_channels_last
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched
@@ -99,19 +99,19 @@ def _without_data(configuration: Configuration) -> tuple[nn.Module, Tensor]:
         channels = len(configuration.mean or file.preparation.mean or IMAGENET_MEAN)
     else:
         name = needed(configuration, "torchvision", "--model FILE.py or --torchvision NAME")
-        model, size = _torchvision(name), size or (224, 224)
+        model, size = _torchvision(name, number_of(configuration.classes)), size or (224, 224)
     if size is None:
         raise ValueError("the size of the images is unknown; pass --size 224, or define SIZE in the model's file")
     generator = torch.Generator().manual_seed(0)
     return model, torch.rand(1, channels, *size, generator=generator)
 
 
-def _torchvision(name: str) -> nn.Module:
-    """Make a torchvision model with random weights."""
+def _torchvision(name: str, classes: int | None) -> nn.Module:
+    """Make a torchvision model of some classes with random weights."""
     models = torchvision_models(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: nn.Module = models.get_model(name, weights=None)
+        model: nn.Module = models.get_model(name, weights=None, **({} if classes is None else {"num_classes": classes}))
         for parameter in model.parameters():
             if not bool(parameter.any()):  # a head of zeros, as in vision transformers, has no gradient
                 nn.init.normal_(parameter, std=0.02)

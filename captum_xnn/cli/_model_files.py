@@ -6,7 +6,9 @@ A Python file defines a function ``load()`` that returns the trained model. It m
 - ``SIZE``: the height and width in pixels that images are resized to, or one number for both;
 - ``transform``: a function from a PIL image in RGB to a tensor (C, H, W). It replaces resizing and normalisation;
   ``MEAN`` and ``STD``, if given, then only serve to convert the tensor back to an image for display;
-- ``CLASSES``: the names of the model's outputs.
+- ``CLASSES``: the names of the model's outputs;
+- ``encode``: for models that read texts, a function from a text to the ids of its tokens (L,), padded to one length;
+- ``tokens``: a function from these ids to the tokens, without padding. Reports and pictures show them.
 
 The command line runs the file as Python code. Pass only files that you trust.
 """
@@ -48,12 +50,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A trained model in evaluation mode, with the conversion of images to its inputs."""
+    """A trained model in evaluation mode, with the conversion of images and texts to its inputs."""
 
     model: nn.Module
     """The model."""
     preparation: Preparation = field(default_factory=Preparation)
-    """Conversion of images to inputs."""
+    """Conversion of images and texts to inputs."""
     classes: tuple[str, ...] | None = None
     """Names of the model's outputs."""
 
@@ -240,15 +242,17 @@ def _run_user_code(run: Callable[[], Any], what: str) -> Any:
 
 def _preparation(module: ModuleType, place: str) -> Preparation:
     """Read the conversion of images to inputs from a module's SIZE, MEAN, STD and transform."""
-    size, mean, std, transform = (getattr(module, name, None) for name in ("SIZE", "MEAN", "STD", "transform"))
-    if transform is not None and not callable(transform):
-        raise ValueError(f"transform in {place!r} is {transform!r}, not a function; rename it or make it a function")
+    size, mean, std = (getattr(module, name, None) for name in ("SIZE", "MEAN", "STD"))
+    functions = {name: getattr(module, name, None) for name in ("transform", "encode", "tokens")}
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} in {place!r} is {function!r}, not a function; rename it or make it a function")
     try:
         return Preparation(
             None if size is None else as_size("SIZE", size),
             None if mean is None else as_channels("MEAN", mean),
             None if std is None else as_channels("STD", std),
-            transform,
+            **functions,
         )
     except ValueError as error:
         raise ValueError(f"{error} (in {place})") from error

@@ -19,18 +19,19 @@ from typing import Any
 
 import captum.attr
 import torch
-from captum.attr import Attribution
+from captum.attr import Attribution, LayerIntegratedGradients
 from torch import Tensor, nn
 
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
-from captum_xnn.heatmaps import ExcitationMaps, Heatmap
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
+from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select
 
-__all__ = ["Opened", "heatmap_named", "needed"]
+__all__ = ["Opened", "heatmap_named", "needed", "number_of"]
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,16 @@ class Opened:
 
         Args:
             folder: Folder that they were saved to.
-            heatmap: Backend that draws the maps; the default backend if None.
+            heatmap: Backend that draws the maps. If None, the default backend, or, for ids of tokens, integrated
+                gradients at the embedding.
 
         Raises:
             ExplainerFileError: If the folder holds no explainers.
             ModelMismatchError: If they were fitted to another model.
         """
+        if heatmap is None and not (ids := next(iter(self.inputs)).inputs[:1]).is_floating_point():
+            name = embedding_of(self.model, (ids.to(self.device),))
+            heatmap = None if name is None else FromCaptum(LayerIntegratedGradients, layer=name)
         return XNNAttribution.load(folder, self.model, heatmap=heatmap)
 
     def targets(self, xnn: XNNAttribution) -> list[Target]:
@@ -167,15 +172,17 @@ def heatmap_named(name: str) -> type[Attribution] | Heatmap:
     """Look up a heatmap backend by name.
 
     Args:
-        name: ``ExcitationMaps``, or the name of a class in ``captum.attr`` such as ``DeepLift``.
+        name: ``ExcitationMaps``, or the name of a class in ``captum.attr`` such as ``DeepLift``. A method of a layer
+            takes the layer after a colon, as ``LayerGradCam:layer4``.
 
     Raises:
         ValueError: If the name is unknown; the message lists near names.
 
     Example:
-        >>> heatmap_named("DeepLift").__name__
-        'DeepLift'
+        >>> heatmap_named("DeepLift").__name__, heatmap_named("LayerGradCam:layer4")
+        ('DeepLift', FromCaptum(LayerGradCam, layer='layer4'))
     """
+    name, colon, layer = name.partition(":")
     found: dict[str, type[Attribution] | Heatmap] = {"ExcitationMaps": ExcitationMaps()}
     for key, value in vars(captum.attr).items():
         if isinstance(value, type) and issubclass(value, Attribution):
@@ -187,7 +194,12 @@ def heatmap_named(name: str) -> type[Attribution] | Heatmap:
             f"heatmap {name!r} does not exist; pass ExcitationMaps or a class in captum.attr (near names: "
             f"{', '.join(near)})"
         )
-    return found[name]
+    backend = found[name]
+    if not colon:
+        return backend
+    if not isinstance(backend, type):
+        return ExcitationMaps(layer)
+    return FromCaptum(backend, layer=layer)
 
 
 def needed(configuration: Configuration, name: str, option: str) -> str:
@@ -230,9 +242,17 @@ def _model_file(configuration: Configuration) -> ModelFile:
     else:
         weights = needed(configuration, "weights", "--weights FILE")
         name = needed(configuration, "torchvision", "--torchvision NAME")
-        number = classes if isinstance(classes, int) else None if names is None else len(names)
-        file = load_torchvision(name, weights, number)
+        file = load_torchvision(name, weights, number_of(classes))
     return file if names is None else replace(file, classes=names)
+
+
+def number_of(classes: int | str | None) -> int | None:
+    """Return the number of a model's classes; None if the setting leaves it open.
+
+    Args:
+        classes: Their number, or a file or folder of names.
+    """
+    return len(read_classes(classes)) if isinstance(classes, str) else classes
 
 
 def _device(name: str) -> torch.device:
@@ -264,7 +284,7 @@ def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); check "
-            "the size (--size) and the channels (MEAN and STD) of the images"
+            "the size (--size) and the channels (MEAN and STD) of images, or encode() of texts"
         ) from error
     if not isinstance(output, Tensor):
         raise ValueError(

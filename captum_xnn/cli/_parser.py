@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_xnn import __version__
+from captum_xnn.errors import ExplainerFileError
 from captum_xnn.study.cli import add_parsers as add_study
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
     """Format a table of the measures on covered patches, each followed by its controls."""
     header = [
         "target",
-        "images",
+        "inputs",
         "agreement",
         "random groups",
         "random maps",
@@ -189,7 +190,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
         if of is not None:
             by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
             figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
-            rows.append([str(result.target), str(of.images), *map(_number, [*figures, of.drops.o1, by_chance])])
+            rows.append([str(result.target), str(of.examples), *map(_number, [*figures, of.drops.o1, by_chance])])
     return _table(header, rows)
 
 
@@ -223,13 +224,21 @@ def _report(arguments: argparse.Namespace) -> str:
     against = arguments.against
 
     def shown(image: Tensor) -> Tensor:
-        images = opened.model_file.preparation.displayable(image[None])
+        images = opened.inputs.preparation.displayable(image[None])
         if images is None:
             raise ValueError(f"a report needs images, got inputs {tuple(image.shape)}; pass a folder of images")
         return images[0]
 
+    first = next(iter(opened.inputs)).inputs
+    tokens = opened.inputs.preparation.tokens
+    if tokens is None and not first.is_floating_point():
+        raise ValueError(
+            f"the inputs are ids {tuple(first.shape)}, whose words are not known; define tokens(ids) in the model's "
+            "file, which returns the words of one text without padding"
+        )
     options = ReportOptions(
         captions=_ReadNames(opened.inputs),
+        tokens=tokens,
         class_names=opened.model_file.classes,
         names=arguments.names,
         title=arguments.title,
@@ -255,8 +264,13 @@ def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
     from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
     from captum_xnn.cli._opened import Opened, heatmap_named
 
-    heatmap = heatmap_named(arguments.heatmap)
-    _serialization.read(arguments.explainer)  # so that a wrong folder raises its own error, before the model is loaded
+    heatmap = None if arguments.heatmap is None else heatmap_named(arguments.heatmap)
+    if not _serialization.is_saved(arguments.explainer):
+        raise ExplainerFileError(
+            f"{arguments.explainer!r} has no explainer.json; fit explainers first, by captum-xnn fit --out "
+            f"{arguments.explainer} ..., or pass the folder that they were saved to"
+        )
+    _serialization.read(arguments.explainer)  # so that a damaged folder raises its own error before the model is loaded
     beside = Path(arguments.explainer, CONFIGURATION_FILE)
     settings = {"targets": "all", **_settings(arguments)}
     settings.pop("out", None)
@@ -454,9 +468,9 @@ def _on_explainers(commands: Any, name: str, summary: str, description: str) -> 
     parser.add_argument("--explainer", required=True, metavar="DIR", help="folder of explainers, saved by fit")
     parser.add_argument(
         "--heatmap",
-        default="ExcitationMaps",
         metavar="NAME",
-        help="backend that draws maps: ExcitationMaps (default) or a class in captum.attr",
+        help="backend that draws maps, in place of the form's own: ExcitationMaps, or a class in captum.attr, also at "
+        "a layer, as LayerGradCam:layer4",
     )
     _add_inputs(parser, required=True)
     return parser
@@ -487,7 +501,9 @@ def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
     )  # fmt: skip
     parser.add_argument("--device", help="auto (the GPU if there is one, else the CPU), cpu, cuda:1, ...")
     parser.add_argument(
-        "--data", required=required, help="folder of images, flat or with sub-folders; one image; or .npy, .npz, .pt"
+        "--data",
+        required=required,
+        help="folder of images, flat or with sub-folders; one image; .txt with a text on each line; or .npy, .npz, .pt",
     )
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="PIXELS", help="height and width of images, or one number"

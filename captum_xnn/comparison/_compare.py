@@ -4,17 +4,23 @@ Every method is fitted on the same training examples, and measured on the same h
 
 ===============  ====================================================================================================
 faithfulness     F_reg and F_cls, as :meth:`captum_xnn.XNNAttribution.score` gives them
-patch agreement  of maps with the drops of covered patches, beside random groups and maps of noise; images only
-O1 of drops      overlap of the drops of different x-features, beside random groups; images only
+patch agreement  of maps with the drops of covered patches, beside random groups and maps of noise. Patches are squares
+                 of an image, tokens of a text, or columns of a table
+O1 of drops      overlap of the drops of different x-features, beside random groups
 O1 of maps       overlap of the maps of different x-features, weighted by contribution
+selectivity      share of an x-feature's changes that the removal of one known part causes, beside that of the whole
+                 output; with ``masks=`` only
+locality         entropy of the maps over the known parts, in nats; with ``masks=`` only
 stability        mean absolute correlation of matched x-features of two fits, each on one half of the training
                  examples and with its own seed, on held-out examples
 fit, explain     processor seconds of a fit for each target, and of an explanation for each example. They include
                  neither the one pass of all data through the model, shared by all methods, nor the work of a GPU
 ===============  ====================================================================================================
 
-Random groups are drawn anew for each half, so their stability is that of chance. Groups of contributions add up exactly
-for any groups. Their F_reg therefore measures only the error of the path integral, and equals that of random groups.
+Random groups as a control beside the measures on patches are drawn once for all methods, from the first method whose
+contributions can be computed. As a method, random groups are drawn anew for each half, so their stability is that of
+chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error of the path
+integral, and equals that of random groups.
 
 The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. CRAFT and the
 TopK SAE leave a part of the output unexplained, which their F_reg shows. These four have no maps here.
@@ -26,6 +32,7 @@ Conventions:
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,17 +62,28 @@ from captum_xnn.comparison._rivals import (
 )
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._embeddings import embedding_of
+from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, select, target_groups
 from captum_xnn.metrics._faithfulness import Faithfulness
+from captum_xnn.metrics._localisation import mean_locality, object_probabilities
 from captum_xnn.metrics._overlap import OrthogonalityStream
-from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.metrics._patches import (
+    drop_orthogonality,
+    drops_of_patches,
+    patch_agreement,
+    patch_cover,
+    patch_drops,
+)
+from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
-from captum_xnn.patch_scores import patch_scores
+from captum_xnn.patch_scores import CoveredBatch, patch_scores_of
 from captum_xnn.training._making import MakeForm
 from captum_xnn.training._outputs import Outputs
 from captum_xnn.training._recipe import Recipe
@@ -79,6 +97,8 @@ DEFAULT_METHODS = ("groups", "SRAE", "spectral groups", "random groups", "1-Heat
 _FOLDS = 5
 # Patches along each side of an image.
 _GRID = 4
+# Examples in a batch of images without a part.
+_BATCH = 64
 
 Values = dict[str, float | None]
 
@@ -94,6 +114,7 @@ def compare(
     n_features: int = 5,
     repeats: int = 1,
     images: int = 16,
+    masks: Tensor | None = None,
     heatmap: type[Attribution] | Heatmap | None = None,
     recipe: Recipe | None = None,
     unpack: Unpack = first_of_batch,
@@ -122,6 +143,9 @@ def compare(
         n_features: x-features K of each method.
         repeats: Number of repeats, each with another seed and another fifth held out.
         images: Held-out positives of each target to draw maps of and to cover patch by patch; 0 leaves both out.
+            Rows of a table are covered column by column, and texts token by token.
+        masks: Known parts of images, for selectivity and locality: the part of each pixel, integers (M, H, W) from 1 to
+            P and 0 for none, or boolean (M, P, H, W). One for each example of ``test``, or of ``data`` without it.
         heatmap: Draws all maps; by default each method's own backend.
         recipe: Settings of the training of learned forms.
         unpack: As in :class:`captum_xnn.XNNAttribution`.
@@ -153,8 +177,9 @@ def compare(
             "test= data"
         )
     settings = _Settings(
-        model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images
-    )
+        model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images,
+        None if masks is None else _as_marks(masks),
+    )  # fmt: skip
     splits = _Splits.of(settings, data, test, targets, unpack_for(model, unpack), progress)
     values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
     messages: dict[str, list[str]] = {name: [] for name in chosen}
@@ -248,6 +273,8 @@ class _Settings:
     prediction_transform: OutputTransform | None
     seed: int
     images: int
+    masks: Tensor | None
+    """Known parts, bool (M, P, H, W)."""
 
     def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
         return XNNAttribution(
@@ -296,6 +323,8 @@ class _Split(NamedTuple):
     test: _Part
     shown: dict[Target, Tensor]
     """Rows of the data for maps and patches of each target."""
+    controls: dict[Target, Values]
+    """Values of random groups for each target, which all methods share; the first method draws them."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +349,12 @@ class _Splits:
         """Collect activations once, and draw the folds. Examples of each class are spread evenly over the folds."""
         found = _collected(settings, data, targets, unpack, progress)
         apart = None if test is None else _collected(settings, test, targets, unpack, progress)
+        measured = len((found if apart is None else apart).Z)
+        if settings.masks is not None and len(settings.masks) != measured:
+            raise ValueError(
+                f"got masks of {len(settings.masks)} examples, and {measured} examples that methods are measured on; "
+                f"pass one for each example of {'data' if apart is None else 'test'}, in the same order"
+            )
         outputs = Outputs.of(found, targets)
         classes = outputs.classes
         _check_enough(found, classes, targets)
@@ -349,7 +384,7 @@ class _Splits:
             if classes is not None and isinstance(target, int):
                 rows = rows[classes[rows] == target]
             shown[target] = rows[: self.images]
-        return _Split(_Part(self.found, train), (first, ~first), test, shown)
+        return _Split(_Part(self.found, train), (first, ~first), test, shown, {})
 
 
 def _collected(
@@ -424,7 +459,7 @@ class _Measured:
             if isinstance(xnn, Relevances):
                 made.append(values | self._subspaces(xnn, target))
             else:
-                made.append(values | self._maps(xnn, target) | self._patches(xnn, target))
+                made.append(values | self._maps(xnn, target) | self._patches(xnn, target) | self._parts(xnn, target))
         return made
 
     def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
@@ -474,16 +509,26 @@ class _Measured:
         return {"maps_o1": stream.compute().o1, "explain_seconds": seconds / count} if count else {}
 
     def _patches(self, xnn: XNNAttribution, target: Target) -> Values:
-        images = self._images(target)
-        if images is None:
+        batches = self._covered(target)
+        if not batches:
             return {}
-        found = patch_scores(xnn, images, target, grid=_grid(images), seed=self.seed)
+        known = self.split.controls.get(target)
+        grid, fill = _grid(batches[0].first), self._fill()
+        found = patch_scores_of(
+            xnn, batches, target, grid=grid, fill=fill, seed=self.seed, controls=known is None
+        )  # fmt: skip
+        if known is None:
+            known = {
+                "agreement_random_groups": found.agreement_random_groups,
+                "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
+            }
+            if found.drops_random_groups is not None:
+                self.split.controls[target] = known
         return {
             "agreement": found.agreement,
-            "agreement_random_groups": found.agreement_random_groups,
             "agreement_random_maps": found.agreement_random_maps,
             "drops_o1": found.drops.o1,
-            "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
+            **known,
         }
 
     def _subspaces(self, found: Relevances, target: Target) -> Values:
@@ -493,11 +538,12 @@ class _Measured:
             made, took = _timed(lambda x, more: found.of(x, target, more), x, more)
             seconds, count = seconds + took, count + len(made)
         values: Values = {"explain_seconds": seconds / count} if count else {}
-        images = self._images(target)
-        if images is None:
+        inputs = self._alone(target)
+        if inputs is None:
             return values
-        drops = patch_drops(lambda x: found.of(x, target), images, grid=_grid(images))
-        return values | {"drops_o1": drop_orthogonality(drops, contributions=found.of(images, target)).o1}
+        drops = patch_drops(lambda x: found.of(x, target), inputs, grid=_grid(inputs), fill=self._fill())
+        values["drops_o1"] = drop_orthogonality(drops, contributions=found.of(inputs, target)).o1
+        return values | self._selectivity(lambda x: found.of(x, target), target)
 
     def _one_map(self, xnn: XNNAttribution, target: Target) -> Values:
         """Draw the single map of the output, and measure patch agreement and time."""
@@ -506,27 +552,96 @@ class _Measured:
             seconds += _timed(lambda x, more: xnn.one_heatmap(x, target, more), x, more)[1]
             count += len(x) if isinstance(x, Tensor) else len(x[0])
         values: Values = {"explain_seconds": seconds / count} if count else {}
-        images = self._images(target)
-        if images is None:
+        inputs = self._alone(target)
+        if inputs is None:
             return values
+        drops = patch_drops(self._outputs(target), inputs, grid=_grid(inputs), fill=self._fill())
+        maps = xnn.one_heatmap(inputs, target)
+        return values | {"agreement": patch_agreement(maps.sum(2) if maps.dim() > 3 else maps, drops)}
+
+    def _outputs(self, target: Target) -> Callable[[Tensor], Tensor]:
+        """Make a function that computes the output of a batch, (n, 1)."""
         reader = self.settings.reader()
 
         def outputs(x: Tensor) -> Tensor:
             with untouched(reader.model), torch.no_grad():
                 return select(reader.run((x.clone(),))[1], target)[:, None]
 
-        drops = patch_drops(outputs, images, grid=_grid(images))
-        return values | {"agreement": patch_agreement(xnn.one_heatmap(images, target).sum(2), drops)}
+        return outputs
 
-    def _images(self, target: Target) -> Tensor | None:
-        """Return the images to cover; None without any, or where inputs are not single images of one size."""
-        batches = self._shown(target)
-        images = [
-            x for x, more in batches if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point() and not more
-        ]
-        if not images or len(images) < len(batches) or len({x.shape[1:] for x in images}) > 1:
+    def _parts(self, xnn: XNNAttribution, target: Target) -> Values:
+        """Measure selectivity and locality on known parts."""
+        images, masks = self._alone(target), self._masks(target)
+        if masks is None or images is None or images.dim() != 4:
+            return {}
+        why = xnn.explain(images, target)
+        maps = channels_first(why.directed_maps(), images).sum(2).clamp(min=0)
+        on_parts = object_probabilities(maps, masks.to(maps.device))
+        found = mean_locality(on_parts, contributions=why.contributions)
+        return {
+            "locality": None if math.isnan(found) else found,
+            **self._selectivity(lambda x: xnn.contributions(x, target).contributions, target),
+        }
+
+    def _selectivity(self, contributions: Callable[[Tensor], Tensor], target: Target) -> Values:
+        """Remove the known parts one by one, and measure the selectivity of the changes."""
+        images, masks = self._alone(target), self._masks(target)
+        if masks is None or images is None or images.dim() != 4:
+            return {}
+        cover, masks = patch_cover(images, None), masks.to(images.device)
+
+        def removed(rows: Tensor, parts: Tensor) -> Tensor:
+            return torch.where(masks[rows, parts][:, None], cover[rows], images[rows])
+
+        changes = drops_of_patches(
+            lambda x, *_: contributions(x), images, removed, masks.flatten(2).any(2), batch_size=_BATCH
+        )
+        found = selectivity(changes)
+        return {"selectivity": found.share, "selectivity_whole": found.whole}
+
+    def _masks(self, target: Target) -> Tensor | None:
+        """Return the known parts of the examples for maps and patches, bool (n, P, H, W)."""
+        masks = self.settings.masks
+        return None if masks is None else masks[self.split.shown[target]]
+
+    def _covered(self, target: Target) -> list[CoveredBatch]:
+        """Return the examples to cover; none if their first input has no patches."""
+        made = []
+        for x, more in self._shown(target):
+            inputs = x if isinstance(x, tuple) else (x,)
+            batch = CoveredBatch(inputs, format_forward_args(more))
+            if not isinstance(batch.first, Tensor) or not self._has_patches(batch):
+                return []
+            made.append(batch)
+        return made
+
+    def _has_patches(self, batch: CoveredBatch) -> bool:
+        """Whether inputs are images, tokens or rows of at least three columns, which can be covered."""
+        first = batch.first
+        if first.is_floating_point():
+            return first.dim() == 4 or (first.dim() in (2, 3) and first.shape[1] > 2)
+        if first.dim() != 2 or first.shape[1] < 3:
+            return False
+        model = unwrap(self.settings.model)
+        return embedding_of(model, (*batch.inputs, *(batch.additional or ()))) is not None
+
+    def _fill(self) -> Tensor | None:
+        """Return the mean of each column over the training examples of a table; None for other inputs."""
+        total, count = torch.zeros(()), 0
+        for x, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
+            if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+                return None
+            total, count = total + x.double().sum(0), count + len(x)
+        return total / count
+
+    def _alone(self, target: Target) -> Tensor | None:
+        """Return the examples to cover as one tensor; None if they have further inputs, are ids, or differ in size."""
+        batches = self._covered(target)
+        inputs = [batch.first for batch in batches if len(batch.inputs) == 1 and not batch.additional]
+        if not inputs or len(inputs) < len(batches) or len({x.shape[1:] for x in inputs}) > 1:
             return None
-        return torch.cat(images)
+        joined = torch.cat(inputs)
+        return joined if joined.is_floating_point() else None
 
 
 def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:
@@ -541,9 +656,17 @@ def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, 
     return made, time.process_time() - start
 
 
-def _are_images(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()
+def _as_marks(masks: Tensor) -> Tensor:
+    """Convert masks of parts to bool (M, P, H, W)."""
+    if masks.dtype == torch.bool and masks.dim() == 4:
+        return masks
+    if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool or int(masks.max()) < 1:
+        raise ValueError(
+            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers from 1 to P for parts and 0 for the "
+            "rest, (M, H, W), or boolean (M, P, H, W)"
+        )
+    return masks[:, None] == torch.arange(1, int(masks.max()) + 1, device=masks.device)[:, None, None]
 
 
-def _grid(images: Tensor) -> int:
-    return int(min(_GRID, *images.shape[2:]))
+def _grid(inputs: Tensor) -> int:
+    return int(min(_GRID, *inputs.shape[2:])) if inputs.dim() == 4 else _GRID

@@ -25,6 +25,7 @@ from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._map_size import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._reader import Reader
@@ -96,6 +97,7 @@ class FeatureMaps(NamedTuple):
         additional: tuple[Any, ...] | None,
         ran: Trace,
         *,
+        taken: Pass | None = None,
         feature: int | None = None,
         internal_batch_size: int | None = None,
         settings: dict[str, Any],
@@ -108,6 +110,7 @@ class FeatureMaps(NamedTuple):
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
             ran: Modules that the model runs before the layer.
+            taken: A pass over all examples, if one has been taken.
             feature: The one x-feature to draw, in the inputs' shape; all of them, if None.
             internal_batch_size: Maps computed at once.
             settings: Settings of the backend for this call.
@@ -123,8 +126,10 @@ class FeatureMaps(NamedTuple):
                 own = [k for k in features if k < width]
                 x, more = rows_of(inputs, additional, torch.tensor(rows))
                 some = slopes[torch.tensor(rows).to(slopes.device)]
-                parts = list(self._parts([choices[i] for i in rows], own or [0], some, ran))
                 every = len(rows) == len(choices)
+                parts = list(
+                    self._parts([choices[i] for i in rows], own or [0], some, ran, taken=taken if every else None)
+                )
                 of_rows = settings if every else rows_of_settings(settings, len(choices), rows)
                 maps = draw(parts, x, more, internal_batch_size, of_rows)
                 yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
@@ -132,13 +137,16 @@ class FeatureMaps(NamedTuple):
         maps = gathered(drawn(), len(choices))
         return maps if feature is None else in_shape_of(inputs, maps)
 
-    def _parts(self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace) -> Iterator[Part]:
+    def _parts(
+        self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
+    ) -> Iterator[Part]:
         """Yield the networks that draw the maps of some examples."""
         reader = self.reader
         for (form, _, target, _), rows in grouped(choices):
             heatmap = self._backend(form)
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
+                groups.taken = taken if len(rows) == len(choices) else None
                 yield Part(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.layers._pixels import repeated
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._tail import Tail
-from captum_xnn.layers._trace import Tracer
 
 __all__ = ["Reader", "checked"]
 
@@ -91,18 +89,6 @@ class Reader:
             ValueError: If rows do not match, or anything is NaN or infinite.
         """
         return checked(*self.run(arguments), self.name)
-
-    def read_and_trace(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tracer]:
-        """Run the model; return the outputs of layer and model, and notes of the modules that ran.
-
-        Args:
-            arguments: As in :meth:`read`.
-        """
-        given = repeated(arguments, 1)  # a copy, before the model may change the arguments
-        tracer = Tracer(self.model, self.layer, given, name=self.name)
-        with tracer.noting():
-            Z, y_hat = self.read(arguments)
-        return Z, y_hat, tracer
 
     def channels(self, arguments: tuple[Any, ...]) -> int:
         """Find the dimension of the layer's output that holds channels, counted with the examples as 0.

@@ -3,7 +3,7 @@
 A metric is informative only if a control scores badly. Draw a few seeds and print their mean beside the method.
 
 Conventions:
-    N images, K x-features, D dimensions of the layer. All draws happen on the CPU, so a seed gives the same draw on
+    N examples, K x-features, D dimensions of the layer. All draws happen on the CPU, so a seed gives the same draw on
     every device.
 """
 
@@ -17,30 +17,32 @@ __all__ = ["random_maps", "random_partition"]
 
 
 def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
-    """Draw a smooth random map in place of every map, (N, K, H, W), not negative, in the maps' shape and dtype.
+    """Draw a random map in place of every map, not negative, in the maps' shape and dtype.
 
-    Each map enlarges uniform random numbers bilinearly from a grid of cells x cells points. All maps are independent,
-    within an image and between images.
+    Maps of images are smooth: each enlarges uniform random numbers bilinearly from a grid of cells x cells points. Maps
+    of tokens or columns are uniform random numbers. All maps are independent, within an example and between examples.
 
     Args:
-        maps: (N, K, H, W); only shape, dtype and device count.
+        maps: (N, K, H, W) of images, or (N, K, L) of tokens or columns; only shape, dtype and device count.
         seed: Seeds the draw.
-        cells: Points of the coarse grid along each side; fewer make smoother maps.
+        cells: Points of the coarse grid along each side of an image; fewer make smoother maps.
 
     Raises:
-        ValueError: If maps do not have four dimensions, or are not floating point.
+        ValueError: If maps do not have three or four dimensions, or are not floating point.
 
     Example:
         >>> drawn = random_maps(torch.zeros(2, 3, 8, 8), seed=0)
         >>> drawn.shape, bool((drawn >= 0).all())
         (torch.Size([2, 3, 8, 8]), True)
     """
-    if maps.dim() != 4 or not maps.is_floating_point():
+    if maps.dim() not in (3, 4) or not maps.is_floating_point():
         raise ValueError(
-            f"maps are {tuple(maps.shape)} of {maps.dtype}, not floating-point (N, K, H, W); sum maps (N, K, C, H, W) "
-            "over their channels with maps.sum(2)"
+            f"maps are {tuple(maps.shape)} of {maps.dtype}, not floating-point (N, K, H, W) or (N, K, L); sum maps "
+            "(N, K, C, H, W) over their channels with maps.sum(2)"
         )
     generator = torch.Generator().manual_seed(seed)
+    if maps.dim() == 3:
+        return torch.rand(maps.shape, generator=generator, dtype=torch.float64).to(maps)
     coarse = torch.rand(*maps.shape[:2], cells, cells, generator=generator, dtype=torch.float64)
     return F.interpolate(coarse, maps.shape[2:], mode="bilinear", align_corners=True).to(maps)
 

@@ -1,9 +1,10 @@
-r"""Patches: cover the patches of an image one after the other, and compare the drops with the maps.
+r"""Patches: cover the patches of an input one after the other, and compare the drops with the maps.
 
 Conventions:
-    N images (C, H, W), K x-features with contributions (N, K) in logits, maps (N, K, H, W). An image has P = g x g
-    patches, numbered in reading order. A **drop** is the contribution in the whole image minus that in the image with
-    one patch covered, (N, K, P), in logits. It is positive where the patch adds to the contribution.
+    N examples, K x-features with contributions (N, K) in logits. A **patch** is a piece of an input. An image (C, H, W)
+    has P = g x g patches, numbered in reading order. A text (L,) or (L, E) has a patch for each of its L tokens. A row
+    of a table (L,) has a patch for each of its L columns. A **drop** is the contribution in the whole input minus that
+    in the input with one patch covered, (N, K, P), in logits. It is positive where the patch adds to the contribution.
 
 Metrics:
     ``patch_agreement``: Spearman rank correlation over the patches between the drops and the map, mean over images and
@@ -20,8 +21,10 @@ How to read them:
     ``random_partition`` beside both metrics.
 
 Fill:
-    The model never saw images with covered patches, so the drops depend on the fill. The default is the mean colour of
-    the image; it needs no knowledge of the data. For normalised images, 0 is the mean colour of the data.
+    The model never saw inputs with covered patches, so the drops depend on the fill. The default for an image is its
+    mean colour; it needs no knowledge of the data. For normalised images, 0 is the mean colour of the data. The default
+    for a table is the mean of each column. Ids of tokens have no mean: pass the id of padding or of unknown words.
+    :func:`captum_xnn.patch_scores.patch_scores` can also put the mean embedding in the token's place.
 
 Reference:
     Hesse, Schaub-Meyer, Roth, "Benchmarking the Attribution Quality of Vision Models", 2024. Their score IDSDS rates
@@ -43,10 +46,14 @@ from captum_xnn.metrics._shapes import over_channels
 __all__ = [
     "blurred",
     "drop_orthogonality",
+    "drops_of_patches",
+    "mean_by_share",
     "patch_agreement",
     "patch_correlations",
+    "patch_cover",
     "patch_drops",
     "patch_masks",
+    "patch_places",
     "rank_correlation",
     "refuse_channels_last",
 ]
@@ -137,54 +144,125 @@ def patch_drops(
     fill: Tensor | float | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """Cover every patch of every image, and compute the drop of each x-feature's contribution, (N, K, P).
+    """Cover every patch of every example, and compute the drop of each x-feature's contribution, (N, K, P).
 
     Args:
-        contributions: Computes the contributions (n, K) of a batch of images (n, C, H, W), or its logit (n, 1). It runs
+        contributions: Computes the contributions (n, K) of a batch of inputs (n, ...), or its logit (n, 1). It runs
             without gradients. If it needs them, it must turn them on itself with ``torch.enable_grad``.
-        inputs: (N, C, H, W).
-        grid: Patches along each side.
-        fill: Values of covered pixels: a number, or a tensor that broadcasts to the inputs, such as blurred copies of
-            them. The mean colour of each image by default.
-        batch_size: Images in one call. In all, N (P + 1) images run; at most ``batch_size`` covered images are in
-            memory at once.
+        inputs: Images (N, C, H, W), or tokens or rows of a table (N, L) or (N, L, E).
+        grid: Patches along each side of an image.
+        fill: Values of a covered patch: a number, or a tensor that broadcasts to the inputs, such as
+            blurred copies of them. By default the mean colour of each image, or the mean of each column over the
+            examples; of embeddings (N, L, E), the mean over examples and tokens.
+        batch_size: Examples in one call. In all, N (P + 1) examples run; at most ``batch_size`` covered examples are
+            in memory at once.
 
     Raises:
-        ValueError: If shapes do not fit, or contributions are not finite.
+        ValueError: If shapes do not fit, contributions are not finite, or ids of tokens come without a fill.
 
     Example:
         >>> drops = patch_drops(lambda x: x.sum((2, 3)), torch.ones(1, 1, 4, 4), grid=2, fill=0.0)
         >>> drops
         tensor([[[4., 4., 4., 4.]]])
+        >>> patch_drops(lambda x: x.sum(1, keepdim=True), torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+        tensor([[[-1.,  0.]],
+        <BLANKLINE>
+                [[ 1.,  0.]]])
     """
-    if inputs.dim() != 4 or not len(inputs) or batch_size < 1:
+    if inputs.dim() not in (2, 3, 4) or not len(inputs) or batch_size < 1:
         raise ValueError(
-            f"inputs are {tuple(inputs.shape)} and batch_size is {batch_size}; pass images (N, C, H, W), also for a "
-            "single image, and batch_size > 0"
+            f"inputs are {tuple(inputs.shape)} and batch_size is {batch_size}; pass images (N, C, H, W), or tokens or "
+            "rows (N, L) or (N, L, E), also for a single example, and batch_size > 0"
         )
     refuse_channels_last(inputs)
-    cover = inputs.mean((2, 3), keepdim=True) if fill is None else torch.as_tensor(fill).to(inputs)
+    cover = patch_cover(inputs, fill)
+    masks = patch_places(inputs, grid)
+
+    def covered(rows: Tensor, patches: Tensor) -> Tensor:
+        return torch.where(masks[patches], cover[rows], inputs[rows])
+
+    def values(x: Tensor, _rows: Tensor, _patches: Tensor | None) -> Tensor:
+        return contributions(x)
+
+    marks = torch.ones(len(inputs), len(masks), dtype=torch.bool)
+    return drops_of_patches(values, inputs, covered, marks, batch_size=batch_size)
+
+
+def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
+    """Compute the values of covered patches, in the shape of the inputs.
+
+    Args:
+        inputs: As :func:`patch_drops` takes them.
+        fill: As :func:`patch_drops` takes it.
+
+    Raises:
+        ValueError: If the fill does not broadcast to the inputs, or ids of tokens come without one.
+    """
+    if fill is not None:
+        cover = torch.as_tensor(fill).to(inputs)
+    elif inputs.dim() == 4:
+        cover = inputs.mean((2, 3), keepdim=True)
+    elif inputs.is_floating_point():
+        cover = inputs.mean(tuple(range(inputs.dim() - 1)), keepdim=True)
+    else:
+        raise ValueError(
+            f"inputs of {inputs.dtype} are ids, which have no mean; pass fill=, the id of padding or of unknown words"
+        )
     try:
-        cover = cover.expand_as(inputs)
+        return cover.expand_as(inputs)
     except RuntimeError as error:
         raise ValueError(
             f"fill is {tuple(cover.shape)}, and does not broadcast to {tuple(inputs.shape)}; pass a colour as (C, 1, 1)"
         ) from error
-    masks = patch_masks(inputs.shape[2], inputs.shape[3], grid).to(inputs.device)
-    whole = torch.cat([_values(contributions, batch) for batch in torch.split(inputs, batch_size)])
-    covered = []
-    for pairs in torch.split(torch.arange(len(inputs) * len(masks), device=inputs.device), batch_size):
-        image, patch = pairs // len(masks), pairs % len(masks)
-        covered.append(_values(contributions, torch.where(masks[patch, None], cover[image], inputs[image])))
-    return whole[:, :, None] - torch.cat(covered).reshape(len(inputs), len(masks), -1).transpose(1, 2)
 
 
-def _values(contributions: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Compute the contributions of a batch and check them."""
-    found = contributions(images).detach()
-    if found.dim() != 2 or len(found) != len(images):
+def patch_places(inputs: Tensor, grid: int) -> Tensor:
+    """Mark the elements of each patch, bool, in a shape that broadcasts to (P, *inputs.shape[1:]).
+
+    Args:
+        inputs: As :func:`patch_drops` takes them.
+        grid: Patches along each side of an image.
+    """
+    if inputs.dim() == 4:
+        return patch_masks(inputs.shape[2], inputs.shape[3], grid)[:, None].to(inputs.device)
+    L = inputs.shape[1]
+    return torch.eye(L, dtype=torch.bool, device=inputs.device).reshape(L, L, *[1] * (inputs.dim() - 2))
+
+
+@torch.no_grad()
+def drops_of_patches(
+    values: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    inputs: Tensor,
+    covered: Callable[[Tensor, Tensor], Tensor],
+    marks: Tensor,
+    *,
+    batch_size: int,
+) -> Tensor:
+    """Compute the drops of the marked patches, (N, K, P); 0 for all others.
+
+    Args:
+        values: Computes contributions (n, K) from inputs (n, ...), the numbers (n,) of their examples, and those of
+            their covered patches; None for whole inputs.
+        inputs: The examples (N, ...).
+        covered: Covers a patch of each of some examples: from their numbers (n,) and the patches' to inputs (n, ...).
+        marks: Patches to cover, bool (N, P); others, such as padding, belong to no example.
+        batch_size: Examples in one call.
+    """
+    every = torch.arange(len(inputs), device=inputs.device)
+    whole = torch.cat([_checked(values(inputs[rows], rows, None), rows) for rows in torch.split(every, batch_size)])
+    drops = whole.new_zeros(len(inputs), marks.shape[1], whole.shape[1])
+    for pairs in torch.split(marks.to(inputs.device).nonzero(), batch_size):
+        rows, patches = pairs.T
+        drops[rows, patches] = whole[rows] - _checked(values(covered(rows, patches), rows, patches), rows)
+    return drops.transpose(1, 2)
+
+
+def _checked(found: Tensor, rows: Tensor) -> Tensor:
+    """Return the contributions of some examples after checking them."""
+    found = found.detach()
+    if found.dim() != 2 or len(found) != len(rows):
         raise ValueError(
-            f"contributions are {tuple(found.shape)} for {len(images)} images; return ({len(images)}, K), and give a "
+            f"contributions are {tuple(found.shape)} for {len(rows)} examples; return ({len(rows)}, K), and give a "
             "single logit a second dimension of 1"
         )
     if not bool(found.isfinite().all()):
@@ -240,9 +318,9 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
     The map's value of a patch is its mean over the patch. For patches of one size, the sum gives the same order.
 
     Args:
-        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels. Signs count: a map should be positive where the
-            image adds to the contribution.
-        drops: (N, K, P) with P a square number.
+        maps: (N, K, H, W) of images, or (N, K, C, H, W) to sum over channels; (N, K, L) of tokens or columns. Signs
+            count: a map should be positive where the input adds to the contribution.
+        drops: (N, K, P). P is a square number for images, and L for tokens or columns.
 
     Raises:
         ValueError: If shapes do not fit, or values are not finite.
@@ -253,17 +331,27 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
         tensor([[1.]], dtype=torch.float64)
     """
     maps = over_channels(maps)
+    if maps.dim() == 3 and maps.shape == drops.shape:
+        # The same word twice has the same drop, but for rounding: such words tie.
+        return rank_correlation(_rounded(maps), _rounded(drops.to(maps.device)))
     grid = round(drops.shape[-1] ** 0.5) if drops.dim() == 3 else 0
     if maps.dim() != 4 or drops.dim() != 3 or maps.shape[:2] != drops.shape[:2] or grid**2 != drops.shape[2]:
         raise ValueError(
             f"maps are {tuple(maps.shape)} and drops {tuple(drops.shape)}, not (N, K, H, W) and (N, K, P) with P a "
-            "square number; pass the drops from patch_drops for the same images and x-features"
+            "square number, or (N, K, L) and (N, K, L); pass the drops from patch_drops for the same examples and "
+            "x-features"
         )
     masks = patch_masks(maps.shape[2], maps.shape[3], grid).to(maps.device).double().flatten(1)
     value = maps.detach().double().flatten(2) @ (masks / masks.sum(1, keepdim=True)).T
     size = value.abs().amax(2, keepdim=True)
     # In double precision, sums over equal patches differ in their last bits. In single precision they tie.
     return rank_correlation((value / torch.where(size > 0, size, 1)).float(), drops.to(maps.device))
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Round to five decimals of the largest absolute value along the last dimension."""
+    size = values.detach().double().abs().amax(-1, keepdim=True)
+    return (values.detach().double() / torch.where(size > 0, size, 1)).round(decimals=5)
 
 
 def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None = None) -> float:
@@ -274,14 +362,16 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
 
     .. math:: \sum_{nk} t_{nk} \, \rho(\mathrm{drops}_{nk}, \mathrm{map}_{nk}) \Big/ \sum_{nk} t_{nk}
 
-    t is the x-feature's share of the contributions in the image (``contribution_shares``), or 1 without contributions.
-    A constant map or constant drops count as 0. The result is NaN if no x-feature contributes in any image.
+    t is the x-feature's share of the contributions in the example (``contribution_shares``), or 1 without
+    contributions. A constant map or constant drops count as 0. The result is NaN if no x-feature contributes in any
+    example.
 
     Maps without signs, such as c-MWP, show the evidence for the x-feature's sign (``Explanation.directed_maps`` directs
     signed maps in the same way). Direct the drops as well: ``drops * contributions.sign()[:, :, None]``.
 
     Args:
-        maps: (N, K, H, W), or (N, K, C, H, W) to sum over channels.
+        maps: (N, K, H, W) of images, or (N, K, C, H, W) to sum over channels; (N, K, L) of tokens or columns. Sum maps
+            of embeddings (N, K, L, E) with ``maps.sum(3)``.
         drops: (N, K, P), from :func:`patch_drops`.
         contributions: (N, K), in logits; for the mean weighted by share.
 
@@ -299,13 +389,28 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
     """
     found = patch_correlations(maps, drops)
     if not found.numel():
-        raise ValueError(f"maps are {tuple(maps.shape)}, without any x-feature; pass at least one image")
-    if contributions is None:
-        return float(found.mean())
+        raise ValueError(f"maps are {tuple(maps.shape)}, without any x-feature; pass at least one example")
+    return float(found.mean()) if contributions is None else mean_by_share(found, contributions)
+
+
+def mean_by_share(found: Tensor, contributions: Tensor) -> float:
+    """Average a number of each x-feature in each example, weighted by its share of the contributions.
+
+    Args:
+        found: (N, K).
+        contributions: (N, K), in logits.
+
+    Raises:
+        ValueError: If shapes differ.
+
+    Example:
+        >>> mean_by_share(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, -1.0]]))
+        0.75
+    """
     if contributions.shape != found.shape:
         raise ValueError(
             f"contributions are {tuple(contributions.shape)}, not {tuple(found.shape)} with one for each map; pass "
-            "Explanation.contributions of the same images"
+            "Explanation.contributions of the same examples"
         )
     share = contribution_shares(contributions).to(found.device)
     total = share.sum()
@@ -315,7 +420,7 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
 def drop_orthogonality(drops: Tensor, *, contributions: Tensor | None = None) -> Orthogonality:
     """Compute O1 and O2 of the x-features' drops in absolute value; 0 is best, and O2 can be infinite.
 
-    It asks: do the x-features depend on different places of the image? It uses no heatmap method.
+    It asks: do the x-features depend on different places of the input? It uses no heatmap method.
 
     Args:
         drops: (N, K, P), from :func:`patch_drops`.

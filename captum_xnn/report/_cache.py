@@ -148,6 +148,8 @@ def describe(
             "class_names": sorted(map(list, names.items())) if isinstance(names, Mapping) else names and list(names),
             "against": None if options.against is None else str(options.against),
             "patches": options.patches,
+            "unit": options.unit,
+            "fill": options.fill.tolist() if isinstance(options.fill, Tensor) else options.fill,
             "internal_batch_size": options.internal_batch_size,
         },
     }

@@ -37,12 +37,14 @@ class OutputNames:
     """Names of the model's outputs."""
 
     def __init__(self, names: ClassNames | None) -> None:
-        self.names = {} if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
+        pairs: Any = () if names is None else names.items() if isinstance(names, Mapping) else enumerate(names)
+        self.names: dict[Any, str] = dict(pairs)
 
     def of(self, target: Target) -> str:
         """Return the name of an output, or its number if it has no name."""
         if target is None:
-            return "the output"
+            only = self.names.get(None, next(iter(self.names.values())) if len(self.names) == 1 else "the output")
+            return str(only)
         if isinstance(target, Difference):
             return f"{self.of(target.target)} rather than {self.of(target.against)}"
         return str(self.names[target]) if target in self.names else f"class {target}"

@@ -40,7 +40,7 @@ class ReportOptions:
     data_captions: Sequence[str] | None = None
     """Caption of each example of ``data``, for the cards. If ``data`` is None, ``captions`` are used."""
     class_names: ClassNames | None = None
-    """Names of the model's outputs: a list in order, or a mapping by number."""
+    """Names of the model's outputs: a list in order, or a mapping by number. A single output has one name."""
     names: str | os.PathLike[str] | Mapping[Any, Names] | None = None
     """Names of x-features: a file that a report exported or :func:`captum_xnn.plots.write_names` wrote, or a mapping
     from targets to names."""
@@ -52,6 +52,8 @@ class ReportOptions:
     ids (L,)."""
     input_names: Sequence[str] | None = None
     """Names of the input features, for a page about a table."""
+    unit: str = "logits"
+    """Unit of the model's output, such as "thousands of euros"."""
     places: PlacesOfMaps | None = None
     """Function ``(batch, rows, maps)`` that computes the share of each map on annotated parts or objects;
     :func:`captum_xnn.report.on_parts` and :func:`captum_xnn.report.on_objects` make such functions."""
@@ -61,7 +63,11 @@ class ReportOptions:
     """Output to compare with. Each example has a second sentence: why the target rather than this output."""
     patches: int = 0
     """Number of positives to cover patch by patch, for the measures of :func:`captum_xnn.patch_scores.patch_scores`.
-    Each image takes 16 explanations."""
+    An image has 16 patches, a text one for each token, and a row of a table one for each column. Each patch takes one
+    explanation."""
+    fill: Tensor | float | None = None
+    """Values of a covered patch, such as the id of padding or of unknown words. By default the mean colour of each
+    image, the mean embedding in place of a token, or the mean of each column over ``data``."""
     again: XNNAttribution | None = None
     """The same explanation fitted again, on other data or with another seed. The report says whether it has the same
     x-features."""

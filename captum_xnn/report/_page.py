@@ -155,6 +155,7 @@ def write_report(
         model=model,
         layer=layer,
         features=xnn.n_features,
+        unit=options.unit,
         chapters=chapters,
         notes=options.notes,
         images=len(content["images"]),
@@ -215,7 +216,9 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
                 "patches": None if patches is None else _fields(patches),
                 "verdict": _fields(
                     verdict(
-                        on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+                        on_unexplained(
+                            score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit
+                        ),
                         on_stability(_stability(run.pairs[i])),
                         on_maps(patches),
                     )
@@ -243,11 +246,11 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
     captioned = run.captioned(options.captions)
     chapters = []
     for rows, t in zip(run.found, targets, strict=True):
-        score, training = rows.faithfulness(), xnn.explainer(t)
+        score, training, patches = rows.faithfulness(), xnn.explainer(t), run.patch_scores(rows)
         reasons = (
-            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact),
+            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit),
             on_stability(_stability(rows.pairs)),
-            on_maps(None, images=False),
+            on_maps(patches, kind=run.kind),
         )
         chapters.append(
             {
@@ -260,7 +263,7 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
                 "mean_outputs": _mean_outputs(rows.rows),
                 "decimals": decimals(rows.rows),
                 "classes": rows.classes,
-                "patches": None,
+                "patches": None if patches is None else _fields(patches),
                 "verdict": _fields(verdict(*reasons)),
             }
         )
@@ -346,7 +349,11 @@ class _Run:
             return None
         with tqdm(total=1, desc="covering patches", disable=not self.options.progress, leave=False) as bar:
             found = patch_scores(
-                self.xnn, images, target, internal_batch_size=self.options.internal_batch_size or _BATCH
+                self.xnn,
+                images,
+                target,
+                fill=self.options.fill,
+                internal_batch_size=self.options.internal_batch_size or _BATCH,
             )
             bar.update()
         return found

@@ -16,8 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Difference, Target, predicted_classes
 from captum_xnn.metrics._faithfulness import classification_faithfulness
+from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
 from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches
 from captum_xnn.report._cards import DataFaithfulness, count_examples
 from captum_xnn.report._gallery import OutputNames, Texts, compare, numbers_of, scaled, short, strengths
@@ -30,6 +33,9 @@ __all__ = ["Rows", "RowsRun", "texts_of"]
 
 # Cells on a card.
 _CELLS = 8
+# Cells of an example that is covered: fewer have no order to speak of.
+_LEAST = 3
+_BATCH = 64
 
 
 class Rows:
@@ -44,6 +50,8 @@ class Rows:
         self.misses, self.same = 0.0, 0.0
         self.predictions: list[Tensor] = []
         self.own: list[Tensor] = []
+        self.covered: list[CoveredBatch] = []
+        """Positives to cover token by token, or column by column."""
         self.sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(K)]
 
     def count(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
@@ -79,6 +87,16 @@ class Rows:
             )
             if own:
                 self._add_cells(maps, contributions, texts)
+
+    def cover(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
+        """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
+        own = [row["own"] for row in self.rows[-len(cells) :]]
+        some = [i for i, texts in enumerate(cells) if own[i] and len(texts) >= _LEAST]
+        some = some[: most - sum(len(covered.first) for covered in self.covered)]
+        if some:
+            inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some))
+            self.covered.append(CoveredBatch(x, more, [len(cells[i]) for i in some]))
 
     def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str]) -> None:
         """Spread each contribution over the cells in proportion to its map, and add up by text."""
@@ -146,6 +164,9 @@ class RowsRun:
         self.kind = "table" if options.tokens is None else "texts"
         self.found = [Rows(t, xnn.explainer(t).form.n_features) for t in targets]
         self.shown: list[dict[str, Any]] = []
+        self.sum: Tensor | float = 0.0
+        """Sum of the data of a table, over examples."""
+        self.examples = 0
 
     def explain(self, inputs: Any) -> None:
         """Explain all inputs and data."""
@@ -156,6 +177,7 @@ class RowsRun:
             return
         size = self.options.internal_batch_size
         for batch in self._bar(self.options.data, "reading the data"):
+            self._add(batch)
             y_hat = outputs_of_rows(self.xnn, batch)
             for rows, t in zip(self.found, self.targets, strict=True):
                 made = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
@@ -177,11 +199,14 @@ class RowsRun:
         given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
         self._show(batch, given, cells)
+        if own:
+            self._add(batch)
         size = options.internal_batch_size
         for rows, t in zip(self.found, self.targets, strict=True):
             why = xnn.explain(batch.inputs, t, batch.additional, internal_batch_size=size)
             rows.classes = predicted is not None and isinstance(t, int)
             rows.show(why, xnn.one_heatmap(batch.inputs, t, batch.additional, internal_batch_size=size), given, cells)
+            rows.cover(batch, cells, options.patches)
             if options.against not in (None, t):
                 made = xnn.contributions(
                     batch.inputs, t, batch.additional, against=options.against, internal_batch_size=size
@@ -193,6 +218,23 @@ class RowsRun:
             if options.again is not None:
                 again = options.again.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
                 rows.pairs.append((why.contributions.cpu(), again.contributions.cpu()))
+
+    def _add(self, batch: RowBatch) -> None:
+        """Add the data of a table to the means of its columns."""
+        if self.kind == "table":
+            self.sum = self.sum + batch.first.detach().double().cpu().sum(0)
+            self.examples += len(batch.first)
+
+    def patch_scores(self, rows: Rows) -> PatchScores | None:
+        """Cover the kept positives of a target; return None without any."""
+        if not rows.covered:
+            return None
+        fill = self.sum / self.examples if self.options.fill is None and self.kind == "table" else self.options.fill
+        with tqdm(total=1, desc="covering patches", disable=not self.options.progress, leave=False) as bar:
+            size = self.options.internal_batch_size or _BATCH
+            found = patch_scores_of(self.xnn, rows.covered, rows.target, fill=fill, internal_batch_size=size)
+            bar.update()
+        return found
 
     def _show(self, batch: RowBatch, given: Sequence[int | None], cells: Sequence[list[str]]) -> None:
         """Keep texts and, of a table, values."""

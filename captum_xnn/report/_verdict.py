@@ -28,6 +28,17 @@ _STABLE = (0.8, 0.5)
 _AGREES = (0.5, 0.2)
 # By less than this, two agreements are the same.
 _SAME = 0.05
+# How patches are covered, in a sentence and in an instruction, and what is covered.
+_COVERING = {
+    "images": ("Where a part of the image is covered", "covers parts of some images", "parts of {} images"),
+    "texts": ("Where a word is taken away", "takes away one word after the other of some texts", "words of {} texts"),
+    "table": (
+        "Where an input is set to its mean",
+        "sets one input after the other to its mean in some examples",
+        "inputs of {} examples",
+    ),
+}
+_READ_AS = {"images": "places", "texts": "the words that matter", "table": "the inputs that matter"}
 
 
 class Reason(NamedTuple):
@@ -86,14 +97,15 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     return Stability(float(again), between, len(first))
 
 
-def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool) -> Reason:
+def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, unit: str = "logits") -> Reason:
     """Judge the unexplained part of the output.
 
     Args:
-        f_reg: Mean |model - x-features|, in logits.
-        spread: Mean |model - its mean|, in logits: F_reg of a guess that always gives the mean output.
+        f_reg: Mean |model - x-features|, in the output's unit.
+        spread: Mean |model - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
         examples: Number of examples of both means.
         exact: Whether the x-features add up by construction.
+        unit: Unit of the output.
 
     Example:
         >>> print(on_unexplained(0.5, 10.0, 200, exact=False).answer)
@@ -107,8 +119,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool) -
         else "The x-features explain nothing."
     )
     text = (
-        f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} logits on average. "
-        f"A guess that always gives the mean output misses by {spread:.3g} logits."
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} {unit} on average. "
+        f"A guess that always gives the mean output misses by {spread:.3g} {unit}."
     )
     if exact:
         text += (
@@ -149,7 +161,7 @@ def on_stability(found: Stability | None) -> Reason:
     return Reason(level, question, text)
 
 
-def on_maps(found: PatchScores | None, *, images: bool = True) -> Reason:
+def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
     """Judge whether maps agree with the drops that covering a patch causes.
 
     Maps that do no better than those of x-features drawn by chance, or worse than the single heatmap, are "fair" at
@@ -157,33 +169,32 @@ def on_maps(found: PatchScores | None, *, images: bool = True) -> Reason:
 
     Args:
         found: Measures on covered patches, or None without them.
-        images: Whether the inputs are images, whose patches can be covered.
+        kind: Inputs of the page: "images", "texts" or "table".
 
     Example:
         >>> on_maps(None).level
         'unknown'
     """
     question = "Do the maps show what matters to the model?"
-    if found is None and not images:
-        return Reason("unknown", question, "Not measured: only parts of images can be covered so far.")
+    covering, act, places = _COVERING[kind]
     if found is None:
         return Reason(
             "unknown",
             question,
-            "Not measured. To measure it, write the report with patches=4 (--patches): it covers parts of some images, "
-            "and compares the maps with what the model then loses.",
+            f"Not measured. To measure it, write the report with patches=4 (--patches): it {act}, and compares the "
+            "maps with what the model then loses.",
         )
     a, noise, groups = found.agreement, found.agreement_random_maps, found.agreement_random_groups
     one = found.agreement_one_heatmap
     level = _level(a, *_AGREES) if a > noise + 2 * _SAME else "poor"
     chance = "" if groups is None else f", maps of x-features drawn by chance {_signed(groups)}"
     text = (
-        f"Where a part of the image is covered, contributions drop. The maps rank the parts of {found.images} images "
-        f"in the order of these drops with a correlation of {_signed(a)} (1: the same order). For comparison: maps of "
-        f"noise {_signed(noise)}{chance}, the single usual heatmap {_signed(one)}."
+        f"{covering}, contributions drop. The maps rank the {places.format(found.examples)} in the order of these "
+        f"drops with a correlation of {_signed(a)} (1: the same order). For comparison: maps of noise "
+        f"{_signed(noise)}{chance}, the single usual heatmap {_signed(one)}."
     )
     if level == "poor":
-        text += " So the maps hardly follow what the model loses: do not read them as places."
+        text += f" So the maps hardly follow what the model loses: do not read them as {_READ_AS[kind]}."
     elif groups is not None and a <= groups + _SAME:
         level = "fair"
         text += (

@@ -4,6 +4,9 @@ Your ResNet and your folder of images
 
 You have a trained ResNet and a folder of images. This tutorial explains one of its classes: a few x-features, where
 each is in an image, how much each adds to the output, and one page that you can send to a colleague.
+
+The reading of folders needs torchvision, and the page jinja2. In a clone of the repository:
+``pip install -c constraints.txt -e '.[report,vision]'``. Take torch and torchvision from the same package index.
 """
 
 # %%

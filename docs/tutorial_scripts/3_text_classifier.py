@@ -175,3 +175,34 @@ for row in range(3):
 # The sum of one review:
 
 why.show(0, names=names, title=" ".join(texts[some[0]]))
+
+# %%
+# Report
+# ------
+# Write one HTML page for readers who do not program. ``tokens`` gives the words of each text, without padding. With
+# ``patches=6`` the page also checks the maps: it takes away one word after the other of six reviews, by putting the mean
+# embedding in its place, and compares the loss of each x-feature with its map. Pass ``fill=0`` to put the padding there
+# instead.
+
+import tempfile
+from pathlib import Path
+
+others = list(range(600, 640))
+report = xnn.report(
+    ids[others],
+    Path(tempfile.mkdtemp()) / "text_classifier.html",
+    target=1,
+    tokens=[texts[i] for i in others],
+    class_names=["good", "bad"],
+    names={1: names},
+    patches=6,
+    title="Why is a review bad?",
+)
+report
+
+# %%
+# On the command line
+# -------------------
+# Beside ``load()``, let the model's file define ``encode(text)``, which returns the ids of a text, padded to one length,
+# and ``tokens(ids)``, which returns its words. Then every command takes a text file with a text on each line:
+# ``captum-xnn report --explainer explainers --data reviews.txt --patches``.

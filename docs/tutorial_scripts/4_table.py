@@ -130,3 +130,24 @@ axes.set(
     ylabel=f"contribution of x-feature {k + 1}, thousands",
 )
 figure
+
+# %%
+# Report
+# ------
+# Write one HTML page for readers who do not program. With ``patches=10`` the page also checks the maps: it sets one
+# column after the other of ten houses to its mean, and compares the loss of each x-feature with its map.
+
+import tempfile
+from pathlib import Path
+
+report = xnn.report(
+    x_test[:40],
+    Path(tempfile.mkdtemp()) / "table.html",
+    data=x_test,
+    input_names=columns,
+    names={None: names},
+    patches=10,
+    unit="thousands",
+    title="Why this price?",
+)
+report
