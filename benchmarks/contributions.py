@@ -44,17 +44,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks import birds, conv_layers, digits, synthetic
-from benchmarks.one_vs_all import N_FEATURES, effective
+from benchmarks.one_vs_all import N_FEATURES, effective, image_of
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source
-from captum_xnn.datasets import CUB200, collate, draw_figures, load_digits
+from captum_xnn.activations._activations import Source
+from captum_xnn.datasets import CUB200, Figures, collate, load_digits
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics import (
     classification_faithfulness,
-    drop_orthogonality,
     matched_features,
     patch_agreement,
     patch_drops,
@@ -62,6 +61,7 @@ from captum_xnn.metrics import (
     regression_faithfulness,
 )
 from captum_xnn.metrics._controls import random_partition
+from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 
@@ -141,10 +141,6 @@ def loader(images: Any) -> DataLoader[Any]:
     return DataLoader(images, batch_size=8, collate_fn=collate)
 
 
-def _image(batch: Any) -> tuple[tuple[Tensor], None]:
-    return (batch.image,), None
-
-
 @lru_cache(maxsize=1)
 def _birds(root: Path, file: Path) -> tuple[nn.Module, CUB200]:
     model, normalise = birds.network(file)
@@ -164,7 +160,7 @@ def of_birds(layer: str, given: argparse.Namespace, label: int) -> Problem:
     train, test = conv_layers.rows_of(everything, label, len(images) if dense else given.negatives)
 
     def read(some: Any) -> Any:
-        return collect(model, layer, loader(some), unpack=_image, progress=True)
+        return collect(model, layer, loader(some), unpack=image_of, progress=True)
 
     if dense:
         known = {"network": str(given.file.resolve()), "layer": layer, "size": 227, "images": len(images)}
@@ -172,7 +168,7 @@ def of_birds(layer: str, given: argparse.Namespace, label: int) -> Problem:
         Z, y_hat = found["Z"][train], found["y_hat"][train]
     else:
         Z, y_hat, *_ = read(Subset(images, train.tolist()))
-    source = Source(loader(Subset(images, train.tolist())), _image)
+    source = Source(loader(Subset(images, train.tolist())), image_of)
     shown = torch.stack([images[i].image for i in test[: given.test].tolist()])
     small = partial(ConvSRAE, hidden=(64, 32), pool=2)  # as benchmarks.conv_layers
     return Problem(model, layer, label, Activations(Z, y_hat, layer, source=source), shown, SRAE if dense else small)
@@ -269,7 +265,7 @@ def trained(make: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, epoch
 
 @lru_cache(maxsize=1)
 def _residual(examples: int, epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
-    train, test = draw_figures(examples, seed=0), draw_figures(1000, seed=1)
+    train, test = Figures.draw(examples, seed=0), Figures.draw(1000, seed=1)
     outputs = len(train.reasons) + 1
     return (
         trained(lambda: residual_network(outputs), train.images, train.labels, epochs),

@@ -1,7 +1,9 @@
 """Table 1: faithfulness, orthogonality and locality of one-vs-all explainers on CUB-200-2011.
 
 For each class, a form of explanation network learns from five sixths of its images (50 of 60) and 80 % of the
-others; the rest is test data. Maps are drawn of the class's test images, by the default backend. Every method and class
+others; the rest is test data. Maps are drawn of the class's test images, by the default backend of each form: that of
+``groups``, the default form of XNNAttribution, is gradient x activation, without what speaks against the x-feature, and
+that of all others is excitation backprop. Every method and class
 is a line of OUT/results.jsonl, and a run with the same OUT goes on where the last one stopped. Printed, and written to
 OUT, is the mean over the classes with its 95 % confidence interval, beside the paper's value (VGG19, 200 classes):
 
@@ -59,6 +61,7 @@ def measure(of: Birds, job: Line, *, maps_layer: str | None = None) -> Line:
         batch.image,
         of.Z[positives],
         lambda maps: part_probabilities(maps, batch.points, batch.box),
+        one_vs_all.in_batches(of.images, train),
     )
     return one_vs_all.measure(problem, job["method"], job["seed"], maps_layer=maps_layer)
 

@@ -37,7 +37,7 @@ from benchmarks.one_vs_all import effective
 from benchmarks.runs import Line, measured, settings, write
 from captum_xnn import SRAE, PaperSRAE, Recipe
 from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
-from captum_xnn.models.losses import (
+from captum_xnn.models._losses import (
     RunningMean,
     faithfulness,
     log_penalty,
@@ -93,7 +93,8 @@ def by_hand(
         std = std.clamp_min(std.mean() * 0.1) if scale == "each" else Z.var(0).mean().sqrt().expand_as(std)
         X, t = (Z - mean) / std, (y - y.mean()) / y.std()
         pools = positives.nonzero()[:, 0], (~positives).nonzero()[:, 0]
-        counts = recipe.batch_size // 4, recipe.batch_size - recipe.batch_size // 4
+        batch = recipe.batch_of(len(Z))
+        counts = batch // 4, batch - batch // 4
         share = [len(pool) / len(Z) for pool in pools]
         weight = torch.cat([torch.full((c,), s / c) for s, c in zip(share, counts, strict=True)])
         row_weight = torch.where(positives, 0.25 / share[0], 0.75 / share[1])

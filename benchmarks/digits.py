@@ -22,8 +22,9 @@ from torch import nn
 from benchmarks.one_vs_all import effective
 from benchmarks.runs import Column, Line, interval, measured, summary, table, write
 from captum_xnn import XNNAttribution
-from captum_xnn.cli.demo import LAYERS, train_cnn
-from captum_xnn.datasets import Digits, load_digits, load_mnist
+from captum_xnn.cli._demo import LAYERS
+from captum_xnn.datasets import load_digits, load_mnist
+from captum_xnn.datasets._digits import Digits
 from captum_xnn.metrics import orthogonality
 from captum_xnn.models._srae import by_shape
 
@@ -43,7 +44,7 @@ COLUMNS = (
 def trained(seed: int, mnist: Path | None) -> tuple[nn.Module, Digits]:
     """Returns the network of a seed with the digits it learned from."""
     digits = load_digits(seed=seed) if mnist is None else load_mnist(mnist)
-    return train_cnn(digits.train_images, digits.train_labels, seed=seed), digits
+    return digits.trained_network(seed=seed), digits
 
 
 def measure(job: Line, mnist: Path | None = None) -> Line:

@@ -7,6 +7,16 @@ memory.
 
     python benchmarks/explaining.py
     python benchmarks/explaining.py --device cuda --batch 64
+
+With --calls, `attribute` and `explain` of VGG16, ResNet-50 and ViT-B/16 are timed instead, by processor time on a CPU,
+with groups of contributions and with an SRAE, against the parts that they cannot do without:
+
+maps         the default backend, called on a network to the x-features that is at hand
+integral     the path integral of groups, where the layer's output is known
+rest         what `attribute` takes beyond both: it runs the model once for Z and the outputs, and guards its state
+ratio        `attribute` and `explain` over maps, and over maps and integral
+
+    python benchmarks/explaining.py --calls --models resnet50 --batches 1 8
 """
 
 from __future__ import annotations
@@ -21,11 +31,16 @@ import torch
 from backend_speed import K, composed
 from captum.attr import Attribution, InputXGradient, IntegratedGradients, Saliency
 from excitation_speed import network
-from torch import Tensor
+from torch import Tensor, nn
 
-from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.heatmaps._default_maps import as_heatmap
+from captum_xnn import SRAE, XNNAttribution
+from captum_xnn.explainer import Explainer
+from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, GradientMaps
+from captum_xnn.heatmaps._contribution_network import ContributionNetwork
 from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._trace import trace
+from captum_xnn.models import ContributionGroups
 
 METHODS: dict[str, tuple[type[Attribution], dict[str, int]]] = {
     "Saliency": (Saliency, {}),
@@ -33,6 +48,8 @@ METHODS: dict[str, tuple[type[Attribution], dict[str, int]]] = {
     "IntegratedGradients": (IntegratedGradients, {"n_steps": 8}),
 }
 LAYER = "avgpool"
+LAYERS = {"vgg16": "classifier.4", "resnet50": "avgpool", "vit_b_16": "encoder.ln"}
+FORMS = ("groups", "SRAE")
 
 
 def rate(run: Callable[[], object], x: Tensor) -> float:
@@ -46,7 +63,7 @@ def rate(run: Callable[[], object], x: Tensor) -> float:
 
 def jobs(net: ExplanationNetwork, x: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], object] | None]]:
     """Returns by backend what draws all maps here, and in a loop over Captum."""
-    default = as_heatmap(None)
+    default = ExcitationMaps()
     found: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {
         "ExcitationBP": (lambda: default(net, (x,), range(K)), None)
     }
@@ -63,13 +80,103 @@ def jobs(net: ExplanationNetwork, x: Tensor) -> dict[str, tuple[Callable[[], obj
     return found
 
 
+def explainer(model: nn.Module, layer: str, x: Tensor, form: str) -> XNNAttribution:
+    """Returns explainers of output 0 with random x-features. A fit would change no time of an explanation."""
+    reader = Reader.of(model, layer)
+    with torch.no_grad():
+        Z, _ = reader.read((x[:2],))
+    xnn = XNNAttribution(model, layer, K, autoencoder=SRAE if form == "SRAE" else None)
+    made = _groups(Z) if form == "groups" else SRAE(tuple(Z.shape[1:]), K, hidden=(100,)).to(x.device)
+    xnn.explainers_[reader.name, (0,)] = Explainer(reader.name, (0,), made, 0.0, 2, None)
+    return xnn
+
+
+def _groups(Z: Tensor) -> ContributionGroups:
+    """Returns groups that divide the channels in turn, from the mean of two examples."""
+    form = ContributionGroups(tuple(Z.shape[1:]), K).to(Z.device)
+    form.base.copy_(form.mean_of([Z], len(Z)))
+    D = len(form.groups)
+    form.groups[torch.arange(D), torch.arange(D) % K] = 1.0
+    return form
+
+
+def calls(xnn: XNNAttribution, x: Tensor) -> dict[str, Callable[[], object]]:
+    """Returns what is timed: both calls, and the parts that they cannot do without."""
+    form, reader = xnn.explainer(0).form, Reader.of(xnn.model, xnn.layer)
+    ran = trace(reader.model, reader.layer, (x[:1],), name=reader.name)
+    gradients, networks = GradientMaps(), ExcitationMaps()
+    found: dict[str, Callable[[], object]] = {
+        "attribute": lambda: xnn.attribute(x, target=0),
+        "explain": lambda: xnn.explain(x, target=0),
+    }
+    if not isinstance(form, ContributionGroups):
+        network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran)
+        return found | {"maps": lambda: networks(network, (x,), range(K))}
+    with torch.no_grad():
+        Z, y = reader.read((x,))
+    targets, own = [[0] * len(x)], y[None, :, 0]
+    slopes = form.integral(reader.tail(), (x,), None, targets, own=own, Z=Z).slopes[0]
+    groups = ContributionNetwork(form, reader.tail(), 0, trace=ran)
+    found["maps"] = lambda: gradients(groups, (x,), range(K), additional_forward_args=(slopes,))
+    found["integral"] = lambda: form.integral(reader.tail(), (x,), None, targets, own=own, Z=Z)
+    return found
+
+
+def seconds(run: Callable[[], object], x: Tensor) -> float:
+    """Returns seconds, of the processor or of the GPU."""
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    begin = clock()
+    run()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return clock() - begin
+
+
+def parts(xnn: XNNAttribution, x: Tensor, repeats: int) -> str:
+    """Returns a line with the times of `attribute` and `explain`, of their parts, and the ratios."""
+    runs = calls(xnn, x)
+    for run in runs.values():
+        run()
+    turns = [{name: seconds(run, x) for name, run in runs.items()} for _ in range(repeats)]
+    median = {name: statistics.median(turn[name] for turn in turns) for name in runs}
+    needed = median["maps"] + median.get("integral", 0.0)
+    text = "  ".join(f"{name} {1000 * value:.0f}" for name, value in median.items())
+    text += f"  rest {1000 * (median['attribute'] - needed):.0f} ms; "
+    return text + ", ".join(
+        f"{name} / maps {median[name] / median['maps']:.2f}, / (maps + integral) {median[name] / needed:.2f}"
+        for name in ("attribute", "explain")
+    )
+
+
+def print_calls(models: list[str], batches: list[int], device: str, repeats: int) -> None:
+    """Prints what explaining takes beyond its maps."""
+    for name in models:
+        model = network(name)
+        with torch.no_grad():  # the head of torchvision's new vision transformers gives zeros
+            model.get_submodule(
+                {"resnet50": "fc"}.get(name, "classifier.6" if name == "vgg16" else "heads.head")
+            ).weight.normal_(0, 0.05)
+        model = model.to(device)
+        for form in FORMS:
+            for batch in batches:
+                x = torch.randn(max(batch, 2), 3, 224, 224, device=device)
+                xnn = explainer(model, LAYERS[name], x, form)
+                print(f"{name} {form} batch {batch}: {parts(xnn, x[:batch], repeats)}", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calls", action="store_true", help="time attribute and explain against their parts")
+    parser.add_argument("--models", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     given = parser.parse_args()
+    if given.calls:
+        print_calls(given.models, given.batches, given.device, given.repeats)
+        return
     warnings.simplefilter("ignore")  # Captum says of every gradient that it set requires_grad
     x = torch.randn(given.batch, 3, 224, 224)
     net = composed(network("resnet50"), LAYER, x).to(given.device)

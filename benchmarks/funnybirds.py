@@ -46,14 +46,13 @@ from benchmarks.one_vs_all import N_FEATURES, effective, excitation_maps, fitted
 from benchmarks.runs import Column, Line, kept, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source
+from captum_xnn.activations._activations import Source
 from captum_xnn.datasets import FunnyBirds
-from captum_xnn.datasets._funnybirds import FunnyBirdsSample
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._read import read_layer
-from captum_xnn.metrics import drop_orthogonality, patch_agreement, random_maps, selectivity
-from captum_xnn.metrics._patches import patch_masks
+from captum_xnn.metrics import patch_agreement, random_maps, selectivity
+from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 from captum_xnn.models.baselines._partitions import random_partition, spectral_partition
 
@@ -176,7 +175,7 @@ def read(given: argparse.Namespace) -> Read:
 
 
 def _images_of(batch: Any) -> tuple[tuple[Tensor], None]:
-    return (batch.image if isinstance(batch, FunnyBirdsSample) else batch,), None
+    return (batch if isinstance(batch, Tensor) else batch.image,), None
 
 
 @contextmanager
@@ -189,8 +188,8 @@ def hooked(module: nn.Module, hook: Callable[[Tensor], Tensor]) -> Iterator[None
         handle.remove()
 
 
-def rest_of_model(model: nn.Module, layer: str, stand_in: Tensor, label: int, Z: Tensor) -> Tensor:
-    """Returns the logit (n,) of activations (n, D), which take the place of those of a stand-in image.
+def rest_of_model(model: nn.Module, layer: str, stand_in: Tensor, label: int | slice, Z: Tensor) -> Tensor:
+    """Returns the logit (n,), or some logits, of activations (n, D), which take the place of those of a stand-in image.
 
     Nothing else may cross from before the layer to behind it.
     """
@@ -241,20 +240,24 @@ def divided(make: Callable[[Job, Tensor], Tensor], job: Job) -> Form:
     return Form(lambda Z: contributions_of_dimensions(job.rest, Z, base) @ a, float(job.rest(base[None]).detach()))
 
 
-def by_library(job: Job, **settings: Any) -> Form:
-    """Returns the groups that XNNAttribution learns from the training images, with their base."""
-    of = job.of
+def library_groups(of: Read, label: int, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Returns the groups (D, K) that XNNAttribution learns from the training images, and their base (D,)."""
     model, layer = of.model, find_layer(of.model, of.layer)[1]
     shape = read_layer(model, layer, (of.images([0]),), name=of.layer)[0].shape[1:]
     Z, y_hat = of.train
     data = Activations(Z.reshape(-1, *shape), y_hat, of.layer, source=Source(of.train_images, _images_of))
     make = partial(ContributionGroups, **settings)
-    xnn = XNNAttribution(model, of.layer, N_FEATURES, autoencoder=make).fit(data, job.label, progress=False)
-    form: Any = xnn.explainer(job.label).form
+    xnn = XNNAttribution(model, of.layer, N_FEATURES, autoencoder=make).fit(data, label, progress=False)
+    form: Any = xnn.explainer(label).form
     places = [1] * len(shape)
     places[form.channels - 1] = -1
     channel = torch.arange(len(form.groups)).reshape(places).expand(shape).flatten()  # of each dimension
-    a, base = form.groups[channel], form.base.expand(shape).flatten()
+    return form.groups[channel], form.base.expand(shape).flatten()
+
+
+def by_library(job: Job, **settings: Any) -> Form:
+    """Returns the groups of the default form."""
+    a, base = library_groups(job.of, job.label, **settings)
     return Form(lambda Z: contributions_of_dimensions(job.rest, Z, base) @ a, float(job.rest(base[None]).detach()))
 
 

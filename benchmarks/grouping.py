@@ -1,8 +1,9 @@
 """How the groups of contributions were found: other ways to divide the same contributions, on the same examples.
 
 Each way gets what a fit reads from the model: contributions in positives and in other examples, and what contributions
-of positives lose where a patch is covered. One class of one network is a line of OUT/results.jsonl, and a run with the
-same OUT resumes. Printed, and written to OUT, is the mean over classes with its 95 % confidence interval:
+and activations of positives lose where a patch is covered. One class of one network is a line of OUT/results.jsonl, and
+a run with the same OUT resumes. Printed, and written to OUT, is the mean over classes with its 95 % confidence
+interval:
 
 O1           overlap of the x-features' drops in test images when one patch of 4 x 4 is covered, weighted by
              contribution; the groups were learned from patches of 8 x 8
@@ -20,7 +21,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,14 +31,32 @@ from benchmarks.contributions import NETWORKS, Problem, agreement, shown
 from benchmarks.one_vs_all import N_FEATURES, effective
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, XNNAttribution
-from captum_xnn.metrics import drop_orthogonality
 from captum_xnn.metrics._controls import random_partition
-from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
+from captum_xnn.metrics._patches import drop_orthogonality
+from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups, supporting
 from captum_xnn.training import Checkpoint
 from captum_xnn.training._contributions import Evidence
 
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Gives groups (D, K) by contributions in positives (m, D), in others (m', D), and drops (m, P, D)."""
+
+class Seen(NamedTuple):
+    """What a fit reads from the model for one class, in standard deviations of the output."""
+
+    own: Tensor
+    """Contributions in positives, (m, D)."""
+    others: Tensor
+    """Contributions in other examples, (m', D)."""
+    drops: Tensor
+    """Drops of the positives' contributions for each covered patch, (m, P, D)."""
+    lost: Tensor
+    """Drops of the positives' activations, (m, P, D)."""
+
+    def half(self, first: int) -> Seen:
+        """Returns every second positive."""
+        return Seen(self.own[first::2], self.others, self.drops[first::2], self.lost[first::2])
+
+
+Way = Callable[[Seen], Tensor]
+"""Gives groups (D, K)."""
 
 COLUMNS = (
     Column("o1", "O1 of drops", 2),
@@ -47,46 +66,47 @@ COLUMNS = (
 )
 
 
-def speaking(drops: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns rows of the patches whose covering lowers the output, each image of norm 1, and their sums."""
-    X = (drops / drops.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]).flatten(0, 1).double()
-    m = X.sum(1)
-    return X[m > 1e-4 * m.max()], m[m > 1e-4 * m.max()]
-
-
 def with_ridge(ridge: float) -> Way:
     """Returns the way of the library with another ridge."""
-    return lambda own, others, drops: learn_groups(own, others, drops, N_FEATURES, ridge=ridge)
+    return lambda seen: learn_groups(seen.own, seen.others, seen.drops, N_FEATURES, lost=seen.lost, ridge=ridge)
 
 
-def soft(own: Tensor, others: Tensor, drops: Tensor) -> Tensor:
+def by_drops_of_contributions(seen: Seen) -> Tensor:
+    """Returns groups from patches that are alike if covering them takes the same contributions."""
+    return learn_groups(seen.own, seen.others, seen.drops, N_FEATURES)
+
+
+def soft(seen: Seen) -> Tensor:
     """Returns the groups before they are hardened."""
-    X, m = speaking(drops)
-    return regressed(X, m, patch_clusters(X, m, N_FEATURES), N_FEATURES)
+    rows = supporting(seen.drops.double(), seen.lost.double())
+    assert rows is not None
+    X, m, V = rows
+    return regressed(X, m, patch_clusters(V, m, N_FEATURES), N_FEATURES)
 
 
-def one_each(own: Tensor, others: Tensor, drops: Tensor) -> Tensor:
+def one_each(seen: Seen) -> Tensor:
     """Returns groups in which each dimension belongs to the one x-feature that it is strongest in."""
-    return hardened(soft(own, others, drops), small=1.0)
+    return hardened(soft(seen), small=1.0)
 
 
-def clusters_of_drops(own: Tensor, others: Tensor, drops: Tensor) -> Tensor:
+def clusters_of_drops(seen: Seen) -> Tensor:
     """Returns spectral clusters of dimensions that lose by the same patches."""
-    return spectral_groups(drops.flatten(0, 1), N_FEATURES)
+    return spectral_groups(seen.drops.flatten(0, 1), N_FEATURES)
 
 
-def clusters_of_contributions(own: Tensor, others: Tensor, drops: Tensor) -> Tensor:
+def clusters_of_contributions(seen: Seen) -> Tensor:
     """Returns spectral clusters of dimensions whose contributions go together: the way without images."""
-    return spectral_groups(torch.cat([own, others]), N_FEATURES)
+    return spectral_groups(torch.cat([seen.own, seen.others]), N_FEATURES)
 
 
-def by_chance(own: Tensor, others: Tensor, drops: Tensor) -> Tensor:
+def by_chance(seen: Seen) -> Tensor:
     """Returns random groups."""
-    return random_partition(own.shape[1], N_FEATURES, torch.Generator().manual_seed(0))
+    return random_partition(seen.own.shape[1], N_FEATURES, torch.Generator().manual_seed(0))
 
 
 WAYS: dict[str, Way] = {
     "as it is (ridge 1, hardened)": with_ridge(1.0),
+    "patches alike by contributions": by_drops_of_contributions,
     "ridge 0.1": with_ridge(0.1),
     "ridge 10": with_ridge(10.0),
     "not hardened": soft,
@@ -98,8 +118,8 @@ WAYS: dict[str, Way] = {
 """Every way is an entry; one of your own belongs here."""
 
 
-def evidence_of(of: Problem) -> tuple[ContributionGroups, Evidence]:
-    """Returns a fitted form, and what it was learned from, in standard deviations of the output."""
+def seen_by_fit(of: Problem) -> tuple[ContributionGroups, Seen]:
+    """Returns a fitted form, and what it was learned from."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Checkpoint(folder)
         xnn = XNNAttribution(of.model, of.layer, N_FEATURES).fit(of.train, of.label, checkpoint=kept, progress=False)
@@ -108,25 +128,24 @@ def evidence_of(of: Problem) -> tuple[ContributionGroups, Evidence]:
         key = file.stem.removeprefix("fit-")
         found = Evidence(**kept.read(key, torch.device("cpu")))
     scale = float(form.scale)
-    assert found.drops is not None, "only networks of images have drops"
-    return form, Evidence(found.own / scale, found.others / scale, found.drops / scale, found.unexplained)
+    assert found.drops is not None and found.lost is not None, "only networks of images have drops"
+    return form, Seen(found.own[0] / scale, found.others[0] / scale, found.drops[0] / scale, found.lost)
 
 
 def measure(of: Problem, given: argparse.Namespace) -> Line:
     """Returns the figures of all ways on one class."""
-    form, read = evidence_of(of)
-    own, others, drops = read.own[0].double(), read.others[0].double(), read.drops[0].double()  # type: ignore[index]
+    form, seen = seen_by_fit(of)
     by = shown(of, given.images)
-    exact, lost = contributions._dimensions(of, by, form)
-    assert lost is not None
+    exact, dropped = contributions._dimensions(of, by, form)
+    assert dropped is not None
     c, found = exact.c.double(), {}
     for name, way in WAYS.items():
-        a = way(own, others, drops).double()
+        a = way(seen).double()
         E = c @ a
-        values = E[by.rows[: len(lost)]]
-        halves = [c @ way(own[i::2], others, drops[i::2]).double() for i in (0, 1)]
+        values = E[by.rows[: len(dropped)]]
+        halves = [c @ way(seen.half(i)).double() for i in (0, 1)]
         found[name] = {
-            "o1": drop_orthogonality(torch.einsum("ndp,dk->nkp", lost, a), contributions=values).o1,
+            "o1": drop_orthogonality(torch.einsum("ndp,dk->nkp", dropped, a), contributions=values).o1,
             "eff": effective(E[by.rows]),
             **agreement(halves[0], halves[1]),
         }

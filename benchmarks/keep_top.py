@@ -25,7 +25,8 @@ from benchmarks.runs import Column, Line, measured, settings, summary, table, wr
 from captum_xnn import OneHeatmap
 from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.metrics import biharmonic, combined, keep_top_accuracy, telea
+from captum_xnn.metrics import combined, keep_top_accuracy, telea
+from captum_xnn.metrics._keeping import biharmonic
 from captum_xnn.models._base import encode_all
 
 MAPS = ("x-features", "1-Heatmap", "random")

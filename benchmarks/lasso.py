@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks import birds, places
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import Recipe
+from captum_xnn.datasets._places import ROOMS
 from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
 from captum_xnn.models.baselines._selection import lasso
 
@@ -76,7 +77,7 @@ def read(given: argparse.Namespace) -> tuple[list[int], Tensor, Tensor, Callable
     counts = places.Counts()
     scenes = places.read(given, counts)
     rows = partial(places.split, scenes.labels, counts=counts)
-    return [places.ROOMS[room] for room in given.rooms], scenes.Z.flatten(1), scenes.y_hat, rows
+    return [ROOMS[room] for room in given.rooms], scenes.Z.flatten(1), scenes.y_hat, rows
 
 
 def main(given: argparse.Namespace) -> None:

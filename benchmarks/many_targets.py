@@ -56,7 +56,7 @@ def flops(width: int, hidden: tuple[int, ...], n: int, recipe: Recipe) -> float:
     """Returns multiplications and additions of a fit's products: forward, and back to weights and to inputs but Z."""
     sizes = [width, *hidden, n]
     layers = [a * b for a, b in itertools.pairwise(sizes)]
-    return 2 * recipe.batch_size * recipe.steps * (2 * 3 * sum(layers) - layers[0])
+    return 2 * recipe.batch_of(0) * recipe.steps * (2 * 3 * sum(layers) - layers[0])
 
 
 def finished(device: torch.device) -> float:
@@ -105,7 +105,7 @@ def errors(xnns: list[SRAE], Z: Tensor, y_hat: Tensor, targets: list[int]) -> fl
 @torch.no_grad()
 def mixed(Z: tuple[Tensor, Tensor], y_hat: tuple[Tensor, Tensor], targets: list[int], given: argparse.Namespace) -> Any:
     """Returns what products of bfloat16 numbers save, and what they cost; data are pairs of training and held-out."""
-    recipe = Recipe(steps=given.steps)
+    recipe = Recipe(steps=given.steps, batch_size=128)
     ratios, agreements, found = [], [], {}
     for _ in range(given.rounds):
         full, xnns = timed(Z[0], y_hat[0], targets, recipe, 5, together=True)
@@ -120,7 +120,7 @@ def mixed(Z: tuple[Tensor, Tensor], y_hat: tuple[Tensor, Tensor], targets: list[
 @torch.no_grad()
 def main(given: argparse.Namespace) -> None:
     """Measures, prints, and writes DIR/many_targets.json."""
-    recipe = Recipe(steps=given.steps)
+    recipe = Recipe(steps=given.steps, batch_size=128)
     if given.activations is None:
         Z, y_hat = drawn(given.examples, given.width, max(given.targets, 10))
     else:
@@ -154,7 +154,7 @@ def main(given: argparse.Namespace) -> None:
         "largest_difference": max(differences, default=None),
         "tflop_per_explainer": arithmetic / 1e12,
         "gflops": arithmetic * len(targets) / seconds / 1e9,
-        "gflops_of_a_product": product_rate(Z.shape[1], recipe.batch_size, 800, given.device) / 1e9,
+        "gflops_of_a_product": product_rate(Z.shape[1], recipe.batch_of(0), 800, given.device) / 1e9,
         "f_reg_train": errors(xnns, Z[train], y_hat[train], targets),
         "f_reg_test": errors(xnns, Z[test], y_hat[test], targets),
         "threads": torch.get_num_threads(),

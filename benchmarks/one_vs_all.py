@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from benchmarks.runs import Column, Line, table
-from captum_xnn import SRAE, OneHeatmap
+from captum_xnn import SRAE, ContributionGroups, OneHeatmap, XNNAttribution
+from captum_xnn.activations import Activations
+from captum_xnn.activations._activations import Source
+from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._lookup import find_layer
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     classification_faithfulness,
@@ -62,6 +68,18 @@ class Problem(NamedTuple):
     """Their activations (N, ...)."""
     parts: Callable[[Tensor], Tensor]
     """Gives what maps (N, K, H, W) have of the parts or objects in these images, (N, K, P)."""
+    train_images: Any = None
+    """The images to learn from, for ``groups``, in batches with a field ``image``."""
+
+
+def in_batches(images: Any, rows: Tensor) -> DataLoader[Any]:
+    """Returns some images in small batches, so that a fit that needs few images reads few."""
+    return DataLoader(Subset(images, rows.tolist()), batch_size=8, collate_fn=collate)
+
+
+def image_of(batch: Any) -> tuple[tuple[Tensor], None]:
+    """Returns the images of a batch, as XNNAttribution.fit takes them."""
+    return (batch.image,), None
 
 
 def some_dimensions(shape: Any, n_features: int, *, n_outputs: int, label: int) -> Autoencoder:
@@ -84,6 +102,7 @@ METHODS: dict[str, Callable[..., Any] | None] = {
     "RandomDecoder": RandomDecoder,
     "single dimensions": SingleDimensions,
     "NMF": NMF,
+    "groups": ContributionGroups,
 }
 """The paper's methods in its order, then what it lacks; a single heatmap is drawn of the output itself."""
 
@@ -101,7 +120,9 @@ def fitted(method: str, Z: Tensor, y_hat: Tensor, label: int, seed: int, *, n: i
 
 @torch.no_grad()
 def faithfulness(xnn: Autoencoder, Z: Tensor, y_hat: Tensor, label: int) -> dict[str, float]:
-    """Returns F_reg and F_cls."""
+    """Returns F_reg and F_cls; NaN without examples."""
+    if not len(Z):
+        return {"f_reg": math.nan, "f_cls": math.nan}
     y_bar = xnn.head(encode_all(xnn, Z))[:, 0]
     return {
         "f_reg": regression_faithfulness(y_bar, y_hat[:, label]),
@@ -140,8 +161,59 @@ def locations(maps: Tensor, S: Tensor, contributions: Tensor | None) -> Line:
     return found
 
 
+def divided(of: Problem, form: ContributionGroups, Z: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns contributions of groups (M, K) and the bias (M,), where activations alone decide the outputs."""
+    tail, made = Tail(of.model, of.layer), []
+    with untouched(of.model):
+        for rows in torch.arange(len(Z)).split(64):
+            stand_in = of.images[:1].expand(len(rows), *of.images.shape[1:])
+            own = y_hat[rows, of.label][None]
+            found = form.integral(tail, (stand_in,), None, [[of.label] * len(rows)], own=own, Z=Z[rows])
+            made.append((form.features(form.contributions(found)[0]), found.start[0]))
+    E, bias = zip(*made, strict=True)
+    return torch.cat(E), torch.cat(bias)
+
+
+def measure_groups(of: Problem) -> Line:
+    """Returns all figures of the default form on one class. Its maps are those of its default backend.
+
+    Maps are turned to the side that the x-feature is on, without what speaks against it.
+    """
+    begin = time.perf_counter()
+    data = Activations(*of.train, of.layer, source=Source(of.train_images, image_of))
+    xnn = XNNAttribution(of.model, of.layer, N_FEATURES).fit(data, of.label, progress=False)
+    learned = time.perf_counter() - begin
+    form: Any = xnn.explainer(of.label).form
+    why = xnn.explain(of.images, of.label, internal_batch_size=20)
+    maps = why.directed_maps().sum(2).clamp(min=0)
+    figures = []
+    for Z, y_hat in (of.train, of.test):
+        if len(Z):
+            E, bias = divided(of, form, Z, y_hat)
+            surrogate = (E.sum(1) + bias).to(y_hat)
+            figures.append((regression_faithfulness(surrogate, y_hat[:, of.label]),
+                            classification_faithfulness(y_hat, surrogate, of.label)))  # fmt: skip
+        else:
+            figures.append((math.nan, math.nan))
+    (train, f_cls_train), (test, f_cls) = figures
+    return {
+        "train": train,
+        "test": test,
+        "f_cls_train": f_cls_train,
+        "f_cls": f_cls,
+        **locations(maps, of.parts(maps), why.contributions),
+        "eff": effective(why.contributions),
+        "contributions": [round(c, 3) for c in why.contributions.mean(0).tolist()],
+        "empty_maps": float((maps.flatten(2).sum(2) == 0).double().mean()),
+        "seconds": time.perf_counter() - begin,
+        "seconds_fit": learned,
+    }
+
+
 def measure(of: Problem, method: str, seed: int, *, maps_layer: str | None = None) -> Line:
     """Returns all figures of one method on one class."""
+    if method == "groups":
+        return measure_groups(of)
     begin = time.perf_counter()
     if METHODS[method] is None:
         maps = OneHeatmap(of.model, ExcitationMaps(maps_layer)).attribute(of.images, of.label)[:, :, 0]

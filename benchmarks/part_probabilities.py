@@ -19,7 +19,8 @@ from torch import Tensor
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import write
-from captum_xnn.datasets import PartsSample, collate
+from captum_xnn.datasets import collate
+from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.metrics import part_probabilities
 from captum_xnn.metrics._localisation import pixel_probabilities
 from captum_xnn.models._base import encode_all

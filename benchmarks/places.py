@@ -1,9 +1,10 @@
-"""Table 2: faithfulness, orthogonality and locality of explainers of ten kinds of rooms, on Places365 and ADE20K.
+"""Table 2: faithfulness, orthogonality and locality of explainers of rooms, on Places365 and ADE20K.
 
 For each room, a form of explanation network learns from 4,000 of its training images in Places365 and 20,000 of other
-categories, and is tested on 1,000 and 4,000 others, as in the paper. Maps are drawn of the room's images in ADE20K, and
-locality is that of the objects in them. Columns, resuming and output are those of ``benchmarks.cub``; the paper's
-values, for VGG16, are in brackets.
+categories, and is tested on 1,000 and 4,000 others, as in the paper. Where there are fewer images, they are divided in
+the same proportion. Maps are drawn of the room's images in ADE20K, and locality is that of the objects in them. Rooms
+are those of the paper's ten that both data sets have. Columns, resuming and output are those of ``benchmarks.cub``; the
+paper's values, for VGG16, are in brackets.
 
     python -m benchmarks.places --places places365 --ade ADEChallengeData2016 --network FILE.py --layer LAYER --out DIR
 
@@ -14,6 +15,7 @@ FILE --layer classifier.0``, a state dict with 365 outputs.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +65,8 @@ class Scenes(NamedTuple):
     y_hat: Tensor
     labels: Tensor
     rooms: ADE20KScenes
+    images: Any = None
+    """The images drawn, as a data set, in the order of Z."""
 
 
 def drawn(labels: Tensor, counts: Counts) -> Tensor:
@@ -76,26 +80,52 @@ def drawn(labels: Tensor, counts: Counts) -> Tensor:
 
 
 def split(labels: Tensor, label: int, counts: Counts) -> tuple[Tensor, Tensor]:
-    """Returns rows to train and to test on, those of the room first."""
+    """Returns rows to train and to test on, those of the room first. Too few images are divided in proportion."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED + label))
     own, others = order[labels[order] == label], order[labels[order] != label]
     held_out = counts.test[0] * len(own) // (counts.train[0] + counts.test[0])
-    first = counts.train[1]
+    first = min(counts.train[1], counts.train[1] * len(others) // (counts.train[1] + counts.test[1]))
     return (
         torch.cat([own[held_out:][: counts.train[0]], others[:first]]),
         torch.cat([own[:held_out], others[first : first + counts.test[1]]]),
     )
 
 
+def untested(labels: Tensor, label: int, test: Tensor) -> str | None:
+    """Returns what a room's test data lack, or None if they have images of the room and of others."""
+    own = int((labels[test] == label).sum())
+    if own and own < len(test):
+        return None
+    return "no images at all" if not len(test) else "no images of other categories" if own else "no images of the room"
+
+
+def known_rooms(rooms: Tensor, images: Tensor, wanted: list[str] | None) -> list[str]:
+    """Returns the rooms that both data sets have, or those wanted.
+
+    Args:
+        rooms: Labels of ADE20K.
+        images: Labels of Places365.
+        wanted: Names of rooms; None takes all there are.
+    """
+    both = [name for name, label in ROOMS.items() if bool((rooms == label).any()) and bool((images == label).any())]
+    if missing := sorted(set(wanted or ()) - set(both)):
+        raise SystemExit(f"expected rooms that both data sets have, got {missing[0]}; choose among {', '.join(both)}")
+    if not both:
+        raise SystemExit("expected rooms in both data sets, got none; check --places and --ade")
+    return wanted or both
+
+
 def read(given: argparse.Namespace, counts: Counts) -> Scenes:
     """Returns activations and outputs from one pass over the images drawn, or from OUT/activations.pt."""
     model, normalise = birds.network(given.file, given.torchvision, given.weights)
     size: Any = {"size": (given.size, given.size), "transform": normalise}
-    rooms = ADE20KScenes(given.ade, categories=ROOMS, **size)
+    rooms = ADE20KScenes(given.ade, **size)
     images = Places365(given.places, "train", **size)
     rows = drawn(images.labels, counts)
+    given.rooms = known_rooms(rooms.labels, images.labels, given.rooms)
     cache = given.activations or given.out / "activations.pt"
-    loader = DataLoader(Subset(images, rows.tolist()), 32, collate_fn=collate, num_workers=given.workers)
+    chosen: Any = Subset(images, rows.tolist())
+    loader = DataLoader(chosen, 32, collate_fn=collate, num_workers=given.workers)
     found = kept(
         cache,
         {
@@ -104,15 +134,17 @@ def read(given: argparse.Namespace, counts: Counts) -> Scenes:
             "size": given.size,
             "images": len(rows),
         },
-        lambda: collect(model, given.layer, loader, unpack=lambda batch: ((batch.image,), None), progress=True),
+        lambda: collect(model, given.layer, loader, unpack=one_vs_all.image_of, progress=True),
     )
-    return Scenes(model, given.layer, **found, labels=images.labels[rows], rooms=rooms)
+    return Scenes(model, given.layer, **found, labels=images.labels[rows], rooms=rooms, images=chosen)
 
 
 def measure(of: Scenes, job: Line, counts: Counts, *, maps_layer: str | None = None) -> Line:
     """Returns all figures of one method on one room."""
     label = job["class"]
     train, test = split(of.labels, label, counts)
+    if (lack := untested(of.labels, label, test)) is not None:
+        print(f"the test data of room {label} have {lack}: their figures say less, or are empty", file=sys.stderr)
     shown = (of.rooms.labels == label).nonzero()[: counts.maps, 0].tolist()
     batch = collate([of.rooms[i] for i in shown])
     objects = int(batch.mask.max()) + 1
@@ -123,8 +155,9 @@ def measure(of: Scenes, job: Line, counts: Counts, *, maps_layer: str | None = N
         (of.Z[train], of.y_hat[train]),
         (of.Z[test], of.y_hat[test]),
         batch.image,
-        collect(of.model, of.layer, batch.image).Z,
+        collect(of.model, of.layer, batch.image).Z[:],
         lambda maps: object_probabilities(maps, batch.mask, objects=objects),
+        None if of.images is None else one_vs_all.in_batches(of.images, train),
     )
     return one_vs_all.measure(problem, job["method"], job["seed"], maps_layer=maps_layer)
 
@@ -153,7 +186,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="its state dict")
     parser.add_argument("--layer", required=True, help="the layer to explain")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--rooms", nargs="+", default=list(ROOMS), choices=list(ROOMS))
+    parser.add_argument("--rooms", nargs="+", choices=list(ROOMS), help="all that both data sets have if not given")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--activations", type=Path, help="file that keeps the activations between runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run goes on")

@@ -25,7 +25,8 @@ from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn.datasets import collate
-from captum_xnn.metrics import matched_features, randomised, similarity, top_down
+from captum_xnn.metrics import matched_features, randomised, similarity
+from captum_xnn.metrics._randomisation import top_down
 from captum_xnn.models import Autoencoder
 from captum_xnn.models._base import encode_all
 

@@ -26,7 +26,7 @@ from captum.attr import InputXGradient
 from torch import Tensor, nn
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.report import write_report
+from captum_xnn.report._page import write_report
 
 FLAGS = (
     "--headless",

@@ -30,7 +30,8 @@ class Column(NamedTuple):
 # Options that choose jobs, which tell themselves apart, or say where things lie.
 _FREE = {
     "out", "activations", "workers", "classes", "methods", "rooms", "layers", "seed", "seeds", "alphas", "networks",
-    "x_features", "tried_classes", "tried_seeds",
+    "x_features", "tried_classes", "tried_seeds", "funnybirds", "birds", "classes_funnybirds", "tables",
+    "quick", "halves", "pictures", "report",
 }  # fmt: skip
 
 

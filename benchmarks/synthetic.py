@@ -38,6 +38,7 @@ import argparse
 import itertools
 import math
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +51,9 @@ from benchmarks.one_vs_all import METHODS, effective, excitation_maps, faithfuln
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._collecting import Source, first_of_batch
-from captum_xnn.datasets import Figures, draw_figures, exact_network, reason_parts, trained_network
-from captum_xnn.datasets._synthetic import concepts
+from captum_xnn.activations._activations import Source
+from captum_xnn.activations._unpacking import first_of_batch
+from captum_xnn.datasets import Figures
 from captum_xnn.metrics import (
     classification_faithfulness,
     mean_locality,
@@ -63,11 +64,11 @@ from captum_xnn.metrics import (
 )
 from captum_xnn.metrics._localisation import pixel_probabilities
 from captum_xnn.models._base import encode_all
+from captum_xnn.models._losses import log_penalty, pull_away
 from captum_xnn.models._scaling import scaling
-from captum_xnn.models.losses import log_penalty, pull_away
 from captum_xnn.training import Recipe
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 
 COMPARED = ("SRAE", "NN", "SAE", "RandomEncoder", "groups", "1-Heatmap")
 LAYERS = {"exact": "Z", "trained": "relu4"}
@@ -112,13 +113,13 @@ class Explained(NamedTuple):
 def explained(name: str, train: int, test: int, seed: int, epochs: int) -> Explained:
     """Returns a network with figures that it was, and was not, trained on."""
     sets = (
-        draw_figures(train, seed=seed),
-        draw_figures(test, seed=seed + 1),
-        draw_figures(test, seed=seed + 2, members=0, near_misses=0),
+        Figures.draw(train, seed=seed),
+        Figures.draw(test, seed=seed + 1),
+        Figures.draw(test, seed=seed + 2, members=0, near_misses=0),
     )
-    model: nn.Module = exact_network(sets[0].reasons)
+    model: nn.Module = sets[0].exact_network()
     if name == "trained":
-        model = trained_network(sets[0], epochs=epochs, seed=seed)
+        model = sets[0].trained_network(epochs=epochs, seed=seed)
     seen = []
     for figures in sets:
         found = collect(model, LAYERS[name], figures.images)
@@ -175,7 +176,7 @@ def read_out(train: Tensor, shown: Tensor, test: Tensor) -> Tensor:
 
 def loss_of_reasons(of: Explained, label: int) -> float:
     """Returns Eq. 5 at x-features that are the reasons, by least-squares head and decoder, weighted as in a fit."""
-    y_hat, E = of.train.y_hat, concepts(of.train.figures, label).double()
+    y_hat, E = of.train.y_hat, of.train.figures.shown_reasons(label).double()
     y, recipe = y_hat[:, label : label + 1], Recipe()
     by = scaling(of.train.Z, y)
     wanted = torch.cat([(of.train.Z - by.Z_mean) / by.Z_std, (y - by.y_mean) / by.y_std], 1).double()
@@ -249,7 +250,7 @@ def by_groups(of: Explained, job: Line, n: int, members: Figures, rows: Tensor) 
 
 def reasons_found(made: Made, of: Explained, label: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """Returns the x-feature of each reason, and how well it and others tell whether the reason is shown."""
-    shown, shown_train = concepts(of.free.figures, label), concepts(of.train.figures, label)
+    shown, shown_train = of.free.figures.shown_reasons(label), of.train.figures.shown_reasons(label)
     E, E_train = made.E, made.E_train
     chosen, own, others = matched_auroc(E, shown)
     mixed = E[torch.randperm(len(E), generator=torch.Generator().manual_seed(seed))]
@@ -270,7 +271,7 @@ def reasons_found(made: Made, of: Explained, label: int, seed: int) -> tuple[Ten
 
 def places(maps: Tensor, members: Figures, label: int, chosen: Tensor) -> dict[str, float]:
     """Returns how far the maps (N, K, H, W) of each reason's x-feature (R,) fall on the reason's part."""
-    parts = reason_parts(members, label)
+    parts = members.reason_parts(label)
     there = chosen >= 0
     masks = members.masks[:, parts].double()
     p = pixel_probabilities(maps).double()[:, chosen.clamp(min=0)]
@@ -286,16 +287,16 @@ def measure(of: Explained, job: Line) -> Line:
     """Returns all figures of one explanation of one class."""
     begin, label = time.perf_counter(), job["class"]
     rows = (of.test.figures.labels == label).nonzero()[:MAPS, 0]
-    members = of.test.figures._replace(
-        **{k: getattr(of.test.figures, k)[rows] for k in ("images", "points", "boxes", "masks")}
+    members = replace(
+        of.test.figures, **{k: getattr(of.test.figures, k)[rows] for k in ("images", "points", "boxes", "masks")}
     )
     if job["method"] == "1-Heatmap":
         maps = OneHeatmap(of.model).attribute(members.images, label)[:, :, 0]
         S = part_probabilities(maps, members.points, members.boxes)
-        every = torch.zeros(len(reason_parts(members, label)), dtype=torch.long)
+        every = torch.zeros(len(members.reason_parts(label)), dtype=torch.long)
         found: Line = {"locality": mean_locality(S)} | places(maps, members, label, every)
         return {"accuracy": of.accuracy, **found, "seconds": time.perf_counter() - begin}
-    n = len(reason_parts(members, label)) if job["x_features"] == "reasons" else int(job["x_features"])
+    n = len(members.reason_parts(label)) if job["x_features"] == "reasons" else int(job["x_features"])
     explain = by_groups if job["method"] == "groups" else by_network
     made = explain(of, job, n, members, rows)
     chosen, told = reasons_found(made, of, label, job["seed"])

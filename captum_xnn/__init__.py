@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from captum_xnn.explainer import Explainer
     from captum_xnn.explanation import Explanation
     from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-    from captum_xnn.metrics import Faithfulness
     from captum_xnn.models import SRAE, ContributionGroups, ConvSRAE, PaperSRAE
-    from captum_xnn.training._problem import Recipe
+    from captum_xnn.training._recipe import Recipe
 
 __all__ = [
     "SRAE",
@@ -26,7 +25,6 @@ __all__ = [
     "ExcitationBP",
     "Explainer",
     "Explanation",
-    "Faithfulness",
     "LayerExcitationBP",
     "NeuronExcitationBP",
     "OneHeatmap",
@@ -46,7 +44,6 @@ _PLACES = {
     "explainer": ("Explainer",),
     "explanation": ("Explanation",),
     "heatmaps": ("OneHeatmap",),
-    "metrics": ("Faithfulness",),
     "models": ("SRAE", "ContributionGroups", "ConvSRAE", "PaperSRAE"),
     "training": ("Recipe",),
 }

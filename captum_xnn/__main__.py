@@ -2,7 +2,7 @@
 
 import sys
 
-from captum_xnn.cli import main
+from captum_xnn.cli._parser import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,7 +31,8 @@ from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Form
 from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
-from captum_xnn.training._problem import Recipe, Step
+from captum_xnn.training._history import Step
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SCHEMA", "TRANSFORMS", "SavedExplainers", "read"]
 
@@ -105,8 +106,8 @@ class SavedExplainers(NamedTuple):
             raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ExplainerFileError(
-                f"expected a complete explainer in {str(path)!r}, got one with entries missing or damaged ({error}); "
-                "save it anew with XNNAttribution.save"
+                f"the explainer in {str(path)!r} has entries missing or damaged ({error}); save it anew with "
+                "XNNAttribution.save"
             ) from error
 
     @classmethod
@@ -148,21 +149,21 @@ class SavedExplainers(NamedTuple):
         """
         if self.layer not in dict(model.named_modules()):
             raise ModelMismatchError(
-                f"expected a model with the explained layer {self.layer!r}, got {type(model).__name__} without it; "
-                f"the explainers were fitted to a {self.fingerprint['model_class']}"
+                f"the {type(model).__name__} has no layer {self.layer!r}; pass the model that the explainers were "
+                f"fitted to, a {self.fingerprint['model_class']}"
             )
         without = [k for k in self.transforms if settings.get(k) is None]
         if without:
             raise TypeError(
-                f"expected {' and '.join(f'{k}=' for k in without)}, which these explainers were fitted with and "
-                "which cannot be saved; pass the same function again to load"
+                f"these explainers were fitted with {' and '.join(f'{k}=' for k in without)}, and functions cannot be "
+                "saved; pass the same function again to load"
             )
         different = differences(self.fingerprint, fingerprint(model, self.layer))
         if not different:
             return
         message = (
-            f"expected the model that the explainers were fitted to, got one that differs: {'; '.join(different)}. "
-            "Load that model's weights first, or fit anew"
+            f"the model differs: {'; '.join(different)}. The explainers were fitted to another one: load its weights "
+            "first, or fit anew"
         )
         if strict:
             raise ModelMismatchError(message + "; strict=False loads all the same")

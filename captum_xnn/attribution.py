@@ -23,19 +23,20 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn.activations._activations import Activations, Asked
 from captum_xnn.activations._batches import Batches, repeatable
-from captum_xnn.activations._collecting import Activations, Asked, collect_together
+from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._batching import copied, like
-from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
-from captum_xnn.heatmaps._feature_maps import FeatureMaps
+from captum_xnn.heatmaps._feature_maps import DefaultMaps, FeatureMaps, as_heatmap
+from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.layers._arguments import refuse_too_many
+from captum_xnn.heatmaps._one_pass import Reading
+from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
@@ -61,7 +62,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log
 from captum_xnn.training._making import MakeForm, is_exact
 from captum_xnn.training._outputs import Outputs, check_positives
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
 
@@ -79,9 +80,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. A learned form with few
             x-features is more faithful at a layer closer to the model's output.
         n_features: Number of x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default,
-            :class:`~captum_xnn.heatmaps.DefaultMaps`, is gradient x activation for groups of contributions, and
-            contrastive excitation backprop for learned networks.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default is gradient x
+            activation (:class:`~captum_xnn.heatmaps.GradientMaps`) for groups of contributions, and contrastive
+            excitation backprop (:class:`~captum_xnn.heatmaps.ExcitationMaps`) for learned networks.
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. The default is
             :class:`~captum_xnn.models.ContributionGroups`, an exact form. Others are ``SRAE``, the paper's learned
             form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, and the :mod:`~captum_xnn.models.baselines`.
@@ -121,7 +122,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: str | nn.Module,
         n_features: int = 5,
         *,
-        heatmap: type[Attribution] | Heatmap | None = None,
+        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
         autoencoder: MakeForm | None = None,
         recipe: Recipe | None = None,
         train_data: Any = None,
@@ -136,11 +137,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if not hasattr(n_features, "__index__"):
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
-            raise ValueError(f"expected at least one x-feature, got n_features={n_features}; the paper uses 5")
+            raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
         if autoencoder is not None and not callable(autoencoder):
             raise TypeError(
-                "expected autoencoder as a class such as SRAE or captum_xnn.models.baselines.NN, or a function that "
-                f"makes it, got {autoencoder!r}; pass the class itself"
+                f"autoencoder is {autoencoder!r}, and cannot be called; pass a class such as SRAE or "
+                "captum_xnn.models.baselines.NN, or a function that makes the network"
             )
         self.model = model
         self.n_features = operator.index(n_features)
@@ -153,6 +154,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.prediction_transform = prediction_transform
         self.seed = operator.index(seed)
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
+        self._places: dict[Any, nn.Module | None] = {}
 
     @classmethod
     def get_name(cls) -> str:
@@ -258,7 +260,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if isinstance(data, Activations):
             if store is not None:
                 raise ValueError(
-                    "expected either data to collect into store=, or activations collected already, got both; "
+                    "the data are activations that were collected already, and store= is a folder to collect into; "
                     "leave store= out"
                 )
             model = unwrap(self.model)
@@ -308,12 +310,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 self.fit(self.train_data, asked, joint=joint)
                 continue
             fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
-            have = f"targets {', '.join(fitted)}" if fitted else "none yet"
+            have = ", ".join(fitted) or "none"
             one = asked[0] if len(asked) == 1 else asked
             raise NotFittedError(
-                f"expected a {'joint' if joint else 'fitted'} explainer of target {one} at layer {name!r}, have "
-                f"{have}; call xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= "
-                "to XNNAttribution"
+                f"target {one} has no {'joint ' * joint}explainer at layer {name!r} (fitted: {have}); call "
+                f"xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= to "
+                "XNNAttribution"
             )
         return [e for t in targets if (e := self._fitted_already(name, t)) is not None]
 
@@ -378,7 +380,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
         maps = like(inputs, self._maps(explained, feature, internal_batch_size, heatmap_kwargs))
         return (maps, explained.unexplained) if return_convergence_delta else maps
 
@@ -434,7 +438,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
         maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
@@ -473,7 +479,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         Raises:
             NotFittedError: If a target was not fitted and there are no train_data.
-            ValueError: As :func:`captum_xnn.report.write_report` does.
+            ImportError: If jinja2 or pillow is missing.
+            ValueError: If the path is a folder, an option does not fit the inputs, or the model gives the class to none
+                of the data.
         """
         from captum_xnn.report._options import ReportOptions
         from captum_xnn.report._page import write_report
@@ -513,7 +521,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
-    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | None) -> XNNAttribution:
+    def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
         """Return a copy with the same explainers and another heatmap backend. Later fits of either serve both.
 
         Args:
@@ -581,6 +589,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         explainers: Sequence[Explainer] = (),
         against: Any = None,
+        *,
+        maps: bool = False,
     ) -> _Explained:
         """Compute all numbers of an explanation.
 
@@ -591,6 +601,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             internal_batch_size: Number of examples explained at once.
             explainers: Explainer of each example. Without them, the fitted explainers of the targets.
             against: As :meth:`explain` takes it.
+            maps: Whether default maps of the same examples follow, so that one pass may serve both.
         """
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
@@ -599,12 +610,20 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         _refuse_whole(reader, tensors, additional)
         choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
 
+        size = internal_batch_size or len(targets)
+        place = self._place(reader, tensors) if maps and size >= len(targets) and len({*targets}) == 1 else None
+        read: list[Reading] = []
+
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row numbers, and the numbers and predictions of these rows."""
-            for some in torch.split(torch.arange(len(targets)), internal_batch_size or len(targets)):
+            for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-                    Z, y_hat = reader.read((*x, *(more or ())))
+                    if read:
+                        Z, y_hat = reader.read((*x, *(more or ())))
+                    else:
+                        read.append(Reading.of(reader, x, more, place))
+                        Z, y_hat = read[0].Z, read[0].y_hat
                 if not choices:
                     for t in dict.fromkeys(targets):
                         select(y_hat, t)  # raises for a target out of range before another one is fitted
@@ -617,7 +636,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
-        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction)
+        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction, read[0])
+
+    def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
+        """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
+        drawn_by = self.heatmap.of_groups if isinstance(self.heatmap, DefaultMaps) else self.heatmap
+        exact = any(e.is_exact for (layer, _), e in self.explainers_.items() if layer == reader.name)
+        if not exact or not isinstance(drawn_by, GradientMaps):
+            return None
+        return self._places.get(_place_key(reader, inputs))
 
     def _maps(
         self,
@@ -628,11 +655,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     ) -> tuple[Tensor, ...]:
         """Draw the maps of all examples."""
         with torch.inference_mode(False), untouched(explained.reader.model):
+            ran = explained.read.tracer.trace()
+            self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
             return FeatureMaps(self.heatmap, explained.reader).draw(
                 explained.choices,
                 explained.numbers.slopes,
                 explained.inputs,
                 explained.additional,
+                ran,
+                taken=explained.read.taken,
                 feature=feature,
                 internal_batch_size=internal_batch_size,
                 settings=settings,
@@ -666,7 +697,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend: Heatmap = self.heatmap
+        backend = self.heatmap
         if isinstance(backend, DefaultMaps):
             fitted = self.explainers_.values()
             exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
@@ -699,9 +730,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         name = find_layer(model, self.layer)[0]
         explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
         if not explainers:
-            raise NotFittedError(
-                f"expected fitted explainers of layer {name!r} to save, have none; call xnn.fit(data, target=...)"
-            )
+            raise NotFittedError(f"layer {name!r} has no fitted explainers to save; call xnn.fit(data, target=...)")
         return _serialization.SavedExplainers(
             layer=name,
             n_features=self.n_features,
@@ -760,10 +789,17 @@ class _Explained(NamedTuple):
     choices: list[Choice]
     numbers: Numbers
     prediction: Tensor
+    read: Reading
+    """The pass that read the first examples."""
 
     @property
     def unexplained(self) -> Tensor:
         return self.prediction - self.numbers.surrogate
+
+
+def _place_key(reader: Reader, inputs: tuple[Tensor, ...]) -> Any:
+    """Make the key under which the layer of maps is remembered."""
+    return reader.name, tuple(x.shape[1:] for x in inputs)
 
 
 def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from captum_xnn.layers._targets import Difference, Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Form
-from captum_xnn.training._problem import Step
+from captum_xnn.training._history import Step
 
 __all__ = ["Explainer"]
 

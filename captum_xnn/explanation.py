@@ -23,7 +23,7 @@ from captum_xnn.plots._sentence import sentence
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Contributions", "Explanation"]
+__all__ = ["Explanation"]
 
 # Examples, and characters in a line, of the short text of an explanation.
 _SHOWN, _WIDTH = 10, 118

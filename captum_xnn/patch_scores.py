@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report, which calls this mo
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.explainer import Explainer
 
-__all__ = ["CoveredBatch", "PatchScores", "patch_scores", "patch_scores_of"]
+__all__ = ["patch_scores"]
 
 # Draws of each control; scores are means over the draws.
 _DRAWS = 3

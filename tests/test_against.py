@@ -178,6 +178,7 @@ def test_a_saved_explainer_explains_differences(model, fitted, tmp_path):
             torch.testing.assert_close(first, second)
 
 
+@pytest.mark.filterwarnings("ignore:maps are zero")  # of one x-feature in one example
 def test_the_sentence_names_both_outputs(fitted, tmp_path):
     why = fitted["one"].explain(x()[:1], 0, against=3)
     assert why.sentence().removeprefix("against ").startswith("target 0 rather than 3 because of x-feature ")
@@ -186,6 +187,7 @@ def test_the_sentence_names_both_outputs(fitted, tmp_path):
     assert why.describe(0).startswith("target 0 rather than 3: prediction ")
 
 
+@pytest.mark.filterwarnings("ignore:maps are zero")  # of one x-feature in one example
 def test_names_of_the_targets_x_features_hold(fitted, tmp_path):
     names = {"0": {0: "golden feather", 1: "red forehead", 2: "wing bar"}}
     write_names(tmp_path / "names.json", names, layer="5")

@@ -21,7 +21,7 @@ from captum_xnn.models.baselines._least_squares import read_out
 from captum_xnn.models.baselines._nmf import _unroll
 from captum_xnn.models.baselines._selection import lasso, lasso_of_size
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 
 QUICK = Recipe(steps=30)
 EVENLY = torch.ones(400, dtype=torch.bool)  # no shortage of positives: all examples count alike
@@ -499,7 +499,7 @@ X = torch.randn(9, 5, generator=torch.Generator().manual_seed(11))
 
 
 # So small a model has neurons that only a bias excites, and x-features for which nothing speaks.
-@pytest.mark.filterwarnings("ignore:expected probabilities", "ignore:expected maps that are not zero")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.parametrize("form", FORMS)
 def test_lifecycle(form, tmp_path):
     make = FORMS[form]
@@ -529,7 +529,7 @@ def test_methods_that_walk_modules_run_through_nmf(method):
         torch.testing.assert_close(maps.sum(-1), features[:-1] - features[-1], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:expected maps that are not zero")
+@pytest.mark.filterwarnings("ignore:maps are zero")
 def test_feature_maps_are_flattened(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
     data = torch.rand(60, 1, 6, 6)

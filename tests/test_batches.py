@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from captum_xnn.activations._batches import Batches, first_inputs
-from captum_xnn.activations._collecting import first_of_batch
+from captum_xnn.activations._unpacking import first_of_batch
 
 X = torch.arange(22.0).reshape(11, 2)
 

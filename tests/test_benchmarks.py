@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.datasets import PartsSample
+from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.training import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_the_loop_over_captum_does_the_same_work(monkeypatch):
             torch.testing.assert_close(maps, torch.stack(loop(), 1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_excitation_speed(monkeypatch, capsys):
     from benchmarks import excitation_speed as speed
 
@@ -187,19 +187,20 @@ def small(monkeypatch):
         monkeypatch.setitem(one_vs_all.METHODS, name, partial(one_vs_all.METHODS[name], hidden=(8,)))
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_table_1_on_small_pictures(few, tmp_path, monkeypatch):
     from benchmarks import birds, cub, one_vs_all
     from benchmarks.runs import interval, measured
 
     monkeypatch.setattr(birds, "POSITIVE_SHARE", 0.6)
-    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z")]
+    jobs = [{"method": m, "class": 2, "seed": 0} for m in ("SRAE", "NN", "1-Heatmap", "Lasso", "Z", "groups")]
     lines = measured(tmp_path, jobs, lambda job: cub.measure(few, job, maps_layer="1"))
     # Of the one visible part, or nowhere: a logarithm of 1, or of none.
     assert all(line["locality"] == pytest.approx(0, abs=1e-6) or math.isnan(line["locality"]) for line in lines)
     by = {line["method"]: line for line in lines}
     assert by["SRAE"]["f_cls"] == 1 and by["Lasso"]["train"] < 0.1  # the output is linear in this layer
+    assert by["groups"]["f_cls"] == 1 and max(by["groups"]["train"], by["groups"]["test"]) < 1e-4  # and exact there
     assert 1 <= by["SRAE"]["eff"] <= 5 and "o1" not in by["1-Heatmap"] and "test" not in by["Z"]
     again = lines + [{**line, "class": 3, "train": line.get("train", math.nan) + 0.2} for line in lines]
     mean, half = interval(line["train"] for line in again if line["method"] == "NN")
@@ -235,7 +236,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path):
     assert text.splitlines()[2:] == ["| a | 2 | 2.0 ± 6.4 |  |", "| b | 2 | 6.5 ± 38.1 (7) |  |"]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_keep_top_on_small_pictures(few):
     from benchmarks import keep_top
@@ -259,7 +260,7 @@ def test_lasso_on_small_pictures(few):
     assert tight["chosen"] < loose["chosen"] <= 12 and loose["train"] < tight["train"]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_layer_by_layer_on_small_pictures(few):
     from benchmarks import conv_layers
@@ -283,7 +284,7 @@ def test_probabilities_at_the_points_of_parts():
     assert at_points(maps, points).tolist() == [[[0.25, 0.75, 0], [0, 0, 0]]]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_degenerate_examples_on_small_pictures(few, tmp_path, monkeypatch):
     from benchmarks import degenerate_examples
@@ -297,7 +298,7 @@ def test_degenerate_examples_on_small_pictures(few, tmp_path, monkeypatch):
     assert 0 <= line["positive"] <= 3 and (tmp_path / "one-NN-0.png").stat().st_size > 1000
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_randomisation_on_small_pictures(few, monkeypatch):
     from benchmarks import one_vs_all, randomisation
@@ -424,6 +425,34 @@ def test_table_2_on_small_places(few, tmp_path):
         assert (chosen[train[:4]] == room).all()
 
 
+def test_fewer_images_are_divided_in_proportion():
+    from benchmarks.places import Counts, split, untested
+
+    labels = torch.cat([torch.full((10,), 45), torch.arange(60) % 5])
+    counts = Counts(train=(4000, 20_000), test=(1000, 4000))
+    train, test = split(labels, 45, counts)
+    assert not set(train.tolist()) & set(test.tolist()) and len(train) + len(test) == 70
+    assert [int((labels[part] == 45).sum()) for part in (train, test)] == [8, 2]
+    assert [len(train) - 8, len(test) - 2] == [50, 10] and untested(labels, 45, test) is None
+    few = torch.cat([torch.full((4,), 45), torch.arange(60) % 5])
+    test = split(few, 45, counts)[1]
+    assert untested(few, 45, test) == "no images of the room"
+    assert untested(few, 45, test[:0]) == "no images at all"
+    assert untested(few, 45, torch.arange(4)) == "no images of other categories"
+
+
+def test_rooms_are_those_of_both_data_sets():
+    from benchmarks.places import known_rooms
+
+    rooms, images = torch.tensor([45, 52, -1, 203]), torch.tensor([203, 45, 7, 352])
+    assert known_rooms(rooms, images, None) == ["bathroom", "kitchen"]
+    assert known_rooms(rooms, images, ["kitchen"]) == ["kitchen"]
+    with pytest.raises(SystemExit, match=r"got bedroom; choose among bathroom, kitchen"):
+        known_rooms(rooms, images, ["kitchen", "bedroom"])
+    with pytest.raises(SystemExit, match="in both data sets, got none"):
+        known_rooms(rooms, images[2:3], None)
+
+
 class Rooms:
     """The same pictures as scenes: the bright square is object 1, all else object 3."""
 
@@ -437,7 +466,7 @@ class Rooms:
         return SceneSample(self.pictures.images[i], self.labels[i], mask, torch.tensor(i))
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_table_2_measures_objects(few):
     from benchmarks.places import Counts, Scenes, measure
@@ -480,10 +509,10 @@ def test_reasons_are_matched_to_x_features():
 
 def test_maps_are_compared_with_the_parts_masks():
     from benchmarks import synthetic
-    from captum_xnn.datasets import draw_figures, reason_parts
+    from captum_xnn.datasets import Figures
 
-    figures = draw_figures(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
-    maps = figures.masks[:, reason_parts(figures, 0)].flip(1).float()  # x-feature 0 shows the belly
+    figures = Figures.draw(20, members=1, near_misses=0, reasons=[{"head": "plain blue", "belly": "plain blue"}])
+    maps = figures.masks[:, figures.reason_parts(0)].flip(1).float()  # x-feature 0 shows the belly
     right = synthetic.places(maps, figures, 0, torch.tensor([1, 0]))
     assert right["mass"] == pytest.approx(1) and right["pointing"] == 1
     area = figures.masks[:, [1, 3]].double().mean((2, 3))
@@ -515,7 +544,7 @@ def test_equation_5_at_the_reasons_themselves():
     assert synthetic.loss_of_reasons(of, 1) == pytest.approx(np.log1p(left[:-1]).mean() + pull_away, rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_synthetic_figures_end_to_end(monkeypatch):
     from benchmarks import synthetic
@@ -677,7 +706,7 @@ def test_gradient_maps_are_those_of_autograd_and_add_up(two_parts):
     assert not two_parts.model[1]._forward_hooks and not two_parts.model[5]._forward_hooks
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.usefixtures("small")
 def test_parts_and_patches_judge_every_method(two_parts, tmp_path, monkeypatch):
     from benchmarks import funnybirds
@@ -852,21 +881,21 @@ def test_halves_share_negatives_alone(squares):
         assert torch.equal(again.Z, part.train.Z) and torch.equal(again.y_hat, part.train.y_hat)
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkeypatch):
     """The library's way gives the groups of a fit, and random groups overlap more than they do."""
     from benchmarks import grouping
     from benchmarks.contributions import Network, agreement, fitted
     from captum_xnn import ContributionGroups
 
-    _, read = grouping.evidence_of(squares)
-    own, others, drops = (part[0].double() for part in (read.own, read.others, read.drops))
-    a = grouping.with_ridge(1.0)(own, others, drops)
+    _, seen = grouping.seen_by_fit(squares)
+    own, drops = seen.own.double(), seen.drops.double()
+    a = grouping.with_ridge(1.0)(seen)
     expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
     assert agreement(own @ a, own @ expected.double())["halves"] == pytest.approx(1)
-    torch.testing.assert_close(grouping.soft(own, others, drops).sum(1), torch.ones(len(a)).double())
+    torch.testing.assert_close(grouping.soft(seen).sum(1), torch.ones(len(a)).double())
     live = drops.flatten(0, 1).abs().sum(0) > 0  # silent dimensions are shared evenly
-    assert (grouping.one_each(own, others, drops) != 0).sum(1)[live].eq(1).all()
+    assert (grouping.one_each(seen) != 0).sum(1)[live].eq(1).all()
     monkeypatch.setattr(grouping, "NETWORKS", {"small": Network(lambda given: [2], lambda given, label: squares)})
     given = argparse.Namespace(**vars(CONTRIBUTIONS), out=tmp_path)
     grouping.main(given)
@@ -875,7 +904,7 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     assert found["as it is (ridge 1, hardened)"]["o1"] < found["random groups"]["o1"]
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monkeypatch):
     from benchmarks import contributions
     from benchmarks.runs import measured
@@ -971,7 +1000,7 @@ def test_texts_tell_their_topic_by_two_of_its_words():
         assert len({word for word in text if word // 3 == topic}) == 2
 
 
-@pytest.mark.filterwarnings("ignore:expected")
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
 @pytest.mark.parametrize("name", ["digits-pool2", "figures-by-hand", "inside-a-block", "vision-transformer", "tabular"])
 def test_small_networks_are_explained_to_the_tolerance(name):
     """Sum of contributions and bias, by the groups' own tolerance, at layers of every kind."""
@@ -987,3 +1016,227 @@ def test_small_networks_are_explained_to_the_tolerance(name):
     y = of.model(of.test[:6])[:, label].detach()
     assert float((exact.bias + exact.c.sum(1) - y).abs().max()) <= 0.0101 * float(form.scale)
     assert (float(exact.bias.std()) > 1e-3) == (name == "inside-a-block")  # something crosses the layer
+
+
+def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
+    from benchmarks import fit_speed
+
+    made = fit_speed.fits(examples=80, dimensions=6, steps=3, repeats=1, size=50)
+    assert set(made) == set(fit_speed.FORMS) and all(min(figures) > 0 for figures in made.values())
+    with fit_speed.competitor(1, 50):
+        pass
+    monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
+    (line,) = fit_speed.batches(sizes=(16,), digits=(1,), steps=4)
+    assert line.startswith("batches of 16: error")
+
+
+def untrained(digits, seed):
+    from captum_xnn.datasets._networks import digits_cnn
+
+    cnn = digits_cnn(torch.Generator().manual_seed(seed))
+    cnn.fc2.bias.data[1] += 0.05  # some images have digit 1
+    return cnn
+
+
+@pytest.fixture
+def two_problems(two_parts, monkeypatch):
+    """The classes of pictures of two squares, with their parts, as the scoreboard takes them."""
+    from benchmarks import one_vs_all, rivals, scoreboard
+    from captum_xnn.training import Recipe
+
+    monkeypatch.setattr(rivals, "N_FEATURES", 3)
+    monkeypatch.setattr(one_vs_all, "fit", partial(one_vs_all.fit, recipe=Recipe(steps=20)))
+    for name, value in {"STEPS": 5, "FACE_STEPS": 3, "DRSA_STEPS": 3, "DRSA_SIZE": 2, "ACTIVE": 4}.items():
+        monkeypatch.setattr(rivals, name, value)
+
+    def problem(label):
+        rows = (two_parts.labels == label).nonzero()[:, 0]
+        masks = two_parts.masks(rows)
+        taken = two_parts.taken[0][rows], two_parts.taken[1][rows, :, label], masks
+        covered, Z = two_parts.covered[rows], two_parts.test[0][rows]
+        images, y = two_parts.images(rows), two_parts.test[1][rows, label]
+
+        def places(maps):
+            return torch.einsum("nkhw,nphw->nkp", maps.double(), masks.double())
+
+        return scoreboard.Problem(two_parts, label, images, Z, y, covered, places, taken)
+
+    return problem
+
+
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero", "ignore:Objective did not converge")
+@pytest.mark.usefixtures("small")
+def test_rivals_explain_the_same_output(two_problems):
+    """Contributions of exact methods sum to the output; what x-features are of the layer sums to it for most."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(1)
+    by = scoreboard.Slopes.of(of)
+    fit = of.fit(0)
+    exact = ("groups", "single dimensions", "spectral groups", "NMF of contributions", "PRCA", "DRSA")
+    for name, make in (rivals.METHODS | rivals.CONTROLS).items():
+        made = make(fit)
+        E = made.contributions(*by.images)
+        every = torch.ones(E.shape, dtype=torch.bool)
+        assert float(made.part(of.Z, ~every).abs().max()) < 1e-4  # nothing kept, nothing left
+        if name in (*exact, "random groups", "whole output"):
+            assert float((E.sum(1) + made.bias - of.y).abs().max()) < 0.05 * float(of.read.test[1][:, 1].std()), name
+            torch.testing.assert_close(made.part(of.Z, every), of.Z - of.base, atol=1e-4, rtol=1e-4)
+        if name not in ("SRAE", "NN", "SAE", "CAE", "random encoder"):  # whose decoders are not linear
+            one = torch.zeros_like(every)
+            one[:, 0] = True
+            both = made.part(of.Z, one) + made.part(of.Z, ~one)
+            torch.testing.assert_close(both, made.part(of.Z, every), atol=1e-3, rtol=1e-3)
+    sizes = rivals.uneven_groups(fit).part(of.base.expand(3, -1) + 1, torch.eye(3).bool()).sum(1)
+    assert sizes.round().tolist() == [1, 1, len(of.base) - 2]
+    assert [len(half.of.train[0]) for half in (of.fit(0, 0), of.fit(0, 1))] == [16, 16]
+
+
+def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
+    """Behind a linear layer, the logit falls by what leaves and rises by what enters."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(2)
+    D = of.Z.shape[1]
+    weights = torch.linspace(0.5, 2, D)
+    monkeypatch.setattr(rivals, "rest_of_model", lambda model, layer, images, label, Z: Z @ weights)
+    a = nn.functional.one_hot(torch.arange(D) % 3, 3).float()
+    made = rivals._divided(a, of.fit(0))
+    E = made.contributions(of.Z, weights.expand(of.Z.shape))
+    torch.testing.assert_close(E, ((of.Z - of.base) * weights) @ a)
+    found = scoreboard.curves(of, made, E)
+    ordered = E.sort(1, descending=True).values.double()
+    entered = torch.cat([torch.zeros(len(E), 1), ordered.cumsum(1)], 1) / ordered.sum(1, keepdim=True)
+    entered = entered.clamp(0, 1)
+    assert found["insertion"] == pytest.approx(float(torch.trapezoid(entered).mean() / 3), abs=1e-5)
+    left = (1 - entered).clamp(0, 1)
+    assert found["deletion"] == pytest.approx(float(torch.trapezoid(left).mean() / 3), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
+@pytest.mark.usefixtures("small")
+def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, capsys):
+    from benchmarks import scoreboard
+
+    monkeypatch.setattr(scoreboard, "networks", lambda given: [scoreboard.Network("two parts", [1, 2], two_problems)])
+    few = ["groups", "NN", "spectral groups", "PRCA", "CRAFT", "TopK SAE"]
+    given = argparse.Namespace(
+        classes=2, seeds=1, methods=[*few, *scoreboard.CONTROLS], halves=1, quick=False,
+        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False,
+    )  # fmt: skip
+    scoreboard.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 12 and not any("failed" in line for line in lines)
+    by = {line["method"]: line for line in lines if line["class"] == 1}
+    for name in ("groups", "random groups", "PRCA", "spectral groups"):  # the same sums, so the same sum of maps
+        assert by[name]["sd"] == by["whole output"]["sd"] and by[name]["importances"][0] == pytest.approx(
+            by["whole output"]["importances"][0], rel=1e-3, abs=1e-3
+        )
+    assert by["CRAFT"]["f_reg"] > 5 * by["groups"]["f_reg"] and by["TopK SAE"]["x_features"] == 4
+    assert 0 <= by["groups"]["selectivity"] <= 1 and "o1" not in by["whole output"] and "f_reg" not in by["1-Heatmap"]
+    table = json.loads((given.out / "table.json").read_text())
+    assert (
+        table["ranks"]["groups"]["asked"] == len(scoreboard.columns_of(lines)) - 1
+    )  # less eff and overlap, and within
+    assert all(0 < line["overlap"] <= 1 + 1e-9 for line in by.values() if "overlap" in line)
+    assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
+    assert set(table["ranks"]) == set(few) and "a map has no x-features" in printed
+    assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
+    assert "mean rank over measures" in (given.pictures / "scoreboard_ranks.svg").read_text()
+    assert "random encoder" in (given.pictures / "scoreboard_overlap.svg").read_text()
+    monkeypatch.setattr(scoreboard, "measure", None)
+    scoreboard.main(given)  # measures nothing again
+    assert capsys.readouterr().out == printed
+    given.report = True
+    scoreboard.main(given)
+    assert capsys.readouterr().out == printed
+
+
+def test_ranks_share_ties_and_leave_out_what_was_not_asked():
+    from benchmarks import scoreboard
+
+    lines = [
+        {"method": "groups", "class": 1, "seed": 0, "f_reg": 0.1, "patches": 0.5},
+        {"method": "PRCA", "class": 1, "seed": 0, "f_reg": 0.1, "patches": 0.7},
+        {"method": "CRAFT", "class": 1, "seed": 0, "f_reg": 0.3},
+        {"method": "random groups", "class": 1, "seed": 0, "f_reg": 0.0, "patches": 0.9},
+    ]
+    found = {line["method"]: line for line in scoreboard.ranks(lines)}
+    assert found["groups"] | {"class": 1, "seed": 0} == {
+        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "all": 1.75, "asked": 2,
+    }  # fmt: skip
+    assert found["PRCA"]["mean"] == 1.25 and found["CRAFT"]["mean"] == 3 and "random groups" not in found
+    head, rows, _ = scoreboard.cells(lines)
+    assert head == ["method", "F_reg", "patches"]
+    assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
+    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["random groups", "0.000", "0.90"]
+
+
+def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
+    """A folder of images and a file with a network suffice; the classes are those it gives most often."""
+    import numpy as np
+    from PIL import Image
+
+    from benchmarks import rivals, scoreboard
+
+    monkeypatch.setattr(rivals, "N_FEATURES", 2)
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "pictures").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    values[::2, ..., 0] = 0  # without red, which the second class has
+    for i, pixels in enumerate(values):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    given = argparse.Namespace(
+        model=str(tmp_path / "net.py"), images=tmp_path / "pictures", layer="5", most=100, classes=2, seeds=1, halves=2,
+        methods=["groups", "TopK SAE", "random groups", "1-Heatmap"], quick=False, tables=None, pictures=None,
+        out=tmp_path / "out", report=False,
+    )  # fmt: skip
+    monkeypatch.setattr(rivals, "STEPS", 5)
+    scoreboard.main(given)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert sorted(line["class"] for line in lines) == [0] * 4 + [1] * 4
+    found = {line["method"]: line for line in lines[:4]}
+    assert found["groups"]["f_reg"] < 1e-3 and "net, 2 classes" in printed  # the output is linear behind the layer
+    assert found["groups"]["f_reg"] == pytest.approx(found["random groups"]["f_reg"], abs=1e-5)
+    given.layer = None
+    with pytest.raises(SystemExit, match="needs --images FOLDER and --layer NAME"):
+        scoreboard.networks(given)
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+@pytest.mark.filterwarnings("ignore:maps are zero")
+def test_the_script_for_a_gpu_on_small_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from benchmarks import gpu
+
+    reads = gpu.waits(lambda: [float(torch.ones(1)) for _ in range(3)], torch.device("cpu"))
+    assert reads["aten::_local_scalar_dense"] == 3
+    torch.manual_seed(0)
+    options = "--device cpu --batch 2 --pixels 16 --layer 2 --targets 1 3 --steps 4 --examples 300 --width 12"
+    given = gpu.arguments().parse_args([*options.split(), "--repeats", "1", "--out", str(tmp_path)])
+    given.network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    ).eval()
+    found = gpu.main(given)
+    assert json.loads((tmp_path / "gpu.json").read_text()) == found
+    assert found["fits of 3"][0]["targets"] == 3 and found["explaining"]["Saliency"]["to_captum"] > 0
+    # On a CPU the optimiser reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
+    # the four further maps none waits; all maps together may wait once more than a single one.
+    assert set(found["waits"]["a step of a fit"].values()) == {14.0}
+    assert max(n for kind in ("groups", "SRAE") for n in found["waits"][f"a further map, {kind}"].values()) <= 0.25
+
+
+def test_growth_is_measured_once_for_each_size(tmp_path):
+    from benchmarks import growth
+
+    usual = {"images": 40, "size": 16, "width": 8, "targets": 1, "n": 2}
+    found = growth.lines({"images": (40, 60)}, usual, tmp_path)
+    assert [line["images"] for line in found] == [40, 60] and all(line["fit"] > 0 for line in found)
+    assert growth.lines({"images": (40, 60)}, usual, tmp_path) == found  # nothing is measured twice
+    assert growth.table(found).count("* -") == 3
+    growth.draw([growth.USUAL | {"fit": 1.0, "memory": 0.0, "explain": 0.1}], tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count("<path") > 10
+    model, x = growth.material(40, 16, 8, 12)
+    assert len(model(x).argmax(1).unique()) >= 10  # classes of images

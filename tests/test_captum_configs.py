@@ -31,7 +31,12 @@ from captum_xnn.layers._read import read_layer
 
 # Of random weights: probability is lost, maps are zero, outputs are no classes.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:expected", "ignore:Setting", "ignore:Internal batch size", "ignore:winning probabilities of opposite"
+    "ignore:probabilities sum to",
+    "ignore:maps are zero",
+    "ignore:outputs are non-negative",
+    "ignore:Setting",
+    "ignore:Internal batch size",
+    "ignore:winning probabilities of opposite",
 )
 
 CALLS = ("inputs", "target", "additional_forward_args", "attribute_to_layer_input", "neuron_selector")

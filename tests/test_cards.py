@@ -13,11 +13,12 @@ from captum.attr import InputXGradient
 from torch import nn
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.datasets import PartsSample, collate
+from captum_xnn.datasets import collate
+from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.metrics import part_probabilities
 from captum_xnn.models._srae import by_shape
-from captum_xnn.report import ConceptCard, concept_cards, on_parts
-from captum_xnn.report._cards import CardStream, _Moments
+from captum_xnn.report import on_parts
+from captum_xnn.report._cards import CardStream, ConceptCard, _Moments, concept_cards
 from captum_xnn.report._thumbnails import crop_box
 
 KEEP = 4

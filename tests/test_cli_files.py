@@ -25,8 +25,8 @@ from captum_xnn.models._srae import by_shape
 # The tiny model's images do not all excite every x-feature.
 # So small a model has neurons that only a bias excites.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:expected maps that are not zero"),
-    pytest.mark.filterwarnings("ignore:expected probabilities"),
+    pytest.mark.filterwarnings("ignore:maps are zero"),
+    pytest.mark.filterwarnings("ignore:probabilities sum to"),
 ]
 
 FEW = 5  # pictures take a while
@@ -421,7 +421,7 @@ def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "net.py").write_text(changed)
     command = ["--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--model", f"{tmp_path}/net.py"]
     assert cli.main(["evaluate", *command, "--quiet"]) == 1
-    assert "the model that the explainers were fitted to, got one that differs" in one_line(capsys)
+    assert "the model differs" in one_line(capsys)
     assert cli.main(["evaluate", *command[:1], f"{tmp_path}/none", *command[2:], "--quiet"]) == 1
     assert f"has no explainer.json; fit explainers first, by captum-xnn fit --out {tmp_path}/none ..." in one_line(
         capsys

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
-from captum_xnn.activations._collecting import Source, collect
+from captum_xnn.activations._activations import Source
+from captum_xnn.activations._collecting import collect
 from captum_xnn.cli import main
 from captum_xnn.comparison._compared import Estimate, MethodComparison
 from captum_xnn.comparison._rivals import METHODS, Rows
@@ -200,6 +201,47 @@ def test_subspaces_of_feature_maps_add_up(model):
         assert torch.allclose(parts.sum(1), contributions.sum(1).double(), atol=1e-5)
 
 
+def test_concepts_of_feature_maps_leave_over_what_they_do_not_rebuild(model):
+    """Every place is coded by itself, as scipy codes it, and contributions are sums over places."""
+    optimize = pytest.importorskip("scipy.optimize")
+    pytest.importorskip("sklearn")
+    xnn = XNNAttribution(model, "1", 2)
+    made = METHODS["CRAFT"].fit(xnn, collect(model, "1", IMAGES), [0, 2])
+    H = made.concepts[2].concepts.double()
+    E, left = (x.double() for x in made.with_rest(IMAGES[:3], 2))
+    contributions = xnn.contributions(IMAGES[:3], 2).contributions
+    torch.testing.assert_close(E.sum(1) + left, contributions.sum(1).double(), atol=1e-4, rtol=1e-4)
+    a, slopes = made.factors(IMAGES[:3], 2, None)
+    base = made.base(2).reshape(-1)
+    Z = (a + base).double()
+
+    def code(z):
+        return torch.from_numpy(optimize.nnls(H.T.numpy(), z.detach().numpy())[0])
+
+    codes = torch.stack([torch.stack([code(z) - code(base.double()) for z in of]) for of in Z])
+    wanted = (codes * (slopes.double() @ H.T)).sum(1)
+    torch.testing.assert_close(E, wanted, atol=1e-4, rtol=1e-3)
+    assert float(left.abs().mean()) > 0.01 * float(E.abs().mean())
+
+
+@pytest.mark.parametrize("method", ["CRAFT", "TopK SAE"])
+def test_what_concepts_leave_over_is_their_error(model, method):
+    if method == "CRAFT":
+        pytest.importorskip("sklearn")
+    found = compare(model, "5", IMAGES, 0, {"it": method}, images=2, **SETTINGS)
+    with torch.no_grad():
+        classes, y = model(IMAGES).argmax(1), model(IMAGES)[:, 0]
+    held = folds(classes) % 5 == 0
+    xnn = XNNAttribution(model, "5", 2)
+    source = collect(model, "5", IMAGES)
+    train = source._replace(Z=source.Z[~held], y_hat=source.y_hat[~held], source=Source(IMAGES[~held], None))
+    made = METHODS[method].fit(xnn, train, [0])
+    numbers = made.xnn.contributions(IMAGES[held], 0)
+    surrogate = numbers.bias + made.of(IMAGES[held], 0).sum(1)
+    assert found.values["it"]["f_reg"][0] == pytest.approx(float((surrogate - y[held]).abs().mean()), abs=1e-2)
+    assert found.values["it"]["f_reg"][0] > 0.01 and "maps_o1" not in found.values["it"]
+
+
 def test_tabular_regression_has_no_classes_and_its_columns_are_patches(tabular):
     model, data = tabular
     found = compare(model, "3", data, None, ["groups", "1-Heatmap"], images=4, **SETTINGS)
@@ -335,10 +377,10 @@ def test_rows_of_tensors_and_of_batches_are_the_same():
     assert torch.equal(torch.cat([inputs[1] for inputs, _ in pairs]), x[wanted] + 1)
 
 
-@pytest.mark.filterwarnings("ignore:it. expected maps that are not zero")
+@pytest.mark.filterwarnings("ignore:it. maps are zero")
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("groups", "SRAE", "1-Heatmap")])
 def test_every_name_is_a_method(tabular, method):
-    if "NMF" in method or method == "Lasso":
+    if "NMF" in method or method in ("Lasso", "CRAFT"):
         pytest.importorskip("sklearn")
     model, data = tabular
     found = compare(model, "3", data, None, {"it": method}, images=2, **SETTINGS)

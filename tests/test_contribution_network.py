@@ -319,7 +319,7 @@ def test_permuting_dimensions_permutes_the_groups_alone():
     torch.testing.assert_close(theirs.explainer(1).form.groups, ours.explainer(1).form.groups[order][:, match])
 
 
-@pytest.mark.filterwarnings("ignore:expected maps that are not zero")  # in one example an x-feature may have none
+@pytest.mark.filterwarnings("ignore:maps are zero")  # in one example an x-feature may have none
 @pytest.mark.parametrize("name", ["mlp early", "cnn early", "residual", "tokens"])
 def test_batch_equals_singles(name):
     build, layer, shape, _ = ZOO[name]
@@ -560,6 +560,6 @@ def test_a_map_that_is_zero_says_that_the_x_feature_may_contribute():
     off = -x[:3]  # both units are inactive, and say so: each adds 0 - base
     assert bool((xnn.contributions(off).contributions < -0.1).all())
     with pytest.raises(
-        UserWarning, match="zeros for x-feature 0, 1 in 3 of 3 examples: it may contribute by numbers below"
+        UserWarning, match="maps are zero for x-feature 0, 1 in 3 of 3 examples: it may contribute by numbers below"
     ):
         xnn.attribute(off)

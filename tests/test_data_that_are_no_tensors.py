@@ -75,7 +75,10 @@ def test_a_number_of_features_that_is_no_int_is_named(n):
 
 def test_one_example_without_a_batch_dimension_is_told():
     xnn = explainer().fit(X, 0, progress=False)
-    with pytest.raises(ValueError, match=r"got shape \(16,\); where the inputs are one example, add .* with x\[None\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"returns shape \(16,\), without a row .*; where the inputs are one example, add .* with x\[None\]",
+    ):
         xnn.attribute(X[0], 0)
     assert xnn.attribute(X[0][None], 0).shape == (1, 3, 6)
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from captum_xnn.datasets import CUB200, PartsSample, collate
-from captum_xnn.datasets._parts import resized
+from captum_xnn.datasets import CUB200, collate
+from captum_xnn.datasets._parts import PartsSample, resized
 from captum_xnn.errors import DatasetError
 
 PARTS = ["back", "left eye", "tail"]
@@ -150,7 +150,7 @@ def test_a_missing_part_and_a_word_for_a_number_are_told(tree, tmp_path):
     root = shutil.copytree(tree, tmp_path / "copy")
     lines = (tree / "parts" / "part_locs.txt").read_text().splitlines(keepends=True)
     (root / "parts" / "part_locs.txt").write_text("".join(lines[1:]))
-    with pytest.raises(DatasetError, match=r"expected 3 parts for each of 5 images .* got 14 lines"):
+    with pytest.raises(DatasetError, match=r"has 14 lines of parts for 5 images with 3 parts each"):
         CUB200(root)
     (root / "bounding_boxes.txt").write_text((tree / "bounding_boxes.txt").read_text().replace("2.5", "two"))
     with pytest.raises(DatasetError, match=r"cannot read the numbers in .*bounding_boxes.txt \("):

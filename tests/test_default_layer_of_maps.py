@@ -107,7 +107,7 @@ class Function(nn.Module):
 
 REAL = {
     "padded images": (lambda x: F.pad(x, (3, 2, 1, 4)), nn.Conv2d(3, 4, 3, 2), lambda h: h),
-    "pooled by a function, unevenly": (lambda x: x, nn.Conv2d(3, 4, 3), lambda h: F.avg_pool2d(h, (8, 1))),
+    "pooled by a function, unevenly": (lambda x: x, nn.Conv2d(3, 4, 3), lambda h: F.avg_pool2d(h, (4, 1))),
     "cropped": (lambda x: x, nn.Conv2d(3, 4, 3), lambda h: h[:, :, 2:-3, 1:-1]),
     "enlarged by a function": (lambda x: x, nn.Conv2d(3, 4, 3, 2), lambda h: F.interpolate(h, scale_factor=3)),
     "cells of 14 pixels": (lambda x: F.interpolate(x, (96, 128)), nn.Conv2d(3, 4, 14, 14), lambda h: h),

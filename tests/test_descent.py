@@ -26,7 +26,8 @@ from captum_xnn.training import Checkpoint, JSONLines, Recipe
 from captum_xnn.training._anchors import anchors
 from captum_xnn.training._early_stopping import EarlyStopping
 from captum_xnn.training._fitting import fit, fit_together
-from captum_xnn.training._problem import Problem, Sampler
+from captum_xnn.training._problem import Problem
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._trainer import Trainer, _hold, _off_anchor, _rate, _signature, _together, descend
 
 T, M, D, K = 3, 400, 12, 3
@@ -540,7 +541,8 @@ SCRIPT = """
     from torch import nn
     from captum_xnn import SRAE, XNNAttribution
     from captum_xnn.training import Recipe
-    from captum_xnn.training._problem import Problem, Sampler
+    from captum_xnn.training._problem import Problem
+    from captum_xnn.training._sampler import Sampler
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")

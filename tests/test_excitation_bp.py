@@ -29,12 +29,12 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, NeuronExcitationBP
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp import total_mass
+from captum_xnn.excitation_bp._attribution import total_mass
 from captum_xnn.excitation_bp._settings import SettingNames, Settings
 from captum_xnn.heatmaps import ExcitationMaps
 
 # Small random nets lose mass at neurons that only their bias excites.
-pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to")
 
 
 def cnn(dtype=torch.float64, inplace=False):
@@ -197,7 +197,7 @@ def test_the_delta_is_what_was_lost():
     torch.testing.assert_close(delta, -total_mass(P))
 
 
-@pytest.mark.filterwarnings("default:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("default:probabilities sum to")
 def test_a_loss_is_told():
     dead = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2, bias=False))
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_a_loss_is_told():
         dead[0].bias.copy_(torch.tensor([0.0, 3.0]))  # the second is active by its bias alone
         dead[2].weight.copy_(torch.tensor([[1.0, 3.0], [1.0, -1.0]]))
     x = torch.ones(1, 2)
-    with pytest.warns(UserWarning, match=r"got 0\.400 of it where they arrive"):
+    with pytest.warns(UserWarning, match=r"probabilities sum to 0\.400 where they arrive"):
         P, delta = ExcitationBP(dead, contrastive=False).attribute(x, 0, return_convergence_delta=True)
     torch.testing.assert_close(P, torch.tensor([[0.2, 0.2]]))  # 2 of 5 come from the first, half from either input
     torch.testing.assert_close(delta, torch.tensor([0.6]))
@@ -412,7 +412,7 @@ def test_scripted_and_traced_models_are_refused():
     net, x = cnn(), images()
     scripted, traced = torch.jit.script(net), torch.jit.trace(net, x)
     for model in (scripted, traced, nn.Sequential(traced, nn.Identity())):
-        with pytest.raises(TypeError, match="runs as Python code"):
+        with pytest.raises(TypeError, match=r"runs as Python code|layers of scripted and traced modules"):
             ExcitationBP(model)
     with pytest.raises(UnsupportedOperationError, match="scripted and traced parts"):
         ExcitationBP(lambda x: scripted(x) * 2).attribute(x, 0)
@@ -555,7 +555,9 @@ def test_wrong_arguments():
         LayerExcitationBP(nn.Sequential(*net, Batch()), "3").attribute(x, 0)
     with pytest.raises(LayerNotReachedError, match="did not call layer 'Linear'"):
         LayerExcitationBP(net, nn.Linear(2, 2)).attribute(x, 0)
-    with pytest.raises(TypeError, match=r"floating-point inputs for .*, got torch.int64 .* stop at the embedding"):
+    with pytest.raises(
+        TypeError, match=r"needs floating-point inputs, and input 0 is torch.int64; .* stop at the embedding"
+    ):
         ExcitationBP(net).attribute(x.long(), 1)
     for inputs in ([x], {"x": x}, x.numpy()):
         with pytest.raises((AssertionError, TypeError), match=r"found|expected"):

@@ -16,7 +16,7 @@ from torch import nn
 from captum_xnn import ExcitationBP, LayerExcitationBP
 
 # Small random nets lose probability, in every implementation alike.
-pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to")
 few = settings(max_examples=6, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
 

@@ -227,16 +227,16 @@ def test_activations_of_something_else(model, tmp_path):
         explained(model).fit(found, 0)
     with pytest.raises(ModelMismatchError, match=r"2\.bias has other values"):
         explained(model).fit(DATA, 0, store=tmp_path)
-    with pytest.raises(ValueError, match="either data to collect into store=, or activations collected already"):
+    with pytest.raises(ValueError, match="the data are activations that were collected already"):
         explained(model).fit(found, 0, store=tmp_path)
 
 
 def test_warnings_and_errors_of_outputs_are_as_in_memory(model, tmp_path):
     softmax = nn.Sequential(*model, nn.Softmax(1))
-    with pytest.warns(UserWarning, match="expected logits, got outputs that are non-negative and sum to 1"):
+    with pytest.warns(UserWarning, match="outputs are non-negative and sum to 1"):
         explained(softmax).fit(DATA, 0, store=tmp_path / "a", progress=False)
     model[2].bias.data[1] = -1000
-    with pytest.raises(ValueError, match="examples that the model gives class 1, got none of 210"):
+    with pytest.raises(ValueError, match="the model gives class 1 to none of 210 examples"):
         explained(model).fit(DATA, 1, store=tmp_path / "b", progress=False)
     with pytest.raises(ValueError, match=r"target 3 is outside the model's outputs \(3,\)"):
         explained(model).fit(DATA, 3, store=tmp_path / "b", progress=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups
+from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups, supporting
 
 
 def double_rand(*shape):
@@ -57,11 +57,37 @@ def test_outputs_scale_away():
     torch.testing.assert_close(learn_groups(own * 7, own[:0], drops * 7, 2), learn_groups(own, own[:0], drops, 2))
 
 
+def test_units_of_the_layer_scale_away():
+    """Activations in other units drop by other numbers, while contributions stay."""
+    own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
+    lost, unit = torch.randn(30, 9, 8).double(), torch.tensor([1e-3, 0.5, 7, 1, 2, 40, 1, 1e4]).double()
+    a = learn_groups(own, others, drops, 3, lost=lost)
+    torch.testing.assert_close(learn_groups(own, others, drops, 3, lost=lost * unit), a)
+    assert not torch.allclose(learn_groups(own, others, drops, 3), a)
+
+
+def test_patches_that_lower_the_same_activations_are_one_reason():
+    """Contributions of a dimension change their sign from image to image; activations tell two kinds of patches."""
+    lost = torch.zeros(30, 4, 5, dtype=torch.float64)
+    lost[:, :, 0] = lost[:, :2, 1:3] = lost[:, 2:, 3:] = 1
+    slopes = torch.randn(30, 1, 5).double()
+    slopes[:, :, 0] = 9
+    drops = lost * slopes
+    rows = supporting(drops, lost)
+    assert rows is not None
+    label = patch_clusters(rows[2], rows[1], 2).reshape(30, 4)
+    assert label[:, :2].unique().tolist() != label[:, 2:].unique().tolist()
+    assert all(half.unique().numel() == 1 for half in (label[:, :2], label[:, 2:]))
+    expected = hardened(regressed(rows[0], rows[1], label.flatten(), 2))
+    torch.testing.assert_close(learn_groups(drops.sum(1), drops[:0, 0], drops, 2, lost=lost), expected)
+
+
 def test_permuting_dimensions_permutes_rows():
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
     order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
-    a = learn_groups(own, others, drops, 3)
-    b = learn_groups(own[:, order], others[:, order], drops[:, :, order], 3)
+    lost = torch.randn(30, 9, 8).double()
+    a = learn_groups(own, others, drops, 3, lost=lost)
+    b = learn_groups(own[:, order], others[:, order], drops[:, :, order], 3, lost=lost[:, :, order])
     torch.testing.assert_close(b, a[order])
 
 

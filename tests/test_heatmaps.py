@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.excitation_bp import LayerExcitationBP
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.heatmaps._default_maps import as_heatmap
+from captum_xnn.heatmaps._feature_maps import as_heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import SRAE
@@ -102,7 +102,7 @@ def test_grad_cam_equals_a_loop_and_is_upsampled():
     model, srae, x = made()
     network = network_of(model, "3", srae, x[:1])
     clean = Clean(model, srae)
-    for backend, layer in ((FromCaptum(LayerGradCam), "3"), (FromCaptum(LayerGradCam, layer="1"), "1")):
+    for backend, layer in ((FromCaptum(LayerGradCam), "1"), (FromCaptum(LayerGradCam, layer="3"), "3")):
         small = loop(LayerGradCam, {}, clean, x, model.get_submodule(layer))
         assert small.shape == (2, K, 1, *((2, 2) if layer == "3" else (4, 4)))
         wanted = F.interpolate(small[:, :, 0], (6, 6), mode="bilinear")[:, :, None]
@@ -326,10 +326,12 @@ def test_integers_are_refused_with_the_way_out():
     model = Embeds()
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     network = network_of(model, "head", SRAE(3, K, hidden=()), ids)
-    with pytest.raises(TypeError, match=r"got torch\.int64 as input 0.*LayerIntegratedGradients, layer='name.of"):
+    with pytest.raises(TypeError, match=r"input 0 is torch\.int64; .*LayerIntegratedGradients, layer='name.of"):
         FromCaptum(IntegratedGradients)(network, (ids,), range(K))
     for method in (captum.attr.LayerConductance, captum.attr.InternalInfluence, captum.attr.LayerGradientShap):
-        with pytest.raises(TypeError, match=f"floating-point inputs for {method.__name__}, got torch.int64 as input 0"):
+        with pytest.raises(
+            TypeError, match=f"{method.__name__} needs floating-point inputs, and input 0 is torch.int64"
+        ):
             FromCaptum(method, layer="layer")(network, (ids,), range(K))
 
 
@@ -568,7 +570,7 @@ def test_grad_cam_of_tokens(form):
         FromCaptum(LayerGradCam, layer="head")(network, (x,), range(K))
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 @pytest.mark.parametrize("form", ["vit", "swin", "sequence"])
 def test_probabilities_of_tokens_as_images(form):
     """They are the layer's own ones, summed over channels, without the three tokens ahead of the cells."""
@@ -708,7 +710,7 @@ def test_layer_lrp_wants_a_layer_that_it_has_a_rule_for():
         torch.testing.assert_close(given[:, k, 0], own.expand(2, 8, 8))
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_maps_of_a_layer_have_the_size_of_the_images_also_beside_a_table():
     class Both(nn.Module):
         def __init__(self):

@@ -26,7 +26,7 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTI
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.filterwarnings("ignore:expected maps that are not zero")
+@pytest.mark.filterwarnings("ignore:maps are zero")
 def test_examples_of_the_page_give_what_it_says(page):
     found = doctest.testfile(str(DOCS / f"{page}.rst"), module_relative=False, optionflags=FLAGS)
     assert found.attempted > 5 and found.failed == 0

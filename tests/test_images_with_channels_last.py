@@ -19,7 +19,8 @@ from torch import nn
 from captum_xnn import SRAE, OneHeatmap, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.layers._pixels import channels_by_size, image_channels
-from captum_xnn.metrics import keep_top, patch_drops
+from captum_xnn.metrics import patch_drops
+from captum_xnn.metrics._keeping import keep_top
 from captum_xnn.metrics._patches import blurred
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.training import _contributions

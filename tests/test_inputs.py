@@ -12,8 +12,7 @@ from PIL import Image
 
 from captum_xnn.activations._batches import Batches
 from captum_xnn.cli._inputs import Inputs, Preparation, as_channels, as_size
-from captum_xnn.datasets import PartsSample
-from captum_xnn.datasets._parts import resized
+from captum_xnn.datasets._parts import PartsSample, resized
 from captum_xnn.errors import DatasetError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)

@@ -128,7 +128,7 @@ def test_ablation_of_a_layer_replaces_the_tensor_that_counts(kind):
         assert maps.shape == (3, K, 1, 8, 8)
 
 
-@pytest.mark.filterwarnings("ignore:expected maps that are not zero", "ignore:expected probabilities that sum")
+@pytest.mark.filterwarnings("ignore:maps are zero", "ignore:probabilities sum to")
 @pytest.mark.parametrize(
     "method", [LayerIntegratedGradients, LayerConductance, InternalInfluence, "excitation"], ids=str
 )

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from captum_xnn.training import JSONLines, TensorBoard
-from captum_xnn.training._problem import Step
+from captum_xnn.training._history import Step
 
 
 def test_lines_are_added_and_hold_every_term(tmp_path):

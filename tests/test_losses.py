@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.models.losses import (
+from captum_xnn.models._losses import (
     RunningMean,
     covariance,
     faithfulness,

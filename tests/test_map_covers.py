@@ -10,6 +10,7 @@ from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.layers._tail import Tail
 from captum_xnn.training import _contributions
 from captum_xnn.training._covering import patch_bounds
+from captum_xnn.training._drops import _difference
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 
@@ -94,8 +95,8 @@ def test_covered_cells_are_zero(model, layer, maps):
         torch.testing.assert_close(made.Z, tail.activations((images,), None))
 
 
-def drops_of(model, layer, images, monkeypatch, **settings):
-    """The drops that a fit learns from."""
+def evidence_of(model, layer, images, monkeypatch, **settings):
+    """The form, and the data that a fit learns from."""
     seen = []
     learn = _contributions._learn
     monkeypatch.setattr(_contributions, "_learn", lambda form, evidence: (seen.append(evidence), learn(form, evidence)))
@@ -103,25 +104,28 @@ def drops_of(model, layer, images, monkeypatch, **settings):
     xnn = XNNAttribution(model, layer, 3, autoencoder=make)
     positives = torch.arange(len(images)) < 6
     xnn.fit(images, 0, positives=positives, progress=False)
-    return xnn.explainer(0).form, seen[0].drops
+    return xnn.explainer(0).form, seen[0]
 
 
 def test_drops_where_the_layer_is_feature_maps_are_contributions_of_cells(monkeypatch):
     """Drops of all patches together are the contributions, place by place."""
     model, images = cnn(), x(20)
-    form, drops = drops_of(model, "3", images, monkeypatch, covered="maps", patches=3)
+    form, seen = evidence_of(model, "3", images, monkeypatch, covered="maps", patches=3)
     tail = Tail(model, "3")
     found = form.integral(tail, (images[:6],), None, [[0] * 6])
     c = found.contributions(form.base)[0]  # (6, 8, 7, 7)
     bounds = patch_bounds(7, 3)
     expected = torch.stack([c[:, :, a:b, e:f].sum((2, 3)) for a, b in bounds for e, f in bounds], 1)
-    torch.testing.assert_close(drops[0], expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(drops[0].sum(1), form.contributions(found)[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.drops[0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.drops[0].sum(1), form.contributions(found)[0], rtol=1e-4, atol=1e-6)
+    off = found.Z - form.base
+    expected = torch.stack([off[:, :, a:b, e:f].sum((2, 3)) for a, b in bounds for e, f in bounds], 1)
+    torch.testing.assert_close(seen.lost, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
     model, images = cnn(), x(20)
-    form, drops = drops_of(model, "7", images, monkeypatch, covered="maps")
+    form, seen = evidence_of(model, "7", images, monkeypatch, covered="maps")
     with torch.no_grad():
         A = model[:4](images[:6])
     found = form.integral(Tail(model, "7"), (images[:6],), None, [[0] * 6])
@@ -129,8 +133,32 @@ def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
         covered = A.clone()
         covered[:, :, p // 7, p % 7] = 0
         with torch.no_grad():
-            expected = found.slopes[0] * (found.Z - model[4:8](covered))
-        torch.testing.assert_close(drops[0, :, p], expected, rtol=1e-4, atol=1e-6)
+            off = found.Z - model[4:8](covered)
+        torch.testing.assert_close(seen.drops[0, :, p], found.slopes[0] * off, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(seen.lost[:, p], off, rtol=1e-4, atol=1e-5)
+
+
+def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
+    """At a vector, contributions under the cover are integrated again; at feature maps the image's slopes are taken."""
+    model, images = cnn(), x(20)
+    for layer in ("7", "3"):
+        form, seen = evidence_of(model, layer, images, monkeypatch, covered="images", patches=2)
+        covered = images[:6].clone()
+        covered[:, :, :7, 7:] = images[:6].mean((2, 3), keepdim=True)
+        whole, other = (form.integral(Tail(model, layer), (some,), None, [[0] * 6]) for some in (images[:6], covered))
+        places = list(range(2, whole.Z.dim()))
+        off = whole.Z - other.Z
+        expected = form.contributions(whole)[0] - form.contributions(other)[0] if layer == "7" else None
+        if expected is None:
+            expected = (whole.slopes[0] * off).sum(places)
+        torch.testing.assert_close(seen.drops[0, :, 1], expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(seen.lost[:, 1], off.sum(places) if places else off, rtol=1e-4, atol=1e-5)
+
+
+def test_rounding_is_no_drop():
+    Z = torch.tensor([[1.0, 100.0, 0.0, 1e-3]])
+    covered = Z * (1 + torch.tensor([[1e-7, -1e-6, 0.0, 1e-2]]))
+    assert (_difference(Z, covered) != 0).tolist() == [[False, False, False, True]]
 
 
 def test_large_images_have_their_maps_covered_and_small_ones_their_pixels(monkeypatch):
@@ -140,7 +168,7 @@ def test_large_images_have_their_maps_covered_and_small_ones_their_pixels(monkey
     model[0].register_forward_hook(lambda _module, _inputs, output: calls.append(len(output)))
     for size, few in ((70, True), (16, False)):
         calls.clear()
-        drops_of(model, "7", x(20, size), monkeypatch)
+        evidence_of(model, "7", x(20, size), monkeypatch)
         assert (sum(calls) < 6 * 64) == few
 
 

@@ -188,9 +188,9 @@ def test_shapley_errors():
     for n in (0, 17):
         with pytest.raises(ValueError, match=f"1 to 16 players, got {n}"):
             shapley_values(lambda kept: kept.sum(1), n)
-    with pytest.raises(ValueError, match=r"2\^n = 8, got \(3, 8\)"):
+    with pytest.raises(ValueError, match=r"values are \(3, 8\) for 8 subsets"):
         shapley_values(lambda kept: torch.zeros(3, 8), 3)
-    with pytest.raises(ValueError, match=r"got \(8, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"values are \(8, 1, 1\) for 8 subsets"):
         shapley_values(lambda kept: torch.zeros(8, 1, 1), 3)
 
 

@@ -53,18 +53,18 @@ def test_f_cls_of_nan_is_no_agreement():
 @pytest.mark.parametrize(
     ("surrogate", "target", "told"),
     [
-        (torch.zeros(4), 3, r"targets from 0 to 2, got \[3\]"),
-        (torch.zeros(4), -1, r"targets from 0 to 2, got \[-1\]"),
-        (torch.zeros(4, 2), (1, 1), "different targets"),
-        (torch.zeros(3), 1, r"surrogate \(4, 1\) .* got \(3,\)"),
-        (torch.zeros(4, 3), 1, r"surrogate \(4, 1\) .* got \(4, 3\)"),
-        (torch.zeros(8), (0, 1), r"surrogate \(4, 2\) .* got \(8,\)"),
+        (torch.zeros(4), 3, r"targets are \[3\]"),
+        (torch.zeros(4), -1, r"targets are \[-1\]"),
+        (torch.zeros(4, 2), (1, 1), r"targets are \[1, 1\]"),
+        (torch.zeros(3), 1, r"surrogate is \(3,\) for 4 examples and 1 targets"),
+        (torch.zeros(4, 3), 1, r"surrogate is \(4, 3\) for 4 examples and 1 targets"),
+        (torch.zeros(8), (0, 1), r"surrogate is \(8,\) for 4 examples and 2 targets"),
     ],
 )
 def test_f_cls_tells_what_does_not_fit(surrogate, target, told):
     with pytest.raises(ValueError, match=told):
         classification_faithfulness(OUTPUTS, surrogate, target)
-    with pytest.raises(ValueError, match="M > 0 examples"):
+    with pytest.raises(ValueError, match="for 0 examples and 1 targets; pass at least one example"):
         classification_faithfulness(OUTPUTS[:0], torch.zeros(0), 1)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.metrics import biharmonic, combined, constant, keep_top, keep_top_accuracy, telea
-from captum_xnn.metrics._keeping import mean_colour, top_pixels
+from captum_xnn.metrics import combined, keep_top_accuracy, telea
+from captum_xnn.metrics._keeping import biharmonic, constant, keep_top, mean_colour, top_pixels
 
 
 def drawn(*shape, seed=0):
@@ -51,9 +51,13 @@ def test_combined_of_degenerate_maps_and_contributions():
     maps[1] = torch.tensor([[[4.0, 0.0]], [[0.0, 2.0]]])  # nothing speaks for the class: both count alike
     contributions = torch.tensor([[5.0, 2.0], [-1.0, -3.0], [1.0, 1.0]])
     assert combined(maps, contributions).tolist() == [[[0.5, 1.5]], [[1.0, 1.0]], [[0.0, 0.0]]]
-    with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(2, 3\).*from one explanation"):
+    with pytest.raises(
+        ValueError, match=r"maps are \(2, 3, 4\) and contributions \(2, 3\), not .*; pass both from one explanation"
+    ):
         combined(torch.zeros(2, 3, 4), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"contributions \(N, K\), got"):
+    with pytest.raises(
+        ValueError, match=r"maps are \(2, 3, 4, 4\) and contributions \(2, 4\), not \(N, K, H, W\) and \(N, K\)"
+    ):
         combined(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4))
 
 
@@ -83,13 +87,13 @@ def test_top_pixels_keep_more_as_n_grows():
 
 
 def test_top_pixels_errors():
-    with pytest.raises(ValueError, match="0 <= n <= 6 pixels, got 7"):
+    with pytest.raises(ValueError, match="n is 7, and maps of 2 x 3 have 6 pixels"):
         top_pixels(torch.zeros(1, 2, 3), 7)
-    with pytest.raises(ValueError, match="got -1"):
+    with pytest.raises(ValueError, match="n is -1, and maps of 2 x 3 have 6 pixels"):
         top_pixels(torch.zeros(1, 2, 3), -1)
     with pytest.raises(ValueError, match="finite: False"):
         top_pixels(torch.full((1, 2, 3), torch.nan), 1)
-    with pytest.raises(ValueError, match=r"maps \(N, H, W\), got \(1, 2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"maps are \(1, 2, 3, 4\), finite: True"):
         top_pixels(torch.zeros(1, 2, 3, 4), 1)
 
 
@@ -198,9 +202,11 @@ def test_keep_top_holds_a_fill_to_its_pixels():
 
 
 def test_keep_top_errors():
-    with pytest.raises(ValueError, match=r"got \(1, 3, 4, 4\) and \(1, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"images are \(1, 3, 4, 4\) and masks \(1, 4, 5\) of torch\.bool"):
         keep_top(torch.zeros(1, 3, 4, 4), some(1, 4, 5))
-    with pytest.raises(ValueError, match=r"torch\.float32; make masks with top_pixels"):
+    with pytest.raises(
+        ValueError, match=r"images are \(1, 3, 4, 4\) and masks \(1, 4, 4\) of torch\.float32; .* made by top_pixels"
+    ):
         keep_top(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4))
 
 
@@ -230,16 +236,16 @@ LABELS = torch.tensor([0, 1, 2, 0])  # the last one is wrong whatever is kept
 def test_accuracy_by_hand(n, wanted):
     """With nothing kept the images are black, row 0 is taken, and two labels say so."""
     model = Brightest().train()
-    found = keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=constant(0.0), batch_size=3)
+    found = keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=0.0, batch_size=3)
     assert found == wanted and model.sizes == [3, 1] and model.training and model.drop.training
-    assert keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=constant(0.0), batch_size=1) == wanted
+    assert keep_top_accuracy(model, IMAGES, IMAGES[:, 0], LABELS, n, fill=0.0, batch_size=1) == wanted
 
 
 def test_accuracy_falls_with_maps_that_point_elsewhere():
     for n in range(1, 7):  # six pixels are outside of the bright row
-        blind = keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, n, fill=constant(0.0))
+        blind = keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, n, fill=0.0)
         assert blind == 0.5
-    assert keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, 9, fill=constant(0.0)) == 0.75
+    assert keep_top_accuracy(Brightest(), IMAGES, -IMAGES[:, 0], LABELS, 9, fill=0.0) == 0.75
 
 
 def test_accuracy_takes_any_function_and_no_gradients():
@@ -255,9 +261,11 @@ def test_accuracy_takes_any_function_and_no_gradients():
 def test_accuracy_errors():
     with pytest.raises(ValueError, match="N > 0 images"):
         keep_top_accuracy(Brightest(), IMAGES[:0], IMAGES[:0, 0], LABELS[:0], 1)
-    with pytest.raises(ValueError, match="one map and one label for each image"):
+    with pytest.raises(
+        ValueError, match=r"images are \(4, 1, 3, 3\), maps \(3, 3, 3\) and labels \(4,\); pass one map"
+    ):
         keep_top_accuracy(Brightest(), IMAGES, IMAGES[:3, 0], LABELS, 1)
-    with pytest.raises(ValueError, match=r"labels \(N,\), got .* and \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"images are \(4, 1, 3, 3\), maps \(4, 3, 3\) and labels \(4, 1\)"):
         keep_top_accuracy(Brightest(), IMAGES, IMAGES[:, 0], LABELS[:, None], 1)
 
 
@@ -276,5 +284,5 @@ def test_photograph_is_recovered_better_by_better_fills():
 
 def test_combined_tells_contributions_that_are_not_finite():
     """A NaN is not above 0, and all x-features would count alike."""
-    with pytest.raises(ValueError, match="finite contributions"):
+    with pytest.raises(ValueError, match="contributions are NaN or infinite"):
         combined(torch.ones(1, 2, 3, 3), torch.tensor([[1.0, torch.nan]]))

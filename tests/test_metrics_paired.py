@@ -95,7 +95,7 @@ def test_intervals_cover_the_truth_and_null_p_values_are_uniform():
 def test_errors():
     with pytest.raises(ValueError, match="P >= 2 people"):
         paired_test([1.0], [2.0], seed=0)
-    with pytest.raises(ValueError, match=r"got \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"scores a and b are \(2,\) and \(3,\), finite: True"):
         paired_test([1.0, 2.0], [1.0, 2.0, 3.0], seed=0)
     with pytest.raises(ValueError, match="finite: False"):
         paired_test([1.0, float("nan")], [1.0, 2.0], seed=0)

@@ -83,7 +83,10 @@ def test_nothing_visible_and_no_images():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"got \(2, 1, 4\) and \(2, 5, 2\); enlarge"):
+    with pytest.raises(
+        ValueError,
+        match=r"maps are \(2, 1, 4\) and points \(2, 5, 2\), not \(N, K, H, W\) and \(N, P, 2\) .*; enlarge",
+    ):
         pointing_accuracy(torch.zeros(2, 1, 4), torch.zeros(2, 5, 2))
     with pytest.raises(ValueError, match="of the same images"):
         pointing_accuracy(torch.zeros(2, 1, 4, 4), torch.zeros(1, 5, 2))
@@ -91,5 +94,5 @@ def test_errors():
         pointing_accuracy(torch.zeros(2, 1, 4, 4), torch.zeros(2, 5, 3))
     with pytest.raises(ValueError, match="finite: False"):
         pointing_accuracy(torch.full((1, 1, 2, 2), torch.nan), torch.zeros(1, 1, 2))
-    with pytest.raises(ValueError, match="and -1"):
+    with pytest.raises(ValueError, match="maps are finite: True, and tolerance is -1 pixels"):
         pointing_accuracy(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), -1)

@@ -38,9 +38,9 @@ def test_degenerate_groups():
     assert clustering_purity([5, 5, 5, 5], labels) == 0.75  # one group: the commonest class
     assert clustering_purity([1, 2, 3, 4], labels) == 1.0
     assert clustering_purity([0], [1]) == 1.0
-    with pytest.raises(ValueError, match="N > 0 images, got 0 groups"):
+    with pytest.raises(ValueError, match="there are 0 groups and 0 classes"):
         clustering_purity([], [])
-    with pytest.raises(ValueError, match="got 2 groups and 3 classes"):
+    with pytest.raises(ValueError, match="there are 2 groups and 3 classes"):
         clustering_purity([0, 1], [0, 1, 2])
 
 
@@ -52,5 +52,5 @@ def test_chance_is_the_mean_over_all_dealings():
     assert found == pytest.approx(sum(dealings) / len(dealings), abs=0.005)
     assert chance_purity(clusters, labels, seed=1, draws=5) == chance_purity(clusters, labels, seed=1, draws=5)
     assert chance_purity([0, 1, 2], [0, 1, 1], seed=0, draws=3) == 1.0
-    with pytest.raises(ValueError, match="got 1 groups"):
+    with pytest.raises(ValueError, match="there are 1 groups and 2 classes"):
         chance_purity([0], [0, 1], seed=0)

@@ -10,7 +10,8 @@ from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError
-from captum_xnn.metrics import randomised, similarity, top_down
+from captum_xnn.metrics import randomised, similarity
+from captum_xnn.metrics._randomisation import top_down
 
 
 def drawn(*shape, seed=0):

@@ -104,10 +104,10 @@ def test_area_is_beaten_within_parts_only():
 @pytest.mark.parametrize(
     ("changes", "weights", "message"),
     [
-        (torch.ones(2, 3), None, r"changes \(N, K, P\) of at least one part, got \(2, 3\); give a single output"),
-        (torch.ones(2, 0, 3), None, r"at least one part, got \(2, 0, 3\)"),
-        (torch.full((1, 1, 2), math.nan), None, "finite changes, got NaN"),
-        (torch.ones(2, 3, 4), torch.ones(2, 4), r"weights \(2, 3\), got \(2, 4\)"),
+        (torch.ones(2, 3), None, r"changes are \(2, 3\), not \(N, K, P\) of at least one part; give a single"),
+        (torch.ones(2, 0, 3), None, r"changes are \(2, 0, 3\), not \(N, K, P\) of at least one part"),
+        (torch.full((1, 1, 2), math.nan), None, "changes are NaN or infinite"),
+        (torch.ones(2, 3, 4), torch.ones(2, 4), r"weights are \(2, 4\), not \(2, 3\)"),
         (torch.ones(2, 3, 4), -torch.ones(2, 3), "finite and not negative, got -1 to -1; take absolute"),
     ],
 )
@@ -118,7 +118,7 @@ def test_other_changes_are_refused(changes, weights, message):
 
 @pytest.mark.parametrize("measure", [single_deletion, within_part])
 def test_other_importances_are_refused(measure):
-    with pytest.raises(ValueError, match=r"importances and drops \(N, P\), got \(2, 3\) and \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"importances are \(2, 3\) and drops \(3, 2\), not both \(N, P\)"):
         measure(torch.ones(2, 3), torch.ones(3, 2))
-    with pytest.raises(ValueError, match="finite values, got NaN"):
+    with pytest.raises(ValueError, match="values are NaN or infinite"):
         measure(torch.full((2, 3), math.nan), torch.ones(2, 3))

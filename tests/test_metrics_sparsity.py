@@ -48,9 +48,9 @@ def test_empty_constant_and_tiny_maps(measure):
     assert measure(maps).amin() >= 0
     assert measure(torch.tensor([[[5.0], [0.0]]])).tolist() == [[0.0, 0.0]]  # maps of one pixel
     assert measure(torch.zeros(0, 3, 4, 4)).shape == (0, 3)
-    with pytest.raises(ValueError, match=r"with pixels, got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"maps are \(3, 4\), not \(N, K, \.\.\.\) with pixels"):
         measure(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=r"with pixels, got \(3, 4, 0\)"):
+    with pytest.raises(ValueError, match=r"maps are \(3, 4, 0\), not \(N, K, \.\.\.\) with pixels"):
         measure(torch.zeros(3, 4, 0))
 
 
@@ -78,9 +78,11 @@ def test_effective_number_by_hand():
     assert effective_number(contributions).tolist() == pytest.approx([2, 1, 3, 0, 2])
     assert effective_number(contributions.abs().mean(0, keepdim=True)) > 2
     assert effective_number(torch.zeros(0, 3)).shape == (0,)
-    with pytest.raises(ValueError, match=r"got \(3,\); add a first dimension"):
+    with pytest.raises(
+        ValueError, match=r"contributions are \(3,\), not \(N, K\) of K > 0 x-features; add a first dimension"
+    ):
         effective_number(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"got \(3, 0\)"):
+    with pytest.raises(ValueError, match=r"contributions are \(3, 0\), not \(N, K\) of K > 0 x-features"):
         effective_number(torch.zeros(3, 0))
 
 
@@ -90,7 +92,7 @@ def test_what_is_not_finite_is_told(wrong):
     values = torch.rand(2, 3, 4)
     values[1, 2, 0] = wrong
     for measure in (gini, hoyer):
-        with pytest.raises(ValueError, match="finite values"):
+        with pytest.raises(ValueError, match="values are NaN or infinite"):
             measure(values)
-    with pytest.raises(ValueError, match="finite values"):
+    with pytest.raises(ValueError, match="values are NaN or infinite"):
         effective_number(values[1])

@@ -94,11 +94,18 @@ def test_cka_sees_spaces():
 def test_errors(measure):
     with pytest.raises(ValueError, match="same M > 1 examples"):
         measure(A, B[:-1])
-    with pytest.raises(ValueError, match=r"got \(1, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"x-features are \(1, 4\) and \(1, 5\), not \(M, K\) and \(M, K'\) of the same M > 1 examples"
+    ):
         measure(A[:1], B[:1])
-    with pytest.raises(ValueError, match=r"got \(40, 0\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"x-features are \(40, 0\) and \(40, 5\), not \(M, K\) and \(M, K'\) of the same M > 1 examples",
+    ):
         measure(A[:, :0], B)
-    with pytest.raises(ValueError, match=r"got \(40,\)"):
+    with pytest.raises(
+        ValueError, match=r"x-features are \(40,\) and \(40, 5\), not \(M, K\) and \(M, K'\) of the same M > 1 examples"
+    ):
         measure(A[:, 0], B)
 
 
@@ -110,5 +117,5 @@ def test_what_is_not_finite_is_told(measure):
         bad = E.clone()
         bad[3, 1] = wrong
         for pair in ((bad, E), (E, bad)):
-            with pytest.raises(ValueError, match="finite x-features"):
+            with pytest.raises(ValueError, match="x-features are NaN or infinite"):
                 measure(*pair)

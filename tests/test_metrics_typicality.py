@@ -102,9 +102,9 @@ def test_a_constant_x_feature_is_left_out():
     [
         (torch.zeros(2, 3), torch.rand(9, 4), "take both from the same explainer"),
         (torch.zeros(3), torch.rand(9, 3), "take both from the same explainer"),
-        (torch.zeros(2, 3), torch.rand(4, 3), "at least 5 examples of the class for 3 x-features, got 4"),
-        (torch.zeros(2, 3), torch.ones(9, 3), "got equal ones"),
-        (torch.full((2, 3), torch.nan), torch.rand(9, 3), "expected finite contributions"),
+        (torch.zeros(2, 3), torch.rand(4, 3), "4 examples of the class are too few for 3 x-features"),
+        (torch.zeros(2, 3), torch.ones(9, 3), "contributions of the class's examples are all equal"),
+        (torch.full((2, 3), torch.nan), torch.rand(9, 3), "contributions are NaN or infinite"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(new, usual, said):

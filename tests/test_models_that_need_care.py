@@ -297,7 +297,7 @@ class Cube(nn.Module):
         return self.head(self.act(self.norm(self.patch(x).permute(0, 2, 3, 1))).mean((1, 2)))
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_channels_last_are_summed_over_channels_by_every_backend():
     model, x = Cube(), torch.randn(24, 3, 32, 32)
     xnn = made(model, "head").fit(x, 0, positives=torch.ones(24).bool(), progress=False)
@@ -364,7 +364,7 @@ def test_steps_that_are_as_many_as_the_examples_are_no_examples():
     with pytest.raises(ValueError, match=r"layer 'out' gives shape \(6, 8, 5\) for 8 examples, so its examples"):
         gradients.attribute(x[:4], 0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
+        warnings.filterwarnings("ignore", "probabilities sum to")
         with pytest.raises(ValueError, match=chance):
             swapped.with_heatmap(ExcitationMaps("out")).attribute(x, 0)
 
@@ -383,9 +383,9 @@ def centred(y):
 NO_LOGITS = {
     "softmax": (nn.Softmax(1), r"non-negative and sum to 1 .* pass prediction_transform=lambda y: y.log\(\) - ",
                 lambda y: centred(y.log()), centred),
-    "log_softmax": (nn.LogSoftmax(1), r"exponentials sum to 1 .* pass prediction_transform=lambda y: y - y.mean\(1, ",
+    "log_softmax": (nn.LogSoftmax(1), r"exponentials .* sum to 1 .* prediction_transform=lambda y: y - y.mean\(1, ",
                     centred, centred),
-    "sigmoid": (nn.Sigmoid(), r"between 0 and 1 \(.*\); they may be probabilities after a sigmoid, .*torch.logit, eps",
+    "sigmoid": (nn.Sigmoid(), r"between 0 and 1 \(.*\), and may be probabilities after a sigmoid, .*torch.logit, eps",
                 partial(torch.logit, eps=1e-6), lambda y: y),
 }  # fmt: skip
 
@@ -415,7 +415,7 @@ def test_outputs_over_positions_that_are_no_logits():
     """Of a segmentation network classes are in dimension 1, of a language model in the last one."""
     x, everything = torch.rand(24, 3, 6, 6), torch.ones(24).bool()
     maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.LogSoftmax(1))
-    with pytest.warns(UserWarning, match=r"exponentials sum to 1 .* y - y.mean\(1, keepdim=True\)"):
+    with pytest.warns(UserWarning, match=r"exponentials of the outputs sum to 1 .* y - y.mean\(1, keepdim=True\)"):
         XNNAttribution(maps, "1", K).fit(x, (0, 1, 1), positives=everything, progress=False)
     tokens = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.Softmax(-1))
     with pytest.warns(UserWarning, match=r"sum to 1 .* y.log\(\).mean\(2, keepdim=True\)"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from captum_xnn.errors import NamesFileError
-from captum_xnn.plots import read_names, write_names
-from captum_xnn.plots._names import resolve_names
+from captum_xnn.plots import write_names
+from captum_xnn.plots._names import read_names, resolve_names
 
 # As the page writes it, to the letter.
 EXPORTED = (
@@ -97,7 +97,9 @@ def test_the_only_output_of_a_model_is_none_or_zero(exported: Path, key: str, ta
 def test_without_a_target_a_file_of_one_target_is_unambiguous(exported: Path) -> None:
     assert resolve_names(exported, 2) == ["golden feather", "red forehead"]
     two = changed(exported, names={"46": {"0": "a"}, "7": {"0": "b"}})
-    with pytest.raises(NamesFileError, match=r"of target None in .* got names of 46, 7; name them"):
+    with pytest.raises(
+        NamesFileError, match=r".*names\.json' has names of 46, 7, and the x-features are of target None; name them"
+    ):
         resolve_names(two, 2)
 
 
@@ -112,11 +114,11 @@ def test_a_byte_order_mark_is_no_error(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        (["a", "b", "c"], ValueError, r"expected names of the x-features 0 to 1, got 'c' for number 2; pass"),
-        ({5: "a"}, ValueError, r"x-features 0 to 1, got 'a' for number 5"),
-        ({-1: "a"}, ValueError, r"x-features 0 to 1, got 'a' for number -1"),
-        ({"first": "a"}, ValueError, r"expected the number of an x-feature, counted from 0, got 'first'; write"),
-        ({0.5: "a"}, ValueError, r"expected the number of an x-feature, counted from 0, got 0.5"),
+        (["a", "b", "c"], ValueError, r"name 'c' is for number 2, and the x-features are 0 to 1; pass"),
+        ({5: "a"}, ValueError, "name 'a' is for number 5, and the x-features are 0 to 1"),
+        ({-1: "a"}, ValueError, "name 'a' is for number -1, and the x-features are 0 to 1"),
+        ({"first": "a"}, ValueError, r"'first' is not the number of an x-feature, counted from 0; write"),
+        ({0.5: "a"}, ValueError, r"0.5 is not the number of an x-feature, counted from 0"),
         ([None, "a"], TypeError, r"a name must be a string, got None; write ''"),
         ({"46": {"0": "a"}}, TypeError, r"a name must be a string, got \{'0': 'a'\}"),
     ],
@@ -127,11 +129,15 @@ def test_wrong_names_are_refused(names: Any, error: Any, message: str) -> None:
 
 
 def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
-    with pytest.raises(NamesFileError, match=r"of layer 'fc7', got names of layer 'relu6' in .*names.json'; pass"):
+    with pytest.raises(
+        NamesFileError, match=r".*names\.json' has names of layer 'relu6', and the x-features are of layer 'fc7'; pass"
+    ):
         resolve_names(exported, 2, target=46, layer="fc7")
-    with pytest.raises(NamesFileError, match=r"of target 7 in .* got names of 46; name them in a report"):
+    with pytest.raises(
+        NamesFileError, match=r"'.*names\.json' has names of 46, and the x-features are of target 7; name them in"
+    ):
         resolve_names(exported, 2, target=7, layer="relu6")
-    with pytest.raises(ValueError, match=r"x-features 0 to 0, got 'red forehead' for number 1"):
+    with pytest.raises(ValueError, match=r"name 'red forehead' is for number 1, and the x-features are 0 to 0"):
         resolve_names(exported, 1, target=46)
 
 
@@ -139,14 +145,23 @@ def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
     ("entries", "message"),
     [
         ({"captum_xnn": "explainer"}, r"the entry \"captum_xnn\": \"names\" is missing; export"),
-        ({"version": 2}, r"expected version 1 in .*, got 2; another version of captum_xnn wrote the file: use"),
-        ({"version": None}, r"expected version 1 in .*, got None"),
-        ({"version": True}, r"expected version 1 in .*, got True"),
+        ({"version": 2}, r"has version 2, and this captum_xnn reads version 1; use the version that wrote the file"),
+        ({"version": None}, r"has version None, and this captum_xnn reads version 1"),
+        ({"version": True}, r"has version True, and this captum_xnn reads version 1"),
         ({"layer": 6}, r"must hold a layer and names by target, got layer 6 and .*; export"),
         ({"names": ["golden feather"]}, r"names by target, got layer 'relu6' and names \['golden feather'\]"),
-        ({"names": {"46": ["golden feather"]}}, r"for target 46 in .*, got \['golden feather'\]"),
-        ({"names": {"46": {"0": 7}}}, r"names by the x-feature's number for target 46 in .*, got \{'0': 7\}"),
-        ({"names": {"46": {"one": "a"}}}, r"number of an x-feature, counted from 0, got 'one'; .*; check target 46"),
+        (
+            {"names": {"46": ["golden feather"]}},
+            r"target 46 in '.*names\.json' has \['golden feather'\], and not names by the number of the",
+        ),
+        (
+            {"names": {"46": {"0": 7}}},
+            r"target 46 in '.*names\.json' has \{'0': 7\}, and not names by the number of the x-feature",
+        ),
+        (
+            {"names": {"46": {"one": "a"}}},
+            "'one' is not the number of an x-feature, counted from 0; .*; check target 46",
+        ),
     ],
 )
 def test_other_json_is_refused(exported: Path, entries: dict[str, Any], message: str) -> None:

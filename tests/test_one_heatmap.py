@@ -66,14 +66,16 @@ def test_methods_on_modules_work_on_the_whole_model():
     torch.testing.assert_close(total, model(x)[:, 1].detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_grad_cam_takes_the_last_feature_maps_of_the_whole_model():
-    model, x = cnn(), torch.randn(2, 3, 8, 8)
-    found = OneHeatmap(model, LayerGradCam).attribute(x, 1)
-    cam = LayerGradCam(model, model[5]).attribute(x, target=1).detach()
-    torch.testing.assert_close(found[:, 0], F.interpolate(cam, (8, 8), mode="bilinear"))
+def test_grad_cam_takes_the_last_feature_maps_of_the_whole_model_before_they_are_pooled_to_few_cells():
+    model = cnn()
+    for size, layer in ((14, 4), (9, 2)):  # maps of 5 x 5, and of 4 x 4 cells; the next ones have 2 x 2
+        x = torch.randn(2, 3, size, size)
+        found = OneHeatmap(model, LayerGradCam).attribute(x, 1)
+        cam = LayerGradCam(model, model[layer]).attribute(x, target=1).detach()
+        torch.testing.assert_close(found[:, 0], F.interpolate(cam, (size, size), mode="bilinear"))
 
 
-@pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+@pytest.mark.filterwarnings("ignore:probabilities sum to")
 def test_excitation_maps_are_those_of_the_captum_class():
     """Also where the logit is below 0, where an x-feature's map would show the other side."""
     model, x = cnn(), torch.randn(6, 3, 28, 28)
@@ -147,7 +149,7 @@ def test_zeros_are_told_once():
     """The output 1 depends on nothing."""
     model, x = nn.Linear(4, 2), torch.randn(5, 4)
     nn.init.zeros_(model.weight[1:])
-    with pytest.warns(UserWarning, match="got zeros for output 1 in 5 of 5 examples") as told:
+    with pytest.warns(UserWarning, match="maps are zero for output 1 in 5 of 5 examples") as told:
         maps = OneHeatmap(model, Saliency).attribute(x, 1, internal_batch_size=1)
     assert len(told) == 1 and not bool(maps.any())
     assert bool(OneHeatmap(model, Saliency).attribute(x, [0, 1, 1, 1, 1]).any())

@@ -48,7 +48,7 @@ def test_targets_and_the_highest_of_them(folder):
     assert opened.highest(batch.inputs, [2, 0]) == expected and set(expected) == {0, 2}
     assert opened.highest(batch.inputs, [None]) is None
     only = XNNAttribution(opened.model, "3", 2, recipe=Recipe(steps=3)).fit(opened.inputs, [0], progress=False)
-    with pytest.raises(NotFittedError, match="expected a fitted explainer of target 2"):
+    with pytest.raises(NotFittedError, match="target 2 has no explainer"):
         opened.targets(only)
 
 

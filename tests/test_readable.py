@@ -87,7 +87,7 @@ def test_orthogonality_takes_maps_of_tokens_features_and_volumes(shape: tuple[in
 
 
 def test_orthogonality_refuses_maps_without_places() -> None:
-    with pytest.raises(ValueError, match=r"expected maps \(N, K, \.\.\.\), got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"maps are \(4, 3\), not \(N, K, \.\.\.\)"):
         orthogonality(torch.rand(4, 3))
 
 

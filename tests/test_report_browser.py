@@ -14,7 +14,8 @@ from browser import all_of, emulate, one, undisturbed, until
 
 from benchmarks import report_speed
 from benchmarks.report_speed import chromium, found, opening, resize, toggling
-from captum_xnn.report import ReportOptions, write_report
+from captum_xnn.report import ReportOptions
+from captum_xnn.report._page import write_report
 
 pytestmark = [
     pytest.mark.browser,

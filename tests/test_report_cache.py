@@ -13,7 +13,8 @@ from captum.attr import DeepLift, InputXGradient, Saliency
 
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.report import ReportOptions, write_report
+from captum_xnn.report import ReportOptions
+from captum_xnn.report._page import write_report
 
 
 @pytest.fixture

@@ -135,10 +135,10 @@ def test_three_digits_of_the_largest(values: list[float], expected: int) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": ["a"]}, r"a name for each contribution, got 1 names and 2 contributions; pass as many"),
-        ({"prediction": float("nan")}, r"expected finite contributions.*nan.*; look"),
-        ({"share": 1.1}, r"expected 0 <= share <= 1 .* got 1.1 and 0.1; start with"),
-        ({"residual_share": -1.0}, r"residual_share >= 0, got 0.8 and -1.0"),
+        ({"names": ["a"]}, "there are 1 names and 2 contributions; pass as many"),
+        ({"prediction": float("nan")}, r"are NaN or infinite in .*nan.*; look"),
+        ({"share": 1.1}, r"share is 1.1 and residual_share is 0.1; pass 0 <= share <= 1"),
+        ({"residual_share": -1.0}, r"share is 0\.8 and residual_share is -1\.0"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -202,6 +202,8 @@ def test_names_are_read_for_the_layer_and_for_the_target_of_each_example(tmp_pat
     first, second = explanation().sentences(path, share=1.0)
     assert "golden feather (+63.1) and red forehead (+15.2)" in first
     assert "beak (-4.00), although x-feature 2 (+0.30)" in second
-    with pytest.raises(ValueError, match="of layer 'fc7', got names of layer 'relu6'"):
+    with pytest.raises(
+        ValueError, match=r".*names\.json' has names of layer 'relu6', and the x-features are of layer 'fc7'"
+    ):
         explanation(layer="fc7").sentence(names=path)
     assert explanation().describe(0, ["a"]).count("a +63.10, x-feature 2 +15.20") == 1

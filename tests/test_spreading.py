@@ -12,7 +12,7 @@ from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._spreading import spread
 
-pytestmark = pytest.mark.filterwarnings("ignore:expected probabilities that sum to 1")
+pytestmark = pytest.mark.filterwarnings("ignore:probabilities sum to")
 
 
 def by_hand(row, stride):

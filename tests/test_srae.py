@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from captum_xnn._distributed import ALONE
 from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.models._base import Scaling, Weights
-from captum_xnn.models.losses import covariance, second_moments
+from captum_xnn.models._losses import covariance, second_moments
 
 M = 11
 

@@ -123,7 +123,9 @@ def test_backends_in_the_file_are_those_of_python(explained: Any, tmp_path: Path
     }
     arms = (Arm("a", tuple(f"single:{name}" for name in given)),)
     one = replace(SETTINGS, datasets=SETTINGS.datasets[:1], arms=arms, out=str(tmp_path / "s"), backends=given)
-    with pytest.raises(ValueError, match=r"settings of the backend 'Path'.*method_"):
+    with pytest.raises(
+        ValueError, match="settings do not fit the backend 'Path': IntegratedGradients has no setting 'method_'"
+    ):
         prepare(one, [material(explained)])
     given["Path"].pop("method_")
     torch.manual_seed(0)
@@ -162,14 +164,14 @@ def test_the_same_seed_gives_the_same_study(study: PreparedStudy, explained: Any
 
 
 def test_too_few_images_are_told_with_their_number(explained: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected 4\d images that the model gives class \d in 'gulls'.* got 30"):
+    with pytest.raises(ValueError, match=r"the model gives class \d to 30 images of 'gulls', and .* need 4\d"):
         made(tmp_path, explained, batches=9, batch_images=10)
 
 
 def test_a_study_that_has_begun_is_not_prepared_again(explained: Any, tmp_path: Path) -> None:
     made(tmp_path, explained)
     (tmp_path / "answers.sqlite").touch()
-    with pytest.raises(ValueError, match="a study has begun"):
+    with pytest.raises(ValueError, match="a study has begun in"):
         made(tmp_path, explained)
 
 
@@ -203,7 +205,7 @@ def test_distinction_shows_maps_of_every_class_and_prediction_none_on_new_images
 
 def test_agreement_needs_true_classes(explained: Any, tmp_path: Path) -> None:
     one = replace(SETTINGS, datasets=SETTINGS.datasets[:1], arms=(Arm("a", ("xnn",), "agreement"),), out=str(tmp_path))
-    with pytest.raises(ValueError, match="expected true classes of 'gulls'"):
+    with pytest.raises(ValueError, match="'gulls' has no true classes"):
         prepare(one, [material(explained, labels=False)])
 
 
@@ -226,21 +228,21 @@ def test_x_features_of_a_joint_explainer_are_the_same_for_all_classes(explained:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"datasets": []}, "expected at least one data set"),
+        ({"datasets": []}, "the study has no data set"),
         ({"titel": "x"}, "near names: title"),
-        ({"batches": 2}, "expected at least 3 batches"),
+        ({"batches": 2}, "ask for at least 3 batches"),
         ({"arms": [{"name": "a b", "stages": ["xnn"]}]}, "letters and digits"),
-        ({"arms": [{"name": "a", "stages": ["xn"]}]}, "expected different stages"),
+        ({"arms": [{"name": "a", "stages": ["xn"]}]}, "stages of arm 'a' are"),
         ({"arms": [{"name": "a", "stages": ["none"], "task": "distinction"}]}, "leave it out"),
-        ({"arms": [{"name": "a", "stages": ["none"], "task": "guess"}]}, "expected one of the tasks"),
+        ({"arms": [{"name": "a", "stages": ["none"], "task": "guess"}]}, "task of arm 'a' is 'guess'"),
         ({"datasets": [{"name": "a", "explainer": "e", "data": "d", "classes": [1]}]}, "two or more outputs"),
         ({"datasets": [{"name": "a"}]}, "missing 3 required"),
-        ({"seed": "x"}, "expected seed"),
-        ({"exclusions": {"min_practice_purity": 80}}, "from 0 to 1, got 80"),
-        ({"exclusions": {"min_trial_seconds": "5"}}, "from 0 to inf, got '5'"),
-        ({"exclusions": {"failed_attention": 1}}, "as true or false"),
-        ({"backends": {"Cam": {"layer": "0"}}}, "expected the name of a class as method"),
-        ({"backends": {"Cam": "LayerGradCam"}}, "expected a table"),
+        ({"seed": "x"}, "seed is 'x'; write a whole number"),
+        ({"exclusions": {"min_practice_purity": 80}}, "min_practice_purity of the exclusions is 80"),
+        ({"exclusions": {"min_trial_seconds": "5"}}, "min_trial_seconds of the exclusions is '5'"),
+        ({"exclusions": {"failed_attention": 1}}, "must be true or false"),
+        ({"backends": {"Cam": {"layer": "0"}}}, "not the name of a class; write method"),
+        ({"backends": {"Cam": "LayerGradCam"}}, "write a table"),
         ({"backends": {"Grad-CAM": {"method": "LayerGradCam"}}}, "letters and digits"),
     ],
 )

@@ -95,9 +95,9 @@ def test_every_step_takes_its_answer_and_no_other(study: Any) -> None:
     for step in steps:
         check_answer(step, answer_to(step))
         if answer_to(step) and step["kind"] != "background":
-            with pytest.raises(ValueError, match="expected"):
+            with pytest.raises(ValueError, match=r"^(give|the participant did not)"):
                 check_answer(step, {})
-        with pytest.raises(ValueError, match="expected an answer as an object"):
+        with pytest.raises(ValueError, match=r"the answer is a .*, not an object"):
             check_answer(step, [])
 
 

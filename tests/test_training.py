@@ -7,11 +7,11 @@ from torch import nn
 
 from captum_xnn import XNNAttribution
 from captum_xnn.models import SRAE, ConvSRAE, PaperSRAE
+from captum_xnn.models._losses import covariance
 from captum_xnn.models._objectives import RunningObjective
-from captum_xnn.models.losses import covariance
 from captum_xnn.training import Recipe
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._trainer import Trainer
 
 QUICK = Recipe(steps=400)
@@ -132,7 +132,7 @@ def test_eq_5_as_printed_is_fitted_in_the_models_units(monkeypatch):
     assert float(xnn.head.bias) == 0
 
 
-@pytest.mark.filterwarnings("ignore:expected maps that are not zero")  # of dead x-features
+@pytest.mark.filterwarnings("ignore:maps are zero")  # of dead x-features
 def test_eq_5_as_printed_in_one_argument(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))

@@ -11,10 +11,10 @@ import torch
 from captum_xnn import SRAE, Recipe
 from captum_xnn.models.baselines import Lasso
 from captum_xnn.models.baselines._selection import lasso
-from captum_xnn.training import Tuning, choose_n, tune, tune_alpha
+from captum_xnn.training import choose_n, tune
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Sampler
-from captum_xnn.training._tuning import Trial, _folds, held_out_f_reg
+from captum_xnn.training._sampler import Sampler
+from captum_xnn.training._tuning import Trial, Tuning, _folds, held_out_f_reg, tune_alpha
 
 small = partial(SRAE, hidden=())
 GRID = {"n_features": [1, 2], "eta": [0.5, 2.0]}

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.activations import collect
-from captum_xnn.activations._collecting import first_of_batch
-from captum_xnn.activations._unpacking import ForModel, unpack_for
+from captum_xnn.activations._unpacking import ForModel, first_of_batch, unpack_for
 
 N = 60
 

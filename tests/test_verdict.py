@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_report import written
 
-from captum_xnn.metrics import Orthogonality
+from captum_xnn.metrics._overlap import Orthogonality
 from captum_xnn.patch_scores import PatchScores
 from captum_xnn.report._verdict import (
     Reason,

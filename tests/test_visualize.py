@@ -319,7 +319,7 @@ def test_unit_is_written_at_the_axis() -> None:
 
 
 def test_terms_that_do_not_add_up_are_refused_unless_by_rounding() -> None:
-    with pytest.raises(ValueError, match=r"expected bias \+ contributions = surrogate, got 1 \+ 2 = 3 .* of 9; pass"):
+    with pytest.raises(ValueError, match=r"bias and contributions sum to 1 \+ 2 = 3, and the surrogate is 9; pass"):
         show_contributions([2.0], bias=1.0, surrogate=9.0, prediction=9.0)
     terms = torch.tensor([100.3, -98.7, 0.013]).bfloat16()
     show_contributions(terms, bias=0.0, surrogate=terms.sum(), prediction=1.0)
@@ -630,7 +630,9 @@ def test_an_explanation_shows_its_one_heatmap_and_names_from_the_file(tmp_path: 
 def test_a_file_of_another_layer_is_no_names_for_a_picture(tmp_path: Path) -> None:
     path = write_names(tmp_path / "names.json", {46: ["a"]}, layer="fc7")
     for draw in (images_explained().show, images_explained().gallery):
-        with pytest.raises(ValueError, match="of layer 'relu6', got names of layer 'fc7'"):
+        with pytest.raises(
+            ValueError, match=r".*names\.json' has names of layer 'fc7', and the x-features are of layer 'relu6'"
+        ):
             draw(names=path)
 
 
@@ -681,48 +683,51 @@ def test_values_that_are_not_finite_are_refused(where: str, bad: float) -> None:
     arrays[where].flat[0] = bad
     noun = "pixels of the image" if where == "image" else where
     size = arrays[where].size
-    with pytest.raises(ValueError, match=rf"expected finite {noun}, got 1 of {size} values NaN or infinite; look for"):
+    with pytest.raises(ValueError, match=rf"1 of {size} values of {noun} are NaN or infinite; look for"):
         show_explanation(**arrays, bias=0.0, surrogate=2.0, prediction=2.0)
-    with pytest.raises(ValueError, match="expected finite prediction"):
+    with pytest.raises(ValueError, match="values of prediction are NaN or infinite"):
         show_contributions([1.0], bias=0.0, surrogate=1.0, prediction=bad)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": np.zeros((6, 6, 3))}, r"expected an image .* got shape \(6, 6, 3\); .* channels first"),
+        ({"image": np.zeros((6, 6, 3))}, r"image is \(6, 6, 3\), not .* channels first"),
         (
             {"image": np.zeros((1, 3, 6, 6))},
-            r"expected an image .* got shape \(1, 3, 6, 6\); pick one example",
+            r"image is \(1, 3, 6, 6\), not .*; pick one example",
         ),
         (
             {"maps": np.ones((4, 6, 6))},
-            r"expected maps .* K = 3 contributions, got shape \(4, 6, 6\); pick one",
+            r"maps are \(4, 6, 6\), not .* K = 3 contributions; pick one",
         ),
-        ({"maps": np.ones((3, 36))}, r"expected maps .* got shape \(3, 36\); pick one"),
+        ({"maps": np.ones((3, 36))}, r"maps are \(3, 36\), not .*; pick one"),
         (
             {"contributions": np.ones((2, 3))},
-            r"expected contributions \(K,\) .* got shape \(2, 3\); pick one",
+            r"contributions are \(2, 3\), not \(K,\) of one example; pick one",
         ),
-        ({"contributions": []}, r"expected contributions \(K,\) .* got shape \(0,\); pick one"),
-        ({"names": ["a", "b", "c", "d"]}, r"names of the x-features 0 to 2, got 'd' for number 3; pass at most"),
+        ({"contributions": []}, r"contributions are \(0,\), not \(K,\) of one example; pick one"),
+        ({"names": ["a", "b", "c", "d"]}, "name 'd' is for number 3, and the x-features are 0 to 2; pass at most"),
         ({"names": "abc"}, r"cannot read a JSON file of names at 'abc' \("),
         ({"largest": 0}, r"largest must be at least 1, got largest=0; leave it out"),
-        ({"one_heatmap": np.ones((2, 3, 6, 6))}, r"expected one_heatmap \(H, W\) or .* got shape \(2, 3, 6, 6\); pick"),
-        ({"one_heatmap": np.full((6, 6), np.nan)}, r"expected finite values of one_heatmap, got 36 of 36"),
+        ({"one_heatmap": np.ones((2, 3, 6, 6))}, r"one_heatmap is \(2, 3, 6, 6\), not \(H, W\) or .*; pick"),
+        ({"one_heatmap": np.full((6, 6), np.nan)}, r"36 of 36 values of .*one_heatmap are NaN"),
         ({"mean": 0.5}, r"mean and std go together, but one of them is None; pass both"),
-        ({"mean": (0.5, 0.5), "std": 1.0}, r"a number or one for each of 1 channels, got \(0.5, 0.5\) and 1.0; pass"),
-        ({"mean": 0.5, "std": 0.0}, r"expected mean and std > 0 .* got 0.5 and 0.0"),
-        ({"mean": 127.0, "std": 58.0}, r"back to \[0, 1\], got values from 127 to 185; .* divide the ones for bytes"),
+        ({"mean": (0.5, 0.5), "std": 1.0}, r"mean is \(0\.5, 0\.5\) and std is 1\.0 for 1 channels; pass both as"),
+        ({"mean": 0.5, "std": 0.0}, r"mean is 0.5 and std is 0.0 .* with std > 0"),
+        (
+            {"mean": 127.0, "std": 58.0},
+            r"mean and std bring the image to values from 127 to 185, not to \[0, 1\]; .* divide the ones for bytes",
+        ),
         (
             {"prediction": [1.0, 2.0]},
             r"prediction must be one number, got shape \(2,\); pick one example",
         ),
         (
             {"scale": lambda m, c: m * 7},
-            r"expected scale to return maps \(3, 6, 6\) in \[-1, 1\], got .* up to 7 .*; div",
+            r"scale returns .* up to 7 in size, not maps \(3, 6, 6\) in \[-1, 1\]; div",
         ),
-        ({"scale": lambda m, c: m[0]}, r"expected scale to return maps \(3, 6, 6\) .* got shape \(6, 6\)"),
+        ({"scale": lambda m, c: m[0]}, r"scale returns shape \(6, 6\) .* not maps \(3, 6, 6\)"),
     ],
 )
 def test_wrong_arguments_say_what_was_expected_what_came_and_what_to_do(changes: dict[str, Any], message: str) -> None:
@@ -735,23 +740,23 @@ def test_wrong_arguments_say_what_was_expected_what_came_and_what_to_do(changes:
     [
         (
             {"contributions": np.ones(3)},
-            r"expected contributions \(N, K\) .* got shape \(3,\); give every example a row",
+            r"contributions are \(3,\), not \(N, K\) .*; give every example a row",
         ),
         (
             {"images": np.zeros((5, 4, 4))},
-            r"expected images of the N = 2 .* got shape \(5, 4, 4\); put the examples",
+            r"images are \(5, 4, 4\) for N = 2 .*; put the examples",
         ),
         (
             {"maps": np.ones((3, 2, 4, 4))},
-            r"expected maps of the N = 2 .* got shape \(3, 2, 4, 4\); put the examples",
+            r"maps are \(3, 2, 4, 4\) for N = 2 .*; put the examples",
         ),
-        ({"maps": np.ones((2, 2, 4, 4))}, r"expected maps .* K = 3 contributions, got shape \(2, 4, 4\)"),
+        ({"maps": np.ones((2, 2, 4, 4))}, r"maps are \(2, 4, 4\), not .* K = 3 contributions"),
         (
             {"feature_order": [3]},
             r"feature_order must list .* from 0 to 2, got \[3\]; arguments count them",
         ),
         ({"feature_order": []}, r"feature_order must list .* got \[\]"),
-        ({"row_names": ["a"]}, r"expected one text for each of N = 2 examples, got \['a'\]; pass a list"),
+        ({"row_names": ["a"]}, r"row_names is \['a'\] for N = 2 examples; pass a list"),
     ],
 )
 def test_wrong_gallery_arguments_are_refused(changes: dict[str, Any], message: str) -> None:

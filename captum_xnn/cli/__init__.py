@@ -1,4 +1,4 @@
-"""Command line: ``captum-xnn fit``, ``compare``, ``explain``, ``evaluate``, ``report``, ``demo`` and ``study``.
+"""The command line: ``layers``, ``fit``, ``explain``, ``evaluate``, ``compare``, ``report``, ``demo``, ``study``.
 
 Scripts can use its parts: :class:`Configuration` reads the file of a run, :class:`Opened` opens its model and inputs.
 """

@@ -34,8 +34,9 @@ from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.models._srae import by_shape
 from captum_xnn.plots._names import Names, names_by_target
 from captum_xnn.training._checkpoint import Checkpoint
+from captum_xnn.training._history import Step
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
-from captum_xnn.training._problem import Recipe, Step
+from captum_xnn.training._recipe import Recipe
 
 __all__ = [
     "EXPLANATIONS_FILE",

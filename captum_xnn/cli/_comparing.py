@@ -16,7 +16,8 @@ from captum_xnn.cli._commands import predicted_classes, requested_targets
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._inputs import read_tensor
 from captum_xnn.cli._opened import Opened, needed
-from captum_xnn.comparison import DEFAULT_METHODS, MethodComparison, compare
+from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
+from captum_xnn.comparison._compared import MethodComparison
 
 __all__ = ["FORMATS", "compared"]
 

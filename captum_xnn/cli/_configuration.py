@@ -19,7 +19,7 @@ from typing import Any
 
 from captum_xnn._files import replace_file
 from captum_xnn.cli._inputs import as_channels, as_size
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -87,11 +87,11 @@ def _messages_on_stderr() -> Iterator[None]:
 def _demo(arguments: argparse.Namespace) -> object:
     import torch
 
-    from captum_xnn.cli import demo
+    from captum_xnn.cli._demo import run
 
     # The network and its layers are tiny: threads would wait for each other, on a busy machine without end.
     torch.set_num_threads(1)
-    return demo.run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True)
+    return run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True)
 
 
 def _fit(arguments: argparse.Namespace) -> str:
@@ -216,7 +216,8 @@ class _ReadNames(Sequence[str]):
 
 def _report(arguments: argparse.Namespace) -> str:
     from captum_xnn.cli import _commands
-    from captum_xnn.report import ReportOptions, write_report
+    from captum_xnn.report import ReportOptions
+    from captum_xnn.report._page import write_report
 
     opened, xnn = _opened(arguments)
     targets = opened.targets(xnn)

@@ -22,8 +22,8 @@ contributions can be computed. As a method, random groups are drawn anew for eac
 chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error of the path
 integral, and equals that of random groups.
 
-The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. PRCA and DRSA
-have no maps here.
+The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. CRAFT and the
+TopK SAE leave a part of the output unexplained, which their F_reg shows. These four have no maps here.
 
 Conventions:
     M examples, K x-features. Positives are examples to which the model gives the class. If outputs are not classes, all
@@ -43,7 +43,9 @@ from tqdm import tqdm
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.comparison._compared import MethodComparison
 from captum_xnn.comparison._measured import Measured
-from captum_xnn.comparison._rivals import named_methods
+from captum_xnn.comparison._rivals import (
+    named_methods,
+)
 from captum_xnn.comparison._splits import FOLDS, Settings, Splits, Values, as_marks
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -51,7 +53,7 @@ from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import target_groups
 from captum_xnn.training._making import MakeForm
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]
 
@@ -93,8 +95,8 @@ def compare(
         methods: Names of methods, or forms such as ``functools.partial(SRAE, hidden=(64,))``, or a dict from names of
             your own to either. The first is the method in use. Names are ``groups`` (the default form), ``SRAE``,
             ``random groups``, ``1-Heatmap``, ``spectral groups``, ``NMF of contributions``, ``largest dimensions``,
-            ``PRCA``, ``DRSA``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single dimensions``, ``random encoder``
-            and ``random decoder``.
+            ``PRCA``, ``DRSA``, ``CRAFT``, ``TopK SAE``, ``NMF``, ``NN``, ``SAE``, ``CAE``, ``Lasso``, ``single
+            dimensions``, ``random encoder`` and ``random decoder``.
         test: Other data to measure on, in place of the held-out fifth.
         n_features: x-features K of each method.
         repeats: Number of repeats, each with another seed and another fifth held out.
@@ -115,6 +117,7 @@ def compare(
             fitted. Another method that cannot be fitted raises a warning, and its row stays empty.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> found = compare(

@@ -16,9 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._collecting import Activations
+from captum_xnn.activations._activations import Activations
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._rivals import Method, OneMap, Partition, Relevances, Subspaces
+from captum_xnn.comparison._rivals import (
+    Dictionaries,
+    Method,
+    OneMap,
+    Partition,
+    Relevances,
+    Subspaces,
+)
 from captum_xnn.comparison._splits import Settings, Split, Values
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._embeddings import embedding_of
@@ -27,6 +34,7 @@ from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, select
+from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._localisation import mean_locality, object_probabilities
 from captum_xnn.metrics._overlap import OrthogonalityStream
 from captum_xnn.metrics._patches import (
@@ -39,6 +47,7 @@ from captum_xnn.metrics._patches import (
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.patch_scores import CoveredBatch, patch_scores_of
+from captum_xnn.training._outputs import Outputs
 
 __all__ = ["Measured"]
 
@@ -75,7 +84,7 @@ class Measured:
         test = self.split.test.activations()
         made = []
         for target in self.targets:
-            score = (xnn.xnn if isinstance(xnn, Relevances) else xnn).score(test, target)
+            score = self._score(xnn, test, target)
             features = [self._features(other, target) for other in again]
             values: Values = {
                 "f_reg": score.f_reg,
@@ -89,10 +98,25 @@ class Measured:
                 made.append(values | self._maps(xnn, target) | self._patches(xnn, target) | self._parts(xnn, target))
         return made
 
+    def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
+        """Measure faithfulness on held-out examples. What concepts leave over counts as their error."""
+        if not isinstance(xnn, Relevances):
+            return xnn.score(test, target)
+        if target not in xnn.concepts:
+            return xnn.xnn.score(test, target)
+        outputs = Outputs.of(test, [target])
+        prediction = outputs.columns([target])[:, 0].double()
+        batches = self.split.test.inputs(self.split.test.rows, self.settings.reader().device)
+        left = torch.cat([xnn.with_rest(x, target, more)[1].cpu() for x, more in batches])
+        surrogate = prediction - left
+        if outputs.classes is None or not isinstance(target, int):
+            return Faithfulness.of(surrogate, prediction)
+        return Faithfulness.of(surrogate, prediction, [test.y_hat[:]], target)
+
     def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
         method = self.method
         assert not isinstance(method, OneMap)
-        if isinstance(method, (Partition, Subspaces)):
+        if isinstance(method, (Partition, Subspaces, Dictionaries)):
             return method.fit(self.settings.attribution(None, seed), found, self.targets)
         return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
 

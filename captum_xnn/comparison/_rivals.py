@@ -7,19 +7,19 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_xnn.activations._activations import Activations, Source
 from captum_xnn.activations._batches import Batches
-from captum_xnn.activations._collecting import Activations, Source
 from captum_xnn.activations._memmap import parts
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.explainer import Explainer
-from captum_xnn.heatmaps._batching import copied
+from captum_xnn.layers._arguments import copied
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._reader import Reader
@@ -27,17 +27,30 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
+from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
 from captum_xnn.training._contributions import Sample
 from captum_xnn.training._making import MakeForm, maker
 from captum_xnn.training._outputs import Outputs, Task
 
-__all__ = ["METHODS", "Method", "OneMap", "Partition", "Relevances", "Rows", "Subspaces", "named_methods"]
+__all__ = [
+    "METHODS",
+    "Dictionaries",
+    "Method",
+    "OneMap",
+    "Partition",
+    "Relevances",
+    "Rows",
+    "Subspaces",
+    "named_methods",
+]
 
 # Examples in a batch of the data.
 _BATCH = 64
-# Largest number of rows, of examples or of their places, from which subspaces are found.
+# Largest number of rows, of examples or of their places, from which subspaces and dictionaries are found.
 _ROWS = 2000
+# Latents of a sparse autoencoder for each dimension of the layer, their largest number, and how many are active.
+_LATENTS, _MOST_LATENTS, _ACTIVE = 4, 512, 16
 
 
 class OneMap:
@@ -111,20 +124,77 @@ class Subspaces:
             form = _ungrouped(xnn, found, task)
             pairs = [made.factors(x, target, more) for x, more in _sample(xnn, found, task, form)]
             a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
-            some = torch.linspace(0, len(a) - 1, min(len(a), _ROWS), dtype=torch.float64).round().long()
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.directions[target] = self.rule(a[some], c[some], xnn.n_features, generator)
+            made.directions[target] = self.rule(_spread(a), _spread(c), xnn.n_features, generator)
         return made
 
 
 @dataclass(frozen=True)
+class Dictionaries:
+    """Concepts that rebuild the layer. Their contributions leave a part of the output unexplained. They have no maps.
+
+    For feature maps and tokens, the rule takes every place as an example, and contributions are summed over places.
+    """
+
+    rule: Callable[[Tensor, Tensor, int, torch.Generator], dictionaries.Dictionary]
+    """Finds a dictionary from activations (M, D) of positives and (M', D) of all examples in the sample."""
+    cropped: bool = False
+    """Whether the positives are cut into crops, if they are images."""
+
+    def fit(self, xnn: XNNAttribution, found: Activations, targets: Sequence[Any]) -> Relevances:
+        """Find the dictionary of each target.
+
+        Args:
+            xnn: An attribution of the layer.
+            found: Activations of the training examples, with their source.
+            targets: The targets.
+
+        Raises:
+            ValueError: If there are no positives, or the rule finds no concepts.
+        """
+        outputs = Outputs.of(found, targets)
+        made = Relevances(xnn, {}, {})
+        for target in targets:
+            task = outputs.task((target,))
+            form = _ungrouped(xnn, found, task)
+            some = _chosen(found, task, form)
+            own, every = (
+                torch.cat([self._activations(made, x, target, more, cut) for x, more in _read(xnn, found, rows)])
+                for rows, cut in ((some.positives[0].sort().values, self.cropped), (_rows(some), False))
+            )
+            generator = torch.Generator().manual_seed(xnn.seed)
+            made.concepts[target] = self.rule(_spread(own), _spread(every), xnn.n_features, generator)
+        return made
+
+    def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
+        """Compute activations (M, D) of a batch, or of crops of its images; M counts places too."""
+        if cut and isinstance(inputs, Tensor) and inputs.dim() == 4 and not additional:
+            inputs = dictionaries.image_crops(inputs)
+        a, _ = made.factors(inputs, target, additional)
+        return (a + made.base(target)).flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class Relevances:
-    """Relevances of fitted subspaces."""
+    """Contributions of fitted subspaces or of concepts."""
 
     xnn: XNNAttribution
     """Explainers in which each dimension is an x-feature. They add up to the same output."""
     directions: dict[Any, Tensor]
     """Subspaces (K, D, d) of each target."""
+    concepts: dict[Any, dictionaries.Dictionary] = field(default_factory=dict)
+    """Dictionary of each target, in place of subspaces."""
+
+    def base(self, target: Any) -> Tensor:
+        """Return the base of a target's activations, (D,) or (places, D).
+
+        Args:
+            target: A fitted target.
+        """
+        form = self.xnn.explainer(target).form
+        assert isinstance(form, ContributionGroups)
+        base: Tensor = form.base.movedim(form.channels - 1, -1).flatten(0, -2) if form.base.dim() > 1 else form.base
+        return base
 
     def factors(self, inputs: Any, target: Any, additional: Any) -> tuple[Tensor, Tensor]:
         """Compute activations minus their base, and contexts, (N, places, D) each.
@@ -146,7 +216,17 @@ class Relevances:
         return a, c
 
     def of(self, inputs: Any, target: Any, additional: Any = None) -> Tensor:
-        """Compute the relevance of each subspace, and of the rest, (N, K + 1), in logits.
+        """Compute the contributions, in logits: of each subspace and of the rest, (N, K + 1), or of concepts, (N, K).
+
+        Args:
+            inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
+            target: A fitted target.
+            additional: Further arguments of the model.
+        """
+        return self.with_rest(inputs, target, additional)[0]
+
+    def with_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
+        """Compute the contributions, and what they leave over of the change of the output, (N,).
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
@@ -154,8 +234,15 @@ class Relevances:
             additional: Further arguments of the model.
         """
         a, c = self.factors(inputs, target, additional)
-        flat = rules.subspace_relevances(self.directions[target], a.flatten(0, 1), c.flatten(0, 1))
-        return flat.reshape(*a.shape[:2], -1).sum(1)
+        flat_a, flat_c = a.flatten(0, 1), c.flatten(0, 1)
+        if (known := self.concepts.get(target)) is None:
+            flat = rules.subspace_relevances(self.directions[target], flat_a, flat_c)
+        else:
+            base = self.base(target).expand(a.shape[1:]).to(a)
+            codes = known.encode((a + base).flatten(0, 1)) - known.encode(base).repeat(len(a), 1)
+            flat = codes * (flat_c @ known.concepts.to(flat_c).T)
+        made = flat.reshape(*a.shape[:2], -1).sum(1)
+        return made, (a * c).sum((1, 2)).to(made) - made.sum(1)
 
 
 def _reader(xnn: XNNAttribution) -> Reader:
@@ -177,12 +264,31 @@ def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> Contribut
     return form
 
 
-def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:
-    """Yield the examples from which the default form learns its groups, as inputs and additional arguments."""
+def _chosen(found: Activations, task: Task, form: ContributionGroups) -> Sample:
+    """Choose the examples from which the default form learns its groups."""
+    return Sample.chosen([task.positives], len(found.Z), form.config["positives"], form.config["others"])
+
+
+def _rows(some: Sample) -> Tensor:
+    rows: Tensor = torch.unique(torch.cat([some.positives[0], some.others]))
+    return rows
+
+
+def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
+    """Yield some examples as inputs and additional arguments."""
     assert found.source is not None  # compare makes one
-    some = Sample.chosen([task.positives], len(found.Z), form.config["positives"], form.config["others"])
-    rows = torch.unique(torch.cat([some.positives[0], some.others]))
     return Rows(found.source, rows).on(_reader(xnn).device)
+
+
+def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:
+    """Yield the examples from which the default form learns its groups."""
+    return _read(xnn, found, _rows(_chosen(found, task, form)))
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """Select up to the largest number of rows, evenly spread."""
+    some: Tensor = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64).round().long()]
+    return some
 
 
 class Rows:
@@ -252,8 +358,21 @@ def _drsa(a: Tensor, c: Tensor, K: int, generator: torch.Generator) -> Tensor:
     return rules.drsa(a, c, K, generator=generator)
 
 
-Method = MakeForm | Partition | Subspaces | OneMap
-"""A form of explanation network, a rule that divides contributions or finds subspaces, or the single map."""
+def _craft(own: Tensor, every: Tensor, K: int, generator: torch.Generator) -> dictionaries.Dictionary:
+    del every
+    return dictionaries.craft(own, K, seed=generator.initial_seed())
+
+
+def _topk_sae(own: Tensor, every: Tensor, K: int, generator: torch.Generator) -> dictionaries.Dictionary:
+    """Train a sparse autoencoder; its concepts are the K latents that are largest in positives."""
+    latents = min(_LATENTS * every.shape[1], _MOST_LATENTS)
+    made = dictionaries.topk_sae(every, latents, active=min(_ACTIVE, latents), generator=generator)
+    kept = made.encode(own).mean(0).argsort(descending=True, stable=True)[:K]
+    return dictionaries.Dictionary(made.concepts[kept], made.offset, lambda Z: made.encode(Z)[:, kept])
+
+
+Method = MakeForm | Partition | Subspaces | Dictionaries | OneMap
+"""A form of explanation network, a rule that divides contributions or finds subspaces or concepts, or one map."""
 
 METHODS: Mapping[str, Method] = {
     "groups": ContributionGroups,
@@ -265,6 +384,8 @@ METHODS: Mapping[str, Method] = {
     "largest dimensions": _without_chance(rules.single_dimensions),
     "PRCA": Subspaces(lambda a, c, K, _: rules.prca(a, c, K)),
     "DRSA": Subspaces(_drsa),
+    "CRAFT": Dictionaries(_craft, cropped=True),
+    "TopK SAE": Dictionaries(_topk_sae),
     "NMF": NMF,
     "NN": NN,
     "SAE": SAE,

@@ -14,18 +14,21 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import repeatable
-from captum_xnn.activations._collecting import Activations, Asked, Source, collect
+from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._rivals import Rows
+from captum_xnn.comparison._rivals import (
+    Rows,
+)
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Target
 from captum_xnn.training._making import MakeForm
 from captum_xnn.training._outputs import Outputs
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["FOLDS", "Part", "Settings", "Split", "Splits", "Values", "as_marks"]
 
@@ -200,7 +203,7 @@ def as_marks(masks: Tensor) -> Tensor:
         return masks
     if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool or int(masks.max()) < 1:
         raise ValueError(
-            f"expected masks (M, H, W) of integers from 1 to P, or boolean (M, P, H, W), got {masks.dtype} "
-            f"{tuple(masks.shape)}; mark the part of each pixel, and 0 for none"
+            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers from 1 to P for parts and 0 for the "
+            "rest, (M, H, W), or boolean (M, P, H, W)"
         )
     return masks[:, None] == torch.arange(1, int(masks.max()) + 1, device=masks.device)[:, None, None]

@@ -143,7 +143,7 @@ class CUB200(Dataset[PartsSample]):
                     points[row, part - 1] = torch.tensor([x, y])
         if seen != len(chosen) * P:
             raise DatasetError(
-                f"expected {P} parts for each of {len(chosen)} images in {path}, got {seen} lines in all; {_REMEDY}"
+                f"{path} has {seen} lines of parts for {len(chosen)} images with {P} parts each; {_REMEDY}"
             )
         return points
 
@@ -181,8 +181,8 @@ def _lines(path: Path, columns: int) -> list[list[str]]:
     rows = [line.split(maxsplit=columns - 1) for line in lines if line.strip()]
     short = next((i for i, row in enumerate(rows) if len(row) != columns), None)
     if short is not None or not rows:
-        at = f"line {short + 1} with {len(rows[short])}" if short is not None else "no lines"
-        raise DatasetError(f"expected {columns} columns in every line of {path}, got {at}; {_REMEDY}")
+        at = f"line {short + 1} has {len(rows[short])}" if short is not None else "there are no lines"
+        raise DatasetError(f"{path} needs {columns} columns in every line, and {at}; {_REMEDY}")
     return rows
 
 

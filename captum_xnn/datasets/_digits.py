@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_xnn.datasets._networks import digits_cnn, train
 from captum_xnn.errors import DatasetError
 
 __all__ = ["Digits", "load_digits", "load_mnist"]
@@ -42,6 +43,27 @@ class Digits(NamedTuple):
     """(N, 1, 28, 28) in [0, 1]."""
     test_labels: Tensor
     """(N,), int64."""
+
+    def trained_network(self, *, epochs: int = 8, seed: int = 0, progress: bool = False) -> nn.Sequential:
+        """Train the paper's two-layer network on the training digits, and return it in eval mode.
+
+        Its layers have names: ``conv1`` and ``pool1``, ``conv2`` and ``pool2``, and the dense ``relu3``, (N, 64).
+
+        Args:
+            epochs: Number of passes over the images.
+            seed: Seed of weights and batches.
+            progress: Whether to show a progress bar.
+
+        Example:
+            >>> cnn = load_digits().trained_network(epochs=1)
+            >>> cnn(torch.zeros(2, 1, 28, 28)).shape
+            torch.Size([2, 10])
+        """
+        generator = torch.Generator().manual_seed(seed)
+        cnn = digits_cnn(generator).to(self.train_images)
+        return train(
+            cnn, self.train_images, self.train_labels, epochs=epochs, rate=2e-3, generator=generator, progress=progress
+        )
 
 
 def load_digits(*, seed: int = 0) -> Digits:

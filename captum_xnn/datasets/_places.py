@@ -186,11 +186,11 @@ def object_masks(mask: Tensor, objects: Iterable[int]) -> Tensor:
     """
     chosen = [int(o) for o in objects]
     if not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"expected indices of objects, each once, got {chosen}; pass at least one and no index twice")
+        raise ValueError(f"indices of objects are {chosen}; pass at least one and no index twice")
     if mask.dim() not in (2, 3) or mask.dtype == torch.bool or mask.is_floating_point():
         raise ValueError(
-            f"expected a mask (H, W) or (N, H, W) of integers, got {mask.dtype} {tuple(mask.shape)}; pass the mask of "
-            "a SceneSample"
+            f"mask is {mask.dtype} {tuple(mask.shape)}, not integers (H, W) or (N, H, W); pass the mask of a "
+            "SceneSample"
         )
     return mask.unsqueeze(-3) == torch.tensor(chosen, device=mask.device)[:, None, None]
 
@@ -413,7 +413,7 @@ def _challenge_objects(root: Path) -> dict[int, str]:
                 raise _malformed(path, number, f"{len(objects) + 1} 0.1576 11664 1172 wall", words, _ADE_REMEDY)
             objects[len(objects) + 1] = " ".join(words[4:])
     if len(objects) != _CHALLENGE_OBJECTS:
-        raise DatasetError(f"expected {_CHALLENGE_OBJECTS} objects in {path}, got {len(objects)}; {_ADE_REMEDY}")
+        raise DatasetError(f"{path} lists {len(objects)} objects, not {_CHALLENGE_OBJECTS}; {_ADE_REMEDY}")
     return objects
 
 
@@ -539,7 +539,7 @@ def _lines(path: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _malformed(path: Path, number: int, form: str, words: list[str], remedy: str) -> DatasetError:
-    return DatasetError(f"expected a line like {form!r} in line {number} of {path}, got {' '.join(words)!r}; {remedy}")
+    return DatasetError(f"line {number} of {path} is {' '.join(words)!r}, not like {form!r}; {remedy}")
 
 
 def _image(path: Path, remedy: str) -> Tensor:

@@ -352,9 +352,9 @@ def _warn_of_loss(lost: Tensor, tolerance: float) -> None:
     worst = float(lost.flatten()[lost.abs().argmax()]) if lost.numel() else 0.0
     if abs(worst) > tolerance:
         warnings.warn(
-            f"expected probabilities that sum to 1 at every layer, got {1 - worst:.3f} of it where they arrive. The "
-            "rest was lost at neurons without an active child, at constants such as a class token, or at operations "
-            "without a rule. Stop at a later layer, or get the loss of each example with return_convergence_delta=True",
+            f"probabilities sum to {1 - worst:.3f} where they arrive, not to 1. The rest was lost at neurons without "
+            "an active child, at constants such as a class token, or at operations without a rule. Stop at a later "
+            "layer, or get the loss of each example with return_convergence_delta=True",
             stacklevel=5,
         )
 

@@ -52,6 +52,8 @@ class ContributionNetwork(ExplanationNetwork):
         object.__setattr__(self, "tail", tail)
         self.target = target
         self.slopes: Slopes = "held"
+        self.taken: Any = None
+        """A :class:`~captum_xnn.heatmaps._one_pass.Pass` over all examples whose maps are drawn, if one was taken."""
 
     def _encoder(self, xnn: Any) -> ReadOut:
         return ReadOut(xnn)

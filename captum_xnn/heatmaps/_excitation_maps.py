@@ -58,9 +58,10 @@ class ExcitationMaps:
 
     Args:
         layer: The layer to stop at, by dotted name or as a module.
-        tokens: How a transformer's tokens lie in that layer, ``"vit"`` or ``"swin"``, see :class:`TokenGrid`. The
-            backend sums their probabilities over channels and enlarges them to the image, without that of a class
-            token. Without this setting maps have the layer's own shape.
+        tokens: How a transformer's tokens lie in that layer: ``"vit"`` for (N, tokens, C), where some tokens are the
+            cells of an image, or ``"swin"`` for (N, H, W, C). The backend sums their probabilities over channels and
+            enlarges them to the image, without that of a class token. Without this setting maps have the layer's own
+            shape.
         grid: Cells along height and width, for ``"vit"``, if the patch embedding does not show them.
         settings: The settings of :class:`captum_xnn.ExcitationBP`, such as ``contrastive=False`` for MWP.
 

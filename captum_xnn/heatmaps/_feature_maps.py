@@ -1,40 +1,91 @@
-"""Draw the maps of x-features with a backend, by one network for each form.
+"""Draw the maps of x-features: choose the backend, build one network for each form, and check the maps.
 
-Examples with the same number of x-features are drawn together (:mod:`captum_xnn.heatmaps._batching`).
+Examples with the same number of x-features are drawn together. :func:`draw` also draws outputs of the model, for the
+1-Heatmap.
 
 Conventions:
-    N examples, K x-features.
+    N examples, K x-features, or K outputs of the model. Maps are (N, K, ...).
 """
 
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from captum.attr import Attribution
 from torch import Tensor
 
-from captum_xnn.heatmaps._batching import Part, draw, in_shape_of
 from captum_xnn.heatmaps._contribution_network import ContributionNetwork
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._from_captum import FromCaptum
+from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._map_size import in_shape_of
+from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import grouped
-from captum_xnn.layers._trace import Trace, trace
+from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Choice
+from captum_xnn.models._numbers import Choice, Form
 
-__all__ = ["FeatureMaps"]
+__all__ = ["DefaultMaps", "FeatureMaps", "Part", "as_heatmap", "draw"]
+
+
+class DefaultMaps:
+    """The default backends: one for groups of contributions, one for learned networks and for the model's outputs.
+
+    Example:
+        >>> DefaultMaps()
+        DefaultMaps()
+    """
+
+    def __init__(self) -> None:
+        self.of_groups, self.of_networks = GradientMaps(), ExcitationMaps()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def as_heatmap(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
+    """Turn the argument ``heatmap=`` into a backend, or into the default ones.
+
+    Args:
+        heatmap: A Captum attribution class, a backend object, or None or :class:`DefaultMaps` for the default.
+
+    Raises:
+        TypeError: If ``heatmap`` is neither a class of Captum nor callable.
+
+    Example:
+        >>> from captum.attr import IntegratedGradients
+        >>> as_heatmap(IntegratedGradients)
+        FromCaptum(IntegratedGradients)
+    """
+    if heatmap is None:
+        return DefaultMaps()
+    if isinstance(heatmap, DefaultMaps):
+        return heatmap
+    if isinstance(heatmap, type):
+        return FromCaptum(heatmap)
+    if isinstance(heatmap, Attribution) or not callable(heatmap):
+        raise TypeError(
+            f"heatmap is an object of type {type(heatmap).__name__}, neither a Captum class nor a heatmap backend; "
+            "pass the class and its settings as FromCaptum(Class, setting=...), since the backend builds the object"
+        )
+    return heatmap
 
 
 class FeatureMaps(NamedTuple):
     """Draws the maps of x-features."""
 
-    heatmap: Heatmap
-    """The backend."""
+    heatmap: Heatmap | DefaultMaps
+    """The backend, or the two default backends."""
     reader: Reader
     """Reader of the explained layer."""
 
@@ -44,7 +95,9 @@ class FeatureMaps(NamedTuple):
         slopes: Tensor,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
+        ran: Trace,
         *,
+        taken: Pass | None = None,
         feature: int | None = None,
         internal_batch_size: int | None = None,
         settings: dict[str, Any],
@@ -56,6 +109,8 @@ class FeatureMaps(NamedTuple):
             slopes: Slopes of each example, (N, ...) as Z, or (N, 0).
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
+            ran: Modules that the model runs before the layer.
+            taken: A pass over all examples, if one has been taken.
             feature: The one x-feature to draw, in the inputs' shape; all of them, if None.
             internal_batch_size: Maps computed at once.
             settings: Settings of the backend for this call.
@@ -65,35 +120,44 @@ class FeatureMaps(NamedTuple):
         """
         widths = [choice.form.n_features for choice in choices]
         features = _features(feature, max(widths))
-        model, name, layer = self.reader.model, self.reader.name, self.reader.layer
-        first = rows_of(inputs, additional, torch.tensor([0]))
-        ran = trace(model, layer, (*first[0], *(first[1] or ())), name=name)
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
                 own = [k for k in features if k < width]
                 x, more = rows_of(inputs, additional, torch.tensor(rows))
                 some = slopes[torch.tensor(rows).to(slopes.device)]
-                parts = list(self._parts([choices[i] for i in rows], own or [0], some, ran))
                 every = len(rows) == len(choices)
+                parts = list(
+                    self._parts([choices[i] for i in rows], own or [0], some, ran, taken=taken if every else None)
+                )
                 of_rows = settings if every else rows_of_settings(settings, len(choices), rows)
-                maps = draw(self.heatmap, parts, x, more, internal_batch_size, of_rows)
+                maps = draw(parts, x, more, internal_batch_size, of_rows)
                 yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
 
         maps = gathered(drawn(), len(choices))
         return maps if feature is None else in_shape_of(inputs, maps)
 
-    def _parts(self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace) -> Iterator[Part]:
+    def _parts(
+        self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
+    ) -> Iterator[Part]:
         """Yield the networks that draw the maps of some examples."""
         reader = self.reader
         for (form, _, target, _), rows in grouped(choices):
+            heatmap = self._backend(form)
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
-                yield Part(groups, features, rows, slopes[rows])
+                groups.taken = taken if len(rows) == len(choices) else None
+                yield Part(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform
                 network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran, output_transform=transform)
-                yield Part(network, features, rows)
+                yield Part(heatmap, network, features, rows)
+
+    def _backend(self, form: Form) -> Heatmap:
+        """Choose the backend that draws a form."""
+        if not isinstance(self.heatmap, DefaultMaps):
+            return self.heatmap
+        return self.heatmap.of_groups if isinstance(form, ContributionGroups) else self.heatmap.of_networks
 
 
 def _features(feature: int | None, K: int) -> list[int]:
@@ -101,7 +165,7 @@ def _features(feature: int | None, K: int) -> list[int]:
     if feature is None:
         return list(range(K))
     if not 0 <= operator.index(feature) < K:
-        raise ValueError(f"expected an x-feature from 0 to {K - 1}, got {feature}; leave feature out for all of them")
+        raise ValueError(f"x-feature {feature} does not exist; pass 0 to {K - 1}, or leave feature out for all of them")
     return [operator.index(feature)]
 
 
@@ -109,3 +173,112 @@ def _padded(maps: Tensor, most: int) -> Tensor:
     """Append empty maps to (N, K, ...) for x-features that a form lacks; return (N, most, ...)."""
     missing = most - maps.shape[1]
     return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
+
+
+class Part(NamedTuple):
+    """Examples with the same explainer, so that one network draws their maps."""
+
+    heatmap: Heatmap
+    """The backend."""
+    network: ExplanationNetwork
+    """From the model's inputs to the outputs to draw."""
+    features: Sequence[int]
+    """Numbers of the K outputs to draw."""
+    rows: list[int]
+    """Row numbers of the examples."""
+    slopes: Tensor | None = None
+    """Slopes of these examples, (n, ...), if the network takes them as its last argument."""
+
+
+def draw(
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    internal_batch_size: int | None,
+    settings: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    """Draw the maps of all examples, (N, K, ...) for each input; warn once of maps that are zero or not finite.
+
+    Args:
+        parts: Parts that together hold each example once, with the same number K of outputs.
+        inputs: Tensors (N, ...).
+        additional: Further arguments of the model.
+        internal_batch_size: Number of maps computed at once. All maps, if None.
+        settings: Settings of the backend for this call.
+
+    Raises:
+        ValueError: If all maps are zero because no gradient reaches the inputs.
+    """
+    n = len(inputs[0])
+
+    def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        for heatmap, network, features, rows, slopes in parts:
+            x, more = (inputs, additional) if len(rows) == n else rows_of(inputs, additional, torch.tensor(rows))
+            if slopes is not None:
+                more = (*(more or ()), slopes)
+            own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
+            yield (
+                rows,
+                heatmap(
+                    network,
+                    x,
+                    features,
+                    additional_forward_args=more,
+                    internal_batch_size=internal_batch_size,
+                    **own,
+                ),
+            )
+
+    maps = tuple(m.contiguous() for m in gathered(drawn(), n))
+    _warn_of_infinite(maps)
+    blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
+    if bool(blank.any()):
+        _warn_of_blank(blank, parts, inputs, additional, settings)
+    return maps
+
+
+def _warn_of_blank(
+    blank: Tensor,
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    settings: dict[str, Any],
+) -> None:
+    """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
+    heatmap, network, _, rows, slopes = parts[0]
+    replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
+    if bool(blank.all()) and not replaces:
+        x, more = rows_of(inputs, additional, torch.tensor(rows))
+        if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
+            raise ValueError(reason)
+    what = "x-feature" if network.centred else "output"
+    numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    why = f"by this method nothing in these inputs speaks for it. A dead {what} always has such maps"
+    if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
+        why = "the inputs equal the baseline from which this method measures; pass other baselines"
+    elif slopes is not None:
+        why = (
+            "it may contribute by numbers below the base, such as inactive ReLUs, and this method does not see those. "
+            "Draw it with a method that replaces inputs, as FromCaptum(Occlusion, ...)"
+        )
+    n = len(inputs[0])
+    warnings.warn(
+        f"maps are zero for {what} {', '.join(map(str, numbers))} in {n} of {n} examples: {why}",
+        stacklevel=levels_up(),
+    )
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Flatten maps (N, K, ...) to (N, K, numbers). Inputs (N,), such as a column of a table, give one number."""
+    return maps.unsqueeze(-1).flatten(2)
+
+
+def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
+    """Warn of maps with NaN or infinite values."""
+    bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
+    if bool(bad.any()):
+        warnings.warn(
+            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; the usual cause is half precision: "
+            "run the model and its inputs with .float()",
+            stacklevel=levels_up(),
+        )

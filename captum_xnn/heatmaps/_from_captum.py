@@ -121,12 +121,14 @@ class FromCaptum:
     """A heatmap backend made of an attribution class of Captum and its settings.
 
     Each setting goes to the constructor of the class or to its ``attribute`` method, whichever names it. A class that
-    explains layers takes ``layer=`` by dotted name. Without a name it takes the last layer with feature maps that runs
-    before the explained layer. ``NoiseTunnel`` takes the method that it averages as ``attribution_method=``, a class or
-    another ``FromCaptum``; the map of each x-feature has its own noise.
+    explains layers takes ``layer=`` by dotted name. Without a name it takes the last layer with feature maps of at
+    least 4 x 4 cells that runs before the explained layer, or of fewer cells if there are no finer ones.
+    ``NoiseTunnel`` takes the method that it averages as ``attribution_method=``, a class or another ``FromCaptum``; the
+    map of each x-feature has its own noise.
 
-    Layers of transformers give tokens. With ``tokens="vit"``, ``"swin"`` or ``"sequence"`` the backend treats tokens as
-    feature maps, see :class:`TokenGrid`. It reads the grid of ``"vit"`` from the patch embedding
+    Layers of transformers give tokens. With ``tokens=`` the backend treats tokens as feature maps: ``"vit"`` is for
+    (N, tokens, C), where some tokens are the cells of an image, ``"swin"`` for (N, H, W, C), and ``"sequence"`` for
+    (N, tokens, C) without an image. The backend reads the grid of ``"vit"`` from the patch embedding
     (``layers._layout.token_cells``), or takes ``grid=(height, width)``.
 
     Recurrent layers and attention return a tuple or a dict. The backend then draws the one tensor that the explained

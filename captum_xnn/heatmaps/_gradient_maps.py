@@ -1,4 +1,11 @@
-"""The heatmap backend that draws groups of contributions by gradients.
+r"""The heatmap backend that draws groups of contributions by gradients, all x-features from one forward pass.
+
+Let Z be the layer's output, :math:`g = \partial y / \partial Z` the gradient of the explained output, and :math:`a_k`
+a group. The gradient of x-feature k at feature maps or inputs F is
+
+.. math:: \frac{\partial E_k}{\partial F} = \Bigl(\frac{\partial Z}{\partial F}\Bigr)^\top (a_k \odot g).
+
+One pass gives Z, y and g. Each x-feature then takes a backward pass from Z to F, which is short where F is close to Z.
 
 Conventions:
     N examples, K x-features to draw. Maps are (N, K, ...), detached, contiguous, of the input's dtype and device.
@@ -18,7 +25,7 @@ from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts
 from captum_xnn.heatmaps._map_size import has_images, of_dtype
 from captum_xnn.heatmaps._network import ExplanationNetwork
-from captum_xnn.heatmaps._shared_pass import gradients_of_groups
+from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer
 
@@ -30,6 +37,8 @@ _SHARED = frozenset({"additional_forward_args", "internal_batch_size", "layer"})
 
 class GradientMaps:
     """Gradient x activation at the last layer with feature maps, or input x gradient without such a layer.
+
+    Maps of fewer than 4 x 4 cells, as pooling leaves them, are drawn only if there are no finer ones.
 
     This is the default for groups of contributions. At every place, the maps of all x-features sum to the map that the
     same backend gives the model's own output.
@@ -51,7 +60,7 @@ class GradientMaps:
     ) -> tuple[Tensor, ...]:
         """Draw maps (N, K, ...) for each input; layers of images give (N, K, 1, H, W).
 
-        Groups of contributions share one forward pass (:mod:`captum_xnn.heatmaps._shared_pass`).
+        Groups of contributions share one forward pass.
 
         Args:
             network: From the model's inputs to its x-features.
@@ -90,7 +99,10 @@ class GradientMaps:
         n, K, chunks = len(inputs[0]), len(features), []
         for rows in torch.split(torch.arange(n), internal_batch_size or n):
             x, more = rows_of(inputs, given, rows)
-            made = gradients_of_groups(network.form, network.tail, network.target, x, more or (), features, place)
+            taken = network.taken if len(rows) == n else None
+            if taken is None or taken.place is not place:
+                taken = Pass.of(network.tail, x, more or (), place)
+            made = None if taken is None else taken.gradients(network.form, network.target, features)
             if made is None:
                 return None
             maps = [values[:, None] * gradients for values, gradients in made]

@@ -1,4 +1,4 @@
-"""Bring the maps of a layer to the size of the input.
+"""Bring the maps of a layer to the size, or to the shape, of the input.
 
 Conventions:
     N examples, K maps of each example, h and w cells of a layer, H and W pixels of an image, R pairs of example and
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from captum_xnn.layers._pixels import first_image
 
-__all__ = ["Image", "has_images", "has_pixels", "of_dtype"]
+__all__ = ["Image", "has_images", "has_pixels", "in_shape_of", "of_dtype"]
 
 # How to enlarge maps of images (N, C, H, W) and of volumes (N, C, D, H, W).
 _MODES = {4: "bilinear", 5: "trilinear"}
@@ -89,3 +89,37 @@ def of_dtype(maps: Tensor, like: Tensor) -> Tensor:
         like: The input (N, ...).
     """
     return maps.to(like.dtype if like.is_floating_point() else maps.dtype).contiguous()
+
+
+def in_shape_of(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Bring maps (N, 1, ...) to the shape of the inputs.
+
+    The map of a layer is divided equally among the channels of an image or a volume. The map of an embedding is summed
+    over its dimensions.
+
+    Args:
+        inputs: Tensors (N, ...).
+        maps: Maps of each input, or of each tensor of a layer.
+
+    Raises:
+        ValueError: If the maps of a layer have another shape.
+    """
+    image = next((x for x in inputs if x.dim() in (4, 5)), inputs[0])
+    likes = inputs if len(maps) == len(inputs) else (image,) * len(maps)
+    return tuple(_shaped(m[:, 0], x).contiguous() for m, x in zip(maps, likes, strict=True))
+
+
+def _shaped(m: Tensor, x: Tensor) -> Tensor:
+    """Bring the map of one input to its shape."""
+    if m.shape == x.shape:
+        return m
+    if m.dim() == x.dim() > 2:
+        differing = [d for d in range(m.dim()) if m.shape[d] != x.shape[d]]
+        if len(differing) == 1 and m.shape[differing[0]] == 1:  # the channels, first or last
+            return m.expand_as(x) / x.shape[differing[0]]
+    if m.shape[: x.dim()] == x.shape:  # an embedding of token ids
+        return m.flatten(x.dim()).sum(-1)
+    raise ValueError(
+        f"feature= needs maps in the input's shape {tuple(x.shape)}, and the method gives {tuple(m.shape)}, the shape "
+        "of its layer; leave feature out for such maps, or draw at the inputs, as with heatmap=InputXGradient"
+    )

@@ -18,12 +18,12 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._batching import Part, copied, draw, in_shape_of, like
-from captum_xnn.heatmaps._default_maps import DefaultMaps, as_heatmap
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._feature_maps import DefaultMaps, Part, as_heatmap, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.heatmaps._map_size import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
-from captum_xnn.layers._arguments import refuse_too_many
+from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -64,7 +64,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        heatmap: type[Attribution] | Heatmap | None = None,
+        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
         *,
         prediction_transform: OutputTransform | None = None,
         before: str | nn.Module | None = None,
@@ -72,7 +72,8 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         unwrap(model)
         Attribution.__init__(self, model)
         self.model = model
-        self.heatmap = as_heatmap(heatmap)
+        backend = as_heatmap(heatmap)
+        self.heatmap = backend.of_networks if isinstance(backend, DefaultMaps) else backend
         self.prediction_transform = prediction_transform
         self.before = before
 
@@ -119,7 +120,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         tensors, additional = copied(inputs, additional_forward_args)
         targets, model = per_example(target, len(tensors[0]), against), unwrap(self.model)
         with torch.inference_mode(False), untouched(model):
-            draw_maps = self._winners if isinstance(self.heatmap, (ExcitationMaps, DefaultMaps)) else self._drawn
+            draw_maps = self._winners if isinstance(self.heatmap, ExcitationMaps) else self._drawn
             maps = draw_maps(_Inputs(model, tensors, additional, internal_batch_size), targets, heatmap_kwargs)
         return like(inputs, maps if feature is None else in_shape_of(tensors, maps))
 
@@ -130,8 +131,8 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
     def _drawn(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw the map of each example's target."""
         network, columns = self._network(given, list(dict.fromkeys(targets)))
-        parts = [Part(network, [columns[t]], rows) for t, rows in grouped(targets)]
-        return draw(self.heatmap, parts, given.tensors, given.additional, given.batch_size, settings)
+        parts = [Part(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
+        return draw(parts, given.tensors, given.additional, given.batch_size, settings)
 
     def _winners(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw by excitation backprop. A difference has the winners of one output in contrast to those of the other.

@@ -1,4 +1,4 @@
-"""Check before a model runs whether tensors can be its arguments, with errors that speak of the data.
+"""The arguments of a model: check them before the model runs, copy them, and give results in their form.
 
 Conventions:
     N examples in every input.
@@ -10,9 +10,12 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["refuse_too_many", "refuse_uneven"]
+from captum_xnn.layers._forward_args import format_forward_args, format_tensors
+
+__all__ = ["copied", "like", "refuse_too_many", "refuse_uneven"]
 
 
 def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
@@ -27,7 +30,6 @@ def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
         TypeError: If ``forward`` takes fewer arguments.
 
     Example:
-        >>> import torch
         >>> refuse_too_many(nn.Linear(2, 1), torch.zeros(6, 2).split(2), "pass them as a list")
         Traceback (most recent call last):
         ...
@@ -62,7 +64,6 @@ def refuse_uneven(inputs: Sequence[Tensor]) -> None:
         ValueError: If an input has no rows, or not as many rows as the first.
 
     Example:
-        >>> import torch
         >>> refuse_uneven((torch.zeros(3, 2), torch.zeros(3)))
     """
     if any(x.dim() == 0 for x in inputs) or len({len(x) for x in inputs}) > 1:
@@ -70,3 +71,45 @@ def refuse_uneven(inputs: Sequence[Tensor]) -> None:
             f"inputs differ in their number of examples, with shapes {[tuple(x.shape) for x in inputs]}; pass as many "
             "examples of every input"
         )
+
+
+def copied(
+    inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """Copy the inputs and further arguments into tuples, and check that all inputs have the same number of examples.
+
+    The model gets copies because it may work in place, and because inference tensors take no gradients.
+
+    Args:
+        inputs: A tensor or a tuple of tensors.
+        additional_forward_args: None, one argument, or a tuple of them.
+
+    Raises:
+        TypeError: If an input is not a tensor.
+        ValueError: If there is no example, or the inputs differ in the number of examples.
+    """
+    tensors: tuple[Tensor, ...] = format_tensors(inputs)
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise TypeError(
+            f"inputs are a tuple of {', '.join(type(x).__name__ for x in tensors)}; pass one tensor, or a tuple of "
+            "tensors in the order of forward, and everything else as additional_forward_args"
+        )
+    if not tensors or any(x.dim() == 0 or len(x) == 0 or len(x) != len(tensors[0]) for x in tensors):
+        raise ValueError(
+            f"inputs need examples in dimension 0, at least one and equally many, and their shapes are "
+            f"{[tuple(x.shape) for x in tensors]}; add the batch dimension with x[None]"
+        )
+    given = format_forward_args(additional_forward_args)
+    with torch.inference_mode(False):
+        more = given and tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in given)
+        return tuple(x.detach().clone() for x in tensors), more
+
+
+def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Return the maps as the inputs are given: one tensor, or a tuple. Several maps are always a tuple.
+
+    Args:
+        inputs: A tensor or a tuple of tensors.
+        maps: Maps of each input, or of each tensor of a layer.
+    """
+    return maps if len(maps) > 1 or (isinstance(inputs, tuple) and len(inputs) == 1) else maps[0]

@@ -26,7 +26,7 @@ def refuse_integers(inputs: Sequence[Tensor], method: str, otherwise: str) -> No
         >>> refuse_integers((torch.ones(2, 3), torch.tensor([3, 1])), "Saliency", "explain the embedding")
         Traceback (most recent call last):
         ...
-        TypeError: expected floating-point inputs for Saliency, got torch.int64 as input 1; if it says how to read the
+        TypeError: Saliency needs floating-point inputs, and input 1 is torch.int64; if it says how to read the
         other inputs, such as lengths, a mask or indices, pass it as additional_forward_args: attribute(x, target,
         lengths). If it holds token ids, explain the embedding
     """
@@ -36,7 +36,7 @@ def refuse_integers(inputs: Sequence[Tensor], method: str, otherwise: str) -> No
         fix = f"convert them with .float(), or, where they are token ids, {otherwise}"
         if any(other.is_floating_point() for other in inputs):
             fix = f"{_AS_ARGUMENT}. If it holds token ids, {otherwise}"
-        raise TypeError(f"expected floating-point inputs for {method}, got {x.dtype} as input {i}; {fix}")
+        raise TypeError(f"{method} needs floating-point inputs, and input {i} is {x.dtype}; {fix}")
 
 
 _AS_ARGUMENT = (

@@ -78,21 +78,21 @@ def no_logits(seen: Spread) -> str | None:
     """
     for d in sorted(seen.sum_to_one or ()):
         return (
-            "expected logits, got outputs that are non-negative and sum to 1 in every example, as after a softmax; "
-            "contributions to a probability mix all classes. Explain the model without its last softmax, or pass "
+            "outputs are non-negative and sum to 1 in every example, as after a softmax; contributions to a "
+            "probability mix all classes. Explain the model without its last softmax, or pass "
             f"prediction_transform=lambda y: y.log() - y.log().mean({d}, keepdim=True), its logits less their mean"
         )
     for d in sorted(seen.exponentials_sum_to_one or ()):
         return (
-            "expected logits, got outputs whose exponentials sum to 1 in every example, as after a log_softmax; "
-            "contributions to a log-probability mix all classes. Explain the model without its last log_softmax, or "
-            f"pass prediction_transform=lambda y: y - y.mean({d}, keepdim=True), its logits less their mean"
+            "exponentials of the outputs sum to 1 in every example, as after a log_softmax; contributions to a "
+            "log-probability mix all classes. Explain the model without its last log_softmax, or pass "
+            f"prediction_transform=lambda y: y - y.mean({d}, keepdim=True), its logits less their mean"
         )
     if seen.examples >= _ENOUGH and seen.low >= 0 and seen.high <= 1 and seen.high - seen.low > _WIDE:
         return (
-            f"expected logits, got outputs that all lie between 0 and 1 ({seen.low:.2g} to {seen.high:.2g}); they may "
-            "be probabilities after a sigmoid, whose contributions saturate. If so, explain the model without its "
-            "sigmoid, or pass prediction_transform=functools.partial(torch.logit, eps=1e-6); if they are a measured "
-            "quantity, all is well"
+            f"all outputs lie between 0 and 1 ({seen.low:.2g} to {seen.high:.2g}), and may be probabilities after a "
+            "sigmoid, whose contributions saturate. If so, explain the model without its sigmoid, or pass "
+            "prediction_transform=functools.partial(torch.logit, eps=1e-6); if they are a measured quantity, all is "
+            "well"
         )
     return None

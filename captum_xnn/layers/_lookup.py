@@ -28,14 +28,14 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"expected a torch.nn.Module whose layers can be hooked, got {type(model).__name__}; "
-            "pass the model itself, or wrap the function in a module that holds the layers"
+            f"the model is a {type(model).__name__}, not a torch.nn.Module whose layers can be hooked; pass the model "
+            "itself, or wrap the function in a module that holds the layers"
         )
     while True:
         if isinstance(model, torch.jit.ScriptModule):
             raise TypeError(
-                f"expected a module that runs as Python code, got {type(model).__name__}; the layers of scripted and "
-                "traced modules cannot be read, pass the module that was scripted"
+                f"the model is a {type(model).__name__}, and the layers of scripted and traced modules cannot be read; "
+                "pass the module that was scripted"
             )
         if hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model._orig_mod)

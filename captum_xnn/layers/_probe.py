@@ -80,9 +80,9 @@ def probe(
         ) from error
     if len(alone[0]) != len(rows):
         raise ValueError(
-            f"expected one row per example from the layer, got shape {tuple(alone[0].shape)} for {len(rows)} examples "
-            f"and {tuple(Z.shape)} for {n}; put examples first in output_transform=, such as "
-            "`lambda output: output.transpose(0, 1)`"
+            f"the layer gives shape {tuple(alone[0].shape)} for {len(rows)} examples and {tuple(Z.shape)} for {n}, so "
+            "it has no row for each example; put examples first in output_transform=, such as `lambda output: "
+            "output.transpose(0, 1)`"
         )
     if not _agree(alone, rows, Z, y_hat):
         if _is_whole(read, inputs, additional, Z, y_hat):

@@ -78,14 +78,14 @@ def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Ten
         kind = type(Z).__name__
         keys = f" with keys {', '.join(map(str, Z))}" if isinstance(Z, dict) else ""
         raise TypeError(
-            f"expected the output of layer {name!r} to be one tensor, got a {kind}{keys}; pass output_transform=, "
-            "a function that picks or builds the tensor, such as `lambda output: output[0]`"
+            f"layer {name!r} returns a {kind}{keys}, not one tensor; pass output_transform=, a function that picks or "
+            "builds the tensor, such as `lambda output: output[0]`"
         )
     if Z.dim() < 2:
         raise ValueError(
-            f"expected the output of layer {name!r} to be (N, ...) with one row per example, got shape "
-            f"{tuple(Z.shape)}; where the inputs are one example, add the batch dimension with x[None], else choose "
-            "another layer or reshape its output in output_transform="
+            f"layer {name!r} returns shape {tuple(Z.shape)}, without a row for each example; where the inputs are one "
+            "example, add the batch dimension with x[None], else choose another layer or reshape its output in "
+            "output_transform="
         )
     return Z
 
@@ -200,6 +200,6 @@ def not_reached(model: nn.Module, name: str) -> LayerNotReachedError:
         name: Name of the layer.
     """
     return LayerNotReachedError(
-        f"expected the forward pass of {type(model).__name__} to call layer {name!r}, but it never did; choose a layer "
-        "that runs for these inputs (attention projections, for one, are used as weights and not called)"
+        f"layer {name!r} never ran in the forward pass of {type(model).__name__}; choose a layer that runs for these "
+        "inputs (attention projections, for one, are used as weights and not called)"
     )

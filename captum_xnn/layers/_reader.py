@@ -129,15 +129,15 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
     """
     if not isinstance(y_hat, Tensor):
         raise TypeError(
-            f"expected the model to return one tensor, got {type(y_hat).__name__}; pass prediction_transform=, a "
-            "function that picks the logits, such as `lambda output: output['logits']`"
+            f"the model returns a {type(y_hat).__name__}, not one tensor; pass prediction_transform=, a function that "
+            "picks the logits, such as `lambda output: output['logits']`"
         )
     if y_hat.dim() == 0 or len(Z) != len(y_hat):
         rows = len(y_hat) if y_hat.dim() else "no"
         raise ValueError(
-            f"expected one row per example from layer {name!r} and from the model, got {len(Z)} and {rows} rows; "
-            "where the layer's examples do not come first, reshape its output in output_transform=, and where it sees "
-            "some of the examples only, as an expert behind a router, choose a layer behind it"
+            f"layer {name!r} gives {len(Z)} rows and the model gives {rows} rows for the same examples; where the "
+            "layer's examples do not come first, reshape its output in output_transform=, and where it sees some of "
+            "the examples only, as an expert behind a router, choose a layer behind it"
         )
     for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
         if not torch.isfinite(values).all():

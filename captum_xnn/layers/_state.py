@@ -148,11 +148,13 @@ def _restore(state: _State) -> None:
         state.module.training = state.training  # a property, of compiled modules
     own = vars(state.module)
     if type(state.module) is state.kind:
-        for name, value in state.attributes.items():
-            if name not in _HOOKS and own.get(name) is not value:
-                own[name] = value
+        if not (len(own) == len(state.attributes) and all(map(operator.is_, own.values(), state.attributes.values()))):
+            for name, value in state.attributes.items():
+                if name not in _HOOKS and own.get(name) is not value:
+                    own[name] = value
         for name, contents in state.contents.items():
-            _refill(own[name], contents)
+            if contents or own[name]:
+                _refill(own[name], contents)
     for name in own.keys() - state.attributes.keys():
         delattr(state.module, name)
     for buffer, value in state.buffers.values():
@@ -168,10 +170,11 @@ def _restore(state: _State) -> None:
 
 def _refill(container: Any, contents: Any) -> None:
     """Restore the contents of a dict or set, where they changed."""
-    before, after = (
-        [x for pair in c.items() for x in pair] if isinstance(c, dict) else sorted(c) for c in (contents, container)
-    )
-    if len(before) != len(after) or not all(map(operator.is_, before, after)):
+    if isinstance(contents, dict):
+        same = list(container) == list(contents) and all(map(operator.is_, container.values(), contents.values()))
+    else:
+        same = container == contents
+    if not same:
         container.clear()
         container.update(contents)
 

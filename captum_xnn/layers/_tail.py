@@ -142,6 +142,7 @@ class Tail:
             ValueError: If the output does not depend on the layer in a differentiable way.
         """
         if Z is not None and self._once is not False and self.alone is not False:
+            self._bytes = self._bytes or Z[0].numel() * Z.element_size()
             try:
                 return self._pieces(_Line(inputs, additional, base, ts, weights, targets, Z))
             except _MISFITS:

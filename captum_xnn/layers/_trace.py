@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,14 @@ from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import not_reached
 from captum_xnn.layers._state import eager, untouched
 
-__all__ = ["Trace", "trace"]
+__all__ = ["CELLS", "Trace", "Tracer", "trace"]
+
+CELLS = 4
+"""Cells along the shorter side of feature maps that are worth drawing. Some networks pool to fewer.
+
+On FunnyBirds, maps of 4 x 4 cells agree with what covered patches take as well as maps of 7 x 7 cells. Maps of 15 x 15
+cells of an earlier layer agree less.
+"""
 
 
 class Trace(NamedTuple):
@@ -24,10 +33,10 @@ class Trace(NamedTuple):
     calls: int
     """How often the layer was called."""
     spatial: nn.Module | None
-    """The last module before the layer whose output was (N, C, H, W) with several cells of the image, or None.
+    """The last module before the layer whose output was feature maps (N, C, H, W) of the image, or None.
 
-    Where a block returns the output of its last leaf, this is the leaf. Dropout and identities are skipped, as they
-    change nothing.
+    Maps with enough cells along each side come first, then maps of several cells. Where a block returns
+    the output of its last leaf, this is the leaf. Dropout and identities are skipped, as they change nothing.
     """
     ran: frozenset[nn.Module]
     """All modules that ran to their end before the layer's last output, and it."""
@@ -41,7 +50,9 @@ _LOCAL = (
 )
 
 
-def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer", cells: int = 1) -> Trace:
+def trace(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer", cells: int = CELLS
+) -> Trace:
     """Trace the leaf modules that a forward pass executes up to the layer, and count its calls of the layer.
 
     Captum's DeepLift and LRP walk the registered modules, not the executed ones. A network composed of this model must
@@ -52,7 +63,7 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
         layer: One of its submodules.
         inputs: All positional arguments of the model.
         name: Name of the layer in errors.
-        cells: Cells along the shorter side that spatial outputs need at least.
+        cells: Cells along the shorter side of the feature maps to prefer.
 
     Raises:
         LayerNotReachedError: If the forward pass never calls the layer.
@@ -62,44 +73,94 @@ def trace(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: 
         >>> trace(model, model[1], (torch.zeros(1, 2),)).leaves
         (Linear(in_features=2, out_features=3, bias=True), ReLU())
     """
-    order: list[nn.Module] = []
-    grids: list[_Grid] = []
-    ends: list[tuple[int, list[_Grid], frozenset[nn.Module]]] = []
-    ran: set[nn.Module] = set()
-    thread = threading.get_ident()
-    at = first_image(inputs)
-    sizes: set[tuple[int, ...]] = set() if at is None else {tuple(inputs[at].shape[2:]), tuple(inputs[at].shape[1:-1])}
+    tracer = Tracer(model, layer, inputs, name=name, cells=cells)
+    with tracer.noting(), torch.no_grad(), eager():
+        model(*inputs)
+    return tracer.trace()
 
-    def note(module: nn.Module, arguments: Any, output: Any) -> None:
-        if threading.get_ident() != thread:
-            return
-        ran.add(module)
+
+class Tracer:
+    """Traces a forward pass that runs for another purpose as well.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model, of the pass to trace.
+        name: Name of the layer in errors.
+        cells: Cells along the shorter side of the feature maps to prefer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> tracer = Tracer(model, model[1], (torch.zeros(1, 2),))
+        >>> with tracer.noting():
+        ...     y = model(torch.zeros(1, 2))
+        >>> tracer.trace().leaves
+        (Linear(in_features=2, out_features=3, bias=True), ReLU())
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer", cells: int = CELLS
+    ) -> None:
+        self.model, self.layer, self.inputs, self.name, self.cells = model, layer, inputs, name, cells
+        self._order: list[nn.Module] = []
+        self._grids: list[_Grid] = []
+        self._ends: list[tuple[int, list[_Grid], frozenset[nn.Module]]] = []
+        self._ran: set[nn.Module] = set()
+        self._at = at = first_image(inputs)
+        self._sizes: set[tuple[int, ...]] = set()
+        if at is not None:
+            self._sizes = {tuple(inputs[at].shape[2:]), tuple(inputs[at].shape[1:-1])}
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note the modules of the forward pass in this context."""
+        thread = threading.get_ident()
+
+        def note(module: nn.Module, arguments: Any, output: Any) -> None:
+            if threading.get_ident() == thread:
+                self._note(module, arguments, output)
+
+        modules = dict.fromkeys([*self.model.modules(), *self.layer.modules()])
+        handles = [module.register_forward_hook(note) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for grids in (self._grids, *(seen for _, seen, _ in self._ends)):
+                grids[:] = [g._replace(output=None) for g in grids]  # their memory is free
+
+    def _note(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        grids = self._grids
+        self._ran.add(module)
         is_block = any(True for _ in module.children())
         if not is_block:
-            order.append(module)
-        if module is not model and _is_spatial(output, None if at is None else inputs[at], cells):
-            if _keeps_sizes(module, arguments, sizes):
-                sizes.add(tuple(output.shape[2:]))
+            self._order.append(module)
+        image = None if self._at is None else self.inputs[self._at]
+        if module is not self.model and _is_spatial(output, image):
+            if _keeps_sizes(module, arguments, self._sizes):
+                self._sizes.add(tuple(output.shape[2:]))
             same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, grids[-1])))
-            own = (grids[-1].module, grids[-1].is_sure) if same else (module, tuple(output.shape[2:]) in sizes)
+            own = (grids[-1].module, grids[-1].is_sure) if same else (module, tuple(output.shape[2:]) in self._sizes)
             made = _Grid(*own, tuple(output.shape), output, _version(output))
             if grids:
                 grids[-1] = grids[-1]._replace(output=None)  # its memory is free
             grids[:] = [*(g for g in grids if g.module is not made.module), made]
-        if module is layer:
-            ends.append((len(order), list(grids), frozenset(ran)))
+        if module is self.layer:
+            self._ends.append((len(self._order), list(grids), frozenset(self._ran)))
 
-    handles = [module.register_forward_hook(note) for module in dict.fromkeys([*model.modules(), *layer.modules()])]
-    try:
-        with torch.no_grad(), eager():
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not ends:
-        raise not_reached(model, name)
-    count, seen, before = ends[-1]
-    return Trace(tuple(dict.fromkeys(order[:count])), len(ends), _last(model, seen, inputs, at), before)
+    def trace(self) -> Trace:
+        """Return the trace. The model runs again where its modules do not show whether their outputs are feature maps.
+
+        Raises:
+            LayerNotReachedError: If the forward pass never called the layer.
+        """
+        if not self._ends:
+            raise not_reached(self.model, self.name)
+        count, seen, before = self._ends[-1]
+        fine = [g for g in seen if min(g.shape[2:]) >= self.cells]
+        spatial = _last(self.model, fine, self.inputs, self._at) or _last(self.model, seen, self.inputs, self._at)
+        return Trace(tuple(dict.fromkeys(self._order[:count])), len(self._ends), spatial, before)
 
 
 class _Grid(NamedTuple):
@@ -113,11 +174,10 @@ class _Grid(NamedTuple):
     version: int
 
 
-def _is_spatial(output: Any, image: Tensor | None, cells: int) -> bool:
+def _is_spatial(output: Any, image: Tensor | None) -> bool:
     """Whether an output has the dimensions of feature maps of several cells, (N, C, H, W), or those of volumes."""
     dimensions = 5 if image is not None and image.dim() == 5 else 4
-    several = isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
-    return several and min(output.shape[2:]) >= cells
+    return isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
 
 
 def _keeps_sizes(module: nn.Module, arguments: Any, sizes: set[tuple[int, ...]]) -> bool:

@@ -2,34 +2,28 @@
 
 from captum_xnn.metrics._concepts import deletion, insertion, surrogate_score
 from captum_xnn.metrics._controls import random_maps
-from captum_xnn.metrics._faithfulness import Faithfulness, classification_faithfulness, regression_faithfulness
-from captum_xnn.metrics._keeping import biharmonic, combined, constant, keep_top, keep_top_accuracy, telea
+from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics._keeping import combined, keep_top_accuracy, telea
 from captum_xnn.metrics._localisation import locality, mean_locality, object_probabilities, part_probabilities
-from captum_xnn.metrics._overlap import Orthogonality, orthogonality
+from captum_xnn.metrics._overlap import orthogonality
 from captum_xnn.metrics._paired import paired_test
-from captum_xnn.metrics._patches import blurred, drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
 from captum_xnn.metrics._pointing import pointing_accuracy
 from captum_xnn.metrics._purity import clustering_purity
-from captum_xnn.metrics._randomisation import randomised, similarity, top_down
+from captum_xnn.metrics._randomisation import randomised, similarity
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._sparsity import effective_number
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.metrics._typicality import typicality
 
 __all__ = [
-    "Faithfulness",
-    "Orthogonality",
-    "biharmonic",
-    "blurred",
     "classification_faithfulness",
     "clustering_purity",
     "combined",
-    "constant",
     "deletion",
     "drop_orthogonality",
     "effective_number",
     "insertion",
-    "keep_top",
     "keep_top_accuracy",
     "locality",
     "matched_features",
@@ -48,6 +42,5 @@ __all__ = [
     "similarity",
     "surrogate_score",
     "telea",
-    "top_down",
     "typicality",
 ]

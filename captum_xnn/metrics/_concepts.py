@@ -151,7 +151,7 @@ def area(curve: Tensor) -> Tensor:
     """
     if curve.dim() != 2 or curve.shape[1] < 2:
         raise ValueError(
-            f"expected curves (N, K+1) with K > 0, got {tuple(curve.shape)}; pass the curves of deletion or insertion"
+            f"curves are {tuple(curve.shape)}, not (N, K+1) with K > 0; pass the curves of deletion or insertion"
         )
     return torch.trapezoid(curve.double(), dim=1) / (curve.shape[1] - 1)
 
@@ -191,8 +191,8 @@ def shapley_values(value: Callable[[Tensor], Tensor], n: int) -> Tensor:
     values = value(kept)
     if values.dim() not in (1, 2) or len(values) != len(subsets):
         raise ValueError(
-            f"expected values (2^n,) or (2^n, N) with 2^n = {len(subsets)}, got {tuple(values.shape)}; return one "
-            "value for each row of the subsets"
+            f"values are {tuple(values.shape)} for {len(subsets)} subsets; return one value for each row of the "
+            "subsets, (2^n,) or (2^n, N)"
         )
     values = values.double()
     by_size = torch.tensor([factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)], dtype=torch.float64)

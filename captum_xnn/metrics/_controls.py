@@ -37,8 +37,8 @@ def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
     """
     if maps.dim() not in (3, 4) or not maps.is_floating_point():
         raise ValueError(
-            f"expected floating-point maps (N, K, H, W) or (N, K, L), got {tuple(maps.shape)} of {maps.dtype}; sum "
-            "maps (N, K, C, H, W) over their channels with maps.sum(2)"
+            f"maps are {tuple(maps.shape)} of {maps.dtype}, not floating-point (N, K, H, W) or (N, K, L); sum maps "
+            "(N, K, C, H, W) over their channels with maps.sum(2)"
         )
     generator = torch.Generator().manual_seed(seed)
     if maps.dim() == 3:

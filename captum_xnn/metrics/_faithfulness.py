@@ -109,13 +109,11 @@ def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int |
     M, C = logits.shape
     columns = [target] if isinstance(target, int) else list(target)
     if not all(0 <= c < C for c in columns) or len({*columns}) != len(columns):
-        raise ValueError(
-            f"expected different targets from 0 to {C - 1}, got {columns}; name each output of the model once"
-        )
+        raise ValueError(f"targets are {columns}; pass different ones from 0 to {C - 1}, each output of the model once")
     if not M or surrogate.shape not in ((M, len(columns)), (M,) * (len(columns) == 1)):
         raise ValueError(
-            f"expected a surrogate ({M}, {len(columns)}) of M > 0 examples and {len(columns)} targets, got "
-            f"{tuple(surrogate.shape)}; pass one column for each target"
+            f"surrogate is {tuple(surrogate.shape)} for {M} examples and {len(columns)} targets; pass at least one "
+            "example, and one column for each target"
         )
     replaced = logits.clone()
     replaced[:, columns] = surrogate.reshape(M, -1).to(logits)
@@ -142,8 +140,6 @@ def error_floor(prediction: Tensor, n: int) -> float:
         0.125
     """
     if prediction.dim() != 2 or len(prediction) < 2:
-        raise ValueError(
-            f"expected outputs (M, C) of two examples or more, got {tuple(prediction.shape)}; pass more examples"
-        )
+        raise ValueError(f"outputs are {tuple(prediction.shape)}; pass (M, C) of two examples or more")
     values = torch.linalg.eigvalsh(torch.cov(prediction.T.double(), correction=0).reshape(2 * prediction.shape[1:]))
     return float(values[: max(prediction.shape[1] - n, 0)].clamp(min=0).sum())

@@ -8,7 +8,8 @@ Conventions:
     difference. Accuracies are in [0, 1].
 
 A *fill* is a callable ``fill(image, kept)``. It takes an image (C, H, W) and its kept pixels (H, W), and returns a
-whole image (C, H, W). :func:`biharmonic`, :func:`telea` and :func:`mean_colour` are fills; :func:`constant` builds one.
+whole image (C, H, W). :func:`biharmonic`, the default, :func:`telea` and :func:`mean_colour` are fills. A number in
+place of a fill is a colour.
 
 Left open by the paper, and decided here:
     The inpainting algorithm is biharmonic; Telea's is available too. :func:`combined` joins the heatmaps of several
@@ -75,11 +76,11 @@ def combined(maps: Tensor, contributions: Tensor) -> Tensor:
     maps = over_channels(maps)
     if maps.dim() != 4 or maps.shape[:2] != contributions.shape:
         raise ValueError(
-            f"expected maps (N, K, H, W) and contributions (N, K), got {tuple(maps.shape)} and "
-            f"{tuple(contributions.shape)}; pass both from one explanation"
+            f"maps are {tuple(maps.shape)} and contributions {tuple(contributions.shape)}, not (N, K, H, W) and (N, "
+            "K); pass both from one explanation"
         )
     if not bool(contributions.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")
+        raise ValueError("contributions are NaN or infinite; check whether the fit diverged")
     weight = contributions.double().clamp_min(0)
     weight = torch.where((weight > 0).any(1, keepdim=True), weight, 1.0)
     positive = maps.double().clamp_min(0)
@@ -107,12 +108,12 @@ def top_pixels(maps: Tensor, n: int) -> Tensor:
     """
     if maps.dim() != 3 or not bool(maps.isfinite().all()):
         raise ValueError(
-            f"expected finite maps (N, H, W), got {tuple(maps.shape)}, finite: {bool(maps.isfinite().all())}; "
+            f"maps are {tuple(maps.shape)}, finite: {bool(maps.isfinite().all())}; pass finite maps (N, H, W), and "
             "join the maps of several x-features with combined()"
         )
     H, W = maps.shape[1:]
     if not 0 <= n <= H * W:
-        raise ValueError(f"expected 0 <= n <= {H * W} pixels, got {n}; keep at most all pixels of maps of {H} x {W}")
+        raise ValueError(f"n is {n}, and maps of {H} x {W} have {H * W} pixels; pass 0 to {H * W}")
     order = maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
     kept = torch.zeros(order.shape, dtype=torch.bool, device=maps.device)
     return kept.scatter_(1, order[:, :n], True).reshape(maps.shape)
@@ -200,7 +201,7 @@ def telea(image: Tensor, kept: Tensor) -> Tensor:
     except ImportError as error:
         raise ImportError(
             "Telea's inpainting needs OpenCV, but the module cv2 is not installed; run "
-            "`pip install captum-xnn[inpainting]`, or use fill=biharmonic"
+            "`pip install captum-xnn[inpainting]`, or leave fill out"
         ) from error
 
     def march(unit: _Array, lost: _Array) -> _Array:
@@ -226,33 +227,35 @@ def _inpainted(image: Tensor, kept: Tensor, inpaint: Callable[[_Array, _Array], 
     return torch.where(kept, image, (filled * span + low).to(image.dtype))
 
 
-def keep_top(images: Tensor, masks: Tensor, fill: Fill = biharmonic) -> Tensor:
+def keep_top(images: Tensor, masks: Tensor, fill: Fill | float | Sequence[float] = biharmonic) -> Tensor:
     """Keep the masked pixels of each image and replace all others by the fill, (N, C, H, W).
 
     Args:
         images: (N, C, H, W).
         masks: The pixels that stay, (N, H, W), boolean.
-        fill: Replaces lost pixels; see the module's head.
+        fill: Replaces lost pixels: a callable as in the module's head, or a colour, as one number or one for each
+            channel in the images' own scale. Biharmonic inpainting by default.
 
     Raises:
         ValueError: If the shapes do not fit each other, or the masks are not boolean.
 
     Example:
         >>> masks = torch.tensor([[[True, False]]])
-        >>> keep_top(torch.tensor([[[[5.0, 7.0]]]]), masks, constant(0.0))
+        >>> keep_top(torch.tensor([[[[5.0, 7.0]]]]), masks, 0.0)
         tensor([[[[5., 0.]]]])
     """
     refuse_channels_last(images)
     fitting = images.dim() == 4 and masks.shape == (len(images), *images.shape[2:])
     if not fitting or masks.dtype != torch.bool:
         raise ValueError(
-            f"expected images (N, C, H, W) and boolean masks (N, H, W), got {tuple(images.shape)} and "
-            f"{tuple(masks.shape)} of {masks.dtype}; make masks with top_pixels from maps of the images' size"
+            f"images are {tuple(images.shape)} and masks {tuple(masks.shape)} of {masks.dtype}; pass images (N, C, H, "
+            "W), and boolean masks (N, H, W) made by top_pixels from maps of the images' size"
         )
+    paint = fill if callable(fill) else constant(fill)
     masks = masks.to(images.device)
     made = images.clone()
     for i in range(len(images)):
-        made[i] = torch.where(masks[i], images[i], fill(images[i], masks[i]))
+        made[i] = torch.where(masks[i], images[i], paint(images[i], masks[i]))
     return made
 
 
@@ -263,7 +266,7 @@ def keep_top_accuracy(
     labels: Tensor,
     n_pixels: int,
     *,
-    fill: Fill = biharmonic,
+    fill: Fill | float | Sequence[float] = biharmonic,
     batch_size: int = 32,
 ) -> float:
     """Compute the share of images that the model classifies correctly from their n strongest pixels, in [0, 1].
@@ -277,7 +280,8 @@ def keep_top_accuracy(
         saliency: One map per image, (N, H, W): :func:`combined` maps of several x-features, or the 1-Heatmap.
         labels: The correct classes, (N,). Pass the model's own predictions to measure the share that stays the same.
         n_pixels: How many pixels to keep, 0 to H W; the paper keeps 300, 500 and 1,000 of 224 x 224.
-        fill: Replaces lost pixels; see the module's head.
+        fill: Replaces lost pixels: a callable as in the module's head, or a colour, as one number or one for each
+            channel in the images' own scale. Biharmonic inpainting by default.
         batch_size: How many images run through the model together.
 
     Raises:
@@ -288,7 +292,7 @@ def keep_top_accuracy(
         >>> def model(x):
         ...     return x[:, 0, 0]
         >>> labels = torch.tensor([0, 2])
-        >>> keep_top_accuracy(model, images, images[:, 0], labels, 1, fill=constant(0.0))
+        >>> keep_top_accuracy(model, images, images[:, 0], labels, 1, fill=0.0)
         1.0
 
     Reference:
@@ -296,8 +300,8 @@ def keep_top_accuracy(
     """
     if not len(images) or not len(images) == len(saliency) == len(labels) or labels.dim() != 1:
         raise ValueError(
-            f"expected N > 0 images, maps (N, H, W) and labels (N,), got {tuple(images.shape)}, "
-            f"{tuple(saliency.shape)} and {tuple(labels.shape)}; pass one map and one label for each image"
+            f"images are {tuple(images.shape)}, maps {tuple(saliency.shape)} and labels {tuple(labels.shape)}; pass "
+            "one map (N, H, W) and one label (N,) for each of N > 0 images"
         )
     masks = top_pixels(saliency, n_pixels)
     right = 0

@@ -57,8 +57,7 @@ def pixel_probabilities(maps: Tensor) -> Tensor:
     maps = over_channels(maps)
     if maps.dim() != 4:
         raise ValueError(
-            f"expected maps of images, (N, K, H, W) or (N, K, C, H, W), got {tuple(maps.shape)}; pass the maps of "
-            "explain"
+            f"maps are {tuple(maps.shape)}, not (N, K, H, W) or (N, K, C, H, W); pass the maps of explain for images"
         )
     if not bool((maps >= 0).all()) or bool(maps.isinf().any()):
         raise ValueError(
@@ -97,15 +96,15 @@ def part_probabilities(maps: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
     N, P = len(maps), points.shape[1] if points.dim() == 3 else -1
     if points.shape != (N, P, 2) or boxes.shape != (N, 4):
         raise ValueError(
-            f"expected points ({N}, P, 2) and boxes ({N}, 4), got {tuple(points.shape)} and {tuple(boxes.shape)}; pass "
-            "x and y of each part, and x0, y0, x1, y1 of each image"
+            f"points are {tuple(points.shape)} and boxes {tuple(boxes.shape)} for {N} images; pass x and y of each "
+            f"part ({N}, P, 2), and x0, y0, x1, y1 of each image ({N}, 4)"
         )
     wrong = ~boxes.isfinite().all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0, 0])
         raise ValueError(
-            f"expected boxes x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got {boxes[i].tolist()} of image {i}; if boxes "
-            "are x, y, width, height, add the first two numbers to the last two"
+            f"box {boxes[i].tolist()} of image {i} ends before it begins; pass x0, y0, x1, y1. If boxes are x, y, "
+            "width, height, add the first two numbers to the last two"
         )
     probabilities = pixel_probabilities(maps)
     found = maps.new_zeros(N, maps.shape[1], P + 1, dtype=torch.float64)
@@ -165,8 +164,8 @@ def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = N
         or (masks.is_floating_point())
     ):
         raise ValueError(
-            f"expected masks {size} of integers, or boolean ({size[0]}, O, {size[1]}, {size[2]}), got "
-            f"{masks.dtype} {tuple(masks.shape)}; resize them to the maps without interpolation"
+            f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers {size} or booleans ({size[0]}, O, {size[1]}, "
+            f"{size[2]}), resized to the maps without interpolation"
         )
     p = pixel_probabilities(maps).double().flatten(2)
     if masks.dtype == torch.bool:
@@ -205,14 +204,14 @@ def locality(probabilities: Tensor, *, contributions: Tensor | None = None) -> T
     S = probabilities.double()
     if S.dim() != 3 or not bool(S.isfinite().all()):
         raise ValueError(
-            f"expected finite probabilities (N, K, P), got {tuple(S.shape)}, finite: {bool(S.isfinite().all())}; pass "
-            "the result of part_probabilities or object_probabilities"
+            f"probabilities are {tuple(S.shape)}, finite: {bool(S.isfinite().all())}; pass finite ones (N, K, P), the "
+            "result of part_probabilities or object_probabilities"
         )
     if contributions is not None:
         if contributions.shape != S.shape[:2]:
             raise ValueError(
-                f"expected contributions (N, K) for probabilities (N, K, P), got {tuple(contributions.shape)} and "
-                f"{tuple(S.shape)}; pass Explanation.contributions of the same images"
+                f"contributions are {tuple(contributions.shape)} and probabilities {tuple(S.shape)}; pass "
+                "Explanation.contributions (N, K) of the same images"
             )
         S = S * contribution_shares(contributions).to(S.device)[:, :, None]
     total = S.sum(0)

@@ -108,18 +108,18 @@ class OrthogonalityStream:
         maps = over_channels(maps)
         if maps.dim() < 3 or known not in (None, maps.shape[1]):
             raise ValueError(
-                f"expected maps (N, {'K' if known is None else known}, ...), got {tuple(maps.shape)}; pass the maps of "
+                f"maps are {tuple(maps.shape)}, not (N, {'K' if known is None else known}, ...); pass the maps of "
                 "explain, with a dimension of x-features after that of examples"
             )
         if self.images and (self.shares is None) != (contributions is None):
             raise ValueError("some batches came with contributions and some without; pass them always, or never")
         if not all(bool(image.isfinite().all()) for image in maps):  # one at a time, for the memory
-            raise ValueError("expected finite maps, got NaN or infinite values; check the images that have them")
+            raise ValueError("maps are NaN or infinite; check the images that have them")
         if contributions is not None:
             if contributions.shape != maps.shape[:2]:
                 raise ValueError(
-                    f"expected contributions {tuple(maps.shape[:2])}, one for each map, got "
-                    f"{tuple(contributions.shape)}; pass Explanation.contributions of the same images"
+                    f"contributions are {tuple(contributions.shape)}, not {tuple(maps.shape[:2])} with one for each "
+                    "map; pass Explanation.contributions of the same images"
                 )
             total = contribution_shares(contributions).sum(0)
             self.shares = total if self.shares is None else self.shares + total
@@ -181,8 +181,6 @@ def contribution_shares(contributions: Tensor) -> Tensor:
     """
     size = contributions.detach().double().abs()
     if not bool(size.isfinite().all()):
-        raise ValueError(
-            "expected finite contributions, got NaN or infinite values; check whether the explainer's fit diverged"
-        )
+        raise ValueError("contributions are NaN or infinite; check whether the explainer's fit diverged")
     total = size.sum(1, keepdim=True)
     return size / torch.where(total > 0, total, 1)

@@ -81,8 +81,8 @@ def paired_test(
     finite = bool(np.isfinite(first).all() and np.isfinite(second).all())
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2 or not finite:
         raise ValueError(
-            f"expected finite scores a and b of the same P >= 2 people, got {first.shape} and {second.shape}, finite: "
-            f"{finite}; leave out people who lack one of the two scores"
+            f"scores a and b are {first.shape} and {second.shape}, finite: {finite}; pass finite scores of the same P "
+            ">= 2 people, and leave out people who lack one of the two scores"
         )
     # Without rounding, the last bits would break the tie of 0.8 - 0.7 and 0.4 - 0.3, and keep 0.1 + 0.2 - 0.3 from 0.
     scale = max(abs(first).max(), abs(second).max()) or 1.0

@@ -77,10 +77,7 @@ def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
         tensor([2, 2, 1, 1])
     """
     if not 1 <= grid <= min(height, width):
-        raise ValueError(
-            f"expected a grid of 1 to {min(height, width)} for images of {height} x {width} pixels, got {grid}; take a "
-            "coarser grid, of at least 1"
-        )
+        raise ValueError(f"grid is {grid} for images of {height} x {width} pixels; pass 1 to {min(height, width)}")
     row, column = (torch.arange(side) * grid // side for side in (height, width))
     return row[:, None] * grid + column == torch.arange(grid**2)[:, None, None]
 
@@ -122,7 +119,9 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
         True
     """
     if not sigma > 0:
-        raise ValueError(f"expected sigma > 0 pixels, got {sigma}; an eighth of the image's side hides most detail")
+        raise ValueError(
+            f"sigma is {sigma} pixels; pass sigma > 0, such as an eighth of the image's side, to hide most detail"
+        )
     at = torch.arange(-round(4 * sigma), round(4 * sigma) + 1, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-(at**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum())[None, None]
@@ -153,7 +152,7 @@ def patch_drops(
         inputs: Images (N, C, H, W), or tokens or rows of a table (N, L) or (N, L, E).
         grid: Patches along each side of an image.
         fill: Values of a covered patch: a number, or a tensor that broadcasts to the inputs, such as
-            ``blurred(inputs, 8)``. By default the mean colour of each image, or the mean of each column over the
+            blurred copies of them. By default the mean colour of each image, or the mean of each column over the
             examples; of embeddings (N, L, E), the mean over examples and tokens.
         batch_size: Examples in one call. In all, N (P + 1) examples run; at most ``batch_size`` covered examples are
             in memory at once.
@@ -172,8 +171,8 @@ def patch_drops(
     """
     if inputs.dim() not in (2, 3, 4) or not len(inputs) or batch_size < 1:
         raise ValueError(
-            f"expected images (N, C, H, W), or tokens or rows (N, L) or (N, L, E), and batch_size > 0, got "
-            f"{tuple(inputs.shape)} and {batch_size}; add a first dimension to a single example"
+            f"inputs are {tuple(inputs.shape)} and batch_size is {batch_size}; pass images (N, C, H, W), or tokens or "
+            "rows (N, L) or (N, L, E), also for a single example, and batch_size > 0"
         )
     refuse_channels_last(inputs)
     cover = patch_cover(inputs, fill)
@@ -213,8 +212,7 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         return cover.expand_as(inputs)
     except RuntimeError as error:
         raise ValueError(
-            f"expected a fill that broadcasts to {tuple(inputs.shape)}, got {tuple(cover.shape)}; pass a colour as "
-            "(C, 1, 1)"
+            f"fill is {tuple(cover.shape)}, and does not broadcast to {tuple(inputs.shape)}; pass a colour as (C, 1, 1)"
         ) from error
 
 
@@ -264,11 +262,11 @@ def _checked(found: Tensor, rows: Tensor) -> Tensor:
     found = found.detach()
     if found.dim() != 2 or len(found) != len(rows):
         raise ValueError(
-            f"expected contributions ({len(rows)}, K) of {len(rows)} examples, got {tuple(found.shape)}; give a "
+            f"contributions are {tuple(found.shape)} for {len(rows)} examples; return ({len(rows)}, K), and give a "
             "single logit a second dimension of 1"
         )
     if not bool(found.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite values; check whether the fit diverged")
+        raise ValueError("contributions are NaN or infinite; check whether the fit diverged")
     return found
 
 
@@ -293,11 +291,11 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.shape != b.shape or not a.dim() or not a.shape[-1]:
         raise ValueError(
-            f"expected two tensors of one shape (..., P), got {tuple(a.shape)} and {tuple(b.shape)}; bring both into "
-            "the same order of dimensions"
+            f"tensors are {tuple(a.shape)} and {tuple(b.shape)}; pass two of one shape (..., P), with their dimensions "
+            "in the same order"
         )
     if not bool(a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("expected finite values, got NaN or infinite ones; check the images that have them")
+        raise ValueError("values are NaN or infinite; check the images that have them")
     x, y = (_centred_ranks(values.detach()) for values in (a, b.to(a.device)))
     size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
     return ((x * y).sum(-1) / torch.where(size > 0, size, 1)).clamp(-1, 1)
@@ -339,9 +337,9 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
     grid = round(drops.shape[-1] ** 0.5) if drops.dim() == 3 else 0
     if maps.dim() != 4 or drops.dim() != 3 or maps.shape[:2] != drops.shape[:2] or grid**2 != drops.shape[2]:
         raise ValueError(
-            f"expected maps (N, K, H, W) and drops (N, K, P) with P a square number, or maps (N, K, L) and drops "
-            f"(N, K, L), got {tuple(maps.shape)} and {tuple(drops.shape)}; pass the drops from patch_drops for the "
-            "same examples and x-features"
+            f"maps are {tuple(maps.shape)} and drops {tuple(drops.shape)}, not (N, K, H, W) and (N, K, P) with P a "
+            "square number, or (N, K, L) and (N, K, L); pass the drops from patch_drops for the same examples and "
+            "x-features"
         )
     masks = patch_masks(maps.shape[2], maps.shape[3], grid).to(maps.device).double().flatten(1)
     value = maps.detach().double().flatten(2) @ (masks / masks.sum(1, keepdim=True)).T
@@ -391,7 +389,7 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
     """
     found = patch_correlations(maps, drops)
     if not found.numel():
-        raise ValueError(f"expected maps of at least one x-feature, got {tuple(maps.shape)}; pass at least one example")
+        raise ValueError(f"maps are {tuple(maps.shape)}, without any x-feature; pass at least one example")
     return float(found.mean()) if contributions is None else mean_by_share(found, contributions)
 
 
@@ -411,7 +409,7 @@ def mean_by_share(found: Tensor, contributions: Tensor) -> float:
     """
     if contributions.shape != found.shape:
         raise ValueError(
-            f"expected contributions {tuple(found.shape)}, one for each map, got {tuple(contributions.shape)}; pass "
+            f"contributions are {tuple(contributions.shape)}, not {tuple(found.shape)} with one for each map; pass "
             "Explanation.contributions of the same examples"
         )
     share = contribution_shares(contributions).to(found.device)
@@ -440,5 +438,5 @@ def drop_orthogonality(drops: Tensor, *, contributions: Tensor | None = None) ->
         "Embedding Deep Networks into Visual Explanations", 2021, section 4.2, for maps.
     """
     if drops.dim() != 3:
-        raise ValueError(f"expected drops (N, K, P), got {tuple(drops.shape)}; pass the drops from patch_drops")
+        raise ValueError(f"drops are {tuple(drops.shape)}, not (N, K, P); pass the drops from patch_drops")
     return orthogonality(drops.abs()[:, :, None], contributions=contributions)

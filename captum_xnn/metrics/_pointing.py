@@ -43,13 +43,13 @@ def pointing_accuracy(maps: Tensor, points: Tensor, tolerance: float = 15.0) -> 
     maps = over_channels(maps)
     if maps.dim() != 4 or points.dim() != 3 or points.shape[2] != 2 or len(points) != len(maps):
         raise ValueError(
-            f"expected maps (N, K, H, W) and points (N, P, 2) of the same images, got {tuple(maps.shape)} and "
-            f"{tuple(points.shape)}; enlarge a layer's maps to the size of the images"
+            f"maps are {tuple(maps.shape)} and points {tuple(points.shape)}, not (N, K, H, W) and (N, P, 2) of the "
+            "same images; enlarge a layer's maps to the size of the images"
         )
     if not bool(maps.isfinite().all()) or tolerance < 0:
         raise ValueError(
-            f"expected finite maps and a tolerance >= 0 pixels, got finite: {bool(maps.isfinite().all())} and "
-            f"{tolerance}; check the images whose maps are not finite, or raise the tolerance"
+            f"maps are finite: {bool(maps.isfinite().all())}, and tolerance is {tolerance} pixels; check the images "
+            "whose maps are not finite, and pass a tolerance >= 0"
         )
     flat = maps.flatten(2)
     peak = flat.argmax(2)

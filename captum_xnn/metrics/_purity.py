@@ -48,8 +48,8 @@ def clustering_purity(clusters: Sequence[Hashable] | Tensor, labels: Sequence[Ha
     clusters, labels = _values(clusters), _values(labels)
     if len(clusters) != len(labels) or not labels:
         raise ValueError(
-            f"expected one group and one class for each of N > 0 images, got {len(clusters)} groups and {len(labels)} "
-            "classes; leave out images that were not shown"
+            f"there are {len(clusters)} groups and {len(labels)} classes; pass one group and one class for each image, "
+            "and leave out images that were not shown"
         )
     counts: dict[Hashable, Counter[Hashable]] = {}
     for cluster, label in zip(clusters, labels, strict=True):

@@ -69,13 +69,11 @@ def similarity(maps_a: Tensor, maps_b: Tensor) -> Similarity:
     """
     if maps_a.dim() != 4 or maps_a.shape != maps_b.shape or min(maps_a.shape[2:]) < 3:
         raise ValueError(
-            f"expected maps (N, K, H, W) of one shape, at least 3 x 3 pixels, got {tuple(maps_a.shape)} and "
-            f"{tuple(maps_b.shape)}; sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
+            f"maps are {tuple(maps_a.shape)} and {tuple(maps_b.shape)}; pass two of one shape (N, K, H, W), at least 3 "
+            "x 3 pixels, and sum maps (N, K, C, H, W) over their channels with maps.sum(2)"
         )
     if not bool(maps_a.isfinite().all() and maps_b.isfinite().all()):
-        raise ValueError(
-            "expected finite maps, got NaN or infinite values; redrawn weights may have overflowed: try another seed"
-        )
+        raise ValueError("maps are NaN or infinite; redrawn weights may have overflowed: try another seed")
     a, b = (maps.detach().double().cpu().flatten(0, 1).numpy() for maps in (maps_a, maps_b))
     measured = ([measure(x, y) for x, y in zip(a, b, strict=True)] for measure in (_rank_correlation, _ssim))
     shape = maps_a.shape[:2]
@@ -143,8 +141,8 @@ def randomised(module: nn.Module, *, seed: int, layers: Sequence[str | nn.Module
     Args:
         module: The model or the explanation network.
         seed: Seeds the new parameters.
-        layers: The layers to redraw with all their submodules, as dotted names or modules; all layers if None. See
-            :func:`top_down`.
+        layers: The layers to redraw with all their submodules, as dotted names or modules; all layers if None. A
+            cascade redraws the last layer, the last two, and so on.
 
     Raises:
         LayerNotFoundError: If a layer does not exist.

@@ -75,16 +75,16 @@ def selectivity(changes: Tensor, weights: Tensor | None = None) -> Selectivity:
     """
     if changes.dim() != 3 or not changes.numel():
         raise ValueError(
-            f"expected changes (N, K, P) of at least one part, got {tuple(changes.shape)}; give a single output a "
-            "second dimension of size 1"
+            f"changes are {tuple(changes.shape)}, not (N, K, P) of at least one part; give a single output a second "
+            "dimension of size 1"
         )
     if not bool(changes.isfinite().all()):
-        raise ValueError("expected finite changes, got NaN or infinite values; check whether the fit diverged")
+        raise ValueError("changes are NaN or infinite; check whether the fit diverged")
     if weights is not None:
         if weights.shape != changes.shape[:2]:
             raise ValueError(
-                f"expected weights {tuple(changes.shape[:2])}, got {tuple(weights.shape)}; pass one for each x-feature "
-                "of each image"
+                f"weights are {tuple(weights.shape)}, not {tuple(changes.shape[:2])}; pass one for each x-feature of "
+                "each image"
             )
         if not bool(((weights >= 0) & weights.isfinite()).all()):
             raise ValueError(
@@ -161,7 +161,7 @@ def _of_parts(importances: Tensor, drops: Tensor) -> tuple[Tensor, Tensor]:
     """Return importances and drops after checking their shapes."""
     if importances.dim() != 2 or importances.shape != drops.shape:
         raise ValueError(
-            f"expected importances and drops (N, P), got {tuple(importances.shape)} and {tuple(drops.shape)}; sum maps "
+            f"importances are {tuple(importances.shape)} and drops {tuple(drops.shape)}, not both (N, P); sum maps "
             "over x-features and over each part's pixels"
         )
     return importances, drops

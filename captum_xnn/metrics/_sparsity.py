@@ -96,8 +96,8 @@ def effective_number(contributions: Tensor) -> Tensor:
     """
     if contributions.dim() != 2 or not contributions.shape[1]:
         raise ValueError(
-            f"expected contributions (N, K) of K > 0 x-features, got {tuple(contributions.shape)}; add a first "
-            "dimension for a single example"
+            f"contributions are {tuple(contributions.shape)}, not (N, K) of K > 0 x-features; add a first dimension "
+            "for a single example"
         )
     values = _magnitudes(contributions[None])[0]
     total = values.sum(1, keepdim=True)
@@ -108,11 +108,9 @@ def effective_number(contributions: Tensor) -> Tensor:
 def _magnitudes(maps: Tensor) -> Tensor:
     """Scale absolute values (N, K, d) so that the largest of each map is 1 and no square over- or underflows."""
     if maps.dim() < 3 or 0 in maps.shape[2:]:
-        raise ValueError(
-            f"expected maps (N, K, ...) with pixels, got {tuple(maps.shape)}; keep the first two dimensions"
-        )
+        raise ValueError(f"maps are {tuple(maps.shape)}, not (N, K, ...) with pixels; keep the first two dimensions")
     if not bool(maps.isfinite().all()):
-        raise ValueError("expected finite values, got NaN or infinite ones; check whether the explainer's fit diverged")
+        raise ValueError("values are NaN or infinite; check whether the explainer's fit diverged")
     values = maps.double().abs().flatten(2)
     largest = values.amax(2, keepdim=True)
     return values / torch.where(largest > 0, largest, 1)

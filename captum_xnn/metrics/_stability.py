@@ -101,11 +101,11 @@ def _centred(E_a: Tensor, E_b: Tensor) -> tuple[Tensor, Tensor]:
     """Check both sets of x-features, and centre their columns; dead columns are exactly 0."""
     if E_a.dim() != 2 or E_b.dim() != 2 or len(E_a) != len(E_b) or len(E_a) < 2 or not E_a.shape[1] * E_b.shape[1]:
         raise ValueError(
-            f"expected x-features (M, K) and (M, K') of the same M > 1 examples, got {tuple(E_a.shape)} and "
-            f"{tuple(E_b.shape)}; encode the same data with both explainers"
+            f"x-features are {tuple(E_a.shape)} and {tuple(E_b.shape)}, not (M, K) and (M, K') of the same M > 1 "
+            "examples; encode the same data with both explainers"
         )
     if not bool(E_a.isfinite().all() and E_b.isfinite().all()):
-        raise ValueError("expected finite x-features, got NaN or infinite values; check whether a fit diverged")
+        raise ValueError("x-features are NaN or infinite; check whether a fit diverged")
     return _alive(E_a.double()), _alive(E_b.double().to(E_a.device))
 
 

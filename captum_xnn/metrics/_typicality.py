@@ -65,7 +65,7 @@ def typicality(contributions: Tensor, usual: Tensor) -> Typicality:
     mean, std = own.mean(0), own.std(0)
     varies = std > 1e-9 * own.abs().amax(0)
     if not bool(varies.any()):
-        raise ValueError("expected contributions that differ between the class's examples, got equal ones; pass others")
+        raise ValueError("contributions of the class's examples are all equal; pass examples that differ")
     deviations = torch.where(varies, (c - mean) / torch.where(varies, std, 1), 0)
     X = ((own - mean) / std)[:, varies]
     M, K = X.shape
@@ -112,13 +112,13 @@ def _check(contributions: Tensor, usual: Tensor) -> None:
     """Raise if contributions cannot be compared."""
     if contributions.dim() != 2 or usual.dim() != 2 or contributions.shape[1] != usual.shape[1]:
         raise ValueError(
-            f"expected contributions (N, K) and usual ones (M, K), got {tuple(contributions.shape)} and "
-            f"{tuple(usual.shape)}; take both from the same explainer"
+            f"contributions are {tuple(contributions.shape)} and usual ones {tuple(usual.shape)}, not (N, K) and (M, "
+            "K); take both from the same explainer"
         )
     if len(usual) < usual.shape[1] + 2:
         raise ValueError(
-            f"expected at least {usual.shape[1] + 2} examples of the class for {usual.shape[1]} x-features, got "
-            f"{len(usual)}; pass more, best 50 or more"
+            f"{len(usual)} examples of the class are too few for {usual.shape[1]} x-features; pass at least "
+            f"{usual.shape[1] + 2}, best 50 or more"
         )
     if not bool(contributions.isfinite().all() and usual.isfinite().all()):
-        raise ValueError("expected finite contributions, got NaN or infinite ones; look for an overflow in the model")
+        raise ValueError("contributions are NaN or infinite; look for an overflow in the model")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from captum_xnn._distributed import Ranks
 from captum_xnn.activations._memmap import Rows
-from captum_xnn.models.losses import faithfulness, pull_away_of_moments, second_moments, sparse_reconstruction
+from captum_xnn.models._losses import faithfulness, pull_away_of_moments, second_moments, sparse_reconstruction
 
 __all__ = [
     "Autoencoder",

@@ -3,11 +3,13 @@ r"""Groups of contributions in closed form, from the drops that follow when patc
 An x-feature should be one reason for the output. A reason has a place in the image. Covering that place should lower
 this x-feature and no other. Each row i of X belongs to one covered patch of one positive. It holds the drop of every
 dimension's contribution to the output. The output drops by :math:`m_i = \sum_d X_{id}`. Only patches that speak for
-the output count, :math:`m_i > 0`.
+the output count, :math:`m_i > 0`. Row i of V holds the drop of every dimension's activation, in units of the
+dimension's root mean square drop.
 
-1. *Clusters of patches.* Patches that lower the same contributions when covered belong to one reason. Spectral
-   clustering groups the rows of X by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1
-   if patch i is in cluster k, else 0.
+1. *Clusters of patches.* Patches that lower the same activations when covered belong to one reason. Spectral
+   clustering groups the rows of V by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1
+   if patch i is in cluster k, else 0. Activations say what the network sees in a patch. Drops of contributions say it
+   less well, because a few dimensions with large weights hide the others.
 2. *Groups by ridge regression.* The whole drop of each patch should be the drop of its cluster's x-feature alone:
 
    .. math:: a = \frac1K + (X^\top X + \rho I)^{-1} X^\top \Bigl(S \odot m - \frac{m}{K}\Bigr),
@@ -38,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups"]
+__all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups", "supporting"]
 
 # Lambda, the ridge: a smaller one makes groups sharper, a larger one makes them vary less with the examples.
 _RIDGE = 1.0
@@ -56,7 +58,14 @@ _LARGE = 600
 
 
 def learn_groups(
-    own: Tensor, others: Tensor, drops: Tensor | None, K: int, *, ridge: float = _RIDGE, balance: float = 0.0
+    own: Tensor,
+    others: Tensor,
+    drops: Tensor | None,
+    K: int,
+    *,
+    lost: Tensor | None = None,
+    ridge: float = _RIDGE,
+    balance: float = 0.0,
 ) -> Tensor:
     """Compute groups (D, K') of at most K x-features; each row sums to 1.
 
@@ -65,6 +74,8 @@ def learn_groups(
         others: Contributions in other examples, (m', D).
         drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
         K: Largest number of x-features.
+        lost: Drops of the positives' activations for each covered patch, (m, P, D). Without them, patches are clustered
+            by the drops of contributions.
         ridge: Lambda. Values from 1 to 10 give nearly the same figures.
         balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
@@ -78,42 +89,52 @@ def learn_groups(
     """
     every = torch.cat([own, others]).double()
     K = max(1, min(K, every.shape[1]))
-    rows = None if drops is None else _supporting(drops.double())
+    rows = None if drops is None else supporting(drops.double(), (drops if lost is None else lost).double())
     if rows is None:
         a = spectral_groups(every, K)
     else:
-        X, m = rows
+        X, m, V = rows
         K = min(K, len(X))
-        a = hardened(regressed(X, m, patch_clusters(X, m, K, balance=balance), K, ridge))
+        a = hardened(regressed(X, m, patch_clusters(V, m, K, balance=balance), K, ridge))
     return _merged(a, own.double(), every)
 
 
-def _supporting(drops: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Select the drops (n, D) of patches that speak for the output, and their sums (n,). None without such patches.
+def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Select the patches that speak for the output; None without such patches.
 
-    Every image has the same weight.
+    Every image has the same weight. Drops of activations are divided by the root mean square of their dimension, so
+    that the units of a layer do not matter.
+
+    Args:
+        drops: Drops of contributions, (images, P, D).
+        lost: Drops of activations, (images, P, D).
+
+    Returns:
+        Drops of contributions (n, D), their sums (n,), and scaled drops of activations (n, D).
     """
     X = (drops / drops.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
     m = X.sum(1)
     kept = m > _SILENT * m.max()
-    return (X[kept], m[kept]) if bool((m > 0).any()) else None
+    size = lost.square().mean((0, 1)).sqrt()
+    V = (lost / torch.where(size > 0, size, 1)).flatten(0, 1)
+    return (X[kept], m[kept], V[kept]) if bool((m > 0).any()) else None
 
 
-def patch_clusters(X: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
+def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
     """Find the cluster of each patch, (n,), from 0 to K - 1.
 
     Args:
-        X: Drops of each contribution, (n, D).
+        V: Drops of each activation, (n, D).
         m: Drops of the output, (n,), positive.
         K: Number of clusters.
         balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
     Example:
-        >>> X = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.1]], dtype=torch.float64)
-        >>> patch_clusters(X, X.sum(1), 2)
+        >>> V = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.1]], dtype=torch.float64)
+        >>> patch_clusters(V, torch.ones(3), 2)
         tensor([0, 1, 0])
     """
-    unit = X / X.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    unit = V / V.norm(dim=1, keepdim=True).clamp(min=_TINY)
     weight = (m / m.max()).double() ** _WEIGHT
     likeness = (unit @ unit.T).clamp(min=0).square() * weight[:, None] * weight
     root = likeness.sum(1).sqrt()

@@ -152,6 +152,6 @@ def _check_shape(form: Form, Z: Tensor, layer: str) -> None:
         )
     if not fits:
         raise ModelMismatchError(
-            f"expected layer {layer!r} to give {shape} values per example, as when the explainer was fitted, got "
-            f"{tuple(Z.shape[1:])}; pass inputs of the size it was fitted to, or fit anew"
+            f"layer {layer!r} gives {tuple(Z.shape[1:])} values per example, and gave {shape} when the explainer was "
+            "fitted; pass inputs of the size it was fitted to, or fit anew"
         )

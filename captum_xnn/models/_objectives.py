@@ -9,26 +9,14 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.models._base import Objective, Reconstruction, Weights
-from captum_xnn.models.losses import (
-    RunningMean,
-    faithfulness,
-    log_penalty,
-    pull_away_of_moments,
-    reconstruction_error,
-)
+from captum_xnn.models._losses import RunningMean, log_penalty, pull_away_of_moments, squared_error
 
 __all__ = ["PlainObjective", "RunningObjective"]
-
-_Made = TypeVar("_Made")
 
 
 class RunningObjective:
@@ -89,8 +77,7 @@ class RunningObjective:
                 Faithfulness and reconstruction weight all rows of the batch equally, and so favour examples that are
                 drawn more often.
         """
-        over = vmap if made.E.dim() == 3 else _as_it_is
-        Q = self._Q(self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z)))
+        Q = self._Q(self.ranks.mean(_errors(made, Z)))
         if weight is None:
             weight = torch.ones_like(made.E[..., 0])
         weight = weight / self.ranks.mean(weight.sum(-1, keepdim=True))
@@ -99,15 +86,22 @@ class RunningObjective:
             E = E - self._mean(self.ranks.mean((weight[..., None] * E).sum(-2))).detach()[..., None, :]
         moments = self._moments(self.ranks.mean(E.mT @ (weight[..., None] * E)))
         terms = (
-            self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)),
-            over(lambda errors: log_penalty(errors, self.q))(Q),
-            over(pull_away_of_moments)(moments),
+            self.ranks.mean(_faithfulness(made, y_hat)),
+            log_penalty(Q, self.q),
+            pull_away_of_moments(moments),
         )
         return Objective(terms[0] + self.beta * terms[1] + self.eta * terms[2], *terms)
 
 
-def _as_it_is(function: Callable[..., _Made]) -> Callable[..., _Made]:
-    return function
+def _faithfulness(made: Reconstruction, y_hat: Tensor) -> Tensor:
+    """Compute Eq. 1 for each explainer, (...), from outputs (..., m, C)."""
+    return squared_error(made.y_bar, y_hat).sum(-1).mean(-1)
+
+
+def _errors(made: Reconstruction, Z: Tensor) -> Tensor:
+    """Compute the mean squared error of each dimension of Z, (..., D)."""
+    of_examples = made.E.dim() - 2
+    return squared_error(made.Z_tilde, Z).mean(of_examples).flatten(of_examples)
 
 
 class PlainObjective:
@@ -125,10 +119,9 @@ class PlainObjective:
     def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
         """Compute the terms on a batch, as in :class:`~captum_xnn.models._base.Loss`."""
         del weight  # used in the pull-away term only; this loss has none
-        over: Callable[..., Any] = vmap if made.E.dim() == 3 else _as_it_is
         zero = made.E.new_zeros(made.E.shape[:-2])
-        first = self.ranks.mean(over(faithfulness)(made.y_bar, y_hat)) if self.faithful else zero
+        first = self.ranks.mean(_faithfulness(made, y_hat)) if self.faithful else zero
         second = zero
         if self.reconstruct:
-            second = self.ranks.mean(over(reconstruction_error)(made.Z_tilde, Z).mean(-1))
+            second = self.ranks.mean(_errors(made, Z).mean(-1))
         return Objective(self.faithful * first + self.reconstruct * second, first, second, zero)

@@ -7,14 +7,13 @@ from captum_xnn.plots._explanation import (
     show_explanation,
     show_gallery,
 )
-from captum_xnn.plots._names import read_names, write_names
+from captum_xnn.plots._names import write_names
 from captum_xnn.plots._panels import contours, overlay
 
 __all__ = [
     "contours",
     "overlay",
     "own_scale",
-    "read_names",
     "shared_scale",
     "show_contributions",
     "show_explanation",

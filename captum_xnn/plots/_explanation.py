@@ -94,8 +94,8 @@ def _array(values: Numbers, noun: str) -> Array:
     bad = int((~np.isfinite(array)).sum())
     if bad:
         raise ValueError(
-            f"expected finite {noun}, got {bad} of {array.size} values NaN or infinite; look for an overflow in the "
-            "model or the heatmap backend: half precision is the usual cause"
+            f"{bad} of {array.size} values of {noun} are NaN or infinite; look for an overflow in the model or the "
+            "heatmap backend: half precision is the usual cause"
         )
     return array
 
@@ -105,8 +105,8 @@ def _contributions(contributions: Numbers) -> Array:
     array = _array(contributions, "contributions")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(
-            f"expected contributions (K,) of one example with K >= 1, got shape {array.shape}; "
-            "pick one example, as in contributions[0], or use show_gallery for several examples"
+            f"contributions are {array.shape}, not (K,) of one example; pick one example, as in contributions[0], or "
+            "use show_gallery for several examples"
         )
     return array
 
@@ -116,8 +116,8 @@ def _maps(maps: Numbers, n_features: int) -> Array:
     array = _array(maps, "maps")
     if array.ndim not in (3, 4) or len(array) != n_features or array.size == 0:
         raise ValueError(
-            f"expected maps (K, H, W) or (K, C, H, W) for K = {n_features} contributions, got shape "
-            f"{array.shape}; pick one example, as in maps[0], and give one map for each contribution"
+            f"maps are {array.shape}, not (K, H, W) or (K, C, H, W) for K = {n_features} contributions; pick one "
+            "example, as in maps[0], and give one map for each contribution"
         )
     return array if array.ndim == 3 else array.sum(1)
 
@@ -129,8 +129,7 @@ def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) ->
         array = array[None]
     if array.ndim != 3 or len(array) not in (1, 3) or array.size == 0:
         raise ValueError(
-            f"expected an image (H, W), (1, H, W) or (3, H, W), got shape {array.shape}; "
-            "pick one example and put the channels first"
+            f"image is {array.shape}, not (H, W), (1, H, W) or (3, H, W); pick one example and put the channels first"
         )
     if mean is not None or std is not None:
         array = _denormalised(array, mean, std)
@@ -152,15 +151,15 @@ def _denormalised(array: Array, mean: Channels | None, std: Channels | None) -> 
     middle, spread = (np.asarray(value, dtype=np.float64).reshape(-1) for value in (mean, std))
     if middle.size not in (1, len(array)) or spread.size not in (1, len(array)) or not (spread > 0).all():
         raise ValueError(
-            f"expected mean and std > 0 as a number or one for each of {len(array)} channels, got {mean} and {std}; "
-            "pass both as they were used to normalise the image"
+            f"mean is {mean} and std is {std} for {len(array)} channels; pass both as they were used to normalise the "
+            "image, each as one number or one for each channel, with std > 0"
         )
     true = array * spread[:, None, None] + middle[:, None, None]
     # Half a range of tolerance allows for noise that was added after normalising.
     if true.min() < -0.5 or true.max() > 1.5:
         raise ValueError(
-            f"expected mean and std that bring the image back to [0, 1], got values from {true.min():.3g} to "
-            f"{true.max():.3g}; pass mean and std for images in [0, 1]: divide the ones for bytes by 255"
+            f"mean and std bring the image to values from {true.min():.3g} to {true.max():.3g}, not to [0, 1]; pass "
+            "mean and std for images in [0, 1]: divide the ones for bytes by 255"
         )
     return np.asarray(true.clip(0, 1))
 
@@ -170,8 +169,8 @@ def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
     shown = _array(scale(maps, contributions), "values from scale")
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
-            f"expected scale to return maps {maps.shape} in [-1, 1], got shape {shown.shape} with values "
-            f"up to {np.abs(shown).max():.3g} in size; divide by one level and clip, as shared_scale does"
+            f"scale returns shape {shown.shape} with values up to {np.abs(shown).max():.3g} in size, not maps "
+            f"{maps.shape} in [-1, 1]; divide by one level and clip, as shared_scale does"
         )
     return shown
 
@@ -252,8 +251,8 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
     # Sums in bfloat16 may lose one part in a hundred of the terms' sizes.
     if abs(found - given) > 0.01 * (np.abs(weights).sum() + abs(offset)) + 1e-6:
         raise ValueError(
-            f"expected bias + contributions = surrogate, got {offset:g} + {weights.sum():g} = {found:g} "
-            f"and a surrogate of {given:g}; pass all three from one example and one target"
+            f"bias and contributions sum to {offset:g} + {weights.sum():g} = {found:g}, and the surrogate is "
+            f"{given:g}; pass all three from one example and one target"
         )
     if largest is not None and largest < 1:
         raise ValueError(f"largest must be at least 1, got largest={largest}; leave it out to show all x-features")
@@ -331,8 +330,7 @@ def _one(one_heatmap: Numbers) -> Array:
         array = array[0]
     if array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(
-            f"expected one_heatmap (H, W) or (C, H, W) of one example, got shape {array.shape}; pick one example, "
-            "as in one_heatmap[0]"
+            f"one_heatmap is {array.shape}, not (H, W) or (C, H, W); pick one example, as in one_heatmap[0]"
         )
     return array if array.ndim == 2 else array.sum(0)
 
@@ -606,8 +604,8 @@ def _table(contributions: Numbers) -> Array:
     array = _array(contributions, "contributions")
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
-            f"expected contributions (N, K) of N examples, got shape {array.shape}; "
-            "give every example a row, or use show_explanation for a single example"
+            f"contributions are {array.shape}, not (N, K) of N examples; give every example a row, or use "
+            "show_explanation for a single example"
         )
     return array
 
@@ -617,8 +615,8 @@ def _examples(values: Numbers, n_examples: int, noun: str) -> NDArray[Any]:
     array = _numpy(values)
     if array.ndim < 3 or len(array) != n_examples:
         raise ValueError(
-            f"expected {noun} of the N = {n_examples} examples with contributions, got shape {array.shape}; put the "
-            f"examples first and pass {noun} of the same examples"
+            f"{noun} are {array.shape} for N = {n_examples} examples with contributions; put the examples first and "
+            f"pass {noun} of the same examples"
         )
     return array
 
@@ -643,7 +641,7 @@ def _row_names(row_names: Sequence[str] | None, n_examples: int) -> list[str]:
         return [""] * n_examples
     if isinstance(row_names, str) or len(row_names) != n_examples:
         raise ValueError(
-            f"expected one text for each of N = {n_examples} examples, got {row_names!r}; pass a list of N row_names"
+            f"row_names is {row_names!r} for N = {n_examples} examples; pass a list with one text for each"
         )
     return [str(name) for name in row_names]
 

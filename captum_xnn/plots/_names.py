@@ -85,8 +85,8 @@ def resolve_names(
     beyond = [k for k in given if not 0 <= k < n_features]
     if beyond:
         raise ValueError(
-            f"expected names of the x-features 0 to {n_features - 1}, got {given[beyond[0]]!r} for number {beyond[0]}; "
-            "pass at most one name for each x-feature, counted from 0 in the numbering of the explainer"
+            f"name {given[beyond[0]]!r} is for number {beyond[0]}, and the x-features are 0 to {n_features - 1}; pass "
+            "at most one name for each x-feature, counted from 0 in the numbering of the explainer"
         )
     return [given.get(k) or f"x-feature {k + 1}" for k in range(n_features)]
 
@@ -164,8 +164,8 @@ def read_names(path: str | os.PathLike[str]) -> NamesFile:
         raise NamesFileError(f'{where} is not a file of names: the entry "captum_xnn": "names" is missing; {_REMEDY}')
     if type(data.get("version")) is not int or data["version"] != VERSION:
         raise NamesFileError(
-            f"expected version {VERSION} in {where}, got {data.get('version')!r}; another version of captum_xnn wrote "
-            "the file: use that version, or export the names again"
+            f"{where} has version {data.get('version')!r}, and this captum_xnn reads version {VERSION}; use the "
+            "version that wrote the file, or export the names again"
         )
     return NamesFile(*_contents(data, where))
 
@@ -223,8 +223,8 @@ def _of_target(file: NamesFile, target: Target, layer: str | None, where: str) -
     """Select the names of a target in a file; raise if the file is for another layer or target."""
     if layer is not None and layer != file.layer:
         raise NamesFileError(
-            f"expected names of x-features of layer {layer!r}, got names of layer {file.layer!r} in {where}; pass the "
-            "file of this layer"
+            f"{where} has names of layer {file.layer!r}, and the x-features are of layer {layer!r}; pass the file of "
+            "this layer"
         )
     # For a model with one output, targets None and 0 are the same.
     keys = ("None", "0") if target in (None, 0) else (str(target),)
@@ -234,8 +234,8 @@ def _of_target(file: NamesFile, target: Target, layer: str | None, where: str) -
     if target is None and len(file.names) == 1:
         return next(iter(file.names.values()))
     raise NamesFileError(
-        f"expected names of x-features of target {target} in {where}, got names of "
-        f"{', '.join(file.names) or 'no target'}; name them in a report of this target, or pass a list"
+        f"{where} has names of {', '.join(file.names) or 'no target'}, and the x-features are of target {target}; name "
+        "them in a report of this target, or pass a list"
     )
 
 
@@ -250,7 +250,7 @@ def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int
     for target, some in targets.items():
         if not isinstance(some, dict) or not all(isinstance(name, str) for name in some.values()):
             raise NamesFileError(
-                f"expected names by the x-feature's number for target {target} in {where}, got {some!r:.80}; {_REMEDY}"
+                f"target {target} in {where} has {some!r:.80}, and not names by the number of the x-feature; {_REMEDY}"
             )
         try:
             found[target] = {_number(k): _tidy(name) for k, name in some.items()}
@@ -267,8 +267,7 @@ def _number(key: Any) -> int:
         return operator.index(key)
     except TypeError as error:
         raise ValueError(
-            f"expected the number of an x-feature, counted from 0, got {key!r}; write for example "
-            "{0: 'golden feather'}"
+            f"{key!r} is not the number of an x-feature, counted from 0; write for example {{0: 'golden feather'}}"
         ) from error
 
 

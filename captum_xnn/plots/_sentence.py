@@ -99,18 +99,18 @@ def _check(
     """Raise ValueError if the arguments make no sentence."""
     if len(names) != len(contributions) or not names:
         raise ValueError(
-            f"expected a name for each contribution, got {len(names)} names and {len(contributions)} contributions; "
-            "pass as many names, such as 'x-feature 3' for one without a name"
+            f"there are {len(names)} names and {len(contributions)} contributions; pass as many names, such as "
+            "'x-feature 3' for one without a name"
         )
     if not all(map(math.isfinite, [*contributions, *numbers])):
         raise ValueError(
-            f"expected finite contributions, surrogate and prediction, got {[*contributions, *numbers]}; look for an "
+            f"contributions, surrogate or prediction are NaN or infinite in {[*contributions, *numbers]}; look for an "
             "overflow in the model: half precision is the usual cause"
         )
     if not 0 <= share <= 1 or not residual_share >= 0:
         raise ValueError(
-            f"expected 0 <= share <= 1 and residual_share >= 0, got {share} and {residual_share}; start with the "
-            "defaults"
+            f"share is {share} and residual_share is {residual_share}; pass 0 <= share <= 1 and residual_share >= 0, "
+            "or leave both at their defaults"
         )
 
 

@@ -21,7 +21,7 @@ __all__ = ["ReportOptions"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportOptions:
-    """Options of :func:`captum_xnn.report.write_report` and :meth:`captum_xnn.XNNAttribution.report`.
+    """Options of :meth:`captum_xnn.XNNAttribution.report`.
 
     Example:
         >>> options = ReportOptions(title="Why a goldfinch?", class_names=["goldfinch", "cardinal"])
@@ -55,8 +55,8 @@ class ReportOptions:
     unit: str = "logits"
     """Unit of the model's output, such as "thousands of euros"."""
     places: PlacesOfMaps | None = None
-    """Function that computes the share of maps on annotated parts or objects; see
-    :func:`captum_xnn.report.concept_cards`."""
+    """Function ``(batch, rows, maps)`` that computes the share of each map on annotated parts or objects;
+    :func:`captum_xnn.report.on_parts` and :func:`captum_xnn.report.on_objects` make such functions."""
     place_names: Sequence[str] = ()
     """Names of these parts or objects, in order."""
     against: int | tuple[int, ...] | None = None

@@ -170,7 +170,7 @@ def read_export(folder: str | os.PathLike[str]) -> Exported:
     for table in ("participants", "trials", "placements", "ratings"):
         files = sorted((root / "data").glob(f"study-*_description-{table}_data.csv"))
         if len(files) != 1:
-            raise ValueError(f"expected one file of {table} in {str(root / 'data')!r}, got {len(files)}; {hint}")
+            raise ValueError(f"{str(root / 'data')!r} has {len(files)} files of {table}, not one; {hint}")
         with files[0].open(encoding="utf-8", newline="") as file:
             tables[table] = list(csv.DictReader(file))
     return Exported(design, tables)
@@ -192,7 +192,7 @@ def analyse(exported: Exported, *, seed: int = 0, resamples: int = 9999) -> Resu
     excluded = {p["participant"]: reasons for p in participants if (reasons := _reasons(p, rules))}
     every = scored(exported, seed=seed)
     if not every:
-        raise ValueError("expected completed batches in the export, got none; wait for participants")
+        raise ValueError("the export has no completed batches; wait for participants")
     kept = [t for t in every if t.participant not in excluded]
     trials = [t for t in kept if t.seconds >= rules["min_trial_seconds"]]
     ratings = [r for r in exported.tables["ratings"] if r["participant"] not in excluded]
@@ -431,7 +431,7 @@ def mixed_model(
         from statsmodels.formula.api import mixedlm
     except ImportError as error:
         raise ImportError(
-            "expected statsmodels for the mixed model, got no such module; run `pip install captum-xnn[study]`"
+            "the mixed model needs statsmodels, which is not installed; run `pip install captum-xnn[study]`"
         ) from error
     said = [] if notes is None else notes
     if not trials:

@@ -91,7 +91,7 @@ def _address(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
     return value
 
 
@@ -200,7 +200,7 @@ def _simulate(arguments: argparse.Namespace) -> str:
         least = expected_purity(0.0, counts)
         if not least <= low <= high <= 1:
             raise ValueError(
-                f"expected mean purities from {least:.2f}, that of random groups, to 1, got {low:g} and {high:g}"
+                f"mean purities are {low:g} and {high:g}; pass numbers from {least:.2f}, that of random groups, to 1"
             )
         found = power(
             (skill_for(low, counts), skill_for(high, counts)), counts, participants=arguments.participants,

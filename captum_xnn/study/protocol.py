@@ -197,18 +197,18 @@ def check_answer(step: Mapping[str, Any], data: Any) -> dict[str, Any]:
         ValueError: If it is no answer to that step.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"expected an answer as an object, got {type(data).__name__}")
+        raise ValueError(f"the answer is a {type(data).__name__}, not an object")
     kind = step["kind"]
     if kind == "consent":
         if data.get("agreed") is not True:
-            raise ValueError("expected consent, got none; agree, or close the page")
+            raise ValueError("the participant did not consent; agree, or close the page")
         return {"agreed": True}
     if kind == "background":
         made = {}
         for name, (_, options) in BACKGROUND.items():
             value = data.get(name, "")
             if value != "" and value not in options:
-                raise ValueError(f"expected one of the options for {name}, got another")
+                raise ValueError(f"the answer for {name} is not one of its options")
             made[name] = value
         return made
     if kind in ("practice", "sort"):
@@ -224,7 +224,7 @@ def check_answer(step: Mapping[str, Any], data: Any) -> dict[str, Any]:
     if kind == "final":
         comments = data.get("comments", "")
         if not isinstance(comments, str) or len(comments) > _COMMENT:
-            raise ValueError(f"expected comments of at most {_COMMENT} characters; shorten them")
+            raise ValueError(f"comments have more than {_COMMENT} characters; shorten them")
         agents = _numbers(data.get("agents", {}), step["agents"], 0, len(PERFORMANCE) - 1, "a rating of each agent")
         difficulty = _number(data.get("difficulty"), DIFFICULTY[0], DIFFICULTY[-1], "a difficulty")
         return {"agents": agents, "difficulty": difficulty, "comments": comments.replace("\0", "")}
@@ -233,11 +233,13 @@ def check_answer(step: Mapping[str, Any], data: Any) -> dict[str, Any]:
 
 def _numbers(given: Any, names: Sequence[str], low: int, high: int, what: str) -> dict[str, int]:
     if not isinstance(given, Mapping) or set(given) != set(names):
-        raise ValueError(f"expected {what}, got answers for {len(given) if isinstance(given, Mapping) else 'none'}")
+        raise ValueError(
+            f"give {what}; the answer has {len(given) if isinstance(given, Mapping) else 'none'} of {len(names)}"
+        )
     return {name: _number(given[name], low, high, what) for name in names}
 
 
 def _number(value: Any, low: int, high: int, what: str) -> int:
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"expected {what}, a whole number from {low} to {high}, got {str(value)[:40]!r}")
+        raise ValueError(f"give {what} as a whole number from {low} to {high}, not {str(value)[:40]!r}")
     return value

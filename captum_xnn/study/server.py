@@ -27,7 +27,7 @@ from captum_xnn.study.store import ANSWERS_FILE, MovedError, Participant, StudyS
 try:
     import flask
 except ImportError as error:
-    raise ImportError("expected flask for a study, got no such module; run `pip install captum-xnn[study]`") from error
+    raise ImportError("a study needs flask, which is not installed; run `pip install captum-xnn[study]`") from error
 
 __all__ = ["POLICY", "THREADS", "invite", "make_app", "serve", "state_of"]
 
@@ -117,7 +117,7 @@ def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
     def sent() -> Mapping[str, Any]:
         given = flask.request.get_json(silent=True)
         if not isinstance(given, Mapping) or not isinstance(given.get("tab"), str) or not given["tab"]:
-            raise ValueError("expected a JSON object with the window's name")
+            raise ValueError("the body must be a JSON object with the window's name")
         return given
 
     @app.get("/")
@@ -154,7 +154,7 @@ def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
         given = sent()
         listed = given.get("events")
         if not isinstance(listed, list):
-            raise ValueError("expected a list of events")
+            raise ValueError("events must be a list")
         return flask.jsonify(saved=store.record(token, given["tab"], listed))
 
     @app.post("/s/<token>/answer")
@@ -162,7 +162,7 @@ def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
         given = sent()
         listed = given.get("events", [])
         if not isinstance(listed, list):
-            raise ValueError("expected a list of events")
+            raise ValueError("events must be a list")
         participant = store.answer(
             token, given["tab"], given.get("step", -1), given.get("data"), given.get("at", -1), listed
         )
@@ -229,7 +229,7 @@ def serve(
         import waitress
     except ImportError as error:
         raise ImportError(
-            "expected waitress to serve a study, got no such module; run `pip install captum-xnn[study]`"
+            "serving a study needs waitress, which is not installed; run `pip install captum-xnn[study]`"
         ) from error
     study = PreparedStudy.read(folder)
     with StudyStore(Path(folder) / ANSWERS_FILE) as store:

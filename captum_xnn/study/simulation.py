@@ -202,9 +202,7 @@ class _Person:
     def _ask(self, path: str, **body: Any) -> dict[str, Any]:
         answered = self.client.post(f"/s/{self.token}/{path}", json={"tab": "simulated", **body})
         if answered.status_code != 200:
-            raise RuntimeError(
-                f"expected the study to accept a simulated answer, got {answered.get_data(as_text=True)}"
-            )
+            raise RuntimeError(f"the study refused a simulated answer: {answered.get_data(as_text=True)}")
         found: dict[str, Any] = answered.get_json()
         return found
 

@@ -294,7 +294,9 @@ class StudyStore:
             participant = _active(connection, token, tab)
             _insert(connection, participant, checked)
             if type(step) is not int or step > participant.step:
-                raise ValueError(f"expected an answer to step {participant.step}, got one to {str(step)[:20]}")
+                raise ValueError(
+                    f"the answer is to step {str(step)[:20]}, and the participant is at step {participant.step}"
+                )
             if step == participant.step:
                 found = check_answer(participant.steps[step], data)
                 _insert_answer(connection, participant, step, found, at)
@@ -321,14 +323,14 @@ class StudyStore:
         """
         checked = [_checked(event) for event in events]
         if not 0 <= started < _LATEST:
-            raise ValueError(f"expected a time in milliseconds since 1970, got {str(started)[:20]}")
+            raise ValueError(f"the time {str(started)[:20]} is not in milliseconds since 1970")
 
         def work(connection: sqlite3.Connection) -> Participant:
             participant = _participant(connection, token)
             if participant is None:
-                raise UnknownLinkError("expected answers to this study, got those of an unknown link")
+                raise UnknownLinkError("the answers are those of an unknown link, not of this study")
             if participant.step or participant.finished:
-                raise ValueError(f"expected a session once, got that of {participant.id} again; it is stored already")
+                raise ValueError(f"the session of {participant.id} is stored already")
             connection.execute("UPDATE participants SET started = ? WHERE id = ?", (int(started), participant.id))
             _insert(connection, participant, checked)
             for step, answer in enumerate(answers[: len(participant.steps)]):
@@ -404,7 +406,7 @@ class StudyStore:
         """Return what the work returns, after its commit."""
         done: Future[T] = Future()
         if self._closed:
-            raise RuntimeError("expected an open database, got a closed one")
+            raise RuntimeError("the database is closed")
         self._jobs.put((work, done))
         return done.result()
 
@@ -476,7 +478,7 @@ def _participant(connection: sqlite3.Connection, token: str) -> Participant | No
 def _active(connection: sqlite3.Connection, token: str, tab: str) -> Participant:
     participant = _participant(connection, token)
     if participant is None or participant.finished is not None:
-        raise UnknownLinkError("expected a link that is in use, got another")
+        raise UnknownLinkError("this link is not in use")
     if participant.tab != tab:
         raise MovedError("the session goes on in another window")
     return participant
@@ -485,16 +487,16 @@ def _active(connection: sqlite3.Connection, token: str, tab: str) -> Participant
 def _checked(event: Any) -> tuple[str, int, str, int, str]:
     """Return an event's columns after checking it."""
     if not isinstance(event, Mapping):
-        raise ValueError("expected events as objects")
+        raise ValueError("events must be objects")
     name, step, kind, at = (event.get(key) for key in ("id", "step", "kind", "at"))
     if not isinstance(name, str) or not 0 < len(name) <= 64 or kind not in EVENTS:
-        raise ValueError("expected an event with an id and a known kind")
+        raise ValueError("an event needs an id and a known kind")
     if type(step) is not int or not 0 <= step < 1000 or type(at) is not int or not 0 <= at < 100 * _DAY:
-        raise ValueError("expected an event with a step and a time in milliseconds")
+        raise ValueError("an event needs a step and a time in milliseconds")
     data = json.dumps(event.get("data"), allow_nan=False).replace("\\u0000", "")
     longest = _LONGEST_TEXT if kind == "fill" else _LONGEST
     if len(data) > longest:
-        raise ValueError(f"expected an event of at most {longest} characters, got {len(data)}")
+        raise ValueError(f"an event has {len(data)} characters; the store takes at most {longest}")
     return name, step, kind, at, data
 
 
@@ -505,7 +507,7 @@ def _insert(
         return 0
     stored = connection.execute("SELECT count(*) FROM events WHERE participant = ?", (participant.id,)).fetchone()[0]
     if stored + len(events) > _MOST_EVENTS:
-        raise ValueError(f"expected at most {_MOST_EVENTS} events of a participant")
+        raise ValueError(f"a participant has more than {_MOST_EVENTS} events")
     before = connection.total_changes
     connection.executemany(
         "INSERT OR IGNORE INTO events (participant, id, step, kind, at, data) VALUES (?, ?, ?, ?, ?, ?)",
@@ -518,7 +520,7 @@ def _insert_answer(
     connection: sqlite3.Connection, participant: Participant, step: int, data: Mapping[str, Any], at: Any
 ) -> None:
     if type(at) is not int or not 0 <= at < 100 * _DAY:
-        raise ValueError("expected a time in milliseconds")
+        raise ValueError("the time must be in milliseconds")
     now = _now()
     connection.execute(
         "INSERT INTO answers (participant, step, at, saved, data) VALUES (?, ?, ?, ?, ?)",

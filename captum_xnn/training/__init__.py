@@ -2,7 +2,7 @@
 
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._logs import JSONLines, TensorBoard
-from captum_xnn.training._problem import Recipe
-from captum_xnn.training._tuning import Tuning, choose_n, tune, tune_alpha
+from captum_xnn.training._recipe import Recipe
+from captum_xnn.training._tuning import choose_n, tune
 
-__all__ = ["Checkpoint", "JSONLines", "Recipe", "TensorBoard", "Tuning", "choose_n", "tune", "tune_alpha"]
+__all__ = ["Checkpoint", "JSONLines", "Recipe", "TensorBoard", "choose_n", "tune"]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
+from captum_xnn.activations._activations import Source
 from captum_xnn.activations._batches import Batch, Batches
-from captum_xnn.activations._collecting import Source
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
@@ -37,8 +37,9 @@ from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._covering import ImageCovers, channels_of, images_among
-from captum_xnn.training._drops import CellDrops, Drops, MapDrops, PixelDrops, drops_of, has_cells
+from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDrops, drops_of, has_cells
 from captum_xnn.training._map_covers import MapCovers, maps_before
+from captum_xnn.training._threads import one_thread_if_small
 
 __all__ = ["Evidence", "Sample", "fit_groups"]
 
@@ -50,6 +51,8 @@ _ROWS = 64
 _TARGETS = 16
 # Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered.
 _SMALL = 64 * 64
+# Small products for each large one, in learning groups.
+_SMALL_PRODUCTS = 100
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
@@ -97,6 +100,8 @@ class Evidence(NamedTuple):
     """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
     """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
+    lost: Tensor | None
+    """Drops of activations for each covered patch of a positive, (P, patches, D); None without images."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
@@ -202,7 +207,9 @@ class _EvidenceReader(NamedTuple):
         """Compute the name of the file that keeps contributions, from everything that they depend on."""
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
         rows = [self.sample.positives[t], self.sample.others]
-        return Checkpoint.key(["contributions", self.model, targets, settings, form.base, form.scale, rows])
+        return Checkpoint.key(
+            ["contributions and activations", self.model, targets, settings, form.base, form.scale, rows]
+        )
 
     def _found(self, key: str) -> Evidence | None:
         for folder in self.kept:
@@ -258,7 +265,10 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     scale = form.scale[:, None, None].to(evidence.own)
     own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
-    a = learn_groups(own, others, drops, form.config["n_features"], balance=form.config["balance"])
+    lost = None if evidence.lost is None else evidence.lost.expand(len(scale), *evidence.lost.shape).flatten(0, 1)
+    rows = len(own) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
+    with one_thread_if_small(2.0 * rows**2 * own.shape[1] / _SMALL_PRODUCTS):
+        a = learn_groups(own, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
     E = evidence.own[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
@@ -292,7 +302,7 @@ class _EvidenceCollector:
         self.maps: tuple[nn.Module | None] | None = None
         self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
         self.dtype: torch.dtype | None = None
-        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
@@ -381,7 +391,8 @@ class _EvidenceCollector:
         if at is not None:
             drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
-            self.own[pair] = c[:, i], unexplained[:, i], None if drops is None else drops[:, i]
+            own_drops = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
+            self.own[pair] = c[:, i], unexplained[:, i], own_drops
 
     def _outputs(
         self,
@@ -445,12 +456,14 @@ class _EvidenceCollector:
             rows = [own[t, row] for row in positives.tolist()]
             outputs = slice(t * self.outputs, (t + 1) * self.outputs)
             rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
-            drops = None if rows[0][2] is None else torch.stack([r[2] for r in rows], 1)
+            drops = None if rows[0][2] is None else torch.stack([r[2].contributions for r in rows], 1)
+            lost = None if rows[0][2] is None else torch.stack([r[2].activations for r in rows])
             found.append(
                 Evidence(
                     torch.stack([r[0] for r in rows], 1),
                     torch.stack([c for c, _ in rest], 1) if rest else rows[0][0][:, None][:, :0],
                     drops,
+                    lost,
                     torch.stack([r[1] for r in rows] + [off for _, off in rest], 1),
                 )
             )

@@ -1,4 +1,4 @@
-"""Drops: the contributions that an image loses when one of its patches is covered.
+"""Drops: the contributions and activations that an image loses when one of its patches is covered.
 
 There are three ways to cover a patch, from the slowest to the fastest: :class:`PixelDrops` covers pixels of the image,
 :class:`MapDrops` cells of feature maps before the layer, and :class:`CellDrops` cells of the layer's own output. The
@@ -11,7 +11,7 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from captum_xnn.models._path_integral import Integral
 from captum_xnn.training._covering import Grid, ImageCovers
 from captum_xnn.training._map_covers import CELLS, MapCovers
 
-__all__ = ["CellDrops", "Drops", "MapDrops", "PixelDrops", "drops_of", "has_cells"]
+__all__ = ["CellDrops", "Drops", "Lost", "MapDrops", "PixelDrops", "drops_of", "has_cells"]
 
+# Changes of an activation that count as rounding, in units of the last place.
+_ROUNDING = 64
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _ROWS, _CPU_ROWS = 64, 16
 # Covered feature maps in one batch.
@@ -38,16 +40,25 @@ def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
     return len(places) == 2 and min(places) >= CELLS
 
 
+class Lost(NamedTuple):
+    """Drops under covered patches, by dimension or channel."""
+
+    contributions: Tensor
+    """(C, n, D)."""
+    activations: Tensor
+    """(n, D)."""
+
+
 class Drops(Protocol):
-    """Computes the drops of some examples' contributions, by one way to cover patches."""
+    """Computes the drops of some examples, by one way to cover patches."""
 
     grid: Grid
     """The patches."""
     at_once: int
     """Number of pairs of example and patch to compute at once."""
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        """Compute the drops of contributions, (C, len(pairs), D), for pairs of example and patch."""
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+        """Compute the drops for pairs of example and patch."""
         ...
 
 
@@ -73,8 +84,8 @@ class PixelDrops:
         self.grid = covers.grid
         self.at_once = _CPU_ROWS if self.whole.device.type == "cpu" else _ROWS
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        """Compute the drops of contributions, (C, len(pairs), D)."""
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+        """Compute the drops for pairs of example and patch."""
         rows = torch.tensor([i for i, _ in pairs])
         x, at = self.covers.covered(pairs), rows.to(self.whole.device)
         more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
@@ -82,9 +93,8 @@ class PixelDrops:
             loose = torch.full((len(self.targets),), torch.inf)  # no example gets more than the first intervals
             some = [[of[i] for i in rows.tolist()] for of in self.targets]
             covered = self.form.integral(self.tail, x, more, some, scale=loose)
-            return self.whole[:, at] - self.form.contributions(covered)
-        off = self.found.Z[at] - self.tail.activations(x, more)
-        return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
+            return Lost(self.whole[:, at] - self.form.contributions(covered), _difference(self.found.Z[at], covered.Z))
+        return _by_slopes(self.form, self.found, at, self.tail.activations(x, more))
 
 
 class MapDrops:
@@ -98,33 +108,57 @@ class MapDrops:
         self.grid = covers.grid(patches)
         self.at_once = _MAPS
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        """Compute the drops of contributions, (C, len(pairs), D)."""
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+        """Compute the drops for pairs of example and patch."""
         at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        off = self.found.Z[at] - self.covers.activations(self.grid, pairs)
-        return self.form.by_channel(self.found.slopes[:, at] * off.to(self.found.slopes))
+        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid, pairs))
 
 
 class CellDrops:
     """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
 
     def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
-        c = found.contributions(form.base.to(found.slopes))
-        self.contributions = c.movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
+        base = form.base.to(found.slopes)
+        self.contributions = found.contributions(base).movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
+        self.activations = (found.Z.to(base) - base).movedim(form.channels, 1)  # (N, D, rows, columns)
         self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], patches)
         self.at_once = _MAPS
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        """Compute the drops of contributions, (C, len(pairs), D)."""
-        made = []
+    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+        """Compute the drops for pairs of example and patch."""
+        contributions, activations = [], []
         for i, p in pairs:
             (top, bottom), (left, right) = self.grid.regions[p]
-            made.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
-        return torch.stack(made, 1)
+            contributions.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
+            activations.append(self.activations[i, :, top:bottom, left:right].sum((1, 2)))
+        return Lost(torch.stack(contributions, 1), torch.stack(activations))
 
 
-def drops_of(drops: Drops, n: int) -> Tensor:
-    """Compute the drops of n examples' contributions for each covered patch, (C, n, patches, D)."""
+def _by_slopes(form: ContributionGroups, found: Integral, at: Tensor, covered: Tensor) -> Lost:
+    """Compute the drops from covered activations and the slopes of the whole image.
+
+    Args:
+        form: Knows the channels of Z.
+        found: Integral of the whole images.
+        at: Row of each covered image in it, (n,).
+        covered: Activations of the covered images, (n, ...).
+    """
+    off = (found.Z[at] - covered).to(found.slopes)
+    return Lost(form.by_channel(found.slopes[:, at] * off), form.by_channel(_difference(found.Z[at], covered)))
+
+
+def _difference(Z: Tensor, covered: Tensor) -> Tensor:
+    """Compute Z - covered, (n, ...); differences within rounding are 0."""
+    noise = _ROUNDING * torch.finfo(Z.dtype).eps * torch.maximum(Z.abs(), covered.abs())
+    off = Z - covered
+    return torch.where(off.abs() > noise, off, 0).to(torch.promote_types(Z.dtype, torch.float32))
+
+
+def drops_of(drops: Drops, n: int) -> Lost:
+    """Compute the drops of n examples for each covered patch: (C, n, patches, D) and (n, patches, D)."""
     pairs = drops.grid.pairs(n)
-    every = torch.cat([drops.of(pairs[i : i + drops.at_once]).cpu() for i in range(0, len(pairs), drops.at_once)], 1)
-    return every.reshape(len(every), n, -1, every.shape[2])
+    every = [drops.of(pairs[i : i + drops.at_once]) for i in range(0, len(pairs), drops.at_once)]
+    contributions = torch.cat([one.contributions.cpu() for one in every], 1)
+    activations = torch.cat([one.activations.cpu() for one in every])
+    D = activations.shape[1]
+    return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_xnn.training._problem import Sampler
+from captum_xnn.training._sampler import Sampler
 
 __all__ = ["EarlyStopping"]
 
@@ -29,7 +29,7 @@ class EarlyStopping:
         earliest: Step before which no network stops.
 
     Example:
-        >>> from captum_xnn.training._problem import Recipe
+        >>> from captum_xnn.training._recipe import Recipe
         >>> sampler = Sampler(None, 100, Recipe(patience=0.5), torch.Generator().manual_seed(0))
         >>> early = EarlyStopping([sampler], {"w": torch.zeros(1, 2)}, torch.zeros(1), patience=3, earliest=0)
         >>> [bool(early.late(step, torch.tensor([loss]), {"w": torch.full((1, 2), float(step))}))

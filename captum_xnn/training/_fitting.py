@@ -6,7 +6,7 @@ The recipe rests on measurements (see the page "How the training recipe was foun
 2. Fill a fixed share of each batch with positives, to balance the classes.
 3. Pre-train: minimise Eq. 5 and pull the x-features to their anchors (:mod:`captum_xnn.training._anchors`).
 4. Minimise Eq. 5 alone. Its statistics over the training set, :math:`Q_k` and the inner products of the pull-away
-   term, are running means over mini-batches (:class:`~captum_xnn.models.losses.RunningMean`).
+   term, are running means over mini-batches (:class:`~captum_xnn.models._losses.RunningMean`).
 5. Rewrite the weights to the model's own units. x-features get mean 0 and standard deviation 1 over the training data,
    a positive weight v, and the order of their mean contribution to the positives.
 
@@ -24,6 +24,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,7 +34,10 @@ from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.models._base import Autoencoder, Loss, Scaling, Weights, encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._problem import Problem, Recipe, Sampler, Step
+from captum_xnn.training._history import Step
+from captum_xnn.training._problem import Problem
+from captum_xnn.training._recipe import Recipe
+from captum_xnn.training._sampler import Sampler
 from captum_xnn.training._trainer import descend
 
 __all__ = ["fit", "fit_together"]
@@ -128,10 +132,12 @@ def fit_together(
         raise ValueError(f"learning needs at least two examples, not {len(Z)}; pass more data to fit")
     if len({(type(xnn), str(xnn.config)) for xnn in xnns}) != 1:
         raise ValueError("the networks differ in form or size; fit them one after another")
-    if recipe.batch_size % ranks.world:
+    batch = recipe.batch_of(len(Z))
+    recipe = replace(recipe, batch_size=batch)
+    if batch % ranks.world:
         raise ValueError(
-            f"{ranks.world} processes cannot share batches of {recipe.batch_size} examples evenly; pass "
-            f"Recipe(batch_size={-(-recipe.batch_size // ranks.world) * ranks.world})"
+            f"{ranks.world} processes cannot share batches of {batch} examples evenly; pass "
+            f"Recipe(batch_size={-(-batch // ranks.world) * ranks.world})"
         )
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(Z.device.type, enabled=False):
         shared = each(Z if isinstance(Z, Rows) else Z.detach().clone(), xnns[0].shaped)

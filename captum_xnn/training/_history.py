@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from captum_xnn.training._problem import Step
+__all__ = ["History", "Step"]
 
-__all__ = ["History"]
+
+class Step(NamedTuple):
+    """One record of the training history. Losses are on standardised Z and y; statistics are running means.
+
+    For a form with plain reconstruction, ``sparse_reconstruction`` holds the plain error. For a form without a
+    pull-away term, ``pull_away`` is 0.
+    """
+
+    step: int
+    faithfulness: float
+    sparse_reconstruction: float
+    pull_away: float
 
 
 class History:

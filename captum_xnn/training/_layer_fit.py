@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn._distributed import Ranks
-from captum_xnn.activations._collecting import Activations
+from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._memmap import each
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._reader import Reader
@@ -30,9 +30,10 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._contributions import Evidence, fit_groups
 from captum_xnn.training._directions import directions
 from captum_xnn.training._fitting import fit_together
+from captum_xnn.training._history import Step
 from captum_xnn.training._making import MakeForm, is_exact, maker, warn_of_size
 from captum_xnn.training._outputs import Task
-from captum_xnn.training._problem import Recipe, Step
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["Fitted", "LayerFit", "Log"]
 
@@ -201,8 +202,8 @@ def _error_floor(y: Tensor, n: int) -> float | None:
         return None
     floor = error_floor(y, n)
     warnings.warn(
-        f"expected at least as many x-features as jointly explained outputs, got {n} for {y.shape[1]}; no x-features "
-        f"can bring the mean squared error below {floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
+        f"{n} x-features explain {y.shape[1]} outputs jointly, and cannot bring the mean squared error below "
+        f"{floor:.3g}. Raise n_features to {y.shape[1]} or explain fewer",
         stacklevel=levels_up(),
     )
     return floor

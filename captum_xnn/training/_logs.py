@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from captum_xnn.training._problem import Step
+from captum_xnn.training._history import Step
 
 __all__ = ["JSONLines", "TensorBoard", "line"]
 

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._batches import Batches
-from captum_xnn.activations._collecting import Activations
 from captum_xnn.layers._read import EveryCall
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up

@@ -52,7 +52,7 @@ def maps_before(
             return None
         first = _Replaced(maps, None)
         _run(tail, x, more, first)
-        if first.calls != 1 or first.seen is None or len(first.seen) != 2:
+        if first.calls != 1 or first.seen is None or len(first.seen) != 2 or min(first.seen.shape[2:]) < CELLS:
             return None
         # Another image with the maps of the first one. If Z still differs, something goes around the maps.
         x[at][1] = 1 - x[at][1]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._collecting import Activations
+from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._memmap import parts
 from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._stacklevel import levels_up
@@ -109,9 +109,9 @@ class Outputs(NamedTuple):
         positives = torch.isin(given, torch.tensor(targets))
         if not bool(positives.any()):
             raise ValueError(
-                f"expected examples that the model gives class {', '.join(map(str, targets))}, got none of "
-                f"{len(given)}; add such examples to the data, or, if the outputs are no classes, weight all examples "
-                f"alike with positives=torch.ones({len(given)}, dtype=torch.bool)"
+                f"the model gives class {', '.join(map(str, targets))} to none of {len(given)} examples; add such "
+                "examples to the data, or, if the outputs are no classes, weight all examples alike with "
+                f"positives=torch.ones({len(given)}, dtype=torch.bool)"
             )
         return positives
 
@@ -138,6 +138,6 @@ def check_positives(positives: Any, data: Any) -> None:
     M = len(first)
     if positives.shape != (M,) or positives.dtype != torch.bool:
         raise ValueError(
-            f"expected positives as a boolean tensor ({M},), got {positives.dtype} {tuple(positives.shape)}; mark each "
-            "example of the class True"
+            f"positives are {positives.dtype} {tuple(positives.shape)}, not booleans ({M},); mark each example of the "
+            "class True"
         )

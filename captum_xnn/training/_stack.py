@@ -8,6 +8,7 @@ Conventions:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.func import functional_call, vmap
 
 from captum_xnn._distributed import Ranks
 from captum_xnn.models._base import Autoencoder, Reconstruction
-from captum_xnn.training._problem import Recipe
+from captum_xnn.training._recipe import Recipe
 
 __all__ = ["Stack"]
 
@@ -69,6 +70,21 @@ class Stack:
             {"params": [p for p, d in zip(learned.values(), decays, strict=True) if not d], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], self.rate, fused=True)
+        self._only = self._alone()
+        named = () if self._only is None else self._only.named_parameters()
+        self._pairs = [(self.weights[name], p) for name, p in named if p.requires_grad]
+
+    def _alone(self) -> Autoencoder | None:
+        """Copy a single network, with the stacked weights as its own; None for several.
+
+        Calling this copy saves a step the swap of its parameters, which takes as long as small products.
+        """
+        if len(self.alive) != 1 or self.recipe.mixed_precision:
+            return None
+        only = copy.deepcopy(self.xnns[self.alive[0]])
+        for name, own in (*only.named_parameters(), *only.named_buffers()):
+            own.data = self.weights[name].detach()[0]
+        return only
 
     def outputs(self, Z: Tensor) -> Reconstruction:
         """Run the networks on activations, and return their outputs in the dtype of the activations.
@@ -76,6 +92,8 @@ class Stack:
         Args:
             Z: Activations (T, m, ...), a batch for each network that still learns.
         """
+        if self._only is not None:
+            return Reconstruction(*(part[None] for part in self._only(Z[0])))
         weights, some = self.weights, Z
         if self.recipe.mixed_precision:  # cast by hand, because autocast does not act inside vmap
             weights, some = {k: t.bfloat16() for k, t in weights.items()}, Z.bfloat16()
@@ -99,14 +117,22 @@ class Stack:
             factor: Factor of the learning rate.
             ranks: Processes that average their gradients.
         """
-        self.optimiser.zero_grad(set_to_none=True)
+        for p in self.weights.values():
+            p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
+        self._take_gradients()
         for p in self.weights.values():
             if p.grad is not None:
                 ranks.average(p.grad)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * factor
         self.optimiser.step()
+
+    def _take_gradients(self) -> None:
+        """Move the gradients of a single network's copy to the stacked weights."""
+        for stacked, p in self._pairs:
+            stacked.grad = None if p.grad is None else p.grad[None]
+            p.grad = None
 
     @torch.no_grad()
     def write(self, places: Sequence[int], weights: dict[str, Tensor]) -> None:

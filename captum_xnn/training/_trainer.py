@@ -27,9 +27,10 @@ from captum_xnn.models._scaling import scaling
 from captum_xnn.training._anchors import anchors_of_each
 from captum_xnn.training._checkpoint import FitCheckpoint
 from captum_xnn.training._early_stopping import EarlyStopping
-from captum_xnn.training._history import History
-from captum_xnn.training._problem import Problem, Step
+from captum_xnn.training._history import History, Step
+from captum_xnn.training._problem import Problem
 from captum_xnn.training._stack import Stack
+from captum_xnn.training._threads import one_thread_if_small
 
 __all__ = ["Trainer", "descend"]
 
@@ -74,7 +75,8 @@ def descend(
     Example:
         >>> from captum_xnn.models._objectives import RunningObjective
         >>> from captum_xnn.models._srae import SRAE
-        >>> from captum_xnn.training._problem import Recipe, Sampler
+        >>> from captum_xnn.training._recipe import Recipe
+        >>> from captum_xnn.training._sampler import Sampler
         >>> Z = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
         >>> recipe, generator = Recipe(steps=100), torch.Generator().manual_seed(0)
         >>> srae = SRAE(8, n_features=2, hidden=())
@@ -163,6 +165,15 @@ class Trainer:
         Args:
             bar: Progress bar to advance by one for each step.
         """
+        with one_thread_if_small(self._flops()):
+            return self._run(bar)
+
+    def _flops(self) -> float:
+        """Estimate the additions and multiplications of one step: each weight serves three products."""
+        learned = sum(w.numel() for w in self.stack.weights.values())
+        return 6.0 * learned * self.samplers[0].size
+
+    def _run(self, bar: Any) -> list[list[Step]]:
         self._resume(bar)
         while self.stack.alive and self.step < self.recipe.steps:
             for rows, weight in zip(*self._drawn(min(_BLOCK, self.recipe.steps - self.step)), strict=True):
@@ -268,7 +279,8 @@ def _start_at_anchors(xnns: Sequence[Autoencoder], problems: Sequence[Problem], 
     ranks, n = problems[0].ranks, xnns[0].n_features
     weights = torch.stack([problem.weight for problem in problems])
     flat = each(Z, lambda part: part.flatten(1))
-    found = anchors_of_each(flat, y, n, weights=weights, balance=problems[0].recipe.balance)
+    with one_thread_if_small(2.0 * len(weights) * math.prod(flat.shape)):
+        found = anchors_of_each(flat, y, n, weights=weights, balance=problems[0].recipe.balance)
     E = y.new_full((len(found), y.shape[1], n), math.nan)
     for t, (xnn, made) in enumerate(zip(xnns, found, strict=True)):
         r = made.v.shape[1]

@@ -49,7 +49,8 @@ from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._srae import SRAE
 from captum_xnn.models.baselines._selection import lasso
 from captum_xnn.training._fitting import fit
-from captum_xnn.training._problem import Recipe, Sampler
+from captum_xnn.training._recipe import Recipe
+from captum_xnn.training._sampler import Sampler
 
 __all__ = ["Trial", "Tuning", "choose_n", "held_out_f_reg", "tune", "tune_alpha"]
 

@@ -9,11 +9,10 @@ sentences.
 import torch
 
 from captum_xnn import ConvSRAE, Recipe, XNNAttribution
-from captum_xnn.cli.demo import train_cnn
 from captum_xnn.datasets import load_digits
 
 digits = load_digits()
-model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
+model = digits.trained_network(epochs=2)
 xnn = XNNAttribution(model, "relu3").fit(digits.train_images, target=7)
 sevens = digits.test_images[digits.test_labels == 7][:6]
 why = xnn.explain(sevens, target=7)

@@ -7,16 +7,18 @@ figures of :mod:`captum_xnn.datasets` a class *is* the looks of two or three par
 parts are known.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from captum_xnn import XNNAttribution
-from captum_xnn.datasets import LOOKS, PARTS, draw_figures, exact_network, reason_parts, trained_network
+from captum_xnn.datasets import Figures
 
-figures = draw_figures(2500)
-parts = reason_parts(figures, 0)
+figures = Figures.draw(2500)
+parts = figures.reason_parts(0)
 for part in parts:
-    print(f"class 0 needs the {PARTS[part]} {LOOKS[figures.reasons[0, part]]}")
+    print(f"class 0 needs the {Figures.PARTS[part]} {Figures.LOOKS[figures.reasons[0, part]]}")
 
 # %%
 # The figure shows six members of class 0, with the masks of its reasons. Crest, foot and tail can have any look or be
@@ -24,7 +26,7 @@ for part in parts:
 
 from matplotlib import pyplot as plt
 
-test = draw_figures(400, seed=1)
+test = Figures.draw(400, seed=1)
 members = (test.labels == 0).nonzero()[:6, 0]
 figure, axes = plt.subplots(2, 6, figsize=(11, 3.8), layout="constrained")
 for (image, mask), row in zip(axes.T, members, strict=True):
@@ -41,7 +43,7 @@ figure
 # number of its visible reasons, less two and a half. The fit groups the units of Z into at most three x-features. It
 # knows nothing about the reasons.
 
-exact = exact_network(figures.reasons)
+exact = figures.exact_network()
 xnn = XNNAttribution(exact, "Z", n_features=3).fit(figures.images[:1200], target=0)
 print(xnn.score(test.images, target=0))
 why = xnn.explain(test.images[members], target=0, one_heatmap=True)
@@ -61,7 +63,7 @@ def on_reasons(why, rows):
 def table(shares):
     figure, axes = plt.subplots(figsize=(4, 2.6), layout="constrained")
     axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1)
-    axes.set_xticks(range(len(parts)), [PARTS[p] for p in parts])
+    axes.set_xticks(range(len(parts)), [Figures.PARTS[p] for p in parts])
     axes.set_yticks(range(len(shares)), [f"x-feature {k + 1}" for k in range(len(shares))])
     for (k, r), share in np.ndenumerate(shares):
         axes.text(r, k, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.6 else "black")
@@ -78,7 +80,7 @@ table(on_reasons(why, members).numpy())
 # images with both black and white in them.
 
 mean, std = 0.475, 0.25
-cnn = trained_network(figures._replace(images=(figures.images - mean) / std), epochs=5)
+cnn = replace(figures, images=(figures.images - mean) / std).trained_network(epochs=5)
 learned = XNNAttribution(cnn, "relu4", n_features=3).fit((figures.images - mean) / std, target=0)
 normalised = (test.images[members] - mean) / std
 why = learned.explain(normalised, target=0, one_heatmap=True)

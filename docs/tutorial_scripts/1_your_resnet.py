@@ -20,7 +20,7 @@ from pathlib import Path
 
 from torchvision.transforms.functional import to_pil_image
 
-from captum_xnn.datasets import draw_figures
+from captum_xnn.datasets import Figures
 
 folder = Path(tempfile.mkdtemp())
 birds = ("ember", "lagoon", "thistle")
@@ -30,7 +30,7 @@ looks = (
     {"head": "striped blue", "wing": "striped blue"},
 )
 for part, count in (("train", 400), ("test", 120)):
-    drawn = draw_figures(count, seed=len(part), reasons=looks, members=1, near_misses=0)
+    drawn = Figures.draw(count, seed=len(part), reasons=looks, members=1, near_misses=0)
     for i, (image, label) in enumerate(
         zip(drawn.images, drawn.labels.tolist(), strict=True)
     ):

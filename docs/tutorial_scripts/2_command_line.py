@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from captum_xnn.datasets import draw_figures
+from captum_xnn.datasets import Figures
 
 folder = Path(tempfile.mkdtemp())
 code = """
@@ -58,7 +58,7 @@ looks = (
     {"head": "striped blue", "wing": "striped blue"},
 )
 train, test = (
-    draw_figures(n, seed=n, reasons=looks, members=1, near_misses=0) for n in (500, 12)
+    Figures.draw(n, seed=n, reasons=looks, members=1, near_misses=0) for n in (500, 12)
 )
 for part, drawn in (("train", train), ("test", test)):
     for i, (image, label) in enumerate(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from captum_xnn.datasets import draw_figures
+from captum_xnn.datasets import Figures
 
 birds = ("ember", "lagoon", "thistle")
 looks = (
@@ -24,7 +24,7 @@ looks = (
     {"head": "plain blue", "belly": "plain blue"},
     {"head": "striped blue", "belly": "striped orange"},
 )
-drawn = draw_figures(800, reasons=looks, members=1, near_misses=0)
+drawn = Figures.draw(800, reasons=looks, members=1, near_misses=0)
 mean, std = 0.5, 0.25
 images, labels = (drawn.images - mean) / std, drawn.labels
 

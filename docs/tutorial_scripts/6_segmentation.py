@@ -15,11 +15,11 @@ how to name the number that you want explained.
 import torch
 from torch import nn
 
-from captum_xnn.datasets import PARTS, draw_figures
+from captum_xnn.datasets import Figures
 
-drawn = draw_figures(360)
+drawn = Figures.draw(360)
 images, masks = drawn.images, drawn.masks
-labels = torch.where(masks.any(1), masks.int().argmax(1), len(PARTS))
+labels = torch.where(masks.any(1), masks.int().argmax(1), len(Figures.PARTS))
 
 torch.manual_seed(0)
 model = nn.Sequential()
@@ -30,7 +30,7 @@ for name, module in {
     "relu2": nn.ReLU(),
     "conv3": nn.Conv2d(32, 32, 3, padding=2, dilation=2),
     "relu3": nn.ReLU(),
-    "head": nn.Conv2d(32, len(PARTS) + 1, 3, padding=1),
+    "head": nn.Conv2d(32, len(Figures.PARTS) + 1, 3, padding=1),
     "enlarge": nn.Upsample(scale_factor=4, mode="bilinear"),
 }.items():
     model.add_module(name, module)
@@ -43,7 +43,7 @@ for _ in range(18):
         optimiser.step()
 with torch.no_grad():
     predicted = model(images).argmax(1)
-wing = PARTS.index("wing")
+wing = Figures.PARTS.index("wing")
 overlap = ((predicted == wing) & masks[:, wing])[300:].sum() / (
     (predicted == wing) | masks[:, wing]
 )[300:].sum()

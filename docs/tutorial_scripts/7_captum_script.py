@@ -14,11 +14,10 @@ with numbers that add up to the output.
 
 from captum.attr import IntegratedGradients, visualization
 
-from captum_xnn.cli.demo import train_cnn
 from captum_xnn.datasets import load_digits
 
 digits = load_digits()
-model = train_cnn(digits.train_images, digits.train_labels, epochs=2)
+model = digits.trained_network(epochs=2)
 x, target = digits.test_images[digits.test_labels == 3][:4], 3
 
 attribution = IntegratedGradients(model)

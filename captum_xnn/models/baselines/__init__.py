@@ -21,7 +21,8 @@ the Lasso and in NMF. A fit rewrites x-features to mean 0, standard deviation 1,
 contributions. In NN, Lasso, SingleDimensions and RandomEncoder the decoder takes no part in learning. It is fitted
 afterwards as the best linear map from x-features to Z, so that reconstructions can be compared.
 
-Functions that group the contributions of Z's dimensions are in :mod:`captum_xnn.models.baselines._partitions`.
+Functions that group the contributions of Z's dimensions are in :mod:`captum_xnn.models.baselines._partitions`. Those
+that rebuild Z from concepts, as CRAFT does, are in :mod:`captum_xnn.models.baselines._dictionaries`.
 
 Conventions:
     M examples, D dimensions of Z, n x-features, C explained outputs. Z is flattened to (M, D).

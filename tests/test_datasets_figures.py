@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from captum_xnn.datasets import LOOKS, PARTS, draw_figures, reason_parts
-from captum_xnn.datasets._synthetic import REASONS, concepts, labels_of, reasons_table, template
+from captum_xnn.datasets import Figures
+from captum_xnn.datasets._figure_parts import LOOKS, PARTS, template
+from captum_xnn.datasets._figures import REASONS, labels_of, reasons_table
 
 # Outlines "#" and fillings "o"; white instead in the odd rows of striped parts.
 PICTURES = {
@@ -26,7 +27,7 @@ OFFSETS = {
 
 @pytest.fixture(scope="module")
 def figures():
-    return draw_figures(300, seed=3)
+    return Figures.draw(300, seed=3)
 
 
 def pixel(kind, row, look):
@@ -80,8 +81,8 @@ def test_labels_by_loops(figures):
 def test_concepts_by_loops(figures):
     for label, asked in enumerate(REASONS):
         parts = [p for p in PARTS if p in asked]
-        assert [PARTS[p] for p in reason_parts(figures, label)] == parts
-        found = concepts(figures, label)
+        assert [PARTS[p] for p in figures.reason_parts(label)] == parts
+        found = figures.shown_reasons(label)
         assert found.shape == (300, len(parts))
         for i in range(100):
             looks = figures.looks[i].tolist()
@@ -111,7 +112,7 @@ def test_points_and_boxes_by_loops(figures):
 
 
 def test_figures_are_mirrored_and_moved():
-    figures = draw_figures(1000, seed=1, hidden=0, members=0, near_misses=0)
+    figures = Figures.draw(1000, seed=1, hidden=0, members=0, near_misses=0)
     assert 0.45 < figures.mirrored.double().mean() < 0.55
     belly = figures.points[:, PARTS.index("belly")]
     side = torch.where(figures.mirrored, -1, 1)
@@ -124,54 +125,56 @@ def test_figures_are_mirrored_and_moved():
 
 
 def test_near_misses_lack_one_reason():
-    figures = draw_figures(1000, seed=2, members=0, near_misses=1)
-    shown = [concepts(figures, c) for c in range(6)]
+    figures = Figures.draw(1000, seed=2, members=0, near_misses=1)
+    shown = [figures.shown_reasons(c) for c in range(6)]
     lacking = torch.stack([s.shape[1] - s.sum(1) for s in shown], 1)
     assert (lacking == 1).any(1).all()
     assert (figures.labels == 6).double().mean() > 0.8  # a few are of another class
     lost = (shown[0].sum(1) == 2).nonzero()[:, 0]
     each = (~shown[0][lost]).double().mean(0)
     assert each.min() > 0.2  # whichever reason it is
-    looks = figures.looks[lost][:, reason_parts(figures, 0)][~shown[0][lost]]
+    looks = figures.looks[lost][:, figures.reason_parts(0)][~shown[0][lost]]
     assert 0.02 < (looks == -1).double().mean() < 0.25 and len(looks.unique()) == 5  # another look, or none
-    usual = draw_figures(1000, seed=2)
-    near = torch.stack([concepts(usual, c).sum(1) + 1 == concepts(usual, c).shape[1] for c in range(6)], 1).any(1)
+    usual = Figures.draw(1000, seed=2)
+    near = torch.stack([usual.shown_reasons(c).sum(1) + 1 == usual.shown_reasons(c).shape[1] for c in range(6)], 1).any(
+        1
+    )
     assert (near & (usual.labels == 6)).double().mean() > 0.25
 
 
 def test_members_and_the_rest():
-    members = draw_figures(900, seed=2, members=1, near_misses=0)
+    members = Figures.draw(900, seed=2, members=1, near_misses=0)
     assert members.labels.bincount(minlength=7).tolist()[6] == 0
     assert members.labels.bincount().min() > 110
-    free = draw_figures(3000, seed=2, members=0, near_misses=0)
+    free = Figures.draw(3000, seed=2, members=0, near_misses=0)
     # A share of 0.9 / 4 each, and reasons independent of each other, within four standard errors.
     table = torch.stack([free.looks == look for look in range(4)], 2).double()
     assert (table.mean(0) - 0.225).abs().max() < 4 * math.sqrt(0.225 * 0.775 / 3000)
-    shown = concepts(free, 0).double().T
+    shown = free.shown_reasons(0).double().T
     assert (shown.corrcoef() - torch.eye(3)).abs().max() < 4 / math.sqrt(3000)
 
 
 def test_hidden_parts():
-    nothing = draw_figures(20, hidden=1, members=0, near_misses=0)
+    nothing = Figures.draw(20, hidden=1, members=0, near_misses=0)
     assert (nothing.looks == -1).all() and (nothing.labels == 6).all()
     assert (nothing.boxes == 0).all() and nothing.points.isnan().all() and not nothing.masks.any()
-    assert (draw_figures(500, hidden=0).looks >= 0).all()
-    share = (draw_figures(1500, hidden=0.3, members=0, near_misses=0).looks < 0).double().mean()
+    assert (Figures.draw(500, hidden=0).looks >= 0).all()
+    share = (Figures.draw(1500, hidden=0.3, members=0, near_misses=0).looks < 0).double().mean()
     assert share == pytest.approx(0.3, abs=0.02)
 
 
 def test_seeds():
-    one, again, other = draw_figures(20, seed=5), draw_figures(20, seed=5), draw_figures(20, seed=6)
-    for name, a in one._asdict().items():
+    one, again, other = Figures.draw(20, seed=5), Figures.draw(20, seed=5), Figures.draw(20, seed=6)
+    for name, a in vars(one).items():
         assert torch.equal(a.nan_to_num(-1) if a.is_floating_point() else a, getattr(again, name).nan_to_num(-1))
     assert not torch.equal(one.images, other.images) and not torch.equal(one.looks, other.looks)
     state = torch.get_rng_state()
-    draw_figures(2)
+    Figures.draw(2)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_classes_of_ones_own():
-    figures = draw_figures(400, reasons=[{"tail": "plain blue"}, {"tail": "striped blue", "crest": "plain blue"}])
+    figures = Figures.draw(400, reasons=[{"tail": "plain blue"}, {"tail": "striped blue", "crest": "plain blue"}])
     blue = figures.looks[:, PARTS.index("tail")] == LOOKS.index("plain blue")
     assert torch.equal(figures.labels == 0, blue) and set(figures.labels.tolist()) == {0, 1, 2}
     assert figures.reasons.tolist() == [[-1, -1, -1, -1, -1, 2], [2, -1, -1, -1, -1, 3]]
@@ -201,7 +204,7 @@ def test_wrong_arguments():
         reasons_table([{"head": "plain blue"}, {"head": "plain orange"}, {"tail": "plain blue"}])
     for wrong in ({"n": 0}, {"n": 3, "members": 0.9}, {"n": 3, "near_misses": -0.1}, {"n": 3, "hidden": 1.5}):
         with pytest.raises(ValueError, match="with a sum of at most 1, got n="):
-            draw_figures(**wrong)
+            Figures.draw(**wrong)
     for label in (6, -1):
-        with pytest.raises(ValueError, match=f"class from 0 to 5, got {label}"):
-            concepts(draw_figures(1), label)
+        with pytest.raises(ValueError, match=f"class {label} does not exist; pass one from 0 to 5"):
+            Figures.draw(1).shown_reasons(label)

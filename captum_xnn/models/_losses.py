@@ -133,7 +133,7 @@ def log_penalty(Q: Tensor, q: float = 1.0) -> Tensor:
     The penalty grows ever more slowly with :math:`Q_k`. Irrelevant dimensions can therefore stay unreconstructed.
 
     Args:
-        Q: Mean squared reconstruction errors (D,), non-negative.
+        Q: Mean squared reconstruction errors (..., D), non-negative. The result has the leading dimensions.
         q: Sparsity parameter, positive. A larger one leaves more dimensions unreconstructed.
 
     Raises:
@@ -148,7 +148,7 @@ def log_penalty(Q: Tensor, q: float = 1.0) -> Tensor:
     """
     if q <= 0:
         raise ValueError(f"the sparsity parameter q is {q}; pass q > 0, such as 1 or 10 as in the paper's figures")
-    return torch.log1p(q * Q).mean()
+    return torch.log1p(q * Q).mean(-1)
 
 
 def sparse_reconstruction(Z_tilde: Tensor, Z: Tensor, *, q: float = 1.0, weight: Tensor | None = None) -> Tensor:
@@ -207,25 +207,26 @@ def pull_away_of_moments(G: Tensor) -> Tensor:
     From :func:`second_moments` this is Eq. 3. From :func:`covariance` it is the mean squared correlation.
 
     Args:
-        G: Symmetric positive semi-definite matrix (n, n).
+        G: Symmetric positive semi-definite matrices (..., n, n).
 
     Returns:
-        A scalar in [0, 1]. An x-feature that is zero for all examples, or negligible beside the largest, counts as
+        Numbers (...) in [0, 1]. An x-feature that is zero for all examples, or negligible beside the largest, counts as
         orthogonal to all others. A single x-feature has no pairs and gives 0.
 
     Example:
         >>> pull_away_of_moments(torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
         tensor(0.5000)
     """
-    n = len(G)
+    n = G.shape[-1]
     if n < 2:
-        return G.sum() * 0
-    square_norm = G.diagonal()
+        return G.sum((-2, -1)) * 0
+    square_norm = G.diagonal(dim1=-2, dim2=-1)
     # Relative to the largest: a dying x-feature leaves small values in a running mean, and they must not overflow.
-    alive = square_norm > square_norm.max() * torch.finfo(G.dtype).eps ** 2
+    alive = square_norm > square_norm.amax(-1, keepdim=True) * torch.finfo(G.dtype).eps ** 2
     inverse = torch.where(alive, torch.where(alive, square_norm, 1).rsqrt(), 0)
-    square_cosine = (G * inverse[:, None] * inverse) ** 2
-    return (square_cosine.sum() - square_cosine.diagonal().sum()) / (n * (n - 1))
+    square_cosine = (G * inverse[..., None] * inverse[..., None, :]) ** 2
+    own = square_cosine.diagonal(dim1=-2, dim2=-1)
+    return (square_cosine.sum((-2, -1)) - own.sum(-1)) / (n * (n - 1))
 
 
 def pull_away(E: Tensor, *, weight: Tensor | None = None) -> Tensor:

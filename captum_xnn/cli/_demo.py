@@ -14,10 +14,8 @@ Reference:
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +25,17 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.datasets._digits import Digits, load_digits
-from captum_xnn.metrics import Faithfulness
-from captum_xnn.report import ReportOptions, write_report
-from captum_xnn.training._problem import Recipe
+from captum_xnn.datasets._networks import digits_cnn
+from captum_xnn.metrics._faithfulness import Faithfulness
+from captum_xnn.report import ReportOptions
+from captum_xnn.report._page import write_report
+from captum_xnn.training._recipe import Recipe
 
-__all__ = ["LAYERS", "DemoResult", "Score", "digits_cnn", "load_cnn", "run", "train_cnn"]
+__all__ = ["LAYERS", "DemoResult", "Score", "load_cnn", "run"]
 
 LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
 """Explained layers of the network, each with its kind."""
@@ -88,72 +87,6 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def digits_cnn(generator: torch.Generator) -> nn.Sequential:
-    r"""Make the paper's two-layer network for 28x28 digits, untrained, with named modules.
-
-    Args:
-        generator: Generator that draws the weights, uniform in :math:`\pm 1/\sqrt{fan}`.
-
-    Example:
-        >>> cnn = digits_cnn(torch.Generator().manual_seed(0))
-        >>> cnn(torch.zeros(2, 1, 28, 28)).shape
-        torch.Size([2, 10])
-    """
-    with torch.random.fork_rng(devices=[]):  # torch draws initial weights from the global generator
-        cnn = nn.Sequential(
-            OrderedDict[str, nn.Module](
-                conv1=nn.Conv2d(1, 16, 5, padding=2),
-                relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(16, 32, 5, padding=2),
-                relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),
-                flatten=nn.Flatten(),
-                fc1=nn.Linear(32 * 7 * 7, 64),
-                relu3=nn.ReLU(),
-                fc2=nn.Linear(64, 10),
-            )
-        )
-    with torch.no_grad():
-        for module in cnn:
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                for p in module.parameters():
-                    p.uniform_(-bound, bound, generator=generator)
-    return cnn
-
-
-def train_cnn(
-    images: Tensor, labels: Tensor, *, epochs: int = 8, seed: int = 0, progress: bool = False
-) -> nn.Sequential:
-    """Train a network to read digits, and return it in eval mode.
-
-    Args:
-        images: Images (N, 1, 28, 28) in [0, 1].
-        labels: Digits (N,).
-        epochs: Number of passes over the images.
-        seed: Seed of weights and batches.
-        progress: Whether to show a progress bar.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> cnn = train_cnn(torch.rand(64, 1, 28, 28, generator=generator), torch.arange(64) % 10, epochs=1)
-        >>> cnn.training
-        False
-    """
-    generator = torch.Generator().manual_seed(seed)
-    cnn = digits_cnn(generator).to(images)
-    batches = [b for _ in range(epochs) for b in torch.split(torch.randperm(len(images), generator=generator), 64)]
-    optimiser = torch.optim.AdamW(cnn.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=len(batches) + 1)
-    for rows in tqdm(batches, "training the network", disable=not progress, leave=False):
-        optimiser.zero_grad(set_to_none=True)
-        F.cross_entropy(cnn(images[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-    return cnn.eval()
-
-
 def load_cnn(folder: str | os.PathLike[str]) -> nn.Sequential:
     """Load the network that a demonstration saved, in eval mode. The saved explainers load on this network.
 
@@ -203,7 +136,7 @@ def run(
     folder = Path(folder)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     data = load_digits(seed=seed)
-    cnn = train_cnn(data.train_images, data.train_labels, epochs=epochs, seed=seed, progress=progress)
+    cnn = data.trained_network(epochs=epochs, seed=seed, progress=progress)
 
     def fitted(images: Tensor) -> dict[str, XNNAttribution]:
         return {
@@ -334,7 +267,7 @@ def _report(
     with warnings.catch_warnings():
         # On a few of these images, excitation backprop at the convolutional layer loses a tenth of the probability to
         # biases.
-        warnings.filterwarnings("ignore", "expected probabilities that sum to 1")
+        warnings.filterwarnings("ignore", "probabilities sum to")
         return write_report(
             folder / ("report.html" if layer == next(iter(LAYERS)) else f"report-{layer}.html"),
             xnn,

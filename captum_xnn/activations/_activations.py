@@ -1,0 +1,146 @@
+"""Activations: the output of a layer and the outputs of the model on some data.
+
+Conventions:
+    M examples of all data, N examples of a batch, C outputs of the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.activations._memmap import Rows
+from captum_xnn.activations._store import Store
+from captum_xnn.activations._unpacking import Unpack
+from captum_xnn.errors import ModelMismatchError
+from captum_xnn.layers._fingerprint import differences, fingerprint
+from captum_xnn.layers._logits import Spread
+from captum_xnn.layers._targets import Target, select
+
+__all__ = ["Activations", "Asked", "Source"]
+
+
+class Source(NamedTuple):
+    """Data that can be read again in the same order."""
+
+    data: Any
+    """As :func:`captum_xnn.activations.collect` takes them."""
+    unpack: Unpack
+    """Turns a batch of an iterable into (inputs, additional_forward_args)."""
+
+
+class Asked:
+    """The requested outputs of the model.
+
+    Every batch is checked for them. Where the model gives maps or sequences, no other outputs are kept.
+
+    Args:
+        targets: Each None, an int, or a tuple of ints.
+        gradients: Whether their derivatives by the layer are needed, so that the first batch is tried for them.
+
+    Example:
+        >>> asked = Asked([(1, 0), (0, 2)])
+        >>> asked.kept(torch.arange(12.0).reshape(2, 2, 3))
+        tensor([[3., 2.],
+                [9., 8.]])
+    """
+
+    def __init__(self, targets: Iterable[Target], *, gradients: bool = False) -> None:
+        self.targets = list(dict.fromkeys(targets))
+        self.gradients = gradients
+        self.spread: Spread | None = None
+        """Range and sums of all outputs, where not all outputs are kept."""
+
+    def check(self, y_hat: Tensor) -> None:
+        """Raise where the model has no such output.
+
+        Args:
+            y_hat: The model's outputs, (N, ...).
+        """
+        for target in self.targets:
+            select(y_hat, target)
+
+    def kept(self, y_hat: Tensor) -> Tensor:
+        """Select the outputs to keep: (N,) or (N, C) as they are, otherwise only the requested ones, (N, targets).
+
+        Args:
+            y_hat: The model's outputs, (N, ...).
+        """
+        if y_hat.dim() <= 2:
+            return y_hat
+        self.spread = self.spread or Spread()
+        self.spread.add(y_hat)
+        return torch.stack([select(y_hat, target) for target in self.targets], 1)
+
+
+class Activations(NamedTuple):
+    """Activations of a layer and the outputs of the model, example by example.
+
+    Both are tensors, or both are :class:`~captum_xnn.activations._memmap.Rows` on disk. ``Z[rows]`` and ``Z.split(n)``
+    work on either, and ``Z[:]`` is a tensor.
+    """
+
+    Z: Tensor | Rows
+    """Output of the layer, (M, ...), in the model's dtype, on the CPU."""
+    y_hat: Tensor | Rows
+    """Output of the model, (M,) or (M, C), usually logits, on the CPU."""
+    layer: str
+    """Dotted name of the layer."""
+    fingerprint: dict[str, Any] | None = None
+    """The model's fingerprint (:mod:`captum_xnn.layers._fingerprint`), where activations come from a store."""
+    source: Source | None = None
+    """The inputs, to be read again by groups of contributions; None where they cannot be read again."""
+    folder: Path | None = None
+    """Folder of the store. Fits keep contributions beside it."""
+    asked: Asked | None = None
+    """The outputs in the columns of y_hat, where others were not kept; None where y_hat holds all outputs."""
+
+    @classmethod
+    def open(cls, store: str | os.PathLike[str], *, checksums: bool = True) -> Activations:
+        """Open and verify the activations in a folder that :func:`~captum_xnn.activations.collect` filled.
+
+        Args:
+            store: The folder.
+            checksums: Whether to read all files once and compare checksums, rather than look at sizes only.
+
+        Raises:
+            StoreError: If shards are missing, cut short, or changed, or the folder is not a store of this version. The
+                error names the shards and the remedy.
+
+        Example:
+            >>> import tempfile
+            >>> from captum_xnn.activations import collect
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> folder = tempfile.mkdtemp()
+            >>> _ = collect(model, "1", torch.ones(10, 4), store=folder)
+            >>> Activations.open(folder).Z
+            Rows(shape=(10, 3), dtype=torch.float32, files=1)
+        """
+        opened = Store.open(store)
+        opened.check(checksums=checksums)
+        fingerprint = opened.manifest["fingerprint"]
+        return cls(opened.rows("Z"), opened.rows("y_hat"), opened.layer, fingerprint, folder=Path(store))
+
+    def check(self, model: nn.Module, layer: str) -> None:
+        """Raise where the activations come from another layer or model, as far as is known.
+
+        Args:
+            model: A plain module.
+            layer: Dotted name of the layer.
+
+        Raises:
+            ModelMismatchError: If they come from another layer, or from a model with other weights.
+        """
+        told = [f"layer is {layer}, was {self.layer}"] if layer != self.layer else []
+        if not told and self.fingerprint is not None:
+            told = differences(self.fingerprint, fingerprint(model, layer))
+        if told:
+            raise ModelMismatchError(
+                f"these activations were not collected from layer {layer!r} of this model: {'; '.join(told)}. Name "
+                "the other layer, load the weights they were collected with, or collect anew into another folder"
+            )

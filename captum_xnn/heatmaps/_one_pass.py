@@ -1,0 +1,250 @@
+r"""One forward pass of the model with the graph from a layer, or from the inputs, to the model's output.
+
+The pass gives the explained layer's output Z, the model's outputs, and the gradients of groups of contributions.
+
+Conventions:
+    N examples, K x-features to draw.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._pixels import repeated
+from captum_xnn.layers._reader import Reader, checked
+from captum_xnn.layers._state import eager, untouched
+from captum_xnn.layers._tail import Tail, frozen
+from captum_xnn.layers._targets import Target, select_each
+from captum_xnn.layers._trace import Tracer
+from captum_xnn.models._contribution_groups import ContributionGroups
+
+__all__ = ["Pass", "Reading"]
+
+
+class _Unfit(Exception):
+    """Ends a pass in which the explained layer runs twice, any layer runs in a backward pass, or returns no tensor."""
+
+
+class Pass(NamedTuple):
+    """A forward pass with its graph."""
+
+    tail: Tail
+    """The rest of the model behind the explained layer."""
+    place: nn.Module | None
+    """The layer at which the graph begins; None for the inputs."""
+    leaves: list[Tensor]
+    """Output of that layer at its last call before the explained layer, or all inputs, (N, ...)."""
+    Z: Tensor
+    """The explained layer's output, (N, ...)."""
+    y_hat: Any
+    """The model's output, after ``prediction_transform``."""
+
+    @classmethod
+    def of(
+        cls,
+        tail: Tail,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...],
+        place: nn.Module | None,
+        tracer: Tracer | None = None,
+    ) -> Pass | None:
+        """Run the model once; return None where one pass does not suffice for the gradients of groups.
+
+        That is the case with an ``output_transform``, with integer inputs, for an explained layer that runs several
+        times, or for a layer that returns no tensor. Of the calls of any other layer the last one before the explained
+        layer counts, as in Captum.
+
+        Args:
+            tail: The rest of the model behind the explained layer.
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+            place: The layer at which the graph begins; None for the inputs.
+            tracer: Notes the modules that run.
+        """
+        if tail.output_transform is not None:
+            return None
+        if place is None and not all(x.is_floating_point() for x in inputs):
+            return None
+        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies: a model may work in place
+        leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
+        given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
+        seen: list[Tensor] = []
+        with ExitStack() as stack:
+            for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
+                stack.enter_context(context)
+            if place is not None:
+                stack.enter_context(_cut(place, leaves, seen))
+            stack.enter_context(_kept(tail.layer, seen))
+            if tracer is not None:  # last, so that it notes the tensors that the model goes on with
+                stack.enter_context(tracer.noting())
+            try:
+                output = tail.model(*given, *(more or ()))
+            except _Unfit:
+                return None
+        if len(seen) != 1 or not leaves:
+            return None
+        y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
+        return cls(tail, place, leaves, seen[0], y_hat)
+
+    def gradients(
+        self, form: ContributionGroups, target: Target, features: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """Compute the gradients of x-features at the leaves: a backward pass to Z, and one from Z for each x-feature.
+
+        Args:
+            form: The groups.
+            target: The explained output.
+            features: The K x-features, 0-based.
+
+        Returns:
+            For each leaf its values (N, ...) and gradients (N, K, ...). None if a backward pass runs the layer again.
+        """
+        tail = self.tail
+        with ExitStack() as stack:
+            # Checkpoints run modules again in the backward pass.
+            for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
+                stack.enter_context(context)
+            for module in (tail.layer, *(() if self.place is None else (self.place,))):
+                stack.enter_context(_refused(module))
+            y = select_each(self.y_hat, [target] * len(self.Z))
+            try:
+                return _gradients(form, y, self.Z, self.leaves, features)
+            except _Unfit:
+                return None
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+                return None  # the pass changed buffers of the model, and they have been restored
+
+
+class Reading(NamedTuple):
+    """The outputs of a layer and of the model, and notes of the modules that ran."""
+
+    Z: Tensor
+    """The layer's output, (N, ...)."""
+    y_hat: Tensor
+    """The model's outputs, (N, ...)."""
+    tracer: Tracer
+    taken: Pass | None
+    """The pass that read both, if it had a graph."""
+
+    @classmethod
+    def of(
+        cls, reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, place: nn.Module | None
+    ) -> Reading:
+        """Read a layer and the model's outputs.
+
+        If the pass has the graph that maps need, the model does not run again for them. Whether the place still fits is
+        known after the pass: :class:`~captum_xnn.heatmaps.GradientMaps` compares it with the layer that it draws at.
+
+        Args:
+            reader: Reader of the explained layer.
+            inputs: Tensors (N, ...). The model may change them in place.
+            additional: Further arguments of the model.
+            place: The layer at which the graph should begin; None reads without a graph.
+
+        Raises:
+            TypeError: If the model's output is no tensor.
+            ValueError: If rows do not match, or anything is NaN or infinite.
+        """
+        more = additional or ()
+        first = repeated((*inputs, *more), 1)  # a copy, before the model may change the arguments
+        if place is not None and reader.output_transform is None:
+            tracer = Tracer(reader.model, reader.layer, first, name=reader.name)
+            try:
+                taken = Pass.of(reader.tail(), inputs, more, place, tracer)
+            except RuntimeError:  # this model does not run with gradients
+                taken = None
+            if taken is not None and taken.Z.dim() > 1:
+                y_hat = taken.y_hat.detach() if isinstance(taken.y_hat, Tensor) else taken.y_hat
+                return cls(*checked(taken.Z.detach().clone(), y_hat, reader.name), tracer, taken)
+        tracer = Tracer(reader.model, reader.layer, first, name=reader.name)
+        with tracer.noting():
+            Z, y_hat = reader.read((*inputs, *more))
+        return cls(Z, y_hat, tracer, None)
+
+
+def _gradients(
+    form: ContributionGroups, y: Tensor, Z: Tensor, leaves: list[Tensor], features: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Take a backward pass to Z, and one from Z to the leaves for each x-feature: the formula of this module."""
+    g = torch.autograd.grad(y.sum(), Z, retain_graph=True, allow_unused=True)[0]
+    g = torch.zeros_like(Z) if g is None else g
+    groups, channels = form.groups, form.channels
+    found: list[list[Tensor]] = [[] for _ in leaves]
+    for k in features:
+        shape = [-1 if d == channels else 1 for d in range(Z.dim())]
+        a = groups[:, k].to(torch.promote_types(Z.dtype, groups.dtype)).reshape(shape)
+        grads = torch.autograd.grad(Z, leaves, (g * a).to(Z), retain_graph=True, allow_unused=True)
+        for own, grad, leaf in zip(found, grads, leaves, strict=True):
+            own.append(torch.zeros_like(leaf) if grad is None else grad)
+    return [(leaf.detach(), torch.stack(own, 1)) for leaf, own in zip(leaves, found, strict=True)]
+
+
+@contextmanager
+def _cut(place: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator[None]:
+    """Cut the graph behind each call of a layer, and keep the output of the last one as the only leaf.
+
+    Args:
+        place: The layer.
+        leaves: Takes the leaf.
+        seen: Outputs of the explained layer. Calls behind it do not count.
+    """
+    thread = threading.get_ident()
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != thread or seen:
+            return None
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise _Unfit
+        leaves[:] = [output.detach().requires_grad_()]
+        return leaves[0].clone()  # a model may work in place, and a leaf forbids that
+
+    handle = place.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _refused(module: nn.Module) -> Iterator[None]:
+    """Raise _Unfit if a module runs in this context."""
+    thread = threading.get_ident()
+
+    def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if threading.get_ident() == thread:
+            raise _Unfit
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _kept(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Keep the output of the explained layer, and give the model a copy."""
+    thread = threading.get_ident()
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        if seen or not isinstance(output, Tensor) or not output.requires_grad:
+            raise _Unfit
+        seen.append(output)
+        return output.clone()
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
