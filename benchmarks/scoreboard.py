@@ -2,8 +2,9 @@
 
 Every network, class, method and seed is a line of OUT/results.jsonl, and a run with the same OUT resumes where the last
 one stopped. Printed, and written to OUT as Markdown, JSON and one list-table for each network, are means over classes
-and seeds with their 95 % confidence intervals, the best mean of the ranked methods in bold, and a table of mean ranks.
-Controls are not ranked. A cell that cannot be asked is empty, and the reason is below the table.
+and seeds with their 95 % confidence intervals, the best mean of the methods in bold, and a table of mean ranks.
+Controls are in italics. They take part in the ranks, because a method that is not ahead of them has achieved nothing.
+A cell that cannot be asked is empty, and the reason is below the table.
 
 F_reg       mean |sum of contributions and bias - logit| on test examples, in logits
 patches     patch agreement: rank correlation over patches of 4 x 4 of the map with what the contribution loses when the
@@ -73,7 +74,6 @@ from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     deletion,
-    drop_orthogonality,
     insertion,
     matched_features,
     mean_locality,
@@ -85,7 +85,7 @@ from captum_xnn.metrics import (
     selectivity,
 )
 from captum_xnn.metrics._concepts import area
-from captum_xnn.metrics._patches import patch_masks
+from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 
 IMAGES, WIDEST = 10, 4096
@@ -488,15 +488,19 @@ def pooled(lines: Sequence[Line]) -> list[Line]:
 
 
 def ranks(lines: Sequence[Line]) -> list[Line]:
-    """Returns every method's rank by every measure, for each class and seed: 1 is best, and ties share their mean."""
+    """Returns every rank by every measure, for each class and seed: 1 is best.
+
+    Values that the table prints alike are ties, and share their mean rank. Controls take part: a method that is not
+    ahead of them has achieved nothing.
+    """
     found = []
     for job in sorted({(line["class"], line["seed"]) for line in lines}):
-        of = [line for line in lines if (line["class"], line["seed"]) == job and line["method"] in rivals.METHODS]
+        of = [line for line in lines if (line["class"], line["seed"]) == job]
         by = {line["method"]: Line(method=line["method"], **{"class": job[0]}, seed=job[1]) for line in of}
         for key in (key for key, measure in MEASURES.items() if measure.better):
             known = [line for line in of if _is_number(line.get(key))]
             if len(known) > 1:
-                values = [-MEASURES[key].better * round(line[key], 6) for line in known]
+                values = [-MEASURES[key].better * round(line[key], MEASURES[key].digits) for line in known]
                 for line, rank in zip(known, rankdata(values), strict=True):
                     by[line["method"]][key] = float(rank)
         for line in by.values():
@@ -530,7 +534,7 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]], list[str]]
     of = {name: [line for line in lines if line["method"] == name] for name in rows_of(lines)}
     means = {(name, key): interval(_known(own, key)) for name, own in of.items() for key in keys}
     for name, own in of.items():
-        row = [name]
+        row = [f"*{name}*" if name in CONTROLS else name]
         for key in keys:
             mean, half = means[name, key]
             measure = MEASURES[key]
@@ -572,13 +576,18 @@ def rank_cells(by_network: dict[str, list[Line]]) -> tuple[list[str], list[list[
         for kind in RANKED:
             each = {name: interval(line[kind] for line in of[name]) for name in of}
             mean = math.fsum(value for value, _ in each.values()) / len(each)
-            half = math.sqrt(math.fsum(h**2 for _, h in each.values() if not math.isnan(h))) / len(each)
+            known = [h**2 for _, h in each.values() if not math.isnan(h)]
+            half = math.sqrt(math.fsum(known)) / len(each) if known else math.nan
             figures[method] |= {kind: [mean, half], f"{kind} of networks": each}
     rows = []
-    for method in sorted(figures, key=lambda method: figures[method]["mean"][0]):
+    for method in sorted(figures, key=lambda method: (method in CONTROLS, figures[method]["mean"][0])):
         of = figures[method]
         each = {name: _shown(*value) for name, value in of["mean of networks"].items()}
-        row = [method, _shown(*of["mean"]), *(each.get(name, "") for name in by_network)]
+        row = [
+            f"*{method}*" if method in CONTROLS else method,
+            _shown(*of["mean"]),
+            *(each.get(name, "") for name in by_network),
+        ]
         rows.append([*row, _shown(*of["all"]), str(of["asked"])])
     return ["method", "mean rank", *by_network, "by all measures", "asked"], rows, figures
 
@@ -605,23 +614,27 @@ def picture_of_ranks(ranked: Line, names: Sequence[str]) -> Any:
     figure, axis = _figure(6.4, 0.28 * len(ranked) + 1.2)
     order = sorted(ranked, key=lambda method: ranked[method]["mean"][0], reverse=True)
     for row, method in enumerate(order):
+        color = "#d55e00" if method in CONTROLS else "#0072b2"
         mean, half = ranked[method]["mean"]
+        half = 0.0 if math.isnan(half) else half
         axis.plot([mean - half, mean + half], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
         axis.plot([mean], [row], marker="|", markersize=13, color="0.1")
         for mark, name in zip("osD^vP", names, strict=False):
             if name in (of := ranked[method]["mean of networks"]):
                 label = name if row == 0 else None
-                axis.plot([of[name][0]], [row], mark, color="#0072b2", markersize=5, fillstyle="none", label=label)
+                axis.plot([of[name][0]], [row], mark, color=color, markersize=5, fillstyle="none", label=label)
     axis.set_yticks(range(len(order)), order)
     axis.set_xlabel("mean rank over measures; 1 is best")
+    axis.set_xlim(0, len(order) + 1)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
-def picture_of_pair(
-    by_network: dict[str, list[Line]], across: str, up: str, named: Sequence[str] = ("groups", *CONTROLS)
-) -> Any:
-    """Returns a figure of two measures of every method, a panel for each network: some by name, others in grey."""
+NAMED = ("groups", "SRAE", "DRSA", "CRAFT", *rivals.CONTROLS)
+
+
+def picture_of_pair(by_network: dict[str, list[Line]], across: str, up: str, named: Sequence[str] = NAMED) -> Any:
+    """Returns a figure of two measures of every method, a panel for each network: some by name, others as grey dots."""
     shown = {
         name: found
         for name, lines in by_network.items()
@@ -642,11 +655,8 @@ def picture_of_pair(
             control = method in CONTROLS
             color = "#d55e00" if control else "#0072b2" if method in named else "0.6"
             axis.plot([x], [y], "s" if control else "o", color=color, markersize=6 if method in named else 4)
-            near = method.replace(" groups", "") if method != "groups" else method
-            axis.annotate(
-                near, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6 if method not in named else 8,
-                color=color if method in named else "0.45",
-            )  # fmt: skip
+            if method in named:
+                axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, color=color)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(_directed(across), fontsize=8)
         axis.set_ylabel(_directed(up), fontsize=8)
@@ -672,7 +682,7 @@ def draw(by_network: dict[str, list[Line]], ranked: Line, folder: Path) -> None:
     """Writes a picture for each finding: who is ahead, what overlaps, and what removal curves measure."""
     figures = {
         "ranks": picture_of_ranks(ranked, list(by_network)),
-        "overlap": picture_of_pair(by_network, "o1", "patches"),
+        "overlap": picture_of_pair(by_network, "overlap", "patches"),
         "removal": picture_of_pair(by_network, "eff", "insertion"),
     }
     for name, figure in figures.items():
@@ -705,6 +715,13 @@ def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | N
     draw(by_network, figures, pictures or out)
 
 
+def _forget(log: Path, methods: Sequence[str]) -> None:
+    """Takes the lines of some methods out of a log, to measure them again."""
+    if methods and log.exists():
+        kept = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["method"] not in methods]
+        save(log, "".join(kept).encode())
+
+
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the tables."""
     if given.report:
@@ -735,6 +752,7 @@ def main(given: argparse.Namespace) -> None:
         halved = job["class"] in known[job["network"]].classes[: given.halves]
         return {"empty": True} if found is None else measure(*found, job, halved)
 
+    _forget(given.out / "results.jsonl", given.again)
     lines = measured(given.out, jobs, of, title="networks, classes and methods", under=settings(given))
     report(lines, given.out, given.tables, given.pictures)
 
@@ -752,6 +770,9 @@ if __name__ == "__main__":
     parser.add_argument("--classes-funnybirds", type=int, help="of FunnyBirds, where it is another number")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=[*rivals.METHODS, *CONTROLS])
+    parser.add_argument(
+        "--again", nargs="+", default=[], metavar="METHOD", help="measure these anew, as after a change"
+    )
     parser.add_argument("--halves", type=int, default=1000, help="classes of each network with fits to halves, at most")
     parser.add_argument("--quick", action="store_true", help="FunnyBirds and figures, two classes, without halves")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")

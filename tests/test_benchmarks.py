@@ -1122,7 +1122,7 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     few = ["groups", "NN", "spectral groups", "PRCA", "CRAFT", "TopK SAE"]
     given = argparse.Namespace(
         classes=2, seeds=1, methods=[*few, *scoreboard.CONTROLS], halves=1, quick=False,
-        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False,
+        tables=tmp_path / "docs", pictures=tmp_path / "docs", out=tmp_path / "out", examples=10, report=False, again=[],
     )  # fmt: skip
     scoreboard.main(given)
     printed = capsys.readouterr().out
@@ -1141,16 +1141,22 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     )  # less eff and overlap, and within
     assert all(0 < line["overlap"] <= 1 + 1e-9 for line in by.values() if "overlap" in line)
     assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
-    assert set(table["ranks"]) == set(few) and "a map has no x-features" in printed
+    assert set(table["ranks"]) == {*few, *scoreboard.CONTROLS} and "a map has no x-features" in printed
     assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
     assert "mean rank over measures" in (given.pictures / "scoreboard_ranks.svg").read_text()
-    assert "random encoder" in (given.pictures / "scoreboard_overlap.svg").read_text()
+    assert "random groups" in (given.pictures / "scoreboard_overlap.svg").read_text()
     monkeypatch.setattr(scoreboard, "measure", None)
     scoreboard.main(given)  # measures nothing again
     assert capsys.readouterr().out == printed
     given.report = True
     scoreboard.main(given)
     assert capsys.readouterr().out == printed
+    given.report, given.again = False, ["groups"]
+    monkeypatch.setattr(scoreboard, "measure", lambda of, by, job, halves: {"f_reg": 7.0, "patches": 0.5})
+    scoreboard.main(given)
+    anew = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    assert len(anew) == len(lines) and {line["f_reg"] for line in anew if line["method"] == "groups"} == {7.0}
+    assert [line for line in anew if line["method"] != "groups"] == [ln for ln in lines if ln["method"] != "groups"]
 
 
 def test_ranks_share_ties_and_leave_out_what_was_not_asked():
@@ -1164,13 +1170,15 @@ def test_ranks_share_ties_and_leave_out_what_was_not_asked():
     ]
     found = {line["method"]: line for line in scoreboard.ranks(lines)}
     assert found["groups"] | {"class": 1, "seed": 0} == {
-        "method": "groups", "class": 1, "seed": 0, "f_reg": 1.5, "patches": 2.0, "mean": 1.75, "all": 1.75, "asked": 2,
+        "method": "groups", "class": 1, "seed": 0, "f_reg": 2.5, "patches": 3.0, "mean": 2.75, "all": 2.75, "asked": 2,
     }  # fmt: skip
-    assert found["PRCA"]["mean"] == 1.25 and found["CRAFT"]["mean"] == 3 and "random groups" not in found
+    assert [found[name]["mean"] for name in ("PRCA", "CRAFT", "random groups")] == [2.25, 4, 1]
+    order = [row[0] for row in scoreboard.rank_cells({"net": lines})[1]]
+    assert order == ["PRCA", "groups", "CRAFT", "*random groups*"]
     head, rows, _ = scoreboard.cells(lines)
     assert head == ["method", "F_reg", "patches"]
     assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
-    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["random groups", "0.000", "0.90"]
+    assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["*random groups*", "0.000", "0.90"]
 
 
 def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
@@ -1190,7 +1198,7 @@ def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     given = argparse.Namespace(
         model=str(tmp_path / "net.py"), images=tmp_path / "pictures", layer="5", most=100, classes=2, seeds=1, halves=2,
         methods=["groups", "TopK SAE", "random groups", "1-Heatmap"], quick=False, tables=None, pictures=None,
-        out=tmp_path / "out", report=False,
+        out=tmp_path / "out", report=False, again=[],
     )  # fmt: skip
     monkeypatch.setattr(rivals, "STEPS", 5)
     scoreboard.main(given)

@@ -163,7 +163,6 @@ def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feat
     explained: Any, page: tuple[str, Page]
 ) -> None:
     from captum_xnn.plots import own_scale
-    from captum_xnn.report._thumbnails import overlay
 
     xnn, images, target = explained
     # The whole gallery at once, as the page drew it: rounding may move a colour by one step otherwise.

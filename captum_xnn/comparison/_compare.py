@@ -43,9 +43,7 @@ from tqdm import tqdm
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.comparison._compared import MethodComparison
 from captum_xnn.comparison._measured import Measured
-from captum_xnn.comparison._rivals import (
-    named_methods,
-)
+from captum_xnn.comparison._rivals import named_methods
 from captum_xnn.comparison._splits import FOLDS, Settings, Splits, Values, as_marks
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -117,7 +115,6 @@ def compare(
             fitted. Another method that cannot be fitted raises a warning, and its row stays empty.
 
     Example:
-        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> found = compare(

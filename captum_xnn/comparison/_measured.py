@@ -18,14 +18,7 @@ from torch import Tensor
 
 from captum_xnn.activations._activations import Activations
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._rivals import (
-    Dictionaries,
-    Method,
-    OneMap,
-    Partition,
-    Relevances,
-    Subspaces,
-)
+from captum_xnn.comparison._rivals import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
 from captum_xnn.comparison._splits import Settings, Split, Values
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._embeddings import embedding_of
