@@ -19,9 +19,7 @@ from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._rivals import (
-    Rows,
-)
+from captum_xnn.comparison._rivals import Rows
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
