@@ -334,7 +334,7 @@ def test_wrong_masks_are_refused(model):
             torch.ones(149, 8, 8, dtype=torch.long),
             "masks of 149 examples, and 150 examples that methods are measured on",
         ),
-        (torch.ones(150, 8, 8), r"masks \(M, H, W\) of integers .* got torch.float32 \(150, 8, 8\)"),
+        (torch.ones(150, 8, 8), r"masks are torch\.float32 \(150, 8, 8\); pass integers from 1 to P for parts"),
         (torch.zeros(150, 8, 8, dtype=torch.long), "integers from 1 to P"),
     ]:
         with pytest.raises(ValueError, match=said):

@@ -115,6 +115,7 @@ def compare(
             fitted. Another method that cannot be fitted raises a warning, and its row stays empty.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> found = compare(
