@@ -84,7 +84,7 @@ def lines(values: dict[str, tuple[int, ...]], usual: dict[str, int], out: Path) 
     found: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
     for name, some in values.items():
         for value in some:
-            size = usual | {name: value}
+            size: dict[str, float] = {**usual, name: value}
             if any(all(line[k] == v for k, v in size.items()) for line in found):
                 continue
             command = [sys.executable, "-m", "benchmarks.growth", "--one", json.dumps(size)]
