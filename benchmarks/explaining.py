@@ -155,7 +155,7 @@ def print_calls(models: list[str], batches: list[int], device: str, repeats: int
         with torch.no_grad():  # the head of torchvision's new vision transformers gives zeros
             model.get_submodule(
                 {"resnet50": "fc"}.get(name, "classifier.6" if name == "vgg16" else "heads.head")
-            ).weight.normal_(0, 0.05)
+            ).get_parameter("weight").normal_(0, 0.05)
         model = model.to(device)
         for form in FORMS:
             for batch in batches:

@@ -39,7 +39,7 @@ from captum_xnn.training._fitting import fit_together
 
 sys.path.insert(0, str(Path(__file__).parent))  # these are run as scripts, too
 import explaining
-from backend_speed import composed
+from backend_speed import K, composed
 from excitation_speed import network
 
 WAITS = frozenset(
@@ -83,12 +83,12 @@ def explain(model: nn.Module, layer: str, x: Tensor, repeats: int) -> dict[str, 
         if loop is not None:
             found[name]["to_captum"] = statistics.median(a / b for a, b in turns)
     for form in explaining.FORMS:
-        runs = explaining.calls(explaining.explainer(model, layer, x, form), x)
-        for run in runs.values():
+        own = explaining.calls(explaining.explainer(model, layer, x, form), x)
+        for run in own.values():
             run()
         peak(x.device)
         found[form] = {
-            name: statistics.median(explaining.seconds(run, x) for _ in range(repeats)) for name, run in runs.items()
+            name: statistics.median(explaining.seconds(run, x) for _ in range(repeats)) for name, run in own.items()
         }
         found[form]["peak_gib"] = peak(x.device)
     return found
@@ -127,7 +127,7 @@ def loops(model: nn.Module, layer: str, x: Tensor, width: int = 256) -> dict[str
         one = waits(partial(xnn.attribute, x, target=0, feature=0), device)
         every = waits(partial(xnn.attribute, x, target=0), device)
         found[f"attribute, {form}"] = dict(every)
-        found[f"a further map, {form}"] = beyond(one, every, explaining.K - 1)
+        found[f"a further map, {form}"] = beyond(one, every, K - 1)
     return found
 
 
@@ -144,7 +144,7 @@ def main(given: argparse.Namespace) -> dict[str, Any]:
         "waits": lambda: loops(model, given.layer, x[:2]),
         "explaining": lambda: explain(model, given.layer, x, given.repeats),
         **{
-            f"fits of {count}": lambda count=count: fits([count], recipe, device, given.examples, given.width)
+            f"fits of {count}": partial(fits, [count], recipe, device, given.examples, given.width)
             for count in given.targets
         },
     }

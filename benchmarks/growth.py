@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -78,13 +79,13 @@ def resident(kind: str) -> float:
     return int(told[kind].split()[0]) / 1024
 
 
-def lines(values: dict[str, tuple[int, ...]], usual: dict[str, int], out: Path) -> list[dict[str, float]]:
+def lines(values: Mapping[str, tuple[int, ...]], usual: dict[str, int], out: Path) -> list[dict[str, float]]:
     """Returns the figures of all sizes, and keeps them in a file, from which a further run goes on."""
     path = out / "growth.json"
     found: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
     for name, some in values.items():
         for value in some:
-            size = usual | {name: value}
+            size: dict[str, float] = {**usual, name: value}
             if any(all(line[k] == v for k, v in size.items()) for line in found):
                 continue
             command = [sys.executable, "-m", "benchmarks.growth", "--one", json.dumps(size)]

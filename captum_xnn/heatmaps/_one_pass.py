@@ -82,7 +82,7 @@ class Pass(NamedTuple):
             if place is not None:
                 stack.enter_context(_cut(place, leaves, seen))
             stack.enter_context(_kept(tail.layer, seen))
-            if tracer is not None:  # last, so that it notes the tensors that later modules read
+            if tracer is not None:  # last, so that it notes the tensors that the model uses
                 stack.enter_context(tracer.noting())
             try:
                 output = tail.model(*given, *(more or ()))
