@@ -56,11 +56,11 @@ def fitted(make, positives=None, n=3, recipe=QUICK, seed=0, outputs=None):
     return xnn.requires_grad_(False), Z, y, history
 
 
-def row_weight(positives):
-    """Of 128 rows some are drawn from the positives alone, so that a quarter of all are; 1 on average."""
+def row_weight(positives, batch=128):
+    """Of a batch some rows are drawn from the positives alone, so that a quarter of all are; 1 on average."""
     share = float(positives.double().mean())
-    more = round(128 * (0.25 - share) / (1 - share))
-    return ((128 - more) + more / share * positives) / 128
+    more = round(batch * (0.25 - share) / (1 - share))
+    return ((batch - more) + more / share * positives) / batch
 
 
 # --- what all have in common
@@ -143,7 +143,7 @@ def test_nn_learns_no_reconstruction_and_reads_it_out_afterwards():
 
 
 def test_nn_is_as_faithful_as_the_srae():
-    recipe = Recipe(steps=400)
+    recipe = Recipe(steps=400, batch_size=128)
     errors = []
     for make in (FORMS["NN"], partial(SRAE, hidden=(16, 8))):
         xnn, Z, y, history = fitted(make, recipe=recipe)
@@ -250,12 +250,13 @@ def read(E, wanted, positives):
     return layer.weight.detach(), layer.bias.detach()
 
 
-def test_read_out_isPlainObjective_least_squares():
+def test_read_out_is_least_squares():
     g = torch.Generator().manual_seed(0)
     E = torch.randn(60, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1e-2, 1e2]) + 5
     wanted, positives = torch.randn(60, 2, generator=g, dtype=torch.float64), torch.arange(60) < 6
     weight, bias = read(E, wanted, positives)
-    oracle = LinearRegression().fit(E.numpy(), wanted.numpy(), sample_weight=row_weight(positives).numpy())
+    weights = row_weight(positives, batch=64).numpy()  # the default below 1,280 examples
+    oracle = LinearRegression().fit(E.numpy(), wanted.numpy(), sample_weight=weights)
     np.testing.assert_allclose(weight.numpy(), oracle.coef_, rtol=1e-5)
     np.testing.assert_allclose(bias.numpy(), oracle.intercept_, rtol=1e-5)
 

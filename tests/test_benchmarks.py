@@ -531,7 +531,7 @@ def test_equation_5_at_the_reasons_themselves():
     from benchmarks import synthetic
 
     of = synthetic.explained("exact", 500, 50, 3, 1)
-    shown = synthetic.concepts(of.train.figures, 1).numpy()
+    shown = of.train.figures.shown_reasons(1).numpy()
     Z, y, members = of.train.Z.numpy(), of.train.y_hat[:, 1:2].numpy(), (of.train.y_hat.argmax(1) == 1).numpy()
     share = members.mean()
     more = round(128 * (0.25 - share) / (1 - share))  # drawn from the members alone, so that a quarter of a batch is
