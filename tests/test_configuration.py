@@ -31,7 +31,9 @@ FULL = Configuration(
     store="/there/store",
     checkpoint="/there/checkpoint",
     tensorboard="/there/curves",
-    recipe=Recipe(steps=7, beta=0.1, learning_rate=3e-4, weight_decay=0.25, patience=0.2, mixed_precision=True),
+    recipe=Recipe(
+        batch_size=96, steps=7, beta=0.1, learning_rate=3e-4, weight_decay=0.25, patience=0.2, mixed_precision=True
+    ),
 )
 
 

@@ -57,6 +57,19 @@ def test_outputs_scale_away():
     torch.testing.assert_close(learn_groups(own * 7, own[:0], drops * 7, 2), learn_groups(own, own[:0], drops, 2))
 
 
+def test_patches_that_change_no_activation_say_nothing():
+    """Their drops are rounding of the integral; with no other patches, dimensions are clustered by contributions."""
+    own, drops = two_reasons()
+    lost = drops.clone()
+    lost[:, 2:4] = 0
+    drops[:, 2:4] = 1e-3
+    a = learn_groups(own, own[:0], drops, 2, lost=lost)
+    expected = learn_groups(own, own[:0], drops[:, [0, 1, 4, 5]], 2, lost=lost[:, [0, 1, 4, 5]])
+    torch.testing.assert_close(a, expected, rtol=1e-2, atol=1e-2)
+    alone = learn_groups(own, own[:0], drops, 2, lost=torch.zeros_like(lost))
+    torch.testing.assert_close(alone, learn_groups(own, own[:0], None, 2))
+
+
 def test_units_of_the_layer_scale_away():
     """Activations in other units drop by other numbers, while contributions stay."""
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()

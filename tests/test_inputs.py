@@ -190,8 +190,9 @@ def test_folders_without_images(tmp_path):
         Inputs(tmp_path)
     with pytest.raises(DatasetError, match=r"folder or file of inputs .*nowhere.* does not exist; check the path"):
         Inputs(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match=r"a.txt' is not .* image \(.jpg, .*\) or an array \(.npy, .npz, .pt\)"):
-        Inputs(tmp_path / "a.txt")
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(DatasetError, match=r"a.csv' is not .* image \(.jpg, .*\) or an array \(.npy, .npz, .pt\)"):
+        Inputs(tmp_path / "a.csv")
 
 
 def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path, monkeypatch):

@@ -83,7 +83,9 @@ KINDS = {
 def made(kind, form, heatmap=None):
     make, use, shape, size, tensor = KINDS[kind]
     model, x = Net(make(), use, size), torch.randn(40, *shape)
-    xnn = XNNAttribution(model, "act", K, autoencoder=FORMS[form], recipe=Recipe(steps=12), heatmap=heatmap)
+    xnn = XNNAttribution(
+        model, "act", K, autoencoder=FORMS[form], recipe=Recipe(steps=12, batch_size=128), heatmap=heatmap
+    )
     return xnn.fit(x, 0, positives=torch.ones(40).bool(), progress=False), model, x[:3], tensor
 
 
@@ -191,7 +193,9 @@ def test_what_is_no_map_is_refused_with_its_shape(form, kind):
     make, use, shape, size, told = REFUSED[kind]
     model, x = Net(make(), use, size), torch.randn(40, *shape)
     heatmap = FromCaptum(LayerGradientXActivation, layer="layer")
-    xnn = XNNAttribution(model, "act", K, autoencoder=FORMS[form], recipe=Recipe(steps=12), heatmap=heatmap)
+    xnn = XNNAttribution(
+        model, "act", K, autoencoder=FORMS[form], recipe=Recipe(steps=12, batch_size=128), heatmap=heatmap
+    )
     xnn.fit(x, 0, positives=torch.ones(40).bool(), progress=False)
     with pytest.raises(ValueError, match=told):
         xnn.attribute(x[:3], 0)
@@ -201,7 +205,9 @@ def test_a_tuple_of_which_all_counts_has_a_map_for_each():
     """As Captum's own classes do."""
     model, x = Net(Returns(lambda h: (h.clone(), 2 * h)), lambda out: out[0] + out[1], 192), torch.randn(40, 1, 8, 8)
     heatmap = FromCaptum(LayerGradientXActivation, layer="layer")
-    xnn = XNNAttribution(model, "act", K, autoencoder=FORMS["learned"], recipe=Recipe(steps=12), heatmap=heatmap)
+    xnn = XNNAttribution(
+        model, "act", K, autoencoder=FORMS["learned"], recipe=Recipe(steps=12, batch_size=128), heatmap=heatmap
+    )
     xnn.fit(x, 0, positives=torch.ones(40).bool(), progress=False)
     one, other = xnn.attribute(x[:3], 0)
     torch.testing.assert_close(other, 2 * one)

@@ -144,7 +144,8 @@ class Routed(nn.Module):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_layer_that_sees_some_of_the_examples_is_refused(form):
     with pytest.raises(
-        ValueError, match=r"got \d+ and 60 rows; .* as an expert behind a router, choose a layer behind"
+        ValueError,
+        match=r"gives \d+ rows and the model gives 60 rows .* as an expert behind a router, choose a layer behind",
     ):
         fitted(Routed(), "experts.1", form)
     model = Routed()

@@ -114,10 +114,10 @@ def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | N
     """
     X = (drops / drops.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
     m = X.sum(1)
-    kept = m > _SILENT * m.max()
     size = lost.square().mean((0, 1)).sqrt()
     V = (lost / torch.where(size > 0, size, 1)).flatten(0, 1)
-    return (X[kept], m[kept], V[kept]) if bool((m > 0).any()) else None
+    kept = (m > _SILENT * m.max()) & (m > 0) & (V != 0).any(1)
+    return (X[kept], m[kept], V[kept]) if bool(kept.any()) else None
 
 
 def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
