@@ -304,7 +304,9 @@ def table(torchvision):
                 warnings.simplefilter("ignore")
                 said = verdict(name, case)
             if said not in ("right", "repaired"):
-                said = said.replace("Own" if name.startswith("a ") else name, "...").replace("for Saliency", "for ...")
+                said = said.replace("Own" if name.startswith("a ") else name, "...").replace(
+                    "Saliency needs", "... needs"
+                )
                 said = re.sub(r"\d+%", "... %", said)
                 if said not in reasons:
                     reasons.append(said)
