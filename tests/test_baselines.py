@@ -255,7 +255,7 @@ def test_read_out_is_least_squares():
     E = torch.randn(60, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1e-2, 1e2]) + 5
     wanted, positives = torch.randn(60, 2, generator=g, dtype=torch.float64), torch.arange(60) < 6
     weight, bias = read(E, wanted, positives)
-    weights = row_weight(positives, batch=64).numpy()  # the default below 1,280 examples
+    weights = row_weight(positives).numpy()
     oracle = LinearRegression().fit(E.numpy(), wanted.numpy(), sample_weight=weights)
     np.testing.assert_allclose(weight.numpy(), oracle.coef_, rtol=1e-5)
     np.testing.assert_allclose(bias.numpy(), oracle.intercept_, rtol=1e-5)
