@@ -12,7 +12,9 @@ from torch import nn
 
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum, GradientMaps
+from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.layers._lookup import find_layer
+from captum_xnn.layers._tail import Tail
 
 
 def drawn(xnn, data, target, backend, **settings):
@@ -175,3 +177,36 @@ def test_a_changed_model_is_explained_as_it_is(change):
     torch.testing.assert_close(found.prediction, own)
     same = torch.allclose(found.maps.float(), before.maps, rtol=1e-4, atol=1e-6)
     assert same == (change in ("training", "double precision"))
+
+
+class Sometimes(nn.Module):
+    """Calls a layer as often as it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head, self.calls = nn.Linear(4, 4), nn.Linear(4, 2), 1
+
+    def forward(self, x):
+        for _ in range(self.calls):
+            x = self.layer(x)
+        return self.head(x)
+
+
+def test_one_pass_serves_a_layer_that_runs_once_and_is_explained_as_it_is():
+    model, x = Sometimes().eval(), torch.randn(3, 4)
+    found = Pass.of(Tail(model, "layer"), (x,), (), None)
+    assert found is not None and torch.equal(found.Z, model.layer(x))
+    for model.calls in (0, 2):
+        assert Pass.of(Tail(model, "layer"), (x,), (), None) is None
+    model.calls = 1
+    assert Pass.of(Tail(model, "layer", output_transform=lambda z: z[:, :2]), (x,), (), None) is None
+
+
+@pytest.mark.filterwarnings("ignore:maps are zero")
+def test_an_output_transform_that_selects_has_the_maps_of_its_selection():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, 2))
+    x = torch.randn(40, 4)
+    xnn = fitted(model, "2", x, output_transform=lambda z: z[:, 0])
+    found = drawn(xnn, x[:3], 0, GradientMaps())
+    torch.testing.assert_close(found, drawn(xnn, x[:3], 0, FromCaptum(InputXGradient)), rtol=1e-4, atol=1e-6)
+    assert found.abs().sum() > 0

@@ -8,6 +8,7 @@ from torch import nn
 
 from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.layers._tail import Tail
+from captum_xnn.models._grouping import learn_groups
 from captum_xnn.training import _contributions
 from captum_xnn.training._covering import patch_bounds
 from captum_xnn.training._drops import _difference
@@ -153,6 +154,25 @@ def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
             expected = (whole.slopes[0] * off).sum(places)
         torch.testing.assert_close(seen.drops[0, :, 1], expected, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(seen.lost[:, 1], off.sum(places) if places else off, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_few_cells_are_not_covered():
+    model, images = cnn(), x(4, 4)  # the last maps have 2 x 2 cells
+    assert maps_before(Tail(model, "7"), (images,), None, 0) is None
+    assert maps_before(Tail(model, "7"), (x(4, 10),), None, 0) is model[3]
+
+
+def test_groups_are_learned_from_drops_of_activations_and_of_contributions(monkeypatch):
+    model, images = cnn(), x(20)
+    form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", patches=4)
+    own, others, drops = (part[0] / form.scale[0] for part in (seen.own, seen.others, seen.drops))
+    for lost in (seen.lost, torch.randn(seen.lost.shape)):
+        form.config["n_features"] = 3
+        _contributions._learn(form, seen._replace(lost=lost))
+        expected = learn_groups(own, others, drops, 3, lost=lost)
+        order = (seen.own[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
+        torch.testing.assert_close(form.groups.double(), expected[:, order], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, learn_groups(own, others, drops, 3), atol=1e-2)
 
 
 def test_rounding_is_no_drop():

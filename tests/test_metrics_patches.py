@@ -279,6 +279,10 @@ def test_random_maps_are_smooth_independent_and_the_same_by_seed():
     each = torch.corrcoef(maps.flatten(0, 1).flatten(1))
     each.fill_diagonal_(0)
     assert float(each.abs().mean()) < 0.2  # 49 points
+    tokens = random_maps(torch.zeros(6, 4, 30), seed=3)  # tokens have no neighbours
+    assert tokens.shape == (6, 4, 30) and torch.equal(tokens, random_maps(torch.zeros(6, 4, 30), seed=3))
+    assert float(torch.corrcoef(tokens.flatten(0, 1)).fill_diagonal_(0).abs().mean()) < 0.3
+    assert float(tokens.std(2).min()) > 0.1
     with pytest.raises(
         ValueError, match=r"maps are \(6, 4, 20, 30\) of torch\.int64, not floating-point \(N, K, H, W\)"
     ):
