@@ -15,6 +15,7 @@ from captum_xnn.patch_scores import PatchScores
 from captum_xnn.report._verdict import (
     Reason,
     Stability,
+    error,
     on_maps,
     on_stability,
     on_unexplained,
@@ -127,9 +128,10 @@ def test_report_answers_first_and_in_words(explained: Any, tmp_path: Path) -> No
     answers = " ".join(text[places[2] : places[5]])
     assert "correlate with these by 1.00 on average over 9 examples" in answers
     score = xnn.score(images, target)
-    assert f"miss the model's output by {score.f_reg:.3g} logits" in answers
     y = xnn.model(images)[:, target]
-    assert f"misses by {float((y - y.mean()).abs().mean()):.3g} logits" in answers
+    spread = float((y - y.mean()).abs().mean())
+    assert f"miss the model's output by {error(score.f_reg, spread)} logits" in answers
+    assert f"misses by {spread:.3g} logits" in answers
     assert f"{100 * score.f_cls:.1f} %" in text
     assert "parts of 3 images" in answers and "noise" in answers
     assert [a["class"] for a in page.named("li") if a.get("class") in ("good", "fair", "poor", "unknown")][1] == "good"

@@ -54,6 +54,7 @@ from captum_xnn.report._rows import RowsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.report._verdict import (
     Stability,
+    error,
     on_maps,
     on_stability,
     on_unexplained,
@@ -537,6 +538,7 @@ def _render(parts: str, **content: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["signed"] = _signed
+    environment.filters["error"] = error
     return environment.from_string(page).render(
         marks=_MARKS,
         style=Markup(style),

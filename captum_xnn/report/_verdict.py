@@ -19,7 +19,17 @@ from captum_xnn.metrics._stability import matched_features
 if TYPE_CHECKING:
     from captum_xnn.patch_scores import PatchScores
 
-__all__ = ["Reason", "Stability", "Verdict", "on_maps", "on_stability", "on_unexplained", "stability", "verdict"]
+__all__ = [
+    "Reason",
+    "Stability",
+    "Verdict",
+    "error",
+    "on_maps",
+    "on_stability",
+    "on_unexplained",
+    "stability",
+    "verdict",
+]
 
 # Share of the output's spread that may stay unexplained, for "good" and for "fair".
 _UNEXPLAINED = (0.05, 0.25)
@@ -97,6 +107,21 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     return Stability(float(again), between, len(first))
 
 
+def error(f_reg: float, spread: float) -> str:
+    """Return F_reg as text. An error below a thousandth of the spread gets no digits of its own.
+
+    Args:
+        f_reg: Mean |model - x-features|, in the output's unit.
+        spread: Mean |model - its mean|, in the same unit.
+
+    Example:
+        >>> error(0.5, 10.0), error(6.72e-07, 5.8), error(0.0, 5.8)
+        ('0.5', 'less than 0.0058', '0')
+    """
+    smallest = spread / 1000
+    return f"less than {smallest:.2g}" if 0 < f_reg < smallest else f"{f_reg:.3g}"
+
+
 def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, unit: str = "logits") -> Reason:
     """Judge the unexplained part of the output.
 
@@ -119,8 +144,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
         else "The x-features explain nothing."
     )
     text = (
-        f"{much} Over {examples:,} examples, the x-features miss the model's output by {f_reg:.3g} {unit} on average. "
-        f"A guess that always gives the mean output misses by {spread:.3g} {unit}."
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by {error(f_reg, spread)} {unit} "
+        f"on average. A guess that always gives the mean output misses by {spread:.3g} {unit}."
     )
     if exact:
         text += (
