@@ -32,7 +32,7 @@ class Recipe:
     steps: int = 600
     """Number of steps, one mini-batch each."""
     batch_size: int = 128
-    """Examples in a mini-batch. On small data 64 save a third of the time, and errors on new digits are 2 % larger
+    """Examples in a mini-batch. On small data 64 save a quarter of the time, and errors on new digits are 2 % larger
     (``benchmarks.fit_speed --digits``)."""
     positive_share: float = 0.25
     """Share of positives in every batch. It has no effect if the data hold more, or no positives."""
