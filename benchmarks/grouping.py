@@ -72,8 +72,11 @@ def with_ridge(ridge: float) -> Way:
 
 
 def by_drops_of_contributions(seen: Seen) -> Tensor:
-    """Returns groups from patches that are alike if covering them takes the same contributions."""
-    return learn_groups(seen.own, seen.others, seen.drops, N_FEATURES)
+    """Returns groups from patches that are alike if covering them takes the same contributions, in logits."""
+    rows = supporting(seen.drops.double(), seen.lost.double())
+    assert rows is not None
+    X, m, _ = rows
+    return hardened(regressed(X, m, patch_clusters(X, m, N_FEATURES), N_FEATURES))
 
 
 def soft(seen: Seen) -> Tensor:

@@ -121,8 +121,12 @@ def draw(found: list[dict[str, float]], path: Path) -> None:
         x = [line[name] for line in own]
         axes[0, column].loglog(x, [line["fit"] for line in own], "o-", label="fit")
         axes[0, column].loglog(x, [line["explain"] for line in own], "s--", label="explain 8 images")
-        axes[1, column].loglog(x, [max(1.0, line["memory"]) for line in own], "o-")
+        axes[1, column].semilogx(x, [line["memory"] for line in own], "o-")
         axes[1, column].set_xlabel(TITLES[name])
+        for ax in axes[:, column]:
+            ax.set_xticks(x, [f"{value:,}" for value in x])
+            ax.minorticks_off()
+    axes[1, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("processor seconds")
     axes[1, 0].set_ylabel("memory, MiB")
     axes[0, 0].legend(fontsize="small")

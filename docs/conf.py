@@ -12,6 +12,7 @@ os.environ["TQDM_DELAY"] = "86400"
 
 import torch  # may import tqdm, which reads the setting
 from _scraper import copy_reports
+from sphinx.addnodes import desc_signature
 
 # The quickstart's models are tiny: threads would wait for each other where the machine is busy.
 torch.set_num_threads(1)
@@ -105,7 +106,20 @@ def setup(app):
     for name in cli.__all__:
         setattr(cli, name, getattr(cli, name))
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)
+    app.connect("doctree-read", _name_as_imported)
     app.connect("build-finished", copy_reports)
+
+
+def _name_as_imported(app, doctree):
+    """Give the types that functions return, which are documented in their own modules, an anchor in the package too.
+
+    viewcode links every name of a source file below the module that documents the first of them. That is the package,
+    where functions are imported from.
+    """
+    for signature in doctree.findall(desc_signature):
+        package, _, module = signature.get("module", "").rpartition(".")
+        if module.startswith("_"):
+            signature["ids"].append(f"{package}.{signature['fullname']}")
 
 
 def _keep_colons(app, what, name, obj, options, lines):
