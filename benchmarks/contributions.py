@@ -11,6 +11,7 @@ O1           overlap of the x-features' drops when one patch of 4 x 4 is covered
 patches      patch agreement of the default maps: rank correlation over the patches of the drops with the map,
              weighted by contribution; chance is of smooth random maps, mean over 20; one map is the agreement of the
              1-Heatmap by the same backend with the drops of the logit
+identified   share of maps that fit the drops of their own x-feature better than those of the others; chance is 1 / K
 eff          effective number of x-features, which describes them and does not judge them
 halves       correlation on test examples of matched x-features from two fits, each to one half of the positives and
              all negatives; mixed is the same with the test examples of one fit shuffled
@@ -54,6 +55,7 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics import (
     classification_faithfulness,
+    map_identification,
     matched_features,
     patch_agreement,
     patch_drops,
@@ -82,6 +84,7 @@ GROUPS = (
     Column("patches", "patches", 2),
     Column("patches_chance", "chance", 2),
     Column("patches_one", "one map", 2),
+    Column("identified", "identified", 2),
     Column("halves", "halves", 2),
     Column("mixed", "mixed", 2),
     Column("eff", "eff", 1),
@@ -433,6 +436,7 @@ def judged(of: Problem, by: Shown, xnn: XNNAttribution, E: Tensor, bias: Tensor,
     if not xnn.explainer(of.label).is_exact:
         drops = drops * values.sign()[:, :, None]
     one = xnn.one_heatmap(by.images, of.label, internal_batch_size=BATCH).sum(2)
+    side = values.sign()[:, :, None] if xnn.explainer(of.label).is_exact else torch.ones(())
     return line | {
         "o1": drop_orthogonality(drops, contributions=values).o1,
         "patches": patch_agreement(maps, drops, contributions=values),
@@ -441,6 +445,7 @@ def judged(of: Problem, by: Shown, xnn: XNNAttribution, E: Tensor, bias: Tensor,
         )
         / DRAWS,
         "patches_one": patch_agreement(one, by.lost),
+        "identified": map_identification(maps * side[..., None], drops * side),
         "seconds_explain": seconds,
     }
 

@@ -13,6 +13,8 @@ O1            overlap of the x-features' drops when one patch of 4 x 4 is covere
 patches       patch agreement of the maps: rank correlation over patches of the drops with the map, weighted by
               contribution; GxA is of gradient x activation, MWP of contrastive excitation backprop, with the drops
               turned to the side of the x-feature; chance is of smooth random maps, mean over 20
+identified    share of GxA maps that fit the drops of their own x-feature better than those of the others; chance is
+              1 / K
 SD            single deletion: rank correlation over the parts of a bird of the drop of the logit with the importance,
               which is the sum of all GxA maps on the part, or, for MWP, of all unit maps times |contribution|; area is
               the number of the part's pixels
@@ -51,7 +53,7 @@ from captum_xnn.datasets import FunnyBirds
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._read import read_layer
-from captum_xnn.metrics import patch_agreement, random_maps, selectivity
+from captum_xnn.metrics import map_identification, patch_agreement, random_maps, selectivity
 from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 from captum_xnn.models.baselines._partitions import random_partition, spectral_partition
@@ -69,6 +71,7 @@ COLUMNS = (
     Column("patches", "patches, GxA", 2),
     Column("patches_mwp", "MWP", 2),
     Column("patches_chance", "chance", 2),
+    Column("identified", "identified", 2),
     Column("sd", "SD, GxA", 2),
     Column("sd_mwp", "MWP", 2),
     Column("sd_area", "area", 2),
@@ -321,6 +324,7 @@ def judged(of: Read, form: Form, rows: list[int], label: int, seed: int) -> Line
         surrogate = form.contributions(of.test[0]).sum(1) + form.bias
     found = selectivity(values[:, :, None] - taken)
     drops, part_drops = values[:, :, None] - covered, of.test[1][rows, None, label] - of.taken[1][rows, :, label]
+    side = torch.where(values < 0, -1, 1)[:, :, None]
     plain, weighted = drop_orthogonality(drops), drop_orthogonality(drops, contributions=values)
     maps = gradient_maps(of, form, images)
     importances = {"": mass(maps.sum(1), masks), "_area": masks.double().sum((2, 3))}
@@ -337,6 +341,7 @@ def judged(of: Read, form: Form, rows: list[int], label: int, seed: int) -> Line
             patch_agreement(random_maps(maps, seed=DRAWS * seed + i), drops, contributions=values) for i in range(DRAWS)
         )
         / DRAWS,
+        "identified": map_identification(maps * side[..., None], drops * side),
     }
     if form.excitation is not None:
         maps = form.excitation(images)

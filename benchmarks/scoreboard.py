@@ -9,6 +9,7 @@ A cell that cannot be asked is empty, and the reason is below the table.
 F_reg       mean |sum of contributions and bias - logit| on test examples, in logits
 patches     patch agreement: rank correlation over patches of 4 x 4 of the map with what the contribution loses when the
             patch is covered, weighted by contribution
+identified  share of maps that fit the drops of their own x-feature better than those of the others; chance is 1 / K
 O1          overlap of what different x-features lose when a patch is covered, weighted by contribution; 0 is best
 overlap     the same as a share of what it would be if x-features of these contributions lost by the same patches; 1 is
             no division at all
@@ -75,6 +76,7 @@ from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     deletion,
     insertion,
+    map_identification,
     matched_features,
     mean_locality,
     object_probabilities,
@@ -103,6 +105,7 @@ class Measure(NamedTuple):
 MEASURES = {
     "f_reg": Measure("F_reg", -1, 3),
     "patches": Measure("patches", 1),
+    "identified": Measure("identified", 1),
     "o1": Measure("O1 of drops", -1),
     "overlap": Measure("overlap", -1),
     "found": Measure("found", 1),
@@ -128,7 +131,10 @@ SINGLE = "one x-feature has nothing to overlap with, to be ordered or to be matc
 NO_FEATURES = "a map has no x-features, and no contributions"
 REASONS = {
     **{(name, key): NO_FEATURES for name in MAPS_ALONE for key in MEASURES},
-    **{("whole output", key): SINGLE for key in ("o1", "overlap", "found", "deletion", "insertion", "halves", "eff")},
+    **{
+        ("whole output", key): SINGLE
+        for key in ("identified", "o1", "overlap", "found", "deletion", "insertion", "halves", "eff")
+    },
 }
 
 
@@ -219,6 +225,8 @@ def judged(of: Problem, made: Explained, by: Slopes, seed: int) -> Line:
     maps = gradient_maps(of.read._replace(images=lambda rows: of.images[rows]), form, of.images)
     line["patches"] = patch_agreement(maps, drops, contributions=E)
     if E.shape[1] > 1:
+        side = torch.where(E < 0, -1, 1)[:, :, None]
+        line["identified"] = map_identification(maps * side[..., None], drops * side)
         line["o1"] = drop_orthogonality(drops, contributions=E).o1
         most = drop_orthogonality(drops.sum(1, keepdim=True).expand_as(drops), contributions=E).o1
         line["overlap"] = line["o1"] / most if most > 0 else math.nan

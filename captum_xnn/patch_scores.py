@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +38,7 @@ from captum_xnn.metrics._overlap import Orthogonality
 from captum_xnn.metrics._patches import (
     drop_orthogonality,
     drops_of_patches,
+    identified_maps,
     mean_by_share,
     patch_correlations,
     patch_cover,
@@ -68,6 +69,10 @@ class PatchScores(NamedTuple):
     """Patch agreement of noise in place of the x-features' maps. About 0."""
     agreement_one_heatmap: float
     """Patch agreement of the single map of the output with the drops of the output."""
+    identified: float
+    """Share of maps that fit the drops of their own x-feature best, from 0 to 1; NaN for a single x-feature."""
+    identified_random_groups: float | None
+    """The same of random groups, as many as there are x-features; None as above. About 1 / K at least."""
     drops: Orthogonality
     """O1 and O2 of the x-features' drops; 0 is best."""
     drops_random_groups: Orthogonality | None
@@ -176,6 +181,8 @@ def patch_scores_of(
         agreement_random_groups=fmean(r.agreement() for r in drawn) if drawn else None,
         agreement_random_maps=fmean(noise),
         agreement_one_heatmap=own.of_output().agreement_of(scorer.one_heatmaps()) if controls else float("nan"),
+        identified=own.identified(),
+        identified_random_groups=fmean(r.identified() for r in drawn) if drawn else None,
         drops=own.orthogonality(),
         drops_random_groups=Orthogonality(*map(fmean, zip(*by_chance, strict=True))) if by_chance else None,
     )
@@ -211,15 +218,19 @@ class _Scored(NamedTuple):
 
     def agreement_of(self, maps: Tensor) -> float:
         """Compute the patch agreement of other maps in place of the x-features' own."""
+        return mean_by_share(self._of_each(patch_correlations, maps), self.contributions)
+
+    def identified(self) -> float:
+        """Compute the share of maps that fit the drops of their own x-feature best."""
+        found = self._of_each(identified_maps, self.maps)
+        return float(found.double().mean()) if found.shape[1] > 1 else float("nan")
+
+    def _of_each(self, compute: Callable[[Tensor, Tensor], Tensor], maps: Tensor) -> Tensor:
+        """Compute a number (N, K) of maps and drops, without the padding of shorter texts."""
         if maps.dim() == 4:
-            found = patch_correlations(maps, self.drops)
-        else:
-            pairs = [
-                patch_correlations(maps[i : i + 1, :, :n], self.drops[i : i + 1, :, :n])
-                for i, n in enumerate(self.lengths)
-            ]
-            found = torch.cat(pairs)
-        return mean_by_share(found, self.contributions)
+            return compute(maps, self.drops)
+        ends = enumerate(self.lengths)
+        return torch.cat([compute(maps[i : i + 1, :, :n], self.drops[i : i + 1, :, :n]) for i, n in ends])
 
     def orthogonality(self) -> Orthogonality:
         return drop_orthogonality(self.drops, contributions=self.contributions)

@@ -6,10 +6,17 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from captum_xnn.metrics import orthogonality, patch_agreement, patch_drops, random_maps
+from captum_xnn.metrics import map_identification, orthogonality, patch_agreement, patch_drops, random_maps
 from captum_xnn.metrics._controls import random_partition
 from captum_xnn.metrics._overlap import contribution_shares
-from captum_xnn.metrics._patches import blurred, drop_orthogonality, patch_correlations, patch_masks, rank_correlation
+from captum_xnn.metrics._patches import (
+    blurred,
+    drop_orthogonality,
+    identified_maps,
+    patch_correlations,
+    patch_masks,
+    rank_correlation,
+)
 
 
 def rand(*shape, seed=0):
@@ -343,3 +350,58 @@ def test_other_shapes_are_refused(maps, drops, message):
         patch_agreement(torch.ones(maps), torch.ones(drops))
     with pytest.raises(ValueError, match=r"contributions are \(2, 2\), not \(2, 3\) with one for each map"):
         patch_agreement(torch.ones(2, 3, 8, 8), torch.ones(2, 3, 16), contributions=torch.ones(2, 2))
+
+
+def test_identified_maps_are_those_of_loops_over_numpy():
+    maps, drops = rand(6, 4, 8, 8), rand(6, 4, 16, seed=1)
+    drops += 0.5 * torch.nn.functional.avg_pool2d(maps, 2).flatten(2)
+    found = identified_maps(maps, drops)
+    for n in range(6):
+        for k in range(4):
+            means = [float(maps[n, k, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].mean()) for r in range(4) for c in range(4)]
+            fit = [np.corrcoef(means, drops[n, j])[0, 1] for j in range(4)]
+            assert bool(found[n, k]) == (int(np.argmax(fit)) == k and fit[k] > 0)
+    assert map_identification(maps, drops) == pytest.approx(float(found.double().mean()))
+    assert 0 < found.double().mean() < 1
+
+
+def test_identification_ignores_units_and_numbering_and_sees_signs():
+    maps, drops = rand(5, 3, 9), rand(5, 3, 9, seed=1) * 0.3
+    drops += maps
+    value = map_identification(maps, drops)
+    assert value > 0.8
+    scaled = map_identification(maps * torch.tensor([1.0, 30.0, 1e-6])[:, None] + 7, 0.01 * drops - 3)
+    assert scaled == value
+    order = torch.tensor([2, 0, 1])
+    assert map_identification(maps[:, order], drops[:, order]) == value
+    assert map_identification(maps[:, order], drops) < 0.3
+    assert map_identification(-maps, drops) == 0
+
+
+def test_maps_that_fit_no_better_than_others_are_not_identified():
+    maps = rand(4, 3, 9)
+    alike = maps[:, :1].expand(4, 3, 9) * torch.tensor([1.0, 2.0, 0.1])[:, None]
+    assert map_identification(alike, alike) == 0  # copies of one map with copies of one drop
+    dead = maps.clone()
+    dead[:, 1] = 0.25
+    assert identified_maps(dead, dead).tolist() == [[True, False, True]] * 4
+    assert np.isnan(map_identification(maps[:, :1], maps[:, :1]))
+
+
+def test_identification_of_noise_is_chance_and_uneven_shares_do_not_help():
+    noise, drops = rand(400, 5, 16), rand(400, 5, 16, seed=1)
+    assert map_identification(noise, drops) < 0.25  # chance is .2, less maps that contradict all drops
+    uneven = torch.cat([drops[:, :1], 1e-3 * drops[:, 1:2].expand(400, 4, 16)], 1)
+    assert map_identification(uneven, uneven) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_identification_refuses_numbers_that_are_not_finite(bad):
+    maps = rand(1, 2, 4)
+    broken = maps.clone()
+    broken[0, 0, 0] = bad
+    for pair in ((maps, broken), (broken, maps)):
+        with pytest.raises(ValueError, match="values are NaN or infinite"):
+            map_identification(*pair)
+    with pytest.raises(ValueError, match="without any x-feature; pass at least one example"):
+        map_identification(maps[:0], maps[:0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import InputXGradient, LayerIntegratedGradients
@@ -12,7 +13,7 @@ from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.metrics import patch_agreement, random_maps
+from captum_xnn.metrics import map_identification, patch_agreement, random_maps
 from captum_xnn.metrics._controls import random_partition
 from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models import ConvSRAE
@@ -55,6 +56,8 @@ def test_measures_and_controls_by_loops(model, form):
     assert found.examples == 5
     assert found.agreement == pytest.approx(patch_agreement(maps, drops, contributions=own), abs=1e-6)
     assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=own).o1, abs=1e-5)
+    side = own.sign()[..., None]
+    assert found.identified == map_identification(maps * side[..., None], drops * side)
     noise = [
         patch_agreement(random_maps(maps, seed=3 + i), drops * own.sign()[..., None], contributions=own)
         for i in range(3)
@@ -77,7 +80,7 @@ def test_measures_and_controls_by_loops(model, form):
             total = total + torch.autograd.grad(model[2:](z).sum(), z)[0] / 400
         return (total * (Z - base)).sum((2, 3))
 
-    agreement, o1 = [], []
+    agreement, o1, identified = [], [], []
     c, lost = channels(SOME), drops_of(channels)
     x = SOME.clone().requires_grad_()
     Z = model[:2](x)
@@ -92,8 +95,11 @@ def test_measures_and_controls_by_loops(model, form):
         drawn = torch.stack([g[:, 0] * SOME[:, 0] for g in grads], 1)
         agreement.append(patch_agreement(drawn, lost_k, contributions=c_k))
         o1.append(drop_orthogonality(lost_k, contributions=c_k).o1)
+        side = c_k.sign()[..., None]
+        identified.append(map_identification(drawn * side[..., None], lost_k * side))
     assert found.agreement_random_groups == pytest.approx(sum(agreement) / 3, abs=0.03)
     assert found.drops_random_groups.o1 == pytest.approx(sum(o1) / 3, abs=0.03)
+    assert found.identified_random_groups == pytest.approx(sum(identified) / 3, abs=0.1)
 
 
 def test_a_learned_form_without_contributions_has_no_random_groups(model):
@@ -102,7 +108,7 @@ def test_a_learned_form_without_contributions_has_no_random_groups(model):
     xnn = XNNAttribution(model, "1", 2, autoencoder=partial(SRAE, hidden=(8,)), recipe=Recipe(steps=20), **settings)
     xnn.fit(DATA, positives=torch.ones(60, dtype=torch.bool), progress=False)
     found = patch_scores(xnn, SOME)
-    assert found.agreement_random_groups is found.drops_random_groups is None
+    assert found.agreement_random_groups is found.drops_random_groups is found.identified_random_groups is None
     drops = drops_of(lambda x: xnn.contributions(x).contributions)
     own = xnn.contributions(SOME).contributions
     assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=own).o1, abs=1e-5)
@@ -184,7 +190,7 @@ def test_tokens_are_covered_by_the_mean_embedding_or_an_id(words, fill):
             h = model.out[:2](model.pooled(vectors, mask))
             return ((h - form.base) * model.out[2].weight[0]) @ form.groups, model.out[2](h)[:, :1]
 
-    correlations, shares, of_one, drops_padded, every = [], [], [], [], []
+    correlations, shares, of_one, drops_padded, every, fits = [], [], [], [], [], []
     for (ids, mask), of in zip(batches, lengths, strict=True):
         why = xnn.explain(ids, 0, (mask,))
         maps, single = why.maps.sum(3), xnn.one_heatmap(ids, 0, (mask,)).sum(3)
@@ -199,6 +205,13 @@ def test_tokens_are_covered_by_the_mean_embedding_or_an_id(words, fill):
             correlations.append(
                 [spearmanr(maps[n, k, :length].detach(), drops[k, :length]).statistic for k in range(2)]
             )
+            side = [1 if c >= 0 else -1 for c in whole[0]]
+            for k in range(2):
+                own, other = (
+                    side[j] * np.corrcoef(side[k] * maps[n, k, :length].detach(), drops[j, :length])[0, 1]
+                    for j in (k, 1 - k)
+                )
+                fits.append(own > max(other, 0))
             shares.append((whole.abs() / whole.abs().sum())[0].tolist())
             of_one.append(spearmanr(single[n, 0, :length].detach(), lost).statistic)
             drops_padded.append(drops)
@@ -206,6 +219,7 @@ def test_tokens_are_covered_by_the_mean_embedding_or_an_id(words, fill):
     assert found.examples == 5
     expected = (torch.tensor(correlations) * torch.tensor(shares)).sum() / 5
     assert found.agreement == pytest.approx(float(expected), abs=1e-6)
+    assert found.identified == pytest.approx(sum(fits) / 10)
     assert found.agreement_one_heatmap == pytest.approx(sum(of_one) / 5, abs=1e-6)
     o1 = drop_orthogonality(torch.stack(drops_padded), contributions=torch.stack(every)).o1
     assert found.drops.o1 == pytest.approx(o1, abs=1e-6)

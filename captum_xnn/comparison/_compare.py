@@ -6,6 +6,8 @@ Every method is fitted on the same training examples, and measured on the same h
 faithfulness     F_reg and F_cls, as :meth:`captum_xnn.XNNAttribution.score` gives them
 patch agreement  of maps with the drops of covered patches, beside random groups and maps of noise. Patches are squares
                  of an image, tokens of a text, or columns of a table
+identified maps  share of maps that fit the drops of their own x-feature better than those of the others, beside random
+                 groups; chance is 1 / K
 O1 of drops      overlap of the drops of different x-features, beside random groups
 O1 of maps       overlap of the maps of different x-features, weighted by contribution
 selectivity      share of an x-feature's changes that the removal of one known part causes, beside that of the whole

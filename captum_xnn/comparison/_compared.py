@@ -44,6 +44,8 @@ MEASURES = (
     Measure("agreement", "patch agreement", "high"),
     Measure("agreement_random_groups", "agreement, random groups", "", False),
     Measure("agreement_random_maps", "agreement, noise", "", False),
+    Measure("identified", "identified maps", "high"),
+    Measure("identified_random_groups", "identified, random groups", "", False),
     Measure("drops_o1", "O1 of drops", "low"),
     Measure("drops_o1_random_groups", "O1 of drops, random groups", "", False),
     Measure("maps_o1", "O1 of maps", "low"),

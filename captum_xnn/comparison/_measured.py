@@ -149,11 +149,13 @@ class Measured:
         if known is None:
             known = {
                 "agreement_random_groups": found.agreement_random_groups,
+                "identified_random_groups": found.identified_random_groups,
                 "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
             }
             if found.drops_random_groups is not None:
                 self.split.controls[target] = known
-        return {
+        identified = {} if math.isnan(found.identified) else {"identified": found.identified}
+        return identified | {
             "agreement": found.agreement,
             "agreement_random_maps": found.agreement_random_maps,
             "drops_o1": found.drops.o1,

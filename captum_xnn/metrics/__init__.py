@@ -7,7 +7,7 @@ from captum_xnn.metrics._keeping import combined, keep_top_accuracy, telea
 from captum_xnn.metrics._localisation import locality, mean_locality, object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import orthogonality
 from captum_xnn.metrics._paired import paired_test
-from captum_xnn.metrics._patches import drop_orthogonality, patch_agreement, patch_drops
+from captum_xnn.metrics._patches import drop_orthogonality, map_identification, patch_agreement, patch_drops
 from captum_xnn.metrics._pointing import pointing_accuracy
 from captum_xnn.metrics._purity import clustering_purity
 from captum_xnn.metrics._randomisation import randomised, similarity
@@ -26,6 +26,7 @@ __all__ = [
     "insertion",
     "keep_top_accuracy",
     "locality",
+    "map_identification",
     "matched_features",
     "mean_locality",
     "object_probabilities",

@@ -9,13 +9,17 @@ Conventions:
 Metrics:
     ``patch_agreement``: Spearman rank correlation over the patches between the drops and the map, mean over images and
     x-features, from -1 to 1. Chance is 0.
+    ``map_identification``: Share of x-features whose map fits their own drops better than the drops of every other
+    x-feature in the example, from 0 to 1. Chance is 1 / K.
     ``drop_orthogonality``: O1 and O2 (:mod:`captum_xnn.metrics._overlap`) of the drops in absolute value, in
     place of the maps. 0 if every x-feature depends on patches of its own.
 
 How to read them:
     Occlusion covers the same patches, so its maps agree by construction. Treat its patch agreement as a ceiling, not
     as a rival. Patch agreement does not show whether x-features differ: a single x-feature that equals the whole
-    output can reach any value. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
+    output can reach any value, and random groups, each a small copy of the output, share that value. Map
+    identification asks what patch agreement leaves open: whether the maps of one example can be told apart by what
+    they claim. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
     groups of dimensions do not look distinct either, because their drops come from the same patches. A dead x-feature
     does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.random_maps` and
     ``random_partition`` beside both metrics.
@@ -47,6 +51,8 @@ __all__ = [
     "blurred",
     "drop_orthogonality",
     "drops_of_patches",
+    "identified_maps",
+    "map_identification",
     "mean_by_share",
     "patch_agreement",
     "patch_correlations",
@@ -57,6 +63,9 @@ __all__ = [
     "rank_correlation",
     "refuse_channels_last",
 ]
+
+# Correlations, or deviations in units of the values, that differ by less count as equal: sums in other orders.
+_SAME = 1e-9
 
 
 def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
@@ -330,10 +339,20 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
         >>> patch_correlations(maps, torch.tensor([[[0.5, 0.4, 0.1, -0.2]]]))
         tensor([[1.]], dtype=torch.float64)
     """
+    value = _patch_means(maps, drops)
+    if over_channels(maps).dim() == 3:
+        # The same word twice has the same drop, but for rounding: such words tie.
+        return rank_correlation(_rounded(value), _rounded(drops.to(maps.device)))
+    size = value.abs().amax(2, keepdim=True)
+    # In double precision, sums over equal patches differ in their last bits. In single precision they tie.
+    return rank_correlation((value / torch.where(size > 0, size, 1)).float(), drops.to(maps.device))
+
+
+def _patch_means(maps: Tensor, drops: Tensor) -> Tensor:
+    """Compute the mean of each map over each patch, (N, K, P), float64, after checking that shapes fit."""
     maps = over_channels(maps)
     if maps.dim() == 3 and maps.shape == drops.shape:
-        # The same word twice has the same drop, but for rounding: such words tie.
-        return rank_correlation(_rounded(maps), _rounded(drops.to(maps.device)))
+        return maps.detach().double()
     grid = round(drops.shape[-1] ** 0.5) if drops.dim() == 3 else 0
     if maps.dim() != 4 or drops.dim() != 3 or maps.shape[:2] != drops.shape[:2] or grid**2 != drops.shape[2]:
         raise ValueError(
@@ -342,10 +361,7 @@ def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:
             "x-features"
         )
     masks = patch_masks(maps.shape[2], maps.shape[3], grid).to(maps.device).double().flatten(1)
-    value = maps.detach().double().flatten(2) @ (masks / masks.sum(1, keepdim=True)).T
-    size = value.abs().amax(2, keepdim=True)
-    # In double precision, sums over equal patches differ in their last bits. In single precision they tie.
-    return rank_correlation((value / torch.where(size > 0, size, 1)).float(), drops.to(maps.device))
+    return maps.detach().double().flatten(2) @ (masks / masks.sum(1, keepdim=True)).T
 
 
 def _rounded(values: Tensor) -> Tensor:
@@ -391,6 +407,73 @@ def patch_agreement(maps: Tensor, drops: Tensor, *, contributions: Tensor | None
     if not found.numel():
         raise ValueError(f"maps are {tuple(maps.shape)}, without any x-feature; pass at least one example")
     return float(found.mean()) if contributions is None else mean_by_share(found, contributions)
+
+
+def map_identification(maps: Tensor, drops: Tensor) -> float:
+    r"""Compute how often a map fits the drops of its own x-feature best, from 0 to 1; chance is 1 / K.
+
+    It asks: can one tell from a map which of the K x-features it belongs to? Random groups of dimensions can hardly
+    pass, because each is a small copy of the output.
+
+    .. math:: \frac{1}{NK} \sum_{nk} \bigl[\, r(\mathrm{map}_{nk}, \mathrm{drops}_{nk}) >
+              \max_{j \ne k} r(\mathrm{map}_{nk}, \mathrm{drops}_{nj}) \,\bigr]
+
+    r is Pearson's correlation over patches, and not that of ranks: an x-feature with a place of its own has drops near
+    0 at all other places, and their order is noise. Every x-feature counts alike. A mean by share of the contributions
+    would reward a division that leaves nearly everything to one x-feature. A map that its own drops contradict, a
+    constant map and constant drops count as not identified. The result is NaN for a single x-feature.
+
+    Args:
+        maps: As in :func:`patch_agreement`.
+        drops: As in :func:`patch_agreement`.
+
+    Raises:
+        ValueError: If shapes do not fit, there are no maps, or values are not finite.
+
+    Example:
+        >>> maps = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]], [[3.0, 0.0], [0.0, 1.0]]]])
+        >>> drops = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]])
+        >>> map_identification(maps, drops)  # the second map, too, shows the place of the first x-feature
+        0.5
+
+    Reference:
+        Not in the paper.
+    """
+    found = identified_maps(maps, drops)
+    if not found.numel():
+        raise ValueError(f"maps are {tuple(maps.shape)}, without any x-feature; pass at least one example")
+    return float(found.double().mean()) if found.shape[1] > 1 else float("nan")
+
+
+def identified_maps(maps: Tensor, drops: Tensor) -> Tensor:
+    """Find the maps that fit the drops of their own x-feature best, bool (N, K).
+
+    Args:
+        maps: As in :func:`patch_agreement`.
+        drops: As in :func:`patch_agreement`.
+
+    Raises:
+        ValueError: If shapes do not fit, or values are not finite.
+
+    Example:
+        >>> identified_maps(torch.eye(2)[None], torch.eye(2)[None].flip(1))
+        tensor([[False, False]])
+    """
+    value, lost = _patch_means(maps, drops), drops.detach().double().to(maps.device)
+    if not bool(value.isfinite().all() and lost.isfinite().all()):
+        raise ValueError("values are NaN or infinite; check the images that have them")
+    fit = _centred_unit(value) @ _centred_unit(lost).transpose(1, 2)  # of each map with each x-feature's drops
+    own = fit.diagonal(dim1=1, dim2=2)
+    others = fit.masked_fill(torch.eye(fit.shape[1], dtype=torch.bool, device=fit.device), -torch.inf).amax(2)
+    return (own > others + _SAME) & (own > _SAME)
+
+
+def _centred_unit(values: Tensor) -> Tensor:
+    """Subtract the mean over patches and divide by the norm; 0 if values differ by rounding alone."""
+    centred = values - values.mean(-1, keepdim=True)
+    size = centred.norm(dim=-1, keepdim=True)
+    varies = size > _SAME * values.norm(dim=-1, keepdim=True)
+    return torch.where(varies, centred / torch.where(varies, size, 1), 0)
 
 
 def mean_by_share(found: Tensor, contributions: Tensor) -> float:
