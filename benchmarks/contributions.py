@@ -22,7 +22,8 @@ fit, explain processor seconds of a fit beyond collecting activations, and of ex
 the groups. Images have columns that other inputs lack. The SRAE's maps are by excitation backprop, which has no signs,
 so its drops are turned to the side of the x-feature.
 
-``--curve`` measures the groups alone, from fewer positives and with coarser covers, on the same contributions:
+``--curve`` measures the groups alone, from fewer positives and with other covers, on the same contributions. Images
+above 64 x 64 are fitted to covered feature maps, as by default, and to covered pixels:
 
 same         correlation on test examples with the matched x-features of the fit to most positives
 
@@ -66,10 +67,13 @@ from captum_xnn.metrics._controls import random_partition
 from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
+from captum_xnn.training._contributions import SMALL
 
 DRAWS, BATCH = 20, 64
 POINTS = ((60, 8), (30, 8), (20, 8), (10, 8), (5, 8), (30, 6), (30, 4))
 """Positives at most and patches along a side, of the curve; the first is what the others are compared with."""
+LARGE_POINTS = ((30, 8), (30, 6), (30, 4), (12, 4))
+"""The same for large images: the first covers feature maps, as the default does, the others pixels."""
 
 EXACTNESS = (
     Column("f_reg", "F_reg"),
@@ -92,6 +96,7 @@ GROUPS = (
 CURVE = (
     Column("o1", "O1 of drops", 2),
     Column("patches", "patches", 2),
+    Column("identified", "identified", 2),
     Column("same", "same", 2),
     Column("mixed", "mixed", 2),
     Column("eff", "eff", 1),
@@ -504,12 +509,29 @@ def measure(of: Problem, given: argparse.Namespace) -> Line:
     return {"methods": found, "tests": len(of.test), "positives": len(of.positives)}
 
 
+def points(of: Problem) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each point of the curve."""
+    if of.test.dim() == 4 and of.test.shape[2:].numel() > SMALL:
+        (most, *others), covered = LARGE_POINTS, "images"
+        default = {f"{most[0]} positives, {most[1]} x {most[1]} of maps": {"positives": most[0], "patches": most[1]}}
+    else:
+        default, others, covered = {}, list(POINTS), None
+    return default | {
+        f"{positives} positives, {patches} x {patches}" + (" of pixels" if covered else ""): {
+            "positives": positives,
+            "patches": patches,
+            "covered": covered,
+        }
+        for positives, patches in others
+    }
+
+
 def curve(of: Problem, given: argparse.Namespace) -> Line:
-    """Returns the figures of groups from fewer positives and coarser covers, on one class."""
+    """Returns the figures of groups from fewer positives and other covers, on one class."""
     by, found = shown(of, given.images), {}
     exact = drops = first = None
-    for positives, patches in POINTS:
-        xnn, seconds = fitted(of, partial(ContributionGroups, positives=positives, patches=patches))
+    for name, settings_of_point in points(of).items():
+        xnn, seconds = fitted(of, partial(ContributionGroups, **settings_of_point))
         form: Any = xnn.explainer(of.label).form
         if exact is None:  # the base is that of all fits
             exact, drops = _dimensions(of, by, form)
@@ -518,7 +540,7 @@ def curve(of: Problem, given: argparse.Namespace) -> Line:
         first = E if first is None else first
         lost = None if drops is None else torch.einsum("ndp,dk->nkp", drops, a)
         same = agreement(first, E)
-        found[f"{positives} positives, {patches} x {patches}"] = (
+        found[name] = (
             judged(of, by, xnn, E, exact.bias, lost)
             | {"seconds_fit": seconds}
             | {"same": same["halves"], "mixed": same["mixed"]}

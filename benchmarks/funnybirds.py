@@ -22,7 +22,8 @@ within        a second table: the same over all birds, for each part, mean over 
 
 Groups of dimensions divide their path-integrated contributions to the logit, from the mean activation of the training
 images: ``groups`` as XNNAttribution learns them from the training images, which covers feature maps; ``groups of
-covered images`` with pixels covered; the others by chance or by correlation. Add a method of your own to METHODS.
+covered images`` with pixels covered, in 8 x 8 patches of 30 birds unless it says otherwise; the others by chance or by
+correlation. Add a method of your own to METHODS.
 
     python -m benchmarks.funnybirds --root FunnyBirds --network funnynet.py --layer relu6 --out DIR
 """
@@ -281,6 +282,9 @@ METHODS: dict[str, Callable[[Job], Form]] = {
     "1-Heatmap": whole,
     "groups": by_library,
     "groups of covered images": partial(by_library, covered="images"),
+    "groups of covered images, 6 x 6": partial(by_library, covered="images", patches=6),
+    "groups of covered images, 4 x 4": partial(by_library, covered="images", patches=4),
+    "groups of covered images, 4 x 4, 12 birds": partial(by_library, covered="images", patches=4, positives=12),
     "random groups": partial(divided, by_chance),
     "spectral clusters": partial(divided, by_correlation),
 }

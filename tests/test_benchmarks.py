@@ -939,6 +939,9 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     assert points["30 positives, 8 x 8"]["o1"] == pytest.approx(points["60 positives, 8 x 8"]["o1"])  # there are seven
     assert points["30 positives, 4 x 4"]["o1"] != points["60 positives, 8 x 8"]["o1"]
     assert points["5 positives, 8 x 8"]["same"] < 1
+    large = contributions.points(squares._replace(test=torch.zeros(1, 3, 65, 64)))
+    assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "patches": 8}
+    assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "patches": 4, "covered": "images"}
 
 
 def _agreement_of_the_output(of):

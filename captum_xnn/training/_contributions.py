@@ -41,7 +41,7 @@ from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDr
 from captum_xnn.training._map_covers import MapCovers, maps_before
 from captum_xnn.training._threads import one_thread_if_small
 
-__all__ = ["Evidence", "Sample", "fit_groups"]
+__all__ = ["SMALL", "Evidence", "Sample", "fit_groups"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ _LOG = logging.getLogger(__name__)
 _ROWS = 64
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
-# Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered.
-_SMALL = 64 * 64
+SMALL = 64 * 64
+"""Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered."""
 # Small products for each large one, in learning groups.
 _SMALL_PRODUCTS = 100
 # Settings that change how groups are learned, but not the contributions they are learned from.
@@ -417,7 +417,7 @@ class _EvidenceCollector:
         covered = self.forms[0].config["covered"]
         if covered is not None:
             return bool(covered == "maps")
-        return inputs[at].movedim(self._channels_of(inputs, at), 1).shape[2:].numel() > _SMALL
+        return inputs[at].movedim(self._channels_of(inputs, at), 1).shape[2:].numel() > SMALL
 
     def _map_covers(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int) -> MapCovers | None:
         """Return covers of the feature maps before the layer; None without such maps."""
