@@ -34,8 +34,8 @@ NAMES = {
         "classification_faithfulness clustering_purity combined deletion drop_orthogonality effective_number insertion "
         "keep_top_accuracy "
         "locality matched_features mean_locality object_probabilities orthogonality paired_test part_probabilities "
-        "patch_agreement patch_drops pointing_accuracy random_maps randomised regression_faithfulness selectivity "
-        "similarity surrogate_score telea typicality"
+        "pair_share patch_agreement patch_drops pointing_accuracy random_maps randomised regression_faithfulness "
+        "selectivity similarity surrogate_score telea typicality"
     ),
     "models": "Autoencoder ContributionGroups ConvSRAE PaperSRAE SRAE",
     "models.baselines": "CAE Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
