@@ -84,7 +84,7 @@ def _divided(a: Tensor, fit: Fit) -> Explained:
     a = a.float()
     return Explained(
         lambda Z, G: ((Z - fit.base) * G) @ a,
-        float(fit.rest(fit.base[None])[0]),
+        float(fit.rest(fit.base[None])[0].detach()),
         lambda Z, kept: (Z - fit.base) * (kept.to(a) @ a.T),
     )
 
@@ -135,7 +135,7 @@ def _subspaces(U: Tensor, fit: Fit) -> Explained:
         every = torch.cat([inside, (a - inside.sum(1))[:, None]], 1)
         return (every * kept.to(every)[:, :, None]).sum(1)
 
-    return Explained(contributions, float(fit.rest(fit.base[None])[0]), part)
+    return Explained(contributions, float(fit.rest(fit.base[None])[0].detach()), part)
 
 
 def prca(fit: Fit) -> Explained:
@@ -158,7 +158,7 @@ def _rebuilt(made: dictionaries.Dictionary, fit: Fit, order: Tensor | None = Non
     H, at_base = made.concepts.float(), made.encode(fit.base[None])
     return Explained(
         lambda Z, G: dictionaries.dictionary_contributions(made, Z, fit.base, G),
-        float(fit.rest(fit.base[None])[0]),
+        float(fit.rest(fit.base[None])[0].detach()),
         lambda Z, kept: ((made.encode(Z) - at_base) * kept.to(Z)) @ H,
         order,
     )

@@ -1073,6 +1073,54 @@ def two_problems(two_parts, monkeypatch):
     return problem
 
 
+@pytest.mark.filterwarnings("ignore:maps are zero")
+@pytest.mark.usefixtures("small")
+def test_pairs_of_two_parts_find_groups_of_one_part_each(two_problems):
+    """Groups made by hand, a part for each, carry all changes; the whole output carries one part alone."""
+    from benchmarks import pairs, rivals, scoreboard
+
+    network = scoreboard.Network("FunnyBirds", [1], two_problems)
+    of = pairs.of_funnybirds(network, 1)
+    job = {"network": "FunnyBirds", "class": 1, "seed": 0}
+    found = {m: pairs.measure(lambda *_: of, {**job, "method": m}) for m in ("groups", "whole output", "random groups")}
+    assert found["whole output"]["share"] == pytest.approx(0.5) and found["whole output"]["movement"] == pytest.approx(
+        1
+    )
+    assert all(0 <= line[key] <= 1 for line in found.values() for key in ("share", "most", "selectivity"))
+    # A reading of the first part's own change is an explanation that only the matching x-feature moves in.
+    fit = rivals.Fit(of.read, 1, 0, of.read.train[0].float().mean(0))
+    first = (of.changed[:, 0] - of.Z).abs().sum(1)
+    assert bool((first > 0).all())
+
+    def by_hand(Z, G):
+        without = [(Z[:, None] - of.changed[:, p]).abs().sum(2).amin(1) < 1e-6 for p in (0, 1)]
+        return torch.stack([(~w).float() for w in without], 1)
+
+    line = pairs.judged(of, by_hand, fit)
+    assert line["share"] == line["most"] == line["selectivity"] == 1 and line["share_by_chance"] < 0.9
+    assert pairs.measure(lambda *_: None, {**job, "method": "groups"}) == {"pairs": 0}
+
+
+def test_pairs_of_figures_run_and_resume(tmp_path):
+    from benchmarks import pairs
+
+    given = argparse.Namespace(
+        funnybirds=None, classes=1, classes_funnybirds=1, seeds=1, examples=300, methods=["random groups"], out=tmp_path
+    )
+    of = pairs.of_figures("exact", 300, 0, 0)
+    # The layer by hand has a neuron for each look of each part: a pair moves two of one part, and reasons are the
+    # parts of the class.
+    moved = (of.changed - of.Z[:, None]).abs().reshape(len(of.Z), 6, 6, 4).sum(3)
+    assert torch.equal(moved.round(), 2.0 * of.differs[:, :, None] * torch.eye(6)) and of.counts.tolist() == [
+        False, True, True, True, False, False,
+    ]  # fmt: skip
+    pairs.main(given)
+    lines = (tmp_path / "results.jsonl").read_text()
+    assert '"network": "by hand"' in lines and '"network": "trained"' in lines
+    pairs.main(given)
+    assert (tmp_path / "results.jsonl").read_text() == lines
+
+
 @pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero", "ignore:Objective did not converge")
 @pytest.mark.usefixtures("small")
 def test_rivals_explain_the_same_output(two_problems):

@@ -15,7 +15,7 @@ from torch import nn
 from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.datasets import collate
 from captum_xnn.datasets._parts import PartsSample
-from captum_xnn.metrics import part_probabilities
+from captum_xnn.metrics import part_probabilities, typicality
 from captum_xnn.models._srae import by_shape
 from captum_xnn.report import on_parts
 from captum_xnn.report._cards import CardStream, ConceptCard, _Moments, concept_cards
@@ -209,3 +209,13 @@ def test_inputs_that_are_no_images_are_told(explained) -> None:
         concept_cards(xnn, images.split(32), 1)
     with pytest.raises(ValueError, match="keep=0 leaves no examples on the cards"):
         concept_cards(xnn, images, 1, keep=0)
+
+
+def test_examples_of_the_class_say_how_usual_they_are(explained, cards, everything) -> None:
+    xnn, images, target = explained
+    shares = dict(zip(everything.own.tolist(), typicality(everything.vE[everything.own]).share.tolist(), strict=True))
+    for card in cards:
+        for example in (*card.fires, *card.contributes, *card.fills, *card.absent):
+            assert example.usual == (pytest.approx(shares[example.number]) if example.number in shares else None)
+    few = concept_cards(xnn, images[everything.own[:19]], target, keep=KEEP)
+    assert all(example.usual is None for card in few for example in card.contributes)

@@ -208,3 +208,23 @@ def test_wrong_arguments():
     for label in (6, -1):
         with pytest.raises(ValueError, match=f"class {label} does not exist; pass one from 0 to 5"):
             Figures.draw(1).shown_reasons(label)
+
+
+def test_a_changed_part_has_another_look_and_nothing_else_changes(figures):
+    looks = set()
+    for part in range(len(PARTS)):
+        other = figures.changed(part, seed=5)
+        shown, rest = figures.looks[:, part] >= 0, [p for p in range(len(PARTS)) if p != part]
+        assert torch.equal(other.looks[:, rest], figures.looks[:, rest])
+        assert torch.equal(other.looks[:, part] == figures.looks[:, part], ~shown)
+        assert torch.equal(other.masks, figures.masks)
+        differ = (other.images != figures.images).any(1)
+        assert not bool((differ & ~figures.masks[:, part]).any()) and torch.equal(differ.any((1, 2)), shown)
+        # The network by hand reads the new looks, and the labels follow them.
+        Z = figures.exact_network()[:-1](other.images).reshape(-1, len(PARTS), len(LOOKS))
+        assert torch.equal(Z[shown, part].argmax(1), other.looks[shown, part])
+        assert torch.equal(other.labels, labels_of(other.looks, figures.reasons))
+        looks |= set(((other.looks - figures.looks)[shown, part] % len(LOOKS)).tolist())
+    assert looks == {1, 2, 3} and torch.equal(figures.changed(2, seed=1).looks, figures.changed(2, seed=1).looks)
+    with pytest.raises(ValueError, match="part 6 does not exist; pass a number from 0 to 5"):
+        figures.changed(6)

@@ -1,5 +1,6 @@
 """Selectivity by hand and by loops, rank correlations against SciPy, and what the controls score."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from captum_xnn.metrics import selectivity
+from captum_xnn.metrics import pair_share, selectivity
 from captum_xnn.metrics._removal import single_deletion, within_part
 
 
@@ -122,3 +123,60 @@ def test_other_importances_are_refused(measure):
         measure(torch.ones(2, 3), torch.ones(3, 2))
     with pytest.raises(ValueError, match="values are NaN or infinite"):
         measure(torch.full((2, 3), math.nan), torch.ones(2, 3))
+
+
+def assignments(parts, features):
+    """All ways to give each part an x-feature of its own."""
+    return itertools.permutations(range(features), parts)
+
+
+def test_pair_share_by_trying_every_assignment():
+    changes, parts = randn(9, 4), torch.tensor([7, 2, 2, 7, 5, 2, 5, 7, 5])
+    numbers = [2, 5, 7]
+    carried, most, total = ({p: 0.0 for p in numbers} for _ in range(3))
+    for n in range(9):
+        shares = {}
+        for p in numbers:
+            sums = [sum(abs(float(changes[m, k])) for m in range(9) if m != n and parts[m] == p) for k in range(4)]
+            shares[p] = [s / sum(sums) for s in sums]
+        best = max(assignments(3, 4), key=lambda ks: sum(shares[p][k] for p, k in zip(numbers, ks, strict=True)))
+        p, own = int(parts[n]), [abs(float(c)) for c in changes[n]]
+        k = best[numbers.index(p)]
+        carried[p], total[p] = carried[p] + own[k], total[p] + sum(own)
+        most[p] += own[k] == max(own)
+    found = pair_share(changes, parts)
+    assert found.share == pytest.approx(sum(carried[p] / total[p] for p in numbers) / 3)
+    assert found.most == pytest.approx(sum(most[p] / 3 for p in numbers) / 3)
+
+
+def test_pair_share_of_a_perfect_division_and_of_one_large_x_feature():
+    parts = torch.arange(3).repeat(20)
+    own = torch.nn.functional.one_hot(parts, 5) * randn(60, 1)
+    found = pair_share(own, parts)
+    assert found.share == found.most == 1 and found.share_by_chance < 0.5 and found.most_by_chance < 0.5
+    assert pair_share(own[:, [3, 0, 4, 2, 1]], parts) == pytest.approx(found)
+    # The x-feature that carries everything is the own one of a single part.
+    large = torch.nn.functional.one_hot(torch.zeros(60, dtype=torch.long), 5) * randn(60, 1)
+    assert pair_share(large, parts).share == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_pair_share_is_by_chance_where_the_part_says_nothing():
+    found = pair_share(randn(600, 5), torch.arange(3).repeat(200))
+    assert found.share == pytest.approx(found.share_by_chance, abs=0.02) == pytest.approx(0.2, abs=0.03)
+
+
+def test_pair_share_leaves_out_parts_that_move_nothing_and_counts_parts_without_x_feature():
+    changes = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    parts = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert pair_share(changes, parts)[::2] == (1.0, 1.0)
+    assert pair_share(changes[:, :1] + changes[:, 1:], parts).share == pytest.approx(0.5)  # two parts, one x-feature
+    assert all(math.isnan(value) for value in pair_share(0 * changes, parts))
+
+
+def test_pair_share_refuses_what_it_cannot_compare():
+    with pytest.raises(ValueError, match=r"changes are \(4, 2\) and parts \(3,\)"):
+        pair_share(randn(4, 2), torch.arange(3))
+    with pytest.raises(ValueError, match="part 5 has a single pair"):
+        pair_share(randn(3, 2), torch.tensor([1, 5, 1]))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pair_share(randn(2, 2) / 0, torch.tensor([0, 0]))

@@ -51,6 +51,22 @@ def test_shares_by_leaving_out_one_after_the_other():
         assert share == pytest.approx((1 + sum(d >= distance for d in without)) / 26, abs=1e-12)
 
 
+def test_examples_judge_each_other_each_without_itself():
+    both = mixed(25, 3)
+    X = ((both - both.mean(0)) / both.std(0)).numpy()
+    delta = shrinkage(torch.from_numpy(X))
+    target = delta * np.trace(covariance(X, delta)) / 3 * np.eye(3)
+    without = []
+    for i in range(25):
+        rest = np.delete(X, i, 0)
+        sigma = (1 - delta) * np.cov(rest.T, bias=True) + target
+        without.append(mahalanobis(X[i], rest.mean(0), np.linalg.inv(sigma)))
+    found = typicality(both)
+    assert found.distance.tolist() == pytest.approx(without, rel=1e-9)
+    assert found.share.tolist() == pytest.approx([sum(other >= d for other in without) / 25 for d in without])
+    torch.testing.assert_close(found.deviations, torch.from_numpy(X))
+
+
 @pytest.mark.parametrize(("power", "M"), [(1, 30), (3, 200)])
 def test_examples_of_the_class_are_outliers_as_often_as_the_share_says(power, M):
     """Also for heavy tails. Of 30 examples, distances to a mean with themselves in it would call 19 % outliers."""

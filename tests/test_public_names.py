@@ -33,7 +33,7 @@ NAMES = {
     "metrics": (
         "classification_faithfulness clustering_purity combined deletion drop_orthogonality effective_number insertion "
         "keep_top_accuracy locality map_identification "
-        "matched_features mean_locality object_probabilities orthogonality paired_test part_probabilities "
+        "matched_features mean_locality object_probabilities orthogonality pair_share paired_test part_probabilities "
         "patch_agreement patch_drops pointing_accuracy random_maps randomised regression_faithfulness selectivity "
         "similarity surrogate_score telea typicality"
     ),

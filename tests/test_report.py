@@ -18,6 +18,7 @@ import torch
 
 from captum_xnn import XNNAttribution
 from captum_xnn.datasets._parts import PartsSample
+from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
 from captum_xnn.report import ReportOptions, on_parts
@@ -158,6 +159,42 @@ def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: A
     names = ["red", "green", "blue"]
     assert [image["says"] for image in data["images"]] == [names[c] for c in given.tolist()]
     assert [image["caption"] for image in data["images"]] == [f"{i}.png" for i in range(9)]
+
+
+def test_positives_are_compared_with_the_others_of_their_class(page: tuple[str, Page], explained: Any) -> None:
+    xnn, images, target = explained
+    own = xnn.model(images).argmax(1) == target
+    usual = xnn.contributions(images[own], target).contributions.double()
+    share, deviations = typicality(usual)[1:]
+    place = own.cumsum(0) - 1
+    shown = page[1].data["targets"][0]["rows"]
+    for i, row in enumerate(shown):
+        assert ("usual" in row) == bool(own[i])
+        if own[i]:
+            k = row["usual"]["feature"]
+            assert row["usual"]["share"] == pytest.approx(float(share[place[i]]))
+            assert row["usual"]["deviations"] == pytest.approx(float(deviations[place[i], k]), rel=1e-3)
+            assert abs(row["usual"]["deviations"]) >= float(deviations[place[i]].abs().max()) - 1e-3
+    unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["own"])
+    said = " ".join(page[1].text)
+    assert f"{unusual} of the 3 images below that the model calls green have unusual contributions" in said
+    assert "compared with 30." in said
+
+
+def test_strange_image_of_the_class_is_unusual_and_few_images_tell_nothing(explained: Any, tmp_path: Path) -> None:
+    xnn, images, target = explained
+    own = images[xnn.model(images).argmax(1) == target]
+    strange = 2.5 * own[:1]
+    assert int(xnn.model(strange).argmax(1)) == target
+    held, shown = own[:25], torch.cat([own[25:28], strange])
+    _, parsed = written(tmp_path / "r.html", (xnn, shown, target), data=held)
+    made = [xnn.contributions(some, target).contributions for some in (shown, held)]
+    rows = parsed.data["targets"][0]["rows"]
+    assert [row["usual"]["share"] for row in rows] == pytest.approx(typicality(*made).share.tolist(), rel=1e-5)
+    assert rows[3]["usual"]["share"] == pytest.approx(1 / 26, rel=1e-5)
+    _, parsed = written(tmp_path / "few.html", (xnn, shown, target), data=held[:19])
+    assert not any("usual" in row for row in parsed.data["targets"][0]["rows"])
+    assert "unusual contributions" not in " ".join(parsed.text)
 
 
 def test_maps_have_the_sign_of_their_contributions_and_are_those_of_their_x_feature(

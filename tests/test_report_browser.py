@@ -793,3 +793,23 @@ def test_browser_that_keeps_nothing_warns_before_names_are_lost(driver: Any, pag
     assert not driver.execute_script(
         "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
     )
+
+
+def test_images_say_how_usual_their_reasons_are_and_are_sorted_by_it(driver: Any, page: Path) -> None:
+    data = opened(driver, page)
+    rows = data["targets"][0]["rows"]
+    lines = [line.get_attribute("textContent") for line in all_of(driver, ".item .usual")]
+    for row, line in zip(rows, lines, strict=True):
+        if not row["own"]:
+            assert line == ""
+            continue
+        share = max(1, int(100 * row["usual"]["share"] + 0.5))
+        assert line.startswith(("unusual: " if row["usual"]["share"] < 0.05 else "usual: ") + f"{share} % of green")
+    shares = [row["usual"]["share"] if row["own"] else None for row in rows]
+    own = [i for i, share in enumerate(shares) if share is not None]
+    others = [i for i, share in enumerate(shares) if share is None]
+    for order, sign in (("unusual", 1), ("usual", -1)):
+        choose(driver, "#sort", order)
+        captions = [caption.get_attribute("textContent") for caption in all_of(driver, ".item .caption")]
+        wanted = [*sorted(own, key=lambda i: (sign * shares[i], i)), *others]
+        assert captions == [f"picture-{i}.png" for i in wanted]

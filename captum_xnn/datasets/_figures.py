@@ -25,7 +25,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import ClassVar
 
@@ -228,6 +228,33 @@ class Figures:
         """
         parts = self.reason_parts(label)
         return self.looks[:, parts] == self.reasons[label, parts]
+
+    def changed(self, part: int, *, seed: int = 0) -> Figures:
+        """Draw the same figures with another random look of one part: pairs that differ in nothing else.
+
+        An invisible part stays invisible. Labels follow the new looks.
+
+        Args:
+            part: Index of the part in :attr:`PARTS`.
+            seed: The same seed gives the same looks.
+
+        Raises:
+            ValueError: If the part does not exist.
+
+        Example:
+            >>> figures = Figures.draw(50)
+            >>> pixels = (figures.changed(1).images != figures.images).any(1)
+            >>> bool((pixels & ~figures.masks[:, 1]).any())
+            False
+        """
+        if not 0 <= part < len(PARTS):
+            raise ValueError(f"part {part} does not exist; pass a number from 0 to {len(PARTS) - 1}, one of {PARTS}")
+        turn = torch.randint(1, len(LOOKS), (len(self.looks),), generator=torch.Generator().manual_seed(seed))
+        looks, images, masks = self.looks.clone(), self.images.clone(), self.masks.clone()
+        looks[:, part] = torch.where(looks[:, part] >= 0, (looks[:, part] + turn) % len(LOOKS), -1)
+        centres = (self.points[:, part] - 0.5).nan_to_num().long()
+        _stamp(images, masks[:, part], centres, looks[:, part], template(part))
+        return replace(self, images=images, masks=masks, looks=looks, labels=labels_of(looks, self.reasons))
 
     def exact_network(self) -> nn.Sequential:
         r"""Build a network, set by hand, that classifies every figure correctly; its layer ``Z`` has a known meaning.

@@ -11,7 +11,7 @@ from captum_xnn.metrics._patches import drop_orthogonality, map_identification, 
 from captum_xnn.metrics._pointing import pointing_accuracy
 from captum_xnn.metrics._purity import clustering_purity
 from captum_xnn.metrics._randomisation import randomised, similarity
-from captum_xnn.metrics._removal import selectivity
+from captum_xnn.metrics._removal import pair_share, selectivity
 from captum_xnn.metrics._sparsity import effective_number
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.metrics._typicality import typicality
@@ -31,6 +31,7 @@ __all__ = [
     "mean_locality",
     "object_probabilities",
     "orthogonality",
+    "pair_share",
     "paired_test",
     "part_probabilities",
     "patch_agreement",

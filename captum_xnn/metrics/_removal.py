@@ -1,13 +1,15 @@
-r"""Selectivity: does an x-feature move with the removal of one part only?
+r"""Selectivity and pair share: does an x-feature move with one part only, and a part move one x-feature only?
 
 Conventions:
     N images, K x-features, P known parts. A **change** is an x-feature's contribution in the whole image minus that in
     the image without one part, (N, K, P), in logits. The **drop** of the output is the same difference of the logit,
     (N, P). The importance that an explanation gives to a part is any number, such as the mass of the maps on the part's
-    pixels, (N, P).
+    pixels, (N, P). A **pair** is an image and the same image with one part changed or removed.
 
 Metrics:
     ``selectivity``: share of an x-feature's movement that comes from its strongest part, 1 / P to 1. It needs no map.
+    ``pair_share``: share of a part's pairs' changes that one x-feature carries, the same in all pairs, and another one
+    for every part.
     ``single_deletion``: rank correlation of importances with drops over the parts of an image, from -1 to 1.
     ``within_part``: the same rank correlation over images, for each part.
 
@@ -21,11 +23,12 @@ Controls:
 How to read selectivity:
     It can be high although every x-feature moves with the same part, so that other parts move no x-feature. It can also
     be high if two large x-features move with one part in opposite directions and cancel. Read ``movement`` beside it:
-    it is 1 if no x-features cancel.
+    it is 1 if no x-features cancel. ``pair_share`` asks for another x-feature for every part, so x-features that all
+    move with the same part score low.
 
 Reference:
     Hesse, Schaub-Meyer, Roth, "FunnyBirds: A Synthetic Vision Dataset for a Part-Based Analysis of Explainable AI
-    Methods", 2023 (single deletion). Selectivity was made for this library.
+    Methods", 2023 (single deletion). Selectivity and pair share were made for this library.
 """
 
 from __future__ import annotations
@@ -33,11 +36,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from captum_xnn.metrics._patches import rank_correlation
 
-__all__ = ["Selectivity", "selectivity", "single_deletion", "within_part"]
+__all__ = ["PairShare", "Selectivity", "pair_share", "selectivity", "single_deletion", "within_part"]
+
+# Shuffles for the control of pairs.
+_DRAWS = 20
 
 
 class Selectivity(NamedTuple):
@@ -107,6 +114,86 @@ def _share(size: Tensor, weights: Tensor | None) -> float:
     weight = total if weights is None else torch.where(total > 0, weights.to(total), 0)
     share = size.amax(2) / torch.where(total > 0, total, 1)
     return float((weight * share).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
+
+
+class PairShare(NamedTuple):
+    """Measures of pairs beside their controls; NaN if nothing moves."""
+
+    share: float
+    """Share of the changes that the part's own x-feature carries, mean over parts, in [0, 1]."""
+    share_by_chance: float
+    """The same after the parts are shuffled among the pairs."""
+    most: float
+    """Share of pairs in which the part's own x-feature changes most, mean over parts, in [0, 1]."""
+    most_by_chance: float
+    """The same after the parts are shuffled among the pairs."""
+
+
+def pair_share(changes: Tensor, parts: Tensor, *, seed: int = 0) -> PairShare:
+    r"""Compute how far each part has an x-feature of its own, from pairs that differ in one part.
+
+    Each part gets one x-feature, and no x-feature gets two parts. The choice maximises the sum over parts of the shares
+    in all pairs but one. That pair then tests it. So the x-feature :math:`k_n` of pair n depends on other pairs only:
+
+    .. math:: \frac1P \sum_p \frac{\sum_{n \in p} |\Delta_{n k_n}|}{\sum_{n \in p} \sum_k |\Delta_{nk}|}
+
+    Parts that move nothing do not count. With more parts than x-features, some parts get no x-feature and score 0.
+
+    Args:
+        changes: Contributions in the image minus those in the changed image, (N, K), in logits, one row a pair.
+        parts: Number of the changed part, int64, (N,). Each part needs at least two pairs.
+        seed: Seed of the control.
+
+    Raises:
+        ValueError: If shapes do not fit, values are not finite, or a part has a single pair.
+
+    Example:
+        >>> changes = torch.tensor([[3.0, 1.0], [3.0, 1.0], [0.0, -2.0], [0.0, 2.0]])
+        >>> found = pair_share(changes, torch.tensor([0, 0, 1, 1]))
+        >>> found.share, found.most
+        (0.875, 1.0)
+    """
+    _check_pairs(changes, parts)
+    size, part = changes.detach().double().abs().cpu(), torch.unique(parts.cpu(), return_inverse=True)[1]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [_carried(size, part[torch.randperm(len(part), generator=generator)]) for _ in range(_DRAWS)]
+    share, most = _carried(size, part)
+    return PairShare(share, sum(s for s, _ in drawn) / _DRAWS, most, sum(m for _, m in drawn) / _DRAWS)
+
+
+def _carried(size: Tensor, part: Tensor) -> tuple[float, float]:
+    """Compute ``share`` and ``most`` of sizes of changes (N, K) and parts from 0 (N,)."""
+    member = torch.nn.functional.one_hot(part).T.double()
+    totals, carried, most = member @ size, torch.zeros(len(size)).double(), torch.zeros(len(size)).double()
+    for n, (own, p) in enumerate(zip(size, part.tolist(), strict=True)):
+        others = totals.clone()
+        others[p] = (others[p] - own).clamp(min=0)
+        others /= others.sum(1, keepdim=True).clamp(min=torch.finfo(others.dtype).tiny)
+        chosen = dict(zip(*linear_sum_assignment(others.numpy(), maximize=True), strict=True))
+        if p in chosen and own.any():
+            carried[n], most[n] = own[chosen[p]], own[chosen[p]] == own.max()
+    moves = (size.sum(1) > 0).double()
+    moved, count = member @ size.sum(1), member @ moves
+    kept = moved > 0
+    shares = ((member @ carried) / moved)[kept], ((member @ most) / count)[kept]
+    return float(shares[0].mean()), float(shares[1].mean())
+
+
+def _check_pairs(changes: Tensor, parts: Tensor) -> None:
+    """Raise if pairs cannot be compared."""
+    if changes.dim() != 2 or not changes.numel() or parts.shape != changes.shape[:1]:
+        raise ValueError(
+            f"changes are {tuple(changes.shape)} and parts {tuple(parts.shape)}, not (N, K) and (N,); pass one row and "
+            "one part for each pair"
+        )
+    if not bool(changes.isfinite().all()):
+        raise ValueError("changes are NaN or infinite; check whether the fit diverged")
+    numbers, counts = torch.unique(parts, return_counts=True)
+    if int(counts.min()) < 2:
+        raise ValueError(
+            f"part {numbers[counts.argmin()].item()} has a single pair, and its x-feature is chosen by other pairs; "
+            "pass at least two pairs of each part"
+        )
 
 
 def single_deletion(importances: Tensor, drops: Tensor) -> Tensor:

@@ -35,12 +35,13 @@ class Typicality(NamedTuple):
     """Mahalanobis distance D from the class's mean, (N,)."""
     share: Tensor
     """Share of the class's examples that are at least as far from the mean, (N,) in [1 / (M + 1), 1]. Near 0 for
-    outliers, near 1 for prototypes; if the example is one of the class, every value is as likely as any other."""
+    outliers, near 1 for prototypes; if the example is one of the class, every value is as likely as any other. Without
+    ``usual``, in [1 / N, 1]."""
     deviations: Tensor
     """Each contribution less the class's mean, in standard deviations, (N, K): where an outlier differs."""
 
 
-def typicality(contributions: Tensor, usual: Tensor) -> Typicality:
+def typicality(contributions: Tensor, usual: Tensor | None = None) -> Typicality:
     """Compare the contributions of examples with those usual for their class.
 
     An x-feature that contributes the same to all examples of the class is left out.
@@ -48,7 +49,7 @@ def typicality(contributions: Tensor, usual: Tensor) -> Typicality:
     Args:
         contributions: Contributions of the examples to judge, (N, K).
         usual: Contributions of examples of the class to the same output by the same explainer, (M, K). They should not
-            contain the examples to judge.
+            contain the examples to judge. None takes ``contributions``, and judges each example without itself.
 
     Raises:
         ValueError: If shapes do not fit, the class has fewer than K + 2 examples, all with the same contributions, or
@@ -60,8 +61,9 @@ def typicality(contributions: Tensor, usual: Tensor) -> Typicality:
         >>> [round(share, 3) for share in found.share.tolist()], found.deviations.round().tolist()
         ([1.0, 0.015], [[-0.0, -0.0], [-0.0, 4.0]])
     """
-    _check(contributions, usual)
-    c, own = contributions.double(), usual.double().to(contributions.device)
+    _check(contributions, contributions if usual is None else usual)
+    c = contributions.double()
+    own = c if usual is None else usual.double().to(c.device)
     mean, std = own.mean(0), own.std(0)
     varies = std > 1e-9 * own.abs().amax(0)
     if not bool(varies.any()):
@@ -76,8 +78,12 @@ def typicality(contributions: Tensor, usual: Tensor) -> Typicality:
     # Without example i, the mean moves by x_i / (M - 1), and x_i is M / (M - 1) times as far from it.
     left = (M * S - X[:, :, None] * X[:, None] * (M / (M - 1))) / (M - 1)
     without = _squared(X * (M / (M - 1)), torch.linalg.pinv((1 - delta) * left + target, hermitian=True))
+    if usual is None:
+        squared = without
     farther = (without[None] >= squared[:, None]).sum(1)
-    return Typicality(squared.sqrt(), (1 + farther.double()) / (M + 1), deviations)
+    # Without ``usual``, an example is as far as itself, which is the 1 of the other case.
+    share = farther.double() / M if usual is None else (1 + farther.double()) / (M + 1)
+    return Typicality(squared.sqrt(), share, deviations)
 
 
 def shrinkage(X: Tensor) -> float:

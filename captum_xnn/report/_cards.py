@@ -37,6 +37,7 @@ from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
 from captum_xnn.report._thumbnails import crop_box
+from captum_xnn.report._usual import usual_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -73,6 +74,10 @@ class Example:
     """The class that the model gives; None if its outputs are not classes."""
     crop: tuple[int, ...]
     """Box around the map's mass: x0, y0, x1, y1 in pixels of the image."""
+    usual: float | None = None
+    """Share of the positives whose contributions are at least as far from the class's mean: near 0 if the class has
+    unusual reasons here (:func:`captum_xnn.metrics.typicality`). None for examples of other classes, and with fewer
+    than 20 positives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +350,9 @@ class CardStream:
         self.tops = {name: _Top(K, keep) for name in names}
         self.kept: dict[int, _Kept] = {}
         self.moments, self.own = _Moments(), _Moments()
+        self.own_contributions: list[Tensor] = []
+        """Contributions of the positives, (n, K), batch by batch."""
+        self.own_numbers: list[int] = []
         self.size = torch.zeros(K, dtype=torch.float64)
         self.features = torch.zeros(K, dtype=torch.float64)
         self.place_sums: Tensor | None = None
@@ -390,6 +398,8 @@ class CardStream:
             heat = dict(zip(own.tolist(), self._heat(images[own]), strict=True))
         if len(own):
             self.own.update(contributions[own])
+            self.own_contributions.append(contributions[own])
+            self.own_numbers.extend(numbers[own].tolist())
             self.size += contributions[own].abs().sum(0)
             self.features += E[own].sum(0)
             self.tops["vE high"].update(contributions[own], numbers[own])
@@ -456,7 +466,7 @@ class CardStream:
                 f"the model gives class {self.target} to none of the {self.moments.count} examples; pass data with "
                 "images of the class"
             )
-        heat = self._kept_heat()
+        heat, usual = self._kept_heat(), self._usual()
         K, n = len(self.size), self.own.count
         correlations = self.moments.correlations()
         total = float(self.size.sum())
@@ -465,7 +475,7 @@ class CardStream:
         for k in range(K):
             ends = ("vE high", "vE low") if self.own.mean[k] >= 0 else ("vE low", "vE high")
             lists = ("E high" if self.features[k] >= 0 else "E low", ends[0], "map share", ends[1])
-            fires, contributes, fills, absent = (self._examples(name, k, heat) for name in lists)
+            fires, contributes, fills, absent = (self._examples(name, k, heat, usual) for name in lists)
             cards.append(
                 ConceptCard(
                     target=self.target,
@@ -497,7 +507,12 @@ class CardStream:
                 heat.update(zip(some, map(self._small, drawn), strict=True))
         return heat
 
-    def _examples(self, name: str, k: int, heat: dict[int, Tensor]) -> tuple[Example, ...]:
+    def _usual(self) -> dict[int, float]:
+        """Compute how usual the contributions of each positive are, by row number; empty with too few positives."""
+        found = usual_of(torch.cat(self.own_contributions))
+        return {} if found is None else dict(zip(self.own_numbers, found.share.tolist(), strict=True))
+
+    def _examples(self, name: str, k: int, heat: dict[int, Tensor], usual: dict[int, float]) -> tuple[Example, ...]:
         made = []
         for number in self.tops[name].numbers[k].tolist():
             kept, own = self.kept[number], heat[number][k]
@@ -513,6 +528,7 @@ class CardStream:
                     prediction=kept.prediction,
                     given=kept.given,
                     crop=crop_box(own, (height, width)),
+                    usual=usual.get(number),
                 )
             )
         return tuple(made)

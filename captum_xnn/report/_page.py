@@ -52,6 +52,7 @@ from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, 
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._rows import RowsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
+from captum_xnn.report._usual import UNUSUAL, mark_usual
 from captum_xnn.report._verdict import (
     Stability,
     error,
@@ -198,6 +199,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
         cards = stream.cards()
         caption = _caption_of(captions, cards[0].examples, shown=options.data is None or options.data is images)
         score, patches = stream.faithfulness(), run.patch_scores(t)
+        unusual = mark_usual(rows, torch.cat(stream.own_contributions))
         chapters.append(
             {
                 "key": str(t),
@@ -210,6 +212,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
                 ],
                 "scatter": _scatter(rows, shown_images),
                 "mean_outputs": _mean_outputs(rows),
+                "unusual": None if unusual is None else _fields(unusual),
                 "decimals": decimals(rows),
                 # Whether the model gives the target to some images and not to others.
                 "classes": gallery.classes and isinstance(t, int),
@@ -247,6 +250,7 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
     chapters = []
     for rows, t in zip(run.found, targets, strict=True):
         score, training, patches = rows.faithfulness(), xnn.explainer(t), run.patch_scores(rows)
+        cards, unusual = rows.cards(), mark_usual(rows.rows, torch.cat(rows.own))
         reasons = (
             on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit),
             on_stability(_stability(rows.pairs)),
@@ -258,9 +262,10 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
                 "label": run.names.of(t),
                 "score": score._asdict(),
                 "training": _training(training),
-                "cards": rows.cards(),
+                "cards": cards,
                 "scatter": _scatter(rows.rows, captioned),
                 "mean_outputs": _mean_outputs(rows.rows),
+                "unusual": None if unusual is None else _fields(unusual),
                 "decimals": decimals(rows.rows),
                 "classes": rows.classes,
                 "patches": None if patches is None else _fields(patches),
@@ -454,6 +459,7 @@ def _cut(
         "caption": caption(example.number),
         "contribution": example.contribution,
         "other": "" if example.given in (None, target) else class_names.of(example.given),
+        "unusual": example.usual is not None and example.usual < UNUSUAL,
         "small": max(y1 - y0, x1 - x0) <= 64,
     }
 

@@ -55,11 +55,11 @@ const items = data.images.map((image, index) => {
     return path;
   });
   bars.append(...paths);
-  const numbers = make("p", "numbers"), why = make("p", "why");
+  const numbers = make("p", "numbers"), why = make("p", "why"), usual = make("p", "usual");
   const caption = make("p", "caption", image.caption);
   caption.title = image.caption;
-  node.append(pick, bars, caption, why, numbers);
-  const item = { index, node, pick, number, box, photo, over, bars, paths, why, numbers, live: false, selected: false, peeked: false };
+  node.append(pick, bars, caption, why, usual, numbers);
+  const item = { index, node, pick, number, box, photo, over, bars, paths, why, usual, numbers, live: false, selected: false, peeked: false };
   pick.addEventListener("click", () => select(item, !item.selected));
   pick.addEventListener("focus", () => { rove(item); peek(item); });
   pick.addEventListener("blur", () => unpeek(item));
@@ -121,6 +121,7 @@ function writeItem(item, largest) {
   const says = data.images[item.index].says;
   item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; ${unexplained(row)}`;
   item.why.textContent = sentencesOf(row);
+  item.usual.textContent = usualOf(row);
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
     `${data.images[item.index].caption}: output ${plain(row.says)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
@@ -148,6 +149,8 @@ const SORTS = {
   given: () => 0,
   residual: (item) => -Math.abs(residual(rowOf(item.index))),
   says: (item) => -rowOf(item.index).says,
+  unusual: (item) => USUAL.unusual(rowOf(item.index)),
+  usual: (item) => USUAL.usual(rowOf(item.index)),
 };
 
 function arrange() {

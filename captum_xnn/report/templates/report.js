@@ -90,6 +90,24 @@ function sentenceOf(row, label = target().label) {
   return text;
 }
 
+// How usual the reasons of a positive are for its class. Fewer than one in twenty are unusual by chance.
+const UNUSUAL = 0.05;
+
+function usualOf(shown) {
+  const { usual } = shown.first || shown;
+  if (!usual) return "";
+  const percent = `${Math.max(1, Math.round(100 * usual.share))} % of ${target().label} are as far from the mean reasons`;
+  if (usual.share >= UNUSUAL) return `usual: ${percent}`;
+  const by = `${Math.abs(usual.deviations).toFixed(1)} standard deviations ${usual.deviations > 0 ? "above" : "below"}`;
+  return `unusual: ${percent}; ${nameOf(usual.feature)} is ${by}`;
+}
+
+const shareOf = (row) => (row.usual ? row.usual.share : null);
+const USUAL = {
+  unusual: (row) => shareOf(row) ?? 2,
+  usual: (row) => -(shareOf(row) ?? -2),
+};
+
 // --- names
 
 function filled(all) {
@@ -274,14 +292,15 @@ el("names-load").addEventListener("change", async (event) => {
 
 // The choices of order and filter, for the target shown.
 function offerOrders() {
-  const sort = el("sort"), was = sort.value || "given";
-  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...featureList().map((k) => [String(k), ""])];
+  const sort = el("sort"), was = sort.value || "given", known = target().rows.some((row) => row.usual);
+  const usual = known ? [["unusual", "unusual reasons"], ["usual", "usual reasons"]] : [];
+  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...usual, ...featureList().map((k) => [String(k), ""])];
   sort.replaceChildren(...options.map(([value, text]) => {
     const option = make("option", "", text);
     option.value = value;
     return option;
   }));
-  sort.value = was;
+  sort.value = options.some(([value]) => value === was) ? was : "given";
   // Without classes there is nothing to filter by.
   el("filter-label").hidden = !target().classes;
   if (!target().classes) el("filter").value = "all";

@@ -71,6 +71,8 @@ const SORTS = {
   given: () => 0,
   residual: (index) => -Math.abs(residual(rowOf(index))),
   says: (index) => -rowOf(index).says,
+  unusual: (index) => USUAL.unusual(rowOf(index)),
+  usual: (index) => USUAL.usual(rowOf(index)),
 };
 
 function drawExamples() {
@@ -83,7 +85,7 @@ function drawExamples() {
     const example = data.images[index], row = rows[index], node = make("li", "example");
     const header = make("header");
     header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.says ? `${example.says}, ` : ""}${plain(row.says)}; ${unexplained(row)}`));
-    node.append(header, make("p", "why", sentencesOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
+    node.append(header, make("p", "why", sentencesOf(row)), make("p", "usual", usualOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
     return node;
   }));
 }

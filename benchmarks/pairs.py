@@ -1,0 +1,194 @@
+"""Does only the matching x-feature move? On pairs of images that differ in one part, where the truth is known.
+
+Every network, class, method and seed is a line of OUT/results.jsonl, and a run with the same OUT resumes where the last
+one stopped. Printed, and written to OUT, is for each network the mean over classes and seeds with its 95 % confidence
+interval:
+
+share        share of the changes of a part's pairs that the part's own x-feature carries, mean over parts. Every part
+             has another x-feature, which the other pairs choose (captum_xnn.metrics.pair_share)
+most         share of pairs in which the part's own x-feature changes most
+chance       of either, the same after the parts are shuffled among the pairs
+selectivity  the other way round: share of an x-feature's changes that comes from its strongest part; whole is the same
+             of the sum of the x-features
+movement     changes of the x-features in multiples of those of their sum; more than 1 is cancelling
+idle         changes by parts that are no reasons of the class, in multiples of those by its reasons, for each pair
+eff          effective number of x-features, of their mean absolute contributions: few score low, because no x-feature
+             may have two parts
+
+Figures: members of a class that the network tells right, with another look of one part. The reasons of the class are
+the parts that count. Three networks: ``by hand``, whose layer has a neuron for each look of each part; ``trained``;
+and ``FunnyBirds``, where one of five parts is removed, and all of them count. Random groups are the control of the
+division.
+
+    python -m benchmarks.pairs --out DIR
+    python -m benchmarks.pairs --funnybirds FOLDER FILE.py --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import rivals, scoreboard, synthetic
+from benchmarks.funnybirds import Read
+from benchmarks.one_vs_all import effective
+from benchmarks.rivals import Fit, slopes_of
+from benchmarks.runs import Column, Line, measured, settings, summary, table, write
+from captum_xnn.activations import collect
+from captum_xnn.metrics import pair_share, selectivity
+
+METHODS = ("groups", "DRSA", "SRAE", "NN", "random groups")
+MEMBERS, CLASSES = 60, (0, 2, 3, 5)
+COLUMNS = (
+    Column("share", "share", 2),
+    Column("share_by_chance", "chance", 2),
+    Column("most", "most", 2),
+    Column("most_by_chance", "chance", 2),
+    Column("selectivity", "selectivity", 2),
+    Column("whole", "whole", 2),
+    Column("movement", "movement", 1),
+    Column("idle", "idle", 2),
+    Column("eff", "eff", 1),
+)
+
+
+class Pairs(NamedTuple):
+    """Images of one class, each with one part after the other changed."""
+
+    read: Read
+    """What methods learn from."""
+    Z: Tensor
+    """Activations of the images, (n, D)."""
+    changed: Tensor
+    """Activations with each part changed, (n, P, D)."""
+    differs: Tensor
+    """Which pairs differ, boolean, (n, P): an invisible part cannot change."""
+    counts: Tensor
+    """Which parts are reasons of the class, boolean, (P,)."""
+
+
+def of_figures(name: str, examples: int, seed: int, label: int) -> Pairs | None:
+    """Returns figures of a class with another look of each part."""
+    of = synthetic.explained(name, examples, 2000, seed, 6)
+    figures, nothing = of.test.figures, _nothing()
+    rows = ((figures.labels == label) & (of.test.y_hat.argmax(1) == label)).nonzero()[:MEMBERS, 0]
+    parts = range(len(figures.PARTS))
+    changed = torch.stack(
+        [collect(of.model, of.layer, figures.changed(p, seed=p).images[rows]).Z[:].flatten(1) for p in parts], 1
+    )
+    train, test = ((seen.Z.flatten(1), seen.y_hat) for seen in (of.train, of.test))
+    images = figures.images[rows]
+    read = Read(
+        of.model, of.layer, "", train, train[1].argmax(1), test, figures.labels,
+        nothing, nothing, lambda some: images[some], nothing, of.train.figures.images,
+    )  # fmt: skip
+    counts = torch.zeros(len(parts), dtype=torch.bool)
+    counts[figures.reason_parts(label)] = True
+    return Pairs(read, test[0][rows], changed, figures.looks[rows] >= 0, counts)
+
+
+def of_funnybirds(network: scoreboard.Network, label: int) -> Pairs | None:
+    """Returns birds of a class without each part; None if the network tells no bird of the class right."""
+    problem = network.of(label)
+    if problem is None or problem.taken is None or len(problem.Z) < 2:
+        return None
+    changed = problem.taken[0]
+    return Pairs(
+        problem.read,
+        problem.Z,
+        changed,
+        torch.ones(changed.shape[:2], dtype=torch.bool),
+        torch.ones(changed.shape[1], dtype=torch.bool),
+    )
+
+
+def _nothing() -> Any:
+    return None
+
+
+@torch.no_grad()
+def judged(of: Pairs, contributions: Callable[[Tensor, Tensor], Tensor], fit: Fit) -> Line:
+    """Returns all figures of an explanation."""
+
+    def values(Z: Tensor) -> Tensor:
+        return contributions(Z.float(), slopes_of(fit.rest, Z.float(), fit.base))
+
+    E = values(of.Z)
+    changes = E[:, None] - values(of.changed.flatten(0, 1)).reshape(*of.changed.shape[:2], -1)
+    changes = torch.where(of.differs[:, :, None], changes, 0)  # (n, P, K)
+    pairs, parts = of.differs.nonzero().T
+    own = of.counts[parts]
+    each = [changes[pairs[own], parts[own]], changes[pairs[~own], parts[~own]]]
+    found, by = pair_share(each[0], parts[own], seed=fit.seed), selectivity(changes.transpose(1, 2))
+    moved = [float(some.abs().sum(1).mean()) for some in each]
+    return found._asdict() | {
+        "selectivity": by.share,
+        "whole": by.whole,
+        "movement": by.movement,
+        "idle": moved[1] / moved[0],
+        "eff": effective(E),
+        "pairs": int(own.sum()),
+    }
+
+
+def measure(of: Callable[[str, int, int], Pairs | None], job: Line) -> Line:
+    """Returns all figures of one method on one class; none if there are no pairs, or the method cannot explain it."""
+    pairs = of(job["network"], job["seed"], job["class"])
+    if pairs is None:
+        return {"pairs": 0}
+    fit = Fit(pairs.read, job["class"], job["seed"], pairs.read.train[0].float().mean(0))
+    try:
+        made = (rivals.METHODS | rivals.CONTROLS)[job["method"]](fit)
+    except ValueError as error:
+        return {"pairs": 0, "failed": str(error)}
+    return judged(pairs, made.contributions, fit)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Measures what OUT lacks, and writes the tables."""
+    classes = {"by hand": CLASSES[: given.classes], "trained": CLASSES[: given.classes]}
+    birds = None
+    if given.funnybirds:
+        folder, file = map(Path, given.funnybirds)
+        birds = scoreboard.of_funnybirds(folder, file, given.classes_funnybirds, given.out)
+        classes["FunnyBirds"] = tuple(birds.classes)
+
+    @lru_cache(maxsize=1)
+    def pairs(network: str, seed: int, label: int) -> Pairs | None:
+        if network == "FunnyBirds":
+            assert birds is not None
+            return of_funnybirds(birds, label)
+        return of_figures("exact" if network == "by hand" else "trained", given.examples, seed, label)
+
+    jobs = [
+        {"network": network, "seed": seed, "class": label, "method": method}
+        for network, labels in classes.items()
+        for seed in range(given.seeds if network != "FunnyBirds" else 1)
+        for label in labels
+        for method in given.methods
+    ]
+    lines = measured(given.out, jobs, partial(measure, pairs), title="methods and classes", under=settings(given))
+    texts, figures = [], {}
+    for network in classes:
+        own = [line for line in lines if line["network"] == network and line["pairs"]]
+        texts.append(f"{network}\n\n{table(own, 'method', COLUMNS, order=METHODS)}")
+        figures[network] = summary(own, "method", COLUMNS)
+    write(given.out, "\n\n".join(texts), figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--funnybirds", nargs=2, metavar=("FOLDER", "FILE.py"))
+    parser.add_argument("--classes", type=int, default=4, help="of figures, at most four")
+    parser.add_argument("--classes-funnybirds", type=int, default=10, help="evenly spread over those there are")
+    parser.add_argument("--seeds", type=int, default=2, help="of figures: other figures, and another trained network")
+    parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*rivals.METHODS, *rivals.CONTROLS])
+    parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run resumes")
+    main(parser.parse_args())
