@@ -67,5 +67,5 @@ def mark_usual(rows: Sequence[dict[str, Any]], own: Tensor) -> Unusual | None:
     shares = torch.where(apart < _SAME, within.share[nearest], found.share)
     for row, share, deviations in zip(shown, shares.tolist(), found.deviations, strict=True):
         k = int(deviations.abs().argmax())
-        row["usual"] = {"share": round(share, 6), "feature": k, "deviations": round(float(deviations[k]), 4)}
+        row["usual"] = {"share": share, "feature": k, "deviations": float(deviations[k])}
     return Unusual(int((shares < UNUSUAL).sum()), len(shown), len(own))
