@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from captum_xnn.metrics._typicality import Typicality, typicality
-from captum_xnn.report._gallery import short
 
 __all__ = ["UNUSUAL", "Unusual", "mark_usual", "usual_of"]
 
@@ -68,5 +67,5 @@ def mark_usual(rows: Sequence[dict[str, Any]], own: Tensor) -> Unusual | None:
     shares = torch.where(apart < _SAME, within.share[nearest], found.share)
     for row, share, deviations in zip(shown, shares.tolist(), found.deviations, strict=True):
         k = int(deviations.abs().argmax())
-        row["usual"] = {"share": short(share), "feature": k, "deviations": short(float(deviations[k]))}
+        row["usual"] = {"share": round(share, 6), "feature": k, "deviations": round(float(deviations[k]), 4)}
     return Unusual(int((shares < UNUSUAL).sum()), len(shown), len(own))
