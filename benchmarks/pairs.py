@@ -27,6 +27,7 @@ division.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from benchmarks import rivals, scoreboard, synthetic
 from benchmarks.funnybirds import Read
 from benchmarks.one_vs_all import effective
 from benchmarks.rivals import Fit, slopes_of
-from benchmarks.runs import Column, Line, measured, settings, summary, table, write
+from benchmarks.runs import Column, Line, measured, save, settings, summary, table, write
 from captum_xnn.activations import collect
 from captum_xnn.metrics import pair_share, selectivity
 
@@ -150,6 +151,18 @@ def measure(of: Callable[[str, int, int], Pairs | None], job: Line) -> Line:
     return judged(pairs, made.contributions, fit)
 
 
+def rows_of(lines: list[Line]) -> str:
+    """Returns the table as a list-table of reStructuredText, random groups in italics, without what nothing has."""
+    found = summary(lines, "method", COLUMNS)
+    columns = [c for c in COLUMNS if any(math.isfinite(of[c.key][0]) for of in found.values())]
+    rows = [
+        [f"*{name}*" if name in rivals.CONTROLS else name]
+        + [f"{of[c.key][0]:.{c.digits}f} ± {of[c.key][1]:.{c.digits}f}" for c in columns]
+        for name, of in found.items()
+    ]
+    return scoreboard.list_table(["method", *(c.title for c in columns)], rows)
+
+
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the tables."""
     classes = {"by hand": CLASSES[: given.classes], "trained": CLASSES[: given.classes]}
@@ -179,6 +192,7 @@ def main(given: argparse.Namespace) -> None:
         own = [line for line in lines if line["network"] == network and line["pairs"]]
         texts.append(f"{network}\n\n{table(own, 'method', COLUMNS, order=METHODS)}")
         figures[network] = summary(own, "method", COLUMNS)
+        save((given.tables or given.out) / f"pairs_{network.replace(' ', '_').lower()}.inc", rows_of(own).encode())
     write(given.out, "\n\n".join(texts), figures)
 
 
@@ -190,5 +204,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=2, help="of figures: other figures, and another trained network")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*rivals.METHODS, *rivals.CONTROLS])
+    parser.add_argument("--tables", type=Path, help="folder of list-tables; OUT if not given")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run resumes")
     main(parser.parse_args())

@@ -30,7 +30,7 @@ from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Form
 from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE
-from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
+from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.training._history import Step
 from captum_xnn.training._recipe import Recipe
 
@@ -57,6 +57,7 @@ _FORMS: tuple[type[Form], ...] = (
     RandomEncoder,
     RandomDecoder,
     NMF,
+    DRSA,
 )
 
 

@@ -283,11 +283,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """Make the reader of the explained layer."""
         return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
-    def explainer(self, target: Any = None) -> Explainer:
+    def explainer(self, target: Any = None, *, against: Any = None) -> Explainer:
         """Return the fitted explainer of an output: its own explainer, or else a joint one that covers it.
 
         Args:
             target: None, int, or tuple of ints.
+            against: The output to subtract, as in :meth:`attribute`.
 
         Raises:
             NotFittedError: If the output has no explainer, and there are no train_data to fit one on.
@@ -299,7 +300,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 f"target is the list of {each}, and every explainer has one target or a tuple of ints for one output; "
                 "pass one at a time, as in {t: xnn.score(data, t) for t in targets}"
             )
-        return self._explainers([single_target(target)])[0]
+        return self._explainers([_difference(target, against)])[0]
 
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
         """Find an explainer for each target; fit missing explainers on train_data, or raise without train_data."""
@@ -545,12 +546,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
         """
-        if against is None:
-            explainer = self.explainer(target)
-            target = single_target(target)
-        else:
-            target = Difference(single_target(target), single_target(against))  # type: ignore[arg-type]
-            explainer = self._explainers([target])[0]
+        explainer, target = self.explainer(target, against=against), _difference(target, against)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
         surrogate = self._surrogates(found, explainer, target)
@@ -795,6 +791,12 @@ class _Explained(NamedTuple):
     @property
     def unexplained(self) -> Tensor:
         return self.prediction - self.numbers.surrogate
+
+
+def _difference(target: Any, against: Any) -> Target:
+    """Return a target for all examples, or its difference from another output."""
+    one = single_target(target)
+    return one if against is None else Difference(one, single_target(against))  # type: ignore[arg-type]
 
 
 def _place_key(reader: Reader, inputs: tuple[Tensor, ...]) -> Any:

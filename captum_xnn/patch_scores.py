@@ -102,6 +102,7 @@ def patch_scores(
     target: Target = None,
     additional_forward_args: Any = None,
     *,
+    against: Target = None,
     grid: int = 4,
     fill: Tensor | float | None = None,
     lengths: Sequence[int] | None = None,
@@ -116,6 +117,8 @@ def patch_scores(
             Pass examples to which the model gives the class. Of a tuple, the first tensor is covered.
         target: None, int, or tuple of ints.
         additional_forward_args: Further positional arguments of the model.
+        against: The output to subtract, as ``explain`` takes it. Contributions, maps and drops are then of the
+            difference: why the target rather than this output.
         grid: Patches along each side of an image.
         fill: Values of a covered patch. By default the mean colour of each image, the mean of each column over the
             examples, or, for ids of tokens, the mean embedding. Pass the id of padding or of unknown words to put that
@@ -144,7 +147,7 @@ def patch_scores(
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     batch = CoveredBatch(given, format_forward_args(additional_forward_args), lengths)
     return patch_scores_of(
-        xnn, [batch], target, grid=grid, fill=fill, seed=seed, internal_batch_size=internal_batch_size
+        xnn, [batch], target, against=against, grid=grid, fill=fill, seed=seed, internal_batch_size=internal_batch_size
     )
 
 
@@ -153,6 +156,7 @@ def patch_scores_of(
     batches: Sequence[CoveredBatch],
     target: Target = None,
     *,
+    against: Target = None,
     grid: int = 4,
     fill: Tensor | float | None = None,
     seed: int = 0,
@@ -165,13 +169,14 @@ def patch_scores_of(
         xnn: As in :func:`patch_scores`.
         batches: At least one batch.
         target: As in :func:`patch_scores`.
+        against: As in :func:`patch_scores`.
         grid: As in :func:`patch_scores`.
         fill: As in :func:`patch_scores`.
         seed: As in :func:`patch_scores`.
         controls: Whether to draw random groups and the 1-Heatmap. Without them, their fields are None and NaN.
         internal_batch_size: As in :func:`patch_scores`.
     """
-    scorer = _Scorer(xnn, batches, target, grid, fill, internal_batch_size)
+    scorer = _Scorer(xnn, batches, target, against, grid, fill, internal_batch_size)
     own, drawn = scorer.beside_random(seed) if controls else (scorer.of(xnn), [])
     noise = [own.agreement_of(random_maps(own.maps, seed=seed + i)) for i in range(_DRAWS)]
     by_chance = [r.orthogonality() for r in drawn]
@@ -242,6 +247,7 @@ class _Scorer(NamedTuple):
     xnn: XNNAttribution
     batches: Sequence[CoveredBatch]
     target: Target
+    against: Target
     grid: int
     fill: Tensor | float | None
     batch_size: int
@@ -256,7 +262,11 @@ class _Scorer(NamedTuple):
             _of_places(
                 _first(
                     self.xnn.one_heatmap(
-                        batch.inputs, self.target, batch.additional, internal_batch_size=self.batch_size
+                        batch.inputs,
+                        self.target,
+                        batch.additional,
+                        against=self.against,
+                        internal_batch_size=self.batch_size,
                     )
                 ),
                 batch.first,
@@ -265,7 +275,9 @@ class _Scorer(NamedTuple):
         ])  # fmt: skip
 
     def _of_batch(self, xnn: XNNAttribution, batch: CoveredBatch) -> _Scored:
-        why = xnn.explain(batch.inputs, self.target, batch.additional, internal_batch_size=self.batch_size)
+        why = xnn.explain(
+            batch.inputs, self.target, batch.additional, against=self.against, internal_batch_size=self.batch_size
+        )
         drops = self._drops(xnn, batch)
         side = torch.where(why.contributions < 0, -1, 1).to(drops)
         maps = _of_places(_first(why.directed_maps()), batch.first)
@@ -290,7 +302,7 @@ class _Scorer(NamedTuple):
         def numbers(x: Tensor, rows: Tensor) -> Tensor:
             others, more = rows_of(batch.inputs, batch.additional, rows)
             x = x.movedim(1, last).contiguous() if last != 1 else x
-            made = xnn.contributions((x, *others[1:]), self.target, more)
+            made = xnn.contributions((x, *others[1:]), self.target, more, against=self.against)
             return torch.cat([made.contributions, made.prediction[:, None]], 1)
 
         def values(x: Tensor, rows: Tensor, patches: Tensor | None) -> Tensor:
@@ -317,9 +329,9 @@ class _Scorer(NamedTuple):
 
     def beside_random(self, seed: int) -> tuple[_Scored, list[_Scored]]:
         """Score the x-features and each draw of random groups; no draws where contributions cannot be computed."""
-        explainer = self.xnn.explainer(self.target)
+        explainer = self.xnn.explainer(self.target, against=self.against)
         form = explainer.form
-        if isinstance(form, ContributionGroups):  # x-features and random groups sum the same contributions
+        if isinstance(form, ContributionGroups) and form.divides_dimensions:  # both sum the same contributions
             K = form.n_features
             every = self._drawn(explainer, form, [form.groups], K, seed)
             return every.columns(0, K), _draws(every, K)
@@ -383,13 +395,19 @@ def _draws(every: _Scored, first: int) -> list[_Scored]:
 
 
 def _groups(xnn: XNNAttribution, batch: CoveredBatch, explainer: Explainer) -> ContributionGroups:
-    """Make a form of groups to compare with a learned form; its base is the mean activation of the examples."""
+    """Make a form of groups of dimensions to compare with another form.
+
+    Its base is that of an exact form. For a learned network, it is the mean activation of the examples.
+    """
     reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
     with untouched(reader.model), torch.no_grad():
         arguments = (*batch.inputs, *(batch.additional or ()))
         Z, y_hat = reader.run(arguments)
     shape, channels = tuple(Z.shape[1:]), reader.channels(arguments)
     form = ContributionGroups(shape, n_outputs=len(explainer.targets), channels=channels).to(Z)
+    if isinstance(explainer.form, ContributionGroups):
+        form.base, form.scale = explainer.form.base, explainer.form.scale
+        return form
     form.base = form.mean_of([Z], len(Z)).to(Z)
     form.scale = torch.stack([select(y_hat, t) for t in explainer.targets]).std(1, correction=0).to(Z)
     return form

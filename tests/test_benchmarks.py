@@ -1105,7 +1105,14 @@ def test_pairs_of_figures_run_and_resume(tmp_path):
     from benchmarks import pairs
 
     given = argparse.Namespace(
-        funnybirds=None, classes=1, classes_funnybirds=1, seeds=1, examples=300, methods=["random groups"], out=tmp_path
+        funnybirds=None,
+        classes=1,
+        classes_funnybirds=1,
+        seeds=1,
+        examples=300,
+        methods=["random groups"],
+        tables=None,
+        out=tmp_path,
     )
     of = pairs.of_figures("exact", 300, 0, 0)
     # The layer by hand has a neuron for each look of each part: a pair moves two of one part, and reasons are the
@@ -1117,6 +1124,7 @@ def test_pairs_of_figures_run_and_resume(tmp_path):
     pairs.main(given)
     lines = (tmp_path / "results.jsonl").read_text()
     assert '"network": "by hand"' in lines and '"network": "trained"' in lines
+    assert (tmp_path / "pairs_by_hand.inc").read_text().startswith(".. list-table::")
     pairs.main(given)
     assert (tmp_path / "results.jsonl").read_text() == lines
 

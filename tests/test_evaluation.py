@@ -11,6 +11,7 @@ from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._evaluation import evaluate
 from captum_xnn.cli._opened import Opened
+from captum_xnn.layers._targets import Difference
 from captum_xnn.metrics import effective_number, orthogonality
 from captum_xnn.models._srae import by_shape
 from captum_xnn.patch_scores import patch_scores
@@ -112,3 +113,19 @@ def test_outputs_that_are_no_classes(tmp_path):
     assert checked.o1_weighted == pytest.approx(orthogonality(why.maps, contributions=why.contributions).o1, abs=1e-5)
     expected = patch_scores(xnn, data[:5], fill=data.mean(0))
     assert checked.patches.agreement == pytest.approx(expected.agreement, abs=1e-6) and checked.patches.examples == 5
+
+
+def test_differences_are_measured_as_such(opened, everything):
+    inputs, classes = everything
+    xnn = XNNAttribution(opened.model, "1", 2).fit(opened.inputs, [0, 2], progress=False)
+    (result,) = evaluate(opened, xnn, [0, 2], maps=5, patches=3, against=2, progress=False)
+    assert (result.target, result.name, result.f_cls) == (0, opened.name_of(Difference(0, 2)), None)
+    y = opened.model(inputs).detach()
+    made = xnn.contributions(inputs, 0, against=2)
+    assert result.f_reg == pytest.approx(float((made.surrogate - (y[:, 0] - y[:, 2])).abs().mean()), abs=1e-6)
+    own = inputs[classes == 0]
+    maps = xnn.explain(own[:5], 0, against=2).maps.sum(2)
+    assert result.o1 == pytest.approx(orthogonality(maps).o1, abs=1e-5)
+    wanted = patch_scores(xnn, own[:3], 0, against=2)
+    assert result.patches.agreement == pytest.approx(wanted.agreement, abs=1e-5)
+    assert result.patches.drops == pytest.approx(wanted.drops, abs=1e-4)

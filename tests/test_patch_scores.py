@@ -12,11 +12,12 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.metrics import map_identification, patch_agreement, random_maps
 from captum_xnn.metrics._controls import random_partition
 from captum_xnn.metrics._patches import drop_orthogonality
-from captum_xnn.models import ConvSRAE
+from captum_xnn.models import ContributionGroups, ConvSRAE
 from captum_xnn.patch_scores import CoveredBatch, patch_scores, patch_scores_of
 
 DATA = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -272,3 +273,58 @@ class Even:
 
     def __call__(self, network, inputs, features, **options):
         return tuple(torch.ones(len(x), len(features), *x.shape[1:]) for x in inputs)
+
+
+class Minus(nn.Module):
+    """The difference of two outputs of a model, as its only output."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        y = self.model(x)
+        return y[:, :1] - y[:, 1:2]
+
+
+def two_outputs(seed):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 8), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(8, 2))
+    with torch.no_grad():
+        model[-1].bias -= model(DATA).mean(0)
+    return model
+
+
+def test_a_difference_is_judged_by_its_own_drops():
+    """The same as of a model that has the difference as its only output, and other than of the target alone."""
+    model = two_outputs(6)
+    fine = partial(ContributionGroups, intervals=256, tolerance=1e-5)  # ranks of drops follow small errors
+    xnn = XNNAttribution(model, "1", 3, autoencoder=fine).fit(DATA, 0, progress=False)
+    found = patch_scores(xnn, SOME, 0, against=1, seed=3)
+    alone = XNNAttribution(Minus(model), "model.1", 3, autoencoder=fine).fit(DATA, progress=False)
+    form = alone.explainer().form
+    form.groups, form.base = xnn.explainer(0).form.groups, xnn.explainer(0).form.base
+    form.config["n_features"] = form.groups.shape[1]
+    wanted = patch_scores(alone, SOME, seed=3)
+    for name, value in wanted._asdict().items():
+        assert getattr(found, name) == pytest.approx(value, abs=2e-3), name
+    target = patch_scores(xnn, SOME, 0, seed=3)
+    assert found.agreement_one_heatmap != pytest.approx(target.agreement_one_heatmap, abs=0.01)
+    # By loops, with the contributions of the difference.
+    own = xnn.contributions(SOME, 0, against=1).contributions
+    drops = drops_of(lambda x: xnn.contributions(x, 0, against=1).contributions)
+    assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=own).o1, abs=1e-4)
+
+
+def test_a_learned_difference_needs_a_joint_fit():
+    model = two_outputs(6)
+    settings = {"autoencoder": partial(SRAE, hidden=(8,)), "recipe": Recipe(steps=20), "heatmap": InputXGradient}
+    xnn = XNNAttribution(model, "5", 2, **settings).fit(DATA, (0, 1), joint=True, progress=False)
+    found = patch_scores(xnn, SOME, 0, against=1)
+    drops = drops_of(lambda x: xnn.contributions(x, 0, against=1).contributions)
+    own = xnn.contributions(SOME, 0, against=1).contributions
+    assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=own).o1, abs=1e-4)
+    alone = XNNAttribution(model, "5", 2, **settings).fit(DATA, [0, 1], progress=False)
+    with pytest.raises(NotFittedError, match="no joint explainer"):
+        patch_scores(alone, SOME, 0, against=1)

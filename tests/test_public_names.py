@@ -38,7 +38,7 @@ NAMES = {
         "similarity surrogate_score telea typicality"
     ),
     "models": "Autoencoder ContributionGroups ConvSRAE PaperSRAE SRAE",
-    "models.baselines": "CAE Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
+    "models.baselines": "CAE DRSA Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
     "plots": "contours overlay own_scale shared_scale show_contributions show_explanation show_gallery write_names",
     "report": "ReportOptions on_objects on_parts",
     "training": "Checkpoint JSONLines Recipe TensorBoard choose_n tune",

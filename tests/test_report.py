@@ -172,7 +172,7 @@ def test_positives_are_compared_with_the_others_of_their_class(page: tuple[str, 
         assert ("usual" in row) == bool(own[i])
         if own[i]:
             k = row["usual"]["feature"]
-            assert row["usual"]["share"] == pytest.approx(float(share[place[i]]))
+            assert row["usual"]["share"] == pytest.approx(float(share[place[i]]), abs=1e-6)
             assert row["usual"]["deviations"] == pytest.approx(float(deviations[place[i], k]), rel=1e-3)
             assert abs(row["usual"]["deviations"]) >= float(deviations[place[i]].abs().max()) - 1e-3
     unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["own"])
@@ -190,8 +190,8 @@ def test_strange_image_of_the_class_is_unusual_and_few_images_tell_nothing(expla
     _, parsed = written(tmp_path / "r.html", (xnn, shown, target), data=held)
     made = [xnn.contributions(some, target).contributions for some in (shown, held)]
     rows = parsed.data["targets"][0]["rows"]
-    assert [row["usual"]["share"] for row in rows] == pytest.approx(typicality(*made).share.tolist(), rel=1e-5)
-    assert rows[3]["usual"]["share"] == pytest.approx(1 / 26, rel=1e-5)
+    assert [row["usual"]["share"] for row in rows] == pytest.approx(typicality(*made).share.tolist(), abs=1e-6)
+    assert rows[3]["usual"]["share"] == pytest.approx(1 / 26, abs=1e-6)
     _, parsed = written(tmp_path / "few.html", (xnn, shown, target), data=held[:19])
     assert not any("usual" in row for row in parsed.data["targets"][0]["rows"])
     assert "unusual contributions" not in " ".join(parsed.text)

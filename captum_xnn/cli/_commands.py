@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.models._srae import by_shape
+from captum_xnn.models.baselines import DRSA
 from captum_xnn.plots._names import Names, names_by_target
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._history import Step
@@ -82,7 +84,9 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             opened.model,
             layer,
             configuration.n_features,
-            autoencoder=by_shape if learned else None,
+            autoencoder={"groups": None, "drsa": partial(DRSA, seed=configuration.seed), "srae": by_shape}[
+                configuration.form
+            ],
             recipe=configuration.recipe,
             seed=configuration.seed,
         )
@@ -124,14 +128,11 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
 
 
 def _warn_of_unused(configuration: Configuration) -> None:
-    """Warn about settings that groups of contributions do not use."""
+    """Warn about settings that exact forms do not use."""
     idle = [] if configuration.tensorboard is None else ["tensorboard"]
     idle += ["recipe"] if configuration.recipe != Recipe() else []
-    if configuration.form == "groups" and idle:
-        _log.warning(
-            "%s: not used, because groups of contributions need no gradient descent; pass --form srae to use it",
-            ", ".join(idle),
-        )
+    if configuration.form != "srae" and idle:
+        _log.warning("%s: not used, because only the learned network trains by it; pass --form srae", ", ".join(idle))
 
 
 def _history(xnn: XNNAttribution) -> str:

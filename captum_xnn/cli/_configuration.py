@@ -79,7 +79,8 @@ class Configuration:
     n_features: int = 5
     """Number of x-features K of each explainer."""
     form: str = "groups"
-    """``"groups"`` for groups of contributions, which add up exactly, or ``"srae"`` for the paper's learned network."""
+    """``"groups"`` for groups of contributions, which add up exactly, ``"drsa"`` for subspaces, which do as well, or
+    ``"srae"`` for the paper's learned network."""
     seed: int = 0
     """Seed of every fit."""
     device: str = "auto"
@@ -310,8 +311,8 @@ def _classes(name: str, value: Any) -> int | str:
 
 
 def _form(name: str, value: Any) -> str:
-    if value not in ("groups", "srae"):
-        raise _wrong(name, value, '"groups" or "srae"')
+    if value not in ("groups", "drsa", "srae"):
+        raise _wrong(name, value, '"groups", "drsa" or "srae"')
     return str(value)
 
 

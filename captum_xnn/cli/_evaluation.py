@@ -19,7 +19,7 @@ from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._opened import Opened
 from captum_xnn.layers._pixels import channels_first
-from captum_xnn.layers._targets import Target, predicted_classes, select
+from captum_xnn.layers._targets import Difference, Target, predicted_classes, select
 from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
@@ -36,13 +36,14 @@ class Evaluation(NamedTuple):
     """
 
     target: Target
-    """The explained output."""
+    """The explained output, or the output that another one is subtracted from."""
     name: str
     """Name of the target."""
     f_reg: float
     """Mean absolute difference between surrogate and prediction, in logits."""
     f_cls: float | None
-    """Share of inputs that keep their predicted class, in [0, 1]; None if the outputs are not classes."""
+    """Share of inputs that keep their predicted class, in [0, 1]; None if the outputs are not classes, and for
+    differences."""
     effective: float | None
     """Effective number of x-features, from their mean absolute contributions to the positives. It describes the
     explainer and does not rate it. None without positives."""
@@ -70,6 +71,7 @@ def evaluate(
     *,
     maps: int = 0,
     patches: int = 0,
+    against: int | None = None,
     progress: bool = True,
 ) -> list[Evaluation]:
     r"""Measure explainers on the opened inputs; return one entry for each target.
@@ -81,6 +83,8 @@ def evaluate(
         maps: Number of positives of each target to draw maps of, for O1 and O2. The first positives are used.
         patches: Number of positives of each target to cover patch by patch (:mod:`captum_xnn.patch_scores`). A column
             of a table is covered by its mean over all inputs.
+        against: Output to subtract: all measures are then of the difference, why the target rather than this output.
+            Targets that are this output are left out.
         progress: Whether to show progress bars.
 
     Example:
@@ -102,15 +106,20 @@ def evaluate(
     y_hat = found.y_hat[:]
     results, rows = [], {}
     for target in targets:
+        if against is not None and target == against:
+            continue
+        asked = target if against is None else Difference(target, against)  # type: ignore[arg-type]
         positives = _positives(y_hat, target)
-        numbers = _numbers(opened, xnn, target, found.Z)
-        results.append(_evaluated(numbers, target, opened.name_of(target), y_hat, positives))
+        numbers = _numbers(opened, xnn, asked, found.Z)
+        results.append(_evaluated(numbers, asked, opened.name_of(asked), y_hat, positives)._replace(target=target))
         rows[target] = positives
     if maps > 0:
-        drawn = _orthogonality(opened, xnn, {target: of[:maps].tolist() for target, of in rows.items()}, progress)
+        some = {target: of[:maps].tolist() for target, of in rows.items()}
+        drawn = _orthogonality(opened, xnn, some, against, progress)
         results = [_with_orthogonality(r, *drawn[r.target]) if r.target in drawn else r for r in results]
     if patches > 0:
-        covered = _patches(opened, xnn, {target: of[:patches].tolist() for target, of in rows.items()}, progress)
+        some = {target: of[:patches].tolist() for target, of in rows.items()}
+        covered = _patches(opened, xnn, some, against, progress)
         results = [r._replace(patches=covered.get(r.target)) for r in results]
     return results
 
@@ -129,13 +138,14 @@ def _positives(y_hat: Tensor, target: Target) -> Tensor:
 
 def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:
     """Compute surrogate (M,) and contributions (M, K) of all inputs."""
-    explainer = xnn.explainer(target)
+    one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
+    explainer = xnn.explainer(one, against=other)
     form, c = explainer.form, explainer.output(target)
-    if isinstance(form, Autoencoder):
+    if isinstance(form, Autoencoder) and other is None:
         with torch.no_grad():
             E = encode_all(form, each(Z, lambda part: part.to(form.head.weight.device, form.dtype)))
             return form.head(E)[:, c].cpu(), form.contributions(E, c).cpu()
-    made = [xnn.contributions(batch.inputs.to(opened.device), target) for batch in opened.inputs]
+    made = [xnn.contributions(batch.inputs.to(opened.device), one, against=other) for batch in opened.inputs]
     return torch.cat([m.surrogate.cpu() for m in made]), torch.cat([m.contributions.cpu() for m in made])
 
 
@@ -160,12 +170,12 @@ def _evaluated(
 
 
 def _orthogonality(
-    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
+    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], against: int | None, progress: bool
 ) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
     """Compute O1 and O2, plain and weighted, over the maps of each target's rows. Skip targets without rows."""
     streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
     for target, some in _some(opened, rows, "maps", progress):
-        why = xnn.explain(some, target, internal_batch_size=opened.configuration.batch_size)
+        why = xnn.explain(some, target, against=against, internal_batch_size=opened.configuration.batch_size)
         plain, weighted = streams.setdefault(target, (OrthogonalityStream(), OrthogonalityStream()))
         assert isinstance(why.maps, Tensor)  # because the input is a single tensor
         heat = channels_first(why.maps, some).sum(2) if some.dim() == 4 else why.maps
@@ -175,7 +185,7 @@ def _orthogonality(
 
 
 def _patches(
-    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], progress: bool
+    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], against: int | None, progress: bool
 ) -> dict[Target, PatchScores]:
     """Compute the measures on covered patches over each target's rows."""
     found: dict[Target, list[Tensor]] = {}
@@ -187,7 +197,9 @@ def _patches(
     for t, parts in bar:
         some = torch.cat(parts)
         lengths = None if tokens is None else [len(tokens(ids.cpu())) for ids in some]
-        scores[t] = patch_scores(xnn, some, t, fill=fill, lengths=lengths, internal_batch_size=batch_size)
+        scores[t] = patch_scores(
+            xnn, some, t, against=against, fill=fill, lengths=lengths, internal_batch_size=batch_size
+        )
     return scores
 
 

@@ -143,6 +143,7 @@ def _explain(arguments: argparse.Namespace) -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> str:
     from captum_xnn._files import replace_file
+    from captum_xnn.cli import _commands
     from captum_xnn.cli._evaluation import evaluate
 
     path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
@@ -150,9 +151,19 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     quiet = arguments.quiet
     targets = opened.targets(xnn)
-    found = evaluate(opened, xnn, targets, maps=arguments.maps, patches=arguments.patches, progress=not quiet)
+    against = None if arguments.against is None else _commands.compared(opened, targets, arguments.against)
+    found = evaluate(
+        opened,
+        xnn,
+        targets,
+        maps=arguments.maps,
+        patches=arguments.patches,
+        against=against,
+        progress=not quiet,
+    )
     entries = [_finite(result._asdict()) for result in found]
-    replace_file(path, json.dumps({"data": arguments.data, "targets": entries}, indent=1).encode())
+    content = {"data": arguments.data, **({} if against is None else {"against": against}), "targets": entries}
+    replace_file(path, json.dumps(content, indent=1).encode())
     columns = {"F_reg": "f_reg", "F_cls": "f_cls", "effective": "effective", "positives": "positives"}
     if arguments.maps:
         columns |= {"O1": "o1", "O2": "o2", "O1_weighted": "o1_weighted", "O2_weighted": "o2_weighted"}
@@ -387,6 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("--out", metavar="FILE", help="JSON file to write (evaluation.json beside the explainers)")
+    _add_against(evaluate)
     evaluate.add_argument(
         "--maps", type=int, nargs="?", const=100, default=0, metavar="N",
         help="draw maps of at most N images of each class (100), for O1 and O2",
@@ -418,8 +430,8 @@ def _fit_parser(commands: Any) -> None:
     fit.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each explainer (5)")
     fit.add_argument(
         "--form",
-        choices=["groups", "srae"],
-        help="groups of contributions, which add up exactly, or the learned SRAE (groups)",
+        choices=["groups", "drsa", "srae"],
+        help="groups of contributions or DRSA's subspaces, which add up exactly, or the learned SRAE (groups)",
     )
     fit.add_argument(
         "--joint", action=argparse.BooleanOptionalAction, help="explain all targets with the same x-features"

@@ -177,12 +177,10 @@ def _gradients(
     """Take a backward pass to Z, and one from Z to the leaves for each x-feature: the formula of this module."""
     g = torch.autograd.grad(y.sum(), Z, retain_graph=True, allow_unused=True)[0]
     g = torch.zeros_like(Z) if g is None else g
-    groups, channels = form.groups, form.channels
+    g = g.to(torch.promote_types(Z.dtype, form.dtype))
     found: list[list[Tensor]] = [[] for _ in leaves]
     for k in features:
-        shape = [-1 if d == channels else 1 for d in range(Z.dim())]
-        a = groups[:, k].to(torch.promote_types(Z.dtype, groups.dtype)).reshape(shape)
-        grads = torch.autograd.grad(Z, leaves, (g * a).to(Z), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(Z, leaves, form.slopes_of(g, k).to(Z), retain_graph=True, allow_unused=True)
         for own, grad, leaf in zip(found, grads, leaves, strict=True):
             own.append(torch.zeros_like(leaf) if grad is None else grad)
     return [(leaf.detach(), torch.stack(own, 1)) for leaf, own in zip(leaves, found, strict=True)]

@@ -164,10 +164,11 @@ def pair_share(changes: Tensor, parts: Tensor, *, seed: int = 0) -> PairShare:
 def _carried(size: Tensor, part: Tensor) -> tuple[float, float]:
     """Compute ``share`` and ``most`` of sizes of changes (N, K) and parts from 0 (N,)."""
     member = torch.nn.functional.one_hot(part).T.double()
-    totals, carried, most = member @ size, torch.zeros(len(size)).double(), torch.zeros(len(size)).double()
+    carried, most = torch.zeros(len(size)).double(), torch.zeros(len(size)).double()
     for n, (own, p) in enumerate(zip(size, part.tolist(), strict=True)):
-        others = totals.clone()
-        others[p] = (others[p] - own).clamp(min=0)
+        rest = member.clone()
+        rest[:, n] = 0
+        others = rest @ size
         others /= others.sum(1, keepdim=True).clamp(min=torch.finfo(others.dtype).tiny)
         chosen = dict(zip(*linear_sum_assignment(others.numpy(), maximize=True), strict=True))
         if p in chosen and own.any():
@@ -175,8 +176,7 @@ def _carried(size: Tensor, part: Tensor) -> tuple[float, float]:
     moves = (size.sum(1) > 0).double()
     moved, count = member @ size.sum(1), member @ moves
     kept = moved > 0
-    shares = ((member @ carried) / moved)[kept], ((member @ most) / count)[kept]
-    return float(shares[0].mean()), float(shares[1].mean())
+    return float(((member @ carried) / moved)[kept].mean()), float(((member @ most) / count)[kept].mean())
 
 
 def _check_pairs(changes: Tensor, parts: Tensor) -> None:

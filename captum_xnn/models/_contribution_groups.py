@@ -78,6 +78,8 @@ class ContributionGroups(nn.Module):
     base: Tensor
     groups: Tensor
     scale: Tensor
+    divides_dimensions = True
+    """Whether rows of ``groups`` are the dimensions of Z, so that other groups of dimensions can take their place."""
 
     def __init__(
         self,
@@ -180,13 +182,22 @@ class ContributionGroups(nn.Module):
             Z: Activations (N, ...).
             slopes: Slopes G of the same shape.
         """
-        D, K = self.groups.shape
-        own = slopes.movedim(self.channels, -1).reshape(len(Z), -1, D, 1) * self.groups.to(slopes)
-        weight = own.reshape(len(Z), -1, K)
+        own = [self.slopes_of(slopes, k) for k in range(self.n_features)]
+        weight = torch.stack([G.movedim(self.channels, -1).reshape(len(Z), -1) for G in own], 2)
         flat = Z.to(slopes.dtype).movedim(self.channels, -1).reshape(len(Z), 1, -1)
         base = self.base.to(slopes).expand(slopes.shape).movedim(self.channels, -1).reshape(len(Z), 1, -1)
         # One affine operation, because every backend has a rule for it. The base becomes its bias.
         return torch.baddbmm(-torch.bmm(base, weight), flat, weight)[:, 0]
+
+    def slopes_of(self, slopes: Tensor, feature: int) -> Tensor:
+        r"""Compute the slopes of one x-feature, :math:`a_{dk} G_d`, (N, ...).
+
+        Args:
+            slopes: Slopes G of the output, (N, ...).
+            feature: Number of the x-feature.
+        """
+        shape = [-1 if d == self.channels else 1 for d in range(slopes.dim())]
+        return slopes * self.groups[:, feature].to(slopes).reshape(shape)
 
     def integral(
         self,

@@ -41,7 +41,7 @@ from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDr
 from captum_xnn.training._map_covers import MapCovers, maps_before
 from captum_xnn.training._threads import one_thread_if_small
 
-__all__ = ["SMALL", "Evidence", "Sample", "fit_groups"]
+__all__ = ["SMALL", "Evidence", "Sample", "check_depends", "check_varies", "fit_groups", "within"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def fit_groups(
     with torch.no_grad():
         base = first.mean_of(parts(Z), len(Z))
         for form, y in zip(forms, ys, strict=True):
-            _check_varies(y)
+            check_varies(y)
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
@@ -157,7 +157,7 @@ def fit_groups(
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
             for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
-                _check_depends(evidence, tail)
+                check_depends(torch.cat([evidence.own, evidence.others], 1), tail)
                 _learn(forms[t], evidence)
                 yield evidence
 
@@ -244,7 +244,7 @@ class _EvidenceReader(NamedTuple):
 
         def each(wanted: Tensor) -> Iterator[Batch]:
             batches = Batches(source.data, _ROWS, source.unpack)
-            some = batches.those(lambda begin, end: bool(len(_within(wanted, begin, end))))
+            some = batches.those(lambda begin, end: bool(len(within(wanted, begin, end))))
             for number, batch in enumerate(some):
                 if number % self.ranks.world == self.ranks.rank:
                     yield batch
@@ -311,14 +311,14 @@ class _EvidenceCollector:
         """Read the contributions of a batch's positives, and their drops."""
         inputs, additional = batch.on(self.device)
         end = batch.first + batch.rows
-        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in _within(p, batch.first, end).tolist()]
+        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in within(p, batch.first, end).tolist()]
         for i in range(0, len(pairs), _ROWS):
             self._take_own(pairs[i : i + _ROWS], batch.first, inputs, additional)
 
     def take_others(self, batch: Batch) -> None:
         """Read the contributions of a batch's other examples."""
         inputs, additional = batch.on(self.device)
-        for rows in torch.split(_within(self.sample.others, batch.first, batch.first + batch.rows), _ROWS):
+        for rows in torch.split(within(self.sample.others, batch.first, batch.first + batch.rows), _ROWS):
             x, more = rows_of(inputs, additional, rows - batch.first)
             self._take_others(rows, x, more, None)
 
@@ -480,13 +480,23 @@ def _unexplained(found: Integral, c: Tensor) -> Tensor:
     return (found.end - found.start).to(c) - c.sum(2)
 
 
-def _within(rows: Tensor, first: int, end: int) -> Tensor:
-    """Select the row numbers that a batch holds."""
+def within(rows: Tensor, first: int, end: int) -> Tensor:
+    """Select the row numbers that a batch holds.
+
+    Args:
+        rows: Row numbers.
+        first: First row of the batch.
+        end: Row after its last one.
+    """
     return rows[(rows >= first) & (rows < end)]
 
 
-def _check_varies(y: Tensor) -> None:
-    """Raise if an output has fewer than two examples, or the same value for all."""
+def check_varies(y: Tensor) -> None:
+    """Raise if an output has fewer than two examples, or the same value for all.
+
+    Args:
+        y: Outputs of all examples, (M, C).
+    """
     if len(y) < 2:
         raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
     if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
@@ -495,9 +505,13 @@ def _check_varies(y: Tensor) -> None:
         )
 
 
-def _check_depends(evidence: Evidence, tail: Tail) -> None:
-    """Raise if contributions are not finite, or all are 0."""
-    every = torch.cat([evidence.own, evidence.others], 1)
+def check_depends(every: Tensor, tail: Tail) -> None:
+    """Raise if contributions are not finite, or all are 0.
+
+    Args:
+        every: Contributions of all examples.
+        tail: The model's rest.
+    """
     if not bool(every.isfinite().all()):
         raise ValueError(
             f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "

@@ -26,14 +26,16 @@ from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulnes
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Form
+from captum_xnn.models.baselines._subspaces import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._contributions import Evidence, fit_groups
+from captum_xnn.training._contributions import fit_groups
 from captum_xnn.training._directions import directions
 from captum_xnn.training._fitting import fit_together
 from captum_xnn.training._history import Step
 from captum_xnn.training._making import MakeForm, is_exact, maker, warn_of_size
 from captum_xnn.training._outputs import Task
 from captum_xnn.training._recipe import Recipe
+from captum_xnn.training._subspaces import fit_subspaces
 
 __all__ = ["Fitted", "LayerFit", "Log"]
 
@@ -101,32 +103,43 @@ class LayerFit:
     def _exact(
         self, forms: Sequence[ContributionGroups], tasks: Sequence[Task], found: Activations, reader: Reader
     ) -> Iterator[Fitted]:
-        """Fit groups of contributions."""
+        """Fit groups of contributions, or subspaces."""
         if self.log is not None:
             warnings.warn(
                 "fit does not use log: groups of contributions are a closed form, without steps to record; leave it "
                 "out, or fit with autoencoder=SRAE",
                 stacklevel=levels_up(),
             )
+        for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, found, reader), strict=True):
+            _warn_of_unexplained(form, off, task.targets, found.layer)
+            yield _fitted(task, form, float(off.double().abs().mean()))
+
+    def _unexplained(
+        self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
+    ) -> Iterator[Tensor]:
+        """Fit exact forms in place, and yield what the contributions of each leave unexplained."""
+        ys, targets, marks = ([getattr(task, name) for task in tasks] for name in ("y", "targets", "positives"))
+        tail = reader.tail()
+        if isinstance(forms[0], DRSA):
+            yield from fit_subspaces(forms, tail, found.Z, ys, found.source, targets, marks=marks)
+            return
         kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
         kept += [] if self.checkpoint is None else [self.checkpoint]
         read = fit_groups(
             forms,
-            reader.tail(),
+            tail,
             found.Z,
-            [task.y for task in tasks],
+            ys,
             found.source,
-            [task.targets for task in tasks],
-            marks=[task.positives for task in tasks],
+            targets,
+            marks=marks,
             kept=kept,
             model=fingerprint(reader.model, found.layer) if kept else None,
             progress=self.progress,
             ranks=self.ranks,
         )
-        for task, form, evidence in zip(tasks, forms, read, strict=True):
-            _warn_of_unexplained(form, evidence, task.targets, found.layer)
-            error = float(evidence.unexplained.double().abs().mean())
-            yield _fitted(task, form, error)
+        for evidence in read:
+            yield evidence.unexplained
 
     def _learned(
         self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
@@ -166,11 +179,11 @@ def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
     return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives)
 
 
-def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, ...], layer: str) -> None:
+def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], layer: str) -> None:
     """Warn where contributions fail to add up although intervals have doubled as often as they may."""
     if form.dtype not in (torch.float32, torch.float64):
         return
-    off = evidence.unexplained.double().abs() / form.scale[:, None].double().cpu()
+    off = unexplained.double().abs() / form.scale[:, None].double().cpu()
     # A tolerance near rounding is the user's wish and not the integral's failure.
     missed = off > max(2 * form.config["tolerance"], _NOTABLE)
     if bool(missed.any()):
@@ -178,7 +191,7 @@ def _warn_of_unexplained(form: Any, evidence: Evidence, targets: tuple[Target, .
             f"contributions to target {', '.join(map(str, targets))} at layer {layer!r} miss the output by up to "
             f"{float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of {missed.shape[1]} "
             f"examples, after {form.config['most']} intervals; choose a later layer, or pass "
-            f"autoencoder=functools.partial(ContributionGroups, most={2 * form.config['most']})",
+            f"autoencoder=functools.partial({type(form).__name__}, most={2 * form.config['most']})",
             stacklevel=levels_up(),
         )
 

@@ -29,7 +29,7 @@ _MANY, _MANY_EACH = 20_000_000, 1000
 
 
 def is_exact(make: MakeForm | None) -> bool:
-    """Whether a user's choice of form makes groups of contributions.
+    """Whether a user's choice of form divides contributions that add up by construction.
 
     Args:
         make: A class of forms, a partial of it, or a function. None makes groups.
@@ -38,7 +38,8 @@ def is_exact(make: MakeForm | None) -> bool:
         >>> is_exact(None), is_exact(partial(ContributionGroups, patches=4)), is_exact(ConvSRAE)
         (True, True, False)
     """
-    return _class_of(make) in (None, ContributionGroups)
+    form = _class_of(make)
+    return form is None or (isinstance(form, type) and issubclass(form, ContributionGroups))
 
 
 def _class_of(make: MakeForm | None) -> MakeForm | None:

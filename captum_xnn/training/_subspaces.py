@@ -1,0 +1,102 @@
+"""Fit DRSA: compute activations and slopes of a few hundred examples with the model, and learn the subspaces.
+
+Conventions:
+    M examples, D dimensions or channels of Z, C outputs of an explainer. Places of feature maps and tokens are rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_xnn.activations._activations import Source
+from captum_xnn.activations._batches import Batches
+from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
+from captum_xnn.models.baselines._subspaces import DRSA
+from captum_xnn.training._contributions import Sample, check_depends, check_varies, within
+
+__all__ = ["fit_subspaces"]
+
+# Examples in one batch of the model, and rows from which subspaces are learned.
+_BATCH, _ROWS = 64, 2000
+
+
+def fit_subspaces(
+    forms: Sequence[DRSA],
+    tail: Tail,
+    Z: Tensor | Rows,
+    ys: Sequence[Tensor],
+    source: Source | None,
+    targets: Sequence[tuple[Target, ...]],
+    *,
+    marks: Sequence[Tensor | None],
+) -> Iterator[Tensor]:
+    """Fit subspaces in place, one explainer after another. Yield what contributions leave unexplained, (C, m).
+
+    Args:
+        forms: One for each explainer.
+        tail: The model's rest.
+        Z: Activations of all examples, (M, ...).
+        ys: For each explainer the outputs of all examples, (M, C).
+        source: Source of the examples' inputs, in the order of Z.
+        targets: For each explainer its targets.
+        marks: For each explainer a boolean (M,) of positives.
+
+    Raises:
+        ValueError: If Z or an output does not vary, if the output does not depend on the layer, or without a source.
+    """
+    if source is None:
+        raise ValueError(
+            "DRSA needs the inputs again, but these activations do not say which inputs they come from; pass the data "
+            "themselves, as in fit(loader, target)"
+        )
+    base = forms[0].mean_of(parts(Z), len(Z))
+    for form, y, of, mark in zip(forms, ys, targets, marks, strict=True):
+        check_varies(y)
+        form.base.copy_(base)
+        form.scale.copy_(y.double().std(0))
+        sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
+        yield _fit(form, tail, source, of, sample)
+
+
+def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sample: Sample) -> Tensor:
+    """Fit one form, and return what contributions leave unexplained."""
+    (positives,) = sample.positives
+    rows = torch.unique(torch.cat([positives, sample.others]))
+    device = form.directions.device
+    a, c, off = [], [], []
+    tail.forget()
+    with torch.inference_mode(False), untouched(tail.model), torch.no_grad():
+        batches = Batches(source.data, _BATCH, source.unpack)
+        for batch in batches.those(lambda first, end: bool(len(within(rows, first, end)))):
+            inputs, additional = batch.on(device)
+            some = within(rows, batch.first, batch.first + batch.rows)
+            for own in torch.split(some, _BATCH):
+                if len(own):
+                    x, more = rows_of(inputs, additional, own - batch.first)
+                    found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
+                    activations, slopes = form.factors(found)
+                    a.append(activations.cpu())
+                    c.append(slopes.cpu())
+                    off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
+    activations, slopes = torch.cat(a), torch.cat(c, 1)
+    check_depends(activations * slopes, tail)
+    C, M, P, _ = slopes.shape
+    slopes = slopes / form.scale.to(slopes)[:, None, None, None]
+    own = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
+    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), own.flatten()
+    form.learn(*(_spread(values) for values in flat))
+    return torch.cat(off, 1)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """Select up to the largest number of rows, evenly spread."""
+    count = min(len(rows), _ROWS)
+    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+    return some
