@@ -127,3 +127,30 @@ def test_inputs_are_told_apart():
     assert made != first_inputs(X + 1e-5, 3) and made != first_inputs(X, 4)
     assert first_inputs((X, X), 3) != first_inputs((X, X + 1), 3)
     assert first_inputs(X.bfloat16(), 3) == first_inputs(X.bfloat16(), 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_picked_examples(kind):
+    wanted = torch.tensor([10, 0, 5, 5, 3, 9])
+    found = list(Batches(KINDS[kind](), 4, first_of_batch).picked(wanted))
+    numbers = torch.cat([p.numbers for p in found])
+    alone = kind in ("tensor", "loader")  # others load whole batches
+    assert numbers.tolist() == ([0, 3, 5, 9, 10] if alone else list(range(11)))
+    assert all(torch.equal(p.inputs, X[p.numbers]) and len(p.numbers) <= 4 for p in found)
+    assert all(torch.equal(p.on(torch.device("cpu"))[0][0], X[p.numbers]) for p in found)
+    assert list(Batches(X, 4, first_of_batch).picked(wanted[:0])) == []
+
+
+def test_a_loader_loads_picked_examples_alone_unless_it_pads():
+    read = []
+    for join in (None, list, lambda examples: (torch.stack([x for x, _ in examples]),)):
+        data = Seen()
+        loader = DataLoader(data, 4, collate_fn=join)
+        picked = list(Batches(loader, 4, first_of_batch if join is not list else unpacked).picked(torch.tensor([9, 1])))
+        assert all(torch.equal(p.inputs, X[p.numbers]) for p in picked)
+        read.append(data.read)
+    assert read == [[1, 9], [1, 9], [0, 1, 2, 3, 8, 9, 10]]
+
+
+def unpacked(examples):
+    return torch.stack([x for x, _ in examples]), None

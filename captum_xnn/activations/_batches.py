@@ -1,7 +1,8 @@
 """Batches of a user's data with a known first row, so that a caller can skip batches.
 
 Batches of tensors are skipped without loading them. So are batches of a plain ``DataLoader`` on an indexed data set.
-Any other iterable is read to its end, batch by batch.
+Any other iterable is read to its end, batch by batch. Tensors and such loaders can also load single examples
+(:meth:`Batches.picked`).
 
 Conventions:
     M examples in all.
@@ -28,11 +29,12 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from captum_xnn.layers._arguments import refuse_uneven
 
-__all__ = ["Batch", "Batches", "Unpack", "first_inputs", "is_repeatable", "refuse_no_batches", "repeatable"]
+__all__ = ["Batch", "Batches", "Picked", "Unpack", "first_inputs", "is_repeatable", "refuse_no_batches", "repeatable"]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -64,11 +66,26 @@ class Batch(NamedTuple):
             ((tensor([[1.],
                     [1.]]),), ())
         """
-        given = (_many(self.inputs), () if self.additional is None else _many(self.additional))
-        inputs, additional = (
-            tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in values) for values in given
-        )
-        return inputs, additional
+        return _copied(self.inputs, device), () if self.additional is None else _copied(self.additional, device)
+
+
+class Picked(NamedTuple):
+    """Examples that need not follow each other."""
+
+    numbers: Tensor
+    """Row of each example in the data, (N,), ascending."""
+    inputs: Any
+    """A tensor or a tuple of values, as the model takes them."""
+    additional: Any
+    """Additional arguments of the model, or None."""
+
+    def on(self, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Copy inputs and additional arguments to a device, as :meth:`Batch.on` does.
+
+        Args:
+            device: The model's device.
+        """
+        return _copied(self.inputs, device), () if self.additional is None else _copied(self.additional, device)
 
 
 class Batches:
@@ -137,6 +154,31 @@ class Batches:
         else:
             yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
 
+    def picked(self, wanted: Tensor) -> Iterator[Picked]:
+        """Yield batches that hold all wanted examples; load as few others as possible.
+
+        A loader with a ``collate_fn`` of its own loads whole batches, since inputs may depend on the other examples of
+        a batch, as padding does.
+
+        Args:
+            wanted: Rows, in any order.
+
+        Example:
+            >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
+            >>> [(p.numbers.tolist(), p.inputs[:, 0].tolist()) for p in made.picked(torch.tensor([9, 0, 5]))]
+            [([0, 5, 9], [0.0, 5.0, 9.0])]
+        """
+        wanted = torch.unique(wanted)
+        if self._numbers is None or not _joins_equally(self._data):
+            for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
+                yield Picked(torch.arange(batch.first, batch.first + batch.rows), batch.inputs, batch.additional)
+            return
+        indices = list(itertools.chain.from_iterable(self._numbers))
+        groups = torch.split(wanted, max(map(len, self._numbers), default=1)) if len(wanted) else ()
+        loaded = self._loaded([[indices[row] for row in rows.tolist()] for rows in groups])
+        for rows, (inputs, additional) in zip(groups, loaded, strict=True):
+            yield Picked(rows, inputs, additional)
+
     def share(self, rank: int, world: int) -> Iterator[Batch]:
         """Yield the batches of one of several processes that take turns.
 
@@ -175,7 +217,7 @@ class Batches:
             yield from map(self._unpack, _loader(self._data, _Chosen(numbers)))
             return
         for n in numbers:
-            rows = slice(n[0], n[-1] + 1)
+            rows = slice(n.start, n.stop) if isinstance(n, range) else list(n)  # a slice copies nothing
             yield (self._data[rows] if isinstance(self._data, Tensor) else tuple(x[rows] for x in self._data)), None
 
     def _counted(self, batches: Iterable[Any]) -> Iterator[Batch]:
@@ -304,6 +346,15 @@ def _samplers(data: Any) -> list[Any]:
 
 def _many(inputs: Any) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _copied(values: Any, device: torch.device) -> tuple[Any, ...]:
+    return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in _many(values))
+
+
+def _joins_equally(data: Any) -> bool:
+    """Whether inputs of an example are the same in any batch: tensors, and loaders that stack or list examples."""
+    return not isinstance(data, DataLoader) or data.collate_fn in (default_collate, list)
 
 
 def _ranges(examples: int, batch_size: int) -> list[Sequence[int]]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Source
-from captum_xnn.activations._batches import Batch, Batches
+from captum_xnn.activations._batches import Batches, Picked
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
@@ -41,7 +41,7 @@ from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDr
 from captum_xnn.training._map_covers import MapCovers, maps_before
 from captum_xnn.training._threads import one_thread_if_small
 
-__all__ = ["SMALL", "Evidence", "Sample", "check_depends", "check_varies", "fit_groups", "within"]
+__all__ = ["SMALL", "Evidence", "Sample", "among", "check_depends", "check_varies", "fit_groups"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -242,20 +242,18 @@ class _EvidenceReader(NamedTuple):
         )
         source = self.source
 
-        def each(wanted: Tensor) -> Iterator[Batch]:
-            batches = Batches(source.data, _ROWS, source.unpack)
-            some = batches.those(lambda begin, end: bool(len(within(wanted, begin, end))))
-            for number, batch in enumerate(some):
+        def each(wanted: Tensor) -> Iterator[Picked]:
+            for number, picked in enumerate(Batches(source.data, _ROWS, source.unpack).picked(wanted)):
                 if number % self.ranks.world == self.ranks.rank:
-                    yield batch
-                bar.update(batch.rows)
+                    yield picked
+                bar.update(len(picked.numbers))
 
         with torch.inference_mode(False), untouched(self.tail.model):
-            for batch in each(torch.cat(sample.positives)):
-                collector.take_positives(batch)
+            for picked in each(torch.cat(sample.positives)):
+                collector.take_positives(picked)
             if not collector.take_others_known():
-                for batch in each(sample.others):
-                    collector.take_others(batch)
+                for picked in each(sample.others):
+                    collector.take_others(picked)
         return collector.evidence()
 
 
@@ -307,19 +305,18 @@ class _EvidenceCollector:
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
 
-    def take_positives(self, batch: Batch) -> None:
-        """Read the contributions of a batch's positives, and their drops."""
-        inputs, additional = batch.on(self.device)
-        end = batch.first + batch.rows
-        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in within(p, batch.first, end).tolist()]
+    def take_positives(self, picked: Picked) -> None:
+        """Read the contributions of the positives among some examples, and their drops."""
+        inputs, additional = picked.on(self.device)
+        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in among(p, picked).tolist()]
         for i in range(0, len(pairs), _ROWS):
-            self._take_own(pairs[i : i + _ROWS], batch.first, inputs, additional)
+            self._take_own(pairs[i : i + _ROWS], picked.numbers, inputs, additional)
 
-    def take_others(self, batch: Batch) -> None:
-        """Read the contributions of a batch's other examples."""
-        inputs, additional = batch.on(self.device)
-        for rows in torch.split(within(self.sample.others, batch.first, batch.first + batch.rows), _ROWS):
-            x, more = rows_of(inputs, additional, rows - batch.first)
+    def take_others(self, picked: Picked) -> None:
+        """Read the contributions of the other examples among some examples."""
+        inputs, additional = picked.on(self.device)
+        for rows in torch.split(among(self.sample.others, picked), _ROWS):
+            x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, rows))
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:
@@ -369,12 +366,13 @@ class _EvidenceCollector:
     def _take_own(
         self,
         pairs: Sequence[tuple[int, int]],
-        first: int,
+        numbers: Tensor,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> None:
         """Read the contributions of some positives, each to the outputs of its explainer, and their drops."""
-        x, more = rows_of(inputs, additional, torch.tensor([row - first for _, row in pairs]))
+        rows = torch.tensor([row for _, row in pairs])
+        x, more = rows_of(inputs, additional, torch.searchsorted(numbers, rows))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
         if self.channels is None:
@@ -480,15 +478,14 @@ def _unexplained(found: Integral, c: Tensor) -> Tensor:
     return (found.end - found.start).to(c) - c.sum(2)
 
 
-def within(rows: Tensor, first: int, end: int) -> Tensor:
-    """Select the row numbers that a batch holds.
+def among(rows: Tensor, picked: Picked) -> Tensor:
+    """Select the row numbers that were picked.
 
     Args:
         rows: Row numbers.
-        first: First row of the batch.
-        end: Row after its last one.
+        picked: Examples of the data.
     """
-    return rows[(rows >= first) & (rows < end)]
+    return rows[torch.isin(rows, picked.numbers)]
 
 
 def check_varies(y: Tensor) -> None:

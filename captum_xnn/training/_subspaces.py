@@ -19,7 +19,7 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.models.baselines._subspaces import DRSA
-from captum_xnn.training._contributions import Sample, check_depends, check_varies, within
+from captum_xnn.training._contributions import Sample, among, check_depends, check_varies
 
 __all__ = ["fit_subspaces"]
 
@@ -73,18 +73,15 @@ def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sa
     a, c, off = [], [], []
     tail.forget()
     with torch.inference_mode(False), untouched(tail.model), torch.no_grad():
-        batches = Batches(source.data, _BATCH, source.unpack)
-        for batch in batches.those(lambda first, end: bool(len(within(rows, first, end)))):
-            inputs, additional = batch.on(device)
-            some = within(rows, batch.first, batch.first + batch.rows)
-            for own in torch.split(some, _BATCH):
-                if len(own):
-                    x, more = rows_of(inputs, additional, own - batch.first)
-                    found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
-                    activations, slopes = form.factors(found)
-                    a.append(activations.cpu())
-                    c.append(slopes.cpu())
-                    off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
+        for picked in Batches(source.data, _BATCH, source.unpack).picked(rows):
+            inputs, additional = picked.on(device)
+            for own in torch.split(among(rows, picked), _BATCH):
+                x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, own))
+                found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
+                activations, slopes = form.factors(found)
+                a.append(activations.cpu())
+                c.append(slopes.cpu())
+                off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     check_depends(activations * slopes, tail)
     C, M, P, _ = slopes.shape
