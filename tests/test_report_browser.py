@@ -341,7 +341,7 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
         ("null", "it is not a file of x-feature names"),
         (
             '{"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": "gold", "3": "sky"}}}',
-            "it names x-feature 4, but this page has 3",
+            "it names x-feature 4, but green has 3",
         ),
         ("not json", "was not loaded"),
     ],
