@@ -617,7 +617,7 @@ def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder
     groups = XNNAttribution(xnn.model, xnn.layer, 3).fit(images, 1, progress=False)
     options = ReportOptions(class_names=["red", "green", "blue"], against=2)
     data = opened(driver, write_report(folder / "against.html", groups, images[:ROWS], 1, options))
-    names = [f"x-feature {k + 1}" for k in range(data["features"])]
+    names = [f"x-feature {k + 1}" for k in range(len(data["targets"][0]["rows"][0]["c"]))]
     for row, said in zip(data["targets"][0]["rows"], texts(driver, ".item .why"), strict=True):
         expected = [
             sentence(of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["says"])

@@ -120,7 +120,7 @@ def test_sorting_names_and_sentences(driver: Any, pages: dict[str, Path], which:
     rows, label = data["targets"][0]["rows"], data["targets"][0]["label"]
     key = data["targets"][0]["key"]
     one(driver, f"[data-name-input='{key}:0']").send_keys("praise")
-    names = ["praise", *(f"x-feature {k + 1}" for k in range(1, data["features"]))]
+    names = ["praise", *(f"x-feature {k + 1}" for k in range(1, len(rows[0]["c"])))]
     expected = [
         sentence(r["c"], names, target_name=label, surrogate=r["sum"], prediction=r["says"]).replace(
             "-", "\N{MINUS SIGN}"
