@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import (
@@ -250,3 +251,24 @@ def test_inputs_that_are_no_tensors_are_told(inputs):
     xnn = fitted(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), "1", torch.randn(40, 6), "groups")
     with pytest.raises(TypeError, match=r"inputs are a tuple of |is 2 inputs of the model"):
         xnn.attribute(inputs, 0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([torch.zeros(2, 6), torch.zeros(2)], r"found: <class 'list'>; pass batch\[0\] of a batch"),
+        (
+            {"ids": torch.zeros(2, 6), "mask": torch.ones(2, 6)},
+            r"pass the entry that gets maps, such as batch\['ids'\].*additional_forward_args=\(batch\['mask'\],\)",
+        ),
+        ({"ids": torch.zeros(2, 6)}, r"such as batch\['ids'\]$"),
+        (np.zeros((2, 6)), r"found: <class 'numpy.ndarray'>; pass torch.from_numpy"),
+        (torch.utils.data.DataLoader(torch.zeros(4, 6)), r"next\(iter\(loader\)\)\[0\]; fit, score and report also"),
+    ],
+    ids=["batch", "dict", "dict of one", "array", "loader"],
+)
+def test_batches_say_which_of_their_tensors_to_pass(inputs, said):
+    xnn = fitted(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), "1", torch.randn(40, 6), "groups")
+    for explain in (xnn.explain, xnn.attribute, xnn.contributions):
+        with pytest.raises(TypeError, match=said):
+            explain(inputs, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from captum_xnn.errors import NamesFileError
 from captum_xnn.plots import write_names
-from captum_xnn.plots._names import read_names, resolve_names
+from captum_xnn.plots._names import names_by_target, read_names, resolve_names
 
 # As the page writes it, to the letter.
 EXPORTED = (
@@ -187,3 +187,17 @@ def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
         resolve_names("golden feather", 2)
     with pytest.raises(NamesFileError, match="cannot read a JSON file of names at"):
         resolve_names(tmp_path, 2)
+
+
+def test_names_without_their_target_are_refused_with_what_to_write(tmp_path: Path) -> None:
+    said = r"names are given by target here, and 'spot' is no list.*write \{1: \{0: 'spot'\}\}, where 0 is x-feature 1"
+    with pytest.raises(TypeError, match=said):
+        names_by_target({0: "spot"}, "relu6", [1])
+    with pytest.raises(TypeError, match="names are given by target here"):
+        write_names(tmp_path / "names.json", {0: "spot"}, layer="relu6")
+    assert not (tmp_path / "names.json").exists()
+    # A file may hold the names of a target, and a file that is missing is an error about the file.
+    path = write_names(tmp_path / "names.json", {1: {0: "spot"}}, layer="relu6")
+    assert names_by_target({1: str(path)}, "relu6", [1]) == {"1": {0: "spot"}}
+    with pytest.raises(NamesFileError, match="cannot read a JSON file"):
+        names_by_target({1: "missing.json"}, "relu6", [1])

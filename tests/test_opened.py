@@ -48,7 +48,10 @@ def test_targets_and_the_highest_of_them(folder):
     assert opened.highest(batch.inputs, [2, 0]) == expected and set(expected) == {0, 2}
     assert opened.highest(batch.inputs, [None]) is None
     only = XNNAttribution(opened.model, "3", 2, recipe=Recipe(steps=3)).fit(opened.inputs, [0], progress=False)
-    with pytest.raises(NotFittedError, match="target 2 has no explainer"):
+    with pytest.raises(
+        NotFittedError,
+        match=r"target 2 has no explainer \(blue; fitted: 0 \(red\)\); fit it first, by captum-xnn fit --target 2",
+    ):
         opened.targets(only)
 
 

@@ -341,7 +341,7 @@ def test_exported_names_are_taken_by_the_next_report(driver: Any, page: Path, ex
         ("null", "it is not a file of x-feature names"),
         (
             '{"captum_xnn": "names", "version": 1, "layer": "4", "names": {"1": {"0": "gold", "3": "sky"}}}',
-            "it names x-feature 4, but this page has 3",
+            "it names x-feature 4, but green has 3",
         ),
         ("not json", "was not loaded"),
     ],
@@ -617,7 +617,7 @@ def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder
     groups = XNNAttribution(xnn.model, xnn.layer, 3).fit(images, 1, progress=False)
     options = ReportOptions(class_names=["red", "green", "blue"], against=2)
     data = opened(driver, write_report(folder / "against.html", groups, images[:ROWS], 1, options))
-    names = [f"x-feature {k + 1}" for k in range(data["features"])]
+    names = [f"x-feature {k + 1}" for k in range(len(data["targets"][0]["rows"][0]["c"]))]
     for row, said in zip(data["targets"][0]["rows"], texts(driver, ".item .why"), strict=True):
         expected = [
             sentence(of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["says"])

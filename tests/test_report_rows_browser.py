@@ -120,7 +120,7 @@ def test_sorting_names_and_sentences(driver: Any, pages: dict[str, Path], which:
     rows, label = data["targets"][0]["rows"], data["targets"][0]["label"]
     key = data["targets"][0]["key"]
     one(driver, f"[data-name-input='{key}:0']").send_keys("praise")
-    names = ["praise", *(f"x-feature {k + 1}" for k in range(1, data["features"]))]
+    names = ["praise", *(f"x-feature {k + 1}" for k in range(1, len(rows[0]["c"])))]
     expected = [
         sentence(r["c"], names, target_name=label, surrogate=r["sum"], prediction=r["says"]).replace(
             "-", "\N{MINUS SIGN}"
@@ -147,3 +147,48 @@ def test_no_width_scrolls_sideways(driver: Any, pages: dict[str, Path], which: s
         opened(driver, pages[which])
         wide = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert wide[0] <= wide[1]
+
+
+class Unequal(nn.Module):
+    """Class 0 reads one channel of the hidden layer, class 1 reads four: a fit of four x-features keeps 1 and 4."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.act, self.head = first, nn.ReLU(), nn.Linear(4, 2)
+        self.head.weight.data = torch.tensor([[1.0, 0.0, 0.0, 0.0], [-1.0, -0.8, -1.2, -0.9]])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act(self.first(inputs)).flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_each_class_has_as_many_x_features_as_its_fit_kept(driver: Any, tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    images = kind == "images"
+    data = torch.randn(90, 1, 8, 8) if images else torch.randn(90, 6)
+    pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    model = Unequal(pooled if images else nn.Linear(6, 4))
+    with torch.no_grad():
+        model.head.bias -= model(data).median(0).values  # so that each class is the highest for some
+    xnn = XNNAttribution(model.eval(), "act", 1 if images else 4).fit(data, target=0, progress=False)
+    xnn.n_features = 4  # no group of these images is small enough to be merged
+    xnn.fit(data, target=1, progress=False)
+    kept = [xnn.explainer(t).form.n_features for t in (0, 1)]
+    assert kept == [1, 4]
+    page = xnn.report(data[:8], tmp_path / "unequal.html", [0, 1], class_names=["one", "four"])
+    opened(driver, page)
+    assert text(driver, ".facts div:nth-child(3)") == "x-features1 to 4"
+    for index, count in ((0, 1), (1, 4), (0, 1)):
+        choose(driver, "#target", str(index))
+        assert len(texts(driver, "#toggles button")) == 1 + count  # the 1-Heatmap, or all x-features
+        assert len(all_of(driver, "#sort option")) == 3 + count
+        assert sum(node.is_displayed() for node in all_of(driver, ".card")) == count
+        if count == 4:
+            one(driver, "#toggles [data-map='3']").click()
+            choose(driver, "#sort", "3")
+    # Neither the map nor the order of an x-feature that this class lacks stays chosen.
+    pressed = [b.get_attribute("data-map") for b in all_of(driver, "#toggles [aria-pressed='true']")]
+    assert pressed == ([] if images else ["all"])
+    assert one(driver, "#sort").get_property("value") == "given"
+    shown = one(driver, "main").text
+    assert "undefined" not in shown and "NaN" not in shown

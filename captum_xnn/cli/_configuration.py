@@ -230,7 +230,7 @@ def _class_named(name: str, classes: Sequence[str] | None) -> int:
     if not classes:
         raise ValueError(
             f"target {name!r} is a name, and the names of the model's classes are not known; pass the class's number, "
-            "or the names with --classes FILE or CLASSES in the model's file"
+            "or the names by --classes FILE, --classes DIR with a folder for each class, or CLASSES in the model's file"
         )
     plain = [" ".join(c.replace("_", " ").split()).lower() for c in classes]
     wanted = " ".join(name.replace("_", " ").split()).lower()

@@ -26,6 +26,7 @@ from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
+from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
 from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._state import untouched
@@ -125,8 +126,14 @@ class Opened:
         asked = targets_of(self.configuration.targets, self.model_file.classes)
         if not isinstance(asked, list):
             return list(dict.fromkeys(t for explainer in xnn.explainers_.values() for t in explainer.targets))
+        fitted = {t for explainer in xnn.explainers_.values() for t in explainer.targets}
         for target in asked:
-            xnn.explainer(target)
+            if target not in fitted:
+                have = ", ".join(f"{t} ({self.name_of(t)})" for t in sorted(fitted, key=str))
+                raise NotFittedError(
+                    f"target {target} has no explainer ({self.name_of(target)}; fitted: {have}); fit it first, by "
+                    f"captum-xnn fit --target {target} ..., into another folder or together with the others"
+                )
         return list(asked)
 
     def outputs(self, inputs: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ Conventions:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,6 +89,11 @@ def copied(
         TypeError: If an input is not a tensor.
         ValueError: If there is no example, or the inputs differ in the number of examples.
     """
+    if not isinstance(inputs, (Tensor, tuple)):
+        # Captum's words, and the fix.
+        raise TypeError(
+            f"`inputs` must be a torch.Tensor or a tuple[torch.Tensor] but found: {type(inputs)}; {_instead(inputs)}"
+        )
     tensors: tuple[Tensor, ...] = format_tensors(inputs)
     if not all(isinstance(x, Tensor) for x in tensors):
         raise TypeError(
@@ -103,6 +109,24 @@ def copied(
     with torch.inference_mode(False):
         more = given and tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in given)
         return tuple(x.detach().clone() for x in tensors), more
+
+
+def _instead(inputs: Any) -> str:
+    """Say how to pass the tensors of a batch, of a loader or of an array."""
+    if isinstance(inputs, Mapping):
+        first, *others = (repr(key) for key in inputs) if inputs else ("'ids'",)
+        rest = "".join(f"batch[{key}], " for key in others)
+        more = (
+            f", and what else forward takes, in its order, as in additional_forward_args=({rest.strip()})"
+            if rest
+            else ""
+        )
+        return f"pass the entry that gets maps, such as batch[{first}]{more}"
+    if isinstance(inputs, np.ndarray):
+        return "pass torch.from_numpy(inputs) in the dtype of the model"
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return "pass batch[0] of a batch [images, labels], or torch.stack(images) of single images"
+    return "pass the images of a batch, such as next(iter(loader))[0]; fit, score and report also take a DataLoader"
 
 
 def like(inputs: Any, maps: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

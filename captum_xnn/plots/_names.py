@@ -112,6 +112,7 @@ def names_by_target(
     if names is None:
         return {}
     if isinstance(names, Mapping):
+        _refuse_bare(names, targets[0] if targets else 0)
         known = {str(target): by_number(given, target, layer) for target, given in names.items()}
     elif isinstance(names, (str, os.PathLike)):
         file = read_names(names)
@@ -189,6 +190,7 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
         ...     resolve_names(path, 2, target=46, layer="relu6")
         ['x-feature 1', 'red forehead']
     """
+    _refuse_bare(names, next(iter(names), 0))
     kept = {
         str(target): {str(k): name for k, name in sorted(by_number(some, target, layer).items()) if name}
         for target, some in names.items()
@@ -198,6 +200,16 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, json.dumps(described, ensure_ascii=False, indent=1).encode())
     return file
+
+
+def _refuse_bare(names: Mapping[Any, Names], target: Target) -> None:
+    """Raise where names are given by x-feature only, not by target: a name is then where a list or mapping belongs."""
+    for name in names.values():
+        if isinstance(name, str) and not name.endswith(".json") and not Path(name).is_file():
+            raise TypeError(
+                f"names are given by target here, and {name!r} is no list, mapping or file of names; write "
+                f"{{{target}: {{0: {name!r}}}}}, where 0 is x-feature 1"
+            )
 
 
 def by_number(names: Names, target: Target = None, layer: str | None = None) -> dict[int, str]:

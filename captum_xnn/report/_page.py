@@ -145,7 +145,6 @@ def write_report(
         "id": identity(xnn, targets),
         "kind": content["kind"],
         "layer": layer,
-        "features": xnn.n_features,
         "names": known,
         "images": content["images"],
         "targets": content["targets"],
@@ -156,7 +155,7 @@ def write_report(
         title=f"{model} explained at {layer}" if options.title is None else options.title,
         model=model,
         layer=layer,
-        features=xnn.n_features,
+        features=_counts(len(chapter["cards"]) for chapter in chapters),
         unit=options.unit,
         chapters=chapters,
         notes=options.notes,
@@ -229,6 +228,12 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
             }
         )
     return _as_json("images", shown_images, gallery.rows, chapters)
+
+
+def _counts(counts: Iterable[int]) -> str:
+    """Write the smallest and the largest of some numbers: a fit may merge small groups."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _as_json(

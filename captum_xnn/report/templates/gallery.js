@@ -108,7 +108,7 @@ function writeNumber(item) {
 }
 
 function writeItem(item, largest) {
-  const row = rowOf(item.index), K = data.features;
+  const row = rowOf(item.index), K = row.c.length;
   item.bars.setAttribute("viewBox", `0 -10 ${K * 10} 20`);
   const rects = { raises: "", lowers: "" };
   row.c.forEach((value, k) => {
@@ -307,8 +307,22 @@ function drawOutput() {
 
 // --- the gallery as a whole
 
+function offerToggles() {
+  const maps = [ONE, ...featureList()];
+  if (!maps.includes(state.on)) state.on = null;
+  el("toggles").replaceChildren(...maps.map((k) => {
+    const button = make("button", "", nameOf(k));
+    button.type = "button";
+    button.dataset.map = k;
+    button.setAttribute("aria-pressed", String(k === state.on));
+    button.addEventListener("click", () => toggle(k));
+    return button;
+  }));
+}
+
 function showTarget(index) {
   showChapter(index);
+  offerToggles();
   offerOrders();
   writeNames();
   arrange();
@@ -318,14 +332,6 @@ function showTarget(index) {
   }
 }
 
-el("toggles").replaceChildren(...[ONE, ...featureList()].map((k) => {
-  const button = make("button", "", nameOf(k));
-  button.type = "button";
-  button.dataset.map = k;
-  button.setAttribute("aria-pressed", "false");
-  button.addEventListener("click", () => toggle(k));
-  return button;
-}));
 el("sort").addEventListener("change", arrange);
 el("filter").addEventListener("change", arrange);
 el("scale").addEventListener("change", () => {

@@ -45,7 +45,8 @@ function signed(value, decimals = target().decimals) {
 const unexplained = (row) => `unexplained ${signed(residual(row), target().decimals + 1)}`;
 
 const side = (value) => (value > 0 ? "raises" : value < 0 ? "lowers" : "");
-const featureList = () => Array.from({ length: data.features }, (_, k) => k);
+// A fit may merge small groups, so each target has a number of x-features of its own.
+const featureList = (of = target()) => of.rows[0].c.map((_, k) => k);
 const given = (key, k) => (names[key] && names[key][k]) || "";
 const nameOf = (k, key = target().key) => (k === ONE ? "1-Heatmap" : given(key, k) || `x-feature ${k + 1}`);
 
@@ -265,11 +266,11 @@ el("names-load").addEventListener("change", async (event) => {
     const found = JSON.parse(await file.text());
     if (!found || found.captum_xnn !== "names" || found.version !== 1) throw new Error("it is not a file of x-feature names in version 1");
     if (found.layer !== data.layer) throw new Error(`its names are of layer ${found.layer}, but this page explains layer ${data.layer}`);
-    const beyond = Object.entries(found.names)
-      .filter(([written]) => data.targets.some((each) => each.key === keyHere(written)))
-      .flatMap(([, each]) => Object.keys(each))
-      .find((k) => Number(k) >= data.features);
-    if (beyond !== undefined) throw new Error(`it names x-feature ${Number(beyond) + 1}, but this page has ${data.features} x-features`);
+    for (const [written, each] of Object.entries(found.names)) {
+      const here = data.targets.find((one) => one.key === keyHere(written)), count = here && featureList(here).length;
+      const beyond = Object.keys(each).find((k) => here && Number(k) >= count);
+      if (beyond !== undefined) throw new Error(`it names x-feature ${Number(beyond) + 1}, but ${here.label} has ${count} x-features`);
+    }
     let count = 0;
     for (const [written, each] of Object.entries(found.names)) {
       const key = keyHere(written);

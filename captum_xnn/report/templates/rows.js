@@ -101,8 +101,24 @@ function drawNames() {
 
 const drawOutput = drawExamples;
 
+function offerToggles() {
+  const maps = ["all", ...featureList(), ...(data.kind === "texts" ? [ONE] : [])];
+  if (!maps.includes(state.on)) state.on = null;
+  el("toggles").replaceChildren(...maps.map((k) => {
+    const button = make("button");
+    button.type = "button";
+    button.dataset.map = k;
+    button.setAttribute("aria-pressed", String(k === (state.on ?? "all")));
+    if (data.kind === "texts" && k !== "all" && k !== ONE) button.append(make("span", `dot x${k % COLOURS}`));
+    button.append(make("span", "", k === "all" ? "all x-features" : k === ONE ? "1-Heatmap" : nameOf(k)));
+    button.addEventListener("click", () => toggle(k));
+    return button;
+  }));
+}
+
 function showTarget(index) {
   showChapter(index);
+  offerToggles();
   offerOrders();
   writeNames();
 }
@@ -113,16 +129,6 @@ function toggle(k) {
   drawExamples();
 }
 
-el("toggles").replaceChildren(...["all", ...featureList(), ...(data.kind === "texts" ? [ONE] : [])].map((k) => {
-  const button = make("button");
-  button.type = "button";
-  button.dataset.map = k;
-  button.setAttribute("aria-pressed", String(k === "all"));
-  if (data.kind === "texts" && k !== "all" && k !== ONE) button.append(make("span", `dot x${k % COLOURS}`));
-  button.append(make("span", "", k === "all" ? "all x-features" : k === ONE ? "1-Heatmap" : nameOf(k)));
-  button.addEventListener("click", () => toggle(k));
-  return button;
-}));
 el("sort").addEventListener("change", drawExamples);
 el("filter").addEventListener("change", drawExamples);
 
