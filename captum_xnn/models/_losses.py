@@ -28,6 +28,7 @@ __all__ = [
     "log_loss",
     "log_penalty",
     "pull_away",
+    "pull_away_and_slope",
     "pull_away_of_moments",
     "reconstruction_error",
     "second_moments",
@@ -220,13 +221,49 @@ def pull_away_of_moments(G: Tensor) -> Tensor:
     n = G.shape[-1]
     if n < 2:
         return G.sum((-2, -1)) * 0
-    square_norm = G.diagonal(dim1=-2, dim2=-1)
-    # Relative to the largest: a dying x-feature leaves small values in a running mean, and they must not overflow.
-    alive = square_norm > square_norm.amax(-1, keepdim=True) * torch.finfo(G.dtype).eps ** 2
-    inverse = torch.where(alive, torch.where(alive, square_norm, 1).rsqrt(), 0)
+    inverse = _inverse_norms(G)
     square_cosine = (G * inverse[..., None] * inverse[..., None, :]) ** 2
     own = square_cosine.diagonal(dim1=-2, dim2=-1)
     return (square_cosine.sum((-2, -1)) - own.sum(-1)) / (n * (n - 1))
+
+
+def pull_away_and_slope(G: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Compute :func:`pull_away_of_moments` and its derivative with respect to G, without autograd.
+
+    With cosines :math:`C_{ll'} = G_{ll'} / \sqrt{G_{ll} G_{l'l'}}` and P the mean of their squares over n(n - 1) pairs,
+
+    .. math:: \frac{\partial P}{\partial G_{ll'}} = \frac{2}{n(n-1)} \frac{C_{ll'}}{\sqrt{G_{ll} G_{l'l'}}}, \quad
+              \frac{\partial P}{\partial G_{ll}} = -\frac{2}{n(n-1)} \frac{\sum_{l' \ne l} C_{ll'}^2}{G_{ll}}
+
+    Args:
+        G: Symmetric positive semi-definite matrices (..., n, n).
+
+    Returns:
+        Numbers (...) and derivatives (..., n, n).
+
+    Example:
+        >>> value, slope = pull_away_and_slope(torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
+        >>> value, slope
+        (tensor(0.5000), tensor([[-0.5000,  0.5000],
+                [ 0.5000, -0.2500]]))
+    """
+    pairs = max(1, G.shape[-1] * (G.shape[-1] - 1))
+    inverse = _inverse_norms(G)
+    scale = inverse[..., None] * inverse[..., None, :]
+    slope = G * scale
+    own = slope.diagonal(dim1=-2, dim2=-1)
+    own.zero_()
+    square = slope.square().sum(-1)
+    own.sub_(square)
+    return square.sum(-1) / pairs, slope.mul_(scale).mul_(2 / pairs)
+
+
+def _inverse_norms(G: Tensor) -> Tensor:
+    """Compute 1 / sqrt of the diagonals, (..., n), and 0 for x-features that are negligible beside the largest."""
+    square_norm = G.diagonal(dim1=-2, dim2=-1)
+    # Relative to the largest: a dying x-feature leaves small values in a running mean, and they must not overflow.
+    alive = square_norm > square_norm.amax(-1, keepdim=True) * torch.finfo(G.dtype).eps ** 2
+    return torch.where(alive, square_norm, torch.inf).rsqrt()
 
 
 def pull_away(E: Tensor, *, weight: Tensor | None = None) -> Tensor:
@@ -284,9 +321,13 @@ class RunningMean:
     def __call__(self, batch: Tensor) -> Tensor:
         """Add the statistic of a new batch, and return the running estimate (same shape) with the batch's gradient."""
         newest = batch.detach()
-        self._sum = self.rho * newest if self._sum is None else self._sum + self.rho * (newest - self._sum)
+        return self.estimate(newest) + (batch - newest)
+
+    def estimate(self, newest: Tensor) -> Tensor:
+        """Add the statistic of a new batch, and return the running estimate (same shape) without a gradient."""
+        self._sum = self.rho * newest if self._sum is None else self._sum.lerp(newest, self.rho)
         self._weight += self.rho * (1 - self._weight)
-        return self._sum / self._weight + (batch - newest)
+        return self._sum / self._weight
 
     def keep(self, which: Tensor) -> None:
         """Keep the statistics of some of several explainers, and discard the others.

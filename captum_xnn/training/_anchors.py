@@ -40,12 +40,16 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from captum_xnn.activations._memmap import Rows, parts
 
 __all__ = ["Anchors", "anchors", "anchors_of_each"]
+
+Matrix = npt.NDArray[np.float64]
 
 # Relative difference below which values count as tied.
 _MARGIN = 1e-6
@@ -270,35 +274,36 @@ def _rotation(L: Tensor, c: Tensor, balance: float) -> Tensor:
         balance: b. A rotation with b > 0 starts from the rotation with b = 0.
     """
     r = L.shape[1]
-    L = L / L.norm().clamp_min(1e-300)
-    energy = L.square().sum(1).square().sum().clamp_min(1e-300)
-    c = c / c.norm().clamp_min(1e-300)
-    rotation = torch.eye(r, dtype=torch.float64)
+    # In NumPy, because a call of torch takes several times as long on so few numbers.
+    loadings = (L / L.norm().clamp_min(1e-300)).numpy()
+    loadings = loadings / max(float(np.square(np.square(loadings).sum(1)).sum()), 1e-300) ** 0.25
+    weights = (c / c.norm().clamp_min(1e-300)).T.numpy()
+    rotation = np.eye(r)
     for b in sorted({0.0, balance}):
         for _ in range(_SWEEPS):
             largest = 0.0
             for i in range(r):
                 for j in range(i + 1, r):
                     pair = rotation[[i, j]]
-                    d = _doubled(L @ pair.T)
-                    spread, shares = (d - d.mean(0)) / energy.sqrt(), _doubled(c.T @ pair.T).sum(0)
-                    form = (1 - b) * spread.T @ spread - b * shares[:, None] * shares
-                    scale = (1 - b) * float(spread.square().sum()) + b * float(shares.square().sum())
+                    d, shares = _doubled(loadings @ pair.T), _doubled(weights @ pair.T).sum(0)
+                    spread = d - d.mean(0)
+                    form = (1 - b) * spread.T @ spread - b * np.outer(shares, shares)
+                    scale = (1 - b) * float(np.square(spread).sum()) + b * float(np.square(shares).sum())
                     angle = _best_angle(form, scale)
                     rotation[[i, j]] = _turn(angle) @ pair
                     largest = max(largest, abs(angle))
             if largest < 1e-9:
                 break
-    return rotation
+    return torch.from_numpy(rotation)
 
 
-def _doubled(pair: Tensor) -> Tensor:
+def _doubled(pair: Matrix) -> Matrix:
     """Compute (x^2 - y^2, 2 x y) of rows (x, y): the vector of the doubled angle."""
     x, y = pair.T
-    return torch.stack([x.square() - y.square(), 2 * x * y], 1)
+    return np.stack([x * x - y * y, 2 * x * y], 1)
 
 
-def _best_angle(form: Tensor, scale: float) -> float:
+def _best_angle(form: Matrix, scale: float) -> float:
     """Find the angle in (-45, 45] degrees that maximises a form (2, 2) of the doubled angle; 0 if angles tie."""
     across, along = float(form[0, 0] - form[1, 1]), 2 * float(form[0, 1])
     if math.hypot(across, along) <= _MARGIN * scale:
@@ -308,9 +313,9 @@ def _best_angle(form: Tensor, scale: float) -> float:
     return angle if angle > -math.pi / 4 + _MARGIN else angle + math.pi / 2
 
 
-def _turn(angle: float) -> Tensor:
+def _turn(angle: float) -> Matrix:
     cos, sin = math.cos(angle), math.sin(angle)
-    return torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)
+    return np.array([[cos, sin], [-sin, cos]])
 
 
 def _arranged(rotation: Tensor, L: Tensor, c: Tensor) -> Tensor:
