@@ -795,8 +795,13 @@ def test_browser_that_keeps_nothing_warns_before_names_are_lost(driver: Any, pag
     )
 
 
-def test_images_say_how_usual_their_reasons_are_and_are_sorted_by_it(driver: Any, page: Path) -> None:
-    data = opened(driver, page)
+def test_images_say_how_usual_their_reasons_are_and_are_sorted_by_it(
+    driver: Any, explained: Any, tmp_path: Path
+) -> None:
+    xnn, images, _ = explained
+    some, names = images[[1, 0, 4, 7, 2, 19, 10]], ["red", "green", "blue"]  # 19 is unusual
+    options = ReportOptions(data=images, captions=[f"picture-{i}.png" for i in range(7)], class_names=names)
+    data = opened(driver, write_report(tmp_path / "usual.html", xnn, some, 1, options))
     rows = data["targets"][0]["rows"]
     lines = [line.get_attribute("textContent") for line in all_of(driver, ".item .usual")]
     for row, line in zip(rows, lines, strict=True):
@@ -804,7 +809,12 @@ def test_images_say_how_usual_their_reasons_are_and_are_sorted_by_it(driver: Any
             assert line == ""
             continue
         share = max(1, int(100 * row["usual"]["share"] + 0.5))
-        assert line.startswith(("unusual: " if row["usual"]["share"] < 0.05 else "usual: ") + f"{share} % of green")
+        assert line.startswith(("un" if row["usual"]["share"] < 0.05 else "") + f"usual reasons ({share} %)")
+        if row["usual"]["share"] < 0.05:
+            size, side = abs(row["usual"]["deviations"]), "above" if row["usual"]["deviations"] > 0 else "below"
+            said = f"x-feature {row['usual']['feature'] + 1} is {size:.1f} standard deviations {side} its mean"
+            assert line.endswith(said)
+    assert any(line.startswith("unusual") for line in lines)
     shares = [row["usual"]["share"] if row["own"] else None for row in rows]
     own = [i for i, share in enumerate(shares) if share is not None]
     others = [i for i, share in enumerate(shares) if share is None]

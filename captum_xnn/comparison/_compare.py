@@ -24,8 +24,9 @@ contributions can be computed. As a method, random groups are drawn anew for eac
 chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error of the path
 integral, and equals that of random groups.
 
-The largest dimensions, PRCA and DRSA have one more x-feature: all that their other x-features leave over. CRAFT and the
-TopK SAE leave a part of the output unexplained, which their F_reg shows. These four have no maps here.
+The largest dimensions and PRCA have one more x-feature: all that their others leave over. It is the last one of
+DRSA. CRAFT and the TopK SAE leave a part of the output unexplained, which their F_reg shows. PRCA, CRAFT and the TopK
+SAE have no maps here.
 
 Conventions:
     M examples, K x-features. Positives are examples to which the model gives the class. If outputs are not classes, all

@@ -26,7 +26,7 @@ from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
-from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
+from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
 from captum_xnn.training._contributions import Sample
@@ -354,10 +354,6 @@ def _without_chance(rule: Callable[[Tensor, int], Tensor]) -> Partition:
     return Partition(lambda contributions, K, _: rule(contributions, K))
 
 
-def _drsa(a: Tensor, c: Tensor, K: int, generator: torch.Generator) -> Tensor:
-    return rules.drsa(a, c, K, generator=generator)
-
-
 def _craft(own: Tensor, every: Tensor, K: int, generator: torch.Generator) -> dictionaries.Dictionary:
     del every
     return dictionaries.craft(own, K, seed=generator.initial_seed())
@@ -383,7 +379,7 @@ METHODS: Mapping[str, Method] = {
     "NMF of contributions": _without_chance(rules.nmf_partition),
     "largest dimensions": _without_chance(rules.single_dimensions),
     "PRCA": Subspaces(lambda a, c, K, _: rules.prca(a, c, K)),
-    "DRSA": Subspaces(_drsa),
+    "DRSA": DRSA,
     "CRAFT": Dictionaries(_craft, cropped=True),
     "TopK SAE": Dictionaries(_topk_sae),
     "NMF": NMF,

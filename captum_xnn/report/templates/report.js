@@ -97,10 +97,10 @@ const UNUSUAL = 0.05;
 function usualOf(shown) {
   const { usual } = shown.first || shown;
   if (!usual) return "";
-  const percent = `${Math.max(1, Math.round(100 * usual.share))} % of ${target().label} are as far from the mean reasons`;
-  if (usual.share >= UNUSUAL) return `usual: ${percent}`;
+  const percent = `(${Math.max(1, Math.round(100 * usual.share))} %)`;
+  if (usual.share >= UNUSUAL) return `usual reasons ${percent}`;
   const by = `${Math.abs(usual.deviations).toFixed(1)} standard deviations ${usual.deviations > 0 ? "above" : "below"}`;
-  return `unusual: ${percent}; ${nameOf(usual.feature)} is ${by}`;
+  return `unusual reasons ${percent}: ${nameOf(usual.feature)} is ${by} its mean`;
 }
 
 const shareOf = (row) => (row.usual ? row.usual.share : null);
