@@ -168,7 +168,7 @@ class Batches:
             >>> [(p.numbers.tolist(), p.inputs[:, 0].tolist()) for p in made.picked(torch.tensor([9, 0, 5]))]
             [([0, 5, 9], [0.0, 5.0, 9.0])]
         """
-        wanted = wanted.unique()
+        wanted = torch.tensor(sorted({*wanted.tolist()}), dtype=torch.long)
         if self._numbers is None or not _joins_equally(self._data):
             for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
                 yield Picked(torch.arange(batch.first, batch.first + batch.rows), batch.inputs, batch.additional)
