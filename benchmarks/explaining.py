@@ -13,8 +13,9 @@ with groups of contributions and with an SRAE, against the parts that they canno
 
 maps         the default backend, called on a network to the x-features that is at hand
 integral     the path integral of groups, where the layer's output is known
-rest         what `attribute` takes beyond both: it runs the model once for Z and the outputs, and guards its state
-ratio        `attribute` and `explain` over maps, and over maps and integral
+rest         what `attribute` takes beyond both: it guards the model's state, and for groups it runs the model for Z and
+             the outputs; for an SRAE the pass of the maps gives these
+ratio        `attribute` and `explain` over maps, and over maps and integral: the median, the lowest and the highest turn
 
     python benchmarks/explaining.py --calls --models resnet50 --batches 1 8
 """
@@ -135,20 +136,25 @@ def seconds(run: Callable[[], object], x: Tensor) -> float:
 def parts(xnn: XNNAttribution, x: Tensor, repeats: int) -> str:
     """Returns a line with the times of `attribute` and `explain`, of their parts, and the ratios."""
     runs = calls(xnn, x)
-    for run in runs.values():
+    for run in [*runs.values(), runs["attribute"]]:  # later calls of attribute take fewer passes
         run()
     turns = [{name: seconds(run, x) for name, run in runs.items()} for _ in range(repeats)]
     median = {name: statistics.median(turn[name] for turn in turns) for name in runs}
     needed = median["maps"] + median.get("integral", 0.0)
     text = "  ".join(f"{name} {1000 * value:.0f}" for name, value in median.items())
     text += f"  rest {1000 * (median['attribute'] - needed):.0f} ms; "
-    return text + ", ".join(
-        f"{name} / maps {median[name] / median['maps']:.2f}, / (maps + integral) {median[name] / needed:.2f}"
-        for name in ("attribute", "explain")
-    )
+    return text + ", ".join(f"{name} {ratios(turns, name)}" for name in ("attribute", "explain"))
 
 
-def print_calls(models: list[str], batches: list[int], device: str, repeats: int) -> None:
+def ratios(turns: list[dict[str, float]], name: str) -> str:
+    """Returns the ratio of a call to its maps, and to all its parts: median, lowest and highest of the turns."""
+    to_maps = [turn[name] / turn["maps"] for turn in turns]
+    to_parts = [turn[name] / (turn["maps"] + turn.get("integral", 0.0)) for turn in turns]
+    texts = [f"{statistics.median(some):.2f} ({min(some):.2f} to {max(some):.2f})" for some in (to_maps, to_parts)]
+    return f"/ maps {texts[0]}, / (maps + integral) {texts[1]}"
+
+
+def print_calls(models: list[str], batches: list[int], forms: list[str], device: str, repeats: int) -> None:
     """Prints what explaining takes beyond its maps."""
     for name in models:
         model = network(name)
@@ -157,7 +163,7 @@ def print_calls(models: list[str], batches: list[int], device: str, repeats: int
                 {"resnet50": "fc"}.get(name, "classifier.6" if name == "vgg16" else "heads.head")
             ).get_parameter("weight").normal_(0, 0.05)
         model = model.to(device)
-        for form in FORMS:
+        for form in forms:
             for batch in batches:
                 x = torch.randn(max(batch, 2), 3, 224, 224, device=device)
                 xnn = explainer(model, LAYERS[name], x, form)
@@ -172,10 +178,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--calls", action="store_true", help="time attribute and explain against their parts")
     parser.add_argument("--models", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     given = parser.parse_args()
     if given.calls:
-        print_calls(given.models, given.batches, given.device, given.repeats)
+        print_calls(given.models, given.batches, given.forms, given.device, given.repeats)
         return
     warnings.simplefilter("ignore")  # Captum says of every gradient that it set requires_grad
     x = torch.randn(given.batch, 3, 224, 224)

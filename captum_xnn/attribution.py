@@ -31,7 +31,7 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._feature_maps import DefaultMaps, FeatureMaps, as_heatmap
+from captum_xnn.heatmaps._feature_maps import DefaultMaps, DrawnAndRead, FeatureMaps, as_heatmap
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
@@ -155,6 +155,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.seed = operator.index(seed)
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
         self._places: dict[Any, nn.Module | None] = {}
+        self._two_passes: set[Any] = set()
 
     @classmethod
     def get_name(cls) -> str:
@@ -382,7 +383,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
         explained = self._explained(
-            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+            inputs,
+            target,
+            additional_forward_args,
+            internal_batch_size,
+            against=against,
+            maps=not heatmap_kwargs,
+            feature=feature,
         )
         maps = like(inputs, self._maps(explained, feature, internal_batch_size, heatmap_kwargs))
         return (maps, explained.unexplained) if return_convergence_delta else maps
@@ -587,6 +594,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         against: Any = None,
         *,
         maps: bool = False,
+        feature: int | None = None,
     ) -> _Explained:
         """Compute all numbers of an explanation.
 
@@ -597,7 +605,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             internal_batch_size: Number of examples explained at once.
             explainers: Explainer of each example. Without them, the fitted explainers of the targets.
             against: As :meth:`explain` takes it.
-            maps: Whether default maps of the same examples follow, so that one pass may serve both.
+            maps: Whether maps of the same examples follow, without settings, so that one pass may serve both.
+            feature: The x-feature that these maps draw; None for all of them.
         """
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
@@ -609,13 +618,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         size = internal_batch_size or len(targets)
         place = self._place(reader, tensors) if maps and size >= len(targets) and len({*targets}) == 1 else None
         read: list[Reading] = []
+        drawn = self._drawn(reader, targets, tensors, additional, feature, internal_batch_size) if maps else None
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-                    if read:
+                    if drawn is not None:
+                        Z, y_hat = drawn.Z, drawn.y_hat
+                    elif read:
                         Z, y_hat = reader.read((*x, *(more or ())))
                     else:
                         read.append(Reading.of(reader, x, more, place))
@@ -632,7 +644,31 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
-        return _Explained(tensors, additional, targets, reader, choices, Numbers(*found), prediction, read[0])
+        done = Numbers(*found), prediction, read[0] if drawn is None else drawn
+        return _Explained(tensors, additional, targets, reader, choices, *done)
+
+    def _drawn(
+        self,
+        reader: Reader,
+        targets: Sequence[Target],
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        feature: int | None,
+        internal_batch_size: int | None,
+    ) -> DrawnAndRead | None:
+        """Draw maps and read the outputs in one pass; return None for a first call, and where that needs two."""
+        key = _place_key(reader, inputs)
+        fitted = [self._fitted_already(reader.name, t) for t in targets]
+        if key not in self._places or key in self._two_passes or not fitted or None in fitted:
+            return None
+        choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True) if e is not None]
+        maps = FeatureMaps(self.heatmap, reader)
+        if not maps.reads(choices, internal_batch_size):
+            return None
+        drawn = maps.draw_and_read(choices, inputs, additional, feature=feature)
+        if drawn is None:
+            self._two_passes.add(key)
+        return drawn
 
     def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
         """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
@@ -650,6 +686,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         settings: dict[str, Any],
     ) -> tuple[Tensor, ...]:
         """Draw the maps of all examples."""
+        if isinstance(explained.read, DrawnAndRead):
+            return explained.read.maps
         with torch.inference_mode(False), untouched(explained.reader.model):
             ran = explained.read.tracer.trace()
             self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
@@ -785,8 +823,8 @@ class _Explained(NamedTuple):
     choices: list[Choice]
     numbers: Numbers
     prediction: Tensor
-    read: Reading
-    """The pass that read the first examples."""
+    read: Reading | DrawnAndRead
+    """The pass that read the first examples, or drew the maps of all of them too."""
 
     @property
     def unexplained(self) -> Tensor:

@@ -28,14 +28,15 @@ from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
-from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._read import UnfitError, WithGraph
+from captum_xnn.layers._reader import Reader, checked
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import grouped
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Form
 
-__all__ = ["DefaultMaps", "FeatureMaps", "Part", "as_heatmap", "draw"]
+__all__ = ["DefaultMaps", "DrawnAndRead", "FeatureMaps", "Part", "as_heatmap", "draw"]
 
 
 class DefaultMaps:
@@ -79,6 +80,17 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Hea
             "pass the class and its settings as FromCaptum(Class, setting=...), since the backend builds the object"
         )
     return heatmap
+
+
+class DrawnAndRead(NamedTuple):
+    """What one forward pass gives."""
+
+    maps: tuple[Tensor, ...]
+    """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
+    Z: Tensor
+    """The layer's output, (N, ...)."""
+    y_hat: Tensor
+    """The model's outputs, (N, ...)."""
 
 
 class FeatureMaps(NamedTuple):
@@ -136,6 +148,58 @@ class FeatureMaps(NamedTuple):
 
         maps = gathered(drawn(), len(choices))
         return maps if feature is None else in_shape_of(inputs, maps)
+
+    def reads(self, choices: Sequence[Choice], internal_batch_size: int | None = None) -> bool:
+        """Whether :meth:`draw_and_read` suits some examples: excitation backprop draws one learned network, at once.
+
+        Args:
+            choices: The choice of each example.
+            internal_batch_size: Maps computed at once.
+        """
+        form = choices[0].form
+        is_one = all(choice.form is form for choice in choices) and not isinstance(form, ContributionGroups)
+        at_once = internal_batch_size is None or internal_batch_size >= len(choices) * form.n_features
+        plain = isinstance(self._backend(form), ExcitationMaps) and self.reader.output_transform is None
+        return is_one and at_once and plain
+
+    def draw_and_read(
+        self,
+        choices: Sequence[Choice],
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        *,
+        feature: int | None = None,
+    ) -> DrawnAndRead | None:
+        """Draw maps as :meth:`draw` does, and read Z and the model's outputs in the same forward pass.
+
+        Return None where the pass fails, as for a layer that runs twice: :meth:`draw` then works, or raises the error.
+
+        Args:
+            choices: The choice of each example, for which :meth:`reads` is true.
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+            feature: The one x-feature to draw, in the inputs' shape; all of them, if None.
+
+        Raises:
+            TypeError: If the model's output is no tensor.
+            ValueError: If the x-feature is out of range, or an output is NaN or infinite.
+        """
+        form, reader, n = choices[0].form, self.reader, len(choices)
+        heatmap, features = self._backend(form), _features(feature, form.n_features)
+        network = ExplanationNetwork(reader.model, reader.layer, form)
+        read: list[WithGraph] = []
+        network.read = read
+        try:
+            maps = heatmap(network, inputs, features, additional_forward_args=additional)
+        except (UnfitError, RuntimeError, TypeError, ValueError):
+            return None
+        network.read = None
+        with torch.no_grad():
+            transform = reader.prediction_transform
+            output = read[-1].output if transform is None else transform(read[-1].output)
+        Z, y_hat = checked(read[-1].values, output, reader.name)
+        maps = _warned(maps, [Part(heatmap, network, features, list(range(n)))], inputs, additional, {})
+        return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
     def _parts(
         self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
@@ -229,7 +293,18 @@ def draw(
                 ),
             )
 
-    maps = tuple(m.contiguous() for m in gathered(drawn(), n))
+    return _warned(gathered(drawn(), n), parts, inputs, additional, settings)
+
+
+def _warned(
+    maps: tuple[Tensor, ...],
+    parts: Sequence[Part],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    settings: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    """Return maps, contiguous; warn once of maps that are zero or not finite, and raise if no gradient made them."""
+    maps = tuple(m.contiguous() for m in maps)
     _warn_of_infinite(maps)
     blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
-from captum_xnn.layers._read import OutputTransform, run_to_layer
+from captum_xnn.layers._read import OutputTransform, WithGraph, read_with_graph, run_to_layer
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._base import Autoencoder
@@ -61,6 +61,9 @@ class ExplanationNetwork(nn.Module):
     layer: nn.Module
     centred: bool
     """Whether a value below 0 means the opposite of a value above 0: true for x-features, false for logits."""
+    read: list[WithGraph] | None
+    """Takes every pass if it is a list: passes then go on to the model's output, for a layer that returns one tensor
+    and runs once."""
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class ExplanationNetwork(nn.Module):
         # Plain outputs have no encoder module, because Captum would look for a rule of that module.
         self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)
         self.output_transform = output_transform
+        self.read = None
         self.training = False
 
     def _encoder(self, xnn: Any) -> Callable[[Tensor], Tensor]:
@@ -96,6 +100,9 @@ class ExplanationNetwork(nn.Module):
         Args:
             inputs: All positional arguments of the model.
         """
+        if self.read is not None:
+            self.read.append(read_with_graph(self.model, self.layer, inputs, name=self.layer_name))
+            return self.read[-1].Z
         return run_to_layer(
             self.model,
             self.layer,

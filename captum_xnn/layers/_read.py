@@ -3,14 +3,16 @@
 A forward hook reads it and is registered for one forward pass only. A hook that is registered earlier fires before
 Captum's own hook, and makes DeepLift and the guided methods silently wrong at that layer. Running the model past the
 layer makes LRP silently wrong. :func:`run_to_layer` therefore leaves the model by a private exception at the layer's
-last call. :func:`read_layer` runs the whole model and also returns its output.
+last call. :func:`read_layer` runs the whole model and also returns its output. :func:`read_with_graph` does so where
+only the part before the layer is recorded.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,16 @@ from torch import Tensor, nn
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.layers._state import eager
 
-__all__ = ["EveryCall", "OutputTransform", "not_reached", "read_layer", "run_to_layer"]
+__all__ = [
+    "EveryCall",
+    "OutputTransform",
+    "UnfitError",
+    "WithGraph",
+    "not_reached",
+    "read_layer",
+    "read_with_graph",
+    "run_to_layer",
+]
 
 OutputTransform = Callable[[Any], Tensor]
 
@@ -135,6 +146,66 @@ def read_layer(
     if not seen:
         raise not_reached(model, name)
     return (EveryCall().joined(seen) if every else seen[0]), output
+
+
+class UnfitError(Exception):
+    """Ends a pass that does not suffice, because a layer runs twice or returns no tensor."""
+
+
+class WithGraph(NamedTuple):
+    """What one forward pass gives."""
+
+    Z: Tensor
+    """The layer's output, (N, ...), with its graph."""
+    values: Tensor
+    """The same numbers without a graph."""
+    output: Any
+    """The model's output, without a graph."""
+
+
+def read_with_graph(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, name: str = "layer") -> WithGraph:
+    """Run the model once; record it as far as the layer, and compute its output without gradients and modes.
+
+    Args:
+        model: A plain module.
+        layer: One of its submodules.
+        inputs: All positional arguments of the model.
+        name: Name of the layer in errors.
+
+    Raises:
+        LayerNotReachedError: If the forward pass never calls the layer.
+        UnfitError: If the layer runs twice, or returns no tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> read = read_with_graph(model, model[1], (torch.ones(4, 2),))
+        >>> read.Z.requires_grad, read.values.requires_grad, read.output.requires_grad, read.output.shape
+        (True, False, False, torch.Size([4, 1]))
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+    thread = threading.get_ident()
+    with ExitStack() as behind:
+
+        def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None
+            if seen or not isinstance(output, Tensor):
+                raise UnfitError
+            behind.enter_context(torch.no_grad())
+            behind.enter_context(torch._C.DisableTorchFunction())  # also of modes, such as that of excitation backprop
+            values = output.detach().clone()
+            seen.append((output, values))
+            return values.clone()  # the next operation may be in place
+
+        handle = layer.register_forward_hook(cut)
+        try:
+            with eager():
+                output = model(*inputs)
+        finally:
+            handle.remove()
+    if not seen:
+        raise not_reached(model, name)
+    return WithGraph(*seen[0], output)
 
 
 def run_to_layer(

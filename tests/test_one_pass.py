@@ -1,0 +1,134 @@
+"""Later calls explain in fewer passes than the first one, by what it found out; they give what a first call gives."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn.heatmaps import ExcitationMaps
+
+X = torch.rand(5, 3, 16, 16)
+
+
+class Net(nn.Module):
+    """A network whose ReLU runs before the explained layer and, if shared, behind it."""
+
+    def __init__(self, shared=False):
+        super().__init__()
+        self.first, self.relu, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1)
+        self.last_relu = nn.ReLU(inplace=True)
+        self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.shared, self.passes = shared, []  # a list: attributes are restored after every call
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        z = self.hidden(self.second(self.relu(self.first(x))).relu().mean((2, 3)))
+        return self.head(self.relu(z) if self.shared else self.last_relu(z))
+
+
+@pytest.fixture(params=["groups", "SRAE"])
+def fitted(request):
+    torch.manual_seed(0)
+    form = None if request.param == "groups" else lambda *a, **k: SRAE(*a, hidden=(6,), **k)
+    xnn = XNNAttribution(Net().eval(), "hidden", 2, autoencoder=form, recipe=Recipe(steps=5))
+    return xnn.fit(torch.rand(60, 3, 16, 16), target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+
+
+def anew(xnn):
+    """Returns an explainer of the same model that has not been called yet."""
+    other = XNNAttribution(xnn.model, xnn.layer, 2, autoencoder=xnn.autoencoder)
+    other.explainers_ = copy.deepcopy(xnn.explainers_)
+    return other
+
+
+def passes(xnn, run):
+    """Returns the result, and how often the model ran."""
+    xnn.model.passes.clear()
+    return run(), len(xnn.model.passes)
+
+
+def same(why, other):
+    names = ("maps", "features", "contributions", "bias", "surrogate", "prediction")
+    return all(torch.allclose(getattr(why, n), getattr(other, n), rtol=1e-4, atol=1e-6) for n in names)
+
+
+def test_a_second_call_gives_the_same_in_fewer_passes(fitted):
+    one, first = passes(fitted, lambda: fitted.explain(X, target=0))
+    two, second = passes(fitted, lambda: fitted.explain(X, target=0))
+    assert same(one, two) and second < first
+    assert float(one.maps.abs().max()) > 0
+    maps, again = passes(fitted, lambda: fitted.attribute(X, target=0, feature=1))
+    assert torch.allclose(maps, anew(fitted).attribute(X, target=0, feature=1), atol=1e-6) and again == second
+    pieces, _ = passes(fitted, lambda: fitted.explain(X, target=0, internal_batch_size=3))
+    assert same(one, pieces)
+
+
+def test_a_learned_network_is_explained_in_one_pass():
+    torch.manual_seed(0)
+    xnn = XNNAttribution(Net().eval(), "hidden", 2, autoencoder=lambda *a, **k: SRAE(*a, hidden=(6,), **k))
+    xnn.recipe = Recipe(steps=5)
+    xnn.fit(torch.rand(60, 3, 16, 16), target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    why = xnn.explain(X, target=0)
+    later, count = passes(xnn, lambda: xnn.explain(X[:3], target=0))
+    assert count == 1
+    # What follows the layer, in place, changes neither Z nor the prediction.
+    with torch.no_grad():
+        assert torch.allclose(later.prediction, xnn.model(X[:3])[:, 0], atol=1e-6)
+    assert torch.allclose(later.features, why.features[:3], atol=1e-5)
+    assert torch.allclose(later.maps, why.maps[:3], atol=1e-6)
+
+
+def to_double(net):
+    net.double()
+
+
+def other_weights(net):
+    with torch.no_grad():
+        net.first.weight.mul_(-1.5)
+        net.head.bias.add_(3.0)
+
+
+def other_module(net):
+    net.relu = nn.LeakyReLU(0.3)
+
+
+def other_layer(net):
+    net.hidden = copy.deepcopy(net.hidden)
+    with torch.no_grad():
+        net.hidden.weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [to_double, other_weights, other_module, other_layer])
+def test_a_model_that_changed_since_is_read_as_it_is_now(fitted, change):
+    before = [fitted.explain(X, target=0) for _ in range(2)][1]
+    change(fitted.model)
+    if change is other_layer:
+        fitted.layer = fitted.model.hidden
+    x = X.to(fitted.model.first.weight.dtype)
+    later, fresh = fitted.explain(x, target=0), anew(fitted).explain(x, target=0)
+    assert same(later, fresh) and later.maps.dtype == x.dtype
+    assert same(later, fitted.explain(x, target=0))
+    if change is not to_double:
+        assert not torch.allclose(later.prediction, before.prediction, atol=1e-3)
+
+
+def test_a_layer_of_maps_that_also_runs_behind_the_explained_layer():
+    torch.manual_seed(0)
+    net = Net(shared=True).eval()
+    xnn = XNNAttribution(net, "hidden", 2, autoencoder=SRAE, recipe=Recipe(steps=5), heatmap=ExcitationMaps("relu"))
+    xnn.fit(torch.rand(60, 3, 16, 16), target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    one, two, three = (xnn.explain(X, target=0) for _ in range(3))
+    assert same(one, two) and same(one, three) and one.maps.shape[3:] == X.shape[2:]
+
+
+def test_later_calls_raise_what_a_first_call_raises(fitted):
+    fitted.explain(X, target=0)
+    bad = X.clone()
+    bad[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite in example 1"):
+        fitted.explain(bad, target=0)
+    with pytest.raises(ValueError, match="x-feature 7 does not exist"):
+        fitted.attribute(X, target=0, feature=7)
+    assert same(fitted.explain(X, target=0), anew(fitted).explain(X, target=0))
