@@ -30,9 +30,10 @@ All maps are gradient x activation of the contributions at the last feature maps
 by excitation backprop. Locality takes maps turned to the side of the x-feature, without what speaks against it.
 
 O1, deletion and insertion are best where one x-feature holds nearly everything: ``uneven random groups``, one of which
-holds 19 of 20 dimensions, win them. Ranks are therefore given twice: by all measures but ``overlap``, and by those that
-unevenness does not flatter, with ``overlap`` in place of O1. F_reg, SD and within cannot tell exact methods apart:
-their contributions and their maps have the same sums.
+holds 19 of 20 dimensions, win them. Maps of x-features that cancel are easily identified. Ranks are therefore given
+twice: by all measures but ``overlap``, and by those that neither unevenness nor cancelling flatters, with ``overlap``
+in place of O1. F_reg, SD and within cannot tell exact methods apart: their contributions and their maps have the same
+sums.
 
     python -m benchmarks.scoreboard --quick --out DIR
     python -m benchmarks.scoreboard --funnybirds FOLDER FILE.py --birds FOLDER FILE.py --rooms PLACES ADE FILE.py LAYER
@@ -119,7 +120,7 @@ MEASURES = {
     "seconds": Measure("seconds", -1, 1),
     "eff": Measure("eff", 0, 1),
 }
-FLATTERED = ("o1", "deletion", "insertion")
+FLATTERED = ("identified", "o1", "deletion", "insertion")
 RANKED = {
     "mean": [key for key, measure in MEASURES.items() if measure.better and key not in FLATTERED],
     "all": [key for key, measure in MEASURES.items() if measure.better and key != "overlap"],

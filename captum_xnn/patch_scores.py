@@ -73,6 +73,9 @@ class PatchScores(NamedTuple):
     """Share of maps that fit the drops of their own x-feature best, from 0 to 1; NaN for a single x-feature."""
     identified_random_groups: float | None
     """The same of random groups, as many as there are x-features; None as above. About 1 / K at least."""
+    movement: float
+    """Size of the x-features' drops in multiples of the size of their sum, at least 1. More than 1 is cancelling, and
+    x-features that cancel are easily told apart: read it beside ``identified``."""
     drops: Orthogonality
     """O1 and O2 of the x-features' drops; 0 is best."""
     drops_random_groups: Orthogonality | None
@@ -188,6 +191,7 @@ def patch_scores_of(
         agreement_one_heatmap=own.of_output().agreement_of(scorer.one_heatmaps()) if controls else float("nan"),
         identified=own.identified(),
         identified_random_groups=fmean(r.identified() for r in drawn) if drawn else None,
+        movement=own.movement(),
         drops=own.orthogonality(),
         drops_random_groups=Orthogonality(*map(fmean, zip(*by_chance, strict=True))) if by_chance else None,
     )
@@ -229,6 +233,12 @@ class _Scored(NamedTuple):
         """Compute the share of maps that fit the drops of their own x-feature best."""
         found = self._of_each(identified_maps, self.maps)
         return float(found.double().mean()) if found.shape[1] > 1 else float("nan")
+
+    def movement(self) -> float:
+        """Compute the size of the drops in multiples of the size of their sum."""
+        side = torch.where(self.contributions < 0, -1, 1).to(self.drops)
+        of_sum = (self.drops * side[:, :, None]).sum(1).abs().sum()
+        return float(self.drops.abs().sum() / of_sum) if of_sum > 0 else float("nan")
 
     def _of_each(self, compute: Callable[[Tensor, Tensor], Tensor], maps: Tensor) -> Tensor:
         """Compute a number (N, K) of maps and drops, without the padding of shorter texts."""

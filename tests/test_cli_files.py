@@ -284,7 +284,8 @@ def test_evaluate_with_patches(folder: Path, tmp_path: Path, capsys: pytest.Capt
     of = json.loads((tmp_path / "e.json").read_text())["targets"][0]["patches"]
     assert header.split("  ")[0] == "target" and "random groups" in header
     figures = [of["agreement"], of["agreement_random_groups"], of["agreement_random_maps"], of["agreement_one_heatmap"]]
-    figures += [of["identified"], of["identified_random_groups"], of["drops"]["o1"], of["drops_random_groups"]["o1"]]
+    figures += [of["identified"], of["identified_random_groups"], of["movement"], of["drops"]["o1"]]
+    figures += [of["drops_random_groups"]["o1"]]
     assert row.split() == ["2", "3", *(f"{figure:.4f}" for figure in figures)]
 
 

@@ -111,6 +111,7 @@ def test_numbers_are_those_by_hand(model, two_targets, name, form):
                 "agreement_random_groups": shared.agreement_random_groups,
                 "agreement_random_maps": patches.agreement_random_maps,
                 "identified": patches.identified,
+                "movement": patches.movement,
                 "identified_random_groups": shared.identified_random_groups,
                 "drops_o1": patches.drops.o1,
                 "drops_o1_random_groups": shared.drops_random_groups.o1,
@@ -365,7 +366,7 @@ def test_the_same_call_gives_the_same_numbers(model):
         {name: {k: v for k, v in of.items() if not k.endswith("seconds")} for name, of in found.values.items()}
         for found in calls
     ]
-    assert kept[0] == kept[1] and len(kept[0]["SRAE"]) == 11
+    assert kept[0] == kept[1] and len(kept[0]["SRAE"]) == 12
 
 
 def test_rows_of_tensors_and_of_batches_are_the_same():

@@ -395,6 +395,15 @@ def test_identification_of_noise_is_chance_and_uneven_shares_do_not_help():
     assert map_identification(uneven, uneven) == pytest.approx(0.2)
 
 
+def test_random_directions_that_cancel_are_identified():
+    """What the docs warn of: maps and drops of two copies of the output can be told apart by what cancels."""
+    whole, taken = rand(50, 1, 16), rand(50, 2, 16, seed=1)
+    copies = torch.cat([whole, whole], 1)
+    turned = copies + 5 * (taken[:, :1] - 0.5) * torch.tensor([1.0, -1.0])[:, None]
+    assert map_identification(copies, copies) == 0
+    assert map_identification(turned, turned) == 1
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_identification_refuses_numbers_that_are_not_finite(bad):
     maps = rand(1, 2, 4)

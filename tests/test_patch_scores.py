@@ -59,6 +59,7 @@ def test_measures_and_controls_by_loops(model, form):
     assert found.drops.o1 == pytest.approx(drop_orthogonality(drops, contributions=own).o1, abs=1e-5)
     side = own.sign()[..., None]
     assert found.identified == map_identification(maps * side[..., None], drops * side)
+    assert found.movement == pytest.approx(float(drops.abs().sum() / drops.sum(1).abs().sum()), abs=1e-4)
     noise = [
         patch_agreement(random_maps(maps, seed=3 + i), drops * own.sign()[..., None], contributions=own)
         for i in range(3)

@@ -25,7 +25,7 @@ from captum_xnn.report._verdict import (
 
 
 def covered(agreement: float, groups: float | None = 0.0, noise: float = 0.0, one: float = 0.3) -> PatchScores:
-    return PatchScores(7, agreement, groups, noise, one, 0.5, None, Orthogonality(0.1, 0.2), None)
+    return PatchScores(7, agreement, groups, noise, one, 0.5, None, 1.1, Orthogonality(0.1, 0.2), None)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,14 @@ def test_maps_are_judged_beside_their_controls(scores: PatchScores, level: str, 
     assert ("drawn by chance" in reason.answer) == (scores.agreement_random_groups is not None)
 
 
-def test_maps_that_can_be_told_apart_speak_for_the_division() -> None:
-    """Random groups are copies of the output: their maps rank patches well, and cannot be told apart."""
-    copies = covered(0.6, groups=0.62)
-    assert on_maps(copies).level == "fair"
-    distinct = copies._replace(identified=0.7, identified_random_groups=0.35)
-    reason = on_maps(distinct)
-    assert reason.level == "good" and "70 % of the maps" in reason.answer
-    assert "drawn by chance do so as well" not in reason.answer
-    assert on_maps(distinct._replace(identified=0.44)).level == "fair"
-    assert on_maps(distinct._replace(identified=float("nan"), identified_random_groups=None)).level == "fair"
-    assert on_maps(distinct._replace(agreement_one_heatmap=0.7)).level == "fair"
-    assert on_maps(distinct._replace(agreement=0.1)).level == "poor"
+def test_maps_that_can_be_told_apart_are_said_beside_chance_and_cancelling() -> None:
+    told = covered(0.6, groups=0.62)._replace(identified=0.7, identified_random_groups=0.35, movement=2.16)
+    reason = on_maps(told)
+    assert reason.level == "fair"  # x-features that cancel are told apart as easily
+    assert "70 % of the maps" in reason.answer and "drawn by chance, 35 %" in reason.answer
+    assert "move 2.2 times as much" in reason.answer
+    assert "% of the maps" not in on_maps(told._replace(identified=float("nan"))).answer
+    assert "% of the maps" not in on_maps(told._replace(identified_random_groups=None)).answer
 
 
 def test_no_word_is_better_than_the_worst_reason() -> None:

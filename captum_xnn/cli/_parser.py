@@ -194,6 +194,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
         "1-Heatmap",
         "identified",
         "random groups",
+        "movement",
         "O1 of drops",
         "random groups",
     ]
@@ -203,7 +204,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
         if of is not None:
             by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
             figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
-            figures += [of.identified, of.identified_random_groups, of.drops.o1, by_chance]
+            figures += [of.identified, of.identified_random_groups, of.movement, of.drops.o1, by_chance]
             rows.append([str(result.target), str(of.examples), *map(_number, figures)])
     return _table(header, rows)
 

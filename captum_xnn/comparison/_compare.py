@@ -8,6 +8,8 @@ patch agreement  of maps with the drops of covered patches, beside random groups
                  of an image, tokens of a text, or columns of a table
 identified maps  share of maps that fit the drops of their own x-feature better than those of the others, beside random
                  groups; chance is 1 / K
+movement         size of the x-features' drops in multiples of that of their sum; more than 1 is cancelling, which makes
+                 maps easy to identify
 O1 of drops      overlap of the drops of different x-features, beside random groups
 O1 of maps       overlap of the maps of different x-features, weighted by contribution
 selectivity      share of an x-feature's changes that the removal of one known part causes, beside that of the whole

@@ -46,6 +46,7 @@ MEASURES = (
     Measure("agreement_random_maps", "agreement, noise", "", False),
     Measure("identified", "identified maps", "high"),
     Measure("identified_random_groups", "identified, random groups", "", False),
+    Measure("movement", "movement", ""),
     Measure("drops_o1", "O1 of drops", "low"),
     Measure("drops_o1_random_groups", "O1 of drops, random groups", "", False),
     Measure("maps_o1", "O1 of maps", "low"),

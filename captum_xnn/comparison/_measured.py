@@ -155,12 +155,17 @@ class Measured:
             if found.drops_random_groups is not None:
                 self.split.controls[target] = known
         identified = {} if math.isnan(found.identified) else {"identified": found.identified}
-        return identified | {
-            "agreement": found.agreement,
-            "agreement_random_maps": found.agreement_random_maps,
-            "drops_o1": found.drops.o1,
-            **known,
-        }
+        movement = {} if math.isnan(found.movement) else {"movement": found.movement}
+        return (
+            identified
+            | movement
+            | {
+                "agreement": found.agreement,
+                "agreement_random_maps": found.agreement_random_maps,
+                "drops_o1": found.drops.o1,
+                **known,
+            }
+        )
 
     def _subspaces(self, found: Relevances, target: Target) -> Values:
         """Measure the time of relevances, and the overlap of their drops."""

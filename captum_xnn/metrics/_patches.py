@@ -19,7 +19,8 @@ How to read them:
     as a rival. Patch agreement does not show whether x-features differ: a single x-feature that equals the whole
     output can reach any value, and random groups, each a small copy of the output, share that value. Map
     identification asks what patch agreement leaves open: whether the maps of one example can be told apart by what
-    they claim. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
+    they claim. x-features that cancel are easily told apart, also random directions: read it beside
+    ``PatchScores.movement``. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
     groups of dimensions do not look distinct either, because their drops come from the same patches. A dead x-feature
     does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.random_maps` and
     ``random_partition`` beside both metrics.
@@ -413,7 +414,8 @@ def map_identification(maps: Tensor, drops: Tensor) -> float:
     r"""Compute how often a map fits the drops of its own x-feature best, from 0 to 1; chance is 1 / K.
 
     It asks: can one tell from a map which of the K x-features it belongs to? Random groups of dimensions can hardly
-    pass, because each is a small copy of the output.
+    pass, because each is a small copy of the output. Random directions whose contributions cancel can: what they add
+    to one x-feature and take from another has a place, but is no reason.
 
     .. math:: \frac{1}{NK} \sum_{nk} \bigl[\, r(\mathrm{map}_{nk}, \mathrm{drops}_{nk}) >
               \max_{j \ne k} r(\mathrm{map}_{nk}, \mathrm{drops}_{nj}) \,\bigr]

@@ -39,8 +39,6 @@ _STABLE = (0.8, 0.5)
 _AGREES = (0.5, 0.2)
 # By less than this, two agreements are the same.
 _SAME = 0.05
-# By more than this share, more maps are identified than by chance.
-_TOLD = 0.1
 # How patches are covered, in a sentence and in an instruction, and what is covered.
 _COVERING = {
     "images": ("Where a part of the image is covered", "covers parts of some images", "parts of {} images"),
@@ -193,8 +191,7 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
     """Judge whether maps agree with the drops that covering a patch causes.
 
     Maps that do no better than those of x-features drawn by chance, or worse than the single heatmap, are "fair" at
-    best. The former does not count if far more maps can be told apart by their drops than by chance: random groups are
-    small copies of the output, which rank patches as well as the output does.
+    best.
 
     Args:
         found: Measures on covered patches, or None without them.
@@ -226,11 +223,12 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
     if by_chance is not None and not math.isnan(told):
         text += (
             f" {100 * told:.0f} % of the maps fit the drops of their own x-feature better than those of the others; of "
-            f"x-features drawn by chance, {100 * by_chance:.0f} %."
+            f"x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} times as "
+            "much as their sum does (1: they do not cancel)."
         )
     if level == "poor":
         text += f" So the maps hardly follow what the model loses: do not read them as {_READ_AS[kind]}."
-    elif groups is not None and a <= groups + _SAME and not (by_chance is not None and told > by_chance + _TOLD):
+    elif groups is not None and a <= groups + _SAME:
         level = "fair"
         text += (
             " So the maps follow what the model loses, and those of x-features drawn by chance do so as well: this "
