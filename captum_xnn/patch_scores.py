@@ -197,6 +197,29 @@ def patch_scores_of(
     )
 
 
+def one_heatmap_agreement(
+    xnn: XNNAttribution,
+    batches: Sequence[CoveredBatch],
+    target: Target = None,
+    *,
+    grid: int = 4,
+    fill: Tensor | float | None = None,
+    internal_batch_size: int = 64,
+) -> float:
+    """Compute the patch agreement of the 1-Heatmap, the single map of the output. No fit is needed.
+
+    Args:
+        xnn: As in :func:`patch_scores`; it may be unfitted.
+        batches: At least one batch.
+        target: As in :func:`patch_scores`.
+        grid: As in :func:`patch_scores`.
+        fill: As in :func:`patch_scores`.
+        internal_batch_size: As in :func:`patch_scores`.
+    """
+    scorer = _Scorer(xnn, batches, target, None, grid, fill, internal_batch_size)
+    return scorer.of_output().agreement_of(scorer.one_heatmaps())
+
+
 class _Scored(NamedTuple):
     """Contributions, maps and drops of one set of x-features on the examples."""
 
@@ -288,14 +311,36 @@ class _Scorer(NamedTuple):
         why = xnn.explain(
             batch.inputs, self.target, batch.additional, against=self.against, internal_batch_size=self.batch_size
         )
-        drops = self._drops(xnn, batch)
+
+        def numbers(inputs: tuple[Tensor, ...], more: Any) -> Tensor:
+            made = xnn.contributions(inputs, self.target, more, against=self.against)
+            return torch.cat([made.contributions, made.prediction[:, None]], 1)
+
+        drops = self._drops(numbers, batch)
         side = torch.where(why.contributions < 0, -1, 1).to(drops)
         maps = _of_places(_first(why.directed_maps()), batch.first)
         lengths = self._lengths(batch) or [drops.shape[2]] * len(batch.first)
         return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:], tuple(lengths))
 
-    def _drops(self, xnn: XNNAttribution, batch: CoveredBatch) -> Tensor:
-        """Compute the drops of contributions and output, (N, K + 1, P)."""
+    def of_output(self) -> _Scored:
+        """Compute the drops of the output, as those of an only x-feature; its maps are not known."""
+        return _joined([self._output_of_batch(batch) for batch in self.batches])
+
+    def _output_of_batch(self, batch: CoveredBatch) -> _Scored:
+        xnn = self.xnn
+        reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+
+        def numbers(inputs: tuple[Tensor, ...], more: Any) -> Tensor:
+            copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in (*inputs, *(more or ())))
+            with untouched(reader.model), torch.no_grad():
+                return select(reader.run(copies)[1], self.target)[:, None]
+
+        drops = self._drops(numbers, batch)
+        lengths = self._lengths(batch) or [drops.shape[2]] * len(batch.first)
+        return _Scored(torch.ones_like(drops[:, :, 0]), torch.zeros_like(drops), drops, drops, tuple(lengths))
+
+    def _drops(self, compute: Callable[[tuple[Tensor, ...], Any], Tensor], batch: CoveredBatch) -> Tensor:
+        """Compute the drops of some numbers of an example, (N, numbers, P)."""
         last = self._channels(batch)
         first = batch.first.movedim(last, 1) if last != 1 else batch.first
         embedded = self.fill is None and not first.is_floating_point()
@@ -312,8 +357,7 @@ class _Scorer(NamedTuple):
         def numbers(x: Tensor, rows: Tensor) -> Tensor:
             others, more = rows_of(batch.inputs, batch.additional, rows)
             x = x.movedim(1, last).contiguous() if last != 1 else x
-            made = xnn.contributions((x, *others[1:]), self.target, more, against=self.against)
-            return torch.cat([made.contributions, made.prediction[:, None]], 1)
+            return compute((x, *others[1:]), more)
 
         def values(x: Tensor, rows: Tensor, patches: Tensor | None) -> Tensor:
             if patches is None or not embedded:
@@ -321,7 +365,7 @@ class _Scorer(NamedTuple):
             found = []
             order = patches.argsort(stable=True)
             for some in torch.split(order, torch.unique(patches, return_counts=True)[1].tolist()):
-                with covered_token(unwrap(xnn.model), x[some], int(patches[some[0]])):
+                with covered_token(unwrap(self.xnn.model), x[some], int(patches[some[0]])):
                     found.append(numbers(x[some], rows[some]))
             return torch.cat(found)[order.argsort()]
 

@@ -288,7 +288,9 @@ def test_texts_are_covered_token_by_token():
     shared = expected.agreement_random_groups
     for name in ("groups", "spectral groups"):
         assert found.values[name]["agreement_random_groups"][0] == pytest.approx(shared, abs=1e-6)
-    assert set(found.values["1-Heatmap"]) == {"explain_seconds"}  # it has no x-features whose loss could be compared
+    # The single map of the output, by integrated gradients alone, is measured by the same patches.
+    assert set(found.values["1-Heatmap"]) == {"explain_seconds", "agreement"}
+    assert found.values["1-Heatmap"]["agreement"][0] == pytest.approx(expected.agreement_one_heatmap, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["integers", "boolean"])

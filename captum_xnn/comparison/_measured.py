@@ -25,21 +25,19 @@ from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first
-from captum_xnn.layers._state import untouched
-from captum_xnn.layers._targets import Target, select
+from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._localisation import mean_locality, object_probabilities
 from captum_xnn.metrics._overlap import OrthogonalityStream
 from captum_xnn.metrics._patches import (
     drop_orthogonality,
     drops_of_patches,
-    patch_agreement,
     patch_cover,
     patch_drops,
 )
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
-from captum_xnn.patch_scores import CoveredBatch, patch_scores_of
+from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_scores_of
 from captum_xnn.training._outputs import Outputs
 
 __all__ = ["Measured"]
@@ -188,22 +186,11 @@ class Measured:
             seconds += _timed(lambda x, more: xnn.one_heatmap(x, target, more), x, more)[1]
             count += len(x) if isinstance(x, Tensor) else len(x[0])
         values: Values = {"explain_seconds": seconds / count} if count else {}
-        inputs = self._alone(target)
-        if inputs is None:
-            return values
-        drops = patch_drops(self._outputs(target), inputs, grid=_grid(inputs), fill=self._fill())
-        maps = xnn.one_heatmap(inputs, target)
-        return values | {"agreement": patch_agreement(maps.sum(2) if maps.dim() > 3 else maps, drops)}
-
-    def _outputs(self, target: Target) -> Callable[[Tensor], Tensor]:
-        """Make a function that computes the output of a batch, (n, 1)."""
-        reader = self.settings.reader()
-
-        def outputs(x: Tensor) -> Tensor:
-            with untouched(reader.model), torch.no_grad():
-                return select(reader.run((x.clone(),))[1], target)[:, None]
-
-        return outputs
+        batches = self._covered(target)
+        if batches:
+            grid, fill = _grid(batches[0].first), self._fill()
+            values["agreement"] = one_heatmap_agreement(xnn, batches, target, grid=grid, fill=fill)
+        return values
 
     def _parts(self, xnn: XNNAttribution, target: Target) -> Values:
         """Measure selectivity and locality on known parts."""

@@ -5,8 +5,9 @@ Your ResNet and your folder of images
 You have a trained ResNet and a folder of images. This tutorial explains one of its classes: a few x-features, where
 each is in an image, how much each adds to the output, and one page that you can send to a colleague.
 
-The reading of folders needs torchvision, and the page jinja2. In a clone of the repository:
-``pip install -c constraints.txt -e '.[report,vision]'``. Take torch and torchvision from the same package index.
+Folders need torchvision, and the page needs jinja2. In your clone of the repository, with its environment active
+(``source .venv/bin/activate``): ``pip install -c constraints.txt -e '.[report,vision]'``. If ``import torchvision`` says
+``operator torchvision::nms does not exist``, torch and torchvision came from two package indexes: install both from one.
 """
 
 # %%
@@ -177,7 +178,8 @@ print(
 # %%
 # Name
 # ----
-# Give a name to each x-feature that you understand. The names then stand in pictures, sentences and reports.
+# Give a name to each x-feature that you understand. The names then stand in pictures, sentences and reports. Python
+# counts from 0, as everywhere: key 0 is x-feature 1.
 
 names = {0: "head and belly"}
 print(why.sentence(names=names, target_name="Ember"))
@@ -186,7 +188,8 @@ print(why.sentence(names=names, target_name="Ember"))
 # Report
 # ------
 # Write one HTML page with all of this, for readers who do not program. It opens without a network connection, and its
-# readers can name x-features too. Below is the page itself.
+# readers can name x-features too. Print it, or save it as PDF, from the browser. ``patches=4`` covers patches of four
+# images, so that the page says whether its maps can be trusted. Below is the page itself.
 
 from captum_xnn.plots import write_names
 
@@ -199,10 +202,15 @@ report = xnn.report(
     data=images,
     class_names=birds,
     names=folder / "names.json",
+    patches=4,
     title="Why an ember?",
     display=lambda image: image * colours[1] + colours[0],
 )
 report
+
+# %%
+# A whole data set is shorter: ``xnn.report(test, "why.html", target=0)``. The page then has all its images, and takes the
+# names of classes and files and the colours from ``test``. :doc:`/report_and_share` describes the rest.
 
 # %%
 # Save

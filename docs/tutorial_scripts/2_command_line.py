@@ -105,11 +105,12 @@ terminal("captum-xnn layers --model net.py")
 # %%
 # Fit
 # ---
-# ``fit`` learns x-features of the classes that you name, here of the first, and writes them to a folder. ``--target
-# all`` takes every class. No labels are used.
+# ``fit`` learns x-features of the classes that you name, and writes them to a folder. ``--target`` takes names from
+# ``CLASSES`` or numbers from 0; ``--target all`` takes every class. No labels are used. The table counts the images that
+# the model gives to the class: its *positives*.
 
 terminal(
-    "captum-xnn fit --model net.py --layer 4 --n-features 3 --data images/train --target 0 --out explainers"
+    "captum-xnn fit --model net.py --layer 4 --n-features 3 --data images/train --target ember --out explainers"
 )
 
 # %%
@@ -145,11 +146,16 @@ figure
 # %%
 # Report
 # ------
-# ``report`` writes one HTML page that opens anywhere, without a network connection.
+# ``report`` writes one HTML page that opens anywhere, without a network connection. Print it, or save it as PDF, from the
+# browser. ``--patches`` adds the check of the maps. Names that a reader types into the page are downloaded as a file:
+# pass it to ``explain`` and to the next ``report`` by ``--names names.json``.
 
 terminal(
     "captum-xnn report --explainer explainers --data images/test --title 'Why an ember?' --out report.html"
 )
 
 # %%
+# A fine-tuned model of torchvision needs no ``net.py``. Write ``--torchvision resnet18 --classes images/train --weights
+# weights.pt --size 224`` in place of ``--model net.py``: the sub-folders of ``images/train`` are its classes.
+#
 # :doc:`/command_line` describes every option, settings in a file, and how to resume an interrupted fit.
