@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -105,19 +106,24 @@ def seconds(command: list[str], folder: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def commands(images: int, out: str) -> dict[str, list[str]]:
+    """Returns the command and the call of the script, for the folder of so many images."""
+    options = ["--quiet", "--explainer", "explainers", "--data", f"{images}", "--out", out]
+    return {
+        "command": [sys.executable, "-m", "captum_xnn", "explain", *options],
+        "script": [sys.executable, "script.py", "explainers", f"{images}", out, *map(str, TARGETS)],
+    }
+
+
 def turn(folder: Path, images: int) -> tuple[float, float]:
     """Returns the seconds of the command and of the script."""
     found = []
-    for name, program in (("command", ["-m", "captum_xnn", "explain", "--quiet"]), ("script", ["script.py"])):
-        with tempfile.TemporaryDirectory(dir=folder) as out:
-            given = {"--explainer": "explainers", "--data": f"{images}", "--out": out}
-            arguments = [*given.values(), *map(str, TARGETS)]
-            if name == "command":
-                arguments = [word for pair in given.items() for word in pair]
-            found.append(seconds([sys.executable, *program, *arguments], folder))
-            written = len(list(Path(out, "pictures").iterdir()))
-            if written != images:
-                raise SystemExit(f"the {name} wrote {written} pictures, expected {images}")
+    for name, command in commands(images, "out").items():
+        found.append(seconds(command, folder))
+        written = len(list((folder / "out" / "pictures").iterdir()))
+        if written != images:
+            raise SystemExit(f"the {name} wrote {written} pictures, expected {images}")
+        shutil.rmtree(folder / "out")
     return found[0], found[1]
 
 

@@ -15,7 +15,7 @@ maps         the default backend, called on a network to the x-features that is 
 integral     the path integral of groups, where the layer's output is known
 rest         what `attribute` takes beyond both: it guards the model's state, and for groups it runs the model for Z and
              the outputs; for an SRAE the pass of the maps gives these
-ratio        `attribute` and `explain` over maps, and over maps and integral: median, lowest and highest turn
+ratio        `attribute` and `explain` over maps, and over maps and integral: median, lowest and highest of the turns
 
     python benchmarks/explaining.py --calls --models resnet50 --batches 1 8
 """

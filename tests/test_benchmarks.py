@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -1313,3 +1314,32 @@ def test_growth_is_measured_once_for_each_size(tmp_path):
     assert (tmp_path / "curves.svg").read_text().count("<path") > 10
     model, x = growth.material(40, 16, 8, 12)
     assert len(model(x).argmax(1).unique()) >= 10  # classes of images
+
+
+@pytest.mark.slow
+def test_the_command_fits_every_class(tmp_path):
+    from benchmarks import fit_command
+
+    fit_command.prepare(tmp_path, 60, 12)
+    found = fit_command.measure(tmp_path)
+    assert found["fitted"] == 12 and found["clock"] > 0
+    assert found["processor"] > 0.5 and 100 < found["peak"] < 4096  # torch alone has more than 100 MiB
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
+def test_the_command_and_the_script_explain_alike(tmp_path):
+    from benchmarks import explain_command
+
+    explain_command.prepare(tmp_path, 2)
+    told = {}
+    for name, command in explain_command.commands(2, "out").items():
+        assert explain_command.seconds(command, tmp_path) > 0
+        lines = (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()
+        told[name] = [json.loads(line) for line in lines]
+        shutil.rmtree(tmp_path / "out")
+    for one, other in zip(told["command"], told["script"], strict=True):
+        assert one["contributions"] == pytest.approx(other["contributions"], abs=1e-4)
+        assert one["surrogate"] == pytest.approx(other["surrogate"], abs=1e-4) and one["name"] == other["name"]
+    line = explain_command.line("all", [(2.0, 1.0), (3.0, 2.0), (4.0, 4.0)])
+    assert "command 3.00 (2.00 to 4.00)" in line and "ratio 1.50 (1.00 to 2.00)" in line
