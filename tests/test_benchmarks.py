@@ -1036,8 +1036,8 @@ def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
     with fit_speed.competitor(1, 50):
         pass
     monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
-    (line,) = fit_speed.batches(sizes=(16,), digits=(1,), steps=4)
-    assert line.startswith("batches of 16: error")
+    (line,) = fit_speed.on_digits(((16, 8),), digits=(1,), steps=4)
+    assert line.startswith("batches of 16, width 8: error")
 
 
 def untrained(digits, seed):

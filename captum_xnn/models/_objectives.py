@@ -40,10 +40,16 @@ class _WithSlopes(torch.autograd.Function):
 
 
 class RunningObjective:
-    """Eq. 5 over the whole training set, estimated from mini-batches, with gradients of the newest batch.
+    r"""Eq. 5 over the whole training set, estimated from mini-batches, with gradients of the newest batch.
 
-    Derivatives with respect to the network's outputs are written out, which saves autograd a hundred small operations a
-    step. Only the total has a gradient.
+    Only the total has a gradient. Its derivatives with respect to the network's outputs are written out, because
+    autograd takes longer for so many small operations. With weights w that sum to 1, the running mean :math:`\bar E`,
+    the running moments G of :math:`E - \bar E` and the pull-away term P they are
+
+    .. math:: \frac{\partial L}{\partial \bar y_i} = \frac2m (\bar y_i - \hat y_i), \quad
+              \frac{\partial L}{\partial \tilde Z_{ik}} = \frac{2 \beta}{m D}
+              \frac{\tilde Z_{ik} - Z_{ik}}{1/q + Q_k}, \quad
+              \frac{\partial L}{\partial E_i} = 2 \eta\, w_i (E_i - \bar E) \frac{\partial P}{\partial G}
 
     Args:
         beta: Weight of the sparse reconstruction.
@@ -115,7 +121,7 @@ class RunningObjective:
 
         off = (made.Z_tilde - Z).flatten(of_examples + 1)
         Q = self._Q.estimate(self.ranks.mean(off.square().mean(-2)))
-        slope_of_Q = (1 / Q.shape[-1]) / (1 / self.q + Q)
+        slope_of_Q = self.beta / Q.shape[-1] / (1 / self.q + Q)
 
         if weight is None:
             weight = torch.ones_like(made.E[..., 0])
@@ -128,8 +134,8 @@ class RunningObjective:
 
         slopes = Reconstruction(
             2 * self.eta * weighted @ slope_of_moments,
-            (2 / m) * error,
-            (off * (2 * self.beta / m * slope_of_Q)[..., None, :]).reshape(Z.shape),
+            2 / m * error,
+            (off * (2 / m * slope_of_Q)[..., None, :]).reshape(Z.shape),
         )
         return (faithful, log_penalty(Q, self.q), pull), slopes
 
