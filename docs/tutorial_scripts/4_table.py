@@ -145,6 +145,7 @@ report = xnn.report(
     Path(tempfile.mkdtemp()) / "table.html",
     data=x_test,
     input_names=columns,
+    class_names=["a high price"],
     names={None: names},
     patches=10,
     unit="thousands",
