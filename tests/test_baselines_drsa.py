@@ -133,7 +133,7 @@ def test_saved_and_loaded_gives_the_same(fitted, tmp_path):
 def test_the_seed_decides_the_start_and_differences_are_divided(fitted):
     xnn, data = fitted
     same, other = (
-        XNNAttribution(xnn.model, "1", 4, autoencoder=partial(DRSA, size=3, seed=seed, tolerance=1e-4)).fit(
+        XNNAttribution(xnn.model, "1", 4, autoencoder=partial(DRSA, size=3, tolerance=1e-4), seed=seed).fit(
             data, 0, progress=False
         )
         for seed in (0, 7)
@@ -177,5 +177,8 @@ def test_command_line_fits_it_with_its_seed(tmp_path, capsys):
     assert main(["fit", *run]) == 0
     model = load_model(f"{folder}/net.py").model
     form = XNNAttribution.load(tmp_path / "out", model).explainer(0).form
-    assert isinstance(form, DRSA) and (form.config["seed"], form.n_features) == (4, 3)
+    assert isinstance(form, DRSA) and form.n_features == 3
+    assert main(["fit", *run[:-4], "5", "--out", f"{tmp_path}/other", "--quiet"]) == 0
+    other = XNNAttribution.load(tmp_path / "other", model).explainer(0).form
+    assert not torch.allclose(form.directions, other.directions, atol=1e-3)
     capsys.readouterr()

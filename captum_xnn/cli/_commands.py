@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             opened.model,
             layer,
             configuration.n_features,
-            autoencoder={"groups": None, "drsa": partial(DRSA, seed=configuration.seed), "srae": by_shape}[
-                configuration.form
-            ],
+            autoencoder={"groups": None, "drsa": DRSA, "srae": by_shape}[configuration.form],
             recipe=configuration.recipe,
             seed=configuration.seed,
         )

@@ -36,6 +36,7 @@ def fit_subspaces(
     targets: Sequence[tuple[Target, ...]],
     *,
     marks: Sequence[Tensor | None],
+    seed: int,
 ) -> Iterator[Tensor]:
     """Fit subspaces in place, one explainer after another. Yield what contributions leave unexplained, (C, m).
 
@@ -47,6 +48,7 @@ def fit_subspaces(
         source: Source of the examples' inputs, in the order of Z.
         targets: For each explainer its targets.
         marks: For each explainer a boolean (M,) of positives.
+        seed: Seed of the random start.
 
     Raises:
         ValueError: If Z or an output does not vary, if the output does not depend on the layer, or without a source.
@@ -62,10 +64,10 @@ def fit_subspaces(
         form.base.copy_(base)
         form.scale.copy_(y.double().std(0))
         sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
-        yield _fit(form, tail, source, of, sample)
+        yield _fit(form, tail, source, of, sample, seed)
 
 
-def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sample: Sample) -> Tensor:
+def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sample: Sample, seed: int) -> Tensor:
     """Fit one form, and return what contributions leave unexplained."""
     (positives,) = sample.positives
     rows = torch.unique(torch.cat([positives, sample.others]))
@@ -88,7 +90,7 @@ def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sa
     slopes = slopes / form.scale.to(slopes)[:, None, None, None]
     own = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
     flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), own.flatten()
-    form.learn(*(_spread(values) for values in flat))
+    form.learn(*(_spread(values) for values in flat), seed=seed)
     return torch.cat(off, 1)
 
 

@@ -44,7 +44,6 @@ class DRSA(ContributionGroups):
         channels: Dimension of Z that holds D, as for ContributionGroups.
         size: Largest number of directions in a subspace.
         steps: Largest number of steps of the gradient ascent.
-        seed: Seed of the random start.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         intervals: First number of intervals of the path integral.
@@ -78,7 +77,6 @@ class DRSA(ContributionGroups):
         channels: int | None = None,
         size: int = 8,
         steps: int = 50,
-        seed: int = 0,
         positives: int = 30,
         others: int = 200,
         intervals: int = 8,
@@ -103,7 +101,7 @@ class DRSA(ContributionGroups):
             raise ValueError(f"n_features is {n_features}, but the layer has {D} dimensions; pass at most {D + 1}")
         for name in ("patches", "covered", "balance"):  # of groups alone
             del self.config[name]
-        self.config |= {"size": size, "steps": steps, "seed": seed}
+        self.config |= {"size": size, "steps": steps}
         self.width = min(size, D // subspaces) if subspaces else 0
         member = torch.arange(subspaces).repeat_interleave(self.width)
         self.register_buffer("directions", torch.zeros(D, len(member)))
@@ -123,13 +121,14 @@ class DRSA(ContributionGroups):
         )
 
     @torch.no_grad()
-    def learn(self, activations: Tensor, slopes: Tensor, own: Tensor) -> None:
+    def learn(self, activations: Tensor, slopes: Tensor, own: Tensor, *, seed: int) -> None:
         """Find the subspaces.
 
         Args:
             activations: Minus their base, (M, D).
             slopes: (M, D).
             own: Which rows are positives, boolean, (M,).
+            seed: Seed of the random start.
 
         Raises:
             ValueError: If a value is not finite.
@@ -137,7 +136,7 @@ class DRSA(ContributionGroups):
         subspaces = self.n_features - 1
         if not subspaces:
             return
-        generator = torch.Generator().manual_seed(self.config["seed"])
+        generator = torch.Generator().manual_seed(seed)
         U = drsa(activations, slopes, subspaces, size=self.width, steps=self.config["steps"], generator=generator)
         relevance = subspace_relevances(U, activations[own], slopes[own])[:, :-1].mean(0)
         U = U[relevance.argsort(descending=True, stable=True)]
