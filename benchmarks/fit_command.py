@@ -57,7 +57,8 @@ def measure(folder: Path) -> dict[str, float]:
     begin = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-        _, status, used = os.wait4(process.pid, 0)
+        _, status, used = os.wait4(process.pid, 0)  # tells the resources of this process alone
+    process.returncode = os.waitstatus_to_exitcode(status)
     if status:
         raise SystemExit(f"the fit failed: {(folder / 'log.txt').read_text()[-2000:]}")
     fitted = len(json.loads((folder / "explainers" / "explainer.json").read_text())["explainers"])
