@@ -18,7 +18,7 @@ eff          effective number of x-features, of their mean absolute contribution
 Figures: members of a class that the network tells right, with another look of one part. The reasons of the class are
 the parts that count. Three networks: ``by hand``, whose layer has a neuron for each look of each part; ``trained``;
 and ``FunnyBirds``, where one of five parts is removed, and all of them count. Random groups are the control of the
-division.
+division. Below each table is the share of groups less that of the other methods, in pairs of the same class and seed.
 
     python -m benchmarks.pairs --out DIR
     python -m benchmarks.pairs --funnybirds FOLDER FILE.py --out DIR
@@ -40,7 +40,7 @@ from benchmarks import rivals, scoreboard, synthetic
 from benchmarks.funnybirds import Read
 from benchmarks.one_vs_all import effective
 from benchmarks.rivals import Fit, slopes_of
-from benchmarks.runs import Column, Line, measured, save, settings, summary, table, write
+from benchmarks.runs import Column, Line, interval, measured, save, settings, summary, table, write
 from captum_xnn.activations import collect
 from captum_xnn.metrics import pair_share, selectivity
 
@@ -163,6 +163,17 @@ def rows_of(lines: list[Line]) -> str:
     return scoreboard.list_table(["method", *(c.title for c in columns)], rows)
 
 
+def leads(lines: list[Line]) -> str:
+    """Returns the share of groups less that of the others, over the same classes and seeds, with their number."""
+    share = {(line["method"], line["class"], line["seed"]): line["share"] for line in lines}
+    told = []
+    for method in METHODS[1:]:
+        both = [of for name, *of in share if name == method and ("groups", of[0], of[1]) in share]
+        mean, half = interval([share["groups", label, seed] - share[method, label, seed] for label, seed in both])
+        told.append(f"{method} {mean:.2f} ± {half:.2f} ({len(both)})")
+    return "groups less " + ", ".join(told)
+
+
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the tables."""
     classes = {"by hand": CLASSES[: given.classes], "trained": CLASSES[: given.classes]}
@@ -190,7 +201,7 @@ def main(given: argparse.Namespace) -> None:
     texts, figures = [], {}
     for network in classes:
         own = [line for line in lines if line["network"] == network and line["pairs"]]
-        texts.append(f"{network}\n\n{table(own, 'method', COLUMNS, order=METHODS)}")
+        texts.append(f"{network}\n\n{table(own, 'method', COLUMNS, order=METHODS)}\n\n{leads(own)}")
         figures[network] = summary(own, "method", COLUMNS)
         save((given.tables or given.out) / f"pairs_{network.replace(' ', '_').lower()}.inc", rows_of(own).encode())
     write(given.out, "\n\n".join(texts), figures)
