@@ -148,6 +148,23 @@ def test_the_seed_decides_the_start_and_differences_are_divided(fitted):
     )
 
 
+def test_units_of_an_output_do_not_matter_to_joint_subspaces():
+    """Each output counts in its standard deviations: a hundred times as large, it weighs no more."""
+    found = []
+    for size in (1.0, 100.0):
+        model, data = dense(), vectors()
+        with torch.no_grad():
+            model[-1].weight[1] *= size
+            model[-1].bias[1] *= size
+        marks = torch.ones(len(data), dtype=torch.bool)
+        form = partial(DRSA, size=2, tolerance=1e-4)
+        xnn = XNNAttribution(model, "1", 3, autoencoder=form).fit(
+            data, [0, 1], positives=marks, joint=True, progress=False
+        )
+        found.append(xnn.explainer(0).form.directions)
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
+
+
 def test_random_groups_of_dimensions_are_its_control():
     model = convolutional()
     data = images()

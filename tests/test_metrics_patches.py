@@ -386,6 +386,10 @@ def test_maps_that_fit_no_better_than_others_are_not_identified():
     dead[:, 1] = 0.25
     assert identified_maps(dead, dead).tolist() == [[True, False, True]] * 4
     assert np.isnan(map_identification(maps[:, :1], maps[:, :1]))
+    # The first map contradicts its own drops less than the others', and is not identified for it.
+    shown = torch.tensor([[[3.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]])
+    lost = torch.tensor([[[1.0, 0.0, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]]])
+    assert identified_maps(shown, lost).tolist() == [[False, True]]
 
 
 def test_identification_of_noise_is_chance_and_uneven_shares_do_not_help():
