@@ -220,12 +220,6 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
         f"drops with a correlation of {_signed(a)} (1: the same order). For comparison: maps of noise "
         f"{_signed(noise)}{chance}, the single usual heatmap {_signed(one)}."
     )
-    if by_chance is not None and not math.isnan(told):
-        text += (
-            f" {100 * told:.0f} % of the maps fit the drops of their own x-feature better than those of the others; of "
-            f"x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} times as "
-            "much as their sum does (1: they do not cancel)."
-        )
     if level == "poor":
         text += f" So the maps hardly follow what the model loses: do not read them as {_READ_AS[kind]}."
     elif groups is not None and a <= groups + _SAME:
@@ -237,6 +231,12 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
     elif a < one - _SAME:
         level = "fair"
         text += " So the maps follow what the model loses, but less than the single heatmap does."
+    if by_chance is not None and not math.isnan(told):
+        text += (
+            f" {100 * told:.0f} % of the maps fit the drops of their own x-feature better than those of the others; of "
+            f"x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} times as "
+            "much as their sum does (1: they do not cancel)."
+        )
     return Reason(level, question, text)
 
 
