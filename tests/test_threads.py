@@ -1,13 +1,12 @@
-"""Small fits use one thread, and leave the number of threads as it was."""
+"""Fits of small models use one thread, because several wait for each other; large models keep theirs."""
 
 import pytest
 import torch
+from torch import nn
 
-from captum_xnn.models import SRAE
-from captum_xnn.models._objectives import RunningObjective
-from captum_xnn.training import Recipe
-from captum_xnn.training._fitting import fit
-from captum_xnn.training._threads import one_thread_if_small
+from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn.activations import collect
+from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 
 
 @pytest.fixture
@@ -18,26 +17,50 @@ def three_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("flops", "threads"), [(1e6, 1), (1e12, 3)])
-def test_only_small_work_has_one_thread(three_threads, flops, threads):
-    with one_thread_if_small(flops):
-        assert torch.get_num_threads() == threads
+class Counting(nn.Module):
+    """A model that counts torch's threads at each call."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last, self.seen = nn.Linear(6, width), nn.Linear(width, 3), []
+
+    def forward(self, x):
+        self.seen.append((len(x), torch.get_num_threads()))
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(("form", "width"), [(None, 16), (SRAE, 16)])
+def test_fits_of_small_models_use_one_thread(form, width):
+    model = Counting(width)
+    xnn = XNNAttribution(model, "first", n_features=2, autoencoder=form, recipe=Recipe(steps=3) if form else None)
+    xnn.fit(torch.randn(100, 6, generator=torch.Generator().manual_seed(0)), target=0, progress=False)
+    assert {threads for _, threads in model.seen} == {1}
     assert torch.get_num_threads() == 3
 
 
-@pytest.mark.parametrize(("width", "threads"), [(8, 1), (6000, 3)])
-def test_steps_of_a_small_form_have_one_thread(three_threads, monkeypatch, width, threads):
-    # 128 examples times 6 operations for each of 2 (40 + 1) width weights: 4e8 at a width of 6000
-    seen, call = [], RunningObjective.__call__
-    monkeypatch.setattr(
-        RunningObjective, "__call__", lambda *a, **k: seen.append(torch.get_num_threads()) or call(*a, **k)
-    )
-    Z = torch.rand(60, 40, generator=torch.Generator().manual_seed(0))
-    fit(SRAE(40, 2, hidden=(width,)), Z, Z[:, :1], recipe=Recipe(steps=2, batch_size=128))
-    assert seen == [threads] * 2 and torch.get_num_threads() == 3
+@pytest.mark.usefixtures("three_threads")
+def test_models_of_large_products_keep_their_threads(tmp_path):
+    model = Counting(400_000)
+    collect(model, "last", torch.randn(64, 6))
+    collect(model, "last", torch.randn(64, 6), store=tmp_path)
+    assert {threads for rows, threads in model.seen if rows == 64} == {3}
 
 
-def test_threads_come_back_after_an_error(three_threads):
-    with pytest.raises(KeyError), one_thread_if_small(1):
-        raise KeyError
-    assert torch.get_num_threads() == 3
+def test_the_number_comes_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="in between"), one_thread_if_small(1.0):
+        raise RuntimeError("in between")
+    assert torch.get_num_threads() == before
+
+
+def test_no_pass_is_called_smaller_than_it_is():
+    """Counts by hand: a convolution that keeps the size of its image, a layer on vectors, and one on tokens."""
+    conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    assert pass_flops(conv, torch.zeros(2, 3, 10, 10)) >= 2 * 2 * 8 * 27 * 100
+    line = nn.Linear(5, 7, bias=False)
+    assert pass_flops(line, (torch.zeros(4, 5), "text")) == 2 * 4 * 35
+    assert pass_flops(line, (torch.zeros(4, 9, 5),)) >= 2 * 4 * 9 * 35
+    tokens = nn.Embedding(20, 5)
+    assert pass_flops(nn.Sequential(tokens, line), torch.zeros(4, 9, dtype=torch.long)) >= 2 * 4 * 9 * 35
+    assert pass_flops(line, (None,)) == 0

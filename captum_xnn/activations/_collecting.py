@@ -44,6 +44,7 @@ from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader, checked
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target
+from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 
 __all__ = ["collect", "collect_part", "collect_together"]
 
@@ -101,7 +102,8 @@ class _BatchReader(Reader):
     def read_batch(self, inputs: Any, additional: Any, first: int) -> tuple[Tensor, Tensor]:
         """Compute the layer's and the model's outputs on a batch, on the CPU."""
         many = inputs if isinstance(inputs, tuple) else (inputs,)
-        Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
+        with one_thread_if_small(pass_flops(self.model, many)):
+            Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
         if self.asked is not None:
             self.asked.check(y_hat)
         return Z.cpu(), y_hat.cpu()
@@ -122,17 +124,18 @@ class _BatchReader(Reader):
         more = format_forward_args(additional) or ()
         if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
             return
-        many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
-        calls_of(
-            self.model,
-            self.layer,
-            _moved(many, self.device) + _moved(more, self.device),
-            name=self.name,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-        )
-        if self.asked is not None and self.asked.gradients:
-            self._try_gradients(_moved(many, self.device), _moved(more, self.device), self.asked.targets[0])
+        with one_thread_if_small(pass_flops(self.model, many)):
+            many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
+            calls_of(
+                self.model,
+                self.layer,
+                _moved(many, self.device) + _moved(more, self.device),
+                name=self.name,
+                output_transform=self.output_transform,
+                prediction_transform=self.prediction_transform,
+            )
+            if self.asked is not None and self.asked.gradients:
+                self._try_gradients(_moved(many, self.device), _moved(more, self.device), self.asked.targets[0])
 
     def _try_gradients(self, inputs: tuple[Any, ...], additional: tuple[Any, ...], target: Target) -> None:
         """Raise where no gradient reaches the layer from an output."""

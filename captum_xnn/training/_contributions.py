@@ -32,6 +32,7 @@ from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
+from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.models._path_integral import Integral, decides
@@ -39,7 +40,6 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._covering import ImageCovers, channels_of, images_among
 from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDrops, drops_of, has_cells
 from captum_xnn.training._map_covers import MapCovers, maps_before
-from captum_xnn.training._threads import one_thread_if_small
 
 __all__ = ["SMALL", "Evidence", "Sample", "among", "check_depends", "check_varies", "fit_groups"]
 
@@ -245,7 +245,8 @@ class _EvidenceReader(NamedTuple):
         def each(wanted: Tensor) -> Iterator[Picked]:
             for number, picked in enumerate(Batches(source.data, _ROWS, source.unpack).picked(wanted)):
                 if number % self.ranks.world == self.ranks.rank:
-                    yield picked
+                    with one_thread_if_small(pass_flops(self.tail.model, picked.inputs)):
+                        yield picked
                 bar.update(len(picked.numbers))
 
         with torch.inference_mode(False), untouched(self.tail.model):
@@ -332,9 +333,10 @@ class _EvidenceCollector:
         for rows in torch.split(self.sample.others[self.ranks.rank :: self.ranks.world], _ROWS):
             x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long))
             Z = self.known.Z[rows].to(self.device)
-            sure = sure and self._decides(Z, rows, x, more)
-            if sure:
-                self._take_others(rows, x, more, Z)
+            with one_thread_if_small(pass_flops(self.tail.model, x)):
+                sure = sure and self._decides(Z, rows, x, more)
+                if sure:
+                    self._take_others(rows, x, more, Z)
         return all(self.ranks.all_of(sure))
 
     def _decides(self, Z: Tensor, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.activations._memmap import Rows, each
+from captum_xnn.layers._threads import one_thread_if_small
 from captum_xnn.models._base import Autoencoder, Loss, Scaling
 from captum_xnn.models._scaling import scaling
 from captum_xnn.training._anchors import anchors_of_each
@@ -30,7 +31,6 @@ from captum_xnn.training._early_stopping import EarlyStopping
 from captum_xnn.training._history import History, Step
 from captum_xnn.training._problem import Problem
 from captum_xnn.training._stack import Stack
-from captum_xnn.training._threads import one_thread_if_small
 
 __all__ = ["Trainer", "descend"]
 
