@@ -104,6 +104,6 @@ def test_a_model_that_was_never_run_is_refused(model, told, form):
 
 def test_a_model_that_ran_once_is_explained():
     model, x = Late("module"), torch.randn(60, 6)
-    y = model(x)[:, 0].detach()
+    y = model(x[:3])[:, 0].detach()  # the same batch, since a processor may sum a larger one in another order
     xnn = XNNAttribution(model, "relu", 2).fit(x, 0, positives=torch.ones(60).bool(), progress=False)
-    assert torch.equal(xnn.explain(x[:3], 0).prediction, y[:3])
+    assert torch.equal(xnn.explain(x[:3], 0).prediction, y)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["one_thread_if_small", "pass_flops"]
 
@@ -53,7 +54,8 @@ def pass_flops(model: nn.Module, inputs: Any) -> float:
     """Estimate the additions and multiplications of one forward pass, rather too many than too few.
 
     Each weight serves one product for each example of vectors, and one for each number of an example of any other
-    shape: a convolution uses its weights at no more places than an image has numbers.
+    shape: a convolution uses its weights at no more places than an image has numbers. Lazy weights without a size do
+    not count.
 
     Args:
         model: The model.
@@ -68,4 +70,4 @@ def pass_flops(model: nn.Module, inputs: Any) -> float:
     values = inputs if isinstance(inputs, tuple) else (inputs,)
     tensors = [x for x in values if isinstance(x, Tensor)]
     products = max((len(x) if x.dim() == 2 and x.is_floating_point() else x.numel() for x in tensors), default=0)
-    return 2.0 * products * sum(p.numel() for p in model.parameters())
+    return 2.0 * products * sum(p.numel() for p in model.parameters() if not is_lazy(p))
