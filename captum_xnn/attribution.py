@@ -30,7 +30,7 @@ from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
-from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._feature_maps import DefaultMaps, DrawnAndRead, FeatureMaps, as_heatmap
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
@@ -65,6 +65,9 @@ from captum_xnn.training._outputs import Outputs, check_positives
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
+
+_SHOWN = 5
+"""Number of explainers, and of targets of one explainer, in a printed text."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -156,6 +159,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
         self._places: dict[Any, nn.Module | None] = {}
         self._two_passes: set[Any] = set()
+
+    def __repr__(self) -> str:
+        model = unwrap(self.model)
+        name = find_layer(model, self.layer)[0]
+        fitted = [e for (layer, _), e in self.explainers_.items() if layer == name]
+        lines = [
+            f"XNNAttribution of a {type(model).__name__} at layer {middle_cut(name, 40)!r}: "
+            f"{self.n_features} x-feature{'s' * (self.n_features != 1)} for each explainer"
+        ]
+        for explainer in fitted[:_SHOWN]:
+            some = ", ".join(map(str, explainer.targets[:_SHOWN])) + ", ..." * (len(explainer.targets) > _SHOWN)
+            lines.append(
+                f"  target{'s' * (len(explainer.targets) != 1)} {some}: {type(explainer.form).__name__}, "
+                f"fitted on {explainer.examples:,} examples"
+            )
+        if len(fitted) > _SHOWN:
+            lines.append(f"  ... and {len(fitted) - _SHOWN:,} more")
+        return "\n".join(lines if fitted else [*lines, "  not fitted: call fit(data, target=...)"])
 
     @classmethod
     def get_name(cls) -> str:
