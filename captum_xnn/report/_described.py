@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset, default_collate
 
 from captum_xnn.datasets._parts import PartsSample, collate
+from captum_xnn.plots._names import check_class_names
 from captum_xnn.report._batches import outputs_of_rows, row_batches
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -53,6 +54,9 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
         xnn: The explainers.
         inputs: Inputs of the report, from :func:`as_batches`.
         options: Options of the report.
+
+    Raises:
+        ValueError: If names of classes were given that do not fit the model's outputs.
     """
     found: dict[str, Any] = {}
     if options.captions is None:
@@ -61,9 +65,12 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
         found["data_captions"] = captions_of(options.data)
     if options.display is None:
         found["display"] = display_of(inputs)
-    if options.class_names is None and (classes := classes_of(inputs)) is not None:
-        first = next(row_batches(xnn, inputs), None)
-        if first is not None and _fit(classes, outputs_of_rows(xnn, first)):
+    classes = classes_of(inputs) if options.class_names is None else options.class_names
+    if classes is not None and (first := next(row_batches(xnn, inputs), None)) is not None:
+        y_hat = outputs_of_rows(xnn, first)
+        if options.class_names is not None:
+            check_class_names(classes, y_hat.shape[1:])
+        elif _fit(classes, y_hat):
             found["class_names"] = classes
     return replace(options, **{name: value for name, value in found.items() if value is not None})
 

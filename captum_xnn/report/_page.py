@@ -107,7 +107,8 @@ def write_report(
         ImportError: If jinja2 or pillow is missing.
         NotFittedError: If a target was not fitted.
         ValueError: If the path is a folder, the inputs are not images, there is not one caption for each image, the
-            names are of another layer, or the model gives the class to none of the data.
+            names are of another layer, the names of classes do not fit the model's outputs, or the model gives the
+            class to none of the data.
         TypeError: If ``names`` is neither a file nor a mapping from targets.
 
     Example:
