@@ -137,7 +137,11 @@ def describe(
     return {
         "format": _FORMAT,
         "version": _version(),
-        "model": {"class": of["model_class"], "tensors": _digest(sorted(of["tensors"].items()))},
+        "model": {
+            "class": of["model_class"],
+            "functions": of["functions"],
+            "tensors": _digest(sorted(of["tensors"].items())),
+        },
         "layer": layer,
         "explainers": identity(xnn, targets),
         "heatmap": backend,
