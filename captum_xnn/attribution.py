@@ -206,9 +206,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Positives are the examples to which the model itself gives the class. Learned forms train on them more often.
 
         Args:
-            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, or as an iterable
-                of batches that hold the inputs first, such as a DataLoader. Also activations that were collected
-                before (:class:`~captum_xnn.activations.Activations`); the model then does not run on all data again.
+            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, as an iterable of
+                batches that hold the inputs first, such as a DataLoader, or as a data set of such examples. Also
+                activations that were collected before (:class:`~captum_xnn.activations.Activations`); the model then
+                does not run on all data again.
             target: One output of the model (None, int, or tuple of ints), or a list or range of outputs. Each output of
                 a list gets its own explainer.
             joint: Explain all targets of the list or tuple by one set of x-features.

@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
+from captum_xnn.activations._batches import as_batches
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Difference, Target, target_groups
 from captum_xnn.patch_scores import PatchScores, patch_scores
@@ -47,7 +48,7 @@ from captum_xnn.report._cards import (
     image_batches,
     outputs_of,
 )
-from captum_xnn.report._described import as_batches, completed
+from captum_xnn.report._described import completed
 from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, rows_of_images, scaled, shown
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._rows import RowsRun
