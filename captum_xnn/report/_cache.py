@@ -42,7 +42,7 @@ __all__ = ["ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 4
+_FORMAT = 5
 # Settings of a backend whose text does not show all of them.
 _VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
