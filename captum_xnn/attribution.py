@@ -14,6 +14,7 @@ import copy
 import operator
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -468,10 +469,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        explained = self._explained(
-            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
-        )
-        maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
@@ -482,8 +479,30 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 internal_batch_size=internal_batch_size,
                 **heatmap_kwargs,
             )
-        numbers = explained.numbers
-        return Explanation(
+        why, _ = self._explain_and_read(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, **heatmap_kwargs
+        )
+        return why if one is None else replace(why, one_heatmap=one)
+
+    def _explain_and_read(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        internal_batch_size: int | None = None,
+        *,
+        against: Any = None,
+        **heatmap_kwargs: Any,
+    ) -> tuple[Explanation, Tensor]:
+        """Explain examples, and return all outputs of the model that the same pass gave, (N, ...).
+
+        With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
+        """
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
+        maps, numbers = self._maps(explained, None, internal_batch_size, heatmap_kwargs), explained.numbers
+        why = Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
             features=numbers.features,
@@ -493,8 +512,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(explained.targets),
             layer=explained.reader.name,
-            one_heatmap=one,
         )
+        return why, explained.read.y_hat
 
     def report(
         self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any

@@ -735,7 +735,7 @@ def test_second_report_with_names_explains_nothing_anew(
     assert cli.main([*run, "--out", f"{tmp_path}/first.html"]) == 0
     names = write_names(tmp_path / "names.json", {0: ["warm sky"]}, layer="1")
     with monkeypatch.context() as blocked:
-        blocked.setattr(XNNAttribution, "explain", None)
+        blocked.setattr(XNNAttribution, "_explain_and_read", None)
         assert cli.main([*run, "--out", f"{tmp_path}/named.html", "--names", str(names)]) == 0
     assert cli.main([*run, "--out", f"{tmp_path}/anew.html", "--names", str(names), "--no-cache"]) == 0
     assert (tmp_path / "named.html").read_text() == (tmp_path / "anew.html").read_text()

@@ -339,10 +339,13 @@ class _Run:
     def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
         """Explain a few images, and add them to the cards if these are about them."""
         xnn, size = self.xnn, self.options.internal_batch_size
-        y_hat = outputs_of(xnn, images)
-        self.gallery.add(images, y_hat)
+        y_hat = None
         for i, t in enumerate(self.targets):
-            why = xnn.explain(images, target=t, internal_batch_size=size)
+            # No more images come at once than maps are drawn of, so the outputs are those of all of them.
+            why, read = xnn._explain_and_read(images, t, internal_batch_size=size)
+            if y_hat is None:
+                y_hat = read
+                self.gallery.add(images, y_hat)
             self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
             if self.options.against not in (None, t):
                 against = self.options.against
