@@ -97,7 +97,7 @@ def write_report(
     The new file overwrites an older one only once it is complete. Missing folders are created.
 
     Args:
-        path: Path of the HTML file.
+        path: Path of the HTML file; ".html" is added to a name without it.
         xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
         images: Images of the gallery: (N, C, H, W), an iterable of batches as ``xnn.fit`` takes them, or a data set.
             A data set's class names, file names and normalisation are used where the options leave them open.
@@ -134,6 +134,9 @@ def write_report(
     options = replace(options, data=images if options.data is images else as_batches(options.data))
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
+    written = Path(path)
+    if written.suffix.lower() not in (".html", ".htm"):  # browsers open a page by the end of its name
+        written = written.with_name(f"{written.name}.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
     known = names_by_target(options.names, layer, targets)
@@ -164,7 +167,6 @@ def write_report(
         images=len(content["images"]),
         page=page,
     )
-    written = Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
     # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
@@ -534,7 +536,7 @@ def _check_jinja2() -> None:
         import jinja2  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "write_report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
+            "a report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
         ) from error
 
 
