@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import random
 import sys
@@ -42,7 +41,7 @@ class _State(NamedTuple):
     training: bool
     attributes: dict[str, Any]
     contents: dict[str, Any]
-    """Copies of the module's dicts of submodules, parameters and buffers."""
+    """Copies of the module's dicts of submodules, parameters and buffers, where they are not empty."""
     buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
@@ -80,18 +79,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
     """Record the state of a model's modules, and restore it at the end of this context."""
-    states = [
-        _State(
-            m,
-            type(m),
-            m.training,
-            dict(vars(m)),
-            {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
-            {name: (b, b.detach().clone()) for name, b in _changeable(m).items()},
-            {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
-        )
-        for m in modules
-    ]
+    states = [_state_of(m) for m in modules]
     parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
     grown: list[str] = []
@@ -116,10 +104,24 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
         )
 
 
+def _state_of(module: nn.Module) -> _State:
+    """Record the state of one module."""
+    attributes = dict(vars(module))
+    return _State(
+        module,
+        type(module),
+        module.training,
+        attributes,
+        {name: filled.copy() for name in _CONTAINERS if (filled := attributes[name])},
+        {name: (b, b.detach().clone()) for name, b in _changeable(module).items()},
+        {name: frozenset(hooks) for name in _HOOKS if (hooks := attributes.get(name))},
+    )
+
+
 def _changeable(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that a forward pass may change: buffers, and embeddings that are renormed as they are used."""
     found = {name: b for name, b in module._buffers.items() if b is not None}
-    if getattr(module, "max_norm", None) is not None:
+    if vars(module).get("max_norm") is not None:  # getattr searches long for names that a module lacks
         found |= {name: p for name, p in module._parameters.items() if p is not None}
     return found
 
@@ -128,9 +130,10 @@ def _grown(state: _State) -> list[str]:
     """List the names of parameters that a module did not have before, including those that a lazy module has made."""
     if type(state.module) is not state.kind:
         return [f"those of {state.kind.__name__}"]
-    kind, had = state.kind.__name__, state.contents
-    own = [k for k, p in state.module._parameters.items() if p is not None and had["_parameters"].get(k) is None]
-    new = [(k, m) for k, m in state.module._modules.items() if m is not None and had["_modules"].get(k) is None]
+    kind = state.kind.__name__
+    parameters, modules = (state.contents.get(name, {}) for name in ("_parameters", "_modules"))
+    own = [k for k, p in state.module._parameters.items() if p is not None and parameters.get(k) is None]
+    new = [(k, m) for k, m in state.module._modules.items() if m is not None and modules.get(k) is None]
     return [f"{kind}.{k}" for k in own] + [f"{kind}.{k}.{name}" for k, m in new for name, _ in m.named_parameters()]
 
 
@@ -152,9 +155,9 @@ def _restore(state: _State) -> None:
             for name, value in state.attributes.items():
                 if name not in _HOOKS and own.get(name) is not value:
                     own[name] = value
-        for name, contents in state.contents.items():
-            if contents or own[name]:
-                _refill(own[name], contents)
+        for name in _CONTAINERS:
+            if name in state.contents or own[name]:
+                _refill(own[name], state.contents.get(name, ()))
     for name in own.keys() - state.attributes.keys():
         delattr(state.module, name)
     for buffer, value in state.buffers.values():
@@ -162,14 +165,13 @@ def _restore(state: _State) -> None:
             with torch.no_grad():
                 buffer.copy_(value)
     for kind in _HOOKS:
-        hooks = vars(state.module).get(kind)
-        if hooks:
+        if hooks := own.get(kind):
             for key in hooks.keys() - state.hooks.get(kind, frozenset()):
                 del hooks[key]
 
 
 def _refill(container: Any, contents: Any) -> None:
-    """Restore the contents of a dict or set, where they changed."""
+    """Restore the contents of a dict or set, where they changed; ``()`` empties it."""
     if isinstance(contents, dict):
         same = list(container) == list(contents) and all(map(operator.is_, container.values(), contents.values()))
     else:
