@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._tail import Tail
 
@@ -100,8 +101,11 @@ class Reader:
             self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
         )
 
-    def tail(self) -> Tail:
+    def tail(self, prefix: Prefix | None = None) -> Tail:
         """Make the rest of the model.
+
+        Args:
+            prefix: Outputs of the modules up to the layer for the one example that the tail is called with.
 
         Raises:
             ValueError: If ``output_transform`` joins all calls of the layer; contributions need a single call.
@@ -111,6 +115,7 @@ class Reader:
             self.layer,
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
+            prefix=prefix,
         )
 
 
