@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Activations, Asked
+from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
 from captum_xnn.activations._batches import Batches, repeatable
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
@@ -59,9 +59,7 @@ from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Numbers, numbers_of_each
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log
-from captum_xnn.training._making import MakeForm, is_exact
-from captum_xnn.training._outputs import Outputs, check_positives
+from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]

@@ -55,7 +55,7 @@ from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import target_groups
-from captum_xnn.training._making import MakeForm
+from captum_xnn.training._layer_fit import MakeForm
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]

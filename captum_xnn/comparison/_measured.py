@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations
+from captum_xnn.activations._activations import Activations, Outputs
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._rivals import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
 from captum_xnn.comparison._splits import Settings, Split, Values
@@ -38,7 +38,6 @@ from captum_xnn.metrics._patches import (
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_scores_of
-from captum_xnn.training._outputs import Outputs
 
 __all__ = ["Measured"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Source
+from captum_xnn.activations._activations import Activations, Outputs, Source, Task
 from captum_xnn.activations._batches import Batches
 from captum_xnn.activations._memmap import parts
 from captum_xnn.attribution import XNNAttribution
@@ -30,8 +30,7 @@ from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDe
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
 from captum_xnn.training._contributions import Sample
-from captum_xnn.training._making import MakeForm, maker
-from captum_xnn.training._outputs import Outputs, Task
+from captum_xnn.training._layer_fit import MakeForm, maker
 
 __all__ = [
     "METHODS",

@@ -14,7 +14,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn.activations._activations import Activations, Asked, Source
+from captum_xnn.activations._activations import Activations, Asked, Outputs, Source
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack
@@ -24,8 +24,7 @@ from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Target
-from captum_xnn.training._making import MakeForm
-from captum_xnn.training._outputs import Outputs
+from captum_xnn.training._layer_fit import MakeForm
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["FOLDS", "Part", "Settings", "Split", "Splits", "Values", "as_marks"]

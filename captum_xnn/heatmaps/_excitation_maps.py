@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from captum_xnn.excitation_bp._propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp._settings import SettingNames, Settings, takes_settings
 from captum_xnn.excitation_bp._stopping import stopping_layer
-from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import has_pixels, of_dtype
+from captum_xnn.heatmaps._layouts import LayerCall, Layouts, has_pixels, of_dtype
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._spreading import spread
 from captum_xnn.heatmaps._token_grid import TokenGrid, checked_grid, checked_tokens

@@ -18,13 +18,12 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_xnn.heatmaps._contribution_network import ContributionNetwork
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._map_size import in_shape_of
-from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps._layouts import in_shape_of
+from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._batching import gathered, rows_of
@@ -83,7 +82,7 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Hea
 
 
 class DrawnAndRead(NamedTuple):
-    """What one forward pass gives."""
+    """The results of one forward pass."""
 
     maps: tuple[Tensor, ...]
     """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._feature_maps import DefaultMaps, Part, as_heatmap, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._map_size import in_shape_of
+from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
 from captum_xnn.layers._arguments import copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
