@@ -236,7 +236,7 @@ class Explanation:
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
                 :func:`captum_xnn.plots.show_contributions`.
         """
-        from captum_xnn.plots import show_contributions, show_explanation
+        from captum_xnn.plots._explanation import show_contributions, show_explanation
 
         numbers: dict[str, Any] = {
             "bias": float(self.bias[index]),
@@ -264,7 +264,7 @@ class Explanation:
         Raises:
             ValueError: If the inputs are not images, or the names differ between the examples' targets.
         """
-        from captum_xnn.plots import show_gallery
+        from captum_xnn.plots._explanation import show_gallery
 
         image = self._image()
         if image is None:

@@ -76,6 +76,9 @@ class ExcitationMaps:
         "Embedding Deep Networks into Visual Explanations", 2021, section 2.3.
     """
 
+    runs_once = True
+    """Whether one forward pass draws all maps, so that the pass can also read the layer and the outputs."""
+
     @takes_settings
     def __init__(
         self,

@@ -19,7 +19,6 @@ __all__ = [
     "ClassNames",
     "Gallery",
     "OutputNames",
-    "Texts",
     "compare",
     "decimals",
     "numbers_of",
@@ -30,7 +29,6 @@ __all__ = [
     "strengths",
 ]
 
-Texts = Sequence[Sequence[str]] | Callable[[Tensor], Sequence[str]]
 ClassNames = Mapping[int, str] | Sequence[str]
 
 

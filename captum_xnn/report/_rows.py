@@ -21,15 +21,15 @@ from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Difference, Target, predicted_classes
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
-from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches
+from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches, texts_of
 from captum_xnn.report._cards import DataFaithfulness, count_examples
-from captum_xnn.report._gallery import OutputNames, Texts, compare, numbers_of, scaled, short, strengths
+from captum_xnn.report._gallery import OutputNames, compare, numbers_of, scaled, short, strengths
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.report._options import ReportOptions
 
-__all__ = ["Rows", "RowsRun", "texts_of"]
+__all__ = ["Rows", "RowsRun"]
 
 # Cells on a card.
 _CELLS = 8
@@ -271,37 +271,3 @@ def _rows_of_cells(
 def _over_cells(maps: Tensor) -> Tensor:
     """Sum maps (n, K, L, ...) over what follows the cells, (n, K, L)."""
     return maps.flatten(3).sum(3) if maps.dim() > 3 else maps
-
-
-def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
-    """Return the texts of the cells of each example of a batch.
-
-    Args:
-        batch: The inputs.
-        first: Index of the batch's first example in the data.
-        tokens: Texts of the tokens of each example, or a function of one example's input.
-        names: Names of the input features, if there are no tokens.
-
-    Raises:
-        ValueError: If there are fewer texts than examples, or more texts than cells.
-    """
-    x = batch.first
-    n, cells = len(x), x.shape[1]
-    if tokens is None:
-        names = [f"input {i + 1}" for i in range(cells)] if names is None else list(names)
-        if len(names) != cells:
-            raise ValueError(
-                f"got {len(names)} input_names for {cells} input features; pass a name for each, in their order"
-            )
-        return [list(map(str, names))] * n
-    if callable(tokens):
-        made = [list(map(str, tokens(row))) for row in x.cpu()]
-    else:
-        made = [list(map(str, some)) for some in tokens[first : first + n]]
-    if len(made) != n or any(not 0 < len(texts) <= cells for texts in made):
-        lengths = [len(texts) for texts in made]
-        raise ValueError(
-            f"got tokens of lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
-            "without padding"
-        )
-    return made

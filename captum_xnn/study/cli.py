@@ -99,9 +99,10 @@ def _demo(arguments: argparse.Namespace) -> str:
     import torch
 
     from captum_xnn.study import demo
+    from captum_xnn.study.preparation import prepare
 
     torch.set_num_threads(1)  # the network is tiny: threads would wait for each other
-    study = demo.make(arguments.out, seed=arguments.seed, progress=True)
+    study = prepare(demo.make(arguments.out, seed=arguments.seed, progress=True))
     if arguments.no_serve:
         return f"Prepared: {study.folder}"
     arguments.folder, arguments.links = str(study.folder), 1

@@ -21,6 +21,7 @@ from captum_xnn.activations._activations import Activations, Task
 from captum_xnn.activations._batches import Batches
 from captum_xnn.activations._memmap import each
 from captum_xnn.layers._fingerprint import fingerprint
+from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._read import EveryCall
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
@@ -232,7 +233,8 @@ def _channels(found: Activations, reader: Reader) -> int:
     first = Batches(found.source.data, 2, found.source.unpack).first()
     assert first is not None  # as activations were collected from it
     inputs, additional = first.on(reader.device)
-    return reader.channels((*inputs, *additional))
+    arguments, transform = (*inputs, *additional), reader.output_transform
+    return channel_dimension(reader.model, reader.layer, arguments, name=reader.name, output_transform=transform)
 
 
 def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
