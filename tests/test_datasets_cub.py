@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from captum_xnn.datasets import CUB200, collate
+from captum_xnn.datasets import CUB200
 from captum_xnn.datasets._parts import PartsSample, resized
 from captum_xnn.errors import DatasetError
 
@@ -107,12 +107,12 @@ def test_a_marked_pixel_stays_under_its_point():
 
 
 def test_batches(tree):
-    loader = DataLoader(CUB200(tree, size=(8, 8), transform=lambda x: x * 2 - 1), batch_size=5, collate_fn=collate)
+    loader = DataLoader(CUB200(tree, size=(8, 8), transform=lambda x: x * 2 - 1), batch_size=5)
     (batch,) = loader
     assert batch.image.shape == (5, 3, 8, 8) and float(batch.image.min()) < -0.5
     assert batch.label.tolist() == [1, 1, 4, 4, 6] and batch.points.shape == (5, 3, 2) and batch.box.shape == (5, 4)
-    with pytest.raises(ValueError, match=r"images of a batch must have one size.*pass size=\(H, W\)"):
-        next(iter(DataLoader(CUB200(tree), batch_size=3, collate_fn=collate)))
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        next(iter(DataLoader(CUB200(tree), batch_size=3)))
 
 
 FILES = [

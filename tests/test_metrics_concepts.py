@@ -6,8 +6,15 @@ from math import factorial
 import pytest
 import torch
 
-from captum_xnn.metrics import deletion, insertion, surrogate_score
-from captum_xnn.metrics._concepts import area, completeness, contribution_order, random_order, shapley_values
+from captum_xnn.metrics import deletion, insertion
+from captum_xnn.metrics._concepts import (
+    area,
+    completeness,
+    contribution_order,
+    random_order,
+    shapley_values,
+    surrogate_score,
+)
 
 
 def drawn(*shape, seed=0):

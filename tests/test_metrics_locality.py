@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from captum_xnn.metrics import locality, mean_locality, object_probabilities, part_probabilities
-from captum_xnn.metrics._localisation import pixel_probabilities
+from captum_xnn.metrics import locality, object_probabilities, part_probabilities
+from captum_xnn.metrics._localisation import mean_locality, pixel_probabilities
 
 NAN = math.nan
 

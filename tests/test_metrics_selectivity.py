@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from captum_xnn.metrics import pair_share, selectivity
-from captum_xnn.metrics._removal import single_deletion, within_part
+from captum_xnn.metrics import selectivity
+from captum_xnn.metrics._removal import pair_share, single_deletion, within_part
 
 
 def randn(*shape, seed=0):

@@ -21,7 +21,7 @@ from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
-from captum_xnn.report import ReportOptions, on_parts
+from captum_xnn.report import ReportOptions
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
 from captum_xnn.report._verdict import error
@@ -293,7 +293,7 @@ def test_cards_show_parts(explained: Any, tmp_path: Path) -> None:
     n = len(images)
     points, box = torch.full((n, 2, 2), 12.0), torch.tensor([[2.0, 2.0, 22.0, 22.0]]).expand(n, 4)
     batch = PartsSample(images, torch.zeros(n), points, box, torch.arange(n))
-    _, parsed = written(tmp_path / "r.html", explained, data=[batch], places=on_parts, place_names=["beak", "tail"])
+    _, parsed = written(tmp_path / "r.html", explained, data=[batch], place_names=["beak", "tail"])
     assert {"beak", "context"} <= set(parsed.text)
     # Of two parts on one point the first has all.
     assert "tail" not in parsed.text

@@ -23,15 +23,14 @@ from captum_xnn.plots import _panels as panels_module
 from captum_xnn.plots import _waterfall as waterfall
 from captum_xnn.plots import (
     contours,
-    overlay,
     own_scale,
-    shared_scale,
     show_contributions,
     show_explanation,
     show_gallery,
     write_names,
 )
-from captum_xnn.plots._panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, wrapped
+from captum_xnn.plots._explanation import shared_scale
+from captum_xnn.plots._panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, overlay, wrapped
 
 
 def explanation(image: Any = None, maps: Any = None, contributions: Any = (1.0, 5.0, -2.0), **options: Any) -> Figure:

@@ -47,7 +47,7 @@ class CUB200(Dataset[PartsSample]):
             images when they are read.
 
     Example:
-        ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32, collate_fn=collate)``
+        ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32)``
     """
 
     names: list[str]

@@ -56,7 +56,7 @@ _SUFFIXES = (".png", ".webp")
 
 
 class FunnyBirdsSample(NamedTuple):
-    """One image with its class, or several along a first dimension, joined by torch's default ``collate_fn``."""
+    """One image with its class, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""

@@ -106,7 +106,7 @@ _CHALLENGE_OBJECTS = 150
 
 
 class PlacesSample(NamedTuple):
-    """One image with its category, or several along a first dimension N, from :func:`collate`."""
+    """One image with its category, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""
@@ -117,7 +117,7 @@ class PlacesSample(NamedTuple):
 
 
 class SceneSample(NamedTuple):
-    """One image with its category and objects, or several along a first dimension N, from :func:`collate`."""
+    """One image with its category and objects, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""
@@ -211,7 +211,7 @@ class Places365(Dataset[PlacesSample]):
         ValueError: If a category does not exist.
 
     Example:
-        ``DataLoader(Places365("places365", "train", categories=ROOMS, size=(224, 224)), 32, collate_fn=collate)``
+        ``DataLoader(Places365("places365", "train", categories=ROOMS, size=(224, 224)), 32)``
     """
 
     names: list[str]

@@ -41,7 +41,7 @@ class ExcitationMaps:
     r"""Contrastive winning probabilities of every x-feature, by excitation backprop: the default of learned networks.
 
     On images the backend sums the probabilities of one layer over channels and enlarges them to the input.
-    :func:`captum_xnn.excitation_bp.stopping_layer` chooses this layer: after a ReLU, on every path, with at least
+    It chooses this layer (:mod:`captum_xnn.excitation_bp._stopping`): after a ReLU, on every path, with at least
     14 x 14 cells. Other inputs get probabilities of their own shape. Integer inputs need a layer. The maps of all
     x-features come from one forward pass and one backward pass.
 

@@ -97,7 +97,8 @@ def deletion(score: Score, order: Tensor) -> Tensor:
 
     Example:
         >>> contributions = torch.tensor([[1.0, 4.0]])
-        >>> deletion(surrogate_score(contributions), contribution_order(contributions))
+        >>> order = contributions.argsort(1, descending=True)
+        >>> deletion(lambda kept: (contributions * kept).sum(1), order)
         tensor([[5., 1., 0.]], dtype=torch.float64)
     """
     rank = _ranks(order)
@@ -116,7 +117,8 @@ def insertion(score: Score, order: Tensor) -> Tensor:
 
     Example:
         >>> contributions = torch.tensor([[1.0, 4.0]])
-        >>> insertion(surrogate_score(contributions), contribution_order(contributions))
+        >>> order = contributions.argsort(1, descending=True)
+        >>> insertion(lambda kept: (contributions * kept).sum(1), order)
         tensor([[0., 4., 5.]], dtype=torch.float64)
     """
     rank = _ranks(order)

@@ -170,7 +170,7 @@ def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
             f"scale returns shape {shown.shape} with values up to {np.abs(shown).max():.3g} in size, not maps "
-            f"{maps.shape} in [-1, 1]; divide by one level and clip, as shared_scale does"
+            f"{maps.shape} in [-1, 1]; divide by one level and clip, as own_scale does"
         )
     return shown
 
@@ -447,10 +447,10 @@ def show_explanation(
         title: Text above the picture.
         target_name: Name of the explained output, written above the image.
         one_heatmap: Map (C, H, W) or (H, W) of the model's own output, drawn beside the image on a scale of its own.
-        scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions (K,) that
-            returns maps to draw (K, H, W) in [-1, 1].
-        style: :func:`~captum_xnn.plots.overlay`, :func:`~captum_xnn.plots.contours`, or any function that
-            draws an image (H, W, 3) and a map (h, w) in [-1, 1] into axes.
+        scale: Any function of maps (K, H, W) and contributions (K,) that returns maps to draw (K, H, W) in [-1, 1]. The
+            default makes each map as strong as its contribution. :func:`own_scale` shows where a faint map lies.
+        style: Any function that draws an image (H, W, 3) and a map (h, w) in [-1, 1] into axes. The default lays the
+            map over the image. :func:`~captum_xnn.plots.contours` draws lines.
         mean: Mean that normalisation subtracted from each channel of an image in [0, 1], a number or C of them.
         std: Standard deviation by which normalisation then divided each channel, a number or C of them.
         unit: Unit of all numbers, written at the axis.
@@ -556,7 +556,7 @@ def show_gallery(
         row_names: N texts written beside the images.
         one_heatmaps: Maps (N, C, H, W), (N, 1, C, H, W) or (N, H, W) of the model's own output, drawn beside the
             images, each on a scale of its own.
-        scale: :func:`shared_scale`, :func:`own_scale`, or a function like them, applied to each row.
+        scale: As in :func:`show_explanation`, applied to each row.
         style: As in :func:`show_explanation`.
         mean: As in :func:`show_explanation`.
         std: As in :func:`show_explanation`.

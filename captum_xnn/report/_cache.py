@@ -126,7 +126,8 @@ def describe(
     """
     backend = repr(xnn.heatmap)
     functions = (options.places, xnn.output_transform, xnn.prediction_transform)
-    if any(function is not None for function in functions) or re.search(_VAGUE, backend):
+    # Checksums leave out annotations.
+    if options.place_names or any(f is not None for f in functions) or re.search(_VAGUE, backend):
         return None
     model = unwrap(xnn.model)
     layer = find_layer(model, xnn.layer)[0]

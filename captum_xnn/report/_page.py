@@ -43,6 +43,7 @@ from captum_xnn.report._cards import (
     CardStream,
     ConceptCard,
     Example,
+    annotated_places,
     count_examples,
     image_batches,
     outputs_of,
@@ -306,9 +307,8 @@ class _Run:
         self.xnn, self.images, self.targets, self.options = xnn, images, targets, options
         names, display = OutputNames(options.class_names), options.display or displayable
         self.gallery = Gallery(targets, names, display, options.patches)
-        self.streams = [
-            CardStream(xnn, t, _KEEP, options.places, options.internal_batch_size, largest=_CROP) for t in targets
-        ]
+        places = options.places or (annotated_places(len(options.place_names)) if options.place_names else None)
+        self.streams = [CardStream(xnn, t, _KEEP, places, options.internal_batch_size, largest=_CROP) for t in targets]
         self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in targets]
 
     def explain(self) -> None:
@@ -480,7 +480,7 @@ def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, floa
     """Return the parts or objects that hold the largest shares of the maps."""
     if places is None:
         return []
-    # on_parts adds the context as the last place. Data sets of parts have no name for it.
+    # Parts have the context as their last place. Data sets of parts have no name for it.
     called = [*names, "context"] if len(names) == len(places) - 1 else list(names)
     called += [f"place {p + 1}" for p in range(len(called), len(places))]
     order = places.argsort(descending=True, stable=True).tolist()[:_PLACES]
