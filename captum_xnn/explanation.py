@@ -269,8 +269,8 @@ class Explanation:
         image = self._image()
         if image is None:
             raise ValueError(
-                f"a gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them, got inputs "
-                f"{tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}; use show"
+                f"inputs are {tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}, and a "
+                "gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them; use show"
             )
         rows = list(range(len(self))) if indices is None else list(indices)
         if self.one_heatmap is not None:

@@ -203,7 +203,7 @@ def test_class_that_is_never_given_is_told(explained) -> None:
 
 def test_inputs_that_are_no_images_are_told(explained) -> None:
     xnn, images, _ = explained
-    with pytest.raises(ValueError, match=r"need batches of images \(N, C, H, W\).* got \(90, 1728\)"):
+    with pytest.raises(ValueError, match=r"a batch is \(90, 1728\), and cards need batches of images \(N, C, H, W\)"):
         concept_cards(xnn, [images.flatten(1)], 1)
     with pytest.raises(ValueError, match="a tuple of 3 means several inputs of a model"):
         concept_cards(xnn, images.split(32), 1)

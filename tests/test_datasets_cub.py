@@ -81,7 +81,7 @@ def test_splits_share_no_image_and_miss_none(tree):
     assert train.labels.tolist() == [1, 4, 6] and test.labels.tolist() == [1, 4]
     assert sorted(train.names + test.names) == sorted(CUB200(tree).names)
     assert test[1].points[0].tolist() == [5.0, 6.0]
-    with pytest.raises(ValueError, match="'train', 'test' or None, got 'val'"):
+    with pytest.raises(ValueError, match="split is 'val'; pass 'train', 'test', or None"):
         CUB200(tree, "val")
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_folder_is_told_with_file_and_remedy(tree, tmp_path, file, how
 def test_files_of_different_images_are_told(tree, tmp_path, file):
     root = shutil.copytree(tree, tmp_path / "copy")
     (root / file).write_text("".join((tree / file).read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DatasetError, match=rf"{file} and images.txt must list the same images, got 1 .* such as 11"):
+    with pytest.raises(DatasetError, match=rf"{file} and images.txt list different images: 1 are in .* such as 11"):
         CUB200(root)
 
 

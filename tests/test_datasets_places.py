@@ -195,7 +195,7 @@ def test_images_without_colours(copied):
 def test_splits(trees):
     train, val = Places365(trees["lists"], "train"), Places365(trees["lists"], "val")
     assert len(train) == 6 and len(val) == 4 and not set(train.names) & set(val.names)
-    with pytest.raises(ValueError, match=r"'train' or 'val', got 'test'; test images have no labels"):
+    with pytest.raises(ValueError, match="split is 'test'; pass 'train' or 'val', as test images have no labels"):
         Places365(trees["lists"], "test")
 
 
@@ -355,7 +355,7 @@ def test_splits_and_categories_of_scenes(trees, release):
     assert ADE20KScenes(root, split="validation", categories=["bathroom", other]).names == val.names
     with pytest.raises(ValueError, match=r"unknown categories \['bath'\]; ADE20K names scenes as Places365 does"):
         ADE20KScenes(root, categories=["bath"])
-    with pytest.raises(ValueError, match="'training', 'validation' or None, got 'val'"):
+    with pytest.raises(ValueError, match="split is 'val'; pass 'training', 'validation', or None"):
         ADE20KScenes(root, split="val")
 
 
@@ -478,9 +478,9 @@ def test_annotations_that_are_not_the_images_are_told(copied):
     path = root / "annotations" / "validation" / "ADE_val_00000001.png"
     scenes = ADE20KScenes(root, split="validation")
     for pixels, told in (
-        (np.zeros((2, 3), np.uint8), r"as large as its image .*ADE_val_00000001.jpg, \(2, 2\), got \(2, 3\) in .*png"),
-        (np.full((2, 2), 151, np.uint8), r"ADE_val_00000001.png must hold .* from 0 to 150, got \(2, 2\) up to 151"),
-        (np.zeros((2, 2, 3), np.uint8), r"ADE_val_00000001.png must hold indices \(H, W\) .*, got \(2, 2, 3\)"),
+        (np.zeros((2, 3), np.uint8), r"\.png is \(2, 3\), and its image .*ADE_val_00000001.jpg is \(2, 2\)"),
+        (np.full((2, 2), 151, np.uint8), r"ADE_val_00000001.png has \(2, 2\) values up to 151, not .* from 0 to 150"),
+        (np.zeros((2, 2, 3), np.uint8), r"ADE_val_00000001.png has \(2, 2, 3\) values .*, not indices \(H, W\)"),
     ):
         Image.fromarray(pixels).save(path)
         with pytest.raises(DatasetError, match=told):
@@ -488,7 +488,7 @@ def test_annotations_that_are_not_the_images_are_told(copied):
     root = copied("full")
     path = next(root.rglob("ADE_val_00000001_seg.png"))
     Image.fromarray(np.zeros((2, 1), np.uint8)).save(path)
-    with pytest.raises(DatasetError, match=r"_seg.png must hold colours \(H, W, 3\), got \(2, 1\)"):
+    with pytest.raises(DatasetError, match=r"_seg.png has \(2, 1\) values, not colours \(H, W, 3\)"):
         ADE20KScenes(root, split="validation")[0]
 
 
@@ -499,7 +499,7 @@ def test_a_damaged_description_is_told(copied, text):
     path.unlink() if text is None else path.write_text(text)
     scenes = ADE20KScenes(root, split="validation")
     assert scenes[0].mask.shape == (2, 1)
-    with pytest.raises(DatasetError, match=r"names of objects in .*ADE_val_00000001.json, got .*; unpack ADE"):
+    with pytest.raises(DatasetError, match=r"names of objects in .*ADE_val_00000001.json cannot be read: .*; unpack"):
         scenes.objects_of(0)
 
 

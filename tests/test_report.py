@@ -368,7 +368,7 @@ def test_names_of_others_are_refused(explained: Any, tmp_path: Path, names: Any,
 
 
 def test_names_that_cannot_be_told_apart_by_target_are_refused(explained: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"by target, got a list; write \{1: \['golden feather'\]\}"):
+    with pytest.raises(TypeError, match=r"names are a list, and .* by target; write \{1: \['golden feather'\]\}"):
         written(tmp_path / "r.html", explained, names=["beak"])
 
 
@@ -436,7 +436,7 @@ def test_cards_call_images_as_the_data_do(explained: Any, tmp_path: Path) -> Non
     # Without captions, the first of the data may be another than the first of the gallery.
     _, unnamed = written(tmp_path / "r.html", explained, data=images)
     assert crops(unnamed) == {f"image {int(name.removesuffix('.png')) + 1} of the data" for name in crops(other)}
-    with pytest.raises(ValueError, match="got 9 data_captions for 90 images of the data"):
+    with pytest.raises(ValueError, match="there are 9 data_captions for 90 images of the data"):
         written(tmp_path / "r.html", explained, data=images, data_captions=own[:9])
 
 
@@ -518,7 +518,7 @@ def test_missing_jinja2_names_the_extra(explained: Any, tmp_path: Path, monkeypa
 
 def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
     xnn, images, target = explained
-    with pytest.raises(ValueError, match="got 9 images and 2 captions"):
+    with pytest.raises(ValueError, match="there are 9 images and 2 captions"):
         written(tmp_path / "r.html", explained, captions=["a", "b"])
     with pytest.raises(ValueError, match="reads its images several times, but a list_iterator can be read only once"):
         write_report(tmp_path / "r.html", xnn, iter([images[:9]]), target)

@@ -249,8 +249,8 @@ class Tail:
             y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
             if not isinstance(y_hat, Tensor) or y_hat.dim() == 0 or len(y_hat) != S * n:
                 raise ValueError(
-                    f"layer {self.name!r} got {S * n} rows, and the model gave back "
-                    f"{len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows; choose a layer with a "
+                    f"the model returns {len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows for "
+                    f"{S * n} rows of layer {self.name!r}; choose a layer with a "
                     "row for each example"
                 )
             ys = [select_each(y_hat, list(of) * S) for of in line.targets]

@@ -255,7 +255,7 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
             f"{given:g}; pass all three from one example and one target"
         )
     if largest is not None and largest < 1:
-        raise ValueError(f"largest must be at least 1, got largest={largest}; leave it out to show all x-features")
+        raise ValueError(f"largest is {largest}; pass at least 1, or leave it out to show all x-features")
     return Sum(weights, offset, given, _scalar(prediction, "prediction"), largest)
 
 
@@ -264,7 +264,7 @@ def _scalar(value: Numbers, noun: str) -> float:
     array = _array(value, noun)
     if array.size != 1:
         raise ValueError(
-            f"{noun} must be one number, got shape {array.shape}; pick one example and one target, as in {noun}[0]"
+            f"{noun} has shape {array.shape}, and is not one number; pick one example and one target, as in {noun}[0]"
         )
     return float(array.item())
 
@@ -283,8 +283,8 @@ def _place(
         place = axes
     else:
         raise TypeError(
-            f"axes= must be an Axes, a Figure or a SubFigure, got {type(axes).__name__}; pick one of several, "
-            "as in axes[0]"
+            f"axes is a {type(axes).__name__}; pass an Axes, a Figure or a SubFigure, and of several pick one, as in "
+            "axes[0]"
         )
     # Always white, against the user's style sheet: the colours of the maps fade to a light background.
     place.set_facecolor("white")
@@ -629,8 +629,8 @@ def _columns(feature_order: Sequence[int] | None, table: Array) -> list[int]:
     columns = [int(k) for k in feature_order]
     if not columns or not all(0 <= k < n_features for k in columns):
         raise ValueError(
-            f"feature_order must list x-features from 0 to {n_features - 1}, got {columns}; "
-            "arguments count them from 0, pictures from 1"
+            f"feature_order is {columns}; list x-features from 0 to {n_features - 1}. Arguments count them from 0, "
+            "pictures from 1"
         )
     return columns
 

@@ -54,10 +54,10 @@ def row_batches(xnn: XNNAttribution, data: Any) -> Iterator[RowBatch]:
         batches = (RowBatch(*xnn.unpack(batch)) for batch in data)
     for batch in batches:
         if not isinstance(batch.first, Tensor) or batch.first.dim() < 2:
-            got = tuple(batch.first.shape) if isinstance(batch.first, Tensor) else type(batch.first).__name__
+            given = tuple(batch.first.shape) if isinstance(batch.first, Tensor) else type(batch.first).__name__
             raise ValueError(
-                f"a report needs inputs (N, L, ...): images, tokens or input features; got {got}; stack single numbers "
-                "to columns"
+                f"the inputs are {given}, and a report needs images, tokens or input features, (N, L, ...); stack "
+                "single numbers to columns"
             )
         yield batch
 
@@ -119,7 +119,7 @@ def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[
         names = [f"input {i + 1}" for i in range(cells)] if names is None else list(names)
         if len(names) != cells:
             raise ValueError(
-                f"got {len(names)} input_names for {cells} input features; pass a name for each, in their order"
+                f"there are {len(names)} input_names for {cells} input features; pass a name for each, in their order"
             )
         return [list(map(str, names))] * n
     if callable(tokens):
@@ -129,7 +129,7 @@ def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[
     if len(made) != n or any(not 0 < len(texts) <= cells for texts in made):
         lengths = [len(texts) for texts in made]
         raise ValueError(
-            f"got tokens of lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
+            f"tokens have lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
             "without padding"
         )
     return made

@@ -125,7 +125,8 @@ def annotated_places(count: int) -> PlacesOfMaps:
         count: Number of parts or objects P. Masks hold 1 to P, and 0 where there is no object.
 
     Example:
-        >>>         >>> from captum_xnn.datasets._places import SceneSample
+        >>> from captum_xnn.datasets._parts import PartsSample
+        >>> from captum_xnn.datasets._places import SceneSample
         >>> row, maps = torch.tensor([0]), torch.tensor([[[[1.0, 3.0]]]])
         >>> points, box = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
         >>> birds = PartsSample(torch.zeros(1, 3, 1, 2), torch.zeros(1), points, box, torch.zeros(1))
@@ -218,9 +219,9 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
         if isinstance(images, tuple) and len(images) == 1:
             images = images[0]
         if not isinstance(images, Tensor) or images.dim() != 4 or additional is not None:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(
-                f"cards and reports need batches of images (N, C, H, W) as the model's only input, got {got}; wrap a "
+                f"a batch is {given}, and cards need batches of images (N, C, H, W) as the model's only input; wrap a "
                 "model with further inputs so that it takes images alone"
             )
         yield batch, images

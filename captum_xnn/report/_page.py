@@ -389,7 +389,7 @@ def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> C
         return lambda number: f"image {number + 1}{of}"
     if isinstance(captions, str) or len(captions) != count:
         raise ValueError(
-            f"got {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
+            f"there are {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
             "its file name, or none at all"
         )
     return lambda number: str(captions[number])

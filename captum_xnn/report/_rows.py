@@ -244,8 +244,8 @@ class RowsRun:
             captions = [f"{'text' if self.kind == 'texts' else 'example'} {i + 1}" for i in range(n)]
         if not n or isinstance(captions, str) or len(captions) != n:
             raise ValueError(
-                f"got {n} examples and {len(captions)} captions; pass at least one example, and one caption for each "
-                "or none at all"
+                f"there are {n} examples and {len(captions)} captions; pass at least one example, and one caption for "
+                "each or none at all"
             )
         return [{**row, "caption": str(caption)} for row, caption in zip(self.shown, captions, strict=True)]
 

@@ -146,7 +146,7 @@ class StudyStore:
             for opened in self._opened:
                 opened.close()
             raise ValueError(
-                f"expected a database of answers in {str(self.path)!r}, could not open it ({error}); restore it from a "
+                f"the database of answers {str(self.path)!r} cannot be opened ({error}); restore it from a "
                 "backup, or name the folder of another study"
             ) from error
         self._jobs: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None]
