@@ -107,7 +107,7 @@ class Measured:
         xnn = self._fitted(self.split.train.activations(), self.seed)
         seconds = (time.process_time() - start) / len(self.targets)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a fit warns of was said of the fit on all training examples
+            warnings.simplefilter("ignore")  # the fit on all training examples has given the same warnings
             again = [
                 self._fitted(self.split.train.activations(half), self.seed + i)
                 for i, half in enumerate(self.split.halves)
@@ -130,7 +130,7 @@ class Measured:
         return made
 
     def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
-        """Measure faithfulness on held-out examples. What concepts leave over counts as their error."""
+        """Measure faithfulness on held-out examples. The part that concepts leave unexplained counts as their error."""
         if not isinstance(xnn, Relevances):
             return xnn.score(test, target)
         if target not in xnn.concepts:
@@ -310,7 +310,7 @@ class Measured:
 def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:
     """Explain some examples; return the result and the processor seconds.
 
-    One example is explained before, not counted, because the first call of a backend is slower than all others.
+    The time does not count a first example, because the first call of a backend is slower than all others.
     """
     one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
     explain(one if isinstance(x, tuple) else one[0], of_one)

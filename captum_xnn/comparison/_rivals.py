@@ -163,7 +163,7 @@ class Dictionaries:
         return made
 
     def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
-        """Compute activations (M, D) of a batch, or of crops of its images; M counts places too."""
+        """Compute activations (M, D) of a batch, or of crops of its images; each place is a row."""
         if cut and isinstance(inputs, Tensor) and inputs.dim() == 4 and not additional:
             inputs = dictionaries.image_crops(inputs)
         a, _ = made.factors(inputs, target, additional)
@@ -222,7 +222,7 @@ class Relevances:
         return self.with_rest(inputs, target, additional)[0]
 
     def with_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
-        """Compute the contributions, and what they leave over of the change of the output, (N,).
+        """Compute the contributions, and the rest of the output's change without them, (N,).
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.

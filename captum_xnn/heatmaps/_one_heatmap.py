@@ -190,7 +190,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
 
 
 class _Inputs(NamedTuple):
-    """The model and what it is run on."""
+    """The model and its arguments."""
 
     model: nn.Module
     tensors: tuple[Tensor, ...]

@@ -321,7 +321,7 @@ class _Swap:
             handle.remove()
 
     def _again(self, raw: Any) -> Any:
-        """Put the same points in place of what the layer returns where a checkpoint runs it again."""
+        """Replace the layer's output by the same points where a checkpoint runs the layer again."""
         assert self.leaf is not None
         if self.tail.calls > 1:
             raise ValueError(

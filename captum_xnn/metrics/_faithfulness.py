@@ -26,7 +26,7 @@ __all__ = ["Faithfulness", "classification_faithfulness", "error_floor", "regres
 
 
 class Faithfulness(NamedTuple):
-    """How well the x-features give back the model's outputs on some data."""
+    """Faithfulness of the x-features on some data."""
 
     f_reg: float
     """Mean absolute difference between surrogate and prediction, in logits."""

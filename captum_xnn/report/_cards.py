@@ -228,7 +228,7 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
 
 
 class DataFaithfulness(NamedTuple):
-    """How well the x-features give back the model's output on a data set."""
+    """Faithfulness of the x-features on a data set."""
 
     f_reg: float
     """Mean |model - x-features|, in logits."""

@@ -232,7 +232,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
 
 
 def _counts(counts: Iterable[int]) -> str:
-    """Write the smallest and the largest of some numbers: a fit may merge small groups."""
+    """Format the range of the numbers of x-features, which differ where fits merged small groups."""
     found = sorted(set(counts))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
@@ -240,7 +240,7 @@ def _counts(counts: Iterable[int]) -> str:
 def _as_json(
     kind: str, shown: Sequence[Any], rows: Sequence[Sequence[Any]], chapters: Sequence[Mapping[str, Any]]
 ) -> Any:
-    """Return the content of a page as the cache gives it, so that the page is the same either way."""
+    """Convert the content of a page as the cache does, so that pages with and without a cache are the same."""
     targets = [
         {**{name: chapter[name] for name in ("key", "label", "decimals", "classes")}, "rows": of}
         for chapter, of in zip(chapters, rows, strict=True)
@@ -289,7 +289,7 @@ def _stability(pairs: Sequence[tuple[Tensor, Tensor]]) -> Stability | None:
 
 
 def _training(explainer: Any) -> dict[str, Any]:
-    """Return what a page says about the fit of an explainer."""
+    """Return the facts of an explainer's fit that the page shows."""
     return {name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor")}
 
 
@@ -323,7 +323,7 @@ class _Run:
                     stream.update(batch, images, y_hat, rows=rows)
 
     def _parts(self, data: Any, what: str) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """Yield batches with a few of their images and the rows of these, and show how far they are."""
+        """Yield batches with a few of their images and the rows of these, and advance the progress bar."""
         size = self.options.internal_batch_size
         few = _AT_ONCE if size is None else min(size, _AT_ONCE)
         with tqdm(
@@ -335,7 +335,7 @@ class _Run:
                     bar.update(len(rows))
 
     def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
-        """Explain a few images, and add them to the cards if these are about them."""
+        """Explain a few images. Add them to the cards if the report has no other data."""
         xnn, size = self.xnn, self.options.internal_batch_size
         y_hat = outputs_of(xnn, images)
         self.gallery.add(images, y_hat)
@@ -449,7 +449,7 @@ def _cut(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Crop an image and its map around the map's mass, or keep them whole so the reader sees what is absent."""
+    """Crop an image and its map around the map's mass. Keep them whole where the x-feature is absent."""
     image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop

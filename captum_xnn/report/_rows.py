@@ -39,7 +39,7 @@ _BATCH = 64
 
 
 class Rows:
-    """Collects the numbers and maps of one target, and what a card of each x-feature shows."""
+    """Collects the numbers and maps of one target, and the contents of each x-feature's card."""
 
     def __init__(self, target: Target, K: int) -> None:
         self.target = target
@@ -172,7 +172,7 @@ class RowsRun:
                 rows.count(made, y_hat)
 
     def _bar(self, data: Any, what: str) -> Iterator[RowBatch]:
-        """Yield batches, and show how far they are."""
+        """Yield batches, and advance the progress bar."""
         total, quiet = count_examples(data), not self.options.progress
         with tqdm(total=total, desc=what, unit="example", disable=quiet, leave=False) as bar:
             for batch in row_batches(self.xnn, data):
@@ -180,7 +180,7 @@ class RowsRun:
                 bar.update(len(batch.first))
 
     def _explain(self, batch: RowBatch, own: bool) -> None:
-        """Explain a batch, and add it to the cards' numbers if these are about the inputs."""
+        """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
         y_hat = outputs_of_rows(xnn, batch)
         predicted = predicted_classes(y_hat)
@@ -269,5 +269,5 @@ def _rows_of_cells(
 
 
 def _over_cells(maps: Tensor) -> Tensor:
-    """Sum maps (n, K, L, ...) over what follows the cells, (n, K, L)."""
+    """Sum maps (n, K, L, ...) over the dimensions after the cells, (n, K, L)."""
     return maps.flatten(3).sum(3) if maps.dim() > 3 else maps

@@ -61,7 +61,7 @@ def add_parsers(commands: Any) -> None:
         "--behaviour", default="paper", choices=("random", "noisy", "perfect", "features", "paper"),
         help="how they answer; paper: with the paper's mean purities",
     )  # fmt: skip
-    simulate.add_argument("--seed", type=int, default=0, help="seed of what they do (0)")
+    simulate.add_argument("--seed", type=int, default=0, help="seed of their behaviour (0)")
     simulate.add_argument(
         "--power", nargs=2, type=float, metavar=("PURITY", "PURITY"),
         help="without participants: print how often N people would show the difference of these mean purities",

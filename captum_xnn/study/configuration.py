@@ -67,7 +67,7 @@ class DatasetSettings:
     classes: tuple[int, ...]
     """The model's outputs among which people tell images apart."""
     title: str = ""
-    """What participants read; the name, if empty."""
+    """Title for participants; the name, if empty."""
     labels: bool = False
     """Whether the first folder in an image's path names its true class, as the model's ``CLASSES`` or as a number."""
     heatmap: str = "ExcitationMaps"

@@ -126,7 +126,7 @@ class LayerFit:
     def _unexplained(
         self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
     ) -> Iterator[Tensor]:
-        """Fit exact forms in place, and yield what the contributions of each leave unexplained."""
+        """Fit exact forms in place, and yield the part that the contributions of each leave unexplained."""
         ys, targets, marks = ([getattr(task, name) for task in tasks] for name in ("y", "targets", "positives"))
         tail = reader.tail()
         if isinstance(forms[0], DRSA):
@@ -267,7 +267,7 @@ def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
 
 
 def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], layer: str) -> None:
-    """Warn where contributions fail to add up although intervals have doubled as often as they may."""
+    """Warn where contributions do not add up even with the largest number of intervals."""
     if form.dtype not in (torch.float32, torch.float64):
         return
     off = unexplained.double().abs() / form.scale[:, None].double().cpu()
@@ -289,9 +289,9 @@ def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
         return
     warnings.warn(
         f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
-        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
-        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
-        "out, as contributions always add up",
+        f"direction{'s' * (count > 1)}: more x-features follow the remaining noise, and the surrogate is off by "
+        f"{error:.1%} of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave "
+        "autoencoder= out, as contributions always add up",
         stacklevel=levels_up(),
     )
 
