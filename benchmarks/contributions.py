@@ -343,6 +343,7 @@ NETWORKS: dict[str, Network] = {
     "birds-relu6": Network(bird_classes, partial(of_birds, "relu6")),
     "birds-pool": Network(bird_classes, partial(of_birds, "pool")),
     "birds-features.11": Network(bird_classes, partial(of_birds, "features.11")),
+    "birds-features.6": Network(bird_classes, partial(of_birds, "features.6")),
     "digits-relu3": Network(_first(list(range(10))), partial(of_digits, "relu3")),
     "digits-pool2": Network(_first(list(range(10))), partial(of_digits, "pool2")),
     "figures-by-hand": Network(_first(FIGURES), partial(of_figures, "exact")),
@@ -587,7 +588,7 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path, help="folder of the birds with images.txt")
     parser.add_argument("--network", dest="file", type=Path, help="Python file with load(), MEAN and STD, for birds")
     parser.add_argument("--activations", type=Path, help="file that keeps the birds' activations at relu6")
-    parser.add_argument("--negatives", type=int, default=1000, help="other birds to train on at pool and features.11")
+    parser.add_argument("--negatives", type=int, default=1000, help="other birds to train on at feature maps")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")
     parser.add_argument("--epochs", type=int, default=6, help="of training small networks")
     parser.add_argument("--test", type=int, default=300, help="birds to test on; three times as many small inputs")

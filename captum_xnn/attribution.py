@@ -623,11 +623,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
-                with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+                with torch.inference_mode(False), torch.no_grad():
                     if drawn is not None:
                         Z, y_hat = drawn.Z, drawn.y_hat
                     elif read:
-                        Z, y_hat = reader.read((*x, *(more or ())))
+                        with untouched(reader.model):
+                            Z, y_hat = reader.read((*x, *(more or ())))
                     else:
                         read.append(Reading.of(reader, x, more, place))
                         Z, y_hat = read[0].Z, read[0].y_hat
@@ -639,7 +640,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 rows = some.tolist()
                 own = select_each(y_hat, [targets[i] for i in rows])
                 x, more = rows_of(tensors, additional, some)  # copies again, as a model may have worked in place
-                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more)
+                prefix = read[0].prefix if read and len(targets) == 1 else None
+                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more, prefix=prefix)
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
@@ -848,7 +850,8 @@ def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[
 
     def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
         copies, others = copied(x, more)
-        return reader.run((*copies, *(others or ())))
+        with untouched(reader.model):
+            return reader.run((*copies, *(others or ())))
 
-    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         refuse_whole_arguments(read, inputs, additional or ())

@@ -1036,8 +1036,10 @@ def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
     with fit_speed.competitor(1, 50):
         pass
     monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
-    (line,) = fit_speed.on_digits(((16, 8),), digits=(1,), steps=4)
-    assert line.startswith("batches of 16, width 8: error")
+    lines = fit_speed.on_digits((fit_speed.Choice(16, 8, 4), fit_speed.Choice(8, 8, 4)), digits=(1,), examples=500)
+    assert [line["choice"] for line in lines] == [f"batches of {size}, width 8, 4 steps" for size in (16, 8)]
+    assert lines[0]["error_ratio"] == lines[0]["time_ratio"] == 1
+    assert lines[1]["error_ratio"] == lines[1]["error"] / lines[0]["error"] != 1
 
 
 def untrained(digits, seed):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._tail import Tail
 
@@ -89,8 +90,11 @@ class Reader:
         """
         return checked(*self.run(arguments), self.name)
 
-    def tail(self) -> Tail:
+    def tail(self, prefix: Prefix | None = None) -> Tail:
         """Make the rest of the model.
+
+        Args:
+            prefix: Outputs of the modules up to the layer for the one example that the tail is called with.
 
         Raises:
             ValueError: If ``output_transform`` joins all calls of the layer; contributions need a single call.
@@ -100,6 +104,7 @@ class Reader:
             self.layer,
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
+            prefix=prefix,
         )
 
 

@@ -130,7 +130,17 @@ class LayerFit:
         ys, targets, marks = ([getattr(task, name) for task in tasks] for name in ("y", "targets", "positives"))
         tail = reader.tail()
         if isinstance(forms[0], DRSA):
-            yield from fit_subspaces(forms, tail, found.Z, ys, found.source, targets, marks=marks, seed=self.seed)
+            yield from fit_subspaces(
+                forms,
+                tail,
+                found.Z,
+                ys,
+                found.source,
+                targets,
+                marks=marks,
+                seed=self.seed,
+                progress=self.progress,
+            )
             return
         kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
         kept += [] if self.checkpoint is None else [self.checkpoint]
