@@ -51,20 +51,19 @@ from benchmarks.runs import Column, Line, kept, measured, settings, summary, tab
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, collect
 from captum_xnn.activations._activations import Source
-from captum_xnn.datasets import CUB200, Figures, collate, load_digits
+from captum_xnn.datasets import CUB200, Figures, load_digits
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics import (
     classification_faithfulness,
-    map_identification,
+    drop_orthogonality,
     matched_features,
     patch_agreement,
     patch_drops,
-    random_maps,
     regression_faithfulness,
 )
-from captum_xnn.metrics._controls import random_partition
-from captum_xnn.metrics._patches import drop_orthogonality
+from captum_xnn.metrics._controls import random_maps, random_partition
+from captum_xnn.metrics._patches import map_identification
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 from captum_xnn.training._contributions import SMALL
@@ -146,7 +145,7 @@ class Network(NamedTuple):
 
 def loader(images: Any) -> DataLoader[Any]:
     """Returns small batches of birds, so that a fit that needs few images reads few."""
-    return DataLoader(images, batch_size=8, collate_fn=collate)
+    return DataLoader(images, batch_size=8)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Activations, Asked
+from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
 from captum_xnn.activations._batches import Batches, repeatable
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
@@ -31,7 +31,8 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._feature_maps import DefaultMaps, DrawnAndRead, FeatureMaps, as_heatmap
+from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
+from captum_xnn.heatmaps._feature_maps import DrawnAndRead, FeatureMaps
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
@@ -59,9 +60,7 @@ from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Numbers, numbers_of_each
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log
-from captum_xnn.training._making import MakeForm, is_exact
-from captum_xnn.training._outputs import Outputs, check_positives
+from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
@@ -145,7 +144,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             )
         self.model = model
         self.n_features = operator.index(n_features)
-        self.heatmap = as_heatmap(heatmap)
+        self.heatmap = heatmap_or_default(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
@@ -536,7 +535,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             heatmap: A Captum class, a backend, or None for the default.
         """
         other = copy.copy(self)
-        other.heatmap = as_heatmap(heatmap)
+        other.heatmap = heatmap_or_default(heatmap)
         return other
 
     def score(
@@ -649,6 +648,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         done = Numbers(*found), prediction, read[0] if drawn is None else drawn
         return _Explained(tensors, additional, targets, reader, choices, *done)
 
+    def _backend(self, exact: bool) -> Heatmap:
+        """Choose the backend for groups of contributions, which are exact, or for learned networks."""
+        if not isinstance(self.heatmap, DefaultMaps):
+            return self.heatmap
+        return self.heatmap.of_groups if exact else self.heatmap.of_networks
+
     def _drawn(
         self,
         reader: Reader,
@@ -664,7 +669,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if key not in self._places or key in self._two_passes or not fitted or None in fitted:
             return None
         choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True) if e is not None]
-        maps = FeatureMaps(self.heatmap, reader)
+        maps = FeatureMaps(self._backend, reader)
         if not maps.reads(choices, internal_batch_size):
             return None
         drawn = maps.draw_and_read(choices, inputs, additional, feature=feature)
@@ -674,9 +679,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
     def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
         """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
-        drawn_by = self.heatmap.of_groups if isinstance(self.heatmap, DefaultMaps) else self.heatmap
         exact = any(e.is_exact for (layer, _), e in self.explainers_.items() if layer == reader.name)
-        if not exact or not isinstance(drawn_by, GradientMaps):
+        if not exact or not isinstance(self._backend(True), GradientMaps):
             return None
         return self._places.get(_place_key(reader, inputs))
 
@@ -693,7 +697,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         with torch.inference_mode(False), untouched(explained.reader.model):
             ran = explained.read.tracer.trace()
             self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
-            return FeatureMaps(self.heatmap, explained.reader).draw(
+            return FeatureMaps(self._backend, explained.reader).draw(
                 explained.choices,
                 explained.numbers.slopes,
                 explained.inputs,
@@ -733,11 +737,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend = self.heatmap
-        if isinstance(backend, DefaultMaps):
-            fitted = self.explainers_.values()
-            exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
-            backend = backend.of_groups if exact else backend.of_networks
+        fitted = self.explainers_.values()
+        backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
         one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
         return one.attribute(
             inputs,

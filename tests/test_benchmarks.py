@@ -106,12 +106,12 @@ def test_excitation_speed(monkeypatch, capsys):
 @pytest.mark.birds
 def test_real_birds_do_not_degenerate(birds):
     """One class of twelve, through the public door: groups are exact, the learned form's x-features several."""
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import DataLoader, Subset, default_collate
 
     from benchmarks.birds import network
     from benchmarks.degeneration import mean_correlation
     from captum_xnn import SRAE, PaperSRAE, XNNAttribution
-    from captum_xnn.datasets import CUB200, collate
+    from captum_xnn.datasets import CUB200
     from captum_xnn.metrics import effective_number
 
     model, normalise = network(birds / "cubnet" / "cubnet.py")
@@ -119,7 +119,7 @@ def test_real_birds_do_not_degenerate(birds):
     few = images.labels.unique()[:12]
     label = int(few[4])
     rows = torch.isin(images.labels, few).nonzero()[:, 0].tolist()
-    loader = DataLoader(Subset(images, rows), batch_size=32, collate_fn=lambda samples: collate(samples)[:2])
+    loader = DataLoader(Subset(images, rows), batch_size=32, collate_fn=lambda samples: default_collate(samples)[:2])
     exact = XNNAttribution(model, "relu6").fit(loader, target=label, progress=False).score(loader, label)
     assert exact.f_cls == 1 and exact.f_reg < 0.03
     xnn = XNNAttribution(model, "relu6", autoencoder=SRAE).fit(loader, target=label, progress=False)

@@ -7,7 +7,7 @@ outputs from memory instead. Code outside of modules runs again.
 Kept are the outputs of the outermost modules that do not hold the layer, and of the layer itself. A module may change
 its input in place, and the model may use that input behind the layer. The later pass then lacks the change. The
 comparison of outputs at the layer's own activations finds such models
-(:func:`captum_xnn.models._path_integral.integrate`).
+(:func:`captum_xnn.models._contribution_groups.integrate`).
 """
 
 from __future__ import annotations

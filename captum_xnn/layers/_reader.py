@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import OutputTransform, read_layer
@@ -90,16 +89,6 @@ class Reader:
             ValueError: If rows do not match, or anything is NaN or infinite.
         """
         return checked(*self.run(arguments), self.name)
-
-    def channels(self, arguments: tuple[Any, ...]) -> int:
-        """Find the dimension of the layer's output that holds channels, counted with the examples as 0.
-
-        Args:
-            arguments: All positional arguments of the model; the first example is used.
-        """
-        return channel_dimension(
-            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
-        )
 
     def tail(self, prefix: Prefix | None = None) -> Tail:
         """Make the rest of the model.

@@ -254,8 +254,8 @@ class Tail:
             y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
             if not isinstance(y_hat, Tensor) or y_hat.dim() == 0 or len(y_hat) != S * n:
                 raise ValueError(
-                    f"layer {self.name!r} got {S * n} rows, and the model gave back "
-                    f"{len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows; choose a layer with a "
+                    f"the model returns {len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows for "
+                    f"{S * n} rows of layer {self.name!r}; choose a layer with a "
                     "row for each example"
                 )
             ys = [select_each(y_hat, list(of) * S) for of in line.targets]
@@ -326,7 +326,7 @@ class _Swap:
             handle.remove()
 
     def _again(self, raw: Any) -> Any:
-        """Put the same points in place of what the layer returns where a checkpoint runs it again."""
+        """Replace the layer's output by the same points where a checkpoint runs the layer again."""
         assert self.leaf is not None
         if self.tail.calls > 1:
             raise ValueError(

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
-from captum_xnn.datasets._parts import PartsSample, collate
 from captum_xnn.report._batches import outputs_of_rows, row_batches
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -37,11 +36,7 @@ def as_batches(data: Any) -> Any:
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         return data
     # Without its own generator, a loader draws a seed from the global one. Nothing is shuffled.
-    return DataLoader(data, _BATCH, collate_fn=_collate, generator=torch.Generator().manual_seed(0))
-
-
-def _collate(rows: list[Any]) -> Any:
-    return collate(rows) if isinstance(rows[0], PartsSample) else default_collate(rows)
+    return DataLoader(data, _BATCH, generator=torch.Generator().manual_seed(0))
 
 
 def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> ReportOptions:
