@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["devices_of", "eager", "one_path", "untouched"]
 
@@ -42,7 +43,7 @@ class _State(NamedTuple):
     training: bool
     attributes: dict[str, Any]
     contents: dict[str, Any]
-    """Copies of the module's dicts of submodules, parameters and buffers."""
+    """Copies of the module's dicts of submodules, parameters and buffers; empty for scripted modules."""
     buffers: dict[str, tuple[Tensor, Tensor]]
     hooks: dict[str, frozenset[int]]
 
@@ -60,7 +61,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         model: A plain module.
 
     Raises:
-        ValueError: If parameters appeared meanwhile: a model that has never run is not trained.
+        ValueError: If parameters appeared meanwhile: a model that has never run is not trained. Also if weights have
+            no values, or were made under ``torch.inference_mode``.
 
     Example:
         >>> model = nn.Dropout().train()
@@ -70,11 +72,29 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
+    _refuse_unusable(model)
     with _LOCK, one_path(), _kept(list(model.modules())) as modules:
         for module in modules:
             if module.training:
                 module.training = False
         yield
+
+
+def _refuse_unusable(model: nn.Module) -> None:
+    """Raise where weights have no values, or can take no part in gradients."""
+    for name, p in model.named_parameters():
+        if is_lazy(p):
+            continue
+        if p.is_meta:
+            raise ValueError(
+                f"weight {name!r} is on the meta device and has no values; load the model's weights, as in "
+                "model.to_empty(device='cpu') and model.load_state_dict(torch.load(file))"
+            )
+        if p.is_inference():
+            raise ValueError(
+                f"weight {name!r} was made under torch.inference_mode, and such tensors take no part in gradients; "
+                "make or load the model outside of it, or pass copy.deepcopy(model)"
+            )
 
 
 @contextmanager
@@ -86,7 +106,7 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
             type(m),
             m.training,
             dict(vars(m)),
-            {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
+            {} if _is_scripted(m) else {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
             {name: (b, b.detach().clone()) for name, b in _changeable(m).items()},
             {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
         )
@@ -116,6 +136,11 @@ def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
         )
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    """Whether a module was scripted or traced. Its submodules, parameters and buffers are fixed."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def _changeable(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that a forward pass may change: buffers, and embeddings that are renormed as they are used."""
     found = {name: b for name, b in module._buffers.items() if b is not None}
@@ -128,6 +153,8 @@ def _grown(state: _State) -> list[str]:
     """List the names of parameters that a module did not have before, including those that a lazy module has made."""
     if type(state.module) is not state.kind:
         return [f"those of {state.kind.__name__}"]
+    if not state.contents:
+        return []
     kind, had = state.kind.__name__, state.contents
     own = [k for k, p in state.module._parameters.items() if p is not None and had["_parameters"].get(k) is None]
     new = [(k, m) for k, m in state.module._modules.items() if m is not None and had["_modules"].get(k) is None]

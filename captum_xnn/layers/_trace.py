@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._grid import channels_by_numbers, halves, has_channels_last, is_over_image
+from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import not_reached
 from captum_xnn.layers._state import eager, untouched
@@ -121,8 +122,7 @@ class Tracer:
             if threading.get_ident() == thread:
                 self._note(module, arguments, output)
 
-        modules = dict.fromkeys([*self.model.modules(), *self.layer.modules()])
-        handles = [module.register_forward_hook(note) for module in modules]
+        handles = [module.register_forward_hook(note) for module in hookable(self.model, self.layer)]
         try:
             yield
         finally:
