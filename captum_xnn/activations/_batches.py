@@ -34,7 +34,17 @@ from torch.utils.data import (
 
 from captum_xnn.layers._arguments import refuse_uneven
 
-__all__ = ["Batch", "Batches", "Picked", "Unpack", "first_inputs", "is_repeatable", "refuse_no_batches", "repeatable"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Picked",
+    "Unpack",
+    "first_inputs",
+    "is_repeatable",
+    "refuse_no_batches",
+    "repeatable",
+    "rows_in",
+]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -225,7 +235,9 @@ class Batches:
         first = 0
         for batch in batches:
             inputs, additional = self._unpack(batch)
-            rows = next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
+            rows = rows_in(inputs)
+            if rows == 0:
+                continue
             if rows is None:
                 raise TypeError(
                     f"the inputs ({type(inputs).__name__}) contain no tensor with a row for each example; collect "
@@ -342,6 +354,19 @@ def _is_random(data: Any) -> bool:
 def _samplers(data: Any) -> list[Any]:
     samplers = [getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
     return [*samplers, getattr(samplers[1], "sampler", None)]
+
+
+def rows_in(inputs: Any) -> int | None:
+    """Count the examples in a batch; None without a tensor that has rows.
+
+    Args:
+        inputs: A tensor (N, ...) or a tuple of values.
+
+    Example:
+        >>> rows_in((torch.zeros(3, 2), torch.zeros(3))), rows_in("text")
+        (3, None)
+    """
+    return next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
 
 
 def _many(inputs: Any) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import Ranks
 from captum_xnn.activations._activations import Activations, Asked, Source
-from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_no_batches
+from captum_xnn.activations._batches import Batch, Batches, first_inputs, is_repeatable, refuse_no_batches, rows_in
 from captum_xnn.activations._store import TABLES, Store, locked
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import ModelMismatchError, StoreError
@@ -61,7 +61,7 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
             yield parts, None
     elif isinstance(data, Iterable):
         refuse_no_batches(data)
-        yield from map(unpack, data)
+        yield from (unpacked for unpacked in map(unpack, data) if rows_in(unpacked[0]) != 0)
     else:
         refuse_no_batches(data)
         raise TypeError(
