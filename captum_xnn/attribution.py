@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Activations, Asked
-from captum_xnn.activations._batches import Batches, repeatable
+from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack, repeatable
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
@@ -556,16 +556,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If the target was not fitted and there are no train_data.
         """
         explainer, target = self.explainer(target, against=against), _difference(target, against)
+        if explainer.is_exact and not isinstance(data, Activations):
+            data = repeatable(data)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
-        surrogate = self._surrogates(found, explainer, target)
-        prediction = outputs.columns([target])[:, 0].to(surrogate.dtype)
+        own = outputs.columns([target])[:, 0]
+        surrogate = self._surrogates(found, explainer, target, own)
+        prediction = own.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)
         return Faithfulness.of(surrogate, prediction, parts(found.y_hat), target)
 
-    def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
-        """Compute the surrogate of all examples, (M,)."""
+    def _surrogates(self, found: Activations, explainer: Explainer, target: Target, own: Tensor) -> Tensor:
+        """Compute the surrogate of all examples, (M,); ``own`` are the model's outputs, (M,)."""
         form, output, _, against = explainer.choice(target)
         if not isinstance(form, ContributionGroups):
             weight = form.head.weight
@@ -579,11 +582,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 "pass the data themselves"
             )
         one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
-        made = []
+        made: list[Tensor] = []
         for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
             inputs, additional = batch.on(self._reader().device)
             explained = self._explained(inputs, one, additional, explainers=[explainer] * batch.rows, against=other)
+            rows = torch.arange(batch.first, batch.first + batch.rows)
+            refuse_changed(own[rows].cpu(), explained.prediction.to(own.dtype).cpu(), rows)
             made.append(explained.numbers.surrogate.cpu())
+        refuse_lack(sum(map(len, made)), torch.arange(len(own)))
         return torch.cat(made)
 
     def _explained(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn.activations._activations import Source
-from captum_xnn.activations._batches import Batches
+from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._state import untouched
@@ -64,10 +64,18 @@ def fit_subspaces(
         form.base.copy_(base)
         form.scale.copy_(y.double().std(0))
         sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
-        yield _fit(form, tail, source, of, sample, seed)
+        yield _fit(form, tail, Z, source, of, sample, seed)
 
 
-def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sample: Sample, seed: int) -> Tensor:
+def _fit(
+    form: DRSA,
+    tail: Tail,
+    Z: Tensor | Rows,
+    source: Source,
+    targets: tuple[Target, ...],
+    sample: Sample,
+    seed: int,
+) -> Tensor:
     """Fit one form, and return what contributions leave unexplained."""
     (positives,) = sample.positives
     rows = torch.unique(torch.cat([positives, sample.others]))
@@ -80,10 +88,12 @@ def _fit(form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sa
             for own in torch.split(among(rows, picked), _BATCH):
                 x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, own))
                 found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
+                refuse_changed(Z[own].to(found.Z.device), found.Z, own)
                 activations, slopes = form.factors(found)
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
                 off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
+    refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     check_depends(activations * slopes, tail)
     C, M, P, _ = slopes.shape
