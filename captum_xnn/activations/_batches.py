@@ -398,9 +398,9 @@ def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
     off = (now - first).abs().amax(1) > allowed
     if bool(off.any()):
         raise ValueError(
-            f"the data changed: example {int(rows[int(off.nonzero()[0])])} gives other values than when it was first read, "
-            "as with random augmentation, another order in every run, or a store of other data; pass the same examples "
-            "in the same order each time"
+            f"the data changed: example {int(rows[int(off.nonzero()[0])])} gives other values than when it was first "
+            "read, as with random augmentation, another order in every run, or a store of other data; pass the same "
+            "examples in the same order each time"
         )
 
 
