@@ -14,6 +14,7 @@ import copy
 import operator
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
-from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
 from captum_xnn.heatmaps._feature_maps import DrawnAndRead, FeatureMaps
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
@@ -64,6 +65,9 @@ from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
+
+_SHOWN = 5
+"""Number of explainers, and of targets of one explainer, in a printed text."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -155,6 +159,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self._places: dict[Any, nn.Module | None] = {}
         self._two_passes: set[Any] = set()
 
+    def __repr__(self) -> str:
+        model = unwrap(self.model)
+        name = find_layer(model, self.layer)[0]
+        fitted = [e for (layer, _), e in self.explainers_.items() if layer == name]
+        lines = [
+            f"XNNAttribution of a {type(model).__name__} at layer {middle_cut(name, 40)!r}: "
+            f"{self.n_features} x-feature{'s' * (self.n_features != 1)} for each explainer"
+        ]
+        for explainer in fitted[:_SHOWN]:
+            some = ", ".join(map(str, explainer.targets[:_SHOWN])) + ", ..." * (len(explainer.targets) > _SHOWN)
+            lines.append(
+                f"  target{'s' * (len(explainer.targets) != 1)} {some}: {type(explainer.form).__name__}, "
+                f"fitted on {explainer.examples:,} examples"
+            )
+        if len(fitted) > _SHOWN:
+            lines.append(f"  ... and {len(fitted) - _SHOWN:,} more")
+        return "\n".join(lines if fitted else [*lines, "  not fitted: call fit(data, target=...)"])
+
     @classmethod
     def get_name(cls) -> str:
         """Return the name for progress bars."""
@@ -183,9 +205,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Positives are the examples to which the model itself gives the class. Learned forms train on them more often.
 
         Args:
-            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, or as an iterable
-                of batches that hold the inputs first, such as a DataLoader. Also activations that were collected
-                before (:class:`~captum_xnn.activations.Activations`); the model then does not run on all data again.
+            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, as an iterable of
+                batches that hold the inputs first, such as a DataLoader, or as a data set of such examples. Also
+                activations that were collected before (:class:`~captum_xnn.activations.Activations`); the model then
+                does not run on all data again.
             target: One output of the model (None, int, or tuple of ints), or a list or range of outputs. Each output of
                 a list gets its own explainer.
             joint: Explain all targets of the list or tuple by one set of x-features.
@@ -446,10 +469,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ValueError: If a target is out of range.
         """
         internal_batch_size = batch_size(internal_batch_size)
-        explained = self._explained(
-            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
-        )
-        maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
@@ -460,8 +479,30 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 internal_batch_size=internal_batch_size,
                 **heatmap_kwargs,
             )
-        numbers = explained.numbers
-        return Explanation(
+        why, _ = self._explain_and_read(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, **heatmap_kwargs
+        )
+        return why if one is None else replace(why, one_heatmap=one)
+
+    def _explain_and_read(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        internal_batch_size: int | None = None,
+        *,
+        against: Any = None,
+        **heatmap_kwargs: Any,
+    ) -> tuple[Explanation, Tensor]:
+        """Explain examples, and return all outputs of the model that the same pass gave, (N, ...).
+
+        With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
+        """
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
+        maps, numbers = self._maps(explained, None, internal_batch_size, heatmap_kwargs), explained.numbers
+        why = Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
             features=numbers.features,
@@ -471,8 +512,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(explained.targets),
             layer=explained.reader.name,
-            one_heatmap=one,
         )
+        return why, explained.read.y_hat
 
     def report(
         self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any
