@@ -130,7 +130,7 @@ class Choice(NamedTuple):
 
 
 CHOICES = (
-    *(Choice(size) for size in (128, 96, 64, 48, 32)),
+    *(Choice(size) for size in (128, 96, 64, 40, 32)),
     *(Choice(128, width) for width in (512, 256)),
     *(Choice(128, steps=steps) for steps in (400, 300)),
 )

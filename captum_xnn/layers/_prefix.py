@@ -4,7 +4,8 @@ Explaining one image takes two passes: one for maps, activations and outputs, an
 points of the path integral. The modules up to the layer would compute the same in both. The second pass takes their
 outputs from memory instead. Code outside of modules runs again.
 
-Kept are the outputs of the outermost modules that do not hold the layer, and of the layer itself. A module may change
+Kept are the outputs of the outermost modules that do not hold the layer, and of the layer itself. They are not copied.
+An output that later code changed in place counts as lost, and its module runs again. A module may change
 its input in place, and the model may use that input behind the layer. The later pass then lacks the change. The
 comparison of outputs at the layer's own activations finds such models
 (:func:`captum_xnn.models._contribution_groups.integrate`).
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,30 @@ _BYTES = 1 << 28
 
 
 class _Unkept(Exception):
-    """Raised for an output that cannot be copied."""
+    """Raised for an output that cannot be kept."""
+
+
+class _Kept(NamedTuple):
+    """An output of a module."""
+
+    output: Any
+    """A tensor, None, or tuples, lists and dicts of these."""
+    tensors: list[Tensor]
+    """The tensors in it."""
+    versions: list[int]
+    """How often each tensor had been changed in place when it was kept."""
+
+    @classmethod
+    def of(cls, output: Any) -> _Kept:
+        """Keep an output, without its graph."""
+        tensors: list[Tensor] = []
+        kept = _detached(output, tensors)
+        return cls(kept, tensors, [x._version for x in tensors])
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether no tensor was changed in place since."""
+        return self.versions == [x._version for x in self.tensors]
 
 
 class Prefix:
@@ -51,7 +75,7 @@ class Prefix:
 
     def __init__(self, model: nn.Module, layer: nn.Module) -> None:
         self._layer, self._modules = layer, _outermost(model, layer)
-        self._outputs: dict[int, list[Any]] = {}
+        self._outputs: dict[int, list[_Kept]] = {}
         self._bytes = self._running = 0
         self._is_over = self._is_broken = False
 
@@ -73,7 +97,8 @@ class Prefix:
 
         def take(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             outputs = left.get(id(module))
-            return _copied(outputs.popleft()) if outputs else forward(*args, **kwargs)
+            kept = outputs.popleft() if outputs else None
+            return forward(*args, **kwargs) if kept is None or not kept.is_unchanged else kept.output
 
         with self._replaced(take):
             yield
@@ -91,18 +116,21 @@ class Prefix:
             self._running -= 1
         self._is_over = module is self._layer
         if not self._is_broken:
-            try:
-                self._outputs.setdefault(id(module), []).append(_copied(output, self._count))
-            except _Unkept:
-                self._is_broken = True
+            self._add(module, output)
         return output
 
-    def _count(self, x: Tensor) -> None:
-        """Count the bytes of an output, and raise if there are too many."""
-        self._bytes += x.numel() * x.element_size()
+    def _add(self, module: nn.Module, output: Any) -> None:
+        """Add an output, unless it cannot be kept or there are too many."""
+        try:
+            kept = _Kept.of(output)
+        except _Unkept:
+            self._is_broken = True
+            return
+        self._outputs.setdefault(id(module), []).append(kept)
+        self._bytes += sum(x.numel() * x.element_size() for x in kept.tensors)
         if self._bytes > _BYTES:
+            self._is_broken = True
             self._outputs.clear()
-            raise _Unkept
 
     @contextmanager
     def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
@@ -126,20 +154,15 @@ def _outermost(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     return [m for m in (*around, layer) if not isinstance(m, torch.jit.ScriptModule)]
 
 
-def _copied(output: Any, count: Callable[[Tensor], None] = lambda x: None) -> Any:
-    """Copy the tensors of an output: later code may work in place.
-
-    Args:
-        output: A tensor, None, or tuples, lists and dicts of these.
-        count: Is called with each tensor.
-    """
+def _detached(output: Any, tensors: list[Tensor]) -> Any:
+    """Return an output without its graph, and add its tensors to a list."""
     if isinstance(output, Tensor):
-        count(output)
-        return output.detach().clone()
+        tensors.append(output.detach())
+        return tensors[-1]
     if type(output) in (tuple, list):
-        return type(output)(_copied(value, count) for value in output)
+        return type(output)(_detached(value, tensors) for value in output)
     if type(output) is dict:
-        return {key: _copied(value, count) for key, value in output.items()}
+        return {key: _detached(value, tensors) for key, value in output.items()}
     if output is None:
         return None
     raise _Unkept

@@ -32,7 +32,7 @@ class Recipe:
     steps: int = 600
     """Number of steps, one mini-batch each."""
     batch_size: int | None = None
-    """Examples in a mini-batch. None takes a twelfth of the examples, 48 at least and 128 at most
+    """Examples in a mini-batch. None takes a fifteenth of the examples, 40 at least and 128 at most
     (:meth:`batch_for`)."""
     positive_share: float = 0.25
     """Share of positives in every batch. It has no effect if the data hold more, or no positives."""
@@ -86,7 +86,7 @@ class Recipe:
     def batch_for(self, examples: int) -> int:
         """Choose the number of examples in a mini-batch.
 
-        On few examples, small batches save time. With 600 examples of digits, batches of 48 instead of 128 save more
+        On few examples, small batches save time. With 600 examples of digits, batches of 40 instead of 128 save more
         than a quarter of it, and errors on new digits are 4 % larger (``benchmarks.fit_speed --digits``).
 
         Args:
@@ -94,10 +94,10 @@ class Recipe:
 
         Example:
             >>> [Recipe().batch_for(examples) for examples in (60, 600, 1000, 10_000)]
-            [48, 48, 80, 128]
+            [40, 40, 64, 128]
             >>> Recipe(batch_size=64).batch_for(600)
             64
         """
         if self.batch_size is not None:
             return self.batch_size
-        return min(128, max(48, examples // 12 // 8 * 8))
+        return min(128, max(40, examples // 15 // 8 * 8))
