@@ -493,19 +493,20 @@ def measure(of: Problem, given: argparse.Namespace) -> Line:
         lost = None if drops is None else torch.einsum("ndp,dk->nkp", drops, a.double())
         own = {"intervals": float(exact.intervals.double().mean())}
         found[name] = judged(of, by, xnn, E, exact.bias, lost) | own | more
-    xnn, seconds = fitted(of, of.learned)
-    made = xnn.contributions(of.test, of.label, internal_batch_size=BATCH)
-    lost = None
-    if by.images is not None:
-        lost = patch_drops(lambda x: xnn.contributions(x, of.label).contributions, by.images)
-    found["SRAE"] = judged(of, by, xnn, made.contributions, made.bias, lost) | {"seconds_fit": seconds}
-    if not given.no_halves:
-        found["SRAE"] |= agreement(
-            *(
-                fitted(part, of.learned)[0].contributions(of.test, of.label, internal_batch_size=BATCH).features
-                for part in halved(of)
+    if not given.no_learned:
+        xnn, seconds = fitted(of, of.learned)
+        made = xnn.contributions(of.test, of.label, internal_batch_size=BATCH)
+        lost = None
+        if by.images is not None:
+            lost = patch_drops(lambda x: xnn.contributions(x, of.label).contributions, by.images)
+        found["SRAE"] = judged(of, by, xnn, made.contributions, made.bias, lost) | {"seconds_fit": seconds}
+        if not given.no_halves:
+            found["SRAE"] |= agreement(
+                *(
+                    fitted(part, of.learned)[0].contributions(of.test, of.label, internal_batch_size=BATCH).features
+                    for part in halved(of)
+                )
             )
-        )
     return {"methods": found, "tests": len(of.test), "positives": len(of.positives)}
 
 
@@ -584,6 +585,7 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="+", required=True, choices=list(NETWORKS))
     parser.add_argument("--classes", type=int, default=4, help="of each network")
     parser.add_argument("--curve", action="store_true", help="fewer positives and coarser covers, in an OUT of its own")
+    parser.add_argument("--no-learned", action="store_true", help="no SRAE, whose fit to large feature maps takes long")
     parser.add_argument("--no-halves", action="store_true", help="no fits to halves of the positives")
     parser.add_argument("--root", type=Path, help="folder of the birds with images.txt")
     parser.add_argument("--network", dest="file", type=Path, help="Python file with load(), MEAN and STD, for birds")

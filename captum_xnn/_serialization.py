@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from captum_xnn._files import Format, replace_file
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError
 from captum_xnn.explainer import Explainer
-from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint
+from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint, new_squashing
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -162,10 +162,13 @@ class SavedExplainers(NamedTuple):
         different = differences(self.fingerprint, fingerprint(model, self.layer))
         if not different:
             return
-        message = (
-            f"the model differs: {'; '.join(different)}. The explainers were fitted to another one: load its weights "
-            "first, or fit anew"
+        squashed = new_squashing(self.fingerprint, fingerprint(model, self.layer))
+        fix = (
+            "load its weights first, or fit anew"
+            if squashed is None
+            else f"pass the model without its {squashed}, or fit anew; contributions to a probability mix all classes"
         )
+        message = f"the model differs: {'; '.join(different)}. The explainers were fitted to another one: {fix}"
         if strict:
             raise ModelMismatchError(message + "; strict=False loads all the same")
         warnings.warn(message, stacklevel=levels_up())

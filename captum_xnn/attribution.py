@@ -14,6 +14,7 @@ import copy
 import operator
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,20 +25,20 @@ from torch import Tensor, nn
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
-from captum_xnn.activations._batches import Batches, repeatable
+from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack, repeatable
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
-from captum_xnn.explanation import Contributions, Explanation
+from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
 from captum_xnn.heatmaps._feature_maps import DrawnAndRead, FeatureMaps
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.heatmaps._one_pass import Reading
-from captum_xnn.layers._arguments import copied, like, refuse_too_many
+from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
@@ -64,6 +65,9 @@ from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
+
+_SHOWN = 5
+"""Number of explainers, and of targets of one explainer, in a printed text."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -137,11 +141,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
             raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
-        if autoencoder is not None and not callable(autoencoder):
-            raise TypeError(
-                f"autoencoder is {autoencoder!r}, and cannot be called; pass a class such as SRAE or "
-                "captum_xnn.models.baselines.NN, or a function that makes the network"
-            )
+        _check_settings(autoencoder, recipe)
+        refuse_uncallable("unpack", unpack, "lambda batch: (batch[0], None)")
+        refuse_uncallable("output_transform", output_transform, "lambda output: output[0]")
+        refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
         self.model = model
         self.n_features = operator.index(n_features)
         self.heatmap = heatmap_or_default(heatmap)
@@ -151,10 +154,28 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.unpack = unpack_for(model, unpack)
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
-        self.seed = operator.index(seed)
+        self.seed = as_int("seed", seed, 0, "0")
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
         self._places: dict[Any, nn.Module | None] = {}
         self._two_passes: set[Any] = set()
+
+    def __repr__(self) -> str:
+        model = unwrap(self.model)
+        name = find_layer(model, self.layer)[0]
+        fitted = [e for (layer, _), e in self.explainers_.items() if layer == name]
+        lines = [
+            f"XNNAttribution of a {type(model).__name__} at layer {middle_cut(name, 40)!r}: "
+            f"{self.n_features} x-feature{'s' * (self.n_features != 1)} for each explainer"
+        ]
+        for explainer in fitted[:_SHOWN]:
+            some = ", ".join(map(str, explainer.targets[:_SHOWN])) + ", ..." * (len(explainer.targets) > _SHOWN)
+            lines.append(
+                f"  target{'s' * (len(explainer.targets) != 1)} {some}: {type(explainer.form).__name__}, "
+                f"fitted on {explainer.examples:,} examples"
+            )
+        if len(fitted) > _SHOWN:
+            lines.append(f"  ... and {len(fitted) - _SHOWN:,} more")
+        return "\n".join(lines if fitted else [*lines, "  not fitted: call fit(data, target=...)"])
 
     @classmethod
     def get_name(cls) -> str:
@@ -184,9 +205,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Positives are the examples to which the model itself gives the class. Learned forms train on them more often.
 
         Args:
-            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, or as an iterable
-                of batches that hold the inputs first, such as a DataLoader. Also activations that were collected
-                before (:class:`~captum_xnn.activations.Activations`); the model then does not run on all data again.
+            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, as an iterable of
+                batches that hold the inputs first, such as a DataLoader, or as a data set of such examples. Also
+                activations that were collected before (:class:`~captum_xnn.activations.Activations`); the model then
+                does not run on all data again.
             target: One output of the model (None, int, or tuple of ints), or a list or range of outputs. Each output of
                 a list gets its own explainer.
             joint: Explain all targets of the list or tuple by one set of x-features.
@@ -381,6 +403,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
+        internal_batch_size = batch_size(internal_batch_size)
         explained = self._explained(
             inputs,
             target,
@@ -445,10 +468,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
-        explained = self._explained(
-            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
-        )
-        maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
+        internal_batch_size = batch_size(internal_batch_size)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
@@ -459,8 +479,30 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 internal_batch_size=internal_batch_size,
                 **heatmap_kwargs,
             )
-        numbers = explained.numbers
-        return Explanation(
+        why, _ = self._explain_and_read(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, **heatmap_kwargs
+        )
+        return why if one is None else replace(why, one_heatmap=one)
+
+    def _explain_and_read(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        internal_batch_size: int | None = None,
+        *,
+        against: Any = None,
+        **heatmap_kwargs: Any,
+    ) -> tuple[Explanation, Tensor]:
+        """Explain examples, and return all outputs of the model that the same pass gave, (N, ...).
+
+        With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
+        """
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
+        maps, numbers = self._maps(explained, None, internal_batch_size, heatmap_kwargs), explained.numbers
+        why = Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
             features=numbers.features,
@@ -470,8 +512,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(explained.targets),
             layer=explained.reader.name,
-            one_heatmap=one,
         )
+        return why, explained.read.y_hat
 
     def report(
         self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any
@@ -525,7 +567,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
             True
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
+        size = batch_size(internal_batch_size)
+        explained = self._explained(inputs, target, additional_forward_args, size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
@@ -553,16 +596,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If the target was not fitted and there are no train_data.
         """
         explainer, target = self.explainer(target, against=against), _difference(target, against)
+        if explainer.is_exact and not isinstance(data, Activations):
+            data = repeatable(data)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
-        surrogate = self._surrogates(found, explainer, target)
-        prediction = outputs.columns([target])[:, 0].to(surrogate.dtype)
+        own = outputs.columns([target])[:, 0]
+        surrogate = self._surrogates(found, explainer, target, own)
+        prediction = own.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)
         return Faithfulness.of(surrogate, prediction, parts(found.y_hat), target)
 
-    def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
-        """Compute the surrogate of all examples, (M,)."""
+    def _surrogates(self, found: Activations, explainer: Explainer, target: Target, own: Tensor) -> Tensor:
+        """Compute the surrogate of all examples, (M,); ``own`` are the model's outputs, (M,)."""
         form, output, _, against = explainer.choice(target)
         if not isinstance(form, ContributionGroups):
             weight = form.head.weight
@@ -576,11 +622,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 "pass the data themselves"
             )
         one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
-        made = []
+        made: list[Tensor] = []
         for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
             inputs, additional = batch.on(self._reader().device)
             explained = self._explained(inputs, one, additional, explainers=[explainer] * batch.rows, against=other)
+            rows = torch.arange(batch.first, batch.first + batch.rows)
+            refuse_changed(own[rows].cpu(), explained.prediction.to(own.dtype).cpu(), rows)
             made.append(explained.numbers.surrogate.cpu())
+        refuse_lack(sum(map(len, made)), torch.arange(len(own)))
         return torch.cat(made)
 
     def _explained(
@@ -832,6 +881,21 @@ class _Explained(NamedTuple):
     @property
     def unexplained(self) -> Tensor:
         return self.prediction - self.numbers.surrogate
+
+
+def _check_settings(autoencoder: Any, recipe: Any) -> None:
+    """Raise where the form or the recipe is of another type."""
+    if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
+        told = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
+        cannot = "and cannot make one" if callable(autoencoder) else "and cannot be called"
+        raise TypeError(
+            f"autoencoder is {told}, {cannot}; pass a class such as SRAE or "
+            "captum_xnn.models.baselines.NN, or a function that makes the network"
+        )
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe is {recipe!r}, a {type(recipe).__name__}; pass captum_xnn.Recipe(steps=...), or leave it out"
+        )
 
 
 def _difference(target: Any, against: Any) -> Target:

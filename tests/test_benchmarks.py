@@ -592,7 +592,7 @@ def test_many_targets(tmp_path, capsys):
 
     # By hand: 2 x 10 rows x 3 steps, forward and back through 4-6-2 and its mirror, and no gradient to Z.
     recipe = Recipe(steps=3, batch_size=10)
-    assert many_targets.flops(4, (6,), 2, recipe) == 2 * 30 * (2 * 3 * (24 + 12) - 24)
+    assert many_targets.flops(4, (6,), 2, 100, recipe) == 2 * 30 * (2 * 3 * (24 + 12) - 24)
     given = argparse.Namespace(
         out=tmp_path, activations=None, examples=300, width=20, targets=3, few=2, rounds=1, steps=5, grow=False,
         device=torch.device("cpu"), mixed_precision=True,
@@ -868,7 +868,7 @@ def squares(few):
 
 
 CONTRIBUTIONS = argparse.Namespace(
-    networks=["small"], classes=1, curve=False, no_halves=False, root=None, file=None, activations=None, negatives=12,
+    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, root=None, file=None, activations=None, negatives=12,
     examples=300, epochs=1, test=12, images=3,
 )  # fmt: skip
 

@@ -250,7 +250,7 @@ def test_evaluate_prints_a_table_and_writes_json(
     command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--quiet"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["target", "F_reg", "F_cls", "effective", "positives"]
+    assert out[0].split() == ["target", "class", "F_reg", "F_cls", "effective", "positives"]
     assert out[-1] == f"60 inputs. Written: {folder}/xnn/evaluation.json"
     written = json.loads((folder / "xnn" / "evaluation.json").read_text())
     xnn = explainers(folder)
@@ -260,6 +260,7 @@ def test_evaluate_prints_a_table_and_writes_json(
         assert (entry["f_reg"], entry["f_cls"]) == pytest.approx((score.f_reg, score.f_cls), abs=1e-6)
         assert row.split() == [
             str(entry["target"]),
+            ["red", "green", "blue"][entry["target"]],
             f"{entry['f_reg']:.4f}",
             f"{entry['f_cls']:.4f}",
             f"{entry['effective']:.4f}",
@@ -286,7 +287,7 @@ def test_evaluate_with_patches(folder: Path, tmp_path: Path, capsys: pytest.Capt
     figures = [of["agreement"], of["agreement_random_groups"], of["agreement_random_maps"], of["agreement_one_heatmap"]]
     figures += [of["identified"], of["identified_random_groups"], of["movement"], of["drops"]["o1"]]
     figures += [of["drops_random_groups"]["o1"]]
-    assert row.split() == ["2", "3", *(f"{figure:.4f}" for figure in figures)]
+    assert row.split() == ["2", "blue", "3", *(f"{figure:.4f}" for figure in figures)]
 
 
 def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -734,7 +735,7 @@ def test_second_report_with_names_explains_nothing_anew(
     assert cli.main([*run, "--out", f"{tmp_path}/first.html"]) == 0
     names = write_names(tmp_path / "names.json", {0: ["warm sky"]}, layer="1")
     with monkeypatch.context() as blocked:
-        blocked.setattr(XNNAttribution, "explain", None)
+        blocked.setattr(XNNAttribution, "_explain_and_read", None)
         assert cli.main([*run, "--out", f"{tmp_path}/named.html", "--names", str(names)]) == 0
     assert cli.main([*run, "--out", f"{tmp_path}/anew.html", "--names", str(names), "--no-cache"]) == 0
     assert (tmp_path / "named.html").read_text() == (tmp_path / "anew.html").read_text()
@@ -761,6 +762,16 @@ def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys
     assert "no class 'gren' among its 3 classes; near names: green" in capsys.readouterr().err
     assert cli.main([*run, "--out", f"{tmp_path}/d", "--classes", "3"]) == 1
     assert "is for --torchvision" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("sky red\nsea green\n")
+    assert cli.main([*run, "--out", f"{tmp_path}/e", *named]) == 1
+    assert "2 class names (sky red, sea green) were given for a model with 3 outputs" in capsys.readouterr().err
+
+
+def test_fit_prints_names_beside_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments(folder, "--out", f"{tmp_path}/a", "--quiet")) == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
+    assert header[:2] == ["target", "class"]
+    assert [row[:2] for row in rows] == [["0", "red"], ["1", "green"], ["2", "blue"]]
 
 
 def test_report_compares_with_another_fit(folder: Path, tmp_path: Path) -> None:

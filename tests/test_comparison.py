@@ -355,7 +355,9 @@ def test_test_data_of_ones_own_and_loaders(tabular):
     assert (found.train, found.test) == (80, 40)
     loaders = [DataLoader(TensorDataset(part), batch_size=7) for part in (train, test)]
     other = compare(model, "3", loaders[0], None, "groups", test=loaders[1], images=0, **SETTINGS)
+    sets = compare(model, "3", TensorDataset(train), None, "groups", test=TensorDataset(test), images=0, **SETTINGS)
     for key in ("f_reg", "stability"):
+        assert sets.values["groups"][key] == pytest.approx(found.values["groups"][key], abs=1e-5)
         assert other.values["groups"][key] == pytest.approx(found.values["groups"][key], abs=1e-5)
 
 

@@ -136,6 +136,7 @@ def test_torchvision_with_weights_from_a_file(torchvision, tmp_path):
         made = load_torchvision("squeezenet1_1", tmp_path / name)
         assert torch.equal(made.model(x), model(x))
         assert made.preparation == Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD)
+    assert len(made.classes) == 1000 and made.classes[11] == "goldfinch"  # 11 is the goldfinch in ImageNet
     with pytest.raises(ValueError, match=r"w.pt' does not hold weights of squeezenet1_0 \(Error\(s\) in"):
         load_torchvision("squeezenet1_0", tmp_path / "w.pt")
 
@@ -170,6 +171,7 @@ def test_fine_tuned_head_has_as_many_outputs_as_classes(torchvision, tmp_path):
     made = load_torchvision("squeezenet1_1", tmp_path / "w.pt", 12)
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(made.model(images), model.eval()(images)) and made.model(images).shape == (2, 12)
+    assert made.classes is None
     with pytest.raises(ValueError, match="--classes N if it has N classes"):
         load_torchvision("squeezenet1_1", tmp_path / "w.pt")
 

@@ -510,6 +510,15 @@ def test_old_report_survives_a_full_disk(explained: Any, tmp_path: Path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.parametrize(
+    ("name", "written"), [("why", "why.html"), ("why.v2", "why.v2.html"), ("why.HTML", "why.HTML"), ("y.htm", "y.htm")]
+)
+def test_name_of_a_page_ends_in_html_once(explained: Any, tmp_path: Path, name: str, written: str) -> None:
+    xnn, images, target = explained
+    assert xnn.report(images[:6], tmp_path / name, target) == tmp_path / written
+    assert [path.name for path in tmp_path.iterdir()] == [written]
+
+
 def test_missing_jinja2_names_the_extra(explained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"needs jinja2, .* run `pip install captum-xnn\[report\]`"):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -34,7 +35,21 @@ from torch.utils.data import (
 
 from captum_xnn.layers._arguments import refuse_uneven
 
-__all__ = ["Batch", "Batches", "Picked", "Unpack", "first_inputs", "is_repeatable", "refuse_no_batches", "repeatable"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Picked",
+    "Unpack",
+    "as_batches",
+    "first_inputs",
+    "is_repeatable",
+    "number_of_batches",
+    "refuse_changed",
+    "refuse_lack",
+    "refuse_no_batches",
+    "repeatable",
+    "rows_in",
+]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -92,8 +107,8 @@ class Batches:
     """All batches of some data, in order, each with its first row.
 
     Args:
-        data: Inputs as a tensor (M, ...), a tuple of such tensors, or an iterable of batches.
-        batch_size: Examples in a batch where data are tensors.
+        data: Inputs as a tensor (M, ...), a tuple of such tensors, an iterable of batches, or a data set.
+        batch_size: Examples in a batch of tensors or of a data set.
         unpack: Turns a batch of an iterable into (inputs, additional arguments).
 
     Raises:
@@ -108,6 +123,7 @@ class Batches:
 
     def __init__(self, data: Any, batch_size: int, unpack: Unpack) -> None:
         self._unpack = unpack
+        data = as_batches(data, batch_size)
         self._numbers: Sequence[Sequence[int]] | None = None
         tensors = (data,) if isinstance(data, Tensor) else data
         if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
@@ -225,7 +241,9 @@ class Batches:
         first = 0
         for batch in batches:
             inputs, additional = self._unpack(batch)
-            rows = next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
+            rows = rows_in(inputs)
+            if rows == 0:
+                continue
             if rows is None:
                 raise TypeError(
                     f"the inputs ({type(inputs).__name__}) contain no tensor with a row for each example; collect "
@@ -234,6 +252,40 @@ class Batches:
             yield Batch(first, rows, inputs, additional)
             first += rows
         self._end = first
+
+
+def as_batches(data: Any, batch_size: int = 64) -> Any:
+    """Return a loader of a data set that gives single examples; return anything else unchanged.
+
+    Args:
+        data: A tensor, an iterable of batches, or a data set.
+        batch_size: Examples in a batch of a data set.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> [len(x) for x, y in as_batches(TensorDataset(torch.zeros(70, 3), torch.zeros(70)))]
+        [64, 6]
+    """
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        return data
+    # Without its own generator, a loader draws a seed from the global one. Nothing is shuffled.
+    return DataLoader(data, batch_size, collate_fn=_collate, generator=torch.Generator().manual_seed(0))
+
+
+def _collate(rows: list[Any]) -> Any:
+    """Stack examples; raise an error with the fix where they cannot be stacked."""
+    try:
+        return default_collate(rows)
+    except (TypeError, RuntimeError) as error:
+        first = rows[0][0] if isinstance(rows[0], (tuple, list)) and rows[0] else rows[0]
+        if isinstance(first, Tensor):
+            shapes = sorted({tuple(row[0].shape if isinstance(row, (tuple, list)) else row.shape) for row in rows})
+            got = f"inputs of the shapes {', '.join(map(str, shapes[:3]))}, which cannot be stacked to a batch"
+            fix = "resize or pad them to one shape in the data set's transform"
+        else:
+            got = f"a {type(first).__name__} as an example's input"
+            fix = "give it a transform to tensors, such as torchvision.transforms.ToTensor()"
+        raise TypeError(f"the data set gives {got}; {fix}, or pass a DataLoader with your own collate_fn") from error
 
 
 def refuse_no_batches(data: Any) -> None:
@@ -315,7 +367,7 @@ def repeatable(data: Any) -> Any:
     """Bring data into a form that can be read again in the same order, with the same examples.
 
     A loader that shuffles is replaced by a loader of the same data set that does not shuffle. Data that can be read
-    only once are kept in memory, batch by batch.
+    only once are kept in memory, batch by batch. A data set gets a loader.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -325,6 +377,7 @@ def repeatable(data: Any) -> Any:
         >>> list(repeatable(loader))
         [tensor([1., 2.], dtype=torch.float64), tensor([3.], dtype=torch.float64)]
     """
+    data = as_batches(data)
     if isinstance(data, Iterator):
         return list(data)
     if not _is_random(data) or type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
@@ -344,6 +397,81 @@ def _samplers(data: Any) -> list[Any]:
     return [*samplers, getattr(samplers[1], "sampler", None)]
 
 
+def number_of_batches(data: Any) -> int | None:
+    """Count the batches of an iterable; None if it does not say, as a loader of an ``IterableDataset`` without length.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> number_of_batches([torch.zeros(2, 1)]), number_of_batches(iter([]))
+        (1, None)
+    """
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
+    """Raise where data give other examples when they are read again, as far as values of a model show it.
+
+    Args:
+        before: Values of some examples at the first reading, (N, ...).
+        again: Values of the same examples now. Other dtypes and shapes say nothing.
+        rows: Rows of these examples in the data, (N,).
+
+    Raises:
+        ValueError: If values differ by more than rounding.
+
+    Example:
+        >>> refuse_changed(torch.eye(2), torch.eye(2), torch.arange(2))
+    """
+    if before.dtype != again.dtype or before.shape != again.shape or not again.is_floating_point() or not len(rows):
+        return
+    half = again.dtype in (torch.float16, torch.bfloat16)
+    first, now = (values[:, None].flatten(1).float() for values in (before, again))
+    spread, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
+    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-3 * size)  # rounding, in other batches
+    off = (now - first).abs().amax(1) > allowed
+    if bool(off.any()):
+        raise ValueError(
+            f"the data changed: example {int(rows[int(off.nonzero()[0])])} gives other values than when it was first "
+            "read, as with random augmentation, another order in every run, or a store of other data; pass the same "
+            "examples in the same order each time"
+        )
+
+
+def refuse_lack(found: int, rows: Tensor) -> None:
+    """Raise where data that are read again end too early.
+
+    Args:
+        found: Number of examples that were found again.
+        rows: Rows of all wanted examples.
+
+    Raises:
+        ValueError: If examples are missing.
+    """
+    if found < len(rows):
+        raise ValueError(
+            f"the data ended early when they were read again: {found} of {len(rows)} wanted examples were left; pass "
+            "data that can be read several times, such as list(batches) or a DataLoader"
+        )
+
+
+def rows_in(inputs: Any) -> int | None:
+    """Count the examples in a batch; None without a tensor that has rows.
+
+    Args:
+        inputs: A tensor (N, ...) or a tuple of values.
+
+    Example:
+        >>> rows_in((torch.zeros(3, 2), torch.zeros(3))), rows_in("text")
+        (3, None)
+    """
+    return next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
+
+
 def _many(inputs: Any) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
@@ -354,7 +482,7 @@ def _copied(values: Any, device: torch.device) -> tuple[Any, ...]:
 
 def _joins_equally(data: Any) -> bool:
     """Whether inputs of an example are the same in any batch: tensors, and loaders that stack or list examples."""
-    return not isinstance(data, DataLoader) or data.collate_fn in (default_collate, list)
+    return not isinstance(data, DataLoader) or data.collate_fn in (default_collate, _collate, list)
 
 
 def _ranges(examples: int, batch_size: int) -> list[Sequence[int]]:

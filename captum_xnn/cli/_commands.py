@@ -58,8 +58,8 @@ HISTORY_FILE = "history.jsonl"
 _log = logging.getLogger(__name__)
 
 
-def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttribution:
-    """Fit explainers and save them with the configuration and the history; return the explainers.
+def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened, XNNAttribution]:
+    """Fit explainers and save them with the configuration and the history; return model and explainers.
 
     If a fit is interrupted, the same call resumes it from the last checkpoint. Processes started by torchrun share one
     fit; the first process saves.
@@ -121,7 +121,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             if configuration.checkpoint is None:
                 growing.unlink(missing_ok=True)
                 kept.clear()
-    return xnn
+    return opened, xnn
 
 
 def _warn_of_unused(configuration: Configuration) -> None:

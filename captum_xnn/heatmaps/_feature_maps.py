@@ -9,7 +9,6 @@ Conventions:
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
+from captum_xnn.layers._arguments import as_int
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._read import UnfitError, WithGraph
 from captum_xnn.layers._reader import Reader, checked
@@ -204,9 +204,10 @@ def _features(feature: int | None, K: int) -> list[int]:
     """List the x-features to draw."""
     if feature is None:
         return list(range(K))
-    if not 0 <= operator.index(feature) < K:
-        raise ValueError(f"x-feature {feature} does not exist; pass 0 to {K - 1}, or leave feature out for all of them")
-    return [operator.index(feature)]
+    k = as_int("feature", feature, None, "0")
+    if not 0 <= k < K:
+        raise ValueError(f"x-feature {k} does not exist; pass 0 to {K - 1}, or leave feature out for all of them")
+    return [k]
 
 
 def _padded(maps: Tensor, most: int) -> Tensor:

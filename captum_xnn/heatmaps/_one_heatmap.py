@@ -23,7 +23,7 @@ from captum_xnn.heatmaps._feature_maps import Part, as_heatmap, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
-from captum_xnn.layers._arguments import copied, like, refuse_too_many
+from captum_xnn.layers._arguments import batch_size, copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -116,6 +116,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
             ValueError: If a target is out of range, or missing where the model has several outputs.
         """
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
+        internal_batch_size = batch_size(internal_batch_size)
         tensors, additional = copied(inputs, additional_forward_args)
         targets, model = per_example(target, len(tensors[0]), against), unwrap(self.model)
         with torch.inference_mode(False), untouched(model):

@@ -118,7 +118,7 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
         first: Number of the first example, for errors.
 
     Raises:
-        TypeError: If the model's output is no tensor.
+        TypeError: If the model's output is no tensor, or has complex numbers.
         ValueError: If rows do not match, or anything is NaN or infinite.
     """
     if not isinstance(y_hat, Tensor):
@@ -134,10 +134,19 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
             "the examples only, as an expert behind a router, choose a layer behind it"
         )
     for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
-        if not torch.isfinite(values).all():
-            bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
+        if values.is_complex():
+            raise TypeError(
+                f"the output of {what} has complex numbers, {values.dtype}, and explanations are of real ones; choose "
+                "a layer with real numbers, or turn the model's output into some by prediction_transform=, such as "
+                "lambda output: output.abs()"
+            )
+        bad = ~torch.isfinite(values)[:, None].flatten(1).all(1)
+        if bool(bad.any()):
+            every = len(values) > 1 and bool(bad.all())
+            where = f"in all {len(values)} examples from" if every else "in"
+            look = "the weights and the inputs" if every else "this example's inputs"
             raise ValueError(
-                f"the output of {what} is NaN or infinite in example {bad}; look for NaN in this example's inputs, or "
-                "run the model in float32 if it overflows in half precision"
+                f"the output of {what} is NaN or infinite {where} example {first + int(bad.nonzero()[0])}; look for "
+                f"NaN in {look}, or run the model in float32 if it overflows in half precision"
             )
     return Z, y_hat

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["devices_of", "eager", "one_path", "untouched"]
 
@@ -60,10 +61,11 @@ class _References(NamedTuple):
             sizes.append(len(own))
             names += own
             values += own.values()
-            sizes += map(len, map(own.get, _HELD, _NOTHING))
-            names += chain.from_iterable(map(own.get, _HELD, _NOTHING))
-            for entries in map(own.__getitem__, _DICTS):
-                values += entries.values()
+            held = {name: own[name] for name in _HOOKS if name in own} if _is_scripted(module) else own
+            sizes += map(len, map(held.get, _HELD, _NOTHING))
+            names += chain.from_iterable(map(held.get, _HELD, _NOTHING))
+            for entries in map(held.get, _DICTS):
+                values += entries.values() if entries else ()
         return found
 
     def equal(self, other: _References) -> bool:
@@ -108,7 +110,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         model: A plain module.
 
     Raises:
-        ValueError: If parameters appeared meanwhile: a model that has never run is not trained.
+        ValueError: If parameters appeared meanwhile: a model that has never run is not trained. Also if weights have
+            no values, or were made under ``torch.inference_mode``.
 
     Example:
         >>> model = nn.Dropout().train()
@@ -118,6 +121,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
+    _refuse_unusable(model)
     modules = list(model.modules())
     with _LOCK, one_path(), _kept(modules):
         trained = [module for module in modules if module.training]
@@ -128,6 +132,23 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module in trained:
                 module.training = True
+
+
+def _refuse_unusable(model: nn.Module) -> None:
+    """Raise where weights have no values, or can take no part in gradients."""
+    for name, p in model.named_parameters():
+        if is_lazy(p):
+            continue
+        if p.is_meta:
+            raise ValueError(
+                f"weight {name!r} is on the meta device and has no values; load the model's weights, as in "
+                "model.to_empty(device='cpu') and model.load_state_dict(torch.load(file))"
+            )
+        if p.is_inference():
+            raise ValueError(
+                f"weight {name!r} was made under torch.inference_mode, and such tensors take no part in gradients; "
+                "make or load the model outside of it, or pass copy.deepcopy(model)"
+            )
 
 
 @contextmanager
@@ -165,6 +186,11 @@ def _kept(modules: list[nn.Module]) -> Iterator[None]:
         )
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    """Whether a module was scripted or traced. Its submodules, parameters and buffers are fixed."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def _changeable(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a forward pass may change: buffers, and embeddings that are renormed as they are used."""
     for b in module._buffers.values():
@@ -178,6 +204,8 @@ def _grown(state: _State) -> list[str]:
     """List the names of parameters that a module did not have before, including those that a lazy module has made."""
     if type(state.module) is not state.kind:
         return [f"those of {state.kind.__name__}"]
+    if _is_scripted(state.module):
+        return []
     kind, parameters, modules = state.kind.__name__, state.entries["_parameters"], state.entries["_modules"]
     own = [k for k, p in state.module._parameters.items() if p is not None and parameters.get(k) is None]
     new = [(k, m) for k, m in state.module._modules.items() if m is not None and modules.get(k) is None]
@@ -205,7 +233,7 @@ def _restore(state: _State) -> None:
         for name, value in state.attributes.items():
             if name not in _HOOKS and own.get(name) is not value:
                 own[name] = value
-        for name in _CONTAINERS:
+        for name in () if _is_scripted(state.module) else _CONTAINERS:
             _refill(own[name], state.entries.get(name, state.keys[name]))
     for name in own.keys() - state.attributes.keys():
         delattr(state.module, name)

@@ -281,7 +281,16 @@ class Tail:
             )
         found = []
         for i, y in enumerate(ys):
-            (g,) = torch.autograd.grad(y.sum(), leaf, retain_graph=i + 1 < len(ys), allow_unused=True)
+            try:
+                (g,) = torch.autograd.grad(y.sum(), leaf, retain_graph=i + 1 < len(ys), allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise ValueError(
+                    f"a torch.utils.checkpoint with use_reentrant=True lies behind layer {self.name!r}, and gives no "
+                    "gradients at a layer; pass use_reentrant=False to it, switch checkpoints off, as in "
+                    "model.gradient_checkpointing_disable(), or fit with SRAE"
+                ) from error
             found.append(torch.zeros_like(leaf) if g is None else g)
         return found
 

@@ -62,11 +62,17 @@ Target = int | tuple[int, ...] | Difference | None
 
 
 def single_target(target: Any) -> Target:
-    """Convert one target to a plain int, a tuple of ints, or None."""
+    """Convert one target to a plain int, a tuple of ints, or None. A tuple of one int is that int, as in Captum."""
     if target is None:
         return None
     if isinstance(target, (list, tuple)):
-        return tuple(int(t) for t in target)
+        many = tuple(map(_index, target))
+        return many[0] if len(many) == 1 else many
+    return _index(target)
+
+
+def _index(target: Any) -> int:
+    """Convert the index of an output to an int."""
     if isinstance(target, Tensor) and (target.numel() != 1 or target.is_floating_point()):
         raise ValueError(f"a {target.dtype} tensor {tuple(target.shape)} is not one target; pass an int")
     try:
@@ -85,7 +91,10 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
             raise ValueError(f"target is {target!r}, and a joint explainer needs several; pass a tuple of ints")
-        return [tuple(single_target(t) for t in members)]
+        made = tuple(single_target(t) for t in members)
+        if len({*made}) < len(made):
+            raise ValueError(f"target is {target!r}, and a joint explainer needs different ones; pass each target once")
+        return [made]
     if isinstance(target, Tensor) and target.dim() > 0:
         target = target.tolist()
     several = target if isinstance(target, list) else [target]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._grid import channels_by_numbers, halves, has_channels_last, is_over_image
+from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import not_reached
 from captum_xnn.layers._state import eager, untouched
@@ -110,6 +111,7 @@ class Tracer:
         self._ran: set[nn.Module] = set()
         self._at = at = first_image(inputs)
         self._sizes: set[tuple[int, ...]] = set()
+        self._tokens: set[int] = set()
         if at is not None:
             self._sizes = {tuple(inputs[at].shape[2:]), tuple(inputs[at].shape[1:-1])}
 
@@ -122,8 +124,7 @@ class Tracer:
             if threading.get_ident() == thread:
                 self._note(module, arguments, output)
 
-        modules = dict.fromkeys([*self.model.modules(), *self.layer.modules()])
-        handles = [module.register_forward_hook(note) for module in modules]
+        handles = [module.register_forward_hook(note) for module in hookable(self.model, self.layer)]
         try:
             yield
         finally:
@@ -138,12 +139,14 @@ class Tracer:
         is_block = any(child is not None for child in module._modules.values())
         if not is_block:
             self._order.append(module)
+        self._tokens |= {x.shape[1] for x in (*_first(arguments), output) if isinstance(x, Tensor) and x.dim() == 3}
         image = None if self._at is None else self.inputs[self._at]
         if module is not self.model and _is_spatial(output, image):
-            if _keeps_sizes(module, arguments, self._sizes):
+            is_attention = output.shape[2] in self._tokens and len({*output.shape[2:]}) == 1  # or may be
+            if not is_attention and _keeps_sizes(module, arguments, self._sizes):
                 self._sizes.add(tuple(output.shape[2:]))
             last = next(reversed(self._grids.values()), None)
-            own = module, tuple(output.shape[2:]) in self._sizes
+            own = module, not is_attention and tuple(output.shape[2:]) in self._sizes
             if last is not None:
                 if isinstance(module, _IDLE) or (is_block and _is_unchanged(output, last)):
                     own = last.module, last.is_sure
@@ -172,7 +175,7 @@ class _Grid(NamedTuple):
 
     module: nn.Module
     is_sure: bool
-    """Whether convolutions and poolings lead from the image to maps of this size."""
+    """Whether convolutions and poolings lead from the image to maps of this size, and no tokens are as many."""
     shape: tuple[int, ...]
     output: Any
     version: int
@@ -186,8 +189,13 @@ def _is_spatial(output: Any, image: Tensor | None) -> bool:
 
 def _keeps_sizes(module: nn.Module, arguments: Any, sizes: set[tuple[int, ...]]) -> bool:
     """Whether a module computes feature maps from ones of a known size, or from the image."""
-    given = arguments[0] if isinstance(arguments, tuple) and arguments else None
-    return isinstance(module, _LOCAL) and isinstance(given, Tensor) and tuple(given.shape[2:]) in sizes
+    sure = [x for x in _first(arguments) if isinstance(x, Tensor) and tuple(x.shape[2:]) in sizes]
+    return isinstance(module, _LOCAL) and bool(sure)
+
+
+def _first(arguments: Any) -> tuple[Any, ...]:
+    """Return the first positional argument of a module, as a tuple; empty without one."""
+    return arguments[:1] if isinstance(arguments, tuple) else ()
 
 
 def _last(model: nn.Module, grids: list[_Grid], inputs: tuple[Any, ...], at: int | None) -> nn.Module | None:

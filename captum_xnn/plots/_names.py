@@ -30,6 +30,7 @@ __all__ = [
     "Names",
     "NamesFile",
     "by_number",
+    "check_class_names",
     "names_by_target",
     "read_names",
     "resolve_names",
@@ -89,6 +90,41 @@ def resolve_names(
             "at most one name for each x-feature, counted from 0 in the numbering of the explainer"
         )
     return [given.get(k) or f"x-feature {k + 1}" for k in range(n_features)]
+
+
+def check_class_names(names: Mapping[Any, str] | Sequence[str], outputs: Sequence[int]) -> None:
+    """Raise unless the names of classes fit the outputs of a model.
+
+    Args:
+        names: A name for each output in order, or a mapping from some outputs to their names.
+        outputs: Shape of the model's output for one example: () or (C,), (C, ...) or (..., C).
+
+    Raises:
+        TypeError: If the names are a single text.
+        ValueError: If there are more or fewer names than outputs, or a key of the mapping is no output.
+
+    Example:
+        >>> check_class_names(["crow", "finch"], (3,))
+        Traceback (most recent call last):
+        ValueError: 2 class names (crow, finch) were given for a model with 3 outputs; give one name for each output...
+    """
+    if isinstance(names, str):
+        raise TypeError(f"class names are {names!r}, a single text; pass a list, such as [{names!r}]")
+    counts = dict.fromkeys([outputs[0], outputs[-1]] if outputs else [1])
+    if isinstance(names, Mapping):
+        beyond = [k for k in names if isinstance(k, int) and not 0 <= k < max(counts)]
+        if beyond:
+            raise ValueError(
+                f"the class name {names[beyond[0]]!r} is for output {beyond[0]}, and the model's outputs are 0 to "
+                f"{max(counts) - 1}; name outputs of this model only"
+            )
+    elif len(names) not in counts:
+        some = ", ".join(map(str, names[:3])) + ", ..." * (len(names) > 3)
+        many = " or ".join(map(str, counts))
+        raise ValueError(
+            f"{len(names)} class name{'s' * (len(names) != 1)} ({some}) were given for a model with {many} "
+            f"output{'s' * (many != '1')}; give one name for each output, in the order of the outputs, or no names"
+        )
 
 
 def names_by_target(

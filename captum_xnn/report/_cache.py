@@ -41,7 +41,7 @@ __all__ = ["ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 4
+_FORMAT = 5
 # Settings of a backend whose text does not show all of them.
 _VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
@@ -137,7 +137,11 @@ def describe(
     return {
         "format": _FORMAT,
         "version": _version(),
-        "model": {"class": of["model_class"], "tensors": _digest(sorted(of["tensors"].items()))},
+        "model": {
+            "class": of["model_class"],
+            "functions": of["functions"],
+            "tensors": _digest(sorted(of["tensors"].items())),
+        },
         "layer": layer,
         "explainers": identity(xnn, targets),
         "heatmap": backend,

@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
+from captum_xnn.activations._batches import as_batches
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Difference, Target, target_groups
 from captum_xnn.patch_scores import PatchScores, patch_scores
@@ -48,7 +49,7 @@ from captum_xnn.report._cards import (
     image_batches,
     outputs_of,
 )
-from captum_xnn.report._described import as_batches, completed
+from captum_xnn.report._described import completed
 from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, rows_of_images, scaled, shown
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._rows import RowsRun
@@ -97,7 +98,7 @@ def write_report(
     The new file overwrites an older one only once it is complete. Missing folders are created.
 
     Args:
-        path: Path of the HTML file.
+        path: Path of the HTML file; ".html" is added to a name without it.
         xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
         images: Images of the gallery: (N, C, H, W), an iterable of batches as ``xnn.fit`` takes them, or a data set.
             A data set's class names, file names and normalisation are used where the options leave them open.
@@ -108,7 +109,8 @@ def write_report(
         ImportError: If jinja2 or pillow is missing.
         NotFittedError: If a target was not fitted.
         ValueError: If the path is a folder, the inputs are not images, there is not one caption for each image, the
-            names are of another layer, or the model gives the class to none of the data.
+            names are of another layer, the names of classes do not fit the model's outputs, or the model gives the
+            class to none of the data.
         TypeError: If ``names`` is neither a file nor a mapping from targets.
 
     Example:
@@ -133,6 +135,9 @@ def write_report(
     options = replace(options, data=images if options.data is images else as_batches(options.data))
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
+    written = Path(path)
+    if written.suffix.lower() not in (".html", ".htm"):  # browsers open a page by the end of its name
+        written = written.with_name(f"{written.name}.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
     known = names_by_target(options.names, layer, targets)
@@ -163,7 +168,6 @@ def write_report(
         images=len(content["images"]),
         page=page,
     )
-    written = Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
     # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
@@ -337,10 +341,13 @@ class _Run:
     def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
         """Explain a few images. Add them to the cards if the report has no other data."""
         xnn, size = self.xnn, self.options.internal_batch_size
-        y_hat = outputs_of(xnn, images)
-        self.gallery.add(images, y_hat)
+        y_hat = None
         for i, t in enumerate(self.targets):
-            why = xnn.explain(images, target=t, internal_batch_size=size)
+            # No more images come at once than maps are drawn of, so the outputs are those of all of them.
+            why, read = xnn._explain_and_read(images, t, internal_batch_size=size)
+            if y_hat is None:
+                y_hat = read
+                self.gallery.add(images, y_hat)
             self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
             if self.options.against not in (None, t):
                 against = self.options.against
@@ -529,7 +536,7 @@ def _check_jinja2() -> None:
         import jinja2  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "write_report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
+            "a report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
         ) from error
 
 

@@ -41,8 +41,8 @@ _BATCH = 64
 class Rows:
     """Collects the numbers and maps of one target, and the contents of each x-feature's card."""
 
-    def __init__(self, target: Target, K: int) -> None:
-        self.target = target
+    def __init__(self, target: Target, K: int, words: bool) -> None:
+        self.target, self.words = target, words
         self.rows: list[dict[str, Any]] = []
         self.pairs: list[tuple[Tensor, Tensor]] = []
         """Contributions by this fit and by another one, batch by batch."""
@@ -137,10 +137,21 @@ class Rows:
         ]
 
     def _cells(self, k: int) -> list[tuple[str, float, float]]:
-        """Return text, share and sum of the cells that hold most of an x-feature's maps."""
+        """Return the strongest cells of an x-feature: text, length of the bar in [0, 1], and a number with its sign.
+
+        A word's number is its mean contribution where it occurs, so that a frequent word does not win by its number. A
+        single text proves little: words that occur once are left out if others are left. All input features of a table
+        occur equally often, so they are ranked by their share of the maps.
+        """
+        if self.words:
+            often = {text: of for text, of in self.sums[k].items() if of[2] > 1} or self.sums[k]
+            means = {text: signed / count for text, (signed, _, count) in often.items()}
+            largest = max(map(abs, means.values()), default=0.0)
+            ranked = sorted(means.items(), key=lambda item: -abs(item[1]))[:_CELLS]
+            return [(text, abs(mean) / largest, mean) for text, mean in ranked if mean]
         total = sum(size for _, size, _ in self.sums[k].values())
-        ranked = sorted(self.sums[k].items(), key=lambda item: -item[1][1])[:_CELLS]
-        return [(text, size / total, signed) for text, (signed, size, _) in ranked if size > 0]
+        by_size = sorted(self.sums[k].items(), key=lambda item: -item[1][1])[:_CELLS]
+        return [(text, size / total, signed) for text, (signed, size, _) in by_size if size > 0]
 
 
 class RowsRun:
@@ -150,7 +161,7 @@ class RowsRun:
         self.xnn, self.targets, self.options = xnn, targets, options
         self.names = OutputNames(options.class_names)
         self.kind = "table" if options.tokens is None else "texts"
-        self.found = [Rows(t, xnn.explainer(t).form.n_features) for t in targets]
+        self.found = [Rows(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
         self.shown: list[dict[str, Any]] = []
         self.sum: Tensor | float = 0.0
         """Sum of the data of a table, over examples."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.activations._activations import Source
-from captum_xnn.activations._batches import Batches
+from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._state import untouched
@@ -70,11 +70,18 @@ def fit_subspaces(
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
             sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
-            yield _fit(form, tail, source, of, sample, seed, bar)
+            yield _fit(form, tail, Z, source, of, sample, seed, bar)
 
 
 def _fit(
-    form: DRSA, tail: Tail, source: Source, targets: tuple[Target, ...], sample: Sample, seed: int, bar: tqdm[Any]
+    form: DRSA,
+    tail: Tail,
+    Z: Tensor | Rows,
+    source: Source,
+    targets: tuple[Target, ...],
+    sample: Sample,
+    seed: int,
+    bar: tqdm[Any],
 ) -> Tensor:
     """Fit one form, and return what contributions leave unexplained."""
     (positives,) = sample.positives
@@ -88,11 +95,13 @@ def _fit(
             for own in torch.split(among(rows, picked), _BATCH):
                 x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, own))
                 found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
+                refuse_changed(Z[own].to(found.Z.device), found.Z, own)
                 activations, slopes = form.factors(found)
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
                 off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
                 bar.update(len(own))
+    refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     check_depends(activations * slopes, tail)
     C, M, P, _ = slopes.shape
