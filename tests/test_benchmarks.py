@@ -868,8 +868,8 @@ def squares(few):
 
 
 CONTRIBUTIONS = argparse.Namespace(
-    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, root=None, file=None, activations=None, negatives=12,
-    examples=300, epochs=1, test=12, images=3,
+    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, root=None, file=None,
+    activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
 )  # fmt: skip
 
 
