@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from pathlib import Path
 
@@ -97,3 +98,27 @@ def test_the_architecture_page_names_them():
         way = page.split(f"{title}\n---")[1].split("\n---")[0]
         missing = [name for name in names if f"captum_xnn/{name}.py" not in way and f"`captum_xnn.{name}`" not in way]
         assert not missing, title
+
+
+def test_every_equation_is_where_the_architecture_page_says():
+    page = (PACKAGE.parent / "docs" / "architecture.rst").read_text(encoding="utf-8")
+    module, found = "", 0
+    for line in page.split("Equations\n---")[1].split("\n===")[2].splitlines():
+        names = re.findall(r"``([\w./]+)``", line)
+        if names and names[0].endswith(".py"):
+            module = (PACKAGE / names.pop(0)).read_text(encoding="utf-8")
+        for name in names:
+            *owner, function = name.split(".")
+            assert all(f"class {part}" in module for part in owner), name
+            assert f"def {function}(" in module, name
+            found += 1
+    assert found > 20
+
+
+def test_the_architecture_page_lists_every_folder_and_names_files_that_exist():
+    page = (PACKAGE.parent / "docs" / "architecture.rst").read_text(encoding="utf-8")
+    places = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert {name for name in places if f"``{name}/``" not in page} == set()
+    named = re.findall(r"``(?:captum_xnn/)?([\w/]+\.py)``", page)
+    missing = [name for name in named if not (PACKAGE / name).exists() and not (PACKAGE.parent / name).exists()]
+    assert len(named) > 30 and not missing
