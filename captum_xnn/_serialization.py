@@ -118,7 +118,7 @@ class SavedExplainers(NamedTuple):
         if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
             raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
         if not isinstance(transforms, list) or any(k not in TRANSFORMS for k in transforms):
-            raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(TRANSFORMS)}")
+            raise ValueError(f"transforms are {transforms!r}, and only {' and '.join(TRANSFORMS)} exist")
         check_fingerprint(manifest["fingerprint"])
         explainers = []
         # torch draws weights at construction, and these are replaced.
@@ -265,7 +265,7 @@ def _targets(saved: Any) -> tuple[Target, ...]:
     for target in made:
         numbers = target if isinstance(target, tuple) else () if target is None else (target,)
         if not all(type(t) is int for t in numbers):
-            raise ValueError(f"a target is {target!r}, expected None, an int or a list of ints")
+            raise ValueError(f"a target is {target!r}, and not None, an int or a list of ints")
     return made
 
 

@@ -24,20 +24,21 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Activations, Asked
-from captum_xnn.activations._batches import Batches, repeatable
+from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
+from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack, repeatable
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
-from captum_xnn.heatmaps._feature_maps import DefaultMaps, DrawnAndRead, FeatureMaps, as_heatmap
+from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
+from captum_xnn.heatmaps._feature_maps import DrawnAndRead, FeatureMaps
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.heatmaps._one_pass import Reading
-from captum_xnn.layers._arguments import copied, like, refuse_too_many
+from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
@@ -60,9 +61,7 @@ from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Numbers, numbers_of_each
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log
-from captum_xnn.training._making import MakeForm, is_exact
-from captum_xnn.training._outputs import Outputs, check_positives
+from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
@@ -142,21 +141,20 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
             raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
-        if autoencoder is not None and not callable(autoencoder):
-            raise TypeError(
-                f"autoencoder is {autoencoder!r}, and cannot be called; pass a class such as SRAE or "
-                "captum_xnn.models.baselines.NN, or a function that makes the network"
-            )
+        _check_settings(autoencoder, recipe)
+        refuse_uncallable("unpack", unpack, "lambda batch: (batch[0], None)")
+        refuse_uncallable("output_transform", output_transform, "lambda output: output[0]")
+        refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
         self.model = model
         self.n_features = operator.index(n_features)
-        self.heatmap = as_heatmap(heatmap)
+        self.heatmap = heatmap_or_default(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
         self.unpack = unpack_for(model, unpack)
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
-        self.seed = operator.index(seed)
+        self.seed = as_int("seed", seed, 0, "0")
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
         self._places: dict[Any, nn.Module | None] = {}
         self._two_passes: set[Any] = set()
@@ -405,6 +403,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
+        internal_batch_size = batch_size(internal_batch_size)
         explained = self._explained(
             inputs,
             target,
@@ -469,6 +468,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target is out of range.
         """
+        internal_batch_size = batch_size(internal_batch_size)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
@@ -567,7 +567,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
             True
         """
-        explained = self._explained(inputs, target, additional_forward_args, internal_batch_size, against=against)
+        size = batch_size(internal_batch_size)
+        explained = self._explained(inputs, target, additional_forward_args, size, against=against)
         return Contributions(*explained.numbers[:4], explained.prediction)
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
@@ -577,7 +578,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             heatmap: A Captum class, a backend, or None for the default.
         """
         other = copy.copy(self)
-        other.heatmap = as_heatmap(heatmap)
+        other.heatmap = heatmap_or_default(heatmap)
         return other
 
     def score(
@@ -595,16 +596,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If the target was not fitted and there are no train_data.
         """
         explainer, target = self.explainer(target, against=against), _difference(target, against)
+        if explainer.is_exact and not isinstance(data, Activations):
+            data = repeatable(data)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
-        surrogate = self._surrogates(found, explainer, target)
-        prediction = outputs.columns([target])[:, 0].to(surrogate.dtype)
+        own = outputs.columns([target])[:, 0]
+        surrogate = self._surrogates(found, explainer, target, own)
+        prediction = own.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)
         return Faithfulness.of(surrogate, prediction, parts(found.y_hat), target)
 
-    def _surrogates(self, found: Activations, explainer: Explainer, target: Target) -> Tensor:
-        """Compute the surrogate of all examples, (M,)."""
+    def _surrogates(self, found: Activations, explainer: Explainer, target: Target, own: Tensor) -> Tensor:
+        """Compute the surrogate of all examples, (M,); ``own`` are the model's outputs, (M,)."""
         form, output, _, against = explainer.choice(target)
         if not isinstance(form, ContributionGroups):
             weight = form.head.weight
@@ -618,11 +622,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 "pass the data themselves"
             )
         one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
-        made = []
+        made: list[Tensor] = []
         for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
             inputs, additional = batch.on(self._reader().device)
             explained = self._explained(inputs, one, additional, explainers=[explainer] * batch.rows, against=other)
+            rows = torch.arange(batch.first, batch.first + batch.rows)
+            refuse_changed(own[rows].cpu(), explained.prediction.to(own.dtype).cpu(), rows)
             made.append(explained.numbers.surrogate.cpu())
+        refuse_lack(sum(map(len, made)), torch.arange(len(own)))
         return torch.cat(made)
 
     def _explained(
@@ -665,11 +672,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
-                with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+                with torch.inference_mode(False), torch.no_grad():
                     if drawn is not None:
                         Z, y_hat = drawn.Z, drawn.y_hat
                     elif read:
-                        Z, y_hat = reader.read((*x, *(more or ())))
+                        with untouched(reader.model):
+                            Z, y_hat = reader.read((*x, *(more or ())))
                     else:
                         read.append(Reading.of(reader, x, more, place))
                         Z, y_hat = read[0].Z, read[0].y_hat
@@ -681,12 +689,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 rows = some.tolist()
                 own = select_each(y_hat, [targets[i] for i in rows])
                 x, more = rows_of(tensors, additional, some)  # copies again, as a model may have worked in place
-                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more)
+                prefix = read[0].prefix if read and len(targets) == 1 else None
+                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more, prefix=prefix)
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
         done = Numbers(*found), prediction, read[0] if drawn is None else drawn
         return _Explained(tensors, additional, targets, reader, choices, *done)
+
+    def _backend(self, exact: bool) -> Heatmap:
+        """Choose the backend for groups of contributions, which are exact, or for learned networks."""
+        if not isinstance(self.heatmap, DefaultMaps):
+            return self.heatmap
+        return self.heatmap.of_groups if exact else self.heatmap.of_networks
 
     def _drawn(
         self,
@@ -703,7 +718,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if key not in self._places or key in self._two_passes or not fitted or None in fitted:
             return None
         choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True) if e is not None]
-        maps = FeatureMaps(self.heatmap, reader)
+        maps = FeatureMaps(self._backend, reader)
         if not maps.reads(choices, internal_batch_size):
             return None
         drawn = maps.draw_and_read(choices, inputs, additional, feature=feature)
@@ -713,9 +728,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
     def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
         """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
-        drawn_by = self.heatmap.of_groups if isinstance(self.heatmap, DefaultMaps) else self.heatmap
         exact = any(e.is_exact for (layer, _), e in self.explainers_.items() if layer == reader.name)
-        if not exact or not isinstance(drawn_by, GradientMaps):
+        if not exact or not isinstance(self._backend(True), GradientMaps):
             return None
         return self._places.get(_place_key(reader, inputs))
 
@@ -732,7 +746,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         with torch.inference_mode(False), untouched(explained.reader.model):
             ran = explained.read.tracer.trace()
             self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
-            return FeatureMaps(self.heatmap, explained.reader).draw(
+            return FeatureMaps(self._backend, explained.reader).draw(
                 explained.choices,
                 explained.numbers.slopes,
                 explained.inputs,
@@ -772,11 +786,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend = self.heatmap
-        if isinstance(backend, DefaultMaps):
-            fitted = self.explainers_.values()
-            exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
-            backend = backend.of_groups if exact else backend.of_networks
+        fitted = self.explainers_.values()
+        backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
         one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
         return one.attribute(
             inputs,
@@ -872,6 +883,21 @@ class _Explained(NamedTuple):
         return self.prediction - self.numbers.surrogate
 
 
+def _check_settings(autoencoder: Any, recipe: Any) -> None:
+    """Raise where the form or the recipe is of another type."""
+    if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
+        told = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
+        cannot = "and cannot make one" if callable(autoencoder) else "and cannot be called"
+        raise TypeError(
+            f"autoencoder is {told}, {cannot}; pass a class such as SRAE or "
+            "captum_xnn.models.baselines.NN, or a function that makes the network"
+        )
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe is {recipe!r}, a {type(recipe).__name__}; pass captum_xnn.Recipe(steps=...), or leave it out"
+        )
+
+
 def _difference(target: Any, against: Any) -> Target:
     """Return a target for all examples, or its difference from another output."""
     one = single_target(target)
@@ -888,7 +914,8 @@ def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[
 
     def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
         copies, others = copied(x, more)
-        return reader.run((*copies, *(others or ())))
+        with untouched(reader.model):
+            return reader.run((*copies, *(others or ())))
 
-    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         refuse_whole_arguments(read, inputs, additional or ())

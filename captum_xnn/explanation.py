@@ -237,7 +237,7 @@ class Explanation:
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
                 :func:`captum_xnn.plots.show_contributions`.
         """
-        from captum_xnn.plots import show_contributions, show_explanation
+        from captum_xnn.plots._explanation import show_contributions, show_explanation
 
         numbers: dict[str, Any] = {
             "bias": float(self.bias[index]),
@@ -265,13 +265,13 @@ class Explanation:
         Raises:
             ValueError: If the inputs are not images, or the names differ between the examples' targets.
         """
-        from captum_xnn.plots import show_gallery
+        from captum_xnn.plots._explanation import show_gallery
 
         image = self._image()
         if image is None:
             raise ValueError(
-                f"a gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them, got inputs "
-                f"{tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}; use show"
+                f"inputs are {tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}, and a "
+                "gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them; use show"
             )
         rows = list(range(len(self))) if indices is None else list(indices)
         if self.one_heatmap is not None:

@@ -363,13 +363,13 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--layer", "2.conv"], "Sequential has no layer '2.conv'; near names"),
         (["--target", "3"], "target 3 is outside the model's outputs (3,)"),
         (["--target", "3-1"], "target '3-1' is not a whole number from 0, a range such as 10-19, or all"),
-        (["--n-features", "0"], "n_features must be a whole number of at least 1, got 0"),
+        (["--n-features", "0"], "n_features is 0; give a whole number of at least 1"),
         (["--recipe", "step=3"], "'step' in [recipe] of the options is not one of the settings of the recipe; near"),
         (["--data", "nowhere"], "the folder or file of inputs "),
         (["--model", "nowhere.py"], "nowhere.py': FileNotFoundError"),
         (["--torchvision", "vgg19"], "two models are given"),
         (["--device", "abacus"], "device 'abacus' is not available"),
-        (["--size", "1", "2", "3"], "must be one number of pixels such as 224, or height and width, got [1, 2, 3]"),
+        (["--size", "1", "2", "3"], "is [1, 2, 3]; give one number of pixels such as 224, or height and width"),
         (["--mean", "0.5"], "have different numbers of channels"),
         (["--out", "taken"], "taken"),
         (["--config", "none.toml"], "cannot read the configuration 'none.toml'"),
@@ -711,8 +711,8 @@ def test_report_against_another_output(folder: Path, groups: Path, tmp_path: Pat
     [
         (["--against", "0", "--target", "0"], "the only target is --against 0 itself"),
         (["--against", "7"], "target 7 is outside the model's outputs"),
-        (["--against", "0-1"], "--against takes one output, got '0-1'"),
-        (["--against", "all"], "--against takes one output, got 'all'"),
+        (["--against", "0-1"], "--against is '0-1', and not one output; pass the number"),
+        (["--against", "all"], "--against is 'all', and not one output; pass the number"),
     ],
 )
 def test_explain_refuses_what_it_cannot_compare(

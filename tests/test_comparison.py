@@ -337,7 +337,7 @@ def test_wrong_masks_are_refused(model):
     for masks, said in [
         (
             torch.ones(149, 8, 8, dtype=torch.long),
-            "masks of 149 examples, and 150 examples that methods are measured on",
+            "masks of 149 examples, and methods are measured on 150 examples; pass one for each example of data",
         ),
         (torch.ones(150, 8, 8), r"masks are torch\.float32 \(150, 8, 8\); pass integers from 1 to P for parts"),
         (torch.zeros(150, 8, 8, dtype=torch.long), "integers from 1 to P"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from captum.attr import LayerGradientXActivation
@@ -49,6 +51,37 @@ def test_attention_is_no_grid_over_the_image(size, mixing, class_token):
     model = Vision(mixing, class_token).eval()
     x = torch.rand(1, 3, *size)
     assert trace(model, model.norm, (x,)).spatial is model.embed
+
+
+class Windows(nn.Module):
+    """Attends within windows of 2 x 2 cells, each of them a row, as Swin does."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.heads, self.softmax = nn.Conv2d(3, 8, 4, 4), Heads(), nn.Softmax(-1)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.embed(x)
+        n, _, height, width = h.shape
+        q = self.heads(h.reshape(n, 8, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, 8))
+        h = (self.softmax(q @ q.mT) @ q).transpose(1, 2).reshape(n, -1, 8)
+        return self.head(self.norm(h).mean(1))
+
+
+@pytest.mark.parametrize(
+    "make", [partial(Vision, class_token=False), partial(Vision, mixing=True, class_token=False), Windows]
+)
+def test_attention_of_the_size_of_the_feature_maps_is_no_grid(make):
+    """16 x 16 pixels are 16 tokens of 4 x 4, and four cells of such tokens are windows of 4."""
+    torch.manual_seed(0)
+    model = make().eval()
+    x = torch.rand(60, 3, 16, 16)
+    assert trace(model, model.norm, (x[:1],)).spatial is model.embed
+    xnn = XNNAttribution(model, "norm", n_features=2)
+    xnn.fit(x, 0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    named = xnn.with_heatmap(FromCaptum(LayerGradientXActivation, layer="embed"))
+    torch.testing.assert_close(xnn.attribute(x[:3], 0), named.attribute(x[:3], 0))
 
 
 class Table(nn.Module):

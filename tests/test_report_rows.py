@@ -243,11 +243,11 @@ def test_other_names_of_a_text_page_take_no_map(
 def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Path) -> None:
     xnn, ids, words = texts
     for tokens in (words[:2], [[*w, "more"] for w in words[:3]], [[], *words[1:3]]):
-        with pytest.raises(ValueError, match=r"got tokens of lengths .* for 3 examples of 7 cells"):
+        with pytest.raises(ValueError, match=r"tokens have lengths .* for 3 examples of 7 cells"):
             page_of(xnn, ids[:3], tmp_path, 0, tokens=tokens)
-    with pytest.raises(ValueError, match="got 2 input_names for 5 input features"):
+    with pytest.raises(ValueError, match="there are 2 input_names for 5 input features"):
         page_of(*table, tmp_path, input_names=["a", "b"])
-    with pytest.raises(ValueError, match="got 3 examples and 1 captions"):
+    with pytest.raises(ValueError, match="there are 3 examples and 1 captions"):
         page_of(xnn, ids[:3], tmp_path, 0, tokens=words[:3], captions=["x"])
     assert not list(tmp_path.iterdir())
 

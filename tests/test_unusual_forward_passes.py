@@ -73,6 +73,46 @@ def test_checkpoints_that_cut_gradients_are_named():
     fitted(Checkpointed(True), "c", "groups")  # a layer outside, as the error advises
 
 
+class CheckpointedRest(nn.Module):
+    """A checkpoint behind the layer."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.way = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3), way
+
+    def forward(self, x):
+        rest = nn.Sequential(nn.Tanh(), self.b, nn.Tanh())
+        h = self.a(x)
+        return self.c(rest(h) if self.way is None else checkpoint(rest, h, use_reentrant=self.way))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpoints_behind_the_layer():
+    with pytest.raises(ValueError, match=r"use_reentrant=True lies behind layer 'a', .*; pass use_reentrant=False"):
+        fitted(CheckpointedRest(True), "a", "groups")
+    wanted = fitted(CheckpointedRest(None), "a", "groups").explain(X[:4], 0)
+    made = fitted(CheckpointedRest(False), "a", "groups").explain(X[:4], 0)  # as the error advises
+    torch.testing.assert_close((made.contributions, made.maps), (wanted.contributions, wanted.maps))
+    fitted(CheckpointedRest(True), "a", "learned").contributions(X[:4], 0)
+
+
+class InInferenceMode(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    @torch.inference_mode()
+    def forward(self, x):
+        return self.b(self.a(x).tanh())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forward_pass_in_inference_mode_is_refused(form):
+    with pytest.raises(ValueError, match=r"forward pass runs under torch.inference_mode, .*; take the decorator"):
+        fitted(InInferenceMode(), "a", form)
+
+
 def test_a_layer_of_several_calls_in_a_checkpoint_is_refused():
     with pytest.raises(ValueError, match="runs layer 'b' again in the backward pass, and the layer runs 2 times"):
         fitted(Checkpointed(False, times=2), "b", "groups")

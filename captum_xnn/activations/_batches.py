@@ -43,8 +43,12 @@ __all__ = [
     "as_batches",
     "first_inputs",
     "is_repeatable",
+    "number_of_batches",
+    "refuse_changed",
+    "refuse_lack",
     "refuse_no_batches",
     "repeatable",
+    "rows_in",
 ]
 
 Unpack = Callable[[Any], tuple[Any, Any]]
@@ -237,7 +241,9 @@ class Batches:
         first = 0
         for batch in batches:
             inputs, additional = self._unpack(batch)
-            rows = next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
+            rows = rows_in(inputs)
+            if rows == 0:
+                continue
             if rows is None:
                 raise TypeError(
                     f"the inputs ({type(inputs).__name__}) contain no tensor with a row for each example; collect "
@@ -389,6 +395,81 @@ def _is_random(data: Any) -> bool:
 def _samplers(data: Any) -> list[Any]:
     samplers = [getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
     return [*samplers, getattr(samplers[1], "sampler", None)]
+
+
+def number_of_batches(data: Any) -> int | None:
+    """Count the batches of an iterable; None if it does not say, as a loader of an ``IterableDataset`` without length.
+
+    Args:
+        data: As :class:`Batches` takes them.
+
+    Example:
+        >>> number_of_batches([torch.zeros(2, 1)]), number_of_batches(iter([]))
+        (1, None)
+    """
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
+    """Raise where data give other examples when they are read again, as far as values of a model show it.
+
+    Args:
+        before: Values of some examples at the first reading, (N, ...).
+        again: Values of the same examples now. Other dtypes and shapes say nothing.
+        rows: Rows of these examples in the data, (N,).
+
+    Raises:
+        ValueError: If values differ by more than rounding.
+
+    Example:
+        >>> refuse_changed(torch.eye(2), torch.eye(2), torch.arange(2))
+    """
+    if before.dtype != again.dtype or before.shape != again.shape or not again.is_floating_point() or not len(rows):
+        return
+    half = again.dtype in (torch.float16, torch.bfloat16)
+    first, now = (values[:, None].flatten(1).float() for values in (before, again))
+    spread, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
+    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-3 * size)  # rounding, in other batches
+    off = (now - first).abs().amax(1) > allowed
+    if bool(off.any()):
+        raise ValueError(
+            f"the data changed: example {int(rows[int(off.nonzero()[0])])} gives other values than when it was first "
+            "read, as with random augmentation, another order in every run, or a store of other data; pass the same "
+            "examples in the same order each time"
+        )
+
+
+def refuse_lack(found: int, rows: Tensor) -> None:
+    """Raise where data that are read again end too early.
+
+    Args:
+        found: Number of examples that were found again.
+        rows: Rows of all wanted examples.
+
+    Raises:
+        ValueError: If examples are missing.
+    """
+    if found < len(rows):
+        raise ValueError(
+            f"the data ended early when they were read again: {found} of {len(rows)} wanted examples were left; pass "
+            "data that can be read several times, such as list(batches) or a DataLoader"
+        )
+
+
+def rows_in(inputs: Any) -> int | None:
+    """Count the examples in a batch; None without a tensor that has rows.
+
+    Args:
+        inputs: A tensor (N, ...) or a tuple of values.
+
+    Example:
+        >>> rows_in((torch.zeros(3, 2), torch.zeros(3))), rows_in("text")
+        (3, None)
+    """
+    return next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
 
 
 def _many(inputs: Any) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,16 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import Ranks
 from captum_xnn.activations._activations import Activations, Asked, Source
-from captum_xnn.activations._batches import Batch, Batches, as_batches, first_inputs, is_repeatable, refuse_no_batches
+from captum_xnn.activations._batches import (
+    Batch,
+    Batches,
+    as_batches,
+    first_inputs,
+    is_repeatable,
+    number_of_batches,
+    refuse_no_batches,
+    rows_in,
+)
 from captum_xnn.activations._store import TABLES, Store, locked
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import ModelMismatchError, StoreError
@@ -61,7 +70,7 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
             yield parts, None
     elif isinstance(data, Iterable):
         refuse_no_batches(data)
-        yield from map(unpack, data)
+        yield from (unpacked for unpacked in map(unpack, data) if rows_in(unpacked[0]) != 0)
     else:
         refuse_no_batches(data)
         raise TypeError(
@@ -252,7 +261,7 @@ def collect(
         opened = Activations.open(folder, checksums=False)  # old shards were verified, new ones just written
         return opened._replace(source=_source(data, unpack))
     reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
-    total = len(data) if isinstance(data, Sized) and not isinstance(data, (Tensor, tuple)) else None
+    total = None if isinstance(data, (Tensor, tuple)) else number_of_batches(data)
     read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
     return reader.joined(read)._replace(source=_source(data, unpack))
 

@@ -170,7 +170,7 @@ def _checked(digits: Sequence[int]) -> list[int]:
     """Remove repeated digits. Check the digits and the packages of the report first, before minutes of work."""
     wrong = [digit for digit in digits if digit not in range(10)]
     if wrong or not digits:
-        raise ValueError(f"digits to explain must be from 0 to 9, got {wrong or 'an empty list'}; try 4 7 3")
+        raise ValueError(f"digits to explain are {wrong or 'an empty list'}; pass digits from 0 to 9, such as 4 7 3")
     if importlib.util.find_spec("jinja2") is None:
         raise ImportError("the report needs jinja2, which is not installed; run `pip install captum-xnn[demo]`")
     return list(dict.fromkeys(digits))

@@ -329,7 +329,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _hooked(hooks: Any) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    scripted = torch.jit.ScriptModule  # takes no hooks
+    handles = [module.register_forward_hook(hook) for module, hook in hooks if not isinstance(module, scripted)]
     try:
         yield
     finally:

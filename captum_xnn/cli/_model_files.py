@@ -83,7 +83,7 @@ def load_model(source: str) -> ModelFile:
     place, colon, name = (source, "", "load") if source.endswith(".py") else source.rpartition(":")
     if not colon and not source.endswith(".py"):
         raise ValueError(
-            f"a model is FILE.py, FILE.py:function or package.module:function, got {source!r}; write a file with a "
+            f"the model {source!r} is not FILE.py, FILE.py:function or package.module:function; write a file with a "
             "function load() that returns the trained model"
         )
     with _importable(Path(place).absolute().parent if place.endswith(".py") else Path.cwd()):

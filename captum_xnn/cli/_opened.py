@@ -27,7 +27,9 @@ from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
 from captum_xnn.errors import NotFittedError
-from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._from_captum import FromCaptum
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select

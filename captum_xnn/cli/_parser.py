@@ -263,7 +263,7 @@ def _report(arguments: argparse.Namespace) -> str:
     def shown(image: Tensor) -> Tensor:
         images = opened.inputs.preparation.displayable(image[None])
         if images is None:
-            raise ValueError(f"a report needs images, got inputs {tuple(image.shape)}; pass a folder of images")
+            raise ValueError(f"inputs are {tuple(image.shape)}, and this report needs images; pass a folder of images")
         return images[0]
 
     first = next(iter(opened.inputs)).inputs

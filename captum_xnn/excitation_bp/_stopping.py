@@ -24,6 +24,7 @@ from captum_xnn.excitation_bp._graph import cuts, last_weighted, topological
 from captum_xnn.excitation_bp._propagation import run, signals
 from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.layers._grid import is_grid
+from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._state import eager, untouched
 
 __all__ = ["stopping_layer"]
@@ -85,7 +86,9 @@ def stopping_layer(
         return note
 
     with torch.inference_mode(False), untouched(model), eager():
-        handles = [m.register_forward_hook(noting(name)) for name, m in model.named_modules() if name]
+        taking = {*hookable(model)}
+        named = [(name, m) for name, m in model.named_modules() if name and m in taking]
+        handles = [m.register_forward_hook(noting(name)) for name, m in named]
         try:
             done = run(forward, (image.detach().clone(),), additional, mode)
         finally:

@@ -7,6 +7,7 @@ Conventions:
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,63 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._forward_args import format_forward_args, format_tensors
 
-__all__ = ["copied", "like", "refuse_too_many", "refuse_uneven"]
+__all__ = ["as_int", "batch_size", "copied", "like", "refuse_too_many", "refuse_uncallable", "refuse_uneven"]
+
+
+def as_int(name: str, value: Any, least: int | None, example: str) -> int:
+    """Return a setting as an int; raise where it is none, or too small.
+
+    Args:
+        name: Name of the setting.
+        value: The user's value.
+        least: The smallest value; None for any.
+        example: A value to pass, in words.
+
+    Raises:
+        TypeError: If the value is no int.
+        ValueError: If the value is below the smallest.
+
+    Example:
+        >>> as_int("seed", 0.5, 0, "0")
+        Traceback (most recent call last):
+        ...
+        TypeError: seed is 0.5, a float; pass an int, such as 0
+    """
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; pass an int, such as {example}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} is {value}; pass at least {least}, such as {example}")
+    return operator.index(value)
+
+
+def batch_size(given: Any) -> int | None:
+    """Check ``internal_batch_size``; return an int, or None for no limit.
+
+    Args:
+        given: The user's value.
+
+    Example:
+        >>> batch_size(16), batch_size(None)
+        (16, None)
+    """
+    return None if given is None else as_int("internal_batch_size", given, 1, "16")
+
+
+def refuse_uncallable(name: str, value: Any, example: str) -> None:
+    """Raise where a setting should be a function, and is none.
+
+    Args:
+        name: Name of the setting.
+        value: The user's value; None stands for no function.
+        example: A function to pass.
+
+    Raises:
+        TypeError: If the value cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name} is {value!r}, a {type(value).__name__}, and cannot be called; pass a function, such as {example}"
+        )
 
 
 def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:

@@ -65,7 +65,7 @@ def check_fingerprint(saved: Any) -> None:
         >>> check_fingerprint({**entries, "tensors": [1]})
         Traceback (most recent call last):
         ...
-        ValueError: tensors of the fingerprint are a list, expected shape, dtype and checksum of each by name
+        ValueError: tensors of the fingerprint are a list, not the shape, dtype and checksum of each by name
     """
     for key in ("model_class", "layer", "layer_class"):
         if not isinstance(saved, dict) or not isinstance(saved.get(key), str):
@@ -75,13 +75,13 @@ def check_fingerprint(saved: Any) -> None:
         raise ValueError(f"functions of the fingerprint are {functions!r:.80}, expected the class of each by name")
     if not isinstance(tensors, dict):
         raise ValueError(
-            f"tensors of the fingerprint are a {type(tensors).__name__}, expected shape, dtype and checksum of each by "
+            f"tensors of the fingerprint are a {type(tensors).__name__}, not the shape, dtype and checksum of each by "
             "name"
         )
     for name, entry in tensors.items():
         has_all = isinstance(entry, dict) and {"shape", "dtype", "checksum"} <= entry.keys()
         if not has_all or not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
-            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, expected shape, dtype and checksum")
+            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, not a shape, dtype and checksum")
 
 
 def checksum(tensor: Tensor) -> str:

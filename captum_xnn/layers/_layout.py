@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._grid import Cells, has_channels_last
+from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, read_layer
 from captum_xnn.layers._state import eager, untouched
@@ -124,7 +125,7 @@ def _told(
         if dimension is not None and number >= 0:
             calls.append((_Call(module, number), dimension))
 
-    handles = [m.register_forward_hook(note) for m in dict.fromkeys([*model.modules(), *layer.modules()])]
+    handles = [m.register_forward_hook(note) for m in hookable(model, layer)]
     handles.append(layer.register_forward_hook(lambda *_: ends.append(len(calls))))
     try:
         Z, _ = read_layer(model, layer, inputs, name=name, output_transform=output_transform)
@@ -368,7 +369,7 @@ def _events(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: s
             assert first is not None
             events.append(_Event(call, (first.shape[1],)))
 
-    modules = dict.fromkeys([*model.modules(), *layer.modules()])
+    modules = hookable(model, layer)
     handles = [m.register_forward_pre_hook(enter) for m in modules]
     handles += [m.register_forward_hook(leave) for m in modules]
     handles.append(layer.register_forward_hook(lambda _m, _i, output: ends.append((len(events), output))))

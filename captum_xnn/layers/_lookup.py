@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_xnn.errors import LayerNotFoundError
 
-__all__ = ["find_layer", "quantised", "unwrap"]
+__all__ = ["find_layer", "hookable", "quantised", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -80,6 +80,22 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         f"{type(model).__name__} does not hold this {type(layer).__name__}; pass a layer of this very model object, "
         "or its dotted name"
     )
+
+
+def hookable(*roots: nn.Module) -> list[nn.Module]:
+    """List all modules in some modules, each once, without scripted and traced modules: these take no hooks.
+
+    Args:
+        roots: Plain modules.
+
+    Example:
+        >>> hookable(nn.Sequential(nn.ReLU()))
+        [Sequential(
+          (0): ReLU()
+        ), ReLU()]
+    """
+    found = dict.fromkeys(module for root in roots for module in root.modules())
+    return [module for module in found if not isinstance(module, torch.jit.ScriptModule)]
 
 
 def quantised(model: nn.Module) -> list[str]:

@@ -44,7 +44,8 @@ def probe(
         quantised: Names of the model's quantised modules.
 
     Raises:
-        ValueError: If an example's row depends on other rows, or on whether gradients are taken.
+        ValueError: If an example's row depends on other rows, or on whether gradients are taken, or if the model's own
+            code runs in inference mode.
 
     Example:
         >>> x = torch.tensor([[1.0], [2.0], [4.0]])
@@ -61,6 +62,11 @@ def probe(
         normalisation over the batch. Explain a module that takes one such batch as one example (N = 1), or give the
         layer running statistics
     """
+    if Z.is_inference() or y_hat.is_inference():
+        raise ValueError(
+            "the model's forward pass runs under torch.inference_mode, and its values take no part in gradients; take "
+            "the decorator or context off the model, and call the model within it instead"
+        )
     n = len(inputs[0])
     if n < 2:
         return inputs, additional

@@ -10,8 +10,8 @@ only the part before the layer is recorded.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "OutputTransform",
     "UnfitError",
     "WithGraph",
+    "naming_inputs",
     "not_reached",
     "read_layer",
     "read_with_graph",
@@ -101,6 +102,55 @@ def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Ten
     return Z
 
 
+# Errors of torch and Python that say what went wrong, but not in which call. Classes of the user's own stay.
+_PLAIN = (RuntimeError, TypeError, ValueError, IndexError)
+
+
+@contextmanager
+def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], own: Sequence[BaseException] = ()) -> Iterator[None]:
+    """Name the inputs in errors that the model's own code raises in this context.
+
+    Args:
+        model: A plain module.
+        inputs: All positional arguments of the model.
+        own: Errors that say enough; they stay as they are.
+
+    Raises:
+        Exception: Of the class of the model's error.
+
+    Example:
+        >>> with naming_inputs(nn.Linear(3, 1), (torch.zeros(2, 3, dtype=torch.float64),)):
+        ...     raise RuntimeError("mat1 and mat2 must have the same dtype")
+        Traceback (most recent call last):
+        ...
+        RuntimeError: Linear fails on inputs float64 (2, 3): mat1 and mat2 must have the same dtype; convert input 0 to
+        the dtype of the weights, as in inputs.to(torch.float32)
+    """
+    try:
+        yield
+    except _PLAIN as error:
+        if type(error) not in _PLAIN or any(error is known for known in own):
+            raise
+        given = ", ".join(map(_described, inputs))
+        text = " ".join(str(error).split())
+        raise type(error)(f"{type(model).__name__} fails on inputs {given}: {text}; {_fix(model, inputs)}") from error
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _fix(model: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """Say what to change in the arguments of a model that fails on them."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for i, x in enumerate(inputs):
+        if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() and x.dtype != dtype:
+            return f"convert input {i} to the dtype of the weights, as in inputs.to({dtype})"
+    return "pass the arguments with which forward runs by itself, all but the inputs as additional_forward_args"
+
+
 def read_layer(
     model: nn.Module,
     layer: nn.Module,
@@ -129,17 +179,24 @@ def read_layer(
         (tensor([[-1.,  2.]]), tensor([[0., 2.]]))
     """
     seen: list[Tensor] = []
+    own: list[BaseException] = []
     every = isinstance(output_transform, EveryCall)
     thread = threading.get_ident()
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            # A copy, because the next operation may be in place.
-            seen[:] = [*(seen if every else ()), _as_tensor(output, name, output_transform).clone()]
+        if threading.get_ident() != thread:
+            return
+        try:
+            Z = _as_tensor(output, name, output_transform)
+        except Exception as error:
+            own.append(error)
+            raise
+        # A copy, because the next operation may be in place.
+        seen[:] = [*(seen if every else ()), Z.clone()]
 
     handle = layer.register_forward_hook(keep)
     try:
-        with eager():
+        with eager(), naming_inputs(model, inputs, own):
             output = model(*inputs)
     finally:
         handle.remove()
@@ -153,7 +210,7 @@ class UnfitError(Exception):
 
 
 class WithGraph(NamedTuple):
-    """What one forward pass gives."""
+    """The results of one forward pass."""
 
     Z: Tensor
     """The layer's output, (N, ...), with its graph."""
@@ -199,7 +256,7 @@ def read_with_graph(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...],
 
         handle = layer.register_forward_hook(cut)
         try:
-            with eager():
+            with eager(), naming_inputs(model, inputs):
                 output = model(*inputs)
         finally:
             handle.remove()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._tail import Tail
 
@@ -90,18 +90,11 @@ class Reader:
         """
         return checked(*self.run(arguments), self.name)
 
-    def channels(self, arguments: tuple[Any, ...]) -> int:
-        """Find the dimension of the layer's output that holds channels, counted with the examples as 0.
+    def tail(self, prefix: Prefix | None = None) -> Tail:
+        """Make the rest of the model.
 
         Args:
-            arguments: All positional arguments of the model; the first example is used.
-        """
-        return channel_dimension(
-            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
-        )
-
-    def tail(self) -> Tail:
-        """Make the rest of the model.
+            prefix: Outputs of the modules up to the layer for the one example that the tail is called with.
 
         Raises:
             ValueError: If ``output_transform`` joins all calls of the layer; contributions need a single call.
@@ -111,6 +104,7 @@ class Reader:
             self.layer,
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
+            prefix=prefix,
         )
 
 
@@ -124,7 +118,7 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
         first: Number of the first example, for errors.
 
     Raises:
-        TypeError: If the model's output is no tensor.
+        TypeError: If the model's output is no tensor, or has complex numbers.
         ValueError: If rows do not match, or anything is NaN or infinite.
     """
     if not isinstance(y_hat, Tensor):
@@ -140,10 +134,19 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
             "the examples only, as an expert behind a router, choose a layer behind it"
         )
     for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
-        if not torch.isfinite(values).all():
-            bad = first + int((~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
+        if values.is_complex():
+            raise TypeError(
+                f"the output of {what} has complex numbers, {values.dtype}, and explanations are of real ones; choose "
+                "a layer with real numbers, or turn the model's output into some by prediction_transform=, such as "
+                "lambda output: output.abs()"
+            )
+        bad = ~torch.isfinite(values)[:, None].flatten(1).all(1)
+        if bool(bad.any()):
+            every = len(values) > 1 and bool(bad.all())
+            where = f"in all {len(values)} examples from" if every else "in"
+            look = "the weights and the inputs" if every else "this example's inputs"
             raise ValueError(
-                f"the output of {what} is NaN or infinite in example {bad}; look for NaN in this example's inputs, or "
-                "run the model in float32 if it overflows in half precision"
+                f"the output of {what} is NaN or infinite {where} example {first + int(bad.nonzero()[0])}; look for "
+                f"NaN in {look}, or run the model in float32 if it overflows in half precision"
             )
     return Z, y_hat

@@ -48,7 +48,7 @@ class Difference:
 
     def __post_init__(self) -> None:
         if self.target is None or self.against is None:
-            raise ValueError(f"a difference needs two outputs, got {self}; pass target= and against=")
+            raise ValueError(f"the difference {self} lacks an output; pass both target= and against=")
         if self.target == self.against:
             raise ValueError(
                 f"target and against are both {self.target}, and their difference is always 0; pass two outputs"
@@ -62,18 +62,24 @@ Target = int | tuple[int, ...] | Difference | None
 
 
 def single_target(target: Any) -> Target:
-    """Convert one target to a plain int, a tuple of ints, or None."""
+    """Convert one target to a plain int, a tuple of ints, or None. A tuple of one int is that int, as in Captum."""
     if target is None:
         return None
     if isinstance(target, (list, tuple)):
-        return tuple(int(t) for t in target)
+        many = tuple(map(_index, target))
+        return many[0] if len(many) == 1 else many
+    return _index(target)
+
+
+def _index(target: Any) -> int:
+    """Convert the index of an output to an int."""
     if isinstance(target, Tensor) and (target.numel() != 1 or target.is_floating_point()):
         raise ValueError(f"a {target.dtype} tensor {tuple(target.shape)} is not one target; pass an int")
     try:
         return operator.index(target)
     except TypeError as error:
         raise ValueError(
-            f"a target is None, an int or a tuple of ints, got {target!r}; pass the index of the output"
+            f"the target {target!r} is not an int, a tuple of ints or None; pass the index of the output"
         ) from error
 
 
@@ -84,8 +90,11 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
     if joint:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
-            raise ValueError(f"a joint explainer needs several targets, got {target!r}; pass a tuple of ints")
-        return [tuple(single_target(t) for t in members)]
+            raise ValueError(f"target is {target!r}, and a joint explainer needs several; pass a tuple of ints")
+        made = tuple(single_target(t) for t in members)
+        if len({*made}) < len(made):
+            raise ValueError(f"target is {target!r}, and a joint explainer needs different ones; pass each target once")
+        return [made]
     if isinstance(target, Tensor) and target.dim() > 0:
         target = target.tolist()
     several = target if isinstance(target, list) else [target]
@@ -113,7 +122,7 @@ def per_example(target: Any, n: int, against: Any = None) -> list[Target]:
         each = [single_target(t) for t in target]
         if len(each) != n:
             raise ValueError(
-                f"got {len(each)} targets for {n} examples; pass one for each example, or a single int for all"
+                f"there are {len(each)} targets for {n} examples; pass one for each example, or a single int for all"
             )
         return each
     return [single_target(target)] * n
@@ -139,7 +148,9 @@ def select(y_hat: Tensor, target: Target) -> Tensor:
         return select(y_hat, target.target) - select(y_hat, target.against)
     if y_hat.dim() == 1 or (target is None and y_hat[0].numel() == 1):
         if target is not None:
-            raise ValueError(f"a model with outputs (N,) or (N, 1) takes no target, got {target}; leave target out")
+            raise ValueError(
+                f"target is {target}, and a model with outputs (N,) or (N, 1) takes no target; leave target out"
+            )
         return y_hat.reshape(len(y_hat))
     shape = tuple(y_hat.shape[1:])
     index: tuple[int, ...] = () if target is None else (target,) if isinstance(target, int) else target

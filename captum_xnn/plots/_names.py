@@ -160,7 +160,7 @@ def names_by_target(
         known = file.names
     else:
         raise TypeError(
-            f"a report takes names of x-features by target, got a {type(names).__name__}; "
+            f"names are a {type(names).__name__}, and a report takes names of x-features by target; "
             f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
         )
     # For a model with one output, target None and target 0 are the same.
@@ -292,7 +292,7 @@ def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int
     layer, targets = data.get("layer"), data.get("names")
     if not isinstance(layer, str) or not isinstance(targets, dict):
         raise NamesFileError(
-            f"{where} must hold a layer and names by target, got layer {layer!r} and names {targets!r:.40}; {_REMEDY}"
+            f"{where} has the layer {layer!r} and names {targets!r:.40}, and not names by target; {_REMEDY}"
         )
     found: dict[str, dict[int, str]] = {}
     for target, some in targets.items():
@@ -322,5 +322,5 @@ def _number(key: Any) -> int:
 def _tidy(name: Any) -> str:
     """Put a name on one line."""
     if not isinstance(name, str):
-        raise TypeError(f"a name must be a string, got {name!r}; write '' for an x-feature without a name")
+        raise TypeError(f"the name {name!r} is not a string; write '' for an x-feature without a name")
     return " ".join(name.split())

@@ -27,10 +27,9 @@ from captum_xnn._files import replace_file
 from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
-from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches
+from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches, texts_of
 from captum_xnn.report._cards import count_examples, image_batches, outputs_of
 from captum_xnn.report._gallery import shown
-from captum_xnn.report._rows import texts_of
 from captum_xnn.report._thumbnails import displayable
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -127,7 +126,8 @@ def describe(
     """
     backend = repr(xnn.heatmap)
     functions = (options.places, xnn.output_transform, xnn.prediction_transform)
-    if any(function is not None for function in functions) or re.search(_VAGUE, backend):
+    # Checksums leave out annotations.
+    if options.place_names or any(f is not None for f in functions) or re.search(_VAGUE, backend):
         return None
     model = unwrap(xnn.model)
     layer = find_layer(model, xnn.layer)[0]

@@ -44,6 +44,7 @@ from captum_xnn.report._cards import (
     CardStream,
     ConceptCard,
     Example,
+    annotated_places,
     count_examples,
     image_batches,
     outputs_of,
@@ -235,7 +236,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
 
 
 def _counts(counts: Iterable[int]) -> str:
-    """Write the smallest and the largest of some numbers: a fit may merge small groups."""
+    """Format the range of the numbers of x-features, which differ where fits merged small groups."""
     found = sorted(set(counts))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
@@ -243,7 +244,7 @@ def _counts(counts: Iterable[int]) -> str:
 def _as_json(
     kind: str, shown: Sequence[Any], rows: Sequence[Sequence[Any]], chapters: Sequence[Mapping[str, Any]]
 ) -> Any:
-    """Return the content of a page as the cache gives it, so that the page is the same either way."""
+    """Convert the content of a page as the cache does, so that pages with and without a cache are the same."""
     targets = [
         {**{name: chapter[name] for name in ("key", "label", "decimals", "classes")}, "rows": of}
         for chapter, of in zip(chapters, rows, strict=True)
@@ -292,7 +293,7 @@ def _stability(pairs: Sequence[tuple[Tensor, Tensor]]) -> Stability | None:
 
 
 def _training(explainer: Any) -> dict[str, Any]:
-    """Return what a page says about the fit of an explainer."""
+    """Return the facts of an explainer's fit that the page shows."""
     return {name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor")}
 
 
@@ -310,9 +311,8 @@ class _Run:
         self.xnn, self.images, self.targets, self.options = xnn, images, targets, options
         names, display = OutputNames(options.class_names), options.display or displayable
         self.gallery = Gallery(targets, names, display, options.patches)
-        self.streams = [
-            CardStream(xnn, t, _KEEP, options.places, options.internal_batch_size, largest=_CROP) for t in targets
-        ]
+        places = options.places or (annotated_places(len(options.place_names)) if options.place_names else None)
+        self.streams = [CardStream(xnn, t, _KEEP, places, options.internal_batch_size, largest=_CROP) for t in targets]
         self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in targets]
 
     def explain(self) -> None:
@@ -327,7 +327,7 @@ class _Run:
                     stream.update(batch, images, y_hat, rows=rows)
 
     def _parts(self, data: Any, what: str) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """Yield batches with a few of their images and the rows of these, and show how far they are."""
+        """Yield batches with a few of their images and the rows of these, and advance the progress bar."""
         size = self.options.internal_batch_size
         few = _AT_ONCE if size is None else min(size, _AT_ONCE)
         with tqdm(
@@ -339,7 +339,7 @@ class _Run:
                     bar.update(len(rows))
 
     def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
-        """Explain a few images, and add them to the cards if these are about them."""
+        """Explain a few images. Add them to the cards if the report has no other data."""
         xnn, size = self.xnn, self.options.internal_batch_size
         y_hat = None
         for i, t in enumerate(self.targets):
@@ -396,7 +396,7 @@ def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> C
         return lambda number: f"image {number + 1}{of}"
     if isinstance(captions, str) or len(captions) != count:
         raise ValueError(
-            f"got {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
+            f"there are {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
             "its file name, or none at all"
         )
     return lambda number: str(captions[number])
@@ -456,7 +456,7 @@ def _cut(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Crop an image and its map around the map's mass, or keep them whole so the reader sees what is absent."""
+    """Crop an image and its map around the map's mass. Keep them whole where the x-feature is absent."""
     image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
@@ -487,7 +487,7 @@ def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, floa
     """Return the parts or objects that hold the largest shares of the maps."""
     if places is None:
         return []
-    # on_parts adds the context as the last place. Data sets of parts have no name for it.
+    # Parts have the context as their last place. Data sets of parts have no name for it.
     called = [*names, "context"] if len(names) == len(places) - 1 else list(names)
     called += [f"place {p + 1}" for p in range(len(called), len(places))]
     order = places.argsort(descending=True, stable=True).tolist()[:_PLACES]

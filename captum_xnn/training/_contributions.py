@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Source
-from captum_xnn.activations._batches import Batches, Picked
+from captum_xnn.activations._batches import Batches, Picked, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
@@ -33,12 +33,21 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
-from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._contribution_groups import ContributionGroups, Integral, decides
 from captum_xnn.models._grouping import learn_groups
-from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._covering import ImageCovers, channels_of, images_among
-from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDrops, drops_of, has_cells
+from captum_xnn.training._drops import (
+    CellDrops,
+    Drops,
+    ImageCovers,
+    Lost,
+    MapDrops,
+    PixelDrops,
+    channels_of,
+    drops_of,
+    has_cells,
+    images_among,
+)
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 __all__ = ["SMALL", "Evidence", "Sample", "among", "check_depends", "check_varies", "fit_groups"]
@@ -403,7 +412,9 @@ class _EvidenceCollector:
         targets: Sequence[Sequence[Target]],
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
-        before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
+        rows = torch.tensor([row for _, row in pairs])
+        before = self.known.Z[rows].to(Z.device)
+        refuse_changed(before, Z, rows)
         if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
@@ -451,6 +462,8 @@ class _EvidenceCollector:
         for mine in self.ranks.all_of((self.own, self.others)):
             own |= mine[0]
             others |= mine[1]
+        wanted = torch.cat([*self.sample.positives, self.sample.others])
+        refuse_lack(len(own) + len(others), wanted)
         found = []
         for t, positives in enumerate(self.sample.positives):
             rows = [own[t, row] for row in positives.tolist()]
