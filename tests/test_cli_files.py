@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import logits, seed_of, write
+from command_line import logits, pixels, seed_of, write
 from PIL import Image
 
 from captum_xnn import Recipe, XNNAttribution, cli
@@ -657,6 +658,42 @@ def test_explain_takes_the_names_of_a_report(folder: Path, tmp_path: Path) -> No
     assert changed
 
 
+def test_explain_with_names_into_the_same_folder_draws_no_map_anew(
+    folder: Path, groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captum_xnn.plots import write_names
+
+    names = write_names(tmp_path / "names.json", {0: ["warm sky"], 2: ["night"]}, layer="1")
+    data = tmp_path / "data"
+    shutil.copytree(folder / "few" / "images", data)
+    again = ["explain", "--explainer", f"{groups}", "--device", "cpu", "--quiet", "--data", f"{data}", "--out"]
+    against = ["--against", "blue"]
+    for more, others in (([], [["--heatmap", "DeepLift"], ["--target", "0"], against]), (against, [[]])):
+        assert cli.main([*again, f"{tmp_path}/kept", *more]) == 0
+        plain = lines(tmp_path / "kept")
+        with monkeypatch.context() as blocked:
+            blocked.setattr(XNNAttribution, "explain", None)
+            assert cli.main([*again, f"{tmp_path}/kept", *more, "--names", str(names)]) == 0
+            for other in others:  # other maps, other outputs
+                with pytest.raises(TypeError, match="not callable"):
+                    cli.main(["--traceback", *again, f"{tmp_path}/kept", *other])
+        found = lines(tmp_path / "kept")
+        assert [{**line, "sentence": ""} for line in found] == [{**line, "sentence": ""} for line in plain]
+        assert any("warm sky" in line["sentence"] for line in found)
+        assert cli.main([*again, f"{tmp_path}/fresh", *more, "--names", str(names)]) == 0
+        for line in lines(tmp_path / "fresh"):
+            assert line in found
+            for file in (line["picture"], line["maps"]):
+                assert (tmp_path / "kept" / file).read_bytes() == (tmp_path / "fresh" / file).read_bytes()
+        shutil.rmtree(tmp_path / "fresh")
+    changed = next(data.rglob("*.png"))
+    Image.fromarray(pixels(7)).save(changed)
+    with monkeypatch.context() as blocked:
+        blocked.setattr(XNNAttribution, "explain", None)
+        with pytest.raises(TypeError, match="not callable"):
+            cli.main(["--traceback", *again, f"{tmp_path}/kept", *against])
+
+
 def test_explain_refuses_names_of_another_layer(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -726,8 +763,6 @@ def test_explain_refuses_what_it_cannot_compare(
 def test_second_report_with_names_explains_nothing_anew(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     from captum_xnn.plots import write_names
 
     shutil.copytree(folder / "xnn", tmp_path / "xnn")

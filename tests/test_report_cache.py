@@ -182,8 +182,8 @@ def test_oldest_entries_go_and_other_folders_stay(explained: Any, tmp_path: Path
 def test_functions_and_arrays_cannot_be_compared(backend: Any) -> None:
     from captum_xnn.report import _cache
 
-    assert _cache.re.search(_cache._VAGUE, repr(backend))
-    assert not _cache.re.search(_cache._VAGUE, repr(FromCaptum(DeepLift, multiply_by_inputs=False)))
+    assert _cache.re.search(_cache.VAGUE, repr(backend))
+    assert not _cache.re.search(_cache.VAGUE, repr(FromCaptum(DeepLift, multiply_by_inputs=False)))
 
 
 def test_report_that_cannot_be_kept_says_so(explained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,7 @@ from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Batch
+from captum_xnn.cli._kept import KeptExplanations, described
 from captum_xnn.cli._opened import Opened, needed
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer
@@ -166,6 +167,8 @@ def explain(
 ) -> int:
     """Write a picture and the maps of each input, and one file of all numbers; return the number of inputs.
 
+    If the folder holds the same explanations already, only the pictures are drawn anew, as with other names.
+
     Args:
         opened: The model and its inputs.
         xnn: The explainers.
@@ -184,16 +187,18 @@ def explain(
     known = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
     folder.mkdir(parents=True, exist_ok=True)
     stems = _stems(opened.inputs.names)
+    kept = KeptExplanations(folder, described(xnn, targets, other), EXPLANATIONS_FILE)
     lines: list[str] = []
     try:
         with tqdm(total=len(opened.inputs.names), desc="explaining", disable=not progress, leave=False) as bar:
             for batch in opened.inputs:
-                for line in _explained(opened, xnn, targets, other, batch, folder, known, stems):
+                for line in _explained(opened, xnn, targets, other, batch, folder, known, stems, kept):
                     lines.append(line)
                     bar.update()
     finally:  # after an interruption, the pictures already written have their numbers
         if lines:
             replace_file(folder / EXPLANATIONS_FILE, "".join(lines).encode())
+            kept.write()
     return len(lines)
 
 
@@ -252,14 +257,17 @@ def _explained(
     folder: Path,
     known: Mapping[str, dict[int, str]],
     stems: Mapping[str, str],
+    kept: KeptExplanations,
 ) -> Iterator[str]:
     """Write the maps and the picture of each input of a batch, and yield its line of JSON."""
-    why = xnn.explain(
-        batch.inputs.to(opened.device),
-        opened.highest(batch.inputs, targets),
-        against=against,
-        internal_batch_size=opened.configuration.batch_size,
-    )
+    why = kept.explanation(batch, find_layer(opened.model, xnn.layer)[0], opened.outputs(batch.inputs[:1]))
+    if why is None:
+        why = xnn.explain(
+            batch.inputs.to(opened.device),
+            opened.highest(batch.inputs, targets),
+            against=against,
+            internal_batch_size=opened.configuration.batch_size,
+        )
     shown = why if batch.images is None else replace(why, inputs=batch.images)
     for i, name in enumerate(batch.names):
         maps, picture = folder / "maps" / f"{stems[name]}.npy", folder / "pictures" / f"{stems[name]}.png"

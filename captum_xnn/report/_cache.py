@@ -36,14 +36,14 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.report._options import ReportOptions
 
-__all__ = ["ReportCache", "describe", "identity"]
+__all__ = ["VAGUE", "ReportCache", "describe", "identity"]
 
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
 _FORMAT = 5
 # Settings of a backend whose text does not show all of them.
-_VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
+VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def describe(
     backend = repr(xnn.heatmap)
     functions = (options.places, xnn.output_transform, xnn.prediction_transform)
     # Checksums leave out annotations.
-    if options.place_names or any(f is not None for f in functions) or re.search(_VAGUE, backend):
+    if options.place_names or any(f is not None for f in functions) or re.search(VAGUE, backend):
         return None
     model = unwrap(xnn.model)
     layer = find_layer(model, xnn.layer)[0]
