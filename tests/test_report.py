@@ -250,7 +250,7 @@ def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explai
     assert (
         f"maps of noise {noise}, maps of x-features drawn by chance {groups}, the single usual heatmap {single}" in text
     )
-    assert f"<b>{found.drops.o1:.2f}</b> 0 is distinct" in text
+    assert f"<b>{found.drops.o1:.2f}</b> 0&nbsp;is&nbsp;distinct" in text
     assert f"drop at the same patches? For comparison: random groups {found.drops_random_groups.o1:.2f}" in text
     assert "Patch agreement" not in written(tmp_path / "without.html", explained)[0]
 

@@ -241,7 +241,7 @@ def _explanation(xnn: XNNAttribution, image: Tensor, layer: str, digit: int) -> 
 def _gallery(xnn: XNNAttribution, images: Tensor, labels: list[int], layer: str, digit: int, kind: str) -> _Picture:
     why = xnn.explain(images, target=digit)
     # Both galleries use the explainer's own order of x-features, by mean contribution to all training positives.
-    order = list(range(xnn.n_features))
+    order = list(range(why.contributions.shape[1]))
     rows = [f"a {label}, {value:+.1f}" for label, value in zip(labels, why.prediction.tolist(), strict=True)]
     own = kind == "positives"
     subject = f"Digits read as {digit}" if own else f"Other digits: reasons for and against a {digit}"

@@ -141,7 +141,7 @@ def write_report(
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
     known = names_by_target(options.names, layer, targets)
-    labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
+    labels = [resolve_names(known.get(str(t), {}), xnn.explainer(t).form.n_features) for t in targets]
     _check_rereadable(images, "images")
     _check_rereadable(options.data, "data")
     content = _content(xnn, images, targets, completed(xnn, images, options))
