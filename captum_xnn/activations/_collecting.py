@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import Ranks
+from captum_xnn._files import made_folder
 from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import (
     Batch,
@@ -402,8 +403,7 @@ def collect_part(
         raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
     reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
-    folder = Path(store)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(store)
     with locked(folder, rank), torch.inference_mode(False), untouched(reader.model), torch.no_grad():
         first = batches.first()
         if first is None:
