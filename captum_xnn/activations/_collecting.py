@@ -62,6 +62,7 @@ _LOG = logging.getLogger(__name__)
 
 def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
     """Yield (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
+    refuse_no_batches(data)
     if isinstance(data, Tensor):
         for part in torch.split(data, batch_size) if len(data) else ():
             yield part, None
@@ -69,10 +70,8 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
             yield parts, None
     elif isinstance(data, Iterable):
-        refuse_no_batches(data)
         yield from (unpacked for unpacked in map(unpack, data) if rows_in(unpacked[0]) != 0)
     else:
-        refuse_no_batches(data)
         raise TypeError(
             f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
             f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
