@@ -9,7 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Format", "read_json", "replace_file"]
+__all__ = ["Format", "made_folder", "read_json", "replace_file"]
+
+
+def made_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder where there is none; return its path.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        OSError: If it cannot be made, for example because there is a file of this name.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        there = "a file has this name" if folder.is_file() else error.strerror
+        raise type(error)(f"the folder {str(folder)!r} cannot be made ({there}); pass another folder") from error
+    return folder
 
 
 def replace_file(path: Path, *data: bytes | memoryview) -> None:

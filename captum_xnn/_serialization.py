@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from captum_xnn._files import Format, replace_file
+from captum_xnn._files import Format, made_folder, replace_file
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint, new_squashing
@@ -182,8 +182,7 @@ def _write(directory: str | os.PathLike[str], manifest: dict[str, Any], tensors:
         manifest: Description of the explainers, as JSON can hold it.
         tensors: Weights by name.
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(directory)
     data = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"

@@ -154,7 +154,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.unpack = unpack_for(model, unpack)
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
-        self.seed = as_int("seed", seed, 0, "0")
+        self.seed = as_int("seed", seed, None, "0")
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
         self._places: dict[Any, nn.Module | None] = {}
         self._two_passes: set[Any] = set()

@@ -372,7 +372,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--size", "1", "2", "3"], "is [1, 2, 3]; give one number of pixels such as 224, or height and width"),
         (["--mean", "0.5"], "have different numbers of channels"),
-        (["--out", "taken"], "taken"),
+        (["--out", "taken"], "taken' cannot be made (a file has this name); pass another folder"),
+        (["--data", "bytes.npy"], "uint8 (1, 3, 4, 4) (RuntimeError: "),
+        (["--data", "bytes.npy"], "save the array as the model takes it, such as array.astype('float32') / 255"),
+        (["--data", "table.npy"], "save the array in the shape (M, ...) that the model takes"),
         (["--config", "none.toml"], "cannot read the configuration 'none.toml'"),
     ],
 )
@@ -386,6 +389,8 @@ def test_each_mistake_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("mine")
+    np.save(tmp_path / "bytes.npy", np.zeros((5, 3, 4, 4), np.uint8))
+    np.save(tmp_path / "table.npy", np.zeros((5, 4)))
     assert cli.main(arguments(folder, "--out", "new", *change)) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

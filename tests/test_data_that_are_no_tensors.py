@@ -66,6 +66,27 @@ def test_positives_that_are_no_tensor_are_refused(positives):
     assert explainer().fit(X, 0, positives=torch.tensor(positives), progress=False).explainer(0).positives == 80
 
 
+def test_tensors_without_rows_are_refused():
+    with pytest.raises(TypeError, match=r"a tensor of layout torch.sparse_coo; pass a dense one, data.to_dense\(\)"):
+        explainer().fit(X.to_sparse(), 0, progress=False)
+    with pytest.raises(ValueError, match=r"a tensor \(\) without examples; pass a tensor \(M, ...\)"):
+        explainer().fit(torch.tensor(1.0), 0, progress=False)
+
+
+def test_positives_that_mark_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"positives mark none of 80 examples; mark the examples .* leave positives="):
+        explainer().fit(X, 0, positives=torch.zeros(80, dtype=torch.bool), progress=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fewer_examples_than_x_features_are_refused(form):
+    everything = torch.ones(2, dtype=torch.bool)
+    with pytest.raises(
+        ValueError, match=r"n_features is 3, and the data have 2 examples, .*; pass more data, .*n_features=1"
+    ):
+        explainer(form).fit(X[:2], 0, positives=everything, progress=False)
+
+
 @pytest.mark.parametrize("n", ["3", 2.0, None])
 def test_a_number_of_features_that_is_no_int_is_named(n):
     with pytest.raises(TypeError, match=rf"n_features is {n!r}, a {type(n).__name__}; pass an int"):

@@ -335,6 +335,18 @@ def test_deep_pixels_keep_their_brightness(kind, tmp_path):
     assert np.abs(batch.inputs[0, ..., 0].numpy() - ramp).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "LAB", "YCbCr", "P", "LA", "L", "1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_of_pixels_is_read(mode, channels, tmp_path):
+    """A white image stays white, in as many channels as the model takes."""
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert("L" if mode == "LA" else "RGB").convert(mode).save(
+        tmp_path / ("white.png" if mode in ("RGBA", "LA", "P") else "white.tiff")
+    )
+    (batch,) = Inputs(tmp_path, Preparation(mean=channels * (0.0,), std=channels * (1.0,)))
+    assert batch.inputs.shape == (1, channels, 4, 4)
+    assert float(batch.inputs.min()) > 0.98
+
+
 def test_twelve_bits_in_a_file_of_sixteen_keep_all_their_levels(tmp_path):
     """As radiographs have them: of 4,096 levels, 8 bits would leave 17."""
     Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "scan.png")

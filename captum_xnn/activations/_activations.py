@@ -251,7 +251,7 @@ def check_positives(positives: Any, data: Any) -> None:
 
     Raises:
         TypeError: If positives are no tensor.
-        ValueError: If the shape or dtype is another.
+        ValueError: If the shape or dtype is another, or no example is marked.
     """
     first = next(iter(data), None) if isinstance(data, tuple) else data
     if not isinstance(positives, Tensor):
@@ -266,4 +266,8 @@ def check_positives(positives: Any, data: Any) -> None:
         raise ValueError(
             f"positives are {positives.dtype} {tuple(positives.shape)}, not booleans ({M},); mark each example of the "
             "class True"
+        )
+    if M and not bool(positives.any()):
+        raise ValueError(
+            f"positives mark none of {M} examples; mark the examples of the class True, or leave positives= out"
         )

@@ -125,16 +125,15 @@ class Batches:
         self._unpack = unpack
         data = as_batches(data, batch_size)
         self._numbers: Sequence[Sequence[int]] | None = None
+        refuse_no_batches(data)
         tensors = (data,) if isinstance(data, Tensor) else data
         if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
             refuse_uneven(tensors)
             self._numbers = _ranges(len(tensors[0]), batch_size)
         elif isinstance(data, Iterable):
-            refuse_no_batches(data)
             _refuse_disorder(data)
             self._numbers = _indexed(data)
         else:
-            refuse_no_batches(data)
             raise TypeError(
                 f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
                 f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
@@ -289,7 +288,7 @@ def _collate(rows: list[Any]) -> Any:
 
 
 def refuse_no_batches(data: Any) -> None:
-    """Raise where data are one dict, a numpy array or a path instead of batches.
+    """Raise where data are one dict, a numpy array, a path or a tensor without rows instead of batches.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -311,6 +310,10 @@ def refuse_no_batches(data: Any) -> None:
             f"the data are a numpy array {data.shape} of {data.dtype}; pass a tensor in the dtype of the model, as in "
             "torch.from_numpy(data).float()"
         )
+    if isinstance(data, Tensor) and data.layout != torch.strided:
+        raise TypeError(f"the data are a tensor of layout {data.layout}; pass a dense one, data.to_dense()")
+    if isinstance(data, Tensor) and not data.dim():
+        raise ValueError("the data are a tensor () without examples; pass a tensor (M, ...)")
     if isinstance(data, (str, bytes, os.PathLike)):
         raise TypeError(
             f"the data are the path {os.fspath(data)!r}; pass tensors or a torch.utils.data.DataLoader, or let "

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import Ranks
+from captum_xnn._files import made_folder
 from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import (
     Batch,
@@ -62,6 +63,7 @@ _LOG = logging.getLogger(__name__)
 
 def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
     """Yield (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
+    refuse_no_batches(data)
     if isinstance(data, Tensor):
         for part in torch.split(data, batch_size) if len(data) else ():
             yield part, None
@@ -69,10 +71,8 @@ def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, 
         for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
             yield parts, None
     elif isinstance(data, Iterable):
-        refuse_no_batches(data)
         yield from (unpacked for unpacked in map(unpack, data) if rows_in(unpacked[0]) != 0)
     else:
-        refuse_no_batches(data)
         raise TypeError(
             f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
             f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
@@ -403,8 +403,7 @@ def collect_part(
         raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
     reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
-    folder = Path(store)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(store)
     with locked(folder, rank), torch.inference_mode(False), untouched(reader.model), torch.no_grad():
         first = batches.first()
         if first is None:

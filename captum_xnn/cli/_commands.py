@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks, launched
-from captum_xnn._files import replace_file
+from captum_xnn._files import made_folder, replace_file
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.attribution import XNNAttribution
@@ -73,8 +73,8 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened,
         ValueError: If a setting is missing or wrong, or nothing can be learned from the data.
     """
     layer = needed(configuration, "layer", "--layer NAME")
-    folder = Path(needed(configuration, "out", "--out DIR"))
-    folder.mkdir(parents=True, exist_ok=True)  # first, so that it fails before hours of work
+    # First, so that it fails before hours of work.
+    folder = made_folder(needed(configuration, "out", "--out DIR"))
     learned = configuration.form == "srae"
     _warn_of_unused(configuration)
     with launched() as many:
@@ -185,7 +185,7 @@ def explain(
     other = None if against is None else compared(opened, targets, against)
     targets = [t for t in targets if other is None or t != other]
     known = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     stems = _stems(opened.inputs.names)
     kept = KeptExplanations(folder, described(xnn, targets, other), EXPLANATIONS_FILE)
     lines: list[str] = []

@@ -30,6 +30,9 @@ ARRAY_FILES = (".npy", ".npz", ".pt")
 TEXT_FILES = (".txt",)
 """File extensions of texts."""
 
+# Modes that PIL converts to grey by way of RGB only.
+_COLOURED = ("LAB", "HSV")
+
 _log = logging.getLogger(__name__)
 
 
@@ -124,6 +127,7 @@ class Preparation:
         if image.mode == "F":
             pixels = np.repeat(np.asarray(image)[..., None], 1 if grey else 3, 2)
         else:
+            image = image.convert("RGB") if image.mode in _COLOURED else image
             pixels = np.array(image.convert("L" if grey else "RGB"))
         made = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 255
         if self.size is not None and self.size != tuple(made.shape[1:]):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
-from captum_xnn.cli._inputs import Inputs
+from captum_xnn.cli._inputs import ARRAY_FILES, Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
 from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
@@ -289,6 +289,15 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Any:
         return model(inputs.to(_device_of(model), copy=True))
 
 
+def _fix(first: Tensor, inputs: Inputs) -> str:
+    """Say what to change in inputs on which a model fails."""
+    if inputs.path.suffix.lower() not in ARRAY_FILES:
+        return "check the size (--size) and the channels (MEAN and STD) of images, or encode() of texts"
+    if not first.is_floating_point():
+        return "save the array as the model takes it, such as array.astype('float32') / 255 for the bytes of images"
+    return "save the array in the shape (M, ...) that the model takes"
+
+
 def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
     """Run the model on one input, and return the shape of its output."""
     first = next(iter(inputs)).inputs[:1]
@@ -297,8 +306,8 @@ def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
     except Exception as error:  # the model's own code may raise anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); check "
-            "the size (--size) and the channels (MEAN and STD) of images, or encode() of texts"
+            f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); "
+            f"{_fix(first, inputs)}"
         ) from error
     if not isinstance(output, Tensor):
         raise ValueError(
