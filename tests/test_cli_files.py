@@ -807,6 +807,23 @@ def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys
     assert "2 class names (sky red, sea green) were given for a model with 3 outputs" in capsys.readouterr().err
 
 
+def test_fit_of_a_class_that_the_model_never_gives(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, greens = tmp_path / "data", 0
+    data.mkdir()
+    for path in sorted((folder / "images").rglob("*.png")):
+        if int(logits(seed_of(f"/{path.name}")).argmax()) == 1:
+            shutil.copy(path, data)
+            greens += 1
+    run = ["fit", "--model", f"{folder}/net.py", "--layer", "1", "--data", f"{data}", "--device", "cpu", "--quiet"]
+    assert cli.main([*run, "--target", "blue", "--out", f"{tmp_path}/a"]) == 1
+    said = one_line(capsys)
+    assert f"the model gives class 2 (blue) to none of the {greens} inputs; it gives 1 (green) to {greens}. Add" in said
+    assert "--target" in said and "torch.ones" not in said
+    assert cli.main([*run, "--target", "1", "2", "--joint", "--out", f"{tmp_path}/b"]) == 0
+
+
 def test_fit_prints_names_beside_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments(folder, "--out", f"{tmp_path}/a", "--quiet")) == 0
     header, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[:4])

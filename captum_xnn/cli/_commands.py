@@ -106,6 +106,8 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened,
             progress=progress,
             **independent,
         )
+        if isinstance(requested, list):
+            _check_given(opened, requested, configuration.joint, found.y_hat)
         xnn.fit(
             found,
             predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
@@ -123,6 +125,25 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened,
                 growing.unlink(missing_ok=True)
                 kept.clear()
     return opened, xnn
+
+
+def _check_given(opened: Opened, targets: Sequence[int], joint: bool, y_hat: Tensor | Rows) -> None:
+    """Raise if the model gives a requested class to none of the inputs."""
+    if len(y_hat.shape) != 2 or y_hat.shape[1] < 2:
+        return  # these outputs are not classes
+    counts = Counter(c for part in parts(y_hat) for c in part.argmax(1).tolist())
+    without = [t for t in targets if not counts[t]]
+    if not without or (joint and len(without) < len(targets)):
+        return
+    named = [f"{t} ({opened.name_of(t)})" if opened.model_file.classes else str(t) for t in without[:3]]
+    given = [
+        f"{t} ({opened.name_of(t)}) to {n}" if opened.model_file.classes else f"{t} to {n}"
+        for t, n in counts.most_common(3)
+    ]
+    raise ValueError(
+        f"the model gives class {', '.join(named)} to none of the {len(y_hat)} inputs; it gives {', '.join(given)}. "
+        "Add inputs of the class to --data, name another --target, or check --size, --mean and --std"
+    )
 
 
 def _warn_of_unused(configuration: Configuration) -> None:
