@@ -549,6 +549,29 @@ def test_fit_says_where_contributions_do_not_add_up():
     fitted(model, "0", x, 1)  # says nothing
 
 
+class Jumps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        z = self.a(x)
+        return self.b(torch.sign(z) + 0.01 * z)
+
+
+def test_the_advice_where_contributions_do_not_add_up_fits_the_cause():
+    x = torch.randn(40, 6)
+    few = partial(ContributionGroups, intervals=8, most=16)
+    xnn = XNNAttribution(Jumps().eval(), "a", 2, autoencoder=few)
+    with pytest.warns(UserWarning, match=r"most=32\), or, where the rest of the model jumps, .*autoencoder=SRAE"):
+        xnn.fit(x, 1, positives=everything(40), progress=False)
+    torch.manual_seed(0)
+    model, images = cnn().bfloat16().eval(), torch.randn(40, 1, 8, 8).bfloat16()
+    xnn = XNNAttribution(model, "0", 2, autoencoder=few)
+    with pytest.warns(UserWarning, match=r"run the model in float32, as torch.bfloat16 rounds its outputs"):
+        xnn.fit(images, 1, positives=everything(40), progress=False)
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_map_that_is_zero_says_that_the_x_feature_may_contribute():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
