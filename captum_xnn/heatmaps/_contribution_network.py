@@ -44,6 +44,7 @@ class ContributionNetwork(ExplanationNetwork):
     form: ContributionGroups
     tail: Tail
     xnn_encoder: ReadOut
+    runs_past_layer = True
 
     def __init__(self, form: ContributionGroups, tail: Tail, target: Target, **options: Any) -> None:
         super().__init__(tail.model, tail.layer, form, output_transform=tail.output_transform, **options)

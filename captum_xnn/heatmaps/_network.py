@@ -64,6 +64,8 @@ class ExplanationNetwork(nn.Module):
     read: list[WithGraph] | None
     """Takes every pass if it is a list: passes then go on to the model's output, for a layer that returns one tensor
     and runs once."""
+    runs_past_layer = False
+    """Whether a pass always runs the whole model."""
 
     def __init__(
         self,
