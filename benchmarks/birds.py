@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.runs import kept
 from captum_xnn.activations import collect
-from captum_xnn.datasets import CUB200, collate
+from captum_xnn.datasets import CUB200
 
 POSITIVE_SHARE, NEGATIVE_SHARE, SEED = 5 / 6, 0.8, 2021
 
@@ -79,7 +79,7 @@ def read(
     """Returns activations and outputs on all images, from one pass over them (minutes on two cores) or a file."""
     model, normalise = network(file, torchvision, weights)
     images = CUB200(root, size=(size, size), transform=normalise)
-    loader = DataLoader(images, batch_size=32, collate_fn=collate)
+    loader = DataLoader(images, batch_size=32)
     found = kept(
         cache,
         {"network": str(file.resolve()) if file else torchvision, "layer": layer, "size": size, "images": len(images)},

@@ -51,20 +51,19 @@ from benchmarks.runs import Column, Line, kept, measured, settings, summary, tab
 from captum_xnn import SRAE, ConvSRAE, XNNAttribution
 from captum_xnn.activations import Activations, collect
 from captum_xnn.activations._activations import Source
-from captum_xnn.datasets import CUB200, Figures, collate, load_digits
+from captum_xnn.datasets import CUB200, Figures, load_digits
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics import (
     classification_faithfulness,
-    map_identification,
+    drop_orthogonality,
     matched_features,
     patch_agreement,
     patch_drops,
-    random_maps,
     regression_faithfulness,
 )
-from captum_xnn.metrics._controls import random_partition
-from captum_xnn.metrics._patches import drop_orthogonality
+from captum_xnn.metrics._controls import random_maps, random_partition
+from captum_xnn.metrics._patches import map_identification
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 from captum_xnn.training._contributions import SMALL
@@ -146,7 +145,7 @@ class Network(NamedTuple):
 
 def loader(images: Any) -> DataLoader[Any]:
     """Returns small batches of birds, so that a fit that needs few images reads few."""
-    return DataLoader(images, batch_size=8, collate_fn=collate)
+    return DataLoader(images, batch_size=8)
 
 
 @lru_cache(maxsize=1)
@@ -344,6 +343,7 @@ NETWORKS: dict[str, Network] = {
     "birds-relu6": Network(bird_classes, partial(of_birds, "relu6")),
     "birds-pool": Network(bird_classes, partial(of_birds, "pool")),
     "birds-features.11": Network(bird_classes, partial(of_birds, "features.11")),
+    "birds-features.6": Network(bird_classes, partial(of_birds, "features.6")),
     "digits-relu3": Network(_first(list(range(10))), partial(of_digits, "relu3")),
     "digits-pool2": Network(_first(list(range(10))), partial(of_digits, "pool2")),
     "figures-by-hand": Network(_first(FIGURES), partial(of_figures, "exact")),
@@ -493,19 +493,20 @@ def measure(of: Problem, given: argparse.Namespace) -> Line:
         lost = None if drops is None else torch.einsum("ndp,dk->nkp", drops, a.double())
         own = {"intervals": float(exact.intervals.double().mean())}
         found[name] = judged(of, by, xnn, E, exact.bias, lost) | own | more
-    xnn, seconds = fitted(of, of.learned)
-    made = xnn.contributions(of.test, of.label, internal_batch_size=BATCH)
-    lost = None
-    if by.images is not None:
-        lost = patch_drops(lambda x: xnn.contributions(x, of.label).contributions, by.images)
-    found["SRAE"] = judged(of, by, xnn, made.contributions, made.bias, lost) | {"seconds_fit": seconds}
-    if not given.no_halves:
-        found["SRAE"] |= agreement(
-            *(
-                fitted(part, of.learned)[0].contributions(of.test, of.label, internal_batch_size=BATCH).features
-                for part in halved(of)
+    if not given.no_learned:
+        xnn, seconds = fitted(of, of.learned)
+        made = xnn.contributions(of.test, of.label, internal_batch_size=BATCH)
+        lost = None
+        if by.images is not None:
+            lost = patch_drops(lambda x: xnn.contributions(x, of.label).contributions, by.images)
+        found["SRAE"] = judged(of, by, xnn, made.contributions, made.bias, lost) | {"seconds_fit": seconds}
+        if not given.no_halves:
+            found["SRAE"] |= agreement(
+                *(
+                    fitted(part, of.learned)[0].contributions(of.test, of.label, internal_batch_size=BATCH).features
+                    for part in halved(of)
+                )
             )
-        )
     return {"methods": found, "tests": len(of.test), "positives": len(of.positives)}
 
 
@@ -584,11 +585,12 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="+", required=True, choices=list(NETWORKS))
     parser.add_argument("--classes", type=int, default=4, help="of each network")
     parser.add_argument("--curve", action="store_true", help="fewer positives and coarser covers, in an OUT of its own")
+    parser.add_argument("--no-learned", action="store_true", help="no SRAE, whose fit to large feature maps takes long")
     parser.add_argument("--no-halves", action="store_true", help="no fits to halves of the positives")
     parser.add_argument("--root", type=Path, help="folder of the birds with images.txt")
     parser.add_argument("--network", dest="file", type=Path, help="Python file with load(), MEAN and STD, for birds")
     parser.add_argument("--activations", type=Path, help="file that keeps the birds' activations at relu6")
-    parser.add_argument("--negatives", type=int, default=1000, help="other birds to train on at pool and features.11")
+    parser.add_argument("--negatives", type=int, default=1000, help="other birds to train on at feature maps")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")
     parser.add_argument("--epochs", type=int, default=6, help="of training small networks")
     parser.add_argument("--test", type=int, default=300, help="birds to test on; three times as many small inputs")

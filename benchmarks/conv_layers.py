@@ -24,7 +24,6 @@ from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE, ConvSRAE, Recipe
 from captum_xnn.activations import collect
-from captum_xnn.datasets import collate
 from captum_xnn.training._fitting import fit
 
 PAPER = {
@@ -60,7 +59,7 @@ def measure(of: Birds, job: Line, *, negatives: int, hidden: Sequence[int], step
         xnn: SRAE | ConvSRAE = SRAE(tuple(Z.shape[1:]), one_vs_all.N_FEATURES)
     else:
         images = Subset(of.images, torch.cat([train, test]).tolist())
-        loader = DataLoader(images, batch_size=32, collate_fn=collate)
+        loader = DataLoader(images, batch_size=32)
         found = collect(of.model, job["layer"], loader, unpack=lambda batch: ((batch.image,), None))
         Z, y_hat = found.Z, found.y_hat
         xnn = ConvSRAE(tuple(Z.shape[1:]), one_vs_all.N_FEATURES, hidden=hidden, pool=min(2, *Z.shape[2:]))

@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import argparse
 
+from torch.utils.data import default_collate
+
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.one_vs_all import COLUMNS, METHODS
 from benchmarks.runs import Line, interval, measured, settings, summary, write
-from captum_xnn.datasets import collate
 from captum_xnn.metrics import part_probabilities
 
 PAPER: dict[str, dict[str, float]] = {
@@ -51,7 +52,7 @@ PAPER: dict[str, dict[str, float]] = {
 def measure(of: Birds, job: Line, *, maps_layer: str | None = None) -> Line:
     """Returns all figures of one method on one class."""
     train, test, positives = birds.split(of.images.labels, job["class"])
-    batch = collate([of.images[i] for i in positives.tolist()])
+    batch = default_collate([of.images[i] for i in positives.tolist()])
     problem = one_vs_all.Problem(
         of.model,
         of.layer,

@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.degeneration import mean_correlation
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn.datasets import collate
 from captum_xnn.metrics import orthogonality
 from captum_xnn.models._base import encode_all
 from captum_xnn.plots import show_gallery
@@ -50,7 +50,7 @@ def measure(of: Birds, job: Line, out: Path) -> Line:
     label, begin = job["class"], time.perf_counter()
     train, test, rows = birds.split(of.images.labels, label)
     xnn = one_vs_all.fitted(job["method"], of.Z[train], of.y_hat[train], label, job["seed"], n=N_FEATURES)
-    images = collate([of.images[i] for i in rows.tolist()]).image
+    images = default_collate([of.images[i] for i in rows.tolist()]).image
     maps = one_vs_all.excitation_maps(xnn, of.model, of.layer, images)
     given = xnn.contributions(encode_all(xnn, of.Z[rows]))
     name = of.images.classes[label]

@@ -93,7 +93,7 @@ def by_hand(
         std = std.clamp_min(std.mean() * 0.1) if scale == "each" else Z.var(0).mean().sqrt().expand_as(std)
         X, t = (Z - mean) / std, (y - y.mean()) / y.std()
         pools = positives.nonzero()[:, 0], (~positives).nonzero()[:, 0]
-        batch = recipe.batch_size
+        batch = recipe.batch_for(len(Z))
         counts = batch // 4, batch - batch // 4
         share = [len(pool) / len(Z) for pool in pools]
         weight = torch.cat([torch.full((c,), s / c) for s, c in zip(share, counts, strict=True)])

@@ -37,8 +37,7 @@ from torch import Tensor, nn
 from captum_xnn import SRAE, XNNAttribution
 from captum_xnn.explainer import Explainer
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, GradientMaps
-from captum_xnn.heatmaps._contribution_network import ContributionNetwork
-from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import ContributionGroups

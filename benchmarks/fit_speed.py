@@ -7,9 +7,10 @@ Printed for the default form and for the SRAE, at a layer of 64 dimensions of a 
 - time on the clock of the fit alone, as ratio to its processor time. It is 1 or less on a machine without other work.
   Where it is above 1, other work takes the same cores, and the second ratio comes out too small.
 
-With --digits, batch sizes and widths of the SRAE's first layer are compared at the fully connected layer of a network
-for MNIST's digits, 64 dimensions, fitted to 600 examples: mean |surrogate - output| on 1,000 new digits in standard
-deviations of the output, and the mean correlation of matched x-features between two seeds.
+With --digits, sizes of batches, widths of the SRAE's first layer and numbers of steps are compared at the fully
+connected layer of a network for MNIST's digits, 64 dimensions: means over the ten digits with their 95 % confidence
+intervals. The error is the mean |surrogate - output| on 1,000 new digits in standard deviations of the output, of two
+seeds. Ratios are to the first line, digit by digit. *Same* is the mean correlation of matched x-features of the seeds.
 
     python -m benchmarks.fit_speed
     python -m benchmarks.fit_speed --digits
@@ -30,11 +31,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.runs import Column, Line, table
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.metrics import matched_features
 from captum_xnn.models._base import encode_all
 from captum_xnn.training._fitting import fit as fit_form
 
+COLUMNS = (
+    Column("error", "error", 4),
+    Column("error_ratio", "error / first", 3),
+    Column("same", "same", 3),
+    Column("seconds", "fit, s", 2),
+    Column("time_ratio", "time / first", 2),
+)
 FORMS = {"groups (default)": None, "SRAE": SRAE}
 BUSY = (
     "import torch; torch.set_num_threads({threads}); a = torch.rand({size}, {size})\nprint(flush=True)\nwhile 1: a @ a"
@@ -111,44 +120,63 @@ def _speed(turns: list[tuple[tuple[float, float], tuple[float, float]]]) -> Spee
     return Speed(seconds, min(processor), max(processor), beside / clock, clock / seconds)
 
 
+class Choice(NamedTuple):
+    """Settings of a fit of the SRAE."""
+
+    batch_size: int
+    width: int = 800
+    """Of the first layer."""
+    steps: int = 600
+
+
+CHOICES = (
+    *(Choice(size) for size in (128, 96, 64, 40, 32)),
+    *(Choice(128, width) for width in (512, 256)),
+    *(Choice(128, steps=steps) for steps in (400, 300)),
+)
+"""What is compared with the first of them."""
+
+
 def on_digits(
-    choices: tuple[tuple[int, int], ...] = ((64, 800), (128, 800), (128, 256)),
-    digits: tuple[int, ...] = (1, 4, 8),
-    steps: int = 600,
-) -> list[str]:
-    """Returns for each batch size and width a line of its error on new digits, its agreement of seeds and its time."""
+    choices: tuple[Choice, ...] = CHOICES, digits: tuple[int, ...] = tuple(range(10)), examples: int = 600
+) -> list[Line]:
+    """Returns for each choice and digit the mean error of two seeds on new digits, their agreement and the time."""
     from captum_xnn.datasets import load_digits
 
     data = load_digits(seed=0)
     cnn = data.trained_network(seed=0)
     seen: list[Tensor] = []
     with torch.no_grad(), cnn.get_submodule("fc1").register_forward_hook(lambda *call: seen.append(call[2].relu())):
-        y, new = cnn(data.train_images[:600]), cnn(data.test_images)
-    lines = []
-    for size, width in choices:
-        errors, same, seconds = [], [], []
-        for digit in digits:
-            made = []
+        y, new = cnn(data.train_images[:examples]), cnn(data.test_images)
+    lines: list[Line] = []
+    for digit in digits:
+        whole: Line = {}
+        for choice in choices:
+            errors, seconds, made = [], [], []
             for seed in (0, 1):
-                srae, begin = SRAE(seen[0].shape[1], 5, hidden=(width, 100)), time.process_time()
-                positives, recipe = y.argmax(1) == digit, Recipe(batch_size=size, steps=steps)
+                srae, begin = SRAE(seen[0].shape[1], 5, hidden=(choice.width, 100)), time.process_time()
+                recipe = Recipe(batch_size=choice.batch_size, steps=choice.steps)
+                positives = y.argmax(1) == digit
                 fit_form(srae, seen[0], y[:, [digit]], positives=positives, recipe=recipe, seed=seed)
                 seconds.append(time.process_time() - begin)
                 made.append(encode_all(srae, seen[1]))
                 y_bar = srae.head(made[-1])[:, 0].detach()
                 errors.append(float((y_bar - new[:, digit]).abs().mean() / new[:, digit].std()))
-            same.append(matched_features(*made).mean)
-        lines.append(
-            f"batches of {size}, width {width}: error {statistics.mean(errors):.4f}, same {statistics.mean(same):.4f}, "
-            f"{statistics.median(seconds):.2f} s"
-        )
+            found = {"error": statistics.mean(errors), "seconds": statistics.median(seconds)}
+            whole = whole or found
+            lines.append(
+                {"choice": "batches of {}, width {}, {} steps".format(*choice), "digit": digit}
+                | found
+                | {"error_ratio": found["error"] / whole["error"], "time_ratio": found["seconds"] / whole["seconds"]}
+                | {"same": matched_features(*made).mean}
+            )
     return lines
 
 
 def main(given: argparse.Namespace) -> None:
     """Prints the figures."""
     if given.digits:
-        print("\n".join(on_digits()))
+        print(table(on_digits(examples=given.examples), "choice", COLUMNS))
         return
     print(f"{given.examples} examples x {given.dimensions} dimensions, {torch.get_num_threads()} threads")
     made = fits(examples=given.examples, dimensions=given.dimensions, repeats=given.repeats)

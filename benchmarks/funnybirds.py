@@ -54,8 +54,9 @@ from captum_xnn.datasets import FunnyBirds
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._read import read_layer
-from captum_xnn.metrics import map_identification, patch_agreement, random_maps, selectivity
-from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
+from captum_xnn.metrics import drop_orthogonality, patch_agreement, selectivity
+from captum_xnn.metrics._controls import random_maps
+from captum_xnn.metrics._patches import map_identification, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 from captum_xnn.models.baselines._partitions import random_partition, spectral_partition
 

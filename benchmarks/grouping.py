@@ -31,8 +31,8 @@ from benchmarks.contributions import NETWORKS, Problem, agreement, shown
 from benchmarks.one_vs_all import N_FEATURES, effective
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups, XNNAttribution
+from captum_xnn.metrics import drop_orthogonality
 from captum_xnn.metrics._controls import random_partition
-from captum_xnn.metrics._patches import drop_orthogonality
 from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups, supporting
 from captum_xnn.training import Checkpoint
 from captum_xnn.training._contributions import Evidence

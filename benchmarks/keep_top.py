@@ -18,45 +18,46 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import OneHeatmap
-from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.metrics import combined, keep_top_accuracy, telea
-from captum_xnn.metrics._keeping import biharmonic
+from captum_xnn.metrics import keep_top_accuracy
 from captum_xnn.models._base import encode_all
 
 MAPS = ("x-features", "1-Heatmap", "random")
-FILLS = {"biharmonic": biharmonic, "telea": telea}
+FILLS = ("biharmonic", "telea")
 PAPER = {
     "x-features": {"original": 0.8798, "300": 0.6767, "500": 0.7456, "1000": 0.8297},
     "1-Heatmap": {"original": 0.8798, "300": 0.6713, "500": 0.7381, "1000": 0.8264},
 }
 
 
-def saliency(job: Line, of: Birds, images: Tensor, rows: Tensor, train: Tensor, maps_layer: str | None) -> Tensor:
-    """Returns what says how strong each pixel is, (N, H, W)."""
+def drawn(
+    job: Line, of: Birds, images: Tensor, rows: Tensor, train: Tensor, maps_layer: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return one map per image (N, H, W) and None, or maps of x-features (N, K, H, W) and their contributions."""
     kind, label, seed = job["maps"], job["class"], job["seed"]
     if kind == "random":
-        return torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(seed))
+        return torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(seed)), None
     if kind == "1-Heatmap":
-        return OneHeatmap(of.model, ExcitationMaps(maps_layer)).attribute(images, label)[:, 0, 0]
+        return OneHeatmap(of.model, ExcitationMaps(maps_layer)).attribute(images, label)[:, 0, 0], None
     xnn = one_vs_all.fitted("SRAE", of.Z[train], of.y_hat[train], label, seed)
     maps = one_vs_all.excitation_maps(xnn, of.model, of.layer, images, maps_layer=maps_layer)
-    return combined(maps, xnn.contributions(encode_all(xnn, of.Z[rows])))
+    return maps, xnn.contributions(encode_all(xnn, of.Z[rows]))
 
 
 def measure(of: Birds, job: Line, pixels: Sequence[int], fill: str, maps_layer: str | None = None) -> Line:
     """Returns the accuracies on the test images of one class."""
     label, begin = job["class"], time.perf_counter()
     train, _, rows = birds.split(of.images.labels, label)
-    images = collate([of.images[i] for i in rows.tolist()]).image
-    strength = saliency(job, of, images, rows, train, maps_layer)
+    images = default_collate([of.images[i] for i in rows.tolist()]).image
+    maps, E = drawn(job, of, images, rows, train, maps_layer)
     labels = torch.full((len(images),), label)
-    found = {str(n): keep_top_accuracy(of.model, images, strength, labels, n, fill=FILLS[fill]) for n in pixels}
+    found = {str(n): keep_top_accuracy(of.model, images, maps, labels, n, contributions=E, fill=fill) for n in pixels}
     original = float((of.y_hat[rows].argmax(1) == label).double().mean())
     return {"original": original, **found, "images": len(images), "seconds": time.perf_counter() - begin}
 
@@ -103,7 +104,7 @@ if __name__ == "__main__":
     birds.options(parser)
     parser.add_argument("--classes", type=int, default=30, help="how many, evenly spread over those there are")
     parser.add_argument("--pixels", type=int, nargs="+", default=[300, 500, 1000])
-    parser.add_argument("--fill", choices=list(FILLS), default="biharmonic", help="inpainting; telea needs OpenCV")
+    parser.add_argument("--fill", choices=FILLS, default="biharmonic", help="inpainting; telea needs OpenCV")
     parser.add_argument(
         "--maps-layer", help="where maps stop, to be enlarged; otherwise a layer of 14 x 14 cells or more"
     )

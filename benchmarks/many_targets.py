@@ -52,11 +52,11 @@ def chosen(y_hat: Tensor, targets: int) -> list[int]:
     return counts.argsort(descending=True)[:targets].tolist()
 
 
-def flops(width: int, hidden: tuple[int, ...], n: int, recipe: Recipe) -> float:
+def flops(width: int, hidden: tuple[int, ...], n: int, examples: int, recipe: Recipe) -> float:
     """Returns multiplications and additions of a fit's products: forward, and back to weights and to inputs but Z."""
     sizes = [width, *hidden, n]
     layers = [a * b for a, b in itertools.pairwise(sizes)]
-    return 2 * recipe.batch_size * recipe.steps * (2 * 3 * sum(layers) - layers[0])
+    return 2 * recipe.batch_for(examples) * recipe.steps * (2 * 3 * sum(layers) - layers[0])
 
 
 def finished(device: torch.device) -> float:
@@ -142,7 +142,7 @@ def main(given: argparse.Namespace) -> None:
     if given.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(given.device)
     seconds, xnns = timed(Z[train], y_hat[train], targets, recipe, 5, together=True)
-    arithmetic = flops(Z.shape[1], (800, 100), 5, recipe)
+    arithmetic = flops(Z.shape[1], (800, 100), 5, len(Z[train]), recipe)
     found = {
         "examples": len(Z),
         "width": Z.shape[1],
@@ -154,7 +154,7 @@ def main(given: argparse.Namespace) -> None:
         "largest_difference": max(differences, default=None),
         "tflop_per_explainer": arithmetic / 1e12,
         "gflops": arithmetic * len(targets) / seconds / 1e9,
-        "gflops_of_a_product": product_rate(Z.shape[1], recipe.batch_size, 800, given.device) / 1e9,
+        "gflops_of_a_product": product_rate(Z.shape[1], recipe.batch_for(len(Z[train])), 800, given.device) / 1e9,
         "f_reg_train": errors(xnns, Z[train], y_hat[train], targets),
         "f_reg_test": errors(xnns, Z[test], y_hat[test], targets),
         "threads": torch.get_num_threads(),

@@ -16,7 +16,6 @@ from benchmarks.runs import Column, Line, table
 from captum_xnn import SRAE, ContributionGroups, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations
 from captum_xnn.activations._activations import Source
-from captum_xnn.datasets import collate
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._lookup import find_layer
@@ -26,10 +25,10 @@ from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     classification_faithfulness,
     effective_number,
-    mean_locality,
     orthogonality,
     regression_faithfulness,
 )
+from captum_xnn.metrics._localisation import mean_locality
 from captum_xnn.models import Autoencoder
 from captum_xnn.models._base import encode_all
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
@@ -74,7 +73,7 @@ class Problem(NamedTuple):
 
 def in_batches(images: Any, rows: Tensor) -> DataLoader[Any]:
     """Returns some images in small batches, so that a fit that needs few images reads few."""
-    return DataLoader(Subset(images, rows.tolist()), batch_size=8, collate_fn=collate)
+    return DataLoader(Subset(images, rows.tolist()), batch_size=8)
 
 
 def image_of(batch: Any) -> tuple[tuple[Tensor], None]:

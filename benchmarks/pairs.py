@@ -5,7 +5,7 @@ one stopped. Printed, and written to OUT, is for each network the mean over clas
 interval:
 
 share        share of the changes of a part's pairs that the part's own x-feature carries, mean over parts. Every part
-             has another x-feature, which the other pairs choose (captum_xnn.metrics.pair_share)
+             has another x-feature, which the other pairs choose (pair_share in captum_xnn/metrics/_removal.py)
 most         share of pairs in which the part's own x-feature changes most
 chance       of either, the same after the parts are shuffled among the pairs
 selectivity  the other way round: share of an x-feature's changes that comes from its strongest part; whole is the same
@@ -42,7 +42,8 @@ from benchmarks.one_vs_all import effective
 from benchmarks.rivals import Fit, slopes_of
 from benchmarks.runs import Column, Line, interval, measured, save, settings, summary, table, write
 from captum_xnn.activations import collect
-from captum_xnn.metrics import pair_share, selectivity
+from captum_xnn.metrics import selectivity
+from captum_xnn.metrics._removal import pair_share
 
 METHODS = ("groups", "DRSA", "SRAE", "NN", "random groups")
 MEMBERS, CLASSES = 60, (0, 2, 3, 5)

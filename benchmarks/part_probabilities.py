@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import write
-from captum_xnn.datasets import collate
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.metrics import part_probabilities
 from captum_xnn.metrics._localisation import pixel_probabilities
@@ -41,7 +41,7 @@ def explained(of: Birds, label: int, which: int, seed: int) -> tuple[PartsSample
     """Returns one test image of a class, the maps of its x-features (1, K, H, W), and their contributions (1, K)."""
     train, _, rows = birds.split(of.images.labels, label)
     row = rows[which : which + 1]
-    sample = collate([of.images[i] for i in row.tolist()])
+    sample = default_collate([of.images[i] for i in row.tolist()])
     xnn = one_vs_all.fitted("SRAE", of.Z[train], of.y_hat[train], label, seed)
     maps = one_vs_all.excitation_maps(xnn, of.model, of.layer, sample.image)
     return sample, maps, xnn.contributions(encode_all(xnn, of.Z[row]))

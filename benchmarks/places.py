@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.one_vs_all import COLUMNS, METHODS
 from benchmarks.runs import Line, kept, measured, settings, summary, write
 from captum_xnn.activations import collect
-from captum_xnn.datasets import ADE20KScenes, Places365, collate
+from captum_xnn.datasets import ADE20KScenes, Places365
 from captum_xnn.datasets._places import ROOMS
 from captum_xnn.metrics import object_probabilities
 
@@ -125,7 +125,7 @@ def read(given: argparse.Namespace, counts: Counts) -> Scenes:
     given.rooms = known_rooms(rooms.labels, images.labels, given.rooms)
     cache = given.activations or given.out / "activations.pt"
     chosen: Any = Subset(images, rows.tolist())
-    loader = DataLoader(chosen, 32, collate_fn=collate, num_workers=given.workers)
+    loader = DataLoader(chosen, 32, num_workers=given.workers)
     found = kept(
         cache,
         {
@@ -146,7 +146,7 @@ def measure(of: Scenes, job: Line, counts: Counts, *, maps_layer: str | None = N
     if (lack := untested(of.labels, label, test)) is not None:
         print(f"the test data of room {label} have {lack}: their figures say less, or are empty", file=sys.stderr)
     shown = (of.rooms.labels == label).nonzero()[: counts.maps, 0].tolist()
-    batch = collate([of.rooms[i] for i in shown])
+    batch = default_collate([of.rooms[i] for i in shown])
     objects = int(batch.mask.max()) + 1
     problem = one_vs_all.Problem(
         of.model,

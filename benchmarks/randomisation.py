@@ -20,11 +20,11 @@ import time
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn.datasets import collate
 from captum_xnn.metrics import matched_features, randomised, similarity
 from captum_xnn.metrics._randomisation import top_down
 from captum_xnn.models import Autoencoder
@@ -68,7 +68,7 @@ def measure(of: Birds, job: Line, *, steps: int, n_images: int) -> Line:
     label, begin = job["class"], time.perf_counter()
     train, _, rows = birds.split(of.images.labels, label)
     rows = rows[:n_images]
-    images = collate([of.images[i] for i in rows.tolist()]).image
+    images = default_collate([of.images[i] for i in rows.tolist()]).image
     xnn, again = (one_vs_all.fitted("SRAE", of.Z[train], of.y_hat[train], label, seed) for seed in (0, 1))
     found = dict(changes(of, xnn, images, steps))
     partners = matched_features(encode_all(xnn, of.Z[train]), encode_all(again, of.Z[train])).columns

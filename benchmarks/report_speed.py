@@ -6,7 +6,12 @@ the click to the next frame after all that the click changes is drawn, once for 
 the median of several rounds on the clock, which depends on what else the machine does, and the median that the page's
 own thread computes.
 
+With ``--maps``, a ResNet-18 with random weights is explained instead: a report of the images, in turns with the maps
+that it shows (five x-features and the 1-Heatmap of each image), and the ratio of their seconds of the processor. A
+report should take at most 1.5 times its maps.
+
     python -m benchmarks.report_speed --images 500 --out DIR
+    python -m benchmarks.report_speed --maps --images 300 --rounds 3 --out DIR
 """
 
 from __future__ import annotations
@@ -169,9 +174,50 @@ def measure(page: Path, rounds: int) -> tuple[list[Seconds], list[Seconds], int]
     return opened, toggled, drawn
 
 
-def main(images: int, rounds: int, out: Path) -> None:
+def beside_maps(folder: Path, n: int, rounds: int) -> list[tuple[float, float]]:
+    """Returns in every round the seconds of the processor for a report of n images, and for its maps alone."""
+    from functools import partial
+
+    from benchmarks.excitation_speed import network
+    from captum_xnn.models import ContributionGroups
+
+    images = pictures(n)
+    everything = torch.ones(len(images[:8]), dtype=torch.bool)
+    few = partial(ContributionGroups, positives=2, others=2, patches=4)
+    model = network("resnet18")
+    with torch.no_grad():
+        target = int(model(images[:8]).argmax(1).mode().values)
+    xnn = XNNAttribution(model, "layer4", autoencoder=few).fit(images[:8], target, positives=everything, progress=False)
+    xnn.explain(images[:2], target)  # what is made once is made before
+    found = []
+    for _ in range(rounds):
+        start = time.process_time()
+        for part in images.split(16):
+            xnn.attribute(part, target)
+            xnn.one_heatmap(part, target)
+        middle = time.process_time()
+        write_report(folder / f"resnet18-{n}.html", xnn, images, target)
+        found.append((time.process_time() - middle, middle - start))
+    return found
+
+
+def compare(images: int, rounds: int, out: Path) -> None:
+    """Prints how long a report takes beside its maps."""
+    turns = beside_maps(out, images, rounds)
+    report, maps = (statistics.median(each) for each in zip(*turns, strict=True))
+    ratio = statistics.median(a / b for a, b in turns)
+    print(
+        f"{images} images, ResNet-18: the report takes {report:.1f} s, its maps {maps:.1f} s, ratio {ratio:.2f} "
+        f"(median of {rounds}, bar 1.5)"
+    )
+
+
+def main(images: int, rounds: int, out: Path, maps: bool = False) -> None:
     """Prints the figures."""
     out.mkdir(parents=True, exist_ok=True)
+    if maps:
+        compare(images, rounds, out)
+        return
     page = write(out, images)
     opened, toggled, drawn = measure(page, rounds)
     print(f"{images} images, 5 x-features: {page.stat().st_size / 1e6:.1f} MB")
@@ -187,5 +233,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--maps", action="store_true", help="compare a report with its maps")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the page to")
     main(**vars(parser.parse_args()))

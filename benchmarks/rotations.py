@@ -23,12 +23,12 @@ import time
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
 from captum_xnn import SRAE
-from captum_xnn.datasets import collate
 from captum_xnn.metrics import part_probabilities
 from captum_xnn.models._base import encode_all
 
@@ -59,7 +59,7 @@ def rotated(xnn: SRAE, rotation: Tensor) -> SRAE:
 
 def figures(of: Birds, xnn: SRAE, rows: Tensor) -> Line:
     """Returns orthogonality and locality on some images."""
-    batch = collate([of.images[i] for i in rows.tolist()])
+    batch = default_collate([of.images[i] for i in rows.tolist()])
     maps = one_vs_all.excitation_maps(xnn, of.model, of.layer, batch.image)
     S = part_probabilities(maps, batch.points, batch.box)
     return one_vs_all.locations(maps, S, xnn.contributions(encode_all(xnn, of.Z[rows])))

@@ -60,7 +60,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from benchmarks import birds, funnybirds, places, rivals, synthetic
 from benchmarks.funnybirds import GRID, Form, Read, gradient_maps, mass
@@ -69,26 +69,25 @@ from benchmarks.rivals import Explained, Fit, slopes_of
 from benchmarks.runs import Line, interval, measured, save, settings, write
 from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
-from captum_xnn.datasets import collate
 from captum_xnn.datasets._places import ROOMS
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     deletion,
+    drop_orthogonality,
     insertion,
-    map_identification,
     matched_features,
-    mean_locality,
     object_probabilities,
     part_probabilities,
     patch_agreement,
-    random_maps,
     regression_faithfulness,
     selectivity,
 )
 from captum_xnn.metrics._concepts import area
-from captum_xnn.metrics._patches import drop_orthogonality, patch_masks
+from captum_xnn.metrics._controls import random_maps
+from captum_xnn.metrics._localisation import mean_locality
+from captum_xnn.metrics._patches import map_identification, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 
 IMAGES, WIDEST = 10, 4096
@@ -379,7 +378,7 @@ def of_birds(root: Path, file: Path, count: int, cache: Path) -> Network:
         shown = positives[of.y_hat[positives].argmax(1) == label][:IMAGES]
         if not len(shown):
             return None
-        batch = collate([of.images[i] for i in shown.tolist()])
+        batch = default_collate([of.images[i] for i in shown.tolist()])
         return _problem(
             of.model, of.layer, label, (of.Z[train], of.y_hat[train]), (of.Z[test], of.y_hat[test]), batch.image,
             in_batches(of.images, train), places=lambda maps: part_probabilities(maps, batch.points, batch.box),
@@ -400,7 +399,7 @@ def of_rooms(place: Path, ade: Path, file: Path, layer: str, count: int, cache: 
     def problem(label: int) -> Problem | None:
         train, test = places.split(of.labels, label, counts)
         rows = (of.rooms.labels == label).nonzero()[: 4 * IMAGES, 0].tolist()
-        batch = collate([of.rooms[i] for i in rows])
+        batch = default_collate([of.rooms[i] for i in rows])
         with torch.no_grad():
             right = (of.model(batch.image).argmax(1) == label).nonzero()[:IMAGES, 0]
         if not len(right):

@@ -21,12 +21,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks import birds, one_vs_all
 from benchmarks.birds import Birds
 from benchmarks.runs import Column, Line, measured, settings, summary, table, write
-from captum_xnn.datasets import collate
-from captum_xnn.metrics import matched_features, mean_locality, orthogonality, part_probabilities
+from captum_xnn.metrics import matched_features, orthogonality, part_probabilities
+from captum_xnn.metrics._localisation import mean_locality
 from captum_xnn.models._base import encode_all
 
 METHODS = ("SRAE", "NN", "SAE", "RandomEncoder")
@@ -56,7 +57,7 @@ def measure(of: Birds, job: Line, *, seeds: int) -> Line:
     """Returns how far seeds agree on one class, and what is left of their maps' differences on average."""
     label, begin = job["class"], time.perf_counter()
     train, test, positives = birds.split(of.images.labels, label)
-    batch = collate([of.images[i] for i in positives.tolist()])
+    batch = default_collate([of.images[i] for i in positives.tolist()])
     xnns = [one_vs_all.fitted(job["method"], of.Z[train], of.y_hat[train], label, seed) for seed in range(seeds)]
     E = [encode_all(xnn, of.Z[test]) for xnn in xnns]
     matchings = [matched_features(E[0], other) for other in E[1:]]

@@ -56,13 +56,12 @@ from captum_xnn.activations._unpacking import first_of_batch
 from captum_xnn.datasets import Figures
 from captum_xnn.metrics import (
     classification_faithfulness,
-    mean_locality,
     orthogonality,
     part_probabilities,
     pointing_accuracy,
     regression_faithfulness,
 )
-from captum_xnn.metrics._localisation import pixel_probabilities
+from captum_xnn.metrics._localisation import mean_locality, pixel_probabilities
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._losses import log_penalty, pull_away
 from captum_xnn.models._scaling import scaling

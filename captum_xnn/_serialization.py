@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from captum_xnn._files import Format, made_folder, replace_file
 from captum_xnn.errors import ExplainerFileError, ModelMismatchError
 from captum_xnn.explainer import Explainer
-from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint
+from captum_xnn.layers._fingerprint import check_fingerprint, differences, fingerprint, new_squashing
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -118,7 +118,7 @@ class SavedExplainers(NamedTuple):
         if not isinstance(name, str) or type(n_features) is not int or n_features < 1:
             raise ValueError(f"layer is {name!r} and n_features is {n_features!r}")
         if not isinstance(transforms, list) or any(k not in TRANSFORMS for k in transforms):
-            raise ValueError(f"transforms are {transforms!r}, expected some of {', '.join(TRANSFORMS)}")
+            raise ValueError(f"transforms are {transforms!r}, and only {' and '.join(TRANSFORMS)} exist")
         check_fingerprint(manifest["fingerprint"])
         explainers = []
         # torch draws weights at construction, and these are replaced.
@@ -162,10 +162,13 @@ class SavedExplainers(NamedTuple):
         different = differences(self.fingerprint, fingerprint(model, self.layer))
         if not different:
             return
-        message = (
-            f"the model differs: {'; '.join(different)}. The explainers were fitted to another one: load its weights "
-            "first, or fit anew"
+        squashed = new_squashing(self.fingerprint, fingerprint(model, self.layer))
+        fix = (
+            "load its weights first, or fit anew"
+            if squashed is None
+            else f"pass the model without its {squashed}, or fit anew; contributions to a probability mix all classes"
         )
+        message = f"the model differs: {'; '.join(different)}. The explainers were fitted to another one: {fix}"
         if strict:
             raise ModelMismatchError(message + "; strict=False loads all the same")
         warnings.warn(message, stacklevel=levels_up())
@@ -261,7 +264,7 @@ def _targets(saved: Any) -> tuple[Target, ...]:
     for target in made:
         numbers = target if isinstance(target, tuple) else () if target is None else (target,)
         if not all(type(t) is int for t in numbers):
-            raise ValueError(f"a target is {target!r}, expected None, an int or a list of ints")
+            raise ValueError(f"a target is {target!r}, and not None, an int or a list of ints")
     return made
 
 

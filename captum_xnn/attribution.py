@@ -14,6 +14,7 @@ import copy
 import operator
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,15 +24,16 @@ from torch import Tensor, nn
 
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Activations, Asked
+from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack, repeatable
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import each, parts
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
-from captum_xnn.explanation import Contributions, Explanation
-from captum_xnn.heatmaps._feature_maps import DefaultMaps, DrawnAndRead, FeatureMaps, as_heatmap
+from captum_xnn.explanation import Contributions, Explanation, middle_cut
+from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
+from captum_xnn.heatmaps._feature_maps import DrawnAndRead, FeatureMaps
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
@@ -59,12 +61,13 @@ from captum_xnn.models._base import Autoencoder, encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Numbers, numbers_of_each
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log
-from captum_xnn.training._making import MakeForm, is_exact
-from captum_xnn.training._outputs import Outputs, check_positives
+from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
+
+_SHOWN = 5
+"""Number of explainers, and of targets of one explainer, in a printed text."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -144,7 +147,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
         self.model = model
         self.n_features = operator.index(n_features)
-        self.heatmap = as_heatmap(heatmap)
+        self.heatmap = heatmap_or_default(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
@@ -155,6 +158,24 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
         self._places: dict[Any, nn.Module | None] = {}
         self._two_passes: set[Any] = set()
+
+    def __repr__(self) -> str:
+        model = unwrap(self.model)
+        name = find_layer(model, self.layer)[0]
+        fitted = [e for (layer, _), e in self.explainers_.items() if layer == name]
+        lines = [
+            f"XNNAttribution of a {type(model).__name__} at layer {middle_cut(name, 40)!r}: "
+            f"{self.n_features} x-feature{'s' * (self.n_features != 1)} for each explainer"
+        ]
+        for explainer in fitted[:_SHOWN]:
+            some = ", ".join(map(str, explainer.targets[:_SHOWN])) + ", ..." * (len(explainer.targets) > _SHOWN)
+            lines.append(
+                f"  target{'s' * (len(explainer.targets) != 1)} {some}: {type(explainer.form).__name__}, "
+                f"fitted on {explainer.examples:,} examples"
+            )
+        if len(fitted) > _SHOWN:
+            lines.append(f"  ... and {len(fitted) - _SHOWN:,} more")
+        return "\n".join(lines if fitted else [*lines, "  not fitted: call fit(data, target=...)"])
 
     @classmethod
     def get_name(cls) -> str:
@@ -184,9 +205,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Positives are the examples to which the model itself gives the class. Learned forms train on them more often.
 
         Args:
-            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, or as an iterable
-                of batches that hold the inputs first, such as a DataLoader. Also activations that were collected
-                before (:class:`~captum_xnn.activations.Activations`); the model then does not run on all data again.
+            data: Inputs as a tensor (M, ...), as a tuple of tensors for a model with several inputs, as an iterable of
+                batches that hold the inputs first, such as a DataLoader, or as a data set of such examples. Also
+                activations that were collected before (:class:`~captum_xnn.activations.Activations`); the model then
+                does not run on all data again.
             target: One output of the model (None, int, or tuple of ints), or a list or range of outputs. Each output of
                 a list gets its own explainer.
             joint: Explain all targets of the list or tuple by one set of x-features.
@@ -447,10 +469,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ValueError: If a target is out of range.
         """
         internal_batch_size = batch_size(internal_batch_size)
-        explained = self._explained(
-            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
-        )
-        maps = self._maps(explained, None, internal_batch_size, heatmap_kwargs)
         one = None
         if one_heatmap:
             one = self.one_heatmap(
@@ -461,8 +479,30 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 internal_batch_size=internal_batch_size,
                 **heatmap_kwargs,
             )
-        numbers = explained.numbers
-        return Explanation(
+        why, _ = self._explain_and_read(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, **heatmap_kwargs
+        )
+        return why if one is None else replace(why, one_heatmap=one)
+
+    def _explain_and_read(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        internal_batch_size: int | None = None,
+        *,
+        against: Any = None,
+        **heatmap_kwargs: Any,
+    ) -> tuple[Explanation, Tensor]:
+        """Explain examples, and return all outputs of the model that the same pass gave, (N, ...).
+
+        With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
+        """
+        explained = self._explained(
+            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        )
+        maps, numbers = self._maps(explained, None, internal_batch_size, heatmap_kwargs), explained.numbers
+        why = Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
             features=numbers.features,
@@ -472,8 +512,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(explained.targets),
             layer=explained.reader.name,
-            one_heatmap=one,
         )
+        return why, explained.read.y_hat
 
     def report(
         self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any
@@ -538,7 +578,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             heatmap: A Captum class, a backend, or None for the default.
         """
         other = copy.copy(self)
-        other.heatmap = as_heatmap(heatmap)
+        other.heatmap = heatmap_or_default(heatmap)
         return other
 
     def score(
@@ -632,11 +672,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             """Yield row numbers, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
-                with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+                with torch.inference_mode(False), torch.no_grad():
                     if drawn is not None:
                         Z, y_hat = drawn.Z, drawn.y_hat
                     elif read:
-                        Z, y_hat = reader.read((*x, *(more or ())))
+                        with untouched(reader.model):
+                            Z, y_hat = reader.read((*x, *(more or ())))
                     else:
                         read.append(Reading.of(reader, x, more, place))
                         Z, y_hat = read[0].Z, read[0].y_hat
@@ -648,12 +689,19 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 rows = some.tolist()
                 own = select_each(y_hat, [targets[i] for i in rows])
                 x, more = rows_of(tensors, additional, some)  # copies again, as a model may have worked in place
-                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more)
+                prefix = read[0].prefix if read and len(targets) == 1 else None
+                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more, prefix=prefix)
                 yield rows, (*made, own.to(made.features.dtype))
 
         *found, prediction = gathered(numbers(), len(targets))
         done = Numbers(*found), prediction, read[0] if drawn is None else drawn
         return _Explained(tensors, additional, targets, reader, choices, *done)
+
+    def _backend(self, exact: bool) -> Heatmap:
+        """Choose the backend for groups of contributions, which are exact, or for learned networks."""
+        if not isinstance(self.heatmap, DefaultMaps):
+            return self.heatmap
+        return self.heatmap.of_groups if exact else self.heatmap.of_networks
 
     def _drawn(
         self,
@@ -670,7 +718,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if key not in self._places or key in self._two_passes or not fitted or None in fitted:
             return None
         choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True) if e is not None]
-        maps = FeatureMaps(self.heatmap, reader)
+        maps = FeatureMaps(self._backend, reader)
         if not maps.reads(choices, internal_batch_size):
             return None
         drawn = maps.draw_and_read(choices, inputs, additional, feature=feature)
@@ -680,9 +728,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
     def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
         """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
-        drawn_by = self.heatmap.of_groups if isinstance(self.heatmap, DefaultMaps) else self.heatmap
         exact = any(e.is_exact for (layer, _), e in self.explainers_.items() if layer == reader.name)
-        if not exact or not isinstance(drawn_by, GradientMaps):
+        if not exact or not isinstance(self._backend(True), GradientMaps):
             return None
         return self._places.get(_place_key(reader, inputs))
 
@@ -699,7 +746,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         with torch.inference_mode(False), untouched(explained.reader.model):
             ran = explained.read.tracer.trace()
             self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
-            return FeatureMaps(self.heatmap, explained.reader).draw(
+            return FeatureMaps(self._backend, explained.reader).draw(
                 explained.choices,
                 explained.numbers.slopes,
                 explained.inputs,
@@ -739,11 +786,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
-        backend = self.heatmap
-        if isinstance(backend, DefaultMaps):
-            fitted = self.explainers_.values()
-            exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
-            backend = backend.of_groups if exact else backend.of_networks
+        fitted = self.explainers_.values()
+        backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
         one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
         return one.attribute(
             inputs,
@@ -870,7 +914,8 @@ def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[
 
     def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
         copies, others = copied(x, more)
-        return reader.run((*copies, *(others or ())))
+        with untouched(reader.model):
+            return reader.run((*copies, *(others or ())))
 
-    with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         refuse_whole_arguments(read, inputs, additional or ())

@@ -205,14 +205,15 @@ class Explanation:
 
     def __repr__(self) -> str:
         K, shown = self.contributions.shape[1], min(len(self), _SHOWN)
-        of = f" at layer {self.layer!r}" if self.layer is not None else ""
-        maps = _first(self.maps)
+        of = "" if self.layer is None else f" at layer {middle_cut(self.layer, 40)!r}"
+        maps = (self.maps,) if isinstance(self.maps, Tensor) else self.maps
+        shapes = " and ".join(str(tuple(m.shape)) for m in maps[:2]) + ", ..." * (len(maps) > 2)
         head = (
             f"Explanation of {len(self)} example{'s' * (len(self) != 1)}{of}: {K} x-feature{'s' * (K != 1)}, "
-            f"maps {tuple(maps.shape)}"
+            f"maps {shapes}"
         )
         lines = [f"  {i}: {self._said(i)}" for i in range(shown)]
-        lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..." for line in lines]
+        lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4].rpartition(' ')[0]} ..." for line in lines]
         more = [f"  ... and {len(self) - shown} more"] if shown < len(self) else []
         return "\n".join([head, *lines, *more])
 
@@ -236,7 +237,7 @@ class Explanation:
                 the normalised inputs, ``scale=``, ``style=`` or ``axes=``. Without images, options of
                 :func:`captum_xnn.plots.show_contributions`.
         """
-        from captum_xnn.plots import show_contributions, show_explanation
+        from captum_xnn.plots._explanation import show_contributions, show_explanation
 
         numbers: dict[str, Any] = {
             "bias": float(self.bias[index]),
@@ -264,13 +265,13 @@ class Explanation:
         Raises:
             ValueError: If the inputs are not images, or the names differ between the examples' targets.
         """
-        from captum_xnn.plots import show_gallery
+        from captum_xnn.plots._explanation import show_gallery
 
         image = self._image()
         if image is None:
             raise ValueError(
-                f"a gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them, got inputs "
-                f"{tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}; use show"
+                f"inputs are {tuple(_first(self.inputs).shape)} and maps {tuple(_first(self.maps).shape)}, and a "
+                "gallery needs images (N, C, H, W) with C = 1 or 3 and maps of them; use show"
             )
         rows = list(range(len(self))) if indices is None else list(indices)
         if self.one_heatmap is not None:
@@ -319,6 +320,17 @@ class Explanation:
     def _shown(self, maps: Tensor) -> Tensor:
         """Move the channels of maps to where plots want them, (N, K, C, H, W)."""
         return channels_first(maps, _first(self.inputs))
+
+
+def middle_cut(text: str, width: int) -> str:
+    """Shorten a text to a width: its first and its last characters, with "..." between them.
+
+    Args:
+        text: Any text, such as a layer's name.
+        width: The most characters to keep, "..." included.
+    """
+    kept = (width - 3) // 2
+    return text if len(text) <= width else f"{text[:kept]}...{text[-kept:]}"
 
 
 def _first(tensors: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._embeddings import covered_token, lengths_of
 from captum_xnn.layers._forward_args import format_forward_args
+from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
 from captum_xnn.layers._reader import Reader
@@ -457,7 +458,8 @@ def _groups(xnn: XNNAttribution, batch: CoveredBatch, explainer: Explainer) -> C
     with untouched(reader.model), torch.no_grad():
         arguments = (*batch.inputs, *(batch.additional or ()))
         Z, y_hat = reader.run(arguments)
-    shape, channels = tuple(Z.shape[1:]), reader.channels(arguments)
+    shape, transform = tuple(Z.shape[1:]), xnn.output_transform
+    channels = channel_dimension(reader.model, reader.layer, arguments, name=reader.name, output_transform=transform)
     form = ContributionGroups(shape, n_outputs=len(explainer.targets), channels=channels).to(Z)
     if isinstance(explainer.form, ContributionGroups):
         form.base, form.scale = explainer.form.base, explainer.form.scale

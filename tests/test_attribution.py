@@ -212,14 +212,14 @@ def test_targets_that_are_tuples(planes):
         (-1, r"target -1 is outside the model's outputs \(4,\)"),
         (None, r"target None does not pick one of the model's outputs \(4,\) per example; pass an int"),
         ((0, 1), r"target \(0, 1\) does not pick one of the model's outputs \(4,\) per example"),
-        ([0, 1], "got 2 targets for 5 examples; pass one for each"),
-        (torch.tensor([0, 1, 2]), "got 3 targets for 5 examples; pass one for each"),
+        ([0, 1], "there are 2 targets for 5 examples; pass one for each"),
+        (torch.tensor([0, 1, 2]), "there are 3 targets for 5 examples; pass one for each"),
         (torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), "float32 tensor"),
         (torch.tensor(1.0), "float32 tensor"),
         (torch.zeros(5, 2, dtype=torch.long), r"int64 tensor \(2,\)"),
-        ("goldfinch", "None, an int or a tuple of ints, got 'goldfinch'"),
-        (1.5, "got 1.5"),
-        ([0, 1, 2, 0, "a"], "got 'a'"),
+        ("goldfinch", "the target 'goldfinch' is not an int, a tuple of ints or None; pass the index"),
+        (1.5, "the target 1.5 is not an int"),
+        ([0, 1, 2, 0, "a"], "the target 'a' is not an int"),
     ],
 )
 def test_wrong_targets_are_rejected(xnn, target, told):
@@ -243,7 +243,7 @@ def test_wrong_targets_of_fit():
     ):
         with pytest.raises(ValueError, match=told):
             xnn.fit(DATA, target, progress=False)
-    with pytest.raises(ValueError, match="joint explainer needs several targets, got 0"):
+    with pytest.raises(ValueError, match="target is 0, and a joint explainer needs several; pass a tuple"):
         xnn.fit(DATA, 0, joint=True, progress=False)
     assert not xnn.explainers_
 
@@ -817,7 +817,9 @@ def test_models_with_a_single_output(flat):
     score = xnn.score(DATA)
     assert score.f_cls is None and score.f_reg == pytest.approx(xnn.explainer().f_reg, rel=1e-4)
     if flat:
-        with pytest.raises(ValueError, match=r"a model with outputs \(N,\) or \(N, 1\) takes no target, got 0"):
+        with pytest.raises(
+            ValueError, match=r"target is 0, and a model with outputs \(N,\) or \(N, 1\) takes no target"
+        ):
             xnn.attribute(X, 0)
     else:
         torch.testing.assert_close(xnn.attribute(X, 0), maps)

@@ -18,6 +18,7 @@ from captum_xnn.errors import NotFittedError
 from captum_xnn.models.baselines import DRSA
 from captum_xnn.models.baselines._partitions import subspace_relevances
 from captum_xnn.patch_scores import patch_scores
+from captum_xnn.training import _subspaces
 
 
 def vectors():
@@ -199,3 +200,26 @@ def test_command_line_fits_it_with_its_seed(tmp_path, capsys):
     other = XNNAttribution.load(tmp_path / "other", model).explainer(0).form
     assert not torch.allclose(form.directions, other.directions, atol=1e-3)
     capsys.readouterr()
+
+
+def test_a_bar_counts_the_examples_whose_slopes_are_computed(monkeypatch):
+    """All 80 examples with 80 others at most; the 20 positives alone with one other, which is the first of them."""
+    bars = []
+
+    class Bar:
+        def __init__(self, **settings):
+            self.shown, self.count = not settings["disable"], 0
+            bars.append(self)
+
+        def update(self, count):
+            self.count += count
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(_subspaces, "tqdm", Bar)
+    data, positives = vectors()[:80], torch.arange(80) < 20
+    for others, progress in ((80, False), (1, True)):
+        form = partial(DRSA, size=3, positives=30, others=others)
+        XNNAttribution(dense(), "1", 4, autoencoder=form).fit(data, 0, positives=positives, progress=progress)
+    assert [(bar.shown, bar.count) for bar in bars] == [(False, 80), (True, 20)]

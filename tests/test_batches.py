@@ -1,10 +1,15 @@
 """Batches with the number of their first example, of which only those wanted are loaded."""
 
+from fractions import Fraction
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from captum_xnn.activations._batches import Batches, first_inputs
+from captum_xnn import XNNAttribution
+from captum_xnn.activations import collect
+from captum_xnn.activations._batches import Batches, first_inputs, repeatable
 from captum_xnn.activations._unpacking import first_of_batch
 
 X = torch.arange(22.0).reshape(11, 2)
@@ -154,3 +159,66 @@ def test_a_loader_loads_picked_examples_alone_unless_it_pads():
 
 def unpacked(examples):
     return torch.stack([x for x, _ in examples]), None
+
+
+def test_a_data_set_gives_the_batches_of_its_loader():
+    data, state = Seen(), torch.get_rng_state()
+    made = numbered(data)
+    assert torch.equal(state, torch.get_rng_state())
+    for (a, n, x), (b, m, y) in zip(made, numbered(DataLoader(Seen(), 4)), strict=True):
+        assert (a, n) == (b, m) and torch.equal(x, y)
+    skipping = Seen()
+    numbered(skipping, lambda first, after: first == 8)
+    assert skipping.read == [0, 1, 2, 3, 8, 9, 10]
+    assert [len(x) for x, _ in repeatable(data)] == [11]
+
+
+class Only(Seen):
+    """Examples that are an input alone."""
+
+    def __getitem__(self, i):
+        return X[i]
+
+
+@pytest.mark.parametrize("kind", [Seen, Only])
+def test_fit_and_score_and_collect_take_a_data_set(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1)).requires_grad_(False)
+    found = collect(model, "1", kind(), batch_size=3)
+    torch.testing.assert_close(found.Z, model[:2](X))
+    made = [XNNAttribution(model, "1", 2).fit(data, progress=False) for data in (X, kind())]
+    inputs = X[:3]
+    torch.testing.assert_close(made[0].explain(inputs).contributions, made[1].explain(inputs).contributions)
+    assert made[0].score(X).f_reg == pytest.approx(made[0].score(kind()).f_reg, abs=1e-5)
+
+
+def test_examples_that_are_dicts_become_batches_of_dicts():
+    class Named(Seen):
+        def __getitem__(self, i):
+            return {"input": X[i], "label": i}
+
+    assert set(next(iter(repeatable(Named())))) == {"input", "label"}
+    assert len(next(iter(repeatable(Named())))["input"]) == 11
+
+
+class Odd(Dataset):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, i):
+        return self.examples[i]
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ([(Fraction(1), 0)], "gives a Fraction as an example's input; give it a transform to tensors"),
+        ([(torch.zeros(2), 0), (torch.zeros(3), 1)], r"of the shapes \(2,\), \(3,\), which cannot be stacked"),
+    ],
+)
+def test_a_data_set_that_cannot_be_batched_says_why(examples, said):
+    with pytest.raises(TypeError, match=said):
+        collect(nn.Sequential(nn.Linear(2, 1)), "0", Odd(examples))

@@ -106,12 +106,12 @@ def test_excitation_speed(monkeypatch, capsys):
 @pytest.mark.birds
 def test_real_birds_do_not_degenerate(birds):
     """One class of twelve, through the public door: groups are exact, the learned form's x-features several."""
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import DataLoader, Subset, default_collate
 
     from benchmarks.birds import network
     from benchmarks.degeneration import mean_correlation
     from captum_xnn import SRAE, PaperSRAE, XNNAttribution
-    from captum_xnn.datasets import CUB200, collate
+    from captum_xnn.datasets import CUB200
     from captum_xnn.metrics import effective_number
 
     model, normalise = network(birds / "cubnet" / "cubnet.py")
@@ -119,7 +119,7 @@ def test_real_birds_do_not_degenerate(birds):
     few = images.labels.unique()[:12]
     label = int(few[4])
     rows = torch.isin(images.labels, few).nonzero()[:, 0].tolist()
-    loader = DataLoader(Subset(images, rows), batch_size=32, collate_fn=lambda samples: collate(samples)[:2])
+    loader = DataLoader(Subset(images, rows), batch_size=32, collate_fn=lambda samples: default_collate(samples)[:2])
     exact = XNNAttribution(model, "relu6").fit(loader, target=label, progress=False).score(loader, label)
     assert exact.f_cls == 1 and exact.f_reg < 0.03
     xnn = XNNAttribution(model, "relu6", autoencoder=SRAE).fit(loader, target=label, progress=False)
@@ -592,7 +592,7 @@ def test_many_targets(tmp_path, capsys):
 
     # By hand: 2 x 10 rows x 3 steps, forward and back through 4-6-2 and its mirror, and no gradient to Z.
     recipe = Recipe(steps=3, batch_size=10)
-    assert many_targets.flops(4, (6,), 2, recipe) == 2 * 30 * (2 * 3 * (24 + 12) - 24)
+    assert many_targets.flops(4, (6,), 2, 100, recipe) == 2 * 30 * (2 * 3 * (24 + 12) - 24)
     given = argparse.Namespace(
         out=tmp_path, activations=None, examples=300, width=20, targets=3, few=2, rounds=1, steps=5, grow=False,
         device=torch.device("cpu"), mixed_precision=True,
@@ -868,8 +868,8 @@ def squares(few):
 
 
 CONTRIBUTIONS = argparse.Namespace(
-    networks=["small"], classes=1, curve=False, no_halves=False, root=None, file=None, activations=None, negatives=12,
-    examples=300, epochs=1, test=12, images=3,
+    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, root=None, file=None,
+    activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
 )  # fmt: skip
 
 
@@ -1036,8 +1036,10 @@ def test_fits_are_timed_alone_and_beside_another_process(monkeypatch):
     with fit_speed.competitor(1, 50):
         pass
     monkeypatch.setattr("captum_xnn.datasets._digits.Digits.trained_network", untrained)
-    (line,) = fit_speed.on_digits(((16, 8),), digits=(1,), steps=4)
-    assert line.startswith("batches of 16, width 8: error")
+    lines = fit_speed.on_digits((fit_speed.Choice(16, 8, 4), fit_speed.Choice(8, 8, 4)), digits=(1,), examples=500)
+    assert [line["choice"] for line in lines] == [f"batches of {size}, width 8, 4 steps" for size in (16, 8)]
+    assert lines[0]["error_ratio"] == lines[0]["time_ratio"] == 1
+    assert lines[1]["error_ratio"] == lines[1]["error"] / lines[0]["error"] != 1
 
 
 def untrained(digits, seed):

@@ -231,12 +231,12 @@ CAPTUMS = {
     "Target list length does not match output!": (
         lambda: Saliency(flat()).attribute(rows(), target=[0, 1, 2]),
         lambda: maps(flat(), "1", Saliency, rows(), target=[1, 1, 1]),
-        "got 3 targets for 4 examples; pass one for each",
+        "there are 3 targets for 4 examples; pass one for each",
     ),
     "Cannot choose target column with output shape torch.Size([2]).": (
         lambda: Saliency(nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))).attribute(rows(2), target=0),
         lambda: OneHeatmap(nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), Saliency).attribute(rows(2), target=0),
-        r"a model with outputs \(N,\) or \(N, 1\) takes no target, got 0; leave target out",
+        r"target is 0, and a model with outputs \(N,\) or \(N, 1\) takes no target; leave target out",
     ),
     "element 0 of tensors does not require grad and does not have a grad_fn": (
         lambda: under_inference(IntegratedGradients(flat()).attribute),

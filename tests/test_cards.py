@@ -11,14 +11,14 @@ import pytest
 import torch
 from captum.attr import InputXGradient
 from torch import nn
+from torch.utils.data import default_collate
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.datasets import collate
 from captum_xnn.datasets._parts import PartsSample
+from captum_xnn.datasets._places import SceneSample
 from captum_xnn.metrics import part_probabilities, typicality
 from captum_xnn.models._srae import by_shape
-from captum_xnn.report import on_parts
-from captum_xnn.report._cards import CardStream, ConceptCard, _Moments, concept_cards
+from captum_xnn.report._cards import CardStream, ConceptCard, _Moments, annotated_places, concept_cards
 from captum_xnn.report._thumbnails import crop_box
 
 KEEP = 4
@@ -168,7 +168,7 @@ def annotated(images: torch.Tensor) -> list[PartsSample]:
     samples = [
         PartsSample(image, torch.tensor(0), points, box, torch.tensor(i)) for i, image in enumerate(images.unbind())
     ]
-    return [collate(samples[i : i + 16]) for i in range(0, len(samples), 16)]
+    return [default_collate(samples[i : i + 16]) for i in range(0, len(samples), 16)]
 
 
 def test_parts_are_the_mean_over_the_class(explained, everything) -> None:
@@ -177,7 +177,7 @@ def test_parts_are_the_mean_over_the_class(explained, everything) -> None:
     own = everything.own
     points, box = (torch.cat([getattr(b, name) for b in batches])[own] for name in ("points", "box"))
     S = part_probabilities(everything.heat[own].clamp(min=0), points, box).mean(0)
-    for k, card in enumerate(concept_cards(xnn, batches, target, keep=1, places=on_parts)):
+    for k, card in enumerate(concept_cards(xnn, batches, target, keep=1, places=annotated_places(2))):
         assert card.places is not None
         assert torch.allclose(card.places, S[k] / S[k].sum(), atol=1e-6)
         # The class's bar lies in the box: its parts have most of what is not context.
@@ -203,7 +203,7 @@ def test_class_that_is_never_given_is_told(explained) -> None:
 
 def test_inputs_that_are_no_images_are_told(explained) -> None:
     xnn, images, _ = explained
-    with pytest.raises(ValueError, match=r"need batches of images \(N, C, H, W\).* got \(90, 1728\)"):
+    with pytest.raises(ValueError, match=r"a batch is \(90, 1728\), and cards need batches of images \(N, C, H, W\)"):
         concept_cards(xnn, [images.flatten(1)], 1)
     with pytest.raises(ValueError, match="a tuple of 3 means several inputs of a model"):
         concept_cards(xnn, images.split(32), 1)
@@ -219,3 +219,15 @@ def test_examples_of_the_class_say_how_usual_they_are(explained, cards, everythi
             assert example.usual == (pytest.approx(shares[example.number]) if example.number in shares else None)
     few = concept_cards(xnn, images[everything.own[:19]], target, keep=KEEP)
     assert all(example.usual is None for card in few for example in card.contributes)
+
+
+def test_places_come_from_the_samples_of_a_data_set() -> None:
+    maps, rows = torch.rand(2, 3, 4, 6), torch.tensor([1, 0])
+    masks = torch.randint(0, 3, (2, 4, 6))
+    scenes = SceneSample(torch.zeros(2, 3, 4, 6), torch.zeros(2), masks, torch.arange(2))
+    found = annotated_places(2)(scenes, rows, maps)
+    for n, k, o in ((n, k, o) for n in range(2) for k in range(3) for o in range(2)):
+        own = maps[n, k].double()
+        assert float(found[n, k, o]) == pytest.approx(float(own[masks[1 - n] == o + 1].sum() / own.sum()), abs=1e-6)
+    with pytest.raises(ValueError, match=r"place_names has 2 names, and the batches of the data are list without"):
+        annotated_places(2)([torch.zeros(2, 3, 4, 6)], rows, maps)

@@ -250,7 +250,7 @@ def test_evaluate_prints_a_table_and_writes_json(
     command = ["evaluate", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--quiet"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["target", "F_reg", "F_cls", "effective", "positives"]
+    assert out[0].split() == ["target", "class", "F_reg", "F_cls", "effective", "positives"]
     assert out[-1] == f"60 inputs. Written: {folder}/xnn/evaluation.json"
     written = json.loads((folder / "xnn" / "evaluation.json").read_text())
     xnn = explainers(folder)
@@ -260,6 +260,7 @@ def test_evaluate_prints_a_table_and_writes_json(
         assert (entry["f_reg"], entry["f_cls"]) == pytest.approx((score.f_reg, score.f_cls), abs=1e-6)
         assert row.split() == [
             str(entry["target"]),
+            ["red", "green", "blue"][entry["target"]],
             f"{entry['f_reg']:.4f}",
             f"{entry['f_cls']:.4f}",
             f"{entry['effective']:.4f}",
@@ -286,7 +287,7 @@ def test_evaluate_with_patches(folder: Path, tmp_path: Path, capsys: pytest.Capt
     figures = [of["agreement"], of["agreement_random_groups"], of["agreement_random_maps"], of["agreement_one_heatmap"]]
     figures += [of["identified"], of["identified_random_groups"], of["movement"], of["drops"]["o1"]]
     figures += [of["drops_random_groups"]["o1"]]
-    assert row.split() == ["2", "3", *(f"{figure:.4f}" for figure in figures)]
+    assert row.split() == ["2", "blue", "3", *(f"{figure:.4f}" for figure in figures)]
 
 
 def test_numbers_that_json_has_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,13 +363,13 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--layer", "2.conv"], "Sequential has no layer '2.conv'; near names"),
         (["--target", "3"], "target 3 is outside the model's outputs (3,)"),
         (["--target", "3-1"], "target '3-1' is not a whole number from 0, a range such as 10-19, or all"),
-        (["--n-features", "0"], "n_features must be a whole number of at least 1, got 0"),
+        (["--n-features", "0"], "n_features is 0; give a whole number of at least 1"),
         (["--recipe", "step=3"], "'step' in [recipe] of the options is not one of the settings of the recipe; near"),
         (["--data", "nowhere"], "the folder or file of inputs "),
         (["--model", "nowhere.py"], "nowhere.py': FileNotFoundError"),
         (["--torchvision", "vgg19"], "two models are given"),
         (["--device", "abacus"], "device 'abacus' is not available"),
-        (["--size", "1", "2", "3"], "must be one number of pixels such as 224, or height and width, got [1, 2, 3]"),
+        (["--size", "1", "2", "3"], "is [1, 2, 3]; give one number of pixels such as 224, or height and width"),
         (["--mean", "0.5"], "have different numbers of channels"),
         (["--out", "taken"], "taken' cannot be made (a file has this name); pass another folder"),
         (["--data", "bytes.npy"], "uint8 (1, 3, 4, 4) (RuntimeError: "),
@@ -715,8 +716,8 @@ def test_report_against_another_output(folder: Path, groups: Path, tmp_path: Pat
     [
         (["--against", "0", "--target", "0"], "the only target is --against 0 itself"),
         (["--against", "7"], "target 7 is outside the model's outputs"),
-        (["--against", "0-1"], "--against takes one output, got '0-1'"),
-        (["--against", "all"], "--against takes one output, got 'all'"),
+        (["--against", "0-1"], "--against is '0-1', and not one output; pass the number"),
+        (["--against", "all"], "--against is 'all', and not one output; pass the number"),
     ],
 )
 def test_explain_refuses_what_it_cannot_compare(
@@ -739,7 +740,7 @@ def test_second_report_with_names_explains_nothing_anew(
     assert cli.main([*run, "--out", f"{tmp_path}/first.html"]) == 0
     names = write_names(tmp_path / "names.json", {0: ["warm sky"]}, layer="1")
     with monkeypatch.context() as blocked:
-        blocked.setattr(XNNAttribution, "explain", None)
+        blocked.setattr(XNNAttribution, "_explain_and_read", None)
         assert cli.main([*run, "--out", f"{tmp_path}/named.html", "--names", str(names)]) == 0
     assert cli.main([*run, "--out", f"{tmp_path}/anew.html", "--names", str(names), "--no-cache"]) == 0
     assert (tmp_path / "named.html").read_text() == (tmp_path / "anew.html").read_text()
@@ -766,6 +767,16 @@ def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys
     assert "no class 'gren' among its 3 classes; near names: green" in capsys.readouterr().err
     assert cli.main([*run, "--out", f"{tmp_path}/d", "--classes", "3"]) == 1
     assert "is for --torchvision" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("sky red\nsea green\n")
+    assert cli.main([*run, "--out", f"{tmp_path}/e", *named]) == 1
+    assert "2 class names (sky red, sea green) were given for a model with 3 outputs" in capsys.readouterr().err
+
+
+def test_fit_prints_names_beside_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments(folder, "--out", f"{tmp_path}/a", "--quiet")) == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
+    assert header[:2] == ["target", "class"]
+    assert [row[:2] for row in rows] == [["0", "red"], ["1", "green"], ["2", "blue"]]
 
 
 def test_report_compares_with_another_fit(folder: Path, tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ def test_wrong_masks_are_refused(model):
     for masks, said in [
         (
             torch.ones(149, 8, 8, dtype=torch.long),
-            "masks of 149 examples, and 150 examples that methods are measured on",
+            "masks of 149 examples, and methods are measured on 150 examples; pass one for each example of data",
         ),
         (torch.ones(150, 8, 8), r"masks are torch\.float32 \(150, 8, 8\); pass integers from 1 to P for parts"),
         (torch.zeros(150, 8, 8, dtype=torch.long), "integers from 1 to P"),
@@ -355,7 +355,9 @@ def test_test_data_of_ones_own_and_loaders(tabular):
     assert (found.train, found.test) == (80, 40)
     loaders = [DataLoader(TensorDataset(part), batch_size=7) for part in (train, test)]
     other = compare(model, "3", loaders[0], None, "groups", test=loaders[1], images=0, **SETTINGS)
+    sets = compare(model, "3", TensorDataset(train), None, "groups", test=TensorDataset(test), images=0, **SETTINGS)
     for key in ("f_reg", "stability"):
+        assert sets.values["groups"][key] == pytest.approx(found.values["groups"][key], abs=1e-5)
         assert other.values["groups"][key] == pytest.approx(found.values["groups"][key], abs=1e-5)
 
 

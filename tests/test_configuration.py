@@ -120,20 +120,20 @@ def test_the_results_folder_may_move(tmp_path):
         ("n_feature = 3", r"'n_feature' in .*run.toml is not one of the settings; near names: n_features"),
         ("zzz = 3", r"'zzz' in .* is not one of the settings; the settings are model, torchvision, .*recipe$"),
         ("[recipe]\nstep = 3", r"'step' in \[recipe\] of .*run.toml is not one .*; near names: steps"),
-        ("recipe = 3", r"recipe in .*run.toml must be a table, got 3; write \[recipe\]"),
-        ('[recipe]\nsteps = "many"', r"recipe of .*run.toml must hold numbers, got {'steps': 'many'}"),
+        ("recipe = 3", r"recipe in .*run.toml is 3, not a table; write \[recipe\]"),
+        ('[recipe]\nsteps = "many"', r"recipe of .*run.toml is {'steps': 'many'}, and holds no numbers"),
         ("[recipe]\nsteps = 0", r"steps is 0; pass steps > 0.*run.toml"),
-        ("n_features = 0", r"n_features must be a whole number of at least 1, got 0 .*run.toml"),
-        ("n_features = true", "n_features must be a whole number of at least 1, got True"),
-        ("seed = 1.5", "seed must be a whole number of at least 0, got 1.5"),
-        ("layer = 6", "layer must be text, got 6"),
-        ('layer = ""', "layer must be text, got ''"),
-        ('joint = "yes"', "joint must be true or false, got 'yes'"),
-        ("size = [1, 2, 3]", r"size must be one number of pixels such as 224, or height and width, got \[1, 2, 3\]"),
-        ("size = 0", "size must be one number of pixels"),
-        ("mean = [1, 2]", r"mean must be one number such as 0.5 for each of 1 or 3 channels, got \[1, 2\]"),
-        ('std = "0.5"', "std must be one number such as 0.5 for each of 1 or 3 channels, got '0.5'"),
-        ("targets = 1.5", "targets must be a list of whole numbers and ranges"),
+        ("n_features = 0", r"n_features is 0; give a whole number of at least 1 .*run.toml"),
+        ("n_features = true", "n_features is True; give a whole number of at least 1"),
+        ("seed = 1.5", "seed is 1.5; give a whole number of at least 0"),
+        ("layer = 6", "layer is 6; give text"),
+        ('layer = ""', "layer is ''; give text"),
+        ('joint = "yes"', "joint is 'yes'; give true or false"),
+        ("size = [1, 2, 3]", r"size is \[1, 2, 3\]; give one number of pixels such as 224, or height and width"),
+        ("size = 0", "size is 0; give one number of pixels"),
+        ("mean = [1, 2]", r"mean is \[1, 2\]; give one number such as 0.5 for each of 1 or 3 channels"),
+        ('std = "0.5"', "std is '0.5'; give one number such as 0.5 for each of 1 or 3 channels"),
+        ("targets = 1.5", "targets is 1.5; give a list of whole numbers and ranges"),
         ("targets = [-1]", "target -1 is not a whole number from 0, a range such as 10-19, or all"),
         ("targets = []", "the list of targets is empty"),
         ('layer = "a', "run.toml' is not valid TOML"),
@@ -221,7 +221,7 @@ def test_classes(given, value):
 
 @pytest.mark.parametrize("wrong", [0, -1, True, "", 1.5])
 def test_wrong_classes(wrong):
-    with pytest.raises(ValueError, match="classes must be"):
+    with pytest.raises(ValueError, match=r"classes is .*; give a whole number of at least 1"):
         Configuration(classes=wrong)
 
 

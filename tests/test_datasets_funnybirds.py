@@ -148,7 +148,7 @@ def test_drops_come_in_the_order_of_the_images(trees):
     assert found.logit.tolist() == [0.5, 1.5, 2.5] and found.predicted.tolist() == [1, 1, 1]
     assert found.drops.tolist() == [[n + p / 8 for p in range(5)] for n in (1, 3, 5)]
     assert found.pixels.tolist() == [list(range(n, n + 5)) for n in (1, 3, 5)]
-    with pytest.raises(DatasetError, match=r"drops of 3 images in .*drops.csv, got FileNotFoundError .* without\(\)"):
+    with pytest.raises(DatasetError, match=r"drops of 3 .*drops.csv cannot be read: FileNotFoundError .* without\(\)"):
         FunnyBirds(trees["official"], "test").part_drops()
 
 
@@ -162,10 +162,10 @@ def test_the_transform_sees_all_images_alike(trees):
 
 
 def test_names_that_do_not_exist(trees):
-    with pytest.raises(ValueError, match="'train' or 'test', got 'val'"):
+    with pytest.raises(ValueError, match="split is 'val'; pass 'train' or 'test'"):
         FunnyBirds(trees["official"], "val")
     birds = FunnyBirds(trees["official"], "test")
-    with pytest.raises(ValueError, match="the parts are beak, eye, foot, tail, wing, got 'beek'; check the spelling"):
+    with pytest.raises(ValueError, match="part 'beek' does not exist; pass some of beak, eye, foot, tail, wing"):
         birds.without(0, ["beek", "wing"])
     with pytest.raises(DatasetError, match=r"body_beak_foot_tail.png: it is missing; unpack FunnyBirds.zip"):
         birds.without(0, ["eye", "wing"])
@@ -191,7 +191,7 @@ def test_a_damaged_folder_is_told_with_file_and_remedy(trees, tmp_path, file, ho
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("dataset_test.json", '"class_idx": 1', '"class_idx": 7', "classes 0 to 1, as in classes.json, got 7"),
+        ("dataset_test.json", '"class_idx": 1', '"class_idx": 7', "class 7, and classes.json has 0 to 1"),
         (
             "dataset_test.json",
             '"class_idx"',
@@ -225,7 +225,7 @@ def test_images_that_are_missing_or_damaged_are_named(trees, tmp_path):
         FunnyBirds(root, "test")
     (root / "handed" / "drops.csv").write_text("image_idx,logit\n1,2\n")
     shutil.copytree(trees["small"] / "handed" / "test", root / "handed" / "test", dirs_exist_ok=True)
-    with pytest.raises(DatasetError, match=r"drops of 3 images in .*drops.csv, got KeyError"):
+    with pytest.raises(DatasetError, match=r"drops of 3 images in .*drops.csv cannot be read: KeyError"):
         FunnyBirds(root, "test").part_drops()
 
 

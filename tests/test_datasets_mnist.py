@@ -50,7 +50,11 @@ def damaged(folder, file, change):
         ("train-images-idx3-ubyte", lambda d: d[:-1], "whole IDX file .* 3 dimensions: it has 1583 bytes"),
         ("train-images-idx3-ubyte", lambda d: b"", "it has 0 bytes and begins with ''"),
         ("t10k-labels-idx1-ubyte", lambda d: b"\x1f\x8b" + d[2:], "begins with '1f8b0801'"),  # packed, but not named so
-        ("t10k-labels-idx1-ubyte", lambda d: d[:-1] + bytes([10]), r"label from 0 to 9 .* up to 10"),
+        (
+            "t10k-labels-idx1-ubyte",
+            lambda d: d[:-1] + bytes([10]),
+            r"up to 10, not images .* one label from 0 to 9",
+        ),
         (
             "train-labels-idx1-ubyte",
             lambda d: struct.pack(">HBBI", 0, 8, 1, 1) + b"3",

@@ -15,7 +15,7 @@ from captum.attr import InputXGradient
 from matplotlib.image import imread
 
 from captum_xnn import Recipe, XNNAttribution
-from captum_xnn.cli._demo import LAYERS, DemoResult, load_cnn, run
+from captum_xnn.cli._demo import LAYERS, DemoResult, _gallery, load_cnn, run
 from captum_xnn.datasets import load_digits
 from captum_xnn.datasets._digits import Digits
 from captum_xnn.datasets._networks import digits_cnn
@@ -161,7 +161,7 @@ def test_other_digits_replace_the_first_ones_and_spare_other_files(
 
 @pytest.mark.parametrize("digits", [[10], [4, -1], []])
 def test_unknown_digits_are_refused_before_anything_is_written(tmp_path: Path, digits: list[int]) -> None:
-    with pytest.raises(ValueError, match="digits to explain must be from 0 to 9"):
+    with pytest.raises(ValueError, match=r"digits to explain are .*; pass digits from 0 to 9"):
         run(tmp_path / "out", digits=digits)
     assert not (tmp_path / "out").exists()
 
@@ -204,3 +204,15 @@ def test_full_demonstration(tmp_path: Path, data: Digits) -> None:
     assert all((s.test.f_cls or 0) > 0.97 for s in result.scores)
     why = loaded(tmp_path, "relu3").explain(data.test_images[data.test_labels == 4], target=4)
     assert np.mean(why.contributions.sum(1).numpy() > 0) > 0.95
+
+
+def test_gallery_of_an_explainer_that_merged_x_features(data: Digits) -> None:
+    """A fit may find fewer x-features than asked for, and the gallery then has so many columns."""
+    cnn = digits_cnn(torch.Generator().manual_seed(3)).eval()
+    everything = torch.ones(40, dtype=torch.bool)
+    xnn = XNNAttribution(cnn, "relu3", 2, heatmap=InputXGradient)
+    xnn.fit(data.test_images[:40], 4, positives=everything, progress=False)
+    xnn.n_features = 5
+    made = _gallery(xnn, data.test_images[:3], [1, 2, 3], "relu3", 4, "positives")
+    titles = [axis.get_title() for axis in made.figure.axes]
+    assert sum("x-feature" in title for title in titles) == 2

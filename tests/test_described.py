@@ -67,6 +67,21 @@ def test_classes_of_another_model_are_not_taken(explained: Any, tmp_path: Path) 
     assert page_of(xnn, Folder(images[:6], {1: "some"}), tmp_path).data["targets"][0]["label"] == "some"
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["red", "green"], r"2 class names \(red, green\) were given for a model with 3 outputs; give one"),
+        (["a", "b", "c", "d"], r"4 class names \(a, b, c, ...\) were given for a model with 3 outputs"),
+        ({7: "beyond"}, "'beyond' is for output 7, and the model's outputs are 0 to 2"),
+    ],
+)
+def test_given_class_names_must_fit_the_model(explained: Any, tmp_path: Path, names: Any, said: str) -> None:
+    xnn, images, _ = explained
+    with pytest.raises(ValueError, match=said):
+        xnn.report(images[:6], tmp_path / "r.html", 1, class_names=names)
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_loaders_and_subsets_keep_the_order(explained: Any, tmp_path: Path) -> None:
     xnn, images, _ = explained
     data = Folder(images[:9], COLOURS)

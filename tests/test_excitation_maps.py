@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from captum_xnn import ExcitationBP, LayerExcitationBP, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, UnsupportedOperationError
-from captum_xnn.excitation_bp import stopping_layer
 from captum_xnn.excitation_bp._graph import Graph, cuts, topological
+from captum_xnn.excitation_bp._stopping import stopping_layer
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._trace import trace

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from captum_xnn import XNNAttribution
 from captum_xnn.cli._configuration import tomllib
+from captum_xnn.models.baselines import NMF, Lasso
+from captum_xnn.models.baselines._dictionaries import craft
+from captum_xnn.models.baselines._partitions import nmf_partition
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -37,3 +45,20 @@ def test_packages_of_an_extra_are_imported(extra: str) -> None:
     names = [requirement.split(">")[0].split("[")[0].strip() for requirement in EXTRAS[extra]]
     packages = [name for name in names if name != "captum-xnn"]
     assert packages and {IMPORTED.get(name, name) for name in packages} <= imports()
+
+
+@pytest.mark.parametrize("form", [Lasso, NMF], ids=lambda form: form.__name__)
+def test_form_without_scikit_learn_names_its_extra(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sklearn", "sklearn.decomposition", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, module, None)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+    xnn = XNNAttribution(model, "1", 2, autoencoder=form)
+    with pytest.raises(ImportError, match=r"needs scikit-learn, .* run `pip install captum-xnn\[baselines\]`"):
+        xnn.fit(torch.randn(40, 4), progress=False)
+
+
+def test_functions_without_scikit_learn_name_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    for call in (lambda: craft(torch.rand(20, 6), 2), lambda: nmf_partition(torch.rand(20, 6), 2)):
+        with pytest.raises(ImportError, match=r"captum-xnn\[baselines\]"):
+            call()

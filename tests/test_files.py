@@ -370,6 +370,10 @@ MODELS = {
     "missing": (without_tail, "differs: 3.weight, 3.bias is missing"),
     "new": (with_more, "differs: 4.weight, 4.bias is new"),
     "class of the layer": (other_layer_class, "differs: layer class is Tanh, was ReLU"),
+    "softmax": (
+        lambda model: model.append(nn.Softmax(1)),
+        "differs: 4 is new, a Softmax. The explainers were fitted to another one: pass the model without its Softmax",
+    ),
     "dtype": (lambda model: model.double(), r"0.weight is float64 \[8, 5\], was float32 \[8, 5\]"),
 }
 
@@ -389,6 +393,17 @@ def test_another_model_is_refused_or_warned_of(saved, what):
 
 def test_the_same_values_in_another_object_are_the_same_model(saved, xnn):
     assert same(xnn, XNNAttribution.load(saved, nn.DataParallel(net().train())), 0)
+
+
+def test_dropout_makes_no_other_model_but_an_activation_does():
+    def of(*modules):
+        return fingerprint(nn.Sequential(nn.Linear(2, 2, bias=False), *modules), "0")
+
+    a = of(nn.ReLU())
+    a["tensors"] = {}
+    assert of(nn.ReLU(), nn.Dropout())["functions"] == of(nn.ReLU(), nn.Identity())["functions"] == a["functions"]
+    assert differences(a, {**of(nn.GELU()), "tensors": {}}) == ["1 is a GELU, was a ReLU"]
+    assert differences(a, {**of(), "tensors": {}}) == ["1, a ReLU, is missing"]
 
 
 @pytest.mark.parametrize("strict", [True, False])

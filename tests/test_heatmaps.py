@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.excitation_bp import LayerExcitationBP
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.heatmaps._feature_maps import as_heatmap
+from captum_xnn.heatmaps._defaults import heatmap_or_default
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import SRAE
@@ -290,20 +290,20 @@ def test_what_is_no_backend_is_refused():
     with pytest.raises(TypeError, match=r"derived from captum\.attr\.Attribution"):
         FromCaptum(Saliency(nn.Linear(2, 1)))
     with pytest.raises(TypeError, match=r"type Saliency, .*; pass the class and its settings"):
-        as_heatmap(Saliency(nn.Linear(2, 1)))
+        heatmap_or_default(Saliency(nn.Linear(2, 1)))
     with pytest.raises(TypeError, match="type str, neither a Captum class nor a heatmap backend"):
-        as_heatmap("saliency")
+        heatmap_or_default("saliency")
     with pytest.raises(TypeError, match="attributes hidden neurons"):
-        as_heatmap(NeuronGradient)
+        heatmap_or_default(NeuronGradient)
 
 
-def test_as_heatmap():
+def test_heatmap_or_default():
     def own(*_, **__):
         return ()
 
-    assert as_heatmap(own) is own
-    assert as_heatmap(DeepLift).method is DeepLift
-    assert repr(as_heatmap(None)) == "DefaultMaps()"
+    assert heatmap_or_default(own) is own
+    assert heatmap_or_default(DeepLift).method is DeepLift
+    assert repr(heatmap_or_default(None)) == "DefaultMaps()"
 
 
 def test_backends_pickle():

@@ -24,7 +24,7 @@ from captum_xnn.metrics._keeping import keep_top
 from captum_xnn.metrics._patches import blurred
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.training import _contributions
-from captum_xnn.training._covering import ImageCovers, images_among
+from captum_xnn.training._drops import ImageCovers, images_among
 from captum_xnn.training._map_covers import maps_before
 
 K, N, SIZE = 2, 40, (18, 30)

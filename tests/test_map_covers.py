@@ -10,8 +10,7 @@ from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.training import _contributions
-from captum_xnn.training._covering import patch_bounds
-from captum_xnn.training._drops import _difference
+from captum_xnn.training._drops import Grid, _difference, patch_bounds
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 
@@ -82,9 +81,9 @@ def test_covered_cells_are_zero(model, layer, maps):
     tail, module = Tail(model, layer), maps(model)
     with torch.no_grad():
         made = MapCovers(tail, module, (images,), None)
-        grid = made.grid(8)
+        grid = Grid(*made.own.shape[2:], 8)
         pairs = grid.pairs(4)
-        Z = made.activations(grid, pairs)
+        Z = made.activations(grid.regions, pairs)
         A = (model[:4] if layer == "7" else model.maps)(images)
         assert len(pairs) == 4 * 49
         for (i, p), row in zip(pairs, Z, strict=True):

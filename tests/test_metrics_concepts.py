@@ -6,8 +6,15 @@ from math import factorial
 import pytest
 import torch
 
-from captum_xnn.metrics import deletion, insertion, surrogate_score
-from captum_xnn.metrics._concepts import area, completeness, contribution_order, random_order, shapley_values
+from captum_xnn.metrics import deletion, insertion
+from captum_xnn.metrics._concepts import (
+    area,
+    completeness,
+    contribution_order,
+    random_order,
+    shapley_values,
+    surrogate_score,
+)
 
 
 def drawn(*shape, seed=0):
@@ -100,7 +107,7 @@ def test_random_orders():
 def test_curve_errors():
     for order in (torch.tensor([[0, 0]]), torch.tensor([[1, 2]]), torch.tensor([0, 1])):
         for curve in (deletion, insertion):
-            with pytest.raises(ValueError, match=r"each x-feature 0\.\.K-1 once"):
+            with pytest.raises(ValueError, match=r"with each x-feature 0 to K-1 once"):
                 curve(surrogate_score(torch.zeros(1, 2)), order)
     with pytest.raises(ValueError, match="K > 0"):
         area(torch.zeros(3, 1))
@@ -186,7 +193,7 @@ def test_sixteen_players():
 
 def test_shapley_errors():
     for n in (0, 17):
-        with pytest.raises(ValueError, match=f"1 to 16 players, got {n}"):
+        with pytest.raises(ValueError, match=f"n is {n} players, .* pass 1 to 16"):
             shapley_values(lambda kept: kept.sum(1), n)
     with pytest.raises(ValueError, match=r"values are \(3, 8\) for 8 subsets"):
         shapley_values(lambda kept: torch.zeros(3, 8), 3)
@@ -202,7 +209,7 @@ def test_completeness_by_hand():
     assert completeness(0.9, 0.9, 0.1) == 1.0 and completeness(0.1, 0.9, 0.1) == 0.0
     assert completeness(0.0, 1.0, 0.5) == -1.0
     assert completeness(torch.tensor([0.5, 1.0]), 1.0, 0.5).tolist() == [0.0, 1.0]
-    with pytest.raises(ValueError, match="a model better than chance"):
+    with pytest.raises(ValueError, match=r"the model's score .* is no better than chance"):
         completeness(0.1, 0.1, 0.1)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.metrics import combined, keep_top_accuracy, telea
-from captum_xnn.metrics._keeping import biharmonic, constant, keep_top, mean_colour, top_pixels
+from captum_xnn.metrics import keep_top_accuracy
+from captum_xnn.metrics._keeping import biharmonic, combined, constant, keep_top, mean_colour, telea, top_pixels
 
 
 def drawn(*shape, seed=0):
@@ -286,3 +286,26 @@ def test_combined_tells_contributions_that_are_not_finite():
     """A NaN is not above 0, and all x-features would count alike."""
     with pytest.raises(ValueError, match="contributions are NaN or infinite"):
         combined(torch.ones(1, 2, 3, 3), torch.tensor([[1.0, torch.nan]]))
+
+
+def test_maps_of_x_features_are_mixed_by_contributions():
+    """The x-feature with the larger contribution decides which pixel stays: by hand, one row of three pixels."""
+    images = torch.tensor([[[[9.0, 0.0, 3.0]]], [[[9.0, 0.0, 3.0]]]])
+    maps = torch.tensor([[[[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]]]).expand(2, -1, -1, -1)
+    contributions = torch.tensor([[2.0, 1.0], [-2.0, 1.0]])
+
+    def model(x):
+        return x[:, 0, 0]
+
+    given = {"contributions": contributions, "fill": 0.0}
+    assert keep_top_accuracy(model, images, maps, torch.tensor([0, 2]), 1, **given) == 1
+    assert keep_top_accuracy(model, images, maps, torch.tensor([2, 0]), 1, **given) == 0
+    with pytest.raises(ValueError, match=r"maps are \(2, 2, 1, 3\).* pass finite maps \(N, H, W\), or the maps"):
+        keep_top_accuracy(model, images, maps, torch.tensor([0, 2]), 1, fill=0.0)
+
+
+def test_a_fill_has_a_name():
+    images, masks = torch.rand(2, 3, 12, 12), torch.rand(2, 12, 12) < 0.5
+    assert torch.equal(keep_top(images, masks, "biharmonic"), keep_top(images, masks, biharmonic))
+    with pytest.raises(ValueError, match="fill 'telia' does not exist; pass 'biharmonic', 'telea', a colour or a"):
+        keep_top(images, masks, "telia")

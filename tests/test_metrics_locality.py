@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from captum_xnn.metrics import locality, mean_locality, object_probabilities, part_probabilities
-from captum_xnn.metrics._localisation import pixel_probabilities
+from captum_xnn.metrics import locality, object_probabilities, part_probabilities
+from captum_xnn.metrics._localisation import mean_locality, pixel_probabilities
 
 NAN = math.nan
 
@@ -243,10 +243,10 @@ def test_what_is_not_finite_is_told():
 
 def test_wrong_arguments():
     maps, points, boxes = case()
-    with pytest.raises(ValueError, match=r"not negative, got values from -1 .*maps.clamp\(min=0\)"):
+    with pytest.raises(ValueError, match=r"maps have values from -1 .*not negative, as maps.clamp\(min=0\)"):
         part_probabilities(-torch.ones(3, 2, 9, 11), points, boxes)
     for bad in (NAN, math.inf):
-        with pytest.raises(ValueError, match="finite and not negative"):
+        with pytest.raises(ValueError, match=r"maps have values from .*; pass finite ones that are not negative"):
             pixel_probabilities(torch.full((1, 1, 2, 2), bad))
     with pytest.raises(ValueError, match=r"maps are \(3, 2, 99\), not \(N, K, H, W\)"):
         part_probabilities(maps.flatten(2), points, boxes)
@@ -254,7 +254,7 @@ def test_wrong_arguments():
         part_probabilities(maps, points[:2], boxes)
     with pytest.raises(ValueError, match=r"masks are torch\.int64 \(3, 8, 11\); .* resized to the maps"):
         object_probabilities(maps, torch.zeros(3, 8, 11, dtype=torch.long))
-    with pytest.raises(ValueError, match="from 0 to 2, got 0 to 4; raise objects="):
+    with pytest.raises(ValueError, match="masks hold objects from 0 to 4, and objects is 2; raise objects="):
         object_probabilities(maps, torch.arange(3)[:, None, None].expand(3, 9, 11) * 2, objects=2)
     with pytest.raises(ValueError, match=r"contributions \(N, K\)"):
         locality(rand(2, 3, 4), contributions=rand(3, 2))

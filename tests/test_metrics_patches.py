@@ -6,13 +6,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from captum_xnn.metrics import map_identification, orthogonality, patch_agreement, patch_drops, random_maps
-from captum_xnn.metrics._controls import random_partition
+from captum_xnn.metrics import orthogonality, patch_agreement, patch_drops
+from captum_xnn.metrics._controls import random_maps, random_partition
 from captum_xnn.metrics._overlap import contribution_shares
 from captum_xnn.metrics._patches import (
     blurred,
     drop_orthogonality,
     identified_maps,
+    map_identification,
     patch_correlations,
     patch_masks,
     rank_correlation,

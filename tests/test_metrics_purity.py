@@ -6,8 +6,7 @@ import pytest
 import torch
 from sklearn.metrics.cluster import contingency_matrix
 
-from captum_xnn.metrics import clustering_purity
-from captum_xnn.metrics._purity import chance_purity
+from captum_xnn.metrics._purity import chance_purity, clustering_purity
 
 
 def test_the_textbook_example():

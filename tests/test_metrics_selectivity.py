@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from captum_xnn.metrics import pair_share, selectivity
-from captum_xnn.metrics._removal import single_deletion, within_part
+from captum_xnn.metrics import selectivity
+from captum_xnn.metrics._removal import pair_share, single_deletion, within_part
 
 
 def randn(*shape, seed=0):
@@ -109,7 +109,7 @@ def test_area_is_beaten_within_parts_only():
         (torch.ones(2, 0, 3), None, r"changes are \(2, 0, 3\), not \(N, K, P\) of at least one part"),
         (torch.full((1, 1, 2), math.nan), None, "changes are NaN or infinite"),
         (torch.ones(2, 3, 4), torch.ones(2, 4), r"weights are \(2, 4\), not \(2, 3\)"),
-        (torch.ones(2, 3, 4), -torch.ones(2, 3), "finite and not negative, got -1 to -1; take absolute"),
+        (torch.ones(2, 3, 4), -torch.ones(2, 3), "weights are from -1 to -1; pass finite ones that are not negative"),
     ],
 )
 def test_other_changes_are_refused(changes, weights, message):

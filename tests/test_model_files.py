@@ -91,7 +91,7 @@ def test_a_transform(folder):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("resnet18", r"a model is FILE.py, FILE.py:function or package.module:function, got 'resnet18'"),
+        ("resnet18", "the model 'resnet18' is not FILE.py, FILE.py:function or package.module:function"),
         ("{}/none.py", r"cannot run .*none.py': FileNotFoundError \(no file .*none.py"),
         ("no_such_module:load", r"cannot run 'no_such_module': ModuleNotFoundError"),
         ("{}/net.py:lod", r"lod in .*net.py' is missing; define lod\(\)"),
@@ -110,9 +110,9 @@ def test_mistakes_in_naming_a_model(source, said, folder):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("SIZE = 2.5", "SIZE must be one number of pixels"),
-        ("MEAN = 1, 2", "MEAN must be one number such as 0.5 for each of 1 or 3 channels"),
-        ("STD = 0.5, 0.0, 1", "std must be above 0"),
+        ("SIZE = 2.5", "SIZE is 2.5; give one number of pixels"),
+        ("MEAN = 1, 2", r"MEAN is \(1, 2\); give one number such as 0.5 for each of 1 or 3 channels"),
+        ("STD = 0.5, 0.0, 1", r"std is \(0.5, 0.0, 1.0\); give numbers above 0"),
         ("MEAN = [0.5]", "have different numbers of channels"),
         ("transform = 3", "transform in .* is 3, not a function"),
         ("import nothing_like_it", "line 44 of .*net.py"),
@@ -136,6 +136,7 @@ def test_torchvision_with_weights_from_a_file(torchvision, tmp_path):
         made = load_torchvision("squeezenet1_1", tmp_path / name)
         assert torch.equal(made.model(x), model(x))
         assert made.preparation == Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD)
+    assert len(made.classes) == 1000 and made.classes[11] == "goldfinch"  # 11 is the goldfinch in ImageNet
     with pytest.raises(ValueError, match=r"w.pt' does not hold weights of squeezenet1_0 \(Error\(s\) in"):
         load_torchvision("squeezenet1_0", tmp_path / "w.pt")
 
@@ -170,6 +171,7 @@ def test_fine_tuned_head_has_as_many_outputs_as_classes(torchvision, tmp_path):
     made = load_torchvision("squeezenet1_1", tmp_path / "w.pt", 12)
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(made.model(images), model.eval()(images)) and made.model(images).shape == (2, 12)
+    assert made.classes is None
     with pytest.raises(ValueError, match="--classes N if it has N classes"):
         load_torchvision("squeezenet1_1", tmp_path / "w.pt")
 

@@ -119,8 +119,8 @@ def test_a_byte_order_mark_is_no_error(exported: Path) -> None:
         ({-1: "a"}, ValueError, "name 'a' is for number -1, and the x-features are 0 to 1"),
         ({"first": "a"}, ValueError, r"'first' is not the number of an x-feature, counted from 0; write"),
         ({0.5: "a"}, ValueError, r"0.5 is not the number of an x-feature, counted from 0"),
-        ([None, "a"], TypeError, r"a name must be a string, got None; write ''"),
-        ({"46": {"0": "a"}}, TypeError, r"a name must be a string, got \{'0': 'a'\}"),
+        ([None, "a"], TypeError, "the name None is not a string; write ''"),
+        ({"46": {"0": "a"}}, TypeError, r"the name \{'0': 'a'\} is not a string"),
     ],
 )
 def test_wrong_names_are_refused(names: Any, error: Any, message: str) -> None:
@@ -148,8 +148,11 @@ def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
         ({"version": 2}, r"has version 2, and this captum_xnn reads version 1; use the version that wrote the file"),
         ({"version": None}, r"has version None, and this captum_xnn reads version 1"),
         ({"version": True}, r"has version True, and this captum_xnn reads version 1"),
-        ({"layer": 6}, r"must hold a layer and names by target, got layer 6 and .*; export"),
-        ({"names": ["golden feather"]}, r"names by target, got layer 'relu6' and names \['golden feather'\]"),
+        ({"layer": 6}, r"has the layer 6 and names .*, and not names by target; export"),
+        (
+            {"names": ["golden feather"]},
+            r"has the layer 'relu6' and names \['golden feather'\], and not names",
+        ),
         (
             {"names": {"46": ["golden feather"]}},
             r"target 46 in '.*names\.json' has \['golden feather'\], and not names by the number of the",

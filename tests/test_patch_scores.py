@@ -14,9 +14,9 @@ from torch import nn
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.metrics import map_identification, patch_agreement, random_maps
-from captum_xnn.metrics._controls import random_partition
-from captum_xnn.metrics._patches import drop_orthogonality
+from captum_xnn.metrics import patch_agreement
+from captum_xnn.metrics._controls import random_maps, random_partition
+from captum_xnn.metrics._patches import drop_orthogonality, map_identification
 from captum_xnn.models import ContributionGroups, ConvSRAE
 from captum_xnn.patch_scores import CoveredBatch, patch_scores, patch_scores_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from captum_xnn.layers._tail import Tail
-from captum_xnn.models._path_integral import integrate
+from captum_xnn.models._contribution_groups import integrate
 
 
 class Square(nn.Module):

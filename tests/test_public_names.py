@@ -22,25 +22,23 @@ NAMES = {
     "cli": "Configuration Opened main",
     "comparison": "compare",
     "activations": "Activations collect collect_part",
-    "datasets": "ADE20KScenes CUB200 Figures FunnyBirds Places365 collate load_digits load_mnist",
+    "datasets": "ADE20KScenes CUB200 Figures FunnyBirds Places365 load_digits load_mnist",
     "errors": (
         "CheckpointError DatasetError ExplainerFileError LayerNotFoundError LayerNotReachedError "
         "ModelMismatchError NamesFileError NotFittedError StoreError UnsupportedOperationError"
     ),
-    "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP stopping_layer",
+    "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP",
     "heatmaps": "ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap",
     "layers": "EveryCall",
     "metrics": (
-        "classification_faithfulness clustering_purity combined deletion drop_orthogonality effective_number insertion "
-        "keep_top_accuracy locality map_identification "
-        "matched_features mean_locality object_probabilities orthogonality pair_share paired_test part_probabilities "
-        "patch_agreement patch_drops pointing_accuracy random_maps randomised regression_faithfulness selectivity "
-        "similarity surrogate_score telea typicality"
+        "classification_faithfulness deletion drop_orthogonality effective_number insertion keep_top_accuracy locality "
+        "matched_features object_probabilities orthogonality paired_test part_probabilities patch_agreement "
+        "patch_drops pointing_accuracy randomised regression_faithfulness selectivity similarity typicality"
     ),
     "models": "Autoencoder ContributionGroups ConvSRAE PaperSRAE SRAE",
     "models.baselines": "CAE DRSA Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
-    "plots": "contours overlay own_scale shared_scale show_contributions show_explanation show_gallery write_names",
-    "report": "ReportOptions on_objects on_parts",
+    "plots": "contours own_scale show_contributions show_explanation show_gallery write_names",
+    "report": "ReportOptions",
     "training": "Checkpoint JSONLines Recipe TensorBoard choose_n tune",
 }
 FILES = ("attribution", "errors", "explainer", "explanation", "patch_scores")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from captum_xnn import Explanation, XNNAttribution
 from captum_xnn.metrics import orthogonality, part_probabilities, patch_agreement, pointing_accuracy
@@ -38,8 +39,40 @@ def test_repr_is_one_screen(n: int, K: int) -> None:
     assert [int(line.split(":")[0]) for line in lines[1:11]] == [*range(min(n, 10))]
     assert (f"... and {n - 10} more" in lines[-1]) == (n > 10)
     whole = f"  0: {why.sentence(index=0)}"
-    assert lines[1] == whole or (len(whole) > 118 and lines[1] == f"{whole[:114]} ...")
+    assert lines[1] == whole or (len(whole) > 118 and whole.startswith(lines[1].removesuffix("...")))
     assert "x-feature 0" not in repr(why) + str(why)
+
+
+def test_repr_cuts_a_long_line_between_words_and_a_long_layer_in_its_middle() -> None:
+    why = replace(explained(1, 64), layer="encoder." + "blocks." * 30 + "attention")
+    head, line = repr(why).splitlines()
+    assert len(head) <= 120 and "'encoder.block" in head and "attention'" in head
+    assert len(line) <= 118 and line.endswith(" ...")
+    words = line.removesuffix(" ...").split(" ")
+    assert words[-1] in f"  0: {why.sentence(0)}".split(" ")
+
+
+@pytest.mark.parametrize("shape", [(12,), (7, 5)])
+def test_repr_of_tokens_and_tables_names_the_shape_of_the_maps(shape: tuple[int, ...]) -> None:
+    maps = torch.rand(2, 3, *shape)
+    why = replace(explained(2, 3), inputs=torch.rand(2, *shape), maps=maps)
+    assert f"3 x-features, maps {tuple(maps.shape)}" in repr(why).splitlines()[0]
+    both = replace(why, inputs=(torch.rand(2, *shape), torch.rand(2, 4)), maps=(maps, torch.rand(2, 3, 4)))
+    assert repr(both).splitlines()[0].endswith(f"maps {tuple(maps.shape)} and (2, 3, 4)")
+
+
+def test_repr_of_the_attribution_lists_its_explainers_on_one_screen() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 12))
+    xnn = XNNAttribution(model, "1", n_features=2)
+    assert repr(xnn).splitlines() == [
+        "XNNAttribution of a Sequential at layer '1': 2 x-features for each explainer",
+        "  not fitted: call fit(data, target=...)",
+    ]
+    everything = torch.ones(40, dtype=torch.bool)
+    xnn.fit(torch.randn(40, 6), target=range(12), positives=everything, progress=False)
+    lines = repr(xnn).splitlines()
+    assert lines[1] == "  target 0: ContributionGroups, fitted on 40 examples"
+    assert len(lines) == 7 and lines[-1] == "  ... and 7 more"
 
 
 def test_repr_never_raises() -> None:

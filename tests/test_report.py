@@ -21,7 +21,7 @@ from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
-from captum_xnn.report import ReportOptions, on_parts
+from captum_xnn.report import ReportOptions
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
 from captum_xnn.report._verdict import error
@@ -250,7 +250,7 @@ def test_patches_of_some_images_of_the_class_are_measured_beside_controls(explai
     assert (
         f"maps of noise {noise}, maps of x-features drawn by chance {groups}, the single usual heatmap {single}" in text
     )
-    assert f"<b>{found.drops.o1:.2f}</b> 0 is distinct" in text
+    assert f"<b>{found.drops.o1:.2f}</b> 0&nbsp;is&nbsp;distinct" in text
     assert f"drop at the same patches? For comparison: random groups {found.drops_random_groups.o1:.2f}" in text
     assert "Patch agreement" not in written(tmp_path / "without.html", explained)[0]
 
@@ -293,7 +293,7 @@ def test_cards_show_parts(explained: Any, tmp_path: Path) -> None:
     n = len(images)
     points, box = torch.full((n, 2, 2), 12.0), torch.tensor([[2.0, 2.0, 22.0, 22.0]]).expand(n, 4)
     batch = PartsSample(images, torch.zeros(n), points, box, torch.arange(n))
-    _, parsed = written(tmp_path / "r.html", explained, data=[batch], places=on_parts, place_names=["beak", "tail"])
+    _, parsed = written(tmp_path / "r.html", explained, data=[batch], place_names=["beak", "tail"])
     assert {"beak", "context"} <= set(parsed.text)
     # Of two parts on one point the first has all.
     assert "tail" not in parsed.text
@@ -368,7 +368,7 @@ def test_names_of_others_are_refused(explained: Any, tmp_path: Path, names: Any,
 
 
 def test_names_that_cannot_be_told_apart_by_target_are_refused(explained: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"by target, got a list; write \{1: \['golden feather'\]\}"):
+    with pytest.raises(TypeError, match=r"names are a list, and .* by target; write \{1: \['golden feather'\]\}"):
         written(tmp_path / "r.html", explained, names=["beak"])
 
 
@@ -436,7 +436,7 @@ def test_cards_call_images_as_the_data_do(explained: Any, tmp_path: Path) -> Non
     # Without captions, the first of the data may be another than the first of the gallery.
     _, unnamed = written(tmp_path / "r.html", explained, data=images)
     assert crops(unnamed) == {f"image {int(name.removesuffix('.png')) + 1} of the data" for name in crops(other)}
-    with pytest.raises(ValueError, match="got 9 data_captions for 90 images of the data"):
+    with pytest.raises(ValueError, match="there are 9 data_captions for 90 images of the data"):
         written(tmp_path / "r.html", explained, data=images, data_captions=own[:9])
 
 
@@ -510,6 +510,15 @@ def test_old_report_survives_a_full_disk(explained: Any, tmp_path: Path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.parametrize(
+    ("name", "written"), [("why", "why.html"), ("why.v2", "why.v2.html"), ("why.HTML", "why.HTML"), ("y.htm", "y.htm")]
+)
+def test_name_of_a_page_ends_in_html_once(explained: Any, tmp_path: Path, name: str, written: str) -> None:
+    xnn, images, target = explained
+    assert xnn.report(images[:6], tmp_path / name, target) == tmp_path / written
+    assert [path.name for path in tmp_path.iterdir()] == [written]
+
+
 def test_missing_jinja2_names_the_extra(explained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"needs jinja2, .* run `pip install captum-xnn\[report\]`"):
@@ -518,7 +527,7 @@ def test_missing_jinja2_names_the_extra(explained: Any, tmp_path: Path, monkeypa
 
 def test_wrong_arguments_are_refused(explained: Any, tmp_path: Path) -> None:
     xnn, images, target = explained
-    with pytest.raises(ValueError, match="got 9 images and 2 captions"):
+    with pytest.raises(ValueError, match="there are 9 images and 2 captions"):
         written(tmp_path / "r.html", explained, captions=["a", "b"])
     with pytest.raises(ValueError, match="reads its images several times, but a list_iterator can be read only once"):
         write_report(tmp_path / "r.html", xnn, iter([images[:9]]), target)

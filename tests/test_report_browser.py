@@ -699,6 +699,36 @@ def test_open_comparison_is_printed_whole_and_alone(driver: Any, page: Path) -> 
     assert not one(driver, "#comparison").is_displayed()
 
 
+def test_printed_pages_are_full(driver: Any, page: Path) -> None:
+    """Nothing but the last page, and the end of a page that is smaller than one row of images, stays empty."""
+    opened(driver, page)
+    pages = pages_in(printed(driver))
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        resize(driver, 725, 900)  # a letter's width between the margins
+        driver.execute_script("document.documentElement.style.width = '725px'")
+        height = driver.execute_script("return document.documentElement.getBoundingClientRect().height")
+        item = driver.execute_script("return document.querySelector('.item').getBoundingClientRect().height")
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert 973 < pages * 973 < height + 973 + item  # 973 is the height of a page between the margins
+
+
+def test_paper_shows_numbers_of_x_features_without_names(driver: Any, page: Path) -> None:
+    opened(driver, page)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        heads = [head.text.split("\n")[-1] for head in all_of(driver, ".chapter:not([hidden]) .card header")]
+        fields = [field.is_displayed() for field in all_of(driver, ".chapter:not([hidden]) input.name")]
+        assert [head for head, field in zip(heads, fields, strict=True) if not field] == [
+            f"x-feature {k + 1}" for k, field in enumerate(fields) if not field
+        ]
+        assert not all(fields) and not any(n.is_displayed() for n in all_of(driver, ".on-screen"))
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert not any(n.is_displayed() for n in all_of(driver, ".on-paper"))
+
+
 def test_paper_is_white_and_keeps_colours(driver: Any, page: Path) -> None:
     driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",

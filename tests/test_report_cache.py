@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from captum.attr import DeepLift, InputXGradient, Saliency
 
+from benchmarks import report_speed
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.report import ReportOptions
@@ -21,13 +25,13 @@ from captum_xnn.report._page import write_report
 def explains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each call of ``explain`` gets."""
     calls: list[int] = []
-    explain = XNNAttribution.explain
+    explain = XNNAttribution._explain_and_read
 
     def counting(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(len(inputs))
         return explain(self, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(XNNAttribution, "explain", counting)
+    monkeypatch.setattr(XNNAttribution, "_explain_and_read", counting)
     return calls
 
 
@@ -54,6 +58,35 @@ def test_other_names_take_no_map_and_give_the_page_of_a_new_report(
     assert len(explains) == done
     fresh = write_report(tmp_path / "fresh.html", xnn, images[:9], target, ReportOptions(**changed))
     assert fresh.read_text("utf-8") == cached and "Named" in cached
+
+
+def places(value: Any, at: str = "") -> set[str]:
+    """All places in the content of a page: keys of dicts, with one name for the entries of lists."""
+    if isinstance(value, dict):
+        # Names of targets and groups of the data are no part of the form.
+        return {at}.union(*(places(v, f"{at}.{key}") for key, v in value.items()))
+    if isinstance(value, list):
+        return {at}.union(*(places(v, f"{at}[]") for v in value))
+    return {f"{at}: {'number' if type(value) in (int, float) else type(value).__name__}"}
+
+
+def test_form_of_the_kept_content_has_its_own_format(explained: Any, tmp_path: Path) -> None:
+    """Content of another form would be read by templates that do not know it: raise ``_FORMAT`` with it."""
+    from captum_xnn.report import _cache
+
+    xnn, images, target = explained
+    write(tmp_path, (xnn.with_heatmap(InputXGradient), images, target), patches=1)
+    table = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    rows = XNNAttribution(model, "1", 2).fit(table, progress=False)
+    write_report(tmp_path / "t.html", rows, table, None, ReportOptions(cache=tmp_path / "cache", patches=2))
+    contents = sorted((tmp_path / "cache").glob("*/content.json"))
+    assert len(contents) == 2
+    found = set().union(*(places(json.loads(content.read_text())) for content in contents))
+    digest = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:12]
+    assert {_cache._FORMAT: digest} == {5: "08703e2481fd"}, (
+        "raise _FORMAT in report/_cache.py, and write its digest here"
+    )
 
 
 def other_weights(xnn: XNNAttribution) -> XNNAttribution:
@@ -165,3 +198,27 @@ def test_report_that_cannot_be_kept_says_so(explained: Any, tmp_path: Path, capl
     with caplog.at_level(logging.WARNING, "captum_xnn"):
         assert "<h1>" in write(tmp_path, explained)
     assert "is not kept in" in caplog.text
+
+
+def test_benchmark_compares_a_report_with_its_maps(
+    torchvision: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_speed.main(images=4, rounds=1, out=tmp_path, maps=True)
+    said = capsys.readouterr().out
+    assert said.startswith("4 images, ResNet-18: the report takes ") and "(median of 1, bar 1.5)" in said
+    report, maps, ratio = (float(part) for part in re.findall(r"[0-9.]+(?= s)|(?<=ratio )[0-9.]+", said))
+    assert ratio == pytest.approx(report / maps, abs=0.1 + 0.1 / maps * ratio)
+
+
+def test_outputs_of_the_images_cost_no_pass_of_their_own(explained: Any, tmp_path: Path) -> None:
+    xnn, images, target = explained
+    passes: list[int] = []
+    hook = xnn.model[5].register_forward_hook(lambda _module, inputs, _output: passes.append(len(inputs[0])))
+    try:
+        xnn._explain_and_read(images[:9], target)
+        xnn.one_heatmap(images[:9], target)
+        alone = len(passes)
+        write_report(tmp_path / "r.html", xnn, images[:9], target, ReportOptions())
+    finally:
+        hook.remove()
+    assert len(passes) == 2 * alone

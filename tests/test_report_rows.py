@@ -14,6 +14,7 @@ from torch import nn
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
+from captum_xnn.report._rows import Rows
 from captum_xnn.report._verdict import error
 
 WORDS = ["the", "great", "film", "awful", "slow"]
@@ -105,21 +106,38 @@ def test_function_of_ids_gives_tokens(texts: Any, tmp_path: Path) -> None:
     assert [image["cells"] for image in page.data["images"]] == words[:30]
 
 
-def test_cards_tell_how_much_of_the_maps_lies_on_a_word(texts: Any, tmp_path: Path) -> None:
+def test_cards_rank_words_by_their_mean_contribution(texts: Any, tmp_path: Path) -> None:
     xnn, ids, words = texts
     page = page_of(xnn, ids[:9], tmp_path, 1, tokens=words[:9])
     own = [i for i in range(9) if int(xnn.model(ids[i : i + 1]).argmax(1)) == 1]
     why = xnn.explain(ids[own], 1)
     maps = why.directed_maps().flatten(3).sum(3)[:, 0]
-    spread = maps / maps.abs().sum(1, keepdim=True) * why.contributions[:, :1].abs()
-    sums = {w: 0.0 for w in WORDS}
+    spread = maps / maps.abs().sum(1, keepdim=True) * why.contributions[:, :1]
+    values: dict[str, list[float]] = {w: [] for w in WORDS}
     for row, i in zip(spread.tolist(), own, strict=True):
         for value, word in zip(row, words[i], strict=True):
-            sums[word] += abs(value)
-    top = max(sums, key=lambda w: sums[w])
-    place = page.text.index("Words that drive it")
-    assert page.text[place + 1] == top
-    assert page.text[place + 2] == f"{100 * sums[top] / sum(sums.values()):.0f} %"
+            values[word].append(value)
+    means = {word: sum(of) / len(of) for word, of in values.items() if len(of) > 1}
+    ranked = sorted((w for w in means if means[w]), key=lambda w: -abs(means[w]))
+    place, digits = page.text.index("Words that drive it"), page.data["targets"][0]["decimals"] + 1
+    shown = page.text[place + 1 : place + 1 + 2 * len(ranked)]
+    assert shown[::2] == ranked
+    assert shown[1::2] == [f"{means[w]:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for w in ranked]
+
+
+def test_a_word_that_occurs_once_is_on_no_card(texts: Any, tmp_path: Path) -> None:
+    rows = Rows(1, 1, words=True)
+    contributions = torch.tensor([4.0])
+    for cells, maps in (
+        (["once", "often", "seldom"], [1.0, 0.5, 0.5]),
+        (["often", "seldom", "the"], [0.6, -0.4, 0.0]),
+    ):
+        rows._add_cells(torch.tensor([maps]), contributions, cells)
+    # The contribution of 4 divided by the mass: 2 and 4 for each unit of a map.
+    assert rows._cells(0) == [
+        ("often", 1.0, pytest.approx((0.5 * 2 + 0.6 * 4) / 2)),
+        ("seldom", pytest.approx(0.3 / 1.7), pytest.approx((0.5 * 2 - 0.4 * 4) / 2)),
+    ]
 
 
 def test_table_has_values_names_and_a_map_for_each_input(table: Any, tmp_path: Path) -> None:
@@ -225,11 +243,11 @@ def test_other_names_of_a_text_page_take_no_map(
 def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Path) -> None:
     xnn, ids, words = texts
     for tokens in (words[:2], [[*w, "more"] for w in words[:3]], [[], *words[1:3]]):
-        with pytest.raises(ValueError, match=r"got tokens of lengths .* for 3 examples of 7 cells"):
+        with pytest.raises(ValueError, match=r"tokens have lengths .* for 3 examples of 7 cells"):
             page_of(xnn, ids[:3], tmp_path, 0, tokens=tokens)
-    with pytest.raises(ValueError, match="got 2 input_names for 5 input features"):
+    with pytest.raises(ValueError, match="there are 2 input_names for 5 input features"):
         page_of(*table, tmp_path, input_names=["a", "b"])
-    with pytest.raises(ValueError, match="got 3 examples and 1 captions"):
+    with pytest.raises(ValueError, match="there are 3 examples and 1 captions"):
         page_of(xnn, ids[:3], tmp_path, 0, tokens=words[:3], captions=["x"])
     assert not list(tmp_path.iterdir())
 

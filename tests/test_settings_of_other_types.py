@@ -72,10 +72,10 @@ def test_a_tuple_of_one_index_is_that_index():
 @pytest.mark.parametrize("target", [(1.5, 0), (1, 0.0), ("1", 0)])
 def test_parts_of_a_target_are_not_rounded(target):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten(2)).eval()
-    with pytest.raises(ValueError, match=r"a target is None, an int or a tuple of ints, got .*; pass the index"):
+    with pytest.raises(ValueError, match=r"the target .* is not an int, a tuple of ints or None; pass the index"):
         XNNAttribution(model, "1").fit(torch.rand(20, 1, 8, 8), target, progress=False)
 
 
 def test_a_joint_explainer_of_one_output_twice_is_refused():
-    with pytest.raises(ValueError, match=r"needs different targets, got \(0, 0\); pass each target once"):
+    with pytest.raises(ValueError, match=r"target is \(0, 0\), and a joint explainer needs different ones; pass each"):
         XNNAttribution(network(), "1").fit(X, (0, 0), joint=True, progress=False)

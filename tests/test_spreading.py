@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_xnn import LayerExcitationBP, OneHeatmap
-from captum_xnn.excitation_bp import stopping_layer
 from captum_xnn.excitation_bp._propagation import run, signals
 from captum_xnn.excitation_bp._settings import Settings
+from captum_xnn.excitation_bp._stopping import stopping_layer
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.heatmaps._spreading import spread
 

@@ -128,7 +128,7 @@ def test_damaged_studies_and_databases_are_told(
     study = made(tmp_path, explained)
     (tmp_path / ANSWERS_FILE).write_text("junk")
     assert run("export", str(tmp_path), "--out", str(tmp_path / "out")) == 1
-    assert "expected a database of answers" in capsys.readouterr().err
+    assert "cannot be opened" in capsys.readouterr().err
     (tmp_path / ANSWERS_FILE).unlink()
     path = study.folder / "study.json"
     path.write_text(path.read_text().replace('"arms"', '"armz"'))

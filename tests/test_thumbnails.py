@@ -32,7 +32,7 @@ def test_ranges_are_stretched_once_for_all_channels_and_unit_images_kept() -> No
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(2, 4, 4), r"an image is \(1, H, W\) or \(3, H, W\), got \(2, 4, 4\)"),
+        (torch.zeros(2, 4, 4), r"an image is \(2, 4, 4\), not \(1, H, W\) or \(3, H, W\)"),
         (torch.zeros(4, 4), "put the channels first"),
         (torch.full((1, 2, 2), torch.nan), "contains NaN or infinity"),
     ],

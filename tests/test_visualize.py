@@ -23,15 +23,14 @@ from captum_xnn.plots import _panels as panels_module
 from captum_xnn.plots import _waterfall as waterfall
 from captum_xnn.plots import (
     contours,
-    overlay,
     own_scale,
-    shared_scale,
     show_contributions,
     show_explanation,
     show_gallery,
     write_names,
 )
-from captum_xnn.plots._panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, wrapped
+from captum_xnn.plots._explanation import shared_scale
+from captum_xnn.plots._panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, overlay, wrapped
 
 
 def explanation(image: Any = None, maps: Any = None, contributions: Any = (1.0, 5.0, -2.0), **options: Any) -> Figure:
@@ -546,7 +545,7 @@ def test_a_waterfall_is_drawn_into_the_axes_themselves() -> None:
 def test_other_places_are_refused() -> None:
     whole, places = pyplot.subplots(1, 2)
     try:
-        with pytest.raises(TypeError, match=r"axes= must be an Axes, .* got ndarray; pick one of several"):
+        with pytest.raises(TypeError, match=r"axes is a ndarray; pass an Axes, .* and of several pick one"):
             explanation(axes=places)
         free = whole.add_axes((0.1, 0.1, 0.5, 0.5))
         with pytest.raises(ValueError, match=r"these axes belong to no grid; make them with"):
@@ -709,7 +708,7 @@ def test_values_that_are_not_finite_are_refused(where: str, bad: float) -> None:
         ({"contributions": []}, r"contributions are \(0,\), not \(K,\) of one example; pick one"),
         ({"names": ["a", "b", "c", "d"]}, "name 'd' is for number 3, and the x-features are 0 to 2; pass at most"),
         ({"names": "abc"}, r"cannot read a JSON file of names at 'abc' \("),
-        ({"largest": 0}, r"largest must be at least 1, got largest=0; leave it out"),
+        ({"largest": 0}, "largest is 0; pass at least 1, or leave it out"),
         ({"one_heatmap": np.ones((2, 3, 6, 6))}, r"one_heatmap is \(2, 3, 6, 6\), not \(H, W\) or .*; pick"),
         ({"one_heatmap": np.full((6, 6), np.nan)}, r"36 of 36 values of .*one_heatmap are NaN"),
         ({"mean": 0.5}, r"mean and std go together, but one of them is None; pass both"),
@@ -721,7 +720,7 @@ def test_values_that_are_not_finite_are_refused(where: str, bad: float) -> None:
         ),
         (
             {"prediction": [1.0, 2.0]},
-            r"prediction must be one number, got shape \(2,\); pick one example",
+            r"prediction has shape \(2,\), and is not one number; pick one example",
         ),
         (
             {"scale": lambda m, c: m * 7},
@@ -753,9 +752,9 @@ def test_wrong_arguments_say_what_was_expected_what_came_and_what_to_do(changes:
         ({"maps": np.ones((2, 2, 4, 4))}, r"maps are \(2, 4, 4\), not .* K = 3 contributions"),
         (
             {"feature_order": [3]},
-            r"feature_order must list .* from 0 to 2, got \[3\]; arguments count them",
+            r"feature_order is \[3\]; list x-features from 0 to 2. Arguments count them",
         ),
-        ({"feature_order": []}, r"feature_order must list .* got \[\]"),
+        ({"feature_order": []}, r"feature_order is \[\]; list"),
         ({"row_names": ["a"]}, r"row_names is \['a'\] for N = 2 examples; pass a list"),
     ],
 )

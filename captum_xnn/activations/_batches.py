@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -39,6 +40,7 @@ __all__ = [
     "Batches",
     "Picked",
     "Unpack",
+    "as_batches",
     "first_inputs",
     "is_repeatable",
     "number_of_batches",
@@ -105,8 +107,8 @@ class Batches:
     """All batches of some data, in order, each with its first row.
 
     Args:
-        data: Inputs as a tensor (M, ...), a tuple of such tensors, or an iterable of batches.
-        batch_size: Examples in a batch where data are tensors.
+        data: Inputs as a tensor (M, ...), a tuple of such tensors, an iterable of batches, or a data set.
+        batch_size: Examples in a batch of tensors or of a data set.
         unpack: Turns a batch of an iterable into (inputs, additional arguments).
 
     Raises:
@@ -121,6 +123,7 @@ class Batches:
 
     def __init__(self, data: Any, batch_size: int, unpack: Unpack) -> None:
         self._unpack = unpack
+        data = as_batches(data, batch_size)
         self._numbers: Sequence[Sequence[int]] | None = None
         refuse_no_batches(data)
         tensors = (data,) if isinstance(data, Tensor) else data
@@ -250,6 +253,40 @@ class Batches:
         self._end = first
 
 
+def as_batches(data: Any, batch_size: int = 64) -> Any:
+    """Return a loader of a data set that gives single examples; return anything else unchanged.
+
+    Args:
+        data: A tensor, an iterable of batches, or a data set.
+        batch_size: Examples in a batch of a data set.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> [len(x) for x, y in as_batches(TensorDataset(torch.zeros(70, 3), torch.zeros(70)))]
+        [64, 6]
+    """
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        return data
+    # Without its own generator, a loader draws a seed from the global one. Nothing is shuffled.
+    return DataLoader(data, batch_size, collate_fn=_collate, generator=torch.Generator().manual_seed(0))
+
+
+def _collate(rows: list[Any]) -> Any:
+    """Stack examples; raise an error with the fix where they cannot be stacked."""
+    try:
+        return default_collate(rows)
+    except (TypeError, RuntimeError) as error:
+        first = rows[0][0] if isinstance(rows[0], (tuple, list)) and rows[0] else rows[0]
+        if isinstance(first, Tensor):
+            shapes = sorted({tuple(row[0].shape if isinstance(row, (tuple, list)) else row.shape) for row in rows})
+            got = f"inputs of the shapes {', '.join(map(str, shapes[:3]))}, which cannot be stacked to a batch"
+            fix = "resize or pad them to one shape in the data set's transform"
+        else:
+            got = f"a {type(first).__name__} as an example's input"
+            fix = "give it a transform to tensors, such as torchvision.transforms.ToTensor()"
+        raise TypeError(f"the data set gives {got}; {fix}, or pass a DataLoader with your own collate_fn") from error
+
+
 def refuse_no_batches(data: Any) -> None:
     """Raise where data are one dict, a numpy array, a path or a tensor without rows instead of batches.
 
@@ -333,7 +370,7 @@ def repeatable(data: Any) -> Any:
     """Bring data into a form that can be read again in the same order, with the same examples.
 
     A loader that shuffles is replaced by a loader of the same data set that does not shuffle. Data that can be read
-    only once are kept in memory, batch by batch.
+    only once are kept in memory, batch by batch. A data set gets a loader.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -343,6 +380,7 @@ def repeatable(data: Any) -> Any:
         >>> list(repeatable(loader))
         [tensor([1., 2.], dtype=torch.float64), tensor([3.], dtype=torch.float64)]
     """
+    data = as_batches(data)
     if isinstance(data, Iterator):
         return list(data)
     if not _is_random(data) or type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
@@ -447,7 +485,7 @@ def _copied(values: Any, device: torch.device) -> tuple[Any, ...]:
 
 def _joins_equally(data: Any) -> bool:
     """Whether inputs of an example are the same in any batch: tensors, and loaders that stack or list examples."""
-    return not isinstance(data, DataLoader) or data.collate_fn in (default_collate, list)
+    return not isinstance(data, DataLoader) or data.collate_fn in (default_collate, _collate, list)
 
 
 def _ranges(examples: int, batch_size: int) -> list[Sequence[int]]:

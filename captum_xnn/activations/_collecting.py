@@ -34,6 +34,7 @@ from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import (
     Batch,
     Batches,
+    as_batches,
     first_inputs,
     is_repeatable,
     number_of_batches,
@@ -215,15 +216,15 @@ def collect(
         model: The model to explain.
         layer: One of its layers, by dotted name or as a module. Of several calls in a row the last counts; for calls
             side by side see :class:`captum_xnn.layers.EveryCall`.
-        data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, or an iterable of
-            batches such as a DataLoader.
+        data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, an iterable of
+            batches such as a DataLoader, or a data set whose examples are an input, or begin with it, as (x, y).
         store: A folder (created if missing) for activations that do not fit in memory; see above. Shards
             that it already holds are verified and kept.
         unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default the keys of a dict are
             the names of the model's arguments, and the first entry of a tuple or list is the inputs.
         output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
         prediction_transform: The same for the model's output.
-        batch_size: Examples per forward pass where data are tensors.
+        batch_size: Examples per forward pass for tensors and data sets.
         rows_per_shard: Examples in a shard of a new store; by default 4,096, or fewer where these are more than 64 MiB.
         asked: The requested outputs. The first batch is checked for them. Without a store, only they are kept where
             the model gives maps or sequences of outputs. With None, all outputs are kept.
@@ -242,7 +243,7 @@ def collect(
         >>> found.Z.shape, found.y_hat.shape
         (torch.Size([10, 3]), torch.Size([10, 2]))
     """
-    unpack = unpack_for(model, unpack)
+    unpack, data = unpack_for(model, unpack), as_batches(data, batch_size)
     if store is not None:
         folder = collect_part(
             model,
@@ -305,7 +306,7 @@ def collect_together(
         >>> collect_together(model, "1", torch.ones(10, 4), ranks=ALONE).Z.shape
         torch.Size([10, 3])
     """
-    unpack = unpack_for(model, unpack)
+    unpack, data = unpack_for(model, unpack), as_batches(data, batch_size)
     transforms: dict[str, Any] = {
         "unpack": unpack,
         "output_transform": output_transform,

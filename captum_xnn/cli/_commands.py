@@ -58,8 +58,8 @@ HISTORY_FILE = "history.jsonl"
 _log = logging.getLogger(__name__)
 
 
-def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttribution:
-    """Fit explainers and save them with the configuration and the history; return the explainers.
+def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened, XNNAttribution]:
+    """Fit explainers and save them with the configuration and the history; return model and explainers.
 
     If a fit is interrupted, the same call resumes it from the last checkpoint. Processes started by torchrun share one
     fit; the first process saves.
@@ -121,7 +121,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> XNNAttributio
             if configuration.checkpoint is None:
                 growing.unlink(missing_ok=True)
                 kept.clear()
-    return xnn
+    return opened, xnn
 
 
 def _warn_of_unused(configuration: Configuration) -> None:
@@ -210,7 +210,7 @@ def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
     """
     asked = targets_of(against, opened.model_file.classes)
     if not isinstance(asked, list) or len(asked) != 1:
-        raise ValueError(f"--against takes one output, got {against!r}; pass the number of an output, or its name")
+        raise ValueError(f"--against is {against!r}, and not one output; pass the number of an output, or its name")
     select(torch.zeros(1, *opened.output_shape), asked[0])
     if list(targets) == asked:
         name = opened.name_of(asked[0])
@@ -223,7 +223,7 @@ def requested_targets(opened: Opened) -> list[int] | str | None:
     targets = targets_of(opened.configuration.targets, opened.model_file.classes)
     shape = opened.output_shape
     if targets == "all" and (len(shape) != 1 or shape[0] < 2):
-        raise ValueError(f"--target all needs a model with classes, got outputs {shape}; name the targets")
+        raise ValueError(f"the model's outputs are {shape}, and --target all needs classes; name the targets")
     if targets is None and shape not in ((), (1,)):
         raise ValueError(f"no targets given for a model with outputs {shape}; pass --target 46 112, or --target all")
     for target in targets if isinstance(targets, list) else ():

@@ -121,7 +121,7 @@ class Configuration:
         recipe = settings.get("recipe", {})
         if not isinstance(recipe, Mapping):
             raise ValueError(
-                f"the recipe in {source} must be a table, got {recipe!r}; write [recipe], and steps = 500 below it"
+                f"the recipe in {source} is {recipe!r}, not a table; write [recipe], and steps = 500 below it"
             )
         _check_names(settings, _names(cls), source, "settings")
         _check_names(recipe, _names(Recipe), f"[recipe] of {source}", "settings of the recipe")
@@ -129,7 +129,7 @@ class Configuration:
             return cls(**{**settings, "recipe": Recipe(**recipe)})
         except TypeError as error:  # a recipe compares its values with numbers
             raise ValueError(
-                f"the recipe of {source} must hold numbers, got {dict(recipe)!r} ({error}); see captum_xnn.Recipe"
+                f"the recipe of {source} is {dict(recipe)!r}, and holds no numbers ({error}); see captum_xnn.Recipe"
             ) from error
         except ValueError as error:
             raise ValueError(f"{error} (in {source})") from error
@@ -263,8 +263,8 @@ def _check_names(given: Mapping[str, Any], known: list[str], source: str, what: 
             raise ValueError(f"{name!r} in {source} is not one of the {what}; {hint}")
 
 
-def _wrong(name: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"{name} must be {expected}, got {value!r}")
+def _wrong(name: str, value: Any, right: str) -> ValueError:
+    return ValueError(f"{name} is {value!r}; give {right}")
 
 
 def _text(name: str, value: Any) -> str:

@@ -170,7 +170,7 @@ def _checked(digits: Sequence[int]) -> list[int]:
     """Remove repeated digits. Check the digits and the packages of the report first, before minutes of work."""
     wrong = [digit for digit in digits if digit not in range(10)]
     if wrong or not digits:
-        raise ValueError(f"digits to explain must be from 0 to 9, got {wrong or 'an empty list'}; try 4 7 3")
+        raise ValueError(f"digits to explain are {wrong or 'an empty list'}; pass digits from 0 to 9, such as 4 7 3")
     if importlib.util.find_spec("jinja2") is None:
         raise ImportError("the report needs jinja2, which is not installed; run `pip install captum-xnn[demo]`")
     return list(dict.fromkeys(digits))
@@ -241,7 +241,7 @@ def _explanation(xnn: XNNAttribution, image: Tensor, layer: str, digit: int) -> 
 def _gallery(xnn: XNNAttribution, images: Tensor, labels: list[int], layer: str, digit: int, kind: str) -> _Picture:
     why = xnn.explain(images, target=digit)
     # Both galleries use the explainer's own order of x-features, by mean contribution to all training positives.
-    order = list(range(xnn.n_features))
+    order = list(range(why.contributions.shape[1]))
     rows = [f"a {label}, {value:+.1f}" for label, value in zip(labels, why.prediction.tolist(), strict=True)]
     own = kind == "positives"
     subject = f"Digits read as {digit}" if own else f"Other digits: reasons for and against a {digit}"

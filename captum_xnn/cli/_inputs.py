@@ -52,7 +52,7 @@ def as_size(name: str, value: Any) -> tuple[int, int]:
     """
     many = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(many) not in (1, 2) or not all(type(v) is int and v > 0 for v in many):
-        raise ValueError(f"{name} must be one number of pixels such as 224, or height and width, got {value!r}")
+        raise ValueError(f"{name} is {value!r}; give one number of pixels such as 224, or height and width")
     return many[0], many[-1]
 
 
@@ -72,7 +72,7 @@ def as_channels(name: str, value: Any) -> tuple[float, ...]:
     """
     many = list(value) if hasattr(value, "__len__") and not isinstance(value, str) else [value]
     if len(many) not in (1, 3) or any(isinstance(v, (bool, str)) or not hasattr(v, "__float__") for v in many):
-        raise ValueError(f"{name} must be one number such as 0.5 for each of 1 or 3 channels, got {value!r}")
+        raise ValueError(f"{name} is {value!r}; give one number such as 0.5 for each of 1 or 3 channels")
     return tuple(float(v) for v in many)
 
 
@@ -113,7 +113,7 @@ class Preparation:
                 "channels"
             )
         if self.std is not None and not all(value > 0 for value in self.std):
-            raise ValueError(f"std must be above 0, got {self.std}; without normalisation it is 1")
+            raise ValueError(f"std is {self.std}; give numbers above 0, or 1 for no normalisation")
 
     def __call__(self, image: Any) -> Tensor:
         """Convert an image to an input (C, H, W).

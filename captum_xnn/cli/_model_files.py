@@ -83,7 +83,7 @@ def load_model(source: str) -> ModelFile:
     place, colon, name = (source, "", "load") if source.endswith(".py") else source.rpartition(":")
     if not colon and not source.endswith(".py"):
         raise ValueError(
-            f"a model is FILE.py, FILE.py:function or package.module:function, got {source!r}; write a file with a "
+            f"the model {source!r} is not FILE.py, FILE.py:function or package.module:function; write a file with a "
             "function load() that returns the trained model"
         )
     with _importable(Path(place).absolute().parent if place.endswith(".py") else Path.cwd()):
@@ -141,6 +141,8 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def load_torchvision(name: str, weights: str | os.PathLike[str], classes: int | None = None) -> ModelFile:
     """Load a torchvision model with weights from a file. Its inputs are 224 x 224 pixels in ImageNet's normalisation.
 
+    A model with torchvision's own number of outputs has the names of ImageNet's classes.
+
     Args:
         name: Name in ``torchvision.models.list_models()``.
         weights: File with the state dict, saved by torch or as safetensors. Nothing is downloaded.
@@ -164,7 +166,14 @@ def load_torchvision(name: str, weights: str | os.PathLike[str], classes: int | 
     except Exception as error:  # torch and safetensors each raise their own errors for damaged or foreign files
         reason = " ".join(str(error).split())
         raise ValueError(f"{str(path)!r} does not hold weights of {name} ({reason[:200]}); {hint}") from error
-    return ModelFile(model.eval(), Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD))
+    names = _imagenet_classes(models, name) if classes is None else None
+    return ModelFile(model.eval(), Preparation((224, 224), IMAGENET_MEAN, IMAGENET_STD), names)
+
+
+def _imagenet_classes(models: Any, name: str) -> tuple[str, ...] | None:
+    """Return the names of the classes that torchvision's own weights were trained on; None if there are none."""
+    weights = list(models.get_model_weights(name))
+    return tuple(weights[0].meta["categories"]) if weights else None
 
 
 def torchvision_models(name: str) -> Any:

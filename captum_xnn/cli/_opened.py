@@ -27,10 +27,13 @@ from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import ARRAY_FILES, Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
 from captum_xnn.errors import NotFittedError
-from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._from_captum import FromCaptum
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select
+from captum_xnn.plots._names import check_class_names
 
 __all__ = ["Opened", "heatmap_named", "needed", "number_of"]
 
@@ -67,7 +70,8 @@ class Opened:
             configuration: Settings with at least a model and data.
 
         Raises:
-            ValueError: If the model or data are missing or unreadable, or the model does not accept the inputs.
+            ValueError: If the model or data are missing or unreadable, the model does not accept the inputs, or it has
+                more or fewer outputs than there are names of classes.
         """
         data = needed(configuration, "data", "--data FOLDER")
         file = _model_file(configuration)
@@ -83,7 +87,10 @@ class Opened:
             dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
         )
         known = replace(configuration, size=preparation.size, mean=preparation.mean, std=preparation.std)
-        return cls(known, replace(file, model=model, preparation=preparation), inputs, _output_shape(model, inputs))
+        shape = _output_shape(model, inputs)
+        if file.classes is not None:
+            check_class_names(file.classes, shape)
+        return cls(known, replace(file, model=model, preparation=preparation), inputs, shape)
 
     @property
     def model(self) -> nn.Module:

@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from captum_xnn.cli._evaluation import Evaluation
     from captum_xnn.cli._inputs import Inputs
     from captum_xnn.cli._opened import Opened
+    from captum_xnn.layers._targets import Target
 
 __all__ = ["main"]
 
 _MODELS = """A model is a Python file or module with a function load() that returns the trained model. It may also
 define MEAN and STD of the channels and SIZE in pixels, or a function transform, and CLASSES. The command runs the file
 as Python code: pass only files that you trust."""
+
+
+_WIDEST = 40
+"""Characters of the outputs of a joint explainer, or of a class's name, in a table."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,13 +104,28 @@ def _fit(arguments: argparse.Namespace) -> str:
     from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
 
     configuration = Configuration.read(arguments.config, _settings(arguments))
-    xnn = _commands.fit(configuration, progress=not arguments.quiet)
+    opened, xnn = _commands.fit(configuration, progress=not arguments.quiet)
     rows = [
-        [", ".join(map(str, e.targets)), f"{e.f_reg:.4f}", "" if e.positives is None else str(e.positives)]
+        [*_targets_cells(opened, e.targets), f"{e.f_reg:.4f}", "" if e.positives is None else str(e.positives)]
         for e in xnn.explainers_.values()
     ]
     written = f"Written: {configuration.out} (explainers, history, and {CONFIGURATION_FILE} to fit them again)"
-    return "\n".join([_table(["target", "F_reg, training", "positives"], rows), "", written])
+    return "\n".join([_table([*_targets_header(opened), "F_reg, training", "positives"], rows), "", written])
+
+
+def _targets_header(opened: Opened) -> list[str]:
+    """Return the headings of the columns that say which outputs are explained."""
+    return ["target"] if opened.model_file.classes is None else ["target", "class"]
+
+
+def _targets_cells(opened: Opened, targets: Sequence[Target]) -> list[str]:
+    """Return the numbers of some outputs, and their names if the model's classes have names."""
+    from captum_xnn.explanation import middle_cut
+
+    cells = [", ".join(map(str, targets))]
+    if opened.model_file.classes is not None:
+        cells.append(", ".join(map(opened.name_of, targets)))
+    return [middle_cut(cell, _WIDEST) for cell in cells]
 
 
 def _layers(arguments: argparse.Namespace) -> str:
@@ -167,10 +187,12 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     columns = {"F_reg": "f_reg", "F_cls": "f_cls", "effective": "effective", "positives": "positives"}
     if arguments.maps:
         columns |= {"O1": "o1", "O2": "o2", "O1_weighted": "o1_weighted", "O2_weighted": "o2_weighted"}
-    rows = [[str(r.target), *(_number(getattr(r, name)) for name in columns.values())] for r in found]
-    tables = [_table(["target", *columns], rows)]
+    rows = [
+        [*_targets_cells(opened, [r.target]), *(_number(getattr(r, name)) for name in columns.values())] for r in found
+    ]
+    tables = [_table([*_targets_header(opened), *columns], rows)]
     if arguments.patches:
-        tables += ["", _patches_table(found)]
+        tables += ["", _patches_table(opened, found)]
     return "\n".join([*tables, "", f"{found[0].inputs} inputs. Written: {path}"])
 
 
@@ -183,10 +205,10 @@ def _finite(value: Any) -> Any:
     return None if value == math.inf else value
 
 
-def _patches_table(found: Sequence[Evaluation]) -> str:
+def _patches_table(opened: Opened, found: Sequence[Evaluation]) -> str:
     """Format a table of the measures on covered patches, each followed by its controls."""
     header = [
-        "target",
+        *_targets_header(opened),
         "inputs",
         "agreement",
         "random groups",
@@ -205,7 +227,7 @@ def _patches_table(found: Sequence[Evaluation]) -> str:
             by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
             figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
             figures += [of.identified, of.identified_random_groups, of.movement, of.drops.o1, by_chance]
-            rows.append([str(result.target), str(of.examples), *map(_number, figures)])
+            rows.append([*_targets_cells(opened, [result.target]), str(of.examples), *map(_number, figures)])
     return _table(header, rows)
 
 
@@ -241,7 +263,7 @@ def _report(arguments: argparse.Namespace) -> str:
     def shown(image: Tensor) -> Tensor:
         images = opened.inputs.preparation.displayable(image[None])
         if images is None:
-            raise ValueError(f"a report needs images, got inputs {tuple(image.shape)}; pass a folder of images")
+            raise ValueError(f"inputs are {tuple(image.shape)}, and this report needs images; pass a folder of images")
         return images[0]
 
     first = next(iter(opened.inputs)).inputs

@@ -26,13 +26,13 @@ contributions can be computed. As a method, random groups are drawn anew for eac
 chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error of the path
 integral, and equals that of random groups.
 
-The largest dimensions and PRCA have one more x-feature: all that their others leave over. It is the last one of
-DRSA. CRAFT and the TopK SAE leave a part of the output unexplained, which their F_reg shows. PRCA, CRAFT and the TopK
-SAE have no maps here.
+The largest dimensions and PRCA have one more x-feature, which holds the rest of the contributions. In DRSA the last
+x-feature holds this rest. CRAFT and the TopK SAE leave a part of the output unexplained, which their F_reg shows. PRCA,
+CRAFT and the TopK SAE have no maps here.
 
 Conventions:
     M examples, K x-features. Positives are examples to which the model gives the class. If outputs are not classes, all
-    examples are positives. Maps are drawn for the first positives among the held-out examples, and these are covered.
+    examples are positives. The first positives among the held-out examples are drawn and covered.
 """
 
 from __future__ import annotations
@@ -45,17 +45,20 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_xnn.activations._activations import Activations, Asked, Source
+from captum_xnn.activations._batches import repeatable
+from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.comparison._compared import MethodComparison
-from captum_xnn.comparison._measured import Measured
+from captum_xnn.comparison._measured import Measured, Settings
 from captum_xnn.comparison._rivals import named_methods
-from captum_xnn.comparison._splits import FOLDS, Settings, Splits, Values, as_marks
+from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._stacklevel import levels_up
-from captum_xnn.layers._targets import target_groups
-from captum_xnn.training._making import MakeForm
+from captum_xnn.layers._targets import Target, target_groups
+from captum_xnn.training._layer_fit import MakeForm
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]
@@ -142,7 +145,11 @@ def compare(
         model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images,
         None if masks is None else as_marks(masks),
     )  # fmt: skip
-    splits = Splits.of(settings, data, test, targets, unpack_for(model, unpack), progress)
+    unpack = unpack_for(model, unpack)
+    activations = _collected(settings, data, targets, unpack, progress)
+    apart = None if test is None else _collected(settings, test, targets, unpack, progress)
+    _check_masks(settings.masks, activations, apart)
+    splits = Splits.of(activations, apart, targets, images=images, seed=seed)
     values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
     messages: dict[str, list[str]] = {name: [] for name in chosen}
     first = next(iter(chosen))
@@ -219,4 +226,32 @@ def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> No
             f"{result.layer!r} than {first} ({own}), in F_reg; consider explaining the model by "
             f"{'it' if len(better) == 1 else 'one of them'}",
             stacklevel=levels_up(),
+        )
+
+
+def _collected(settings: Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
+    """Run all data through the model once."""
+    if isinstance(data, Activations):
+        raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
+    data = repeatable(data)
+    found = collect(
+        settings.model,
+        settings.layer,
+        data,
+        unpack=unpack,
+        output_transform=settings.output_transform,
+        prediction_transform=settings.prediction_transform,
+        asked=Asked(targets),
+        progress=progress,
+    )
+    return found._replace(source=Source(data, unpack))
+
+
+def _check_masks(masks: Tensor | None, found: Activations, test: Activations | None) -> None:
+    """Raise unless there is a mask for each example that methods are measured on."""
+    examples = len((found if test is None else test).Z)
+    if masks is not None and len(masks) != examples:
+        raise ValueError(
+            f"there are masks of {len(masks)} examples, and methods are measured on {examples} examples; pass one for "
+            f"each example of {'data' if test is None else 'test'}, in the same order"
         )

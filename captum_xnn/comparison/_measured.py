@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from captum.attr import Attribution
+from torch import Tensor, nn
 
-from captum_xnn.activations._activations import Activations
+from captum_xnn.activations._activations import Activations, Outputs
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._rivals import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
-from captum_xnn.comparison._splits import Settings, Split, Values
+from captum_xnn.comparison._splits import Split, Values
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first
+from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._localisation import mean_locality, object_probabilities
@@ -38,14 +42,50 @@ from captum_xnn.metrics._patches import (
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_scores_of
-from captum_xnn.training._outputs import Outputs
+from captum_xnn.training._layer_fit import MakeForm
+from captum_xnn.training._recipe import Recipe
 
-__all__ = ["Measured"]
+__all__ = ["Measured", "Settings"]
 
 # Patches along each side of an image.
 _GRID = 4
 # Examples in a batch of images without a part.
 _BATCH = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all methods share."""
+
+    model: nn.Module
+    layer: str | nn.Module
+    n_features: int
+    heatmap: type[Attribution] | Heatmap | None
+    recipe: Recipe | None
+    output_transform: OutputTransform | None
+    prediction_transform: OutputTransform | None
+    seed: int
+    images: int
+    masks: Tensor | None
+    """Known parts, bool (M, P, H, W)."""
+
+    def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
+        """Make an attribution without explainers."""
+        return XNNAttribution(
+            self.model,
+            self.layer,
+            self.n_features,
+            heatmap=self.heatmap,
+            autoencoder=form,
+            recipe=self.recipe,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+            seed=seed,
+        )
+
+    def reader(self) -> Reader:
+        """Make a reader of the layer."""
+        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
 
 @dataclass(frozen=True)
@@ -67,7 +107,7 @@ class Measured:
         xnn = self._fitted(self.split.train.activations(), self.seed)
         seconds = (time.process_time() - start) / len(self.targets)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a fit warns of was said of the fit on all training examples
+            warnings.simplefilter("ignore")  # the fit on all training examples has given the same warnings
             again = [
                 self._fitted(self.split.train.activations(half), self.seed + i)
                 for i, half in enumerate(self.split.halves)
@@ -90,7 +130,7 @@ class Measured:
         return made
 
     def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
-        """Measure faithfulness on held-out examples. What concepts leave over counts as their error."""
+        """Measure faithfulness on held-out examples. The part that concepts leave unexplained counts as their error."""
         if not isinstance(xnn, Relevances):
             return xnn.score(test, target)
         if target not in xnn.concepts:
@@ -270,7 +310,7 @@ class Measured:
 def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:
     """Explain some examples; return the result and the processor seconds.
 
-    One example is explained before, not counted, because the first call of a backend is slower than all others.
+    The time does not count a first example, because the first call of a backend is slower than all others.
     """
     one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
     explain(one if isinstance(x, tuple) else one[0], of_one)

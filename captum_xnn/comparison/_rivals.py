@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Source
-from captum_xnn.activations._batches import Batches
+from captum_xnn.activations._activations import Activations, Outputs, Task
 from captum_xnn.activations._memmap import parts
-from captum_xnn.attribution import XNNAttribution
+from captum_xnn.comparison._rows import Rows
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._arguments import copied
-from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.models import ContributionGroups
@@ -30,8 +27,10 @@ from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDe
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
 from captum_xnn.training._contributions import Sample
-from captum_xnn.training._making import MakeForm, maker
-from captum_xnn.training._outputs import Outputs, Task
+from captum_xnn.training._layer_fit import MakeForm, maker
+
+if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = [
     "METHODS",
@@ -40,13 +39,10 @@ __all__ = [
     "OneMap",
     "Partition",
     "Relevances",
-    "Rows",
     "Subspaces",
     "named_methods",
 ]
 
-# Examples in a batch of the data.
-_BATCH = 64
 # Largest number of rows, of examples or of their places, from which subspaces and dictionaries are found.
 _ROWS = 2000
 # Latents of a sparse autoencoder for each dimension of the layer, their largest number, and how many are active.
@@ -167,7 +163,7 @@ class Dictionaries:
         return made
 
     def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
-        """Compute activations (M, D) of a batch, or of crops of its images; M counts places too."""
+        """Compute activations (M, D) of a batch, or of crops of its images; each place is a row."""
         if cut and isinstance(inputs, Tensor) and inputs.dim() == 4 and not additional:
             inputs = dictionaries.image_crops(inputs)
         a, _ = made.factors(inputs, target, additional)
@@ -226,7 +222,7 @@ class Relevances:
         return self.with_rest(inputs, target, additional)[0]
 
     def with_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
-        """Compute the contributions, and what they leave over of the change of the output, (N,).
+        """Compute the contributions, and the rest of the output's change without them, (N,).
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
@@ -289,60 +285,6 @@ def _spread(rows: Tensor) -> Tensor:
     """Select up to the largest number of rows, evenly spread."""
     some: Tensor = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64).round().long()]
     return some
-
-
-class Rows:
-    """Some rows of data that can be read again, as pairs of inputs and additional arguments.
-
-    Args:
-        source: The data.
-        rows: Numbers of the rows, ascending.
-
-    Example:
-        >>> some = Rows(Source(torch.arange(100.0)[:, None], None), torch.tensor([1, 70]))
-        >>> [inputs.tolist() for inputs, _ in some]
-        [[[1.0]], [[70.0]]]
-    """
-
-    def __init__(self, source: Source, rows: Tensor) -> None:
-        self.source, self.rows = source, rows
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        rows = self.rows
-
-        def own(first: int, after: int) -> Tensor:
-            return rows[(rows >= first) & (rows < after)]
-
-        batches = Batches(self.source.data, _BATCH, self.source.unpack)
-        for batch in batches.those(lambda first, after: bool(len(own(first, after)))):
-            wanted = own(batch.first, batch.first + batch.rows) - batch.first
-            if len(wanted):
-                inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-                some, more = rows_of(inputs, format_forward_args(batch.additional), wanted)
-                yield some if isinstance(batch.inputs, tuple) else some[0], more
-
-    def on(self, device: torch.device) -> Iterator[tuple[Any, Any]]:
-        """Yield the pairs with their tensors on a device.
-
-        Args:
-            device: The model's device.
-        """
-        for inputs, additional in self:
-            yield _moved(inputs, device), _moved(additional, device)
-
-    def as_source(self) -> Source:
-        """Return a source of these rows alone."""
-        return Source(self, _pair)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_moved(v, device) for v in value)
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    return batch  # type: ignore[no-any-return]
 
 
 def _random(contributions: Tensor, K: int, generator: torch.Generator) -> Tensor:

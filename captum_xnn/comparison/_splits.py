@@ -11,62 +11,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Asked, Source
-from captum_xnn.activations._batches import repeatable
-from captum_xnn.activations._collecting import collect
-from captum_xnn.activations._unpacking import Unpack
-from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._rivals import Rows
-from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.layers._read import OutputTransform
-from captum_xnn.layers._reader import Reader
+from captum_xnn.activations._activations import Activations, Outputs
+from captum_xnn.comparison._rows import Rows
 from captum_xnn.layers._targets import Target
-from captum_xnn.training._making import MakeForm
-from captum_xnn.training._outputs import Outputs
-from captum_xnn.training._recipe import Recipe
 
-__all__ = ["FOLDS", "Part", "Settings", "Split", "Splits", "Values", "as_marks"]
+__all__ = ["FOLDS", "Part", "Split", "Splits", "Values", "as_marks"]
 
 # One of so many parts of the data is held out; each repeat holds out another.
 FOLDS = 5
 
 Values = dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that all methods share."""
-
-    model: nn.Module
-    layer: str | nn.Module
-    n_features: int
-    heatmap: type[Attribution] | Heatmap | None
-    recipe: Recipe | None
-    output_transform: OutputTransform | None
-    prediction_transform: OutputTransform | None
-    seed: int
-    images: int
-    masks: Tensor | None
-    """Known parts, bool (M, P, H, W)."""
-
-    def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
-        return XNNAttribution(
-            self.model,
-            self.layer,
-            self.n_features,
-            heatmap=self.heatmap,
-            autoencoder=form,
-            recipe=self.recipe,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-            seed=seed,
-        )
-
-    def reader(self) -> Reader:
-        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
 
 class Part(NamedTuple):
@@ -120,29 +76,32 @@ class Splits:
 
     @classmethod
     def of(
-        cls, settings: Settings, data: Any, test: Any, targets: Sequence[Target], unpack: Unpack, progress: bool
+        cls, found: Activations, test: Activations | None, targets: Sequence[Target], *, images: int, seed: int
     ) -> Splits:
-        """Collect activations once, and draw the folds. Examples of each class are spread evenly over the folds."""
-        found = _collected(settings, data, targets, unpack, progress)
-        apart = None if test is None else _collected(settings, test, targets, unpack, progress)
-        measured = len((found if apart is None else apart).Z)
-        if settings.masks is not None and len(settings.masks) != measured:
-            raise ValueError(
-                f"got masks of {len(settings.masks)} examples, and {measured} examples that methods are measured on; "
-                f"pass one for each example of {'data' if apart is None else 'test'}, in the same order"
-            )
+        """Draw the folds. Examples of each class are spread evenly over them.
+
+        Args:
+            found: Activations of the data, with their source.
+            test: Activations of other data to measure on, or None to hold out folds.
+            targets: The explained targets.
+            images: Largest number of examples for maps and patches of a target.
+            seed: Seed of the draw.
+
+        Raises:
+            ValueError: If folds would lack examples, or positives of a class.
+        """
         outputs = Outputs.of(found, targets)
         classes = outputs.classes
         _check_enough(found, classes, targets)
-        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(settings.seed))
+        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(seed))
         if classes is not None:
             order = order[classes[order].argsort(stable=True)]
         fold = torch.empty(len(order), dtype=torch.long)
         # Two folds for each part, so that the training examples have halves with examples of each class.
         fold[order] = torch.arange(len(order)) % (2 * FOLDS)
-        test_classes = None if apart is None else Outputs.of(apart, targets).classes
+        test_classes = None if test is None else Outputs.of(test, targets).classes
         size = float(outputs.y.double().abs().mean())
-        return cls(found, fold, classes, apart, test_classes, targets, settings.images, size)
+        return cls(found, fold, classes, test, test_classes, targets, images, size)
 
     def split(self, repeat: int) -> Split:
         """Return the division of a repeat."""
@@ -161,24 +120,6 @@ class Splits:
                 rows = rows[classes[rows] == target]
             shown[target] = rows[: self.images]
         return Split(Part(self.found, train), (first, ~first), test, shown, {})
-
-
-def _collected(settings: Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
-    """Run all data through the model once."""
-    if isinstance(data, Activations):
-        raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
-    data = repeatable(data)
-    found = collect(
-        settings.model,
-        settings.layer,
-        data,
-        unpack=unpack,
-        output_transform=settings.output_transform,
-        prediction_transform=settings.prediction_transform,
-        asked=Asked(targets),
-        progress=progress,
-    )
-    return found._replace(source=Source(data, unpack))
 
 
 def _check_enough(found: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:

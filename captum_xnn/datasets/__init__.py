@@ -4,7 +4,6 @@ from captum_xnn.datasets._cub import CUB200
 from captum_xnn.datasets._digits import load_digits, load_mnist
 from captum_xnn.datasets._figures import Figures
 from captum_xnn.datasets._funnybirds import FunnyBirds
-from captum_xnn.datasets._parts import collate
 from captum_xnn.datasets._places import ADE20KScenes, Places365
 
-__all__ = ["CUB200", "ADE20KScenes", "Figures", "FunnyBirds", "Places365", "collate", "load_digits", "load_mnist"]
+__all__ = ["CUB200", "ADE20KScenes", "Figures", "FunnyBirds", "Places365", "load_digits", "load_mnist"]

@@ -47,7 +47,7 @@ class CUB200(Dataset[PartsSample]):
             images when they are read.
 
     Example:
-        ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32, collate_fn=collate)``
+        ``DataLoader(CUB200("CUB_200_2011", "train", size=(224, 224)), batch_size=32)``
     """
 
     names: list[str]
@@ -72,7 +72,7 @@ class CUB200(Dataset[PartsSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in (None, "train", "test"):
-            raise ValueError(f"split must be 'train', 'test' or None, got {split!r}; None takes all images")
+            raise ValueError(f"split is {split!r}; pass 'train', 'test', or None for all images")
         self.root, self.size, self.transform = Path(root), size, transform
         names = _table(self.root / "images.txt", 1, str)
         tables = {
@@ -87,8 +87,8 @@ class CUB200(Dataset[PartsSample]):
             if table.keys() != names.keys():
                 missing = sorted(names.keys() ^ table.keys())
                 raise DatasetError(
-                    f"{self.root / file} and images.txt must list the same images, got {len(missing)} in only one of "
-                    f"the files, such as {missing[0]}; {_REMEDY}"
+                    f"{self.root / file} and images.txt list different images: {len(missing)} are in only one of the "
+                    f"files, such as {missing[0]}; {_REMEDY}"
                 )
         trained = {i for i, (flag,) in tables["train_test_split.txt"].items() if flag}
         chosen = [i for i in names if split is None or (i in trained) == (split == "train")]
@@ -130,7 +130,7 @@ class CUB200(Dataset[PartsSample]):
             raise DatasetError(f"cannot read the numbers in {path} ({error}); {_REMEDY}") from error
         if sorted({part for _, part, *_ in located}) != list(range(1, P + 1)):
             raise DatasetError(
-                f"{path} must locate parts 1 to {P}, got {sorted({part for _, part, *_ in located})}; {_REMEDY}"
+                f"{path} locates parts {sorted({part for _, part, *_ in located})}, not 1 to {P}; {_REMEDY}"
             )
         at = {number: row for row, number in enumerate(chosen)}
         points = torch.full((len(chosen), P, 2), float("nan"))

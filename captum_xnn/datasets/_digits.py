@@ -130,8 +130,8 @@ def load_mnist(root: str | os.PathLike[str]) -> Digits:
         images, labels = _idx(folder / f"{name}-images-idx3-ubyte", 3), _idx(folder / f"{name}-labels-idx1-ubyte", 1)
         if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max(initial=0) > 9:
             raise DatasetError(
-                f"{folder} must hold images of 28 x 28 pixels with one label from 0 to 9 each, got images "
-                f"{images.shape} and labels {labels.shape} up to {labels.max(initial=0)}; {_REMEDY}"
+                f"{folder} holds images {images.shape} and labels {labels.shape} up to {labels.max(initial=0)}, not "
+                f"images of 28 x 28 pixels with one label from 0 to 9 each; {_REMEDY}"
             )
         parts += [torch.from_numpy(images)[:, None] / 255, torch.from_numpy(labels).long()]
     return Digits(*parts)

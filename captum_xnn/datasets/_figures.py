@@ -69,13 +69,13 @@ def reasons_table(reasons: Sequence[Mapping[str, str]] = REASONS) -> Tensor:
         tensor([[-1,  0, -1, -1, -1,  3]])
     """
     if not reasons:
-        raise ValueError("reasons needs at least one class, got an empty list; leave reasons= out to have six")
+        raise ValueError("reasons is an empty list; describe at least one class, or leave reasons= out to have six")
     table = torch.full((len(reasons), len(PARTS)), -1)
     for row, asked in zip(table, reasons, strict=True):
         for part, look in asked.items():
             if part not in PARTS or look not in LOOKS:
                 raise ValueError(
-                    f"the parts are {PARTS} and the looks {LOOKS}, got {part!r}: {look!r}; check the spelling"
+                    f"the reason {part!r}: {look!r} does not exist; the parts are {PARTS} and the looks {LOOKS}"
                 )
             row[PARTS.index(part)] = LOOKS.index(look)
     for a, b in combinations(range(len(table)), 2):
@@ -171,9 +171,8 @@ class Figures:
         """
         if n < 1 or not min(members, near_misses, hidden) >= 0 or members + near_misses > 1 or hidden > 1:
             raise ValueError(
-                "n must be at least 1, hidden in [0, 1], and members and near_misses not negative with a sum of at "
-                f"most 1, got n={n}, members={members}, near_misses={near_misses} and hidden={hidden}; start with the "
-                "defaults"
+                f"n={n}, members={members}, near_misses={near_misses} and hidden={hidden} draw no figures; pass n from "
+                "1 on, hidden in [0, 1], and members and near_misses from 0 on with a sum of at most 1"
             )
         generator = torch.Generator().manual_seed(seed)
         table = reasons_table(reasons)

@@ -56,7 +56,7 @@ _SUFFIXES = (".png", ".webp")
 
 
 class FunnyBirdsSample(NamedTuple):
-    """One image with its class, or several along a first dimension, joined by torch's default ``collate_fn``."""
+    """One image with its class, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""
@@ -115,7 +115,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in ("train", "test"):
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}; FunnyBirds has no other splits")
+            raise ValueError(f"split is {split!r}; pass 'train' or 'test', as FunnyBirds has no other splits")
         self.root, self.split, self.transform = Path(root), split, transform
         listed = f"dataset_{split}.json"
         handed = self.root / "handed"
@@ -137,8 +137,8 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         unknown = self.labels[(self.labels < 0) | (self.labels >= len(self.classes))]
         if len(unknown):
             raise DatasetError(
-                f"{self.folder / listed} must have classes 0 to {len(self.classes) - 1}, as in classes.json, got "
-                f"{int(unknown[0])}; {_REMEDY}"
+                f"{self.folder / listed} has class {int(unknown[0])}, and classes.json has 0 to "
+                f"{len(self.classes) - 1}; {_REMEDY}"
             )
         self.files = self._files()
 
@@ -218,7 +218,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
         taken = {parts} if isinstance(parts, str) else set(parts)
         unknown = sorted(taken - set(self.part_names))
         if unknown:
-            raise ValueError(f"the parts are {', '.join(self.part_names)}, got {unknown[0]!r}; check the spelling")
+            raise ValueError(f"part {unknown[0]!r} does not exist; pass some of {', '.join(self.part_names)}")
         name = "_".join(["body", *sorted(set(self.part_names) - taken)])
         number = f"{int(self.numbers[index]):06d}"
         return self._seen(_pixels(self._beside(f"{self.split}_interventions", f"{number}/{name}", index)))
@@ -243,7 +243,7 @@ class FunnyBirds(Dataset[FunnyBirdsSample]):
             logit, predicted = ([float(row[key]) for row in chosen] for key in ("logit", "predicted"))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(
-                f"cannot read the drops of {len(self)} images in {path}, got {type(error).__name__} ({error}); the "
+                f"the drops of {len(self)} images in {path} cannot be read: {type(error).__name__} ({error}); the "
                 "official archive has no such file: measure drops on the images of without()"
             ) from error
         return PartDrops(
@@ -287,5 +287,5 @@ def _json(path: Path, kind: type) -> Any:
     """Read a JSON file that holds a dictionary or a list."""
     found = read_json(path, DatasetError, _REMEDY)
     if not isinstance(found, kind) or not found:
-        raise DatasetError(f"{path} must hold a {kind.__name__} with entries, got {found!r:.40}; {_REMEDY}")
+        raise DatasetError(f"{path} holds {found!r:.40}, not a {kind.__name__} with entries; {_REMEDY}")
     return found

@@ -7,19 +7,16 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["PartsSample", "collate", "resized"]
-
-Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
+__all__ = ["PartsSample", "resized"]
 
 
 class PartsSample(NamedTuple):
-    """One image with its annotations, or several along a first dimension N, from :func:`collate`."""
+    """One image with its annotations, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""
@@ -31,26 +28,6 @@ class PartsSample(NamedTuple):
     """(4,), x0, y0, x1, y1 in pixels."""
     number: Tensor
     """Row of the image in its data set, int64, (); ``names`` there has its file."""
-
-
-def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples of one kind along a first dimension N; use it as a DataLoader's ``collate_fn``.
-
-    Args:
-        samples: Named tuples of tensors, with images of one size first.
-
-    Raises:
-        ValueError: If images differ in size.
-
-    Example:
-        >>> one = PartsSample(torch.zeros(3, 4, 4), torch.tensor(7), torch.zeros(2, 2), torch.zeros(4), torch.tensor(0))
-        >>> collate([one, one]).image.shape, collate([one, one]).label
-        (torch.Size([2, 3, 4, 4]), tensor([7, 7]))
-    """
-    sizes = {tuple(s[0].shape) for s in samples}
-    if len(sizes) > 1:
-        raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; pass size=(H, W) to the data set")
-    return type(samples[0])(*(torch.stack(values) for values in zip(*samples, strict=True)))
 
 
 def resized(sample: PartsSample, size: tuple[int, int]) -> PartsSample:

@@ -106,7 +106,7 @@ _CHALLENGE_OBJECTS = 150
 
 
 class PlacesSample(NamedTuple):
-    """One image with its category, or several along a first dimension N, from :func:`collate`."""
+    """One image with its category, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""
@@ -117,7 +117,7 @@ class PlacesSample(NamedTuple):
 
 
 class SceneSample(NamedTuple):
-    """One image with its category and objects, or several along a first dimension N, from :func:`collate`."""
+    """One image with its category and objects, or several along a first dimension N, joined by a DataLoader."""
 
     image: Tensor
     """(3, H, W) in [0, 1], or the result of the data set's transform."""
@@ -211,7 +211,7 @@ class Places365(Dataset[PlacesSample]):
         ValueError: If a category does not exist.
 
     Example:
-        ``DataLoader(Places365("places365", "train", categories=ROOMS, size=(224, 224)), 32, collate_fn=collate)``
+        ``DataLoader(Places365("places365", "train", categories=ROOMS, size=(224, 224)), 32)``
     """
 
     names: list[str]
@@ -231,7 +231,7 @@ class Places365(Dataset[PlacesSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in _LISTS:
-            raise ValueError(f"split must be 'train' or 'val', got {split!r}; test images have no labels")
+            raise ValueError(f"split is {split!r}; pass 'train' or 'val', as test images have no labels")
         self.root, self.size, self.transform = Path(root), size, transform
         self.classes = _classes(self.root / _CATEGORIES)
         kept = _kept(categories, set(self.classes.values()), f"{self.root / _CATEGORIES} lists them")
@@ -307,7 +307,7 @@ class ADE20KScenes(Dataset[SceneSample]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if split not in (None, *_SPLITS_OF_ADE):
-            raise ValueError(f"split must be 'training', 'validation' or None, got {split!r}; None takes all images")
+            raise ValueError(f"split is {split!r}; pass 'training', 'validation', or None for all images")
         self.root, self.size, self.transform = Path(root), size, transform
         self._release = _FULL if (self.root / "images" / "ADE").is_dir() else _CHALLENGE
         every = self._release.entries(self.root)
@@ -346,8 +346,8 @@ class ADE20KScenes(Dataset[SceneSample]):
         image, mask = _image(self.root / self.names[index], _ADE_REMEDY), self._mask(index)
         if mask.shape != image.shape[1:]:
             raise DatasetError(
-                f"an annotation must be as large as its image {self.names[index]}, {tuple(image.shape[1:])}, got "
-                f"{tuple(mask.shape)} in {self.root / self._release.annotation(self.names[index])}; {_ADE_REMEDY}"
+                f"{self.root / self._release.annotation(self.names[index])} is {tuple(mask.shape)}, and its image "
+                f"{self.names[index]} is {tuple(image.shape[1:])}; {_ADE_REMEDY}"
             )
         return _finished(SceneSample(image, self.labels[index], mask, torch.tensor(index)), self.size, self.transform)
 
@@ -424,8 +424,8 @@ def _challenge_annotation(name: str) -> str:
 def _challenge_indices(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     if pixels.ndim != 2 or pixels.max(initial=0) > _CHALLENGE_OBJECTS:
         raise DatasetError(
-            f"{path} must hold indices (H, W) from 0 to {_CHALLENGE_OBJECTS}, got {pixels.shape} up to "
-            f"{pixels.max(initial=0)}; {_ADE_REMEDY}"
+            f"{path} has {pixels.shape} values up to {pixels.max(initial=0)}, not indices (H, W) from 0 to "
+            f"{_CHALLENGE_OBJECTS}; {_ADE_REMEDY}"
         )
     return pixels
 
@@ -451,7 +451,7 @@ def _full_annotation(name: str) -> str:
 
 def _full_indices(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     if pixels.ndim != 3:
-        raise DatasetError(f"{path} must hold colours (H, W, 3), got {pixels.shape}; {_ADE_REMEDY}")
+        raise DatasetError(f"{path} has {pixels.shape} values, not colours (H, W, 3); {_ADE_REMEDY}")
     indices: np.ndarray[Any, Any] = pixels[..., 0] // 10 * 256 + pixels[..., 1]
     return indices
 
@@ -469,7 +469,7 @@ def _described(path: Path) -> dict[int, str]:
         return {int(o["name_ndx"]): str(o["name"]) for o in (found if isinstance(found, list) else [found])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"cannot read the names of objects in {path}, got {type(error).__name__} ({error}); {_ADE_REMEDY}"
+            f"the names of objects in {path} cannot be read: {type(error).__name__} ({error}); {_ADE_REMEDY}"
         ) from error
 
 

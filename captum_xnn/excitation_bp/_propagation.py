@@ -135,7 +135,7 @@ class Run:
         return {self.output.dtype, *(leaf.dtype for leaf in self.leaves), *inner}
 
     def _contrasted(self, starts: Sequence[tuple[Place, list[Tensor]]]) -> list[tuple[Place, list[Tensor]]]:
-        """Compute what the inputs of the last weighted operations win by W, minus what they win by -W."""
+        """Compute the probabilities of the inputs of the last weighted operations by W, minus those by -W."""
         last = last_weighted(self.graph.nodes)
         if not last:
             raise ValueError(

@@ -23,12 +23,12 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 @dataclass(frozen=True)
 class Settings:
-    """How probability goes down where the method leaves a choice."""
+    """Settings of excitation backprop where the method leaves a choice."""
 
     contrastive: bool = True
     """Whether to subtract the probabilities of the target's opposite (c-MWP), or not (MWP)."""
     negative: Negative = "excitatory"
-    """How negative activations count, see :mod:`captum_xnn.excitation_bp._shares`."""
+    """Treatment of negative activations, see :mod:`captum_xnn.excitation_bp._shares`."""
     add: Add = "signed"
     """Whether residual branches share in proportion to their values, or to their positive parts."""
     batch_norm: BatchNorm = "sign"

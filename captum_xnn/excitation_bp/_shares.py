@@ -81,7 +81,7 @@ class Descent:
     """State that all operations share while probability goes down a graph."""
 
     negative: Negative
-    """How negative activations count."""
+    """Treatment of negative activations."""
     workspace: Workspace = field(default_factory=Workspace)
     """Memory for intermediate results."""
     is_spent: bool = False

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from captum_xnn.excitation_bp._propagation import Stop, one_hot, propagate, refuse_scripted
 from captum_xnn.excitation_bp._settings import SettingNames, Settings, takes_settings
 from captum_xnn.excitation_bp._stopping import stopping_layer
-from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import has_pixels, of_dtype
+from captum_xnn.heatmaps._layouts import LayerCall, Layouts, has_pixels, of_dtype
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._spreading import spread
 from captum_xnn.heatmaps._token_grid import TokenGrid, checked_grid, checked_tokens
@@ -42,7 +41,7 @@ class ExcitationMaps:
     r"""Contrastive winning probabilities of every x-feature, by excitation backprop: the default of learned networks.
 
     On images the backend sums the probabilities of one layer over channels and enlarges them to the input.
-    :func:`captum_xnn.excitation_bp.stopping_layer` chooses this layer: after a ReLU, on every path, with at least
+    It chooses this layer (:mod:`captum_xnn.excitation_bp._stopping`): after a ReLU, on every path, with at least
     14 x 14 cells. Other inputs get probabilities of their own shape. Integer inputs need a layer. The maps of all
     x-features come from one forward pass and one backward pass.
 
@@ -76,6 +75,9 @@ class ExcitationMaps:
     Reference:
         "Embedding Deep Networks into Visual Explanations", 2021, section 2.3.
     """
+
+    runs_once = True
+    """Whether one forward pass draws all maps, so that the pass can also read the layer and the outputs."""
 
     @takes_settings
     def __init__(

@@ -1,4 +1,4 @@
-"""Draw the maps of x-features: choose the backend, build one network for each form, and check the maps.
+"""Draw the maps of x-features: build one network for each form, call the backend, and check the maps.
 
 Examples with the same number of x-features are drawn together. :func:`draw` also draws outputs of the model, for the
 1-Heatmap.
@@ -10,20 +10,17 @@ Conventions:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_xnn.heatmaps._contribution_network import ContributionNetwork
-from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
-from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._map_size import in_shape_of
-from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
+from captum_xnn.heatmaps._layouts import in_shape_of
+from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import as_int
@@ -36,29 +33,14 @@ from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Choice, Form
 
-__all__ = ["DefaultMaps", "DrawnAndRead", "FeatureMaps", "Part", "as_heatmap", "draw"]
+__all__ = ["DrawnAndRead", "FeatureMaps", "Part", "as_heatmap", "draw"]
 
 
-class DefaultMaps:
-    """The default backends: one for groups of contributions, one for learned networks and for the model's outputs.
-
-    Example:
-        >>> DefaultMaps()
-        DefaultMaps()
-    """
-
-    def __init__(self) -> None:
-        self.of_groups, self.of_networks = GradientMaps(), ExcitationMaps()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-def as_heatmap(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
-    """Turn the argument ``heatmap=`` into a backend, or into the default ones.
+def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
+    """Turn a class of Captum into a backend, and return a backend unchanged.
 
     Args:
-        heatmap: A Captum attribution class, a backend object, or None or :class:`DefaultMaps` for the default.
+        heatmap: A Captum attribution class, or a backend object.
 
     Raises:
         TypeError: If ``heatmap`` is neither a class of Captum nor callable.
@@ -68,10 +50,6 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Hea
         >>> as_heatmap(IntegratedGradients)
         FromCaptum(IntegratedGradients)
     """
-    if heatmap is None:
-        return DefaultMaps()
-    if isinstance(heatmap, DefaultMaps):
-        return heatmap
     if isinstance(heatmap, type):
         return FromCaptum(heatmap)
     if isinstance(heatmap, Attribution) or not callable(heatmap):
@@ -83,7 +61,7 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Hea
 
 
 class DrawnAndRead(NamedTuple):
-    """What one forward pass gives."""
+    """The results of one forward pass."""
 
     maps: tuple[Tensor, ...]
     """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
@@ -96,8 +74,8 @@ class DrawnAndRead(NamedTuple):
 class FeatureMaps(NamedTuple):
     """Draws the maps of x-features."""
 
-    heatmap: Heatmap | DefaultMaps
-    """The backend, or the two default backends."""
+    backend: Callable[[bool], Heatmap]
+    """Gives the backend: for groups of contributions if called with True, else for learned networks."""
     reader: Reader
     """Reader of the explained layer."""
 
@@ -159,8 +137,8 @@ class FeatureMaps(NamedTuple):
         form = choices[0].form
         is_one = all(choice.form is form for choice in choices) and not isinstance(form, ContributionGroups)
         at_once = internal_batch_size is None or internal_batch_size >= len(choices) * form.n_features
-        plain = isinstance(self._backend(form), ExcitationMaps) and self.reader.output_transform is None
-        return is_one and at_once and plain
+        reading = getattr(self._backend(form), "runs_once", False) and self.reader.output_transform is None
+        return is_one and at_once and reading
 
     def draw_and_read(
         self,
@@ -219,9 +197,7 @@ class FeatureMaps(NamedTuple):
 
     def _backend(self, form: Form) -> Heatmap:
         """Choose the backend that draws a form."""
-        if not isinstance(self.heatmap, DefaultMaps):
-            return self.heatmap
-        return self.heatmap.of_groups if isinstance(form, ContributionGroups) else self.heatmap.of_networks
+        return self.backend(isinstance(form, ContributionGroups))
 
 
 def _features(feature: int | None, K: int) -> list[int]:

@@ -38,8 +38,7 @@ from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.heatmaps._canonical import CanonicalNetwork, Twins
 from captum_xnn.heatmaps._completeness import refuse_incomplete
 from captum_xnn.heatmaps._hooks import dtypes_restored, outputs_noted, shapes_noted
-from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import of_dtype
+from captum_xnn.heatmaps._layouts import LayerCall, Layouts, of_dtype
 from captum_xnn.heatmaps._missing_rules import needs_modules, refuse_unfit
 from captum_xnn.heatmaps._network import ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._one_output import OneOutput

@@ -20,11 +20,9 @@ import torch
 from captum.attr import InputXGradient, LayerGradientXActivation
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._contribution_network import ContributionNetwork
 from captum_xnn.heatmaps._from_captum import FromCaptum
-from captum_xnn.heatmaps._layouts import LayerCall, Layouts
-from captum_xnn.heatmaps._map_size import has_images, of_dtype
-from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._layouts import LayerCall, Layouts, has_images, of_dtype
+from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork
 from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer

@@ -1,4 +1,4 @@
-"""The explained model up to a layer, continued by an explanation network: inputs -> Z -> x-features.
+r"""The explained model up to a layer, continued by an explanation network: inputs -> Z -> x-features.
 
 An x-feature is an output neuron of this module, so every class of Captum explains it with ``target=k``.
 
@@ -6,28 +6,49 @@ Captum 0.9 gives right maps only if the module keeps these rules:
     ``forward`` registers the hook that reads the layer, and an exception at the layer's last call ends the model's run.
     The module registry holds only the leaf modules that run, once each, and the encoder; the model itself stays outside
     of it. The output is one tensor (N, n).
+
+For groups of contributions, an x-feature is a linear read-out of the layer's output,
+:math:`E_k = \sum_d a_{dk} G_d (Z_d - Z_{0,d})`, with slopes G of each example. They depend on the kind of backend:
+
+- ``"gradient"``: backends that take gradients (input x gradient, integrated gradients, Grad-CAM, ...) get the model's
+  own gradient at the input that they run. At every place, the maps of all x-features then sum to the map that the same
+  backend gives the model's output, as long as no path bypasses the layer.
+- ``"held"``: backends that need a network of known modules (excitation backprop, DeepLift, LRP, guided methods) get the
+  slopes of the example's path integral. The same slopes serve for the example's baseline.
+- ``"recomputed"``: backends that replace parts of the input (occlusion, ablation, Shapley values) get the x-feature of
+  the changed input, computed by its own path integral.
+
+Conventions:
+    N examples, n or K x-features. Networks of groups take the slopes as the last argument of their forward pass, with a
+    row for each example.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, hookable, quantised, unwrap
 from captum_xnn.layers._read import OutputTransform, WithGraph, read_with_graph, run_to_layer
 from captum_xnn.layers._state import untouched
+from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target
 from captum_xnn.layers._trace import Trace
-from captum_xnn.models._base import Autoencoder
 
-__all__ = ["ExplanationNetwork", "Outputs", "Slopes", "cut_off"]
+if TYPE_CHECKING:  # a network gets its form, and makes none
+    from captum_xnn.models._base import Autoencoder
+    from captum_xnn.models._contribution_groups import ContributionGroups
+
+__all__ = ["ContributionNetwork", "ExplanationNetwork", "Outputs", "ReadOut", "Slopes", "cut_off"]
 
 Slopes = Literal["gradient", "held", "recomputed"]
-"""How groups of contributions get their slopes, see :mod:`captum_xnn.heatmaps._contribution_network`."""
+"""How groups of contributions get their slopes, see the head of this module."""
 
 
 class ExplanationNetwork(nn.Module):
@@ -138,6 +159,129 @@ class ExplanationNetwork(nn.Module):
         return self.xnn_encoder(self.activations(*inputs))
 
 
+class Outputs:
+    """Takes the place of an explanation network when the model's own outputs are drawn, or sums of them.
+
+    Args:
+        weighted: Turns the outputs (N, C) into weighted sums; None draws the outputs themselves.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 3))
+        >>> x = torch.rand(6, 4)
+        >>> torch.equal(ExplanationNetwork(model, model, Outputs())(x), model(x))
+        True
+    """
+
+    def __init__(self, weighted: nn.Linear | None = None) -> None:
+        self.encode: Callable[[Tensor], Tensor] = _unchanged if weighted is None else weighted
+
+
+class ContributionNetwork(ExplanationNetwork):
+    """A module from the model's inputs, and slopes of each example, to the x-features (N, K).
+
+    Args:
+        form: Groups of contributions.
+        tail: The rest of the model behind the explained layer.
+        target: The explained output.
+        options: Further arguments of :class:`~captum_xnn.heatmaps._network.ExplanationNetwork`.
+    """
+
+    form: ContributionGroups
+    tail: Tail
+    xnn_encoder: ReadOut
+    runs_past_layer = True
+
+    def __init__(self, form: ContributionGroups, tail: Tail, target: Target, **options: Any) -> None:
+        super().__init__(tail.model, tail.layer, form, output_transform=tail.output_transform, **options)
+        # Assign outside of the registry of submodules, because Captum's methods walk it.
+        object.__setattr__(self, "form", form)
+        object.__setattr__(self, "tail", tail)
+        self.target = target
+        self.slopes: Slopes = "held"
+        self.taken: Any = None
+        """A :class:`~captum_xnn.heatmaps._one_pass.Pass` over all examples whose maps are drawn, if one was taken."""
+
+    def _encoder(self, xnn: Any) -> ReadOut:
+        return ReadOut(xnn)
+
+    def hold(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Give the slopes to the read-out, and return the arguments of the model.
+
+        Args:
+            inputs: All positional arguments of the model, then slopes (N, ...Z).
+        """
+        self.xnn_encoder.slopes = inputs[-1]
+        return inputs[:-1]
+
+    def use_slopes(self, slopes: Slopes) -> None:
+        """Choose the slopes of contributions.
+
+        Args:
+            slopes: One of the three kinds in the docstring of the module.
+        """
+        self.slopes = slopes
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Compute the x-features, (N, K).
+
+        Args:
+            inputs: All positional arguments of the model, then slopes (N, ...Z).
+        """
+        given = self.hold(inputs)
+        if self.slopes == "recomputed":
+            return self._recomputed(given)
+        if self.slopes == "gradient":  # before the run that Captum's hooks watch
+            self.xnn_encoder.slopes = self._gradient(given)
+        Z = self.activations(*given)
+        return self.xnn_encoder(Z)  # type: ignore[no-any-return]
+
+    def _gradient(self, given: tuple[Any, ...]) -> Tensor:
+        """Compute the gradient of the model's output at the layer's output, (N, ...)."""
+        inputs, additional = _divided(given)
+        one, targets = torch.ones(1, dtype=torch.float32), [[self.target] * len(inputs[0])]
+        return self.tail.along(inputs, additional, self.form.base, one, one, targets).gradient[0]
+
+    def _recomputed(self, given: tuple[Any, ...]) -> Tensor:
+        """Compute the x-features of inputs, by a path integral of each input."""
+        inputs, additional = _divided(given)
+        made = self.form.integral(self.tail, inputs, additional, [[self.target] * len(inputs[0])], scale=self.scale)
+        return self.form.features(self.form.contributions(made)[0])
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of the output, (1,)."""
+        return self.form.scale.amin(0, keepdim=True)
+
+
+class ReadOut(nn.Module):
+    """Linear read-out of a layer. The slopes of each example are set before the call.
+
+    Args:
+        form: Groups of contributions.
+    """
+
+    form: ContributionGroups
+    linear = True
+    """Whether the module is linear in its input, up to a constant."""
+
+    def __init__(self, form: ContributionGroups) -> None:
+        super().__init__()
+        object.__setattr__(self, "form", form)
+        self.slopes: Tensor | None = None
+        self.rule = EpsilonRule()  # read by LRP
+
+    def forward(self, Z: Tensor) -> Tensor:
+        """Compute the x-features, (N, K).
+
+        Args:
+            Z: The layer's output, (N, ...).
+        """
+        assert self.slopes is not None
+        with torch.autocast(Z.device.type, enabled=False):
+            return self.form.read_out(Z, self.slopes)
+
+
 def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> str | None:
     """Explain why no gradient of the explained layer reaches the inputs; return None if one does, even if it is 0.
 
@@ -184,22 +328,13 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
     )
 
 
-class Outputs:
-    """Takes the place of an explanation network when the model's own outputs are drawn, or sums of them.
-
-    Args:
-        weighted: Turns the outputs (N, C) into weighted sums; None draws the outputs themselves.
-
-    Example:
-        >>> import torch
-        >>> model = nn.Sequential(nn.Linear(4, 3))
-        >>> x = torch.rand(6, 4)
-        >>> torch.equal(ExplanationNetwork(model, model, Outputs())(x), model(x))
-        True
-    """
-
-    def __init__(self, weighted: nn.Linear | None = None) -> None:
-        self.encode: Callable[[Tensor], Tensor] = _unchanged if weighted is None else weighted
+def _divided(given: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Divide arguments into leading tensors with a row for each example, detached, and the rest."""
+    n = len(given[0])
+    many = 1
+    while many < len(given) and isinstance(given[many], Tensor) and given[many].dim() and len(given[many]) == n:
+        many += 1
+    return tuple(x.detach() for x in given[:many]), given[many:]
 
 
 def _unchanged(Z: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
-from captum_xnn.heatmaps._feature_maps import DefaultMaps, Part, as_heatmap, draw
+from captum_xnn.heatmaps._feature_maps import Part, as_heatmap, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._map_size import in_shape_of
+from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
 from captum_xnn.layers._arguments import batch_size, copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
@@ -64,7 +64,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
+        heatmap: type[Attribution] | Heatmap | None = None,
         *,
         prediction_transform: OutputTransform | None = None,
         before: str | nn.Module | None = None,
@@ -72,8 +72,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         unwrap(model)
         Attribution.__init__(self, model)
         self.model = model
-        backend = as_heatmap(heatmap)
-        self.heatmap = backend.of_networks if isinstance(backend, DefaultMaps) else backend
+        self.heatmap = ExcitationMaps() if heatmap is None else as_heatmap(heatmap)
         self.prediction_transform = prediction_transform
         self.before = before
 
@@ -192,7 +191,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
 
 
 class _Inputs(NamedTuple):
-    """The model and what it is run on."""
+    """The model and its arguments."""
 
     model: nn.Module
     tensors: tuple[Tensor, ...]

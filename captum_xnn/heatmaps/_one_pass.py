@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import repeated
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._reader import Reader, checked
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._tail import Tail, frozen
@@ -45,6 +46,8 @@ class Pass(NamedTuple):
     """The explained layer's output, (N, ...)."""
     y_hat: Any
     """The model's output, after ``prediction_transform``."""
+    prefix: Prefix | None
+    """Outputs of the modules up to the explained layer, for a single example."""
 
     @classmethod
     def of(
@@ -82,6 +85,9 @@ class Pass(NamedTuple):
             if place is not None:
                 stack.enter_context(_cut(place, leaves, seen))
             stack.enter_context(_kept(tail.layer, seen))
+            prefix = Prefix(tail.model, tail.layer) if len(x[0]) == 1 else None
+            if prefix is not None:
+                stack.enter_context(prefix.kept())
             if tracer is not None:  # last, so that it notes the tensors that the model uses
                 stack.enter_context(tracer.noting())
             try:
@@ -91,7 +97,7 @@ class Pass(NamedTuple):
         if len(seen) != 1 or not leaves:
             return None
         y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
-        return cls(tail, place, leaves, seen[0], y_hat)
+        return cls(tail, place, leaves, seen[0], y_hat, prefix)
 
     def gradients(
         self, form: ContributionGroups, target: Target, features: Sequence[int]
@@ -135,6 +141,11 @@ class Reading(NamedTuple):
     taken: Pass | None
     """The pass that read both, if it had a graph."""
 
+    @property
+    def prefix(self) -> Prefix | None:
+        """Outputs of the modules up to the layer, for a single example."""
+        return None if self.taken is None else self.taken.prefix
+
     @classmethod
     def of(
         cls, reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, place: nn.Module | None
@@ -166,7 +177,7 @@ class Reading(NamedTuple):
                 y_hat = taken.y_hat.detach() if isinstance(taken.y_hat, Tensor) else taken.y_hat
                 return cls(*checked(taken.Z.detach().clone(), y_hat, reader.name), tracer, taken)
         tracer = Tracer(reader.model, reader.layer, first, name=reader.name)
-        with tracer.noting():
+        with untouched(reader.model), tracer.noting():
             Z, y_hat = reader.read((*inputs, *more))
         return cls(Z, y_hat, tracer, None)
 

@@ -66,7 +66,7 @@ def calls_of(
         nonlocal count
         count = 0
         copies = tuple(_mapped(torch.clone, x) for x in inputs)
-        with torch.random.fork_rng(devices_of(model.modules())):
+        with torch.random.fork_rng(devices_of(model.parameters())):
             torch.manual_seed(0)
             output = model(*copies)
         return _tensors(output if prediction_transform is None else prediction_transform(output))

@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_fingerprint", "checksum", "differences", "fingerprint"]
+__all__ = ["check_fingerprint", "checksum", "differences", "fingerprint", "new_squashing"]
+
+_SQUASHING = ("Softmax", "Softmax2d", "LogSoftmax", "Sigmoid", "LogSigmoid")
+# These change nothing in evaluation mode, so a model with or without them is the same.
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
-    """Describe the identity of a model and one layer: their classes, and shape, dtype and checksum of every tensor.
+    """Describe the identity of a model and one layer: classes, and shape, dtype and checksum of every tensor.
+
+    The classes are those of model and layer, and of every module without tensors and parts, such as a softmax.
 
     Args:
         model: A plain module.
@@ -28,10 +34,18 @@ def fingerprint(model: nn.Module, layer: str) -> dict[str, Any]:
         for name, t in model.state_dict().items()
         if isinstance(t, Tensor)
     }
+    functions = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if name not in ("", layer)
+        and not isinstance(module, _IDLE)
+        and not any((module._modules, module._parameters, module._buffers))
+    }
     return {
         "model_class": type(model).__name__,
         "layer": layer,
         "layer_class": type(model.get_submodule(layer)).__name__,
+        "functions": functions,
         "tensors": tensors,
     }
 
@@ -47,24 +61,27 @@ def check_fingerprint(saved: Any) -> None:
 
     Example:
         >>> check_fingerprint(fingerprint(nn.Sequential(nn.Linear(2, 1)), "0"))
-        >>> check_fingerprint({"model_class": "Sequential", "layer": "0", "layer_class": "Linear", "tensors": [1]})
+        >>> entries = {"model_class": "Sequential", "layer": "0", "layer_class": "Linear", "functions": {}}
+        >>> check_fingerprint({**entries, "tensors": [1]})
         Traceback (most recent call last):
         ...
-        ValueError: tensors of the fingerprint are a list, expected shape, dtype and checksum of each by name
+        ValueError: tensors of the fingerprint are a list, not the shape, dtype and checksum of each by name
     """
     for key in ("model_class", "layer", "layer_class"):
         if not isinstance(saved, dict) or not isinstance(saved.get(key), str):
             raise ValueError(f"the fingerprint has no {key}")
-    tensors = saved.get("tensors")
+    functions, tensors = saved.get("functions"), saved.get("tensors")
+    if not isinstance(functions, dict) or not all(isinstance(name, str) for name in functions.values()):
+        raise ValueError(f"functions of the fingerprint are {functions!r:.80}, expected the class of each by name")
     if not isinstance(tensors, dict):
         raise ValueError(
-            f"tensors of the fingerprint are a {type(tensors).__name__}, expected shape, dtype and checksum of each by "
+            f"tensors of the fingerprint are a {type(tensors).__name__}, not the shape, dtype and checksum of each by "
             "name"
         )
     for name, entry in tensors.items():
         has_all = isinstance(entry, dict) and {"shape", "dtype", "checksum"} <= entry.keys()
         if not has_all or not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
-            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, expected shape, dtype and checksum")
+            raise ValueError(f"the fingerprint of tensor {name!r} is {entry!r}, not a shape, dtype and checksum")
 
 
 def checksum(tensor: Tensor) -> str:
@@ -98,6 +115,10 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
         for key in ("model_class", "layer", "layer_class")
         if saved[key] != found[key]
     ]
+    was, now = saved["functions"], found["functions"]
+    said += [f"{name} is new, a {now[name]}" for name in now if name not in was]
+    said += [f"{name}, a {was[name]}, is missing" for name in was if name not in now]
+    said += [f"{name} is a {now[name]}, was a {was[name]}" for name in now if name in was and now[name] != was[name]]
     old, new = saved["tensors"], found["tensors"]
     changed = []
     for name in (n for n in old if n in new and old[n] != new[n]):
@@ -115,3 +136,19 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said.append(f"{', '.join(names[:3])}{more} {what}")
     return said
+
+
+def new_squashing(saved: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Return the class of a softmax or sigmoid that only the second model has; None without one.
+
+    Args:
+        saved: Fingerprint of the model to which an explainer was fitted.
+        found: Fingerprint of the model with which the explainer is to be used.
+
+    Example:
+        >>> logits, probabilities = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3), nn.Softmax(1))
+        >>> new_squashing(fingerprint(logits, "0"), fingerprint(probabilities, "0"))
+        'Softmax'
+    """
+    new = (name for key, name in found["functions"].items() if saved["functions"].get(key) != name)
+    return next((name for name in new if name in _SQUASHING), None)

@@ -145,7 +145,7 @@ def _followed(model: nn.Module, inputs: tuple[Any, ...], at: int) -> int | None:
 
 
 def _telling(X: Tensor, dimensions: int) -> int | None:
-    """Return the dimension of an image that holds channels, by what a convolution was given; None if that is unclear.
+    """Find the dimension of an image that holds channels, by the input of a convolution; None if it stays unclear.
 
     Args:
         X: Input of a convolution, on the rows that :func:`_followed` describes; an example may have several rows, as

@@ -213,7 +213,7 @@ class UnfitError(Exception):
 
 
 class WithGraph(NamedTuple):
-    """What one forward pass gives."""
+    """The results of one forward pass."""
 
     Z: Tensor
     """The layer's output, (N, ...), with its graph."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._tail import Tail
 
@@ -90,18 +90,11 @@ class Reader:
         """
         return checked(*self.run(arguments), self.name)
 
-    def channels(self, arguments: tuple[Any, ...]) -> int:
-        """Find the dimension of the layer's output that holds channels, counted with the examples as 0.
+    def tail(self, prefix: Prefix | None = None) -> Tail:
+        """Make the rest of the model.
 
         Args:
-            arguments: All positional arguments of the model; the first example is used.
-        """
-        return channel_dimension(
-            self.model, self.layer, arguments, name=self.name, output_transform=self.output_transform
-        )
-
-    def tail(self) -> Tail:
-        """Make the rest of the model.
+            prefix: Outputs of the modules up to the layer for the one example that the tail is called with.
 
         Raises:
             ValueError: If ``output_transform`` joins all calls of the layer; contributions need a single call.
@@ -111,6 +104,7 @@ class Reader:
             self.layer,
             output_transform=self.output_transform,
             prediction_transform=self.prediction_transform,
+            prefix=prefix,
         )
 
 

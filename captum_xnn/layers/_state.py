@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import random
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,19 +33,68 @@ _HOOKS = (
 
 
 # Containers that torch fills. The user's own lists and dicts may be shared with other code, and are left alone.
-_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_DICTS = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (*_DICTS, "_non_persistent_buffers_set")
+_HELD = (*_CONTAINERS, *_HOOKS)
+_NOTHING: tuple[tuple[Any, ...], ...] = ((),) * len(_HELD)
+
+
+class _References(NamedTuple):
+    """Everything that modules hold, in flat lists, which are quicker to make and to compare than a dict for each."""
+
+    kinds: list[tuple[type[nn.Module], bool]]
+    """Class and mode of each module; lazy modules change their class at their first call."""
+    sizes: list[int]
+    """For each module the number of its attributes, and of entries in each container and each dict of hooks."""
+    names: list[Any]
+    """Names of the attributes and of the entries."""
+    values: list[Any]
+    """Values of the attributes, and of the entries of dicts."""
+
+    @classmethod
+    def of(cls, modules: list[nn.Module]) -> _References:
+        """Collect the references of some modules."""
+        found = cls([(type(m), m.training) for m in modules], [], [], [])
+        sizes, names, values = found.sizes, found.names, found.values
+        for module in modules:
+            own = vars(module)
+            sizes.append(len(own))
+            names += own
+            values += own.values()
+            held = {name: own[name] for name in _HOOKS if name in own} if _is_scripted(module) else own
+            sizes += map(len, map(held.get, _HELD, _NOTHING))
+            names += chain.from_iterable(map(held.get, _HELD, _NOTHING))
+            for entries in map(held.get, _DICTS):
+                values += entries.values() if entries else ()
+        return found
+
+    def equal(self, other: _References) -> bool:
+        """Whether modules hold the very same objects under the same names."""
+        same = self.kinds == other.kinds and self.sizes == other.sizes and self.names == other.names
+        return same and all(map(operator.is_, self.values, other.values))
+
+    def states(self, modules: list[nn.Module]) -> Iterator[_State]:
+        """Yield the state of each module that is recorded here."""
+        sizes, names, values = iter(self.sizes), iter(self.names), iter(self.values)
+        for module, (kind, training) in zip(modules, self.kinds, strict=True):
+            own = list(islice(names, next(sizes)))
+            attributes = dict(zip(own, islice(values, len(own)), strict=True))
+            keys = {name: list(islice(names, next(sizes))) for name in _HELD}
+            entries = {name: dict(zip(keys[name], islice(values, len(keys[name])), strict=True)) for name in _DICTS}
+            yield _State(module, kind, training, attributes, keys, entries)
 
 
 class _State(NamedTuple):
+    """The state of one module."""
+
     module: nn.Module
     kind: type[nn.Module]
-    """Class of the module; lazy modules change it at their first call."""
     training: bool
     attributes: dict[str, Any]
-    contents: dict[str, Any]
-    """Copies of the module's dicts of submodules, parameters and buffers; empty for scripted modules."""
-    buffers: dict[str, tuple[Tensor, Tensor]]
-    hooks: dict[str, frozenset[int]]
+    keys: dict[str, list[Any]]
+    """Entries of each container and each dict of hooks."""
+    entries: dict[str, dict[str, Any]]
+    """The dicts of parameters, buffers and submodules."""
 
 
 @contextmanager
@@ -73,11 +122,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
         True
     """
     _refuse_unusable(model)
-    with _LOCK, one_path(), _kept(list(model.modules())) as modules:
-        for module in modules:
-            if module.training:
+    modules = list(model.modules())
+    with _LOCK, one_path(), _kept(modules):
+        trained = [module for module in modules if module.training]
+        try:
+            for module in trained:
                 module.training = False
-        yield
+            yield
+        finally:
+            for module in trained:
+                module.training = True
 
 
 def _refuse_unusable(model: nn.Module) -> None:
@@ -98,37 +152,33 @@ def _refuse_unusable(model: nn.Module) -> None:
 
 
 @contextmanager
-def _kept(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
+def _kept(modules: list[nn.Module]) -> Iterator[None]:
     """Record the state of a model's modules, and restore it at the end of this context."""
-    states = [
-        _State(
-            m,
-            type(m),
-            m.training,
-            dict(vars(m)),
-            {} if _is_scripted(m) else {name: copy.copy(vars(m)[name]) for name in _CONTAINERS},
-            {name: (b, b.detach().clone()) for name, b in _changeable(m).items()},
-            {h: frozenset(hooks) for h in _HOOKS if (hooks := vars(m).get(h))},
-        )
-        for m in modules
-    ]
-    parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
+    before = _References.of(modules)
+    buffers = [(b, b.detach().clone()) for m in modules for b in _changeable(m)]
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    needed, grads = [p.requires_grad for p in parameters], [p.grad for p in parameters]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's global state
     grown: list[str] = []
     try:
-        with torch.random.fork_rng(devices_of(modules)):
-            yield modules
-        grown = [name for state in states for name in _grown(state)]
+        with torch.random.fork_rng(devices_of(parameters)):
+            yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        for p, requires_grad, grad in parameters:
+        for p, requires_grad, grad in zip(parameters, needed, grads, strict=True):
             if p.requires_grad != requires_grad:
                 p.requires_grad_(requires_grad)
             if p.grad is not grad:
                 p.grad = grad
-        for state in states:
-            _restore(state)
+        if not before.equal(_References.of(modules)):
+            for state in before.states(modules):
+                grown += _grown(state)
+                _restore(state)
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
     if grown:
         raise ValueError(
             f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are untrained and change "
@@ -141,29 +191,34 @@ def _is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def _changeable(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that a forward pass may change: buffers, and embeddings that are renormed as they are used."""
-    found = {name: b for name, b in module._buffers.items() if b is not None}
-    if getattr(module, "max_norm", None) is not None:
-        found |= {name: p for name, p in module._parameters.items() if p is not None}
-    return found
+def _changeable(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that a forward pass may change: buffers, and embeddings that are renormed as they are used."""
+    for b in module._buffers.values():
+        if b is not None:
+            yield b
+    if vars(module).get("max_norm") is not None:  # getattr searches long for names that a module lacks
+        yield from (p for p in module._parameters.values() if p is not None)
 
 
 def _grown(state: _State) -> list[str]:
     """List the names of parameters that a module did not have before, including those that a lazy module has made."""
     if type(state.module) is not state.kind:
         return [f"those of {state.kind.__name__}"]
-    if not state.contents:
+    if _is_scripted(state.module):
         return []
-    kind, had = state.kind.__name__, state.contents
-    own = [k for k, p in state.module._parameters.items() if p is not None and had["_parameters"].get(k) is None]
-    new = [(k, m) for k, m in state.module._modules.items() if m is not None and had["_modules"].get(k) is None]
+    kind, parameters, modules = state.kind.__name__, state.entries["_parameters"], state.entries["_modules"]
+    own = [k for k, p in state.module._parameters.items() if p is not None and parameters.get(k) is None]
+    new = [(k, m) for k, m in state.module._modules.items() if m is not None and modules.get(k) is None]
     return [f"{kind}.{k}" for k in own] + [f"{kind}.{k}.{name}" for k, m in new for name, _ in m.named_parameters()]
 
 
-def devices_of(modules: Iterable[nn.Module]) -> list[int]:
-    """List the indices of the GPUs that hold a model."""
-    found = {p.device for m in modules for p in m._parameters.values() if p is not None}
+def devices_of(parameters: Iterable[Tensor]) -> list[int]:
+    """List the indices of the GPUs that hold parameters.
+
+    Args:
+        parameters: Those of a model.
+    """
+    found = {p.device for p in parameters}
     return sorted({d.index for d in found if d.type == "cuda" and d.index is not None})
 
 
@@ -175,32 +230,24 @@ def _restore(state: _State) -> None:
         state.module.training = state.training  # a property, of compiled modules
     own = vars(state.module)
     if type(state.module) is state.kind:
-        if not (len(own) == len(state.attributes) and all(map(operator.is_, own.values(), state.attributes.values()))):
-            for name, value in state.attributes.items():
-                if name not in _HOOKS and own.get(name) is not value:
-                    own[name] = value
-        for name, contents in state.contents.items():
-            if contents or own[name]:
-                _refill(own[name], contents)
+        for name, value in state.attributes.items():
+            if name not in _HOOKS and own.get(name) is not value:
+                own[name] = value
+        for name in () if _is_scripted(state.module) else _CONTAINERS:
+            _refill(own[name], state.entries.get(name, state.keys[name]))
     for name in own.keys() - state.attributes.keys():
         delattr(state.module, name)
-    for buffer, value in state.buffers.values():
-        if not torch.equal(buffer, value):
-            with torch.no_grad():
-                buffer.copy_(value)
     for kind in _HOOKS:
-        hooks = vars(state.module).get(kind)
-        if hooks:
-            for key in hooks.keys() - state.hooks.get(kind, frozenset()):
+        if hooks := own.get(kind):
+            for key in hooks.keys() - state.keys[kind]:
                 del hooks[key]
 
 
 def _refill(container: Any, contents: Any) -> None:
     """Restore the contents of a dict or set, where they changed."""
+    same = list(container) == list(contents)
     if isinstance(contents, dict):
-        same = list(container) == list(contents) and all(map(operator.is_, container.values(), contents.values()))
-    else:
-        same = container == contents
+        same = same and all(map(operator.is_, container.values(), contents.values()))
     if not same:
         container.clear()
         container.update(contents)

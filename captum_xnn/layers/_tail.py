@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
 from captum_xnn.layers._state import eager
 from captum_xnn.layers._targets import Target, select_each
@@ -72,6 +73,7 @@ class Tail:
         output_transform: Turns the layer's raw output into one tensor (N, ...). It may pick and rearrange numbers, but
             not calculate with them.
         prediction_transform: Turns the model's raw output into one tensor (N, ...).
+        prefix: Outputs of the modules up to the layer for the one example that the tail is called with.
 
     Raises:
         LayerNotFoundError: If the model has no such layer.
@@ -92,6 +94,7 @@ class Tail:
         *,
         output_transform: OutputTransform | None = None,
         prediction_transform: OutputTransform | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.name, self.layer = find_layer(self.model, layer)
@@ -102,6 +105,7 @@ class Tail:
             )
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
+        self.prefix = prefix if prefix is not None and prefix.is_complete else None
         self.calls = 1
         """How often a pass calls the layer, as far as is known; the last call counts."""
         self.forget()
@@ -241,7 +245,8 @@ class Tail:
         rows = rows if line.Z is None else rows[:1]
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
         swap = _Swap(self, line, once)
-        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager():
+        known = nullcontext() if self.prefix is None or line.Z is None else self.prefix.returned()
+        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), known:
             output = self.model(*inputs, *(additional or ()))
             if swap.leaf is None or swap.Z is None:
                 raise not_reached(self.model, self.name)
@@ -249,8 +254,8 @@ class Tail:
             y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
             if not isinstance(y_hat, Tensor) or y_hat.dim() == 0 or len(y_hat) != S * n:
                 raise ValueError(
-                    f"layer {self.name!r} got {S * n} rows, and the model gave back "
-                    f"{len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows; choose a layer with a "
+                    f"the model returns {len(y_hat) if isinstance(y_hat, Tensor) and y_hat.dim() else 'no'} rows for "
+                    f"{S * n} rows of layer {self.name!r}; choose a layer with a "
                     "row for each example"
                 )
             ys = [select_each(y_hat, list(of) * S) for of in line.targets]
@@ -330,7 +335,7 @@ class _Swap:
             handle.remove()
 
     def _again(self, raw: Any) -> Any:
-        """Put the same points in place of what the layer returns where a checkpoint runs it again."""
+        """Replace the layer's output by the same points where a checkpoint runs the layer again."""
         assert self.leaf is not None
         if self.tail.calls > 1:
             raise ValueError(

@@ -48,7 +48,7 @@ class Difference:
 
     def __post_init__(self) -> None:
         if self.target is None or self.against is None:
-            raise ValueError(f"a difference needs two outputs, got {self}; pass target= and against=")
+            raise ValueError(f"the difference {self} lacks an output; pass both target= and against=")
         if self.target == self.against:
             raise ValueError(
                 f"target and against are both {self.target}, and their difference is always 0; pass two outputs"
@@ -79,7 +79,7 @@ def _index(target: Any) -> int:
         return operator.index(target)
     except TypeError as error:
         raise ValueError(
-            f"a target is None, an int or a tuple of ints, got {target!r}; pass the index of the output"
+            f"the target {target!r} is not an int, a tuple of ints or None; pass the index of the output"
         ) from error
 
 
@@ -90,10 +90,10 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
     if joint:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
-            raise ValueError(f"a joint explainer needs several targets, got {target!r}; pass a tuple of ints")
+            raise ValueError(f"target is {target!r}, and a joint explainer needs several; pass a tuple of ints")
         made = tuple(single_target(t) for t in members)
         if len({*made}) < len(made):
-            raise ValueError(f"a joint explainer needs different targets, got {target!r}; pass each target once")
+            raise ValueError(f"target is {target!r}, and a joint explainer needs different ones; pass each target once")
         return [made]
     if isinstance(target, Tensor) and target.dim() > 0:
         target = target.tolist()
@@ -122,7 +122,7 @@ def per_example(target: Any, n: int, against: Any = None) -> list[Target]:
         each = [single_target(t) for t in target]
         if len(each) != n:
             raise ValueError(
-                f"got {len(each)} targets for {n} examples; pass one for each example, or a single int for all"
+                f"there are {len(each)} targets for {n} examples; pass one for each example, or a single int for all"
             )
         return each
     return [single_target(target)] * n
@@ -148,7 +148,9 @@ def select(y_hat: Tensor, target: Target) -> Tensor:
         return select(y_hat, target.target) - select(y_hat, target.against)
     if y_hat.dim() == 1 or (target is None and y_hat[0].numel() == 1):
         if target is not None:
-            raise ValueError(f"a model with outputs (N,) or (N, 1) takes no target, got {target}; leave target out")
+            raise ValueError(
+                f"target is {target}, and a model with outputs (N,) or (N, 1) takes no target; leave target out"
+            )
         return y_hat.reshape(len(y_hat))
     shape = tuple(y_hat.shape[1:])
     index: tuple[int, ...] = () if target is None else (target,) if isinstance(target, int) else target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ class Tracer:
     ) -> None:
         self.model, self.layer, self.inputs, self.name, self.cells = model, layer, inputs, name, cells
         self._order: list[nn.Module] = []
-        self._grids: list[_Grid] = []
+        self._grids: dict[nn.Module, _Grid] = {}
+        """The last output of each module, in the order of the calls."""
         self._ends: list[tuple[int, list[_Grid], frozenset[nn.Module]]] = []
         self._ran: set[nn.Module] = set()
         self._at = at = first_image(inputs)
@@ -128,13 +130,13 @@ class Tracer:
         finally:
             for handle in handles:
                 handle.remove()
-            for grids in (self._grids, *(seen for _, seen, _ in self._ends)):
-                grids[:] = [g._replace(output=None) for g in grids]  # their memory is free
+            self._grids.clear()  # their memory is free
+            for _, seen, _ in self._ends:
+                seen[:] = [g._replace(output=None) for g in seen]
 
     def _note(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        grids = self._grids
         self._ran.add(module)
-        is_block = any(True for _ in module.children())
+        is_block = any(child is not None for child in module._modules.values())
         if not is_block:
             self._order.append(module)
         self._tokens |= {x.shape[1] for x in (*_first(arguments), output) if isinstance(x, Tensor) and x.dim() == 3}
@@ -143,15 +145,16 @@ class Tracer:
             is_attention = output.shape[2] in self._tokens and len({*output.shape[2:]}) == 1  # or may be
             if not is_attention and _keeps_sizes(module, arguments, self._sizes):
                 self._sizes.add(tuple(output.shape[2:]))
-            is_sure = not is_attention and tuple(output.shape[2:]) in self._sizes
-            same = bool(grids) and (isinstance(module, _IDLE) or (is_block and _is_unchanged(output, grids[-1])))
-            own = (grids[-1].module, grids[-1].is_sure) if same else (module, is_sure)
-            made = _Grid(*own, tuple(output.shape), output, _version(output))
-            if grids:
-                grids[-1] = grids[-1]._replace(output=None)  # its memory is free
-            grids[:] = [*(g for g in grids if g.module is not made.module), made]
+            last = next(reversed(self._grids.values()), None)
+            own = module, not is_attention and tuple(output.shape[2:]) in self._sizes
+            if last is not None:
+                if isinstance(module, _IDLE) or (is_block and _is_unchanged(output, last)):
+                    own = last.module, last.is_sure
+                self._grids[last.module] = last._replace(output=None)  # its memory is free
+            self._grids.pop(own[0], None)
+            self._grids[own[0]] = _Grid(*own, tuple(output.shape), output, _version(output))
         if module is self.layer:
-            self._ends.append((len(self._order), list(grids), frozenset(self._ran)))
+            self._ends.append((len(self._order), list(self._grids.values()), frozenset(self._ran)))
 
     def trace(self) -> Trace:
         """Return the trace. The model runs again where its modules do not show whether their outputs are feature maps.
@@ -181,7 +184,7 @@ class _Grid(NamedTuple):
 def _is_spatial(output: Any, image: Tensor | None) -> bool:
     """Whether an output has the dimensions of feature maps of several cells, (N, C, H, W), or those of volumes."""
     dimensions = 5 if image is not None and image.dim() == 5 else 4
-    return isinstance(output, Tensor) and output.dim() == dimensions and output[0, :1].numel() > 1
+    return isinstance(output, Tensor) and output.dim() == dimensions and math.prod(output.shape[2:]) > 1
 
 
 def _keeps_sizes(module: nn.Module, arguments: Any, sizes: set[tuple[int, ...]]) -> bool:

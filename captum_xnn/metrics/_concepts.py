@@ -97,7 +97,8 @@ def deletion(score: Score, order: Tensor) -> Tensor:
 
     Example:
         >>> contributions = torch.tensor([[1.0, 4.0]])
-        >>> deletion(surrogate_score(contributions), contribution_order(contributions))
+        >>> order = contributions.argsort(1, descending=True)
+        >>> deletion(lambda kept: (contributions * kept).sum(1), order)
         tensor([[5., 1., 0.]], dtype=torch.float64)
     """
     rank = _ranks(order)
@@ -116,7 +117,8 @@ def insertion(score: Score, order: Tensor) -> Tensor:
 
     Example:
         >>> contributions = torch.tensor([[1.0, 4.0]])
-        >>> insertion(surrogate_score(contributions), contribution_order(contributions))
+        >>> order = contributions.argsort(1, descending=True)
+        >>> insertion(lambda kept: (contributions * kept).sum(1), order)
         tensor([[0., 4., 5.]], dtype=torch.float64)
     """
     rank = _ranks(order)
@@ -127,8 +129,8 @@ def _ranks(order: Tensor) -> Tensor:
     """Compute the step at which the order reaches each x-feature, (N, K)."""
     if order.dim() != 2 or not bool((order.sort(1).values == torch.arange(order.shape[-1], device=order.device)).all()):
         raise ValueError(
-            f"an order must be (N, K) with each x-feature 0..K-1 once in every row, got {tuple(order.shape)}; "
-            "make one with contribution_order, random_order or argsort(1)"
+            f"an order {tuple(order.shape)} is not (N, K) with each x-feature 0 to K-1 once in every row; make one "
+            "with contributions.argsort(1, descending=True)"
         )
     return order.argsort(1)
 
@@ -183,8 +185,8 @@ def shapley_values(value: Callable[[Tensor], Tensor], n: int) -> Tensor:
     """
     if not 1 <= n <= _MOST_FEATURES:
         raise ValueError(
-            f"shapley_values evaluates all 2^n subsets, so n must be 1 to {_MOST_FEATURES} players, got {n}; group "
-            "x-features, or sample with captum.attr.ShapleyValueSampling"
+            f"n is {n} players, and all 2^n subsets are evaluated; pass 1 to {_MOST_FEATURES}, group x-features, or "
+            "sample with captum.attr.ShapleyValueSampling"
         )
     subsets = torch.arange(2**n)
     kept = (subsets[:, None] >> torch.arange(n)) & 1 == 1
@@ -241,8 +243,8 @@ def completeness(kept: float | Tensor, full: float, chance: float) -> float | Te
     """
     if not full > chance:
         raise ValueError(
-            f"completeness needs a model better than chance, got {full} against {chance}; check the labels, or use "
-            "minus the error as the score"
+            f"the model's score {full} is no better than chance, {chance}; check the labels, or use minus the error as "
+            "the score"
         )
     if isinstance(kept, Tensor):
         return (kept.double() - chance) / (full - chance)

@@ -26,7 +26,7 @@ __all__ = ["Faithfulness", "classification_faithfulness", "error_floor", "regres
 
 
 class Faithfulness(NamedTuple):
-    """How well the x-features give back the model's outputs on some data."""
+    """Faithfulness of the x-features on some data."""
 
     f_reg: float
     """Mean absolute difference between surrogate and prediction, in logits."""
@@ -77,8 +77,8 @@ def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
     """
     if surrogate.shape != prediction.shape or not surrogate.numel():
         raise ValueError(
-            f"surrogate and prediction must have one shape, with examples, got {tuple(surrogate.shape)} and "
-            f"{tuple(prediction.shape)}; reshape them or check the data"
+            f"surrogate is {tuple(surrogate.shape)} and prediction {tuple(prediction.shape)}; pass both in the same "
+            "shape, with at least one example"
         )
     return float((surrogate.double() - prediction.double()).abs().mean())
 
@@ -103,8 +103,8 @@ def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int |
     """
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"F_cls needs logits (M, C) of C > 1 classes, got {tuple(logits.shape)}; for a single output use "
-            "regression_faithfulness"
+            f"logits are {tuple(logits.shape)}, and F_cls needs those of several classes, (M, C); for a single output "
+            "use regression_faithfulness"
         )
     M, C = logits.shape
     columns = [target] if isinstance(target, int) else list(target)

@@ -61,8 +61,8 @@ def pixel_probabilities(maps: Tensor) -> Tensor:
         )
     if not bool((maps >= 0).all()) or bool(maps.isinf().any()):
         raise ValueError(
-            f"maps must be finite and not negative, got values from {float(maps.min()):.3g} to "
-            f"{float(maps.max()):.3g}; pass maps.clamp(min=0) to keep the evidence for each x-feature"
+            f"maps have values from {float(maps.min()):.3g} to {float(maps.max()):.3g}; pass finite ones that are not "
+            "negative, as maps.clamp(min=0), which keeps the evidence for each x-feature"
         )
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # a half holds no more than 65,504
     total = maps.sum((2, 3), keepdim=True, dtype=torch.float64).to(maps.dtype)
@@ -173,7 +173,7 @@ def object_probabilities(maps: Tensor, masks: Tensor, *, objects: int | None = N
     highest = int(masks.max()) if masks.numel() else 0
     O = highest if objects is None else objects  # noqa: E741
     if highest > O or bool((masks < 0).any()):
-        raise ValueError(f"masks must hold objects from 0 to {O}, got {int(masks.min())} to {highest}; raise objects=")
+        raise ValueError(f"masks hold objects from {int(masks.min())} to {highest}, and objects is {O}; raise objects=")
     found = p.new_zeros(*p.shape[:2], O + 1)
     return found.scatter_add_(2, masks.flatten(1)[:, None].expand_as(p).long(), p)[..., 1:]
 

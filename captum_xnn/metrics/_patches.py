@@ -22,8 +22,8 @@ How to read them:
     they claim. x-features that cancel are easily told apart, also random directions: read it beside
     ``PatchScores.movement``. The orthogonality of drops uses no maps, so no heatmap method can flatter it. Random
     groups of dimensions do not look distinct either, because their drops come from the same patches. A dead x-feature
-    does look distinct: use the weighted form. Print :func:`captum_xnn.metrics.random_maps` and
-    ``random_partition`` beside both metrics.
+    does look distinct: use the weighted form. Print random maps and random groups
+    (:mod:`captum_xnn.metrics._controls`) beside both metrics, as :func:`captum_xnn.patch_scores.patch_scores` does.
 
 Fill:
     The model never saw inputs with covered patches, so the drops depend on the fill. The default for an image is its

@@ -95,8 +95,8 @@ def selectivity(changes: Tensor, weights: Tensor | None = None) -> Selectivity:
             )
         if not bool(((weights >= 0) & weights.isfinite()).all()):
             raise ValueError(
-                f"weights must be finite and not negative, got {float(weights.min()):.3g} to "
-                f"{float(weights.max()):.3g}; take absolute values"
+                f"weights are from {float(weights.min()):.3g} to {float(weights.max()):.3g}; pass finite ones that are "
+                "not negative, such as absolute values"
             )
     size, together = changes.detach().double().abs(), changes.detach().double().sum(1, keepdim=True).abs()
     moved, moved_together = float(size.sum()), float(together.sum())

@@ -29,7 +29,7 @@ __all__ = ["Typicality", "shrinkage", "typicality"]
 
 
 class Typicality(NamedTuple):
-    """How usual the contributions of examples are for their class, float64."""
+    """Typicality of the contributions of examples for their class, float64."""
 
     distance: Tensor
     """Mahalanobis distance D from the class's mean, (N,)."""

@@ -53,6 +53,11 @@ _SILENT = 1e-4
 # Share of all contributions to positives below which a group counts as adding nothing.
 _NOTHING = 0.01
 _TINY = 1e-12
+# Likeness of all rows or columns with all. Without it, more separate clusters than asked for would leave the leading
+# eigenvectors open, and rounding would choose among them.
+_WEAK = 1e-4
+# Share of the largest deviation, and of its own size, below which the deviation of a column may be rounding.
+_CONSTANT = 1e-5
 # Rows above which only the needed eigenvectors are computed.
 _LARGE = 600
 
@@ -136,7 +141,7 @@ def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
     """
     unit = V / V.norm(dim=1, keepdim=True).clamp(min=_TINY)
     weight = (m / m.max()).double() ** _WEIGHT
-    likeness = (unit @ unit.T).clamp(min=0).square() * weight[:, None] * weight
+    likeness = ((unit @ unit.T).clamp(min=0).square() + _WEAK) * weight[:, None] * weight
     root = likeness.sum(1).sqrt()
     places = _leading(likeness / root[:, None] / root, K) / root[:, None]
     places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
@@ -189,7 +194,7 @@ def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
 
 
 def spectral_groups(X: Tensor, K: int) -> Tensor:
-    """Cluster correlated columns by spectral clustering, as one-hot rows (D, K).
+    """Cluster correlated columns by spectral clustering, as one-hot rows (D, K); share constant columns evenly.
 
     The affinity of two columns is their positive correlation. The weight of a column is its standard deviation. The
     method draws no random numbers: the first cluster starts at the column with the largest standard deviation, each
@@ -200,11 +205,12 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
         K: Number of clusters, at most D.
 
     Example:
-        >>> x = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0], [2.0, 4.0, 0.5], [0.0, 0.0, 0.0]])
+        >>> x = torch.tensor([[1.0, 2.0, 0.0, 7.0], [0.0, 0.0, 1.0, 7.0], [2.0, 4.0, 0.5, 7.0], [0.0, 0.0, 0.0, 7.0]])
         >>> spectral_groups(x, 2)
-        tensor([[1., 0.],
-                [1., 0.],
-                [0., 1.]], dtype=torch.float64)
+        tensor([[1.0000, 0.0000],
+                [1.0000, 0.0000],
+                [0.0000, 1.0000],
+                [0.5000, 0.5000]], dtype=torch.float64)
 
     Reference:
         Ng, Jordan, Weiss, "On spectral clustering", 2001.
@@ -214,16 +220,18 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     K = min(K, D)
     centred = X - X.mean(0)
     size = centred.norm(dim=0)
-    weight = size / size.max().clamp(min=torch.finfo(size.dtype).tiny)
-    unit = centred / torch.where(size > 0, size, 1)
-    likeness = (unit.T @ unit).clamp(min=0) * weight[:, None] * weight
-    likeness.diagonal().copy_(weight.square().clamp(min=1e-12))
+    live = (size > _CONSTANT * size.max()) & (size > _CONSTANT * X.norm(dim=0))
+    groups = torch.full((D, K), 1 / K, dtype=torch.float64)
+    count = min(K, int(live.sum()))
+    if not count:
+        return groups
+    unit, weight = centred[:, live] / size[live], size[live] / size.max()
+    likeness = ((unit.T @ unit).clamp(min=0) + _WEAK) * weight[:, None] * weight
     root = likeness.sum(1).sqrt()
-    places = _leading(likeness / root[:, None] / root, K)
-    places = places / places.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    label = _clustered(places, weight, K)
-    one_hot: Tensor = torch.eye(K, dtype=torch.float64)[label]
-    return one_hot
+    places = _leading(likeness / root[:, None] / root, count)
+    places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    groups[live] = torch.eye(K, dtype=torch.float64)[_clustered(places, weight, count)]
+    return groups
 
 
 def _leading(matrix: Tensor, K: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
@@ -71,6 +72,8 @@ def numbers_of_each(
     reader: Reader,
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
+    *,
+    prefix: Prefix | None = None,
 ) -> Numbers:
     """Compute the numbers of each example by its form. x-features that a form lacks are zero.
 
@@ -81,6 +84,7 @@ def numbers_of_each(
         reader: Reader of the layer.
         inputs: Tensors (N, ...).
         additional: Further arguments of the model.
+        prefix: If there is one example, the outputs of the modules up to the layer.
 
     Raises:
         ModelMismatchError: If a form was fitted to another shape of Z.
@@ -103,7 +107,7 @@ def numbers_of_each(
             _check_shape(form, Z, reader.name)
             if isinstance(form, ContributionGroups):
                 x, more = rows_of(inputs, additional, torch.tensor(rows))
-                numbers = _of_groups(form, choice, Z[rows], own[rows], reader.tail(), (x, more))
+                numbers = _of_groups(form, choice, Z[rows], own[rows], reader.tail(prefix), (x, more))
             else:
                 numbers = _of_network(form, choice, Z[rows], sloping)
             yield rows, numbers.wide(most)

@@ -2,19 +2,16 @@
 
 from captum_xnn.plots._explanation import (
     own_scale,
-    shared_scale,
     show_contributions,
     show_explanation,
     show_gallery,
 )
 from captum_xnn.plots._names import write_names
-from captum_xnn.plots._panels import contours, overlay
+from captum_xnn.plots._panels import contours
 
 __all__ = [
     "contours",
-    "overlay",
     "own_scale",
-    "shared_scale",
     "show_contributions",
     "show_explanation",
     "show_gallery",

@@ -170,7 +170,7 @@ def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
             f"scale returns shape {shown.shape} with values up to {np.abs(shown).max():.3g} in size, not maps "
-            f"{maps.shape} in [-1, 1]; divide by one level and clip, as shared_scale does"
+            f"{maps.shape} in [-1, 1]; divide by one level and clip, as own_scale does"
         )
     return shown
 
@@ -255,7 +255,7 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
             f"{given:g}; pass all three from one example and one target"
         )
     if largest is not None and largest < 1:
-        raise ValueError(f"largest must be at least 1, got largest={largest}; leave it out to show all x-features")
+        raise ValueError(f"largest is {largest}; pass at least 1, or leave it out to show all x-features")
     return Sum(weights, offset, given, _scalar(prediction, "prediction"), largest)
 
 
@@ -264,7 +264,7 @@ def _scalar(value: Numbers, noun: str) -> float:
     array = _array(value, noun)
     if array.size != 1:
         raise ValueError(
-            f"{noun} must be one number, got shape {array.shape}; pick one example and one target, as in {noun}[0]"
+            f"{noun} has shape {array.shape}, and is not one number; pick one example and one target, as in {noun}[0]"
         )
     return float(array.item())
 
@@ -283,8 +283,8 @@ def _place(
         place = axes
     else:
         raise TypeError(
-            f"axes= must be an Axes, a Figure or a SubFigure, got {type(axes).__name__}; pick one of several, "
-            "as in axes[0]"
+            f"axes is a {type(axes).__name__}; pass an Axes, a Figure or a SubFigure, and of several pick one, as in "
+            "axes[0]"
         )
     # Always white, against the user's style sheet: the colours of the maps fade to a light background.
     place.set_facecolor("white")
@@ -447,10 +447,10 @@ def show_explanation(
         title: Text above the picture.
         target_name: Name of the explained output, written above the image.
         one_heatmap: Map (C, H, W) or (H, W) of the model's own output, drawn beside the image on a scale of its own.
-        scale: :func:`shared_scale`, :func:`own_scale`, or any function of maps (K, H, W) and contributions (K,) that
-            returns maps to draw (K, H, W) in [-1, 1].
-        style: :func:`~captum_xnn.plots.overlay`, :func:`~captum_xnn.plots.contours`, or any function that
-            draws an image (H, W, 3) and a map (h, w) in [-1, 1] into axes.
+        scale: Any function of maps (K, H, W) and contributions (K,) that returns maps to draw (K, H, W) in [-1, 1]. The
+            default makes each map as strong as its contribution. :func:`own_scale` shows where a faint map lies.
+        style: Any function that draws an image (H, W, 3) and a map (h, w) in [-1, 1] into axes. The default lays the
+            map over the image. :func:`~captum_xnn.plots.contours` draws lines.
         mean: Mean that normalisation subtracted from each channel of an image in [0, 1], a number or C of them.
         std: Standard deviation by which normalisation then divided each channel, a number or C of them.
         unit: Unit of all numbers, written at the axis.
@@ -556,7 +556,7 @@ def show_gallery(
         row_names: N texts written beside the images.
         one_heatmaps: Maps (N, C, H, W), (N, 1, C, H, W) or (N, H, W) of the model's own output, drawn beside the
             images, each on a scale of its own.
-        scale: :func:`shared_scale`, :func:`own_scale`, or a function like them, applied to each row.
+        scale: As in :func:`show_explanation`, applied to each row.
         style: As in :func:`show_explanation`.
         mean: As in :func:`show_explanation`.
         std: As in :func:`show_explanation`.
@@ -629,8 +629,8 @@ def _columns(feature_order: Sequence[int] | None, table: Array) -> list[int]:
     columns = [int(k) for k in feature_order]
     if not columns or not all(0 <= k < n_features for k in columns):
         raise ValueError(
-            f"feature_order must list x-features from 0 to {n_features - 1}, got {columns}; "
-            "arguments count them from 0, pictures from 1"
+            f"feature_order is {columns}; list x-features from 0 to {n_features - 1}. Arguments count them from 0, "
+            "pictures from 1"
         )
     return columns
 

@@ -30,6 +30,7 @@ __all__ = [
     "Names",
     "NamesFile",
     "by_number",
+    "check_class_names",
     "names_by_target",
     "read_names",
     "resolve_names",
@@ -91,6 +92,41 @@ def resolve_names(
     return [given.get(k) or f"x-feature {k + 1}" for k in range(n_features)]
 
 
+def check_class_names(names: Mapping[Any, str] | Sequence[str], outputs: Sequence[int]) -> None:
+    """Raise unless the names of classes fit the outputs of a model.
+
+    Args:
+        names: A name for each output in order, or a mapping from some outputs to their names.
+        outputs: Shape of the model's output for one example: () or (C,), (C, ...) or (..., C).
+
+    Raises:
+        TypeError: If the names are a single text.
+        ValueError: If there are more or fewer names than outputs, or a key of the mapping is no output.
+
+    Example:
+        >>> check_class_names(["crow", "finch"], (3,))
+        Traceback (most recent call last):
+        ValueError: 2 class names (crow, finch) were given for a model with 3 outputs; give one name for each output...
+    """
+    if isinstance(names, str):
+        raise TypeError(f"class names are {names!r}, a single text; pass a list, such as [{names!r}]")
+    counts = dict.fromkeys([outputs[0], outputs[-1]] if outputs else [1])
+    if isinstance(names, Mapping):
+        beyond = [k for k in names if isinstance(k, int) and not 0 <= k < max(counts)]
+        if beyond:
+            raise ValueError(
+                f"the class name {names[beyond[0]]!r} is for output {beyond[0]}, and the model's outputs are 0 to "
+                f"{max(counts) - 1}; name outputs of this model only"
+            )
+    elif len(names) not in counts:
+        some = ", ".join(map(str, names[:3])) + ", ..." * (len(names) > 3)
+        many = " or ".join(map(str, counts))
+        raise ValueError(
+            f"{len(names)} class name{'s' * (len(names) != 1)} ({some}) were given for a model with {many} "
+            f"output{'s' * (many != '1')}; give one name for each output, in the order of the outputs, or no names"
+        )
+
+
 def names_by_target(
     names: str | os.PathLike[str] | Mapping[Any, Names] | None, layer: str, targets: Sequence[Target]
 ) -> dict[str, dict[int, str]]:
@@ -124,7 +160,7 @@ def names_by_target(
         known = file.names
     else:
         raise TypeError(
-            f"a report takes names of x-features by target, got a {type(names).__name__}; "
+            f"names are a {type(names).__name__}, and a report takes names of x-features by target; "
             f"write {{{targets[0]}: ['golden feather']}}, or pass the file that a report exported"
         )
     # For a model with one output, target None and target 0 are the same.
@@ -256,7 +292,7 @@ def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int
     layer, targets = data.get("layer"), data.get("names")
     if not isinstance(layer, str) or not isinstance(targets, dict):
         raise NamesFileError(
-            f"{where} must hold a layer and names by target, got layer {layer!r} and names {targets!r:.40}; {_REMEDY}"
+            f"{where} has the layer {layer!r} and names {targets!r:.40}, and not names by target; {_REMEDY}"
         )
     found: dict[str, dict[int, str]] = {}
     for target, some in targets.items():
@@ -286,5 +322,5 @@ def _number(key: Any) -> int:
 def _tidy(name: Any) -> str:
     """Put a name on one line."""
     if not isinstance(name, str):
-        raise TypeError(f"a name must be a string, got {name!r}; write '' for an x-feature without a name")
+        raise TypeError(f"the name {name!r} is not a string; write '' for an x-feature without a name")
     return " ".join(name.split())

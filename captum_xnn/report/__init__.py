@@ -3,7 +3,6 @@
 :meth:`XNNAttribution.report <captum_xnn.XNNAttribution.report>` writes the page.
 """
 
-from captum_xnn.report._cards import on_objects, on_parts
 from captum_xnn.report._options import ReportOptions
 
-__all__ = ["ReportOptions", "on_objects", "on_parts"]
+__all__ = ["ReportOptions"]

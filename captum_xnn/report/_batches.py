@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +14,9 @@ from captum_xnn.layers._state import untouched
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
 
-__all__ = ["RowBatch", "are_images", "outputs_of_rows", "row_batches"]
+__all__ = ["RowBatch", "Texts", "are_images", "outputs_of_rows", "row_batches", "texts_of"]
+
+Texts = Sequence[Sequence[str]] | Callable[[Tensor], Sequence[str]]
 
 _BATCH = 64
 
@@ -52,10 +54,10 @@ def row_batches(xnn: XNNAttribution, data: Any) -> Iterator[RowBatch]:
         batches = (RowBatch(*xnn.unpack(batch)) for batch in data)
     for batch in batches:
         if not isinstance(batch.first, Tensor) or batch.first.dim() < 2:
-            got = tuple(batch.first.shape) if isinstance(batch.first, Tensor) else type(batch.first).__name__
+            given = tuple(batch.first.shape) if isinstance(batch.first, Tensor) else type(batch.first).__name__
             raise ValueError(
-                f"a report needs inputs (N, L, ...): images, tokens or input features; got {got}; stack single numbers "
-                "to columns"
+                f"the inputs are {given}, and a report needs images, tokens or input features, (N, L, ...); stack "
+                "single numbers to columns"
             )
         yield batch
 
@@ -97,3 +99,37 @@ def outputs_of_rows(xnn: XNNAttribution, batch: RowBatch) -> Tensor:
         output = model(*arguments)
         made: Tensor = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
     return made.cpu()
+
+
+def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
+    """Return the texts of the cells of each example of a batch.
+
+    Args:
+        batch: The inputs.
+        first: Index of the batch's first example in the data.
+        tokens: Texts of the tokens of each example, or a function of one example's input.
+        names: Names of the input features, if there are no tokens.
+
+    Raises:
+        ValueError: If there are fewer texts than examples, or more texts than cells.
+    """
+    x = batch.first
+    n, cells = len(x), x.shape[1]
+    if tokens is None:
+        names = [f"input {i + 1}" for i in range(cells)] if names is None else list(names)
+        if len(names) != cells:
+            raise ValueError(
+                f"there are {len(names)} input_names for {cells} input features; pass a name for each, in their order"
+            )
+        return [list(map(str, names))] * n
+    if callable(tokens):
+        made = [list(map(str, tokens(row))) for row in x.cpu()]
+    else:
+        made = [list(map(str, some)) for some in tokens[first : first + n]]
+    if len(made) != n or any(not 0 < len(texts) <= cells for texts in made):
+        lengths = [len(texts) for texts in made]
+        raise ValueError(
+            f"tokens have lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
+            "without padding"
+        )
+    return made

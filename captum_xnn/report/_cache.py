@@ -27,10 +27,9 @@ from captum_xnn._files import replace_file
 from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
-from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches
+from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches, texts_of
 from captum_xnn.report._cards import count_examples, image_batches, outputs_of
 from captum_xnn.report._gallery import shown
-from captum_xnn.report._rows import texts_of
 from captum_xnn.report._thumbnails import displayable
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -42,7 +41,7 @@ __all__ = ["ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 4
+_FORMAT = 5
 # Settings of a backend whose text does not show all of them.
 _VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
@@ -127,7 +126,8 @@ def describe(
     """
     backend = repr(xnn.heatmap)
     functions = (options.places, xnn.output_transform, xnn.prediction_transform)
-    if any(function is not None for function in functions) or re.search(_VAGUE, backend):
+    # Checksums leave out annotations.
+    if options.place_names or any(f is not None for f in functions) or re.search(_VAGUE, backend):
         return None
     model = unwrap(xnn.model)
     layer = find_layer(model, xnn.layer)[0]
@@ -137,7 +137,11 @@ def describe(
     return {
         "format": _FORMAT,
         "version": _version(),
-        "model": {"class": of["model_class"], "tensors": _digest(sorted(of["tensors"].items()))},
+        "model": {
+            "class": of["model_class"],
+            "functions": of["functions"],
+            "tensors": _digest(sorted(of["tensors"].items())),
+        },
         "layer": layer,
         "explainers": identity(xnn, targets),
         "heatmap": backend,

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_by_size, channels_first
@@ -43,7 +42,7 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.explainer import Explainer
 
-__all__ = ["ConceptCard", "Example", "PlacesOfMaps", "concept_cards", "image_batches", "on_objects", "on_parts"]
+__all__ = ["ConceptCard", "Example", "PlacesOfMaps", "annotated_places", "concept_cards", "image_batches"]
 
 PlacesOfMaps = Callable[[Any, Tensor, Tensor], Tensor]
 """Function of a batch, the rows (n,) of some of its examples, and their non-negative maps (n, K, H, W). It returns the
@@ -116,40 +115,37 @@ class ConceptCard:
     """Number of positives."""
 
 
-def on_parts(batch: PartsSample, rows: Tensor, maps: Tensor) -> Tensor:
-    """Compute the share of each map on each part and, last, on the context, (n, K, P + 1), for data sets with parts.
+def annotated_places(count: int) -> PlacesOfMaps:
+    """Return the function that computes the share of each map on the annotated places of its image.
+
+    Samples with ``points`` and ``box`` (:class:`~captum_xnn.datasets.CUB200`) give P parts and, last, the context.
+    Samples with a ``mask`` (:class:`~captum_xnn.datasets.ADE20KScenes`) give P objects.
 
     Args:
-        batch: Batch from a loader with :func:`captum_xnn.datasets.collate`.
-        rows: Rows (n,) of the explained examples in the batch.
-        maps: Non-negative maps (n, K, H, W) of the size of the images.
+        count: Number of parts or objects P. Masks hold 1 to P, and 0 where there is no object.
 
     Example:
-        >>> from captum_xnn.datasets._parts import collate
-        >>> points, box = torch.tensor([[0.5, 0.5]]), torch.tensor([0.0, 0.0, 1.0, 1.0])
-        >>> one = PartsSample(torch.zeros(3, 1, 2), torch.tensor(0), points, box, torch.tensor(0))
-        >>> on_parts(collate([one]), torch.tensor([0]), torch.tensor([[[[1.0, 3.0]]]]))
-        tensor([[[0.2500, 0.7500]]], dtype=torch.float64)
-    """
-    return part_probabilities(maps, batch.points[rows], batch.box[rows])
-
-
-def on_objects(objects: int) -> PlacesOfMaps:
-    """Return a function that computes the share of each map on each object, for data sets with masks of objects.
-
-    Args:
-        objects: Number of objects P. Masks hold 1 to P, and 0 where there is no object.
-
-    Example:
+        >>> from captum_xnn.datasets._parts import PartsSample
         >>> from captum_xnn.datasets._places import SceneSample
-        >>> mask = torch.tensor([[[0, 2]]])
-        >>> batch = SceneSample(torch.zeros(1, 3, 1, 2), torch.zeros(1), mask, torch.zeros(1))
-        >>> on_objects(2)(batch, torch.tensor([0]), torch.tensor([[[[1.0, 3.0]]]]))
+        >>> row, maps = torch.tensor([0]), torch.tensor([[[[1.0, 3.0]]]])
+        >>> points, box = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        >>> birds = PartsSample(torch.zeros(1, 3, 1, 2), torch.zeros(1), points, box, torch.zeros(1))
+        >>> annotated_places(1)(birds, row, maps)
+        tensor([[[0.2500, 0.7500]]], dtype=torch.float64)
+        >>> scenes = SceneSample(torch.zeros(1, 3, 1, 2), torch.zeros(1), torch.tensor([[[0, 2]]]), torch.zeros(1))
+        >>> annotated_places(2)(scenes, row, maps)
         tensor([[[0.0000, 0.7500]]], dtype=torch.float64)
     """
 
     def places(batch: Any, rows: Tensor, maps: Tensor) -> Tensor:
-        return object_probabilities(maps, batch.mask[rows].to(maps.device), objects=objects)
+        if hasattr(batch, "points"):
+            return part_probabilities(maps, batch.points[rows], batch.box[rows])
+        if hasattr(batch, "mask"):
+            return object_probabilities(maps, batch.mask[rows].to(maps.device), objects=count)
+        raise ValueError(
+            f"place_names has {count} names, and the batches of the data are {type(batch).__name__} without points or "
+            "masks; pass data with annotations, such as CUB200, or a function of your own as places="
+        )
 
     return places
 
@@ -171,8 +167,8 @@ def concept_cards(
         data: Images (M, C, H, W), or an iterable of batches such as a DataLoader, as ``xnn.fit`` takes them.
         target: None, int, or tuple of ints.
         keep: Number of examples in each list of a card.
-        places: Function that computes the share of maps on annotated parts or objects: :func:`on_parts` or
-            ``on_objects(P)`` (:func:`on_objects`). It receives the batches that ``data`` yields.
+        places: Function that computes the share of maps on parts or objects, such as :func:`annotated_places`. It
+            receives the batches that ``data`` yields.
         internal_batch_size: Number of maps computed at once; smaller values need less memory.
         progress: Whether to show a progress bar.
 
@@ -223,16 +219,16 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
         if isinstance(images, tuple) and len(images) == 1:
             images = images[0]
         if not isinstance(images, Tensor) or images.dim() != 4 or additional is not None:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(
-                f"cards and reports need batches of images (N, C, H, W) as the model's only input, got {got}; wrap a "
+                f"a batch is {given}, and cards need batches of images (N, C, H, W) as the model's only input; wrap a "
                 "model with further inputs so that it takes images alone"
             )
         yield batch, images
 
 
 class DataFaithfulness(NamedTuple):
-    """How well the x-features give back the model's output on a data set."""
+    """Faithfulness of the x-features on a data set."""
 
     f_reg: float
     """Mean |model - x-features|, in logits."""

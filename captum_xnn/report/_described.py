@@ -14,34 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset, default_collate
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from captum_xnn.datasets._parts import PartsSample, collate
+from captum_xnn.plots._names import check_class_names
 from captum_xnn.report._batches import outputs_of_rows, row_batches
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.report._options import ReportOptions
 
-__all__ = ["as_batches", "captions_of", "classes_of", "completed", "display_of"]
-
-_BATCH = 32
-
-
-def as_batches(data: Any) -> Any:
-    """Return a loader of a data set that gives single examples; return anything else unchanged.
-
-    Args:
-        data: A tensor, an iterable of batches, or a data set.
-    """
-    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
-        return data
-    # Without its own generator, a loader draws a seed from the global one. Nothing is shuffled.
-    return DataLoader(data, _BATCH, collate_fn=_collate, generator=torch.Generator().manual_seed(0))
-
-
-def _collate(rows: list[Any]) -> Any:
-    return collate(rows) if isinstance(rows[0], PartsSample) else default_collate(rows)
+__all__ = ["captions_of", "classes_of", "completed", "display_of"]
 
 
 def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> ReportOptions:
@@ -51,8 +33,11 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
 
     Args:
         xnn: The explainers.
-        inputs: Inputs of the report, from :func:`as_batches`.
+        inputs: Inputs of the report, with a loader in place of a data set.
         options: Options of the report.
+
+    Raises:
+        ValueError: If names of classes were given that do not fit the model's outputs.
     """
     found: dict[str, Any] = {}
     if options.captions is None:
@@ -61,9 +46,12 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
         found["data_captions"] = captions_of(options.data)
     if options.display is None:
         found["display"] = display_of(inputs)
-    if options.class_names is None and (classes := classes_of(inputs)) is not None:
-        first = next(row_batches(xnn, inputs), None)
-        if first is not None and _fit(classes, outputs_of_rows(xnn, first)):
+    classes = classes_of(inputs) if options.class_names is None else options.class_names
+    if classes is not None and (first := next(row_batches(xnn, inputs), None)) is not None:
+        y_hat = outputs_of_rows(xnn, first)
+        if options.class_names is not None:
+            check_class_names(classes, y_hat.shape[1:])
+        elif _fit(classes, y_hat):
             found["class_names"] = classes
     return replace(options, **{name: value for name, value in found.items() if value is not None})
 

@@ -19,7 +19,6 @@ __all__ = [
     "ClassNames",
     "Gallery",
     "OutputNames",
-    "Texts",
     "compare",
     "decimals",
     "numbers_of",
@@ -30,7 +29,6 @@ __all__ = [
     "strengths",
 ]
 
-Texts = Sequence[Sequence[str]] | Callable[[Tensor], Sequence[str]]
 ClassNames = Mapping[int, str] | Sequence[str]
 
 
@@ -95,7 +93,7 @@ class Gallery:
             captions = [f"image {i + 1}" for i in range(n)]
         if not n or isinstance(captions, str) or len(captions) != n:
             raise ValueError(
-                f"got {n} images and {len(captions)} captions; pass at least one image, and one caption for each "
+                f"there are {n} images and {len(captions)} captions; pass at least one image, and one caption for each "
                 "(such as its file name) or none at all"
             )
         return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]

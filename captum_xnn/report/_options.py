@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_xnn.plots._names import Names
+from captum_xnn.report._batches import Texts
 from captum_xnn.report._cards import PlacesOfMaps
-from captum_xnn.report._gallery import ClassNames, Texts
+from captum_xnn.report._gallery import ClassNames
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -54,11 +55,12 @@ class ReportOptions:
     """Names of the input features, for a page about a table."""
     unit: str = "logits"
     """Unit of the model's output, such as "thousands of euros"."""
-    places: PlacesOfMaps | None = None
-    """Function ``(batch, rows, maps)`` that computes the share of each map on annotated parts or objects;
-    :func:`captum_xnn.report.on_parts` and :func:`captum_xnn.report.on_objects` make such functions."""
     place_names: Sequence[str] = ()
-    """Names of these parts or objects, in order."""
+    """Names of annotated parts or objects, in order. The cards then show the share of the maps on each. The samples of
+    ``data`` need the fields ``points`` and ``box`` (:class:`~captum_xnn.datasets.CUB200`), or ``mask``
+    (:class:`~captum_xnn.datasets.ADE20KScenes`)."""
+    places: PlacesOfMaps | None = None
+    """Function ``(batch, rows, maps)`` that computes these shares (n, K, P) from other annotations."""
     against: int | tuple[int, ...] | None = None
     """Output to compare with. Each example has a second sentence, why the target rather than this output, and the page
     can show the maps of the difference."""

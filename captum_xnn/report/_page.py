@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn._files import replace_file
+from captum_xnn.activations._batches import as_batches
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Difference, Target, target_groups
 from captum_xnn.patch_scores import PatchScores, patch_scores
@@ -43,11 +44,12 @@ from captum_xnn.report._cards import (
     CardStream,
     ConceptCard,
     Example,
+    annotated_places,
     count_examples,
     image_batches,
     outputs_of,
 )
-from captum_xnn.report._described import as_batches, completed
+from captum_xnn.report._described import completed
 from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, rows_of_images, scaled, shown
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._rows import RowsRun
@@ -96,7 +98,7 @@ def write_report(
     The new file overwrites an older one only once it is complete. Missing folders are created.
 
     Args:
-        path: Path of the HTML file.
+        path: Path of the HTML file; ".html" is added to a name without it.
         xnn: Explanation of a model that takes one tensor of images, fitted for the targets.
         images: Images of the gallery: (N, C, H, W), an iterable of batches as ``xnn.fit`` takes them, or a data set.
             A data set's class names, file names and normalisation are used where the options leave them open.
@@ -107,7 +109,8 @@ def write_report(
         ImportError: If jinja2 or pillow is missing.
         NotFittedError: If a target was not fitted.
         ValueError: If the path is a folder, the inputs are not images, there is not one caption for each image, the
-            names are of another layer, or the model gives the class to none of the data.
+            names are of another layer, the names of classes do not fit the model's outputs, or the model gives the
+            class to none of the data.
         TypeError: If ``names`` is neither a file nor a mapping from targets.
 
     Example:
@@ -132,10 +135,13 @@ def write_report(
     options = replace(options, data=images if options.data is images else as_batches(options.data))
     if Path(path).is_dir():
         raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
+    written = Path(path)
+    if written.suffix.lower() not in (".html", ".htm"):  # browsers open a page by the end of its name
+        written = written.with_name(f"{written.name}.html")
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
     known = names_by_target(options.names, layer, targets)
-    labels = [resolve_names(known.get(str(t), {}), xnn.n_features) for t in targets]
+    labels = [resolve_names(known.get(str(t), {}), xnn.explainer(t).form.n_features) for t in targets]
     _check_rereadable(images, "images")
     _check_rereadable(options.data, "data")
     content = _content(xnn, images, targets, completed(xnn, images, options))
@@ -162,7 +168,6 @@ def write_report(
         images=len(content["images"]),
         page=page,
     )
-    written = Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
     # File names may hold bytes that are not valid text.
     replace_file(written, text.encode(errors="replace"))
@@ -231,7 +236,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
 
 
 def _counts(counts: Iterable[int]) -> str:
-    """Write the smallest and the largest of some numbers: a fit may merge small groups."""
+    """Format the range of the numbers of x-features, which differ where fits merged small groups."""
     found = sorted(set(counts))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
@@ -239,7 +244,7 @@ def _counts(counts: Iterable[int]) -> str:
 def _as_json(
     kind: str, shown: Sequence[Any], rows: Sequence[Sequence[Any]], chapters: Sequence[Mapping[str, Any]]
 ) -> Any:
-    """Return the content of a page as the cache gives it, so that the page is the same either way."""
+    """Convert the content of a page as the cache does, so that pages with and without a cache are the same."""
     targets = [
         {**{name: chapter[name] for name in ("key", "label", "decimals", "classes")}, "rows": of}
         for chapter, of in zip(chapters, rows, strict=True)
@@ -288,7 +293,7 @@ def _stability(pairs: Sequence[tuple[Tensor, Tensor]]) -> Stability | None:
 
 
 def _training(explainer: Any) -> dict[str, Any]:
-    """Return what a page says about the fit of an explainer."""
+    """Return the facts of an explainer's fit that the page shows."""
     return {name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor")}
 
 
@@ -306,9 +311,8 @@ class _Run:
         self.xnn, self.images, self.targets, self.options = xnn, images, targets, options
         names, display = OutputNames(options.class_names), options.display or displayable
         self.gallery = Gallery(targets, names, display, options.patches)
-        self.streams = [
-            CardStream(xnn, t, _KEEP, options.places, options.internal_batch_size, largest=_CROP) for t in targets
-        ]
+        places = options.places or (annotated_places(len(options.place_names)) if options.place_names else None)
+        self.streams = [CardStream(xnn, t, _KEEP, places, options.internal_batch_size, largest=_CROP) for t in targets]
         self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in targets]
 
     def explain(self) -> None:
@@ -323,7 +327,7 @@ class _Run:
                     stream.update(batch, images, y_hat, rows=rows)
 
     def _parts(self, data: Any, what: str) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """Yield batches with a few of their images and the rows of these, and show how far they are."""
+        """Yield batches with a few of their images and the rows of these, and advance the progress bar."""
         size = self.options.internal_batch_size
         few = _AT_ONCE if size is None else min(size, _AT_ONCE)
         with tqdm(
@@ -335,12 +339,15 @@ class _Run:
                     bar.update(len(rows))
 
     def _explain(self, batch: Any, images: Tensor, rows: Tensor, own: bool) -> None:
-        """Explain a few images, and add them to the cards if these are about them."""
+        """Explain a few images. Add them to the cards if the report has no other data."""
         xnn, size = self.xnn, self.options.internal_batch_size
-        y_hat = outputs_of(xnn, images)
-        self.gallery.add(images, y_hat)
+        y_hat = None
         for i, t in enumerate(self.targets):
-            why = xnn.explain(images, target=t, internal_batch_size=size)
+            # No more images come at once than maps are drawn of, so the outputs are those of all of them.
+            why, read = xnn._explain_and_read(images, t, internal_batch_size=size)
+            if y_hat is None:
+                y_hat = read
+                self.gallery.add(images, y_hat)
             self.gallery.explain(i, images, why, xnn.one_heatmap(images, target=t, internal_batch_size=size))
             if self.options.against not in (None, t):
                 against = self.options.against
@@ -389,7 +396,7 @@ def _caption_of(captions: Sequence[str] | None, count: int, *, shown: bool) -> C
         return lambda number: f"image {number + 1}{of}"
     if isinstance(captions, str) or len(captions) != count:
         raise ValueError(
-            f"got {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
+            f"there are {len(captions)} data_captions for {count} images of the data; pass one for each image, such as "
             "its file name, or none at all"
         )
     return lambda number: str(captions[number])
@@ -449,7 +456,7 @@ def _cut(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Crop an image and its map around the map's mass, or keep them whole so the reader sees what is absent."""
+    """Crop an image and its map around the map's mass. Keep them whole where the x-feature is absent."""
     image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
@@ -480,7 +487,7 @@ def _places(places: Tensor | None, names: Sequence[str]) -> list[tuple[str, floa
     """Return the parts or objects that hold the largest shares of the maps."""
     if places is None:
         return []
-    # on_parts adds the context as the last place. Data sets of parts have no name for it.
+    # Parts have the context as their last place. Data sets of parts have no name for it.
     called = [*names, "context"] if len(names) == len(places) - 1 else list(names)
     called += [f"place {p + 1}" for p in range(len(called), len(places))]
     order = places.argsort(descending=True, stable=True).tolist()[:_PLACES]
@@ -529,7 +536,7 @@ def _check_jinja2() -> None:
         import jinja2  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "write_report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
+            "a report needs jinja2, which is not installed; run `pip install captum-xnn[report]`"
         ) from error
 
 

@@ -21,15 +21,15 @@ from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Difference, Target, predicted_classes
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
-from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches
+from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches, texts_of
 from captum_xnn.report._cards import DataFaithfulness, count_examples
-from captum_xnn.report._gallery import OutputNames, Texts, compare, numbers_of, scaled, short, strengths
+from captum_xnn.report._gallery import OutputNames, compare, numbers_of, scaled, short, strengths
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.report._options import ReportOptions
 
-__all__ = ["Rows", "RowsRun", "texts_of"]
+__all__ = ["Rows", "RowsRun"]
 
 # Cells on a card.
 _CELLS = 8
@@ -39,10 +39,10 @@ _BATCH = 64
 
 
 class Rows:
-    """Collects the numbers and maps of one target, and what a card of each x-feature shows."""
+    """Collects the numbers and maps of one target, and the contents of each x-feature's card."""
 
-    def __init__(self, target: Target, K: int) -> None:
-        self.target = target
+    def __init__(self, target: Target, K: int, words: bool) -> None:
+        self.target, self.words = target, words
         self.rows: list[dict[str, Any]] = []
         self.pairs: list[tuple[Tensor, Tensor]] = []
         """Contributions by this fit and by another one, batch by batch."""
@@ -137,10 +137,21 @@ class Rows:
         ]
 
     def _cells(self, k: int) -> list[tuple[str, float, float]]:
-        """Return text, share and sum of the cells that hold most of an x-feature's maps."""
+        """Return the strongest cells of an x-feature: text, length of the bar in [0, 1], and a number with its sign.
+
+        A word's number is its mean contribution where it occurs, so that a frequent word does not win by its number. A
+        single text proves little: words that occur once are left out if others are left. All input features of a table
+        occur equally often, so they are ranked by their share of the maps.
+        """
+        if self.words:
+            often = {text: of for text, of in self.sums[k].items() if of[2] > 1} or self.sums[k]
+            means = {text: signed / count for text, (signed, _, count) in often.items()}
+            largest = max(map(abs, means.values()), default=0.0)
+            ranked = sorted(means.items(), key=lambda item: -abs(item[1]))[:_CELLS]
+            return [(text, abs(mean) / largest, mean) for text, mean in ranked if mean]
         total = sum(size for _, size, _ in self.sums[k].values())
-        ranked = sorted(self.sums[k].items(), key=lambda item: -item[1][1])[:_CELLS]
-        return [(text, size / total, signed) for text, (signed, size, _) in ranked if size > 0]
+        by_size = sorted(self.sums[k].items(), key=lambda item: -item[1][1])[:_CELLS]
+        return [(text, size / total, signed) for text, (signed, size, _) in by_size if size > 0]
 
 
 class RowsRun:
@@ -150,7 +161,7 @@ class RowsRun:
         self.xnn, self.targets, self.options = xnn, targets, options
         self.names = OutputNames(options.class_names)
         self.kind = "table" if options.tokens is None else "texts"
-        self.found = [Rows(t, xnn.explainer(t).form.n_features) for t in targets]
+        self.found = [Rows(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
         self.shown: list[dict[str, Any]] = []
         self.sum: Tensor | float = 0.0
         """Sum of the data of a table, over examples."""
@@ -172,7 +183,7 @@ class RowsRun:
                 rows.count(made, y_hat)
 
     def _bar(self, data: Any, what: str) -> Iterator[RowBatch]:
-        """Yield batches, and show how far they are."""
+        """Yield batches, and advance the progress bar."""
         total, quiet = count_examples(data), not self.options.progress
         with tqdm(total=total, desc=what, unit="example", disable=quiet, leave=False) as bar:
             for batch in row_batches(self.xnn, data):
@@ -180,7 +191,7 @@ class RowsRun:
                 bar.update(len(batch.first))
 
     def _explain(self, batch: RowBatch, own: bool) -> None:
-        """Explain a batch, and add it to the cards' numbers if these are about the inputs."""
+        """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
         y_hat = outputs_of_rows(xnn, batch)
         predicted = predicted_classes(y_hat)
@@ -244,8 +255,8 @@ class RowsRun:
             captions = [f"{'text' if self.kind == 'texts' else 'example'} {i + 1}" for i in range(n)]
         if not n or isinstance(captions, str) or len(captions) != n:
             raise ValueError(
-                f"got {n} examples and {len(captions)} captions; pass at least one example, and one caption for each "
-                "or none at all"
+                f"there are {n} examples and {len(captions)} captions; pass at least one example, and one caption for "
+                "each or none at all"
             )
         return [{**row, "caption": str(caption)} for row, caption in zip(self.shown, captions, strict=True)]
 
@@ -269,39 +280,5 @@ def _rows_of_cells(
 
 
 def _over_cells(maps: Tensor) -> Tensor:
-    """Sum maps (n, K, L, ...) over what follows the cells, (n, K, L)."""
+    """Sum maps (n, K, L, ...) over the dimensions after the cells, (n, K, L)."""
     return maps.flatten(3).sum(3) if maps.dim() > 3 else maps
-
-
-def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
-    """Return the texts of the cells of each example of a batch.
-
-    Args:
-        batch: The inputs.
-        first: Index of the batch's first example in the data.
-        tokens: Texts of the tokens of each example, or a function of one example's input.
-        names: Names of the input features, if there are no tokens.
-
-    Raises:
-        ValueError: If there are fewer texts than examples, or more texts than cells.
-    """
-    x = batch.first
-    n, cells = len(x), x.shape[1]
-    if tokens is None:
-        names = [f"input {i + 1}" for i in range(cells)] if names is None else list(names)
-        if len(names) != cells:
-            raise ValueError(
-                f"got {len(names)} input_names for {cells} input features; pass a name for each, in their order"
-            )
-        return [list(map(str, names))] * n
-    if callable(tokens):
-        made = [list(map(str, tokens(row))) for row in x.cpu()]
-    else:
-        made = [list(map(str, some)) for some in tokens[first : first + n]]
-    if len(made) != n or any(not 0 < len(texts) <= cells for texts in made):
-        lengths = [len(texts) for texts in made]
-        raise ValueError(
-            f"got tokens of lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
-            "without padding"
-        )
-    return made

@@ -46,7 +46,7 @@ def displayable(image: Tensor) -> Tensor:
         tensor([[[0.0000, 0.5000, 1.0000]]])
     """
     if image.dim() != 3 or image.shape[0] not in (1, 3) or not image.numel():
-        raise ValueError(f"an image is (1, H, W) or (3, H, W), got {tuple(image.shape)}; put the channels first")
+        raise ValueError(f"an image is {tuple(image.shape)}, not (1, H, W) or (3, H, W); put the channels first")
     pixels = image.detach().float().cpu() / (255 if image.dtype == torch.uint8 else 1)
     if not bool(pixels.isfinite().all()):
         raise ValueError("the image contains NaN or infinity; check how it was read and normalised")

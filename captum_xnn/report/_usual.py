@@ -51,7 +51,7 @@ def usual_of(own: Tensor) -> Typicality | None:
 def mark_usual(rows: Sequence[dict[str, Any]], own: Tensor) -> Unusual | None:
     """Add to each positive of a page its share, and the x-feature in which it differs most from the class.
 
-    A positive that is one of the data is compared with the others.
+    A positive that is also in the data is compared with the other positives there.
 
     Args:
         rows: Rows of all examples of the page, for one target.

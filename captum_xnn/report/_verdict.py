@@ -3,7 +3,7 @@
 Every reason states its figure beside a control, so that a reader can judge the figure without experience.
 
 Conventions:
-    Levels are "good", "fair", "poor" and "unknown", from the best to what was not measured. Limits between levels are
+    Levels are "good", "fair" and "poor", or "unknown" without a measurement. Limits between levels are
     conventions of this page, and stand beside the figures that they judge.
 """
 
@@ -58,7 +58,7 @@ class Reason(NamedTuple):
     level: str
     """"good", "fair", "poor" or "unknown"."""
     question: str
-    """What was checked."""
+    """The question that was checked."""
     answer: str
     """The figure, its control and its meaning, in words."""
 
@@ -73,11 +73,11 @@ class Verdict(NamedTuple):
     sentence: str
     """The answer in a sentence."""
     reasons: tuple[Reason, ...]
-    """How much is unexplained, how stable the x-features are, and how true the maps are."""
+    """Reasons from the unexplained part, the stability of x-features, and the truth of maps."""
 
 
 class Stability(NamedTuple):
-    """How similar the x-features of a second fit are."""
+    """Similarity of the x-features of a second fit."""
 
     found_again: float
     """Mean absolute correlation of x-features with their partners in the second fit, in [0, 1]."""

@@ -81,7 +81,7 @@ class Trial(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What scores say about the difference of two conditions a and b."""
+    """The difference of two conditions a and b in some scores."""
 
     measure: str
     task: str
@@ -143,7 +143,7 @@ class Results:
     variances: Mapping[str, Mapping[str, float]]
     """Variance of participants, batches and the rest, by task."""
     notes: Sequence[str]
-    """What a reader should know about the fits."""
+    """Notes on the fits for the reader."""
 
     def conditions(self, task: str = "sort") -> list[str]:
         """Return the conditions of a task: none, then single ones, then xnn.
@@ -351,7 +351,7 @@ def _comparisons(
 def compare(
     a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, resamples: int = 9999
 ) -> Difference | None:
-    """Return what the scores of people in two conditions say, None where people are too few.
+    """Compare the scores of people in two conditions; return None where people are too few.
 
     Args:
         a: Score of each participant in one condition.
@@ -475,7 +475,7 @@ def mixed_model(
 
 
 def _term(name: str, reference: str) -> str:
-    """Return what a term of the formula is called."""
+    """Return the name of a term of the formula."""
     if name == "Intercept":
         return "mean of the reference"
     level = name.partition("[T.")[2].rstrip("]")

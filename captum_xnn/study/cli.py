@@ -61,7 +61,7 @@ def add_parsers(commands: Any) -> None:
         "--behaviour", default="paper", choices=("random", "noisy", "perfect", "features", "paper"),
         help="how they answer; paper: with the paper's mean purities",
     )  # fmt: skip
-    simulate.add_argument("--seed", type=int, default=0, help="seed of what they do (0)")
+    simulate.add_argument("--seed", type=int, default=0, help="seed of their behaviour (0)")
     simulate.add_argument(
         "--power", nargs=2, type=float, metavar=("PURITY", "PURITY"),
         help="without participants: print how often N people would show the difference of these mean purities",
@@ -99,9 +99,10 @@ def _demo(arguments: argparse.Namespace) -> str:
     import torch
 
     from captum_xnn.study import demo
+    from captum_xnn.study.preparation import prepare
 
     torch.set_num_threads(1)  # the network is tiny: threads would wait for each other
-    study = demo.make(arguments.out, seed=arguments.seed, progress=True)
+    study = prepare(demo.make(arguments.out, seed=arguments.seed, progress=True))
     if arguments.no_serve:
         return f"Prepared: {study.folder}"
     arguments.folder, arguments.links = str(study.folder), 1

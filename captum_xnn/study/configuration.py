@@ -67,7 +67,7 @@ class DatasetSettings:
     classes: tuple[int, ...]
     """The model's outputs among which people tell images apart."""
     title: str = ""
-    """What participants read; the name, if empty."""
+    """Title for participants; the name, if empty."""
     labels: bool = False
     """Whether the first folder in an image's path names its true class, as the model's ``CLASSES`` or as a number."""
     heatmap: str = "ExcitationMaps"
@@ -163,7 +163,9 @@ class StudyConfiguration:
         try:
             given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"expected a study in {str(path)!r}, could not read it ({error.strerror})") from error
+            raise ValueError(
+                f"the study in {str(path)!r} cannot be read ({error.strerror}); pass the path of a study.toml"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{str(path)!r} is not TOML: {error}; correct that line") from error
         root = Path(path).absolute().parent

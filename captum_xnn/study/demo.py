@@ -19,8 +19,6 @@ from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.datasets._digits import load_digits
 from captum_xnn.study.configuration import StudyConfiguration
-from captum_xnn.study.preparation import prepare
-from captum_xnn.study.prepared import PreparedStudy
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SETS", "make"]
@@ -85,11 +83,11 @@ min_practice_purity = 0.8
 
 def make(
     folder: str | os.PathLike[str], *, seed: int = 0, epochs: int = 4, steps: int | None = None, progress: bool = False
-) -> PreparedStudy:
-    """Train a network on digits, explain it, and prepare a study of it.
+) -> StudyConfiguration:
+    """Train a network on digits and explain it, and return the configuration of a study of it.
 
     Args:
-        folder: Where to write everything; the study is in ``study/``.
+        folder: Folder to write to. :func:`~captum_xnn.study.preparation.prepare` writes the study into its ``study/``.
         seed: Seeds everything.
         epochs: Passes over the digits.
         steps: Of the explainers' training; the recipe's own, if None.
@@ -117,7 +115,7 @@ def make(
         ).write(explainers)
         rows = [row for row, label in enumerate(data.test_labels.tolist()) if label in digits]
         _write(root / "images" / name, data.test_images[rows], data.test_labels[rows])
-    return prepare(StudyConfiguration.read(root / "study.toml"))
+    return StudyConfiguration.read(root / "study.toml")
 
 
 def _write(folder: Path, images: Tensor, labels: Tensor) -> None:

@@ -39,7 +39,7 @@ def _colours(conditions: Sequence[str]) -> dict[str, str]:
 
 
 def box_statistics(scores: Sequence[float]) -> dict[str, float]:
-    """Return what a box shows: quartiles, whiskers at the last points within 1.5 of their distance, and the mean.
+    """Compute the numbers of a box: quartiles, whiskers at the last points within 1.5 of their distance, and the mean.
 
     Args:
         scores: At least one.

@@ -34,7 +34,10 @@ from captum_xnn._files import replace_file
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
 from captum_xnn.cli._opened import Opened, heatmap_named
-from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, Heatmap
+from captum_xnn.heatmaps._defaults import DefaultMaps
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._from_captum import FromCaptum
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.plots._explanation import own_scale
@@ -365,11 +368,9 @@ class _Rendering:
 
     def _draw_single(self, stage: str, inputs: Tensor, pairs: Sequence[tuple[int, int]], targets: list[int]) -> None:
         xnn = self.material.xnn
-        one = OneHeatmap(
-            xnn.model,
-            self.backends.get(heatmap_of(stage) or "", xnn.heatmap),
-            prediction_transform=xnn.prediction_transform,
-        )
+        own = None if isinstance(xnn.heatmap, DefaultMaps) else xnn.heatmap
+        backend = self.backends.get(heatmap_of(stage) or "", own)
+        one = OneHeatmap(xnn.model, backend, prediction_transform=xnn.prediction_transform)
         maps = one.attribute(inputs, target=targets, internal_batch_size=_OUTPUTS_AT_ONCE)
         for pair, heat in zip(pairs, channels_first(maps.detach(), inputs).sum(2).cpu(), strict=True):
             scaled = torch.from_numpy(own_scale(heat, np.ones(1))).float()

@@ -47,7 +47,7 @@ PAPER: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a simulated participant answers."""
+    """Behaviour of a simulated participant."""
 
     skill: Callable[[str, str], float]
     """Probability of putting an image where it belongs, of stage (none, single, xnn) and data set."""
@@ -159,7 +159,7 @@ def simulate(
         store: Its database.
         behaviour: Of all, or of each in turn.
         participants: How many.
-        seed: Seeds what they do.
+        seed: Seed of the participants' behaviour.
         client: A client with Flask's ``get`` and ``post``; one of the application itself, if None.
     """
     asking = make_app(study, store).test_client() if client is None else client

@@ -146,7 +146,7 @@ class StudyStore:
             for opened in self._opened:
                 opened.close()
             raise ValueError(
-                f"expected a database of answers in {str(self.path)!r}, could not open it ({error}); restore it from a "
+                f"the database of answers {str(self.path)!r} cannot be opened ({error}); restore it from a "
                 "backup, or name the folder of another study"
             ) from error
         self._jobs: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None]
@@ -161,7 +161,7 @@ class StudyStore:
         self.close()
 
     def close(self) -> None:
-        """Write what is waiting, and close the file."""
+        """Write all waiting events, and close the file."""
         if not self._closed:
             self._closed = True
             self._jobs.put(None)
@@ -403,7 +403,7 @@ class StudyStore:
         return connection
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what the work returns, after its commit."""
+        """Do the work, and return its result after the commit."""
         done: Future[T] = Future()
         if self._closed:
             raise RuntimeError("the database is closed")

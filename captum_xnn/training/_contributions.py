@@ -33,12 +33,21 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
-from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._contribution_groups import ContributionGroups, Integral, decides
 from captum_xnn.models._grouping import learn_groups
-from captum_xnn.models._path_integral import Integral, decides
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._covering import ImageCovers, channels_of, images_among
-from captum_xnn.training._drops import CellDrops, Drops, Lost, MapDrops, PixelDrops, drops_of, has_cells
+from captum_xnn.training._drops import (
+    CellDrops,
+    Drops,
+    ImageCovers,
+    Lost,
+    MapDrops,
+    PixelDrops,
+    channels_of,
+    drops_of,
+    has_cells,
+    images_among,
+)
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 __all__ = ["SMALL", "Evidence", "Sample", "among", "check_depends", "check_varies", "fit_groups"]

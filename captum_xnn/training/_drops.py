@@ -5,26 +5,40 @@ There are three ways to cover a patch, from the slowest to the fastest: :class:`
 last two use the slopes of the whole image.
 
 Conventions:
-    N examples, C outputs, D dimensions or channels of Z.
+    N examples, C outputs, D dimensions or channels of Z. Images are (N, C, H, W), or (N, H, W, C) where channels are
+    last. A grid has g x g patches of nearly the same size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
-from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._path_integral import Integral
-from captum_xnn.training._covering import Grid, ImageCovers
+from captum_xnn.models._contribution_groups import ContributionGroups, Integral
 from captum_xnn.training._map_covers import CELLS, MapCovers
 
-__all__ = ["CellDrops", "Drops", "Lost", "MapDrops", "PixelDrops", "drops_of", "has_cells"]
+__all__ = [
+    "CellDrops",
+    "Drops",
+    "Grid",
+    "ImageCovers",
+    "Lost",
+    "MapDrops",
+    "PixelDrops",
+    "channels_of",
+    "drops_of",
+    "has_cells",
+    "images_among",
+    "patch_bounds",
+]
 
 # Changes of an activation that count as rounding, in units of the last place.
 _ROUNDING = 64
@@ -34,10 +48,80 @@ _ROWS, _CPU_ROWS = 64, 16
 _MAPS = 256
 
 
-def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
-    """Whether the layer's own output is feature maps with cells to cover."""
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
-    return len(places) == 2 and min(places) >= CELLS
+def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
+    """Compute the start and end of each patch along one side, in pixels.
+
+    Args:
+        size: Pixels along the side.
+        patches: Patches along the side, at most one per pixel.
+
+    Example:
+        >>> patch_bounds(10, 3)
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    patches = min(patches, size)
+    edges = [size * i // patches for i in range(patches + 1)]
+    return list(pairwise(edges))
+
+
+class Grid:
+    """Patches of an image or of feature maps, row by row.
+
+    Args:
+        height: Rows of pixels or cells.
+        width: Columns.
+        patches: Patches along each side, at most one for each pixel or cell.
+
+    Example:
+        >>> Grid(2, 3, 8).regions[-1]
+        ((1, 2), (2, 3))
+        >>> Grid(1, 2, 8).pairs(2)
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+
+    def __init__(self, height: int, width: int, patches: int) -> None:
+        rows, columns = patch_bounds(height, patches), patch_bounds(width, patches)
+        self.regions = [(row, column) for row in rows for column in columns]
+        """Start and end along the rows and along the columns of each patch."""
+
+    def pairs(self, n: int) -> list[tuple[int, int]]:
+        """Return example and patch of each cover, example by example.
+
+        Args:
+            n: Number of examples.
+        """
+        return [(i, p) for i in range(n) for p in range(len(self.regions))]
+
+
+class ImageCovers:
+    """Images with one patch covered at a time, in the mean colour of the image.
+
+    Args:
+        inputs: Tensors (N, ...).
+        at: Number of the input that holds the images.
+        patches: Patches along each side.
+        channels: The dimension of the images that holds channels.
+    """
+
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, *, channels: int = 1) -> None:
+        self.inputs, self.at, self.channels = inputs, at, channels
+        height, width = inputs[at].movedim(channels, 1).shape[2:]
+        self.grid = Grid(height, width, patches)
+
+    def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Return the inputs of some covers, with the patches covered.
+
+        Args:
+            pairs: Image and patch of each.
+        """
+        rows = torch.tensor([i for i, _ in pairs])
+        made = [x[rows.to(x.device)] for x in self.inputs]
+        images = made[self.at].movedim(self.channels, 1)  # a view
+        mean = images.mean((2, 3))
+        for n, (_, p) in enumerate(pairs):
+            (top, bottom), (left, right) = self.grid.regions[p]
+            images[n, :, top:bottom, left:right] = mean[n, :, None, None]
+        return tuple(made)
 
 
 class Lost(NamedTuple):
@@ -105,13 +189,13 @@ class MapDrops:
 
     def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
         self.form, self.found, self.covers = form, found, covers
-        self.grid = covers.grid(patches)
+        self.grid = Grid(covers.own.shape[2], covers.own.shape[3], patches)
         self.at_once = _MAPS
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
         at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid, pairs))
+        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid.regions, pairs))
 
 
 class CellDrops:
@@ -134,6 +218,58 @@ class CellDrops:
         return Lost(torch.stack(contributions, 1), torch.stack(activations))
 
 
+def drops_of(drops: Drops, n: int) -> Lost:
+    """Compute the drops of n examples for each covered patch: (C, n, patches, D) and (n, patches, D)."""
+    pairs = drops.grid.pairs(n)
+    every = [drops.of(pairs[i : i + drops.at_once]) for i in range(0, len(pairs), drops.at_once)]
+    contributions = torch.cat([one.contributions.cpu() for one in every], 1)
+    activations = torch.cat([one.activations.cpu() for one in every])
+    D = activations.shape[1]
+    return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
+
+
+def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
+    """Whether the layer's own output is feature maps with cells to cover."""
+    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
+    return len(places) == 2 and min(places) >= CELLS
+
+
+def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
+    """Return the number of the input that holds images; None without images.
+
+    Images are the first input of four dimensions with floating-point numbers and several pixels along both sides.
+
+    Args:
+        inputs: Tensors (N, ...).
+        channels: The dimension of channels in the first image or volume; other images have channels first.
+
+    Example:
+        >>> images_among((torch.zeros(2, 7), torch.zeros(2, 3, 4, 4)))
+        1
+    """
+    for i, x in enumerate(inputs):
+        own = channels_of(inputs, i, channels)
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+            return i
+    return None
+
+
+def channels_of(inputs: tuple[Tensor, ...], at: int, channels: int) -> int:
+    """Return the dimension that holds the channels of one input.
+
+    Args:
+        inputs: Tensors (N, ...).
+        at: Number of the input.
+        channels: The dimension of channels in the first image or volume; other images have channels first.
+
+    Example:
+        >>> inputs = (torch.zeros(1, 9, 9, 3), torch.zeros(1, 3, 9, 9))
+        >>> channels_of(inputs, 0, 3), channels_of(inputs, 1, 3)
+        (3, 1)
+    """
+    return channels if at == first_image(inputs) else 1
+
+
 def _by_slopes(form: ContributionGroups, found: Integral, at: Tensor, covered: Tensor) -> Lost:
     """Compute the drops from covered activations and the slopes of the whole image.
 
@@ -152,13 +288,3 @@ def _difference(Z: Tensor, covered: Tensor) -> Tensor:
     noise = _ROUNDING * torch.finfo(Z.dtype).eps * torch.maximum(Z.abs(), covered.abs())
     off = Z - covered
     return torch.where(off.abs() > noise, off, 0).to(torch.promote_types(Z.dtype, torch.float32))
-
-
-def drops_of(drops: Drops, n: int) -> Lost:
-    """Compute the drops of n examples for each covered patch: (C, n, patches, D) and (n, patches, D)."""
-    pairs = drops.grid.pairs(n)
-    every = [drops.of(pairs[i : i + drops.at_once]) for i in range(0, len(pairs), drops.at_once)]
-    contributions = torch.cat([one.contributions.cpu() for one in every], 1)
-    activations = torch.cat([one.activations.cpu() for one in every])
-    D = activations.shape[1]
-    return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))

@@ -132,7 +132,7 @@ def fit_together(
         raise ValueError(f"learning needs at least two examples, not {len(Z)}; pass more data to fit")
     if len({(type(xnn), str(xnn.config)) for xnn in xnns}) != 1:
         raise ValueError("the networks differ in form or size; fit them one after another")
-    batch = recipe.batch_size
+    batch = recipe.batch_for(len(Z))
     recipe = replace(recipe, batch_size=batch)
     if batch % ranks.world:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Fit explanation networks to the collected activations of a layer, one for each group of targets.
+"""Make the explanation networks of a layer and fit them to its activations, one for each group of targets.
 
 Conventions:
     M examples.
@@ -6,6 +6,7 @@ Conventions:
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_xnn._distributed import Ranks
-from captum_xnn.activations._activations import Activations
+from captum_xnn.activations._activations import Activations, Task
+from captum_xnn.activations._batches import Batches
 from captum_xnn.activations._memmap import each
 from captum_xnn.layers._fingerprint import fingerprint
+from captum_xnn.layers._layout import channel_dimension
+from captum_xnn.layers._read import EveryCall
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target
@@ -26,18 +30,23 @@ from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulnes
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Form
+from captum_xnn.models._srae import ConvSRAE
 from captum_xnn.models.baselines._subspaces import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._contributions import fit_groups
 from captum_xnn.training._directions import directions
 from captum_xnn.training._fitting import fit_together
 from captum_xnn.training._history import Step
-from captum_xnn.training._making import MakeForm, is_exact, maker, warn_of_size
-from captum_xnn.training._outputs import Task
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._subspaces import fit_subspaces
 
-__all__ = ["Fitted", "LayerFit", "Log"]
+__all__ = ["Fitted", "LayerFit", "Log", "MakeForm", "is_exact", "maker"]
+
+MakeForm = Callable[..., Form]
+"""Makes a form from ``(shape of Z, n_features, n_outputs=...)``."""
+
+# Weights of an explanation network, in all and for each example, above which a fit warns of its size.
+_MANY, _MANY_EACH = 20_000_000, 1000
 
 Log = Callable[[Any, Step], None]
 """Receives a target, or a tuple of targets, and a record of the history."""
@@ -97,7 +106,7 @@ class LayerFit:
                 maker(self.make, found, reader), tuple(found.Z.shape[1:]), self.n_features, n_outputs=outputs
             )
             if self.ranks.first and not is_exact(self.make):
-                warn_of_size(make, found)
+                _warn_of_size(make, found)
             return [make().to(reader.device, dtype) for _ in range(count)]
 
     def _exact(
@@ -117,11 +126,21 @@ class LayerFit:
     def _unexplained(
         self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
     ) -> Iterator[Tensor]:
-        """Fit exact forms in place, and yield what the contributions of each leave unexplained."""
+        """Fit exact forms in place, and yield the part that the contributions of each leave unexplained."""
         ys, targets, marks = ([getattr(task, name) for task in tasks] for name in ("y", "targets", "positives"))
         tail = reader.tail()
         if isinstance(forms[0], DRSA):
-            yield from fit_subspaces(forms, tail, found.Z, ys, found.source, targets, marks=marks, seed=self.seed)
+            yield from fit_subspaces(
+                forms,
+                tail,
+                found.Z,
+                ys,
+                found.source,
+                targets,
+                marks=marks,
+                seed=self.seed,
+                progress=self.progress,
+            )
             return
         kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
         kept += [] if self.checkpoint is None else [self.checkpoint]
@@ -174,13 +193,91 @@ class LayerFit:
         return partial(self.log, targets[0] if len(targets) == 1 else targets)
 
 
+def is_exact(make: MakeForm | None) -> bool:
+    """Whether a user's choice of form divides contributions that add up by construction.
+
+    Args:
+        make: A class of forms, a partial of it, or a function. None makes groups.
+
+    Example:
+        >>> is_exact(None), is_exact(partial(ContributionGroups, patches=4)), is_exact(ConvSRAE)
+        (True, True, False)
+    """
+    form = _class_of(make)
+    return form is None or (isinstance(form, type) and issubclass(form, ContributionGroups))
+
+
+def maker(make: MakeForm | None, found: Activations, reader: Reader) -> MakeForm:
+    """Return the function that makes the forms of a layer. If it has a parameter ``channels``, find and bind its value.
+
+    Args:
+        make: A class of forms, a partial of it, or a function. None makes groups of contributions.
+        found: Activations of the layer.
+        reader: Reader of the layer.
+
+    Raises:
+        ValueError: If the layer has channels last, and the form needs them first.
+    """
+    made = make or ContributionGroups
+    bound = isinstance(made, partial) and "channels" in made.keywords
+    shape = tuple(found.Z.shape[1:])
+    if bound or found.source is None or len(shape) < 2 or isinstance(reader.output_transform, EveryCall):
+        return made
+    if "channels" in inspect.signature(made).parameters:
+        return partial(made, channels=_channels(found, reader))
+    if _class_of(made) is ConvSRAE and _channels(found, reader) != 1:
+        raise ValueError(
+            f"layer {found.layer!r} gives {shape} values per example with channels last, and ConvSRAE takes "
+            "(channels, H, W); pass output_transform=lambda output: output.movedim(-1, 1), or autoencoder=SRAE"
+        )
+    return made
+
+
+def _class_of(make: MakeForm | None) -> MakeForm | None:
+    return make.func if isinstance(make, partial) else make
+
+
+def _channels(found: Activations, reader: Reader) -> int:
+    """Find the dimension of Z that holds channels, from the first batch of the data."""
+    assert found.source is not None
+    first = Batches(found.source.data, 2, found.source.unpack).first()
+    assert first is not None  # as activations were collected from it
+    inputs, additional = first.on(reader.device)
+    arguments, transform = (*inputs, *additional), reader.output_transform
+    return channel_dimension(reader.model, reader.layer, arguments, name=reader.name, output_transform=transform)
+
+
+def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
+    """Warn of a network with far more weights than examples can teach, before it takes the memory.
+
+    Args:
+        make: Makes the network.
+        found: Activations that it will learn from.
+    """
+    shape, examples = tuple(found.Z.shape[1:]), len(found.Z)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            weights = sum(p.numel() for p in make().parameters())
+    except Exception:
+        return  # a form of the user's own, which may want real numbers
+    if weights <= max(_MANY, _MANY_EACH * examples):
+        return
+    warnings.warn(
+        f"the explanation network of layer {found.layer!r} has {weights / 1e6:.0f} million weights for {examples} "
+        f"examples, about {16 * weights / 1e9:.1f} GB while it learns, as Z has {shape} numbers per example; leave "
+        "autoencoder= out (groups of contributions weigh channels only), read one token or the mean, as in "
+        "output_transform=lambda output: output[:, 0], or pass autoencoder=ConvSRAE for feature maps",
+        stacklevel=levels_up(),
+    )
+
+
 def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
     positives = None if task.positives is None else int(task.positives.sum())
     return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives)
 
 
 def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], found: Activations) -> None:
-    """Warn where contributions fail to add up although intervals have doubled as often as they may."""
+    """Warn where contributions do not add up even with the largest number of intervals."""
     if form.dtype not in (torch.float32, torch.float64):
         return
     off = unexplained.double().abs() / form.scale[:, None].double().cpu()
@@ -208,9 +305,9 @@ def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
         return
     warnings.warn(
         f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
-        f"direction{'s' * (count > 1)}: more x-features follow what is left, and the surrogate is off by {error:.1%} "
-        f"of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave autoencoder= "
-        "out, as contributions always add up",
+        f"direction{'s' * (count > 1)}: more x-features follow the remaining noise, and the surrogate is off by "
+        f"{error:.1%} of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave "
+        "autoencoder= out, as contributions always add up",
         stacklevel=levels_up(),
     )
 

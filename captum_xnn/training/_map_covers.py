@@ -6,7 +6,7 @@ and only the modules between the maps and the layer run again. If the layer's ow
 again: a patch's drop is the sum of the contributions of its cells (:class:`captum_xnn.training._drops.CellDrops`).
 
 Conventions:
-    N examples, feature maps (N, C, H, W), a grid of g x g patches of nearly the same size.
+    N examples, feature maps (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._read import run_to_layer
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._trace import trace
-from captum_xnn.training._covering import Grid
 
 __all__ = ["CELLS", "MapCovers", "maps_before"]
+
+Region = tuple[tuple[int, int], tuple[int, int]]
 
 CELLS = 5
 """Cells along the shorter side of feature maps that are worth covering."""
@@ -80,27 +81,20 @@ class MapCovers:
             """The layer's output without covers, (N, ...)."""
         assert own.seen is not None
         self.own = own.seen
+        """The maps without covers, (N, C, H, W)."""
         self.once = True
 
-    def grid(self, patches: int) -> Grid:
-        """Divide the maps into patches.
-
-        Args:
-            patches: Patches along each side, at most one per cell.
-        """
-        return Grid(self.own.shape[2], self.own.shape[3], patches)
-
-    def activations(self, grid: Grid, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    def activations(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Compute Z with patches covered, (len(pairs), ...).
 
         Args:
-            grid: The patches.
+            regions: Cells of each patch: start and end along the rows and along the columns.
             pairs: Example and patch of each cover.
         """
         rows = torch.tensor([i for i, _ in pairs])
         maps = self.own[rows.to(self.own.device)]
         for n, (_, p) in enumerate(pairs):
-            (top, bottom), (left, right) = grid.regions[p]
+            (top, bottom), (left, right) = regions[p]
             maps[n, :, top:bottom, left:right] = 0
         with torch.no_grad():
             if self.once:

@@ -35,7 +35,7 @@ class Sampler:
     """
 
     def __init__(self, positives: Tensor | None, rows: int, recipe: Recipe, generator: torch.Generator) -> None:
-        self.size, self.generator = recipe.batch_size, generator
+        self.size, self.generator = recipe.batch_for(rows), generator
         marked = torch.zeros(rows, dtype=torch.bool) if positives is None else positives.cpu()
         seed = generator.initial_seed() % 2**62
         self.pool, self.held_out = torch.arange(rows), torch.zeros(0, dtype=torch.long)

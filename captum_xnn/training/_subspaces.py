@@ -7,9 +7,12 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from captum_xnn.activations._activations import Source
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
@@ -37,6 +40,7 @@ def fit_subspaces(
     *,
     marks: Sequence[Tensor | None],
     seed: int,
+    progress: bool = False,
 ) -> Iterator[Tensor]:
     """Fit subspaces in place, one explainer after another. Yield what contributions leave unexplained, (C, m).
 
@@ -49,6 +53,7 @@ def fit_subspaces(
         targets: For each explainer its targets.
         marks: For each explainer a boolean (M,) of positives.
         seed: Seed of the random start.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If Z or an output does not vary, if the output does not depend on the layer, or without a source.
@@ -59,12 +64,13 @@ def fit_subspaces(
             "themselves, as in fit(loader, target)"
         )
     base = forms[0].mean_of(parts(Z), len(Z))
-    for form, y, of, mark in zip(forms, ys, targets, marks, strict=True):
-        check_varies(y)
-        form.base.copy_(base)
-        form.scale.copy_(y.double().std(0))
-        sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
-        yield _fit(form, tail, Z, source, of, sample, seed)
+    with closing(tqdm(desc=f"slopes at {tail.name}", unit=" examples", disable=not progress, leave=False)) as bar:
+        for form, y, of, mark in zip(forms, ys, targets, marks, strict=True):
+            check_varies(y)
+            form.base.copy_(base)
+            form.scale.copy_(y.double().std(0))
+            sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
+            yield _fit(form, tail, Z, source, of, sample, seed, bar)
 
 
 def _fit(
@@ -75,6 +81,7 @@ def _fit(
     targets: tuple[Target, ...],
     sample: Sample,
     seed: int,
+    bar: tqdm[Any],
 ) -> Tensor:
     """Fit one form, and return what contributions leave unexplained."""
     (positives,) = sample.positives
@@ -93,6 +100,7 @@ def _fit(
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
                 off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
+                bar.update(len(own))
     refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     check_depends(activations * slopes, tail)

@@ -20,9 +20,9 @@ why = xnn.explain(sevens, target=7)
 # On the shared scale, the default, every map is as strong as its contribution: an x-feature that hardly matters is
 # pale.
 
-from captum_xnn.plots import contours, own_scale, shared_scale
+from captum_xnn.plots import contours, own_scale
 
-why.show(0, title="shared_scale", scale=shared_scale)
+why.show(0, title="shared scale")
 
 # %%
 # On its own scale each map is stretched to full strength, so weak maps become visible. Only the numbers then show the

@@ -118,12 +118,13 @@ print(
 # Fit
 # ---
 # Fit x-features of one class, here ``ember``, from the training images. The fit uses no labels, so any folder of
-# images that the model knows will do. ``n_features`` is the largest number of x-features.
+# images that the model knows will do. ``n_features`` is the largest number of x-features. ``fit`` takes a data set, a
+# ``DataLoader`` of it, or a tensor of inputs.
 
 from captum_xnn import XNNAttribution
 
 xnn = XNNAttribution(model, layer="layer4", n_features=3)
-xnn.fit(DataLoader(train, batch_size=64), target=train.class_to_idx["ember"])
+xnn.fit(train, target=train.class_to_idx["ember"])
 
 # %%
 # Does it add up?
@@ -132,7 +133,7 @@ xnn.fit(DataLoader(train, batch_size=64), target=train.class_to_idx["ember"])
 # bias and contributions, in logits. A logit is the model's raw output for a class, before the softmax. F_cls is the
 # share of images whose class the sum does not change.
 
-print(xnn.score(DataLoader(test, batch_size=64), target=0))
+print(xnn.score(test, target=0))
 
 # %%
 # Explain

@@ -7,7 +7,7 @@ concepts, (K, D), and u is the code, (M, K). Let G be the mean slopes of the out
 .. math:: E_k = \bigl(u_k(Z) - u_k(Z_0)\bigr) \, h_k \cdot G, \qquad
           f(Z) - f(Z_0) = \sum_k E_k + \text{unexplained}.
 
-The contributions do not sum to the output. The rest is the slope along what the concepts fail to rebuild.
+The contributions do not sum to the output. The rest is the slope times the part of Z that the concepts fail to rebuild.
 
 ==============  ==========================================================================  ==========================
 function        concepts                                                                    code
@@ -37,6 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from captum_xnn.models.baselines._scikit import scikit_learn
 
 __all__ = [
     "Dictionary",
@@ -178,8 +180,6 @@ def image_crops(images: Tensor, *, side: int = 3, share: float = 0.5) -> Tensor:
 
 def _factors(activations: Tensor, concepts: int, seed: int) -> tuple[Tensor, Tensor]:
     """Compute non-negative factors: codes (M, K), and concepts (K, D) of norm 1 or 0."""
-    from sklearn.decomposition import NMF
-
     if activations.dim() != 2 or concepts < 1:
         raise ValueError(
             f"activations have shape {tuple(activations.shape)}, and {concepts} concepts were asked for; pass (M, D) "
@@ -192,7 +192,7 @@ def _factors(activations: Tensor, concepts: int, seed: int) -> tuple[Tensor, Ten
         )
     data = activations.detach().cpu().double().numpy()
     init = "nndsvda" if concepts <= min(data.shape) else "random"
-    made = NMF(concepts, init=init, random_state=seed, max_iter=1000, tol=1e-4)
+    made = scikit_learn().factorise(concepts, init=init, random_state=seed, max_iter=1000, tol=1e-4)
     codes, H = (torch.from_numpy(x) for x in (made.fit_transform(data), made.components_))
     size = H.norm(dim=1)
     return codes * size, H / torch.where(size > 0, size, 1)[:, None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_xnn.models._base import Dense, Examples
 from captum_xnn.models.baselines._least_squares import read_out
+from captum_xnn.models.baselines._scikit import scikit_learn
 
 __all__ = ["NMF"]
 
@@ -84,13 +85,11 @@ class NMF(Dense):
 
 def _parts(Z: Tensor, examples: Examples, n: int) -> Tensor:
     """Compute the parts H, (n, D). Each has norm 1, or is 0."""
-    from sklearn.decomposition import NMF as Factorisation
-
     # Rows and their coefficients scale with the root of the weight. This weights the squared error and keeps the parts.
     data = (examples.weight.sqrt()[:, None] * Z).detach().cpu().double().numpy()
     seed = int(torch.randint(2**31, (), generator=examples.generator))
     init = "nndsvda" if n <= min(data.shape) else "random"
-    made = Factorisation(n, init=init, random_state=seed, max_iter=2000).fit(data)
+    made = scikit_learn().factorise(n, init=init, random_state=seed, max_iter=2000).fit(data)
     return nn.functional.normalize(torch.from_numpy(made.components_))
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_xnn.metrics._controls import random_partition
+from captum_xnn.models.baselines._scikit import scikit_learn
 
 __all__ = [
     "drsa",
@@ -161,8 +162,6 @@ def nmf_partition(contributions: Tensor, groups: int) -> Tensor:
     Reference:
         Lee, Seung, "Learning the parts of objects by non-negative matrix factorization", 1999.
     """
-    from sklearn.decomposition import NMF
-
     c = _checked(contributions, groups)
     if len(c) < groups:
         raise ValueError(
@@ -170,7 +169,7 @@ def nmf_partition(contributions: Tensor, groups: int) -> Tensor:
         )
     data = c.abs().cpu().numpy()
     scale = data.max() or 1.0
-    made = NMF(groups, init="nndsvda", random_state=0, max_iter=5000)
+    made = scikit_learn().factorise(groups, init="nndsvda", random_state=0, max_iter=5000)
     weight = torch.from_numpy(made.fit_transform(data / scale)).mean(0)
     a = (weight[:, None] * torch.from_numpy(made.components_)).T.to(c)
     total = a.sum(1, keepdim=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from captum_xnn.activations._memmap import Rows, parts
 from captum_xnn.models._base import Dense, Examples
 from captum_xnn.models.baselines._least_squares import read_out
+from captum_xnn.models.baselines._scikit import scikit_learn
 
 __all__ = ["Lasso", "LinearModel", "SingleDimensions", "lasso", "lasso_of_size"]
 
@@ -127,10 +128,10 @@ class _Regression:
 
     def coefficients(self, alpha: float) -> Tensor:
         """Compute the coefficients (C, D)."""
-        from sklearn.linear_model import lasso_path
-
         if self.solved[0] != alpha:
-            path = lasso_path(self.X, self.t, alphas=[alpha], precompute=self.gram, max_iter=20_000, tol=1e-7)
+            path = scikit_learn().lasso_path(
+                self.X, self.t, alphas=[alpha], precompute=self.gram, max_iter=20_000, tol=1e-7
+            )
             self.solved = alpha, torch.from_numpy(path[1][..., 0].reshape(-1, self.X.shape[1]))
         return self.solved[1]
 

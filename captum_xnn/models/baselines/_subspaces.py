@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._path_integral import Integral
+from captum_xnn.models._contribution_groups import ContributionGroups, Integral
 from captum_xnn.models.baselines._partitions import drsa, subspace_relevances
 
 __all__ = ["DRSA"]
