@@ -163,3 +163,12 @@ def test_a_fine_tuned_head_has_its_own_classes(torchvision, classes, tmp_path, c
         classes = f"{tmp_path}/names.txt"
     assert main(["layers", "--torchvision", "resnet18", "--classes", classes, "--size", "64"]) == 0
     assert re.search(r"fc +Linear +12\n", capsys.readouterr().out)
+
+
+def test_a_table_has_no_layer_with_places():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    told = table(list_layers(model, torch.rand(3, 4)), recommend(model, torch.rand(3, 4)))
+    assert told.endswith("* --layer 1: the last hidden layer")
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 2))
+    told = table(list_layers(model.eval(), torch.rand(3, 1, 8, 8)), recommend(model, torch.rand(3, 1, 8, 8)))
+    assert "* --layer 4: the last hidden layer; maps are drawn at an earlier layer with places" in told

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
+from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.layers import EveryCall
 from captum_xnn.models import ContributionGroups
@@ -547,6 +548,40 @@ def test_fit_says_where_contributions_do_not_add_up():
     ):
         few.fit(x, 1, positives=everything(40), progress=False)
     fitted(model, "0", x, 1)  # says nothing
+
+
+@pytest.mark.parametrize("method", [LayerGradCam, LayerGradientXActivation])
+@pytest.mark.parametrize("layer", ["4", "7"])
+def test_a_layer_of_maps_behind_the_explained_one_is_refused(method, layer):
+    """The whole model runs for contributions, so that such a layer has activations, and maps that mean nothing."""
+    model, x = cnn().eval(), torch.randn(40, 1, 8, 8)
+    xnn = fitted(model, "3", x, 1, heatmap=FromCaptum(method, layer=layer))
+    with pytest.raises(LayerNotReachedError, match=f"layer '{layer}' does not run before the explained layer '3'"):
+        xnn.attribute(x[:2], 1)
+    assert xnn.with_heatmap(FromCaptum(method, layer="2")).attribute(x[:2], 1).shape == (2, 3, 1, 8, 8)
+
+
+class Jumps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        z = self.a(x)
+        return self.b(torch.sign(z) + 0.01 * z)
+
+
+def test_the_advice_where_contributions_do_not_add_up_fits_the_cause():
+    x = torch.randn(40, 6)
+    few = partial(ContributionGroups, intervals=8, most=16)
+    xnn = XNNAttribution(Jumps().eval(), "a", 2, autoencoder=few)
+    with pytest.warns(UserWarning, match=r"most=32\), or, where the rest of the model jumps, .*autoencoder=SRAE"):
+        xnn.fit(x, 1, positives=everything(40), progress=False)
+    torch.manual_seed(0)
+    model, images = cnn().bfloat16().eval(), torch.randn(40, 1, 8, 8).bfloat16()
+    xnn = XNNAttribution(model, "0", 2, autoencoder=few)
+    with pytest.warns(UserWarning, match=r"run the model in float32, as torch.bfloat16 rounds its outputs"):
+        xnn.fit(images, 1, positives=everything(40), progress=False)
 
 
 @pytest.mark.filterwarnings("error")

@@ -78,15 +78,6 @@ def test_positives_that_mark_nothing_are_refused():
         explainer().fit(X, 0, positives=torch.zeros(80, dtype=torch.bool), progress=False)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_fewer_examples_than_x_features_are_refused(form):
-    everything = torch.ones(2, dtype=torch.bool)
-    with pytest.raises(
-        ValueError, match=r"n_features is 3, and the data have 2 examples, .*; pass more data, .*n_features=1"
-    ):
-        explainer(form).fit(X[:2], 0, positives=everything, progress=False)
-
-
 @pytest.mark.parametrize("n", ["3", 2.0, None])
 def test_a_number_of_features_that_is_no_int_is_named(n):
     with pytest.raises(TypeError, match=rf"n_features is {n!r}, a {type(n).__name__}; pass an int"):

@@ -122,6 +122,22 @@ def traced():
         return torch.jit.trace(mlp(), rand(6))
 
 
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(nn.Sequential(nn.ReLU(), nn.Linear(5, 3)))
+
+
+class Augmented:
+    """Batches with other noise each time they are read."""
+
+    runs = 0
+
+    def __iter__(self):
+        self.runs += 1
+        yield rand(6) + 0.1 * self.runs
+
+
 def residual(self, x):
     h = self.first(x).relu()
     return self.head((h + self.block(h)).relu())
@@ -275,6 +291,13 @@ KINDS = {
     "torch.no_grad behind the layer": Kind(
         lambda: Net(frozen, layer=nn.Linear(6, 5), head=nn.Linear(5, 3)), "layer", (rand(6),),
         argument="autoencoder=SRAE", settings={"autoencoder": LEARNED}),
+    "a scripted part behind the layer": Kind(
+        lambda: Net(lambda self, x: self.rest(self.layer(x)), layer=nn.Linear(6, 5), rest=scripted()), "layer",
+        (rand(6),)),
+    "torch.inference_mode around the model's own forward": Kind(
+        lambda: Net(torch.inference_mode()(lambda self, x: self.head(self.layer(x).relu())), layer=nn.Linear(6, 5),
+                    head=nn.Linear(5, 3)), "layer", (rand(6),)),
+    "data with random augmentation, or in another order each time": Kind(mlp, "1", (rand(6),), data=Augmented()),
     "examples that depend on each other, as in a graph over the batch": Kind(
         lambda: Net(neighbours, layer=nn.Linear(6, 5), head=nn.Linear(5, 3)), "layer", (rand(6),)),
     "batch norm without running statistics": Kind(

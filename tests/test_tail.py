@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from captum_xnn import XNNAttribution
 from captum_xnn.layers._tail import Tail
 
 
@@ -154,3 +155,22 @@ def test_weights_and_hooks_are_left_as_found_after_an_error():
         Tail(model, "layer").along((torch.ones(2, 4),), None, torch.zeros(4), one, one, [[7] * 2])
     assert [p.requires_grad for p in model.parameters()] == before
     assert not model.layer._forward_hooks
+
+
+class Table(nn.Module):
+    """Adds a weight that a layer passes on, as a table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.table, self.rows = nn.Linear(4, 3), nn.Parameter(torch.ones(1, 3)), nn.Identity()
+
+    def forward(self, x):
+        return self.body(x) + self.rows(self.table.expand(len(x), 3))
+
+
+def test_a_layer_that_is_the_same_for_all_examples_is_refused():
+    """Its output is a view of a weight, which requires gradients also where none are taken."""
+    model, x = Table(), torch.randn(40, 4)
+    assert not Tail(model, "rows").activations((x,), None).requires_grad
+    with pytest.raises(ValueError, match="layer 'rows' contributes nothing to the output of any example"):
+        XNNAttribution(model, "rows", 2).fit(x, 0, positives=torch.ones(40).bool(), progress=False)

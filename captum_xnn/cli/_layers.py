@@ -197,9 +197,11 @@ def table(rows: Sequence[Row], chosen: Recommended) -> str:
         cells.append((mark, row.name, row.kind, f"{shape} ({', '.join(notes)})" if notes else shape))
     widths = [max(len(line[i]) for line in cells) for i in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+    drawn = "; maps are drawn at an earlier layer with places"
+    has_places = any(row.shape is not None and len(row.shape) > 2 for row in rows)
     reasons = (
         (chosen.places, "the last layer with places that matter"),
-        (chosen.vector, "the last hidden layer; maps are drawn at an earlier layer with places"),
+        (chosen.vector, f"the last hidden layer{drawn if has_places else ''}"),
     )
     lines += ["", *(f"* --layer {name}: {reason}" for name, reason in reasons if name is not None)]
     if chosen == (None, None):

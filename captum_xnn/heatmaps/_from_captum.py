@@ -391,6 +391,8 @@ class FromCaptum:
                 f"LayerLRP cannot stop at layer {name!r}, a {type(module).__name__}, through which relevance passes "
                 "unchanged; name the layer before it, with weights or a pooling"
             )
+        if network.runs_past_layer and network.ran and module not in network.ran:
+            raise _not_before(name, network.layer_name)  # this layer runs all the same, but is no part of the way
         if not isinstance(attributed, CanonicalNetwork):
             return name, module
         if network.ran.isdisjoint(module.modules()):

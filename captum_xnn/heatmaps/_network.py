@@ -85,6 +85,8 @@ class ExplanationNetwork(nn.Module):
     read: list[WithGraph] | None
     """Takes every pass if it is a list: passes then go on to the model's output, for a layer that returns one tensor
     and runs once."""
+    runs_past_layer = False
+    """Whether a pass always runs the whole model."""
 
     def __init__(
         self,
@@ -188,6 +190,7 @@ class ContributionNetwork(ExplanationNetwork):
     form: ContributionGroups
     tail: Tail
     xnn_encoder: ReadOut
+    runs_past_layer = True
 
     def __init__(self, form: ContributionGroups, tail: Tail, target: Target, **options: Any) -> None:
         super().__init__(tail.model, tail.layer, form, output_transform=tail.output_transform, **options)

@@ -148,7 +148,10 @@ def _fix(model: nn.Module, inputs: tuple[Any, ...]) -> str:
     for i, x in enumerate(inputs):
         if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() and x.dtype != dtype:
             return f"convert input {i} to the dtype of the weights, as in inputs.to({dtype})"
-    return "pass the arguments with which forward runs by itself, all but the inputs as additional_forward_args"
+    return (
+        "pass the arguments with which forward runs by itself: a single example as x[None], and all but the inputs as "
+        "additional_forward_args"
+    )
 
 
 def read_layer(

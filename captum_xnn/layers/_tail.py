@@ -187,7 +187,7 @@ class Tail:
                 calls=self.calls,
                 name=self.name,
                 output_transform=self.output_transform,
-            )
+            ).detach()  # a view of a weight requires gradients even here
 
     def outputs(
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, targets: Sequence[Sequence[Target]]

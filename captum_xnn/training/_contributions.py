@@ -394,6 +394,7 @@ class _EvidenceCollector:
         own = self._outputs(Z, pairs, x, more, targets)
         self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
         found = self.forms[0].integral(self.tail, x, more, targets, own=own, Z=Z, scale=scale)
+        refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # now the last of several calls is known
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
         drops = None
@@ -412,9 +413,7 @@ class _EvidenceCollector:
         targets: Sequence[Sequence[Target]],
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
-        rows = torch.tensor([row for _, row in pairs])
-        before = self.known.Z[rows].to(Z.device)
-        refuse_changed(before, Z, rows)
+        before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
         if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)

@@ -94,11 +94,6 @@ class LayerFit:
         Raises:
             ValueError: If activations or outputs cannot be learned from.
         """
-        if 2 <= len(found.Z) < self.n_features:  # a single example has an error of its own
-            raise ValueError(
-                f"n_features is {self.n_features}, and the data have {len(found.Z)} examples, fewer than x-features; "
-                f"pass more data, better a few hundred examples, or n_features={max(1, len(found.Z) - 1)}"
-            )
         forms = self._forms(len(tasks[0].targets), len(tasks), found, reader)
         fitted = self._exact if isinstance(forms[0], ContributionGroups) else self._learned
         yield from fitted(forms, tasks, found, reader)
@@ -125,7 +120,7 @@ class LayerFit:
                 stacklevel=levels_up(),
             )
         for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, found, reader), strict=True):
-            _warn_of_unexplained(form, off, task.targets, found.layer)
+            _warn_of_unexplained(form, off, task.targets, found)
             yield _fitted(task, form, float(off.double().abs().mean()))
 
     def _unexplained(
@@ -281,7 +276,7 @@ def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
     return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives)
 
 
-def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], layer: str) -> None:
+def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], found: Activations) -> None:
     """Warn where contributions do not add up even with the largest number of intervals."""
     if form.dtype not in (torch.float32, torch.float64):
         return
@@ -289,11 +284,17 @@ def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, 
     # A tolerance near rounding is the user's wish and not the integral's failure.
     missed = off > max(2 * form.config["tolerance"], _NOTABLE)
     if bool(missed.any()):
+        more = f"functools.partial({type(form).__name__}, most={2 * form.config['most']})"
+        fix = (
+            f"choose a later layer, pass autoencoder={more}, or, where the rest of the model jumps, as rounding does, "
+            "fit with autoencoder=SRAE"
+        )
+        if torch.float32 not in (found.Z.dtype, found.y_hat.dtype) and found.Z.dtype != torch.float64:
+            fix = f"run the model in float32, as {found.Z.dtype} rounds its outputs by as much"
         warnings.warn(
-            f"contributions to target {', '.join(map(str, targets))} at layer {layer!r} miss the output by up to "
+            f"contributions to target {', '.join(map(str, targets))} at layer {found.layer!r} miss the output by up to "
             f"{float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of {missed.shape[1]} "
-            f"examples, after {form.config['most']} intervals; choose a later layer, or pass "
-            f"autoencoder=functools.partial({type(form).__name__}, most={2 * form.config['most']})",
+            f"examples, after {form.config['most']} intervals; {fix}",
             stacklevel=levels_up(),
         )
 
