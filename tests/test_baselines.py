@@ -56,7 +56,7 @@ def fitted(make, positives=None, n=3, recipe=QUICK, seed=0, outputs=None):
     return xnn.requires_grad_(False), Z, y, history
 
 
-def row_weight(positives, batch=128):
+def row_weight(positives, batch=40):
     """Of a batch some rows are drawn from the positives alone, so that a quarter of all are; 1 on average."""
     share = float(positives.double().mean())
     more = round(batch * (0.25 - share) / (1 - share))

@@ -541,8 +541,8 @@ def test_equation_5_at_the_reasons_themselves():
     shown = of.train.figures.shown_reasons(1).numpy()
     Z, y, members = of.train.Z.numpy(), of.train.y_hat[:, 1:2].numpy(), (of.train.y_hat.argmax(1) == 1).numpy()
     share = members.mean()
-    more = round(128 * (0.25 - share) / (1 - share))  # drawn from the members alone, so that a quarter of a batch is
-    weights = (128 - more + more / share * members) / 128
+    more = round(40 * (0.25 - share) / (1 - share))  # drawn from the members alone, so that a quarter of a batch is
+    weights = (40 - more + more / share * members) / 40
     scaled = np.hstack([shown, Z / np.sqrt(Z.var(0, ddof=1).mean()), y / y.std(ddof=1)]).astype(float)
     C = np.cov(scaled.T, aweights=weights, ddof=0)
     left = np.diag(C[3:, 3:] - C[3:, :3] @ np.linalg.solve(C[:3, :3], C[:3, 3:]))
@@ -885,7 +885,7 @@ def test_halves_share_negatives_alone(squares):
     for part in halved(squares):
         assert len(part.train.Z) == 28 - len(squares.positives) + len(part.positives)
         again = collect(part.model, part.layer, part.train.source.data)  # inputs go with their activations
-        assert torch.equal(again.Z, part.train.Z) and torch.equal(again.y_hat, part.train.y_hat)
+        torch.testing.assert_close((again.Z, again.y_hat), (part.train.Z, part.train.y_hat))
 
 
 @pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")

@@ -136,7 +136,7 @@ def test_batches_make_no_difference(cards: tuple[ConceptCard, ...], explained, s
     for card, other in zip(cards, concept_cards(xnn, batches, target, keep=KEEP), strict=True):
         assert numbers(other.contributes) == numbers(card.contributes)
         assert numbers(other.fires) == numbers(card.fires)
-        assert other.share == pytest.approx(card.share)
+        assert other.share == pytest.approx(card.share, abs=1e-6)  # float32, in sums of another order
         assert torch.allclose(other.output_correlations, card.output_correlations, atol=1e-9)
 
 

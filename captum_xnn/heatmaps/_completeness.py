@@ -40,11 +40,13 @@ def refuse_incomplete(method: str, attributions: Any, outputs: Tensor, target: T
     rows = len(target)
     at_inputs, at_baselines = outputs.double().reshape(2, rows, -1, outputs.shape[1]).mean(2)
     wanted = (at_inputs - at_baselines).gather(1, target[:, None])[:, 0]
-    each = torch.cat([a.detach().double().reshape(rows, -1) for a in format_tensors(attributions)], 1)
+    parts = format_tensors(attributions)
+    each = torch.cat([a.detach().double().reshape(rows, -1) for a in parts], 1)
     if not bool(each.isfinite().all()):
         return  # the caller warns about this
     off, size = float((each.sum(1) - wanted).abs().mean()), float(each.sum(1).abs().mean())
-    rounding = _ROUNDINGS * torch.finfo(outputs.dtype).eps * float(outputs.abs().amax())
+    eps = max(torch.finfo(x.dtype).eps for x in (outputs, *parts))  # x-features may be finer than the model
+    rounding = _ROUNDINGS * eps * float(outputs.abs().amax())
     if off > _TOLERANCE * (off + size) and off > max(rounding, _CANCELLING * float(each.abs().sum(1).mean())):
         raise UnsupportedOperationError(
             f"attributions of {method} should sum to the x-feature's difference from the baseline, and are "

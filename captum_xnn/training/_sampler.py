@@ -52,9 +52,9 @@ class Sampler:
             drawn = min(max(1, round(self.size * (recipe.positive_share - share) / (1 - share))), self.size - 1)
         self.counts: tuple[int, int] = (self.size - drawn, drawn)
         """Number of rows in a batch drawn from all examples, and from the positives."""
-        expected = torch.full((rows,), self.counts[0] / len(self.pool), dtype=torch.float32)
+        expected = torch.full((rows,), self.counts[0] / len(self.pool), dtype=torch.float64)
         expected[marked] += drawn / max(1, len(self.positives))
-        self.row_weight = expected / expected.mean()
+        self.row_weight = (expected / expected.mean()).float()
         """How often each example is drawn, (M,), 1 on average. A held-out example has the weight of its kind."""
 
     def draw(self) -> Tensor:
