@@ -86,8 +86,8 @@ class Recipe:
     def batch_for(self, examples: int) -> int:
         """Choose the number of examples in a mini-batch.
 
-        On few examples, small batches save time. With 600 examples of digits, batches of 40 instead of 128 save more
-        than a quarter of it, and errors on new digits are 4 % larger (``benchmarks.fit_speed --digits``).
+        On few examples, small batches save time. With 600 examples of digits, batches of 40 instead of 128 save a third
+        of it, and errors on new digits are 6 % larger (``benchmarks.fit_speed --digits``).
 
         Args:
             examples: Number of examples of the fit.
