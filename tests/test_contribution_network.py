@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_xnn import OneHeatmap, XNNAttribution
+from captum_xnn import SRAE, OneHeatmap, XNNAttribution
 from captum_xnn.activations import Activations, collect
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.heatmaps import FromCaptum
@@ -466,9 +466,16 @@ def test_refuses_activations_without_inputs():
         XNNAttribution(model, "1", 2).fit(bare, 0, positives=everything(20), progress=False)
 
 
-def test_fewer_examples_than_features_still_add_up():
+@pytest.mark.parametrize("form", [None, SRAE])
+def test_refuses_fewer_examples_than_features(form):
+    data, everything = torch.randn(3, 6), torch.ones(3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"n_features is 6, and the data have only 3 examples; .*n_features=3"):
+        XNNAttribution(mlp(), "1", 6, autoencoder=form).fit(data, 1, positives=everything, progress=False)
+
+
+def test_as_many_examples_as_features_add_up():
     model, x = mlp(), torch.randn(3, 6)
-    xnn = fitted(model, "1", x, 1, K=6)
+    xnn = fitted(model, "1", x, 1, K=3)
     assert largest_off(xnn.contributions(x, 1)) < 0.0101
 
 

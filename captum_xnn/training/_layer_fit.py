@@ -94,6 +94,11 @@ class LayerFit:
         Raises:
             ValueError: If activations or outputs cannot be learned from.
         """
+        if 2 <= len(found.Z) < self.n_features:  # a single example has an error of its own
+            raise ValueError(
+                f"n_features is {self.n_features}, and the data have only {len(found.Z)} examples; pass as many "
+                f"examples as x-features at least, better some hundred, or n_features={len(found.Z)}"
+            )
         forms = self._forms(len(tasks[0].targets), len(tasks), found, reader)
         fitted = self._exact if isinstance(forms[0], ContributionGroups) else self._learned
         yield from fitted(forms, tasks, found, reader)
