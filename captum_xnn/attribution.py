@@ -669,7 +669,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         drawn = self._drawn(reader, targets, tensors, additional, feature, internal_batch_size) if maps else None
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            """Yield row numbers, and the numbers and predictions of these rows."""
+            """Yield row indices, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), torch.no_grad():

@@ -145,7 +145,7 @@ def test_pickled(rows, table):
 
 def test_numbers_out_of_range(rows):
     for numbers in ([23], [-1], [0, 99]):
-        with pytest.raises(IndexError, match="row numbers must be from 0 to 22, not"):
+        with pytest.raises(IndexError, match="row indices must be from 0 to 22, not"):
             rows[torch.tensor(numbers)]
 
 

@@ -124,7 +124,7 @@ class Rows:
             wanted = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).cpu().numpy()
             if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
                 raise IndexError(
-                    f"row numbers must be from 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}; count from "
+                    f"row indices must be from 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}; count from "
                     "the start"
                 )
         made = torch.from_numpy(self._files.read(wanted))

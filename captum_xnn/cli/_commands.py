@@ -236,7 +236,7 @@ def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
     """
     asked = targets_of(against, opened.model_file.classes)
     if not isinstance(asked, list) or len(asked) != 1:
-        raise ValueError(f"--against is {against!r}, and not one output; pass the number of an output, or its name")
+        raise ValueError(f"--against is {against!r}, and not one output; pass the index of an output, or its name")
     select(torch.zeros(1, *opened.output_shape), asked[0])
     if list(targets) == asked:
         name = opened.name_of(asked[0])

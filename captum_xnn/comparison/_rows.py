@@ -24,7 +24,7 @@ class Rows:
 
     Args:
         source: The data.
-        rows: Numbers of the rows, ascending.
+        rows: Indices of the rows, ascending.
 
     Example:
         >>> some = Rows(Source(torch.arange(100.0)[:, None], None), torch.tensor([1, 70]))

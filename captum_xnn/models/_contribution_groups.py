@@ -207,7 +207,7 @@ class ContributionGroups(nn.Module):
 
         Args:
             slopes: Slopes G of the output, (N, ...).
-            feature: Number of the x-feature.
+            feature: Index of the x-feature.
         """
         shape = [-1 if d == self.channels else 1 for d in range(slopes.dim())]
         return slopes * self.groups[:, feature].to(slopes).reshape(shape)
@@ -268,7 +268,7 @@ class ContributionGroups(nn.Module):
         """Keep only some x-features, in the given order.
 
         Args:
-            columns: Numbers of the x-features. The groups of all others must be 0, or contributions no longer add up.
+            columns: Indices of the x-features. The groups of all others must be 0, or contributions no longer add up.
         """
         self.groups = self.groups[:, columns].clone()
         self.config["n_features"] = len(columns)

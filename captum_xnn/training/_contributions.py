@@ -67,7 +67,7 @@ _LEARNED = ("n_features", "balance")
 
 
 class Sample(NamedTuple):
-    """Row numbers of the examples to learn from."""
+    """Row indices of the examples to learn from."""
 
     positives: list[Tensor]
     """Rows of positives for each explainer, in ascending order."""
@@ -493,10 +493,10 @@ def _unexplained(found: Integral, c: Tensor) -> Tensor:
 
 
 def among(rows: Tensor, picked: Picked) -> Tensor:
-    """Select the row numbers that were picked.
+    """Select the row indices that were picked.
 
     Args:
-        rows: Row numbers.
+        rows: Row indices.
         picked: Examples of the data.
     """
     return rows[torch.isin(rows, picked.numbers)]
