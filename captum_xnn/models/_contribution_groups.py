@@ -161,17 +161,17 @@ class ContributionGroups(nn.Module):
         """Dtype of the groups."""
         return self.groups.dtype
 
-    def mean_of(self, parts: Sequence[Tensor] | Any, count: int) -> Tensor:
+    def mean_of(self, chunks: Sequence[Tensor] | Any, count: int) -> Tensor:
         """Compute the base: the mean of activations over examples, and over places that share a base.
 
         Args:
-            parts: Activations (m, ...), part by part.
+            chunks: Activations (m, ...), chunk by chunk.
             count: Number of all examples.
         """
         total: Tensor | None = None
         over = [i for i in range(1, self.base.dim() + 1) if self.base.shape[i - 1] == 1]
-        for part in parts:
-            some = part.double().mean(over, keepdim=True) if over else part.double()
+        for chunk in chunks:
+            some = chunk.double().mean(over, keepdim=True) if over else chunk.double()
             total = some.sum(0) if total is None else total + some.sum(0)
         assert total is not None
         return (total / count).reshape(self.base.shape)

@@ -104,7 +104,7 @@ def check_class_names(names: Mapping[Any, str] | Sequence[str], outputs: Sequenc
         ValueError: If there are more or fewer names than outputs, or a key of the mapping is no output.
 
     Example:
-        >>> check_class_names(["crow", "finch"], (3,))
+        >>> check_class_names(["crow", "finch"], (3,))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: 2 class names (crow, finch) were given for a model with 3 outputs; give one name for each output...
     """
