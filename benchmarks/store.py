@@ -3,7 +3,7 @@
 Rectified random activations of 2,048 dimensions go to a store, and one explainer (default recipe, n = 5) is fitted from
 it and from memory, in turns in one process; the median of the ratios pair by pair, with the smallest and the largest.
 Both give the same weights, bit by bit, or the script ends with an error. Then what the steps and the passes of a fit
-ask for: 128 random rows, and all rows in parts; from the tensor, from the store, and from NumPy's memory maps of its
+ask for: 128 random rows, and all rows in chunks; from the tensor, from the store, and from NumPy's memory maps of its
 files. "cold" is after the system was asked to drop the files from its cache, as where a store is larger than memory.
 
     python benchmarks/store.py
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from captum_xnn import SRAE, Recipe
 from captum_xnn.activations import Activations, collect
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.training._fitting import fit
 
 BAR = 1.5
@@ -106,7 +106,7 @@ def reading(found: Activations, folder: Path, repeats: int) -> list[str]:
     lines.append(f"128 random rows, store, cold: median {statistics.median(cold):.2f} ms")
 
     def passed(table: Tensor | Rows) -> float:
-        return seconds(lambda: [float(part.sum()) for part in parts(table)])
+        return seconds(lambda: [float(chunk.sum()) for chunk in chunks(table)])
 
     for name, table in (("tensor", Z), ("store", found.Z)):
         middle = statistics.median(passed(table) for _ in range(repeats))

@@ -58,10 +58,10 @@ class Ranks:
         return self.rank == 0
 
     def part(self, rows: Tensor) -> Tensor:
-        """Select this process's part of row numbers, along the last dimension.
+        """Select this process's part of row indices, along the last dimension.
 
         Args:
-            rows: Row numbers (..., m).
+            rows: Row indices (..., m).
         """
         return rows[..., self.rank :: self.world]
 

@@ -27,7 +27,7 @@ from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack, repeatable
 from captum_xnn.activations._collecting import collect_together
-from captum_xnn.activations._memmap import each, parts
+from captum_xnn.activations._memmap import chunks, each
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
@@ -605,7 +605,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         prediction = own.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)
-        return Faithfulness.of(surrogate, prediction, parts(found.y_hat), target)
+        return Faithfulness.of(surrogate, prediction, chunks(found.y_hat), target)
 
     def _surrogates(self, found: Activations, explainer: Explainer, target: Target, own: Tensor) -> Tensor:
         """Compute the surrogate of all examples, (M,); ``own`` are the model's outputs, (M,)."""
@@ -669,7 +669,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         drawn = self._drawn(reader, targets, tensors, additional, feature, internal_batch_size) if maps else None
 
         def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            """Yield row numbers, and the numbers and predictions of these rows."""
+            """Yield row indices, and the numbers and predictions of these rows."""
             for some in torch.split(torch.arange(len(targets)), size):
                 x, more = rows_of(tensors, additional, some)
                 with torch.inference_mode(False), torch.no_grad():

@@ -31,7 +31,7 @@ QUICK = Recipe(steps=40)
 @pytest.fixture(autouse=True)
 def many_parts(monkeypatch):
     """Parts of 40 rows of 10 numbers, so that there are several of each table."""
-    monkeypatch.setattr(module, "_PART", 1600)
+    monkeypatch.setattr(module, "_CHUNK", 1600)
 
 
 @pytest.fixture

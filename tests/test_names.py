@@ -117,8 +117,8 @@ def test_a_byte_order_mark_is_no_error(exported: Path) -> None:
         (["a", "b", "c"], ValueError, r"name 'c' is for number 2, and the x-features are 0 to 1; pass"),
         ({5: "a"}, ValueError, "name 'a' is for number 5, and the x-features are 0 to 1"),
         ({-1: "a"}, ValueError, "name 'a' is for number -1, and the x-features are 0 to 1"),
-        ({"first": "a"}, ValueError, r"'first' is not the number of an x-feature, counted from 0; write"),
-        ({0.5: "a"}, ValueError, r"0.5 is not the number of an x-feature, counted from 0"),
+        ({"first": "a"}, ValueError, r"'first' is not the index of an x-feature, counted from 0; write"),
+        ({0.5: "a"}, ValueError, r"0.5 is not the index of an x-feature, counted from 0"),
         ([None, "a"], TypeError, "the name None is not a string; write ''"),
         ({"46": {"0": "a"}}, TypeError, r"the name \{'0': 'a'\} is not a string"),
     ],
@@ -155,15 +155,15 @@ def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
         ),
         (
             {"names": {"46": ["golden feather"]}},
-            r"target 46 in '.*names\.json' has \['golden feather'\], and not names by the number of the",
+            r"target 46 in '.*names\.json' has \['golden feather'\], and not names by the index of the",
         ),
         (
             {"names": {"46": {"0": 7}}},
-            r"target 46 in '.*names\.json' has \{'0': 7\}, and not names by the number of the x-feature",
+            r"target 46 in '.*names\.json' has \{'0': 7\}, and not names by the index of the x-feature",
         ),
         (
             {"names": {"46": {"one": "a"}}},
-            "'one' is not the number of an x-feature, counted from 0; .*; check target 46",
+            "'one' is not the index of an x-feature, counted from 0; .*; check target 46",
         ),
     ],
 )

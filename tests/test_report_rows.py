@@ -14,7 +14,7 @@ from torch import nn
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
-from captum_xnn.report._rows import Rows
+from captum_xnn.report._rows import CellsOfTarget
 from captum_xnn.report._verdict import error
 
 WORDS = ["the", "great", "film", "awful", "slow"]
@@ -126,7 +126,7 @@ def test_cards_rank_words_by_their_mean_contribution(texts: Any, tmp_path: Path)
 
 
 def test_a_word_that_occurs_once_is_on_no_card(texts: Any, tmp_path: Path) -> None:
-    rows = Rows(1, 1, words=True)
+    rows = CellsOfTarget(1, 1, words=True)
     contributions = torch.tensor([4.0])
     for cells, maps in (
         (["once", "often", "seldom"], [1.0, 0.5, 0.5]),

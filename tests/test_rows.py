@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from captum_xnn.activations import _memmap as module
-from captum_xnn.activations._memmap import Rows, each, head, parts
+from captum_xnn.activations._memmap import Rows, chunks, each, head
 
 
 def written(folder, table, sizes):
@@ -74,12 +74,12 @@ def test_what_is_read_is_the_readers_own(rows, table):
     assert torch.equal(rows[:], table)
 
 
-def test_parts_are_the_same_of_both_kinds(rows, table, monkeypatch):
-    monkeypatch.setattr(module, "_PART", 4 * 6 * 5)
-    assert [len(part) for part in parts(rows)] == [len(part) for part in parts(table)] == [5, 5, 5, 5, 3]
+def test_chunks_are_the_same_of_both_kinds(rows, table, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 4 * 6 * 5)
+    assert [len(chunk) for chunk in chunks(rows)] == [len(chunk) for chunk in chunks(table)] == [5, 5, 5, 5, 3]
     # whatever dtype they are read in
-    assert [len(part) for part in parts(rows.map(torch.Tensor.double))] == [5, 5, 5, 5, 3]
-    assert all(torch.equal(a, b) for a, b in zip(parts(rows), parts(table), strict=True))
+    assert [len(chunk) for chunk in chunks(rows.map(torch.Tensor.double))] == [5, 5, 5, 5, 3]
+    assert all(torch.equal(a, b) for a, b in zip(chunks(rows), chunks(table), strict=True))
 
 
 def test_more_files_than_may_be_open(table, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_pickled(rows, table):
 
 def test_numbers_out_of_range(rows):
     for numbers in ([23], [-1], [0, 99]):
-        with pytest.raises(IndexError, match="row numbers must be from 0 to 22, not"):
+        with pytest.raises(IndexError, match="row indices must be from 0 to 22, not"):
             rows[torch.tensor(numbers)]
 
 

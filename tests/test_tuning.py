@@ -113,7 +113,7 @@ def test_alphas_are_scored_without_the_fold():
     assert other.trials[0].scores != found.trials[0].scores
 
 
-# --- the store
+# --- the checkpoint
 
 
 class Crash(Exception):
@@ -137,24 +137,24 @@ def crashing(after):
 @pytest.mark.parametrize("cut", [0, 7])
 def test_a_resumed_run_equals_one_without_interruption(tmp_path, cut):
     Z, y, _ = problem()
-    store = tmp_path / "new" / "tuning.jsonl"
+    checkpoint = tmp_path / "new" / "tuning.jsonl"
     whole = tune(Z, y, **SETTINGS)
     with pytest.raises(Crash):
-        tune(Z, y, store=store, score=crashing(5)[0], **SETTINGS)
-    store.write_text(store.read_text()[: -cut or None])  # as a crash in the middle of a line leaves it
+        tune(Z, y, checkpoint=checkpoint, score=crashing(5)[0], **SETTINGS)
+    checkpoint.write_text(checkpoint.read_text()[: -cut or None])  # as a crash in the middle of a line leaves it
     score, calls = crashing(99)
-    assert tune(Z, y, store=store, score=score, **SETTINGS) == whole
+    assert tune(Z, y, checkpoint=checkpoint, score=score, **SETTINGS) == whole
     assert len(calls) == 12 - 5 + (cut > 0)
     # All done: nothing is fitted, and the file stays as it is.
-    before = store.read_text()
-    assert tune(Z, y, store=str(store), score=crashing(0)[0], **SETTINGS) == whole
-    assert store.read_text() == before
+    before = checkpoint.read_text()
+    assert tune(Z, y, checkpoint=str(checkpoint), score=crashing(0)[0], **SETTINGS) == whole
+    assert checkpoint.read_text() == before
 
 
-def test_the_store_keeps_problems_apart(tmp_path):
+def test_the_checkpoint_keeps_problems_apart(tmp_path):
     Z, y, positives = problem()
-    store = tmp_path / "tuning.jsonl"
-    tune(Z, y, store=store, **SETTINGS)
+    checkpoint = tmp_path / "tuning.jsonl"
+    tune(Z, y, checkpoint=checkpoint, **SETTINGS)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
     changes = [
         {"Z": Z + 1},
@@ -169,27 +169,27 @@ def test_the_store_keeps_problems_apart(tmp_path):
     ]
     one = {"grid": {"n_features": [1], "eta": [0.5]}}
     for i, change in enumerate(changes):
-        lines = len(store.read_text().splitlines())
+        lines = len(checkpoint.read_text().splitlines())
         settings = SETTINGS | one | {"Z": Z, "y": y} | change
         score, calls = crashing(99)
-        found = tune(store=store, score=score, **settings)
+        found = tune(checkpoint=checkpoint, score=score, **settings)
         assert len(calls) == settings["folds"], i
         assert found == tune(**settings)
-        assert len(store.read_text().splitlines()) == lines + settings["folds"]
+        assert len(checkpoint.read_text().splitlines()) == lines + settings["folds"]
     score, calls = crashing(99)
-    tune(Z, y, store=store, score=score, **SETTINGS)
+    tune(Z, y, checkpoint=checkpoint, score=score, **SETTINGS)
     assert not calls
-    assert {"problem", "settings", "fold", "score"} == set(json.loads(store.read_text().splitlines()[0]))
+    assert {"problem", "settings", "fold", "score"} == set(json.loads(checkpoint.read_text().splitlines()[0]))
 
 
 def test_alphas_resume(tmp_path):
     Z, y, _ = problem()
-    store, settings = tmp_path / "alpha.jsonl", {"alphas": [0.1, 0.01], "folds": 2, "progress": False}
+    checkpoint, settings = tmp_path / "alpha.jsonl", {"alphas": [0.1, 0.01], "folds": 2, "progress": False}
     whole = tune_alpha(Z, y, **settings)
-    tune_alpha(Z, y, store=store, **settings | {"alphas": [0.1]})
-    assert len(store.read_text().splitlines()) == 2
-    assert tune_alpha(Z, y, store=store, **settings) == whole
-    assert len(store.read_text().splitlines()) == 4
+    tune_alpha(Z, y, checkpoint=checkpoint, **settings | {"alphas": [0.1]})
+    assert len(checkpoint.read_text().splitlines()) == 2
+    assert tune_alpha(Z, y, checkpoint=checkpoint, **settings) == whole
+    assert len(checkpoint.read_text().splitlines()) == 4
 
 
 def test_the_number_of_dimensions_of_the_lasso():

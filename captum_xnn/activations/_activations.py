@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.activations._store import Store
 from captum_xnn.activations._unpacking import Unpack
 from captum_xnn.errors import ModelMismatchError
@@ -191,12 +191,12 @@ class Outputs(NamedTuple):
         if asked is not None and asked.spread is not None:
             return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.spread)
         y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
-        for part in parts(y_hat):
-            y[first : first + len(part)] = torch.stack([select(part, t) for t in targets], 1)
-            first += len(part)
-            classes = predicted_classes(part)
+        for chunk in chunks(y_hat):
+            y[first : first + len(chunk)] = torch.stack([select(chunk, t) for t in targets], 1)
+            first += len(chunk)
+            classes = predicted_classes(chunk)
             given += [] if classes is None else [classes]
-            spread.add(part)
+            spread.add(chunk)
         return cls(y, targets, torch.cat(given) if given else None, spread)
 
     def columns(self, targets: Sequence[Target]) -> Tensor:

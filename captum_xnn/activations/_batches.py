@@ -198,7 +198,7 @@ class Batches:
         """Yield the batches of one of several processes that take turns.
 
         Args:
-            rank: Number of the process, also the number of its first batch.
+            rank: Rank of the process, also the index of its first batch.
             world: Number of processes.
 
         Example:

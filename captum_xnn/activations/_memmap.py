@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Head", "Rows", "each", "head", "parts"]
+__all__ = ["Head", "Rows", "chunks", "each", "head"]
 
 # Most files open at a time; systems allow a process a few hundred at least.
 _OPEN = 64
 # Bytes of Z that a pass over all rows holds at a time.
-_PART = 1 << 23
+_CHUNK = 1 << 23
 
 
 class Head(NamedTuple):
@@ -124,7 +124,7 @@ class Rows:
             wanted = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).cpu().numpy()
             if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
                 raise IndexError(
-                    f"row numbers must be from 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}; count from "
+                    f"row indices must be from 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}; count from "
                     "the start"
                 )
         made = torch.from_numpy(self._files.read(wanted))
@@ -268,20 +268,20 @@ def each(rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> Any:
     return rows.map(function) if isinstance(rows, Rows) else function(rows)
 
 
-def parts(rows: Tensor | Rows) -> Iterable[Tensor]:
-    """Split all rows, in order, into parts of some megabytes: the same parts of a tensor and of rows on disk.
+def chunks(rows: Tensor | Rows) -> Iterable[Tensor]:
+    """Split all rows, in order, into chunks of some megabytes: the same chunks of a tensor and of rows on disk.
 
-    Sums over the parts are therefore identical for a tensor and for rows on disk.
+    Sums over the chunks are therefore identical for a tensor and for rows on disk.
 
     Args:
         rows: A tensor or rows on disk, with at least one row.
 
     Example:
-        >>> [len(part) for part in parts(torch.zeros(3000, 2048))]
+        >>> [len(chunk) for chunk in chunks(torch.zeros(3000, 2048))]
         [1024, 1024, 952]
     """
     # Sized for float32 whatever the dtype: rows in half precision are converted as they are read.
-    size = max(1, _PART // (4 * max(1, int(np.prod(rows.shape[1:], dtype=np.int64)))))
+    size = max(1, _CHUNK // (4 * max(1, int(np.prod(rows.shape[1:], dtype=np.int64)))))
     return rows.split(size)
 
 

@@ -179,7 +179,7 @@ class Store:
         """Compute the first row of a shard and the row after its last. The last shard ends early, where M is known.
 
         Args:
-            shard: Number of the shard.
+            shard: Index of the shard.
         """
         first, after = shard * self.rows_per_shard, (shard + 1) * self.rows_per_shard
         return first, after if self.examples is None else min(after, self.examples)
@@ -207,7 +207,7 @@ class Store:
         """Write a shard, whole or not at all.
 
         Args:
-            shard: Number of the shard.
+            shard: Index of the shard.
             tables: The shard's rows of every table, the same number in each.
             first: Checksum of the inputs of the first example.
 
@@ -235,7 +235,7 @@ class Store:
         """Whether a shard has been finished, even if it is damaged now.
 
         Args:
-            shard: Number of the shard.
+            shard: Index of the shard.
         """
         return self._entry(shard).exists()
 
@@ -243,7 +243,7 @@ class Store:
         """Read the checksum of the inputs of a finished shard's first example.
 
         Args:
-            shard: Number of the shard.
+            shard: Index of the shard.
         """
         return str(read_json(self._entry(shard), StoreError, _AGAIN)["first_inputs"])
 
@@ -251,7 +251,7 @@ class Store:
         """Describe the damage of a shard, as the end of a sentence that begins "shard i"; None if it is whole.
 
         Args:
-            shard: Number of the shard.
+            shard: Index of the shard.
             checksums: Whether to read its files and compare checksums, rather than look at sizes only.
         """
         entry = self._entry(shard)
@@ -325,7 +325,7 @@ class Store:
 
         Args:
             table: "Z" or "y_hat".
-            shards: Numbers of the shards.
+            shards: Indices of the shards.
         """
         entries = (read_json(self._entry(shard), StoreError, _AGAIN) for shard in shards)
         files = [self.folder / Path(entry["files"][table]["name"]).name for entry in entries]

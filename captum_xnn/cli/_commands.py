@@ -23,7 +23,7 @@ from tqdm import tqdm
 from captum_xnn._distributed import ALONE, Ranks, launched
 from captum_xnn._files import made_folder, replace_file
 from captum_xnn.activations._collecting import collect_together
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Batch
@@ -131,7 +131,7 @@ def _check_given(opened: Opened, targets: Sequence[int], joint: bool, y_hat: Ten
     """Raise if the model gives a requested class to none of the inputs."""
     if len(y_hat.shape) != 2 or y_hat.shape[1] < 2:
         return  # these outputs are not classes
-    counts = Counter(c for part in parts(y_hat) for c in part.argmax(1).tolist())
+    counts = Counter(c for chunk in chunks(y_hat) for c in chunk.argmax(1).tolist())
     without = [t for t in targets if not counts[t]]
     if not without or (joint and len(without) < len(targets)):
         return
@@ -236,7 +236,7 @@ def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
     """
     asked = targets_of(against, opened.model_file.classes)
     if not isinstance(asked, list) or len(asked) != 1:
-        raise ValueError(f"--against is {against!r}, and not one output; pass the number of an output, or its name")
+        raise ValueError(f"--against is {against!r}, and not one output; pass the index of an output, or its name")
     select(torch.zeros(1, *opened.output_shape), asked[0])
     if list(targets) == asked:
         name = opened.name_of(asked[0])
@@ -259,7 +259,7 @@ def requested_targets(opened: Opened) -> list[int] | str | None:
 
 def predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
     """Return the classes that the model gives to at least one example, from its outputs (M, C)."""
-    given = sorted({c for part in parts(y_hat) for c in part.argmax(1).tolist()})
+    given = sorted({c for chunk in chunks(y_hat) for c in chunk.argmax(1).tolist()})
     if ranks.first and len(given) < y_hat.shape[1]:
         _log.warning(
             "explaining %d of %d classes; the model gives the other classes to none of the data",

@@ -226,7 +226,7 @@ def targets_of(
 
 
 def _class_named(name: str, classes: Sequence[str] | None) -> int:
-    """Find the number of a class by its name; raise if no class or several have it."""
+    """Find the index of a class by its name; raise if no class or several have it."""
     if not classes:
         raise ValueError(
             f"target {name!r} is a name, and the names of the model's classes are not known; pass the class's number, "

@@ -169,7 +169,7 @@ class Batch(NamedTuple):
     images: Tensor | None
     """Images for display, (N, C, H, W) in [0, 1]; None if the inputs are not images."""
     names: tuple[str, ...]
-    """Paths of the images in their folder, with ``/``; row numbers of an array; ``line 1`` and so on for texts."""
+    """Paths of the images in their folder, with ``/``; row indices of an array; ``line 1`` and so on for texts."""
 
 
 class Inputs:
@@ -418,7 +418,7 @@ def _in_eight_bits(image: Any) -> Any:
 
 
 class _Array(Dataset[tuple[str, Tensor]]):
-    """Row numbers and rows of an array in a file. The file is memory-mapped if its format allows."""
+    """Row indices and rows of an array in a file. The file is memory-mapped if its format allows."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         hint = "save one array (M, ...) of inputs with numpy.save, numpy.savez or torch.save"

@@ -119,7 +119,7 @@ def _targets_header(opened: Opened) -> list[str]:
 
 
 def _targets_cells(opened: Opened, targets: Sequence[Target]) -> list[str]:
-    """Return the numbers of some outputs, and their names if the model's classes have names."""
+    """Return the indices of some outputs, and their names if the model's classes have names."""
     from captum_xnn.explanation import middle_cut
 
     cells = [", ".join(map(str, targets))]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from captum_xnn.activations._activations import Activations, Outputs, Task
-from captum_xnn.activations._memmap import parts
-from captum_xnn.comparison._rows import Rows
+from captum_xnn.activations._memmap import chunks
+from captum_xnn.comparison._rows import ChosenRows
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._arguments import copied
 from captum_xnn.layers._reader import Reader
@@ -252,7 +252,7 @@ def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> Contribut
     dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
     form = make(tuple(found.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
     assert isinstance(form, ContributionGroups)
-    form.base.copy_(form.mean_of(parts(found.Z), len(found.Z)))
+    form.base.copy_(form.mean_of(chunks(found.Z), len(found.Z)))
     form.scale.copy_(task.y.double().std(0))
     form.groups = torch.eye(len(form.groups)).to(form.groups)
     positives = None if task.positives is None else int(task.positives.sum())
@@ -273,7 +273,7 @@ def _rows(some: Sample) -> Tensor:
 def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield some examples as inputs and additional arguments."""
     assert found.source is not None  # compare makes one
-    return Rows(found.source, rows).on(_reader(xnn).device)
+    return ChosenRows(found.source, rows).on(_reader(xnn).device)
 
 
 def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:

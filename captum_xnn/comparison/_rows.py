@@ -13,21 +13,21 @@ from captum_xnn.activations._batches import Batches
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 
-__all__ = ["Rows"]
+__all__ = ["ChosenRows"]
 
 # Examples in a batch of the data.
 _BATCH = 64
 
 
-class Rows:
+class ChosenRows:
     """Some rows of data that can be read again, as pairs of inputs and additional arguments.
 
     Args:
         source: The data.
-        rows: Numbers of the rows, ascending.
+        rows: Indices of the rows, ascending.
 
     Example:
-        >>> some = Rows(Source(torch.arange(100.0)[:, None], None), torch.tensor([1, 70]))
+        >>> some = ChosenRows(Source(torch.arange(100.0)[:, None], None), torch.tensor([1, 70]))
         >>> [inputs.tolist() for inputs, _ in some]
         [[[1.0]], [[70.0]]]
     """

@@ -138,7 +138,7 @@ def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> li
 
     Args:
         node: The operation.
-        given: Probabilities by number of the output.
+        given: Probabilities by index of the output.
         descent: State that the rules share.
     """
     kept = {_memory(came.p[0]) for came in given.values() if not came.is_spent}

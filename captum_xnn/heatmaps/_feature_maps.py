@@ -226,7 +226,7 @@ class Part(NamedTuple):
     features: Sequence[int]
     """Numbers of the K outputs to draw."""
     rows: list[int]
-    """Row numbers of the examples."""
+    """Row indices of the examples."""
     slopes: Tensor | None = None
     """Slopes of these examples, (n, ...), if the network takes them as its last argument."""
 

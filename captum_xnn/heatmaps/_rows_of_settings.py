@@ -17,7 +17,7 @@ def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> d
     Args:
         settings: Settings of a call of an attribution method.
         n: Number of examples N.
-        rows: Row numbers of the examples, 0-based; they may repeat.
+        rows: Row indices of the examples, which may repeat.
 
     Example:
         >>> rows_of_settings({"baselines": torch.tensor([[1.0], [2.0]]), "n_steps": 8}, 2, [1])

@@ -19,7 +19,7 @@ def rows_of(
     Args:
         inputs: Tensors (N, ...).
         additional: Further arguments of the model. Only tensors of N rows are cut; all others stay as they are.
-        rows: Row numbers (R,), which may repeat.
+        rows: Row indices (R,), which may repeat.
 
     Example:
         >>> rows_of((torch.tensor([[1.0], [2.0]]),), (torch.tensor([5, 6]), "mean"), torch.tensor([1, 1]))
@@ -39,7 +39,7 @@ def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) ->
     """Join parts to tensors of n rows; free each part before the next is made.
 
     Args:
-        parts: Row numbers (R,) with tensors (R, ...); together they hold each of the n rows once.
+        parts: Row indices (R,) with tensors (R, ...); together they hold each of the n rows once.
         n: Number of rows.
 
     Example:

@@ -115,7 +115,7 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
         Z: Output of the layer, (N, ...).
         y_hat: Output of the model; should be a tensor (N, ...).
         name: Name of the layer in errors.
-        first: Number of the first example, for errors.
+        first: Index of the first example, for errors.
 
     Raises:
         TypeError: If the model's output is no tensor, or has complex numbers.

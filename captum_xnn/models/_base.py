@@ -223,7 +223,7 @@ class Autoencoder(nn.Module, ABC):
 
         Args:
             E: x-features (M, n).
-            output: Number of the output, from 0 to C - 1.
+            output: Index of the output, from 0 to C - 1.
         """
         return E * self.head.weight[output]
 

@@ -161,17 +161,17 @@ class ContributionGroups(nn.Module):
         """Dtype of the groups."""
         return self.groups.dtype
 
-    def mean_of(self, parts: Sequence[Tensor] | Any, count: int) -> Tensor:
+    def mean_of(self, chunks: Sequence[Tensor] | Any, count: int) -> Tensor:
         """Compute the base: the mean of activations over examples, and over places that share a base.
 
         Args:
-            parts: Activations (m, ...), part by part.
+            chunks: Activations (m, ...), chunk by chunk.
             count: Number of all examples.
         """
         total: Tensor | None = None
         over = [i for i in range(1, self.base.dim() + 1) if self.base.shape[i - 1] == 1]
-        for part in parts:
-            some = part.double().mean(over, keepdim=True) if over else part.double()
+        for chunk in chunks:
+            some = chunk.double().mean(over, keepdim=True) if over else chunk.double()
             total = some.sum(0) if total is None else total + some.sum(0)
         assert total is not None
         return (total / count).reshape(self.base.shape)
@@ -207,7 +207,7 @@ class ContributionGroups(nn.Module):
 
         Args:
             slopes: Slopes G of the output, (N, ...).
-            feature: Number of the x-feature.
+            feature: Index of the x-feature.
         """
         shape = [-1 if d == self.channels else 1 for d in range(slopes.dim())]
         return slopes * self.groups[:, feature].to(slopes).reshape(shape)
@@ -268,7 +268,7 @@ class ContributionGroups(nn.Module):
         """Keep only some x-features, in the given order.
 
         Args:
-            columns: Numbers of the x-features. The groups of all others must be 0, or contributions no longer add up.
+            columns: Indices of the x-features. The groups of all others must be 0, or contributions no longer add up.
         """
         self.groups = self.groups[:, columns].clone()
         self.config["n_features"] = len(columns)

@@ -58,11 +58,11 @@ class Choice(NamedTuple):
 
     form: Form
     output: int
-    """Number of the output among those that the form explains."""
+    """Index of the output among those that the form explains."""
     target: Target
     """The same output among the model's outputs, or its difference from another one."""
     against: int | None = None
-    """Number of the output that a learned network subtracts; None subtracts nothing."""
+    """Index of the output that a learned network subtracts; None subtracts nothing."""
 
 
 def numbers_of_each(

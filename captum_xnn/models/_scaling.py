@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.models._base import Scaling
 
 __all__ = ["scaling"]
@@ -33,11 +33,11 @@ def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
         >>> made.Z_mean, made.Z_std
         (tensor([1., 3.]), tensor([1.4142, 1.4142]))
     """
-    # One pass, relative to the mean of the first part: a large mean then costs no digits.
-    shift = _channels_last(next(iter(parts(Z)))).mean(0)
+    # One pass, relative to the mean of the first chunk: a large mean then costs no digits.
+    shift = _channels_last(next(iter(chunks(Z)))).mean(0)
     total, square, count = torch.zeros(len(shift), dtype=torch.float64), 0.0, 0
-    for part in parts(Z):
-        off = _channels_last(part) - shift
+    for chunk in chunks(Z):
+        off = _channels_last(chunk) - shift
         total += off.sum(0).cpu()
         square += float(off.flatten() @ off.flatten())
         count += len(off)

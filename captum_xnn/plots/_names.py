@@ -1,11 +1,11 @@
 """Names of x-features, given by users who looked at their maps on many examples.
 
-Names come as a list, as a mapping from the x-feature's number, or as the JSON file that a report exports::
+Names come as a list, as a mapping from the x-feature's index, or as the JSON file that a report exports::
 
     {"captum_xnn": "names", "version": 1, "layer": "relu6",
      "names": {"46": {"0": "golden feather", "1": "red forehead"}}}
 
-Its keys are the target, written by ``str``, and the x-feature's number.
+Its keys are the target, written by ``str``, and the x-feature's index.
 
 Conventions:
     K x-features. Arguments and files count them from 0, pictures and sentences from 1. The x-feature with index 0 is
@@ -29,7 +29,7 @@ __all__ = [
     "VERSION",
     "Names",
     "NamesFile",
-    "by_number",
+    "by_index",
     "check_class_names",
     "names_by_target",
     "read_names",
@@ -39,7 +39,7 @@ __all__ = [
 
 Numbered: TypeAlias = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
 Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
-"""Names in any form: a list, a mapping from the x-feature's number (from 0), or the path of a JSON file."""
+"""Names in any form: a list, a mapping from the x-feature's index, or the path of a JSON file."""
 
 VERSION = 1
 """Version of the JSON file."""
@@ -53,7 +53,7 @@ class NamesFile(NamedTuple):
     layer: str
     """Dotted name of the layer whose x-features have these names."""
     names: dict[str, dict[int, str]]
-    """For each target, written by ``str``, names by the x-feature's number from 0."""
+    """For each target, written by ``str``, names by the x-feature's index."""
 
 
 def resolve_names(
@@ -65,8 +65,8 @@ def resolve_names(
     runs of spaces in names become single spaces.
 
     Args:
-        names: A list, possibly shorter than K; a mapping from the x-feature's number, counted from 0; or the path of a
-            JSON file with names of the target.
+        names: A list, possibly shorter than K; a mapping from the x-feature's index; or the path of a JSON file with
+            names of the target.
         n_features: Number of x-features K.
         target: The explained output. With None a file must hold names of one target only.
         layer: The explained layer. A file must be of the same layer; not compared if None.
@@ -82,7 +82,7 @@ def resolve_names(
         >>> resolve_names({1: "red forehead"}, 2)
         ['x-feature 1', 'red forehead']
     """
-    given = {} if names is None else by_number(names, target, layer)
+    given = {} if names is None else by_index(names, target, layer)
     beyond = [k for k in given if not 0 <= k < n_features]
     if beyond:
         raise ValueError(
@@ -104,7 +104,7 @@ def check_class_names(names: Mapping[Any, str] | Sequence[str], outputs: Sequenc
         ValueError: If there are more or fewer names than outputs, or a key of the mapping is no output.
 
     Example:
-        >>> check_class_names(["crow", "finch"], (3,))
+        >>> check_class_names(["crow", "finch"], (3,))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: 2 class names (crow, finch) were given for a model with 3 outputs; give one name for each output...
     """
@@ -149,7 +149,7 @@ def names_by_target(
         return {}
     if isinstance(names, Mapping):
         _refuse_bare(names, targets[0] if targets else 0)
-        known = {str(target): by_number(given, target, layer) for target, given in names.items()}
+        known = {str(target): by_index(given, target, layer) for target, given in names.items()}
     elif isinstance(names, (str, os.PathLike)):
         file = read_names(names)
         if file.layer != layer:
@@ -216,7 +216,7 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
         layer: Dotted name of the layer whose x-features have these names.
 
     Raises:
-        ValueError: If the number of an x-feature is not a whole number.
+        ValueError: If the index of an x-feature is not a whole number.
         TypeError: If a name is not a string.
 
     Example:
@@ -228,7 +228,7 @@ def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, lay
     """
     _refuse_bare(names, next(iter(names), 0))
     kept = {
-        str(target): {str(k): name for k, name in sorted(by_number(some, target, layer).items()) if name}
+        str(target): {str(k): name for k, name in sorted(by_index(some, target, layer).items()) if name}
         for target, some in names.items()
     }
     described = {"captum_xnn": "names", "version": VERSION, "layer": layer, "names": kept}
@@ -248,8 +248,8 @@ def _refuse_bare(names: Mapping[Any, Names], target: Target) -> None:
             )
 
 
-def by_number(names: Names, target: Target = None, layer: str | None = None) -> dict[int, str]:
-    """Collect the given names by the x-feature's number, counted from 0.
+def by_index(names: Names, target: Target = None, layer: str | None = None) -> dict[int, str]:
+    """Collect the given names by the x-feature's index.
 
     Args:
         names: Names in any form.
@@ -257,7 +257,7 @@ def by_number(names: Names, target: Target = None, layer: str | None = None) -> 
         layer: Dotted name of the layer. A file of names must be of the same layer; not compared if None.
 
     Example:
-        >>> by_number(["beak", "  red  crown"])
+        >>> by_index(["beak", "  red  crown"])
         {0: 'beak', 1: 'red crown'}
     """
     if isinstance(names, (str, os.PathLike)):
@@ -298,7 +298,7 @@ def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int
     for target, some in targets.items():
         if not isinstance(some, dict) or not all(isinstance(name, str) for name in some.values()):
             raise NamesFileError(
-                f"target {target} in {where} has {some!r:.80}, and not names by the number of the x-feature; {_REMEDY}"
+                f"target {target} in {where} has {some!r:.80}, and not names by the index of the x-feature; {_REMEDY}"
             )
         try:
             found[target] = {_number(k): _tidy(name) for k, name in some.items()}
@@ -308,14 +308,14 @@ def _contents(data: dict[str, Any], where: str) -> tuple[str, dict[str, dict[int
 
 
 def _number(key: Any) -> int:
-    """Convert an x-feature's number to an integer; JSON holds it as a string."""
+    """Convert an x-feature's index to an integer; JSON holds it as a string."""
     if isinstance(key, str) and key.isascii() and key.isdigit():
         return int(key)
     try:
         return operator.index(key)
     except TypeError as error:
         raise ValueError(
-            f"{key!r} is not the number of an x-feature, counted from 0; write for example {{0: 'golden feather'}}"
+            f"{key!r} is not the index of an x-feature, counted from 0; write for example {{0: 'golden feather'}}"
         ) from error
 
 

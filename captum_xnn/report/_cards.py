@@ -86,7 +86,7 @@ class ConceptCard:
     target: Target
     """The explained output."""
     feature: int
-    """Number of the x-feature, 0-based."""
+    """Index of the x-feature."""
     fires: tuple[Example, ...]
     """Examples from all data with the most extreme E_i, at the end of its range that means "present"."""
     contributes: tuple[Example, ...]
@@ -289,7 +289,7 @@ class _Top:
         self.numbers = torch.empty(K, 0, dtype=torch.int64)
 
     def update(self, values: Tensor, numbers: Tensor) -> None:
-        """Add values (n, K) of examples with these row numbers (n,)."""
+        """Add values (n, K) of examples with these row indices (n,)."""
         values = torch.cat([self.values, values.double().T], 1)
         numbers = torch.cat([self.numbers, numbers.expand(len(values), -1)], 1)
         order = values.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
@@ -493,7 +493,7 @@ class CardStream:
         return tuple(cards)
 
     def _kept_heat(self) -> dict[int, Tensor]:
-        """Draw the maps (K, h, w) of the kept examples, by row number."""
+        """Draw the maps (K, h, w) of the kept examples, by row index."""
         heat = {number: kept.heat for number, kept in self.kept.items() if kept.heat is not None}
         missing = [number for number in self.kept if number not in heat]
         for _, rows in grouped(tuple(self.kept[number].image.shape) for number in missing):
@@ -504,7 +504,7 @@ class CardStream:
         return heat
 
     def _usual(self) -> dict[int, float]:
-        """Compute how usual the contributions of each positive are, by row number; empty with too few positives."""
+        """Compute how usual the contributions of each positive are, by row index; empty with too few positives."""
         found = usual_of(torch.cat(self.own_contributions))
         return {} if found is None else dict(zip(self.own_numbers, found.share.tolist(), strict=True))
 

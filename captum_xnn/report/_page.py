@@ -52,7 +52,7 @@ from captum_xnn.report._cards import (
 from captum_xnn.report._described import completed
 from captum_xnn.report._gallery import Gallery, OutputNames, compare, decimals, rows_of_images, scaled, shown
 from captum_xnn.report._options import ReportOptions
-from captum_xnn.report._rows import RowsRun
+from captum_xnn.report._rows import CellsRun
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.report._usual import UNUSUAL, mark_usual
 from captum_xnn.report._verdict import (
@@ -254,7 +254,7 @@ def _as_json(
 
 def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
     """Compute the content of a page about texts or a table."""
-    run = RowsRun(xnn, targets, options)
+    run = CellsRun(xnn, targets, options)
     run.explain(inputs)
     captioned = run.captioned(options.captions)
     chapters = []

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.report._options import ReportOptions
 
-__all__ = ["Rows", "RowsRun"]
+__all__ = ["CellsOfTarget", "CellsRun"]
 
 # Cells on a card.
 _CELLS = 8
@@ -38,7 +38,7 @@ _LEAST = 3
 _BATCH = 64
 
 
-class Rows:
+class CellsOfTarget:
     """Collects the numbers and maps of one target, and the contents of each x-feature's card."""
 
     def __init__(self, target: Target, K: int, words: bool) -> None:
@@ -154,14 +154,14 @@ class Rows:
         return [(text, size / total, signed) for text, (signed, size, _) in by_size if size > 0]
 
 
-class RowsRun:
+class CellsRun:
     """Explains the inputs of a page about texts or a table, and the data of its cards."""
 
     def __init__(self, xnn: XNNAttribution, targets: Sequence[Target], options: ReportOptions) -> None:
         self.xnn, self.targets, self.options = xnn, targets, options
         self.names = OutputNames(options.class_names)
         self.kind = "table" if options.tokens is None else "texts"
-        self.found = [Rows(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
+        self.found = [CellsOfTarget(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
         self.shown: list[dict[str, Any]] = []
         self.sum: Tensor | float = 0.0
         """Sum of the data of a table, over examples."""
@@ -225,7 +225,7 @@ class RowsRun:
             self.sum = self.sum + batch.first.detach().double().cpu().sum(0)
             self.examples += len(batch.first)
 
-    def patch_scores(self, rows: Rows) -> PatchScores | None:
+    def patch_scores(self, rows: CellsOfTarget) -> PatchScores | None:
         """Cover the kept positives of a target; return None without any."""
         if not rows.covered:
             return None

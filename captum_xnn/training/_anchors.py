@@ -45,7 +45,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 
 __all__ = ["Anchors", "anchors", "anchors_of_each"]
 
@@ -199,12 +199,12 @@ class _Scores:
 
 def _first_pass(Z: Tensor | Rows, residuals: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute means (T, D), sums of the variances of all dimensions (T,), and covariances (T, D, C) with residuals."""
-    shift = next(iter(parts(Z)))[0].to(w)  # any row: subtracting it saves digits if the mean is large
+    shift = next(iter(chunks(Z)))[0].to(w)  # any row: subtracting it saves digits if the mean is large
     weighted = w[..., None] * residuals
     mean, square = w.new_zeros(len(w), len(shift)), w.new_zeros(len(w))
     crossed = w.new_zeros(len(w), len(shift), residuals.shape[2])
-    for part, rows in _parts(Z):
-        shifted = part.to(w) - shift
+    for chunk, rows in _chunks(Z):
+        shifted = chunk.to(w) - shift
         mean += w[:, rows] @ shifted
         square += w[:, rows] @ (shifted**2).sum(1)
         crossed += shifted.T @ weighted[:, rows]
@@ -217,28 +217,28 @@ def _pass(Z: Tensor | Rows, centres: Tensor, directions: Tensor, w: Tensor) -> t
     scores, loadings = torch.empty_like(w), torch.zeros_like(centres)
     shift = centres[0]
     beside = ((centres - shift) * directions).sum(1)[:, None]
-    for part, rows in _parts(Z):
-        shifted = part.to(w) - shift
+    for chunk, rows in _chunks(Z):
+        shifted = chunk.to(w) - shift
         scores[:, rows] = directions @ shifted.T - beside
         loadings += (w[:, rows] * scores[:, rows]) @ shifted
     return scores, loadings - (w * scores).sum(1)[:, None] * (centres - shift)
 
 
-def _parts(Z: Tensor | Rows) -> Iterator[tuple[Tensor, slice]]:
-    """Yield parts of Z with their rows."""
+def _chunks(Z: Tensor | Rows) -> Iterator[tuple[Tensor, slice]]:
+    """Yield chunks of Z with their rows."""
     first = 0
-    for part in parts(Z):
-        yield part, slice(first, first + len(part))
-        first += len(part)
+    for chunk in chunks(Z):
+        yield chunk, slice(first, first + len(chunk))
+        first += len(chunk)
 
 
 def _loadings(Z: Tensor | Rows, scores: list[Tensor]) -> list[Tensor]:
     """Compute the covariances (D, r) of Z with each table of centred scores (M, r)."""
     every = torch.cat(scores, 1)
-    shift = next(iter(parts(Z)))[0].to(every)
+    shift = next(iter(chunks(Z)))[0].to(every)
     total = every.new_zeros(len(shift), every.shape[1])
-    for part, rows in _parts(Z):
-        total += (part.to(every) - shift).T @ every[rows]
+    for chunk, rows in _chunks(Z):
+        total += (chunk.to(every) - shift).T @ every[rows]
     return list(torch.split(total / len(every), [T.shape[1] for T in scores], dim=1))
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Source
 from captum_xnn.activations._batches import Batches, Picked, refuse_changed, refuse_lack
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import quantised
 from captum_xnn.layers._pixels import image_channels
@@ -67,7 +67,7 @@ _LEARNED = ("n_features", "balance")
 
 
 class Sample(NamedTuple):
-    """Row numbers of the examples to learn from."""
+    """Row indices of the examples to learn from."""
 
     positives: list[Tensor]
     """Rows of positives for each explainer, in ascending order."""
@@ -124,7 +124,7 @@ def fit_groups(
     targets: Sequence[tuple[Target, ...]],
     *,
     marks: Sequence[Tensor | None],
-    kept: Sequence[Checkpoint] = (),
+    checkpoints: Sequence[Checkpoint] = (),
     model: Any = None,
     progress: bool = False,
     ranks: Ranks = ALONE,
@@ -136,29 +136,29 @@ def fit_groups(
         tail: The model's rest.
         Z: Activations of all examples, (M, ...).
         ys: For each explainer the outputs of all examples, (M, C).
-        source: Source of the examples' inputs, in the order of Z. None if ``kept`` has all contributions.
+        source: Source of the examples' inputs, in the order of Z. None if ``checkpoints`` has all contributions.
         targets: For each explainer its targets.
         marks: For each explainer a boolean (M,) of positives.
-        kept: Folders to search for contributions. The first one also takes new contributions.
-        model: Values that identify model and layer, as JSON can hold them. Used with ``kept``.
+        checkpoints: Folders to search for contributions. The first one also takes new contributions.
+        model: Values that identify model and layer, as JSON can hold them. Used with ``checkpoints``.
         progress: Whether to show a progress bar.
         ranks: Processes that share the work.
 
     Raises:
         ValueError: If Z or an output does not vary, if the output does not depend on the layer, or if contributions
             are missing and ``source`` is None.
-        CheckpointError: If a file in ``kept`` is damaged or cannot be written.
+        CheckpointError: If a file in ``checkpoints`` is damaged or cannot be written.
     """
     first = forms[0]
     config = first.config
     with torch.no_grad():
-        base = first.mean_of(parts(Z), len(Z))
+        base = first.mean_of(chunks(Z), len(Z))
         for form, y in zip(forms, ys, strict=True):
             check_varies(y)
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
-    reader = _EvidenceReader(tail, _Collected(Z, ys), source, sample, kept, model, ranks)
+    reader = _EvidenceReader(tail, _Collected(Z, ys), source, sample, checkpoints, model, ranks)
     at_once = max(1, _TARGETS // len(targets[0]))
     with closing(
         tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
@@ -181,13 +181,13 @@ class _Collected(NamedTuple):
 
 
 class _EvidenceReader(NamedTuple):
-    """Reads contributions from the folders that keep them, or else computes them with the model."""
+    """Reads contributions from checkpoints, or else computes them with the model."""
 
     tail: Tail
     known: _Collected
     source: Source | None
     sample: Sample
-    kept: Sequence[Checkpoint]
+    checkpoints: Sequence[Checkpoint]
     model: Any
     ranks: Ranks
 
@@ -199,7 +199,7 @@ class _EvidenceReader(NamedTuple):
         bar: tqdm[Any],
     ) -> list[Evidence]:
         """Read the data of some explainers."""
-        keys = {t: self._key(forms[t], targets[t], t) if self.kept else "" for t in some}
+        keys = {t: self._key(forms[t], targets[t], t) if self.checkpoints else "" for t in some}
         found = {t: self._found(key) for t, key in keys.items()}
         everywhere = [
             all(seen) for seen in zip(*self.ranks.all_of([e is not None for e in found.values()]), strict=True)
@@ -208,8 +208,8 @@ class _EvidenceReader(NamedTuple):
         if missing:
             for t, evidence in zip(missing, self._read(forms, targets, missing, bar), strict=True):
                 found[t] = evidence
-                if self.kept and self.ranks.first:
-                    self.kept[0].write(keys[t], evidence._asdict())
+                if self.checkpoints and self.ranks.first:
+                    self.checkpoints[0].write(keys[t], evidence._asdict())
         return [evidence for evidence in found.values() if evidence is not None]
 
     def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
@@ -221,8 +221,8 @@ class _EvidenceReader(NamedTuple):
         )
 
     def _found(self, key: str) -> Evidence | None:
-        for folder in self.kept:
-            state = folder.read(key, torch.device("cpu"))
+        for checkpoint in self.checkpoints:
+            state = checkpoint.read(key, torch.device("cpu"))
             if state is not None:
                 return Evidence(**state)
         return None
@@ -237,7 +237,9 @@ class _EvidenceReader(NamedTuple):
         """Compute contributions with the model."""
         if self.source is None:
             unknown = ", ".join(str(target) for t in missing for target in targets[t])
-            beside = f"no contributions to output {unknown} are kept beside these activations: " if self.kept else ""
+            beside = ""
+            if self.checkpoints:
+                beside = f"no contributions to output {unknown} are kept beside these activations: "
             raise ValueError(
                 f"{beside}contributions need the inputs again, but these activations do not say which inputs they come "
                 "from; pass the data themselves, as in fit(loader, target, store=...), to keep contributions in the "
@@ -493,10 +495,10 @@ def _unexplained(found: Integral, c: Tensor) -> Tensor:
 
 
 def among(rows: Tensor, picked: Picked) -> Tensor:
-    """Select the row numbers that were picked.
+    """Select the row indices that were picked.
 
     Args:
-        rows: Row numbers.
+        rows: Row indices.
         picked: Examples of the data.
     """
     return rows[torch.isin(rows, picked.numbers)]

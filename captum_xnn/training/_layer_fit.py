@@ -147,8 +147,8 @@ class LayerFit:
                 progress=self.progress,
             )
             return
-        kept = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
-        kept += [] if self.checkpoint is None else [self.checkpoint]
+        checkpoints = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
+        checkpoints += [] if self.checkpoint is None else [self.checkpoint]
         read = fit_groups(
             forms,
             tail,
@@ -157,8 +157,8 @@ class LayerFit:
             found.source,
             targets,
             marks=marks,
-            kept=kept,
-            model=fingerprint(reader.model, found.layer) if kept else None,
+            checkpoints=checkpoints,
+            model=fingerprint(reader.model, found.layer) if checkpoints else None,
             progress=self.progress,
             ranks=self.ranks,
         )

@@ -15,7 +15,7 @@ __all__ = ["Sampler"]
 
 
 class Sampler:
-    r"""Draw batches of row numbers with more positives than in the data.
+    r"""Draw batches of row indices with more positives than in the data.
 
     A batch has two parts. Rows of the first part are drawn from all examples with equal probability. Rows of the second
     part are drawn from the positives and bring their expected share to ``recipe.positive_share``. The first part does
@@ -58,7 +58,7 @@ class Sampler:
         """How often each example is drawn, (M,), 1 on average. A held-out example has the weight of its kind."""
 
     def draw(self) -> Tensor:
-        """Draw row numbers (m,)."""
+        """Draw row indices (m,)."""
         return self._drawn(self.pool, self.positives, self.counts, self.generator)
 
     def _drawn(self, pool: Tensor, positives: Tensor, counts: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -89,6 +89,6 @@ class Sampler:
         """Compute the share of the training set that each row of a batch represents, (m,). Shares sum to 1 on average.
 
         Args:
-            rows: Row numbers from :meth:`draw`.
+            rows: Row indices from :meth:`draw`.
         """
         return 1 / (self.size * self.row_weight[rows])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from captum_xnn.activations._activations import Source
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
@@ -63,7 +63,7 @@ def fit_subspaces(
             "DRSA needs the inputs again, but these activations do not say which inputs they come from; pass the data "
             "themselves, as in fit(loader, target)"
         )
-    base = forms[0].mean_of(parts(Z), len(Z))
+    base = forms[0].mean_of(chunks(Z), len(Z))
     with closing(tqdm(desc=f"slopes at {tail.name}", unit=" examples", disable=not progress, leave=False)) as bar:
         for form, y, of, mark in zip(forms, ys, targets, marks, strict=True):
             check_varies(y)

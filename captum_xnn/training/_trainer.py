@@ -190,7 +190,7 @@ class Trainer:
         return self.history.of_each()
 
     def _drawn(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Draw this process's part of some batches: row numbers and weights of rows, (steps, T, m)."""
+        """Draw this process's part of some batches: row indices and weights of rows, (steps, T, m)."""
         drawn = torch.stack([torch.stack([s.draw() for s in self.samplers]) for _ in range(steps)])
         weight = torch.stack([s.weight(drawn[:, t]) for t, s in enumerate(self.samplers)], 1)
         return self.ranks.part(drawn).to(self.y.device), self.ranks.part(weight).to(self.y.device)

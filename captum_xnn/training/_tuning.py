@@ -12,7 +12,7 @@ To tune :class:`~captum_xnn.XNNAttribution`, collect its layer's activations fir
 
     found = collect(model, "classifier.0", loader)
     y, own = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
-    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=own, store="tuning.jsonl")
+    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=own, checkpoint="tuning.jsonl")
     print(tuned.table())                                  # every combination, or tuned.curve("n_features")
     xnn = XNNAttribution(model, "classifier.0", choose_n(tuned)).fit(loader, target=46)
 
@@ -181,7 +181,7 @@ def tune(
     recipe: Recipe | None = None,
     score: Score = held_out_f_reg,
     progress: bool = True,
-    store: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Tuning:
     """Score all combinations of settings by cross-validation.
 
@@ -197,9 +197,9 @@ def tune(
         recipe: Settings of the training that are not in the grid.
         score: Function of the fitted network and the held-out Z and y. Lower is better.
         progress: Whether to show a progress bar.
-        store: File of JSON lines, one for each finished combination and fold. A run with the same data, seed, recipe
-            and network reads finished scores from the file and resumes. It keeps the lines of other runs, so one file
-            serves many targets. It repeats the fit of a line cut short by a crash.
+        checkpoint: File of JSON lines, one for each finished combination and fold. A run with the same data, seed,
+            recipe and network reads finished scores from the file and resumes. It keeps the lines of other runs, so one
+            file serves many targets. It repeats the fit of a line cut short by a crash.
 
     Raises:
         ValueError: If the grid is empty or names an unknown setting, if the shapes of Z, y and positives do not match,
@@ -227,7 +227,7 @@ def tune(
         return score(xnn, Z[test], y[test])
 
     about = [asdict(recipe), _described(autoencoder), _described(score)]
-    return _cross_validated(run, Z, y, grid, folds, seed, positives, about, progress, store)
+    return _cross_validated(run, Z, y, grid, folds, seed, positives, about, progress, checkpoint)
 
 
 def tune_alpha(
@@ -240,7 +240,7 @@ def tune_alpha(
     positives: Tensor | None = None,
     recipe: Recipe | None = None,
     progress: bool = True,
-    store: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Tuning:
     """Compute F_reg of the Lasso for each alpha by cross-validation, for any number of selected dimensions of Z.
 
@@ -253,7 +253,7 @@ def tune_alpha(
         positives: Boolean (M,): the examples of the explained class. They count for their share of the batches.
         recipe: Settings with this share.
         progress: Whether to show a progress bar.
-        store: File of finished scores, as in :func:`tune`.
+        checkpoint: File of finished scores, as in :func:`tune`.
 
     Raises:
         ValueError: If there are no alphas, or fewer examples than folds.
@@ -274,7 +274,7 @@ def tune_alpha(
         return regression_faithfulness(flat[test] @ made.coefficients.T + made.intercept, y[test])
 
     about = [recipe.positive_share, "lasso"]
-    return _cross_validated(run, Z, y, {"alpha": alphas}, folds, seed, positives, about, progress, store)
+    return _cross_validated(run, Z, y, {"alpha": alphas}, folds, seed, positives, about, progress, checkpoint)
 
 
 def choose_n(tuning: Tuning) -> int:
@@ -326,22 +326,22 @@ def _cross_validated(
     positives: Tensor | None,
     about: list[Any],
     progress: bool,
-    store: str | os.PathLike[str] | None,
+    checkpoint: str | os.PathLike[str] | None,
 ) -> Tuning:
     """Run every combination on every fold, except for those whose scores are known."""
     _check(Z, y, grid, positives)
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     fold = _folds(len(Z), folds, seed, positives)
     sums = [checksum(m) for m in (Z, y, fold, *(() if positives is None else (positives,)))]
-    kept = _Store(store, hashlib.blake2b(json.dumps([sums, seed, about]).encode(), digest_size=8).hexdigest())
+    finished = _Scores(checkpoint, hashlib.blake2b(json.dumps([sums, seed, about]).encode(), digest_size=8).hexdigest())
     scores: list[list[float]] = [[] for _ in combinations]
     todo = [(i, k) for i in range(len(combinations)) for k in range(folds)]
     for i, k in tqdm(todo, "cross-validating", disable=not progress):
-        known = kept.score(combinations[i], k)
+        known = finished.score(combinations[i], k)
         if known is None:
             rows = (fold != k).nonzero()[:, 0].to(Z.device), (fold == k).nonzero()[:, 0].to(Z.device)
             known = run(combinations[i], *rows)
-            kept.add(combinations[i], k, known)
+            finished.add(combinations[i], k, known)
         scores[i].append(known)
     return Tuning(tuple(Trial(c, tuple(s)) for c, s in zip(combinations, scores, strict=True)))
 
@@ -386,8 +386,8 @@ def _described(made: Any) -> str:
     return f"{made.__module__}.{made.__qualname__}"
 
 
-class _Store:
-    """Store the scores of finished fits, in a file if a path is given."""
+class _Scores:
+    """Keep the scores of finished fits, in a file if a path is given."""
 
     def __init__(self, path: str | os.PathLike[str] | None, problem: str) -> None:
         self.path, self.problem = None if path is None else Path(path), problem

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.models._base import Autoencoder, Examples, encode_all
 
 __all__ = ["read_out"]
@@ -47,11 +47,11 @@ def read_out(xnn: Autoencoder, layer: nn.Module, examples: Examples, wanted: Ten
     std = torch.where(varies, std, torch.inf)  # leaves out constant x-features
     whole = (centred / std * w[:, None]).T
     cross, of_wanted, first = torch.zeros((), dtype=w.dtype), torch.zeros((), dtype=w.dtype), 0
-    for part in parts(wanted):
-        rows = slice(first, first + len(part))
-        cross = cross + (whole[:, rows].to(part) @ part).double()
-        of_wanted = of_wanted + (w[rows].to(part) @ part).double()
-        first += len(part)
+    for chunk in chunks(wanted):
+        rows = slice(first, first + len(chunk))
+        cross = cross + (whole[:, rows].to(chunk) @ chunk).double()
+        of_wanted = of_wanted + (w[rows].to(chunk) @ chunk).double()
+        first += len(chunk)
     coefficients = torch.linalg.pinv(whole @ (centred / std), hermitian=True, rtol=1e-10) @ cross / std[:, None]
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     weight.copy_(coefficients.T)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._memmap import Rows, parts
+from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.models._base import Dense, Examples
 from captum_xnn.models.baselines._least_squares import read_out
 from captum_xnn.models.baselines._scikit import scikit_learn
@@ -295,7 +295,7 @@ def _check_dimensions(given: list[int], n: int, D: int) -> None:
 def _select(xnn: Dense, Z: Tensor | Rows, chosen: Tensor) -> Tensor:
     """Set the first x-features to chosen dimensions of Z over their standard deviations; return the deviations."""
     weight, bias = xnn.encoder[-1].get_parameter("weight"), xnn.encoder[-1].get_parameter("bias")
-    std = torch.cat([part[:, chosen] for part in parts(Z)]).std(0)
+    std = torch.cat([chunk[:, chosen] for chunk in chunks(Z)]).std(0)
     std = torch.where(std > 0, std, 1)
     weight.zero_()
     bias.zero_()

@@ -157,7 +157,7 @@ class DRSA(ContributionGroups):
 
         Args:
             slopes: Slopes G of the output, (N, ...).
-            feature: Number of the x-feature.
+            feature: Index of the x-feature.
         """
         G, U = slopes.movedim(self.channels, -1), self.directions.to(slopes)
         if feature < self.n_features - 1:
