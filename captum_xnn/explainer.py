@@ -1,4 +1,4 @@
-"""Explainer: a fitted explanation network with the facts of its fit."""
+"""Explainer: a fitted form with the facts of its fit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Explainer"]
 
 @dataclass(frozen=True)
 class Explainer:
-    """A fitted explanation network for one output, or for several outputs jointly."""
+    """A fitted form for one output, or for several outputs jointly."""
 
     layer: str
     """Dotted name of the explained layer."""
     targets: tuple[Target, ...]
     """The explained outputs, in the order of the head's rows."""
     form: Form
-    """The explanation network."""
+    """The form: groups of contributions, or a learned network."""
     f_reg: float
     """Mean absolute error in logits. For groups, over the examples that they were learned from; for other forms, over
     all training data."""

@@ -1,4 +1,4 @@
-"""Concept cards: the same as from all numbers and maps at once, whatever the batches, in bounded memory."""
+"""Cards: the same as from all numbers and maps at once, whatever the batches, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.datasets._places import SceneSample
 from captum_xnn.metrics import part_probabilities, typicality
 from captum_xnn.models._srae import by_shape
-from captum_xnn.report._cards import CardStream, ConceptCard, _Moments, annotated_places, concept_cards
+from captum_xnn.report._cards import Card, CardStream, _Moments, annotated_places, feature_cards
 from captum_xnn.report._thumbnails import crop_box
 
 KEEP = 4
@@ -45,7 +45,7 @@ def everything(explained):
 @pytest.fixture(scope="module")
 def cards(explained):
     xnn, images, target = explained
-    return concept_cards(xnn, images, target, keep=KEEP)
+    return feature_cards(xnn, images, target, keep=KEEP)
 
 
 def numbers(examples) -> list[int]:
@@ -57,7 +57,7 @@ def first(values, rows, k, *, sign=1.0) -> list[int]:
     return sorted(rows.tolist(), key=lambda row: -sign * float(values[row, k]))[:KEEP]
 
 
-def test_lists_are_those_of_a_sort_of_all_numbers(cards: tuple[ConceptCard, ...], everything) -> None:
+def test_lists_are_those_of_a_sort_of_all_numbers(cards: tuple[Card, ...], everything) -> None:
     a = everything
     everyone = torch.arange(len(a.E))
     for k, card in enumerate(cards):
@@ -72,7 +72,7 @@ def test_lists_are_those_of_a_sort_of_all_numbers(cards: tuple[ConceptCard, ...]
         assert torch.allclose(shares, best, atol=1e-6)
 
 
-def test_examples_have_their_own_numbers_image_and_map(cards: tuple[ConceptCard, ...], everything, explained) -> None:
+def test_examples_have_their_own_numbers_image_and_map(cards: tuple[Card, ...], everything, explained) -> None:
     _, images, _ = explained
     a = everything
     for k, card in enumerate(cards):
@@ -90,7 +90,7 @@ def test_examples_have_their_own_numbers_image_and_map(cards: tuple[ConceptCard,
                 assert e.map_share is None
 
 
-def test_shares_means_and_deviations_are_those_of_the_class(cards: tuple[ConceptCard, ...], everything) -> None:
+def test_shares_means_and_deviations_are_those_of_the_class(cards: tuple[Card, ...], everything) -> None:
     own = everything.vE[everything.own].numpy()
     size = np.abs(own).sum(0)
     for k, card in enumerate(cards):
@@ -99,7 +99,7 @@ def test_shares_means_and_deviations_are_those_of_the_class(cards: tuple[Concept
         assert card.deviation == pytest.approx(own[:, k].std(), abs=1e-5)
 
 
-def test_correlations_are_numpys(cards: tuple[ConceptCard, ...], everything) -> None:
+def test_correlations_are_numpys(cards: tuple[Card, ...], everything) -> None:
     a = everything
     E, vE, y_hat = a.E.numpy(), a.vE.numpy(), a.y_hat.numpy()
     for k, card in enumerate(cards):
@@ -110,7 +110,7 @@ def test_correlations_are_numpys(cards: tuple[ConceptCard, ...], everything) -> 
             )
 
 
-def test_sign_of_an_x_feature_means_nothing(cards: tuple[ConceptCard, ...], explained) -> None:
+def test_sign_of_an_x_feature_means_nothing(cards: tuple[Card, ...], explained) -> None:
     xnn, images, target = explained
     explainer = xnn.explainer(target)
     turned = copy.deepcopy(explainer.form)
@@ -120,7 +120,7 @@ def test_sign_of_an_x_feature_means_nothing(cards: tuple[ConceptCard, ...], expl
     turned.head.weight.data.neg_()
     other = copy.copy(xnn)
     other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, form=turned)}
-    for card, flipped in zip(cards, concept_cards(other, images, target, keep=KEEP), strict=True):
+    for card, flipped in zip(cards, feature_cards(other, images, target, keep=KEEP), strict=True):
         assert [e.feature for e in flipped.fires] == pytest.approx([-e.feature for e in card.fires], abs=1e-5)
         for name in ("fires", "contributes", "fills", "absent"):
             assert numbers(getattr(flipped, name)) == numbers(getattr(card, name)), name
@@ -129,11 +129,11 @@ def test_sign_of_an_x_feature_means_nothing(cards: tuple[ConceptCard, ...], expl
 
 
 @pytest.mark.parametrize("size", [1, 7, 90])
-def test_batches_make_no_difference(cards: tuple[ConceptCard, ...], explained, size: int) -> None:
+def test_batches_make_no_difference(cards: tuple[Card, ...], explained, size: int) -> None:
     xnn, images, target = explained
     labels = torch.zeros(len(images))
     batches = list(zip(images.split(size), labels.split(size), strict=True))
-    for card, other in zip(cards, concept_cards(xnn, batches, target, keep=KEEP), strict=True):
+    for card, other in zip(cards, feature_cards(xnn, batches, target, keep=KEEP), strict=True):
         assert numbers(other.contributes) == numbers(card.contributes)
         assert numbers(other.fires) == numbers(card.fires)
         assert other.share == pytest.approx(card.share, abs=1e-6)  # float32, in sums of another order
@@ -177,7 +177,7 @@ def test_parts_are_the_mean_over_the_class(explained, everything) -> None:
     own = everything.own
     points, box = (torch.cat([getattr(b, name) for b in batches])[own] for name in ("points", "box"))
     S = part_probabilities(everything.heat[own].clamp(min=0), points, box).mean(0)
-    for k, card in enumerate(concept_cards(xnn, batches, target, keep=1, places=annotated_places(2))):
+    for k, card in enumerate(feature_cards(xnn, batches, target, keep=1, places=annotated_places(2))):
         assert card.places is not None
         assert torch.allclose(card.places, S[k] / S[k].sum(), atol=1e-6)
         # The class's bar lies in the box: its parts have most of what is not context.
@@ -190,7 +190,7 @@ def test_outputs_that_are_no_classes_have_all_examples() -> None:
     xnn = XNNAttribution(
         model, "2", n_features=2, autoencoder=by_shape, heatmap=InputXGradient, recipe=Recipe(steps=20)
     )
-    cards = concept_cards(xnn.fit(images, progress=False), images, keep=3)
+    cards = feature_cards(xnn.fit(images, progress=False), images, keep=3)
     assert [card.positives for card in cards] == [40, 40]
     assert cards[0].contributes[0].given is None
 
@@ -198,17 +198,17 @@ def test_outputs_that_are_no_classes_have_all_examples() -> None:
 def test_class_that_is_never_given_is_told(explained) -> None:
     xnn, images, _ = explained
     with pytest.raises(ValueError, match="the model gives class 1 to none of the 30 examples"):
-        concept_cards(xnn, images[::3], 1)
+        feature_cards(xnn, images[::3], 1)
 
 
 def test_inputs_that_are_no_images_are_told(explained) -> None:
     xnn, images, _ = explained
     with pytest.raises(ValueError, match=r"a batch is \(90, 1728\), and cards need batches of images \(N, C, H, W\)"):
-        concept_cards(xnn, [images.flatten(1)], 1)
+        feature_cards(xnn, [images.flatten(1)], 1)
     with pytest.raises(ValueError, match="a tuple of 3 means several inputs of a model"):
-        concept_cards(xnn, images.split(32), 1)
+        feature_cards(xnn, images.split(32), 1)
     with pytest.raises(ValueError, match="keep=0 leaves no examples on the cards"):
-        concept_cards(xnn, images, 1, keep=0)
+        feature_cards(xnn, images, 1, keep=0)
 
 
 def test_examples_of_the_class_say_how_usual_they_are(explained, cards, everything) -> None:
@@ -217,7 +217,7 @@ def test_examples_of_the_class_say_how_usual_they_are(explained, cards, everythi
     for card in cards:
         for example in (*card.fires, *card.contributes, *card.fills, *card.absent):
             assert example.usual == (pytest.approx(shares[example.number]) if example.number in shares else None)
-    few = concept_cards(xnn, images[everything.own[:19]], target, keep=KEEP)
+    few = feature_cards(xnn, images[everything.own[:19]], target, keep=KEEP)
     assert all(example.usual is None for card in few for example in card.contributes)
 
 

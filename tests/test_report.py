@@ -276,13 +276,13 @@ def test_one_image_and_no_error_still_make_a_scatter(explained: Any, tmp_path: P
 
 
 def test_cards_stand_for_each_x_feature(page: tuple[str, Page], explained: Any) -> None:
-    from captum_xnn.report._cards import concept_cards
+    from captum_xnn.report._cards import feature_cards
 
     xnn, images, _ = explained
     _, parsed = page
     assert len(parsed.named("article")) == 6
     for target in (1, 2):
-        for card in concept_cards(xnn, images, target):
+        for card in feature_cards(xnn, images, target):
             assert f"{100 * card.share:.0f} %" in parsed.text
     # The names that cards are linked by are filled where the page is read without its script.
     assert "x-feature 1" in parsed.text
@@ -393,7 +393,7 @@ def test_names_of_the_only_output_are_those_of_target_none_and_0(only_output: An
 
 
 def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Path) -> None:
-    from captum_xnn.report._cards import concept_cards
+    from captum_xnn.report._cards import feature_cards
 
     xnn, images = only_output
     page = Page(
@@ -401,7 +401,7 @@ def test_small_outputs_keep_their_digits_on_cards(only_output: Any, tmp_path: Pa
     )
     decimals = page.data["targets"][0]["decimals"]
     assert decimals > 3
-    for card in concept_cards(xnn, images):
+    for card in feature_cards(xnn, images):
         # Over all examples the mean contribution is zero, so that the deviation and the examples tell.
         assert any(f"± {card.deviation:.{decimals + 1}f} logits" in text for text in page.text)
         assert f"{card.contributes[0].contribution:+.{decimals}f}".replace("-", "\N{MINUS SIGN}") in page.text

@@ -26,13 +26,13 @@ from captum_xnn.layers._grid import has_channels_last
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched
 
-__all__ = ["Recommended", "Row", "list_layers", "listed", "recommend", "table"]
+__all__ = ["ListedLayer", "Recommended", "list_layers", "listed", "recommend", "table"]
 
 # Share of a layer's places that the gradient must reach.
 _REACHED = 0.5
 
 
-class Row(NamedTuple):
+class ListedLayer(NamedTuple):
     """One layer, as a forward pass left it."""
 
     name: str
@@ -57,7 +57,7 @@ class Recommended(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    row: Row
+    row: ListedLayer
     module: nn.Module
     output: Tensor | None
     order: int
@@ -118,7 +118,7 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     return model.eval()
 
 
-def list_layers(model: nn.Module, inputs: Tensor) -> list[Row]:
+def list_layers(model: nn.Module, inputs: Tensor) -> list[ListedLayer]:
     """List the layers that a forward pass runs, in the order of ``named_modules``.
 
     Args:
@@ -174,7 +174,7 @@ def recommend(model: nn.Module, inputs: Tensor) -> Recommended:
     return Recommended(found.get("places"), found.get("vector"))
 
 
-def table(rows: Sequence[Row], chosen: Recommended) -> str:
+def table(rows: Sequence[ListedLayer], chosen: Recommended) -> str:
     """Format layers as a table with a mark at the recommended ones, and say below what to do with them.
 
     Args:
@@ -182,7 +182,7 @@ def table(rows: Sequence[Row], chosen: Recommended) -> str:
         chosen: The recommended ones.
 
     Example:
-        >>> print(table([Row("0", "Conv2d", (1, 4, 6, 6), 1, False)], Recommended("0", None)))
+        >>> print(table([ListedLayer("0", "Conv2d", (1, 4, 6, 6), 1, False)], Recommended("0", None)))
            layer  type    output
         *  0      Conv2d  4 x 6 x 6
         <BLANKLINE>
@@ -228,7 +228,7 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[dict[str, _Seen], Tensor]:
                 given = output.clone()
             calls = seen[name].row.calls + 1 if name in seen else 1
             shape = None if first is None else tuple(first.shape)
-            row = Row(name, type(module).__name__, shape, calls, not isinstance(output, Tensor))
+            row = ListedLayer(name, type(module).__name__, shape, calls, not isinstance(output, Tensor))
             seen[name] = _Seen(row, module, given if given is not None else first, len(order))
             order.append(name)
             return given

@@ -26,9 +26,9 @@ contributions can be computed. As a method, random groups are drawn anew for eac
 chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error of the path
 integral, and equals that of random groups.
 
-The largest dimensions and PRCA have one more x-feature, which holds the rest of the contributions. In DRSA the last
-x-feature holds this rest. CRAFT and the TopK SAE leave a part of the output unexplained, which their F_reg shows. PRCA,
-CRAFT and the TopK SAE have no maps here.
+The largest dimensions and PRCA have one more x-feature, which holds the remaining contributions. In DRSA the last
+x-feature holds this remainder. CRAFT and the TopK SAE leave a part of the output unexplained, and their F_reg shows how
+much. PRCA, CRAFT and the TopK SAE have no maps here.
 
 Conventions:
     M examples, K x-features. Positives are examples to which the model gives the class. If outputs are not classes, all

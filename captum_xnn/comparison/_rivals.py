@@ -212,7 +212,7 @@ class Relevances:
         return a, c
 
     def of(self, inputs: Any, target: Any, additional: Any = None) -> Tensor:
-        """Compute the contributions, in logits: of each subspace and of the rest, (N, K + 1), or of concepts, (N, K).
+        """Compute the contributions, in logits: of each subspace and the remainder, (N, K + 1), or of concepts, (N, K).
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
@@ -222,7 +222,7 @@ class Relevances:
         return self.with_rest(inputs, target, additional)[0]
 
     def with_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
-        """Compute the contributions, and the rest of the output's change without them, (N,).
+        """Compute the contributions, and the part of the output's change that they leave unexplained, (N,).
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.

@@ -256,7 +256,7 @@ class FromCaptum:
         Args:
             network: From the model's inputs to its x-features.
             inputs: Input tensors (N, ...).
-            features: The K x-features to draw, 0-based.
+            features: Indices of the K x-features to draw.
             additional_forward_args: Further arguments of the model, repeated where they have one row per example.
             internal_batch_size: Number of maps computed at once, to bound the memory. All maps, if None.
             settings: Settings for this call; they override those of the constructor.

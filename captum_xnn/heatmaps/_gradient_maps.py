@@ -63,7 +63,7 @@ class GradientMaps:
         Args:
             network: From the model's inputs to its x-features.
             inputs: Input tensors (N, ...).
-            features: The K x-features to draw, 0-based.
+            features: Indices of the K x-features to draw.
             options: Further arguments, as :class:`FromCaptum` takes them; ``layer`` names a layer.
         """
         has_maps = network.spatial_layer_name is not None and has_images(inputs)

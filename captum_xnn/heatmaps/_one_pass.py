@@ -107,7 +107,7 @@ class Pass(NamedTuple):
         Args:
             form: The groups.
             target: The explained output.
-            features: The K x-features, 0-based.
+            features: Indices of the K x-features.
 
         Returns:
             For each leaf its values (N, ...) and gradients (N, K, ...). None if a backward pass runs the layer again.

@@ -88,7 +88,7 @@ def channel_dimension(
         3
     """
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        ran = _told(model, layer, repeated(inputs, 1), name, output_transform)
+        ran = _findings(model, layer, repeated(inputs, 1), name, output_transform)
         shape = ran.Z.shape
         if len(shape) < 3:
             return 1
@@ -102,7 +102,7 @@ def channel_dimension(
     return _by_shape(model, layer, shape, inputs, name)
 
 
-class _Told(NamedTuple):
+class _Findings(NamedTuple):
     """Findings of one forward pass up to the layer."""
 
     Z: Tensor
@@ -110,9 +110,9 @@ class _Told(NamedTuple):
     """Calls of modules whose output has channels in a known dimension, and that dimension."""
 
 
-def _told(
+def _findings(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, output_transform: OutputTransform | None
-) -> _Told:
+) -> _Findings:
     """Run the model; return the layer's output and the earlier modules with channels in a known dimension."""
     calls: list[tuple[_Call, int]] = []
     ends = [0]
@@ -132,7 +132,7 @@ def _told(
     finally:
         for handle in handles:
             handle.remove()
-    return _Told(Z, calls[: ends[-1]])
+    return _Findings(Z, calls[: ends[-1]])
 
 
 class _Count:

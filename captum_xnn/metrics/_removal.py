@@ -141,7 +141,7 @@ def pair_share(changes: Tensor, parts: Tensor, *, seed: int = 0) -> PairShare:
 
     Args:
         changes: Contributions in the image minus those in the changed image, (N, K), in logits, one row a pair.
-        parts: Number of the changed part, int64, (N,). Each part needs at least two pairs.
+        parts: Index of the changed part, int64, (N,). Each part needs at least two pairs.
         seed: Seed of the control.
 
     Raises:

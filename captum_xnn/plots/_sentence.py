@@ -60,8 +60,8 @@ def sentence(
         prediction: The model's output, in logits.
         share: Share of the larger side's contributions that named x-features must reach, in [0, 1]. With 1 the
             sentence names every x-feature that contributes, with 0 only the largest.
-        residual_share: The sentence tells the unexplained part, prediction - surrogate, if its size is above this share
-            of :math:`\sum_i |v_i E_i|`.
+        residual_share: The sentence states the unexplained part, prediction - surrogate, if its size is above this
+            share of :math:`\sum_i |v_i E_i|`.
 
     Raises:
         ValueError: If a contribution has no name, a number is not finite, or a share is out of range.

@@ -1,4 +1,4 @@
-r"""Concept cards: one x-feature over a whole data set.
+r"""Cards: one x-feature over a whole data set.
 
 A heatmap shows where an x-feature is on one image. A card shows the images on which the x-feature is strongest, cropped
 around its map. It also shows images of the class that lack the x-feature, its share of the class's contributions, and
@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.explainer import Explainer
 
-__all__ = ["ConceptCard", "Example", "PlacesOfMaps", "annotated_places", "concept_cards", "image_batches"]
+__all__ = ["Card", "Example", "PlacesOfMaps", "annotated_places", "feature_cards", "image_batches"]
 
 PlacesOfMaps = Callable[[Any, Tensor, Tensor], Tensor]
 """Function of a batch, the rows (n,) of some of its examples, and their non-negative maps (n, K, H, W). It returns the
@@ -80,7 +80,7 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class ConceptCard:
+class Card:
     """One x-feature of a target over a data set. Lists of examples begin with the strongest."""
 
     target: Target
@@ -150,7 +150,7 @@ def annotated_places(count: int) -> PlacesOfMaps:
     return places
 
 
-def concept_cards(
+def feature_cards(
     xnn: XNNAttribution,
     data: Any,
     target: Any = None,
@@ -159,7 +159,7 @@ def concept_cards(
     places: PlacesOfMaps | None = None,
     internal_batch_size: int | None = None,
     progress: bool = False,
-) -> tuple[ConceptCard, ...]:
+) -> tuple[Card, ...]:
     """Make a card for each x-feature of a target, in the order of the x-features, in one pass over a data set.
 
     Args:
@@ -185,7 +185,7 @@ def concept_cards(
         >>> images = torch.rand(60, 1, 8, 8)
         >>> xnn = XNNAttribution(model, "1", n_features=2, heatmap=InputXGradient, recipe=Recipe(steps=20))
         >>> target = int(model(images).argmax(1).mode().values)
-        >>> cards = concept_cards(xnn.fit(images, target, progress=False), images, target, keep=4)
+        >>> cards = feature_cards(xnn.fit(images, target, progress=False), images, target, keep=4)
         >>> [card.feature for card in cards], len(cards[0].contributes), round(sum(card.share for card in cards), 6)
         ([0, 1], 4, 1.0)
     """
@@ -455,7 +455,7 @@ class CardStream:
         why = self.xnn.explain(images, target=self.target, internal_batch_size=self.internal_batch_size)
         return channels_first(why.directed_maps(), images).sum(2)
 
-    def cards(self) -> tuple[ConceptCard, ...]:
+    def cards(self) -> tuple[Card, ...]:
         """Make the cards of all x-features."""
         if not self.own.count:
             raise ValueError(
@@ -473,7 +473,7 @@ class CardStream:
             lists = ("E high" if self.features[k] >= 0 else "E low", ends[0], "map share", ends[1])
             fires, contributes, fills, absent = (self._examples(name, k, heat, usual) for name in lists)
             cards.append(
-                ConceptCard(
+                Card(
                     target=self.target,
                     feature=k,
                     fires=fires,

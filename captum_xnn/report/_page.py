@@ -1,4 +1,4 @@
-"""Report page: one self-contained HTML file that explains a model with concept cards and a gallery of images.
+"""Report page: one self-contained HTML file that explains a model with cards and a gallery of images.
 
 The file opens offline and can be mailed. It shows the faithfulness of the explanation, a card for each x-feature, and
 all images with their heatmaps. The gallery shows all maps of one image on hover or focus, the map of one x-feature on
@@ -41,8 +41,8 @@ from captum_xnn.plots._names import names_by_target, resolve_names
 from captum_xnn.report._batches import are_images
 from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._cards import (
+    Card,
     CardStream,
-    ConceptCard,
     Example,
     annotated_places,
     count_examples,
@@ -409,7 +409,7 @@ def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | No
 
 
 def _card(
-    card: ConceptCard,
+    card: Card,
     class_names: OutputNames,
     place_names: Sequence[str],
     display: Callable[[Tensor], Tensor],

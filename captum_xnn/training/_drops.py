@@ -98,7 +98,7 @@ class ImageCovers:
 
     Args:
         inputs: Tensors (N, ...).
-        at: Number of the input that holds the images.
+        at: Index of the input that holds the images.
         patches: Patches along each side.
         channels: The dimension of the images that holds channels.
     """
@@ -235,7 +235,7 @@ def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
 
 
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
-    """Return the number of the input that holds images; None without images.
+    """Return the index of the input that holds images; None without images.
 
     Images are the first input of four dimensions with floating-point numbers and several pixels along both sides.
 
@@ -259,7 +259,7 @@ def channels_of(inputs: tuple[Tensor, ...], at: int, channels: int) -> int:
 
     Args:
         inputs: Tensors (N, ...).
-        at: Number of the input.
+        at: Index of the input.
         channels: The dimension of channels in the first image or volume; other images have channels first.
 
     Example:
@@ -274,7 +274,7 @@ def _by_slopes(form: ContributionGroups, found: Integral, at: Tensor, covered: T
     """Compute the drops from covered activations and the slopes of the whole image.
 
     Args:
-        form: Knows the channels of Z.
+        form: A form with the dimension of channels of Z.
         found: Integral of the whole images.
         at: Row of each covered image in it, (n,).
         covered: Activations of the covered images, (n, ...).

@@ -1,4 +1,4 @@
-"""Make the explanation networks of a layer and fit them to its activations, one for each group of targets.
+"""Make the forms of a layer and fit them to its activations, one for each group of targets.
 
 Conventions:
     M examples.
@@ -45,7 +45,7 @@ __all__ = ["Fitted", "LayerFit", "Log", "MakeForm", "is_exact", "maker"]
 MakeForm = Callable[..., Form]
 """Makes a form from ``(shape of Z, n_features, n_outputs=...)``."""
 
-# Weights of an explanation network, in all and for each example, above which a fit warns of its size.
+# Weights of a learned form, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
 
 Log = Callable[[Any, Step], None]

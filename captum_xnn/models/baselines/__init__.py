@@ -11,7 +11,7 @@ SingleDimensions  given dimensions of Z, or the most correlated with the output 
 RandomEncoder     a random network without training                                least squares
 RandomDecoder     learned by Eq. 5 against a decoder that stays random             learned with them
 NMF               coefficients of non-negative parts of Z                          least squares
-DRSA              relevance of orthogonal subspaces of Z, and of the rest          none: exact
+DRSA              relevance of orthogonal subspaces of Z, and the remainder        none: exact
 ================  ===============================================================  =================
 
 The first four and SingleDimensions come from the paper. The random controls and NMF do not: a method must score better

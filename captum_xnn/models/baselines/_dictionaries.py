@@ -7,7 +7,8 @@ concepts, (K, D), and u is the code, (M, K). Let G be the mean slopes of the out
 .. math:: E_k = \bigl(u_k(Z) - u_k(Z_0)\bigr) \, h_k \cdot G, \qquad
           f(Z) - f(Z_0) = \sum_k E_k + \text{unexplained}.
 
-The contributions do not sum to the output. The rest is the slope times the part of Z that the concepts fail to rebuild.
+The contributions do not sum to the output. The unexplained part is the slope times the part of Z that the concepts fail
+to rebuild.
 
 ==============  ==========================================================================  ==========================
 function        concepts                                                                    code

@@ -267,7 +267,7 @@ def drsa(
 
 
 def subspace_relevances(U: Tensor, activations: Tensor, contexts: Tensor) -> Tensor:
-    r"""Compute the relevance of each subspace, :math:`(U_k^T a)^T (U_k^T c)`, and of the rest, (M, K + 1), in logits.
+    r"""Compute the relevance of each subspace, :math:`(U_k^T a)^T (U_k^T c)`, and the remainder, (M, K + 1), in logits.
 
     Their sum is :math:`a^T c`, the sum of all contributions, for any orthogonal U.
 

@@ -12,7 +12,7 @@ Conventions:
 
 Reference:
     Chormai, Herrmann, Müller, Montavon, "Disentangled Explanations of Neural Network Predictions by Finding Relevant
-    Subspaces", 2024. Path-integrated contributions in place of LRP, and the rest as an x-feature, differ from it.
+    Subspaces", 2024. Path-integrated contributions in place of LRP, and the remainder as an x-feature, differ from it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = ["DRSA"]
 
 
 class DRSA(ContributionGroups):
-    """Relevances of K - 1 orthogonal subspaces and of the rest, in contributions that sum to the output exactly.
+    """Relevances of K - 1 orthogonal subspaces, and the remainder, in contributions that sum to the output exactly.
 
     A fit maximises DRSA's objective, which asks for relevance in different examples. It covers no patches, so it also
     serves inputs that cannot be covered. The subspaces come in the order of their mean relevance to positives, and the
-    rest comes last.
+    remainder comes last: the relevance outside all subspaces.
 
     Args:
         shape: Dimensions D of Z, or the shape (...) of one example.
-        n_features: Number of x-features K, with the rest.
+        n_features: Number of x-features K, with the remainder.
         n_outputs: Explained outputs C. All share the subspaces.
         channels: Dimension of Z that holds D, as for ContributionGroups.
         size: Largest number of directions in a subspace.
@@ -142,7 +142,7 @@ class DRSA(ContributionGroups):
         self.directions.copy_(U.transpose(0, 1).flatten(1))
 
     def contributions(self, integral: Integral) -> Tensor:
-        """Compute contributions by direction, and of the rest, (C, N, R + 1).
+        """Compute contributions by direction, and the remainder, (C, N, R + 1).
 
         Args:
             integral: Result of :meth:`integral`.
