@@ -22,6 +22,9 @@ fit, explain processor seconds of a fit beyond collecting activations, and of ex
 the groups. Images have columns that other inputs lack. The SRAE's maps are by excitation backprop, which has no signs,
 so its drops are turned to the side of the x-feature.
 
+``--exactness`` fits nothing. Error and intervals are those of contributions, so any groups have them. Early layers take
+hundreds of intervals, and a fit there takes hours. Its column *explain* has no maps.
+
 ``--curve`` measures the groups alone, from fewer positives and with other covers, on the same contributions. Images
 above 64 x 64 are fitted to covered feature maps, as by default, and to covered pixels:
 
@@ -527,6 +530,27 @@ def points(of: Problem) -> dict[str, dict[str, Any]]:
     }
 
 
+def exactness(of: Problem) -> Line:
+    """Returns the error and the intervals of contributions on the test inputs of one class, by any groups."""
+    form = ContributionGroups(tuple(of.train.Z.shape[1:]), N_FEATURES)
+    form.base.copy_(form.mean_of([of.train.Z[:]], len(of.train.Z)))
+    form.scale.copy_(of.train.y_hat[:, [of.label]].double().std(0))
+    begin = time.process_time()
+    exact, _ = _dimensions(of, Shown(torch.empty(0), None, torch.empty(0), None), form)
+    seconds = (time.process_time() - begin) / len(of.test)
+    with torch.no_grad():
+        y_hat = torch.cat([of.model(x) for x in of.test.split(BATCH)])
+    surrogate = (exact.bias + exact.c.double().sum(1)).to(y_hat)
+    line: Line = {
+        "f_reg": regression_faithfulness(surrogate, y_hat[:, of.label]),
+        "std": float(y_hat[:, of.label].std()),
+        "f_cls": classification_faithfulness(y_hat, surrogate, of.label),
+        "intervals": float(exact.intervals.double().mean()),
+        "seconds_explain": seconds,
+    }
+    return {"methods": {"any groups": line}, "tests": len(of.test), "positives": len(of.positives)}
+
+
 def curve(of: Problem, given: argparse.Namespace) -> Line:
     """Returns the figures of groups from fewer positives and other covers, on one class."""
     by, found = shown(of, given.images), {}
@@ -562,7 +586,7 @@ def flat(lines: list[Line], key: str) -> list[Line]:
 
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the table."""
-    what = "curve" if given.curve else "forms"
+    what = "curve" if given.curve else "exactness" if given.exactness else "forms"
     jobs = [
         {"network": name, "what": what, "class": label}
         for name in given.networks
@@ -571,11 +595,13 @@ def main(given: argparse.Namespace) -> None:
 
     def of(job: Line) -> Line:
         problem = NETWORKS[job["network"]].of(given, job["class"])
+        if given.exactness:
+            return exactness(problem)
         return curve(problem, given) if given.curve else measure(problem, given)
 
     lines = measured(given.out, jobs, of, title="classes", under=settings(given))
     found = flat(lines, "points" if given.curve else "methods")
-    tables = (CURVE,) if given.curve else (EXACTNESS, GROUPS)
+    tables = (CURVE,) if given.curve else (EXACTNESS,) if given.exactness else (EXACTNESS, GROUPS)
     text = "\n\n".join(table(found, "explained", columns) for columns in tables)
     write(given.out, text, summary(found, "explained", [column for columns in tables for column in columns]))
 
@@ -585,6 +611,7 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="+", required=True, choices=list(NETWORKS))
     parser.add_argument("--classes", type=int, default=4, help="of each network")
     parser.add_argument("--curve", action="store_true", help="fewer positives and coarser covers, in an OUT of its own")
+    parser.add_argument("--exactness", action="store_true", help="no fits: error and intervals, in an OUT of its own")
     parser.add_argument("--no-learned", action="store_true", help="no SRAE, whose fit to large feature maps takes long")
     parser.add_argument("--no-halves", action="store_true", help="no fits to halves of the positives")
     parser.add_argument("--root", type=Path, help="folder of the birds with images.txt")

@@ -13,8 +13,8 @@ with groups of contributions and with an SRAE, against the parts that they canno
 
 maps         the default backend, called on a network to the x-features that is at hand
 integral     the path integral of groups, where the layer's output is known
-rest         what `attribute` takes beyond both: it guards the model's state, and for groups it runs the model for Z and
-             the outputs; for an SRAE the pass of the maps gives these
+rest         what `attribute` takes beyond both: it guards the model's state. For one image it is negative: `attribute`
+             runs the modules up to the layer once, and the two parts on their own run them twice
 ratio        `attribute` and `explain` over maps, and over maps and integral: median, lowest and highest of the turns
 
     python benchmarks/explaining.py --calls --models resnet50 --batches 1 8

@@ -868,8 +868,8 @@ def squares(few):
 
 
 CONTRIBUTIONS = argparse.Namespace(
-    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, root=None, file=None,
-    activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
+    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, exactness=False, root=None,
+    file=None, activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
 )  # fmt: skip
 
 
@@ -933,7 +933,11 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     monkeypatch.setattr(contributions, "measure", None)
     contributions.main(given)  # measures nothing again
     assert capsys.readouterr().out == printed
-    given.out, given.curve = tmp_path / "curve", True
+    given.out, given.exactness = tmp_path / "exactness", True
+    contributions.main(given)
+    exact = json.loads((given.out / "results.jsonl").read_text())["methods"]["any groups"]
+    assert (exact["intervals"], exact["std"]) == (8, groups["std"]) and exact["f_reg"] < 1e-4
+    given.out, given.curve, given.exactness = tmp_path / "curve", True, False
     contributions.main(given)
     points = measured(given.out, [], None)[0]["points"]
     assert len(points) == len(contributions.POINTS) and points["60 positives, 8 x 8"]["same"] == pytest.approx(1)
