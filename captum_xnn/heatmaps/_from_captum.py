@@ -409,7 +409,7 @@ class FromCaptum:
         checks_completeness: bool,
         layer: _DrawnLayer | None,
     ) -> tuple[Tensor, ...]:
-        """Attribute one batch of rows; say so where the layer does not run, or no gradient reaches the inputs."""
+        """Attribute one batch of rows; raise where the layer does not run, or no gradient reaches the inputs."""
         try:
             return self._run(attributed, construct, call, arguments, checks_completeness)
         except AssertionError as error:
