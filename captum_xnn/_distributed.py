@@ -24,7 +24,7 @@ class Ranks:
     """The number of this process, and the number of all processes.
 
     Args:
-        rank: Number of this process, from 0.
+        rank: Rank of this process, from 0.
         world: Number of processes. Several use the default group of ``torch.distributed``.
 
     Example:

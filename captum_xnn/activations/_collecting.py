@@ -375,7 +375,7 @@ def collect_part(
         layer: One of its layers.
         data: All of the data, as :func:`collect` takes them.
         store: The folder.
-        rank: Number of this process, from 0 on.
+        rank: Rank of this process, from 0 on.
         world_size: Number of processes that share the work.
         unpack: As in :func:`collect`.
         output_transform: As in :func:`collect`.
@@ -412,7 +412,7 @@ def collect_part(
         filling.check_transforms(first)
         filling.store.sweep(rank, world_size)
         with (
-            _told(filling.store),
+            _with_note(filling.store),
             tqdm(desc=f"activations of {reader.name}", unit=" examples", disable=not progress, leave=False) as bar,
         ):
             end = 0
@@ -586,7 +586,7 @@ class _Filling:
 
 
 @contextmanager
-def _told(store: Store) -> Iterator[None]:
+def _with_note(store: Store) -> Iterator[None]:
     """Add a note to any error that ends this context, Ctrl-C included: which shards stay and how to resume."""
     try:
         yield

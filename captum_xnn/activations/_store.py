@@ -336,7 +336,7 @@ class Store:
         """Remove the unfinished files that a killed process left among the shards of a rank.
 
         Args:
-            rank: Number of this process.
+            rank: Rank of this process.
             world_size: Number of processes.
         """
         for draft in self.folder.glob(".*-*.tmp"):
@@ -354,7 +354,7 @@ def locked(folder: Path, rank: int) -> Iterator[None]:
 
     Args:
         folder: The store's folder.
-        rank: Number of this process among those that share the work.
+        rank: Rank of this process among those that share the work.
 
     Raises:
         StoreError: If another process holds the lock.

@@ -119,7 +119,7 @@ class CanonicalNetwork(nn.Module):
 class Twins:
     """Canonical networks, kept until the model changes: to follow a model takes as long as a few images.
 
-    A model that computes another result because of something outside of it, such as a global setting, is not noticed.
+    A change outside the model, such as a global setting that alters its result, is not noticed.
 
     Example:
         >>> from captum_xnn.models._srae import SRAE

@@ -288,7 +288,7 @@ def _level(value: float, good: float, fair: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """Format a share so that little is not written as nothing."""
+    """Format a share; a small share is not rounded to 0."""
     return "0 %" if share == 0 else "less than 0.1 %" if share < 0.001 else f"{100 * share:.2g} %"
 
 

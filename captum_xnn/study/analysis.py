@@ -158,7 +158,7 @@ def read_export(folder: str | os.PathLike[str]) -> Exported:
     """Read a Psych-DS folder.
 
     Args:
-        folder: That :func:`captum_xnn.study.export.export` wrote.
+        folder: The folder that :func:`captum_xnn.study.export.export` wrote.
 
     Raises:
         ValueError: If a file is missing or damaged.
@@ -180,9 +180,9 @@ def analyse(exported: Exported, *, seed: int = 0, resamples: int = 9999) -> Resu
     """Return all results of a study.
 
     Args:
-        exported: Its answers.
-        seed: Of resampling and of the chance lines.
-        resamples: Of each test.
+        exported: Answers of the study.
+        seed: Seed of resampling and of the chance lines.
+        resamples: Number of resamples of each test.
 
     Raises:
         ValueError: If no participant completed a trial.
@@ -231,7 +231,7 @@ def analyse(exported: Exported, *, seed: int = 0, resamples: int = 9999) -> Resu
 
 
 def _reasons(participant: Row, rules: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return why a participant is left out, by the rules fixed beforehand."""
+    """List the preregistered rules by which a participant is excluded."""
     found = []
     if rules["unfinished"] and participant["finished"] != "1":
         found.append("unfinished")
@@ -252,11 +252,11 @@ def _ordered(conditions: set[str]) -> list[str]:
 
 
 def scored(exported: Exported, *, seed: int = 0) -> list[Trial]:
-    """Return every completed batch with its score, also of those who are left out later.
+    """Return every completed batch with its score, including participants who are excluded later.
 
     Args:
         exported: A study's answers.
-        seed: Of the groups dealt at random for chance.
+        seed: Seed of the random groups for the chance line.
     """
     placed: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in exported.tables["placements"]:
@@ -283,7 +283,7 @@ def scored(exported: Exported, *, seed: int = 0) -> list[Trial]:
 
 
 def _score(trial: Row, rows: Sequence[Row], seed: int) -> tuple[float, float]:
-    """Return a trial's score and that of chance."""
+    """Return a trial's score, and the score of chance."""
     if trial["task"] == "sort":
         groups, classes = [r["answer"] for r in rows], [r["given"] for r in rows]
         return clustering_purity(groups, classes), chance_purity(groups, classes, seed=seed, draws=100)
@@ -351,13 +351,13 @@ def _comparisons(
 def compare(
     a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, resamples: int = 9999
 ) -> Difference | None:
-    """Compare the scores of people in two conditions; return None where people are too few.
+    """Compare the scores of people in two conditions; return None with too few people.
 
     Args:
         a: Score of each participant in one condition.
-        b: Score of each participant in the other. Where most people are in both, those are compared pair by pair.
-        seed: Of the resampling.
-        resamples: Of the interval and the permutation test.
+        b: Score of each participant in the other. If most people are in both, their scores are compared pair by pair.
+        seed: Seed of the resampling.
+        resamples: Number of resamples of the interval and of the permutation test.
 
     Example:
         >>> found = compare({"p1": 0.8, "p2": 0.9, "p3": 0.7}, {"p1": 0.6, "p2": 0.6, "p3": 0.6})

@@ -1,4 +1,4 @@
-"""The configuration of a human study, as a TOML file holds it.
+"""Read the configuration of a human study from a TOML file.
 
 Example of a file::
 
@@ -183,8 +183,8 @@ class StudyConfiguration:
         """Build a configuration from settings as TOML gives them.
 
         Args:
-            settings: By name; ``datasets`` and ``arms`` are lists of mappings, ``exclusions`` a mapping.
-            source: Named in errors.
+            settings: Settings by name; ``datasets`` and ``arms`` are lists of mappings, ``exclusions`` a mapping.
+            source: Name of the source in errors.
 
         Raises:
             ValueError: If a name is unknown, or a value is wrong.
@@ -203,10 +203,10 @@ class StudyConfiguration:
 
 
 def heatmap_of(stage: str) -> str | None:
-    """Return the backend that a single stage names, None for the other stages and a plain ``single``.
+    """Return the backend that a ``single`` stage names; None for all other stages and for ``single`` without a name.
 
     Args:
-        stage: Such as ``single:DeepLift``.
+        stage: A stage, such as ``single:DeepLift``.
 
     Example:
         >>> heatmap_of("single:DeepLift"), heatmap_of("xnn")

@@ -1,4 +1,4 @@
-"""A study to try out: digits that are hard to tell, from training the network to the links, in under two minutes.
+"""Make a study to try out: digits that are easily confused, from training the network to the links, in two minutes.
 
 It has the steps of a real study: saved explainers, images in folders, a ``study.toml``, and ``prepare``. The
 two data sets are the digits 4, 7 and 9, and 3, 5 and 8. A joint explainer gives a set's digits the same x-features.
@@ -88,9 +88,9 @@ def make(
 
     Args:
         folder: Folder to write to. :func:`~captum_xnn.study.preparation.prepare` writes the study into its ``study/``.
-        seed: Seeds everything.
+        seed: Seed of all random draws.
         epochs: Passes over the digits.
-        steps: Of the explainers' training; the recipe's own, if None.
+        steps: Steps of the explainers' training; None takes those of the recipe.
         progress: Whether to show progress bars.
 
     Raises:

@@ -200,7 +200,7 @@ def load_answers(store: StudyStore, paths: Iterable[str | os.PathLike[str]]) -> 
     """Merge files that participants of a static study sent, and return how many were new and what was left out.
 
     Args:
-        store: The study's database, in which the sessions were made.
+        store: Database of the study, with its sessions.
         paths: Files, or folders of files.
     """
     loaded, left_out = 0, []
@@ -224,10 +224,10 @@ def load_answers(store: StudyStore, paths: Iterable[str | os.PathLike[str]]) -> 
 
 
 def guarded(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula.
+    """Return a text that a spreadsheet does not take for a formula.
 
     Args:
-        text: Anything.
+        text: Any text.
 
     Example:
         >>> guarded("=1+1"), guarded("fine"), guarded(" @x")
@@ -299,7 +299,7 @@ def _tables(study: PreparedStudy, store: StudyStore) -> dict[str, list[dict[str,
 
 
 class _Rows:
-    """Everything of one participant as rows."""
+    """Rows of one participant in all tables."""
 
     def __init__(
         self,
@@ -440,7 +440,7 @@ class _Rows:
 
 
 def _event_rows(event: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each image of an event, one for an event about none. Pages may send anything as data."""
+    """Return a row for each image of an event; one row if the event has no image. Pages may send data of any kind."""
     data = event["data"] if isinstance(event["data"], Mapping) else {}
     to = data.get("to")
     if event["kind"] in ("move", "undo") and isinstance(to, list):
@@ -459,7 +459,7 @@ def _plain(value: Any) -> Any:
 
 
 def _description(study: PreparedStudy) -> dict[str, Any]:
-    """Return the description that Psych-DS asks for."""
+    """Make the description that Psych-DS requires."""
     measured: dict[str, dict[str, Any]] = {}
     for table, columns in COLUMNS.items():
         for name, text in columns.items():

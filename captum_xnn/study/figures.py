@@ -19,10 +19,10 @@ _MORE_SINGLE = ("#e69f00", "#cc79a7", "#009e73", "#d55e00")
 
 
 def called(condition: str) -> str:
-    """Return what figures call a condition.
+    """Return the name of a condition in figures.
 
     Args:
-        condition: Such as ``single:DeepLift``.
+        condition: A condition, such as ``single:DeepLift``.
 
     Example:
         >>> called("none"), called("single:DeepLift").split(), called("xnn")
@@ -42,7 +42,7 @@ def box_statistics(scores: Sequence[float]) -> dict[str, float]:
     """Compute the numbers of a box: quartiles, whiskers at the last points within 1.5 of their distance, and the mean.
 
     Args:
-        scores: At least one.
+        scores: Scores, at least one.
 
     Example:
         >>> box_statistics([0.1, 0.5, 0.6, 0.7])["median"]
@@ -61,8 +61,8 @@ def scores_figure(results: Results, task: str = "sort") -> Figure:
     """Return Figure 4: a boxplot for each condition, one panel for each data set.
 
     Args:
-        results: Of a study.
-        task: Whose scores.
+        results: Results of a study.
+        task: Task of the scores.
     """
     titles = {d["name"]: d["title"] for d in results.design["datasets"]}
     trials = [t for t in results.trials if t.task == task]
@@ -103,8 +103,8 @@ def confidence_figure(results: Results, task: str = "sort") -> Figure:
     """Return Figure 5 (a, b): how confident people were in each condition, one panel for each data set.
 
     Args:
-        results: Of a study.
-        task: Whose ratings.
+        results: Results of a study.
+        task: Task of the ratings.
     """
     titles = {d["name"]: d["title"] for d in results.design["datasets"]}
     confidence = results.confidence[task]
@@ -116,18 +116,18 @@ def performance_figure(results: Results, task: str = "sort") -> Figure:
     """Return Figure 5 (c): how people rate the agents.
 
     Args:
-        results: Of a study.
-        task: Whose ratings.
+        results: Results of a study.
+        task: Task of the ratings.
     """
     panels = {"Performance of the agents": results.performance[task]}
     return _histograms(panels, results.design["scales"]["performance"], "rating")
 
 
 def histogram(counts: Sequence[int]) -> list[float]:
-    """Return counts as shares of all, zeros where there are none.
+    """Return counts as shares of their sum; zeros if the sum is 0.
 
     Args:
-        counts: Of each point.
+        counts: Count of each point of the scale.
 
     Example:
         >>> histogram([1, 3])
@@ -165,10 +165,10 @@ def _histograms(panels: Mapping[str, Mapping[str, Sequence[int]]], points: Seque
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as SVG text, the same for the same figure.
+    """Convert a figure to SVG text; equal figures give equal text.
 
     Args:
-        figure: Any.
+        figure: A figure.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "captum_xnn", "svg.fonttype": "path"}):

@@ -49,8 +49,8 @@ def write_findings(
     Args:
         exported: Folder that :func:`captum_xnn.study.export.export` wrote.
         out: Folder to write.
-        seed: Of the resampling.
-        resamples: Of each test.
+        seed: Seed of the resampling.
+        resamples: Number of resamples of each test.
 
     Raises:
         ValueError: If the export is damaged, or no participant completed a batch.
@@ -78,7 +78,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 
 def _tables(results: Results) -> dict[str, Table]:
-    """Return all tables by the names of their files."""
+    """Make all tables, by the names of their files."""
     boxes = []
     points = []
     for task in dict.fromkeys(t.task for t in results.trials):
@@ -133,7 +133,7 @@ def _csv(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _render(results: Results, figures: Mapping[str, str], tables: Sequence[str]) -> str:
-    """Return the whole page. Every text in it is escaped; it loads nothing."""
+    """Render the whole page. Every text in it is escaped, and the page loads no other file."""
     import jinja2
     from markupsafe import Markup
 
@@ -185,7 +185,7 @@ def _boxes(results: Results) -> list[tuple[str, str, str, dict[str, float]]]:
 
 
 def _sentences(results: Results) -> list[str]:
-    """Return the main findings in words: x-features against everything else, by data set."""
+    """Write the main findings in words: x-features against each other condition, by data set."""
     titles = {d["name"]: d["title"] for d in results.design["datasets"]}
     found = []
     for one in results.comparisons:

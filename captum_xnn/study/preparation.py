@@ -1,6 +1,6 @@
 r"""Draw images and render all that a study shows, so that no model runs while people take part.
 
-Images are drawn from those to which the model gives one of the chosen classes. They are dealt into disjoint batches, as
+Images are drawn from those to which the model gives one of the chosen classes, and divided into disjoint batches, as
 balanced as possible: ten images of four classes are 3, 3, 2 and 2 of each. The classes with 3 images change from batch
 to batch. Purity is measured against the model's classes, as in the paper.
 
@@ -11,7 +11,7 @@ The value above a map is the contribution's share,
 in [-1, 1], of the class that the model gives the image. The raw contributions sum with the bias to the surrogate; they
 are kept in ``study.json``.
 
-Explanations at test time give the model's answer away, so the prediction task shows maps on its examples only.
+Explanations at test time would reveal the model's answer, so the prediction task shows maps on its examples only.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def prepare(
 
     Args:
         configuration: All settings.
-        material: Of each data set; opened as the configuration names it, if None.
-        heatmaps: Backends of stages such as ``single:GradCam`` by that name, such as ``{"GradCam":
-            FromCaptum(LayerGradCam, layer="features.34")}``. Other names are those of the configuration's ``backends``,
-            or of classes in ``captum.attr``.
+        material: Images and explainers of each data set. None opens those that the configuration names.
+        heatmaps: Backends by the name in a stage such as ``single:GradCam``, for example ``{"GradCam":
+            FromCaptum(LayerGradCam, layer="features.34")}``. Other names are looked up in the configuration's
+            ``backends`` and in ``captum.attr``.
 
     Raises:
         ValueError: If images are too few, the folder holds a study that has begun, an explainer is missing, or there is
@@ -158,8 +158,8 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
     """Open a data set as the settings name it.
 
     Args:
-        settings: With the folder of explainers, beside which ``config.toml`` names the model.
-        heatmap: Draws the x-features' maps; the default backend, if None.
+        settings: Settings of the data set. The ``config.toml`` beside its folder of explainers names the model.
+        heatmap: Backend that draws the maps of x-features; None takes the default.
 
     Raises:
         ValueError: If anything is missing or unreadable.
@@ -188,7 +188,7 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
 
 
 def _label(name: str, class_names: Sequence[str]) -> int | None:
-    """Return the class that the first folder of a path names, None where it names none."""
+    """Return the class that the first folder of a path names; None if it is not the name of a class."""
     folder = name.split("/")[0]
     if folder in class_names:
         return list(class_names).index(folder)
@@ -196,7 +196,7 @@ def _label(name: str, class_names: Sequence[str]) -> int | None:
 
 
 class _Media:
-    """Writes media under names that tell nothing."""
+    """Writes media under random names, which do not reveal a class."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -226,7 +226,7 @@ class _Rendering:
         self._why: dict[tuple[int, int], dict[str, Any]] = {}
 
     def render(self) -> dict[str, Any]:
-        """Return what ``study.json`` holds of the data set, after writing its media."""
+        """Write the media of the data set, and return its entry in ``study.json``."""
         settings, arms = self.settings, self.configuration.arms
         tasks = {arm.task for arm in arms}
         self.outputs = self._outputs()
@@ -423,12 +423,12 @@ class _Rendering:
 
 
 def practice_batch(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return six drawn shapes, two of each of three kinds, as participants see them and as the study knows them.
+    """Return six drawn shapes, two of each kind: their media for participants, and their entry in the study.
 
-    They have two maps each: people learn every control of the page on images that teach nothing about the study.
+    Each shape has two maps. Participants learn every control of the page on images that teach nothing about the study.
 
     Args:
-        seed: Seeds the shapes' places.
+        seed: Seed of the shapes' places.
 
     Example:
         >>> shown, known = practice_batch(0)

@@ -73,10 +73,10 @@ class PreparedStudy:
         """Read a prepared study.
 
         Args:
-            folder: Where :func:`captum_xnn.study.preparation.prepare` wrote.
+            folder: The folder that :func:`captum_xnn.study.preparation.prepare` wrote.
 
         Raises:
-            ValueError: If it holds none, or one of another version.
+            ValueError: If the folder holds no study, or a study of another version.
         """
         return cls.of(Path(folder), _FORMAT.read(Path(folder) / STUDY_FILE))
 
@@ -85,8 +85,8 @@ class PreparedStudy:
         """Build a study from the contents of its file.
 
         Args:
-            folder: Where its media are.
-            facts: As ``study.json`` holds them.
+            folder: Folder of its media.
+            facts: Contents of ``study.json``.
         """
         datasets = {
             d["name"]: PreparedDataset(
@@ -123,10 +123,10 @@ class PreparedStudy:
         return str(self.facts["media"][key])
 
     def media_path(self, name: str) -> Path | None:
-        """Return the path of a media file, None where the study has no such file.
+        """Return the path of a media file; None if the study has no such file.
 
         Args:
-            name: As a browser asks for it; anything at all.
+            name: The name that a browser asks for, any text.
         """
         return self.folder / MEDIA_FOLDER / name if name in self._names else None
 

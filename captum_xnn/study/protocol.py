@@ -11,7 +11,7 @@ Counterbalancing:
     are batches each stage shows every batch once.
 
 Differs from the paper:
-    There batches were drawn with replacement, so that a participant might see one twice.
+    The paper drew batches with replacement, so a participant could see a batch twice.
 
 Reference:
     Qi, Khorram, Li, "Embedding Deep Networks into Visual Explanations", Artificial Intelligence, 2021, section 4.1.
@@ -68,7 +68,7 @@ _PERMUTED = 3
 
 
 def cells(study: PreparedStudy) -> list[tuple[int, tuple[str, ...], tuple[str, ...]]]:
-    """Return all cells of the design: number of the arm, stages in order, data sets in order.
+    """List all cells of the design: index of the arm, stages in order, data sets in order.
 
     Args:
         study: The prepared study.
@@ -91,7 +91,7 @@ def plan(study: PreparedStudy, slot: int) -> dict[str, Any]:
 
     Args:
         study: The prepared study.
-        slot: The participant's number, from 0.
+        slot: Index of the participant.
     """
     facts, all_cells = study.facts, cells(study)
     seed, block = facts["seed"], slot // len(all_cells)
@@ -130,7 +130,7 @@ def plan(study: PreparedStudy, slot: int) -> dict[str, Any]:
 
 
 def _batch(study: PreparedStudy, slot: int, dataset: str, stage: int) -> int:
-    """Return which batch a participant sees in a stage, by the stage's number in its arm."""
+    """Return the index of the batch that a participant sees in a stage, by the stage's index in its arm."""
     count = len(study.datasets[dataset].batches)
     order = random.Random(f"{study.facts['seed']}/batches/{dataset}/{slot // count}").sample(range(count), count)
     return order[(slot + stage) % count]
@@ -156,7 +156,7 @@ def _trial(
 
 
 def public_step(study: PreparedStudy, step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a step as the participant's browser may know it.
+    """Return the part of a step that the participant's browser may know.
 
     Args:
         study: The prepared study.
@@ -187,14 +187,14 @@ def public_step(study: PreparedStudy, step: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_answer(step: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """Return an answer to a step after checking it.
+    """Check an answer to a step, and return it.
 
     Args:
         step: One of a plan's steps.
-        data: What a browser sent; anything at all.
+        data: The data that a browser sent, of any kind.
 
     Raises:
-        ValueError: If it is no answer to that step.
+        ValueError: If the data are not an answer to the step.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"the answer is a {type(data).__name__}, not an object")

@@ -6,8 +6,9 @@ Routes, all below ``/s/TOKEN``:
     pictures of the current step, no others; ``POST /withdraw`` deletes the participant.
 
 Safety:
-    Tokens that are unknown, used or forged get a plain page and change nothing. No request is logged, and no address or
-    browser stored. The content security policy allows the page's own script and style, pictures as data, nothing else.
+    Requests with unknown, used or forged tokens get a plain page and change nothing. No request is logged, and no
+    address or browser is stored. The content security policy allows only the page's own script and style, and pictures
+    as data.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ _log = logging.getLogger(__name__)
 
 
 def invite(study: PreparedStudy, store: StudyStore, count: int) -> list[str]:
-    """Add participants in the next free slots and return the token of each one's link.
+    """Add participants in the next free slots, and return the token of each participant's link.
 
     Args:
         study: The prepared study.
         store: Its database.
-        count: How many.
+        count: Number of participants.
     """
     for attempt in range(5):
         slots = store.free_slots(count)
@@ -69,12 +70,12 @@ def invite(study: PreparedStudy, store: StudyStore, count: int) -> list[str]:
 
 
 def state_of(study: PreparedStudy, store: StudyStore, participant: Participant) -> dict[str, Any]:
-    """Return everything that a page needs to show where a participant is.
+    """Return the state that a page needs to show a participant's current step.
 
     Args:
         study: The prepared study.
         store: Its database.
-        participant: Who.
+        participant: The participant.
     """
     steps = participant.steps
     state: dict[str, Any] = {"id": participant.id, "step": participant.step, "steps": len(steps)}
@@ -220,9 +221,9 @@ def serve(
 
     Args:
         folder: A prepared study.
-        host: Address to listen at; the own machine only, unless told otherwise.
-        port: Port; 0 for any that is free.
-        links: Participants to add before.
+        host: Address to listen at; by default only this machine can connect.
+        port: Port; 0 takes any free port.
+        links: Number of participants to add first.
         announce: Called with the address and the new links once the server listens.
     """
     try:

@@ -6,7 +6,7 @@ Behaviours sort an image into the group of its class with probability p, else in
 - ``features``: p is 0 without x-features, and with them images are grouped by the contributions that the page shows;
 - ``paper``: p of each stage such that the mean purity is the paper's (section 4.1).
 
-Power is the share of simulated studies of N people whose paired test finds the difference that was put in.
+Power is the share of simulated studies of N people whose paired test finds the simulated difference.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 @cache
 def expected_purity(skill: float, counts: tuple[int, ...], draws: int = 4000) -> float:
-    """Return the mean purity of people who place an image rightly with some probability, else at random.
+    """Compute the mean purity of people who place an image correctly with some probability, else at random.
 
     Args:
-        skill: That probability.
+        skill: Probability of placing an image correctly.
         counts: Images of each class in a batch.
         draws: Simulated batches.
 
@@ -101,7 +101,7 @@ def expected_purity(skill: float, counts: tuple[int, ...], draws: int = 4000) ->
 
 
 def skill_for(purity: float, counts: tuple[int, ...]) -> float:
-    """Return the probability with which people of some mean purity place images rightly.
+    """Compute the probability with which people of some mean purity place images correctly.
 
     Args:
         purity: The mean purity. Below that of random sorting the probability is 0.
@@ -122,14 +122,14 @@ def counts_of(dataset: PreparedDataset) -> tuple[int, ...]:
     """Return the images of each class in a data set's batches, the most first.
 
     Args:
-        dataset: Of a prepared study.
+        dataset: Data set of a prepared study.
     """
     given = dataset.given(dataset.batches[0])
     return tuple(sorted((given.count(c) for c in dataset.classes), reverse=True))
 
 
 def paper_behaviour(study: PreparedStudy, spread: float = 0.1) -> Behaviour:
-    """Return a behaviour with the paper's mean purities: its CUB for the first data set, CEL for the others.
+    """Make a behaviour with the paper's mean purities: those of CUB for the first data set, of CEL for the others.
 
     Args:
         study: The prepared study, whose batches decide how purity follows from skill.
@@ -157,10 +157,10 @@ def simulate(
     Args:
         study: The prepared study.
         store: Its database.
-        behaviour: Of all, or of each in turn.
-        participants: How many.
+        behaviour: Behaviour of all participants, or a behaviour for each in turn.
+        participants: Number of participants.
         seed: Seed of the participants' behaviour.
-        client: A client with Flask's ``get`` and ``post``; one of the application itself, if None.
+        client: A client with Flask's ``get`` and ``post``; None makes a client of the application.
     """
     asking = make_app(study, store).test_client() if client is None else client
     behaviours = [behaviour] if isinstance(behaviour, Behaviour) else list(behaviour)
@@ -282,13 +282,13 @@ def power(
     """Return the share of simulated studies whose Wilcoxon test tells two stages apart.
 
     Args:
-        skills: Probability of placing an image rightly in either stage.
+        skills: Probability of placing an image correctly in each of the two stages.
         counts: Images of each class in a batch.
-        participants: People in each study, who sort one batch in either stage.
+        participants: People in each study. They sort one batch in each stage.
         spread: Standard deviation of people's own skill.
-        studies: Simulated studies; with 200 of them the share is known to about 0.07.
+        studies: Number of simulated studies. With 200 studies the share is known to about 0.07.
         alpha: Level of the test.
-        seed: Seeds everything.
+        seed: Seed of all random draws.
 
     Example:
         >>> power((0.2, 0.9), (3, 3, 2, 2), participants=20, studies=5)

@@ -25,15 +25,15 @@ __all__ = ["write_static"]
 def write_static(
     folder: str | os.PathLike[str], out: str | os.PathLike[str], *, count: int, address: str = "."
 ) -> list[str]:
-    """Write the page with new sessions, and return the link of each.
+    """Write the page with new sessions, and return the link of each session.
 
-    Sessions that the folder holds already stay, so that more can be added later.
+    Earlier sessions in the folder stay, so sessions can be added later.
 
     Args:
         folder: The prepared study.
         out: Folder to write, for a web server.
-        count: Sessions to add.
-        address: Where the folder will be served, for the links.
+        count: Number of sessions to add.
+        address: Web address of the folder, for the links.
 
     Raises:
         ValueError: If the study is missing.

@@ -82,11 +82,11 @@ T = TypeVar("T")
 
 
 class UnknownLinkError(LookupError):
-    """Raised where a token belongs to no session, or to one that is over."""
+    """Raised where a token belongs to no session, or to a finished session."""
 
 
 class MovedError(RuntimeError):
-    """Raised where a page sends answers though the session goes on in another window."""
+    """Raised where a page sends answers after another window has taken over the session."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def new_id() -> str:
 
 
 class StudyStore:
-    """The database of a study, for many threads of one process; other processes may open it beside.
+    """The database of a study, for many threads of one process. Other processes may open it at the same time.
 
     Args:
         path: The file; created if missing.
@@ -183,12 +183,12 @@ class StudyStore:
     def invite(
         self, plans: Sequence[Mapping[str, Any]], *, slots: Sequence[int] | None = None, tokens: Sequence[str] = ()
     ) -> list[str]:
-        """Add participants and return the token of each one's link, which is stored nowhere.
+        """Add participants, and return the token of each participant's link. Tokens are stored nowhere.
 
         Args:
-            plans: As :func:`captum_xnn.study.protocol.plan` makes them.
-            slots: Of each plan; the next ones, if None.
-            tokens: To use; new random ones, if empty.
+            plans: A plan for each participant, from :func:`captum_xnn.study.protocol.plan`.
+            slots: Slot of each plan; None takes the next slots.
+            tokens: Tokens to use; if empty, new random tokens.
         """
         made = list(tokens) or [secrets.token_urlsafe(24) for _ in plans]
 
@@ -205,10 +205,10 @@ class StudyStore:
         return made
 
     def free_slots(self, count: int) -> list[int]:
-        """Return the smallest slots that no participant has; those of people who withdrew are given again.
+        """Return the smallest free slots, including the slots of people who withdrew.
 
         Args:
-            count: How many.
+            count: Number of slots.
         """
         taken = {row[0] for row in self._connection().execute("SELECT slot FROM participants")}
         found: list[int] = []
@@ -220,10 +220,10 @@ class StudyStore:
         return found
 
     def participant(self, token: str) -> Participant | None:
-        """Return the participant of a link, None for a token that is unknown.
+        """Return the participant of a link; None if the token is unknown.
 
         Args:
-            token: As it stands in the link; anything at all.
+            token: The token in the link, any text.
         """
         return _participant(self._connection(), token)
 
@@ -233,11 +233,11 @@ class StudyStore:
         return [_from_row(row) for row in rows]
 
     def claim(self, token: str, tab: str) -> Participant | None:
-        """Make a window the one that may send answers, and return its participant.
+        """Let only this window send answers from now on, and return its participant.
 
         Args:
-            token: Of the link.
-            tab: A random name that the window gave itself.
+            token: Token of the link.
+            tab: Random name that the window chose for itself.
         """
 
         def work(connection: sqlite3.Connection) -> Participant | None:
@@ -250,12 +250,12 @@ class StudyStore:
         return self._write(work)
 
     def record(self, token: str, tab: str, events: Sequence[Any]) -> int:
-        """Store events, each once, and return how many were new.
+        """Store each event once, and return the number of new events.
 
         Args:
-            token: Of the link.
+            token: Token of the link.
             tab: The window that sends them.
-            events: Each with ``id``, ``step``, ``kind``, ``at`` (milliseconds within the step) and ``data``.
+            events: Events, each with ``id``, ``step``, ``kind``, ``at`` (milliseconds within the step) and ``data``.
 
         Raises:
             UnknownLinkError: If the token is unknown or its session is over.
@@ -271,22 +271,22 @@ class StudyStore:
         return self._write(work)
 
     def answer(self, token: str, tab: str, step: int, data: Any, at: int, events: Sequence[Any] = ()) -> Participant:
-        """Store the answer to a step and go to the next one.
+        """Store the answer to a step, and move the participant to the next step.
 
         An answer to an earlier step changes nothing: the first one counts.
 
         Args:
-            token: Of the link.
+            token: Token of the link.
             tab: The window that sends it.
-            step: Number of the step.
-            data: The answer; anything at all.
+            step: Index of the step.
+            data: The answer, of any kind.
             at: Milliseconds that the participant spent on the step.
             events: Events that were not stored yet.
 
         Raises:
             UnknownLinkError: If the token is unknown or its session is over.
             MovedError: If another window has claimed the session.
-            ValueError: If it is no answer to that step, or the step lies ahead.
+            ValueError: If the data are not an answer to the step, or the participant has not reached the step.
         """
         checked = [_checked(event) for event in events]
 
@@ -312,10 +312,10 @@ class StudyStore:
         """Store a whole session that a page without a server gathered.
 
         Args:
-            token: Of the session's link.
-            answers: In the order of the steps, each with ``at`` and ``data``.
+            token: Token of the session's link.
+            answers: Answers in the order of the steps, each with ``at`` and ``data``.
             events: All events.
-            started: When, in milliseconds since 1970.
+            started: Start of the session, in milliseconds since 1970.
 
         Raises:
             UnknownLinkError: If the token is unknown.
@@ -346,8 +346,8 @@ class StudyStore:
         """Return a participant's events in order.
 
         Args:
-            participant: Their id.
-            step: One step; all, if None.
+            participant: Id of the participant.
+            step: Index of a step; None takes all steps.
         """
         rows = self._connection().execute(
             "SELECT id, step, kind, at, data FROM events WHERE participant = ? AND step = coalesce(?, step) "
@@ -360,7 +360,7 @@ class StudyStore:
         """Return a participant's answers by step, each with ``data``, ``at`` and ``saved``.
 
         Args:
-            participant: Their id.
+            participant: Id of the participant.
         """
         rows = self._connection().execute(
             "SELECT step, data, at, saved FROM answers WHERE participant = ? ORDER BY step", (participant,)
@@ -371,7 +371,7 @@ class StudyStore:
         """Delete everything of a participant, and return whether there was one.
 
         Args:
-            participant: Their id.
+            participant: Id of the participant.
         """
 
         def work(connection: sqlite3.Connection) -> bool:
@@ -430,7 +430,7 @@ class StudyStore:
 def _commit(
     connection: sqlite3.Connection, jobs: Sequence[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]
 ) -> None:
-    """Do some jobs in one transaction. One that raises undoes its own writes only."""
+    """Do some jobs in one transaction. A job that raises undoes its own writes only."""
     results: list[tuple[Future[Any], Any, BaseException | None]] = []
     try:
         with _transaction(connection):
@@ -485,7 +485,7 @@ def _active(connection: sqlite3.Connection, token: str, tab: str) -> Participant
 
 
 def _checked(event: Any) -> tuple[str, int, str, int, str]:
-    """Return an event's columns after checking it."""
+    """Check an event, and return its columns."""
     if not isinstance(event, Mapping):
         raise ValueError("events must be objects")
     name, step, kind, at = (event.get(key) for key in ("id", "step", "kind", "at"))
