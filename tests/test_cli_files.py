@@ -753,8 +753,8 @@ def test_report_against_another_output(folder: Path, groups: Path, tmp_path: Pat
     [
         (["--against", "0", "--target", "0"], "the only target is --against 0 itself"),
         (["--against", "7"], "target 7 is outside the model's outputs"),
-        (["--against", "0-1"], "--against is '0-1', and not one output; pass the number"),
-        (["--against", "all"], "--against is 'all', and not one output; pass the number"),
+        (["--against", "0-1"], "--against is '0-1', and not one output; pass the index"),
+        (["--against", "all"], "--against is 'all', and not one output; pass the index"),
     ],
 )
 def test_explain_refuses_what_it_cannot_compare(
