@@ -82,7 +82,7 @@ def test_loaders_give_the_numbers_of_their_tensors(form, kind):
         return  # learns from the examples in the loader's order
     made = xnn.contributions(X[:4], 0).contributions
     torch.testing.assert_close(made, wanted.contributions(X[:4], 0).contributions)
-    assert score.f_reg == pytest.approx(wanted.score(X, 0).f_reg, rel=1e-4)
+    assert score.f_reg == pytest.approx(wanted.score(X, 0).f_reg, rel=1e-4, abs=1e-6)  # DRSA errs by rounding alone
 
 
 CHANGING = {"order": lambda: DataLoader(Shuffled(), 16), "augmentation": lambda: DataLoader(Augmented(), 16)}

@@ -30,6 +30,7 @@ from captum.attr import (
 from torch import nn
 from torch.nn import functional as F
 
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.excitation_bp import LayerExcitationBP
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
@@ -326,13 +327,39 @@ def test_integers_are_refused_with_the_way_out():
     model = Embeds()
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     network = network_of(model, "head", SRAE(3, K, hidden=()), ids)
-    with pytest.raises(TypeError, match=r"input 0 is torch\.int64; .*LayerIntegratedGradients, layer='name.of"):
+    with pytest.raises(TypeError, match=r"input 0 is torch\.int64; .*LayerIntegratedGradients, layer='embedding'"):
         FromCaptum(IntegratedGradients)(network, (ids,), range(K))
     for method in (captum.attr.LayerConductance, captum.attr.InternalInfluence, captum.attr.LayerGradientShap):
         with pytest.raises(
             TypeError, match=f"{method.__name__} needs floating-point inputs, and input 0 is torch.int64"
         ):
             FromCaptum(method, layer="layer")(network, (ids,), range(K))
+
+
+def test_the_way_out_of_token_ids_draws_maps_at_the_embedding_itself():
+    torch.manual_seed(0)
+    ids, model = torch.arange(40).reshape(10, 4) % 7, Embeds()
+    every = torch.ones(10, dtype=torch.bool)
+    with pytest.raises(TypeError, match=r"torch\.int64; .*layer='embedding'"):
+        XNNAttribution(model, "embedding", 2).fit(ids, target=1, positives=every, progress=False).explain(ids, target=1)
+    advised = FromCaptum(LayerIntegratedGradients, layer="embedding")
+    xnn = XNNAttribution(model, "embedding", 2, heatmap=advised)
+    maps = xnn.fit(ids, target=1, positives=every, progress=False).attribute(ids, target=1)
+    assert maps.shape[2:] == model.embedding(ids).shape[1:] and bool(maps.any())
+    with pytest.raises(TypeError, match=r"layer='name\.of\.the\.embedding'"):
+        XNNAttribution(Tabled(), "head", 2).fit(ids, target=1, positives=every, progress=False).explain(ids, target=1)
+
+
+class Tabled(Embeds):
+    """Looks its tokens up in a table of its own, without an embedding layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(self.embedding.weight.detach().clone())
+        del self.embedding
+
+    def forward(self, ids):
+        return self.head(self.layer(self.table[ids]).relu().mean(1))
 
 
 def test_methods_that_replace_inputs_take_token_ids():

@@ -203,9 +203,9 @@ def test_report_that_cannot_be_kept_says_so(explained: Any, tmp_path: Path, capl
 def test_benchmark_compares_a_report_with_its_maps(
     torchvision: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report_speed.main(images=4, rounds=1, out=tmp_path, maps=True)
+    report_speed.main(images=6, rounds=1, out=tmp_path, maps=True)
     said = capsys.readouterr().out
-    assert said.startswith("4 images, ResNet-18: the report takes ") and "(median of 1, bar 1.5)" in said
+    assert said.startswith("6 images, ResNet-18: the report takes ") and "(median of 1, bar 1.5)" in said
     report, maps, ratio = (float(part) for part in re.findall(r"[0-9.]+(?= s)|(?<=ratio )[0-9.]+", said))
     assert ratio == pytest.approx(report / maps, abs=0.1 + 0.1 / maps * ratio)
 

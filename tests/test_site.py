@@ -262,6 +262,23 @@ def test_a_page_without_a_section_has_no_empty_sidebar(driver: Any, address: str
 
 
 @in_chromium
+@pytest.mark.parametrize("width", [360, 1280])
+def test_names_in_tables_of_contents_stay_whole(driver: Any, address: str, width: int) -> None:
+    broken = {}
+    for name in ("api.html", "generated/captum_xnn.models.html"):
+        driver.get(f"{address}/{name}")
+        resize(driver, width, 900)
+        split = driver.execute_script(
+            "return [...document.querySelectorAll('table.autosummary td:first-child code span, nav.bd-links li > a')]"
+            ".filter(e => e.offsetParent && !/\\s/.test(e.textContent.trim()) && e.getClientRects().length > 1)"
+            ".map(e => e.textContent)"
+        )
+        if split:
+            broken[name] = split
+    assert not broken
+
+
+@in_chromium
 def test_the_search_finds_reports(driver: Any, address: str) -> None:
     with quiet(driver, address):
         driver.get(f"{address}/search.html?q=report")

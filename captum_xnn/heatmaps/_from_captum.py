@@ -77,9 +77,12 @@ _BETWEEN_INPUTS = ("InternalInfluence", "LayerConductance", "LayerGradientShap")
 
 _GRAD_CAM = ("LayerGradCam", "GuidedGradCam")
 
-_AT_EMBEDDING = (
-    "draw the maps at the embedding: heatmap=FromCaptum(LayerIntegratedGradients, layer='name.of.the.embedding')"
-)
+
+def _at_embedding(model: nn.Module) -> str:
+    """Say how to draw maps of token ids, with the name of the model's first embedding."""
+    names = (name for name, module in model.named_modules() if name and isinstance(module, nn.Embedding))
+    layer = next(names, "name.of.the.embedding")
+    return f"draw the maps at the embedding: heatmap=FromCaptum(LayerIntegratedGradients, layer={layer!r})"
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class FromCaptum:
         attributed = self._attributed_network(network, inputs, additional_forward_args, checks)
         moves_inputs = not (self._is_layered or self._perturbs)
         if moves_inputs or self.method.__name__ in _BETWEEN_INPUTS:
-            refuse_integers(inputs, self.method.__name__, _AT_EMBEDDING)
+            refuse_integers(inputs, self.method.__name__, _at_embedding(network.model))
         layer: _DrawnLayer | None = None
         if "layer" in self._constructor:
             layer = self._drawn_layer(network, attributed, inputs, additional_forward_args, construct.get("layer"))

@@ -12,7 +12,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from captum.attr import Attribution
@@ -32,6 +32,9 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, grouped, per_example, select
 from captum_xnn.layers._trace import trace
 
+if TYPE_CHECKING:  # the default backends stand above this module
+    from captum_xnn.heatmaps._defaults import DefaultMaps
+
 __all__ = ["OneHeatmap"]
 
 
@@ -40,8 +43,8 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
 
     Args:
         model: Any trained module that runs as Python code. It stays unchanged.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. Contrastive
-            excitation backprop by default.
+        heatmap: A Captum class, a backend such as ``FromCaptum(DeepLift, baselines=...)``, or the ``heatmap`` of an
+            XNNAttribution. Contrastive excitation backprop by default.
         prediction_transform: Turns the model's raw output, such as a tuple or dict, into one tensor.
         before: A layer, by name or as a module. A backend that chooses the layer of maps itself then takes the last
             one before it, as for x-features at this layer. The default is the last one of the model.
@@ -64,7 +67,7 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        heatmap: type[Attribution] | Heatmap | None = None,
+        heatmap: type[Attribution] | Heatmap | DefaultMaps | None = None,
         *,
         prediction_transform: OutputTransform | None = None,
         before: str | nn.Module | None = None,
@@ -72,7 +75,8 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
         unwrap(model)
         Attribution.__init__(self, model)
         self.model = model
-        self.heatmap = ExcitationMaps() if heatmap is None else as_heatmap(heatmap)
+        backend: Any = getattr(heatmap, "of_networks", heatmap)  # the one of an attribution's default backends
+        self.heatmap = ExcitationMaps() if backend is None else as_heatmap(backend)
         self.prediction_transform = prediction_transform
         self.before = before
 
