@@ -22,7 +22,7 @@ from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._fingerprint import differences, fingerprint
 from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._stacklevel import levels_up
-from captum_xnn.layers._targets import Target, predicted_classes, select
+from captum_xnn.layers._targets import Target, positives_of, predicted_classes, select
 
 __all__ = ["Activations", "Asked", "Outputs", "Source", "Task", "check_positives"]
 
@@ -229,15 +229,12 @@ class Outputs(NamedTuple):
 
     def _own_positives(self, targets: tuple[Target, ...]) -> Tensor | None:
         """Mark the examples to which the model gives one of the classes; None if outputs are not classes."""
-        given = self.classes
-        if given is None or not all(isinstance(t, int) for t in targets):
-            return None
-        positives = torch.isin(given, torch.tensor(targets))
-        if not bool(positives.any()):
+        positives = positives_of(self.classes, targets)
+        if positives is not None and not bool(positives.any()):
             raise ValueError(
-                f"the model gives class {', '.join(map(str, targets))} to none of {len(given)} examples; add such "
+                f"the model gives class {', '.join(map(str, targets))} to none of {len(positives)} examples; add such "
                 "examples to the data, or, if the outputs are no classes, weight all examples alike with "
-                f"positives=torch.ones({len(given)}, dtype=torch.bool)"
+                f"positives=torch.ones({len(positives)}, dtype=torch.bool)"
             )
         return positives
 

@@ -46,7 +46,7 @@ __all__ = [
     "compared",
     "explain",
     "fit",
-    "predicted_classes",
+    "given_classes",
     "requested_targets",
 ]
 
@@ -110,7 +110,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened,
             _check_given(opened, requested, configuration.joint, found.y_hat)
         xnn.fit(
             found,
-            predicted_classes(found.y_hat, ranks) if requested == "all" else requested,
+            given_classes(found.y_hat, ranks) if requested == "all" else requested,
             joint=configuration.joint,
             checkpoint=kept,
             log=log if learned else None,
@@ -257,7 +257,7 @@ def requested_targets(opened: Opened) -> list[int] | str | None:
     return targets
 
 
-def predicted_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
+def given_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
     """Return the classes that the model gives to at least one example, from its outputs (M, C)."""
     given = sorted({c for chunk in chunks(y_hat) for c in chunk.argmax(1).tolist()})
     if ranks.first and len(given) < y_hat.shape[1]:

@@ -12,7 +12,7 @@ import torch
 
 from captum_xnn._distributed import ALONE
 from captum_xnn._files import replace_file
-from captum_xnn.cli._commands import predicted_classes, requested_targets
+from captum_xnn.cli._commands import given_classes, requested_targets
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._inputs import read_tensor
 from captum_xnn.cli._opened import Opened, needed
@@ -48,7 +48,7 @@ def compared(configuration: Configuration, arguments: argparse.Namespace) -> str
     targets = requested_targets(opened)
     if targets == "all":
         outputs = torch.cat([opened.outputs(batch.inputs).cpu() for batch in opened.inputs])
-        targets = predicted_classes(outputs, ALONE)
+        targets = given_classes(outputs, ALONE)
     found = compare(
         opened.model,
         needed(configuration, "layer", "--layer NAME"),

@@ -19,7 +19,7 @@ from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._opened import Opened
 from captum_xnn.layers._pixels import channels_first
-from captum_xnn.layers._targets import Difference, Target, predicted_classes, select
+from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes, select
 from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
@@ -129,11 +129,9 @@ def _with_orthogonality(result: Evaluation, plain: Orthogonality, weighted: Orth
 
 
 def _positives(y_hat: Tensor, target: Target) -> Tensor:
-    """Return the rows of the positives."""
-    classes = predicted_classes(y_hat)
-    if classes is None or not isinstance(target, int):
-        return torch.arange(len(y_hat))
-    return (classes == target).nonzero()[:, 0]
+    """Return the rows of the positives; all rows if there are no classes."""
+    marked = positives_of(predicted_classes(y_hat), [target])
+    return torch.arange(len(y_hat)) if marked is None else marked.nonzero()[:, 0]
 
 
 def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:

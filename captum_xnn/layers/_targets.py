@@ -7,10 +7,11 @@ Inside the package it may also be the difference of two such outputs.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Target",
     "grouped",
     "per_example",
+    "positives_of",
     "predicted_classes",
     "select",
     "select_each",
@@ -140,6 +142,22 @@ def predicted_classes(y_hat: Tensor) -> Tensor | None:
         (tensor([1, 0]), None)
     """
     return y_hat.argmax(1) if y_hat.dim() == 2 and y_hat.shape[1] > 1 else None
+
+
+def positives_of(classes: Tensor | None, targets: Sequence[Target]) -> Tensor | None:
+    """Mark the examples to which the model gives one of the targets, (M,); None if outputs or targets are not classes.
+
+    Args:
+        classes: The class of each example, from :func:`predicted_classes`.
+        targets: The explained outputs.
+
+    Example:
+        >>> positives_of(torch.tensor([1, 0, 2]), [1, 2]), positives_of(torch.tensor([1, 0]), [None])
+        (tensor([ True, False,  True]), None)
+    """
+    if classes is None or not all(isinstance(target, int) for target in targets):
+        return None
+    return torch.isin(classes, torch.tensor(targets, device=classes.device))
 
 
 def select(y_hat: Tensor, target: Target) -> Tensor:

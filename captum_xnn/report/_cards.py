@@ -31,7 +31,7 @@ from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._targets import Target, grouped, predicted_classes, select, single_target
+from captum_xnn.layers._targets import Target, grouped, positives_of, predicted_classes, select, single_target
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
@@ -385,7 +385,8 @@ class CardStream:
         self.tops["E low"].update(-E, numbers)
         classes = predicted_classes(y_hat)
         given = [None] * len(y_hat) if classes is None else classes.tolist()
-        own = self._of_class(given)
+        marked = positives_of(classes, [self.target])
+        own = torch.arange(len(E)) if marked is None else marked.nonzero()[:, 0]
         shares: dict[int, Tensor] = {}
         heat: dict[int, Tensor] = {}
         if why is not None:
@@ -437,11 +438,6 @@ class CardStream:
         y = torch.cat(self.predictions)
         same = None if self.same is None else self.same / len(y)
         return DataFaithfulness(self.misses / len(y), same, len(y), float((y - y.mean()).abs().mean()))
-
-    def _of_class(self, given: list[int | None]) -> Tensor:
-        """Return the rows of the positives; all rows if there are no classes."""
-        classes = isinstance(self.target, int)
-        return torch.tensor([i for i, c in enumerate(given) if not classes or c is None or c == self.target]).long()
 
     def _map_shares(self, batch: Any, mass: Tensor, rows: Tensor) -> Tensor:
         """Compute each x-feature's share of the maps' mass, (n, K), and add the maps' shares on the places."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
-from captum_xnn.layers._targets import Difference, Target, predicted_classes
+from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes
 from captum_xnn.metrics._faithfulness import classification_faithfulness
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
 from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches, texts_of
@@ -59,14 +59,13 @@ class CellsOfTarget:
         prediction, surrogate = made.prediction.double().cpu(), made.surrogate.double().cpu()
         self.misses += float((prediction - surrogate).abs().sum())
         self.predictions.append(prediction)
-        given = predicted_classes(y_hat)
-        self.classes = given is not None and isinstance(self.target, int)
-        mine = torch.ones(len(prediction), dtype=torch.bool)
-        if self.classes and given is not None:
-            assert isinstance(self.target, int)  # as `classes` says
+        positives, contributions = positives_of(predicted_classes(y_hat), [self.target]), made.contributions
+        self.classes = positives is not None
+        if positives is not None:
+            assert isinstance(self.target, int)  # otherwise there are no classes
             self.same += classification_faithfulness(y_hat, surrogate, self.target) * len(prediction)
-            mine = given == self.target
-        self.own.append(made.contributions.double().cpu()[mine])
+            contributions = contributions[positives.to(contributions.device)]
+        self.own.append(contributions.double().cpu())
 
     def show(self, why: Explanation, one: Any, given: Sequence[int | None], cells: Sequence[Sequence[str]]) -> None:
         """Add examples that the page shows, with the texts of their cells."""
