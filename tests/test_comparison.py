@@ -477,6 +477,20 @@ def test_formats_parse_back(tmp_path):
     )
 
 
+def test_a_single_value_has_no_interval_and_the_caption_says_how_to_get_one():
+    one = MethodComparison("fc", (2,), 5, 80, 20, 1, {"groups": {"f_reg": (1.0,)}})
+    assert one.caption == (
+        "Layer fc, target 2, 5 x-features; fitted on 80 examples and measured on 20 others; one value each. For 95 % "
+        "intervals, and a warning where another method is clearly more faithful, pass repeats=3 (--repeats 3) or "
+        "several targets."
+    )
+    assert "±" not in one.to_markdown()
+    again = MethodComparison("fc", (2,), 5, 80, 20, 2, {"groups": {"f_reg": (1.0, 3.0)}})
+    assert (
+        again.caption.endswith("means with 95 % intervals over 1 target and 2 repeats.") and "±" in again.to_markdown()
+    )
+
+
 def test_pandas_frame_or_an_error_that_says_what_to_do(monkeypatch):
     try:
         import pandas

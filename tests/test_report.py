@@ -18,10 +18,12 @@ import torch
 
 from captum_xnn import XNNAttribution
 from captum_xnn.datasets._parts import PartsSample
+from captum_xnn.layers._targets import Difference
 from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
 from captum_xnn.report import ReportOptions
+from captum_xnn.report._gallery import OutputNames
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
 from captum_xnn.report._verdict import error
@@ -455,6 +457,13 @@ def test_images_come_in_batches_as_well(explained: Any, tmp_path: Path) -> None:
     assert [i["src"] for i in parts.data["images"]] == [i["src"] for i in whole.data["images"]]
     for a, b in zip(whole.data["targets"][0]["rows"], parts.data["targets"][0]["rows"], strict=True):
         assert a["c"] == pytest.approx(b["c"], rel=1e-4, abs=1e-6)
+
+
+def test_outputs_without_a_name_are_classes_only_where_one_number_chooses_them() -> None:
+    label = OutputNames({1: "bird"}).of
+    assert [label(1), label(2), label((2, 0)), label(Difference(1, 2))] == [
+        "bird", "class 2", "output (2, 0)", "bird rather than class 2",
+    ]  # fmt: skip
 
 
 def test_display_undoes_a_normalisation(explained: Any, tmp_path: Path) -> None:

@@ -189,11 +189,17 @@ class MethodComparison:
             else "the output"
         )
         repeats = f"{self.repeats} repeat{'s' * (self.repeats > 1)}"
-        return (
+        made = (
             f"Layer {self.layer}, {many}, {self.n_features} x-features; fitted on {self.train:,} examples and measured "
-            f"on {self.test:,} others; means with 95 % intervals over {len(self.targets)} "
-            f"target{'s' * (len(self.targets) > 1)} and {repeats}."
+            f"on {self.test:,} others"
         )
+        if len(self.targets) * self.repeats == 1:
+            return (
+                f"{made}; one value each. For 95 % intervals, and a warning where another method is clearly more "
+                "faithful, pass repeats=3 (--repeats 3) or several targets."
+            )
+        targets = f"{len(self.targets)} target{'s' * (len(self.targets) > 1)}"
+        return f"{made}; means with 95 % intervals over {targets} and {repeats}."
 
     def to_markdown(self) -> str:
         """Format the table in Markdown."""

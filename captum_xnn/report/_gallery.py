@@ -46,7 +46,9 @@ class OutputNames:
             return str(only)
         if isinstance(target, Difference):
             return f"{self.of(target.target)} rather than {self.of(target.against)}"
-        return str(self.names[target]) if target in self.names else f"class {target}"
+        if target in self.names:
+            return str(self.names[target])
+        return f"class {target}" if isinstance(target, int) else f"output {target}"
 
 
 class Gallery:
