@@ -441,7 +441,7 @@ def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
         raise ValueError(
             f"the data changed: example {int(rows[int(off.nonzero()[0])])} gives other values than when it was first "
             "read, as with random augmentation, another order in every run, or a store of other data; pass the same "
-            "examples in the same order each time"
+            "examples in the same order each time, and images with the transform of the test set"
         )
 
 
