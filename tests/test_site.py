@@ -11,8 +11,8 @@ import http.server
 import json
 import os
 import re
-import time
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
