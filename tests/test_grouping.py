@@ -168,3 +168,39 @@ def test_patches_that_lose_the_same_are_one_cluster():
     label = patch_clusters(X, X.sum(1), 2)
     assert label[::2].unique().numel() == label[1::2].unique().numel() == 1
     assert label[0] != label[1]
+
+
+def sources(count, m=40):
+    """Centred columns that do not correlate at all."""
+    x = torch.randn(m, count, generator=torch.Generator().manual_seed(5)).double()
+    return torch.linalg.qr(x - x.mean(0))[0]
+
+
+def rounded(X, seed):
+    """The same numbers with other rounding."""
+    return X + 1e-9 * torch.randn(X.shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_rounding_chooses_no_clusters_where_more_are_separate_than_asked_for():
+    X = sources(4).repeat_interleave(torch.tensor([4, 3, 2, 1]), 1) * torch.linspace(1, 2, 10)
+    first = spectral_groups(X, 2)
+    assert first.sum(0).min() > 0
+    for seed in range(8):
+        assert torch.equal(spectral_groups(rounded(X, seed), 2), first)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_columns_that_hardly_vary_take_no_cluster(value):
+    """Alone they correlate with nothing, so each would be a cluster of its own."""
+    live = sources(2).repeat_interleave(3, 1) * torch.linspace(1, 2, 6)
+    alone = spectral_groups(live, 2)
+    for seed in range(4):
+        a = spectral_groups(rounded(torch.cat([torch.full((40, 5), value).double(), live], 1), seed), 2)
+        assert torch.equal(a[5:], alone) and bool((a[:5] == 0.5).all())
+
+
+def test_large_columns_that_vary_by_rounding_alone_take_no_cluster():
+    live = sources(2).repeat_interleave(3, 1) * torch.linspace(1, 2, 6)
+    large = 1e4 + 1e-3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(6)).double()
+    a = spectral_groups(torch.cat([large, live], 1), 2)
+    assert torch.equal(a[5:], spectral_groups(live, 2)) and bool((a[:5] == 0.5).all())
