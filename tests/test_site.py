@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import json
 import os
 import re
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import pytest
-from browser import all_of, one, until
+from browser import all_of, asks_only, one, until
 from test_public_names import NAMES
 
 from benchmarks.report_speed import chromium, found, resize
@@ -203,9 +202,7 @@ def quiet(driver: Any, address: str) -> Iterator[None]:
     yield
     errors = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
     assert [message for message in errors if "Got invalid theme mode: ." not in message] == []
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert asked and [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    asks_only(driver, address)
 
 
 @in_chromium
