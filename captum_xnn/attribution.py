@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from captum.attr import Attribution, LayerAttribution
@@ -25,21 +25,20 @@ from torch import Tensor, nn
 from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
-from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack, repeatable
+from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect_together
-from captum_xnn.activations._memmap import chunks, each
+from captum_xnn.activations._memmap import chunks
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
-from captum_xnn.heatmaps._feature_maps import DrawnAndRead, FeatureMaps
-from captum_xnn.heatmaps._gradient_maps import GradientMaps
+from captum_xnn.heatmaps._feature_maps import FeatureMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.heatmaps._one_pass import Reading
+from captum_xnn.heatmaps._one_pass import Explained
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
-from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._fingerprint import fingerprint
 from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
@@ -52,14 +51,12 @@ from captum_xnn.layers._targets import (
     Target,
     per_example,
     select,
-    select_each,
     single_target,
     target_groups,
 )
 from captum_xnn.metrics._faithfulness import Faithfulness
-from captum_xnn.models._base import Autoencoder, encode_all
-from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Choice, Numbers, numbers_of_each
+from captum_xnn.models._base import Autoencoder
+from captum_xnn.models._numbers import Examples, numbers_of_all
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
@@ -68,6 +65,8 @@ __all__ = ["XNNAttribution"]
 
 _SHOWN = 5
 """Number of explainers, and of targets of one explainer, in a printed text."""
+_READ = 16
+"""Number of examples that the model runs on before an explainer is fitted for them."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -156,8 +155,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.prediction_transform = prediction_transform
         self.seed = as_int("seed", seed, None, "0")
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
-        self._places: dict[Any, nn.Module | None] = {}
-        self._two_passes: set[Any] = set()
+        self._feature_maps = FeatureMaps(self._backend)
 
     def __repr__(self) -> str:
         model = unwrap(self.model)
@@ -230,7 +228,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             progress: Whether to show progress bars.
 
         Raises:
-            ValueError: If a fit cannot use the data or the outputs; the message says why, and what to do.
+            ValueError: If a fit cannot use the data or the outputs, as after a softmax; the message says why, and what
+                to do.
             RuntimeError: If ``distributed`` is set outside of a group of processes.
 
         Example:
@@ -251,6 +250,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         asked = [t for group in groups for t in group]
         found = self._collected(data, progress, store, ranks, Asked(asked, gradients=is_exact(self.autoencoder)))
         outputs = Outputs.of(found, asked)
+        if self.prediction_transform is None:
+            outputs.refuse_softmax()
         if ranks.first:
             outputs.warn_unless_logits()
         settings = LayerFit(
@@ -403,18 +404,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             NotFittedError: If a target was not fitted and there are no train_data.
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        internal_batch_size = batch_size(internal_batch_size)
-        explained = self._explained(
-            inputs,
-            target,
-            additional_forward_args,
-            internal_batch_size,
-            against=against,
-            maps=not heatmap_kwargs,
+        size = batch_size(internal_batch_size)
+        maps, explained = self._feature_maps.explain(
+            self._examples(inputs, target, additional_forward_args, against),
             feature=feature,
+            internal_batch_size=size,
+            settings=heatmap_kwargs,
         )
-        maps = like(inputs, self._maps(explained, feature, internal_batch_size, heatmap_kwargs))
-        return (maps, explained.unexplained) if return_convergence_delta else maps
+        return (like(inputs, maps), explained.unexplained) if return_convergence_delta else like(inputs, maps)
 
     def attribute_future(self, *_args: Any, **_kwargs: Any) -> None:
         """Raise NotImplementedError, as Captum's classes without futures do."""
@@ -439,7 +436,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             against: The output to subtract, if any.
         """
         del attributions
-        return self._explained(inputs, target, additional_forward_args, against=against).unexplained
+        return Explained.of(self._examples(inputs, target, additional_forward_args, against)).unexplained
 
     def explain(
         self,
@@ -498,10 +495,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
         With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
         """
-        explained = self._explained(
-            inputs, target, additional_forward_args, internal_batch_size, against=against, maps=not heatmap_kwargs
+        examples = self._examples(inputs, target, additional_forward_args, against)
+        maps, explained = self._feature_maps.explain(
+            examples, internal_batch_size=internal_batch_size, settings=heatmap_kwargs
         )
-        maps, numbers = self._maps(explained, None, internal_batch_size, heatmap_kwargs), explained.numbers
+        numbers = explained.numbers
         why = Explanation(
             inputs=inputs,
             maps=like(inputs, maps),
@@ -510,8 +508,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             bias=numbers.bias,
             surrogate=numbers.surrogate,
             prediction=explained.prediction,
-            target=tuple(explained.targets),
-            layer=explained.reader.name,
+            target=tuple(examples.targets),
+            layer=examples.reader.name,
         )
         return why, explained.read.y_hat
 
@@ -567,8 +565,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
             True
         """
-        size = batch_size(internal_batch_size)
-        explained = self._explained(inputs, target, additional_forward_args, size, against=against)
+        examples = self._examples(inputs, target, additional_forward_args, against)
+        explained = Explained.of(examples, batch_size(internal_batch_size))
         return Contributions(*explained.numbers[:4], explained.prediction)
 
     def with_heatmap(self, heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> XNNAttribution:
@@ -579,6 +577,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         other = copy.copy(self)
         other.heatmap = heatmap_or_default(heatmap)
+        other._feature_maps = FeatureMaps(other._backend)
         return other
 
     def score(
@@ -601,162 +600,33 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
         own = outputs.columns([target])[:, 0]
-        surrogate = self._surrogates(found, explainer, target, own)
+        surrogate = numbers_of_all(explainer.choice(target), found, own, self._reader()).surrogate
         prediction = own.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)
         return Faithfulness.of(surrogate, prediction, chunks(found.y_hat), target)
 
-    def _surrogates(self, found: Activations, explainer: Explainer, target: Target, own: Tensor) -> Tensor:
-        """Compute the surrogate of all examples, (M,); ``own`` are the model's outputs, (M,)."""
-        form, output, _, against = explainer.choice(target)
-        if not isinstance(form, ContributionGroups):
-            weight = form.head.weight
-            with torch.no_grad():
-                E = encode_all(form, each(found.Z, lambda part: part.to(weight.device, weight.dtype)))
-                y_bar: Tensor = form.head(E)
-                return (y_bar[:, output] - (0 if against is None else y_bar[:, against])).cpu()
-        if found.source is None:
-            raise ValueError(
-                "these activations do not say which inputs they belong to, and contributions need the inputs again; "
-                "pass the data themselves"
-            )
-        one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
-        made: list[Tensor] = []
-        for batch in Batches(found.source.data, 64, found.source.unpack).those(lambda _first, _end: True):
-            inputs, additional = batch.on(self._reader().device)
-            explained = self._explained(inputs, one, additional, explainers=[explainer] * batch.rows, against=other)
-            rows = torch.arange(batch.first, batch.first + batch.rows)
-            refuse_changed(own[rows].cpu(), explained.prediction.to(own.dtype).cpu(), rows)
-            made.append(explained.numbers.surrogate.cpu())
-        refuse_lack(sum(map(len, made)), torch.arange(len(own)))
-        return torch.cat(made)
-
-    def _explained(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any,
-        additional_forward_args: Any,
-        internal_batch_size: int | None = None,
-        explainers: Sequence[Explainer] = (),
-        against: Any = None,
-        *,
-        maps: bool = False,
-        feature: int | None = None,
-    ) -> _Explained:
-        """Compute all numbers of an explanation.
-
-        Args:
-            inputs: As :meth:`explain` takes them.
-            target: As :meth:`explain` takes it.
-            additional_forward_args: As :meth:`explain` takes them.
-            internal_batch_size: Number of examples explained at once.
-            explainers: Explainer of each example. Without them, the fitted explainers of the targets.
-            against: As :meth:`explain` takes it.
-            maps: Whether maps of the same examples follow, without settings, so that one pass may serve both.
-            feature: The x-feature that these maps draw; None for all of them.
-        """
+    def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
+        """Copy what :meth:`explain` takes, and choose the explainer of each example."""
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
-        targets = per_example(target, len(tensors[0]), against)
-        reader = self._reader()
+        targets, reader = per_example(target, len(tensors[0]), against), self._reader()
         _refuse_whole(reader, tensors, additional)
-        choices = [e.choice(t) for e, t in zip(explainers, targets, strict=False)]
-
-        size = internal_batch_size or len(targets)
-        place = self._place(reader, tensors) if maps and size >= len(targets) and len({*targets}) == 1 else None
-        read: list[Reading] = []
-        drawn = self._drawn(reader, targets, tensors, additional, feature, internal_batch_size) if maps else None
-
-        def numbers() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            """Yield row indices, and the numbers and predictions of these rows."""
-            for some in torch.split(torch.arange(len(targets)), size):
-                x, more = rows_of(tensors, additional, some)
-                with torch.inference_mode(False), torch.no_grad():
-                    if drawn is not None:
-                        Z, y_hat = drawn.Z, drawn.y_hat
-                    elif read:
-                        with untouched(reader.model):
-                            Z, y_hat = reader.read((*x, *(more or ())))
-                    else:
-                        read.append(Reading.of(reader, x, more, place))
-                        Z, y_hat = read[0].Z, read[0].y_hat
-                if not choices:
-                    for t in dict.fromkeys(targets):
-                        select(y_hat, t)  # raises for a target out of range before another one is fitted
-                    fitted = self._explainers(targets)
-                    choices.extend(e.choice(t) for e, t in zip(fitted, targets, strict=True))
-                rows = some.tolist()
-                own = select_each(y_hat, [targets[i] for i in rows])
-                x, more = rows_of(tensors, additional, some)  # copies again, as a model may have worked in place
-                prefix = read[0].prefix if read and len(targets) == 1 else None
-                made = numbers_of_each([choices[i] for i in rows], Z, own, reader, x, more, prefix=prefix)
-                yield rows, (*made, own.to(made.features.dtype))
-
-        *found, prediction = gathered(numbers(), len(targets))
-        done = Numbers(*found), prediction, read[0] if drawn is None else drawn
-        return _Explained(tensors, additional, targets, reader, choices, *done)
+        if any(self._fitted_already(reader.name, t) is None for t in dict.fromkeys(targets)):
+            with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
+                some, more = rows_of(tensors, additional, torch.arange(len(targets))[:_READ])
+                _, y_hat = reader.read((*some, *(more or ())))
+            for t in dict.fromkeys(targets):
+                select(y_hat, t)  # raises for a target out of range before another one is fitted
+        fitted = self._explainers(targets)
+        choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True)]
+        return Examples(choices, reader, tensors, additional)
 
     def _backend(self, exact: bool) -> Heatmap:
         """Choose the backend for groups of contributions, which are exact, or for learned networks."""
         if not isinstance(self.heatmap, DefaultMaps):
             return self.heatmap
         return self.heatmap.of_groups if exact else self.heatmap.of_networks
-
-    def _drawn(
-        self,
-        reader: Reader,
-        targets: Sequence[Target],
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-        feature: int | None,
-        internal_batch_size: int | None,
-    ) -> DrawnAndRead | None:
-        """Draw maps and read the outputs in one pass; return None for a first call, and where that needs two."""
-        key = _place_key(reader, inputs)
-        fitted = [self._fitted_already(reader.name, t) for t in targets]
-        if key not in self._places or key in self._two_passes or not fitted or None in fitted:
-            return None
-        choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True) if e is not None]
-        maps = FeatureMaps(self._backend, reader)
-        if not maps.reads(choices, internal_batch_size):
-            return None
-        drawn = maps.draw_and_read(choices, inputs, additional, feature=feature)
-        if drawn is None:
-            self._two_passes.add(key)
-        return drawn
-
-    def _place(self, reader: Reader, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-        """Guess the layer at which the default maps of groups are drawn, from an earlier call; None if unknown."""
-        exact = any(e.is_exact for (layer, _), e in self.explainers_.items() if layer == reader.name)
-        if not exact or not isinstance(self._backend(True), GradientMaps):
-            return None
-        return self._places.get(_place_key(reader, inputs))
-
-    def _maps(
-        self,
-        explained: _Explained,
-        feature: int | None,
-        internal_batch_size: int | None,
-        settings: dict[str, Any],
-    ) -> tuple[Tensor, ...]:
-        """Draw the maps of all examples."""
-        if isinstance(explained.read, DrawnAndRead):
-            return explained.read.maps
-        with torch.inference_mode(False), untouched(explained.reader.model):
-            ran = explained.read.tracer.trace()
-            self._places[_place_key(explained.reader, explained.inputs)] = ran.spatial
-            return FeatureMaps(self._backend, explained.reader).draw(
-                explained.choices,
-                explained.numbers.slopes,
-                explained.inputs,
-                explained.additional,
-                ran,
-                taken=explained.read.taken,
-                feature=feature,
-                internal_batch_size=internal_batch_size,
-                settings=settings,
-            )
 
     def one_heatmap(
         self,
@@ -865,24 +735,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return xnn
 
 
-class _Explained(NamedTuple):
-    """An explanation without its maps."""
-
-    inputs: tuple[Tensor, ...]
-    additional: tuple[Any, ...] | None
-    targets: list[Target]
-    reader: Reader
-    choices: list[Choice]
-    numbers: Numbers
-    prediction: Tensor
-    read: Reading | DrawnAndRead
-    """The pass that read the first examples, or drew the maps of all of them too."""
-
-    @property
-    def unexplained(self) -> Tensor:
-        return self.prediction - self.numbers.surrogate
-
-
 def _check_settings(autoencoder: Any, recipe: Any) -> None:
     """Raise where the form or the recipe is of another type."""
     if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
@@ -902,11 +754,6 @@ def _difference(target: Any, against: Any) -> Target:
     """Return a target for all examples, or its difference from another output."""
     one = single_target(target)
     return one if against is None else Difference(one, single_target(against))  # type: ignore[arg-type]
-
-
-def _place_key(reader: Reader, inputs: tuple[Tensor, ...]) -> Any:
-    """Make the key under which the layer of maps is remembered."""
-    return reader.name, tuple(x.shape[1:] for x in inputs)
 
 
 def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:

@@ -703,9 +703,16 @@ def test_an_explanation_that_does_not_add_up_is_refused(xnn, what):
         Explanation(**parts)
 
 
-def test_outputs_after_a_softmax_are_warned_of():
+def test_outputs_after_a_softmax_are_refused_unless_they_are_asked_for():
+    softmax = net(nn.Softmax(1))
+    with pytest.raises(
+        ValueError, match=r"outputs are non-negative and sum to 1.* all the same, pass prediction_trans"
+    ):
+        made(softmax).fit(DATA, 0, progress=False)
     with pytest.warns(UserWarning, match="outputs are non-negative and sum to 1"):
-        made(net(nn.Softmax(1))).fit(DATA, 0, progress=False)
+        xnn = made(softmax, prediction_transform=lambda y: y).fit(DATA, 0, progress=False)
+    why = xnn.explain(DATA[:5], 0)
+    torch.testing.assert_close(why.prediction, softmax(DATA[:5])[:, 0].detach())
 
 
 def test_a_class_that_the_model_never_gives():

@@ -13,7 +13,7 @@ from command_line import write
 from test_report import Page
 
 from captum_xnn import XNNAttribution, cli
-from captum_xnn.cli import Configuration, Opened
+from captum_xnn.cli import Configuration, ModelAndInputs
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
 
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_hand(folder: Path) -> tuple[XNNAttribution, torch.Tensor, list[list[str]]]:
-    opened = Opened.of(Configuration.read(folder / "xnn" / "config.toml", {"device": "cpu"}))
+    opened = ModelAndInputs.of(Configuration.read(folder / "xnn" / "config.toml", {"device": "cpu"}))
     heatmap = FromCaptum(LayerIntegratedGradients, layer="embedding")
     xnn = XNNAttribution.load(folder / "xnn", opened.model, heatmap=heatmap)
     texts = [line.split() for line in (folder / "texts.txt").read_text().splitlines() if line]
@@ -137,7 +137,7 @@ def test_groups_have_the_maps_of_python(tmp_path: Path) -> None:
     command = ["--model", f"{folder}/net.py", "--data", f"{folder}/images", "--quiet", "--device", "cpu"]
     assert cli.main(["fit", *command, "--layer", "1", "--target", "0", "--out", f"{folder}/xnn"]) == 0
     assert cli.main(["explain", *command[2:], "--explainer", f"{folder}/xnn", "--out", f"{folder}/why"]) == 0
-    opened = Opened.of(Configuration.read(folder / "xnn" / "config.toml", {"device": "cpu"}))
+    opened = ModelAndInputs.of(Configuration.read(folder / "xnn" / "config.toml", {"device": "cpu"}))
     (batch,) = opened.inputs
     why = XNNAttribution.load(folder / "xnn", opened.model).explain(batch.inputs, 0)
     lines = [json.loads(line) for line in (folder / "why" / "explanations.jsonl").read_text().splitlines()]
@@ -146,7 +146,7 @@ def test_groups_have_the_maps_of_python(tmp_path: Path) -> None:
 
 
 def test_methods_of_a_layer_take_its_name() -> None:
-    from captum_xnn.cli._opened import heatmap_named
+    from captum_xnn.cli._model_and_inputs import heatmap_named
 
     assert repr(heatmap_named("LayerGradCam:layer4")) == "FromCaptum(LayerGradCam, layer='layer4')"
     assert heatmap_named("ExcitationMaps:layer4").layer == "layer4"

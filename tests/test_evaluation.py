@@ -10,7 +10,7 @@ from command_line import logits, seed_of, write
 from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._evaluation import evaluate
-from captum_xnn.cli._opened import Opened
+from captum_xnn.cli._model_and_inputs import ModelAndInputs
 from captum_xnn.layers._targets import Difference
 from captum_xnn.metrics import effective_number, orthogonality
 from captum_xnn.models._srae import by_shape
@@ -20,7 +20,9 @@ from captum_xnn.patch_scores import patch_scores
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     folder = write(tmp_path_factory.mktemp("evaluation"))
-    return Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/images", device="cpu", batch_size=7))
+    return ModelAndInputs.of(
+        Configuration(model=f"{folder}/net.py", data=f"{folder}/images", device="cpu", batch_size=7)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_a_class_without_positives(opened, tmp_path, everything):
     for image in (tmp_path / "images" / "even").glob("*.png"):
         if logits(seed_of(image.name)).argmax() == 1:
             image.unlink()
-    fewer = Opened.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/images", device="cpu"))
+    fewer = ModelAndInputs.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/images", device="cpu"))
     zero, one = evaluate(fewer, fewer.explainers(xnn.save(tmp_path / "xnn")), [0, 1], maps=2, progress=False)
     assert (one.positives, one.effective, one.o1, one.o2) == (0, None, None, None)
     assert one.f_cls is not None and zero.o1 is not None
@@ -99,7 +101,7 @@ def test_outputs_that_are_no_classes(tmp_path):
     (tmp_path / "net.py").write_text("import torch\ntorch.manual_seed(0)\nload = lambda: torch.nn.Sequential("
                                      "torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1))")  # fmt: skip
     torch.save(torch.randn(50, 4), tmp_path / "inputs.pt")
-    opened = Opened.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/inputs.pt", device="cpu"))
+    opened = ModelAndInputs.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/inputs.pt", device="cpu"))
     xnn = XNNAttribution(opened.model, "1", 2, autoencoder=by_shape, recipe=Recipe(steps=5)).fit(
         opened.inputs, progress=False
     )

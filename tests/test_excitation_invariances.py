@@ -344,25 +344,39 @@ def test_shared_memory_is_not_overwritten(last, monkeypatch):
     assert torch.equal(MWP(lambda x: f(x, True)).attribute_targets(x, [0, 3]), wanted)
 
 
+def products_keep_their_bits(net, n, K):
+    """Whether this processor multiplies n rows with weights to the same bits alone and among those of K targets."""
+
+    def keeps(W):
+        rows = randn(n, len(W)).to(W)
+        return torch.equal(rows.repeat(K, 1) @ W, (rows @ W).repeat(K, 1))
+
+    weights = [m.weight.detach() for m in net.modules() if isinstance(m, nn.Linear)]
+    return all(keeps(W) and keeps(W.T.contiguous()) for W in weights)
+
+
 @lossy
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("piece", [1, 1 << 22])
 def test_targets_at_once_equal_single_ones_bitwise(name, dtype, n, piece, monkeypatch):
+    """Where the processor's products allow it. Elsewhere they differ by some units in the last place."""
     monkeypatch.setattr(Workspace, "PIECE", piece)  # how many numbers are worked on at once
     make, inputs = NETS[name]
     net, x = make(dtype=dtype), inputs(n, dtype)
     per_example = torch.arange(n) % 4
     for targets in ([2], [0, 3], [1, 1, 0, 2, 3], [per_example, 2, per_example.tolist()]):
+        bits = products_keep_their_bits(net, n, len(targets))
+        same = torch.equal if bits else partial(torch.allclose, rtol=1e2 * torch.finfo(dtype).eps)
         for contrastive in (False, True):
             ebp = ExcitationBP(net, contrastive=contrastive)
             at_once = ebp.attribute_targets(x, targets)
             assert at_once.shape == (n, len(targets), *x.shape[1:])
-            assert torch.equal(at_once, torch.stack([ebp.attribute(x, t) for t in targets], 1))
+            assert same(at_once, torch.stack([ebp.attribute(x, t) for t in targets], 1))
             layer = LayerExcitationBP(net, "stem" if name == "residual" else "1", contrastive=contrastive)
             at_once = layer.attribute_targets(x, targets)
-            assert torch.equal(at_once, torch.stack([layer.attribute(x, t) for t in targets], 1))
+            assert same(at_once, torch.stack([layer.attribute(x, t) for t in targets], 1))
 
 
 @lossy

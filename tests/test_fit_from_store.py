@@ -233,7 +233,7 @@ def test_activations_of_something_else(model, tmp_path):
 
 def test_warnings_and_errors_of_outputs_are_as_in_memory(model, tmp_path):
     softmax = nn.Sequential(*model, nn.Softmax(1))
-    with pytest.warns(UserWarning, match="outputs are non-negative and sum to 1"):
+    with pytest.raises(ValueError, match="outputs are non-negative and sum to 1"):
         explained(softmax).fit(DATA, 0, store=tmp_path / "a", progress=False)
     model[2].bias.data[1] = -1000
     with pytest.raises(ValueError, match="the model gives class 1 to none of 210 examples"):

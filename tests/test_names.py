@@ -144,10 +144,13 @@ def test_a_file_of_another_layer_or_target_is_refused(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"captum_xnn": "explainer"}, r"the entry \"captum_xnn\": \"names\" is missing; export"),
-        ({"version": 2}, r"has version 2, and this captum_xnn reads version 1; use the version that wrote the file"),
-        ({"version": None}, r"has version None, and this captum_xnn reads version 1"),
-        ({"version": True}, r"has version True, and this captum_xnn reads version 1"),
+        (
+            {"captum_xnn": "explainer"},
+            r"does not describe names, which have 'captum_xnn': 'names' and 'version': 1; export",
+        ),
+        ({"version": 2}, r"has version 2 instead of 1, as another version of captum_xnn wrote it; use that version"),
+        ({"version": None}, r"has version None instead of 1"),
+        ({"version": True}, r"has version True instead of 1"),
         ({"layer": 6}, r"has the layer 6 and names .*, and not names by target; export"),
         (
             {"names": ["golden feather"]},
@@ -175,20 +178,20 @@ def test_other_json_is_refused(exported: Path, entries: dict[str, Any], message:
 @pytest.mark.parametrize("data", [b"", b"{", EXPORTED[:60].encode(), b"\xff\xfe\x00", b"[" * 100_000])
 def test_what_is_no_json_is_refused(exported: Path, data: bytes) -> None:
     exported.write_bytes(data)
-    with pytest.raises(NamesFileError, match=r"names.json' is not JSON, or is cut short \(.*; export"):
+    with pytest.raises(NamesFileError, match=r"names.json' is cut short, or is not JSON \(.*; export"):
         read_names(exported)
 
 
 def test_other_json_types_are_refused(exported: Path) -> None:
     exported.write_text('["golden feather"]')
-    with pytest.raises(NamesFileError, match="is not a file of names: the entry"):
+    with pytest.raises(NamesFileError, match="is JSON, but does not describe names"):
         read_names(exported)
 
 
 def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(NamesFileError, match=r"at 'golden feather' \(No such file .* as a list"):
+    with pytest.raises(NamesFileError, match=r"there is no JSON file of names at 'golden feather'; .* a list"):
         resolve_names("golden feather", 2)
-    with pytest.raises(NamesFileError, match="cannot read a JSON file of names at"):
+    with pytest.raises(NamesFileError, match="there is no JSON file of names at"):
         resolve_names(tmp_path, 2)
 
 
@@ -202,5 +205,5 @@ def test_names_without_their_target_are_refused_with_what_to_write(tmp_path: Pat
     # A file may hold the names of a target, and a file that is missing is an error about the file.
     path = write_names(tmp_path / "names.json", {1: {0: "spot"}}, layer="relu6")
     assert names_by_target({1: str(path)}, "relu6", [1]) == {"1": {0: "spot"}}
-    with pytest.raises(NamesFileError, match="cannot read a JSON file"):
+    with pytest.raises(NamesFileError, match="there is no JSON file"):
         names_by_target({1: "missing.json"}, "relu6", [1])

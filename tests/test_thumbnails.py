@@ -61,7 +61,7 @@ def test_large_photo_is_scaled_with_its_aspect_and_colours() -> None:
 
 
 def test_overlay_has_the_opacity_and_colours_of_visualize() -> None:
-    from captum_xnn.plots._panels import LOWERS, RAISES
+    from captum_xnn.plots._colours import LOWERS, RAISES
 
     values = torch.linspace(-1, 1, 63).reshape(7, 9)
     pixels = np.asarray(decoded(overlay(values), "png").convert("RGBA")).reshape(63, 4).astype(int)

@@ -29,8 +29,9 @@ from captum_xnn.plots import (
     show_gallery,
     write_names,
 )
+from captum_xnn.plots._colours import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES
 from captum_xnn.plots._explanation import shared_scale
-from captum_xnn.plots._panels import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES, overlay, wrapped
+from captum_xnn.plots._panels import overlay, wrapped
 
 
 def explanation(image: Any = None, maps: Any = None, contributions: Any = (1.0, 5.0, -2.0), **options: Any) -> Figure:
@@ -707,7 +708,7 @@ def test_values_that_are_not_finite_are_refused(where: str, bad: float) -> None:
         ),
         ({"contributions": []}, r"contributions are \(0,\), not \(K,\) of one example; pick one"),
         ({"names": ["a", "b", "c", "d"]}, "name 'd' is for number 3, and the x-features are 0 to 2; pass at most"),
-        ({"names": "abc"}, r"cannot read a JSON file of names at 'abc' \("),
+        ({"names": "abc"}, "there is no JSON file of names at 'abc'"),
         ({"largest": 0}, "largest is 0; pass at least 1, or leave it out"),
         ({"one_heatmap": np.ones((2, 3, 6, 6))}, r"one_heatmap is \(2, 3, 6, 6\), not \(H, W\) or .*; pick"),
         ({"one_heatmap": np.full((6, 6), np.nan)}, r"36 of 36 values of .*one_heatmap are NaN"),

@@ -207,6 +207,14 @@ class Outputs(NamedTuple):
         """
         return self.y[:, [self.targets.index(t) for t in targets]]
 
+    def refuse_softmax(self) -> None:
+        """Raise where outputs come from a softmax."""
+        if self.spread.sum_to_one:
+            raise ValueError(
+                f"{no_logits(self.spread)}. To explain the probabilities all the same, pass "
+                "prediction_transform=lambda y: y"
+            )
+
     def warn_unless_logits(self) -> None:
         """Warn where outputs look like probabilities."""
         if (reason := no_logits(self.spread)) is not None:

@@ -317,7 +317,7 @@ def refuse_no_batches(data: Any) -> None:
     if isinstance(data, (str, bytes, os.PathLike)):
         raise TypeError(
             f"the data are the path {os.fspath(data)!r}; pass tensors or a torch.utils.data.DataLoader, or let "
-            "captum_xnn.cli.Opened read a folder of images"
+            "captum_xnn.cli.ModelAndInputs read a folder of images"
         )
 
 

@@ -1,6 +1,7 @@
 """The command line: ``layers``, ``fit``, ``explain``, ``evaluate``, ``compare``, ``report``, ``demo``, ``study``.
 
-Scripts can use its parts: :class:`Configuration` reads the file of a run, :class:`Opened` opens its model and inputs.
+Scripts can use its parts: :class:`Configuration` reads the file of a run, and :class:`ModelAndInputs` opens the model
+and the inputs that it names.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from captum_xnn.cli._parser import main
 
 if TYPE_CHECKING:
     from captum_xnn.cli._configuration import Configuration
-    from captum_xnn.cli._opened import Opened
+    from captum_xnn.cli._model_and_inputs import ModelAndInputs
 
-__all__ = ["Configuration", "Opened", "main"]
+__all__ = ["Configuration", "ModelAndInputs", "main"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,8 +23,8 @@ def __getattr__(name: str) -> Any:
         from captum_xnn.cli._configuration import Configuration
 
         return Configuration
-    if name == "Opened":
-        from captum_xnn.cli._opened import Opened
+    if name == "ModelAndInputs":
+        from captum_xnn.cli._model_and_inputs import ModelAndInputs
 
-        return Opened
+        return ModelAndInputs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

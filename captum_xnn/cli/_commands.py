@@ -27,8 +27,8 @@ from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import Batch
-from captum_xnn.cli._kept import KeptExplanations, described
-from captum_xnn.cli._opened import Opened, needed
+from captum_xnn.cli._kept_explanations import KeptExplanations, described
+from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
 from captum_xnn.explanation import Explanation
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._targets import Difference, Target, select
@@ -59,7 +59,7 @@ HISTORY_FILE = "history.jsonl"
 _log = logging.getLogger(__name__)
 
 
-def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened, XNNAttribution]:
+def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAndInputs, XNNAttribution]:
     """Fit explainers and save them with the configuration and the history; return model and explainers.
 
     If a fit is interrupted, the same call resumes it from the last checkpoint. Processes started by torchrun share one
@@ -79,7 +79,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened,
     _warn_of_unused(configuration)
     with launched() as many:
         ranks = Ranks.here() if many else ALONE
-        opened = Opened.of(configuration)
+        opened = ModelAndInputs.of(configuration)
         xnn = XNNAttribution(
             opened.model,
             layer,
@@ -127,7 +127,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[Opened,
     return opened, xnn
 
 
-def _check_given(opened: Opened, targets: Sequence[int], joint: bool, y_hat: Tensor | Rows) -> None:
+def _check_given(opened: ModelAndInputs, targets: Sequence[int], joint: bool, y_hat: Tensor | Rows) -> None:
     """Raise if the model gives a requested class to none of the inputs."""
     if len(y_hat.shape) != 2 or y_hat.shape[1] < 2:
         return  # these outputs are not classes
@@ -177,7 +177,7 @@ def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step
 
 
 def explain(
-    opened: Opened,
+    opened: ModelAndInputs,
     xnn: XNNAttribution,
     targets: Sequence[Target],
     folder: Path,
@@ -223,7 +223,7 @@ def explain(
     return len(lines)
 
 
-def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
+def compared(opened: ModelAndInputs, targets: Sequence[Target], against: str) -> int:
     """Return the output to compare with.
 
     Args:
@@ -244,7 +244,7 @@ def compared(opened: Opened, targets: Sequence[Target], against: str) -> int:
     return asked[0]
 
 
-def requested_targets(opened: Opened) -> list[int] | str | None:
+def requested_targets(opened: ModelAndInputs) -> list[int] | str | None:
     """Return the targets to fit, or "all", after checking them before the data are read."""
     targets = targets_of(opened.configuration.targets, opened.model_file.classes)
     shape = opened.output_shape
@@ -270,7 +270,7 @@ def given_classes(y_hat: Tensor | Rows, ranks: Ranks) -> list[int]:
 
 
 def _explained(
-    opened: Opened,
+    opened: ModelAndInputs,
     xnn: XNNAttribution,
     targets: Sequence[Target],
     against: int | None,

@@ -15,7 +15,7 @@ from captum_xnn._files import replace_file
 from captum_xnn.cli._commands import given_classes, requested_targets
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._inputs import read_tensor
-from captum_xnn.cli._opened import Opened, needed
+from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
 from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
 from captum_xnn.comparison._compared import MethodComparison
 
@@ -43,8 +43,8 @@ def compared(configuration: Configuration, arguments: argparse.Namespace) -> str
     if path.suffix not in FORMATS:
         raise ValueError(f"{arguments.out!r} has an unknown ending; end the table's name in {', '.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)  # first, so that it fails before the work
-    opened = Opened.of(configuration)
-    test = None if arguments.test is None else Opened.of(replace(configuration, data=arguments.test)).inputs
+    opened = ModelAndInputs.of(configuration)
+    test = None if arguments.test is None else ModelAndInputs.of(replace(configuration, data=arguments.test)).inputs
     targets = requested_targets(opened)
     if targets == "all":
         outputs = torch.cat([opened.outputs(batch.inputs).cpu() for batch in opened.inputs])

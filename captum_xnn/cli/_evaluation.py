@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_xnn.activations import collect
-from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.cli._opened import Opened
+from captum_xnn.cli._model_and_inputs import ModelAndInputs
 from captum_xnn.layers._pixels import channels_first
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes, select
 from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
-from captum_xnn.models._base import Autoencoder, encode_all
+from captum_xnn.models._numbers import Numbers, numbers_of_all
 from captum_xnn.patch_scores import PatchScores, patch_scores
 
 __all__ = ["Evaluation", "evaluate"]
@@ -65,7 +65,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    opened: Opened,
+    opened: ModelAndInputs,
     xnn: XNNAttribution,
     targets: Sequence[Target],
     *,
@@ -96,7 +96,8 @@ def evaluate(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     written = Path(folder, "net.py").write_text(code)
         ...     torch.save(torch.randn(100, 4), Path(folder, "inputs.pt"))
-        ...     opened = Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu"))
+        ...     settings = Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu")
+        ...     opened = ModelAndInputs.of(settings)
         ...     xnn = XNNAttribution(opened.model, "1", 2).fit(opened.inputs, [0, 1, 2], progress=False)
         ...     results = evaluate(opened, xnn, [0, 1, 2], progress=False)
         >>> [result.inputs for result in results], sum(result.positives for result in results)
@@ -110,8 +111,9 @@ def evaluate(
             continue
         asked = target if against is None else Difference(target, against)  # type: ignore[arg-type]
         positives = _positives(y_hat, target)
-        numbers = _numbers(opened, xnn, asked, found.Z)
-        results.append(_evaluated(numbers, asked, opened.name_of(asked), y_hat, positives)._replace(target=target))
+        choice, own = xnn.explainer(target, against=against).choice(asked), select(y_hat, asked)
+        numbers = numbers_of_all(choice, found, own, Reader.of(opened.model, xnn.layer))
+        results.append(_evaluated(numbers, own, asked, opened.name_of(asked), y_hat, positives)._replace(target=target))
         rows[target] = positives
     if maps > 0:
         some = {target: of[:maps].tolist() for target, of in rows.items()}
@@ -134,41 +136,32 @@ def _positives(y_hat: Tensor, target: Target) -> Tensor:
     return torch.arange(len(y_hat)) if marked is None else marked.nonzero()[:, 0]
 
 
-def _numbers(opened: Opened, xnn: XNNAttribution, target: Target, Z: Tensor | Rows) -> tuple[Tensor, Tensor]:
-    """Compute surrogate (M,) and contributions (M, K) of all inputs."""
-    one, other = (target.target, target.against) if isinstance(target, Difference) else (target, None)
-    explainer = xnn.explainer(one, against=other)
-    form, c = explainer.form, explainer.output(target)
-    if isinstance(form, Autoencoder) and other is None:
-        with torch.no_grad():
-            E = encode_all(form, each(Z, lambda part: part.to(form.head.weight.device, form.dtype)))
-            return form.head(E)[:, c].cpu(), form.contributions(E, c).cpu()
-    made = [xnn.contributions(batch.inputs.to(opened.device), one, against=other) for batch in opened.inputs]
-    return torch.cat([m.surrogate.cpu() for m in made]), torch.cat([m.contributions.cpu() for m in made])
-
-
 def _evaluated(
-    numbers: tuple[Tensor, Tensor], target: Target, name: str, y_hat: Tensor, positives: Tensor
+    numbers: Numbers, own: Tensor, target: Target, name: str, y_hat: Tensor, positives: Tensor
 ) -> Evaluation:
-    """Compute the measures of one target that need no maps."""
-    y_bar, contributions = numbers
-    own = contributions[positives].abs().mean(0, keepdim=True)
+    """Compute the measures of one target that need no maps; ``own`` is the explained output of each input, (M,)."""
+    y_bar = numbers.surrogate
+    mean = numbers.contributions[positives].abs().mean(0, keepdim=True)
     f_cls = None
     if isinstance(target, int) and predicted_classes(y_hat) is not None:
         f_cls = classification_faithfulness(y_hat, y_bar, target)
     return Evaluation(
         target=target,
         name=name,
-        f_reg=regression_faithfulness(y_bar, select(y_hat, target).to(y_bar.dtype)),
+        f_reg=regression_faithfulness(y_bar, own.to(y_bar.dtype)),
         f_cls=f_cls,
-        effective=float(effective_number(own)) if len(positives) else None,
+        effective=float(effective_number(mean)) if len(positives) else None,
         positives=len(positives),
         inputs=len(y_bar),
     )
 
 
 def _orthogonality(
-    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], against: int | None, progress: bool
+    opened: ModelAndInputs,
+    xnn: XNNAttribution,
+    rows: Mapping[Target, Sequence[int]],
+    against: int | None,
+    progress: bool,
 ) -> dict[Target, tuple[Orthogonality, Orthogonality]]:
     """Compute O1 and O2, plain and weighted, over the maps of each target's rows. Skip targets without rows."""
     streams: dict[Target, tuple[OrthogonalityStream, OrthogonalityStream]] = {}
@@ -183,7 +176,11 @@ def _orthogonality(
 
 
 def _patches(
-    opened: Opened, xnn: XNNAttribution, rows: Mapping[Target, Sequence[int]], against: int | None, progress: bool
+    opened: ModelAndInputs,
+    xnn: XNNAttribution,
+    rows: Mapping[Target, Sequence[int]],
+    against: int | None,
+    progress: bool,
 ) -> dict[Target, PatchScores]:
     """Compute the measures on covered patches over each target's rows."""
     found: dict[Target, list[Tensor]] = {}
@@ -201,7 +198,7 @@ def _patches(
     return scores
 
 
-def _column_means(opened: Opened) -> Tensor | None:
+def _column_means(opened: ModelAndInputs) -> Tensor | None:
     """Compute the mean of each column of a table; None for other inputs."""
     total, count = torch.zeros(()), 0
     for batch in opened.inputs:
@@ -212,7 +209,7 @@ def _column_means(opened: Opened) -> Tensor | None:
 
 
 def _some(
-    opened: Opened, rows: Mapping[Target, Sequence[int]], what: str, progress: bool
+    opened: ModelAndInputs, rows: Mapping[Target, Sequence[int]], what: str, progress: bool
 ) -> Iterator[tuple[Target, Tensor]]:
     """Yield the inputs in each target's rows, batch by batch, on the model's device."""
     first = 0

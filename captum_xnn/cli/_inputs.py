@@ -213,7 +213,7 @@ class Inputs:
         self.preparation = preparation or Preparation()
         self.batch_size, self.workers, self.skip_damaged = batch_size, workers, skip_damaged
         self.skipped: tuple[str, ...] = ()
-        self._rows = _opened(self.path, self.preparation, dtype)
+        self._rows = _dataset_of(self.path, self.preparation, dtype)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -283,7 +283,7 @@ class Inputs:
         return Batch(inputs, self.preparation.displayable(inputs), tuple(name for name, _ in rows))
 
 
-def _opened(path: Path, preparation: Preparation, dtype: torch.dtype) -> _Array | _Images | _Texts:
+def _dataset_of(path: Path, preparation: Preparation, dtype: torch.dtype) -> _Array | _Images | _Texts:
     """Open a file or a folder by its ending."""
     ending = path.suffix.lower() if path.is_file() else ""
     if ending in TEXT_FILES:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed, number_of
 from captum_xnn.cli._model_files import IMAGENET_MEAN, load_model, torchvision_models
-from captum_xnn.cli._opened import Opened, needed, number_of
 from captum_xnn.layers._grid import has_channels_last
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched
@@ -76,7 +76,7 @@ def listed(configuration: Configuration) -> str:
         ValueError: If no model is named, the size of the images is unknown, or the model does not accept the input.
     """
     if configuration.data is not None and (configuration.torchvision is None or configuration.weights is not None):
-        opened = Opened.of(configuration)
+        opened = ModelAndInputs.of(configuration)
         model, inputs = opened.model, next(iter(opened.inputs)).inputs[:1].to(opened.device)
     else:
         model, inputs = _without_data(configuration)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.cli._evaluation import Evaluation
     from captum_xnn.cli._inputs import Inputs
-    from captum_xnn.cli._opened import Opened
+    from captum_xnn.cli._model_and_inputs import ModelAndInputs
     from captum_xnn.layers._targets import Target
 
 __all__ = ["main"]
@@ -113,12 +113,12 @@ def _fit(arguments: argparse.Namespace) -> str:
     return "\n".join([_table([*_targets_header(opened), "F_reg, training", "positives"], rows), "", written])
 
 
-def _targets_header(opened: Opened) -> list[str]:
+def _targets_header(opened: ModelAndInputs) -> list[str]:
     """Return the headings of the columns that say which outputs are explained."""
     return ["target"] if opened.model_file.classes is None else ["target", "class"]
 
 
-def _targets_cells(opened: Opened, targets: Sequence[Target]) -> list[str]:
+def _targets_cells(opened: ModelAndInputs, targets: Sequence[Target]) -> list[str]:
     """Return the indices of some outputs, and their names if the model's classes have names."""
     from captum_xnn.explanation import middle_cut
 
@@ -147,7 +147,7 @@ def _compare(arguments: argparse.Namespace) -> str:
 def _explain(arguments: argparse.Namespace) -> str:
     from captum_xnn.cli import _commands
 
-    opened, xnn = _opened(arguments)
+    opened, xnn = _model_and_explainers(arguments)
     folder = Path(arguments.out)
     explained = _commands.explain(
         opened,
@@ -167,7 +167,7 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     from captum_xnn.cli._evaluation import evaluate
 
     path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
-    opened, xnn = _opened(arguments)
+    opened, xnn = _model_and_explainers(arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
     quiet = arguments.quiet
     targets = opened.targets(xnn)
@@ -205,7 +205,7 @@ def _finite(value: Any) -> Any:
     return None if value == math.inf else value
 
 
-def _patches_table(opened: Opened, found: Sequence[Evaluation]) -> str:
+def _patches_table(opened: ModelAndInputs, found: Sequence[Evaluation]) -> str:
     """Format a table of the measures on covered patches, each followed by its controls."""
     header = [
         *_targets_header(opened),
@@ -256,7 +256,7 @@ def _report(arguments: argparse.Namespace) -> str:
     from captum_xnn.report import ReportOptions
     from captum_xnn.report._page import write_report
 
-    opened, xnn = _opened(arguments)
+    opened, xnn = _model_and_explainers(arguments)
     targets = opened.targets(xnn)
     against = arguments.against
 
@@ -291,7 +291,7 @@ def _report(arguments: argparse.Namespace) -> str:
     return f"Open this: {path}"
 
 
-def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
+def _model_and_explainers(arguments: argparse.Namespace) -> tuple[ModelAndInputs, XNNAttribution]:
     """Open the model, its inputs and the explainers that a command's arguments name.
 
     The configuration beside the explainers gives the model and the conversion of images to inputs, unless options
@@ -299,7 +299,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
     """
     from captum_xnn import _serialization
     from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
-    from captum_xnn.cli._opened import Opened, heatmap_named
+    from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named
 
     heatmap = None if arguments.heatmap is None else heatmap_named(arguments.heatmap)
     if not _serialization.is_saved(arguments.explainer):
@@ -311,7 +311,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Opened, XNNAttribution]:
     beside = Path(arguments.explainer, CONFIGURATION_FILE)
     settings = {"targets": "all", **_settings(arguments)}
     settings.pop("out", None)
-    opened = Opened.of(Configuration.read(beside if beside.is_file() else None, settings))
+    opened = ModelAndInputs.of(Configuration.read(beside if beside.is_file() else None, settings))
     return opened, opened.explainers(arguments.explainer, heatmap)
 
 
@@ -501,7 +501,7 @@ def _compare_parser(commands: Any) -> None:
 
 
 def _on_explainers(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    """Add the parser of a command on saved explainers, for :func:`_opened`."""
+    """Add the parser of a command on saved explainers, for :func:`_model_and_explainers`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.excitation_bp._kept import Kept
+from captum_xnn.excitation_bp._kept_tensor import KeptTensor
 from captum_xnn.excitation_bp._settings import Negative
 from captum_xnn.excitation_bp._shares import Affine, Descent, Weighted, accurate, guarded, unbroadcast, without_zeros
 from captum_xnn.excitation_bp._workspace import Workspace
@@ -236,7 +236,7 @@ class Convolution(_Matrix):
             return super().winners(p, descent)
         # Write an input of either sign as two nonnegative inputs: 6 channels take hardly longer than an image's 3.
         halves = torch.cat([a.clamp(min=0), a.clamp(max=0).neg_()], 1)
-        joined = replace(self, a=Kept(halves, is_positive=True), weight=torch.cat([self.weight, -self.weight], 1))
+        joined = replace(self, a=KeptTensor(halves, is_positive=True), weight=torch.cat([self.weight, -self.weight], 1))
         return [won[:, : a.shape[1]] + won[:, a.shape[1] :] for won in joined.winners(p, descent)]
 
     def _examples(self, p: Tensor, a: Tensor) -> list[slice]:

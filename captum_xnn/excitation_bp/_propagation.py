@@ -29,7 +29,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.excitation_bp._graph import Graph, Place, is_reached, last_weighted, skipped_cells, unruled
-from captum_xnn.excitation_bp._kept import OverwrittenError
+from captum_xnn.excitation_bp._kept_tensor import OverwrittenError
 from captum_xnn.excitation_bp._rules import GATES, RULES, rectifies
 from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.excitation_bp._shares import accurate

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_xnn.excitation_bp._kept import Kept
+from captum_xnn.excitation_bp._kept_tensor import KeptTensor
 from captum_xnn.excitation_bp._operations import Attention, Convolution, Linear, Product
 from captum_xnn.excitation_bp._shares import accurate, guarded, unbroadcast
 from captum_xnn.excitation_bp._signals import Call, Rule, Signals, tensors_in
@@ -224,7 +224,7 @@ def _factors(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _
     return mode.apply_affine(call, _side(mode.keep(x), weight.detach(), multiply, signal_is_left))
 
 
-def _side(x: Kept, weight: Tensor, multiply: _Multiply, is_left: bool) -> Product:
+def _side(x: KeptTensor, weight: Tensor, multiply: _Multiply, is_left: bool) -> Product:
     """Write a product as an operation on x, with the other factor as weights."""
     if is_left:
         return Product(x, weight, forward=multiply.forward, transposed=multiply.transposed_left)

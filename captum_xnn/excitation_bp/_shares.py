@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_xnn.excitation_bp._kept import Kept
+from captum_xnn.excitation_bp._kept_tensor import KeptTensor
 from captum_xnn.excitation_bp._settings import Negative
 from captum_xnn.excitation_bp._workspace import Workspace
 
@@ -47,7 +47,7 @@ __all__ = ["Affine", "Descent", "Weighted", "accurate", "guarded", "unbroadcast"
 class Affine(ABC):
     """An affine operation with the input a of its run."""
 
-    a: Kept
+    a: KeptTensor
 
     @abstractmethod
     def winners(self, p: Sequence[Tensor], descent: Descent) -> list[Tensor]:

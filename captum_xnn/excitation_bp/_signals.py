@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_xnn.excitation_bp._kept import Kept
+from captum_xnn.excitation_bp._kept_tensor import KeptTensor
 from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.excitation_bp._shares import Affine, Descent, Weighted
 
@@ -287,13 +287,13 @@ class Signals(TorchFunctionMode):
         """
         return self._known.get(value) if isinstance(value, Tensor) else None
 
-    def keep(self, tensor: Tensor) -> Kept:
+    def keep(self, tensor: Tensor) -> KeptTensor:
         """Keep a tensor, to compute shares from it later.
 
         Args:
             tensor: An argument of a function.
         """
-        return Kept(tensor, copied=self._copied, is_positive=self.is_positive(tensor))
+        return KeptTensor(tensor, copied=self._copied, is_positive=self.is_positive(tensor))
 
     def is_positive(self, tensor: Tensor) -> bool:
         """Whether a tensor is known to have no negative elements for any input.

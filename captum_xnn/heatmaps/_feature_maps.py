@@ -1,7 +1,7 @@
 """Draw the maps of x-features: build one network for each form, call the backend, and check the maps.
 
-Examples with the same number of x-features are drawn together. :func:`draw` also draws outputs of the model, for the
-1-Heatmap.
+Examples with the same number of x-features are drawn together. Where one forward pass can serve the maps and the
+numbers of an explanation, it does. :func:`draw` also draws outputs of the model, for the 1-Heatmap.
 
 Conventions:
     N examples, K x-features, or K outputs of the model. Maps are (N, K, ...).
@@ -15,25 +15,26 @@ from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
-from captum_xnn.heatmaps._one_pass import Pass
+from captum_xnn.heatmaps._one_pass import DrawnAndRead, Explained, Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import as_int
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._read import UnfitError, WithGraph
-from captum_xnn.layers._reader import Reader, checked
+from captum_xnn.layers._reader import checked
 from captum_xnn.layers._stacklevel import levels_up
+from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import grouped
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Choice, Form
+from captum_xnn.models._numbers import Examples
 
-__all__ = ["DrawnAndRead", "FeatureMaps", "Part", "as_heatmap", "draw"]
+__all__ = ["FeatureMaps", "Part", "as_heatmap", "draw"]
 
 
 def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
@@ -60,144 +61,163 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
     return heatmap
 
 
-class DrawnAndRead(NamedTuple):
-    """The results of one forward pass."""
+class FeatureMaps:
+    """Draws the maps of x-features, and remembers what earlier calls showed about the model.
 
-    maps: tuple[Tensor, ...]
-    """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
-    Z: Tensor
-    """The layer's output, (N, ...)."""
-    y_hat: Tensor
-    """The model's outputs, (N, ...)."""
+    Args:
+        backend: Gives the backend: for groups of contributions if called with True, else for learned networks.
+    """
 
+    def __init__(self, backend: Callable[[bool], Heatmap]) -> None:
+        self._backend_for = backend
+        self._places: dict[Any, nn.Module | None] = {}
+        self._two_passes: set[Any] = set()
 
-class FeatureMaps(NamedTuple):
-    """Draws the maps of x-features."""
-
-    backend: Callable[[bool], Heatmap]
-    """Gives the backend: for groups of contributions if called with True, else for learned networks."""
-    reader: Reader
-    """Reader of the explained layer."""
-
-    def draw(
+    def explain(
         self,
-        choices: Sequence[Choice],
-        slopes: Tensor,
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-        ran: Trace,
+        examples: Examples,
         *,
-        taken: Pass | None = None,
         feature: int | None = None,
         internal_batch_size: int | None = None,
         settings: dict[str, Any],
-    ) -> tuple[Tensor, ...]:
-        """Draw the maps of all examples, (N, K, ...) for each input; maps of x-features that a form lacks are zero.
+    ) -> tuple[tuple[Tensor, ...], Explained]:
+        """Draw the maps of all examples, (N, K, ...) for each input, and compute the numbers of their explanation.
+
+        Maps of x-features that a form lacks are zero.
 
         Args:
-            choices: The choice of each example.
-            slopes: Slopes of each example, (N, ...) as Z, or (N, 0).
-            inputs: Tensors (N, ...).
-            additional: Further arguments of the model.
-            ran: Modules that the model runs before the layer.
-            taken: A pass over all examples, if one has been taken.
+            examples: N examples.
             feature: The one x-feature to draw, in the inputs' shape; all of them, if None.
-            internal_batch_size: Maps computed at once.
+            internal_batch_size: Maps, or examples, computed at once.
             settings: Settings of the backend for this call.
 
         Raises:
+            ModelMismatchError: If a form was fitted to another shape of Z.
             ValueError: If the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        widths = [choice.form.n_features for choice in choices]
+        drawn, place = None, None
+        key = examples.reader.name, tuple(x.shape[1:] for x in examples.inputs)
+        if key in self._places and not settings:  # one pass may serve the maps and the numbers
+            drawn = self._drawn_at_once(key, examples, feature, internal_batch_size)
+            place = self._place(key, examples, internal_batch_size)
+        explained = Explained.of(examples, internal_batch_size, place=place, drawn=drawn)
+        if isinstance(explained.read, DrawnAndRead):
+            return explained.read.maps, explained
+        with torch.inference_mode(False), untouched(examples.reader.model):
+            ran, slopes, taken = explained.read.tracer.trace(), explained.numbers.slopes, explained.read.taken
+            self._places[key] = ran.spatial
+            maps = self._draw(
+                examples,
+                slopes,
+                ran,
+                taken=taken,
+                feature=feature,
+                internal_batch_size=internal_batch_size,
+                settings=settings,
+            )
+        return maps if feature is None else in_shape_of(examples.inputs, maps), explained
+
+    def _place(self, key: Any, examples: Examples, internal_batch_size: int | None) -> nn.Module | None:
+        """Guess the layer at which one pass draws the maps of groups, from an earlier call; None if unknown."""
+        at_once = internal_batch_size is None or internal_batch_size >= len(examples)
+        forms = [choice.form for choice in examples.choices]
+        alike = len({*examples.targets}) == 1 and all(isinstance(form, ContributionGroups) for form in forms)
+        if not (at_once and alike and getattr(self._backend_for(True), "takes_pass", False)):
+            return None
+        return self._places[key]
+
+    def _draw(
+        self,
+        examples: Examples,
+        slopes: Tensor,
+        ran: Trace,
+        *,
+        taken: Pass | None,
+        feature: int | None,
+        internal_batch_size: int | None,
+        settings: dict[str, Any],
+    ) -> tuple[Tensor, ...]:
+        """Draw the maps of all examples, (N, K, ...) for each input.
+
+        ``slopes`` are (N, ...) as Z, or (N, 0). ``ran`` are the modules that the model ran before the layer, and
+        ``taken`` is a pass over all examples, if one was taken.
+        """
+        widths = [choice.form.n_features for choice in examples.choices]
         features = _features(feature, max(widths))
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
                 own = [k for k in features if k < width]
-                x, more = rows_of(inputs, additional, torch.tensor(rows))
-                some = slopes[torch.tensor(rows).to(slopes.device)]
-                every = len(rows) == len(choices)
-                parts = list(
-                    self._parts([choices[i] for i in rows], own or [0], some, ran, taken=taken if every else None)
-                )
-                of_rows = settings if every else rows_of_settings(settings, len(choices), rows)
-                maps = draw(parts, x, more, internal_batch_size, of_rows)
+                some = examples.those(torch.tensor(rows))
+                every = len(rows) == len(examples)
+                of_rows = slopes[torch.tensor(rows).to(slopes.device)]
+                parts = list(self._parts(some, own or [0], of_rows, ran, taken=taken if every else None))
+                here = settings if every else rows_of_settings(settings, len(examples), rows)
+                maps = draw(parts, some.inputs, some.additional, internal_batch_size, here)
                 yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
 
-        maps = gathered(drawn(), len(choices))
-        return maps if feature is None else in_shape_of(inputs, maps)
+        return gathered(drawn(), len(examples))
 
-    def reads(self, choices: Sequence[Choice], internal_batch_size: int | None = None) -> bool:
-        """Whether :meth:`draw_and_read` suits some examples: excitation backprop draws one learned network, at once.
-
-        Args:
-            choices: The choice of each example.
-            internal_batch_size: Maps computed at once.
-        """
-        form = choices[0].form
-        is_one = all(choice.form is form for choice in choices) and not isinstance(form, ContributionGroups)
-        at_once = internal_batch_size is None or internal_batch_size >= len(choices) * form.n_features
-        reading = getattr(self._backend(form), "runs_once", False) and self.reader.output_transform is None
-        return is_one and at_once and reading
-
-    def draw_and_read(
-        self,
-        choices: Sequence[Choice],
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...] | None,
-        *,
-        feature: int | None = None,
+    def _drawn_at_once(
+        self, key: Any, examples: Examples, feature: int | None, internal_batch_size: int | None
     ) -> DrawnAndRead | None:
-        """Draw maps as :meth:`draw` does, and read Z and the model's outputs in the same forward pass.
+        """Draw maps and read Z and the outputs in one pass, as excitation backprop does for one learned network.
 
-        Return None where the pass fails, as for a layer that runs twice: :meth:`draw` then works, or raises the error.
-
-        Args:
-            choices: The choice of each example, for which :meth:`reads` is true.
-            inputs: Tensors (N, ...).
-            additional: Further arguments of the model.
-            feature: The one x-feature to draw, in the inputs' shape; all of them, if None.
-
-        Raises:
-            TypeError: If the model's output is no tensor.
-            ValueError: If the x-feature is out of range, or an output is NaN or infinite.
+        Return None where the pass fails, as for a layer that runs twice: two passes then work, or raise the error.
         """
-        form, reader, n = choices[0].form, self.reader, len(choices)
-        heatmap, features = self._backend(form), _features(feature, form.n_features)
-        network = ExplanationNetwork(reader.model, reader.layer, form)
-        read: list[WithGraph] = []
-        network.read = read
-        try:
-            maps = heatmap(network, inputs, features, additional_forward_args=additional)
-        except (UnfitError, RuntimeError, TypeError, ValueError):
+        form = examples.choices[0].form
+        is_one = all(choice.form is form for choice in examples.choices) and not isinstance(form, ContributionGroups)
+        at_once = internal_batch_size is None or internal_batch_size >= len(examples) * form.n_features
+        heatmap = self._backend_for(False)
+        reads = getattr(heatmap, "runs_once", False) and examples.reader.output_transform is None
+        if not (is_one and at_once and reads) or key in self._two_passes:
             return None
-        network.read = None
-        with torch.no_grad():
-            transform = reader.prediction_transform
-            output = read[-1].output if transform is None else transform(read[-1].output)
-        Z, y_hat = checked(read[-1].values, output, reader.name)
-        maps = _warned(maps, [Part(heatmap, network, features, list(range(n)))], inputs, additional, {})
-        return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
+        drawn = _draw_and_read(heatmap, examples, feature)
+        if drawn is None:
+            self._two_passes.add(key)
+        return drawn
 
     def _parts(
-        self, choices: Sequence[Choice], features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
+        self, examples: Examples, features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
     ) -> Iterator[Part]:
         """Yield the networks that draw the maps of some examples."""
-        reader = self.reader
-        for (form, _, target, _), rows in grouped(choices):
-            heatmap = self._backend(form)
+        reader = examples.reader
+        for (form, _, target, _), rows in grouped(examples.choices):
+            heatmap = self._backend_for(isinstance(form, ContributionGroups))
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
-                groups.taken = taken if len(rows) == len(choices) else None
+                groups.taken = taken if len(rows) == len(examples) else None
                 yield Part(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform
                 network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran, output_transform=transform)
                 yield Part(heatmap, network, features, rows)
 
-    def _backend(self, form: Form) -> Heatmap:
-        """Choose the backend that draws a form."""
-        return self.backend(isinstance(form, ContributionGroups))
+
+def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) -> DrawnAndRead | None:
+    """Draw the maps of one learned network, and read Z and the model's outputs; None where the pass fails.
+
+    Raises:
+        TypeError: If the model's output is no tensor.
+        ValueError: If the x-feature is out of range, or an output is NaN or infinite.
+    """
+    form, reader, inputs = examples.choices[0].form, examples.reader, examples.inputs
+    features = _features(feature, form.n_features)
+    network = ExplanationNetwork(reader.model, reader.layer, form)
+    read: list[WithGraph] = []
+    network.read = read
+    try:
+        maps = heatmap(network, inputs, features, additional_forward_args=examples.additional)
+    except (UnfitError, RuntimeError, TypeError, ValueError):
+        return None
+    network.read = None
+    with torch.no_grad():
+        transform = reader.prediction_transform
+        output = read[-1].output if transform is None else transform(read[-1].output)
+    Z, y_hat = checked(read[-1].values, output, reader.name)
+    part = Part(heatmap, network, features, list(range(len(examples))))
+    maps = _warned(maps, [part], inputs, examples.additional, {})
+    return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
 
 def _features(feature: int | None, K: int) -> list[int]:

@@ -46,6 +46,9 @@ class GradientMaps:
         GradientMaps()
     """
 
+    takes_pass = True
+    """Whether this backend draws groups from a forward pass with a graph that has been taken already."""
+
     def __init__(self) -> None:
         self._at_layer, self._at_inputs = FromCaptum(LayerGradientXActivation), FromCaptum(InputXGradient)
         self._layouts = Layouts()

@@ -7,22 +7,29 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_xnn.activations._activations import Activations
+from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
+from captum_xnn.activations._memmap import chunks
 from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
-from captum_xnn.layers._targets import Target, grouped
+from captum_xnn.layers._targets import Target, grouped, select_each
 from captum_xnn.models._base import Autoencoder
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["Choice", "Form", "Numbers", "numbers_of_each"]
+__all__ = ["Choice", "Examples", "Form", "Numbers", "numbers_of_all"]
+
+# Examples that the model runs on at once, where it runs on data again.
+_AT_ONCE = 64
 
 Form = Autoencoder | ContributionGroups
 """An explanation network: a learned network or groups of contributions."""
@@ -65,55 +72,133 @@ class Choice(NamedTuple):
     """Index of the output that a learned network subtracts; None subtracts nothing."""
 
 
-def numbers_of_each(
-    choices: Sequence[Choice],
-    Z: Tensor,
-    own: Tensor,
-    reader: Reader,
-    inputs: tuple[Tensor, ...],
-    additional: tuple[Any, ...] | None,
-    *,
-    prefix: Prefix | None = None,
-) -> Numbers:
-    """Compute the numbers of each example by its form. x-features that a form lacks are zero.
-
-    Args:
-        choices: The choice of each example.
-        Z: Activations (N, ...).
-        own: The explained output of each example, (N,).
-        reader: Reader of the layer.
-        inputs: Tensors (N, ...).
-        additional: Further arguments of the model.
-        prefix: If there is one example, the outputs of the modules up to the layer.
-
-    Raises:
-        ModelMismatchError: If a form was fitted to another shape of Z.
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples to explain, each with the form that explains it.
 
     Example:
         >>> from captum_xnn.models._srae import SRAE
         >>> reader, x = Reader.of(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU()), "1"), torch.rand(3, 2)
         >>> with torch.no_grad():
         ...     Z, y = reader.read((x,))
-        >>> made = numbers_of_each([Choice(SRAE(4, 2), 0, 1)] * 3, Z, y[:, 1], reader, (x,), None)
+        >>> made = Examples([Choice(SRAE(4, 2), 0, 1)] * 3, reader, (x,)).numbers(Z, y[:, 1])
         >>> torch.allclose(made.bias + made.contributions.sum(1), made.surrogate, atol=1e-6)
         True
     """
-    most = max(form.n_features for form, *_ in choices)
-    sloping = any(isinstance(form, ContributionGroups) for form, *_ in choices)
 
-    def made() -> Iterator[tuple[list[int], Numbers]]:
-        for choice, rows in grouped(choices):
-            form = choice.form.to(Z.device)
-            _check_shape(form, Z, reader.name)
-            if isinstance(form, ContributionGroups):
-                x, more = rows_of(inputs, additional, torch.tensor(rows))
-                numbers = _of_groups(form, choice, Z[rows], own[rows], reader.tail(prefix), (x, more))
-            else:
-                numbers = _of_network(form, choice, Z[rows], sloping)
-            yield rows, numbers.wide(most)
+    choices: Sequence[Choice]
+    """The choice of each example."""
+    reader: Reader
+    """Reader of the explained layer."""
+    inputs: tuple[Tensor, ...]
+    """Tensors (N, ...)."""
+    additional: tuple[Any, ...] | None = None
+    """Further arguments of the model."""
 
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
-        return Numbers(*gathered(made(), len(Z)))
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    @property
+    def targets(self) -> list[Target]:
+        """The explained output of each example."""
+        return [choice.target for choice in self.choices]
+
+    def those(self, rows: Tensor) -> Examples:
+        """Copy some examples, as a model may work in place.
+
+        Args:
+            rows: Their indices, (n,).
+        """
+        x, more = rows_of(self.inputs, self.additional, rows)
+        return Examples([self.choices[i] for i in rows.tolist()], self.reader, x, more)
+
+    def numbers(self, Z: Tensor, own: Tensor, *, prefix: Prefix | None = None) -> Numbers:
+        """Compute the numbers of each example by its form. x-features that a form lacks are zero.
+
+        Args:
+            Z: Activations (N, ...).
+            own: The explained output of each example, (N,).
+            prefix: If there is one example, the outputs of the modules up to the layer.
+
+        Raises:
+            ModelMismatchError: If a form was fitted to another shape of Z.
+        """
+        most = max(form.n_features for form, *_ in self.choices)
+        sloping = any(isinstance(form, ContributionGroups) for form, *_ in self.choices)
+
+        def made() -> Iterator[tuple[list[int], Numbers]]:
+            for choice, rows in grouped(self.choices):
+                form = choice.form.to(Z.device)
+                _check_shape(form, Z, self.reader.name)
+                if isinstance(form, ContributionGroups):
+                    some, tail = self.those(torch.tensor(rows)), self.reader.tail(prefix)
+                    numbers = _of_groups(form, choice, Z[rows], own[rows], tail, (some.inputs, some.additional))
+                else:
+                    numbers = _of_network(form, choice, Z[rows], sloping)
+                yield rows, numbers.wide(most)
+
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
+            return Numbers(*gathered(made(), len(Z)))
+
+
+def numbers_of_all(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> Numbers:
+    """Compute the numbers of one output on all examples, on the CPU and without slopes.
+
+    A learned network reads the activations. Groups of contributions need the model, which runs on the inputs again.
+
+    Args:
+        choice: The form and the output.
+        found: Activations of M examples.
+        own: The explained output of each example, (M,).
+        reader: Reader of the layer.
+
+    Raises:
+        ModelMismatchError: If the form was fitted to another shape of Z.
+        ValueError: If groups are to be read from activations without inputs, or the inputs have changed.
+
+    Example:
+        >>> from captum_xnn.models._srae import SRAE
+        >>> reader = Reader.of(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU()), "1")
+        >>> found = Activations(Z=torch.rand(9, 4), y_hat=torch.rand(9, 4), layer="1")
+        >>> numbers_of_all(Choice(SRAE(4, 2), 0, 1), found, found.y_hat[:, 1], reader).contributions.shape
+        torch.Size([9, 2])
+    """
+    if isinstance(choice.form, ContributionGroups):
+        parts = _again(choice, found, own, reader)
+    else:
+        parts = _encoded(choice.form, choice, found)
+    made = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in parts]
+    return Numbers(*(torch.cat([value.cpu() for value in values]) for values in zip(*made, strict=True)))
+
+
+def _encoded(form: Autoencoder, choice: Choice, found: Activations) -> Iterator[Numbers]:
+    """Yield the numbers of a learned network, part by part of the activations."""
+    weight = form.head.weight
+    for Z in chunks(found.Z):
+        _check_shape(form, Z, found.layer)
+        with torch.no_grad():
+            yield _of_network(form, choice, Z.to(weight.device), sloping=False)
+
+
+def _again(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> Iterator[Numbers]:
+    """Yield the numbers of groups of contributions, batch by batch of the inputs, which must be those of Z."""
+    if found.source is None:
+        raise ValueError(
+            "these activations do not say which inputs they belong to, and contributions need the inputs again; "
+            "pass the data themselves"
+        )
+    count = 0
+    for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).those(lambda _first, _end: True):
+        rows = torch.arange(batch.first, batch.first + batch.rows)
+        with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
+            inputs, additional = batch.on(reader.device)
+            Z, y_hat = reader.read((*inputs, *additional))
+        again = select_each(y_hat, [choice.target] * batch.rows)
+        refuse_changed(own[rows].cpu(), again.to(own.dtype).cpu(), rows)
+        # Copies again, as a model may have worked in place.
+        yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
+        count += batch.rows
+    refuse_lack(count, torch.arange(len(own)))
 
 
 def _of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bool) -> Numbers:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from captum_xnn.plots._panels import INK
+from captum_xnn.plots._colours import CONTROL, INK, POINT
 
 if TYPE_CHECKING:
     from captum_xnn.comparison._compared import MethodComparison
@@ -15,7 +15,6 @@ __all__ = ["draw_comparison"]
 
 # Most panels beside each other.
 _COLUMNS = 4
-_DOT, _CONTROL = "#1f7ac4", "#8a8a8a"
 
 
 def draw_comparison(found: MethodComparison) -> Figure:
@@ -40,13 +39,15 @@ def draw_comparison(found: MethodComparison) -> Figure:
             for control in controls:
                 chance = found.estimate(method, control.key) if control.key.startswith(f"{measure.key}_") else None
                 if chance is not None:
-                    axes.plot(chance.mean, place, "o", markersize=5, fillstyle="none", color=_CONTROL)
+                    axes.plot(chance.mean, place, "o", markersize=5, fillstyle="none", color=CONTROL)
             own = found.estimate(method, measure.key)
             if own is not None:
                 half = (own.half or 0.0) if measure.is_sampled else 0.0
-                axes.errorbar(own.mean, place, xerr=half, fmt="o", markersize=5, capsize=3, color=_DOT)
+                axes.errorbar(own.mean, place, xerr=half, fmt="o", markersize=5, capsize=3, color=POINT)
         axes.set_title(f"{measure.title}\n({measure.best} is best)", fontsize=9, color=INK)
         axes.grid(axis="x", alpha=0.3)
+        if measure.best == "low":  # distances to 0 can then be compared by eye
+            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.tick_params(labelsize=8)
         axes.set_yticks(list(places), found.methods)
         axes.set_ylim(len(found.methods) - 0.5, -0.5)

@@ -31,12 +31,9 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from captum_xnn.plots._colours import BLUES, INK, NEUTRAL, ORANGES
 from captum_xnn.plots._names import Names, resolve_names
 from captum_xnn.plots._panels import (
-    BLUES,
-    INK,
-    NEUTRAL,
-    ORANGES,
     Array,
     Style,
     caption,

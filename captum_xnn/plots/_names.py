@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from captum_xnn._files import replace_file
+from captum_xnn._files import Format, replace_file
 from captum_xnn.errors import NamesFileError
 from captum_xnn.layers._targets import Target
 
@@ -44,7 +44,8 @@ Names: TypeAlias = Sequence[str] | Numbered | str | os.PathLike[str]
 VERSION = 1
 """Version of the JSON file."""
 
-_REMEDY = "export the names from a report, or write them with captum_xnn.plots.write_names"
+_REMEDY = "export names from a report, write them with captum_xnn.plots.write_names, or pass a list of names"
+_FORMAT = Format("names", {"captum_xnn": "names"}, ("version", VERSION), ("layer", "names"), NamesFileError, _REMEDY)
 
 
 class NamesFile(NamedTuple):
@@ -186,25 +187,9 @@ def read_names(path: str | os.PathLike[str]) -> NamesFile:
         ...     read_names(path)
         NamesFile(layer='relu6', names={'46': {0: 'golden feather'}})
     """
-    where = repr(os.fspath(path))
-    try:
-        # Editors on Windows may put a byte order mark in front.
-        data = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise NamesFileError(
-            f"cannot read a JSON file of names at {where} ({error.strerror}); {_REMEDY}, or pass the names themselves "
-            "as a list"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise NamesFileError(f"{where} is not JSON, or is cut short ({error}); {_REMEDY}") from error
-    if not isinstance(data, dict) or data.get("captum_xnn") != "names":
-        raise NamesFileError(f'{where} is not a file of names: the entry "captum_xnn": "names" is missing; {_REMEDY}')
-    if type(data.get("version")) is not int or data["version"] != VERSION:
-        raise NamesFileError(
-            f"{where} has version {data.get('version')!r}, and this captum_xnn reads version {VERSION}; use the "
-            "version that wrote the file, or export the names again"
-        )
-    return NamesFile(*_contents(data, where))
+    if not Path(path).is_file():
+        raise NamesFileError(f"there is no JSON file of names at {os.fspath(path)!r}; {_REMEDY}")
+    return NamesFile(*_contents(_FORMAT.read(Path(path)), repr(os.fspath(path))))
 
 
 def write_names(path: str | os.PathLike[str], names: Mapping[Any, Names], *, layer: str) -> Path:

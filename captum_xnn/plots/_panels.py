@@ -15,17 +15,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from captum_xnn.plots._colours import BLUES, FRAME, INK, LOWERS, NEUTRAL, ORANGES, RAISES
+
 __all__ = [
-    "BLUES",
-    "INK",
-    "LOWERS",
-    "NEUTRAL",
-    "ORANGES",
-    "RAISES",
     "Array",
     "Style",
     "caption",
@@ -39,12 +34,6 @@ __all__ = [
 
 Array: TypeAlias = NDArray[np.float64]
 Style: TypeAlias = Callable[[Axes, Array, Array], None]
-
-# Each has a contrast above 4.5 as text on white.
-RAISES, LOWERS, NEUTRAL = "#b84300", "#0b5fa5", "#5c5c5c"
-INK = "#222222"
-ORANGES = LinearSegmentedColormap.from_list("raises", ["#f98f2f", "#e8590c", "#a32f00"])
-BLUES = LinearSegmentedColormap.from_list("lowers", ["#5aaeea", "#1f7ac4", "#063f7c"])
 
 # Contours are drawn at these absolute values; lines are wider and darker at higher values. The maps are smoothed by
 # this share of the image's longer side, because the maps of many methods change from pixel to pixel.
@@ -141,7 +130,7 @@ def draw_image(axes: Axes, image: Array) -> None:
     axes.set_anchor("N")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color="#bbbbbb", linewidth=0.6)
+        spine.set(color=FRAME, linewidth=0.6)
 
 
 def note(axes: Axes, text: str) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from captum_xnn.plots._panels import BLUES, INK, NEUTRAL, ORANGES, Array, colour_of
+from captum_xnn.plots._colours import BARS, BLUES, FRAME, INK, LINE, NEUTRAL, ORANGES
+from captum_xnn.plots._panels import Array, colour_of
 from captum_xnn.plots._sentence import decimals
 
 __all__ = ["Sum", "draw_waterfall", "plain", "signed"]
@@ -102,8 +103,8 @@ def draw_waterfall(axes: Axes, total: Sum, labels: Sequence[str], unit: str) -> 
         )
     # A line joins each bar's end to the next bar. A total begins at zero, so the line meets its end instead.
     for at, row in enumerate(rows[:-1]):
-        axes.plot([row.start + row.step] * 2, [at - 0.33, at + 1.33], color="#888888", linewidth=0.7)
-    axes.axvline(0, color="#888888", linewidth=0.8, zorder=0)
+        axes.plot([row.start + row.step] * 2, [at - 0.33, at + 1.33], color=LINE, linewidth=0.7)
+    axes.axvline(0, color=LINE, linewidth=0.8, zorder=0)
     axes.axvline(total.prediction, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0.5)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8, color=INK, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -121,7 +122,10 @@ def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
     def number(value: float) -> str:
         return signed(value, total.decimals)
 
-    rows = [_Row("bias", 0.0, total.bias, "#a8a8a8", None, number(total.bias), NEUTRAL)]
+    def shown(value: float) -> str:
+        return plain(value, total.decimals)
+
+    rows = [_Row("bias", 0.0, total.bias, BARS["bias"], None, number(total.bias), NEUTRAL)]
     end = total.bias
     for name, step in steps:
         # Bars that lower the output are hatched, so that they differ in grey print, too.
@@ -130,9 +134,9 @@ def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
         end += step
     return [
         *rows,
-        _Row("x-features", 0.0, total.surrogate, "#6e6e6e", None, plain(total.surrogate, total.decimals), INK, True),
-        _Row("unexplained", total.surrogate, residual, "#c9a0c9", "xxxx", number(residual), NEUTRAL),
-        _Row("model", 0.0, total.prediction, "#2b2b2b", None, plain(total.prediction, total.decimals), INK, True),
+        _Row("x-features", 0.0, total.surrogate, BARS["x-features"], None, shown(total.surrogate), INK, True),
+        _Row("unexplained", total.surrogate, residual, BARS["unexplained"], "xxxx", number(residual), NEUTRAL),
+        _Row("model", 0.0, total.prediction, BARS["model"], None, shown(total.prediction), INK, True),
     ]
 
 
@@ -142,11 +146,11 @@ def _draw_frame(axes: Axes, unit: str) -> None:
     axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel(unit, fontsize=8, color=NEUTRAL, labelpad=2, parse_math=False)
-    axes.tick_params(axis="x", labelsize=8, color="#bbbbbb", labelcolor=NEUTRAL)
+    axes.tick_params(axis="x", labelsize=8, color=FRAME, labelcolor=NEUTRAL)
     axes.tick_params(axis="y", length=0)
     axes.set_facecolor("white")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
+    axes.spines["bottom"].set_color(FRAME)
 
 
 def _draw_numbers(axes: Axes, rows: Sequence[_Row]) -> None:

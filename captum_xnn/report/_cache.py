@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._files import replace_file
+from captum_xnn._files import read_json, replace_file
 from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
@@ -66,9 +66,9 @@ class ReportCache:
         """
         place = self.folder / _key(description)
         try:
-            if json.loads((place / _MANIFEST).read_bytes()) != _plain(description):
+            if read_json(place / _MANIFEST, ValueError, "") != _plain(description):
                 return None
-            content = json.loads((place / _CONTENT).read_bytes())
+            content = read_json(place / _CONTENT, ValueError, "")
             os.utime(place / _MANIFEST)
         except (OSError, ValueError):
             return None

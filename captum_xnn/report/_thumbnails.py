@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_xnn.plots._colours import BLUES, ORANGES
+
 __all__ = ["crop_box", "displayable", "overlay", "photo"]
 
 # Photographs compress well as JPEG. Digits and drawings of a few pixels are kept without loss, as PNG.
@@ -28,8 +30,6 @@ _LEAST = 18
 
 # Number of strengths that a map distinguishes. With both signs and zero, its palette has 63 colours.
 _STEPS = 31
-_RAISES = ((0xF9, 0x8F, 0x2F), (0xE8, 0x59, 0x0C), (0xA3, 0x2F, 0x00))
-_LOWERS = ((0x5A, 0xAE, 0xEA), (0x1F, 0x7A, 0xC4), (0x06, 0x3F, 0x7C))
 
 
 def displayable(image: Tensor) -> Tensor:
@@ -118,10 +118,7 @@ def _palette() -> NDArray[np.uint8]:
     """Compute red, green, blue and opacity of each step from -1 to 1, as :mod:`captum_xnn.plots._explanation` does."""
     sizes = np.linspace(0, 1, _STEPS + 1)
     opacity = np.minimum(1, 1.15 * sizes**0.65)
-    halves = [
-        np.stack([*(np.interp(sizes, (0, 0.5, 1), stops) for stops in zip(*colours, strict=True)), 255 * opacity], 1)
-        for colours in (_LOWERS, _RAISES)
-    ]
+    halves = [255 * np.column_stack([colours(sizes)[:, :3], opacity]) for colours in (BLUES, ORANGES)]
     colours: NDArray[np.uint8] = np.rint(np.concatenate([halves[0][:0:-1], halves[1]])).astype(np.uint8)
     return colours
 

@@ -9,13 +9,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from captum_xnn.plots._colours import NEUTRAL, SINGLES, STAGES
 from captum_xnn.study.analysis import Results
 
 __all__ = ["box_statistics", "confidence_figure", "histogram", "performance_figure", "scores_figure", "svg"]
-
-# A palette that the colour-blind tell apart (Okabe and Ito), by stage.
-_COLOURS = {"none": "#8a8f98", "single": "#e69f00", "xnn": "#0072b2"}
-_MORE_SINGLE = ("#e69f00", "#cc79a7", "#009e73", "#d55e00")
 
 
 def called(condition: str) -> str:
@@ -34,8 +31,8 @@ def called(condition: str) -> str:
 
 
 def _colours(conditions: Sequence[str]) -> dict[str, str]:
-    singles = iter(_MORE_SINGLE * len(conditions))
-    return {c: next(singles) if c.startswith("single") else _COLOURS[c] for c in conditions}
+    singles = iter(SINGLES * len(conditions))
+    return {c: next(singles) if c.startswith("single") else STAGES[c] for c in conditions}
 
 
 def box_statistics(scores: Sequence[float]) -> dict[str, float]:
@@ -87,8 +84,8 @@ def scores_figure(results: Results, task: str = "sort") -> Figure:
             x = i + generator.uniform(-0.16, 0.16, len(groups[i]))
             ax.plot(x, groups[i], "o", color="black", alpha=0.3, markersize=3.2, markeredgewidth=0)
         chance = float(np.mean([t.chance for t in trials if t.dataset == dataset]))
-        ax.axhline(chance, color="#555555", linestyle="--", linewidth=1, zorder=0)
-        ax.annotate("chance", (len(conditions) - 0.5, chance), va="bottom", ha="right", fontsize=8, color="#555555")
+        ax.axhline(chance, color=NEUTRAL, linestyle="--", linewidth=1, zorder=0)
+        ax.annotate("chance", (len(conditions) - 0.5, chance), va="bottom", ha="right", fontsize=8, color=NEUTRAL)
         ax.set_xticks(range(len(conditions)), [called(c) for c in conditions])
         ax.set_xlim(-0.6, len(conditions) - 0.4)
         ax.set_title(titles[dataset].replace("$", r"\$"), fontsize=11)

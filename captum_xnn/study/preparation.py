@@ -33,7 +33,7 @@ from tqdm import tqdm
 from captum_xnn._files import replace_file
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
-from captum_xnn.cli._opened import Opened, heatmap_named
+from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named
 from captum_xnn.heatmaps._defaults import DefaultMaps
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
@@ -166,7 +166,7 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
     """
     beside = Path(settings.explainer, CONFIGURATION_FILE)
     base = beside if beside.is_file() else None
-    opened = Opened.of(Configuration.read(base, {"data": settings.data, "targets": list(settings.classes)}))
+    opened = ModelAndInputs.of(Configuration.read(base, {"data": settings.data, "targets": list(settings.classes)}))
     xnn = opened.explainers(settings.explainer, heatmap)
     opened.targets(xnn)
     inputs: list[Tensor] = []

@@ -1,8 +1,8 @@
-"""Opened configuration: the model with its inputs, and the explainers saved for the model.
+"""The model and the inputs that a configuration names, and the explainers saved for the model.
 
 Every command on files begins like this::
 
-    opened = Opened.of(configuration)
+    opened = ModelAndInputs.of(configuration)
     xnn = opened.explainers(folder)
     targets = opened.targets(xnn)
     for batch in opened.inputs:  # .inputs for the model, .images to show, .names
@@ -35,11 +35,11 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.plots._names import check_class_names
 
-__all__ = ["Opened", "heatmap_named", "needed", "number_of"]
+__all__ = ["ModelAndInputs", "heatmap_named", "needed", "number_of"]
 
 
 @dataclass(frozen=True)
-class Opened:
+class ModelAndInputs:
     """A model with its inputs. The first input has run through the model as a check.
 
     Example:
@@ -48,7 +48,8 @@ class Opened:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     written = Path(folder, "net.py").write_text("from torch import nn; load = lambda: nn.Linear(4, 3)")
         ...     torch.save(torch.zeros(10, 4), Path(folder, "inputs.pt"))
-        ...     opened = Opened.of(Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu"))
+        ...     settings = Configuration(model=f"{folder}/net.py", data=f"{folder}/inputs.pt", device="cpu")
+        ...     opened = ModelAndInputs.of(settings)
         >>> len(opened.inputs.names), opened.output_shape
         (10, (3,))
     """
@@ -63,7 +64,7 @@ class Opened:
     """Shape of the model's output for one input."""
 
     @classmethod
-    def of(cls, configuration: Configuration) -> Opened:
+    def of(cls, configuration: Configuration) -> ModelAndInputs:
         """Load the model and open the inputs of a configuration.
 
         Args:

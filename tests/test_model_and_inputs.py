@@ -8,7 +8,7 @@ from command_line import logits, seed_of, write
 
 from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.cli._configuration import Configuration
-from captum_xnn.cli._opened import Opened, heatmap_named
+from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named
 from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import ExcitationMaps
 
@@ -23,7 +23,7 @@ def configuration(folder, **settings):
 
 
 def test_model_and_inputs_belong_together(folder):
-    opened = Opened.of(configuration(folder, batch_size=25))
+    opened = ModelAndInputs.of(configuration(folder, batch_size=25))
     assert opened.output_shape == (3,) and opened.device == torch.device("cpu")
     for batch in opened.inputs:
         expected = np.stack([logits(seed_of(name)) for name in batch.names])
@@ -31,18 +31,18 @@ def test_model_and_inputs_belong_together(folder):
 
 
 def test_the_configuration_goes_before_the_file_and_is_completed_by_it(folder):
-    opened = Opened.of(configuration(folder, size=(4, 5), std=(1.0, 1.0, 1.0)))
+    opened = ModelAndInputs.of(configuration(folder, size=(4, 5), std=(1.0, 1.0, 1.0)))
     (batch,) = opened.inputs
     assert batch.inputs.shape == (60, 3, 4, 5)
     assert opened.configuration == configuration(folder, size=(4, 5), std=(1.0, 1.0, 1.0), mean=(-0.1, 0.0, -0.1))
-    assert Opened.of(configuration(folder)).configuration.size == (6, 6)
+    assert ModelAndInputs.of(configuration(folder)).configuration.size == (6, 6)
 
 
 def test_targets_and_the_highest_of_them(folder):
-    opened = Opened.of(configuration(folder, targets=(2, 0)))
+    opened = ModelAndInputs.of(configuration(folder, targets=(2, 0)))
     xnn = XNNAttribution(opened.model, "3", 2, recipe=Recipe(steps=3)).fit(opened.inputs, [0, 1, 2], progress=False)
     assert opened.targets(xnn) == [2, 0]
-    assert Opened.of(configuration(folder)).targets(xnn) == [0, 1, 2]
+    assert ModelAndInputs.of(configuration(folder)).targets(xnn) == [0, 1, 2]
     (batch,) = opened.inputs
     expected = [2 if logits(seed_of(name))[2] > logits(seed_of(name))[0] else 0 for name in batch.names]
     assert opened.highest(batch.inputs, [2, 0]) == expected and set(expected) == {0, 2}
@@ -56,7 +56,7 @@ def test_targets_and_the_highest_of_them(folder):
 
 
 def test_names_of_outputs(folder):
-    opened = Opened.of(configuration(folder))
+    opened = ModelAndInputs.of(configuration(folder))
     assert [opened.name_of(t) for t in (0, 2, 3, (1, 2), None)] == [
         "red",
         "blue",
@@ -69,7 +69,7 @@ def test_names_of_outputs(folder):
 def test_arrays_come_in_the_dtype_of_the_model(folder):
     (folder / "double.py").write_text((folder / "net.py").read_text().replace("return net", "return net.double()"))
     np.save(folder / "inputs.npy", np.ones((4, 3, 6, 6), "float32"))
-    opened = Opened.of(configuration(folder, model=f"{folder}/double.py", data=f"{folder}/inputs.npy"))
+    opened = ModelAndInputs.of(configuration(folder, model=f"{folder}/double.py", data=f"{folder}/inputs.npy"))
     (batch,) = opened.inputs
     assert batch.inputs.dtype == torch.float64 and opened.outputs(batch.inputs).dtype == torch.float64
 
@@ -88,7 +88,7 @@ def test_arrays_come_in_the_dtype_of_the_model(folder):
 )
 def test_what_is_missing_or_does_not_fit(settings, said, folder):
     with pytest.raises(ValueError, match=said):
-        Opened.of(configuration(folder, **settings))
+        ModelAndInputs.of(configuration(folder, **settings))
 
 
 def test_models_that_return_no_tensor(folder):
@@ -96,7 +96,7 @@ def test_models_that_return_no_tensor(folder):
         "from torch import nn\nclass Pair(nn.Module):\n def forward(self, x):\n  return x, x\nload = Pair"
     )
     with pytest.raises(ValueError, match="the model returned tuple instead of one tensor"):
-        Opened.of(configuration(folder, model=f"{folder}/pairs.py"))
+        ModelAndInputs.of(configuration(folder, model=f"{folder}/pairs.py"))
 
 
 def test_heatmaps_by_name():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-__all__ = ["Kept", "OverwrittenError"]
+__all__ = ["KeptTensor", "OverwrittenError"]
 
 
 class OverwrittenError(RuntimeError):
     """Raised if the model has overwritten a tensor that shares are computed from."""
 
 
-class Kept:
+class KeptTensor:
     """A tensor of the forward pass, kept to compute shares from it.
 
     Args:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_xnn._files import replace_file
+from captum_xnn._files import read_json, replace_file
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._inputs import Batch
 from captum_xnn.explanation import Explanation
@@ -69,7 +69,7 @@ class KeptExplanations:
         self._old: Mapping[str, str] = {}
         self._lines: dict[str, Any] = {}
         try:
-            kept = json.loads((folder / _FILE).read_bytes())
+            kept = read_json(folder / _FILE, ValueError, "")
             if description is not None and kept["description"] == description:
                 lines = map(json.loads, (folder / numbers).read_text().splitlines())
                 self._old, self._lines = kept["inputs"], {line["name"]: line for line in lines}
