@@ -12,7 +12,7 @@ os.environ["TQDM_DELAY"] = "86400"
 
 import torch  # may import tqdm, which reads the setting
 from _scraper import copy_reports
-from sphinx.addnodes import desc_signature
+from sphinx.addnodes import desc_addname, desc_signature
 
 # The quickstart's models are tiny: threads would wait for each other where the machine is busy.
 torch.set_num_threads(1)
@@ -114,12 +114,14 @@ def _name_as_imported(app, doctree):
     """Give the types that functions return, which are documented in their own modules, an anchor in the package too.
 
     viewcode links every name of a source file below the module that documents the first of them. That is the package,
-    where functions are imported from.
+    where functions are imported from. The private module is not shown, as nobody imports from it.
     """
     for signature in doctree.findall(desc_signature):
         package, _, module = signature.get("module", "").rpartition(".")
         if module.startswith("_"):
             signature["ids"].append(f"{package}.{signature['fullname']}")
+            for shown in list(signature.findall(desc_addname)):
+                shown.parent.remove(shown)
 
 
 def _keep_colons(app, what, name, obj, options, lines):

@@ -261,3 +261,11 @@ def test_texts_say_why_not_the_other_output(texts: Any, tmp_path: Path) -> None:
     for i, row in enumerate(second["rows"]):
         assert row["rather"]["label"] == "good rather than bad"
         assert row["rather"]["c"] == pytest.approx(made.contributions[i].tolist(), rel=1e-5, abs=1e-7)
+
+
+def test_an_output_is_called_a_class_only_where_there_are_classes(texts: Any, table: Any, tmp_path: Path) -> None:
+    xnn, ids, words = texts
+    page = page_of(xnn, ids, tmp_path, [0, 1], tokens=words)
+    assert [target["label"] for target in page.data["targets"]] == ["class 0", "class 1"]
+    xnn, data = table
+    assert page_of(xnn, data[:3], tmp_path, 0).data["targets"][0]["label"] == "output 0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._targets import Difference, Target, predicted_classes
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
+
+if TYPE_CHECKING:  # XNNAttribution.report calls the report
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = [
     "ClassNames",
@@ -33,11 +36,28 @@ ClassNames = Mapping[int, str] | Sequence[str]
 
 
 class OutputNames:
-    """Names of the model's outputs."""
+    """Names of the model's outputs.
 
-    def __init__(self, names: ClassNames | None) -> None:
+    Args:
+        names: Names of classes, if they are known.
+        classes: Whether an output without a name is a class.
+    """
+
+    def __init__(self, names: ClassNames | None, *, classes: bool = True) -> None:
         pairs: Any = () if names is None else names.items() if isinstance(names, Mapping) else enumerate(names)
         self.names: dict[Any, str] = dict(pairs)
+        self.classes = classes
+
+    @classmethod
+    def of_targets(cls, names: ClassNames | None, xnn: XNNAttribution, targets: Sequence[Target]) -> OutputNames:
+        """Give outputs without a name the word "class" where a fit found classes.
+
+        Args:
+            names: Names of classes, if they are known.
+            xnn: The explainers.
+            targets: Fitted targets.
+        """
+        return cls(names, classes=any(xnn.explainer(t).positives is not None for t in targets))
 
     def of(self, target: Target) -> str:
         """Return the name of an output, or its number if it has no name."""
@@ -48,7 +68,7 @@ class OutputNames:
             return f"{self.of(target.target)} rather than {self.of(target.against)}"
         if target in self.names:
             return str(self.names[target])
-        return f"class {target}" if isinstance(target, int) else f"output {target}"
+        return f"class {target}" if self.classes and isinstance(target, int) else f"output {target}"
 
 
 class Gallery:

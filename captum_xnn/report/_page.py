@@ -309,7 +309,8 @@ class _Run:
 
     def __init__(self, xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> None:
         self.xnn, self.images, self.targets, self.options = xnn, images, targets, options
-        names, display = OutputNames(options.class_names), options.display or displayable
+        names = OutputNames.of_targets(options.class_names, xnn, targets)
+        display = options.display or displayable
         self.gallery = Gallery(targets, names, display, options.patches)
         places = options.places or (annotated_places(len(options.place_names)) if options.place_names else None)
         self.streams = [CardStream(xnn, t, _KEEP, places, options.internal_batch_size, largest=_CROP) for t in targets]

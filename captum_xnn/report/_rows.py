@@ -158,7 +158,7 @@ class CellsRun:
 
     def __init__(self, xnn: XNNAttribution, targets: Sequence[Target], options: ReportOptions) -> None:
         self.xnn, self.targets, self.options = xnn, targets, options
-        self.names = OutputNames(options.class_names)
+        self.names = OutputNames.of_targets(options.class_names, xnn, targets)
         self.kind = "table" if options.tokens is None else "texts"
         self.found = [CellsOfTarget(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
         self.shown: list[dict[str, Any]] = []
