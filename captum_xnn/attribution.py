@@ -307,7 +307,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
     def explainer(self, target: Any = None, *, against: Any = None) -> Explainer:
-        """Return the fitted explainer of an output: its own explainer, or else a joint one that covers it.
+        """Find the explainer of an output: its own, or else a joint one that covers it. Fit it if it is missing.
 
         Args:
             target: None, int, or tuple of ints.
@@ -544,7 +544,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         against: Any = None,
         internal_batch_size: int | None = None,
     ) -> Contributions:
-        """Return the numbers of :meth:`explain` without drawing maps.
+        """Compute the numbers of :meth:`explain` without drawing maps.
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
@@ -639,7 +639,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Any:
-        """Draw the 1-Heatmap: the single map of the model's own output, which the x-features' maps split.
+        """Draw the 1-Heatmap, the single map of the model's own output. The maps of the x-features divide it.
 
         The same backend draws it at the same layer. It needs no fit. :class:`captum_xnn.OneHeatmap` draws the same map
         with ``before=`` this layer.

@@ -77,8 +77,9 @@ class Explanation:
     contributions: Tensor
     """v_i E_i, (N, K), in logits."""
     bias: Tensor
-    """The output at the base, the mean activation over the training data, (N,), in logits. It differs between examples
-    if the model's output also depends on something other than the layer's output."""
+    """The output without the x-features, (N,), in logits. For groups of contributions it is the output at the base, the
+    mean activation over the training data. It then differs between examples if the output also depends on something
+    other than the layer's output."""
     surrogate: Tensor
     """Sum of bias and contributions, (N,), in logits."""
     prediction: Tensor

@@ -283,7 +283,7 @@ def test_one_feature_is_one_map_in_the_inputs_shape(xnn, k):
 
 def test_features_out_of_range(xnn):
     for k in (-1, K):
-        with pytest.raises(ValueError, match=f"x-feature {k} does not exist; pass 0 to {K - 1}"):
+        with pytest.raises(ValueError, match=f"feature is {k}, the index of no x-feature; pass 0 to {K - 1}"):
             xnn.attribute(X, 0, feature=k)
 
 

@@ -23,6 +23,7 @@ from torch import nn
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
+from captum_xnn.heatmaps._one_pass import Explained
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}
 K = 2
@@ -232,7 +233,7 @@ def test_deeplift_through_modules_made_in_forward(form):
     xnn = fitted(MadeInForward(), "act", x, form, FromCaptum(DeepLift, baselines=x[5:6]))
     maps = xnn.attribute(x[:3], 0)
     if form == "groups":  # held slopes are those of the example, so the read-out at the baseline has them too
-        slopes = xnn._explained(x[:3], 0, None).numbers.slopes
+        slopes = Explained.of(xnn._examples(x[:3], 0, None, None)).numbers.slopes
         model, groups = xnn.model, xnn.explainer(0).form.groups
         Z, Z0 = (model.act(model.last(hidden(model, part))).detach() for part in (x[:3], x[5:6]))
         wanted = ((Z - Z0) * slopes) @ groups

@@ -174,13 +174,13 @@ _MATMUL = _Multiply(torch.matmul, lambda s, right: s @ right.mT, lambda s, left:
 
 
 def _product(mode: Signals, call: Call) -> Any:
-    """Matrix product. With a constant factor, or with attention weights, it is affine in the other factor."""
+    """Apply the rule of a matrix product. With a constant or attention weights it is affine in the other factor."""
     left, right = call.args[:2]
     return _factors(mode, call, left, right, _MATMUL) if min(left.dim(), right.dim()) > 1 else NotImplemented
 
 
 def _added_product(mode: Signals, call: Call) -> Any:
-    """Matrix product plus a bias."""
+    """Apply the rule of a matrix product plus a bias."""
     bias, left, right = call.args[:3]
     if mode.signal(bias) or call.kwargs.get("alpha", 1) <= 0:
         return NotImplemented

@@ -145,7 +145,7 @@ class ExcitationMaps:
             )
         n, K = len(inputs[0]), len(features)
         if not K:
-            raise ValueError("features is empty; pass the numbers of at least one x-feature, such as [0, 1]")
+            raise ValueError("features is empty; pass the index of at least one x-feature, such as [0, 1]")
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(f"internal_batch_size is {internal_batch_size}; pass at least 1, or None for all maps")
         stop = self._stop(network, layer, inputs, additional_forward_args)

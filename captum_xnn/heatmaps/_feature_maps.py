@@ -226,7 +226,9 @@ def _features(feature: int | None, K: int) -> list[int]:
         return list(range(K))
     k = as_int("feature", feature, None, "0")
     if not 0 <= k < K:
-        raise ValueError(f"x-feature {k} does not exist; pass 0 to {K - 1}, or leave feature out for all of them")
+        raise ValueError(
+            f"feature is {k}, the index of no x-feature; pass 0 to {K - 1}, or leave feature out for all of them"
+        )
     return [k]
 
 
@@ -244,7 +246,7 @@ class Part(NamedTuple):
     network: ExplanationNetwork
     """From the model's inputs to the outputs to draw."""
     features: Sequence[int]
-    """Numbers of the K outputs to draw."""
+    """Indices of the K outputs to draw."""
     rows: list[int]
     """Row indices of the examples."""
     slopes: Tensor | None = None
@@ -324,7 +326,8 @@ def _warn_of_blank(
         if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
             raise ValueError(reason)
     what = "x-feature" if network.centred else "output"
-    numbers = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    zero = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    names = [f"{k + 1} (feature={k})" if network.centred else str(k) for k in zero]
     why = f"by this method nothing in these inputs speaks for it. A dead {what} always has such maps"
     if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
         why = "the inputs equal the baseline from which this method measures; pass other baselines"
@@ -335,7 +338,7 @@ def _warn_of_blank(
         )
     n = len(inputs[0])
     warnings.warn(
-        f"maps are zero for {what} {', '.join(map(str, numbers))} in {n} of {n} examples: {why}",
+        f"maps are zero for {what} {', '.join(names)} in {n} of {n} examples: {why}",
         stacklevel=levels_up(),
     )
 

@@ -83,8 +83,8 @@ class ExplanationNetwork(nn.Module):
     centred: bool
     """Whether a value below 0 means the opposite of a value above 0: true for x-features, false for logits."""
     read: list[WithGraph] | None
-    """Takes every pass if it is a list: passes then go on to the model's output, for a layer that returns one tensor
-    and runs once."""
+    """If it is a list, every pass is appended to it, and the model runs to its output. The layer must return one tensor
+    and run once."""
     runs_past_layer = False
     """Whether a pass always runs the whole model."""
 

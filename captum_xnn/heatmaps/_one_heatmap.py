@@ -101,12 +101,12 @@ class OneHeatmap(Attribution):  # type: ignore[misc]
 
         Args:
             inputs: A tensor (N, ...) or a tuple of tensors, as the model takes them.
-            target: The output to explain, for all examples or for each, as everywhere in Captum.
+            target: The output to explain: one for all examples, or one for each, as in Captum.
             additional_forward_args: Further positional arguments of the model; they get no attribution.
             against: The output that is subtracted, for all examples or for each: the map shows why the target rather
                 than this output.
             feature: 0 for maps in exactly the input's shape.
-            internal_batch_size: Number of maps computed at once, to bound the memory.
+            internal_batch_size: Number of maps computed at once; smaller values need less memory.
             heatmap_kwargs: Settings for this call of the heatmap backend, such as ``n_steps=64``.
 
         Returns:

@@ -261,7 +261,7 @@ class Explained(NamedTuple):
 def _gradients(
     form: ContributionGroups, y: Tensor, Z: Tensor, leaves: list[Tensor], features: Sequence[int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Take a backward pass to Z, and one from Z to the leaves for each x-feature: the formula of this module."""
+    """Take a backward pass to Z, and one from Z to the leaves for each x-feature, as in :class:`GradientMaps`."""
     g = torch.autograd.grad(y.sum(), Z, retain_graph=True, allow_unused=True)[0]
     g = torch.zeros_like(Z) if g is None else g
     g = g.to(torch.promote_types(Z.dtype, form.dtype))

@@ -72,7 +72,7 @@ def check_fingerprint(saved: Any) -> None:
             raise ValueError(f"the fingerprint has no {key}")
     functions, tensors = saved.get("functions"), saved.get("tensors")
     if not isinstance(functions, dict) or not all(isinstance(name, str) for name in functions.values()):
-        raise ValueError(f"functions of the fingerprint are {functions!r:.80}, expected the class of each by name")
+        raise ValueError(f"functions of the fingerprint are {functions!r:.80}, not the class of each by name")
     if not isinstance(tensors, dict):
         raise ValueError(
             f"tensors of the fingerprint are a {type(tensors).__name__}, not the shape, dtype and checksum of each by "

@@ -273,11 +273,12 @@ class Tail:
                 raise ValueError(
                     f"layer {self.name!r} runs without gradients: under torch.no_grad, or in a torch.utils.checkpoint "
                     "with use_reentrant=True; remove the one, pass use_reentrant=False to the other, choose a layer "
-                    "outside of them, or fit with SRAE"
+                    "outside of them, or fit with autoencoder=SRAE"
                 )
             raise ValueError(
                 f"the model's output does not depend on layer {self.name!r} in a way that has gradients; choose a "
-                "layer on the way to this output, remove torch.no_grad and argmax behind it, or fit with SRAE"
+                "layer on the way to this output, remove torch.no_grad and argmax behind it, or fit with "
+                "autoencoder=SRAE"
             )
         found = []
         for i, y in enumerate(ys):
@@ -289,7 +290,7 @@ class Tail:
                 raise ValueError(
                     f"a torch.utils.checkpoint with use_reentrant=True lies behind layer {self.name!r}, and gives no "
                     "gradients at a layer; pass use_reentrant=False to it, switch checkpoints off, as in "
-                    "model.gradient_checkpointing_disable(), or fit with SRAE"
+                    "model.gradient_checkpointing_disable(), or fit with autoencoder=SRAE"
                 ) from error
             found.append(torch.zeros_like(leaf) if g is None else g)
         return found
@@ -352,7 +353,10 @@ class _Swap:
         Z = into.Z.detach()
         if self.known is not None:
             if self.known.shape[1:] != Z.shape[1:]:
-                raise ValueError(f"known activations {tuple(self.known.shape)} do not fit to {tuple(Z.shape)}")
+                raise ValueError(
+                    f"the collected activations are {tuple(self.known.shape)}, and the layer now gives "
+                    f"{tuple(Z.shape)}; collect them again"
+                )
             Z = self.known.to(Z)
         self.Z = Z[: self.n].clone()
         t = self.ts.to(Z).reshape(-1, *[1] * Z.dim())

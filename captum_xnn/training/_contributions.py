@@ -432,7 +432,7 @@ class _EvidenceCollector:
         return inputs[at].movedim(self._channels_of(inputs, at), 1).shape[2:].numel() > SMALL
 
     def _map_covers(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int) -> MapCovers | None:
-        """Return covers of the feature maps before the layer; None without such maps."""
+        """Find the feature maps before the layer, and make their covers; None without such maps."""
         if self.maps is None:
             self.maps = (maps_before(self.tail, inputs, additional, at),)
         (maps,) = self.maps

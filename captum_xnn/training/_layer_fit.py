@@ -264,7 +264,7 @@ def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             weights = sum(p.numel() for p in make().parameters())
     except Exception:
-        return  # a form of the user's own, which may want real numbers
+        return  # a form of the user's own may need real numbers
     if weights <= max(_MANY, _MANY_EACH * examples):
         return
     warnings.warn(
