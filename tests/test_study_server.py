@@ -22,8 +22,8 @@ from study_made import answer_to, made
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
-from captum_xnn.study.server import POLICY, invite, make_app, serve
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._server import POLICY, invite, make_app, serve
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 
 @pytest.fixture(scope="module")
