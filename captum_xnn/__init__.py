@@ -48,9 +48,9 @@ _PLACES = {
     "training": ("Recipe",),
 }
 _MODULES = (
-    *("activations", "attribution", "cli", "comparison", "datasets", "errors", "excitation_bp", "explainer"),
-    *("explanation", "heatmaps", "layers", "metrics", "models", "patch_scores", "plots", "report", "study", "training"),
-)
+    "activations", "attribution", "cli", "comparison", "datasets", "errors", "excitation_bp", "explainer",
+    "explanation", "heatmaps", "layers", "metrics", "models", "patch_scores", "plots", "report", "study", "training",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
