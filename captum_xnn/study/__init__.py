@@ -3,12 +3,13 @@
 The commands below ``captum-xnn study`` run a study. From Python, :class:`StudyConfiguration` holds the settings of
 ``study.toml``, and :func:`prepare` draws and renders all pictures beforehand. It also takes heatmap backends of your
 own, and images in memory. The extra ``study`` brings flask, pillow, statsmodels and waitress.
-
-The modules, in the order of a study: ``_configuration`` (the settings), ``_preparation`` (all pictures), ``_protocol``
-(each participant's steps), ``_store`` (the database), ``_server`` (the running study), ``_static`` (the same page
-without a server), ``_export`` (a Psych-DS folder), ``_analysis`` and ``_findings`` (figures, tests and the page of
-results), ``_simulation`` (participants with known behaviour).
 """
+
+# The modules, in the order of a study: _configuration (the settings), _preparation (all pictures), _prepared (the
+# folder that it writes), _protocol (each participant's steps), _store (the database), _server (the running study),
+# _static (the same page without a server), _export (a Psych-DS folder), _analysis, _figures and _findings (figures,
+# tests and the page of results), _simulation (participants with known behaviour), _demo (a study to try out), _cli
+# (the commands).
 
 from __future__ import annotations
 
