@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from captum_xnn.study.prepared import PreparedStudy
+from captum_xnn.study._prepared import PreparedStudy
 
 
 def by_hand(folder: Path, *, classes: int = 4, **facts: Any) -> PreparedStudy:
@@ -83,10 +83,10 @@ def by_hand(folder: Path, *, classes: int = 4, **facts: Any) -> PreparedStudy:
 
 def main(participants: int, out: Path, seed: int = 0) -> None:
     """Prints the paper's means beside those of simulated participants, and writes the page of findings."""
-    from captum_xnn.study.export import export
-    from captum_xnn.study.findings import PAGE, write_findings
-    from captum_xnn.study.simulation import PAPER, paper_behaviour, simulate
-    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+    from captum_xnn.study._export import export
+    from captum_xnn.study._findings import PAGE, write_findings
+    from captum_xnn.study._simulation import PAPER, paper_behaviour, simulate
+    from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
     shutil.rmtree(out / "study", ignore_errors=True)
     study = by_hand(out / "study", title="The paper's study, simulated")

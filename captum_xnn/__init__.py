@@ -47,12 +47,15 @@ _PLACES = {
     "models": ("SRAE", "ContributionGroups", "ConvSRAE", "PaperSRAE"),
     "training": ("Recipe",),
 }
-_FOLDERS = ("activations", "datasets", "heatmaps", "layers", "metrics", "models", "plots", "report", "training")
+_MODULES = (
+    "activations", "attribution", "cli", "comparison", "datasets", "errors", "excitation_bp", "explainer",
+    "explanation", "heatmaps", "layers", "metrics", "models", "patch_scores", "plots", "report", "study", "training",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or one of the folders, when it is first used."""
-    if name in _FOLDERS:
+    """Import a public name or module when it is first used."""
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     for module, names in _PLACES.items():
         if name in names:
@@ -63,4 +66,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names, also those that were not imported yet."""
-    return sorted({*globals(), *__all__, *_FOLDERS})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -101,10 +101,11 @@ sphinx_gallery_conf = {
 
 def setup(app):
     """Copy the reports that tutorials wrote, and let autodoc find names that are imported when they are first used."""
-    from captum_xnn import cli
+    from captum_xnn import cli, study
 
-    for name in cli.__all__:
-        setattr(cli, name, getattr(cli, name))
+    for module in (cli, study):
+        for name in module.__all__:
+            setattr(module, name, getattr(module, name))
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)
     app.connect("doctree-read", _name_as_imported)
     app.connect("build-finished", copy_reports)

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from captum_xnn.study.configuration import DatasetSettings, StudyConfiguration
-from captum_xnn.study.preparation import Material, prepare
-from captum_xnn.study.prepared import PreparedStudy
+from captum_xnn.study import DatasetSettings, Material, StudyConfiguration, prepare
+from captum_xnn.study._prepared import PreparedStudy
 
 SETTINGS = StudyConfiguration(
     datasets=tuple(DatasetSettings(name, "-", "-", (1, 2), title=f"The {name}") for name in ("gulls", "cells")),

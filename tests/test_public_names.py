@@ -39,6 +39,7 @@ NAMES = {
     "models.baselines": "CAE DRSA Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
     "plots": "contours own_scale show_contributions show_explanation show_gallery write_names",
     "report": "ReportOptions",
+    "study": "Arm DatasetSettings Exclusions Material StudyConfiguration prepare",
     "training": "Checkpoint JSONLines Recipe TensorBoard choose_n tune",
 }
 FILES = ("attribution", "errors", "explainer", "explanation", "patch_scores")
@@ -57,12 +58,17 @@ def test_no_name_hides_a_module(folder):
     assert not {found.name for found in pkgutil.iter_modules(module.__path__)} & {*module.__all__}
 
 
+def test_every_module_is_an_attribute_of_the_package():
+    """Asks the package's function: the attributes themselves are set by earlier imports in this process."""
+    modules = [name for name in NAMES if name and "." not in name]
+    assert sorted(captum_xnn._MODULES) == sorted(modules)
+    for module in modules:
+        assert captum_xnn.__getattr__(module) is importlib.import_module(f"captum_xnn.{module}")
+
+
 def test_every_module_without_an_underscore_is_frozen():
-    """Those of the human study are tools for running one, each documented as a whole."""
     found = {
-        name
-        for _, name, _ in pkgutil.walk_packages(captum_xnn.__path__, "captum_xnn.")
-        if not re.search(r"\._", name) and not name.startswith("captum_xnn.study")
+        name for _, name, _ in pkgutil.walk_packages(captum_xnn.__path__, "captum_xnn.") if not re.search(r"\._", name)
     }
     assert found == {f"captum_xnn.{name}" for name in NAMES if name}
 

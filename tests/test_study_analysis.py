@@ -19,7 +19,7 @@ from benchmarks.human_study import by_hand
 pytest.importorskip("flask")
 pytest.importorskip("statsmodels")
 
-from captum_xnn.study.analysis import (
+from captum_xnn.study._analysis import (
     Exported,
     Results,
     Trial,
@@ -30,10 +30,10 @@ from captum_xnn.study.analysis import (
     read_export,
     scored,
 )
-from captum_xnn.study.export import export
-from captum_xnn.study.figures import box_statistics, confidence_figure, performance_figure, scores_figure, svg
-from captum_xnn.study.findings import write_findings
-from captum_xnn.study.simulation import (
+from captum_xnn.study._export import export
+from captum_xnn.study._figures import box_statistics, confidence_figure, performance_figure, scores_figure, svg
+from captum_xnn.study._findings import write_findings
+from captum_xnn.study._simulation import (
     BEHAVIOURS,
     PAPER,
     Behaviour,
@@ -43,7 +43,7 @@ from captum_xnn.study.simulation import (
     simulate,
     skill_for,
 )
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 COUNTS = (3, 3, 2, 2)
 

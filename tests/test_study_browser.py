@@ -16,7 +16,7 @@ from study_browser import answer, click, forward, images, key, kind, opened, pla
 from study_made import made
 
 from benchmarks.report_speed import chromium, found, resize
-from captum_xnn.study.configuration import Arm
+from captum_xnn.study import Arm
 
 pytestmark = [
     pytest.mark.browser,
@@ -26,8 +26,8 @@ pytest.importorskip("selenium")
 pytest.importorskip("flask")
 waitress = pytest.importorskip("waitress")
 
-from captum_xnn.study.server import invite, make_app  # noqa: E402
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore  # noqa: E402
+from captum_xnn.study._server import invite, make_app  # noqa: E402
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore  # noqa: E402
 
 ARMS = (
     Arm("one", ("none", "single", "xnn")),
@@ -634,8 +634,8 @@ def test_a_session_by_keys_alone(driver: Any, site: Site) -> None:
 def test_who_works_on_the_pages_has_the_scores_that_were_put_in(
     driver: Any, explained: Any, tmp_path: Path, arm: str
 ) -> None:
-    from captum_xnn.study.analysis import read_export, scored
-    from captum_xnn.study.export import export
+    from captum_xnn.study._analysis import read_export, scored
+    from captum_xnn.study._export import export
 
     (chosen,) = [one for one in ARMS if one.name == arm]
     site = Site(tmp_path / "study", explained, arms=(chosen,), batches=4)

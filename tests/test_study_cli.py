@@ -16,8 +16,8 @@ from study_made import made
 
 from benchmarks.human_study import by_hand
 from captum_xnn import cli
-from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._prepared import PreparedStudy
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 pytest.importorskip("flask")
 pytest.importorskip("statsmodels")
@@ -154,8 +154,8 @@ def test_the_demo_prepares_a_study_of_digits_that_is_balanced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlxtend")
-    from captum_xnn.study import demo
-    from captum_xnn.study.prepared import PreparedStudy
+    from captum_xnn.study import _demo as demo
+    from captum_xnn.study._prepared import PreparedStudy
 
     make = demo.make
     quick = lambda folder, **options: make(folder, seed=options["seed"], epochs=2, steps=60)  # noqa: E731

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from captum_xnn.cli import _parser as cli
-from captum_xnn.study.configuration import StudyConfiguration
+from captum_xnn.study import StudyConfiguration
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "study.rst").read_text()

@@ -15,10 +15,10 @@ from benchmarks.human_study import by_hand
 
 pytest.importorskip("flask")
 
-from captum_xnn.study.export import COLUMNS, export, guarded, load_answers, unguarded
-from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.study.server import invite
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._export import COLUMNS, export, guarded, load_answers, unguarded
+from captum_xnn.study._prepared import PreparedStudy
+from captum_xnn.study._server import invite
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 EVIL = '=HYPERLINK("http://x","y")\n<script>alert(1)</script>'
 

@@ -17,9 +17,8 @@ from PIL import Image
 from study_made import SETTINGS, made, material
 
 from captum_xnn import OneHeatmap
-from captum_xnn.study.configuration import Arm, DatasetSettings, StudyConfiguration
-from captum_xnn.study.preparation import prepare
-from captum_xnn.study.prepared import PreparedStudy
+from captum_xnn.study import Arm, DatasetSettings, StudyConfiguration, prepare
+from captum_xnn.study._prepared import PreparedStudy
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from study_made import answer_to, made
 
-from captum_xnn.study.configuration import Arm
-from captum_xnn.study.protocol import cells, check_answer, plan, public_step
+from captum_xnn.study import Arm
+from captum_xnn.study._protocol import cells, check_answer, plan, public_step
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from study_made import answer_to, made
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
-from captum_xnn.study.server import POLICY, invite, make_app, serve
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._server import POLICY, invite, make_app, serve
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def test_moves_come_back_with_the_state(study: Any, store: StudyStore, client: A
     assert [e["id"] for e in state["events"]] == ["1", "2"]
     late = client.post(f"/s/{token}/events", json={"tab": "t", "events": [moved("3", 0)]})
     assert late.status_code == 409
+    assert late.get_json()["error"] == "the session continues in another window, which has taken over"
 
 
 def test_unknown_used_and_forged_links_get_a_plain_page_and_change_nothing(

@@ -20,9 +20,9 @@ from benchmarks.report_speed import chromium, found
 
 pytest.importorskip("flask")
 
-from captum_xnn.study.export import export
-from captum_xnn.study.static import write_static
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._export import export
+from captum_xnn.study._static import write_static
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 
 def test_the_folder_holds_everything_but_what_the_model_answers(explained: Any, tmp_path: Path) -> None:

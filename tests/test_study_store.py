@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from captum_xnn.study.store import MovedError, StudyStore, UnknownLinkError, new_id
+from captum_xnn.study._store import MovedError, StudyStore, UnknownLinkError, new_id
 
 SORT = {"kind": "sort", "order": ["a", "b"], "groups": 2}
 FINAL = {"kind": "final", "agents": []}

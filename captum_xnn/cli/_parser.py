@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_xnn import __version__
 from captum_xnn.errors import ExplainerFileError
-from captum_xnn.study.cli import add_parsers as add_study
+from captum_xnn.study._cli import add_parsers as add_study
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -383,7 +383,7 @@ function elsewhere() {
   } }, "Continue here");
   dialog.replaceChildren(
     h("h2", { id: "ask-title" }, "Open in another window"),
-    h("p", {}, "This study goes on in another window or on another device. Nothing is lost."),
+    h("p", {}, "This study continues in another window or on another device. Nothing is lost."),
     go,
   );
   dialog.oncancel = (event) => event.preventDefault();

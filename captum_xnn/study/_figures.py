@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from captum_xnn.plots._colours import NEUTRAL, SINGLES, STAGES
-from captum_xnn.study.analysis import Results
+from captum_xnn.study._analysis import Results
 
 __all__ = ["box_statistics", "confidence_figure", "histogram", "performance_figure", "scores_figure", "svg"]
 

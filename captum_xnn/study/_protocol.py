@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
-from captum_xnn.study.prepared import PreparedStudy
+from captum_xnn.study._prepared import PreparedStudy
 
 __all__ = [
     "ATTENTION",

@@ -57,7 +57,7 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Exported:
-    """A Psych-DS folder as :func:`captum_xnn.study.export.export` writes it."""
+    """A Psych-DS folder as :func:`captum_xnn.study._export.export` writes it."""
 
     design: Mapping[str, Any]
     tables: Mapping[str, Sequence[Row]]
@@ -158,7 +158,7 @@ def read_export(folder: str | os.PathLike[str]) -> Exported:
     """Read a Psych-DS folder.
 
     Args:
-        folder: The folder that :func:`captum_xnn.study.export.export` wrote.
+        folder: The folder that :func:`captum_xnn.study._export.export` wrote.
 
     Raises:
         ValueError: If a file is missing or damaged.

@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration
 from captum_xnn.datasets._digits import load_digits
-from captum_xnn.study.configuration import StudyConfiguration
+from captum_xnn.study._configuration import StudyConfiguration
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SETS", "make"]
@@ -87,7 +87,7 @@ def make(
     """Train a network on digits and explain it, and return the configuration of a study of it.
 
     Args:
-        folder: Folder to write to. :func:`~captum_xnn.study.preparation.prepare` writes the study into its ``study/``.
+        folder: Folder to write to. :func:`~captum_xnn.study.prepare` writes the study into its ``study/``.
         seed: Seed of all random draws.
         epochs: Passes over the digits.
         steps: Steps of the explainers' training; None takes those of the recipe.

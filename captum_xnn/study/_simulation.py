@@ -21,10 +21,10 @@ import numpy as np
 
 from captum_xnn.metrics._paired import paired_test
 from captum_xnn.metrics._purity import clustering_purity
-from captum_xnn.study.prepared import PreparedDataset, PreparedStudy
-from captum_xnn.study.protocol import ATTENTION, CONFIDENCE, PERFORMANCE, RATINGS
-from captum_xnn.study.server import invite, make_app
-from captum_xnn.study.store import StudyStore
+from captum_xnn.study._prepared import PreparedDataset, PreparedStudy
+from captum_xnn.study._protocol import ATTENTION, CONFIDENCE, PERFORMANCE, RATINGS
+from captum_xnn.study._server import invite, make_app
+from captum_xnn.study._store import StudyStore
 
 __all__ = [
     "BEHAVIOURS",

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from captum_xnn._files import replace_file
-from captum_xnn.study.analysis import Difference, Effect, Results, analyse, read_export
-from captum_xnn.study.export import guarded, unguarded
-from captum_xnn.study.figures import (
+from captum_xnn.study._analysis import Difference, Effect, Results, analyse, read_export
+from captum_xnn.study._export import guarded, unguarded
+from captum_xnn.study._figures import (
     box_statistics,
     called,
     confidence_figure,
@@ -47,7 +47,7 @@ def write_findings(
     """Analyse an exported study, write the page and the tables, and return the results.
 
     Args:
-        exported: Folder that :func:`captum_xnn.study.export.export` wrote.
+        exported: Folder that :func:`captum_xnn.study._export.export` wrote.
         out: Folder to write.
         seed: Seed of the resampling.
         resamples: Number of resamples of each test.

@@ -35,9 +35,9 @@ from typing import Any
 
 from captum_xnn._files import replace_file
 from captum_xnn.metrics._purity import clustering_purity
-from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.study.protocol import ATTENTION, BACKGROUND, CONFIDENCE, DIFFICULTY, PERFORMANCE, RATINGS
-from captum_xnn.study.store import ANSWERS_FILE, Participant, StudyStore, UnknownLinkError
+from captum_xnn.study._prepared import PreparedStudy
+from captum_xnn.study._protocol import ATTENTION, BACKGROUND, CONFIDENCE, DIFFICULTY, PERFORMANCE, RATINGS
+from captum_xnn.study._store import ANSWERS_FILE, Participant, StudyStore, UnknownLinkError
 
 __all__ = ["COLUMNS", "export", "guarded", "load_answers", "unguarded"]
 

@@ -42,8 +42,9 @@ from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.plots._explanation import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
-from captum_xnn.study.configuration import Arm, DatasetSettings, StudyConfiguration, heatmap_of
-from captum_xnn.study.prepared import MEDIA_FOLDER, STUDY_FILE, PreparedStudy
+from captum_xnn.study._configuration import Arm, DatasetSettings, StudyConfiguration, heatmap_of
+from captum_xnn.study._prepared import MEDIA_FOLDER, STUDY_FILE, PreparedStudy
+from captum_xnn.study._store import ANSWERS_FILE
 
 __all__ = ["Material", "practice_batch", "prepare", "read_material"]
 
@@ -100,7 +101,7 @@ def prepare(
     backends = {name: _backend(name, configuration.backends) for name in sorted(wanted - set(heatmaps or ()))}
     backends |= heatmaps or {}
     folder = Path(configuration.out)
-    if (folder / "answers.sqlite").exists():
+    if (folder / ANSWERS_FILE).exists():
         raise ValueError(f"a study has begun in {str(folder)!r}; prepare into another folder with --out")
     (folder / MEDIA_FOLDER).mkdir(parents=True, exist_ok=True)
     for old in (folder / MEDIA_FOLDER).glob("m-*.json"):

@@ -73,7 +73,7 @@ class PreparedStudy:
         """Read a prepared study.
 
         Args:
-            folder: The folder that :func:`captum_xnn.study.preparation.prepare` wrote.
+            folder: The folder that :func:`~captum_xnn.study.prepare` wrote.
 
         Raises:
             ValueError: If the folder holds no study, or a study of another version.

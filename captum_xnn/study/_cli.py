@@ -98,11 +98,11 @@ def _positive(text: str) -> int:
 def _demo(arguments: argparse.Namespace) -> str:
     import torch
 
-    from captum_xnn.study import demo
-    from captum_xnn.study.preparation import prepare
+    from captum_xnn.study._demo import make
+    from captum_xnn.study._preparation import prepare
 
     torch.set_num_threads(1)  # the network is tiny: threads would wait for each other
-    study = prepare(demo.make(arguments.out, seed=arguments.seed, progress=True))
+    study = prepare(make(arguments.out, seed=arguments.seed, progress=True))
     if arguments.no_serve:
         return f"Prepared: {study.folder}"
     arguments.folder, arguments.links = str(study.folder), 1
@@ -110,8 +110,8 @@ def _demo(arguments: argparse.Namespace) -> str:
 
 
 def _prepare(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.configuration import StudyConfiguration
-    from captum_xnn.study.preparation import prepare
+    from captum_xnn.study._configuration import StudyConfiguration
+    from captum_xnn.study._preparation import prepare
 
     study = prepare(StudyConfiguration.read(arguments.config, {"out": arguments.out}))
     lines = [
@@ -123,9 +123,9 @@ def _prepare(arguments: argparse.Namespace) -> str:
 
 
 def _links(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.prepared import PreparedStudy
-    from captum_xnn.study.server import invite
-    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+    from captum_xnn.study._prepared import PreparedStudy
+    from captum_xnn.study._server import invite
+    from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
     study = PreparedStudy.read(arguments.folder)
     with StudyStore(Path(arguments.folder) / ANSWERS_FILE) as store:
@@ -134,7 +134,7 @@ def _links(arguments: argparse.Namespace) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.server import serve
+    from captum_xnn.study._server import serve
 
     def announce(address: str, links: list[str]) -> None:
         print(f"The study runs at {address}; Ctrl-C ends it.", flush=True)
@@ -147,15 +147,15 @@ def _serve(arguments: argparse.Namespace) -> str:
 
 
 def _static(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.static import write_static
+    from captum_xnn.study._static import write_static
 
     links = write_static(arguments.folder, arguments.out, count=arguments.count, address=arguments.address)
     return "\n".join([*links, f"Written: {arguments.out}"])
 
 
 def _export(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.export import export, load_answers
-    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+    from captum_xnn.study._export import export, load_answers
+    from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
     lines = []
     if arguments.answers:
@@ -166,7 +166,7 @@ def _export(arguments: argparse.Namespace) -> str:
 
 
 def _analyse(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.findings import PAGE, write_findings
+    from captum_xnn.study._findings import PAGE, write_findings
 
     results = write_findings(arguments.export, arguments.out, seed=arguments.seed)
     analysed = len(results.participants) - len(results.excluded)
@@ -181,8 +181,8 @@ def _analyse(arguments: argparse.Namespace) -> str:
 
 
 def _simulate(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.prepared import PreparedStudy
-    from captum_xnn.study.simulation import (
+    from captum_xnn.study._prepared import PreparedStudy
+    from captum_xnn.study._simulation import (
         BEHAVIOURS,
         counts_of,
         expected_purity,
@@ -191,7 +191,7 @@ def _simulate(arguments: argparse.Namespace) -> str:
         simulate,
         skill_for,
     )
-    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+    from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
     study = PreparedStudy.read(arguments.folder)
     if arguments.power:
@@ -218,8 +218,8 @@ def _simulate(arguments: argparse.Namespace) -> str:
 
 
 def _withdraw(arguments: argparse.Namespace) -> str:
-    from captum_xnn.study.prepared import PreparedStudy
-    from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+    from captum_xnn.study._prepared import PreparedStudy
+    from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
     PreparedStudy.read(arguments.folder)
     lines = []

@@ -82,7 +82,7 @@ class Arm:
     stages: tuple[str, ...]
     """Among ``none``, ``single``, ``single:HEATMAP`` and ``xnn``."""
     task: str = "sort"
-    """One of :data:`TASKS`."""
+    """``sort``, ``agreement``, ``distinction`` or ``prediction``."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Write the participant's page as a folder for any web server: answers stay in the browser until they are downloaded.
 
 Every session has a file of its own under an unguessable name, and links name it. At the end a participant downloads a
-JSON file and sends it; :func:`captum_xnn.study.export.export` merges such files. The folder contains neither the
+JSON file and sends it; :func:`captum_xnn.study._export.export` merges such files. The folder contains neither the
 model's answers nor the list of sessions and participants.
 """
 
@@ -14,10 +14,10 @@ from importlib import resources
 from pathlib import Path
 
 from captum_xnn._files import replace_file
-from captum_xnn.study.prepared import MEDIA_FOLDER, PreparedStudy
-from captum_xnn.study.protocol import public_step
-from captum_xnn.study.server import POLICY, invite
-from captum_xnn.study.store import ANSWERS_FILE, StudyStore
+from captum_xnn.study._prepared import MEDIA_FOLDER, PreparedStudy
+from captum_xnn.study._protocol import public_step
+from captum_xnn.study._server import POLICY, invite
+from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
 __all__ = ["write_static"]
 
@@ -47,7 +47,7 @@ def write_static(
     templates = resources.files("captum_xnn.study") / "templates"
     for name in ("study.js", "study.css"):
         replace_file(root / "assets" / name, (templates / name).read_bytes())
-    # Directives about frames have no effect in a page, and would be told on its console.
+    # Directives about frames have no effect in a page, and would appear on its console.
     policy = POLICY.replace("; frame-ancestors 'none'", "")
     page = jinja2.Environment(autoescape=True).from_string((templates / "page.html").read_text(encoding="utf-8"))
     text = page.render(title=study.facts["title"], mode="static", base="", assets="assets", policy=policy)

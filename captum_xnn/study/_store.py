@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from captum_xnn.study.protocol import EVENTS, check_answer
+from captum_xnn.study._protocol import EVENTS, check_answer
 
 __all__ = ["ANSWERS_FILE", "MovedError", "Participant", "StudyStore", "UnknownLinkError", "new_id"]
 
@@ -186,7 +186,7 @@ class StudyStore:
         """Add participants, and return the token of each participant's link. Tokens are stored nowhere.
 
         Args:
-            plans: A plan for each participant, from :func:`captum_xnn.study.protocol.plan`.
+            plans: A plan for each participant, from :func:`captum_xnn.study._protocol.plan`.
             slots: Slot of each plan; None takes the next slots.
             tokens: Tokens to use; if empty, new random tokens.
         """
@@ -480,7 +480,7 @@ def _active(connection: sqlite3.Connection, token: str, tab: str) -> Participant
     if participant is None or participant.finished is not None:
         raise UnknownLinkError("this link is not in use")
     if participant.tab != tab:
-        raise MovedError("the session goes on in another window")
+        raise MovedError("the session continues in another window, which has taken over")
     return participant
 
 

@@ -17,13 +17,14 @@ import logging
 import os
 import sqlite3
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from captum_xnn.study.prepared import PreparedStudy
-from captum_xnn.study.protocol import plan, public_step
-from captum_xnn.study.store import ANSWERS_FILE, MovedError, Participant, StudyStore, UnknownLinkError
+from captum_xnn.study._prepared import PreparedStudy
+from captum_xnn.study._protocol import plan, public_step
+from captum_xnn.study._store import ANSWERS_FILE, MovedError, Participant, StudyStore, UnknownLinkError
 
 try:
     import flask
@@ -94,76 +95,64 @@ def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
     """
     app = flask.Flask("captum_xnn.study", static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _LARGEST
-    texts = {name: _asset(name) for name in (*_ASSETS, "page.html", "plain.html")}
+    app.after_request(_secured)
+    _add_pages(app, study, store)
+    _add_requests(app, study, store)
+    _add_errors(app, study)
+    return app
 
-    @app.after_request
-    def secured(response: flask.Response) -> flask.Response:
-        response.headers.update(_HEADERS)
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
 
-    def plain(title: str, said: str, code: int) -> flask.Response:
-        page = flask.render_template_string(texts["plain.html"], title=title, said=said, study=study.facts["title"])
-        return flask.Response(page, code, mimetype="text/html")
+def _secured(response: flask.Response) -> flask.Response:
+    response.headers.update(_HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
-    def problem(said: str, code: int, **more: Any) -> flask.Response:
-        response = flask.jsonify(error=said, **more)
-        response.status_code = code
-        return response
 
-    def unknown() -> flask.Response:
-        said = "Please check that you opened the whole link that you were given, or ask for a new one."
-        return plain("This link does not work", said, 404)
-
-    def sent() -> Mapping[str, Any]:
-        given = flask.request.get_json(silent=True)
-        if not isinstance(given, Mapping) or not isinstance(given.get("tab"), str) or not given["tab"]:
-            raise ValueError("the body must be a JSON object with the window's name")
-        return given
+def _add_pages(app: flask.Flask, study: PreparedStudy, store: StudyStore) -> None:
+    """Register the pages that people see, with their script and style."""
 
     @app.get("/")
     def root() -> flask.Response:
-        return plain("A study", "To take part, open the link that you were given.", 200)
+        return _plain(study, "A study", "To take part, open the link that you were given.", 200)
 
     @app.get("/assets/<name>")
     def asset(name: str) -> flask.Response:
         if name not in _ASSETS:
-            return unknown()
-        return flask.Response(texts[name], mimetype=_ASSETS[name])
+            return _unknown(study)
+        return flask.Response(_template(name), mimetype=_ASSETS[name])
 
     @app.get("/s/<token>")
     def page(token: str) -> flask.Response:
         participant = store.participant(token)
         if participant is None:
-            return unknown()
+            return _unknown(study)
         if participant.finished is not None:
-            return plain("This link has been used", "Your answers are complete and safe. Thank you.", 410)
+            return _plain(study, "This link has been used", "Your answers are complete and safe. Thank you.", 410)
         shown = flask.render_template_string(
-            texts["page.html"], title=study.facts["title"], mode="server", base=f"/s/{token}", assets="/assets"
+            _template("page.html"), title=study.facts["title"], mode="server", base=f"/s/{token}", assets="/assets"
         )
         return flask.Response(shown, mimetype="text/html")
 
+
+def _add_requests(app: flask.Flask, study: PreparedStudy, store: StudyStore) -> None:
+    """Register the requests that the page makes."""
+
     @app.post("/s/<token>/claim")
     def claim(token: str) -> flask.Response:
-        participant = store.claim(token, sent()["tab"])
+        participant = store.claim(token, _sent()["tab"])
         if participant is None:
-            return problem("unknown link", 404)
+            return _problem("unknown link", 404)
         return flask.jsonify(state_of(study, store, participant))
 
     @app.post("/s/<token>/events")
     def events(token: str) -> flask.Response:
-        given = sent()
-        listed = given.get("events")
-        if not isinstance(listed, list):
-            raise ValueError("events must be a list")
-        return flask.jsonify(saved=store.record(token, given["tab"], listed))
+        given = _sent()
+        return flask.jsonify(saved=store.record(token, given["tab"], _listed(given.get("events"))))
 
     @app.post("/s/<token>/answer")
     def answer(token: str) -> flask.Response:
-        given = sent()
-        listed = given.get("events", [])
-        if not isinstance(listed, list):
-            raise ValueError("events must be a list")
+        given = _sent()
+        listed = _listed(given.get("events", []))
         participant = store.answer(
             token, given["tab"], given.get("step", -1), given.get("data"), given.get("at", -1), listed
         )
@@ -173,40 +162,72 @@ def make_app(study: PreparedStudy, store: StudyStore) -> flask.Flask:
     def media(token: str, name: str) -> flask.Response:
         participant = store.participant(token)
         if participant is None or participant.finished is not None:
-            return problem("unknown link", 404)
+            return _problem("unknown link", 404)
         step = participant.steps[participant.step]
         path = study.media_path(name)
         if path is None or name not in (step.get("media"), step.get("examples")):
-            return problem("no such pictures in this step", 404)
+            return _problem("no such pictures in this step", 404)
         return flask.Response(path.read_bytes(), mimetype="application/json")
 
     @app.post("/s/<token>/withdraw")
     def withdraw(token: str) -> flask.Response:
-        given = sent()
+        given = _sent()
         participant = store.participant(token)
         if participant is None or participant.finished is not None or given.get("id") != participant.id:
-            return problem("unknown link", 404)
+            return _problem("unknown link", 404)
         store.withdraw(participant.id)
         return flask.jsonify(withdrawn=True)
 
+
+def _add_errors(app: flask.Flask, study: PreparedStudy) -> None:
+    """Register the answers to requests that fail."""
+
     @app.errorhandler(UnknownLinkError)
     def gone(_: UnknownLinkError) -> flask.Response:
-        return problem("unknown link", 404)
+        return _problem("unknown link", 404)
 
     @app.errorhandler(MovedError)
-    def moved(_: MovedError) -> flask.Response:
-        return problem("the session goes on in another window", 409)
+    def moved(error: MovedError) -> flask.Response:
+        return _problem(str(error), 409)
 
     @app.errorhandler(ValueError)
     @app.errorhandler(RecursionError)  # JSON that is nested deeply
     def refused(error: Exception) -> flask.Response:
-        return problem(str(error), 400)
+        return _problem(str(error), 400)
 
     @app.errorhandler(404)
     def missing(_: Exception) -> flask.Response:
-        return unknown()
+        return _unknown(study)
 
-    return app
+
+def _plain(study: PreparedStudy, title: str, said: str, code: int) -> flask.Response:
+    page = flask.render_template_string(_template("plain.html"), title=title, said=said, study=study.facts["title"])
+    return flask.Response(page, code, mimetype="text/html")
+
+
+def _unknown(study: PreparedStudy) -> flask.Response:
+    said = "Please check that you opened the whole link that you were given, or ask for a new one."
+    return _plain(study, "This link does not work", said, 404)
+
+
+def _problem(said: str, code: int) -> flask.Response:
+    response = flask.jsonify(error=said)
+    response.status_code = code
+    return response
+
+
+def _sent() -> Mapping[str, Any]:
+    """Return the body of the request, which names its window."""
+    given = flask.request.get_json(silent=True)
+    if not isinstance(given, Mapping) or not isinstance(given.get("tab"), str) or not given["tab"]:
+        raise ValueError("the body must be a JSON object with the window's name")
+    return given
+
+
+def _listed(events: Any) -> list[Any]:
+    if not isinstance(events, list):
+        raise ValueError("events must be a list")
+    return events
 
 
 def serve(
@@ -249,5 +270,6 @@ def serve(
             server.close()
 
 
-def _asset(name: str) -> str:
+@cache
+def _template(name: str) -> str:
     return (resources.files("captum_xnn.study") / "templates" / name).read_text(encoding="utf-8")
