@@ -81,6 +81,7 @@ def explained(given, model):
         autoencoder=partial(SRAE, hidden=()),
         recipe=Recipe(steps=5),
         output_transform=lambda output: first_tensor(output).flatten(1),
+        prediction_transform=lambda y: y,  # some end in a softmax
         unpack=lambda batch: batch,
     )
     n, times = len(inputs[0]), 12

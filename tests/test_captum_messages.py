@@ -155,6 +155,9 @@ OURS = {
         lambda: maps(flat(), "1", Undecorated, torch.zeros(2, 6))
     ),
     "... maps have NaN or infinite values": lambda: told(lambda: maps(flat(), "1", Infinite, rows())),
+    "outputs are non-negative and sum to 1 in every example": lambda: XNNAttribution(
+        nn.Sequential(flat(), nn.Softmax(1)), "0.1", 2
+    ).fit(torch.randn(40, 6), 0, progress=False),
     "torch.fx cannot follow the model up to layer ...": lambda: maps(Decides(), "relu", LRP, rows()),
     "GuidedBackprop has no rule for ...": lambda: maps(
         nn.Sequential(nn.Linear(6, 5), nn.ReLU6(), nn.Linear(5, 3)), "1", GuidedBackprop, rows()
