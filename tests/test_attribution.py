@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import pickle
 import threading
+import weakref
 from functools import partial
 
 import numpy as np
@@ -613,6 +616,33 @@ def test_with_heatmap_shares_explainers(xnn):
         x = X.clone().requires_grad_()
         (grad,) = torch.autograd.grad(by_hand(xnn, x, 1)[0][:, k].sum(), x)
         torch.testing.assert_close(other.attribute(X, 1)[:, k], grad.abs())
+
+
+def test_a_copy_draws_with_its_own_heatmap(xnn):
+    maps, other = xnn.attribute(X, 1), copy.copy(xnn)
+    other.heatmap = FromCaptum(Saliency)
+    torch.testing.assert_close(other.attribute(X, 1), xnn.with_heatmap(Saliency).attribute(X, 1))
+    torch.testing.assert_close(xnn.attribute(X, 1), maps)
+    deep = copy.deepcopy(xnn)
+    deep.heatmap = FromCaptum(Saliency)
+    torch.testing.assert_close(deep.attribute(X, 1), other.attribute(X, 1))
+    torch.testing.assert_close(xnn.attribute(X, 1), maps)
+
+
+@pytest.mark.filterwarnings("ignore:probabilities sum")
+@pytest.mark.parametrize("form", [None, small])
+def test_attributions_and_models_are_freed_where_nothing_uses_them(form):
+    model = net()
+    xnn = made(model, autoencoder=form, heatmap=None).fit(DATA, target=0, progress=False)
+    for _ in range(2):
+        xnn.explain(X, 0)
+    kept = weakref.ref(xnn), weakref.ref(model)
+    gc.disable()  # a model may fill the memory of its device, which does not wait for the collector
+    try:
+        del xnn, model
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_heatmap_of_ones_own(xnn):

@@ -67,6 +67,14 @@ def test_a_second_call_gives_the_same_in_fewer_passes(fitted):
     assert same(one, pieces)
 
 
+def test_a_copy_knows_what_earlier_calls_showed(fitted):
+    fitted.explain(X, target=0)
+    one, count = passes(fitted, lambda: fitted.explain(X, target=0))
+    other = fitted.with_heatmap(fitted.heatmap)
+    two, again = passes(fitted, lambda: other.explain(X, target=0))
+    assert same(one, two) and again == count
+
+
 def test_a_learned_network_is_explained_in_one_pass():
     torch.manual_seed(0)
     xnn = XNNAttribution(Net().eval(), "hidden", 2, autoencoder=lambda *a, **k: SRAE(*a, hidden=(6,), **k))
