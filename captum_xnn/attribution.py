@@ -33,7 +33,7 @@ from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
-from captum_xnn.heatmaps._feature_maps import FeatureMaps
+from captum_xnn.heatmaps._feature_maps import FeatureMaps, Seen
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.heatmaps._one_pass import Explained
@@ -65,8 +65,9 @@ __all__ = ["XNNAttribution"]
 
 _SHOWN = 5
 """Number of explainers, and of targets of one explainer, in a printed text."""
-_READ = 16
-"""Number of examples that the model runs on before an explainer is fitted for them."""
+_READ = 2
+"""Number of examples that show the shape of the model's outputs before an explainer is fitted. Some models squeeze the
+output of a single one."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -155,7 +156,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.prediction_transform = prediction_transform
         self.seed = as_int("seed", seed, None, "0")
         self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
-        self._feature_maps = FeatureMaps(self._backend)
+        self._seen = Seen()
 
     def __repr__(self) -> str:
         model = unwrap(self.model)
@@ -405,7 +406,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
         size = batch_size(internal_batch_size)
-        maps, explained = self._feature_maps.explain(
+        maps, explained = FeatureMaps(self._backend, self._seen).explain(
             self._examples(inputs, target, additional_forward_args, against),
             feature=feature,
             internal_batch_size=size,
@@ -496,7 +497,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
         """
         examples = self._examples(inputs, target, additional_forward_args, against)
-        maps, explained = self._feature_maps.explain(
+        maps, explained = FeatureMaps(self._backend, self._seen).explain(
             examples, internal_batch_size=internal_batch_size, settings=heatmap_kwargs
         )
         numbers = explained.numbers
@@ -577,7 +578,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         other = copy.copy(self)
         other.heatmap = heatmap_or_default(heatmap)
-        other._feature_maps = FeatureMaps(other._backend)
         return other
 
     def score(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +193,20 @@ def test_other_json_types_are_refused(exported: Path) -> None:
 def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(NamesFileError, match=r"there is no JSON file of names at 'golden feather'; .* a list"):
         resolve_names("golden feather", 2)
-    with pytest.raises(NamesFileError, match="there is no JSON file of names at"):
+    with pytest.raises(NamesFileError, match=r"cannot be read \(.*\); .* a list"):
         resolve_names(tmp_path, 2)
+    with pytest.raises(NamesFileError, match="there is no JSON file of names at 'spot, spot"):
+        resolve_names("spot, " * 1000, 2)  # longer than a path may be
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_names_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(EXPORTED,), daemon=True)
+    writer.start()
+    assert read_names(pipe).names == {"46": {0: "golden feather", 1: "red forehead"}}
+    writer.join()
 
 
 def test_names_without_their_target_are_refused_with_what_to_write(tmp_path: Path) -> None:

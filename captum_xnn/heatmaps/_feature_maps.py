@@ -34,7 +34,7 @@ from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._numbers import Examples
 
-__all__ = ["FeatureMaps", "Part", "as_heatmap", "draw"]
+__all__ = ["FeatureMaps", "Part", "Seen", "as_heatmap", "draw"]
 
 
 def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
@@ -61,17 +61,27 @@ def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
     return heatmap
 
 
-class FeatureMaps:
-    """Draws the maps of x-features, and remembers what earlier calls showed about the model.
+class Seen:
+    """Remembers what earlier calls showed about a model. Attributions with other backends can share it."""
 
-    Args:
-        backend: Gives the backend: for groups of contributions if called with True, else for learned networks.
+    def __init__(self) -> None:
+        self.places: dict[Any, nn.Module | None] = {}
+        """Layer at which the maps of groups are drawn, for each explained layer and shape of the inputs."""
+        self.two_passes: set[Any] = set()
+        """Keys of ``places`` for which one pass does not serve maps and numbers of a learned network."""
+
+
+class FeatureMaps(NamedTuple):
+    """Draws the maps of x-features.
+
+    An attribution makes this object anew for each call: if kept, the backend would tie the two into a cycle, and an
+    attribution copied by ``copy.copy`` would draw with the original's backend.
     """
 
-    def __init__(self, backend: Callable[[bool], Heatmap]) -> None:
-        self._backend_for = backend
-        self._places: dict[Any, nn.Module | None] = {}
-        self._two_passes: set[Any] = set()
+    backend: Callable[[bool], Heatmap]
+    """Gives the backend: for groups of contributions if called with True, else for learned networks."""
+    seen: Seen
+    """What earlier calls showed about the model."""
 
     def explain(
         self,
@@ -97,7 +107,7 @@ class FeatureMaps:
         """
         drawn, place = None, None
         key = examples.reader.name, tuple(x.shape[1:] for x in examples.inputs)
-        if key in self._places and not settings:  # one pass may serve the maps and the numbers
+        if key in self.seen.places and not settings:  # one pass may serve the maps and the numbers
             drawn = self._drawn_at_once(key, examples, feature, internal_batch_size)
             place = self._place(key, examples, internal_batch_size)
         explained = Explained.of(examples, internal_batch_size, place=place, drawn=drawn)
@@ -105,7 +115,7 @@ class FeatureMaps:
             return explained.read.maps, explained
         with torch.inference_mode(False), untouched(examples.reader.model):
             ran, slopes, taken = explained.read.tracer.trace(), explained.numbers.slopes, explained.read.taken
-            self._places[key] = ran.spatial
+            self.seen.places[key] = ran.spatial
             maps = self._draw(
                 examples,
                 slopes,
@@ -122,9 +132,9 @@ class FeatureMaps:
         at_once = internal_batch_size is None or internal_batch_size >= len(examples)
         forms = [choice.form for choice in examples.choices]
         alike = len({*examples.targets}) == 1 and all(isinstance(form, ContributionGroups) for form in forms)
-        if not (at_once and alike and getattr(self._backend_for(True), "takes_pass", False)):
+        if not (at_once and alike and getattr(self.backend(True), "takes_pass", False)):
             return None
-        return self._places[key]
+        return self.seen.places[key]
 
     def _draw(
         self,
@@ -168,13 +178,13 @@ class FeatureMaps:
         form = examples.choices[0].form
         is_one = all(choice.form is form for choice in examples.choices) and not isinstance(form, ContributionGroups)
         at_once = internal_batch_size is None or internal_batch_size >= len(examples) * form.n_features
-        heatmap = self._backend_for(False)
+        heatmap = self.backend(False)
         reads = getattr(heatmap, "runs_once", False) and examples.reader.output_transform is None
-        if not (is_one and at_once and reads) or key in self._two_passes:
+        if not (is_one and at_once and reads) or key in self.seen.two_passes:
             return None
         drawn = _draw_and_read(heatmap, examples, feature)
         if drawn is None:
-            self._two_passes.add(key)
+            self.seen.two_passes.add(key)
         return drawn
 
     def _parts(
@@ -183,7 +193,7 @@ class FeatureMaps:
         """Yield the networks that draw the maps of some examples."""
         reader = examples.reader
         for (form, _, target, _), rows in grouped(examples.choices):
-            heatmap = self._backend_for(isinstance(form, ContributionGroups))
+            heatmap = self.backend(isinstance(form, ContributionGroups))
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
                 groups.taken = taken if len(rows) == len(examples) else None

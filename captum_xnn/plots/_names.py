@@ -187,7 +187,7 @@ def read_names(path: str | os.PathLike[str]) -> NamesFile:
         ...     read_names(path)
         NamesFile(layer='relu6', names={'46': {0: 'golden feather'}})
     """
-    if not Path(path).is_file():
+    if not os.path.exists(path):  # never raises: names given as one long string are no path; a pipe is a file, too
         raise NamesFileError(f"there is no JSON file of names at {os.fspath(path)!r}; {_REMEDY}")
     return NamesFile(*_contents(_FORMAT.read(Path(path)), repr(os.fspath(path))))
 
