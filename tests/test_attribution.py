@@ -254,6 +254,28 @@ def test_wrong_targets_of_fit():
 # --- Captum's call
 
 
+@pytest.mark.parametrize("forms", [(None, None, None), (small, small, small), (None, small, None)])
+def test_examples_with_other_forms_equal_calls_for_each_example(forms):
+    xnn = made(heatmap=FromCaptum(IntegratedGradients, n_steps=5))
+    for target, (xnn.autoencoder, xnn.n_features) in enumerate(zip(forms, (1, 3, 2), strict=True)):
+        xnn.fit(DATA, target, progress=False)
+    targets, baselines = [1, 0, 2, 1, 0], randn(5, 6, seed=13) / 3
+    for size in (None, 2):
+        why = xnn.explain(X, targets, internal_batch_size=size, baselines=baselines)
+        for i, target in enumerate(targets):
+            own = xnn.explain(X[i : i + 1], target, baselines=baselines[i : i + 1])
+            n = own.features.shape[1]
+            for name in ("features", "contributions", "maps"):
+                value = getattr(why, name)[i]
+                torch.testing.assert_close(value[:n], getattr(own, name)[0], rtol=1e-4, atol=1e-5)
+                assert not bool(value[n:].any())
+            for name in ("bias", "surrogate", "prediction"):
+                torch.testing.assert_close(getattr(why, name)[i], getattr(own, name)[0], rtol=1e-4, atol=1e-5)
+        for k in range(3):
+            one = xnn.attribute(X, targets, feature=k, baselines=baselines)
+            torch.testing.assert_close(one, why.maps[:, k], rtol=1e-4, atol=1e-5)
+
+
 def test_the_second_positional_argument_is_the_target(xnn):
     assert torch.equal(xnn.attribute(X, 2), xnn.attribute(X, target=2))
     assert not torch.equal(xnn.attribute(X, 2), xnn.attribute(X, 0))
@@ -411,6 +433,30 @@ def test_a_model_that_works_in_place_does_not_change_the_users_data():
     assert torch.equal(data, DATA), "fit changed the training data"
     xnn.explain(x, 0)
     assert torch.equal(x, X), "explain changed its inputs"
+
+
+class Doubling(nn.Module):
+    """Doubles its input in place, and leads it past the explained layer as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.relu, self.head, self.past = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.relu(self.hidden(x.mul_(2)))) + self.past(x)
+
+
+def test_a_model_that_works_in_place_gets_the_inputs_anew_for_every_number():
+    xnn = XNNAttribution(Doubling(), "relu", K).fit(DATA, 0, progress=False)
+    with torch.no_grad():
+        wanted = xnn.model(X.clone())[:, 0]
+    for _ in range(2):
+        for size in (None, 2):
+            made = xnn.contributions(X, 0, internal_batch_size=size)
+            torch.testing.assert_close(made.prediction, wanted)
+            torch.testing.assert_close(made.surrogate, wanted)
+        torch.testing.assert_close(xnn.explain(X, 0).surrogate, wanted)
+    assert xnn.score(DATA, 0).f_reg < 1e-5
 
 
 def test_a_model_in_training_is_evaluated_and_restored():

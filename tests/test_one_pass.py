@@ -9,7 +9,7 @@ from torch import nn
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps
 
-X = torch.rand(5, 3, 16, 16)
+X = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 class Net(nn.Module):
@@ -73,6 +73,60 @@ def test_a_copy_knows_what_earlier_calls_showed(fitted):
     other = fitted.with_heatmap(fitted.heatmap)
     two, again = passes(fitted, lambda: other.explain(X, target=0))
     assert same(one, two) and again == count
+
+
+@pytest.mark.filterwarnings("ignore:probabilities sum")
+def test_settings_of_a_later_call_count(fitted):
+    usual = fitted.attribute(X, target=0)
+    settings = {"layer": "first"} if fitted.autoencoder is None else {"contrastive": False}
+    later, fresh = (xnn.attribute(X, target=0, **settings) for xnn in (fitted, anew(fitted)))
+    size = float(fresh.abs().max())
+    assert float((later - fresh).abs().max()) <= 1e-4 * size
+    assert float((later - usual).abs().max()) > 0.1 * size
+
+
+class Shrinking(Net):
+    """A network of two convolutions, the second of which leaves too few cells of small images to draw maps there."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Conv2d(6, 8, 3, stride=3)
+
+
+def test_other_sizes_and_layers_do_not_change_what_is_known():
+    torch.manual_seed(0)
+    net, small = Shrinking().eval(), X[:, :, :9, :9]
+    xnn = XNNAttribution(net, "second", 2)
+    marks = {"positives": torch.ones(60, dtype=torch.bool), "progress": False}
+    data = torch.rand(60, 3, 16, 16)
+    for xnn.layer in (net.second, net.hidden):
+        xnn.fit(data, target=0, **marks)
+
+    def counts(calls, rounds):
+        for _ in range(rounds):
+            found = []
+            for layer, x in calls:
+                xnn.layer = layer
+                found.append(passes(xnn, lambda x=x: xnn.explain(x, target=0))[1])
+        return found
+
+    calls = [(net.hidden, X), (net.hidden, small), (net.second, X)]
+    first = counts(calls[:1], 1)
+    alone = [counts([call], 2)[0] for call in calls]
+    assert alone[0] < first[0] and counts(calls, 2) == alone
+
+
+def test_a_learned_network_of_a_changed_output_is_drawn_as_such():
+    torch.manual_seed(0)
+    transforms = {"output_transform": lambda z: 1 - 2 * z, "prediction_transform": lambda y: 3 * y}
+    xnn = XNNAttribution(Net().eval(), "hidden", 2, autoencoder=SRAE, recipe=Recipe(steps=5), **transforms)
+    xnn.fit(torch.rand(60, 3, 16, 16), target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    one, two = (xnn.explain(X, target=0) for _ in range(2))
+    assert same(two, one)
+    xnn.output_transform = None
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.allclose(xnn.explain(X, target=0).prediction, 3 * xnn.model(X)[:, 0], atol=1e-5)
 
 
 def test_a_learned_network_is_explained_in_one_pass():

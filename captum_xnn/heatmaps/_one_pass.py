@@ -251,7 +251,8 @@ class Explained(NamedTuple):
                     Z, y_hat = outputs(examples.those(rows))
                 some = examples.those(rows)  # copies again, as a model may have worked in place
                 own = select_each(y_hat, some.targets)
-                numbers = some.numbers(Z, own, prefix=read[0].prefix if read and n == 1 else None)
+                prefix = read[0].prefix if read and n == 1 else None
+                numbers = some.numbers(Z, own, prefix=prefix, whole=examples)
                 yield rows.tolist(), (*numbers, own.to(numbers.features.dtype))
 
         *found, prediction = gathered(made(), n)

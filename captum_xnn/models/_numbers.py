@@ -112,19 +112,22 @@ class Examples:
         x, more = rows_of(self.inputs, self.additional, rows)
         return Examples([self.choices[i] for i in rows.tolist()], self.reader, x, more)
 
-    def numbers(self, Z: Tensor, own: Tensor, *, prefix: Prefix | None = None) -> Numbers:
+    def numbers(
+        self, Z: Tensor, own: Tensor, *, prefix: Prefix | None = None, whole: Examples | None = None
+    ) -> Numbers:
         """Compute the numbers of each example by its form. x-features that a form lacks are zero.
 
         Args:
             Z: Activations (N, ...).
             own: The explained output of each example, (N,).
             prefix: If there is one example, the outputs of the modules up to the layer.
+            whole: The examples that these are a part of, so that the numbers of all parts have the same shapes.
 
         Raises:
             ModelMismatchError: If a form was fitted to another shape of Z.
         """
-        most = max(form.n_features for form, *_ in self.choices)
-        sloping = any(isinstance(form, ContributionGroups) for form, *_ in self.choices)
+        forms = {choice.form for choice in (whole or self).choices}
+        most, sloping = max(form.n_features for form in forms), any(isinstance(f, ContributionGroups) for f in forms)
 
         def made() -> Iterator[tuple[list[int], Numbers]]:
             for choice, rows in grouped(self.choices):
