@@ -96,10 +96,10 @@ class Shrinking(Net):
 def test_other_sizes_and_layers_do_not_change_what_is_known():
     torch.manual_seed(0)
     net, small = Shrinking().eval(), X[:, :, :9, :9]
-    xnn = XNNAttribution(net, "second", 2)
+    xnn = XNNAttribution(net, "first", 2)
     marks = {"positives": torch.ones(60, dtype=torch.bool), "progress": False}
     data = torch.rand(60, 3, 16, 16)
-    for xnn.layer in (net.second, net.hidden):
+    for xnn.layer in (net.first, net.hidden):
         xnn.fit(data, target=0, **marks)
 
     def counts(calls, rounds):
@@ -110,7 +110,7 @@ def test_other_sizes_and_layers_do_not_change_what_is_known():
                 found.append(passes(xnn, lambda x=x: xnn.explain(x, target=0))[1])
         return found
 
-    calls = [(net.hidden, X), (net.hidden, small), (net.second, X)]
+    calls = [(net.hidden, X), (net.hidden, small), (net.first, X)]
     first = counts(calls[:1], 1)
     alone = [counts([call], 2)[0] for call in calls]
     assert alone[0] < first[0] and counts(calls, 2) == alone
