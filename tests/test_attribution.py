@@ -728,6 +728,14 @@ def test_a_joint_explainer_covers_its_targets():
     assert explainer.positives == int(torch.isin(xnn.model(DATA).argmax(1), torch.tensor([0, 2, 3])).sum())
 
 
+def test_a_learned_difference_is_the_difference_of_its_outputs():
+    xnn = made(n_features=3).fit(DATA, (0, 2, 3), joint=True, progress=False)
+    one, other, both = (xnn.contributions(X, *args, against=b) for *args, b in ((2, None), (0, None), (2, 0)))
+    torch.testing.assert_close(both.features, one.features)
+    for name in ("contributions", "bias", "surrogate", "prediction"):
+        torch.testing.assert_close(getattr(both, name), getattr(one, name) - getattr(other, name))
+
+
 def test_an_explainer_of_its_own_goes_before_a_joint_one():
     xnn = made(n_features=2).fit(DATA, [0, 2], joint=True, progress=False).fit(DATA, 2, progress=False)
     assert xnn.explainer(2).targets == (2,) and xnn.explainer(0).targets == (0, 2)

@@ -214,6 +214,12 @@ def test_activations_are_taken_without_running_the_model(model, tmp_path):
     assert same(xnn, expected) and same(lazy, expected)
 
 
+def test_activations_of_another_shape_are_refused_by_score(model):
+    xnn, found = explained(model).fit(DATA, 0, progress=False), collect(model, "1", TEST)
+    with pytest.raises(ModelMismatchError, match=r"layer '1' gives \(9,\) values per example, and gave 10"):
+        xnn.score(Activations(found.Z[:, :9], found.y_hat, "1"), 0)
+
+
 def test_activations_of_something_else(model, tmp_path):
     found = collect(model, "1", DATA, store=tmp_path)
     with pytest.raises(ModelMismatchError, match="layer is 0, was 1"):

@@ -187,6 +187,25 @@ def test_a_layer_of_maps_that_also_runs_behind_the_explained_layer():
     assert same(one, two) and same(one, three) and one.maps.shape[3:] == X.shape[2:]
 
 
+class Again(Net):
+    """A network that runs the explained layer twice."""
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        z = self.hidden(self.second(self.relu(self.first(x))).relu().mean((2, 3)))
+        return self.head(self.last_relu(self.hidden(z.relu())))
+
+
+def test_a_pass_that_failed_is_not_tried_again():
+    torch.manual_seed(0)
+    xnn = XNNAttribution(Again().eval(), "hidden", 2, autoencoder=SRAE, recipe=Recipe(steps=5))
+    xnn.fit(torch.rand(60, 3, 16, 16), target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    one, _ = passes(xnn, lambda: xnn.explain(X, target=0))
+    two, tried = passes(xnn, lambda: xnn.explain(X, target=0))
+    three, count = passes(xnn, lambda: xnn.explain(X, target=0))
+    assert same(two, one) and same(three, one) and count < tried
+
+
 def test_later_calls_raise_what_a_first_call_raises(fitted):
     fitted.explain(X, target=0)
     bad = X.clone()
