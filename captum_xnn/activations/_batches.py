@@ -33,14 +33,16 @@ from torch.utils.data import (
     default_collate,
 )
 
+from captum_xnn.activations._unpacking import Unpack
 from captum_xnn.layers._arguments import refuse_uneven
 
 __all__ = [
     "Batch",
     "Batches",
     "Picked",
-    "Unpack",
     "as_batches",
+    "as_they_come",
+    "copied_to",
     "first_inputs",
     "is_repeatable",
     "number_of_batches",
@@ -50,8 +52,6 @@ __all__ = [
     "repeatable",
     "rows_in",
 ]
-
-Unpack = Callable[[Any], tuple[Any, Any]]
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
             ((tensor([[1.],
                     [1.]]),), ())
         """
-        return _copied(self.inputs, device), () if self.additional is None else _copied(self.additional, device)
+        return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
 
 
 class Picked(NamedTuple):
@@ -100,7 +100,7 @@ class Picked(NamedTuple):
         Args:
             device: The model's device.
         """
-        return _copied(self.inputs, device), () if self.additional is None else _copied(self.additional, device)
+        return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
 
 
 class Batches:
@@ -125,19 +125,12 @@ class Batches:
         self._unpack = unpack
         data = as_batches(data, batch_size)
         self._numbers: Sequence[Sequence[int]] | None = None
-        refuse_no_batches(data)
-        tensors = (data,) if isinstance(data, Tensor) else data
-        if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
-            refuse_uneven(tensors)
-            self._numbers = _ranges(len(tensors[0]), batch_size)
-        elif isinstance(data, Iterable):
+        if (tensors := _tensors_of(data)) is None:
             _refuse_disorder(data)
             self._numbers = _indexed(data)
         else:
-            raise TypeError(
-                f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
-                f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
-            )
+            refuse_uneven(tensors)
+            self._numbers = _ranges(len(tensors[0]), batch_size)
         self._data = data
         self._begun: Batch | None = None
         self._end: int | None = None
@@ -251,6 +244,43 @@ class Batches:
             yield Batch(first, rows, inputs, additional)
             first += rows
         self._end = first
+
+
+def as_they_come(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
+    """Yield (inputs, additional arguments) of all batches once, in any order.
+
+    Args:
+        data: As :class:`Batches` takes them; loaders may shuffle.
+        batch_size: Examples in a batch of tensors.
+        unpack: Turns a batch of an iterable into (inputs, additional arguments).
+
+    Raises:
+        TypeError: If data are of another type.
+
+    Example:
+        >>> [len(x) for x, _ in as_they_come(torch.zeros(10, 1), 4, lambda batch: (batch, None))]
+        [4, 4, 2]
+    """
+    tensors = _tensors_of(data)
+    if tensors is None:
+        yield from (unpacked for unpacked in map(unpack, data) if rows_in(unpacked[0]) != 0)
+    elif len(tensors[0]):
+        for parts in zip(*(torch.split(x, batch_size) for x in tensors), strict=True):
+            yield (parts[0] if isinstance(data, Tensor) else parts), None
+
+
+def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
+    """Return data that are tensors as a tuple, and None for an iterable of batches; raise for other data."""
+    refuse_no_batches(data)
+    tensors = (data,) if isinstance(data, Tensor) else data
+    if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
+        return tensors
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
+            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
+        )
+    return None
 
 
 def as_batches(data: Any, batch_size: int = 64) -> Any:
@@ -479,7 +509,17 @@ def _many(inputs: Any) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
-def _copied(values: Any, device: torch.device) -> tuple[Any, ...]:
+def copied_to(values: Any, device: torch.device) -> tuple[Any, ...]:
+    """Copy values to a device, so that a model that works in place does not change the user's data.
+
+    Args:
+        values: A tensor or a tuple of values; only tensors are copied.
+        device: The device.
+
+    Example:
+        >>> copied_to(torch.ones(2), torch.device("cpu"))
+        (tensor([1., 1.]),)
+    """
     return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in _many(values))
 
 

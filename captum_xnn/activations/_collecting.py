@@ -35,11 +35,11 @@ from captum_xnn.activations._batches import (
     Batch,
     Batches,
     as_batches,
+    as_they_come,
+    copied_to,
     first_inputs,
     is_repeatable,
     number_of_batches,
-    refuse_no_batches,
-    rows_in,
 )
 from captum_xnn.activations._store import TABLES, Store, locked
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
@@ -59,30 +59,6 @@ from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 __all__ = ["collect", "collect_part", "collect_together"]
 
 _LOG = logging.getLogger(__name__)
-
-
-def _batches(data: Any, batch_size: int, unpack: Unpack) -> Iterator[tuple[Any, Any]]:
-    """Yield (inputs, additional arguments) from a tensor, a tuple of tensors (several inputs), or a loader."""
-    refuse_no_batches(data)
-    if isinstance(data, Tensor):
-        for part in torch.split(data, batch_size) if len(data) else ():
-            yield part, None
-    elif isinstance(data, tuple) and data and all(isinstance(x, Tensor) for x in data):
-        for parts in zip(*(torch.split(x, batch_size) for x in data), strict=True):
-            yield parts, None
-    elif isinstance(data, Iterable):
-        yield from (unpacked for unpacked in map(unpack, data) if rows_in(unpacked[0]) != 0)
-    else:
-        raise TypeError(
-            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
-            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
-        )
-
-
-def _moved(values: Any, device: torch.device) -> tuple[Any, ...]:
-    """Copy values to the device, so that a model that works in place does not change the user's data."""
-    many = values if isinstance(values, tuple) else (values,)
-    return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in many)
 
 
 @dataclass(frozen=True)
@@ -119,7 +95,7 @@ class _BatchReader(Reader):
 
     def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
         """Compute the layer's and the model's outputs on a batch, unchecked and on the model's device."""
-        return self.run(_moved(inputs, self.device) + _moved(additional, self.device))
+        return self.run(copied_to(inputs, self.device) + copied_to(additional, self.device))
 
     def try_out(self, inputs: Any, additional: Any, read: tuple[Tensor, Tensor]) -> None:
         """Raise where a model cannot be explained, as far as its first batch shows.
@@ -138,13 +114,13 @@ class _BatchReader(Reader):
             calls_of(
                 self.model,
                 self.layer,
-                _moved(many, self.device) + _moved(more, self.device),
+                copied_to(many, self.device) + copied_to(more, self.device),
                 name=self.name,
                 output_transform=self.output_transform,
                 prediction_transform=self.prediction_transform,
             )
             if self.asked is not None and self.asked.gradients:
-                self._try_gradients(_moved(many, self.device), _moved(more, self.device), self.asked.targets[0])
+                self._try_gradients(copied_to(many, self.device), copied_to(more, self.device), self.asked.targets[0])
 
     def _try_gradients(self, inputs: tuple[Any, ...], additional: tuple[Any, ...], target: Target) -> None:
         """Raise where no gradient reaches the layer from an output."""
@@ -262,7 +238,7 @@ def collect(
         return opened._replace(source=_source(data, unpack))
     reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     total = None if isinstance(data, (Tensor, tuple)) else number_of_batches(data)
-    read = reader.read_all(_batches(data, batch_size, unpack), total, progress)
+    read = reader.read_all(as_they_come(data, batch_size, unpack), total, progress)
     return reader.joined(read)._replace(source=_source(data, unpack))
 
 
