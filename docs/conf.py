@@ -115,7 +115,7 @@ def _name_as_imported(app, doctree):
     """Give the types that functions return, which are documented in their own modules, an anchor in the package too.
 
     viewcode links every name of a source file below the module that documents the first of them. That is the package,
-    where functions are imported from. The private module is not shown, as nobody imports from it.
+    where functions are imported from. The private module is not shown, as users do not import from it.
     """
     for signature in doctree.findall(desc_signature):
         package, _, module = signature.get("module", "").rpartition(".")

@@ -529,7 +529,7 @@ function background(step, events) {
 }
 
 const TASK = {
-  sort: "You will see a few images and sort them into groups, so that the images of a group are of the same kind. The kinds look alike: nobody expects you to know them.",
+  sort: "You will see a few images and sort them into groups, so that the images of a group are of the same kind. The kinds look alike: you are not expected to know them.",
   agreement: "You will see images with the answer of an AI agent, and say whether it is right.",
   distinction: "You will see an image with explanations of several answers, and say which of them an AI agent gave.",
   prediction: "You will see examples of an AI agent’s answers, and predict its answer on new images.",
