@@ -20,7 +20,7 @@ from captum_xnn.cli._model_and_inputs import ModelAndInputs
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes, select
-from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
 from captum_xnn.models._numbers import Numbers, numbers_of_all
@@ -142,14 +142,12 @@ def _evaluated(
     """Compute the measures of one target that need no maps; ``own`` is the explained output of each input, (M,)."""
     y_bar = numbers.surrogate
     mean = numbers.contributions[positives].abs().mean(0, keepdim=True)
-    f_cls = None
-    if isinstance(target, int) and predicted_classes(y_hat) is not None:
-        f_cls = classification_faithfulness(y_hat, y_bar, target)
+    faithfulness = Faithfulness.of(y_bar, own.to(y_bar.dtype), [y_hat], target)
     return Evaluation(
         target=target,
         name=name,
-        f_reg=regression_faithfulness(y_bar, own.to(y_bar.dtype)),
-        f_cls=f_cls,
+        f_reg=faithfulness.f_reg,
+        f_cls=faithfulness.f_cls,
         effective=float(effective_number(mean)) if len(positives) else None,
         positives=len(positives),
         inputs=len(y_bar),

@@ -202,13 +202,13 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
         stream, training = run.streams[i], xnn.explainer(t)
         cards = stream.cards()
         caption = _caption_of(captions, cards[0].examples, shown=options.data is None or options.data is images)
-        score, patches = stream.faithfulness(), run.patch_scores(t)
+        score, spread, patches = stream.faithfulness.compute(), stream.faithfulness.spread(), run.patch_scores(t)
         unusual = mark_usual(rows, torch.cat(stream.own_contributions))
         chapters.append(
             {
                 "key": str(t),
                 "label": gallery.names.of(t),
-                "score": score._asdict(),
+                "score": {**score._asdict(), "spread": spread},
                 "training": _training(training),
                 "cards": [
                     _card(card, gallery.names, options.place_names, options.display or displayable, caption)
@@ -223,9 +223,7 @@ def _computed(xnn: XNNAttribution, images: Any, targets: Sequence[Target], optio
                 "patches": None if patches is None else _fields(patches),
                 "verdict": _fields(
                     verdict(
-                        on_unexplained(
-                            score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit
-                        ),
+                        on_unexplained(score.f_reg, spread, score.examples, exact=training.is_exact, unit=options.unit),
                         on_stability(_stability(run.pairs[i])),
                         on_maps(patches),
                     )
@@ -259,10 +257,11 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
     captioned = run.captioned(options.captions)
     chapters = []
     for rows, t in zip(run.found, targets, strict=True):
-        score, training, patches = rows.faithfulness(), xnn.explainer(t), run.patch_scores(rows)
+        score, spread = rows.faithfulness.compute(), rows.faithfulness.spread()
+        training, patches = xnn.explainer(t), run.patch_scores(rows)
         cards, unusual = rows.cards(), mark_usual(rows.rows, torch.cat(rows.own))
         reasons = (
-            on_unexplained(score.f_reg, score.spread, score.examples, exact=training.is_exact, unit=options.unit),
+            on_unexplained(score.f_reg, spread, score.examples, exact=training.is_exact, unit=options.unit),
             on_stability(_stability(rows.pairs)),
             on_maps(patches, kind=run.kind),
         )
@@ -270,7 +269,7 @@ def _computed_rows(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], 
             {
                 "key": str(t),
                 "label": run.names.of(t),
-                "score": score._asdict(),
+                "score": {**score._asdict(), "spread": spread},
                 "training": _training(training),
                 "cards": cards,
                 "scatter": _scatter(rows.rows, captioned),

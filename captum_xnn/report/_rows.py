@@ -19,10 +19,10 @@ from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes
-from captum_xnn.metrics._faithfulness import classification_faithfulness
+from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
 from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches, texts_of
-from captum_xnn.report._cards import DataFaithfulness, count_examples
+from captum_xnn.report._cards import count_examples
 from captum_xnn.report._gallery import OutputNames, compare, numbers_of, scaled, short, strengths
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -47,8 +47,7 @@ class CellsOfTarget:
         self.pairs: list[tuple[Tensor, Tensor]] = []
         """Contributions by this fit and by another one, batch by batch."""
         self.classes = False
-        self.misses, self.same = 0.0, 0.0
-        self.predictions: list[Tensor] = []
+        self.faithfulness = FaithfulnessStream(target)
         self.own: list[Tensor] = []
         self.covered: list[CoveredBatch] = []
         """Positives to cover token by token, or column by column."""
@@ -56,14 +55,10 @@ class CellsOfTarget:
 
     def count(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
         """Add examples of the data to the faithfulness, and positives to the shares."""
-        prediction, surrogate = made.prediction.double().cpu(), made.surrogate.double().cpu()
-        self.misses += float((prediction - surrogate).abs().sum())
-        self.predictions.append(prediction)
+        self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)
         positives, contributions = positives_of(predicted_classes(y_hat), [self.target]), made.contributions
         self.classes = positives is not None
         if positives is not None:
-            assert isinstance(self.target, int)  # otherwise there are no classes
-            self.same += classification_faithfulness(y_hat, surrogate, self.target) * len(prediction)
             contributions = contributions[positives.to(contributions.device)]
         self.own.append(contributions.double().cpu())
 
@@ -96,12 +91,6 @@ class CellsOfTarget:
                 entry[1] += abs(value)
                 entry[2] += 1
 
-    def faithfulness(self) -> DataFaithfulness:
-        """Return the faithfulness on the data."""
-        y = torch.cat(self.predictions)
-        same = self.same / len(y) if self.classes else None
-        return DataFaithfulness(self.misses / len(y), same, len(y), float((y - y.mean()).abs().mean()))
-
     def cards(self) -> list[dict[str, Any]]:
         """Return share, contribution and strongest cells of each x-feature.
 
@@ -109,7 +98,7 @@ class CellsOfTarget:
             ValueError: If the model gives the class to none of the data.
         """
         own = torch.cat(self.own)
-        examples = sum(map(len, self.predictions))
+        examples = self.faithfulness.examples
         if not len(own):
             raise ValueError(
                 f"the model gives class {self.target} to none of the {examples} examples; pass data with examples of "
