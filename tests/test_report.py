@@ -23,7 +23,7 @@ from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
 from captum_xnn.report import ReportOptions
-from captum_xnn.report._gallery import OutputNames
+from captum_xnn.report._output_names import OutputNames
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
 from captum_xnn.report._verdict import error
@@ -487,7 +487,7 @@ def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str,
 
 
 def test_scatter_of_many_images_leaves_some_out_and_says_so(page: tuple[str, Page]) -> None:
-    from captum_xnn.report._page import _scatter
+    from captum_xnn.report._chapters import _scatter
 
     rows, images = page[1].data["targets"][0]["rows"], page[1].data["images"]
     few, many = (_scatter(rows * n, images * n) for n in (12, 100))

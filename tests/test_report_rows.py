@@ -212,13 +212,13 @@ def test_other_names_of_a_text_page_take_no_map(
 ) -> None:
     xnn, ids, words = texts
     calls: list[int] = []
-    explain = XNNAttribution.explain
+    explain = XNNAttribution._explain_and_read
 
     def counting(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return explain(self, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(XNNAttribution, "explain", counting)
+    monkeypatch.setattr(XNNAttribution, "_explain_and_read", counting)
 
     def written(inputs: Any = ids[:9], **options: Any) -> int:
         """Number of calls that a page takes."""

@@ -29,8 +29,7 @@ from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
 from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches, texts_of
 from captum_xnn.report._cards import count_examples, image_batches, outputs_of
-from captum_xnn.report._gallery import shown
-from captum_xnn.report._thumbnails import displayable
+from captum_xnn.report._thumbnails import displayable, shown
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution

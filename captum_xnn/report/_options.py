@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_xnn.plots._names import Names
 from captum_xnn.report._batches import Texts
 from captum_xnn.report._cards import PlacesOfMaps
-from captum_xnn.report._gallery import ClassNames
+from captum_xnn.report._output_names import ClassNames
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
