@@ -28,13 +28,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn.explanation import Explanation
-from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_by_size, channels_first
-from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, grouped, positives_of, predicted_classes, select, single_target
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
+from captum_xnn.report._batches import model_outputs
 from captum_xnn.report._thumbnails import crop_box
 from captum_xnn.report._usual import usual_of
 
@@ -244,16 +243,6 @@ def count_examples(data: Any) -> int | None:
     return None
 
 
-def outputs_of(xnn: XNNAttribution, images: Tensor) -> Tensor:
-    """Compute all outputs of the model for some images, (N, ...)."""
-    model = unwrap(xnn.model)
-    device = next((p.device for p in model.parameters()), images.device)
-    with torch.inference_mode(False), untouched(model), torch.no_grad():
-        output = model(images.to(device, copy=True))
-        made: Tensor = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
-    return made
-
-
 class _Kept(NamedTuple):
     """An example kept during the pass, with each x-feature's numbers (K,)."""
 
@@ -360,7 +349,7 @@ class CardStream:
             rows: Rows (n,) of the images in the batch; all rows if None.
         """
         start = self.moments.count
-        y_hat = (outputs_of(self.xnn, images) if y_hat is None else y_hat).cpu()
+        y_hat = model_outputs(self.xnn, images) if y_hat is None else y_hat.cpu()
         made = why or self.xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
         E, contributions = made.features.double().cpu(), made.contributions.double().cpu()
         self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)

@@ -13,6 +13,7 @@ from captum_xnn.explanation import Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._targets import Target, predicted_classes
 from captum_xnn.patch_scores import PatchScores, patch_scores
+from captum_xnn.report._batches import model_outputs
 from captum_xnn.report._cards import (
     Card,
     CardStream,
@@ -20,7 +21,6 @@ from captum_xnn.report._cards import (
     annotated_places,
     count_examples,
     image_batches,
-    outputs_of,
 )
 from captum_xnn.report._examples import Collected, Explained, compare, explained, numbers_of, scaled, strengths
 from captum_xnn.report._output_names import OutputNames
@@ -145,7 +145,7 @@ class ImagesRun:
             self._explain(batch, images, rows)
         if not self._own:
             for batch, images, rows in self._parts(self.options.data, "reading the data"):
-                y_hat = outputs_of(self.xnn, images)
+                y_hat = model_outputs(self.xnn, images)
                 for stream in self.streams:
                     stream.update(batch, images, y_hat, rows=rows)
 

@@ -21,7 +21,7 @@ from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
-from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches, texts_of
+from captum_xnn.report._batches import RowBatch, model_outputs, row_batches, texts_of
 from captum_xnn.report._cards import count_examples
 from captum_xnn.report._examples import Collected, Explained, compare, explained, numbers_of, scaled, short, strengths
 from captum_xnn.report._output_names import OutputNames
@@ -175,7 +175,7 @@ class CellsRun:
         size = self.options.internal_batch_size
         for batch in self._bar(self.options.data, "reading the data"):
             self._add(batch)
-            y_hat = outputs_of_rows(self.xnn, batch)
+            y_hat = model_outputs(self.xnn, *batch.arguments)
             for rows, t in zip(self.found, self.targets, strict=True):
                 made = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
                 rows.add_data(made, y_hat)
@@ -206,7 +206,7 @@ class CellsRun:
     def _explain(self, batch: RowBatch, own: bool) -> None:
         """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
-        y_hat = outputs_of_rows(xnn, batch)
+        y_hat = model_outputs(xnn, *batch.arguments)
         predicted = predicted_classes(y_hat)
         given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
