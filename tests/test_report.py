@@ -26,7 +26,7 @@ from captum_xnn.report import ReportOptions
 from captum_xnn.report._output_names import OutputNames
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
-from captum_xnn.report._verdict import error
+from captum_xnn.report._verdict import format_error
 
 # Elements that HTML never closes, and those of SVG that close themselves.
 VOID = {"meta", "img", "input", "link"}
@@ -232,9 +232,9 @@ def test_faithfulness_is_that_of_the_data_and_stands_before_the_cards(page: tupl
     for target in (1, 2):
         score, y = xnn.score(images, target), xnn.model(images)[:, target].detach()
         spread = float((y - y.mean()).abs().mean())
-        assert error(score.f_reg, spread) in parsed.text
+        assert format_error(score.f_reg, spread) in parsed.text
         assert f"{100 * (score.f_cls or 0):.1f} %" in parsed.text
-        assert error(xnn.explainer(target).f_reg, spread) in parsed.text
+        assert format_error(xnn.explainer(target).f_reg, spread) in parsed.text
     assert text.index('id="faithfulness"') < text.index('id="cards"') < text.index('id="gallery"')
     assert {"Bars", "A note", "First.\nStill first.", "Second."} <= set(parsed.text)
 

@@ -14,8 +14,8 @@ from torch import nn
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
-from captum_xnn.report._rows import CellsOfTarget
-from captum_xnn.report._verdict import error
+from captum_xnn.report._text_and_table_cards import CellsOfTarget
+from captum_xnn.report._verdict import format_error
 
 WORDS = ["the", "great", "film", "awful", "slow"]
 EVIL = "</script><b onclick=x>&'"
@@ -37,7 +37,7 @@ class Reads(nn.Module):
 def error_of(xnn: Any, data: Any) -> str:
     """F_reg as the page writes it, beside the spread of the model's outputs."""
     y = xnn.model(data).detach().flatten()
-    return error(xnn.score(data).f_reg, float((y - y.mean()).abs().mean()))
+    return format_error(xnn.score(data).f_reg, float((y - y.mean()).abs().mean()))
 
 
 @pytest.fixture(scope="module")

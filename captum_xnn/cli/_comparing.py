@@ -17,7 +17,7 @@ from captum_xnn.cli._configuration import Configuration
 from captum_xnn.cli._inputs import read_tensor
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
 from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
-from captum_xnn.comparison._compared import MethodComparison
+from captum_xnn.comparison._table import MethodComparison
 
 __all__ = ["FORMATS", "compared"]
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from captum_xnn.report._examples import Collected, decimals
-from captum_xnn.report._usual import mark_usual
+from captum_xnn.report._typicality import mark_usual
 from captum_xnn.report._verdict import Stability, on_maps, on_stability, on_unexplained, stability, verdict
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report

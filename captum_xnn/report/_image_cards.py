@@ -13,7 +13,6 @@ from captum_xnn.explanation import Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._targets import Target, predicted_classes
 from captum_xnn.patch_scores import PatchScores, patch_scores
-from captum_xnn.report._batches import model_outputs
 from captum_xnn.report._cards import (
     Card,
     CardStream,
@@ -24,8 +23,9 @@ from captum_xnn.report._cards import (
 )
 from captum_xnn.report._examples import Collected, Explained, compare, explained, numbers_of, scaled, strengths
 from captum_xnn.report._output_names import OutputNames
+from captum_xnn.report._text_and_table_inputs import model_outputs
 from captum_xnn.report._thumbnails import displayable, overlay, photo, shown
-from captum_xnn.report._usual import UNUSUAL
+from captum_xnn.report._typicality import UNUSUAL
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution

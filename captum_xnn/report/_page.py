@@ -32,14 +32,14 @@ from captum_xnn.activations._batches import as_batches
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target, target_groups
 from captum_xnn.plots._names import names_by_target, resolve_names
-from captum_xnn.report._batches import are_images
 from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._chapters import chapter
-from captum_xnn.report._described import completed
+from captum_xnn.report._dataset_options import completed
 from captum_xnn.report._image_cards import ImagesRun
 from captum_xnn.report._options import ReportOptions
-from captum_xnn.report._rows import CellsRun
-from captum_xnn.report._verdict import error
+from captum_xnn.report._text_and_table_cards import CellsRun
+from captum_xnn.report._text_and_table_inputs import are_images
+from captum_xnn.report._verdict import format_error
 
 if TYPE_CHECKING:  # XNNAttribution.report calls this module
     from captum_xnn.attribution import XNNAttribution
@@ -216,7 +216,7 @@ def _render(parts: str, **content: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["signed"] = _signed
-    environment.filters["error"] = error
+    environment.filters["format_error"] = format_error
     return environment.from_string(page).render(
         marks=_MARKS,
         style=Markup(style),

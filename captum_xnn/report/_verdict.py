@@ -24,7 +24,7 @@ __all__ = [
     "Reason",
     "Stability",
     "Verdict",
-    "error",
+    "format_error",
     "on_maps",
     "on_stability",
     "on_unexplained",
@@ -108,7 +108,7 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     return Stability(float(again), between, len(first))
 
 
-def error(f_reg: float, spread: float) -> str:
+def format_error(f_reg: float, spread: float) -> str:
     """Return F_reg as text. An error below a thousandth of the spread gets no digits of its own.
 
     Args:
@@ -116,7 +116,7 @@ def error(f_reg: float, spread: float) -> str:
         spread: Mean |model - its mean|, in the same unit.
 
     Example:
-        >>> error(0.5, 10.0), error(6.72e-07, 5.8), error(0.0, 5.8)
+        >>> format_error(0.5, 10.0), format_error(6.72e-07, 5.8), format_error(0.0, 5.8)
         ('0.5', 'less than 0.0058', '0')
     """
     smallest = spread / 1000
@@ -145,8 +145,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
         else "The x-features explain nothing."
     )
     text = (
-        f"{much} Over {examples:,} examples, the x-features miss the model's output by {error(f_reg, spread)} {unit} "
-        f"on average. A guess that always gives the mean output misses by {spread:.3g} {unit}."
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by {format_error(f_reg, spread)} "
+        f"{unit} on average. A guess that always gives the mean output misses by {spread:.3g} {unit}."
     )
     if exact:
         text += (

@@ -13,7 +13,7 @@ from test_report import Page
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from captum_xnn.report import ReportOptions
-from captum_xnn.report._described import captions_of, classes_of, display_of
+from captum_xnn.report._dataset_options import captions_of, classes_of, display_of
 from captum_xnn.report._thumbnails import photo
 
 

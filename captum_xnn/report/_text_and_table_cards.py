@@ -21,10 +21,10 @@ from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
-from captum_xnn.report._batches import RowBatch, model_outputs, row_batches, texts_of
 from captum_xnn.report._cards import count_examples
 from captum_xnn.report._examples import Collected, Explained, compare, explained, numbers_of, scaled, short, strengths
 from captum_xnn.report._output_names import OutputNames
+from captum_xnn.report._text_and_table_inputs import RowBatch, model_outputs, row_batches, texts_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
