@@ -13,6 +13,7 @@ Reference:
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import warnings
@@ -35,7 +36,7 @@ from captum_xnn.report import ReportOptions
 from captum_xnn.report._page import write_report
 from captum_xnn.training._recipe import Recipe
 
-__all__ = ["LAYERS", "DemoResult", "Score", "load_cnn", "run"]
+__all__ = ["LAYERS", "DemoResult", "Score", "load_cnn", "run", "run_demo"]
 
 LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
 """Explained layers of the network, each with its kind."""
@@ -105,6 +106,17 @@ def load_cnn(folder: str | os.PathLike[str]) -> nn.Sequential:
     cnn = digits_cnn(torch.Generator())
     cnn.load_state_dict(load_file(Path(folder) / "cnn.safetensors"))
     return cnn.eval()
+
+
+def run_demo(arguments: argparse.Namespace) -> str:
+    """Run the demonstration, and return the text to print.
+
+    Args:
+        arguments: Arguments of the command.
+    """
+    # The network and its layers are tiny: threads would wait for each other, on a busy machine without end.
+    torch.set_num_threads(1)
+    return str(run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True))
 
 
 def run(
