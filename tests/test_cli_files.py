@@ -613,14 +613,14 @@ def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pyte
     assert [image["caption"] for image in data["images"]] == names
     (target,) = data["targets"]
     assert target["label"] == "red"
-    assert [row["says"] for row in target["rows"]] == pytest.approx([logits(seed)[0] for seed in seeds], abs=1e-3)
+    assert [row["prediction"] for row in target["rows"]] == pytest.approx([logits(seed)[0] for seed in seeds], abs=1e-3)
     # Without a damaged image the others keep their names and numbers, whatever its place.
     damaged = sorted(path for path in below.rglob("*") if path.is_file())[2]
     damaged.write_bytes(b"no image")
     assert cli.main([*line, "--skip-damaged"]) == 0
     page_without = json.loads(page.read_text("utf-8").split('id="data">')[1].split("</script>")[0])
     assert [image["caption"] for image in page_without["images"]] == names[:2] + names[3:]
-    left = [row["says"] for row in page_without["targets"][0]["rows"]]
+    left = [row["prediction"] for row in page_without["targets"][0]["rows"]]
     assert left == pytest.approx([logits(seed)[0] for seed in seeds[:2] + seeds[3:]], abs=1e-3)
     assert cli.main([*line[:-1], "--data", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err

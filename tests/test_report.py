@@ -117,7 +117,7 @@ def test_rows_have_the_numbers_and_maps_of_the_difference(compared: Any, explain
         assert rather["label"] == "green rather than blue"
         assert rather["c"] == pytest.approx(made.contributions[i].tolist(), rel=1e-5)
         assert rather["bias"] + sum(rather["c"]) == pytest.approx(rather["sum"], abs=1e-3)
-        assert rather["says"] == pytest.approx(float(made.prediction[i]), rel=1e-5)
+        assert rather["prediction"] == pytest.approx(float(made.prediction[i]), rel=1e-5)
     why = groups.explain(explained[1][:9], 1, against=2)
     for i, row in enumerate(data["targets"][0]["rows"]):
         scaled = torch.from_numpy(own_scale(why.directed_maps()[i], why.contributions[i])).float()
@@ -154,12 +154,12 @@ def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: A
             assert row["c"] == pytest.approx(why.contributions[i].tolist(), rel=1e-5)
             assert row["e"] == pytest.approx(why.features[i].tolist(), rel=1e-5)
             assert row["bias"] + sum(row["c"]) == pytest.approx(row["sum"], abs=1e-3)
-            assert row["says"] == pytest.approx(float(why.prediction[i]), rel=1e-5)
-            assert row["own"] == (int(given[i]) == target)
+            assert row["prediction"] == pytest.approx(float(why.prediction[i]), rel=1e-5)
+            assert row["is_positive"] == (int(given[i]) == target)
             assert len(row["maps"]) == 3
             assert max(row["strength"]) == pytest.approx(1)
     names = ["red", "green", "blue"]
-    assert [image["says"] for image in data["images"]] == [names[c] for c in given.tolist()]
+    assert [image["predicted_class"] for image in data["images"]] == [names[c] for c in given.tolist()]
     assert [image["caption"] for image in data["images"]] == [f"{i}.png" for i in range(9)]
 
 
@@ -177,7 +177,7 @@ def test_positives_are_compared_with_the_others_of_their_class(page: tuple[str, 
             assert row["usual"]["share"] == pytest.approx(float(share[place[i]]), abs=1e-6)
             assert row["usual"]["deviations"] == pytest.approx(float(deviations[place[i], k]), rel=1e-3)
             assert abs(row["usual"]["deviations"]) >= float(deviations[place[i]].abs().max()) - 1e-3
-    unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["own"])
+    unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["is_positive"])
     said = " ".join(page[1].text)
     assert f"{unusual} of the 3 images below that the model calls green have unusual contributions" in said
     assert "compared with 30." in said
@@ -261,9 +261,9 @@ def test_scatter_has_a_dot_for_each_image_at_its_residual(page: tuple[str, Page]
     _, parsed = page
     dots, rows = parsed.named("circle"), parsed.data["targets"][0]["rows"]
     assert len(dots) == 18
-    assert [dot["class"] for dot in dots[:9]] == ["own" if row["own"] else "other" for row in rows]
+    assert [dot["class"] for dot in dots[:9]] == ["own" if row["is_positive"] else "other" for row in rows]
     height = [float(str(dot["cy"])) for dot in dots[:9]]
-    residual = [row["says"] - row["sum"] for row in rows]
+    residual = [row["prediction"] - row["sum"] for row in rows]
     # Both axes are linear, and a residual of 0 lies on the line of zero.
     low, high = (residual.index(end(residual)) for end in (min, max))
     slope = (height[high] - height[low]) / (residual[high] - residual[low])

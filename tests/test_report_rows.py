@@ -80,7 +80,7 @@ def test_tokens_have_the_maps_of_the_explanation(texts: Any, tmp_path: Path) -> 
                 assert row["maps"][k] == pytest.approx(own.tolist(), abs=1e-3)
             assert len(row["one"]) == 7 and max(row["strength"]) == 1
     labels = {"bad", "good"}
-    assert {image["says"] for image in page.data["images"]} == labels
+    assert {image["predicted_class"] for image in page.data["images"]} == labels
     assert {shown["label"] for shown in page.data["targets"]} == labels
 
 
@@ -95,7 +95,7 @@ def test_texts_may_be_shorter_than_their_padding_and_come_with_masks(texts: Any,
     masked.explainers_ = xnn.explainers_
     page = page_of(masked, [(ids[:3], mask[:3]), (ids[3:5], mask[3:5])], tmp_path, 1, tokens=short)
     assert [len(row["maps"][0]) for row in page.data["targets"][0]["rows"]] == [4, 7, 7, 7, 7]
-    says = [row["says"] for row in page.data["targets"][0]["rows"]]
+    says = [row["prediction"] for row in page.data["targets"][0]["rows"]]
     assert says == pytest.approx(xnn.model(ids[:5], mask[:5])[:, 1].tolist(), rel=1e-4)
     assert [image["caption"] for image in page.data["images"]] == [f"text {i}" for i in range(1, 6)]
 

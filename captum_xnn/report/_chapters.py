@@ -78,14 +78,14 @@ def _fields(value: Any) -> Any:
 
 def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """Compute the mean outputs for positives and for other images; None if either group is empty."""
-    own, others = ([row["says"] for row in rows if row["own"] is wanted] for wanted in (True, False))
+    own, others = ([row["prediction"] for row in rows if row["is_positive"] is wanted] for wanted in (True, False))
     return (sum(own) / len(own), sum(others) / len(others)) if own and others else None
 
 
 def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Lay out dots of residuals against predictions, and ticks, in the coordinates of a 480 x 240 drawing."""
     left, right, top, bottom = 52.0, 468.0, 12.0, 200.0
-    x, y = [row["says"] for row in rows], [row["says"] - row["sum"] for row in rows]
+    x, y = [row["prediction"] for row in rows], [row["prediction"] - row["sum"] for row in rows]
     # Errors below a percent of the outputs' range look small, as they are.
     reach = max(*(abs(v) for v in y), _FINE * (max(x) - min(x)), 1e-9)
     x_ticks, y_ticks = _ticks(min(x), max(x), 6), _ticks(-reach, reach, 5)
@@ -106,7 +106,9 @@ def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, An
         "bottom": bottom,
         "x": [(across(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in x_ticks],
         "y": [(up(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in y_ticks],
-        "dots": [(across(x[i]), up(y[i]), rows[i]["own"], images[i]["caption"], y[i]) for i in range(0, len(x), step)],
+        "dots": [
+            (across(x[i]), up(y[i]), rows[i]["is_positive"], images[i]["caption"], y[i]) for i in range(0, len(x), step)
+        ],
         "left_out": step > 1,
     }
 

@@ -86,15 +86,15 @@ def explained(
     return Explained(why, one, y_hat, against, one_against, contributions)
 
 
-def numbers_of(why: Explanation | Contributions, index: int, own: bool) -> dict[str, Any]:
+def numbers_of(why: Explanation | Contributions, index: int, is_positive: bool) -> dict[str, Any]:
     """Return the numbers of one example, short enough for the page."""
     return {
         "c": [short(v) for v in why.contributions[index].detach().double().tolist()],
         "e": [short(v) for v in why.features[index].tolist()],
         "bias": short(float(why.bias[index])),
         "sum": short(float(why.surrogate[index])),
-        "says": short(float(why.prediction[index])),
-        "own": own,
+        "prediction": short(float(why.prediction[index])),
+        "is_positive": is_positive,
     }
 
 
@@ -106,7 +106,7 @@ def compare(rows: Sequence[dict[str, Any]], made: Iterable[Mapping[str, Any]], l
         made: Rows of the difference for the same examples.
         label: Name of the difference.
     """
-    kept = ("c", "bias", "sum", "says", "maps", "one", "strength")
+    kept = ("c", "bias", "sum", "prediction", "maps", "one", "strength")
     for row, of in zip(rows, made, strict=True):
         row["rather"] = {"label": label, **{name: of[name] for name in kept}}
 
@@ -131,5 +131,5 @@ def short(value: float) -> float:
 
 def decimals(rows: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of decimals that shows three digits of the largest contribution or output."""
-    largest = max(abs(v) for row in rows for v in (*row["c"], row["says"]))
+    largest = max(abs(v) for row in rows for v in (*row["c"], row["prediction"]))
     return int(min(max(2 - np.floor(np.log10(largest)), 1), 6)) if largest > 0 else 1

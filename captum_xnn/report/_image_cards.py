@@ -67,10 +67,10 @@ class Gallery:
         self.classes = predicted is not None
         self.given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         for image, c in zip(images, self.given, strict=True):
-            says = "" if c is None else self.names.of(c)
+            predicted_class = "" if c is None else self.names.of(c)
             height, width = image.movedim(channels_by_size(image[None]) - 1, 0).shape[1:]
             src = photo(shown(self.display, image))
-            self.photos.append({"src": src, "says": says, "width": width, "height": height})
+            self.photos.append({"src": src, "predicted_class": predicted_class, "width": width, "height": height})
 
     def add_explanations(self, i: int, images: Tensor, made: Explained) -> None:
         """Add the explanations of the last images for the i-th target."""

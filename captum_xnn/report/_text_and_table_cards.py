@@ -82,7 +82,7 @@ class CellsOfTarget:
 
     def add_covered(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
-        own = [row["own"] for row in self.rows[-len(cells) :]]
+        own = [row["is_positive"] for row in self.rows[-len(cells) :]]
         some = [i for i, texts in enumerate(cells) if own[i] and len(texts) >= _LEAST]
         some = some[: most - sum(len(covered.first) for covered in self.covered)]
         if some:
@@ -243,7 +243,7 @@ class CellsRun:
         valued = self.kind == "table" and batch.first.dim() == 2
         values = batch.first.tolist() if valued else [None] * len(cells)
         for texts, c, numbers in zip(cells, given, values, strict=True):
-            row: dict[str, Any] = {"says": "" if c is None else self.names.of(c), "cells": texts}
+            row: dict[str, Any] = {"predicted_class": "" if c is None else self.names.of(c), "cells": texts}
             self.shown.append(row if numbers is None else {**row, "values": [short(float(v)) for v in numbers]})
 
     def captioned(self) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def mark_usual(rows: Sequence[dict[str, Any]], own: Tensor) -> Unusual | None:
         rows: Rows of all examples of the page, for one target.
         own: Contributions of the positives of the data, (M, K).
     """
-    shown = [row for row in rows if row["own"]]
+    shown = [row for row in rows if row["is_positive"]]
     within = usual_of(own)
     if not shown or within is None:
         return None

@@ -29,7 +29,7 @@ function rowOf(index) {
 }
 
 const labelShown = () => (state.rather && target().rows[0].rather ? target().rows[0].rather.label : target().label);
-const residual = (row) => row.says - row.sum;
+const residual = (row) => row.prediction - row.sum;
 
 function plain(value, decimals = target().decimals) {
   const text = value.toFixed(decimals);
@@ -295,7 +295,7 @@ el("names-load").addEventListener("change", async (event) => {
 function offerOrders() {
   const sort = el("sort"), was = sort.value || "given", known = target().rows.some((row) => row.usual);
   const usual = known ? [["unusual", "unusual reasons"], ["usual", "usual reasons"]] : [];
-  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...usual, ...featureList().map((k) => [String(k), ""])];
+  const options = [["given", "original order"], ["prediction", "the model's output"], ["residual", "unexplained"], ...usual, ...featureList().map((k) => [String(k), ""])];
   sort.replaceChildren(...options.map(([value, text]) => {
     const option = make("option", "", text);
     option.value = value;
