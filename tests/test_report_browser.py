@@ -244,7 +244,7 @@ def test_sorting_and_filtering(driver: Any, page: Path) -> None:
         return [int(name.split("-")[1].split(".")[0]) for name in texts(driver, ".item .caption")]
 
     for value, key in (
-        ("residual", lambda i: -abs(rows[i]["prediction"] - rows[i]["sum"])),
+        ("unexplained", lambda i: -abs(rows[i]["prediction"] - rows[i]["sum"])),
         ("prediction", lambda i: -rows[i]["prediction"]),
         ("1", lambda i: -rows[i]["c"][1]),
         ("given", lambda i: i),

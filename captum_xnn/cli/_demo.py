@@ -78,7 +78,8 @@ class DemoResult:
         for s in self.scores:
             name = f"digit {s.digit} at {s.layer}"
             lines += [f"{name:<28}{s.train.f_reg:>16.3f}{s.test.f_reg:>14.3f}{_percent(s.test.f_cls):>14}"]
-        lines += ["F_reg: mean |model - x-features| in logits. F_cls: share of digits that keep their class.", ""]
+        lines += ["F_reg: mean |prediction - surrogate| in logits; the surrogate is the bias plus all contributions."]
+        lines += ["F_cls: share of digits that keep their class when the surrogate replaces the prediction.", ""]
         lines += [f"A test digit explained: {self.sentence}", "", "Written:"]
         lines += [f"  {path}" for path in self.written[1:]]
         return "\n".join([*lines, "", f"Open this first: {self.report}"])

@@ -83,7 +83,7 @@ def _mean_outputs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | No
 
 
 def _scatter(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Lay out dots of residuals against predictions, and ticks, in the coordinates of a 480 x 240 drawing."""
+    """Lay out dots of unexplained parts against predictions, and ticks, in the coordinates of a 480 x 240 drawing."""
     left, right, top, bottom = 52.0, 468.0, 12.0, 200.0
     x, y = [row["prediction"] for row in rows], [row["prediction"] - row["sum"] for row in rows]
     # Errors below a percent of the outputs' range look small, as they are.

@@ -112,8 +112,8 @@ def format_error(f_reg: float, spread: float) -> str:
     """Return F_reg as text. An error below a thousandth of the spread gets no digits of its own.
 
     Args:
-        f_reg: Mean |model - x-features|, in the output's unit.
-        spread: Mean |model - its mean|, in the same unit.
+        f_reg: Mean |prediction - surrogate|, in the output's unit.
+        spread: Mean |prediction - its mean|, in the same unit.
 
     Example:
         >>> format_error(0.5, 10.0), format_error(6.72e-07, 5.8), format_error(0.0, 5.8)
@@ -127,8 +127,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
     """Judge the unexplained part of the output.
 
     Args:
-        f_reg: Mean |model - x-features|, in the output's unit.
-        spread: Mean |model - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
+        f_reg: Mean |prediction - surrogate|, in the output's unit.
+        spread: Mean |prediction - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
         examples: Number of examples of both means.
         exact: Whether the x-features add up by construction.
         unit: Unit of the output.

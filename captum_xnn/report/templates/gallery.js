@@ -119,12 +119,12 @@ function writeItem(item, largest) {
   item.paths[1].setAttribute("d", rects.raises);
   item.paths[2].setAttribute("d", rects.lowers);
   const predicted = data.images[item.index].predicted_class;
-  item.numbers.textContent = `${predicted ? predicted + ", " : ""}${plain(row.prediction)}; ${unexplained(row)}`;
+  item.numbers.textContent = `${predicted ? predicted + ", " : ""}${plain(row.prediction)}; ${unexplainedText(row)}`;
   item.why.textContent = sentencesOf(row);
   item.usual.textContent = usualOf(row);
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
-    `${data.images[item.index].caption}: output ${plain(row.prediction)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
+    `${data.images[item.index].caption}: output ${plain(row.prediction)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplainedText(row)}`);
   writeNumber(item);
 }
 
@@ -147,7 +147,7 @@ function toggle(k) {
 
 const SORTS = {
   given: () => 0,
-  residual: (item) => -Math.abs(residual(rowOf(item.index))),
+  unexplained: (item) => -Math.abs(unexplained(rowOf(item.index))),
   prediction: (item) => -rowOf(item.index).prediction,
   unusual: (item) => USUAL.unusual(rowOf(item.index)),
   usual: (item) => USUAL.usual(rowOf(item.index)),
@@ -209,7 +209,7 @@ function writePeek(item) {
   el("peek-why").textContent = sentencesOf(row);
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
-    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.prediction)}, ${unexplained(row)}`;
+    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.prediction)}, ${unexplainedText(row)}`;
   const ranked = featureList().sort((a, b) => row.c[b] - row.c[a]);
   el("peek-maps").replaceChildren(...[...ranked, ONE].map((k) => {
     const node = make("li");

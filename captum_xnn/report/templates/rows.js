@@ -69,7 +69,7 @@ function table(row, example) {
 
 const SORTS = {
   given: () => 0,
-  residual: (index) => -Math.abs(residual(rowOf(index))),
+  unexplained: (index) => -Math.abs(unexplained(rowOf(index))),
   prediction: (index) => -rowOf(index).prediction,
   unusual: (index) => USUAL.unusual(rowOf(index)),
   usual: (index) => USUAL.usual(rowOf(index)),
@@ -84,7 +84,7 @@ function drawExamples() {
   box.replaceChildren(...order.map((index) => {
     const example = data.images[index], row = rows[index], node = make("li", "example");
     const header = make("header");
-    header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.predicted_class ? `${example.predicted_class}, ` : ""}${plain(row.prediction)}; ${unexplained(row)}`));
+    header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.predicted_class ? `${example.predicted_class}, ` : ""}${plain(row.prediction)}; ${unexplainedText(row)}`));
     node.append(header, make("p", "why", sentencesOf(row)), make("p", "usual", usualOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
     return node;
   }));
