@@ -247,7 +247,7 @@ def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Pat
             page_of(xnn, ids[:3], tmp_path, 0, tokens=tokens)
     with pytest.raises(ValueError, match="there are 2 input_names for 5 input features"):
         page_of(*table, tmp_path, input_names=["a", "b"])
-    with pytest.raises(ValueError, match="there are 3 examples and 1 captions"):
+    with pytest.raises(ValueError, match="there are 3 texts and 1 captions"):
         page_of(xnn, ids[:3], tmp_path, 0, tokens=words[:3], captions=["x"])
     assert not list(tmp_path.iterdir())
 

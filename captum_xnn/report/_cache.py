@@ -28,7 +28,7 @@ from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
 from captum_xnn.report._cards import count_examples, image_batches
-from captum_xnn.report._text_and_table_inputs import are_images, model_outputs, row_batches, texts_of
+from captum_xnn.report._inputs import are_images, model_outputs, row_batches, texts_of
 from captum_xnn.report._thumbnails import displayable, shown
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report

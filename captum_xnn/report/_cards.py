@@ -33,7 +33,7 @@ from captum_xnn.layers._targets import Target, grouped, positives_of, predicted_
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
-from captum_xnn.report._text_and_table_inputs import model_outputs
+from captum_xnn.report._inputs import model_outputs
 from captum_xnn.report._thumbnails import crop_box
 from captum_xnn.report._typicality import usual_of
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_xnn.report._examples import Collected, decimals
+from captum_xnn.report._examples import TargetContent, decimals
 from captum_xnn.report._typicality import mark_usual
 from captum_xnn.report._verdict import Stability, on_maps, on_stability, on_unexplained, stability, verdict
 
@@ -23,7 +23,7 @@ _DOTS = 400
 
 
 def chapter(
-    found: Collected, shown: Sequence[Mapping[str, Any]], training: Explainer, *, kind: str, unit: str
+    found: TargetContent, shown: Sequence[Mapping[str, Any]], training: Explainer, *, kind: str, unit: str
 ) -> dict[str, Any]:
     """Make the chapter of a target, as the template takes it. Marks usual and unusual examples in the rows.
 
@@ -35,7 +35,7 @@ def chapter(
         unit: Unit of the output.
     """
     score, spread = found.faithfulness.compute(), found.faithfulness.spread()
-    unusual = mark_usual(found.rows, found.own)
+    unusual = mark_usual(found.rows, found.positive_contributions)
     reasons = (
         on_unexplained(score.f_reg, spread, score.examples, exact=training.is_exact, unit=unit),
         on_stability(_stability(found.contributions)),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from captum_xnn.plots._names import check_class_names
-from captum_xnn.report._text_and_table_inputs import model_outputs, row_batches
+from captum_xnn.report._inputs import model_outputs, row_batches
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution

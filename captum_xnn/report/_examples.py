@@ -19,10 +19,21 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.patch_scores import PatchScores
     from captum_xnn.report._options import ReportOptions
 
-__all__ = ["Collected", "Explained", "compare", "decimals", "explained", "numbers_of", "scaled", "short", "strengths"]
+__all__ = [
+    "ExampleExplanations",
+    "TargetContent",
+    "captioned",
+    "compare",
+    "decimals",
+    "explain_examples",
+    "numbers_of",
+    "scaled",
+    "short",
+    "strengths",
+]
 
 
-class Explained(NamedTuple):
+class ExampleExplanations(NamedTuple):
     """Examples explained for one target, with the comparisons that the options ask for."""
 
     why: Explanation
@@ -38,7 +49,7 @@ class Explained(NamedTuple):
     """Contributions by this fit and by the other one; None without another fit."""
 
 
-class Collected(NamedTuple):
+class TargetContent(NamedTuple):
     """All that the passes over a report's inputs and data found for one target."""
 
     target: Target
@@ -53,7 +64,7 @@ class Collected(NamedTuple):
     """The card of each x-feature, as the template takes it."""
     faithfulness: FaithfulnessStream
     """Faithfulness on the data."""
-    own: Tensor
+    positive_contributions: Tensor
     """Contributions to the positives of the data, (M, K)."""
     contributions: Sequence[tuple[Tensor, Tensor]]
     """Contributions by this fit and by another one, batch by batch; empty without another fit."""
@@ -61,9 +72,9 @@ class Collected(NamedTuple):
     """Measures on covered patches; None if no patches were covered."""
 
 
-def explained(
+def explain_examples(
     xnn: XNNAttribution, inputs: Any, target: Target, options: ReportOptions, additional: Any = None
-) -> Explained:
+) -> ExampleExplanations:
     """Explain some examples of a page for one target.
 
     Args:
@@ -83,7 +94,7 @@ def explained(
     if options.again is not None:
         again = options.again.contributions(inputs, target, additional, internal_batch_size=size)
         contributions = (why.contributions.cpu(), again.contributions.cpu())
-    return Explained(why, one, y_hat, against, one_against, contributions)
+    return ExampleExplanations(why, one, y_hat, against, one_against, contributions)
 
 
 def numbers_of(why: Explanation | Contributions, index: int, is_positive: bool) -> dict[str, Any]:
@@ -127,6 +138,28 @@ def strengths(maps: Tensor, contributions: Tensor) -> list[float]:
 def short(value: float) -> float:
     """Round a number to six significant digits, to keep the page small."""
     return float(f"{value:.6g}")
+
+
+def captioned(shown: Sequence[Mapping[str, Any]], captions: Sequence[str] | None, thing: str) -> list[dict[str, Any]]:
+    """Return all examples of a page with their captions, such as "image 1" if there are none.
+
+    Args:
+        shown: The examples.
+        captions: A caption for each.
+        thing: "image", "text" or "example".
+
+    Raises:
+        ValueError: If there are no examples, or not one caption for each.
+    """
+    n = len(shown)
+    if captions is None:
+        captions = [f"{thing} {i + 1}" for i in range(n)]
+    if not n or isinstance(captions, str) or len(captions) != n:
+        raise ValueError(
+            f"there are {n} {thing}s and {len(captions)} captions; pass at least one {thing}, and one caption for each "
+            "(such as its file name) or none at all"
+        )
+    return [{**each, "caption": str(caption)} for each, caption in zip(shown, captions, strict=True)]
 
 
 def decimals(rows: Sequence[Mapping[str, Any]]) -> int:

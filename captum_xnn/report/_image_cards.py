@@ -21,9 +21,18 @@ from captum_xnn.report._cards import (
     count_examples,
     image_batches,
 )
-from captum_xnn.report._examples import Collected, Explained, compare, explained, numbers_of, scaled, strengths
+from captum_xnn.report._examples import (
+    ExampleExplanations,
+    TargetContent,
+    captioned,
+    compare,
+    explain_examples,
+    numbers_of,
+    scaled,
+    strengths,
+)
+from captum_xnn.report._inputs import model_outputs
 from captum_xnn.report._output_names import OutputNames
-from captum_xnn.report._text_and_table_inputs import model_outputs
 from captum_xnn.report._thumbnails import displayable, overlay, photo, shown
 from captum_xnn.report._typicality import UNUSUAL
 
@@ -72,7 +81,7 @@ class Gallery:
             src = photo(shown(self.display, image))
             self.photos.append({"src": src, "predicted_class": predicted_class, "width": width, "height": height})
 
-    def add_explanations(self, i: int, images: Tensor, made: Explained) -> None:
+    def add_explanations(self, i: int, images: Tensor, made: ExampleExplanations) -> None:
         """Add the explanations of the last images for the i-th target."""
         target = self.targets[i]
         own = [c is None or not isinstance(target, int) or c == target for c in self.given]
@@ -84,18 +93,6 @@ class Gallery:
         held = self.covered[target]
         more = images[own][: self.patches - len(held)]
         self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
-
-    def images(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
-        """Return all images with their captions."""
-        n = len(self.photos)
-        if captions is None:
-            captions = [f"image {i + 1}" for i in range(n)]
-        if not n or isinstance(captions, str) or len(captions) != n:
-            raise ValueError(
-                f"there are {n} images and {len(captions)} captions; pass at least one image, and one caption for each "
-                "(such as its file name) or none at all"
-            )
-        return [{**shown, "caption": str(caption)} for shown, caption in zip(self.photos, captions, strict=True)]
 
 
 def rows_of_images(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
@@ -151,9 +148,9 @@ class ImagesRun:
 
     def captioned(self) -> list[dict[str, Any]]:
         """Return all images with their captions."""
-        return self.gallery.images(self.options.captions)
+        return captioned(self.gallery.photos, self.options.captions, "image")
 
-    def collected(self) -> Iterator[Collected]:
+    def contents(self) -> Iterator[TargetContent]:
         """Yield rows, cards and figures of each target."""
         options, gallery = self.options, self.gallery
         captions = options.data_captions
@@ -162,14 +159,14 @@ class ImagesRun:
         for i, (t, stream) in enumerate(zip(self.targets, self.streams, strict=True)):
             cards = stream.cards()
             caption = _caption_of(captions, cards[0].examples, shown=self._own)
-            yield Collected(
+            yield TargetContent(
                 target=t,
                 label=gallery.names.of(t),
                 classes=gallery.classes and isinstance(t, int),
                 rows=gallery.rows[i],
                 cards=[_card(card, gallery.names, options.place_names, self.display, caption) for card in cards],
                 faithfulness=stream.faithfulness,
-                own=torch.cat(stream.own_contributions),
+                positive_contributions=torch.cat(stream.own_contributions),
                 contributions=self.contributions[i],
                 patches=self._patch_scores(t),
             )
@@ -190,7 +187,7 @@ class ImagesRun:
         """Explain a few images. Add them to the cards if the report has no other data."""
         y_hat = None
         for i, t in enumerate(self.targets):
-            made = explained(self.xnn, images, t, self.options)
+            made = explain_examples(self.xnn, images, t, self.options)
             if y_hat is None:
                 # No more images come at once than maps are drawn of, so the outputs are those of all of them.
                 y_hat = made.y_hat

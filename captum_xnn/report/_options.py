@@ -11,8 +11,8 @@ from torch import Tensor
 
 from captum_xnn.plots._names import Names
 from captum_xnn.report._cards import PlacesOfMaps
+from captum_xnn.report._inputs import Texts
 from captum_xnn.report._output_names import ClassNames
-from captum_xnn.report._text_and_table_inputs import Texts
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution

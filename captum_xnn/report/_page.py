@@ -36,9 +36,9 @@ from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._chapters import chapter
 from captum_xnn.report._dataset_options import completed
 from captum_xnn.report._image_cards import ImagesRun
+from captum_xnn.report._inputs import are_images
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._text_and_table_cards import CellsRun
-from captum_xnn.report._text_and_table_inputs import are_images
 from captum_xnn.report._verdict import format_error
 
 if TYPE_CHECKING:  # XNNAttribution.report calls this module
@@ -159,7 +159,7 @@ def _computed(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], optio
     run = (ImagesRun if are_images(xnn, inputs) else CellsRun)(xnn, inputs, targets, options)
     run.explain()
     shown = run.captioned()
-    found = list(run.collected())
+    found = list(run.contents())
     chapters = [chapter(of, shown, xnn.explainer(of.target), kind=run.kind, unit=options.unit) for of in found]
     return _as_json(run.kind, shown, [of.rows for of in found], chapters)
 

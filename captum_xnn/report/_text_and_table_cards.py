@@ -22,9 +22,19 @@ from captum_xnn.layers._targets import Target, positives_of, predicted_classes
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
 from captum_xnn.report._cards import count_examples
-from captum_xnn.report._examples import Collected, Explained, compare, explained, numbers_of, scaled, short, strengths
+from captum_xnn.report._examples import (
+    ExampleExplanations,
+    TargetContent,
+    captioned,
+    compare,
+    explain_examples,
+    numbers_of,
+    scaled,
+    short,
+    strengths,
+)
+from captum_xnn.report._inputs import RowBatch, model_outputs, row_batches, texts_of
 from captum_xnn.report._output_names import OutputNames
-from captum_xnn.report._text_and_table_inputs import RowBatch, model_outputs, row_batches, texts_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -64,7 +74,7 @@ class CellsOfTarget:
         self.own.append(contributions.double().cpu())
 
     def add_examples(
-        self, made: Explained, given: Sequence[int | None], cells: Sequence[Sequence[str]], names: OutputNames
+        self, made: ExampleExplanations, given: Sequence[int | None], cells: Sequence[Sequence[str]], names: OutputNames
     ) -> None:
         """Add examples that the page shows, with the texts of their cells."""
         own = [not self.classes or c == self.target for c in given]
@@ -180,17 +190,17 @@ class CellsRun:
                 made = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
                 rows.add_data(made, y_hat)
 
-    def collected(self) -> Iterator[Collected]:
+    def contents(self) -> Iterator[TargetContent]:
         """Yield rows, cards and figures of each target."""
         for rows in self.found:
-            yield Collected(
+            yield TargetContent(
                 target=rows.target,
                 label=self.names.of(rows.target),
                 classes=rows.classes,
                 rows=rows.rows,
                 cards=rows.cards(),
                 faithfulness=rows.faithfulness,
-                own=torch.cat(rows.own),
+                positive_contributions=torch.cat(rows.own),
                 contributions=rows.contributions,
                 patches=self._patch_scores(rows),
             )
@@ -214,7 +224,7 @@ class CellsRun:
         if own:
             self._add(batch)
         for rows, t in zip(self.found, self.targets, strict=True):
-            made = explained(xnn, batch.inputs, t, options, batch.additional)
+            made = explain_examples(xnn, batch.inputs, t, options, batch.additional)
             rows.classes = predicted is not None and isinstance(t, int)
             rows.add_examples(made, given, cells, self.names)
             rows.add_covered(batch, cells, options.patches)
@@ -247,20 +257,8 @@ class CellsRun:
             self.shown.append(row if numbers is None else {**row, "values": [short(float(v)) for v in numbers]})
 
     def captioned(self) -> list[dict[str, Any]]:
-        """Return all examples with their captions.
-
-        Raises:
-            ValueError: If there are no examples, or not one caption for each.
-        """
-        n, captions = len(self.shown), self.options.captions
-        if captions is None:
-            captions = [f"{'text' if self.kind == 'texts' else 'example'} {i + 1}" for i in range(n)]
-        if not n or isinstance(captions, str) or len(captions) != n:
-            raise ValueError(
-                f"there are {n} examples and {len(captions)} captions; pass at least one example, and one caption for "
-                "each or none at all"
-            )
-        return [{**row, "caption": str(caption)} for row, caption in zip(self.shown, captions, strict=True)]
+        """Return all examples with their captions."""
+        return captioned(self.shown, self.options.captions, "text" if self.kind == "texts" else "example")
 
 
 def _rows_of_cells(

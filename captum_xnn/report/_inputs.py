@@ -1,4 +1,4 @@
-"""Batches of inputs that are not images: tokens, rows of a table, several tensors, further arguments."""
+"""Inputs of a report: batches of texts or rows of a table, the words of their cells, and the outputs of the model."""
 
 from __future__ import annotations
 
