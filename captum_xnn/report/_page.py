@@ -79,6 +79,7 @@ def write_report(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from captum.attr import InputXGradient
         >>> from torch import nn
         >>> from captum_xnn import Recipe, XNNAttribution
