@@ -138,7 +138,7 @@ class Explanation:
         *,
         target_name: str | None = None,
         share: float = 0.9,
-        residual_share: float = 0.1,
+        unexplained_share: float = 0.1,
     ) -> str:
         r"""Put one example's explanation into words: "European goldfinch because of golden feather (+63.1)".
 
@@ -148,7 +148,7 @@ class Explanation:
             target_name: Name of the output. Without it the sentence says "target 46".
             share: The sentence names x-features until they reach this share of the positive contributions, in [0, 1].
                 If the negative contributions are larger, they are counted instead.
-            residual_share: The sentence mentions the unexplained part if its size exceeds this share of
+            unexplained_share: The sentence mentions the unexplained part if its size exceeds this share of
                 :math:`\sum_i |v_i E_i|`.
 
         Raises:
@@ -163,7 +163,7 @@ class Explanation:
             surrogate=float(self.surrogate[index]),
             prediction=float(self.prediction[index]),
             share=share,
-            residual_share=residual_share,
+            unexplained_share=unexplained_share,
         )
 
     def sentences(
@@ -172,7 +172,7 @@ class Explanation:
         *,
         target_names: Mapping[Any, str] | Sequence[str] | None = None,
         share: float = 0.9,
-        residual_share: float = 0.1,
+        unexplained_share: float = 0.1,
     ) -> list[str]:
         """Put every example's explanation into words with :meth:`sentence`.
 
@@ -180,7 +180,7 @@ class Explanation:
             names: Names of the x-features: a list, a mapping from their numbers, or the file that a report exports.
             target_names: Names of the model's outputs: a list for all outputs in order, or a mapping by target.
             share: As in :meth:`sentence`.
-            residual_share: As in :meth:`sentence`.
+            unexplained_share: As in :meth:`sentence`.
 
         Raises:
             ValueError: As in :meth:`sentence`.
@@ -191,7 +191,7 @@ class Explanation:
                 names,
                 target_name=None if target_names is None else _name_of(target, target_names),
                 share=share,
-                residual_share=residual_share,
+                unexplained_share=unexplained_share,
             )
             for i, target in enumerate(self.target)
         ]

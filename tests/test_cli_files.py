@@ -17,7 +17,7 @@ from command_line import logits, pixels, seed_of, write
 from PIL import Image
 
 from captum_xnn import Recipe, XNNAttribution, cli
-from captum_xnn.cli import _commands as commands
+from captum_xnn.cli import _explain, _fit
 from captum_xnn.cli._configuration import Configuration, tomllib
 from captum_xnn.cli._inputs import Inputs, _Images
 from captum_xnn.cli._model_files import load_model
@@ -222,7 +222,7 @@ def test_explain_writes_numbers_maps_and_pictures(
 
 def test_pictures_show_the_image_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(commands, "_write_picture", lambda path, why, i, title, _: shown.append((why.inputs[i], title)))
+    monkeypatch.setattr(_explain, "_write_picture", lambda path, why, i, title, _: shown.append((why.inputs[i], title)))
     image = folder / "images" / "odd" / "001.png"
     command = ["explain", "--explainer", f"{folder}/xnn", "--data", str(image), "--out", str(tmp_path), "--quiet"]
     assert cli.main([*command, "--target", "2"]) == 0
@@ -462,14 +462,14 @@ def test_wrong_usage_gives_code_2(command: list[str], said: str, capsys: pytest.
 def test_an_interruption_keeps_what_is_done(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_picture = commands._write_picture
+    write_picture = _explain._write_picture
 
     def interrupted(path: Path, why: Any, index: int, title: str, names: Any) -> None:
         if path.name == "004.png":
             raise KeyboardInterrupt
         write_picture(path, why, index, title, names)
 
-    monkeypatch.setattr(commands, "_write_picture", interrupted)
+    monkeypatch.setattr(_explain, "_write_picture", interrupted)
     command = ["explain", "--explainer", f"{folder}/xnn", "--data", f"{folder}/images", "--out", str(tmp_path)]
     assert cli.main([*command, "--quiet"]) == 130
     assert capsys.readouterr().err == "captum-xnn: interrupted\n"
@@ -507,7 +507,7 @@ def test_warnings_are_lines_too(
             warnings.warn("expected\n more", stacklevel=1)
         raise ValueError("expected no warning")
 
-    monkeypatch.setattr(commands, "fit", warned)
+    monkeypatch.setattr(_fit, "fit", warned)
     assert cli.main(arguments(folder)) == 1
     assert capsys.readouterr().err == ("captum-xnn: warning: expected more\ncaptum-xnn: error: expected no warning\n")
 
@@ -613,14 +613,14 @@ def test_report_of_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pyte
     assert [image["caption"] for image in data["images"]] == names
     (target,) = data["targets"]
     assert target["label"] == "red"
-    assert [row["says"] for row in target["rows"]] == pytest.approx([logits(seed)[0] for seed in seeds], abs=1e-3)
+    assert [row["prediction"] for row in target["rows"]] == pytest.approx([logits(seed)[0] for seed in seeds], abs=1e-3)
     # Without a damaged image the others keep their names and numbers, whatever its place.
     damaged = sorted(path for path in below.rglob("*") if path.is_file())[2]
     damaged.write_bytes(b"no image")
     assert cli.main([*line, "--skip-damaged"]) == 0
     page_without = json.loads(page.read_text("utf-8").split('id="data">')[1].split("</script>")[0])
     assert [image["caption"] for image in page_without["images"]] == names[:2] + names[3:]
-    left = [row["says"] for row in page_without["targets"][0]["rows"]]
+    left = [row["prediction"] for row in page_without["targets"][0]["rows"]]
     assert left == pytest.approx([logits(seed)[0] for seed in seeds[:2] + seeds[3:]], abs=1e-3)
     assert cli.main([*line[:-1], "--data", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
@@ -783,10 +783,10 @@ def test_second_report_with_names_explains_nothing_anew(
 
 
 def test_output_names_have_one_suffix_unless_two_inputs_would_share_one() -> None:
-    assert commands._stems(["a/x.png", "b/x.jpg", "7"]) == {"a/x.png": "a/x", "b/x.jpg": "b/x", "7": "7"}
-    assert commands._stems(["x.png", "X.jpg", "y.v2.png"]) == {"x.png": "x.png", "X.jpg": "X.jpg", "y.v2.png": "y.v2"}
+    assert _explain._stems(["a/x.png", "b/x.jpg", "7"]) == {"a/x.png": "a/x", "b/x.jpg": "b/x", "7": "7"}
+    assert _explain._stems(["x.png", "X.jpg", "y.v2.png"]) == {"x.png": "x.png", "X.jpg": "X.jpg", "y.v2.png": "y.v2"}
     third = ["x.jpg", "x.png", "x.jpg.png"]
-    assert commands._stems(third) == {name: name for name in third}
+    assert _explain._stems(third) == {name: name for name in third}
 
 
 def test_class_is_named_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

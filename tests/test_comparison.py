@@ -21,8 +21,8 @@ from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
 from captum_xnn.activations._activations import Source
 from captum_xnn.activations._collecting import collect
 from captum_xnn.cli import main
-from captum_xnn.comparison._compared import Estimate, MethodComparison
-from captum_xnn.comparison._rivals import METHODS, ChosenRows
+from captum_xnn.comparison._methods import METHODS, SelectedRows
+from captum_xnn.comparison._table import Estimate, MethodComparison
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.metrics import drop_orthogonality, matched_features, orthogonality
 from captum_xnn.models.baselines import NN
@@ -377,10 +377,10 @@ def test_rows_of_tensors_and_of_batches_are_the_same():
     x, more = torch.arange(200.0).reshape(100, 2), torch.arange(100)
     wanted = torch.tensor([0, 3, 63, 64, 99])
     loader = [(x[i : i + 9], (more[i : i + 9], "mean")) for i in range(0, 100, 9)]
-    found = list(ChosenRows(Source(loader, lambda batch: batch), wanted))
+    found = list(SelectedRows(Source(loader, lambda batch: batch), wanted))
     assert torch.equal(torch.cat([inputs for inputs, _ in found]), x[wanted])
     assert torch.equal(torch.cat([additional[0] for _, additional in found]), wanted)
-    pairs = list(ChosenRows(Source((x, x + 1), None), wanted))
+    pairs = list(SelectedRows(Source((x, x + 1), None), wanted))
     assert torch.equal(torch.cat([inputs[1] for inputs, _ in pairs]), x[wanted] + 1)
 
 

@@ -125,7 +125,7 @@ def test_pages_explain_all_digits_and_need_no_other_file(result: DemoResult, fol
     assert [t["label"] for t in data["targets"]] == ["digit 4", "digit 7"]
     assert len(data["images"]) == len(data["targets"][0]["rows"]) >= 40
     # The gallery holds what the network reads as the digit, and others.
-    assert sum(row["own"] for row in data["targets"][0]["rows"]) == 16
+    assert sum(row["is_positive"] for row in data["targets"][0]["rows"]) == 16
 
 
 def test_weights_are_readable_for_others_like_the_other_files(result: DemoResult, folder: Path) -> None:

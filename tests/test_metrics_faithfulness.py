@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captum_xnn.metrics import classification_faithfulness, regression_faithfulness
-from captum_xnn.metrics._faithfulness import error_floor
+from captum_xnn.metrics._faithfulness import Faithfulness, FaithfulnessStream, error_floor
 
 OUTPUTS = torch.tensor([[1.0, 2.0, 0.0], [5.0, 1.0, 0.0], [0.0, 1.0, 3.0], [2.0, 1.0, 0.0]])
 
@@ -66,6 +66,31 @@ def test_f_cls_tells_what_does_not_fit(surrogate, target, told):
         classification_faithfulness(OUTPUTS, surrogate, target)
     with pytest.raises(ValueError, match="for 0 examples and 1 targets; pass at least one example"):
         classification_faithfulness(OUTPUTS[:0], torch.zeros(0), 1)
+
+
+def test_a_stream_gives_the_figures_of_all_its_batches():
+    # As above, the class stays in rows 0 and 1.
+    surrogate, prediction = torch.tensor([1.9, 1.1, 3.5, 0.5]), OUTPUTS[:, 0]
+    whole, stream = FaithfulnessStream(0), FaithfulnessStream(0)
+    whole.update(surrogate, prediction, OUTPUTS)
+    for rows in (slice(0, 1), slice(1, 1), slice(1, 4)):
+        stream.update(surrogate[rows], prediction[rows], OUTPUTS[rows])
+    found = stream.compute()
+    assert found.f_reg == pytest.approx((0.9 + 3.9 + 3.5 + 1.5) / 4) and (found.f_cls, found.examples) == (0.5, 4)
+    assert found == Faithfulness.of(surrogate, prediction, OUTPUTS.split([1, 3]), 0)
+    assert whole.compute() == Faithfulness.of(surrogate, prediction, [OUTPUTS], 0)
+    # The mean is 2: the predictions 1, 5, 0 and 2 are 1, 3, 2 and 0 away from it.
+    assert stream.spread() == whole.spread() == 1.5
+
+
+def test_f_cls_of_a_stream_needs_classes():
+    for target, outputs in ((None, OUTPUTS[:, :1]), ((0, 0), OUTPUTS[:, None]), (0, None)):
+        stream = FaithfulnessStream(target)
+        stream.update(OUTPUTS[:, 0], OUTPUTS[:, 0], outputs)
+        assert stream.compute() == (0.0, None, 4)
+    for figure in (FaithfulnessStream(0).compute, FaithfulnessStream(0).spread):
+        with pytest.raises(ValueError, match="there are no examples, and faithfulness is a mean over them"):
+            figure()
 
 
 def test_error_floor_is_what_the_best_x_features_leave():

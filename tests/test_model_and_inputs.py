@@ -95,7 +95,7 @@ def test_models_that_return_no_tensor(folder):
     (folder / "pairs.py").write_text(
         "from torch import nn\nclass Pair(nn.Module):\n def forward(self, x):\n  return x, x\nload = Pair"
     )
-    with pytest.raises(ValueError, match="the model returned tuple instead of one tensor"):
+    with pytest.raises(TypeError, match="the model returns a tuple, not one tensor; let load"):
         ModelAndInputs.of(configuration(folder, model=f"{folder}/pairs.py"))
 
 

@@ -23,10 +23,10 @@ from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
 from captum_xnn.report import ReportOptions
-from captum_xnn.report._gallery import OutputNames
+from captum_xnn.report._output_names import OutputNames
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
-from captum_xnn.report._verdict import error
+from captum_xnn.report._verdict import format_error
 
 # Elements that HTML never closes, and those of SVG that close themselves.
 VOID = {"meta", "img", "input", "link"}
@@ -117,7 +117,7 @@ def test_rows_have_the_numbers_and_maps_of_the_difference(compared: Any, explain
         assert rather["label"] == "green rather than blue"
         assert rather["c"] == pytest.approx(made.contributions[i].tolist(), rel=1e-5)
         assert rather["bias"] + sum(rather["c"]) == pytest.approx(rather["sum"], abs=1e-3)
-        assert rather["says"] == pytest.approx(float(made.prediction[i]), rel=1e-5)
+        assert rather["prediction"] == pytest.approx(float(made.prediction[i]), rel=1e-5)
     why = groups.explain(explained[1][:9], 1, against=2)
     for i, row in enumerate(data["targets"][0]["rows"]):
         scaled = torch.from_numpy(own_scale(why.directed_maps()[i], why.contributions[i])).float()
@@ -154,12 +154,12 @@ def test_numbers_are_those_of_the_explainer(page: tuple[str, Page], explained: A
             assert row["c"] == pytest.approx(why.contributions[i].tolist(), rel=1e-5)
             assert row["e"] == pytest.approx(why.features[i].tolist(), rel=1e-5)
             assert row["bias"] + sum(row["c"]) == pytest.approx(row["sum"], abs=1e-3)
-            assert row["says"] == pytest.approx(float(why.prediction[i]), rel=1e-5)
-            assert row["own"] == (int(given[i]) == target)
+            assert row["prediction"] == pytest.approx(float(why.prediction[i]), rel=1e-5)
+            assert row["is_positive"] == (int(given[i]) == target)
             assert len(row["maps"]) == 3
             assert max(row["strength"]) == pytest.approx(1)
     names = ["red", "green", "blue"]
-    assert [image["says"] for image in data["images"]] == [names[c] for c in given.tolist()]
+    assert [image["predicted_class"] for image in data["images"]] == [names[c] for c in given.tolist()]
     assert [image["caption"] for image in data["images"]] == [f"{i}.png" for i in range(9)]
 
 
@@ -177,7 +177,7 @@ def test_positives_are_compared_with_the_others_of_their_class(page: tuple[str, 
             assert row["usual"]["share"] == pytest.approx(float(share[place[i]]), abs=1e-6)
             assert row["usual"]["deviations"] == pytest.approx(float(deviations[place[i], k]), rel=1e-3)
             assert abs(row["usual"]["deviations"]) >= float(deviations[place[i]].abs().max()) - 1e-3
-    unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["own"])
+    unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["is_positive"])
     said = " ".join(page[1].text)
     assert f"{unusual} of the 3 images below that the model calls green have unusual contributions" in said
     assert "compared with 30." in said
@@ -232,9 +232,9 @@ def test_faithfulness_is_that_of_the_data_and_stands_before_the_cards(page: tupl
     for target in (1, 2):
         score, y = xnn.score(images, target), xnn.model(images)[:, target].detach()
         spread = float((y - y.mean()).abs().mean())
-        assert error(score.f_reg, spread) in parsed.text
+        assert format_error(score.f_reg, spread) in parsed.text
         assert f"{100 * (score.f_cls or 0):.1f} %" in parsed.text
-        assert error(xnn.explainer(target).f_reg, spread) in parsed.text
+        assert format_error(xnn.explainer(target).f_reg, spread) in parsed.text
     assert text.index('id="faithfulness"') < text.index('id="cards"') < text.index('id="gallery"')
     assert {"Bars", "A note", "First.\nStill first.", "Second."} <= set(parsed.text)
 
@@ -261,9 +261,9 @@ def test_scatter_has_a_dot_for_each_image_at_its_residual(page: tuple[str, Page]
     _, parsed = page
     dots, rows = parsed.named("circle"), parsed.data["targets"][0]["rows"]
     assert len(dots) == 18
-    assert [dot["class"] for dot in dots[:9]] == ["own" if row["own"] else "other" for row in rows]
+    assert [dot["class"] for dot in dots[:9]] == ["own" if row["is_positive"] else "other" for row in rows]
     height = [float(str(dot["cy"])) for dot in dots[:9]]
-    residual = [row["says"] - row["sum"] for row in rows]
+    residual = [row["prediction"] - row["sum"] for row in rows]
     # Both axes are linear, and a residual of 0 lies on the line of zero.
     low, high = (residual.index(end(residual)) for end in (min, max))
     slope = (height[high] - height[low]) / (residual[high] - residual[low])
@@ -487,7 +487,7 @@ def test_report_of_a_hundred_photographs_is_below_ten_megabytes(page: tuple[str,
 
 
 def test_scatter_of_many_images_leaves_some_out_and_says_so(page: tuple[str, Page]) -> None:
-    from captum_xnn.report._page import _scatter
+    from captum_xnn.report._chapters import _scatter
 
     rows, images = page[1].data["targets"][0]["rows"], page[1].data["images"]
     few, many = (_scatter(rows * n, images * n) for n in (12, 100))

@@ -157,7 +157,7 @@ def test_hovering_an_image_shows_all_its_heatmaps_by_contribution(driver: Any, p
     assert values[:3] == [signed(row["c"][k], data) for k in order]
     colours = [b.get_attribute("class") for b in all_of(driver, "#peek-maps b")][:3]
     assert colours == ["raises" if row["c"][k] > 0 else "lowers" for k in order]
-    assert "unexplained " + signed(row["says"] - row["sum"], data, more=1) in text(driver, "#peek-sum")
+    assert "unexplained " + signed(row["prediction"] - row["sum"], data, more=1) in text(driver, "#peek-sum")
     hover(driver, one(driver, "#gallery-heading"))
     assert shown_map(driver, 4) is None
 
@@ -244,17 +244,17 @@ def test_sorting_and_filtering(driver: Any, page: Path) -> None:
         return [int(name.split("-")[1].split(".")[0]) for name in texts(driver, ".item .caption")]
 
     for value, key in (
-        ("residual", lambda i: -abs(rows[i]["says"] - rows[i]["sum"])),
-        ("says", lambda i: -rows[i]["says"]),
+        ("unexplained", lambda i: -abs(rows[i]["prediction"] - rows[i]["sum"])),
+        ("prediction", lambda i: -rows[i]["prediction"]),
         ("1", lambda i: -rows[i]["c"][1]),
         ("given", lambda i: i),
     ):
         choose(driver, "#sort", value)
         assert order() == sorted(range(ROWS), key=key), value
     choose(driver, "#filter", "own")
-    assert order() == [i for i in range(ROWS) if rows[i]["own"]]
+    assert order() == [i for i in range(ROWS) if rows[i]["is_positive"]]
     choose(driver, "#filter", "other")
-    assert order() == [i for i in range(ROWS) if not rows[i]["own"]]
+    assert order() == [i for i in range(ROWS) if not rows[i]["is_positive"]]
     assert len(all_of(driver, ".pick[tabindex='0']")) == 1
 
 
@@ -583,7 +583,7 @@ def test_every_image_has_the_sentence_that_python_writes(driver: Any, page: Path
     one(driver, "[data-name-input='1:0']").send_keys("golden feather")
     names = ["golden feather", "x-feature 2", "x-feature 3"]
     expected = [
-        sentence(row["c"], names, target_name="green", surrogate=row["sum"], prediction=row["says"]).replace(
+        sentence(row["c"], names, target_name="green", surrogate=row["sum"], prediction=row["prediction"]).replace(
             "(-", "(\N{MINUS SIGN}"
         ).replace(": -", ": \N{MINUS SIGN}")
         for row in data["targets"][0]["rows"]
@@ -603,7 +603,7 @@ def test_sentences_say_what_is_unexplained_and_what_is_against(driver: Any, page
         ([3.0, 1.0, 0.02], 9.0), ([-3.0, 1.0, -0.5], -2.5), ([0.0, 0.0, 0.0], 0.0), ([0.004, -0.001, 0.0], 0.003),
         ([120.0, -119.0, 3.0], 4.0), ([1.0, 1.0, 1.0], 3.4), ([5.0, 0.3, 0.2], 5.5),
     ):  # fmt: skip
-        row = {"c": c, "sum": sum(c), "says": says}
+        row = {"c": c, "sum": sum(c), "prediction": says}
         said = driver.execute_script("return sentenceOf(arguments[0])", row)
         expected = sentence(c, names, target_name="green", surrogate=sum(c), prediction=says)
         assert said.replace("\N{MINUS SIGN}", "-") == expected
@@ -620,7 +620,7 @@ def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder
     names = [f"x-feature {k + 1}" for k in range(len(data["targets"][0]["rows"][0]["c"]))]
     for row, said in zip(data["targets"][0]["rows"], texts(driver, ".item .why"), strict=True):
         expected = [
-            sentence(of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["says"])
+            sentence(of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["prediction"])
             for of, label in ((row, "green"), (row["rather"], "green rather than blue"))
         ]
         assert said.replace("\N{MINUS SIGN}", "-") == ". ".join(expected)
@@ -648,7 +648,7 @@ def test_the_page_shows_numbers_and_maps_of_the_difference(driver: Any, explaine
             one(driver, "#output"), value,
         )  # fmt: skip
         values, maps = shown()
-        assert values == pytest.approx(sorted([*of["c"], of["says"]]), abs=0.51 * 10**-decimals)
+        assert values == pytest.approx(sorted([*of["c"], of["prediction"]]), abs=0.51 * 10**-decimals)
         assert maps == {*of["maps"], of["one"]}
         assert texts(driver, ".item .why") == said  # both sentences stay
     assert text(driver, "#output option:checked") == "green rather than blue"
@@ -835,7 +835,7 @@ def test_images_say_how_usual_their_reasons_are_and_are_sorted_by_it(
     rows = data["targets"][0]["rows"]
     lines = [line.get_attribute("textContent") for line in all_of(driver, ".item .usual")]
     for row, line in zip(rows, lines, strict=True):
-        if not row["own"]:
+        if not row["is_positive"]:
             assert line == ""
             continue
         share = max(1, int(100 * row["usual"]["share"] + 0.5))
@@ -845,7 +845,7 @@ def test_images_say_how_usual_their_reasons_are_and_are_sorted_by_it(
             said = f"x-feature {row['usual']['feature'] + 1} is {size:.1f} standard deviations {side} its mean"
             assert line.endswith(said)
     assert any(line.startswith("unusual") for line in lines)
-    shares = [row["usual"]["share"] if row["own"] else None for row in rows]
+    shares = [row["usual"]["share"] if row["is_positive"] else None for row in rows]
     own = [i for i, share in enumerate(shares) if share is not None]
     others = [i for i, share in enumerate(shares) if share is None]
     for order, sign in (("unusual", 1), ("usual", -1)):

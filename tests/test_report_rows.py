@@ -14,8 +14,8 @@ from torch import nn
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
-from captum_xnn.report._rows import CellsOfTarget
-from captum_xnn.report._verdict import error
+from captum_xnn.report._text_and_table_cards import CellsOfTarget
+from captum_xnn.report._verdict import format_error
 
 WORDS = ["the", "great", "film", "awful", "slow"]
 EVIL = "</script><b onclick=x>&'"
@@ -37,7 +37,7 @@ class Reads(nn.Module):
 def error_of(xnn: Any, data: Any) -> str:
     """F_reg as the page writes it, beside the spread of the model's outputs."""
     y = xnn.model(data).detach().flatten()
-    return error(xnn.score(data).f_reg, float((y - y.mean()).abs().mean()))
+    return format_error(xnn.score(data).f_reg, float((y - y.mean()).abs().mean()))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_tokens_have_the_maps_of_the_explanation(texts: Any, tmp_path: Path) -> 
                 assert row["maps"][k] == pytest.approx(own.tolist(), abs=1e-3)
             assert len(row["one"]) == 7 and max(row["strength"]) == 1
     labels = {"bad", "good"}
-    assert {image["says"] for image in page.data["images"]} == labels
+    assert {image["predicted_class"] for image in page.data["images"]} == labels
     assert {shown["label"] for shown in page.data["targets"]} == labels
 
 
@@ -95,7 +95,7 @@ def test_texts_may_be_shorter_than_their_padding_and_come_with_masks(texts: Any,
     masked.explainers_ = xnn.explainers_
     page = page_of(masked, [(ids[:3], mask[:3]), (ids[3:5], mask[3:5])], tmp_path, 1, tokens=short)
     assert [len(row["maps"][0]) for row in page.data["targets"][0]["rows"]] == [4, 7, 7, 7, 7]
-    says = [row["says"] for row in page.data["targets"][0]["rows"]]
+    says = [row["prediction"] for row in page.data["targets"][0]["rows"]]
     assert says == pytest.approx(xnn.model(ids[:5], mask[:5])[:, 1].tolist(), rel=1e-4)
     assert [image["caption"] for image in page.data["images"]] == [f"text {i}" for i in range(1, 6)]
 
@@ -212,13 +212,13 @@ def test_other_names_of_a_text_page_take_no_map(
 ) -> None:
     xnn, ids, words = texts
     calls: list[int] = []
-    explain = XNNAttribution.explain
+    explain = XNNAttribution._explain_and_read
 
     def counting(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return explain(self, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(XNNAttribution, "explain", counting)
+    monkeypatch.setattr(XNNAttribution, "_explain_and_read", counting)
 
     def written(inputs: Any = ids[:9], **options: Any) -> int:
         """Number of calls that a page takes."""
@@ -247,7 +247,7 @@ def test_wrong_texts_and_names_are_refused(texts: Any, table: Any, tmp_path: Pat
             page_of(xnn, ids[:3], tmp_path, 0, tokens=tokens)
     with pytest.raises(ValueError, match="there are 2 input_names for 5 input features"):
         page_of(*table, tmp_path, input_names=["a", "b"])
-    with pytest.raises(ValueError, match="there are 3 examples and 1 captions"):
+    with pytest.raises(ValueError, match="there are 3 texts and 1 captions"):
         page_of(xnn, ids[:3], tmp_path, 0, tokens=words[:3], captions=["x"])
     assert not list(tmp_path.iterdir())
 

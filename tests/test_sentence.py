@@ -107,8 +107,8 @@ def test_a_large_residual_is_told_with_its_sign() -> None:
     assert said(8.0, 2.0, residual=1.0, **said_all) == reasons  # a tenth is not more than a tenth
     assert said(8.0, 2.0, residual=1.01, **said_all) == f"{reasons}; unexplained: +1.01"
     assert said(8.0, 2.0, residual=-1.5, **said_all) == f"{reasons}; unexplained: -1.50"
-    assert said(8.0, 2.0, residual=-1.5, residual_share=0.2, **said_all) == reasons
-    assert said(8.0, 2.0, residual=0.5, residual_share=0.0, **said_all) == f"{reasons}; unexplained: +0.50"
+    assert said(8.0, 2.0, residual=-1.5, unexplained_share=0.2, **said_all) == reasons
+    assert said(8.0, 2.0, residual=0.5, unexplained_share=0.0, **said_all) == f"{reasons}; unexplained: +0.50"
 
 
 def test_the_residual_is_compared_with_contributions_of_both_signs() -> None:
@@ -119,7 +119,7 @@ def test_the_residual_is_compared_with_contributions_of_both_signs() -> None:
 
 def test_rounding_is_no_residual() -> None:
     assert "unexplained" not in said(0.0, 0.0, residual=1e-9)
-    assert "unexplained" not in said(8.0, residual=1e-9, residual_share=0.0)
+    assert "unexplained" not in said(8.0, residual=1e-9, unexplained_share=0.0)
 
 
 # Numbers and refusals
@@ -137,8 +137,8 @@ def test_three_digits_of_the_largest(values: list[float], expected: int) -> None
     [
         ({"names": ["a"]}, "there are 1 names and 2 contributions; pass as many"),
         ({"prediction": float("nan")}, r"are NaN or infinite in .*nan.*; look"),
-        ({"share": 1.1}, r"share is 1.1 and residual_share is 0.1; pass 0 <= share <= 1"),
-        ({"residual_share": -1.0}, r"share is 0\.8 and residual_share is -1\.0"),
+        ({"share": 1.1}, r"share is 1.1 and unexplained_share is 0.1; pass 0 <= share <= 1"),
+        ({"unexplained_share": -1.0}, r"share is 0\.8 and unexplained_share is -1\.0"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -171,7 +171,7 @@ def test_unnamed_x_features_and_outputs_are_numbered() -> None:
     named = why.sentence(names=["golden feather"], target_name="European goldfinch")
     assert named == "European goldfinch because of golden feather (+63.1) and x-feature 2 (+15.2)"
     assert why.sentence(index=1) == "against target 7 because of x-feature 1 (-4.00); unexplained: +2.00"
-    assert why.sentence(index=1, share=1.0, residual_share=1.0).endswith("(-4.00), although x-feature 2 (+0.30)")
+    assert why.sentence(index=1, share=1.0, unexplained_share=1.0).endswith("(-4.00), although x-feature 2 (+0.30)")
     assert explanation(targets=(None, None)).sentence().startswith("the output because of")
 
 
@@ -184,7 +184,7 @@ def test_all_examples_get_a_sentence_with_the_names_of_their_targets() -> None:
     all_names = ["?"] * 47
     all_names[46], all_names[7] = "goldfinch", "wren"
     assert why.sentences(target_names=all_names) == named
-    assert why.sentences(share=0.0, residual_share=9.0) == [
+    assert why.sentences(share=0.0, unexplained_share=9.0) == [
         "target 46 because of x-feature 1 (+63.1)",
         "against target 7 because of x-feature 1 (-4.00)",
     ]

@@ -15,7 +15,7 @@ from captum_xnn.patch_scores import PatchScores
 from captum_xnn.report._verdict import (
     Reason,
     Stability,
-    error,
+    format_error,
     on_maps,
     on_stability,
     on_unexplained,
@@ -140,7 +140,7 @@ def test_report_answers_first_and_in_words(explained: Any, tmp_path: Path) -> No
     score = xnn.score(images, target)
     y = xnn.model(images)[:, target]
     spread = float((y - y.mean()).abs().mean())
-    assert f"miss the model's output by {error(score.f_reg, spread)} logits" in answers
+    assert f"miss the model's output by {format_error(score.f_reg, spread)} logits" in answers
     assert f"misses by {spread:.3g} logits" in answers
     assert f"{100 * score.f_cls:.1f} %" in text
     assert "parts of 3 images" in answers and "noise" in answers

@@ -7,6 +7,7 @@ absolute except the results' own folder, so the file repeats the run from anywhe
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import os
@@ -26,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CONFIGURATION_FILE", "Configuration", "targets_of"]
+__all__ = ["CONFIGURATION_FILE", "Configuration", "settings_in", "targets_of"]
 
 CONFIGURATION_FILE = "config.toml"
 """Name of a run's configuration in the folder of its results."""
@@ -186,6 +187,18 @@ class Configuration:
         path = folder / CONFIGURATION_FILE
         replace_file(path, replace(self, out=".").text().encode())
         return path
+
+
+def settings_in(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that are settings of a configuration.
+
+    Args:
+        arguments: Arguments of a command; None leaves a setting open.
+    """
+    given = {f.name: value for f in fields(Configuration) if (value := getattr(arguments, f.name, None)) is not None}
+    if "recipe" in given:
+        given["recipe"] = dict(given["recipe"])
+    return given
 
 
 def targets_of(

@@ -13,6 +13,7 @@ Reference:
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import warnings
@@ -35,7 +36,7 @@ from captum_xnn.report import ReportOptions
 from captum_xnn.report._page import write_report
 from captum_xnn.training._recipe import Recipe
 
-__all__ = ["LAYERS", "DemoResult", "Score", "load_cnn", "run"]
+__all__ = ["LAYERS", "DemoResult", "Score", "load_cnn", "run", "run_demo"]
 
 LAYERS = {"relu3": "fully connected", "pool2": "convolutional"}
 """Explained layers of the network, each with its kind."""
@@ -77,7 +78,8 @@ class DemoResult:
         for s in self.scores:
             name = f"digit {s.digit} at {s.layer}"
             lines += [f"{name:<28}{s.train.f_reg:>16.3f}{s.test.f_reg:>14.3f}{_percent(s.test.f_cls):>14}"]
-        lines += ["F_reg: mean |model - x-features| in logits. F_cls: share of digits that keep their class.", ""]
+        lines += ["F_reg: mean |prediction - surrogate| in logits; the surrogate is the bias plus all contributions."]
+        lines += ["F_cls: share of digits that keep their class when the surrogate replaces the prediction.", ""]
         lines += [f"A test digit explained: {self.sentence}", "", "Written:"]
         lines += [f"  {path}" for path in self.written[1:]]
         return "\n".join([*lines, "", f"Open this first: {self.report}"])
@@ -105,6 +107,17 @@ def load_cnn(folder: str | os.PathLike[str]) -> nn.Sequential:
     cnn = digits_cnn(torch.Generator())
     cnn.load_state_dict(load_file(Path(folder) / "cnn.safetensors"))
     return cnn.eval()
+
+
+def run_demo(arguments: argparse.Namespace) -> str:
+    """Run the demonstration, and return the text to print.
+
+    Args:
+        arguments: Arguments of the command.
+    """
+    # The network and its layers are tiny: threads would wait for each other, on a busy machine without end.
+    torch.set_num_threads(1)
+    return str(run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True))
 
 
 def run(

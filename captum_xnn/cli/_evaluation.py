@@ -7,26 +7,33 @@ Conventions:
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_xnn._files import replace_file
 from captum_xnn.activations import collect
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._model_and_inputs import ModelAndInputs
+from captum_xnn.cli._saved_explainers import model_and_explainers, output_to_compare
+from captum_xnn.cli._tables import aligned, number, targets_cells, targets_header
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes, select
-from captum_xnn.metrics._faithfulness import classification_faithfulness, regression_faithfulness
+from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
 from captum_xnn.models._numbers import Numbers, numbers_of_all
 from captum_xnn.patch_scores import PatchScores, patch_scores
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "run_evaluation"]
 
 
 class Evaluation(NamedTuple):
@@ -62,6 +69,42 @@ class Evaluation(NamedTuple):
     """O2 with the same weights."""
     patches: PatchScores | None = None
     """Measures on covered patches of some positives, with their controls; None if no patches were covered."""
+
+
+def run_evaluation(arguments: argparse.Namespace) -> str:
+    """Measure explainers, write the measures, and return the text to print.
+
+    Args:
+        arguments: Arguments of the command.
+    """
+    path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
+    opened, xnn = model_and_explainers(arguments)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quiet = arguments.quiet
+    targets = opened.targets(xnn)
+    against = None if arguments.against is None else output_to_compare(opened, targets, arguments.against)
+    found = evaluate(
+        opened,
+        xnn,
+        targets,
+        maps=arguments.maps,
+        patches=arguments.patches,
+        against=against,
+        progress=not quiet,
+    )
+    entries = [_finite(result._asdict()) for result in found]
+    content = {"data": arguments.data, **({} if against is None else {"against": against}), "targets": entries}
+    replace_file(path, json.dumps(content, indent=1).encode())
+    columns = {"F_reg": "f_reg", "F_cls": "f_cls", "effective": "effective", "positives": "positives"}
+    if arguments.maps:
+        columns |= {"O1": "o1", "O2": "o2", "O1_weighted": "o1_weighted", "O2_weighted": "o2_weighted"}
+    rows = [
+        [*targets_cells(opened, [r.target]), *(number(getattr(r, name)) for name in columns.values())] for r in found
+    ]
+    tables = [aligned([*targets_header(opened), *columns], rows)]
+    if arguments.patches:
+        tables += ["", _patches_table(opened, found)]
+    return "\n".join([*tables, "", f"{found[0].inputs} inputs. Written: {path}"])
 
 
 def evaluate(
@@ -142,14 +185,12 @@ def _evaluated(
     """Compute the measures of one target that need no maps; ``own`` is the explained output of each input, (M,)."""
     y_bar = numbers.surrogate
     mean = numbers.contributions[positives].abs().mean(0, keepdim=True)
-    f_cls = None
-    if isinstance(target, int) and predicted_classes(y_hat) is not None:
-        f_cls = classification_faithfulness(y_hat, y_bar, target)
+    faithfulness = Faithfulness.of(y_bar, own.to(y_bar.dtype), [y_hat], target)
     return Evaluation(
         target=target,
         name=name,
-        f_reg=regression_faithfulness(y_bar, own.to(y_bar.dtype)),
-        f_cls=f_cls,
+        f_reg=faithfulness.f_reg,
+        f_cls=faithfulness.f_cls,
         effective=float(effective_number(mean)) if len(positives) else None,
         positives=len(positives),
         inputs=len(y_bar),
@@ -219,3 +260,38 @@ def _some(
             if own:
                 yield target, batch.inputs[own].to(opened.device)
         first += len(batch.inputs)
+
+
+def _finite(value: Any) -> Any:
+    """Convert a value for JSON: named tuples to dicts, and infinite numbers, which O2 may be, to null."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if value == math.inf else value
+
+
+def _patches_table(opened: ModelAndInputs, found: Sequence[Evaluation]) -> str:
+    """Format a table of the measures on covered patches, each followed by its controls."""
+    header = [
+        *targets_header(opened),
+        "inputs",
+        "agreement",
+        "random groups",
+        "random maps",
+        "1-Heatmap",
+        "identified",
+        "random groups",
+        "movement",
+        "O1 of drops",
+        "random groups",
+    ]
+    rows = []
+    for result in found:
+        of = result.patches
+        if of is not None:
+            by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
+            figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
+            figures += [of.identified, of.identified_random_groups, of.movement, of.drops.o1, by_chance]
+            rows.append([*targets_cells(opened, [result.target]), str(of.examples), *map(number, figures)])
+    return aligned(header, rows)

@@ -12,6 +12,7 @@ transformer fails this test: only its class token is read, so the block before i
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,14 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._configuration import Configuration, settings_in
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed, number_of
 from captum_xnn.cli._model_files import IMAGENET_MEAN, load_model, torchvision_models
 from captum_xnn.layers._grid import has_channels_last
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._state import eager, untouched
 
-__all__ = ["ListedLayer", "Recommended", "list_layers", "listed", "recommend", "table"]
+__all__ = ["ListedLayer", "Recommended", "list_layers", "listed", "recommend", "run_layers", "table"]
 
 # Share of a layer's places that the gradient must reach.
 _REACHED = 0.5
@@ -61,6 +62,15 @@ class _Seen(NamedTuple):
     module: nn.Module
     output: Tensor | None
     order: int
+
+
+def run_layers(arguments: argparse.Namespace) -> str:
+    """List the layers, and return the text to print.
+
+    Args:
+        arguments: Arguments of the command.
+    """
+    return listed(Configuration.read(None, settings_in(arguments)))
 
 
 def listed(configuration: Configuration) -> str:

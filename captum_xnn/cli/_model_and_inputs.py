@@ -15,7 +15,6 @@ import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import captum.attr
 import torch
@@ -31,7 +30,7 @@ from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
-from captum_xnn.layers._state import untouched
+from captum_xnn.layers._reader import one_tensor, outputs_of, run_model
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.plots._names import check_class_names
 
@@ -71,6 +70,7 @@ class ModelAndInputs:
             configuration: Settings with at least a model and data.
 
         Raises:
+            TypeError: If the model's output is not one tensor.
             ValueError: If the model or data are missing or unreadable, the model does not accept the inputs, or it has
                 more or fewer outputs than there are names of classes.
         """
@@ -101,7 +101,7 @@ class ModelAndInputs:
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return _device_of(self.model)
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def explainers(
         self, folder: str | os.PathLike[str], heatmap: type[Attribution] | Heatmap | None = None
@@ -150,8 +150,7 @@ class ModelAndInputs:
         Args:
             inputs: Inputs (N, ...), on any device.
         """
-        outputs: Tensor = _outputs(self.model, inputs)
-        return outputs
+        return outputs_of(self.model, (inputs,))
 
     def highest(self, inputs: Tensor, targets: Sequence[Target]) -> list[Target] | None:
         """Find the target with the highest output for each input, in the form that ``explain`` takes.
@@ -281,15 +280,6 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} is not available ({reason}); use cpu or auto") from error
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _outputs(model: nn.Module, inputs: Tensor) -> Any:
-    with untouched(model), torch.no_grad():
-        return model(inputs.to(_device_of(model), copy=True))
-
-
 def _fix(first: Tensor, inputs: Inputs) -> str:
     """Say what to change in inputs on which a model fails."""
     if inputs.path.suffix.lower() not in ARRAY_FILES:
@@ -303,16 +293,11 @@ def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
     """Run the model on one input, and return the shape of its output."""
     first = next(iter(inputs)).inputs[:1]
     try:
-        output = _outputs(model, first)
+        output = run_model(model, (first,))
     except Exception as error:  # the model's own code may raise anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); "
             f"{_fix(first, inputs)}"
         ) from error
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"the model returned {type(output).__name__} instead of one tensor; let load() return a module that picks "
-            "the logits"
-        )
-    return tuple(output.shape[1:])
+    return tuple(one_tensor(output, "let load() return a module that picks the logits").shape[1:])

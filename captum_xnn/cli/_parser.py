@@ -1,4 +1,7 @@
-"""Parser and commands: ``demo`` on digits; ``fit``, ``compare``, ``explain``, ``evaluate`` and ``report`` on files."""
+"""Arguments of the commands: ``demo`` on digits; ``fit``, ``compare``, ``explain``, ``evaluate``, ``report`` on files.
+
+Each command runs in a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,19 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captum_xnn import __version__
-from captum_xnn.errors import ExplainerFileError
 from captum_xnn.study._cli import add_parsers as add_study
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from captum_xnn.attribution import XNNAttribution
-    from captum_xnn.cli._evaluation import Evaluation
-    from captum_xnn.cli._inputs import Inputs
-    from captum_xnn.cli._model_and_inputs import ModelAndInputs
-    from captum_xnn.layers._targets import Target
 
 __all__ = ["main"]
 
 _MODELS = """A model is a Python file or module with a function load() that returns the trained model. It may also
 define MEAN and STD of the channels and SIZE in pixels, or a function transform, and CLASSES. The command runs the file
 as Python code: pass only files that you trust."""
-
-
-_WIDEST = 40
-"""Characters of the outputs of a joint explainer, or of a class's name, in a table."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,253 +76,49 @@ def _messages_on_stderr() -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _demo(arguments: argparse.Namespace) -> object:
-    import torch
-
-    from captum_xnn.cli._demo import run
-
-    # The network and its layers are tiny: threads would wait for each other, on a busy machine without end.
-    torch.set_num_threads(1)
-    return run(arguments.out, digits=arguments.digits, seed=arguments.seed, progress=True)
+# The modules of the commands import torch, which --help and --version do without.
 
 
-def _fit(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli import _commands
-    from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
+def _demo(arguments: argparse.Namespace) -> str:
+    from captum_xnn.cli._demo import run_demo
 
-    configuration = Configuration.read(arguments.config, _settings(arguments))
-    opened, xnn = _commands.fit(configuration, progress=not arguments.quiet)
-    rows = [
-        [*_targets_cells(opened, e.targets), f"{e.f_reg:.4f}", "" if e.positives is None else str(e.positives)]
-        for e in xnn.explainers_.values()
-    ]
-    written = f"Written: {configuration.out} (explainers, history, and {CONFIGURATION_FILE} to fit them again)"
-    return "\n".join([_table([*_targets_header(opened), "F_reg, training", "positives"], rows), "", written])
-
-
-def _targets_header(opened: ModelAndInputs) -> list[str]:
-    """Return the headings of the columns that say which outputs are explained."""
-    return ["target"] if opened.model_file.classes is None else ["target", "class"]
-
-
-def _targets_cells(opened: ModelAndInputs, targets: Sequence[Target]) -> list[str]:
-    """Return the indices of some outputs, and their names if the model's classes have names."""
-    from captum_xnn.explanation import middle_cut
-
-    cells = [", ".join(map(str, targets))]
-    if opened.model_file.classes is not None:
-        cells.append(", ".join(map(opened.name_of, targets)))
-    return [middle_cut(cell, _WIDEST) for cell in cells]
+    return run_demo(arguments)
 
 
 def _layers(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._configuration import Configuration
-    from captum_xnn.cli._layers import listed
+    from captum_xnn.cli._layers import run_layers
 
-    return listed(Configuration.read(None, _settings(arguments)))
+    return run_layers(arguments)
+
+
+def _fit(arguments: argparse.Namespace) -> str:
+    from captum_xnn.cli._fit import run_fit
+
+    return run_fit(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._comparing import compared
-    from captum_xnn.cli._configuration import Configuration
+    from captum_xnn.cli._compare import run_comparison
 
-    settings = _settings(arguments)
-    settings.pop("out")
-    return compared(Configuration.read(None, settings), arguments)
+    return run_comparison(arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli import _commands
+    from captum_xnn.cli._explain import run_explain
 
-    opened, xnn = _model_and_explainers(arguments)
-    folder = Path(arguments.out)
-    explained = _commands.explain(
-        opened,
-        xnn,
-        opened.targets(xnn),
-        folder,
-        names=arguments.names,
-        against=arguments.against,
-        progress=not arguments.quiet,
-    )
-    return f"{explained} inputs explained. Written: {folder / _commands.EXPLANATIONS_FILE}, with pictures/ and maps/"
-
-
-def _evaluate(arguments: argparse.Namespace) -> str:
-    from captum_xnn._files import replace_file
-    from captum_xnn.cli import _commands
-    from captum_xnn.cli._evaluation import evaluate
-
-    path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
-    opened, xnn = _model_and_explainers(arguments)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    quiet = arguments.quiet
-    targets = opened.targets(xnn)
-    against = None if arguments.against is None else _commands.compared(opened, targets, arguments.against)
-    found = evaluate(
-        opened,
-        xnn,
-        targets,
-        maps=arguments.maps,
-        patches=arguments.patches,
-        against=against,
-        progress=not quiet,
-    )
-    entries = [_finite(result._asdict()) for result in found]
-    content = {"data": arguments.data, **({} if against is None else {"against": against}), "targets": entries}
-    replace_file(path, json.dumps(content, indent=1).encode())
-    columns = {"F_reg": "f_reg", "F_cls": "f_cls", "effective": "effective", "positives": "positives"}
-    if arguments.maps:
-        columns |= {"O1": "o1", "O2": "o2", "O1_weighted": "o1_weighted", "O2_weighted": "o2_weighted"}
-    rows = [
-        [*_targets_cells(opened, [r.target]), *(_number(getattr(r, name)) for name in columns.values())] for r in found
-    ]
-    tables = [_table([*_targets_header(opened), *columns], rows)]
-    if arguments.patches:
-        tables += ["", _patches_table(opened, found)]
-    return "\n".join([*tables, "", f"{found[0].inputs} inputs. Written: {path}"])
-
-
-def _finite(value: Any) -> Any:
-    """Convert a value for JSON: named tuples to dicts, and infinite numbers, which O2 may be, to null."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if value == math.inf else value
-
-
-def _patches_table(opened: ModelAndInputs, found: Sequence[Evaluation]) -> str:
-    """Format a table of the measures on covered patches, each followed by its controls."""
-    header = [
-        *_targets_header(opened),
-        "inputs",
-        "agreement",
-        "random groups",
-        "random maps",
-        "1-Heatmap",
-        "identified",
-        "random groups",
-        "movement",
-        "O1 of drops",
-        "random groups",
-    ]
-    rows = []
-    for result in found:
-        of = result.patches
-        if of is not None:
-            by_chance = None if of.drops_random_groups is None else of.drops_random_groups.o1
-            figures = [of.agreement, of.agreement_random_groups, of.agreement_random_maps, of.agreement_one_heatmap]
-            figures += [of.identified, of.identified_random_groups, of.movement, of.drops.o1, by_chance]
-            rows.append([*_targets_cells(opened, [result.target]), str(of.examples), *map(_number, figures)])
-    return _table(header, rows)
-
-
-class _ReadNames(Sequence[str]):
-    """Names of the inputs without the damaged images, which are known once the inputs have been read."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
-
-    def _names(self) -> list[str]:
-        skipped = set(self.inputs.skipped)
-        return [name for name in self.inputs.names if name not in skipped]
-
-    def __len__(self) -> int:
-        return len(self._names())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._names()[index]
+    return run_explain(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli import _commands
-    from captum_xnn.report import ReportOptions
-    from captum_xnn.report._page import write_report
+    from captum_xnn.cli._report import run_report
 
-    opened, xnn = _model_and_explainers(arguments)
-    targets = opened.targets(xnn)
-    against = arguments.against
-
-    def shown(image: Tensor) -> Tensor:
-        images = opened.inputs.preparation.displayable(image[None])
-        if images is None:
-            raise ValueError(f"inputs are {tuple(image.shape)}, and this report needs images; pass a folder of images")
-        return images[0]
-
-    first = next(iter(opened.inputs)).inputs
-    tokens = opened.inputs.preparation.tokens
-    if tokens is None and not first.is_floating_point():
-        raise ValueError(
-            f"the inputs are ids {tuple(first.shape)}, whose words are not known; define tokens(ids) in the model's "
-            "file, which returns the words of one text without padding"
-        )
-    options = ReportOptions(
-        captions=_ReadNames(opened.inputs),
-        tokens=tokens,
-        class_names=opened.model_file.classes,
-        names=arguments.names,
-        title=arguments.title,
-        display=shown,
-        against=None if against is None else _commands.compared(opened, targets, against),
-        patches=arguments.patches,
-        again=None if arguments.again is None else opened.explainers(arguments.again),
-        internal_batch_size=opened.configuration.batch_size,
-        cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
-        progress=not arguments.quiet,
-    )
-    path = write_report(arguments.out, xnn, opened.inputs, targets, options)
-    return f"Open this: {path}"
+    return run_report(arguments)
 
 
-def _model_and_explainers(arguments: argparse.Namespace) -> tuple[ModelAndInputs, XNNAttribution]:
-    """Open the model, its inputs and the explainers that a command's arguments name.
+def _evaluate(arguments: argparse.Namespace) -> str:
+    from captum_xnn.cli._evaluation import run_evaluation
 
-    The configuration beside the explainers gives the model and the conversion of images to inputs, unless options
-    override it. Data and targets come from the options.
-    """
-    from captum_xnn import _serialization
-    from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
-    from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named
-
-    heatmap = None if arguments.heatmap is None else heatmap_named(arguments.heatmap)
-    if not _serialization.is_saved(arguments.explainer):
-        raise ExplainerFileError(
-            f"{arguments.explainer!r} has no explainer.json; fit explainers first, by captum-xnn fit --out "
-            f"{arguments.explainer} ..., or pass the folder that they were saved to"
-        )
-    _serialization.read(arguments.explainer)  # so that a damaged folder raises its own error before the model is loaded
-    beside = Path(arguments.explainer, CONFIGURATION_FILE)
-    settings = {"targets": "all", **_settings(arguments)}
-    settings.pop("out", None)
-    opened = ModelAndInputs.of(Configuration.read(beside if beside.is_file() else None, settings))
-    return opened, opened.explainers(arguments.explainer, heatmap)
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that are settings of a configuration."""
-    from dataclasses import fields
-
-    from captum_xnn.cli._configuration import Configuration
-
-    given = {f.name: value for f in fields(Configuration) if (value := getattr(arguments, f.name, None)) is not None}
-    if "recipe" in given:
-        given["recipe"] = dict(given["recipe"])
-    return given
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format rows under a header, aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, *rows]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+    return run_evaluation(arguments)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -501,7 +284,7 @@ def _compare_parser(commands: Any) -> None:
 
 
 def _on_explainers(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    """Add the parser of a command on saved explainers, for :func:`_model_and_explainers`."""
+    """Add the parser of a command on saved explainers."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,

@@ -49,10 +49,10 @@ from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
-from captum_xnn.comparison._compared import MethodComparison
-from captum_xnn.comparison._measured import Measured, Settings
-from captum_xnn.comparison._rivals import named_methods
+from captum_xnn.comparison._measures import Measurement, Settings
+from captum_xnn.comparison._methods import named_methods
 from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
+from captum_xnn.comparison._table import MethodComparison
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
@@ -160,7 +160,9 @@ def compare(
             train, held_out = len(split.train.rows), len(split.test.rows)
             for name, method in chosen.items():
                 bar.set_description(name)
-                found, raised = _tried(Measured(settings, method, split, targets, seed + repeat), needed=name == first)
+                found, raised = _tried(
+                    Measurement(settings, method, split, targets, seed + repeat), needed=name == first
+                )
                 messages[name] += raised
                 for of_target in found:
                     for key, value in of_target.items():
@@ -181,17 +183,17 @@ def compare(
     return result
 
 
-def _tried(measured: Measured, needed: bool) -> tuple[list[Values], list[str]]:
+def _tried(measurement: Measurement, needed: bool) -> tuple[list[Values], list[str]]:
     """Measure a method; return its values and the texts of its warnings.
 
     Args:
-        measured: The method.
+        measurement: The method on one division of the data.
         needed: Whether a failure of its fit is an error, and not a warning without values.
     """
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         try:
-            found = measured.values()
+            found = measurement.values()
         except (ImportError, ValueError) as error:
             if needed:
                 raise

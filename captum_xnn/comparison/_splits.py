@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn.activations._activations import Activations, Outputs
-from captum_xnn.comparison._rows import ChosenRows
+from captum_xnn.comparison._selected_rows import SelectedRows
 from captum_xnn.layers._targets import Target
 
 __all__ = ["FOLDS", "Part", "Split", "Splits", "Values", "as_marks"]
@@ -37,13 +37,13 @@ class Part(NamedTuple):
         source = self.found.source
         assert source is not None  # made by _collected
         return self.found._replace(
-            Z=self.found.Z[rows], y_hat=self.found.y_hat[rows], source=ChosenRows(source, rows).as_source()
+            Z=self.found.Z[rows], y_hat=self.found.y_hat[rows], source=SelectedRows(source, rows).as_source()
         )
 
     def inputs(self, rows: Tensor, device: torch.device) -> Iterator[tuple[Any, Any]]:
         """Yield inputs and additional arguments of some rows of the data, batch by batch."""
         assert self.found.source is not None
-        return ChosenRows(self.found.source, rows).on(device)
+        return SelectedRows(self.found.source, rows).on(device)
 
 
 class Split(NamedTuple):

@@ -1,4 +1,4 @@
-"""Read one layer of a model together with the model's outputs."""
+"""Read the outputs of a model, alone or together with one of its layers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import OutputTransform, read_layer
+from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 
-__all__ = ["Reader", "checked"]
+__all__ = ["Reader", "checked", "one_tensor", "outputs_of", "run_model"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,59 @@ class Reader:
         )
 
 
+def run_model(model: nn.Module, arguments: tuple[Any, ...], prediction_transform: OutputTransform | None = None) -> Any:
+    """Run a model without gradients and leave it as it was; return its output, unchecked.
+
+    Args:
+        model: A plain module.
+        arguments: All positional arguments of the model. Tensors are copied to the model's device.
+        prediction_transform: Turns the model's raw output into one tensor (N, ...).
+    """
+    device = next((p.device for p in model.parameters()), None)
+    copies = [a.to(device or a.device, copy=True) if isinstance(a, Tensor) else a for a in arguments]
+    with torch.inference_mode(False), untouched(model), torch.no_grad():
+        output = model(*copies)
+        return output if prediction_transform is None else prediction_transform(output)
+
+
+def outputs_of(
+    model: nn.Module, arguments: tuple[Any, ...], prediction_transform: OutputTransform | None = None
+) -> Tensor:
+    """Compute all outputs of a model, (N, ...), without gradients, and leave the model as it was.
+
+    Args:
+        model: A plain module.
+        arguments: All positional arguments of the model. Tensors are copied to the model's device.
+        prediction_transform: Turns the model's raw output into one tensor (N, ...).
+
+    Raises:
+        TypeError: If the model's output is no tensor.
+
+    Example:
+        >>> outputs_of(nn.Dropout(), (torch.ones(1, 2),), lambda output: 2 * output)
+        tensor([[2., 2.]])
+    """
+    return one_tensor(run_model(model, arguments, prediction_transform))
+
+
+def one_tensor(output: Any, fix: str | None = None) -> Tensor:
+    """Return the output of a model, which should be a tensor.
+
+    Args:
+        output: The model's output.
+        fix: What to do about another output, for the error; by default pass ``prediction_transform``.
+
+    Raises:
+        TypeError: If the output is no tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    fix = fix or (
+        "pass prediction_transform=, a function that picks the logits, such as `lambda output: output['logits']`"
+    )
+    raise TypeError(f"the model returns a {type(output).__name__}, not one tensor; {fix}")
+
+
 def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, Tensor]:
     """Check that both tensors are finite and belong to the same examples; return them unchanged.
 
@@ -121,11 +175,7 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
         TypeError: If the model's output is no tensor, or has complex numbers.
         ValueError: If rows do not match, or anything is NaN or infinite.
     """
-    if not isinstance(y_hat, Tensor):
-        raise TypeError(
-            f"the model returns a {type(y_hat).__name__}, not one tensor; pass prediction_transform=, a function that "
-            "picks the logits, such as `lambda output: output['logits']`"
-        )
+    y_hat = one_tensor(y_hat)
     if y_hat.dim() == 0 or len(Z) != len(y_hat):
         rows = len(y_hat) if y_hat.dim() else "no"
         raise ValueError(

@@ -22,7 +22,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Faithfulness", "classification_faithfulness", "error_floor", "regression_faithfulness"]
+from captum_xnn.layers._targets import Target, predicted_classes
+
+__all__ = [
+    "Faithfulness",
+    "FaithfulnessStream",
+    "classification_faithfulness",
+    "error_floor",
+    "regression_faithfulness",
+]
 
 
 class Faithfulness(NamedTuple):
@@ -36,29 +44,100 @@ class Faithfulness(NamedTuple):
 
     @classmethod
     def of(
-        cls, surrogate: Tensor, prediction: Tensor, logits: Iterable[Tensor] | None = None, target: int | None = None
+        cls, surrogate: Tensor, prediction: Tensor, logits: Iterable[Tensor] | None = None, target: Target = None
     ) -> Faithfulness:
         """Compute F_reg, and F_cls where the model's outputs are classes.
 
         Args:
             surrogate: Bias plus contributions, (M,).
             prediction: The explained output, (M,).
-            logits: All outputs of the model, in parts (m, C), which together have M rows; None for no classes.
-            target: The class that is explained.
+            logits: All outputs of the model, in parts (m, ...), which together have M rows; None for no classes.
+            target: The explained output.
+
+        Raises:
+            ValueError: If shapes differ or there are no examples.
 
         Example:
             >>> parts = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])
             >>> Faithfulness.of(torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0]), parts, 0)
             Faithfulness(f_reg=1.0, f_cls=0.5, examples=2)
         """
-        f_cls = None
-        if logits is not None and target is not None:
-            first, same = 0, 0.0
-            for part in logits:
-                same += classification_faithfulness(part, surrogate[first : first + len(part)], target) * len(part)
-                first += len(part)
-            f_cls = same / first
-        return cls(regression_faithfulness(surrogate, prediction), f_cls, len(surrogate))
+        stream, first = FaithfulnessStream(target), 0
+        if logits is None:
+            stream.update(surrogate, prediction)
+        for part in logits or ():
+            rows = slice(first, first + len(part))
+            stream.update(surrogate[rows], prediction[rows], part)
+            first += len(part)
+        return stream.compute()
+
+
+class FaithfulnessStream:
+    """Adds up F_reg and F_cls over batches.
+
+    Args:
+        target: The explained output. F_cls is of a class only.
+
+    Example:
+        >>> stream = FaithfulnessStream(0)
+        >>> stream.update(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([[1.0, 2.0]]))
+        >>> stream.update(torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([[2.0, 1.0]]))
+        >>> stream.compute(), stream.spread()
+        (Faithfulness(f_reg=1.0, f_cls=0.5, examples=2), 0.5)
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.examples = 0
+        self.misses = 0.0
+        """Sum of |prediction - surrogate|."""
+        self.same: float | None = None
+        """Number of examples whose predicted class stays; None unless outputs are classes."""
+        self.predictions: list[Tensor] = []
+
+    def update(self, surrogate: Tensor, prediction: Tensor, logits: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            surrogate: Bias plus contributions, (n,).
+            prediction: The explained output, (n,).
+            logits: All outputs of the model, (n, ...); None for no classes.
+        """
+        n = len(prediction)
+        if not n:
+            return
+        self.examples += n
+        self.misses += _misses(surrogate, prediction)
+        self.predictions.append(prediction.double())
+        if logits is not None and isinstance(self.target, int) and predicted_classes(logits) is not None:
+            self.same = (self.same or 0.0) + classification_faithfulness(logits, surrogate, self.target) * n
+
+    def compute(self) -> Faithfulness:
+        """Return the faithfulness on all batches.
+
+        Raises:
+            ValueError: If there are no examples.
+        """
+        self._check()
+        return Faithfulness(
+            self.misses / self.examples, None if self.same is None else self.same / self.examples, self.examples
+        )
+
+    def spread(self) -> float:
+        """Compute the mean absolute difference between the predictions and their mean, in logits.
+
+        It is the F_reg of a guess that always gives the mean prediction.
+
+        Raises:
+            ValueError: If there are no examples.
+        """
+        self._check()
+        y_hat = torch.cat(self.predictions)
+        return float((y_hat - y_hat.mean()).abs().mean())
+
+    def _check(self) -> None:
+        if not self.examples:
+            raise ValueError("there are no examples, and faithfulness is a mean over them; pass at least one")
 
 
 def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
@@ -75,12 +154,17 @@ def regression_faithfulness(surrogate: Tensor, prediction: Tensor) -> float:
         >>> regression_faithfulness(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5]))
         0.5
     """
+    return _misses(surrogate, prediction) / surrogate.numel()
+
+
+def _misses(surrogate: Tensor, prediction: Tensor) -> float:
+    """Compute the sum of |prediction - surrogate|, after checking the shapes."""
     if surrogate.shape != prediction.shape or not surrogate.numel():
         raise ValueError(
             f"surrogate is {tuple(surrogate.shape)} and prediction {tuple(prediction.shape)}; pass both in the same "
             "shape, with at least one example"
         )
-    return float((surrogate.double() - prediction.double()).abs().mean())
+    return float((surrogate.double() - prediction.double()).abs().sum())
 
 
 def classification_faithfulness(logits: Tensor, surrogate: Tensor, target: int | Sequence[int]) -> float:

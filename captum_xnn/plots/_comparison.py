@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from captum_xnn.plots._colours import CONTROL, INK, POINT
 
 if TYPE_CHECKING:
-    from captum_xnn.comparison._compared import MethodComparison
+    from captum_xnn.comparison._table import MethodComparison
 
 __all__ = ["draw_comparison"]
 

@@ -48,7 +48,7 @@ def sentence(
     surrogate: float,
     prediction: float,
     share: float = 0.9,
-    residual_share: float = 0.1,
+    unexplained_share: float = 0.1,
 ) -> str:
     r"""Write a sentence of the x-features for an output, the x-features against it, and the unexplained part.
 
@@ -60,7 +60,7 @@ def sentence(
         prediction: The model's output, in logits.
         share: Share of the larger side's contributions that named x-features must reach, in [0, 1]. With 1 the
             sentence names every x-feature that contributes, with 0 only the largest.
-        residual_share: The sentence states the unexplained part, prediction - surrogate, if its size is above this
+        unexplained_share: The sentence states the unexplained part, prediction - surrogate, if its size is above this
             share of :math:`\sum_i |v_i E_i|`.
 
     Raises:
@@ -73,7 +73,7 @@ def sentence(
         >>> sentence([15.2, 63.1], ["red forehead", "golden feather"], prediction=97.0, share=0.5, **says)
         'European goldfinch because of golden feather (+63.1); unexplained: +14.9'
     """
-    _check(contributions, names, [surrogate, prediction], share, residual_share)
+    _check(contributions, names, [surrogate, prediction], share, unexplained_share)
     digits = decimals(contributions)
     order = sorted(range(len(names)), key=lambda k: -abs(contributions[k]))
     positive = [k for k in order if contributions[k] > 0]
@@ -87,14 +87,18 @@ def sentence(
     text = f"{start}{target_name} because of {_list(because)}" if because else f"no reason for {target_name}"
     if although:
         text += f", although {_list(although)}"
-    residual = prediction - surrogate
-    if abs(residual) > residual_share * (P + N) and round(residual, decimals([*contributions, residual])):
-        text += f"; unexplained: {residual:+.{decimals([*contributions, residual])}f}"
+    unexplained = prediction - surrogate
+    if abs(unexplained) > unexplained_share * (P + N) and round(unexplained, decimals([*contributions, unexplained])):
+        text += f"; unexplained: {unexplained:+.{decimals([*contributions, unexplained])}f}"
     return text
 
 
 def _check(
-    contributions: Sequence[float], names: Sequence[str], numbers: Sequence[float], share: float, residual_share: float
+    contributions: Sequence[float],
+    names: Sequence[str],
+    numbers: Sequence[float],
+    share: float,
+    unexplained_share: float,
 ) -> None:
     """Raise ValueError if the arguments make no sentence."""
     if len(names) != len(contributions) or not names:
@@ -107,10 +111,10 @@ def _check(
             f"contributions, surrogate or prediction are NaN or infinite in {[*contributions, *numbers]}; look for an "
             "overflow in the model: half precision is the usual cause"
         )
-    if not 0 <= share <= 1 or not residual_share >= 0:
+    if not 0 <= share <= 1 or not unexplained_share >= 0:
         raise ValueError(
-            f"share is {share} and residual_share is {residual_share}; pass 0 <= share <= 1 and residual_share >= 0, "
-            "or leave both at their defaults"
+            f"share is {share} and unexplained_share is {unexplained_share}; pass 0 <= share <= 1 and "
+            "unexplained_share >= 0, or leave both at their defaults"
         )
 
 

@@ -114,7 +114,7 @@ def draw_waterfall(axes: Axes, total: Sum, labels: Sequence[str], unit: str) -> 
 
 def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
     """List the bars from top to bottom."""
-    residual = total.prediction - total.surrogate
+    unexplained = total.prediction - total.surrogate
     steps = [(labels[k], float(total.contributions[k])) for k in total.order]
     if total.n_others:
         steps.append((f"{total.n_others} others", total.others))
@@ -135,7 +135,7 @@ def _rows(total: Sum, labels: Sequence[str]) -> list[_Row]:
     return [
         *rows,
         _Row("x-features", 0.0, total.surrogate, BARS["x-features"], None, shown(total.surrogate), INK, True),
-        _Row("unexplained", total.surrogate, residual, BARS["unexplained"], "xxxx", number(residual), NEUTRAL),
+        _Row("unexplained", total.surrogate, unexplained, BARS["unexplained"], "xxxx", number(unexplained), NEUTRAL),
         _Row("model", 0.0, total.prediction, BARS["model"], None, shown(total.prediction), INK, True),
     ]
 

@@ -27,10 +27,9 @@ from captum_xnn._files import read_json, replace_file
 from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
-from captum_xnn.report._batches import are_images, outputs_of_rows, row_batches, texts_of
-from captum_xnn.report._cards import count_examples, image_batches, outputs_of
-from captum_xnn.report._gallery import shown
-from captum_xnn.report._thumbnails import displayable
+from captum_xnn.report._cards import count_examples, image_batches
+from captum_xnn.report._inputs import are_images, model_outputs, row_batches, texts_of
+from captum_xnn.report._thumbnails import displayable, shown
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -41,7 +40,7 @@ __all__ = ["VAGUE", "ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 5
+_FORMAT = 6
 # Settings of a backend whose text does not show all of them.
 VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
@@ -172,7 +171,7 @@ def _contents(xnn: XNNAttribution, data: Any, options: ReportOptions) -> str:
     with tqdm(total=total, desc="comparing", unit="image", disable=not options.progress, leave=False) as bar:
         for _, images in image_batches(xnn, data):
             if first:
-                digest.update(checksum(outputs_of(xnn, images[:2])).encode())
+                digest.update(checksum(model_outputs(xnn, images[:2])).encode())
             first = False
             for image in images:
                 digest.update(f"{tuple(image.shape)} {image.dtype} {checksum(image)}".encode())
@@ -186,9 +185,8 @@ def _rows(xnn: XNNAttribution, data: Any, options: ReportOptions, digest: Any) -
     first = 0
     for batch in row_batches(xnn, data):
         if not first:
-            digest.update(checksum(outputs_of_rows(xnn, batch)[:2]).encode())
-        more = batch.additional if isinstance(batch.additional, tuple) else (batch.additional,)
-        for part in (*(batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)), *more):
+            digest.update(checksum(model_outputs(xnn, *batch.arguments)[:2]).encode())
+        for part in batch.arguments:
             known = f"{tuple(part.shape)} {part.dtype} {checksum(part)}" if isinstance(part, Tensor) else repr(part)
             digest.update(known.encode(errors="replace"))
         digest.update(repr(texts_of(batch, first, options.tokens, options.input_names)).encode(errors="replace"))

@@ -28,15 +28,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn.explanation import Explanation
-from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_by_size, channels_first
-from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, grouped, positives_of, predicted_classes, select, single_target
-from captum_xnn.metrics._faithfulness import classification_faithfulness
+from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
+from captum_xnn.report._inputs import model_outputs
 from captum_xnn.report._thumbnails import crop_box
-from captum_xnn.report._usual import usual_of
+from captum_xnn.report._typicality import usual_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -227,19 +226,6 @@ def image_batches(xnn: XNNAttribution, data: Any) -> Iterator[tuple[Any, Tensor]
         yield batch, images
 
 
-class DataFaithfulness(NamedTuple):
-    """Faithfulness of the x-features on a data set."""
-
-    f_reg: float
-    """Mean |model - x-features|, in logits."""
-    f_cls: float | None
-    """Share of examples whose predicted class stays; None for models with a single output."""
-    examples: int
-    """Number of examples."""
-    spread: float
-    """Mean |model - its mean|, in logits: F_reg of a guess that always gives the mean output."""
-
-
 def count_examples(data: Any) -> int | None:
     """Count the examples of a data set without reading it; return None if it does not say.
 
@@ -255,16 +241,6 @@ def count_examples(data: Any) -> int | None:
         if isinstance(where, Sized):
             return len(where)
     return None
-
-
-def outputs_of(xnn: XNNAttribution, images: Tensor) -> Tensor:
-    """Compute all outputs of the model for some images, (N, ...)."""
-    model = unwrap(xnn.model)
-    device = next((p.device for p in model.parameters()), images.device)
-    with torch.inference_mode(False), untouched(model), torch.no_grad():
-        output = model(images.to(device, copy=True))
-        made: Tensor = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
-    return made
 
 
 class _Kept(NamedTuple):
@@ -352,9 +328,7 @@ class CardStream:
         self.size = torch.zeros(K, dtype=torch.float64)
         self.features = torch.zeros(K, dtype=torch.float64)
         self.place_sums: Tensor | None = None
-        self.predictions: list[Tensor] = []
-        self.misses = 0.0
-        self.same: float | None = None
+        self.faithfulness = FaithfulnessStream(target)
 
     def update(
         self,
@@ -375,10 +349,10 @@ class CardStream:
             rows: Rows (n,) of the images in the batch; all rows if None.
         """
         start = self.moments.count
-        y_hat = (outputs_of(self.xnn, images) if y_hat is None else y_hat).cpu()
+        y_hat = model_outputs(self.xnn, images) if y_hat is None else y_hat.cpu()
         made = why or self.xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
         E, contributions = made.features.double().cpu(), made.contributions.double().cpu()
-        self._add_faithfulness(y_hat, made.surrogate.cpu(), made.prediction.cpu())
+        self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)
         numbers = torch.arange(start, start + len(E))
         self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
         self.tops["E high"].update(E, numbers)
@@ -425,19 +399,6 @@ class CardStream:
             return heat.clone()
         wanted = [max(1, round(size * self.largest / side)) for size in heat.shape[1:]]
         return nn.functional.interpolate(heat[None].float(), wanted, mode="area")[0]
-
-    def _add_faithfulness(self, y_hat: Tensor, surrogate: Tensor, prediction: Tensor) -> None:
-        self.misses += float((prediction.double() - surrogate.double()).abs().sum())
-        self.predictions.append(prediction.double())
-        if isinstance(self.target, int) and predicted_classes(y_hat) is not None:
-            same = classification_faithfulness(y_hat, surrogate, self.target)
-            self.same = (self.same or 0.0) + same * len(y_hat)
-
-    def faithfulness(self) -> DataFaithfulness:
-        """Return the faithfulness of the x-features on the data so far."""
-        y = torch.cat(self.predictions)
-        same = None if self.same is None else self.same / len(y)
-        return DataFaithfulness(self.misses / len(y), same, len(y), float((y - y.mean()).abs().mean()))
 
     def _map_shares(self, batch: Any, mass: Tensor, rows: Tensor) -> Tensor:
         """Compute each x-feature's share of the maps' mass, (n, K), and add the maps' shares on the places."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_xnn.plots._names import Names
-from captum_xnn.report._batches import Texts
 from captum_xnn.report._cards import PlacesOfMaps
-from captum_xnn.report._gallery import ClassNames
+from captum_xnn.report._inputs import Texts
+from captum_xnn.report._output_names import ClassNames
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from captum_xnn.plots._colours import BLUES, ORANGES
 
-__all__ = ["crop_box", "displayable", "overlay", "photo"]
+__all__ = ["crop_box", "displayable", "overlay", "photo", "shown"]
 
 # Photographs compress well as JPEG. Digits and drawings of a few pixels are kept without loss, as PNG.
 _SMALL = 64
@@ -55,6 +56,16 @@ def displayable(image: Tensor) -> Tensor:
         # All channels are stretched alike: separate stretches would change the hues. A constant image becomes grey.
         pixels = (pixels - low) / (high - low) if high > low else torch.full_like(pixels, 0.5)
     return pixels
+
+
+def shown(display: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Apply the user's display function to an image (C, H, W), and check the result.
+
+    Args:
+        display: Turns the image into one in [0, 1].
+        image: The image as the model takes it.
+    """
+    return displayable(display(image.detach().cpu()))
 
 
 def photo(image: Tensor, *, size: int = 200) -> str:

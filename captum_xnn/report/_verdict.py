@@ -24,7 +24,7 @@ __all__ = [
     "Reason",
     "Stability",
     "Verdict",
-    "error",
+    "format_error",
     "on_maps",
     "on_stability",
     "on_unexplained",
@@ -108,15 +108,15 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     return Stability(float(again), between, len(first))
 
 
-def error(f_reg: float, spread: float) -> str:
+def format_error(f_reg: float, spread: float) -> str:
     """Return F_reg as text. An error below a thousandth of the spread gets no digits of its own.
 
     Args:
-        f_reg: Mean |model - x-features|, in the output's unit.
-        spread: Mean |model - its mean|, in the same unit.
+        f_reg: Mean |prediction - surrogate|, in the output's unit.
+        spread: Mean |prediction - its mean|, in the same unit.
 
     Example:
-        >>> error(0.5, 10.0), error(6.72e-07, 5.8), error(0.0, 5.8)
+        >>> format_error(0.5, 10.0), format_error(6.72e-07, 5.8), format_error(0.0, 5.8)
         ('0.5', 'less than 0.0058', '0')
     """
     smallest = spread / 1000
@@ -127,8 +127,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
     """Judge the unexplained part of the output.
 
     Args:
-        f_reg: Mean |model - x-features|, in the output's unit.
-        spread: Mean |model - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
+        f_reg: Mean |prediction - surrogate|, in the output's unit.
+        spread: Mean |prediction - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
         examples: Number of examples of both means.
         exact: Whether the x-features add up by construction.
         unit: Unit of the output.
@@ -145,8 +145,8 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
         else "The x-features explain nothing."
     )
     text = (
-        f"{much} Over {examples:,} examples, the x-features miss the model's output by {error(f_reg, spread)} {unit} "
-        f"on average. A guess that always gives the mean output misses by {spread:.3g} {unit}."
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by {format_error(f_reg, spread)} "
+        f"{unit} on average. A guess that always gives the mean output misses by {spread:.3g} {unit}."
     )
     if exact:
         text += (

@@ -68,8 +68,8 @@ for sentence in why.sentences(names, target_names=words):
 # The unexplained part
 # --------------------
 # By default x-features miss only the error of an integral. The paper's learned form imitates the network, and at an
-# early layer a few x-features cannot explain the whole output. The sentence states the residual where it is more than
-# ``residual_share`` of the contributions, by default 0.1.
+# early layer a few x-features cannot explain the whole output. The sentence states the unexplained part where it is
+# more than ``unexplained_share`` of the contributions, by default 0.1.
 
 early = XNNAttribution(model, "pool2", autoencoder=ConvSRAE, recipe=Recipe(steps=200))
 early.fit(digits.train_images, target=7)

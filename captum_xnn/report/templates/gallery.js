@@ -118,13 +118,13 @@ function writeItem(item, largest) {
   item.paths[0].setAttribute("d", `M0 0H${K * 10}`);
   item.paths[1].setAttribute("d", rects.raises);
   item.paths[2].setAttribute("d", rects.lowers);
-  const says = data.images[item.index].says;
-  item.numbers.textContent = `${says ? says + ", " : ""}${plain(row.says)}; ${unexplained(row)}`;
+  const predicted = data.images[item.index].predicted_class;
+  item.numbers.textContent = `${predicted ? predicted + ", " : ""}${plain(row.prediction)}; ${unexplainedText(row)}`;
   item.why.textContent = sentencesOf(row);
   item.usual.textContent = usualOf(row);
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
-    `${data.images[item.index].caption}: output ${plain(row.says)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplained(row)}`);
+    `${data.images[item.index].caption}: output ${plain(row.prediction)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplainedText(row)}`);
   writeNumber(item);
 }
 
@@ -147,8 +147,8 @@ function toggle(k) {
 
 const SORTS = {
   given: () => 0,
-  residual: (item) => -Math.abs(residual(rowOf(item.index))),
-  says: (item) => -rowOf(item.index).says,
+  unexplained: (item) => -Math.abs(unexplained(rowOf(item.index))),
+  prediction: (item) => -rowOf(item.index).prediction,
   unusual: (item) => USUAL.unusual(rowOf(item.index)),
   usual: (item) => USUAL.usual(rowOf(item.index)),
 };
@@ -158,7 +158,7 @@ function arrange() {
   const key = SORTS[by] || ((item) => -rowOf(item.index).c[Number(by)]);
   const keys = new Map(items.map((item) => [item, key(item)]));
   order = items
-    .filter((item) => keep === "all" || rowOf(item.index).own === (keep === "own"))
+    .filter((item) => keep === "all" || rowOf(item.index).is_positive === (keep === "own"))
     .sort((a, b) => keys.get(a) - keys.get(b) || a.index - b.index);
   list.replaceChildren(...order.map((item) => item.node));
   if (!order.some((item) => item.pick.tabIndex === 0) && order.length) rove(order[0]);
@@ -209,12 +209,12 @@ function writePeek(item) {
   el("peek-why").textContent = sentencesOf(row);
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
-    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.says)}, ${unexplained(row)}`;
+    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.prediction)}, ${unexplainedText(row)}`;
   const ranked = featureList().sort((a, b) => row.c[b] - row.c[a]);
   el("peek-maps").replaceChildren(...[...ranked, ONE].map((k) => {
     const node = make("li");
     node.append(frame(item.index, k, state.scale === "shared"));
-    node.append(make("b", k === ONE ? "" : side(row.c[k]), k === ONE ? plain(row.says) : signed(row.c[k])), make("span", "", nameOf(k)));
+    node.append(make("b", k === ONE ? "" : side(row.c[k]), k === ONE ? plain(row.prediction) : signed(row.c[k])), make("span", "", nameOf(k)));
     return node;
   }));
 }
@@ -271,10 +271,10 @@ function writeComparison() {
   for (const item of selected()) {
     const row = rowOf(item.index), line = make("tr"), name = make("th");
     name.scope = "row";
-    name.append(make("b", "", plain(row.says)), frame(item.index, null, false), make("span", "", data.images[item.index].caption));
+    name.append(make("b", "", plain(row.prediction)), frame(item.index, null, false), make("span", "", data.images[item.index].caption));
     line.append(name, ...shown.map((k) => {
       const cell = make("td");
-      cell.append(make("b", k === ONE ? "" : side(row.c[k]), k === ONE ? plain(row.says) : signed(row.c[k])), frame(item.index, k, state.scale === "shared"));
+      cell.append(make("b", k === ONE ? "" : side(row.c[k]), k === ONE ? plain(row.prediction) : signed(row.c[k])), frame(item.index, k, state.scale === "shared"));
       return cell;
     }));
     body.append(line);

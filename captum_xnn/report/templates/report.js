@@ -29,7 +29,7 @@ function rowOf(index) {
 }
 
 const labelShown = () => (state.rather && target().rows[0].rather ? target().rows[0].rather.label : target().label);
-const residual = (row) => row.says - row.sum;
+const unexplained = (row) => row.prediction - row.sum;
 
 function plain(value, decimals = target().decimals) {
   const text = value.toFixed(decimals);
@@ -42,7 +42,7 @@ function signed(value, decimals = target().decimals) {
 }
 
 // Residuals are small beside the output, so they get one more decimal.
-const unexplained = (row) => `unexplained ${signed(residual(row), target().decimals + 1)}`;
+const unexplainedText = (row) => `unexplained ${signed(unexplained(row), target().decimals + 1)}`;
 
 const side = (value) => (value > 0 ? "raises" : value < 0 ? "lowers" : "");
 // A fit may merge small groups, so each target has a number of x-features of its own.
@@ -85,9 +85,9 @@ function sentenceOf(row, label = target().label) {
   const because = first.slice(0, Math.max(1, needed(first))).map(said), although = second.slice(0, needed(second)).map(said);
   let text = because.length ? `${start}${label} because of ${enumerate(because)}` : `no reason for ${label}`;
   if (although.length) text += `, although ${enumerate(although)}`;
-  const more = digitsOf([...row.c, residual(row)]);
-  if (Math.abs(residual(row)) > NOTABLE * (sum(pro) + sum(against)) && Number(residual(row).toFixed(more)))
-    text += `; unexplained: ${signed(residual(row), more)}`;
+  const more = digitsOf([...row.c, unexplained(row)]);
+  if (Math.abs(unexplained(row)) > NOTABLE * (sum(pro) + sum(against)) && Number(unexplained(row).toFixed(more)))
+    text += `; unexplained: ${signed(unexplained(row), more)}`;
   return text;
 }
 
@@ -295,7 +295,7 @@ el("names-load").addEventListener("change", async (event) => {
 function offerOrders() {
   const sort = el("sort"), was = sort.value || "given", known = target().rows.some((row) => row.usual);
   const usual = known ? [["unusual", "unusual reasons"], ["usual", "usual reasons"]] : [];
-  const options = [["given", "original order"], ["says", "the model's output"], ["residual", "unexplained"], ...usual, ...featureList().map((k) => [String(k), ""])];
+  const options = [["given", "original order"], ["prediction", "the model's output"], ["unexplained", "unexplained"], ...usual, ...featureList().map((k) => [String(k), ""])];
   sort.replaceChildren(...options.map(([value, text]) => {
     const option = make("option", "", text);
     option.value = value;

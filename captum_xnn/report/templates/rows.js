@@ -69,8 +69,8 @@ function table(row, example) {
 
 const SORTS = {
   given: () => 0,
-  residual: (index) => -Math.abs(residual(rowOf(index))),
-  says: (index) => -rowOf(index).says,
+  unexplained: (index) => -Math.abs(unexplained(rowOf(index))),
+  prediction: (index) => -rowOf(index).prediction,
   unusual: (index) => USUAL.unusual(rowOf(index)),
   usual: (index) => USUAL.usual(rowOf(index)),
 };
@@ -79,12 +79,12 @@ function drawExamples() {
   const by = el("sort").value || "given", keep = el("filter").value, rows = target().rows.map((_, index) => rowOf(index));
   const key = SORTS[by] || ((index) => -rows[index].c[Number(by)]);
   const order = rows.map((_, index) => index)
-    .filter((index) => keep === "all" || rows[index].own === (keep === "own"))
+    .filter((index) => keep === "all" || rows[index].is_positive === (keep === "own"))
     .sort((a, b) => key(a) - key(b) || a - b);
   box.replaceChildren(...order.map((index) => {
     const example = data.images[index], row = rows[index], node = make("li", "example");
     const header = make("header");
-    header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.says ? `${example.says}, ` : ""}${plain(row.says)}; ${unexplained(row)}`));
+    header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.predicted_class ? `${example.predicted_class}, ` : ""}${plain(row.prediction)}; ${unexplainedText(row)}`));
     node.append(header, make("p", "why", sentencesOf(row)), make("p", "usual", usualOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
     return node;
   }));

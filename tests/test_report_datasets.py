@@ -13,7 +13,7 @@ from test_report import Page
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from captum_xnn.report import ReportOptions
-from captum_xnn.report._described import captions_of, classes_of, display_of
+from captum_xnn.report._dataset_options import captions_of, classes_of, display_of
 from captum_xnn.report._thumbnails import photo
 
 
@@ -50,7 +50,7 @@ def test_data_set_names_its_classes_and_files_and_undoes_its_colours(explained: 
     data = Folder(images[:9], COLOURS)
     page = page_of(xnn, data, tmp_path)
     assert [image["caption"] for image in page.data["images"]] == [f"{i:02d}.png" for i in range(9)]
-    assert page.data["targets"][0]["label"] == "green" and page.data["images"][0]["says"] == "red"
+    assert page.data["targets"][0]["label"] == "green" and page.data["images"][0]["predicted_class"] == "red"
     mean, std = (torch.tensor(v)[:, None, None] for v in (Normalize.mean, Normalize.std))
     assert page.data["images"][4]["src"] == photo((images[4] * std + mean).clamp(0, 1))
     # Arguments count more.

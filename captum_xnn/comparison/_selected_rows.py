@@ -13,13 +13,13 @@ from captum_xnn.activations._batches import Batches
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 
-__all__ = ["ChosenRows"]
+__all__ = ["SelectedRows"]
 
 # Examples in a batch of the data.
 _BATCH = 64
 
 
-class ChosenRows:
+class SelectedRows:
     """Some rows of data that can be read again, as pairs of inputs and additional arguments.
 
     Args:
@@ -27,7 +27,7 @@ class ChosenRows:
         rows: Indices of the rows, ascending.
 
     Example:
-        >>> some = ChosenRows(Source(torch.arange(100.0)[:, None], None), torch.tensor([1, 70]))
+        >>> some = SelectedRows(Source(torch.arange(100.0)[:, None], None), torch.tensor([1, 70]))
         >>> [inputs.tolist() for inputs, _ in some]
         [[[1.0]], [[70.0]]]
     """

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_xnn.activations._activations import Activations, Outputs
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._rivals import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
+from captum_xnn.comparison._methods import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
 from captum_xnn.comparison._splits import Split, Values
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._batching import rows_of
@@ -45,7 +45,7 @@ from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_s
 from captum_xnn.training._layer_fit import MakeForm
 from captum_xnn.training._recipe import Recipe
 
-__all__ = ["Measured", "Settings"]
+__all__ = ["Measurement", "Settings"]
 
 # Patches along each side of an image.
 _GRID = 4
@@ -89,7 +89,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One method on one division of the data."""
 
     settings: Settings

@@ -12,14 +12,14 @@ import torch
 
 from captum_xnn._distributed import ALONE
 from captum_xnn._files import replace_file
-from captum_xnn.cli._commands import given_classes, requested_targets
-from captum_xnn.cli._configuration import Configuration
+from captum_xnn.cli._configuration import Configuration, settings_in
+from captum_xnn.cli._fit import given_classes, requested_targets
 from captum_xnn.cli._inputs import read_tensor
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
 from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
-from captum_xnn.comparison._compared import MethodComparison
+from captum_xnn.comparison._table import MethodComparison
 
-__all__ = ["FORMATS", "compared"]
+__all__ = ["FORMATS", "run_comparison"]
 
 FORMATS: Mapping[str, Callable[[MethodComparison], str]] = {
     ".md": lambda found: f"{found.to_markdown()}\n\n{found.caption}\n",
@@ -29,16 +29,18 @@ FORMATS: Mapping[str, Callable[[MethodComparison], str]] = {
 """Writes a table, by the ending of its file."""
 
 
-def compared(configuration: Configuration, arguments: argparse.Namespace) -> str:
-    """Compare methods, write the table, and return what to print.
+def run_comparison(arguments: argparse.Namespace) -> str:
+    """Compare methods, write the table, and return the text to print.
 
     Args:
-        configuration: Settings with a model, a layer and data.
-        arguments: Arguments of the command that are no settings of a configuration.
+        arguments: Arguments of the command.
 
     Raises:
         ValueError: If a setting is missing or wrong, or the file of the table has another ending.
     """
+    settings = settings_in(arguments)
+    settings.pop("out")  # there the folder of a fit, here the file of the table
+    configuration = Configuration.read(None, settings)
     path = Path(arguments.out)
     if path.suffix not in FORMATS:
         raise ValueError(f"{arguments.out!r} has an unknown ending; end the table's name in {', '.join(FORMATS)}")

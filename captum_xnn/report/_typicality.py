@@ -36,36 +36,37 @@ class Unusual(NamedTuple):
     """Positives that they were compared with, M."""
 
 
-def usual_of(own: Tensor) -> Typicality | None:
+def usual_of(contributions: Tensor) -> Typicality | None:
     """Compute the typicality of each positive among the others; return None if they are too few, or all alike.
 
     Args:
-        own: Contributions of the positives, (M, K).
+        contributions: Contributions of the positives, (M, K).
     """
-    M, K = own.shape
-    if max(_LEAST, K + 2) > M or not bool((own.std(0) > 1e-9 * own.abs().amax(0)).any()):
+    M, K = contributions.shape
+    if max(_LEAST, K + 2) > M or not bool((contributions.std(0) > 1e-9 * contributions.abs().amax(0)).any()):
         return None
-    return typicality(own)
+    return typicality(contributions)
 
 
-def mark_usual(rows: Sequence[dict[str, Any]], own: Tensor) -> Unusual | None:
+def mark_usual(rows: Sequence[dict[str, Any]], contributions: Tensor) -> Unusual | None:
     """Add to each positive of a page its share, and the x-feature in which it differs most from the class.
 
     A positive that is also in the data is compared with the other positives there.
 
     Args:
         rows: Rows of all examples of the page, for one target.
-        own: Contributions of the positives of the data, (M, K).
+        contributions: Contributions of the positives of the data, (M, K).
     """
-    shown = [row for row in rows if row["own"]]
-    within = usual_of(own)
+    shown = [row for row in rows if row["is_positive"]]
+    within = usual_of(contributions)
     if not shown or within is None:
         return None
     c = torch.tensor([row["c"] for row in shown], dtype=torch.float64)
-    found = typicality(c, own)
-    apart, nearest = ((c[:, None] - own).abs() / own.std(0).clamp_min(torch.finfo(own.dtype).tiny)).amax(2).min(1)
+    found = typicality(c, contributions)
+    deviation = contributions.std(0).clamp_min(torch.finfo(contributions.dtype).tiny)
+    apart, nearest = ((c[:, None] - contributions).abs() / deviation).amax(2).min(1)
     shares = torch.where(apart < _SAME, within.share[nearest], found.share)
     for row, share, deviations in zip(shown, shares.tolist(), found.deviations, strict=True):
         k = int(deviations.abs().argmax())
         row["usual"] = {"share": share, "feature": k, "deviations": float(deviations[k])}
-    return Unusual(int((shares < UNUSUAL).sum()), len(shown), len(own))
+    return Unusual(int((shares < UNUSUAL).sum()), len(shown), len(contributions))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from captum_xnn.plots._names import check_class_names
-from captum_xnn.report._batches import outputs_of_rows, row_batches
+from captum_xnn.report._inputs import model_outputs, row_batches
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -48,7 +48,7 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
         found["display"] = display_of(inputs)
     classes = classes_of(inputs) if options.class_names is None else options.class_names
     if classes is not None and (first := next(row_batches(xnn, inputs), None)) is not None:
-        y_hat = outputs_of_rows(xnn, first)
+        y_hat = model_outputs(xnn, *first.arguments)
         if options.class_names is not None:
             check_class_names(classes, y_hat.shape[1:])
         elif _fit(classes, y_hat):

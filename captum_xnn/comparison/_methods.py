@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_xnn.activations._activations import Activations, Outputs, Task
 from captum_xnn.activations._memmap import chunks
-from captum_xnn.comparison._rows import ChosenRows
+from captum_xnn.comparison._selected_rows import SelectedRows
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._arguments import copied
 from captum_xnn.layers._reader import Reader
@@ -273,7 +273,7 @@ def _rows(some: Sample) -> Tensor:
 def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield some examples as inputs and additional arguments."""
     assert found.source is not None  # compare makes one
-    return ChosenRows(found.source, rows).on(_reader(xnn).device)
+    return SelectedRows(found.source, rows).on(_reader(xnn).device)
 
 
 def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:

@@ -18,12 +18,23 @@ from tqdm import tqdm
 from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
-from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes
-from captum_xnn.metrics._faithfulness import classification_faithfulness
+from captum_xnn.layers._targets import Target, positives_of, predicted_classes
+from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.patch_scores import CoveredBatch, PatchScores, patch_scores_of
-from captum_xnn.report._batches import RowBatch, outputs_of_rows, row_batches, texts_of
-from captum_xnn.report._cards import DataFaithfulness, count_examples
-from captum_xnn.report._gallery import OutputNames, compare, numbers_of, scaled, short, strengths
+from captum_xnn.report._cards import count_examples
+from captum_xnn.report._examples import (
+    ExampleExplanations,
+    TargetContent,
+    captioned,
+    compare,
+    explain_examples,
+    numbers_of,
+    scaled,
+    short,
+    strengths,
+)
+from captum_xnn.report._inputs import RowBatch, model_outputs, row_batches, texts_of
+from captum_xnn.report._output_names import OutputNames
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -44,40 +55,44 @@ class CellsOfTarget:
     def __init__(self, target: Target, K: int, words: bool) -> None:
         self.target, self.words = target, words
         self.rows: list[dict[str, Any]] = []
-        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.contributions: list[tuple[Tensor, Tensor]] = []
         """Contributions by this fit and by another one, batch by batch."""
         self.classes = False
-        self.misses, self.same = 0.0, 0.0
-        self.predictions: list[Tensor] = []
+        self.faithfulness = FaithfulnessStream(target)
         self.own: list[Tensor] = []
         self.covered: list[CoveredBatch] = []
         """Positives to cover token by token, or column by column."""
         self.sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(K)]
 
-    def count(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
+    def add_data(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
         """Add examples of the data to the faithfulness, and positives to the shares."""
-        prediction, surrogate = made.prediction.double().cpu(), made.surrogate.double().cpu()
-        self.misses += float((prediction - surrogate).abs().sum())
-        self.predictions.append(prediction)
+        self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)
         positives, contributions = positives_of(predicted_classes(y_hat), [self.target]), made.contributions
         self.classes = positives is not None
         if positives is not None:
-            assert isinstance(self.target, int)  # otherwise there are no classes
-            self.same += classification_faithfulness(y_hat, surrogate, self.target) * len(prediction)
             contributions = contributions[positives.to(contributions.device)]
         self.own.append(contributions.double().cpu())
 
-    def show(self, why: Explanation, one: Any, given: Sequence[int | None], cells: Sequence[Sequence[str]]) -> None:
+    def add_examples(
+        self, made: ExampleExplanations, given: Sequence[int | None], cells: Sequence[Sequence[str]], names: OutputNames
+    ) -> None:
         """Add examples that the page shows, with the texts of their cells."""
         own = [not self.classes or c == self.target for c in given]
-        for i, (row, maps) in enumerate(_rows_of_cells(why, one, own, cells)):
-            self.rows.append(row)
+        rows = []
+        for i, (row, maps) in enumerate(_rows_of_cells(made.why, made.one, own, cells)):
+            rows.append(row)
             if own[i]:
-                self._add_cells(maps, why.contributions[i].detach().double().cpu(), cells[i])
+                self._add_cells(maps, made.why.contributions[i].detach().double().cpu(), cells[i])
+        if made.against is not None:
+            against = _rows_of_cells(made.against, made.one_against, [True] * len(cells), cells)
+            compare(rows, (row for row, _ in against), names.of(made.against.target[0]))
+        self.rows.extend(rows)
+        if made.contributions is not None:
+            self.contributions.append(made.contributions)
 
-    def cover(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
+    def add_covered(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
-        own = [row["own"] for row in self.rows[-len(cells) :]]
+        own = [row["is_positive"] for row in self.rows[-len(cells) :]]
         some = [i for i, texts in enumerate(cells) if own[i] and len(texts) >= _LEAST]
         some = some[: most - sum(len(covered.first) for covered in self.covered)]
         if some:
@@ -96,12 +111,6 @@ class CellsOfTarget:
                 entry[1] += abs(value)
                 entry[2] += 1
 
-    def faithfulness(self) -> DataFaithfulness:
-        """Return the faithfulness on the data."""
-        y = torch.cat(self.predictions)
-        same = self.same / len(y) if self.classes else None
-        return DataFaithfulness(self.misses / len(y), same, len(y), float((y - y.mean()).abs().mean()))
-
     def cards(self) -> list[dict[str, Any]]:
         """Return share, contribution and strongest cells of each x-feature.
 
@@ -109,7 +118,7 @@ class CellsOfTarget:
             ValueError: If the model gives the class to none of the data.
         """
         own = torch.cat(self.own)
-        examples = sum(map(len, self.predictions))
+        examples = self.faithfulness.examples
         if not len(own):
             raise ValueError(
                 f"the model gives class {self.target} to none of the {examples} examples; pass data with examples of "
@@ -156,8 +165,8 @@ class CellsOfTarget:
 class CellsRun:
     """Explains the inputs of a page about texts or a table, and the data of its cards."""
 
-    def __init__(self, xnn: XNNAttribution, targets: Sequence[Target], options: ReportOptions) -> None:
-        self.xnn, self.targets, self.options = xnn, targets, options
+    def __init__(self, xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], options: ReportOptions) -> None:
+        self.xnn, self.inputs, self.targets, self.options = xnn, inputs, targets, options
         self.names = OutputNames.of_targets(options.class_names, xnn, targets)
         self.kind = "table" if options.tokens is None else "texts"
         self.found = [CellsOfTarget(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
@@ -166,20 +175,35 @@ class CellsRun:
         """Sum of the data of a table, over examples."""
         self.examples = 0
 
-    def explain(self, inputs: Any) -> None:
+    def explain(self) -> None:
         """Explain all inputs and data."""
-        own = self.options.data is None or self.options.data is inputs
-        for batch in self._bar(inputs, "explaining"):
+        own = self.options.data is None or self.options.data is self.inputs
+        for batch in self._bar(self.inputs, "explaining"):
             self._explain(batch, own)
         if own:
             return
         size = self.options.internal_batch_size
         for batch in self._bar(self.options.data, "reading the data"):
             self._add(batch)
-            y_hat = outputs_of_rows(self.xnn, batch)
+            y_hat = model_outputs(self.xnn, *batch.arguments)
             for rows, t in zip(self.found, self.targets, strict=True):
                 made = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
-                rows.count(made, y_hat)
+                rows.add_data(made, y_hat)
+
+    def contents(self) -> Iterator[TargetContent]:
+        """Yield rows, cards and figures of each target."""
+        for rows in self.found:
+            yield TargetContent(
+                target=rows.target,
+                label=self.names.of(rows.target),
+                classes=rows.classes,
+                rows=rows.rows,
+                cards=rows.cards(),
+                faithfulness=rows.faithfulness,
+                positive_contributions=torch.cat(rows.own),
+                contributions=rows.contributions,
+                patches=self._patch_scores(rows),
+            )
 
     def _bar(self, data: Any, what: str) -> Iterator[RowBatch]:
         """Yield batches, and advance the progress bar."""
@@ -192,31 +216,20 @@ class CellsRun:
     def _explain(self, batch: RowBatch, own: bool) -> None:
         """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
-        y_hat = outputs_of_rows(xnn, batch)
+        y_hat = model_outputs(xnn, *batch.arguments)
         predicted = predicted_classes(y_hat)
         given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
         self._show(batch, given, cells)
         if own:
             self._add(batch)
-        size = options.internal_batch_size
         for rows, t in zip(self.found, self.targets, strict=True):
-            why = xnn.explain(batch.inputs, t, batch.additional, internal_batch_size=size)
+            made = explain_examples(xnn, batch.inputs, t, options, batch.additional)
             rows.classes = predicted is not None and isinstance(t, int)
-            rows.show(why, xnn.one_heatmap(batch.inputs, t, batch.additional, internal_batch_size=size), given, cells)
-            rows.cover(batch, cells, options.patches)
-            if options.against not in (None, t):
-                against = options.against
-                other = xnn.explain(batch.inputs, t, batch.additional, against=against, internal_batch_size=size)
-                one = xnn.one_heatmap(batch.inputs, t, batch.additional, against=against, internal_batch_size=size)
-                label = self.names.of(Difference(t, against))  # type: ignore[arg-type]
-                made = (row for row, _ in _rows_of_cells(other, one, [True] * len(cells), cells))
-                compare(rows.rows[-len(cells) :], made, label)
+            rows.add_examples(made, given, cells, self.names)
+            rows.add_covered(batch, cells, options.patches)
             if own:
-                rows.count(why, y_hat)
-            if options.again is not None:
-                again = options.again.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
-                rows.pairs.append((why.contributions.cpu(), again.contributions.cpu()))
+                rows.add_data(made.why, y_hat)
 
     def _add(self, batch: RowBatch) -> None:
         """Add the data of a table to the means of its columns."""
@@ -224,7 +237,7 @@ class CellsRun:
             self.sum = self.sum + batch.first.detach().double().cpu().sum(0)
             self.examples += len(batch.first)
 
-    def patch_scores(self, rows: CellsOfTarget) -> PatchScores | None:
+    def _patch_scores(self, rows: CellsOfTarget) -> PatchScores | None:
         """Cover the kept positives of a target; return None without any."""
         if not rows.covered:
             return None
@@ -240,24 +253,12 @@ class CellsRun:
         valued = self.kind == "table" and batch.first.dim() == 2
         values = batch.first.tolist() if valued else [None] * len(cells)
         for texts, c, numbers in zip(cells, given, values, strict=True):
-            row: dict[str, Any] = {"says": "" if c is None else self.names.of(c), "cells": texts}
+            row: dict[str, Any] = {"predicted_class": "" if c is None else self.names.of(c), "cells": texts}
             self.shown.append(row if numbers is None else {**row, "values": [short(float(v)) for v in numbers]})
 
-    def captioned(self, captions: Sequence[str] | None) -> list[dict[str, Any]]:
-        """Return all examples with their captions.
-
-        Raises:
-            ValueError: If there are no examples, or not one caption for each.
-        """
-        n = len(self.shown)
-        if captions is None:
-            captions = [f"{'text' if self.kind == 'texts' else 'example'} {i + 1}" for i in range(n)]
-        if not n or isinstance(captions, str) or len(captions) != n:
-            raise ValueError(
-                f"there are {n} examples and {len(captions)} captions; pass at least one example, and one caption for "
-                "each or none at all"
-            )
-        return [{**row, "caption": str(caption)} for row, caption in zip(self.shown, captions, strict=True)]
+    def captioned(self) -> list[dict[str, Any]]:
+        """Return all examples with their captions."""
+        return captioned(self.shown, self.options.captions, "text" if self.kind == "texts" else "example")
 
 
 def _rows_of_cells(

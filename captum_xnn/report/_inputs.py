@@ -1,4 +1,4 @@
-"""Batches of inputs that are not images: tokens, rows of a table, several tensors, further arguments."""
+"""Inputs of a report: batches of texts or rows of a table, the words of their cells, and the outputs of the model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import unwrap
-from captum_xnn.layers._state import untouched
+from captum_xnn.layers._reader import outputs_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
 
-__all__ = ["RowBatch", "Texts", "are_images", "outputs_of_rows", "row_batches", "texts_of"]
+__all__ = ["RowBatch", "Texts", "are_images", "model_outputs", "row_batches", "texts_of"]
 
 Texts = Sequence[Sequence[str]] | Callable[[Tensor], Sequence[str]]
 
@@ -34,6 +35,12 @@ class RowBatch(NamedTuple):
         """The input that the page shows, (n, L, ...)."""
         first: Tensor = self.inputs[0] if isinstance(self.inputs, tuple) else self.inputs
         return first
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """All positional arguments of the model."""
+        inputs = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+        return (*inputs, *(format_forward_args(self.additional) or ()))
 
 
 def row_batches(xnn: XNNAttribution, data: Any) -> Iterator[RowBatch]:
@@ -82,23 +89,14 @@ def are_images(xnn: XNNAttribution, data: Any) -> bool:
     return not isinstance(inputs, Tensor) or inputs.dim() == 4 or inputs.dim() < 2
 
 
-def outputs_of_rows(xnn: XNNAttribution, batch: RowBatch) -> Tensor:
-    """Compute all outputs of the model for a batch, (n, ...).
+def model_outputs(xnn: XNNAttribution, *arguments: Any) -> Tensor:
+    """Compute all outputs of the model, (N, ...), on the CPU.
 
     Args:
         xnn: The attribution of the model.
-        batch: The inputs.
+        arguments: All positional arguments of the model.
     """
-    model = unwrap(xnn.model)
-    device = next((p.device for p in model.parameters()), batch.first.device)
-    given = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-    more = batch.additional if isinstance(batch.additional, tuple) else () if batch.additional is None else None
-    further = (batch.additional,) if more is None else more
-    arguments = [a.to(device, copy=True) if isinstance(a, Tensor) else a for a in (*given, *further)]
-    with torch.inference_mode(False), untouched(model), torch.no_grad():
-        output = model(*arguments)
-        made: Tensor = output if xnn.prediction_transform is None else xnn.prediction_transform(output)
-    return made.cpu()
+    return outputs_of(unwrap(xnn.model), arguments, xnn.prediction_transform).cpu()
 
 
 def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
