@@ -170,6 +170,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             some = ", ".join(map(str, explainer.targets[:_SHOWN])) + ", ..." * (len(explainer.targets) > _SHOWN)
             lines.append(
                 f"  target{'s' * (len(explainer.targets) != 1)} {some}: {type(explainer.form).__name__}, "
+                f"{explainer.form.n_features} x-feature{'s' * (explainer.form.n_features != 1)}, "
                 f"fitted on {explainer.examples:,} examples"
             )
         if len(fitted) > _SHOWN:
@@ -337,8 +338,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
             have = ", ".join(fitted) or "none"
             one = asked[0] if len(asked) == 1 else asked
+            instead = f"pass target={fitted[0]}, or " if one is None and fitted else ""
             raise NotFittedError(
-                f"target {one} has no {'joint ' * joint}explainer at layer {name!r} (fitted: {have}); call "
+                f"target {one} has no {'joint ' * joint}explainer at layer {name!r} (fitted: {have}); {instead}call "
                 f"xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= to "
                 "XNNAttribution"
             )

@@ -103,6 +103,16 @@ def test_report_and_patches_of_texts(folder: Path, by_hand: tuple, tmp_path: Pat
     assert entry["patches"]["agreement"] == pytest.approx(found.agreement, abs=1e-6)
 
 
+def test_methods_are_compared_on_texts(folder: Path, tmp_path: Path) -> None:
+    """Maps are drawn at the embedding, where ids have gradients; another backend can be named."""
+    command = ["compare", "--model", f"{folder}/net.py", "--layer", "act", "--data", f"{folder}/texts.txt", "--quiet"]
+    command += ["--methods", "groups", "1-Heatmap", "--target", "1", "--n-features", "2", "--images", "3"]
+    assert cli.main([*command, "--out", f"{tmp_path}/table.csv"]) == 0
+    header, groups, one = (tmp_path / "table.csv").read_text().splitlines()[:3]
+    assert ",agreement," in header and groups.startswith("groups") and one.startswith("1-Heatmap")
+    assert cli.main([*command, "--heatmap", "DeepLfit", "--out", f"{tmp_path}/other.csv"]) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -71,7 +71,7 @@ def test_repr_of_the_attribution_lists_its_explainers_on_one_screen() -> None:
     everything = torch.ones(40, dtype=torch.bool)
     xnn.fit(torch.randn(40, 6), target=range(12), positives=everything, progress=False)
     lines = repr(xnn).splitlines()
-    assert lines[1] == "  target 0: ContributionGroups, fitted on 40 examples"
+    assert lines[1] == "  target 0: ContributionGroups, 2 x-features, fitted on 40 examples"
     assert len(lines) == 7 and lines[-1] == "  ... and 7 more"
 
 

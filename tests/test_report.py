@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from captum_xnn.metrics import typicality
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.plots import write_names
 from captum_xnn.report import ReportOptions
+from captum_xnn.report._cards import feature_cards
 from captum_xnn.report._output_names import OutputNames
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
@@ -421,7 +423,19 @@ def test_page_of_an_only_output_speaks_of_no_classes(only_output: Any, explained
     assert not [text for text in page.text if re.search(of_classes, text)]
     assert "Contributes least" in page.text and page.data["targets"][0]["classes"] is False
     _, other = written(tmp_path / "r.html", explained)
-    assert {"Absent though the class is there"} <= set(other.text) and other.data["targets"][0]["classes"] is True
+    assert {"Absent though the class is there", "Contributes least"} & set(other.text)
+    assert other.data["targets"][0]["classes"] is True
+
+
+def test_an_x_feature_is_called_absent_only_where_it_contributes_less_than_half_its_mean(explained: Any) -> None:
+    from captum_xnn.report._image_cards import _card
+
+    xnn, images, target = explained
+    for card in feature_cards(xnn, [images], target, keep=2):
+        for share, heading in ((0.2, "absent though the class is there"), (0.8, "contributes least")):
+            least = tuple(replace(e, contribution=share * card.contribution, given=target) for e in card.absent)
+            made = _card(replace(card, absent=least), OutputNames(None), (), lambda image: image, str)
+            assert heading in " and ".join(label for label, *_ in made["lists"])
 
 
 def crops(parsed: Page) -> set[str]:

@@ -583,9 +583,10 @@ def test_every_image_has_the_sentence_that_python_writes(driver: Any, page: Path
     one(driver, "[data-name-input='1:0']").send_keys("golden feather")
     names = ["golden feather", "x-feature 2", "x-feature 3"]
     expected = [
-        sentence(row["c"], names, target_name="green", surrogate=row["sum"], prediction=row["prediction"]).replace(
-            "(-", "(\N{MINUS SIGN}"
-        ).replace(": -", ": \N{MINUS SIGN}")
+        sentence(
+            row["c"], names, target_name="green", surrogate=row["sum"], prediction=row["prediction"],
+            is_positive=row["is_positive"],
+        ).replace("(-", "(\N{MINUS SIGN}").replace(": -", ": \N{MINUS SIGN}")
         for row in data["targets"][0]["rows"]
     ]  # fmt: skip
     assert texts(driver, ".item .why") == expected
@@ -604,9 +605,12 @@ def test_sentences_say_what_is_unexplained_and_what_is_against(driver: Any, page
         ([120.0, -119.0, 3.0], 4.0), ([1.0, 1.0, 1.0], 3.4), ([5.0, 0.3, 0.2], 5.5),
     ):  # fmt: skip
         row = {"c": c, "sum": sum(c), "prediction": says}
-        said = driver.execute_script("return sentenceOf(arguments[0])", row)
-        expected = sentence(c, names, target_name="green", surrogate=sum(c), prediction=says)
-        assert said.replace("\N{MINUS SIGN}", "-") == expected
+        for is_positive in (None, True, False):
+            said = driver.execute_script("return sentenceOf(arguments[0])", row | {"is_positive": is_positive})
+            expected = sentence(
+                c, names, target_name="green", surrogate=sum(c), prediction=says, is_positive=is_positive
+            )  # fmt: skip
+            assert said.replace("\N{MINUS SIGN}", "-") == expected
 
 
 def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder: Path) -> None:
@@ -620,8 +624,13 @@ def test_images_say_why_not_the_other_output(driver: Any, explained: Any, folder
     names = [f"x-feature {k + 1}" for k in range(len(data["targets"][0]["rows"][0]["c"]))]
     for row, said in zip(data["targets"][0]["rows"], texts(driver, ".item .why"), strict=True):
         expected = [
-            sentence(of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["prediction"])
-            for of, label in ((row, "green"), (row["rather"], "green rather than blue"))
+            sentence(
+                of["c"], names, target_name=label, surrogate=of["sum"], prediction=of["prediction"], is_positive=own
+            )
+            for of, label, own in (
+                (row, "green", row["is_positive"]),
+                (row["rather"], "green rather than blue", None),
+            )
         ]
         assert said.replace("\N{MINUS SIGN}", "-") == ". ".join(expected)
 

@@ -12,6 +12,7 @@ from test_report import Page
 from torch import nn
 
 from captum_xnn import XNNAttribution
+from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.report._text_and_table_cards import CellsOfTarget
@@ -269,3 +270,21 @@ def test_an_output_is_called_a_class_only_where_there_are_classes(texts: Any, ta
     assert [target["label"] for target in page.data["targets"]] == ["class 0", "class 1"]
     xnn, data = table
     assert page_of(xnn, data[:3], tmp_path, 0).data["targets"][0]["label"] == "output 0"
+
+
+def test_a_table_shows_values_in_their_own_units(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    shown = page_of(xnn, data[:3], tmp_path, display=lambda z: 20 * z + 100).data["images"]
+    for image, row in zip(shown, data[:3], strict=True):
+        assert image["values"] == pytest.approx((20 * row + 100).tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match=r"display= turns rows \(3, 5\) into \(3,\); return one value for each"):
+        page_of(xnn, data[:3], tmp_path, display=lambda z: z.sum(1))
+
+
+def test_what_is_passed_by_mistake_is_named(table: Any, texts: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    with pytest.raises(TypeError, match="again is 'explainers', not a fitted XNNAttribution; fit a second one"):
+        page_of(xnn, data[:3], tmp_path, again="explainers")
+    xnn = XNNAttribution(texts[0].model, "act", 2).fit(texts[1], 1, progress=False)
+    with pytest.raises(NotFittedError, match=r"target None has no explainer .*; pass target=1, or call xnn.fit"):
+        xnn.explainer()

@@ -122,9 +122,14 @@ def test_sorting_names_and_sentences(driver: Any, pages: dict[str, Path], which:
     one(driver, f"[data-name-input='{key}:0']").send_keys("praise")
     names = ["praise", *(f"x-feature {k + 1}" for k in range(1, len(rows[0]["c"])))]
     expected = [
-        sentence(r["c"], names, target_name=label, surrogate=r["sum"], prediction=r["prediction"]).replace(
-            "-", "\N{MINUS SIGN}"
-        )
+        sentence(
+            r["c"],
+            names,
+            target_name=label,
+            surrogate=r["sum"],
+            prediction=r["prediction"],
+            is_positive=r["is_positive"] if data["targets"][0]["classes"] else None,
+        ).replace("-", "\N{MINUS SIGN}")
         for r in rows
     ]
     assert [said.replace("-", "\N{MINUS SIGN}") for said in texts(driver, ".example .why")] == expected

@@ -22,6 +22,15 @@ def said(*contributions: float, residual: float = 0.0, names: Any = None, **opti
     return sentence(contributions, names, **(terms | options))
 
 
+def test_where_the_bias_decides_the_sentence_says_what_the_x_features_do() -> None:
+    """Contributions count from the average example, so they may speak for a class that the model does not give."""
+    because = "because of golden feather (+2.00)"
+    assert said(2.0, is_positive=True) == f"goldfinch {because}"
+    assert said(2.0, is_positive=False) == f"more like goldfinch than the average example {because}"
+    assert said(-2.0, is_positive=False) == "against goldfinch because of golden feather (-2.00)"
+    assert said(-2.0, is_positive=True).startswith("less like goldfinch than the average example because of golden")
+
+
 # Which are named
 
 

@@ -145,3 +145,16 @@ def test_report_answers_first_and_in_words(explained: Any, tmp_path: Path) -> No
     assert f"{100 * score.f_cls:.1f} %" in text
     assert "parts of 3 images" in answers and "noise" in answers
     assert [a["class"] for a in page.named("li") if a.get("class") in ("good", "fair", "poor", "unknown")][1] == "good"
+
+
+def test_advice_leaves_out_what_did_not_hold() -> None:
+    def advice(*levels: str) -> str:
+        return verdict(*(Reason(level, "?", ".") for level in levels)).advice
+
+    assert advice("good", "good", "good") == "use the numbers and the cards; the maps show where to look."
+    assert advice("good", "good", "fair").endswith("do not rely on single places or words in them.")
+    assert advice("good", "poor", "poor") == (
+        "use the numbers and the cards, but give no names to x-features that another fit does not find; leave the maps "
+        "aside."
+    )
+    assert advice("poor", "good", "good").startswith("do not decide anything by this page")

@@ -15,7 +15,7 @@ from captum_xnn._files import replace_file
 from captum_xnn.cli._configuration import Configuration, settings_in
 from captum_xnn.cli._fit import given_classes, requested_targets
 from captum_xnn.cli._inputs import read_tensor
-from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
+from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named, needed
 from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
 from captum_xnn.comparison._table import MethodComparison
 
@@ -59,6 +59,7 @@ def run_comparison(arguments: argparse.Namespace) -> str:
         arguments.methods or DEFAULT_METHODS,
         test=test,
         n_features=configuration.n_features,
+        heatmap=opened.heatmap_or_default(None if arguments.heatmap is None else heatmap_named(arguments.heatmap)),
         repeats=arguments.repeats,
         images=arguments.images,
         masks=None if arguments.masks is None else read_tensor(arguments.masks),

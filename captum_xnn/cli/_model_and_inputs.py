@@ -117,10 +117,18 @@ class ModelAndInputs:
             ExplainerFileError: If the folder holds no explainers.
             ModelMismatchError: If they were fitted to another model.
         """
+        return XNNAttribution.load(folder, self.model, heatmap=self.heatmap_or_default(heatmap))
+
+    def heatmap_or_default(self, heatmap: type[Attribution] | Heatmap | None) -> type[Attribution] | Heatmap | None:
+        """Return the backend that draws maps, or None for the default of each form.
+
+        Args:
+            heatmap: A backend. If None, ids of tokens get integrated gradients at the embedding.
+        """
         if heatmap is None and not (ids := next(iter(self.inputs)).inputs[:1]).is_floating_point():
             name = embedding_of(self.model, (ids.to(self.device),))
-            heatmap = None if name is None else FromCaptum(LayerIntegratedGradients, layer=name)
-        return XNNAttribution.load(folder, self.model, heatmap=heatmap)
+            return None if name is None else FromCaptum(LayerIntegratedGradients, layer=name)
+        return heatmap
 
     def targets(self, xnn: XNNAttribution) -> list[Target]:
         """Return the targets in the configuration, or all fitted targets if it names none or says "all".

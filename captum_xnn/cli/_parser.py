@@ -267,6 +267,7 @@ def _compare_parser(commands: Any) -> None:
         "--methods", nargs="+", metavar="NAME",
         help='methods, the one in use first, such as groups SRAE "random groups" 1-Heatmap NMF NN',
     )  # fmt: skip
+    _add_heatmap(compare)
     compare.add_argument("--test", metavar="DATA", help="other data to measure on, in place of a fifth of --data")
     compare.add_argument("--repeats", type=int, default=1, metavar="N", help="repeats with other seeds and folds (1)")
     compare.add_argument("--images", type=int, default=16, metavar="N", help="images of each class to cover (16)")
@@ -292,14 +293,18 @@ def _on_explainers(commands: Any, name: str, summary: str, description: str) -> 
         epilog=f"Without --model or --torchvision, config.toml beside the explainers names the model. {_MODELS}",
     )
     parser.add_argument("--explainer", required=True, metavar="DIR", help="folder of explainers, saved by fit")
+    _add_heatmap(parser)
+    _add_inputs(parser, required=True)
+    return parser
+
+
+def _add_heatmap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heatmap",
         metavar="NAME",
         help="backend that draws maps, in place of the form's own: ExcitationMaps, or a class in captum.attr, also at "
         "a layer, as LayerGradCam:layer4",
     )
-    _add_inputs(parser, required=True)
-    return parser
 
 
 def _add_against(parser: argparse.ArgumentParser) -> None:

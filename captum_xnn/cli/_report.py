@@ -49,7 +49,7 @@ def run_report(arguments: argparse.Namespace) -> str:
         class_names=opened.model_file.classes,
         names=arguments.names,
         title=arguments.title,
-        display=shown,
+        display=shown if first.dim() > 2 else None,
         against=None if against is None else output_to_compare(opened, targets, against),
         patches=arguments.patches,
         again=None if arguments.again is None else opened.explainers(arguments.again),

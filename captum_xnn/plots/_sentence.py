@@ -49,6 +49,7 @@ def sentence(
     prediction: float,
     share: float = 0.9,
     unexplained_share: float = 0.1,
+    is_positive: bool | None = None,
 ) -> str:
     r"""Write a sentence of the x-features for an output, the x-features against it, and the unexplained part.
 
@@ -62,6 +63,8 @@ def sentence(
             sentence names every x-feature that contributes, with 0 only the largest.
         unexplained_share: The sentence states the unexplained part, prediction - surrogate, if its size is above this
             share of :math:`\sum_i |v_i E_i|`.
+        is_positive: Whether the model gives the example this class. Where the x-features speak the other way, the
+            sentence says so. None if it is not known.
 
     Raises:
         ValueError: If a contribution has no name, a number is not finite, or a share is out of range.
@@ -72,6 +75,8 @@ def sentence(
         'European goldfinch because of golden feather (+63.1) and red forehead (+15.2)'
         >>> sentence([15.2, 63.1], ["red forehead", "golden feather"], prediction=97.0, share=0.5, **says)
         'European goldfinch because of golden feather (+63.1); unexplained: +14.9'
+        >>> sentence([63.1], ["golden feather"], prediction=82.0, is_positive=False, **says)
+        'more like European goldfinch than the average example because of golden feather (+63.1)'
     """
     _check(contributions, names, [surrogate, prediction], share, unexplained_share)
     digits = decimals(contributions)
@@ -84,7 +89,10 @@ def sentence(
     # The larger side always has a reason, even if share is 0.
     because = [_said(k, contributions, names, digits) for k in first[: max(1, _needed(first, contributions, unnamed))]]
     although = [_said(k, contributions, names, digits) for k in second[: _needed(second, contributions, unnamed)]]
-    text = f"{start}{target_name} because of {_list(because)}" if because else f"no reason for {target_name}"
+    what = f"{start}{target_name}"
+    if is_positive is not None and is_positive == bool(start):  # the bias decides, and not the x-features
+        what = f"{'less' if start else 'more'} like {target_name} than the average example"
+    text = f"{what} because of {_list(because)}" if because else f"no reason for {target_name}"
     if although:
         text += f", although {_list(although)}"
     unexplained = prediction - surrogate

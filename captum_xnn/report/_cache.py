@@ -28,7 +28,7 @@ from captum_xnn.layers._fingerprint import checksum, fingerprint
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
 from captum_xnn.report._cards import count_examples, image_batches
-from captum_xnn.report._inputs import are_images, model_outputs, row_batches, texts_of
+from captum_xnn.report._inputs import are_images, displayed, model_outputs, row_batches, texts_of
 from captum_xnn.report._thumbnails import displayable, shown
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -40,7 +40,7 @@ __all__ = ["VAGUE", "ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 6
+_FORMAT = 7
 # Settings of a backend whose text does not show all of them.
 VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
@@ -190,6 +190,8 @@ def _rows(xnn: XNNAttribution, data: Any, options: ReportOptions, digest: Any) -
             known = f"{tuple(part.shape)} {part.dtype} {checksum(part)}" if isinstance(part, Tensor) else repr(part)
             digest.update(known.encode(errors="replace"))
         digest.update(repr(texts_of(batch, first, options.tokens, options.input_names)).encode(errors="replace"))
+        if options.display is not None and options.tokens is None and batch.first.dim() == 2:
+            digest.update(checksum(displayed(batch.first, options.display)).encode())
         first += len(batch.first)
     return str(digest.hexdigest())
 

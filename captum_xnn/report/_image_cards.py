@@ -49,6 +49,8 @@ _BATCH = 64
 _AT_ONCE = 16
 _ABSENT = "absent though the class is there"
 _LEAST = "contributes least"
+# Share of the mean contribution below which an x-feature counts as absent from an image.
+_GONE = 0.5
 _CORRELATES = 3
 _PLACES = 6
 
@@ -240,7 +242,8 @@ def _card(
     lists: dict[tuple[int, ...], tuple[list[str], Sequence[Example]]] = {}
     target = card.target
     classes = isinstance(target, int) and any(e.given is not None for e in card.absent)
-    absent = _ABSENT if classes else _LEAST
+    gone = all(e.contribution / card.contribution < _GONE for e in card.absent if card.contribution)
+    absent = _ABSENT if classes and gone else _LEAST
     for label, examples in (
         ("contributes most", card.contributes),
         ("largest share of the map", card.fills),

@@ -99,6 +99,30 @@ def model_outputs(xnn: XNNAttribution, *arguments: Any) -> Tensor:
     return outputs_of(unwrap(xnn.model), arguments, xnn.prediction_transform).cpu()
 
 
+def displayed(rows: Tensor, display: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Turn rows of a table into the values that the page shows.
+
+    Args:
+        rows: Rows (N, D), as the model takes them.
+        display: Function of such rows; None shows them as they are.
+
+    Raises:
+        ValueError: If the function changes the shape.
+
+    Example:
+        >>> displayed(torch.tensor([[-1.0, 2.0]]), lambda z: 10 * z + 50)
+        tensor([[40., 70.]])
+    """
+    rows = rows.detach().cpu()
+    made = rows if display is None else display(rows)
+    if made.shape != rows.shape:
+        raise ValueError(
+            f"display= turns rows {tuple(rows.shape)} into {tuple(made.shape)}; return one value for each, such as "
+            "lambda z: z * std + mean"
+        )
+    return made
+
+
 def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
     """Return the texts of the cells of each example of a batch.
 

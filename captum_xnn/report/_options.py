@@ -47,7 +47,8 @@ class ReportOptions:
     from targets to names."""
     display: Callable[[Tensor], Tensor] | None = None
     """Function that turns an image (C, H, W), as the model takes it, into an image in [0, 1], for example by undoing
-    the normalisation. If None, values outside [0, 1] are stretched."""
+    the normalisation. If None, values outside [0, 1] are stretched. Of a table it turns rows (N, D) into the values to
+    show, in their own units, such as ``lambda z: z * std + mean``."""
     tokens: Texts | None = None
     """Texts of the tokens, for a page of texts: a list for each input, without padding, or a function of one input's
     ids (L,)."""

@@ -103,6 +103,11 @@ def write_report(
     written = Path(path)
     if written.suffix.lower() not in (".html", ".htm"):  # browsers open a page by the end of its name
         written = written.with_name(f"{written.name}.html")
+    if options.again is not None and not hasattr(options.again, "contributions"):
+        raise TypeError(
+            f"again is {options.again!r}, not a fitted XNNAttribution; fit a second one, on other data or with another "
+            "seed, and pass it, or load it by XNNAttribution.load(folder, model)"
+        )
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
     known = names_by_target(options.names, layer, targets)

@@ -33,7 +33,7 @@ from captum_xnn.report._examples import (
     short,
     strengths,
 )
-from captum_xnn.report._inputs import RowBatch, model_outputs, row_batches, texts_of
+from captum_xnn.report._inputs import RowBatch, displayed, model_outputs, row_batches, texts_of
 from captum_xnn.report._output_names import OutputNames
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
@@ -251,7 +251,7 @@ class CellsRun:
     def _show(self, batch: RowBatch, given: Sequence[int | None], cells: Sequence[list[str]]) -> None:
         """Keep texts and, of a table, values."""
         valued = self.kind == "table" and batch.first.dim() == 2
-        values = batch.first.tolist() if valued else [None] * len(cells)
+        values = displayed(batch.first, self.options.display).tolist() if valued else [None] * len(cells)
         for texts, c, numbers in zip(cells, given, values, strict=True):
             row: dict[str, Any] = {"predicted_class": "" if c is None else self.names.of(c), "cells": texts}
             self.shown.append(row if numbers is None else {**row, "values": [short(float(v)) for v in numbers]})

@@ -72,6 +72,8 @@ class Verdict(NamedTuple):
     """The answer in a word or two."""
     sentence: str
     """The answer in a sentence."""
+    advice: str
+    """What a reader can use and what not."""
     reasons: tuple[Reason, ...]
     """Reasons from the unexplained part, the stability of x-features, and the truth of maps."""
 
@@ -280,7 +282,23 @@ def verdict(unexplained: Reason, stable: Reason, maps: Reason) -> Verdict:
     both = stable.level == maps.level == "unknown"
     rest = "whether another fit finds the same x-features, and whether the maps show what matters, was not measured"
     sentence = f"{_NUMBERS[unexplained.level]}; {rest if both else '; '.join(said)}."
-    return Verdict(level, word, sentence, (unexplained, stable, maps))
+    return Verdict(level, word, sentence, _advice(unexplained, stable, maps), (unexplained, stable, maps))
+
+
+def _advice(unexplained: Reason, stable: Reason, maps: Reason) -> str:
+    """Say what a reader can use."""
+    if unexplained.level == "poor":
+        return "do not decide anything by this page, as its numbers do not add up to the model's output."
+    numbers = "use the numbers and the cards"
+    if stable.level == "poor":
+        numbers += ", but give no names to x-features that another fit does not find"
+    details = {
+        "good": "the maps show where to look",
+        "fair": "take the maps as a hint, and do not rely on single places or words in them",
+        "poor": "leave the maps aside",
+        "unknown": "check the maps before you rely on them",
+    }
+    return f"{numbers}; {details[maps.level]}."
 
 
 def _level(value: float, good: float, fair: float) -> str:

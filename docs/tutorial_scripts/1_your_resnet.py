@@ -7,7 +7,8 @@ each is in an image, how much each adds to the output, and one page that you can
 
 Folders need torchvision, and the page needs jinja2. In your clone of the repository, with its environment active
 (``source .venv/bin/activate``): ``pip install -c constraints.txt -e '.[report,vision]'``. If ``import torchvision`` says
-``operator torchvision::nms does not exist``, torch and torchvision came from two package indexes: install both from one.
+``operator torchvision::nms does not exist``, torch and torchvision came from two package indexes. Install both from
+one: ``pip install --force-reinstall -c constraints.txt torch torchvision``, with ``--index-url`` if you use another index.
 """
 
 # %%

@@ -69,7 +69,8 @@ function sentencesOf(shown) {
   return row.rather ? `${sentenceOf(row)}. ${sentenceOf(row.rather, row.rather.label)}` : sentenceOf(row);
 }
 
-function sentenceOf(row, label = target().label) {
+function sentenceOf(row, asked) {
+  const label = asked ?? target().label;
   const digits = digitsOf(row.c);
   const order = featureList().sort((a, b) => Math.abs(row.c[b]) - Math.abs(row.c[a]) || a - b);
   const sum = (some) => some.reduce((total, k) => total + Math.abs(row.c[k]), 0);
@@ -83,7 +84,11 @@ function sentenceOf(row, label = target().label) {
   };
   const said = (k) => `${nameOf(k)} (${signed(row.c[k], digits)})`;
   const because = first.slice(0, Math.max(1, needed(first))).map(said), although = second.slice(0, needed(second)).map(said);
-  let text = because.length ? `${start}${label} because of ${enumerate(because)}` : `no reason for ${label}`;
+  let what = `${start}${label}`;
+  // The bias decides here, and not the x-features.
+  if (asked === undefined && target().classes && row.is_positive === (start !== ""))
+    what = `${start ? "less" : "more"} like ${label} than the average example`;
+  let text = because.length ? `${what} because of ${enumerate(because)}` : `no reason for ${label}`;
   if (although.length) text += `, although ${enumerate(although)}`;
   const more = digitsOf([...row.c, unexplained(row)]);
   if (Math.abs(unexplained(row)) > NOTABLE * (sum(pro) + sum(against)) && Number(unexplained(row).toFixed(more)))
