@@ -868,8 +868,8 @@ def squares(few):
 
 
 CONTRIBUTIONS = argparse.Namespace(
-    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, exactness=False, root=None,
-    file=None, activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
+    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, exactness=False, one_fit=False,
+    root=None, file=None, activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
 )  # fmt: skip
 
 
@@ -944,6 +944,9 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     assert points["30 positives, 8 x 8"]["o1"] == pytest.approx(points["60 positives, 8 x 8"]["o1"])  # there are seven
     assert points["30 positives, 4 x 4"]["o1"] != points["60 positives, 8 x 8"]["o1"]
     assert points["5 positives, 8 x 8"]["same"] < 1
+    given.one_fit = True
+    contributions.main(given)
+    assert f"small: 1 explainers in one fit of {len(squares.train.y_hat)} examples: " in capsys.readouterr().out
     large = contributions.points(squares._replace(test=torch.zeros(1, 3, 65, 64)))
     assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "patches": 8}
     assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "patches": 4, "covered": "images"}

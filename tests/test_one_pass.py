@@ -212,6 +212,6 @@ def test_later_calls_raise_what_a_first_call_raises(fitted):
     bad[1, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite in example 1"):
         fitted.explain(bad, target=0)
-    with pytest.raises(ValueError, match="x-feature 7 does not exist"):
+    with pytest.raises(ValueError, match="feature is 7, the index of no x-feature"):
         fitted.attribute(X, target=0, feature=7)
     assert same(fitted.explain(X, target=0), anew(fitted).explain(X, target=0))
