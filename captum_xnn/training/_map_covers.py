@@ -92,24 +92,29 @@ class MapCovers:
             pairs: Example and patch of each cover.
         """
         rows = torch.tensor([i for i, _ in pairs])
-        maps = self.own[rows.to(self.own.device)]
-        for n, (_, p) in enumerate(pairs):
-            (top, bottom), (left, right) = regions[p]
-            maps[n, :, top:bottom, left:right] = 0
+
+        def run(of: Tensor) -> Tensor:
+            """Run the model on some examples, with the covered maps in place of theirs."""
+            maps = self.own[rows.to(self.own.device)]  # new for each run, as what follows may work in place
+            for n, (_, p) in enumerate(pairs):
+                (top, bottom), (left, right) = regions[p]
+                maps[n, :, top:bottom, left:right] = 0
+            return _run(self.tail, *rows_of(self.inputs, self.additional, of), _Replaced(self.maps, maps))
+
         with torch.no_grad():
             if self.once:
                 try:
-                    Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows[:1]), _Replaced(self.maps, maps))
+                    Z = run(rows[:1])
                     if len(Z) == len(pairs):
                         return Z
                 except _MISFITS:
                     pass
                 self.once = False
-            return _run(self.tail, *rows_of(self.inputs, self.additional, rows), _Replaced(self.maps, maps))
+            return run(rows)
 
 
 class _Replaced:
-    """Reads a module's output, or replaces it by other values."""
+    """Reads a module's output, or replaces it by other values, which the model may then overwrite."""
 
     def __init__(self, module: nn.Module, by: Tensor | None) -> None:
         self.module, self.by = module, by
@@ -125,8 +130,9 @@ class _Replaced:
             if threading.get_ident() != thread:
                 return None
             self.calls += 1
-            self.seen = output.clone()  # what follows may work in place
-            return None if self.by is None else self.by.clone()
+            if self.by is None:
+                self.seen = output.clone()  # what follows may work in place
+            return self.by
 
         handle = self.module.register_forward_hook(hook)
         try:
