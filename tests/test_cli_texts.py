@@ -146,12 +146,14 @@ def test_groups_have_the_maps_of_python(tmp_path: Path) -> None:
     folder = write(tmp_path)
     command = ["--model", f"{folder}/net.py", "--data", f"{folder}/images", "--quiet", "--device", "cpu"]
     assert cli.main(["fit", *command, "--layer", "1", "--target", "0", "--out", f"{folder}/xnn"]) == 0
+    for image in sorted((folder / "images").glob("*/*.png"))[4:]:  # each takes a picture
+        image.unlink()
     assert cli.main(["explain", *command[2:], "--explainer", f"{folder}/xnn", "--out", f"{folder}/why"]) == 0
     opened = ModelAndInputs.of(Configuration.read(folder / "xnn" / "config.toml", {"device": "cpu"}))
     (batch,) = opened.inputs
     why = XNNAttribution.load(folder / "xnn", opened.model).explain(batch.inputs, 0)
     lines = [json.loads(line) for line in (folder / "why" / "explanations.jsonl").read_text().splitlines()]
-    for i in (0, 17):
+    for i in (0, 3):
         assert np.allclose(np.load(folder / "why" / lines[i]["maps"]), why.maps[i], atol=1e-6)
 
 
