@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from captum_xnn import XNNAttribution
 from captum_xnn.activations import collect
-from captum_xnn.activations._batches import Batches, first_inputs, repeatable
+from captum_xnn.activations._batches import Batches, as_they_come, first_inputs, repeatable
 from captum_xnn.activations._unpacking import first_of_batch
 
 X = torch.arange(22.0).reshape(11, 2)
@@ -222,3 +222,10 @@ class Odd(Dataset):
 def test_a_data_set_that_cannot_be_batched_says_why(examples, said):
     with pytest.raises(TypeError, match=said):
         collect(nn.Sequential(nn.Linear(2, 1)), "0", Odd(examples))
+
+
+def test_batches_as_they_come_leave_out_empty_ones():
+    batches = [torch.zeros(3, 1), torch.zeros(0, 1), torch.zeros(2, 1)]
+    found = as_they_come(batches, 4, lambda batch: (batch, None))
+    assert [len(inputs) for inputs, _ in found] == [3, 2]
+    assert list(as_they_come(torch.zeros(0, 1), 4, lambda batch: (batch, None))) == []

@@ -288,3 +288,12 @@ def test_what_is_passed_by_mistake_is_named(table: Any, texts: Any, tmp_path: Pa
     xnn = XNNAttribution(texts[0].model, "act", 2).fit(texts[1], 1, progress=False)
     with pytest.raises(NotFittedError, match=r"target None has no explainer .*; pass target=1, or call xnn.fit"):
         xnn.explainer()
+
+
+def test_a_kept_report_is_computed_anew_for_other_units(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    cache = tmp_path / "cache"
+    for factor in (2.0, 3.0):
+        page = page_of(xnn, data[:3], tmp_path, cache=cache, display=lambda z, factor=factor: factor * z)
+        assert page.data["images"][0]["values"] == pytest.approx((factor * data[0]).tolist(), rel=1e-4)
+    assert len(list(cache.glob("*/content.json"))) == 2
