@@ -152,7 +152,7 @@ def test_advice_leaves_out_what_did_not_hold() -> None:
         return verdict(*(Reason(level, "?", ".") for level in levels)).advice
 
     assert advice("good", "good", "good") == "use the numbers and the cards; the maps show where to look."
-    assert advice("good", "good", "fair").endswith("do not rely on single places or words in them.")
+    assert advice("good", "good", "fair").endswith("do not rely on single details in them.")
     assert advice("good", "poor", "poor") == (
         "use the numbers and the cards, but give no names to x-features that another fit does not find; leave the maps "
         "aside."

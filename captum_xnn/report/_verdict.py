@@ -294,7 +294,7 @@ def _advice(unexplained: Reason, stable: Reason, maps: Reason) -> str:
         numbers += ", but give no names to x-features that another fit does not find"
     details = {
         "good": "the maps show where to look",
-        "fair": "take the maps as a hint, and do not rely on single places or words in them",
+        "fair": "take the maps as a hint, and do not rely on single details in them",
         "poor": "leave the maps aside",
         "unknown": "check the maps before you rely on them",
     }
