@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Outputs, Task
+from captum_xnn.activations._activations import Activations, Outputs, Sample, Task
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.comparison._selected_rows import SelectedRows
 from captum_xnn.explainer import Explainer
@@ -26,7 +26,6 @@ from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
-from captum_xnn.training._contributions import Sample
 from captum_xnn.training._layer_fit import MakeForm, maker
 
 if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none

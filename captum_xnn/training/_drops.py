@@ -11,7 +11,7 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +23,6 @@ from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
-from captum_xnn.training._map_covers import CELLS, MapCovers
 
 __all__ = [
     "CellDrops",
@@ -35,7 +34,6 @@ __all__ = [
     "PixelDrops",
     "channels_of",
     "drops_of",
-    "has_cells",
     "images_among",
     "patch_bounds",
 ]
@@ -184,18 +182,24 @@ class PixelDrops:
 class MapDrops:
     """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
 
-    The drops use the slopes of the whole image.
+    The drops use the slopes of the whole image. ``activations`` computes Z for pairs of example and patch, with that
+    patch of the feature maps covered (:meth:`captum_xnn.training._map_covers.MapCovers.activations`).
     """
 
-    def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
-        self.form, self.found, self.covers = form, found, covers
-        self.grid = Grid(covers.own.shape[2], covers.own.shape[3], patches)
+    def __init__(
+        self,
+        form: ContributionGroups,
+        found: Integral,
+        grid: Grid,
+        activations: Callable[[Sequence[tuple[int, int]]], Tensor],
+    ) -> None:
+        self.form, self.found, self.grid, self.activations = form, found, grid, activations
         self.at_once = _MAPS
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
         at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid.regions, pairs))
+        return _by_slopes(self.form, self.found, at, self.activations(pairs))
 
 
 class CellDrops:
@@ -226,12 +230,6 @@ def drops_of(drops: Drops, n: int) -> Lost:
     activations = torch.cat([one.activations.cpu() for one in every])
     D = activations.shape[1]
     return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
-
-
-def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
-    """Whether the layer's own output is feature maps with cells to cover."""
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
-    return len(places) == 2 and min(places) >= CELLS
 
 
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
