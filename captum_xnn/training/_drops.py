@@ -12,7 +12,6 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,6 +21,7 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
+from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "channels_of",
     "drops_of",
     "images_among",
-    "patch_bounds",
 ]
 
 # Changes of an activation that count as rounding, in units of the last place.
@@ -44,22 +43,6 @@ _ROUNDING = 64
 _ROWS, _CPU_ROWS = 64, 16
 # Covered feature maps in one batch.
 _MAPS = 256
-
-
-def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
-    """Compute the start and end of each patch along one side, in pixels.
-
-    Args:
-        size: Pixels along the side.
-        patches: Patches along the side, at most one per pixel.
-
-    Example:
-        >>> patch_bounds(10, 3)
-        [(0, 3), (3, 6), (6, 10)]
-    """
-    patches = min(patches, size)
-    edges = [size * i // patches for i in range(patches + 1)]
-    return list(pairwise(edges))
 
 
 class Grid:
