@@ -25,8 +25,8 @@ from captum_xnn.heatmaps._one_pass import DrawnAndRead, Explained, Pass
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import as_int
 from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._read import UnfitError, WithGraph
-from captum_xnn.layers._reader import checked
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import grouped

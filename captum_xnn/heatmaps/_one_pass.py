@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._pixels import repeated
 from captum_xnn.layers._prefix import Prefix
-from captum_xnn.layers._reader import Reader, checked
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._tail import Tail, frozen
 from captum_xnn.layers._targets import Target, select_each
