@@ -33,10 +33,10 @@ from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
-from captum_xnn.heatmaps._feature_maps import FeatureMaps, Seen
+from captum_xnn.heatmaps._feature_maps import Explained, FeatureMaps, Seen
 from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.heatmaps._numbers import Examples
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.heatmaps._one_pass import Explained
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._fingerprint import fingerprint
@@ -56,7 +56,6 @@ from captum_xnn.layers._targets import (
 )
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder
-from captum_xnn.models._numbers import Examples, numbers_of_all
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
 from captum_xnn.training._recipe import Recipe
@@ -602,7 +601,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
         own = outputs.columns([target])[:, 0]
-        surrogate = numbers_of_all(explainer.choice(target), found, own, self._reader()).surrogate
+        surrogate = explainer.numbers(target, found, own, self._reader()).surrogate
         prediction = own.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from captum.attr import Attribution
 
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
-from captum_xnn.heatmaps._feature_maps import as_heatmap
+from captum_xnn.heatmaps._from_captum import as_heatmap
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
 from captum_xnn.heatmaps._heatmap import Heatmap
 

@@ -19,7 +19,8 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
-from captum_xnn.heatmaps._feature_maps import Part, as_heatmap, draw
+from captum_xnn.heatmaps._feature_maps import Part, draw
+from captum_xnn.heatmaps._from_captum import as_heatmap
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs

@@ -29,7 +29,7 @@ from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulness
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Form
+from captum_xnn.models._form import Form
 from captum_xnn.models._srae import ConvSRAE
 from captum_xnn.models.baselines._subspaces import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
