@@ -32,11 +32,13 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
-from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._feature_maps import Explained, FeatureMaps, Seen
-from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.heatmaps._from_captum import as_heatmap
+from captum_xnn.heatmaps._gradient_maps import GradientMaps
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
 from captum_xnn.heatmaps._numbers import Examples
-from captum_xnn.heatmaps._one_heatmap import OneHeatmap
+from captum_xnn.heatmaps._output_maps import OutputMaps
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._fingerprint import fingerprint
@@ -146,7 +148,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
         self.model = model
         self.n_features = operator.index(n_features)
-        self.heatmap = heatmap_or_default(heatmap)
+        self.heatmap = _backends(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
@@ -578,7 +580,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             heatmap: A Captum class, a backend, or None for the default.
         """
         other = copy.copy(self)
-        other.heatmap = heatmap_or_default(heatmap)
+        other.heatmap = _backends(heatmap)
         return other
 
     def score(
@@ -659,15 +661,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         fitted = self.explainers_.values()
         backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
-        one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
-        return one.attribute(
+        return OutputMaps(unwrap(self.model), backend, self.prediction_transform, self.layer).attribute(
             inputs,
             target,
             additional_forward_args,
             against=against,
             feature=feature,
             internal_batch_size=internal_batch_size,
-            **heatmap_kwargs,
+            settings=heatmap_kwargs,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -734,6 +735,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             explainer.form.to(device)
             xnn.explainers_[saved.layer, explainer.targets] = explainer
         return xnn
+
+
+def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
+    """Turn the argument ``heatmap=`` into a backend, or into the default ones."""
+    if heatmap is None:
+        return DefaultMaps(GradientMaps(), ExcitationMaps())
+    return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)
 
 
 def _check_settings(autoencoder: Any, recipe: Any) -> None:
