@@ -58,8 +58,9 @@ from captum_xnn.layers._targets import (
 )
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder
+from captum_xnn.models._form import MakeForm
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
+from captum_xnn.training._layer_fit import LayerFit, Log, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from captum_xnn.layers._targets import Target
 from captum_xnn.models._base import Autoencoder
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["Choice", "Form"]
+__all__ = ["Choice", "Form", "MakeForm"]
 
 Form = Autoencoder | ContributionGroups
 """An explanation network: a learned network or groups of contributions."""
+
+MakeForm = Callable[..., Form]
+"""Makes a form from ``(shape of Z, n_features, n_outputs=...)``."""
 
 
 class Choice(NamedTuple):

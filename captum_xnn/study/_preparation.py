@@ -167,7 +167,7 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
     beside = Path(settings.explainer, CONFIGURATION_FILE)
     base = beside if beside.is_file() else None
     opened = ModelAndInputs.of(Configuration.read(base, {"data": settings.data, "targets": list(settings.classes)}))
-    xnn = opened.explainers(settings.explainer, heatmap)
+    xnn = XNNAttribution.load(settings.explainer, opened.model, heatmap=opened.heatmap_or_default(heatmap))
     opened.targets(xnn)
     inputs: list[Tensor] = []
     shown: list[Tensor] = []

@@ -29,7 +29,7 @@ from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulness
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._form import Form
+from captum_xnn.models._form import Form, MakeForm
 from captum_xnn.models._srae import ConvSRAE
 from captum_xnn.models.baselines._subspaces import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
@@ -40,10 +40,7 @@ from captum_xnn.training._history import Step
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._subspaces import fit_subspaces
 
-__all__ = ["Fitted", "LayerFit", "Log", "MakeForm", "is_exact", "maker"]
-
-MakeForm = Callable[..., Form]
-"""Makes a form from ``(shape of Z, n_features, n_outputs=...)``."""
+__all__ = ["Fitted", "LayerFit", "Log", "is_exact", "maker"]
 
 # Weights of a learned form, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
