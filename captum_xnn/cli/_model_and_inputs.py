@@ -30,7 +30,7 @@ from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
-from captum_xnn.layers._reader import one_tensor, outputs_of, run_model
+from captum_xnn.layers._outputs import one_tensor, outputs_of, run_model
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.plots._names import check_class_names
 

@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Outputs, Task
+from captum_xnn.activations._activations import Activations, Outputs, Sample, Task
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.comparison._selected_rows import SelectedRows
 from captum_xnn.explainer import Explainer
 from captum_xnn.layers._arguments import copied
-from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
-from captum_xnn.training._contributions import Sample
 from captum_xnn.training._layer_fit import MakeForm, maker
 
 if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none
@@ -202,7 +200,7 @@ class Relevances:
         """
         form = self.xnn.explainer(target).form
         assert isinstance(form, ContributionGroups)
-        reader = _reader(self.xnn)
+        reader = self.xnn._reader()
         x, more = copied(inputs, additional)
         with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
             found = form.integral(reader.tail(), x, more, [[target] * len(x[0])])
@@ -241,13 +239,9 @@ class Relevances:
         return made, (a * c).sum((1, 2)).to(made) - made.sum(1)
 
 
-def _reader(xnn: XNNAttribution) -> Reader:
-    return Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
-
-
 def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> ContributionGroups:
     """Make contributions with a group for each dimension, and put them into the attribution's explainers."""
-    reader = _reader(xnn)
+    reader = xnn._reader()
     make = maker(ContributionGroups, found, reader)
     dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
     form = make(tuple(found.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
@@ -273,7 +267,7 @@ def _rows(some: Sample) -> Tensor:
 def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield some examples as inputs and additional arguments."""
     assert found.source is not None  # compare makes one
-    return SelectedRows(found.source, rows).on(_reader(xnn).device)
+    return SelectedRows(found.source, rows).on(xnn._reader().device)
 
 
 def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
@@ -265,6 +265,34 @@ class Tail:
         w = line.weights.to(swap.Z.device, dtype)
         total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
+
+    def check_contributions(self, contributions: Tensor) -> None:
+        """Raise if contributions to the model's output are not finite, or all are 0.
+
+        Args:
+            contributions: Contributions of the layer's output, in any shape.
+
+        Raises:
+            ValueError: If they cannot be grouped; the message says why, and what to do.
+        """
+        if not bool(contributions.isfinite().all()):
+            raise ValueError(
+                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, or choose "
+                "another layer"
+            )
+        if bool(contributions.any()):
+            return
+        if names := quantised(self.model):
+            raise ValueError(
+                f"layer {self.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, "
+                "and quantised layers have no gradients; explain the float model that was quantised, or fit with "
+                "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
+            )
+        raise ValueError(
+            f"layer {self.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
+            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
+            "autoencoder=SRAE"
+        )
 
     def _gradients(self, ys: list[Tensor], leaf: Tensor, with_gradients: bool) -> list[Tensor]:
         """Compute the derivatives of each output by the layer's output."""

@@ -11,8 +11,7 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,8 +21,8 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
+from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
-from captum_xnn.training._map_covers import CELLS, MapCovers
 
 __all__ = [
     "CellDrops",
@@ -35,9 +34,7 @@ __all__ = [
     "PixelDrops",
     "channels_of",
     "drops_of",
-    "has_cells",
     "images_among",
-    "patch_bounds",
 ]
 
 # Changes of an activation that count as rounding, in units of the last place.
@@ -46,22 +43,6 @@ _ROUNDING = 64
 _ROWS, _CPU_ROWS = 64, 16
 # Covered feature maps in one batch.
 _MAPS = 256
-
-
-def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
-    """Compute the start and end of each patch along one side, in pixels.
-
-    Args:
-        size: Pixels along the side.
-        patches: Patches along the side, at most one per pixel.
-
-    Example:
-        >>> patch_bounds(10, 3)
-        [(0, 3), (3, 6), (6, 10)]
-    """
-    patches = min(patches, size)
-    edges = [size * i // patches for i in range(patches + 1)]
-    return list(pairwise(edges))
 
 
 class Grid:
@@ -184,18 +165,24 @@ class PixelDrops:
 class MapDrops:
     """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
 
-    The drops use the slopes of the whole image.
+    The drops use the slopes of the whole image. ``activations`` computes Z for pairs of example and patch, with that
+    patch of the feature maps covered (:meth:`captum_xnn.training._map_covers.MapCovers.activations`).
     """
 
-    def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
-        self.form, self.found, self.covers = form, found, covers
-        self.grid = Grid(covers.own.shape[2], covers.own.shape[3], patches)
+    def __init__(
+        self,
+        form: ContributionGroups,
+        found: Integral,
+        grid: Grid,
+        activations: Callable[[Sequence[tuple[int, int]]], Tensor],
+    ) -> None:
+        self.form, self.found, self.grid, self.activations = form, found, grid, activations
         self.at_once = _MAPS
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
         at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid.regions, pairs))
+        return _by_slopes(self.form, self.found, at, self.activations(pairs))
 
 
 class CellDrops:
@@ -226,12 +213,6 @@ def drops_of(drops: Drops, n: int) -> Lost:
     activations = torch.cat([one.activations.cpu() for one in every])
     D = activations.shape[1]
     return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
-
-
-def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
-    """Whether the layer's own output is feature maps with cells to cover."""
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
-    return len(places) == 2 and min(places) >= CELLS
 
 
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:

@@ -29,7 +29,7 @@ from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulness
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Form
+from captum_xnn.models._form import Form
 from captum_xnn.models._srae import ConvSRAE
 from captum_xnn.models.baselines._subspaces import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
@@ -124,6 +124,8 @@ class LayerFit:
                 "out, or fit with autoencoder=SRAE",
                 stacklevel=levels_up(),
             )
+        for task in tasks:
+            _check_varies(task.y)
         for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, found, reader), strict=True):
             _warn_of_unexplained(form, off, task.targets, found)
             yield _fitted(task, form, float(off.double().abs().mean()))
@@ -279,6 +281,16 @@ def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
 def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
     positives = None if task.positives is None else int(task.positives.sum())
     return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives)
+
+
+def _check_varies(y: Tensor) -> None:
+    """Raise if outputs (M, C) have fewer than two examples, or the same value for all."""
+    if len(y) < 2:
+        raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
+    if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
+        raise ValueError(
+            "the output is the same for every example and needs no explanation; check the target and the inputs"
+        )
 
 
 def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], found: Activations) -> None:
