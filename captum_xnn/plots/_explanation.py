@@ -18,21 +18,19 @@ Reference:
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast, final
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from captum_xnn.plots._colours import BLUES, INK, NEUTRAL, ORANGES
 from captum_xnn.plots._names import Names, resolve_names
+from captum_xnn.plots._numbers import Numbers, as_array, examples_of, finite, table_of
 from captum_xnn.plots._panels import (
     Array,
     Style,
@@ -44,6 +42,7 @@ from captum_xnn.plots._panels import (
     overlay,
     wrapped,
 )
+from captum_xnn.plots._picture import Picture
 from captum_xnn.plots._sentence import decimals
 from captum_xnn.plots._waterfall import Sum, draw_waterfall, plain, signed
 
@@ -59,7 +58,6 @@ __all__ = [
     "show_gallery",
 ]
 
-Numbers: TypeAlias = Tensor | ArrayLike
 Channels: TypeAlias = float | Sequence[float]
 Scale: TypeAlias = Callable[[Array, Array], Array]
 
@@ -68,38 +66,9 @@ CLIP_QUANTILE = 0.995
 PANELS_PER_ROW = 5
 
 
-@final
-class _Picture(Figure):
-    """A figure that a notebook shows by itself, without the registration that pyplot does."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def _numpy(values: Numbers) -> NDArray[Any]:
-    """Turn the values into an array; floats become float64, because numpy has no bfloat16."""
-    if isinstance(values, Tensor):
-        values = (values.double() if values.is_floating_point() else values).detach().cpu().numpy()
-    return np.asarray(values)
-
-
-def _array(values: Numbers, noun: str) -> Array:
-    """Turn the values into a float64 array; raise if a value is not finite."""
-    array = _numpy(values).astype(np.float64)
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {array.size} values of {noun} are NaN or infinite; look for an overflow in the model or the "
-            "heatmap backend: half precision is the usual cause"
-        )
-    return array
-
-
 def _contributions(contributions: Numbers) -> Array:
     """Check the contributions (K,)."""
-    array = _array(contributions, "contributions")
+    array = finite(contributions, "contributions")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(
             f"contributions are {array.shape}, not (K,) of one example; pick one example, as in contributions[0], or "
@@ -110,7 +79,7 @@ def _contributions(contributions: Numbers) -> Array:
 
 def _maps(maps: Numbers, n_features: int) -> Array:
     """Check the maps of one example and sum them over channels, (K, H, W)."""
-    array = _array(maps, "maps")
+    array = finite(maps, "maps")
     if array.ndim not in (3, 4) or len(array) != n_features or array.size == 0:
         raise ValueError(
             f"maps are {array.shape}, not (K, H, W) or (K, C, H, W) for K = {n_features} contributions; pick one "
@@ -121,7 +90,7 @@ def _maps(maps: Numbers, n_features: int) -> Array:
 
 def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) -> Array:
     """Turn the image into (H, W, 3) in [0, 1]; bytes and values in [0, 1] keep their range, others are stretched."""
-    array = _array(image, "pixels of the image")
+    array = finite(image, "pixels of the image")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or len(array) not in (1, 3) or array.size == 0:
@@ -130,7 +99,7 @@ def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) ->
         )
     if mean is not None or std is not None:
         array = _denormalised(array, mean, std)
-    elif _numpy(image).dtype == np.uint8:
+    elif as_array(image).dtype == np.uint8:
         array = array / 255
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
@@ -163,7 +132,7 @@ def _denormalised(array: Array, mean: Channels | None, std: Channels | None) -> 
 
 def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
     """Apply a scale to the maps, and check that the result can be drawn."""
-    shown = _array(scale(maps, contributions), "values from scale")
+    shown = finite(scale(maps, contributions), "values from scale")
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
             f"scale returns shape {shown.shape} with values up to {np.abs(shown).max():.3g} in size, not maps "
@@ -258,7 +227,7 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
 
 def _scalar(value: Numbers, noun: str) -> float:
     """Turn a single number into a float."""
-    array = _array(value, noun)
+    array = finite(value, noun)
     if array.size != 1:
         raise ValueError(
             f"{noun} has shape {array.shape}, and is not one number; pick one example and one target, as in {noun}[0]"
@@ -271,7 +240,7 @@ def _place(
 ) -> Figure | SubFigure:
     """Prepare an empty white figure to draw in: the given one, or a new one with a size in inches."""
     if axes is None:
-        figure = _Picture(figsize=(width, height), layout="constrained")
+        figure = Picture(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         place: Figure | SubFigure = figure
     elif isinstance(axes, Axes):
@@ -322,7 +291,7 @@ def _draw_one_heatmap(axes: Axes, image: Array, one: Array, style: Style) -> Non
 
 def _one(one_heatmap: Numbers) -> Array:
     """Check the map of one example's output and sum it over channels, (H, W)."""
-    array = _array(one_heatmap, "values of one_heatmap")
+    array = finite(one_heatmap, "values of one_heatmap")
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim not in (2, 3) or array.size == 0:
@@ -568,15 +537,15 @@ def show_gallery(
         >>> [axes.get_title() for axes in figure.axes[:4]]
         ['image', 'x-feature 2', 'x-feature 3', 'x-feature 1']
     """
-    table = _table(contributions)
+    table = table_of(contributions)
     columns = _columns(feature_order, table)
     labels, digits = resolve_names(names, table.shape[1]), decimals(table.ravel().tolist())
-    pixels = [_displayable(image, mean, std) for image in _examples(images, len(table), "images")]
+    pixels = [_displayable(image, mean, std) for image in examples_of(images, len(table), "images")]
     shown = [
         _scaled(scale, _maps(row_maps, len(row)), row)
-        for row_maps, row in zip(_examples(maps, len(table), "maps"), table, strict=True)
+        for row_maps, row in zip(examples_of(maps, len(table), "maps"), table, strict=True)
     ]
-    ones = [] if one_heatmaps is None else [_one(m) for m in _examples(one_heatmaps, len(table), "one_heatmaps")]
+    ones = [] if one_heatmaps is None else [_one(m) for m in examples_of(one_heatmaps, len(table), "one_heatmaps")]
     heads = ["image", *(["1-Heatmap"] if ones else []), *(labels[k] for k in columns)]
     texts = _row_names(row_names, len(table))
     grid = _gallery_grid(len(table), len(heads), pixels[0].shape[0] / pixels[0].shape[1], title, axes)
@@ -594,28 +563,6 @@ def show_gallery(
     place: Any = grid[0][0].figure
     _draw_key(place)
     return _root(grid[0][0])
-
-
-def _table(contributions: Numbers) -> Array:
-    """Check the contributions of several examples (N, K)."""
-    array = _array(contributions, "contributions")
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"contributions are {array.shape}, not (N, K) of N examples; give every example a row, or use "
-            "show_explanation for a single example"
-        )
-    return array
-
-
-def _examples(values: Numbers, n_examples: int, noun: str) -> NDArray[Any]:
-    """Turn images or maps of N examples into an array."""
-    array = _numpy(values)
-    if array.ndim < 3 or len(array) != n_examples:
-        raise ValueError(
-            f"{noun} are {array.shape} for N = {n_examples} examples with contributions; put the examples first and "
-            f"pass {noun} of the same examples"
-        )
-    return array
 
 
 def _columns(feature_order: Sequence[int] | None, table: Array) -> list[int]:
