@@ -40,7 +40,7 @@ _APART = 7.0
 _LETTERS: Any = {"text.hinting": "no_hinting"}
 _WIDER = 1.005
 # Weaker parts get neither a number nor a line below the word; they are hardly coloured.
-_VISIBLE = 0.1
+_VISIBLE = 0.15
 # The deepest colour still lets the word be read.
 _DEEPEST = 0.5
 
