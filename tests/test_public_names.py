@@ -37,7 +37,7 @@ NAMES = {
     ),
     "models": "Autoencoder ContributionGroups ConvSRAE PaperSRAE SRAE",
     "models.baselines": "CAE DRSA Lasso NMF NN RandomDecoder RandomEncoder SAE SingleDimensions",
-    "plots": "contours own_scale show_contributions show_explanation show_gallery write_names",
+    "plots": "contours own_scale show_contributions show_explanation show_gallery show_tokens write_names",
     "report": "ReportOptions",
     "study": "Arm DatasetSettings Exclusions Material StudyConfiguration prepare",
     "training": "Checkpoint JSONLines Recipe TensorBoard choose_n tune",

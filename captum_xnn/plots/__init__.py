@@ -8,6 +8,7 @@ from captum_xnn.plots._explanation import (
 from captum_xnn.plots._names import write_names
 from captum_xnn.plots._panels import contours
 from captum_xnn.plots._scales import own_scale
+from captum_xnn.plots._tokens import show_tokens
 
 __all__ = [
     "contours",
@@ -15,5 +16,6 @@ __all__ = [
     "show_contributions",
     "show_explanation",
     "show_gallery",
+    "show_tokens",
     "write_names",
 ]

@@ -18,20 +18,19 @@ Reference:
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
 from captum_xnn.plots._colours import BLUES, INK, NEUTRAL, ORANGES
 from captum_xnn.plots._names import Names, resolve_names
+from captum_xnn.plots._numbers import Array, Numbers, examples_of, finite, table_of
 from captum_xnn.plots._panels import (
     Style,
     caption,
@@ -41,13 +40,10 @@ from captum_xnn.plots._panels import (
     overlay,
     wrapped,
 )
+from captum_xnn.plots._picture import Picture
 from captum_xnn.plots._scales import (
-    Array,
     Channels,
-    Numbers,
     Scale,
-    as_finite,
-    as_numpy,
     checked_contributions,
     checked_maps,
     displayable,
@@ -61,16 +57,6 @@ from captum_xnn.plots._waterfall import Sum, draw_waterfall, plain, signed
 __all__ = ["show_contributions", "show_explanation", "show_gallery"]
 
 PANELS_PER_ROW = 5
-
-
-@final
-class _Picture(Figure):
-    """A figure that a notebook shows by itself, without the registration that pyplot does."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
 
 
 def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, prediction: Numbers, largest: int | None) -> Sum:
@@ -91,7 +77,7 @@ def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, predictio
 
 def _scalar(value: Numbers, noun: str) -> float:
     """Turn a single number into a float."""
-    array = as_finite(value, noun)
+    array = finite(value, noun)
     if array.size != 1:
         raise ValueError(
             f"{noun} has shape {array.shape}, and is not one number; pick one example and one target, as in {noun}[0]"
@@ -104,7 +90,7 @@ def _place(
 ) -> Figure | SubFigure:
     """Prepare an empty white figure to draw in: the given one, or a new one with a size in inches."""
     if axes is None:
-        figure = _Picture(figsize=(width, height), layout="constrained")
+        figure = Picture(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         place: Figure | SubFigure = figure
     elif isinstance(axes, Axes):
@@ -155,7 +141,7 @@ def _draw_one_heatmap(axes: Axes, image: Array, one: Array, style: Style) -> Non
 
 def _one(one_heatmap: Numbers) -> Array:
     """Check the map of one example's output and sum it over channels, (H, W)."""
-    array = as_finite(one_heatmap, "values of one_heatmap")
+    array = finite(one_heatmap, "values of one_heatmap")
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim not in (2, 3) or array.size == 0:
@@ -401,15 +387,15 @@ def show_gallery(
         >>> [axes.get_title() for axes in figure.axes[:4]]
         ['image', 'x-feature 2', 'x-feature 3', 'x-feature 1']
     """
-    table = _table(contributions)
+    table = table_of(contributions)
     columns = _columns(feature_order, table)
     labels, digits = resolve_names(names, table.shape[1]), decimals(table.ravel().tolist())
-    pixels = [displayable(image, mean, std) for image in _examples(images, len(table), "images")]
+    pixels = [displayable(image, mean, std) for image in examples_of(images, len(table), "images")]
     shown = [
         scaled(scale, checked_maps(row_maps, len(row)), row)
-        for row_maps, row in zip(_examples(maps, len(table), "maps"), table, strict=True)
+        for row_maps, row in zip(examples_of(maps, len(table), "maps"), table, strict=True)
     ]
-    ones = [] if one_heatmaps is None else [_one(m) for m in _examples(one_heatmaps, len(table), "one_heatmaps")]
+    ones = [] if one_heatmaps is None else [_one(m) for m in examples_of(one_heatmaps, len(table), "one_heatmaps")]
     heads = ["image", *(["1-Heatmap"] if ones else []), *(labels[k] for k in columns)]
     texts = _row_names(row_names, len(table))
     grid = _gallery_grid(len(table), len(heads), pixels[0].shape[0] / pixels[0].shape[1], title, axes)
@@ -427,28 +413,6 @@ def show_gallery(
     place: Any = grid[0][0].figure
     _draw_key(place)
     return _root(grid[0][0])
-
-
-def _table(contributions: Numbers) -> Array:
-    """Check the contributions of several examples (N, K)."""
-    array = as_finite(contributions, "contributions")
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"contributions are {array.shape}, not (N, K) of N examples; give every example a row, or use "
-            "show_explanation for a single example"
-        )
-    return array
-
-
-def _examples(values: Numbers, n_examples: int, noun: str) -> NDArray[Any]:
-    """Turn images or maps of N examples into an array."""
-    array = as_numpy(values)
-    if array.ndim < 3 or len(array) != n_examples:
-        raise ValueError(
-            f"{noun} are {array.shape} for N = {n_examples} examples with contributions; put the examples first and "
-            f"pass {noun} of the same examples"
-        )
-    return array
 
 
 def _columns(feature_order: Sequence[int] | None, table: Array) -> list[int]:

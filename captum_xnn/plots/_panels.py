@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from captum_xnn.plots._colours import BLUES, FRAME, INK, LOWERS, NEUTRAL, ORANGES, RAISES
-from captum_xnn.plots._scales import Array
+from captum_xnn.plots._numbers import Array
 
 __all__ = [
     "Style",

@@ -8,19 +8,15 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+
+from captum_xnn.plots._numbers import Array, Numbers, as_array, finite
 
 __all__ = [
-    "Array",
     "Channels",
-    "Numbers",
     "Scale",
-    "as_finite",
-    "as_numpy",
     "checked_contributions",
     "checked_maps",
     "displayable",
@@ -29,41 +25,11 @@ __all__ = [
     "shared_scale",
 ]
 
-Array: TypeAlias = NDArray[np.float64]
-Numbers: TypeAlias = Tensor | ArrayLike
 Channels: TypeAlias = float | Sequence[float]
 Scale: TypeAlias = Callable[[Array, Array], Array]
 
 # A few extreme pixels are common in backpropagated maps. They must not decide the brightness of all others.
 _CLIP_QUANTILE = 0.995
-
-
-def as_numpy(values: Numbers) -> NDArray[Any]:
-    """Turn values into an array; floats become float64, because numpy has no bfloat16.
-
-    Args:
-        values: A tensor, an array or a list.
-    """
-    if isinstance(values, Tensor):
-        values = (values.double() if values.is_floating_point() else values).detach().cpu().numpy()
-    return np.asarray(values)
-
-
-def as_finite(values: Numbers, noun: str) -> Array:
-    """Turn values into a float64 array; raise if a value is not finite.
-
-    Args:
-        values: A tensor, an array or a list.
-        noun: The values in words, for the error.
-    """
-    array = as_numpy(values).astype(np.float64)
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {array.size} values of {noun} are NaN or infinite; look for an overflow in the model or the "
-            "heatmap backend: half precision is the usual cause"
-        )
-    return array
 
 
 def checked_contributions(contributions: Numbers) -> Array:
@@ -72,7 +38,7 @@ def checked_contributions(contributions: Numbers) -> Array:
     Args:
         contributions: The contributions.
     """
-    array = as_finite(contributions, "contributions")
+    array = finite(contributions, "contributions")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(
             f"contributions are {array.shape}, not (K,) of one example; pick one example, as in contributions[0], or "
@@ -88,7 +54,7 @@ def checked_maps(maps: Numbers, n_features: int) -> Array:
         maps: (K, H, W) or (K, C, H, W).
         n_features: Number K of contributions.
     """
-    array = as_finite(maps, "maps")
+    array = finite(maps, "maps")
     if array.ndim not in (3, 4) or len(array) != n_features or array.size == 0:
         raise ValueError(
             f"maps are {array.shape}, not (K, H, W) or (K, C, H, W) for K = {n_features} contributions; pick one "
@@ -105,7 +71,7 @@ def displayable(image: Numbers, mean: Channels | None, std: Channels | None) -> 
         mean: Mean of each channel with which the image was normalised; None if it was not.
         std: Standard deviation of each channel.
     """
-    array = as_finite(image, "pixels of the image")
+    array = finite(image, "pixels of the image")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or len(array) not in (1, 3) or array.size == 0:
@@ -114,7 +80,7 @@ def displayable(image: Numbers, mean: Channels | None, std: Channels | None) -> 
         )
     if mean is not None or std is not None:
         array = _denormalised(array, mean, std)
-    elif as_numpy(image).dtype == np.uint8:
+    elif as_array(image).dtype == np.uint8:
         array = array / 255
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
@@ -153,7 +119,7 @@ def scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
         maps: The maps.
         contributions: Contributions (K,).
     """
-    shown = as_finite(scale(maps, contributions), "values from scale")
+    shown = finite(scale(maps, contributions), "values from scale")
     if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
         raise ValueError(
             f"scale returns shape {shown.shape} with values up to {np.abs(shown).max():.3g} in size, not maps "
