@@ -603,12 +603,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             data = repeatable(data)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
-        own = outputs.columns([target])[:, 0]
-        surrogate = explainer.numbers(target, found, own, self._reader()).surrogate
-        prediction = own.to(surrogate.dtype)
+        predictions = outputs.columns([target])[:, 0]
+        surrogate = explainer.numbers(target, found, predictions, self._reader()).surrogate
+        predictions = predictions.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
-            return Faithfulness.of(surrogate, prediction)
-        return Faithfulness.of(surrogate, prediction, chunks(found.y_hat), target)
+            return Faithfulness.of(surrogate, predictions)
+        return Faithfulness.of(surrogate, predictions, chunks(found.y_hat), target)
 
     def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
         """Copy what :meth:`explain` takes, and choose the explainer of each example."""

@@ -88,7 +88,7 @@ class Explainer:
             against = self.output(target.against)
         return Choice(self.form, self.output(target), target, against)
 
-    def numbers(self, target: Target, found: Activations, own: Tensor, reader: Reader) -> Numbers:
+    def numbers(self, target: Target, found: Activations, predictions: Tensor, reader: Reader) -> Numbers:
         """Compute the numbers of a covered target on collected activations, on the CPU and without slopes.
 
         A learned network reads the activations. Groups of contributions need the model, which runs on the inputs again.
@@ -96,7 +96,7 @@ class Explainer:
         Args:
             target: None, int, tuple of ints, or a difference.
             found: Activations of M examples.
-            own: The explained output of each example, (M,).
+            predictions: The explained output of each example, (M,).
             reader: Reader of the layer.
 
         Raises:
@@ -114,7 +114,7 @@ class Explainer:
         """
         choice = self.choice(target)
         if isinstance(choice.form, ContributionGroups):
-            parts = _again(choice, found, own, reader)
+            parts = _again(choice, found, predictions, reader)
         else:
             parts = _encoded(choice, found)
         made = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in parts]
@@ -131,7 +131,7 @@ def _encoded(choice: Choice, found: Activations) -> Iterator[Numbers]:
             yield numbers_of_network(form, choice, Z.to(form.head.weight.device), sloping=False)
 
 
-def _again(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> Iterator[Numbers]:
+def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Reader) -> Iterator[Numbers]:
     """Yield the numbers of groups of contributions, batch by batch of the inputs, which must be those of Z."""
     if found.source is None:
         raise ValueError(
@@ -145,8 +145,8 @@ def _again(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> I
             inputs, additional = batch.on(reader.device)
             Z, y_hat = reader.read((*inputs, *additional))
         again = select_each(y_hat, [choice.target] * batch.rows)
-        refuse_changed(own[rows].cpu(), again.to(own.dtype).cpu(), rows)
+        refuse_changed(predictions[rows].cpu(), again.to(predictions.dtype).cpu(), rows)
         # Copies again, as a model may have worked in place.
         yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
         count += batch.rows
-    refuse_lack(count, torch.arange(len(own)))
+    refuse_lack(count, torch.arange(len(predictions)))

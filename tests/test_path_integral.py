@@ -109,8 +109,8 @@ def test_a_model_that_gives_other_outputs_is_refused():
     x, base = torch.randn(4, 3), torch.zeros(3)
     own = Square()(x).T[:1] + 1
     with pytest.raises(ValueError, match=r"output changes when layer 'layer' gets its own output back.*; .*SRAE"):
-        of(Square(), x, base, [[0] * 4], own=own)
-    of(Square(), x, base, [[0] * 4], own=own - 1)
+        of(Square(), x, base, [[0] * 4], predictions=own)
+    of(Square(), x, base, [[0] * 4], predictions=own - 1)
 
 
 def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
@@ -126,7 +126,9 @@ def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
             return (torch.relu(z).reshape(-1, len(x), 3) * x).reshape(-1, 3).sum(1)
 
     model, x = Crossing().double(), torch.randn(5, 3).double()
-    made = of(model, x, torch.zeros(3).double(), [[None] * 5], own=model(x)[None].detach(), tolerance=1e-3, most=4096)
+    made = of(
+        model, x, torch.zeros(3).double(), [[None] * 5], predictions=model(x)[None].detach(), tolerance=1e-3, most=4096
+    )
     c = made.contributions(torch.zeros(3).double())
     torch.testing.assert_close(c[0], (torch.relu(model.layer(x)) * x).detach(), rtol=0, atol=1e-2)
 
@@ -146,7 +148,7 @@ def known(model, x, Z, targets):
     tail = Tail(model, "layer")
     own = tail.outputs((x,), None, targets)
     tolerance = torch.full((len(targets),), 1e-4)
-    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, own=own, Z=Z), tail
+    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, predictions=own, Z=Z), tail
 
 
 def test_a_known_activation_saves_the_modules_before_the_layer():

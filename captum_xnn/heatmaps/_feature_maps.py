@@ -111,10 +111,10 @@ class Explained(NamedTuple):
                 with torch.inference_mode(False), torch.no_grad():
                     Z, y_hat = outputs(examples.those(rows))
                 some = examples.those(rows)  # copies again, as a model may have worked in place
-                own = select_each(y_hat, some.targets)
+                predictions = select_each(y_hat, some.targets)
                 prefix = read[0].prefix if read and n == 1 else None
-                numbers = some.numbers(Z, own, prefix=prefix, whole=examples)
-                yield rows.tolist(), (*numbers, own.to(numbers.features.dtype))
+                numbers = some.numbers(Z, predictions, prefix=prefix, whole=examples)
+                yield rows.tolist(), (*numbers, predictions.to(numbers.features.dtype))
 
         *found, prediction = gathered(made(), n)
         return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)

@@ -333,8 +333,8 @@ class _EvidenceCollector:
         for i in range(0, len(flat), _TARGETS):
             some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
             scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
-            own = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
-            found = self.forms[0].integral(self.tail, inputs, additional, some, own=own, Z=Z, scale=scale)
+            y = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
+            found = self.forms[0].integral(self.tail, inputs, additional, some, predictions=y, Z=Z, scale=scale)
             made.append(self.forms[0].contributions(found).cpu())
             off.append(_unexplained(found, made[-1]))
         c, unexplained = torch.cat(made), torch.cat(off)
@@ -358,9 +358,9 @@ class _EvidenceCollector:
         at = images_among(x, channels=self.channels)
         over = None if at is None or not self._covers_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
-        own = self._outputs(Z, pairs, x, more, targets)
+        y = self._outputs(Z, pairs, x, more, targets)
         self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
-        found = self.forms[0].integral(self.tail, x, more, targets, own=own, Z=Z, scale=scale)
+        found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
         refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # now the last of several calls is known
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
