@@ -17,7 +17,7 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select_each
 from captum_xnn.models._contribution_groups import ContributionGroups
 from captum_xnn.models._form import Choice, Form
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 
 if TYPE_CHECKING:  # an explainer gets the reader of its layer, and makes none
     from captum_xnn.layers._reader import Reader
@@ -48,7 +48,7 @@ class Explainer:
     floor: float | None = None
     """Lowest mean squared error, summed over outputs, that so few x-features can reach. None for groups, and with at
     least as many x-features as outputs."""
-    history: tuple[Step, ...] = field(default=(), repr=False)
+    history: tuple[Record, ...] = field(default=(), repr=False)
 
     @property
     def is_exact(self) -> bool:

@@ -472,8 +472,10 @@ def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
         return
     half = again.dtype in (torch.float16, torch.bfloat16)
     first, now = (values[:, None].flatten(1).float() for values in (before, again))
-    spread, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
-    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-3 * size)  # rounding, in other batches
+    deviation, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
+    allowed = (
+        (0.1 * deviation + 0.02 * size) if half else (0.01 * deviation + 1e-3 * size)
+    )  # rounding, in other batches
     off = (now - first).abs().amax(1) > allowed
     if bool(off.any()):
         raise ValueError(

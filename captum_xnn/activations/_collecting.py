@@ -150,7 +150,7 @@ class _BatchReader(Reader):
             raise ValueError(_NOTHING)
         self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
         Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
-        return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.spread else None)
+        return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.value_range else None)
 
     def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
         """Raise where examples differ in shape."""

@@ -24,7 +24,7 @@ from captum_xnn.layers._targets import select
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
 from captum_xnn.training._recipe import Recipe
 
@@ -150,21 +150,21 @@ def _warn_of_unused(configuration: Configuration) -> None:
 def _history(xnn: XNNAttribution) -> str:
     """Write every record of every explainer as a line of JSON, one explainer after the other."""
     return "".join(
-        line(e.targets if len(e.targets) > 1 else e.targets[0], step)
+        line(e.targets if len(e.targets) > 1 else e.targets[0], record)
         for e in xnn.explainers_.values()
-        for step in e.history
+        for record in e.history
     )
 
 
-def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:
+def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Record], None]:
     """Return the callback that receives the records of the fits."""
-    logs: list[Callable[[Any, Step], None]] = [JSONLines(history)]
+    logs: list[Callable[[Any, Record], None]] = [JSONLines(history)]
     if configuration.tensorboard is not None:
         logs.append(TensorBoard(configuration.tensorboard))
 
-    def log(target: Any, step: Step) -> None:
+    def log(target: Any, record: Record) -> None:
         for one in logs:
-            one(target, step)
+            one(target, record)
 
     return log
 

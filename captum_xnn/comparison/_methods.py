@@ -106,7 +106,7 @@ class Subspaces(Rule):
             pairs = [made.factors(x, target, more) for x, more in _sample(xnn, found, task, form)]
             a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.directions[target] = self.rule(_spread(a), _spread(c), xnn.n_features, generator)
+            made.directions[target] = self.rule(_evenly(a), _evenly(c), xnn.n_features, generator)
         return made
 
 
@@ -144,7 +144,7 @@ class Dictionaries(Rule):
                 for rows, cut in ((some.positives[0].sort().values, self.cropped), (_rows(some), False))
             )
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.concepts[target] = self.rule(_spread(own), _spread(every), xnn.n_features, generator)
+            made.concepts[target] = self.rule(_evenly(own), _evenly(every), xnn.n_features, generator)
         return made
 
     def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
@@ -191,7 +191,7 @@ def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: Contribut
     return _read(xnn, found, _rows(_chosen(found, task, form)))
 
 
-def _spread(rows: Tensor) -> Tensor:
+def _evenly(rows: Tensor) -> Tensor:
     """Select up to the largest number of rows, evenly spread."""
     some: Tensor = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64).round().long()]
     return some

@@ -336,11 +336,11 @@ def _centred_ranks(values: Tensor) -> Tensor:
     """Compute ranks minus their mean, float64; ties share their mean rank. 0 if values differ by rounding alone."""
     rounding = 4 * torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
     x = values.double().contiguous()
-    spread = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+    extent = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
     ordered = x.sort(-1).values
     smaller, not_larger = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
     rank = (smaller + not_larger - x.shape[-1]) / 2.0  # the mean of ranks 1 to P is (P + 1) / 2
-    return torch.where(spread > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
+    return torch.where(extent > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
 
 
 def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._contributions import fit_groups
 from captum_xnn.training._directions import directions
 from captum_xnn.training._fitting import fit_together
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._subspaces import fit_subspaces
 
@@ -45,7 +45,7 @@ __all__ = ["Fitted", "LayerFit", "Log", "is_exact", "maker"]
 # Weights of a learned form, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
 
-Log = Callable[[Any, Step], None]
+Log = Callable[[Any, Record], None]
 """Receives a target, or a tuple of targets, and a record of the history."""
 
 # Standard deviations of the output that contributions may miss without a warning.
@@ -63,7 +63,7 @@ class Fitted(NamedTuple):
     examples: int
     positives: int | None
     floor: float | None = None
-    history: tuple[Step, ...] = ()
+    history: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class LayerFit:
             floor = _error_floor(y, self.n_features)
             yield _fitted(task, form, error)._replace(floor=floor, history=tuple(history))
 
-    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
+    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Record], None] | None:
         """Return the callback that receives the records of one explainer."""
         if self.log is None:
             return None

@@ -106,11 +106,11 @@ def _fit(
     slopes = slopes / form.scale.to(slopes)[:, None, None, None]
     own = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
     flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), own.flatten()
-    form.learn(*(_spread(values) for values in flat), seed=seed)
+    form.learn(*(_evenly(values) for values in flat), seed=seed)
     return torch.cat(off, 1)
 
 
-def _spread(rows: Tensor) -> Tensor:
+def _evenly(rows: Tensor) -> Tensor:
     """Select up to the largest number of rows, evenly spread."""
     count = min(len(rows), _ROWS)
     some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
