@@ -44,8 +44,8 @@ __all__ = [
 _ROUNDING = 64
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _ROWS, _CPU_ROWS = 64, 16
-# Covered feature maps in one batch.
-_MAPS = 256
+# Most covered feature maps in one batch, and most bytes of them.
+_MAPS, _MAP_BYTES = 256, 1 << 26
 
 
 def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
@@ -190,7 +190,8 @@ class MapDrops:
     def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
         self.form, self.found, self.covers = form, found, covers
         self.grid = Grid(covers.own.shape[2], covers.own.shape[3], patches)
-        self.at_once = _MAPS
+        bytes_each = covers.own[0].numel() * covers.own.element_size()
+        self.at_once = max(1, min(_MAPS, _MAP_BYTES // bytes_each))
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
