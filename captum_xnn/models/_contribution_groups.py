@@ -43,7 +43,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._targets import Target
 
 if TYPE_CHECKING:  # an integral gets the model's rest, and makes none
@@ -376,11 +375,10 @@ def integrate(
     going = torch.ones(len(targets), n, dtype=torch.bool)
     while intervals < most and bool((going := going & _off(made, base, tolerance)).any()):
         rows = going.any(0).nonzero()[:, 0]
-        x, more = rows_of(inputs, additional, rows)
         middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         some = [[of[i] for i in rows.tolist()] for of in targets]
         known = None if Z is None else found.Z[rows.to(found.Z.device)]
-        new = tail.along(x, more, base, middles, torch.ones_like(middles), some, Z=known)
+        new = tail.along(inputs, additional, base, middles, torch.ones_like(middles), some, Z=known, rows=rows)
         halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
         made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
         intervals *= 2
