@@ -140,7 +140,7 @@ class Examples:
                     numbers = _of_network(form, choice, Z[rows], sloping)
                 yield rows, numbers.wide(most)
 
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad():
             return Numbers(*gathered(made(), len(Z)))
 
 
@@ -206,9 +206,11 @@ def _again(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> I
 
 def _of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bool) -> Numbers:
     """Compute the numbers of a learned network, with slopes of 0 if another form has slopes."""
-    E = form.encode(Z.to(form.dtype))
+    with torch.autocast(Z.device.type, enabled=False):
+        E = form.encode(Z.to(form.dtype))
+        y_bar = form.head(E)
     slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
-    y_bar, bias, contributions = form.head(E), form.head.bias.expand(len(E), -1), form.contributions
+    bias, contributions = form.head.bias.expand(len(E), -1), form.contributions
     if choice.against is None:
         own = choice.output
         return Numbers(E, contributions(E, own), bias[:, own], y_bar[:, own], slopes)
