@@ -293,7 +293,8 @@ class Tail:
         y = torch.stack([y.detach().reshape(S, n) for y in ys])
         dtype = torch.promote_types(swap.Z.dtype, torch.float32)
         w = line.weights.to(swap.Z.device, dtype)
-        total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
+        with torch.autocast(w.device.type, enabled=False):
+            total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
 
     def check_contributions(self, contributions: Tensor) -> None:

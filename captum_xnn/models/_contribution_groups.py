@@ -263,7 +263,8 @@ class ContributionGroups(nn.Module):
         Args:
             contributions: Contributions by channel, (..., D).
         """
-        return contributions @ self.groups.to(contributions)
+        with torch.autocast(contributions.device.type, enabled=False):
+            return contributions @ self.groups.to(contributions)
 
     def keep(self, columns: Tensor) -> None:
         """Keep only some x-features, in the given order.
