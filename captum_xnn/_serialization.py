@@ -239,6 +239,7 @@ def _described(explainer: Explainer) -> dict[str, Any]:
         "positives": explainer.positives,
         "floor": explainer.floor,
         "history": explainer.history,
+        "requested": explainer.requested,
     }
 
 
@@ -255,6 +256,7 @@ def _restored(entry: dict[str, Any], weights: dict[str, Tensor], layer: str, for
         positives=entry["positives"],
         floor=entry["floor"],
         history=tuple(Record(*record) for record in entry["history"]),
+        requested=entry["requested"],
     )
 
 

@@ -49,11 +49,25 @@ class Explainer:
     """Lowest mean squared error, summed over outputs, that so few x-features can reach. None for groups, and with at
     least as many x-features as outputs."""
     history: tuple[Record, ...] = field(default=(), repr=False)
+    requested: int | None = None
+    """Number of x-features that the fit was asked for; None if unknown."""
 
     @property
     def is_exact(self) -> bool:
         """Whether the x-features add up to the output by construction, as groups of contributions do."""
         return isinstance(self.form, ContributionGroups)
+
+    @property
+    def shortfall(self) -> str:
+        """Why there are fewer x-features than the fit was asked for, in a sentence; empty if there are as many."""
+        left = self.form.n_features
+        if self.requested is None or left >= self.requested:
+            return ""
+        return (
+            f"The fit was asked for {self.requested} x-features and has {left}: the other "
+            f"{'one' if self.requested - left == 1 else self.requested - left} held less than one percent of the "
+            "contributions and went into these."
+        )
 
     def covers(self, target: Target) -> bool:
         """Whether this explainer explains the target. For a model with one output, None and 0 are the same target.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from captum_xnn import ContributionGroups, XNNAttribution
+from captum_xnn.activations import collect
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._grouping import learn_groups
@@ -58,6 +62,13 @@ class Rigid(nn.Module):
         return self.out(self.relu(self.maps(x).reshape(len(x), 8, -1).mean(2)))
 
 
+def counted(model):
+    """Counts the examples that run through the first module, in a list of the batches."""
+    seen, forward = [], model[0].forward
+    model[0].forward = lambda images: (seen.append(len(images)), forward(images))[1]
+    return seen
+
+
 def x(n=4, size=14):
     return torch.rand(n, 2, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -94,6 +105,38 @@ def test_covered_cells_are_zero(model, layer, maps):
             rest = model[4:8](covered) if layer == "7" else torch.relu(covered.mean((2, 3)))
             torch.testing.assert_close(row, rest[0])
         torch.testing.assert_close(made.Z, tail.activations((images,), None))
+
+
+def test_covers_in_small_pieces_and_from_reused_memory(monkeypatch):
+    """Neither the pieces of images nor the copies of an earlier call change what a patch loses."""
+    model, images = cnn(), x(5)
+    tail = Tail(model, "7")
+    whole = MapCovers(tail, model[3], (images,), None)
+    monkeypatch.setattr("captum_xnn.layers._batching._CPU_BYTES", 2 * images[0].numel() * 4)
+    seen = counted(model)
+    made, grid = MapCovers(tail, model[3], (images,), None), Grid(*whole.own.shape[2:], 3)
+    assert seen == [1, 2, 2]
+    torch.testing.assert_close(made.own, whole.own)
+    torch.testing.assert_close(made.Z, whole.Z)
+    pairs = grid.pairs(5)
+    expected = [whole.activations(grid.regions, [pair])[0].clone() for pair in pairs]
+    for size in (7, 45, 2):
+        parts = [made.activations(grid.regions, pairs[i : i + size]).clone() for i in range(0, len(pairs), size)]
+        torch.testing.assert_close(torch.cat(parts), torch.stack(expected))
+    assert seen == [1, 2, 2]  # no cover runs the modules before the maps again
+
+
+def test_small_batches_of_a_loader_change_nothing_but_the_time(monkeypatch):
+    """Each positive runs once before the layer; a few run more often, before the facts about the model are known."""
+    model, images, forms = cnn(), x(40, 16), []
+    seen = counted(model)
+    for size in (40, 2):
+        xnn = XNNAttribution(model, "7", 3, autoencoder=partial(ContributionGroups, covered="maps", positives=30))
+        found = collect(model, "7", DataLoader(images, size), unpack=lambda batch: (batch, None))
+        seen.clear()
+        forms.append(xnn.fit(found, 0, positives=torch.arange(40) < 30, progress=False).explainer(0).form)
+        assert sum(seen) <= 30 + 14, seen
+    torch.testing.assert_close(forms[1].groups, forms[0].groups, rtol=1e-5, atol=1e-6)
 
 
 def evidence_of(model, layer, images, monkeypatch, **settings):

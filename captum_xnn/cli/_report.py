@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._saved_explainers import model_and_explainers, output_to_compare
+from captum_xnn.cli._tables import shortfalls
 from captum_xnn.report import ReportOptions
 from captum_xnn.report._page import write_report
 
@@ -59,7 +60,8 @@ def run_report(arguments: argparse.Namespace) -> str:
         progress=not arguments.quiet,
     )
     path = write_report(arguments.out, xnn, opened.inputs, targets, options)
-    return f"Open this: {path}"
+    explainers = dict.fromkeys(xnn.explainer(target) for target in targets)
+    return "\n".join([*shortfalls(opened, explainers), f"Open this: {path}"])
 
 
 class _ReadNames(Sequence[str]):

@@ -123,7 +123,7 @@ class Examples:
                     numbers = numbers_of_network(form, choice, Z[rows], sloping)
                 yield rows, numbers.wide(most)
 
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad():
             return Numbers(*gathered(made(), len(Z)))
 
 
@@ -136,9 +136,11 @@ def numbers_of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bo
         Z: Activations (N, ...).
         sloping: Whether to add slopes of 0, as other forms of the same examples have slopes.
     """
-    E = form.encode(Z.to(form.dtype))
+    with torch.autocast(Z.device.type, enabled=False):
+        E = form.encode(Z.to(form.dtype))
+        y_bar = form.head(E)
     slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
-    y_bar, bias, contributions = form.head(E), form.head.bias.expand(len(E), -1), form.contributions
+    bias, contributions = form.head.bias.expand(len(E), -1), form.contributions
     if choice.against is None:
         i = choice.output
         return Numbers(E, contributions(E, i), bias[:, i], y_bar[:, i], slopes)

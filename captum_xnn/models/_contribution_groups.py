@@ -43,7 +43,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._targets import Target
 
 if TYPE_CHECKING:  # an integral gets the model's rest, and makes none
@@ -264,7 +263,8 @@ class ContributionGroups(nn.Module):
         Args:
             contributions: Contributions by channel, (..., D).
         """
-        return contributions @ self.groups.to(contributions)
+        with torch.autocast(contributions.device.type, enabled=False):
+            return contributions @ self.groups.to(contributions)
 
     def keep(self, columns: Tensor) -> None:
         """Keep only some x-features, in the given order.
@@ -416,11 +416,11 @@ class _Path(NamedTuple):
             is_Z_known: Whether the layer's output was known before the model ran.
         """
         rows = going.any(0).nonzero()[:, 0]
-        x, more = rows_of(self.inputs, self.additional, rows)
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
         middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
+        ones = torch.ones_like(middles)
         Z = made.Z[rows.to(made.Z.device)] if is_Z_known else None
-        new = _Path(self.tail, x, more, self.base, targets).points(middles, torch.ones_like(middles), Z)
+        new = self.tail.along(self.inputs, self.additional, self.base, middles, ones, targets, Z=Z, rows=rows)
         halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
         made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
 

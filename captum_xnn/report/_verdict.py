@@ -174,7 +174,8 @@ def on_unexplained(f_reg: float, deviation: float, examples: int, *, exact: bool
     )
     text = (
         f"{much} Over {examples:,} examples, the x-features miss the model's output by "
-        f"{format_error(f_reg, deviation)} {unit} on average. A guess that always gives the mean output misses by {two_digits(deviation)} {unit}."
+        f"{format_error(f_reg, deviation)} {unit} on average. A guess that always gives the mean output misses by "
+        f"{two_digits(deviation)} {unit}."
     )
     if exact:
         text += (

@@ -54,8 +54,8 @@ __all__ = ["SMALL", "Evidence", "fit_groups"]
 
 _LOG = logging.getLogger(__name__)
 
-# Rows in one batch of the model.
-_ROWS = 64
+# Rows in one batch of the model's rest, and most bytes of their feature maps.
+_ROWS, _BYTES = 64, 1 << 26
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
 SMALL = 64 * 64
@@ -219,7 +219,10 @@ class _EvidenceReader(NamedTuple):
         source = self.source
 
         def each(wanted: Tensor) -> Iterator[Picked]:
-            for number, picked in enumerate(Batches(source.data, _ROWS, source.unpack).picked(wanted)):
+            batches = Batches(source.data, _ROWS, source.unpack)
+            collector.batch_size = batches.most or _ROWS
+            # Several processes share batches, so there should be many.
+            for number, picked in enumerate(batches.picked(wanted, least=_ROWS if self.ranks.world == 1 else 1)):
                 if number % self.ranks.world == self.ranks.rank:
                     with one_thread_if_small(pass_flops(self.tail.model, picked.inputs)):
                         yield picked
@@ -275,10 +278,14 @@ class _EvidenceCollector:
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
         self.maps: tuple[nn.Module | None] | None = None
+        self.map_bytes: int | None = None
+        """Bytes of the maps of one example, once they were covered."""
         self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
         self.dtype: torch.dtype | None = None
         self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
+        self.batch_size = _ROWS
+        """Number of examples for which the memory of the model's passes is known to suffice."""
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
 
@@ -286,13 +293,25 @@ class _EvidenceCollector:
         """Read the contributions of the positives among some examples, and their drops."""
         inputs, additional = picked.on(self.device)
         pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in picked.among(p).tolist()]
-        for i in range(0, len(pairs), _ROWS):
-            self._take_own(pairs[i : i + _ROWS], picked.numbers, inputs, additional)
+        first = 0
+        while first < len(pairs):
+            last = first + self._rows_at_once()
+            self._take_own(pairs[first:last], picked.numbers, inputs, additional)
+            first = last
+
+    def _rows_at_once(self) -> int:
+        """Compute how many positives to read at once: as many as in a batch of the data, or more with small passes.
+
+        Where the layer's output alone decides the output, the modules before the layer run on few images at a time.
+        """
+        if not self.tail.alone:
+            return min(_ROWS, self.batch_size)
+        return _ROWS if self.map_bytes is None else max(1, min(_ROWS, max(self.batch_size, _BYTES // self.map_bytes)))
 
     def take_others(self, picked: Picked) -> None:
         """Read the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
-        for rows in torch.split(picked.among(self.sample.others), _ROWS):
+        for rows in torch.split(picked.among(self.sample.others), min(_ROWS, self.batch_size)):
             x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, rows))
             self._take_others(rows, x, more, None)
 
@@ -360,6 +379,8 @@ class _EvidenceCollector:
         Z = self.tail.activations(x, more) if over is None else over.Z
         y = self._outputs(Z, pairs, x, more, targets)
         self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
+        if self.tail.alone and self.tail.prefix is None:
+            self.tail.keep_prefix(*self.one)
         found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
         refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # now the last of several calls is known
         c = self.forms[0].contributions(found).cpu()
@@ -401,7 +422,11 @@ class _EvidenceCollector:
         if self.maps is None:
             self.maps = (maps_before(self.tail, inputs, additional, at),)
         (maps,) = self.maps
-        return None if maps is None else MapCovers(self.tail, maps, inputs, additional)
+        if maps is None:
+            return None
+        covers = MapCovers(self.tail, maps, inputs, additional)
+        self.map_bytes = covers.own[0].numel() * covers.own.element_size()
+        return covers
 
     def _drops(
         self,
@@ -418,7 +443,7 @@ class _EvidenceCollector:
             return CellDrops(form, found, patches)
         if over is not None:
             grid = Grid(over.own.shape[2], over.own.shape[3], patches)
-            return MapDrops(form, found, grid, partial(over.activations, grid.regions))
+            return MapDrops(form, found, grid, partial(over.activations, grid.regions), over.at_once)
         covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
         return PixelDrops(form, found, covers, self.tail, additional, targets)
 

@@ -41,7 +41,7 @@ __all__ = [
 _ROUNDING = 64
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _ROWS, _CPU_ROWS = 64, 16
-# Covered feature maps in one batch.
+# Patches whose cells are summed at once.
 _MAPS = 256
 
 
@@ -175,9 +175,10 @@ class MapDrops:
         found: Integral,
         grid: Grid,
         activations: Callable[[Sequence[tuple[int, int]]], Tensor],
+        at_once: int,
     ) -> None:
         self.form, self.found, self.grid, self.activations = form, found, grid, activations
-        self.at_once = _MAPS
+        self.at_once = at_once
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""

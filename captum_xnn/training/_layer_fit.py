@@ -64,6 +64,7 @@ class Fitted(NamedTuple):
     positives: int | None
     floor: float | None = None
     history: tuple[Record, ...] = ()
+    requested: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class LayerFit:
             _check_varies(task.y)
         for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, found, reader), strict=True):
             _warn_of_unexplained(form, off, task.targets, found)
-            yield _fitted(task, form, float(off.double().abs().mean()))
+            yield _fitted(task, form, float(off.double().abs().mean()), self.n_features)
 
     def _unexplained(
         self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
@@ -188,7 +189,7 @@ class LayerFit:
             if self.ranks.first and getattr(form, "anchored", False):
                 _warn_of_few_directions(found, form.n_features, error / float(y.std(0).mean()))
             floor = _error_floor(y, self.n_features)
-            yield _fitted(task, form, error)._replace(floor=floor, history=tuple(history))
+            yield _fitted(task, form, error, self.n_features)._replace(floor=floor, history=tuple(history))
 
     def _logging(self, targets: tuple[Target, ...]) -> Callable[[Record], None] | None:
         """Return the callback that receives the records of one explainer."""
@@ -275,9 +276,9 @@ def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
     )
 
 
-def _fitted(task: Task, form: Form, f_reg: float) -> Fitted:
+def _fitted(task: Task, form: Form, f_reg: float, requested: int) -> Fitted:
     positives = None if task.positives is None else int(task.positives.sum())
-    return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives)
+    return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives, requested=requested)
 
 
 def _check_varies(y: Tensor) -> None:
