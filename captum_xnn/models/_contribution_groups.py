@@ -63,7 +63,7 @@ class ContributionGroups(nn.Module):
         n_outputs: Explained outputs C. All share the groups.
         channels: Dimension of Z to group, counted with the examples as 0. The default is 1 for vectors and feature
             maps (N, C, H, W), and 2 for tokens (N, T, D).
-        patches: Patches along each side of the grid in which images are covered to measure drops.
+        grid: Patches along each side of an image, which are covered to measure drops.
         covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
             covers cells of the last feature maps that every path to the layer crosses, or pixels without such
             maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
@@ -102,7 +102,7 @@ class ContributionGroups(nn.Module):
         *,
         n_outputs: int = 1,
         channels: int | None = None,
-        patches: int = 8,
+        grid: int = 8,
         covered: Literal["maps", "images"] | None = None,
         positives: int = 30,
         others: int = 200,
@@ -116,7 +116,7 @@ class ContributionGroups(nn.Module):
         counts = {
             "n_features": n_features,
             "n_outputs": n_outputs,
-            "patches": patches,
+            "grid": grid,
             "positives": positives,
             "intervals": intervals,
             "most": most,
@@ -137,7 +137,7 @@ class ContributionGroups(nn.Module):
             "n_features": n_features,
             "n_outputs": n_outputs,
             "channels": channels,
-            "patches": patches,
+            "grid": grid,
             "covered": covered,
             "positives": positives,
             "others": others,

@@ -69,7 +69,7 @@ _LEARNED = ("n_features", "balance")
 class Evidence(NamedTuple):
     """Data for the groups of one explainer."""
 
-    own: Tensor
+    positives: Tensor
     """Contributions to the outputs in positives, (C, P, D)."""
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
@@ -131,7 +131,7 @@ def fit_groups(
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
             for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
-                tail.check_contributions(torch.cat([evidence.own, evidence.others], 1))
+                tail.check_contributions(torch.cat([evidence.positives, evidence.others], 1))
                 _learn(forms[t], evidence)
                 yield evidence
 
@@ -182,7 +182,7 @@ class _EvidenceReader(NamedTuple):
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
         rows = [self.sample.positives[t], self.sample.others]
         return Checkpoint.key(
-            ["contributions and activations", self.model, targets, settings, form.base, form.scale, rows]
+            ["contributions of positives and others", self.model, targets, settings, form.base, form.scale, rows]
         )
 
     def _found(self, key: str) -> Evidence | None:
@@ -240,14 +240,14 @@ class _EvidenceReader(NamedTuple):
 @torch.no_grad()
 def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     """Compute the groups of a form from its evidence, ordered by mean contribution to positives."""
-    scale = form.scale[:, None, None].to(evidence.own)
-    own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
+    scale = form.scale[:, None, None].to(evidence.positives)
+    positives, others = ((c / scale).flatten(0, 1) for c in (evidence.positives, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
     lost = None if evidence.lost is None else evidence.lost.expand(len(scale), *evidence.lost.shape).flatten(0, 1)
-    rows = len(own) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
-    with one_thread_if_small(2.0 * rows**2 * own.shape[1] / _SMALL_PRODUCTS):
-        a = learn_groups(own, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
-    E = evidence.own[0].double() @ a.double()
+    rows = len(positives) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
+    with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
+        a = learn_groups(positives, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
+    E = evidence.positives[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
     if a.shape[1] < form.config["n_features"]:
@@ -282,7 +282,7 @@ class _EvidenceCollector:
         """Bytes of the maps of one example, once they were covered."""
         self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
         self.dtype: torch.dtype | None = None
-        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
+        self.positives: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
         self.batch_size = _ROWS
         """Number of examples for which the memory of the model's passes is known to suffice."""
@@ -296,7 +296,7 @@ class _EvidenceCollector:
         first = 0
         while first < len(pairs):
             last = first + self._rows_at_once()
-            self._take_own(pairs[first:last], picked.numbers, inputs, additional)
+            self._take_pairs(pairs[first:last], picked.numbers, inputs, additional)
             first = last
 
     def _rows_at_once(self) -> int:
@@ -360,7 +360,7 @@ class _EvidenceCollector:
         for i, row in enumerate(rows.tolist()):
             self.others[row] = c[:, i], unexplained[:, i]
 
-    def _take_own(
+    def _take_pairs(
         self,
         pairs: Sequence[tuple[int, int]],
         numbers: Tensor,
@@ -389,8 +389,8 @@ class _EvidenceCollector:
         if at is not None:
             drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
-            own_drops = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
-            self.own[pair] = c[:, i], unexplained[:, i], own_drops
+            lost = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
+            self.positives[pair] = c[:, i], unexplained[:, i], lost
 
     def _outputs(
         self,
@@ -425,7 +425,7 @@ class _EvidenceCollector:
         if maps is None:
             return None
         covers = MapCovers(self.tail, maps, inputs, additional)
-        self.map_bytes = covers.own[0].numel() * covers.own.element_size()
+        self.map_bytes = covers.whole[0].numel() * covers.whole.element_size()
         return covers
 
     def _drops(
@@ -438,27 +438,27 @@ class _EvidenceCollector:
         over: MapCovers | None,
     ) -> Drops:
         """Choose how patches are covered."""
-        form, patches = self.forms[0], self.forms[0].config["patches"]
+        form, grid = self.forms[0], self.forms[0].config["grid"]
         if self._covers_maps(inputs, at) and has_cells(found.Z, form.channels):
-            return CellDrops(form, found, patches)
+            return CellDrops(form, found, grid)
         if over is not None:
-            grid = Grid(over.own.shape[2], over.own.shape[3], patches)
-            return MapDrops(form, found, grid, partial(over.activations, grid.regions), over.at_once)
-        covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
+            cells = Grid(over.whole.shape[2], over.whole.shape[3], grid)
+            return MapDrops(form, found, cells, partial(over.activations, cells.regions), over.at_once)
+        covers = ImageCovers(inputs, at, grid, channels=self._channels_of(inputs, at))
         return PixelDrops(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
-        own: dict[Any, Any] = {}
+        positives: dict[Any, Any] = {}
         others: dict[Any, Any] = {}
-        for mine in self.ranks.all_of((self.own, self.others)):
-            own |= mine[0]
+        for mine in self.ranks.all_of((self.positives, self.others)):
+            positives |= mine[0]
             others |= mine[1]
         wanted = torch.cat([*self.sample.positives, self.sample.others])
-        refuse_lack(len(own) + len(others), wanted)
+        refuse_lack(len(positives) + len(others), wanted)
         found = []
-        for t, positives in enumerate(self.sample.positives):
-            rows = [own[t, row] for row in positives.tolist()]
+        for t, chosen in enumerate(self.sample.positives):
+            rows = [positives[t, row] for row in chosen.tolist()]
             outputs = slice(t * self.outputs, (t + 1) * self.outputs)
             rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
             drops = None if rows[0][2] is None else torch.stack([r[2].contributions for r in rows], 1)

@@ -51,7 +51,7 @@ class Grid:
     Args:
         height: Rows of pixels or cells.
         width: Columns.
-        patches: Patches along each side, at most one for each pixel or cell.
+        per_side: Patches along each side, at most one for each pixel or cell.
 
     Example:
         >>> Grid(2, 3, 8).regions[-1]
@@ -60,8 +60,8 @@ class Grid:
         [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
 
-    def __init__(self, height: int, width: int, patches: int) -> None:
-        rows, columns = patch_bounds(height, patches), patch_bounds(width, patches)
+    def __init__(self, height: int, width: int, per_side: int) -> None:
+        rows, columns = patch_bounds(height, per_side), patch_bounds(width, per_side)
         self.regions = [(row, column) for row in rows for column in columns]
         """Start and end along the rows and along the columns of each patch."""
 
@@ -80,14 +80,14 @@ class ImageCovers:
     Args:
         inputs: Tensors (N, ...).
         at: Index of the input that holds the images.
-        patches: Patches along each side.
+        grid: Patches along each side.
         channels: The dimension of the images that holds channels.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, *, channels: int = 1) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, grid: int, *, channels: int = 1) -> None:
         self.inputs, self.at, self.channels = inputs, at, channels
         height, width = inputs[at].movedim(channels, 1).shape[2:]
-        self.grid = Grid(height, width, patches)
+        self.grid = Grid(height, width, grid)
 
     def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return the inputs of some covers, with the patches covered.
@@ -189,11 +189,11 @@ class MapDrops:
 class CellDrops:
     """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
 
-    def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
+    def __init__(self, form: ContributionGroups, found: Integral, grid: int) -> None:
         base = form.base.to(found.slopes)
         self.contributions = found.contributions(base).movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
         self.activations = (found.Z.to(base) - base).movedim(form.channels, 1)  # (N, D, rows, columns)
-        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], patches)
+        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], grid)
         self.at_once = _MAPS
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
@@ -230,8 +230,8 @@ def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None
         1
     """
     for i, x in enumerate(inputs):
-        own = channels_of(inputs, i, channels)
-        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+        channel = channels_of(inputs, i, channels)
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(channel, 1).shape[2:]) > 1:
             return i
     return None
 

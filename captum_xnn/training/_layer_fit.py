@@ -205,7 +205,7 @@ def is_exact(make: MakeForm | None) -> bool:
         make: A class of forms, a partial of it, or a function. None makes groups.
 
     Example:
-        >>> is_exact(None), is_exact(partial(ContributionGroups, patches=4)), is_exact(ConvSRAE)
+        >>> is_exact(None), is_exact(partial(ContributionGroups, grid=4)), is_exact(ConvSRAE)
         (True, True, False)
     """
     form = _class_of(make)

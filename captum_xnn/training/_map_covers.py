@@ -100,20 +100,20 @@ class MapCovers:
         read += [self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]))) if len(rows)]
         self.Z = torch.cat([Z for Z, _ in read])
         """The layer's output without covers, (N, ...)."""
-        self.own = torch.cat([own for _, own in read])
+        self.whole = torch.cat([maps for _, maps in read])
         """The maps without covers, (N, C, H, W)."""
-        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.own[0].numel() * self.own.element_size())))
+        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.whole[0].numel() * self.whole.element_size())))
         """Number of covered maps to compute at once."""
         self.once = True
         self.copies: Tensor | None = None
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the layer's output and the maps of some examples."""
-        own = _Replaced(self.maps, None)
+        reading = _Replaced(self.maps, None)
         with torch.no_grad():
-            Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows), own)
-        assert own.seen is not None
-        return Z, own.seen
+            Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows), reading)
+        assert reading.seen is not None
+        return Z, reading.seen
 
     def activations(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Compute Z with patches covered, (len(pairs), ...). The next call may overwrite it.
@@ -144,12 +144,12 @@ class MapCovers:
     def _covered(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Copy maps and cover one patch of each; reuse the memory of the last copies, as new memory takes longer."""
         if self.copies is None or len(self.copies) < len(pairs):
-            self.copies = self.own[torch.zeros(len(pairs), dtype=torch.long)]
+            self.copies = self.whole[torch.zeros(len(pairs), dtype=torch.long)]
         maps = self.copies[: len(pairs)]
         first = 0
         for i, some in groupby(i for i, _ in pairs):  # one copy for each example, as threads meet after each
             last = first + len(list(some))
-            maps[first:last] = self.own[i]
+            maps[first:last] = self.whole[i]
             first = last
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = regions[p]

@@ -90,22 +90,22 @@ def _fit(
     with torch.inference_mode(False), untouched(tail.model), torch.no_grad():
         for picked in Batches(source.data, _BATCH, source.unpack).picked(rows):
             inputs, additional = picked.on(device)
-            for own in torch.split(picked.among(rows), _BATCH):
-                x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, own))
-                found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
-                refuse_changed(Z[own].to(found.Z.device), found.Z, own)
+            for some in torch.split(picked.among(rows), _BATCH):
+                x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, some))
+                found = form.integral(tail, x, more, [[target] * len(some) for target in targets])
+                refuse_changed(Z[some].to(found.Z.device), found.Z, some)
                 activations, slopes = form.factors(found)
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
                 off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
-                bar.update(len(own))
+                bar.update(len(some))
     refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     tail.check_contributions(activations * slopes)
     C, M, P, _ = slopes.shape
     slopes = slopes / form.scale.to(slopes)[:, None, None, None]
-    own = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
-    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), own.flatten()
+    marked = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
+    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), marked.flatten()
     form.learn(*(_evenly(values) for values in flat), seed=seed)
     return torch.cat(off, 1)
 
