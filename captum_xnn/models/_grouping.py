@@ -88,7 +88,8 @@ def learn_groups(
         >>> g = torch.Generator().manual_seed(0)
         >>> two = torch.rand(30, 2, generator=g)  # two reasons, each in three dimensions
         >>> seen = two.repeat_interleave(3, 1)
-        >>> drops = torch.stack([seen * torch.tensor([1.0, 1, 1, 0, 0, 0]), seen * torch.tensor([0.0, 0, 0, 1, 1, 1])], 1)
+        >>> first, second = torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1])
+        >>> drops = torch.stack([seen * first, seen * second], 1)
         >>> learn_groups(seen, seen[:0], drops, 2).sum(0)
         tensor([3., 3.], dtype=torch.float64)
     """
