@@ -19,7 +19,9 @@ from torch import nn
 from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
+from captum_xnn.models.baselines import DRSA
 
 QUICK = Recipe(steps=30)
 K = 2
@@ -416,6 +418,27 @@ def test_under_autocast(xnn):
         given = xnn.explain(X, 0)
     torch.testing.assert_close(given.surrogate.float(), wanted.surrogate, rtol=0.05, atol=0.05)
     torch.testing.assert_close(given.bias + given.contributions.sum(1), given.surrogate)
+
+
+@pytest.mark.parametrize("form", [ContributionGroups, DRSA])
+def test_contributions_under_autocast_explain_the_output_that_autocast_gives(form):
+    """The rest of the model runs under autocast too. Its own output then comes back where the layer gets its own."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
+    every = torch.ones(40, dtype=torch.bool)
+    xnn = XNNAttribution(model, "1", 3, autoencoder=form).fit(x, 0, positives=every, progress=False)
+    wanted = xnn.explain(x, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)[:, 0]
+        given = xnn.explain(x, 0)
+        again = XNNAttribution(model, "1", 3, autoencoder=form).fit(x, 0, positives=every, progress=False)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(given.prediction, y.to(given.prediction))
+    assert given.unexplained.abs().max() < 0.05 * y.float().std()
+    torch.testing.assert_close(given.contributions, wanted.contributions, rtol=0.05, atol=0.02)
+    # Sums and products of the explanation itself are not rounded to half precision.
+    torch.testing.assert_close(given.bias + given.contributions.sum(1), given.surrogate, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(again.explainer(0).form.base, xnn.explainer(0).form.base, atol=0.02)
 
 
 def test_maps_are_detached_and_the_input_is_left_alone(xnn):

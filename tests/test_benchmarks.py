@@ -1305,7 +1305,7 @@ def test_the_script_for_a_gpu_on_small_sizes(tmp_path, monkeypatch, capsys):
     found = gpu.main(given)
     assert json.loads((tmp_path / "gpu.json").read_text()) == found
     assert found["fits of 3"][0]["targets"] == 3 and found["explaining"]["Saliency"]["to_captum"] > 0
-    # On a CPU the optimiser reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
+    # On a CPU AdamW reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
     # the four further maps none waits; all maps together may wait once more than a single one.
     assert set(found["waits"]["a step of a fit"].values()) == {14.0}
     assert max(n for kind in ("groups", "SRAE") for n in found["waits"][f"a further map, {kind}"].values()) <= 0.25

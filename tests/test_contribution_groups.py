@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from captum_xnn.activations._activations import Sample
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models import ContributionGroups
-from captum_xnn.training._contributions import Sample
 
 SHAPES = {"vector": ((6,), 1), "maps": ((6, 3, 4), 1), "tokens": ((5, 6), 2), "last": ((3, 4, 6), 3)}
 

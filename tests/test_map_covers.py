@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.activations import collect
 from captum_xnn.layers._tail import Tail
+from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.training import _contributions
-from captum_xnn.training._drops import Grid, _difference, patch_bounds
+from captum_xnn.training._drops import Grid, _difference
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 

@@ -1,4 +1,4 @@
-"""Activations: the output of a layer and the outputs of the model on some data, and the outputs that a fit explains.
+"""Activations: the output of a layer and the outputs of the model on some data, and what a fit takes of them.
 
 Conventions:
     M examples of all data, N examples of a batch, C outputs of the model, or those of them that are explained.
@@ -24,7 +24,7 @@ from captum_xnn.layers._logits import Spread, no_logits
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes, select
 
-__all__ = ["Activations", "Asked", "Outputs", "Source", "Task", "check_positives"]
+__all__ = ["Activations", "Asked", "Outputs", "Sample", "Source", "Task", "check_positives"]
 
 
 class Source(NamedTuple):
@@ -276,3 +276,37 @@ def check_positives(positives: Any, data: Any) -> None:
         raise ValueError(
             f"positives mark none of {M} examples; mark the examples of the class True, or leave positives= out"
         )
+
+
+class Sample(NamedTuple):
+    """Row indices of the examples to learn from."""
+
+    positives: list[Tensor]
+    """Rows of positives for each explainer, in ascending order."""
+    others: Tensor
+    """Rows of other examples, shared by all explainers, in ascending order."""
+
+    @classmethod
+    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
+        """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
+
+        Args:
+            marks: Boolean (M,) of positives for each explainer; None if outputs are not classes.
+            rows: Number of examples M.
+            positives: Largest number of positives for each explainer.
+            others: Largest number of other examples.
+
+        Example:
+            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
+            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
+        """
+        everything = torch.arange(rows)
+        own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
+        return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """Select evenly spread rows, ``count`` at most."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]

@@ -104,6 +104,14 @@ class Picked(NamedTuple):
         """
         return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
 
+    def among(self, rows: Tensor) -> Tensor:
+        """Select the row indices that are among these examples.
+
+        Args:
+            rows: Row indices in the data.
+        """
+        return rows[torch.isin(rows, self.numbers)]
+
 
 class Batches:
     """All batches of some data, in order, each with its first row.

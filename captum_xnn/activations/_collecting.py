@@ -49,9 +49,10 @@ from captum_xnn.layers._calls import calls_of
 from captum_xnn.layers._fingerprint import differences, fingerprint
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._probe import probe
 from captum_xnn.layers._read import OutputTransform
-from captum_xnn.layers._reader import Reader, checked
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops

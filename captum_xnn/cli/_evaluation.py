@@ -24,13 +24,13 @@ from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._model_and_inputs import ModelAndInputs
 from captum_xnn.cli._saved_explainers import model_and_explainers, output_to_compare
 from captum_xnn.cli._tables import aligned, number, targets_cells, targets_header
+from captum_xnn.heatmaps._numbers import Numbers
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes, select
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
-from captum_xnn.models._numbers import Numbers, numbers_of_all
 from captum_xnn.patch_scores import PatchScores, patch_scores
 
 __all__ = ["Evaluation", "evaluate", "run_evaluation"]
@@ -154,8 +154,8 @@ def evaluate(
             continue
         asked = target if against is None else Difference(target, against)  # type: ignore[arg-type]
         positives = _positives(y_hat, target)
-        choice, own = xnn.explainer(target, against=against).choice(asked), select(y_hat, asked)
-        numbers = numbers_of_all(choice, found, own, Reader.of(opened.model, xnn.layer))
+        own = select(y_hat, asked)
+        numbers = xnn.explainer(target, against=against).numbers(asked, found, own, Reader.of(opened.model, xnn.layer))
         results.append(_evaluated(numbers, own, asked, opened.name_of(asked), y_hat, positives)._replace(target=target))
         rows[target] = positives
     if maps > 0:

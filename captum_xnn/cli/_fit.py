@@ -19,7 +19,7 @@ from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration, settings_in, targets_of
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
-from captum_xnn.cli._tables import aligned, targets_cells, targets_header
+from captum_xnn.cli._tables import aligned, shortfalls, targets_cells, targets_header
 from captum_xnn.layers._targets import select
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import DRSA
@@ -45,11 +45,17 @@ def run_fit(arguments: argparse.Namespace) -> str:
     configuration = Configuration.read(arguments.config, settings_in(arguments))
     opened, xnn = fit(configuration, progress=not arguments.quiet)
     rows = [
-        [*targets_cells(opened, e.targets), f"{e.f_reg:.4f}", "" if e.positives is None else str(e.positives)]
+        [
+            *targets_cells(opened, e.targets),
+            f"{e.f_reg:.4f}",
+            str(e.form.n_features),
+            "" if e.positives is None else str(e.positives),
+        ]
         for e in xnn.explainers_.values()
     ]
+    table = aligned([*targets_header(opened), "F_reg, training", "x-features", "positives"], rows)
     written = f"Written: {configuration.out} (explainers, history, and {CONFIGURATION_FILE} to fit them again)"
-    return "\n".join([aligned([*targets_header(opened), "F_reg, training", "positives"], rows), "", written])
+    return "\n".join([table, "", *shortfalls(opened, xnn.explainers_.values()), written])
 
 
 def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAndInputs, XNNAttribution]:

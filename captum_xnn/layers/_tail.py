@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import pieces, rows_of
-from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
@@ -293,8 +293,37 @@ class Tail:
         y = torch.stack([y.detach().reshape(S, n) for y in ys])
         dtype = torch.promote_types(swap.Z.dtype, torch.float32)
         w = line.weights.to(swap.Z.device, dtype)
-        total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
+        with torch.autocast(w.device.type, enabled=False):
+            total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
+
+    def check_contributions(self, contributions: Tensor) -> None:
+        """Raise if contributions to the model's output are not finite, or all are 0.
+
+        Args:
+            contributions: Contributions of the layer's output, in any shape.
+
+        Raises:
+            ValueError: If they cannot be grouped; the message says why, and what to do.
+        """
+        if not bool(contributions.isfinite().all()):
+            raise ValueError(
+                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, or choose "
+                "another layer"
+            )
+        if bool(contributions.any()):
+            return
+        if names := quantised(self.model):
+            raise ValueError(
+                f"layer {self.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, "
+                "and quantised layers have no gradients; explain the float model that was quantised, or fit with "
+                "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
+            )
+        raise ValueError(
+            f"layer {self.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
+            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
+            "autoencoder=SRAE"
+        )
 
     def _returned(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> AbstractContextManager[None]:
         """Return the kept outputs of the modules before the layer in this context, if they are of such an example."""

@@ -38,13 +38,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
+
+if TYPE_CHECKING:  # an integral gets the model's rest, and makes none
+    from captum_xnn.layers._tail import Tail
 
 __all__ = ["ContributionGroups", "Integral", "decides", "integrate"]
 
@@ -261,7 +263,8 @@ class ContributionGroups(nn.Module):
         Args:
             contributions: Contributions by channel, (..., D).
         """
-        return contributions @ self.groups.to(contributions)
+        with torch.autocast(contributions.device.type, enabled=False):
+            return contributions @ self.groups.to(contributions)
 
     def keep(self, columns: Tensor) -> None:
         """Keep only some x-features, in the given order.
@@ -334,7 +337,7 @@ def integrate(
             output is put back.
 
     Example:
-        >>> from torch import nn
+        >>> from captum_xnn.layers._tail import Tail
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
         >>> made = integrate(Tail(model, "0"), (x,), None, torch.zeros(4), [[0] * 5], tolerance=torch.tensor([1e-3]))

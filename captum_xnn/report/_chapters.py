@@ -66,7 +66,9 @@ def _stability(pairs: Sequence[tuple[Tensor, Tensor]]) -> Stability | None:
 
 def _training(explainer: Any) -> dict[str, Any]:
     """Return the facts of an explainer's fit that the page shows."""
-    return {name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor")}
+    return {
+        name: getattr(explainer, name) for name in ("is_exact", "f_reg", "examples", "positives", "floor", "shortfall")
+    }
 
 
 def _fields(value: Any) -> Any:

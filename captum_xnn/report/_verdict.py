@@ -29,6 +29,7 @@ __all__ = [
     "on_stability",
     "on_unexplained",
     "stability",
+    "two_digits",
     "verdict",
 ]
 
@@ -111,18 +112,43 @@ def stability(first: Tensor, second: Tensor) -> Stability:
 
 
 def format_error(f_reg: float, spread: float) -> str:
-    """Return F_reg as text. An error below a thousandth of the spread gets no digits of its own.
+    """Return F_reg with two digits. An error below a thousandth of the spread gets no digits of its own.
 
     Args:
         f_reg: Mean |prediction - surrogate|, in the output's unit.
         spread: Mean |prediction - its mean|, in the same unit.
 
     Example:
-        >>> format_error(0.5, 10.0), format_error(6.72e-07, 5.8), format_error(0.0, 5.8)
-        ('0.5', 'less than 0.0058', '0')
+        >>> format_error(0.5, 10.0), format_error(0.3234, 61.7), format_error(1234.5, 9000.0)
+        ('0.5', '0.32', '1,200')
+        >>> format_error(6.72e-07, 5.8), format_error(0.0, 5.8)
+        ('less than 0.006', '0')
     """
     smallest = spread / 1000
-    return f"less than {smallest:.2g}" if 0 < f_reg < smallest else f"{f_reg:.3g}"
+    return f"less than {_rounded_up(smallest)}" if 0 < f_reg < smallest else two_digits(f_reg)
+
+
+def two_digits(value: float) -> str:
+    """Return a number with two significant digits, and without an exponent.
+
+    Args:
+        value: The number.
+
+    Example:
+        >>> two_digits(61.7), two_digits(0.0499), two_digits(123456.0), two_digits(2.0)
+        ('62', '0.05', '120,000', '2')
+    """
+    if not value or not math.isfinite(value):
+        return f"{value:.0f}"
+    decimals = 1 - math.floor(math.log10(abs(value)))
+    text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _rounded_up(value: float) -> str:
+    """Return a positive number rounded up to one significant digit."""
+    decimals = -math.floor(math.log10(value))
+    return two_digits(math.ceil(round(value * 10.0**decimals, 9)) / 10.0**decimals)
 
 
 def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, unit: str = "logits") -> Reason:
@@ -148,7 +174,7 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
     )
     text = (
         f"{much} Over {examples:,} examples, the x-features miss the model's output by {format_error(f_reg, spread)} "
-        f"{unit} on average. A guess that always gives the mean output misses by {spread:.3g} {unit}."
+        f"{unit} on average. A guess that always gives the mean output misses by {two_digits(spread)} {unit}."
     )
     if exact:
         text += (

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Source
+from captum_xnn.activations._activations import Sample, Source
 from captum_xnn.activations._batches import Batches, Picked, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._lookup import quantised
 from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
@@ -39,18 +39,18 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._drops import (
     CellDrops,
     Drops,
+    Grid,
     ImageCovers,
     Lost,
     MapDrops,
     PixelDrops,
     channels_of,
     drops_of,
-    has_cells,
     images_among,
 )
-from captum_xnn.training._map_covers import MapCovers, maps_before
+from captum_xnn.training._map_covers import MapCovers, has_cells, maps_before
 
-__all__ = ["SMALL", "Evidence", "Sample", "among", "check_depends", "check_varies", "fit_groups"]
+__all__ = ["SMALL", "Evidence", "fit_groups"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,40 +64,6 @@ SMALL = 64 * 64
 _SMALL_PRODUCTS = 100
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
-
-
-class Sample(NamedTuple):
-    """Row indices of the examples to learn from."""
-
-    positives: list[Tensor]
-    """Rows of positives for each explainer, in ascending order."""
-    others: Tensor
-    """Rows of other examples, shared by all explainers, in ascending order."""
-
-    @classmethod
-    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
-        """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
-
-        Args:
-            marks: Boolean (M,) of positives for each explainer; None if outputs are not classes.
-            rows: Number of examples M.
-            positives: Largest number of positives for each explainer.
-            others: Largest number of other examples.
-
-        Example:
-            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
-            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
-        """
-        everything = torch.arange(rows)
-        own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
-        return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
-
-
-def _evenly(rows: Tensor, count: int) -> Tensor:
-    """Select evenly spread rows, ``count`` at most."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]
 
 
 class Evidence(NamedTuple):
@@ -154,7 +120,6 @@ def fit_groups(
     with torch.no_grad():
         base = first.mean_of(chunks(Z), len(Z))
         for form, y in zip(forms, ys, strict=True):
-            check_varies(y)
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
@@ -166,7 +131,7 @@ def fit_groups(
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
             for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
-                check_depends(torch.cat([evidence.own, evidence.others], 1), tail)
+                tail.check_contributions(torch.cat([evidence.own, evidence.others], 1))
                 _learn(forms[t], evidence)
                 yield evidence
 
@@ -327,7 +292,7 @@ class _EvidenceCollector:
     def take_positives(self, picked: Picked) -> None:
         """Read the contributions of the positives among some examples, and their drops."""
         inputs, additional = picked.on(self.device)
-        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in among(p, picked).tolist()]
+        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in picked.among(p).tolist()]
         first = 0
         while first < len(pairs):
             last = first + self._rows_at_once()
@@ -346,7 +311,7 @@ class _EvidenceCollector:
     def take_others(self, picked: Picked) -> None:
         """Read the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
-        for rows in torch.split(among(self.sample.others, picked), min(_ROWS, self.batch_size)):
+        for rows in torch.split(picked.among(self.sample.others), min(_ROWS, self.batch_size)):
             x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, rows))
             self._take_others(rows, x, more, None)
 
@@ -474,10 +439,11 @@ class _EvidenceCollector:
     ) -> Drops:
         """Choose how patches are covered."""
         form, patches = self.forms[0], self.forms[0].config["patches"]
-        if self._covers_maps(inputs, at) and has_cells(found.Z, form):
+        if self._covers_maps(inputs, at) and has_cells(found.Z, form.channels):
             return CellDrops(form, found, patches)
         if over is not None:
-            return MapDrops(form, found, over, patches)
+            grid = Grid(over.own.shape[2], over.own.shape[3], patches)
+            return MapDrops(form, found, grid, partial(over.activations, grid.regions), over.at_once)
         covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
         return PixelDrops(form, found, covers, self.tail, additional, targets)
 
@@ -517,53 +483,3 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _unexplained(found: Integral, c: Tensor) -> Tensor:
     """Compute the change of the output minus the sum of contributions, (C, N)."""
     return (found.end - found.start).to(c) - c.sum(2)
-
-
-def among(rows: Tensor, picked: Picked) -> Tensor:
-    """Select the row indices that were picked.
-
-    Args:
-        rows: Row indices.
-        picked: Examples of the data.
-    """
-    return rows[torch.isin(rows, picked.numbers)]
-
-
-def check_varies(y: Tensor) -> None:
-    """Raise if an output has fewer than two examples, or the same value for all.
-
-    Args:
-        y: Outputs of all examples, (M, C).
-    """
-    if len(y) < 2:
-        raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
-    if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
-        raise ValueError(
-            "the output is the same for every example and needs no explanation; check the target and the inputs"
-        )
-
-
-def check_depends(every: Tensor, tail: Tail) -> None:
-    """Raise if contributions are not finite, or all are 0.
-
-    Args:
-        every: Contributions of all examples.
-        tail: The model's rest.
-    """
-    if not bool(every.isfinite().all()):
-        raise ValueError(
-            f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "
-            "layer"
-        )
-    if not bool((every.abs() > 0).any()) and (names := quantised(tail.model)):
-        raise ValueError(
-            f"layer {tail.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, and "
-            "quantised layers have no gradients; explain the float model that was quantised, or fit with "
-            "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
-        )
-    if not bool((every.abs() > 0).any()):
-        raise ValueError(
-            f"layer {tail.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
-            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
-            "autoencoder=SRAE"
-        )

@@ -11,8 +11,7 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,8 +21,8 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
+from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
-from captum_xnn.training._map_covers import CELLS, MapCovers
 
 __all__ = [
     "CellDrops",
@@ -35,33 +34,15 @@ __all__ = [
     "PixelDrops",
     "channels_of",
     "drops_of",
-    "has_cells",
     "images_among",
-    "patch_bounds",
 ]
 
 # Changes of an activation that count as rounding, in units of the last place.
 _ROUNDING = 64
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _ROWS, _CPU_ROWS = 64, 16
-# Most covered feature maps in one batch, and most bytes of them.
-_MAPS, _MAP_BYTES = 256, 1 << 26
-
-
-def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
-    """Compute the start and end of each patch along one side, in pixels.
-
-    Args:
-        size: Pixels along the side.
-        patches: Patches along the side, at most one per pixel.
-
-    Example:
-        >>> patch_bounds(10, 3)
-        [(0, 3), (3, 6), (6, 10)]
-    """
-    patches = min(patches, size)
-    edges = [size * i // patches for i in range(patches + 1)]
-    return list(pairwise(edges))
+# Patches whose cells are summed at once.
+_MAPS = 256
 
 
 class Grid:
@@ -184,19 +165,25 @@ class PixelDrops:
 class MapDrops:
     """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
 
-    The drops use the slopes of the whole image.
+    The drops use the slopes of the whole image. ``activations`` computes Z for pairs of example and patch, with that
+    patch of the feature maps covered (:meth:`captum_xnn.training._map_covers.MapCovers.activations`).
     """
 
-    def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
-        self.form, self.found, self.covers = form, found, covers
-        self.grid = Grid(covers.own.shape[2], covers.own.shape[3], patches)
-        bytes_each = covers.own[0].numel() * covers.own.element_size()
-        self.at_once = max(1, min(_MAPS, _MAP_BYTES // bytes_each))
+    def __init__(
+        self,
+        form: ContributionGroups,
+        found: Integral,
+        grid: Grid,
+        activations: Callable[[Sequence[tuple[int, int]]], Tensor],
+        at_once: int,
+    ) -> None:
+        self.form, self.found, self.grid, self.activations = form, found, grid, activations
+        self.at_once = at_once
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
         at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid.regions, pairs))
+        return _by_slopes(self.form, self.found, at, self.activations(pairs))
 
 
 class CellDrops:
@@ -227,12 +214,6 @@ def drops_of(drops: Drops, n: int) -> Lost:
     activations = torch.cat([one.activations.cpu() for one in every])
     D = activations.shape[1]
     return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
-
-
-def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
-    """Whether the layer's own output is feature maps with cells to cover."""
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
-    return len(places) == 2 and min(places) >= CELLS
 
 
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:

@@ -26,14 +26,31 @@ from captum_xnn.layers._read import run_to_layer
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._trace import trace
 
-__all__ = ["CELLS", "MapCovers", "maps_before"]
+__all__ = ["MapCovers", "has_cells", "maps_before"]
 
 Region = tuple[tuple[int, int], tuple[int, int]]
 
-CELLS = 5
-"""Cells along the shorter side of feature maps that are worth covering."""
+# Cells along the shorter side of feature maps that are worth covering.
+_CELLS = 5
+# Most covered feature maps in one batch, and most bytes of them.
+_MAPS, _MAP_BYTES = 256, 1 << 26
 # Errors that a model raises where its covered maps do not fit to other values of another number of rows.
 _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+def has_cells(Z: Tensor, channels: int) -> bool:
+    """Whether the layer's own output is feature maps with cells to cover.
+
+    Args:
+        Z: The layer's output, (N, ...).
+        channels: Its dimension of channels.
+
+    Example:
+        >>> has_cells(torch.zeros(1, 8, 6, 6), 1), has_cells(torch.zeros(1, 8, 4, 4), 1)
+        (True, False)
+    """
+    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != channels]
+    return len(places) == 2 and min(places) >= _CELLS
 
 
 def maps_before(
@@ -50,12 +67,12 @@ def maps_before(
     twice = torch.tensor([0, 0])
     with torch.no_grad():
         x, more = rows_of(inputs, additional, twice)
-        maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=CELLS).spatial
+        maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=_CELLS).spatial
         if maps is None or maps is tail.layer:
             return None
         first = _Replaced(maps, None)
         _run(tail, x, more, first)
-        if first.calls != 1 or first.seen is None or len(first.seen) != 2 or min(first.seen.shape[2:]) < CELLS:
+        if first.calls != 1 or first.seen is None or len(first.seen) != 2 or min(first.seen.shape[2:]) < _CELLS:
             return None
         # Another image with the maps of the first one. If Z still differs, something goes around the maps.
         x[at][1] = 1 - x[at][1]
@@ -85,6 +102,8 @@ class MapCovers:
         """The layer's output without covers, (N, ...)."""
         self.own = torch.cat([own for _, own in read])
         """The maps without covers, (N, C, H, W)."""
+        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.own[0].numel() * self.own.element_size())))
+        """Number of covered maps to compute at once."""
         self.once = True
         self.copies: Tensor | None = None
 

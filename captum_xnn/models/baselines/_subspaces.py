@@ -149,7 +149,8 @@ class DRSA(ContributionGroups):
         """
         a, slopes = self.factors(integral)
         U = self.directions.to(slopes)
-        found = ((a @ U) * (slopes @ U)).sum(2)
+        with torch.autocast(slopes.device.type, enabled=False):
+            found = ((a @ U) * (slopes @ U)).sum(2)
         return torch.cat([found, (a * slopes).sum((2, 3))[..., None] - found.sum(2, keepdim=True)], 2)
 
     def slopes_of(self, slopes: Tensor, feature: int) -> Tensor:
@@ -160,7 +161,8 @@ class DRSA(ContributionGroups):
             feature: Index of the x-feature.
         """
         G, U = slopes.movedim(self.channels, -1), self.directions.to(slopes)
-        if feature < self.n_features - 1:
-            U = U[:, feature * self.width : (feature + 1) * self.width]
-            return (G @ U @ U.T).movedim(-1, self.channels)
-        return (G - G @ U @ U.T).movedim(-1, self.channels)
+        with torch.autocast(slopes.device.type, enabled=False):
+            if feature < self.n_features - 1:
+                U = U[:, feature * self.width : (feature + 1) * self.width]
+                return (G @ U @ U.T).movedim(-1, self.channels)
+            return (G - G @ U @ U.T).movedim(-1, self.channels)
