@@ -175,7 +175,7 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
     target = torch.nn.functional.one_hot(label, K).to(X) * m[:, None] - m[:, None] / K
     penalty = ridge * X.square().sum(1).mean()
     if n < D:  # the same solution from the smaller of two systems
-        found: Tensor = X.T @ _solved(_gram(X), penalty, target)
+        found = X.T @ _solved(_gram(X), penalty, target)
     else:
         found = _solved(_gram(X.T), penalty, X.T @ target)
     return 1 / K + found
@@ -195,7 +195,8 @@ def _gram(X: Tensor) -> Tensor:
 def _solved(gram: Tensor, penalty: Tensor, target: Tensor) -> Tensor:
     """Solve (gram + penalty I) x = target, in the memory of gram."""
     gram.diagonal().add_(penalty)
-    return torch.linalg.solve(gram, target)
+    found: Tensor = torch.linalg.solve(gram, target)
+    return found
 
 
 def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
