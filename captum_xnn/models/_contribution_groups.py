@@ -376,12 +376,18 @@ def integrate(
     going = torch.ones(len(targets), n, dtype=torch.bool)
     while intervals < most and bool((going := going & _off(made, base, tolerance)).any()):
         rows = going.any(0).nonzero()[:, 0]
-        middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         some = [[of[i] for i in rows.tolist()] for of in targets]
+        # One pass forward for all outputs of an example, and one backward for each; or both for each pair alone.
+        is_sparse = Z is not None and 2 * int(going.sum()) < (1 + len(targets)) * len(rows)
+        if is_sparse:
+            outputs, rows = going.nonzero().T
+            some = [[targets[c][i] for c, i in zip(outputs.tolist(), rows.tolist(), strict=True)]]
+        middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         known = None if Z is None else found.Z[rows.to(found.Z.device)]
         new = tail.along(inputs, additional, base, middles, torch.ones_like(middles), some, Z=known, rows=rows)
-        halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
-        made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
+        gradient = new.gradient[0] if is_sparse else new.gradient[going[:, rows].to(new.gradient.device)]
+        at = going.to(made.slopes.device)
+        made.slopes[at] = (made.slopes[at] + gradient / intervals) / 2
         intervals *= 2
         made.intervals[going] = intervals
     return made
