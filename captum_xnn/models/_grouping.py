@@ -175,10 +175,8 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
     target = torch.nn.functional.one_hot(label, K).to(X) * m[:, None] - m[:, None] / K
     penalty = ridge * X.square().sum(1).mean()
     if n < D:  # the same solution from the smaller of two systems
-        found = X.T @ _solved(_gram(X), penalty, target)
-    else:
-        found = _solved(_gram(X.T), penalty, X.T @ target)
-    return 1 / K + found
+        return 1 / K + X.T @ _solved(_gram(X), penalty, target)
+    return 1 / K + _solved(_gram(X.T), penalty, X.T @ target)
 
 
 def _gram(X: Tensor) -> Tensor:
