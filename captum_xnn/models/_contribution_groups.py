@@ -417,12 +417,18 @@ class _Path(NamedTuple):
         """
         rows = going.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
+        # One pass forward for all outputs of an example, and one backward for each; or both for each pair alone.
+        is_sparse = is_Z_known and 2 * int(going.sum()) < (1 + len(targets)) * len(rows)
+        if is_sparse:
+            outputs, rows = going.nonzero().T
+            targets = [[self.targets[c][i] for c, i in zip(outputs.tolist(), rows.tolist(), strict=True)]]
         middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         ones = torch.ones_like(middles)
         Z = made.Z[rows.to(made.Z.device)] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, middles, ones, targets, Z=Z, rows=rows)
-        halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
-        made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
+        gradient = new.gradient[0] if is_sparse else new.gradient[going[:, rows].to(new.gradient.device)]
+        at = going.to(made.slopes.device)
+        made.slopes[at] = (made.slopes[at] + gradient / intervals) / 2
 
 
 def decides(
