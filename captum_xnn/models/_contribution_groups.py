@@ -40,6 +40,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,10 @@ __all__ = ["ContributionGroups", "Integral", "decides", "integrate"]
 
 # Roundings of the largest output that the output may be off by when a layer gets its own output back.
 _ROUNDINGS = 32
+# Share of the way from the base below which points become no denser: float32 resolves little more.
+_NEAR = 1e-6
+# Share of the change of the output by which contributions are off where the cause is close to the base.
+_MISSED = 0.02
 
 
 class ContributionGroups(nn.Module):
@@ -384,7 +389,53 @@ def integrate(
         made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
         intervals *= 2
         made.intervals[going] = intervals
+    going = going & _off(made, base, tolerance) & _off(made, base, _MISSED * (made.end - made.start).abs())
+    if bool(going.any()):
+        _integrate_near_base(tail, inputs, additional, base, targets, made, going, intervals, is_known=Z is not None)
     return made
+
+
+def _integrate_near_base(
+    tail: Tail,
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    base: Tensor,
+    targets: Sequence[Sequence[Target]],
+    made: Integral,
+    going: Tensor,
+    intervals: int,
+    *,
+    is_known: bool,
+) -> None:
+    """Integrate once more with points that are dense close to the base, and keep results that are ten times as good.
+
+    Feature maps have one number per channel as the base. Their variance there is 0, and instance norm turns that into
+    a derivative of up to 1 / sqrt(eps) within a small part of the first interval.
+    """
+    rows = going.any(0).nonzero()[:, 0]
+    x, more = rows_of(inputs, additional, rows)
+    ts = _near_base(intervals)
+    steps = ts.diff()
+    weights = torch.zeros_like(ts)
+    weights[:-1] += steps / 2
+    weights[1:] += steps / 2
+    some = [[of[i] for i in rows.tolist()] for of in targets]
+    at = rows.to(made.slopes.device)
+    new = tail.along(x, more, base, ts, weights, some, Z=made.Z[at] if is_known else None)
+    again = Integral(new.Z, new.gradient, made.start[:, at], made.end[:, at], made.intervals[:, rows])
+    before = made._replace(Z=made.Z[at], slopes=made.slopes[:, at], start=again.start, end=again.end)
+    better = going[:, rows] & (_error(again, base) < _error(before, base) / 10).cpu()
+    where = torch.zeros_like(going)
+    where[:, rows] = better
+    made.slopes[where.to(made.slopes.device)] = again.slopes[better.to(again.slopes.device)]
+    made.intervals[where] = len(steps)
+
+
+def _near_base(intervals: int) -> Tensor:
+    """Make points in [0, 1] with a density of two equal parts: an even one, and one in proportion to 1 / (t + eps)."""
+    t = np.append(0, np.logspace(-12, 0, 4001))
+    count = (t + np.log1p(t / _NEAR) / math.log1p(1 / _NEAR)) / 2
+    return torch.from_numpy(np.interp(np.linspace(0, 1, intervals + 1), count, t)).float()
 
 
 def decides(
@@ -428,6 +479,11 @@ def _differs(y: Tensor, own: Tensor) -> bool:
 
 def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
     """Mark contributions that do not sum to the change of the output, (C, N)."""
+    error = _error(made, base)
+    return (error > tolerance.to(error).reshape(len(error), -1)).cpu()
+
+
+def _error(made: Integral, base: Tensor) -> Tensor:
+    """Compute by how much contributions miss the change of the output, (C, N)."""
     total = made.contributions(base).flatten(2).sum(2)
-    off = (total - (made.end - made.start).to(total)).abs() > tolerance.to(total).reshape(len(total), -1)
-    return off.cpu()
+    return (total - (made.end - made.start).to(total)).abs()
