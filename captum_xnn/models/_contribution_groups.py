@@ -40,6 +40,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +53,10 @@ __all__ = ["ContributionGroups", "Integral", "decides", "integrate"]
 
 # Roundings of the largest output that the output may be off by when a layer gets its own output back.
 _ROUNDINGS = 32
+# Share of the way from the base below which points become no denser: float32 resolves little more.
+_NEAR = 1e-6
+# Share of the change of the output by which contributions are off where the cause is close to the base.
+_MISSED = 0.02
 
 
 class ContributionGroups(nn.Module):
@@ -359,6 +364,9 @@ def integrate(
         path.halve_intervals(made, going, intervals, is_Z_known=Z is not None)
         intervals *= 2
         made.intervals[going] = intervals
+    going = going & _off(made, base, tolerance) & _off(made, base, _MISSED * (made.end - made.start).abs())
+    if bool(going.any()):
+        path.integrate_near_base(made, going, intervals, is_Z_known=Z is not None)
     return made
 
 
@@ -417,12 +425,55 @@ class _Path(NamedTuple):
         """
         rows = going.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
+        # One pass forward for all outputs of an example, and one backward for each; or both for each pair alone.
+        is_sparse = is_Z_known and 2 * int(going.sum()) < (1 + len(targets)) * len(rows)
+        if is_sparse:
+            outputs, rows = going.nonzero().T
+            targets = [[self.targets[c][i] for c, i in zip(outputs.tolist(), rows.tolist(), strict=True)]]
         middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
         ones = torch.ones_like(middles)
         Z = made.Z[rows.to(made.Z.device)] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, middles, ones, targets, Z=Z, rows=rows)
-        halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
-        made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
+        gradient = new.gradient[0] if is_sparse else new.gradient[going[:, rows].to(new.gradient.device)]
+        at = going.to(made.slopes.device)
+        made.slopes[at] = (made.slopes[at] + gradient / intervals) / 2
+
+    def integrate_near_base(self, made: Integral, going: Tensor, intervals: int, *, is_Z_known: bool) -> None:
+        """Integrate again with points that are dense close to the base; keep, in place, results ten times as good.
+
+        Feature maps have one number per channel as the base. Their variance there is 0, and instance norm turns that
+        into a derivative of up to 1 / sqrt(eps) within a small part of the first interval.
+
+        Args:
+            made: The integral so far.
+            going: The outputs and examples to integrate again, boolean (C, N).
+            intervals: Number of intervals.
+            is_Z_known: Whether the layer's output was known before the model ran.
+        """
+        rows = going.any(0).nonzero()[:, 0]
+        targets = [[of[i] for i in rows.tolist()] for of in self.targets]
+        ts = _near_base(intervals)
+        steps = ts.diff()
+        weights = torch.zeros_like(ts)
+        weights[:-1] += steps / 2
+        weights[1:] += steps / 2
+        at = rows.to(made.slopes.device)
+        Z = made.Z[at] if is_Z_known else None
+        new = self.tail.along(self.inputs, self.additional, self.base, ts, weights, targets, Z=Z, rows=rows)
+        before = Integral(made.Z[at], made.slopes[:, at], made.start[:, at], made.end[:, at], made.intervals[:, rows])
+        after = before._replace(Z=new.Z, slopes=new.gradient)
+        better = going[:, rows] & (_error(after, self.base) < _error(before, self.base) / 10).cpu()
+        where = torch.zeros_like(going)
+        where[:, rows] = better
+        made.slopes[where.to(made.slopes.device)] = after.slopes[better.to(after.slopes.device)]
+        made.intervals[where] = len(steps)
+
+
+def _near_base(intervals: int) -> Tensor:
+    """Make points in [0, 1] with a density of two equal parts: an even one, and one in proportion to 1 / (t + eps)."""
+    t = np.append(0, np.logspace(-12, 0, 4001))
+    count = (t + np.log1p(t / _NEAR) / math.log1p(1 / _NEAR)) / 2
+    return torch.from_numpy(np.interp(np.linspace(0, 1, intervals + 1), count, t)).float()
 
 
 def decides(
@@ -466,6 +517,11 @@ def _differs(y: Tensor, predictions: Tensor) -> bool:
 
 def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
     """Mark contributions that do not sum to the change of the output, (C, N)."""
+    error = _error(made, base)
+    return (error > tolerance.to(error).reshape(len(error), -1)).cpu()
+
+
+def _error(made: Integral, base: Tensor) -> Tensor:
+    """Compute by how much contributions miss the change of the output, (C, N)."""
     total = made.contributions(base).flatten(2).sum(2)
-    off = (total - (made.end - made.start).to(total)).abs() > tolerance.to(total).reshape(len(total), -1)
-    return off.cpu()
+    return (total - (made.end - made.start).to(total)).abs()
