@@ -30,6 +30,8 @@ from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
+from captum_xnn.layers._logits import LOGITS_OF
+from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import one_tensor, outputs_of, run_model
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.plots._names import check_class_names
@@ -99,6 +101,12 @@ class ModelAndInputs:
         return self.model_file.model
 
     @property
+    def prediction_transform(self) -> OutputTransform | None:
+        """Function that turns the model's probabilities into logits; None if it gives logits."""
+        name = self.configuration.probabilities
+        return None if name is None else LOGITS_OF[name]
+
+    @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -117,7 +125,12 @@ class ModelAndInputs:
             ExplainerFileError: If the folder holds no explainers.
             ModelMismatchError: If they were fitted to another model.
         """
-        return XNNAttribution.load(folder, self.model, heatmap=self.heatmap_or_default(heatmap))
+        return XNNAttribution.load(
+            folder,
+            self.model,
+            heatmap=self.heatmap_or_default(heatmap),
+            prediction_transform=self.prediction_transform,
+        )
 
     def heatmap_or_default(self, heatmap: type[Attribution] | Heatmap | None) -> type[Attribution] | Heatmap | None:
         """Return the backend that draws maps, or None for the default of each form.
@@ -158,7 +171,7 @@ class ModelAndInputs:
         Args:
             inputs: Inputs (N, ...), on any device.
         """
-        return outputs_of(self.model, (inputs,))
+        return outputs_of(self.model, (inputs,), self.prediction_transform)
 
     def highest(self, inputs: Tensor, targets: Sequence[Target]) -> list[Target] | None:
         """Find the target with the highest output for each input, in the form that ``explain`` takes.
