@@ -32,11 +32,13 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
-from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
-from captum_xnn.heatmaps._feature_maps import FeatureMaps, Seen
-from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.heatmaps._one_pass import Explained
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._feature_maps import Explained, FeatureMaps, Seen
+from captum_xnn.heatmaps._from_captum import as_heatmap
+from captum_xnn.heatmaps._gradient_maps import GradientMaps
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
+from captum_xnn.heatmaps._numbers import Examples
+from captum_xnn.heatmaps._output_maps import OutputMaps
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._fingerprint import fingerprint
@@ -56,9 +58,9 @@ from captum_xnn.layers._targets import (
 )
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder
-from captum_xnn.models._numbers import Examples, numbers_of_all
+from captum_xnn.models._form import MakeForm
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
+from captum_xnn.training._layer_fit import LayerFit, Log, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
@@ -147,7 +149,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
         self.model = model
         self.n_features = operator.index(n_features)
-        self.heatmap = heatmap_or_default(heatmap)
+        self.heatmap = _backends(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
@@ -579,7 +581,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             heatmap: A Captum class, a backend, or None for the default.
         """
         other = copy.copy(self)
-        other.heatmap = heatmap_or_default(heatmap)
+        other.heatmap = _backends(heatmap)
         return other
 
     def score(
@@ -601,12 +603,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             data = repeatable(data)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
-        own = outputs.columns([target])[:, 0]
-        surrogate = numbers_of_all(explainer.choice(target), found, own, self._reader()).surrogate
-        prediction = own.to(surrogate.dtype)
+        predictions = outputs.columns([target])[:, 0]
+        surrogate = explainer.numbers(target, found, predictions, self._reader()).surrogate
+        predictions = predictions.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
-            return Faithfulness.of(surrogate, prediction)
-        return Faithfulness.of(surrogate, prediction, chunks(found.y_hat), target)
+            return Faithfulness.of(surrogate, predictions)
+        return Faithfulness.of(surrogate, predictions, chunks(found.y_hat), target)
 
     def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
         """Copy what :meth:`explain` takes, and choose the explainer of each example."""
@@ -660,15 +662,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         fitted = self.explainers_.values()
         backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
-        one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
-        return one.attribute(
+        return OutputMaps(unwrap(self.model), backend, self.prediction_transform, self.layer).attribute(
             inputs,
             target,
             additional_forward_args,
             against=against,
             feature=feature,
             internal_batch_size=internal_batch_size,
-            **heatmap_kwargs,
+            settings=heatmap_kwargs,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -735,6 +736,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             explainer.form.to(device)
             xnn.explainers_[saved.layer, explainer.targets] = explainer
         return xnn
+
+
+def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
+    """Turn the argument ``heatmap=`` into a backend, or into the default ones."""
+    if heatmap is None:
+        return DefaultMaps(GradientMaps(), ExcitationMaps())
+    return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)
 
 
 def _check_settings(autoencoder: Any, recipe: Any) -> None:

@@ -285,6 +285,37 @@ class Explanation:
             **options,
         )
 
+    def show_tokens(
+        self,
+        tokens: Sequence[Sequence[str]],
+        indices: Sequence[int] | None = None,
+        *,
+        names: Names | None = None,
+        **options: Any,
+    ) -> Figure:
+        """Draw texts whose words have the colours of the x-features that they drive.
+
+        Args:
+            tokens: The words of each text that is drawn, without padding.
+            indices: Positions of these texts in the batch; all texts if None.
+            names: Names of the x-features, as :meth:`show` takes them.
+            options: Options of :func:`captum_xnn.plots.show_tokens`.
+
+        Raises:
+            ValueError: If the maps have fewer tokens than a text has words, or the names differ between the texts'
+                targets.
+        """
+        from captum_xnn.plots._tokens import show_tokens
+
+        rows = list(range(len(self))) if indices is None else list(indices)
+        return show_tokens(
+            tokens,
+            self.directed_maps()[rows].detach().cpu(),
+            self.contributions[rows].detach().cpu(),
+            names=self._common_names(names, rows),
+            **options,
+        )
+
     def _common_names(self, names: Names | None, rows: Sequence[int]) -> list[str] | None:
         """Return the names of the x-features; raise if they differ between the examples."""
         if not rows:

@@ -31,7 +31,6 @@ from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
-from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, select
 from captum_xnn.metrics._controls import random_maps, random_partition
@@ -329,7 +328,7 @@ class _Scorer(NamedTuple):
 
     def _output_of_batch(self, batch: CoveredBatch) -> _Scored:
         xnn = self.xnn
-        reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+        reader = xnn._reader()
 
         def numbers(inputs: tuple[Tensor, ...], more: Any) -> Tensor:
             copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in (*inputs, *(more or ())))
@@ -454,7 +453,7 @@ def _groups(xnn: XNNAttribution, batch: CoveredBatch, explainer: Explainer) -> C
 
     Its base is that of an exact form. For a learned network, it is the mean activation of the examples.
     """
-    reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+    reader = xnn._reader()
     with untouched(reader.model), torch.no_grad():
         arguments = (*batch.inputs, *(batch.additional or ()))
         Z, y_hat = reader.run(arguments)

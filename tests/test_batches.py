@@ -146,6 +146,20 @@ def test_picked_examples(kind):
     assert list(Batches(X, 4, first_of_batch).picked(wanted[:0])) == []
 
 
+def test_picked_examples_of_small_batches_come_in_larger_ones_that_fit_in_memory(monkeypatch):
+    """The first batch is as large as the loader's; a loader that pads keeps its batches."""
+    wanted = torch.tensor([10, 0, 5, 3, 9, 7, 8])
+    for least, room, sizes in ((4, 4, [2, 4, 1]), (1, 4, [2, 2, 2, 1]), (64, 3, [2, 3, 2]), (64, 1, [2, 2, 2, 1])):
+        monkeypatch.setattr("captum_xnn.activations._batches._BYTES", room * X[0].numel() * X.element_size())
+        data = Seen()
+        found = list(Batches(DataLoader(data, 2), 2, first_of_batch).picked(wanted, least=least))
+        assert [len(p.numbers) for p in found] == sizes
+        assert all(torch.equal(p.inputs, X[p.numbers]) for p in found)
+        assert data.read == torch.cat([p.numbers for p in found]).tolist() == [0, 3, 5, 7, 8, 9, 10]
+    padding = DataLoader(Seen(), 2, collate_fn=lambda examples: (torch.stack([x for x, _ in examples]),))
+    assert [len(p.numbers) for p in Batches(padding, 2, first_of_batch).picked(wanted, least=64)] == [2] * 5 + [1]
+
+
 def test_a_loader_loads_picked_examples_alone_unless_it_pads():
     read = []
     for join in (None, list, lambda examples: (torch.stack([x for x, _ in examples]),)):

@@ -109,8 +109,8 @@ def test_a_model_that_gives_other_outputs_is_refused():
     x, base = torch.randn(4, 3), torch.zeros(3)
     own = Square()(x).T[:1] + 1
     with pytest.raises(ValueError, match=r"output changes when layer 'layer' gets its own output back.*; .*SRAE"):
-        of(Square(), x, base, [[0] * 4], own=own)
-    of(Square(), x, base, [[0] * 4], own=own - 1)
+        of(Square(), x, base, [[0] * 4], predictions=own)
+    of(Square(), x, base, [[0] * 4], predictions=own - 1)
 
 
 def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
@@ -126,7 +126,9 @@ def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
             return (torch.relu(z).reshape(-1, len(x), 3) * x).reshape(-1, 3).sum(1)
 
     model, x = Crossing().double(), torch.randn(5, 3).double()
-    made = of(model, x, torch.zeros(3).double(), [[None] * 5], own=model(x)[None].detach(), tolerance=1e-3, most=4096)
+    made = of(
+        model, x, torch.zeros(3).double(), [[None] * 5], predictions=model(x)[None].detach(), tolerance=1e-3, most=4096
+    )
     c = made.contributions(torch.zeros(3).double())
     torch.testing.assert_close(c[0], (torch.relu(model.layer(x)) * x).detach(), rtol=0, atol=1e-2)
 
@@ -146,7 +148,7 @@ def known(model, x, Z, targets):
     tail = Tail(model, "layer")
     own = tail.outputs((x,), None, targets)
     tolerance = torch.full((len(targets),), 1e-4)
-    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, own=own, Z=Z), tail
+    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, predictions=own, Z=Z), tail
 
 
 def test_a_known_activation_saves_the_modules_before_the_layer():
@@ -206,7 +208,7 @@ def test_instance_norm_whose_variance_is_zero_at_the_base(most):
     """f(t) = m t^2 v / (t^2 v + eps) for one channel of variance v: nearly all of the change lies close to t = 0."""
     x = torch.randn(4, 3, 6, 6) + 1
     base, own = x.mean((0, 2, 3), keepdim=True)[0], Normed()(x)[None]
-    for inputs, options in ((x, {}), (x, {"own": own, "Z": x}), (x[:1].expand_as(x), {"own": own, "Z": x})):
+    for inputs, options in ((x, {}), (x, {"predictions": own, "Z": x}), (x[:1].expand_as(x), {"predictions": own, "Z": x})):
         plain = of(Normed(), x, base, [[None] * 4], intervals=most)  # evenly
         made = of(Normed(), inputs, base, [[None] * 4], tolerance=1e-3, most=most, **options)
         error = (made.contributions(base).flatten(2).sum(2) - (made.end - made.start)).abs().max()

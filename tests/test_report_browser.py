@@ -707,8 +707,50 @@ def test_printing_gives_all_photos_also_those_never_scrolled_to(driver: Any, pag
     # Cards and figures are pictures as well: without them only the gallery's are left.
     driver.execute_script("for (const n of document.querySelectorAll('.chapter, .reading')) n.remove()")
     assert driver.execute_script(seen) < ROWS
-    assert pictures_in(printed(driver)) == ROWS
+    # Each photo in its colours, and in pale greys below a map.
+    assert pictures_in(printed(driver)) >= 3 * ROWS
     assert driver.execute_script(seen) == ROWS
+
+
+def on_paper(driver: Any) -> list[tuple[str, str, bool]]:
+    """The map beside each image on paper, its name, and whether the photo is left in its colours."""
+    try:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        driver.execute_script("dispatchEvent(new Event('beforeprint'))")
+        found = driver.execute_script(
+            """
+            return [...document.querySelectorAll(".item")].map((item) => {
+              const map = item.querySelector(".paper-map"), over = item.querySelector(".pick .over");
+              const photo = !item.querySelector(".pick .mapped") && !over.checkVisibility() && map.checkVisibility();
+              return [map.querySelector(".over").src, map.querySelector("p").textContent, photo];
+            });
+            """
+        )
+        return [(a, b, c) for a, b, c in found]
+    finally:
+        driver.execute_script("dispatchEvent(new Event('afterprint'))")
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_paper_shows_each_image_beside_the_map_of_its_strongest_x_feature(driver: Any, page: Path) -> None:
+    data = opened(driver, page)
+    rows = data["targets"][0]["rows"]
+    named(driver, 1, "golden feather")
+    names = ["x-feature 1", "golden feather", "x-feature 3"]
+    # In these data x-feature 1 is the strongest everywhere: here others are, one of which lowers the output.
+    rows[3]["c"], rows[5]["c"] = [0.5, -9.0, 0.25], [0.5, 1.0, 2.0]
+    driver.execute_script("for (const i of [3, 5]) data.targets[0].rows[i].c = arguments[0][i]", [r["c"] for r in rows])
+    best = [max(range(3), key=lambda k: abs(row["c"][k])) for row in rows]
+    assert set(best) == {0, 1, 2}
+    expected = [(r["maps"][k], f"{signed(r['c'][k], data)} {names[k]}", True) for r, k in zip(rows, best, strict=True)]
+    assert on_paper(driver) == expected
+    # A map that is on is the one on paper, and on screen all is as it was.
+    one(driver, "#toggles [data-map='2']").click()
+    assert on_paper(driver) == [(r["maps"][2], f"{signed(r['c'][2], data)} x-feature 3", True) for r in rows]
+    assert shown_maps(driver) == [row["maps"][2] for row in rows]
+    assert not all_of(driver, ".paper-map")
+    one(driver, "#toggles [data-map='one']").click()
+    assert on_paper(driver) == [(row["one"], "1-Heatmap", True) for row in rows]
 
 
 def test_open_comparison_is_printed_whole_and_alone(driver: Any, page: Path) -> None:

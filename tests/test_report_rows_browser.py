@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks.report_speed import chromium, found, resize
 from captum_xnn import XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.plots._colours import FEATURES
 from captum_xnn.plots._sentence import sentence
 
 pytestmark = [
@@ -64,7 +65,7 @@ def strengths(driver: Any, item: int) -> list[tuple[str, str]]:
         (a, b)
         for a, b in driver.execute_script(
             "return [...document.querySelectorAll('.example')[arguments[0]].querySelectorAll('.token')].map("
-            "(t) => [t.className.replace('token ', ''), t.style.getPropertyValue('--strength')])",
+            "(t) => [t.className.replace('token ', '').replace(' down', ''), t.style.getPropertyValue('--strength')])",
             item,
         )
     ]
@@ -95,6 +96,77 @@ def test_words_have_the_colour_of_their_strongest_x_feature(driver: Any, pages: 
     assert pressed == ["one"]
     # Words are texts, whatever they hold.
     assert any(EVIL in word for word in texts(driver, ".token")) and driver.title == "Texts"
+
+
+def test_colours_of_x_features_are_no_signs_and_dashes_mark_what_lowers(driver: Any, pages: dict[str, Path]) -> None:
+    data = opened(driver, pages["texts"])
+    colours = driver.execute_script(
+        "return [...Array(6).keys()].map((k) => getComputedStyle(document.documentElement).getPropertyValue(`--x${k}`))"
+    )
+    assert tuple(colours) == FEATURES
+    rows = data["targets"][0]["rows"]
+    lower = 0
+    for i in (0, 5, 11):
+        expected = []
+        for j in range(7):
+            values = [rows[i]["maps"][k][j] * rows[i]["strength"][k] for k in range(3)]
+            expected.append(max(values, key=abs) < -0.15)
+        found = driver.execute_script(
+            "return [...document.querySelectorAll('.example')[arguments[0]].querySelectorAll('.token')].map("
+            "(t) => getComputedStyle(t).textDecorationStyle === 'dashed' && t.classList.contains('down'))",
+            i,
+        )
+        assert found == expected
+        lower += sum(expected)
+    assert lower > 0
+    assert "no sign" in text(driver, "#key") and "dashed line" in text(driver, ".reading ol")
+    one(driver, "[data-name-input='1:1']").send_keys("praise")
+    # Words have numbers, so a name keeps its own.
+    assert texts(driver, "#toggles button")[1:4] == ["x-feature 1", "2 praise", "x-feature 3"]
+    one(driver, "#toggles [data-map='1']").click()
+    assert text(driver, "#key") == "praise: orange raises the number, blue lowers it."
+    assert not texts(driver, ".token.down")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_stand_out_and_words_can_be_read_on_them(driver: Any, pages: dict[str, Path], scheme: str) -> None:
+    emulate(driver, scheme)
+    opened(driver, pages["texts"])
+    driver.execute_script(
+        "document.querySelectorAll('.example')[0].querySelectorAll('.token').forEach((t, k) => {"
+        "t.className = `token x${k % 6}`; t.style.setProperty('--strength', '100%'); })"
+    )
+    # A canvas turns any notation of a colour into numbers.
+    pixels = driver.execute_script(
+        """
+        const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const rgb = (...layers) => {
+          for (const layer of layers) { context.fillStyle = layer; context.fillRect(0, 0, 1, 1); }
+          return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        };
+        const of = (node, what) => getComputedStyle(node)[what];
+        const card = of(document.querySelector(".example"), "backgroundColor");
+        const page = of(document.body, "backgroundColor"), root = getComputedStyle(document.documentElement);
+        const words = [...document.querySelector(".example").querySelectorAll(".token")].slice(0, 6);
+        return [words.map((w) => [rgb(of(w, "color")), rgb(card, of(w, "backgroundColor"))]),
+                words.map((_, k) => rgb(root.getPropertyValue(`--x${k}`))), [rgb(card), rgb(page)]];
+        """
+    )
+    words, dots, grounds = pixels
+    assert len(words) == 6
+    assert min(contrast(ink, ground) for ink, ground in words) >= 4.5
+    assert min(contrast(dot, ground) for dot in dots for ground in grounds) >= 3
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """The ratio of luminances by WCAG."""
+
+    def luminance(colour: list[float]) -> float:
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return high / low
 
 
 def test_contributions_are_spread_over_inputs_by_their_maps(driver: Any, pages: dict[str, Path]) -> None:

@@ -20,6 +20,7 @@ from captum_xnn.report._verdict import (
     on_stability,
     on_unexplained,
     stability,
+    two_digits,
     verdict,
 )
 
@@ -46,6 +47,23 @@ def test_unexplained_is_judged_against_a_constant_guess(f_reg: float, level: str
     assert "Over 1,200 examples" in reason.answer and "misses by 4 logits" in reason.answer
     assert "by construction" not in reason.answer
     assert "by construction" in on_unexplained(f_reg, 4.0, 1200, exact=True).answer
+
+
+def test_errors_have_two_digits_at_most_and_no_exponent() -> None:
+    for exponent in range(-12, 8):
+        for first in (1.0, 1.04, 2.5, 3.456789, 9.94, 9.96):
+            value = first * 10.0**exponent
+            said = two_digits(value)
+            assert "e" not in said and float(said.replace(",", "")) == pytest.approx(float(f"{value:.1e}"), rel=1e-9)
+            assert len(said.replace(",", "").replace(".", "").strip("0")) <= 2
+            bound = format_error(value / 1000 / 2, value)
+            assert bound.startswith("less than ")
+            number = float(bound.removeprefix("less than ").replace(",", ""))
+            # One digit, which does not claim more than was found.
+            assert len(f"{number:.9e}".split("e")[0].strip("0").rstrip(".")) == 1
+            assert value / 1000 * (1 - 1e-9) <= number <= 2 * value / 1000
+    assert two_digits(-0.0123) == "-0.012" and two_digits(0.0) == "0"
+    assert format_error(0.0058, 5.8) == "0.0058", "an error of a thousandth has digits of its own"
 
 
 def test_output_that_never_varies_is_explained_by_its_own_value_only() -> None:
@@ -141,7 +159,7 @@ def test_report_answers_first_and_in_words(explained: Any, tmp_path: Path) -> No
     y = xnn.model(images)[:, target]
     spread = float((y - y.mean()).abs().mean())
     assert f"miss the model's output by {format_error(score.f_reg, spread)} logits" in answers
-    assert f"misses by {spread:.3g} logits" in answers
+    assert f"misses by {two_digits(spread)} logits" in answers
     assert f"{100 * score.f_cls:.1f} %" in text
     assert "parts of 3 images" in answers and "noise" in answers
     assert [a["class"] for a in page.named("li") if a.get("class") in ("good", "fair", "poor", "unknown")][1] == "good"

@@ -53,6 +53,8 @@ __all__ = [
     "rows_in",
 ]
 
+# Most bytes of joined batches.
+_BYTES = 1 << 26
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -101,6 +103,14 @@ class Picked(NamedTuple):
             device: The model's device.
         """
         return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
+
+    def among(self, rows: Tensor) -> Tensor:
+        """Select the row indices that are among these examples.
+
+        Args:
+            rows: Row indices in the data.
+        """
+        return rows[torch.isin(rows, self.numbers)]
 
 
 class Batches:
@@ -162,7 +172,12 @@ class Batches:
         else:
             yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
 
-    def picked(self, wanted: Tensor) -> Iterator[Picked]:
+    @property
+    def most(self) -> int | None:
+        """Largest number of examples in a batch; None for an iterable without indices."""
+        return None if self._numbers is None else max(map(len, self._numbers), default=1)
+
+    def picked(self, wanted: Tensor, *, least: int = 1) -> Iterator[Picked]:
         """Yield batches that hold all wanted examples; load as few others as possible.
 
         A loader with a ``collate_fn`` of its own loads whole batches, since inputs may depend on the other examples of
@@ -170,6 +185,8 @@ class Batches:
 
         Args:
             wanted: Rows, in any order.
+            least: Examples in each batch after the first, where the data have smaller batches, can load single
+                examples, and this many take at most 64 MB.
 
         Example:
             >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
@@ -181,8 +198,17 @@ class Batches:
             for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
                 yield Picked(torch.arange(batch.first, batch.first + batch.rows), batch.inputs, batch.additional)
             return
-        indices = list(itertools.chain.from_iterable(self._numbers))
-        groups = torch.split(wanted, max(map(len, self._numbers), default=1)) if len(wanted) else ()
+        size = self.most or 1
+        if size < min(least, len(wanted)):
+            (first,) = self._joined([wanted[:size]])
+            yield first
+            room = _BYTES // max(1, _bytes_of(first.inputs) // size)
+            wanted, size = wanted[size:], max(size, min(least, room))
+        yield from self._joined(torch.split(wanted, size) if len(wanted) else ())
+
+    def _joined(self, groups: Sequence[Tensor]) -> Iterator[Picked]:
+        """Load groups of examples of indexed data, each as one batch."""
+        indices = list(itertools.chain.from_iterable(self._numbers or ()))
         loaded = self._loaded([[indices[row] for row in rows.tolist()] for rows in groups])
         for rows, (inputs, additional) in zip(groups, loaded, strict=True):
             yield Picked(rows, inputs, additional)
@@ -464,8 +490,9 @@ def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
         return
     half = again.dtype in (torch.float16, torch.bfloat16)
     first, now = (values[:, None].flatten(1).float() for values in (before, again))
-    spread, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
-    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-3 * size)  # rounding, in other batches
+    deviation, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
+    # Batches of another size round otherwise.
+    allowed = (0.1 * deviation + 0.02 * size) if half else (0.01 * deviation + 1e-3 * size)
     off = (now - first).abs().amax(1) > allowed
     if bool(off.any()):
         raise ValueError(
@@ -503,6 +530,11 @@ def rows_in(inputs: Any) -> int | None:
         (3, None)
     """
     return next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
+
+
+def _bytes_of(inputs: Any) -> int:
+    """Count the bytes of the tensors among some inputs."""
+    return sum(x.numel() * x.element_size() for x in _many(inputs) if isinstance(x, Tensor))
 
 
 def _many(inputs: Any) -> tuple[Any, ...]:

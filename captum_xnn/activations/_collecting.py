@@ -49,9 +49,10 @@ from captum_xnn.layers._calls import calls_of
 from captum_xnn.layers._fingerprint import differences, fingerprint
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._probe import probe
 from captum_xnn.layers._read import OutputTransform
-from captum_xnn.layers._reader import Reader, checked
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
@@ -149,7 +150,7 @@ class _BatchReader(Reader):
             raise ValueError(_NOTHING)
         self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
         Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
-        return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.spread else None)
+        return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.value_range else None)
 
     def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
         """Raise where examples differ in shape."""

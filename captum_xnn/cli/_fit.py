@@ -19,12 +19,12 @@ from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration, settings_in, targets_of
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, needed
-from captum_xnn.cli._tables import aligned, targets_cells, targets_header
+from captum_xnn.cli._tables import aligned, shortfalls, targets_cells, targets_header
 from captum_xnn.layers._targets import select
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._logs import JSONLines, TensorBoard, line
 from captum_xnn.training._recipe import Recipe
 
@@ -45,11 +45,17 @@ def run_fit(arguments: argparse.Namespace) -> str:
     configuration = Configuration.read(arguments.config, settings_in(arguments))
     opened, xnn = fit(configuration, progress=not arguments.quiet)
     rows = [
-        [*targets_cells(opened, e.targets), f"{e.f_reg:.4f}", "" if e.positives is None else str(e.positives)]
+        [
+            *targets_cells(opened, e.targets),
+            f"{e.f_reg:.4f}",
+            str(e.form.n_features),
+            "" if e.positives is None else str(e.positives),
+        ]
         for e in xnn.explainers_.values()
     ]
+    table = aligned([*targets_header(opened), "F_reg, training", "x-features", "positives"], rows)
     written = f"Written: {configuration.out} (explainers, history, and {CONFIGURATION_FILE} to fit them again)"
-    return "\n".join([aligned([*targets_header(opened), "F_reg, training", "positives"], rows), "", written])
+    return "\n".join([table, "", *shortfalls(opened, xnn.explainers_.values()), written])
 
 
 def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAndInputs, XNNAttribution]:
@@ -150,21 +156,21 @@ def _warn_of_unused(configuration: Configuration) -> None:
 def _history(xnn: XNNAttribution) -> str:
     """Write every record of every explainer as a line of JSON, one explainer after the other."""
     return "".join(
-        line(e.targets if len(e.targets) > 1 else e.targets[0], step)
+        line(e.targets if len(e.targets) > 1 else e.targets[0], record)
         for e in xnn.explainers_.values()
-        for step in e.history
+        for record in e.history
     )
 
 
-def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Step], None]:
+def _logging(configuration: Configuration, history: Path) -> Callable[[Any, Record], None]:
     """Return the callback that receives the records of the fits."""
-    logs: list[Callable[[Any, Step], None]] = [JSONLines(history)]
+    logs: list[Callable[[Any, Record], None]] = [JSONLines(history)]
     if configuration.tensorboard is not None:
         logs.append(TensorBoard(configuration.tensorboard))
 
-    def log(target: Any, step: Step) -> None:
+    def log(target: Any, record: Record) -> None:
         for one in logs:
-            one(target, step)
+            one(target, record)
 
     return log
 

@@ -1,124 +1,22 @@
-"""Arguments of the commands: ``demo`` on digits; ``fit``, ``compare``, ``explain``, ``evaluate``, ``report`` on files.
-
-Each command runs in a module of its own.
-"""
+"""Arguments of the commands, and the parser that reads them."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from captum_xnn import __version__
-from captum_xnn.study._cli import add_parsers as add_study
 
-__all__ = ["main"]
+__all__ = ["Run", "make_parser"]
+
+Run = Callable[[argparse.Namespace], str]
+"""Runs a command, and returns the text to print."""
 
 _MODELS = """A model is a Python file or module with a function load() that returns the trained model. It may also
 define MEAN and STD of the channels and SIZE in pixels, or a function transform, and CLASSES. The command runs the file
 as Python code: pass only files that you trust."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 after printing an error on stderr, or 130 after an interruption.
-
-    Args:
-        argv: Arguments; if None, the arguments of the process.
-
-    Raises:
-        SystemExit: With code 2 for wrong arguments, with code 0 for ``--help`` and ``--version``.
-    """
-    arguments = _parser().parse_args(argv)
-    try:
-        with _messages_on_stderr():
-            said = arguments.run(arguments)
-        from captum_xnn._distributed import speaks  # with torch, which --help and --version do without
-
-        if speaks():
-            print(said)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if arguments.traceback:
-            raise
-        print(f"captum-xnn: error: {_one_line(str(error), error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"captum-xnn: {_one_line('interrupted', error)}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _one_line(text: str, error: BaseException) -> str:
-    """Join an error's message and its notes, such as how to resume, on one line."""
-    return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
-
-
-@contextlib.contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """Print warnings and the package's log as single lines on stderr, inside the context."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("captum-xnn: %(message)s"))
-    log = logging.getLogger("captum_xnn")
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"captum-xnn: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-    log.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show
-            yield
-    finally:
-        log.removeHandler(handler)
-
-
-# The modules of the commands import torch, which --help and --version do without.
-
-
-def _demo(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._demo import run_demo
-
-    return run_demo(arguments)
-
-
-def _layers(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._layers import run_layers
-
-    return run_layers(arguments)
-
-
-def _fit(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._fit import run_fit
-
-    return run_fit(arguments)
-
-
-def _compare(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._compare import run_comparison
-
-    return run_comparison(arguments)
-
-
-def _explain(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._explain import run_explain
-
-    return run_explain(arguments)
-
-
-def _report(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._report import run_report
-
-    return run_report(arguments)
-
-
-def _evaluate(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._evaluation import run_evaluation
-
-    return run_evaluation(arguments)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -132,7 +30,13 @@ def _pair(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"the value in {text!r} is not a number; write it like steps=500") from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(runs: Mapping[str, Run], add_study: Callable[[Any], None]) -> argparse.ArgumentParser:
+    """Make the parser of all commands. Parsed arguments have the command's function as ``run``.
+
+    Args:
+        runs: The function of each command, by name.
+        add_study: Adds the command ``study`` to the sub-parsers.
+    """
     parser = argparse.ArgumentParser("captum-xnn", description="Explain neural networks by a few learned x-features.")
     parser.add_argument("--version", action="version", version=f"captum-xnn {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
@@ -144,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "explainers and reports to open in a browser. The demo takes one to three minutes and needs no download.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=runs["demo"])
     demo.add_argument("--out", default="xnn-demo", metavar="DIR", help="folder to write to")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
     demo.add_argument(
@@ -157,10 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         "of random numbers runs through the model, or the first input of --data. A torchvision model needs no weights.",
         epilog=_MODELS,
     )
-    layers.set_defaults(run=_layers)
+    layers.set_defaults(run=runs["layers"])
     _add_inputs(layers, required=False)
-    _fit_parser(commands)
-    _compare_parser(commands)
+    _fit_parser(commands, runs["fit"])
+    _compare_parser(commands, runs["compare"])
     explain = _on_explainers(
         commands,
         "explain",
@@ -169,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "explanations.jsonl. Of the fitted targets, or of those in --target, the one with the highest output is "
         "explained.",
     )
-    explain.set_defaults(run=_explain)
+    explain.set_defaults(run=runs["explain"])
     explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
     _add_against(explain)
@@ -180,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "Write one HTML page that explains a model's outputs for images: the faithfulness of the explanation, a card "
         "for each x-feature, and all heatmaps. The page needs no other file and no network connection.",
     )
-    report.set_defaults(run=_report)
+    report.set_defaults(run=runs["report"])
     report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
     report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
     _add_against(report)
@@ -202,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure explainers on images",
         "Print F_reg, F_cls and the effective number of x-features for each target, and write them as JSON.",
     )
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=runs["evaluate"])
     evaluate.add_argument("--out", metavar="FILE", help="JSON file to write (evaluation.json beside the explainers)")
     _add_against(evaluate)
     evaluate.add_argument(
@@ -217,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fit_parser(commands: Any) -> None:
+def _fit_parser(commands: Any, run: Run) -> None:
     fit = commands.add_parser(
         "fit",
         help="learn x-features of your model from your images",
@@ -226,7 +130,7 @@ def _fit_parser(commands: Any) -> None:
         "Several processes can share one fit: torchrun --nproc-per-node 2 -m captum_xnn fit ...",
         epilog=_MODELS,
     )
-    fit.set_defaults(run=_fit)
+    fit.set_defaults(run=run)
     fit.add_argument("--config", metavar="FILE", help="TOML file of settings, such as config.toml of an earlier fit")
     fit.add_argument("--out", metavar="DIR", help="folder to save to; overwrites explainers in it")
     fit.add_argument("--store", metavar="DIR", help="store activations in DIR, to save memory and to use them again")
@@ -249,7 +153,7 @@ def _fit_parser(commands: Any) -> None:
     _add_inputs(fit, required=False)
 
 
-def _compare_parser(commands: Any) -> None:
+def _compare_parser(commands: Any, run: Run) -> None:
     compare = commands.add_parser(
         "compare",
         help="compare methods on your model and data, as a table",
@@ -257,7 +161,7 @@ def _compare_parser(commands: Any) -> None:
         "agreement, overlap of drops and maps, stability and cost, with controls and intervals. No labels are used.",
         epilog=_MODELS,
     )
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=run)
     compare.add_argument(
         "--out", required=True, metavar="FILE", help="table to write: .md (Markdown), .tex (LaTeX) or .csv"
     )

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._saved_explainers import model_and_explainers, output_to_compare
+from captum_xnn.cli._tables import shortfalls
 from captum_xnn.report import ReportOptions
 from captum_xnn.report._page import write_report
 
@@ -52,13 +54,14 @@ def run_report(arguments: argparse.Namespace) -> str:
         display=shown if first.dim() > 2 else None,
         against=None if against is None else output_to_compare(opened, targets, against),
         patches=arguments.patches,
-        again=None if arguments.again is None else opened.explainers(arguments.again),
+        again=None if arguments.again is None else XNNAttribution.load(arguments.again, opened.model),
         internal_batch_size=opened.configuration.batch_size,
         cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
         progress=not arguments.quiet,
     )
     path = write_report(arguments.out, xnn, opened.inputs, targets, options)
-    return f"Open this: {path}"
+    explainers = dict.fromkeys(xnn.explainer(target) for target in targets)
+    return "\n".join([*shortfalls(opened, explainers), f"Open this: {path}"])
 
 
 class _ReadNames(Sequence[str]):

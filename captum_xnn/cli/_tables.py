@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from captum_xnn.explanation import middle_cut
@@ -10,8 +10,9 @@ from captum_xnn.layers._targets import Target
 
 if TYPE_CHECKING:
     from captum_xnn.cli._model_and_inputs import ModelAndInputs
+    from captum_xnn.explainer import Explainer
 
-__all__ = ["aligned", "number", "targets_cells", "targets_header"]
+__all__ = ["aligned", "number", "shortfalls", "targets_cells", "targets_header"]
 
 _WIDEST = 40
 """Characters of the outputs of a joint explainer, or of a class's name."""
@@ -28,6 +29,18 @@ def targets_cells(opened: ModelAndInputs, targets: Sequence[Target]) -> list[str
     if opened.model_file.classes is not None:
         cells.append(", ".join(map(opened.name_of, targets)))
     return [middle_cut(cell, _WIDEST) for cell in cells]
+
+
+def shortfalls(opened: ModelAndInputs, explainers: Iterable[Explainer]) -> list[str]:
+    """Return a sentence for each explainer that has fewer x-features than the fit was asked for."""
+    some = list(explainers)
+    return [
+        e.shortfall
+        if len(some) == 1
+        else f"{middle_cut(', '.join(map(opened.name_of, e.targets)), _WIDEST)}: {e.shortfall}"
+        for e in some
+        if e.shortfall
+    ]
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from captum.attr import Attribution
@@ -49,16 +50,17 @@ from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._measures import Measurement, Settings
 from captum_xnn.comparison._methods import named_methods
 from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
 from captum_xnn.comparison._table import MethodComparison
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target, target_groups
-from captum_xnn.training._layer_fit import MakeForm
+from captum_xnn.models._form import MakeForm
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]
@@ -141,13 +143,21 @@ def compare(
             f"repeats is {repeats}; pass 1 to {FOLDS}, as each repeat holds out another fifth of the data, or pass "
             "test= data"
         )
-    settings = Settings(
-        model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images,
-        None if masks is None else as_marks(masks),
-    )  # fmt: skip
+    attribution = partial(
+        XNNAttribution,
+        model,
+        layer,
+        n_features,
+        heatmap=heatmap,
+        recipe=recipe,
+        output_transform=output_transform,
+        prediction_transform=prediction_transform,
+    )
+    reader = Reader.of(model, layer, output_transform, prediction_transform)
+    settings = Settings(attribution, reader, None if masks is None else as_marks(masks))
     unpack = unpack_for(model, unpack)
-    activations = _collected(settings, data, targets, unpack, progress)
-    apart = None if test is None else _collected(settings, test, targets, unpack, progress)
+    activations = _collected(reader, data, targets, unpack, progress)
+    apart = None if test is None else _collected(reader, test, targets, unpack, progress)
     _check_masks(settings.masks, activations, apart)
     splits = Splits.of(activations, apart, targets, images=images, seed=seed)
     values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
@@ -170,7 +180,7 @@ def compare(
                             values[name][key] = (*values[name].get(key, ()), value)
                 bar.update()
     result = MethodComparison(
-        layer=find_layer(unwrap(model), layer)[0],
+        layer=reader.name,
         targets=tuple(targets),
         n_features=n_features,
         train=train,
@@ -231,18 +241,18 @@ def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> No
         )
 
 
-def _collected(settings: Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
+def _collected(reader: Reader, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
     """Run all data through the model once."""
     if isinstance(data, Activations):
         raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
     data = repeatable(data)
     found = collect(
-        settings.model,
-        settings.layer,
+        reader.model,
+        reader.layer,
         data,
         unpack=unpack,
-        output_transform=settings.output_transform,
-        prediction_transform=settings.prediction_transform,
+        output_transform=reader.output_transform,
+        prediction_transform=reader.prediction_transform,
         asked=Asked(targets),
         progress=progress,
     )

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from captum_xnn.excitation_bp._kept_tensor import KeptTensor
 from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.excitation_bp._shares import Affine, Descent, Weighted
+from captum_xnn.excitation_bp._workspace import Workspace
 
 __all__ = [
     "LABEL",
@@ -237,7 +238,7 @@ class Signals(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.descent = Descent(settings.negative)
+        self.descent = Descent(settings.negative, Workspace())
         self.cancels = False
         """Whether the model has sums of nearly cancelling terms, which have large signed shares."""
         self._rules, self._gates, self._rectifies = rules, gates, rectifies

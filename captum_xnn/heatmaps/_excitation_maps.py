@@ -78,6 +78,8 @@ class ExcitationMaps:
 
     runs_once = True
     """Whether one forward pass draws all maps, so that the pass can also read the layer and the outputs."""
+    draws_winners = True
+    """Whether maps are the evidence for one output, whatever its sign, so that a difference of outputs needs two."""
 
     @takes_settings
     def __init__(

@@ -1,7 +1,7 @@
-"""Draw the maps of x-features: build one network for each form, call the backend, and check the maps.
+"""Explain examples: compute the numbers of their x-features, and draw the maps.
 
-Examples with the same number of x-features are drawn together. Where one forward pass can serve the maps and the
-numbers of an explanation, it does. :func:`draw` also draws outputs of the model, for the 1-Heatmap.
+Maps need one network for each form. Examples with the same number of x-features are drawn together. Where one forward
+pass can serve the maps and the numbers, it does. :func:`draw` also draws outputs of the model, for the 1-Heatmap.
 
 Conventions:
     N examples, K x-features, or K outputs of the model. Maps are (N, K, ...).
@@ -14,51 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
-from captum_xnn.heatmaps._one_pass import DrawnAndRead, Explained, Pass
+from captum_xnn.heatmaps._numbers import Examples, Numbers
+from captum_xnn.heatmaps._one_pass import Pass, Reading
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import as_int
 from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._read import UnfitError, WithGraph
-from captum_xnn.layers._reader import checked
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._targets import grouped
+from captum_xnn.layers._targets import grouped, select_each
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Examples
 
-__all__ = ["FeatureMaps", "Part", "Seen", "as_heatmap", "draw"]
-
-
-def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
-    """Turn a class of Captum into a backend, and return a backend unchanged.
-
-    Args:
-        heatmap: A Captum attribution class, or a backend object.
-
-    Raises:
-        TypeError: If ``heatmap`` is neither a class of Captum nor callable.
-
-    Example:
-        >>> from captum.attr import IntegratedGradients
-        >>> as_heatmap(IntegratedGradients)
-        FromCaptum(IntegratedGradients)
-    """
-    if isinstance(heatmap, type):
-        return FromCaptum(heatmap)
-    if isinstance(heatmap, Attribution) or not callable(heatmap):
-        raise TypeError(
-            f"heatmap is an object of type {type(heatmap).__name__}, neither a Captum class nor a heatmap backend; "
-            "pass the class and its settings as FromCaptum(Class, setting=...), since the backend builds the object"
-        )
-    return heatmap
+__all__ = ["Explained", "FeatureMaps", "Part", "Seen", "draw"]
 
 
 class Seen:
@@ -69,6 +43,81 @@ class Seen:
         """Layer at which the maps of groups are drawn, for each explained layer and shape of the inputs."""
         self.two_passes: set[Any] = set()
         """Keys of ``places`` for which one pass does not serve maps and numbers of a learned network."""
+
+
+class DrawnAndRead(NamedTuple):
+    """The results of a forward pass that drew maps as well."""
+
+    maps: tuple[Tensor, ...]
+    """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
+    Z: Tensor
+    """The layer's output, (N, ...)."""
+    y_hat: Tensor
+    """The model's outputs, (N, ...)."""
+
+
+class Explained(NamedTuple):
+    """An explanation without its maps."""
+
+    numbers: Numbers
+    """Numbers of all examples."""
+    prediction: Tensor
+    """The explained output of each example, (N,), in the dtype of the numbers."""
+    read: Reading | DrawnAndRead
+    """The pass that read the first examples, or drew the maps of all of them too."""
+
+    @property
+    def unexplained(self) -> Tensor:
+        """Prediction minus surrogate, (N,), in logits."""
+        return self.prediction - self.numbers.surrogate
+
+    @classmethod
+    def of(
+        cls,
+        examples: Examples,
+        internal_batch_size: int | None = None,
+        *,
+        place: nn.Module | None = None,
+        drawn: DrawnAndRead | None = None,
+    ) -> Explained:
+        """Run the model on examples, and compute their numbers.
+
+        Args:
+            examples: N examples.
+            internal_batch_size: Number of examples explained at once; all of them, if None.
+            place: The layer at which the graph for maps should begin, if maps of all examples follow at once.
+            drawn: What a pass over all examples has read already.
+
+        Raises:
+            ModelMismatchError: If a form was fitted to another shape of Z.
+            ValueError: If a target is out of range, or an output is NaN or infinite.
+        """
+        reader, n = examples.reader, len(examples)
+        read: list[Reading] = []
+
+        def outputs(some: Examples) -> tuple[Tensor, Tensor]:
+            """Read Z and the model's outputs of some examples."""
+            if drawn is not None:
+                return drawn.Z, drawn.y_hat
+            if read:
+                with untouched(reader.model):
+                    return reader.read((*some.inputs, *(some.additional or ())))
+            read.append(Reading.of(reader, some.inputs, some.additional, place))
+            return read[0].Z, read[0].y_hat
+
+        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            """Yield row indices, and the numbers and predictions of these rows."""
+            for rows in torch.split(torch.arange(n), internal_batch_size or n):
+                with torch.inference_mode(False), torch.no_grad():
+                    Z, y_hat = outputs(examples.those(rows))
+                some = examples.those(rows)  # copies again, as a model may have worked in place
+                predictions = select_each(y_hat, some.targets)
+                prefix = read[0].prefix if read and n == 1 else None
+                numbers = some.numbers(Z, predictions, prefix=prefix, whole=examples)
+                yield rows.tolist(), (*numbers, predictions.to(numbers.features.dtype))
+
+        *found, prediction = gathered(made(), n)
+        return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)
 
 
 class FeatureMaps(NamedTuple):
@@ -330,8 +379,7 @@ def _warn_of_blank(
 ) -> None:
     """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
     heatmap, network, _, rows, slopes = parts[0]
-    replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
-    if bool(blank.all()) and not replaces:
+    if bool(blank.all()) and not getattr(heatmap, "replaces_inputs", False):
         x, more = rows_of(inputs, additional, torch.tensor(rows))
         if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
             raise ValueError(reason)
@@ -339,7 +387,8 @@ def _warn_of_blank(
     zero = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
     names = [f"{k + 1} (feature={k})" if network.centred else str(k) for k in zero]
     why = f"by this method nothing in these inputs speaks for it. A dead {what} always has such maps"
-    if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
+    at_baseline = getattr(heatmap, "is_at_baseline", None)
+    if at_baseline is not None and at_baseline(inputs, settings):
         why = "the inputs equal the baseline from which this method measures; pass other baselines"
     elif slopes is not None:
         why = (

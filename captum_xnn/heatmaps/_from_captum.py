@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.heatmaps._canonical import CanonicalNetwork, Twins
 from captum_xnn.heatmaps._completeness import refuse_incomplete
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._hooks import dtypes_restored, outputs_noted, shapes_noted
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts, of_dtype
 from captum_xnn.heatmaps._missing_rules import needs_modules, refuse_unfit
@@ -492,6 +493,30 @@ class FromCaptum:
             f"none; if it gives tokens, say how they lie: FromCaptum({method}, layer='...', tokens='vit'), 'swin' or "
             "'sequence'"
         )
+
+
+def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
+    """Turn a class of Captum into a backend, and return a backend unchanged.
+
+    Args:
+        heatmap: A Captum attribution class, or a backend object.
+
+    Raises:
+        TypeError: If ``heatmap`` is neither a class of Captum nor callable.
+
+    Example:
+        >>> from captum.attr import IntegratedGradients
+        >>> as_heatmap(IntegratedGradients)
+        FromCaptum(IntegratedGradients)
+    """
+    if isinstance(heatmap, type):
+        return FromCaptum(heatmap)
+    if isinstance(heatmap, Attribution) or not callable(heatmap):
+        raise TypeError(
+            f"heatmap is an object of type {type(heatmap).__name__}, neither a Captum class nor a heatmap backend; "
+            "pass the class and its settings as FromCaptum(Class, setting=...), since the backend builds the object"
+        )
+    return heatmap
 
 
 def _not_before(name: str, explained: str) -> LayerNotReachedError:

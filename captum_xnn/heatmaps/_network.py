@@ -37,11 +37,11 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, hookable, quantised, unwrap
 from captum_xnn.layers._read import OutputTransform, WithGraph, read_with_graph, run_to_layer
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
-from captum_xnn.layers._trace import Trace
 
-if TYPE_CHECKING:  # a network gets its form, and makes none
+if TYPE_CHECKING:  # a network gets its form, the model's rest and a trace, and makes none
+    from captum_xnn.layers._tail import Tail
+    from captum_xnn.layers._trace import Trace
     from captum_xnn.models._base import Autoencoder
     from captum_xnn.models._contribution_groups import ContributionGroups
 

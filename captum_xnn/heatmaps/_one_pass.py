@@ -1,7 +1,6 @@
 r"""One forward pass of the model with the graph from a layer, or from the inputs, to the model's output.
 
 The pass gives the explained layer's output Z, the model's outputs, and the gradients of groups of contributions.
-:class:`Explained` computes the numbers of an explanation from it.
 
 Conventions:
     N examples, K x-features to draw.
@@ -12,23 +11,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._pixels import repeated
 from captum_xnn.layers._prefix import Prefix
-from captum_xnn.layers._reader import Reader, checked
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._tail import Tail, frozen
 from captum_xnn.layers._targets import Target, select_each
 from captum_xnn.layers._trace import Tracer
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Examples, Numbers
 
-__all__ = ["DrawnAndRead", "Explained", "Pass", "Reading"]
+if TYPE_CHECKING:  # a reading gets its reader, and makes none
+    from captum_xnn.layers._reader import Reader
+
+__all__ = ["Pass", "Reading"]
 
 
 class _Unfit(Exception):
@@ -182,81 +183,6 @@ class Reading(NamedTuple):
         with untouched(reader.model), tracer.noting():
             Z, y_hat = reader.read((*inputs, *more))
         return cls(Z, y_hat, tracer, None)
-
-
-class DrawnAndRead(NamedTuple):
-    """The results of a forward pass that drew maps as well."""
-
-    maps: tuple[Tensor, ...]
-    """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
-    Z: Tensor
-    """The layer's output, (N, ...)."""
-    y_hat: Tensor
-    """The model's outputs, (N, ...)."""
-
-
-class Explained(NamedTuple):
-    """An explanation without its maps."""
-
-    numbers: Numbers
-    """Numbers of all examples."""
-    prediction: Tensor
-    """The explained output of each example, (N,), in the dtype of the numbers."""
-    read: Reading | DrawnAndRead
-    """The pass that read the first examples, or drew the maps of all of them too."""
-
-    @property
-    def unexplained(self) -> Tensor:
-        """Prediction minus surrogate, (N,), in logits."""
-        return self.prediction - self.numbers.surrogate
-
-    @classmethod
-    def of(
-        cls,
-        examples: Examples,
-        internal_batch_size: int | None = None,
-        *,
-        place: nn.Module | None = None,
-        drawn: DrawnAndRead | None = None,
-    ) -> Explained:
-        """Run the model on examples, and compute their numbers.
-
-        Args:
-            examples: N examples.
-            internal_batch_size: Number of examples explained at once; all of them, if None.
-            place: The layer at which the graph for maps should begin, if maps of all examples follow at once.
-            drawn: What a pass over all examples has read already.
-
-        Raises:
-            ModelMismatchError: If a form was fitted to another shape of Z.
-            ValueError: If a target is out of range, or an output is NaN or infinite.
-        """
-        reader, n = examples.reader, len(examples)
-        read: list[Reading] = []
-
-        def outputs(some: Examples) -> tuple[Tensor, Tensor]:
-            """Read Z and the model's outputs of some examples."""
-            if drawn is not None:
-                return drawn.Z, drawn.y_hat
-            if read:
-                with untouched(reader.model):
-                    return reader.read((*some.inputs, *(some.additional or ())))
-            read.append(Reading.of(reader, some.inputs, some.additional, place))
-            return read[0].Z, read[0].y_hat
-
-        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            """Yield row indices, and the numbers and predictions of these rows."""
-            for rows in torch.split(torch.arange(n), internal_batch_size or n):
-                with torch.inference_mode(False), torch.no_grad():
-                    Z, y_hat = outputs(examples.those(rows))
-                some = examples.those(rows)  # copies again, as a model may have worked in place
-                own = select_each(y_hat, some.targets)
-                prefix = read[0].prefix if read and n == 1 else None
-                numbers = some.numbers(Z, own, prefix=prefix, whole=examples)
-                yield rows.tolist(), (*numbers, own.to(numbers.features.dtype))
-
-        *found, prediction = gathered(made(), n)
-        return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)
 
 
 def _gradients(

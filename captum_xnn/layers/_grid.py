@@ -111,8 +111,8 @@ def halves(image: Tensor, channels: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, *first.shape[1:], generator=generator, dtype=torch.float64)
     values = first.detach().double().cpu()
-    spread = values.std(correction=0)
-    noise = values.mean() + torch.where(spread > 0, spread, 1) * noise
+    std = values.std(correction=0)
+    noise = values.mean() + torch.where(std > 0, std, 1) * noise
     noise = noise.round().clamp(0, 255) if image.dtype == torch.uint8 else noise
     H, W = first.shape[2:]
     made = noise[:1].repeat(5, 1, 1, 1)

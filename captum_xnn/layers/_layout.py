@@ -11,7 +11,7 @@ Conventions:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,6 @@ from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, read_layer
 from captum_xnn.layers._state import eager, untouched
-from captum_xnn.layers._trace import trace
 
 __all__ = ["channel_dimension", "refuse_examples_second", "token_cells"]
 
@@ -99,7 +98,7 @@ def channel_dimension(
                 return found
     if output_transform is not None:
         return 2 if len(shape) == 3 else 1
-    return _by_shape(model, layer, shape, inputs, name)
+    return _by_shape(model, ran, inputs)
 
 
 class _Findings(NamedTuple):
@@ -252,18 +251,17 @@ def _moved(Z: Tensor, before: Tensor) -> Tensor:
     return off > rounding * most
 
 
-def _by_shape(model: nn.Module, layer: nn.Module, shape: Sequence[int], inputs: tuple[Any, ...], name: str) -> int:
-    """Choose the dimension with channels by the shape of a layer's output and by the modules that ran."""
+def _by_shape(model: nn.Module, ran: _Findings, inputs: tuple[Any, ...]) -> int:
+    """Choose the dimension with channels by the shape of a layer's output and by the modules that ran before it."""
+    shape = ran.Z.shape
     if len(shape) == 4:
         at = first_image(inputs)
         image = None if at is None else inputs[at].movedim(image_channels(model, inputs), 1)
         return 3 if has_channels_last(shape, image) else 1
     if len(shape) != 3:
         return 1
-    with untouched(model):
-        ran = trace(model, layer, inputs, name=name).leaves
     first = tuple(kind for kind, dimensions in _FIRST.items() if dimensions == 3)
-    telling = [leaf for leaf in ran if isinstance(leaf, (*first, *_LAST))]
+    telling = [call.module for call, _ in ran.telling if isinstance(call.module, (*first, *_LAST))]
     return 1 if telling and isinstance(telling[-1], first) else 2
 
 

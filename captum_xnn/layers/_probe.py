@@ -197,7 +197,7 @@ def _is_near(a: Tensor, b: Tensor, among: Tensor | None = None) -> bool:
     Args:
         a: Some values.
         b: Other values.
-        among: All rows. A hundredth of their spread passes for rounding.
+        among: All rows. A hundredth of their deviation passes for rounding.
     """
     if a.shape != b.shape:
         return False
@@ -205,7 +205,7 @@ def _is_near(a: Tensor, b: Tensor, among: Tensor | None = None) -> bool:
         return torch.equal(a.to(b.device), b)
     among = (b if among is None else among).double()
     half = a.dtype in (torch.float16, torch.bfloat16)
-    spread = float((among - among.mean(0)).abs().amax()) if among.numel() else 0.0
+    deviation = float((among - among.mean(0)).abs().amax()) if among.numel() else 0.0
     size = float(among.abs().amax()) if among.numel() else 0.0
-    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-4 * size)
+    allowed = (0.1 * deviation + 0.02 * size) if half else (0.01 * deviation + 1e-4 * size)
     return bool(((a.to(b.device).double() - b.double()).abs() <= allowed).all())

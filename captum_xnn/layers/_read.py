@@ -107,13 +107,13 @@ _PLAIN = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 @contextmanager
-def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], own: Sequence[BaseException] = ()) -> Iterator[None]:
+def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], plain: Sequence[BaseException] = ()) -> Iterator[None]:
     """Name the inputs in errors that the model's own code raises in this context.
 
     Args:
         model: A plain module.
         inputs: All positional arguments of the model.
-        own: Errors that say enough; they stay as they are.
+        plain: Errors that name the cause already; they stay as they are.
 
     Raises:
         Exception: Of the class of the model's error.
@@ -129,7 +129,7 @@ def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], own: Sequence[BaseE
     try:
         yield
     except _PLAIN as error:
-        if type(error) not in _PLAIN or any(error is known for known in own):
+        if type(error) not in _PLAIN or any(error is known for known in plain):
             raise
         given = ", ".join(map(_described, inputs))
         text = " ".join(str(error).split())
@@ -182,7 +182,7 @@ def read_layer(
         (tensor([[-1.,  2.]]), tensor([[0., 2.]]))
     """
     seen: list[Tensor] = []
-    own: list[BaseException] = []
+    plain: list[BaseException] = []
     every = isinstance(output_transform, EveryCall)
     thread = threading.get_ident()
 
@@ -192,14 +192,14 @@ def read_layer(
         try:
             Z = _as_tensor(output, name, output_transform)
         except Exception as error:
-            own.append(error)
+            plain.append(error)
             raise
         # A copy, because the next operation may be in place.
         seen[:] = [*(seen if every else ()), Z.clone()]
 
     handle = layer.register_forward_hook(keep)
     try:
-        with eager(), naming_inputs(model, inputs, own):
+        with eager(), naming_inputs(model, inputs, plain):
             output = model(*inputs)
     finally:
         handle.remove()

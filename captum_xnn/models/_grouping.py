@@ -63,7 +63,7 @@ _LARGE = 600
 
 
 def learn_groups(
-    own: Tensor,
+    positives: Tensor,
     others: Tensor,
     drops: Tensor | None,
     K: int,
@@ -75,7 +75,7 @@ def learn_groups(
     """Compute groups (D, K') of at most K x-features; each row sums to 1.
 
     Args:
-        own: Contributions in positives, (m, D).
+        positives: Contributions in positives, (m, D).
         others: Contributions in other examples, (m', D).
         drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
         K: Largest number of x-features.
@@ -87,12 +87,13 @@ def learn_groups(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> two = torch.rand(30, 2, generator=g)  # two reasons, each in three dimensions
-        >>> own = two.repeat_interleave(3, 1)
-        >>> drops = torch.stack([own * torch.tensor([1.0, 1, 1, 0, 0, 0]), own * torch.tensor([0.0, 0, 0, 1, 1, 1])], 1)
-        >>> learn_groups(own, own[:0], drops, 2).sum(0)
+        >>> seen = two.repeat_interleave(3, 1)
+        >>> first, second = torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1])
+        >>> drops = torch.stack([seen * first, seen * second], 1)
+        >>> learn_groups(seen, seen[:0], drops, 2).sum(0)
         tensor([3., 3.], dtype=torch.float64)
     """
-    every = torch.cat([own, others]).double()
+    every = torch.cat([positives, others]).double()
     K = max(1, min(K, every.shape[1]))
     rows = None if drops is None else supporting(drops.double(), (drops if lost is None else lost).double())
     if rows is None:
@@ -101,7 +102,7 @@ def learn_groups(
         X, m, V = rows
         K = min(K, len(X))
         a = hardened(regressed(X, m, patch_clusters(V, m, K, balance=balance), K, ridge))
-    return _merged(a, own.double(), every)
+    return _merged(a, positives.double(), every)
 
 
 def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -279,10 +280,10 @@ def _first_of_largest(values: Tensor) -> int:
     return int((values >= values.max() * (1 - 1e-9)).double().argmax())
 
 
-def _merged(a: Tensor, own: Tensor, every: Tensor) -> Tensor:
+def _merged(a: Tensor, positives: Tensor, every: Tensor) -> Tensor:
     """Merge each group that adds nothing into the group that it correlates with most."""
     while a.shape[1] > 1:
-        given = (own @ a).abs().mean(0)
+        given = (positives @ a).abs().mean(0)
         k = int(given.argmin())
         if given[k] >= _NOTHING * given.sum():
             break

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_xnn.explanation import Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._targets import Target, grouped, positives_of, predicted_classes, select, single_target
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
@@ -40,6 +39,7 @@ from captum_xnn.report._typicality import usual_of
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
     from captum_xnn.explainer import Explainer
+    from captum_xnn.explanation import Explanation
 
 __all__ = ["Card", "Example", "PlacesOfMaps", "annotated_places", "feature_cards", "image_batches"]
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.explanation import Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._targets import Target, predicted_classes
 from captum_xnn.patch_scores import PatchScores, patch_scores
@@ -38,6 +37,7 @@ from captum_xnn.report._typicality import UNUSUAL
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.explanation import Explanation
     from captum_xnn.report._options import ReportOptions
 
 __all__ = ["Gallery", "ImagesRun"]

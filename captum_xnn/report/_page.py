@@ -39,7 +39,7 @@ from captum_xnn.report._image_cards import ImagesRun
 from captum_xnn.report._inputs import are_images
 from captum_xnn.report._options import ReportOptions
 from captum_xnn.report._text_and_table_cards import CellsRun
-from captum_xnn.report._verdict import format_error
+from captum_xnn.report._verdict import format_error, two_digits
 
 if TYPE_CHECKING:  # XNNAttribution.report calls this module
     from captum_xnn.attribution import XNNAttribution
@@ -223,6 +223,7 @@ def _render(parts: str, **content: Any) -> str:
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["signed"] = _signed
     environment.filters["format_error"] = format_error
+    environment.filters["two_digits"] = two_digits
     return environment.from_string(page).render(
         marks=_MARKS,
         style=Markup(style),

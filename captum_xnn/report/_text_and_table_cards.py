@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes
@@ -38,6 +37,7 @@ from captum_xnn.report._output_names import OutputNames
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.explanation import Contributions, Explanation
     from captum_xnn.report._options import ReportOptions
 
 __all__ = ["CellsOfTarget", "CellsRun"]

@@ -286,9 +286,9 @@ def _rotation(L: Tensor, c: Tensor, balance: float) -> Tensor:
                 for j in range(i + 1, r):
                     pair = rotation[[i, j]]
                     d, shares = _doubled(loadings @ pair.T), _doubled(weights @ pair.T).sum(0)
-                    spread = d - d.mean(0)
-                    form = (1 - b) * spread.T @ spread - b * np.outer(shares, shares)
-                    scale = (1 - b) * float(np.square(spread).sum()) + b * float(np.square(shares).sum())
+                    centred = d - d.mean(0)
+                    form = (1 - b) * centred.T @ centred - b * np.outer(shares, shares)
+                    scale = (1 - b) * float(np.square(centred).sum()) + b * float(np.square(shares).sum())
                     angle = _best_angle(form, scale)
                     rotation[[i, j]] = _turn(angle) @ pair
                     largest = max(largest, abs(angle))

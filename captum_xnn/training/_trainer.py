@@ -28,7 +28,7 @@ from captum_xnn.models._scaling import scaling
 from captum_xnn.training._anchors import anchors_of_each
 from captum_xnn.training._checkpoint import FitCheckpoint
 from captum_xnn.training._early_stopping import EarlyStopping
-from captum_xnn.training._history import History, Step
+from captum_xnn.training._history import History, Record
 from captum_xnn.training._problem import Problem
 from captum_xnn.training._stack import Stack
 
@@ -62,7 +62,7 @@ def descend(
     *,
     pretraining: float = 0.0,
     standardise: bool = True,
-) -> list[list[Step]]:
+) -> list[list[Record]]:
     """Minimise a loss by gradient descent, and return the histories.
 
     Args:
@@ -92,7 +92,7 @@ def descend(
     if not standardise:
         by = [Scaling(*(fill(t) for t, fill in zip(one, _UNITS, strict=True))) for one in by]
     Z = _standardised(first.Z, by[0])
-    histories: list[list[Step]] = []
+    histories: list[list[Record]] = []
     size = min(first.ranks.all_of(_together(xnns[0], len(xnns))))  # free memory may differ between devices
     steps = first.recipe.steps * math.ceil(len(xnns) / size)
     with tqdm(total=steps, desc="fitting the x-features", disable=not first.progress, leave=False) as bar:
@@ -159,7 +159,7 @@ class Trainer:
             earliest=(self.pretraining + _RELEASE) * self.recipe.steps,
         )
 
-    def run(self, bar: Any) -> list[list[Step]]:
+    def run(self, bar: Any) -> list[list[Record]]:
         """Train, write the learned weights into the networks, and return the histories.
 
         Args:
@@ -173,7 +173,7 @@ class Trainer:
         learned = sum(w.numel() for w in self.stack.weights.values())
         return 6.0 * learned * self.samplers[0].size
 
-    def _run(self, bar: Any) -> list[list[Step]]:
+    def _run(self, bar: Any) -> list[list[Record]]:
         self._resume(bar)
         while self.stack.alive and self.step < self.recipe.steps:
             for rows, weight in zip(*self._drawn(min(_BLOCK, self.recipe.steps - self.step)), strict=True):

@@ -72,14 +72,14 @@ class Trial:
         return math.fsum(self.scores) / len(self.scores)
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """Standard deviation of the scores over the folds."""
         return math.sqrt(math.fsum((s - self.mean) ** 2 for s in self.scores) / (len(self.scores) - 1))
 
     @property
     def error(self) -> float:
         """Standard error of the mean."""
-        return self.spread / math.sqrt(len(self.scores))
+        return self.std / math.sqrt(len(self.scores))
 
 
 @dataclass(frozen=True)

@@ -105,50 +105,15 @@ print(xnn.score(ids[600:], target=1))
 
 some = [i for i in range(600, 800) if labels[i]][:6]
 why = xnn.explain(ids[some], target=1)
-tokens = why.maps.sum(3)
-print(tuple(tokens.shape), "for", len(some), "reviews, x-features and tokens")
+print(tuple(why.maps.sum(3).shape), "for", len(some), "reviews, x-features and tokens")
 
 # %%
 # Tokens coloured by x-feature
 # ----------------------------
-# Each token takes the colour of the x-feature to which it adds most, and is as strong as its share.
+# Each word has the colour and the number of the x-feature that it drives most. The colour is as deep as the word's part
+# of the contribution. A dashed line below a word says that its part lowers the output.
 
-from matplotlib import pyplot as plt
-
-colours = ("#d95f02", "#1b9e77", "#7570b3")
-
-
-def coloured(rows):
-    figure, axes = plt.subplots(
-        figsize=(9, 0.5 * len(rows) + 0.4), layout="constrained"
-    )
-    axes.set(xlim=(0, 1.15 * longest), ylim=(-0.7, len(rows) - 0.2))
-    axes.axis("off")
-    limit = float(tokens.clamp(min=0).max())
-    for line, row in enumerate(rows):
-        for place, word in enumerate(texts[some[row]]):
-            share, k = tokens[row, :, place].max(0)
-            strength = max(0.0, float(share)) / limit
-            box = {
-                "facecolor": colours[k],
-                "alpha": strength,
-                "edgecolor": "none",
-                "pad": 3,
-            }
-            axes.text(1.15 * place, len(rows) - 1 - line, word, bbox=box, fontsize=10)
-    for k, colour in enumerate(colours[: tokens.shape[1]]):
-        axes.text(
-            2.2 * k,
-            -0.65,
-            f"x-feature {k + 1}",
-            color=colour,
-            fontsize=10,
-            weight="bold",
-        )
-    return figure
-
-
-coloured(range(len(some)))
+why.show_tokens([texts[i] for i in some])
 
 # %%
 # The sentence

@@ -347,13 +347,28 @@ for (const box of document.querySelectorAll(".show-crop-maps")) {
   });
 }
 
-// On paper all photos are there, seen or not, with the map of the gallery. A modal dialog would be cut at the end of the
-// first page, so it is printed as part of the page.
+// On paper all photos are there, seen or not, each beside a map: that of the whole gallery, or of the image's strongest
+// x-feature. A modal dialog would be cut at the end of the first page, so it is printed as part of the page.
+function mapOnPaper(item) {
+  const row = rowOf(item.index), k = state.on ?? strongest(row), node = make("div", "paper-map");
+  const picture = frame(item.index, k, state.scale === "shared");
+  for (const image of picture.querySelectorAll("img")) image.decoding = "sync";
+  const label = make("p", "map-name");
+  if (k !== ONE) label.append(make("b", side(row.c[k]), signed(row.c[k])), " ");
+  label.append(nameOf(k));
+  node.append(picture, label);
+  return node;
+}
+
 addEventListener("beforeprint", () => {
   for (const item of items) {
     enliven(item);
     item.photo.decoding = "sync";
-    drawMap(item);
+    item.over.hidden = true;
+    item.box.classList.remove("mapped");
+    item.drawn = "";
+    item.node.querySelector(".paper-map")?.remove();
+    item.bars.before(mapOnPaper(item));
   }
   if (el("comparison").matches(":modal")) {
     el("comparison").close();
@@ -362,6 +377,10 @@ addEventListener("beforeprint", () => {
   }
 });
 addEventListener("afterprint", () => {
+  for (const item of items) {
+    item.node.querySelector(".paper-map")?.remove();
+    drawMap(item);
+  }
   if (!state.modal) return;
   state.modal = false;
   el("comparison").close();

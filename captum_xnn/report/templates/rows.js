@@ -2,10 +2,13 @@
 // Texts and tables: tokens coloured by x-feature, or input features with their parts of each contribution.
 
 const box = el("examples");
-const COLOURS = 8, INPUTS = 12;
+const COLOURS = 6, INPUTS = 12, VISIBLE = 0.15;
 
 // A cell's value for an x-feature, in [-1, 1]: as strong as the contribution.
 const strengthOf = (row, k, j) => row.maps[k][j] * row.strength[k];
+
+// Words have the number of their x-feature, so its name has it too.
+const numbered = (k) => (data.kind === "texts" && given(target().key, k) ? `${k + 1} ${nameOf(k)}` : nameOf(k));
 
 function strongestAt(row, j) {
   return featureList().reduce((best, k) => (Math.abs(strengthOf(row, k, j)) > Math.abs(strengthOf(row, best, j)) ? k : best), 0);
@@ -29,7 +32,10 @@ function tokens(row, cells) {
     const k = on === null ? strongestAt(row, j) : null;
     const value = on === null ? strengthOf(row, k, j) : on === ONE ? row.one[j] : row.maps[on][j];
     colour(token, value, k);
-    if (k !== null && Math.abs(value) > 0.25) token.append(make("sub", "", String(k + 1)));
+    if (k !== null && Math.abs(value) > VISIBLE) {
+      token.append(make("sub", "", String(k + 1)));
+      token.classList.toggle("down", value < 0);
+    }
     token.title = featureList().map((f) => `${nameOf(f)} ${signed(partsOf(row, f)[j])}`).join("\n");
     node.append(token, " ");
   });
@@ -67,6 +73,18 @@ function table(row, example) {
   return scroller;
 }
 
+// What the colours say. On paper, where the buttons are gone, it also lists the x-features.
+function drawKey() {
+  const key = el("key"), all = state.on === null && data.kind === "texts";
+  key.replaceChildren(...(all ? featureList() : []).map((k) => {
+    const node = make("span", "named on-paper");
+    node.append(make("span", `dot x${k % COLOURS}`), numbered(k));
+    return node;
+  }));
+  key.append(all ? "Colour and number of a word: the x-feature that it drives most. The colour is no sign: a dashed line below a word says that it lowers the number."
+    : `${state.on === ONE ? "1-Heatmap: o" : state.on === null ? "O" : `${nameOf(state.on)}: o`}range raises the number, blue lowers it.`);
+}
+
 const SORTS = {
   given: () => 0,
   unexplained: (index) => -Math.abs(unexplained(rowOf(index))),
@@ -93,10 +111,11 @@ function drawExamples() {
 function drawNames() {
   for (const button of el("toggles").children) {
     const k = button.dataset.map;
-    if (k !== "all" && k !== ONE) button.lastChild.textContent = nameOf(Number(k));
+    if (k !== "all" && k !== ONE) button.lastChild.textContent = numbered(Number(k));
   }
   for (const option of el("sort").options) if (!(option.value in SORTS)) option.textContent = `contribution of ${nameOf(Number(option.value))}`;
   drawExamples();
+  drawKey();
 }
 
 const drawOutput = drawExamples;
@@ -110,7 +129,7 @@ function offerToggles() {
     button.dataset.map = k;
     button.setAttribute("aria-pressed", String(k === (state.on ?? "all")));
     if (data.kind === "texts" && k !== "all" && k !== ONE) button.append(make("span", `dot x${k % COLOURS}`));
-    button.append(make("span", "", k === "all" ? "all x-features" : k === ONE ? "1-Heatmap" : nameOf(k)));
+    button.append(make("span", "", k === "all" ? "all x-features" : k === ONE ? "1-Heatmap" : numbered(k)));
     button.addEventListener("click", () => toggle(k));
     return button;
   }));
@@ -127,6 +146,7 @@ function toggle(k) {
   state.on = k === "all" ? null : k;
   for (const button of el("toggles").children) button.setAttribute("aria-pressed", String(button.dataset.map === String(k)));
   drawExamples();
+  drawKey();
 }
 
 el("sort").addEventListener("change", drawExamples);

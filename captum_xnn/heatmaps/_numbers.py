@@ -8,31 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations
-from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
-from captum_xnn.activations._memmap import chunks
 from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._prefix import Prefix
-from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._tail import Tail
-from captum_xnn.layers._targets import Target, grouped, select_each
+from captum_xnn.layers._targets import Target, grouped
 from captum_xnn.models._base import Autoencoder
 from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.models._form import Choice, Form
 
-__all__ = ["Choice", "Examples", "Form", "Numbers", "numbers_of_all"]
+if TYPE_CHECKING:  # examples get the reader of their layer, and make none
+    from captum_xnn.layers._reader import Reader
+    from captum_xnn.layers._tail import Tail
 
-# Examples that the model runs on at once, where it runs on data again.
-_AT_ONCE = 64
-
-Form = Autoencoder | ContributionGroups
-"""An explanation network: a learned network or groups of contributions."""
+__all__ = ["Examples", "Numbers", "check_shape", "numbers_of_network"]
 
 
 class Numbers(NamedTuple):
@@ -60,23 +54,12 @@ class Numbers(NamedTuple):
         return self._replace(features=pad(self.features, more), contributions=pad(self.contributions, more))
 
 
-class Choice(NamedTuple):
-    """The form that explains an example, and the explained output."""
-
-    form: Form
-    output: int
-    """Index of the output among those that the form explains."""
-    target: Target
-    """The same output among the model's outputs, or its difference from another one."""
-    against: int | None = None
-    """Index of the output that a learned network subtracts; None subtracts nothing."""
-
-
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Examples to explain, each with the form that explains it.
 
     Example:
+        >>> from captum_xnn.layers._reader import Reader
         >>> from captum_xnn.models._srae import SRAE
         >>> reader, x = Reader.of(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU()), "1"), torch.rand(3, 2)
         >>> with torch.no_grad():
@@ -113,13 +96,13 @@ class Examples:
         return Examples([self.choices[i] for i in rows.tolist()], self.reader, x, more)
 
     def numbers(
-        self, Z: Tensor, own: Tensor, *, prefix: Prefix | None = None, whole: Examples | None = None
+        self, Z: Tensor, predictions: Tensor, *, prefix: Prefix | None = None, whole: Examples | None = None
     ) -> Numbers:
         """Compute the numbers of each example by its form. x-features that a form lacks are zero.
 
         Args:
             Z: Activations (N, ...).
-            own: The explained output of each example, (N,).
+            predictions: The explained output of each example, (N,).
             prefix: If there is one example, the outputs of the modules up to the layer.
             whole: The examples that these are a part of, so that the numbers of all parts have the same shapes.
 
@@ -132,88 +115,35 @@ class Examples:
         def made() -> Iterator[tuple[list[int], Numbers]]:
             for choice, rows in grouped(self.choices):
                 form = choice.form.to(Z.device)
-                _check_shape(form, Z, self.reader.name)
+                check_shape(form, Z, self.reader.name)
                 if isinstance(form, ContributionGroups):
                     some, tail = self.those(torch.tensor(rows)), self.reader.tail(prefix)
-                    numbers = _of_groups(form, choice, Z[rows], own[rows], tail, (some.inputs, some.additional))
+                    numbers = _of_groups(form, choice, Z[rows], predictions[rows], tail, (some.inputs, some.additional))
                 else:
-                    numbers = _of_network(form, choice, Z[rows], sloping)
+                    numbers = numbers_of_network(form, choice, Z[rows], sloping)
                 yield rows, numbers.wide(most)
 
         with torch.inference_mode(False), torch.no_grad():
             return Numbers(*gathered(made(), len(Z)))
 
 
-def numbers_of_all(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> Numbers:
-    """Compute the numbers of one output on all examples, on the CPU and without slopes.
-
-    A learned network reads the activations. Groups of contributions need the model, which runs on the inputs again.
+def numbers_of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bool) -> Numbers:
+    """Compute the numbers of a learned network.
 
     Args:
-        choice: The form and the output.
-        found: Activations of M examples.
-        own: The explained output of each example, (M,).
-        reader: Reader of the layer.
-
-    Raises:
-        ModelMismatchError: If the form was fitted to another shape of Z.
-        ValueError: If groups are to be read from activations without inputs, or the inputs have changed.
-
-    Example:
-        >>> from captum_xnn.models._srae import SRAE
-        >>> reader = Reader.of(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU()), "1")
-        >>> found = Activations(Z=torch.rand(9, 4), y_hat=torch.rand(9, 4), layer="1")
-        >>> numbers_of_all(Choice(SRAE(4, 2), 0, 1), found, found.y_hat[:, 1], reader).contributions.shape
-        torch.Size([9, 2])
+        form: The network.
+        choice: The output.
+        Z: Activations (N, ...).
+        sloping: Whether to add slopes of 0, as other forms of the same examples have slopes.
     """
-    if isinstance(choice.form, ContributionGroups):
-        parts = _again(choice, found, own, reader)
-    else:
-        parts = _encoded(choice.form, choice, found)
-    made = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in parts]
-    return Numbers(*(torch.cat([value.cpu() for value in values]) for values in zip(*made, strict=True)))
-
-
-def _encoded(form: Autoencoder, choice: Choice, found: Activations) -> Iterator[Numbers]:
-    """Yield the numbers of a learned network, part by part of the activations."""
-    weight = form.head.weight
-    for Z in chunks(found.Z):
-        _check_shape(form, Z, found.layer)
-        with torch.no_grad():
-            yield _of_network(form, choice, Z.to(weight.device), sloping=False)
-
-
-def _again(choice: Choice, found: Activations, own: Tensor, reader: Reader) -> Iterator[Numbers]:
-    """Yield the numbers of groups of contributions, batch by batch of the inputs, which must be those of Z."""
-    if found.source is None:
-        raise ValueError(
-            "these activations do not say which inputs they belong to, and contributions need the inputs again; "
-            "pass the data themselves"
-        )
-    count = 0
-    for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).those(lambda _first, _end: True):
-        rows = torch.arange(batch.first, batch.first + batch.rows)
-        with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
-            inputs, additional = batch.on(reader.device)
-            Z, y_hat = reader.read((*inputs, *additional))
-        again = select_each(y_hat, [choice.target] * batch.rows)
-        refuse_changed(own[rows].cpu(), again.to(own.dtype).cpu(), rows)
-        # Copies again, as a model may have worked in place.
-        yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
-        count += batch.rows
-    refuse_lack(count, torch.arange(len(own)))
-
-
-def _of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bool) -> Numbers:
-    """Compute the numbers of a learned network, with slopes of 0 if another form has slopes."""
     with torch.autocast(Z.device.type, enabled=False):
         E = form.encode(Z.to(form.dtype))
         y_bar = form.head(E)
     slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
     bias, contributions = form.head.bias.expand(len(E), -1), form.contributions
     if choice.against is None:
-        own = choice.output
-        return Numbers(E, contributions(E, own), bias[:, own], y_bar[:, own], slopes)
+        i = choice.output
+        return Numbers(E, contributions(E, i), bias[:, i], y_bar[:, i], slopes)
     a, b = choice.output, choice.against
     divided = contributions(E, a) - contributions(E, b)
     return Numbers(E, divided, bias[:, a] - bias[:, b], y_bar[:, a] - y_bar[:, b], slopes)
@@ -223,26 +153,35 @@ def _of_groups(
     form: ContributionGroups,
     choice: Choice,
     Z: Tensor,
-    own: Tensor,
+    predictions: Tensor,
     tail: Tail,
     arguments: tuple[tuple[Tensor, ...], tuple[Any, ...] | None],
 ) -> Numbers:
     """Compute the numbers of groups of contributions, where Z and the model's outputs are known."""
-    targets, scale = [[choice.target] * len(own)], form.scale[choice.output : choice.output + 1]
+    targets, scale = [[choice.target] * len(predictions)], form.scale[choice.output : choice.output + 1]
     with untouched(tail.model):
-        made = form.integral(tail, *arguments, targets, own=own[None], Z=Z, scale=scale)
+        made = form.integral(tail, *arguments, targets, predictions=predictions[None], Z=Z, scale=scale)
     E = form.features(form.contributions(made)[0])
     bias = made.start[0].to(E)
     return Numbers(E, E, bias, bias + E.sum(1), made.slopes[0])
 
 
-def _check_shape(form: Form, Z: Tensor, layer: str) -> None:
-    """Raise if a layer's output lacks the shape that a form was fitted to."""
+def check_shape(form: Form, Z: Tensor, layer: str) -> None:
+    """Raise if a layer's output lacks the shape that a form was fitted to.
+
+    Args:
+        form: The form.
+        Z: The layer's output, (N, ...).
+        layer: Name of the layer.
+
+    Raises:
+        ModelMismatchError: If the shapes differ.
+    """
     shape = form.config["shape"]
     fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
     if isinstance(form, ContributionGroups):  # the number of places is free
         fits = Z.dim() - 1 == form.base.dim() and all(
-            size == own or own == 1 for size, own in zip(Z.shape[1:], form.base.shape, strict=True)
+            size == fitted or fitted == 1 for size, fitted in zip(Z.shape[1:], form.base.shape, strict=True)
         )
     if not fits:
         raise ModelMismatchError(
