@@ -618,7 +618,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         _refuse_whole(reader, tensors, additional)
         if any(self._fitted_already(reader.name, t) is None for t in dict.fromkeys(targets)):
             with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
-                some, more = rows_of(tensors, additional, torch.arange(len(targets))[:_READ])
+                some, more = rows_of(tensors, additional, torch.arange(len(targets), device="cpu")[:_READ])
                 _, y_hat = reader.read((*some, *(more or ())))
             for t in dict.fromkeys(targets):
                 select(y_hat, t)  # raises for a target out of range before another one is fitted

@@ -154,7 +154,7 @@ def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Read
         )
     count = 0
     for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).those(lambda _first, _end: True):
-        rows = torch.arange(batch.first, batch.first + batch.rows)
+        rows = torch.arange(batch.first, batch.first + batch.rows, device="cpu")
         with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
             inputs, additional = batch.on(reader.device)
             Z, y_hat = reader.read((*inputs, *additional))
@@ -163,4 +163,4 @@ def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Read
         # Copies again, as a model may have worked in place.
         yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
         count += batch.rows
-    refuse_lack(count, torch.arange(len(predictions)))
+    refuse_lack(count, torch.arange(len(predictions), device="cpu"))

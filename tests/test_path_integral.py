@@ -208,7 +208,11 @@ def test_instance_norm_whose_variance_is_zero_at_the_base(most):
     """f(t) = m t^2 v / (t^2 v + eps) for one channel of variance v: nearly all of the change lies close to t = 0."""
     x = torch.randn(4, 3, 6, 6) + 1
     base, own = x.mean((0, 2, 3), keepdim=True)[0], Normed()(x)[None]
-    for inputs, options in ((x, {}), (x, {"predictions": own, "Z": x}), (x[:1].expand_as(x), {"predictions": own, "Z": x})):
+    for inputs, options in (
+        (x, {}),
+        (x, {"predictions": own, "Z": x}),
+        (x[:1].expand_as(x), {"predictions": own, "Z": x}),
+    ):
         plain = of(Normed(), x, base, [[None] * 4], intervals=most)  # evenly
         made = of(Normed(), inputs, base, [[None] * 4], tolerance=1e-3, most=most, **options)
         error = (made.contributions(base).flatten(2).sum(2) - (made.end - made.start)).abs().max()

@@ -97,7 +97,7 @@ class CellsOfTarget:
         some = some[: most - sum(len(covered.first) for covered in self.covered)]
         if some:
             inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some))
+            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some, device="cpu"))
             self.covered.append(CoveredBatch(x, more, [len(cells[i]) for i in some]))
 
     def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str]) -> None:
@@ -273,7 +273,9 @@ def _rows_of_cells(
         row = {
             **numbers_of(why, i, own[i]),
             "maps": [[short(v) for v in values.tolist()] for values in maps],
-            "one": [short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1))[0, 0].tolist()],
+            "one": [
+                short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1, device="cpu"))[0, 0].tolist()
+            ],
             "strength": [round(s, 3) for s in strengths(maps[:, None], contributions)],
         }
         yield row, maps
