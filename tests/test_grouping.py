@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups, supporting
+from captum_xnn.models._grouping import (
+    _gram,
+    _leading,
+    hardened,
+    learn_groups,
+    patch_clusters,
+    regressed,
+    spectral_groups,
+    supporting,
+)
 
 
 def double_rand(*shape):
@@ -124,6 +133,25 @@ def test_ridge_regression_by_loops(n, D):
     (slope,) = torch.autograd.grad(objective(at), at)
     assert slope.abs().max() < 1e-9
     torch.testing.assert_close(a.sum(1), torch.ones(D).double())
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 9, 70])
+def test_inner_products_by_loops(n):
+    X = double_rand(n, 5) - 0.5
+    found = _gram(X)
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found, torch.stack([torch.stack([(a * b).sum() for b in X]) for a in X]))
+
+
+def test_leading_eigenvectors_of_a_large_matrix_are_those_of_all():
+    """The search for a few takes one thread, and changes neither the matrix nor the number of threads."""
+    before = torch.get_num_threads()
+    X = double_rand(650, 650) - 0.5
+    matrix = X @ X.T + 500 * torch.outer(X[0], X[0])
+    kept = matrix.clone()
+    found, all_of_them = _leading(matrix, 3), torch.linalg.eigh(matrix)[1]
+    torch.testing.assert_close((found.T @ all_of_them[:, -3:]).abs(), torch.eye(3).double(), rtol=0, atol=1e-7)
+    assert torch.equal(matrix, kept) and torch.get_num_threads() == before
 
 
 def test_hardening_by_hand():

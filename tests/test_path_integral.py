@@ -77,20 +77,31 @@ def test_only_examples_that_are_off_take_more_intervals():
     assert off.abs().max() <= 0.01
 
 
-def test_outputs_beside_each_other_change_nothing():
-    """Each takes the intervals that it would take alone, with a tolerance of its own for each example."""
-    model = nn.Sequential(nn.Identity(), nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 2)).double()
+@pytest.mark.parametrize("is_known", [False, True])
+def test_outputs_beside_each_other_change_nothing(is_known, monkeypatch):
+    """Each takes the intervals that it would take alone, with a tolerance of its own for each example.
+
+    With known activations, few pairs of an output and an example that are left run without the other outputs.
+    """
+    C, counts, along = 6, [], Tail.along
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, C)).double()
     x, base = torch.randn(5, 2).double() * 4, torch.zeros(2).double()
-    tolerance = torch.rand(2, 5) * 0.02
+    tolerance = torch.rand(C, 5) * 0.02 + torch.tensor([0.0, 0, 9, 9, 9, 9])[:, None]
     some = {"intervals": 2, "most": 64}
-    both = integrate(Tail(model, "0"), (x,), None, base, [[0] * 5, [1] * 5], tolerance=tolerance, **some)
-    assert len(both.intervals.unique()) > 2
-    for c in range(2):
+    with torch.no_grad():
+        known = {"Z": x, "own": model(x).T} if is_known else {}
+    monkeypatch.setattr(Tail, "along", lambda self, *a, **k: (counts.append(len(a[5])), along(self, *a, **k))[1])
+    every = integrate(
+        Tail(model, "0"), (x,), None, base, [[c] * 5 for c in range(C)], tolerance=tolerance, **some, **known
+    )
+    assert set(counts) == ({C, 1} if is_known else {C})
+    assert len(every.intervals.unique()) > 2
+    for c in range(C):
         for n in range(5):
             at = tolerance[c : c + 1, n : n + 1]
             alone = integrate(Tail(model, "0"), (x[n : n + 1],), None, base, [[c]], tolerance=at, **some)
-            assert alone.intervals[0, 0] == both.intervals[c, n]
-            torch.testing.assert_close(alone.slopes[0, 0], both.slopes[c, n])
+            assert alone.intervals[0, 0] == every.intervals[c, n]
+            torch.testing.assert_close(alone.slopes[0, 0], every.slopes[c, n])
 
 
 def test_intervals_stop_at_the_most():

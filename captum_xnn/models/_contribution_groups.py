@@ -425,40 +425,48 @@ class _Path(NamedTuple):
         """
         rows = going.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
+        # One pass forward for all outputs of an example, and one backward for each; or both for each pair alone.
+        is_sparse = is_Z_known and 2 * int(going.sum()) < (1 + len(targets)) * len(rows)
+        if is_sparse:
+            outputs, rows = going.nonzero().T
+            targets = [[self.targets[c][i] for c, i in zip(outputs.tolist(), rows.tolist(), strict=True)]]
         middles = (torch.arange(intervals, dtype=torch.float32, device="cpu") + 0.5) / intervals
         ones = torch.ones_like(middles)
         Z = made.Z[rows.to(made.Z.device)] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, middles, ones, targets, Z=Z, rows=rows)
-        halved = (made.slopes[:, rows.to(made.slopes.device)] + new.gradient / intervals) / 2
-        made.slopes[going.to(made.slopes.device)] = halved[going[:, rows].to(halved.device)]
+        gradient = new.gradient[0] if is_sparse else new.gradient[going[:, rows].to(new.gradient.device)]
+        at = going.to(made.slopes.device)
+        made.slopes[at] = (made.slopes[at] + gradient / intervals) / 2
 
     def integrate_near_base(self, made: Integral, going: Tensor, intervals: int, *, is_Z_known: bool) -> None:
-        """Integrate anew with points that are dense close to the base, and keep slopes that are ten times as good.
+        """Integrate again with points that are dense close to the base; keep, in place, results ten times as good.
 
         Feature maps have one number per channel as the base. Their variance there is 0, and instance norm turns that
         into a derivative of up to 1 / sqrt(eps) within a small part of the first interval.
 
         Args:
-            made: The integral so far, which is changed in place.
-            going: The outputs and examples to integrate anew, boolean (C, N).
+            made: The integral so far.
+            going: The outputs and examples to integrate again, boolean (C, N).
             intervals: Number of intervals.
             is_Z_known: Whether the layer's output was known before the model ran.
         """
         rows = going.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
         ts = _near_base(intervals)
+        steps = ts.diff()
         weights = torch.zeros_like(ts)
-        weights[:-1] += ts.diff() / 2
-        weights[1:] += ts.diff() / 2
+        weights[:-1] += steps / 2
+        weights[1:] += steps / 2
         at = rows.to(made.slopes.device)
-        before = Integral(made.Z[at], made.slopes[:, at], made.start[:, at], made.end[:, at], made.intervals[:, rows])
-        Z = before.Z if is_Z_known else None
+        Z = made.Z[at] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, ts, weights, targets, Z=Z, rows=rows)
+        before = Integral(made.Z[at], made.slopes[:, at], made.start[:, at], made.end[:, at], made.intervals[:, rows])
         after = before._replace(Z=new.Z, slopes=new.gradient)
         better = going[:, rows] & (_error(after, self.base) < _error(before, self.base) / 10).cpu()
-        chosen = torch.zeros_like(going)
-        chosen[:, rows] = better
-        made.slopes[chosen.to(made.slopes.device)] = new.gradient[better.to(new.gradient.device)]
+        where = torch.zeros_like(going)
+        where[:, rows] = better
+        made.slopes[where.to(made.slopes.device)] = after.slopes[better.to(after.slopes.device)]
+        made.intervals[where] = len(steps)
 
 
 def _near_base(intervals: int) -> Tensor:

@@ -36,9 +36,13 @@ Reference:
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from captum_xnn.layers._threads import one_thread_if_small
 
 __all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups", "supporting"]
 
@@ -58,6 +62,8 @@ _TINY = 1e-12
 _WEAK = 1e-4
 # Share of the largest deviation, and of its own size, below which the deviation of a column may be rounding.
 _CONSTANT = 1e-5
+# Blocks of rows in products of a matrix with its own transpose.
+_BLOCKS = 4
 # Rows above which only the needed eigenvectors are computed.
 _LARGE = 600
 
@@ -142,9 +148,10 @@ def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
     """
     unit = V / V.norm(dim=1, keepdim=True).clamp(min=_TINY)
     weight = (m / m.max()).double() ** _WEIGHT
-    likeness = ((unit @ unit.T).clamp(min=0).square() + _WEAK) * weight[:, None] * weight
+    # In place, as new memory for matrices of this size takes longer than the arithmetic.
+    likeness = _gram(unit).clamp_(min=0).square_().add_(_WEAK).mul_(weight[:, None]).mul_(weight)
     root = likeness.sum(1).sqrt()
-    places = _leading(likeness / root[:, None] / root, K) / root[:, None]
+    places = _leading(likeness.div_(root[:, None]).div_(root), K) / root[:, None]
     places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
     return _clustered(places, weight, K, balance=balance)
 
@@ -169,10 +176,26 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
     target = torch.nn.functional.one_hot(label, K).to(X) * m[:, None] - m[:, None] / K
     penalty = ridge * X.square().sum(1).mean()
     if n < D:  # the same solution from the smaller of two systems
-        found: Tensor = X.T @ torch.linalg.solve(X @ X.T + penalty * torch.eye(n, device="cpu").to(X), target)
-    else:
-        found = torch.linalg.solve(X.T @ X + penalty * torch.eye(D, device="cpu").to(X), X.T @ target)
-    return 1 / K + found
+        return 1 / K + X.T @ _solved(_gram(X), penalty, target)
+    return 1 / K + _solved(_gram(X.T), penalty, X.T @ target)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """Compute the inner products of all rows, (n, n), without computing each of them twice."""
+    n = len(X)
+    edges = [n * i // _BLOCKS for i in range(_BLOCKS + 1)]
+    found = X.new_empty(n, n)
+    for first, last in pairwise(edges):
+        torch.mm(X[first:last], X[first:].T, out=found[first:last, first:])
+        found[last:, first:last] = found[first:last, last:].T
+    return found
+
+
+def _solved(gram: Tensor, penalty: Tensor, target: Tensor) -> Tensor:
+    """Solve (gram + penalty I) x = target, in the memory of gram."""
+    gram.diagonal().add_(penalty)
+    found: Tensor = torch.linalg.solve(gram, target)
+    return found
 
 
 def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
@@ -237,13 +260,16 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
 
 def _leading(matrix: Tensor, K: int) -> Tensor:
     """Compute the eigenvectors of the K largest eigenvalues of a symmetric matrix, (D, K)."""
-    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     D = len(matrix)
     if D > _LARGE:
         start = np.linspace(1, 2, D)  # any vector that is not an eigenvector; the same in every run
+        # By torch, as numpy's threads would wait for the same cores.
+        times = LinearOperator((D, D), lambda x: torch.mv(matrix, torch.from_numpy(x)).numpy(), dtype=np.float64)
         try:
-            found: Tensor = torch.from_numpy(np.ascontiguousarray(eigsh(matrix.numpy(), K, v0=start, tol=1e-10)[1]))
+            with one_thread_if_small(2.0 * D**2):
+                found: Tensor = torch.from_numpy(np.ascontiguousarray(eigsh(times, K, v0=start, tol=1e-10)[1]))
             return found
         except ArpackNoConvergence:
             pass
