@@ -89,7 +89,7 @@ def test_outputs_beside_each_other_change_nothing(is_known, monkeypatch):
     tolerance = torch.rand(C, 5) * 0.02 + torch.tensor([0.0, 0, 9, 9, 9, 9])[:, None]
     some = {"intervals": 2, "most": 64}
     with torch.no_grad():
-        known = {"Z": x, "own": model(x).T} if is_known else {}
+        known = {"Z": x, "predictions": model(x).T} if is_known else {}
     monkeypatch.setattr(Tail, "along", lambda self, *a, **k: (counts.append(len(a[5])), along(self, *a, **k))[1])
     every = integrate(
         Tail(model, "0"), (x,), None, base, [[c] * 5 for c in range(C)], tolerance=tolerance, **some, **known
