@@ -78,7 +78,9 @@ class Pass(NamedTuple):
             return None
         if place is None and not all(x.is_floating_point() for x in inputs):
             return None
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies: a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies: a model may work in place
         leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
         given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
         seen: list[Tensor] = []
