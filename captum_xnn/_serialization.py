@@ -245,7 +245,8 @@ def _described(explainer: Explainer) -> dict[str, Any]:
 
 def _restored(entry: dict[str, Any], weights: dict[str, Tensor], layer: str, forms: Sequence[type[Form]]) -> Explainer:
     """Rebuild an explainer from its description and the network's tensors by name."""
-    form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
+    with torch.device("cpu"):  # the weights are there, whatever torch's default device is
+        form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
     form.load_state_dict(weights)
     return Explainer(
         layer=layer,

@@ -13,6 +13,7 @@ from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.heatmaps._numbers import Examples, Numbers, check_shape, numbers_of_network
+from captum_xnn.layers._fingerprint import WeightSamples
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select_each
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -51,6 +52,8 @@ class Explainer:
     history: tuple[Record, ...] = field(default=(), repr=False)
     requested: int | None = None
     """Number of x-features that the fit was asked for; None if unknown."""
+    weights: WeightSamples | None = field(default=None, repr=False, compare=False)
+    """Some numbers of the model's weights when the explainer was fitted or loaded; None if unknown."""
 
     @property
     def is_exact(self) -> bool:
@@ -154,7 +157,7 @@ def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Read
         )
     count = 0
     for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).those(lambda _first, _end: True):
-        rows = torch.arange(batch.first, batch.first + batch.rows)
+        rows = torch.arange(batch.first, batch.first + batch.rows, device="cpu")
         with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
             inputs, additional = batch.on(reader.device)
             Z, y_hat = reader.read((*inputs, *additional))
@@ -163,4 +166,4 @@ def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Read
         # Copies again, as a model may have worked in place.
         yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
         count += batch.rows
-    refuse_lack(count, torch.arange(len(predictions)))
+    refuse_lack(count, torch.arange(len(predictions), device="cpu"))

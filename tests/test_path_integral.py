@@ -89,7 +89,7 @@ def test_outputs_beside_each_other_change_nothing(is_known, monkeypatch):
     tolerance = torch.rand(C, 5) * 0.02 + torch.tensor([0.0, 0, 9, 9, 9, 9])[:, None]
     some = {"intervals": 2, "most": 64}
     with torch.no_grad():
-        known = {"Z": x, "own": model(x).T} if is_known else {}
+        known = {"Z": x, "predictions": model(x).T} if is_known else {}
     monkeypatch.setattr(Tail, "along", lambda self, *a, **k: (counts.append(len(a[5])), along(self, *a, **k))[1])
     every = integrate(
         Tail(model, "0"), (x,), None, base, [[c] * 5 for c in range(C)], tolerance=tolerance, **some, **known
@@ -219,7 +219,11 @@ def test_instance_norm_whose_variance_is_zero_at_the_base(most):
     """f(t) = m t^2 v / (t^2 v + eps) for one channel of variance v: nearly all of the change lies close to t = 0."""
     x = torch.randn(4, 3, 6, 6) + 1
     base, own = x.mean((0, 2, 3), keepdim=True)[0], Normed()(x)[None]
-    for inputs, options in ((x, {}), (x, {"own": own, "Z": x}), (x[:1].expand_as(x), {"own": own, "Z": x})):
+    for inputs, options in (
+        (x, {}),
+        (x, {"predictions": own, "Z": x}),
+        (x[:1].expand_as(x), {"predictions": own, "Z": x}),
+    ):
         plain = of(Normed(), x, base, [[None] * 4], intervals=most)  # evenly
         made = of(Normed(), inputs, base, [[None] * 4], tolerance=1e-3, most=most, **options)
         error = (made.contributions(base).flatten(2).sum(2) - (made.end - made.start)).abs().max()

@@ -231,14 +231,14 @@ def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
     g = torch.Generator().manual_seed(1)
     ys = [torch.randn(M, 1, generator=g, dtype=torch.float64), ys[1]]
     checked = []
-    late = EarlyStopping.late
+    to_stop = EarlyStopping.to_stop
 
     def spy(early, step, losses, weights):
-        found = late(early, step, losses, weights)
+        found = to_stop(early, step, losses, weights)
         checked.append((step, early.best))
         return found
 
-    monkeypatch.setattr(EarlyStopping, "late", spy)
+    monkeypatch.setattr(EarlyStopping, "to_stop", spy)
     recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
     xnns = [SRAE(D, K, hidden=(64,)).double() for _ in ys]
     noise, learned = fit_together(xnns, Z, ys, recipe=recipe)

@@ -190,7 +190,12 @@ class Outputs(NamedTuple):
         targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
         if asked is not None and asked.value_range is not None:
             return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.value_range)
-        y, first, given, value_range = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], OutputRange()
+        y, first, given, value_range = (
+            torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype, device="cpu"),
+            0,
+            [],
+            OutputRange(),
+        )
         for chunk in chunks(y_hat):
             y[first : first + len(chunk)] = torch.stack([select(chunk, t) for t in targets], 1)
             first += len(chunk)
@@ -300,7 +305,7 @@ class Sample(NamedTuple):
             >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
             Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
         """
-        everything = torch.arange(rows)
+        everything = torch.arange(rows, device="cpu")
         own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
         return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
 
@@ -309,4 +314,4 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     """Select evenly spread rows, ``count`` at most."""
     if len(rows) <= count:
         return rows
-    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32, device="cpu").round().long()]

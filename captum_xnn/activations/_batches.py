@@ -196,7 +196,9 @@ class Batches:
         wanted = torch.unique(wanted)
         if self._indices is None or not _joins_equally(self._data):
             for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
-                yield Picked(torch.arange(batch.first, batch.first + batch.rows), batch.inputs, batch.additional)
+                yield Picked(
+                    torch.arange(batch.first, batch.first + batch.rows, device="cpu"), batch.inputs, batch.additional
+                )
             return
         size = self.most or 1
         if size < min(least, len(wanted)):

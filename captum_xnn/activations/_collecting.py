@@ -125,8 +125,8 @@ class _BatchReader(Reader):
 
     def _try_gradients(self, inputs: tuple[Any, ...], additional: tuple[Any, ...], target: Target) -> None:
         """Raise where no gradient reaches the layer from an output."""
-        one = torch.ones(1)
-        self.tail().along(inputs, additional, torch.zeros(()), one, one, [[target] * len(inputs[0])])
+        one = torch.ones(1, device="cpu")
+        self.tail().along(inputs, additional, torch.zeros((), device="cpu"), one, one, [[target] * len(inputs[0])])
 
     def read_all(
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
@@ -454,7 +454,7 @@ class _Filling:
         # Room for one shard, made once: a new one for each shard would fragment the memory.
         size = min(store.rows_per_shard, store.examples or store.rows_per_shard)
         self._shard = {
-            name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]))
+            name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]), device="cpu")
             for name, table in store.manifest["tables"].items()
         }
         self._full = 0

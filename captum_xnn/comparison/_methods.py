@@ -164,7 +164,7 @@ def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> Contribut
     assert isinstance(form, ContributionGroups)
     form.base.copy_(form.mean_of(chunks(found.Z), len(found.Z)))
     form.scale.copy_(task.y.double().std(0))
-    form.groups = torch.eye(len(form.groups)).to(form.groups)
+    form.groups = torch.eye(len(form.groups), device="cpu").to(form.groups)
     positives = None if task.positives is None else int(task.positives.sum())
     xnn.explainers_[found.layer, task.targets] = Explainer(found.layer, task.targets, form, 0.0, len(task.y), positives)
     return form
@@ -193,7 +193,9 @@ def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: Contribut
 
 def _evenly(rows: Tensor) -> Tensor:
     """Select up to the largest number of rows, evenly spread."""
-    some: Tensor = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64).round().long()]
+    some: Tensor = rows[
+        torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64, device="cpu").round().long()
+    ]
     return some
 
 

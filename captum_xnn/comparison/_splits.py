@@ -93,24 +93,24 @@ class Splits:
         outputs = Outputs.of(found, targets)
         classes = outputs.classes
         _check_enough(found, classes, targets)
-        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(seed), device="cpu")
         if classes is not None:
             order = order[classes[order].argsort(stable=True)]
-        fold = torch.empty(len(order), dtype=torch.long)
+        fold = torch.empty(len(order), dtype=torch.long, device="cpu")
         # Two folds for each part, so that the training examples have halves with examples of each class.
-        fold[order] = torch.arange(len(order)) % (2 * FOLDS)
+        fold[order] = torch.arange(len(order), device="cpu") % (2 * FOLDS)
         test_classes = None if test is None else Outputs.of(test, targets).classes
         size = float(outputs.y.double().abs().mean())
         return cls(found, fold, classes, test, test_classes, targets, images, size)
 
     def split(self, repeat: int) -> Split:
         """Return the division of a repeat."""
-        everything = torch.arange(len(self.fold))
+        everything = torch.arange(len(self.fold), device="cpu")
         if self.test is None:
             held = self.fold % FOLDS == repeat
             train, test, classes = everything[~held], Subset(self.found, everything[held]), self.classes
         else:
-            train, test = everything, Subset(self.test, torch.arange(len(self.test.Z)))
+            train, test = everything, Subset(self.test, torch.arange(len(self.test.Z), device="cpu"))
             classes = self.test_classes
         first = self.fold[train] < FOLDS
         shown = {}

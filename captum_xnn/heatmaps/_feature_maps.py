@@ -107,7 +107,7 @@ class Explained(NamedTuple):
 
         def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row indices, and the numbers and predictions of these rows."""
-            for rows in torch.split(torch.arange(n), internal_batch_size or n):
+            for rows in torch.split(torch.arange(n, device="cpu"), internal_batch_size or n):
                 with torch.inference_mode(False), torch.no_grad():
                     Z, y_hat = outputs(examples.those(rows))
                 some = examples.those(rows)  # copies again, as a model may have worked in place
@@ -207,9 +207,9 @@ class FeatureMaps(NamedTuple):
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
                 own = [k for k in features if k < width]
-                some = examples.those(torch.tensor(rows))
+                some = examples.those(torch.tensor(rows, device="cpu"))
                 every = len(rows) == len(examples)
-                of_rows = slopes[torch.tensor(rows).to(slopes.device)]
+                of_rows = slopes[torch.tensor(rows, device="cpu").to(slopes.device)]
                 parts = list(self._portions(some, own or [0], of_rows, ran, taken=taken if every else None))
                 here = settings if every else rows_of_settings(settings, len(examples), rows)
                 maps = draw(parts, some.inputs, some.additional, internal_batch_size, here)
@@ -335,7 +335,11 @@ def draw(
 
     def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
         for heatmap, network, features, rows, slopes in parts:
-            x, more = (inputs, additional) if len(rows) == n else rows_of(inputs, additional, torch.tensor(rows))
+            x, more = (
+                (inputs, additional)
+                if len(rows) == n
+                else rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
+            )
             if slopes is not None:
                 more = (*(more or ()), slopes)
             own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
@@ -380,7 +384,7 @@ def _warn_of_blank(
     """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
     heatmap, network, _, rows, slopes = parts[0]
     if bool(blank.all()) and not getattr(heatmap, "replaces_inputs", False):
-        x, more = rows_of(inputs, additional, torch.tensor(rows))
+        x, more = rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
         if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
             raise ValueError(reason)
     what = "x-feature" if network.centred else "output"

@@ -240,7 +240,7 @@ class ContributionNetwork(ExplanationNetwork):
     def _gradient(self, given: tuple[Any, ...]) -> Tensor:
         """Compute the gradient of the model's output at the layer's output, (N, ...)."""
         inputs, additional = _divided(given)
-        one, targets = torch.ones(1, dtype=torch.float32), [[self.target] * len(inputs[0])]
+        one, targets = torch.ones(1, dtype=torch.float32, device="cpu"), [[self.target] * len(inputs[0])]
         return self.tail.along(inputs, additional, self.form.base, one, one, targets).gradient[0]
 
     def _recomputed(self, given: tuple[Any, ...]) -> Tensor:
@@ -291,7 +291,7 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
         inputs: Tensors (N, ...). The result is None without floating-point inputs.
         additional: Further arguments of the network.
     """
-    (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+    (x, more) = rows_of(inputs, additional, torch.tensor([0], device="cpu"))
     given = tuple(a.detach().clone() for a in x)
     leaves = [a for a in given if a.is_floating_point()]
     carrying: list[nn.Module] = []

@@ -117,7 +117,7 @@ class Examples:
                 form = choice.form.to(Z.device)
                 check_shape(form, Z, self.reader.name)
                 if isinstance(form, ContributionGroups):
-                    some, tail = self.those(torch.tensor(rows)), self.reader.tail(prefix)
+                    some, tail = self.those(torch.tensor(rows, device="cpu")), self.reader.tail(prefix)
                     numbers = _of_groups(form, choice, Z[rows], predictions[rows], tail, (some.inputs, some.additional))
                 else:
                     numbers = numbers_of_network(form, choice, Z[rows], sloping)

@@ -75,7 +75,9 @@ class Pass(NamedTuple):
             return None
         if place is None and not all(x.is_floating_point() for x in inputs):
             return None
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies: a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies: a model may work in place
         leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
         given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
         seen: list[Tensor] = []
@@ -96,7 +98,8 @@ class Pass(NamedTuple):
                 return None
         if len(seen) != 1 or not leaves:
             return None
-        y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
+        with torch.enable_grad():  # the gradients of x-features go through the transform, too
+            y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
         return cls(tail, place, leaves, seen[0], y_hat, prefix)
 
     def gradients(

@@ -67,7 +67,7 @@ def probe(
     n = len(inputs[0])
     if n < 2:
         return inputs, additional
-    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    rows = torch.tensor([0, n - 1] if n > 2 else [0], device="cpu")
     (some, more) = rows_of(inputs, additional, rows)
     try:
         alone = read(some, more or ())
@@ -171,7 +171,7 @@ def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tupl
     ambiguous = [i for i, a in enumerate(additional) if isinstance(a, Tensor) and a.dim() and len(a) == n]
     if n < 2 or not ambiguous:
         return
-    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    rows = torch.tensor([0, n - 1] if n > 2 else [0], device="cpu")
     some, more = rows_of(inputs, additional, rows)
     try:
         whole = read(some, additional)
@@ -198,7 +198,7 @@ def _is_whole(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...], 
     n = len(inputs[0])
     if not any(isinstance(a, Tensor) and a.dim() and len(a) == n for a in additional):
         return False
-    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    rows = torch.tensor([0, n - 1] if n > 2 else [0], device="cpu")
     some, _ = rows_of(inputs, None, rows)
     try:
         return _agree(read(some, additional), rows, Z, y_hat)

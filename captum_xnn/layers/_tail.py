@@ -132,7 +132,7 @@ class Tail:
             additional: Further arguments of the model.
         """
         prefix = Prefix(self.model, self.layer)
-        x, more = rows_of(inputs, additional, torch.tensor([0]))  # copies, as a model may work in place
+        x, more = rows_of(inputs, additional, torch.tensor([0], device="cpu"))  # copies, as a model may work in place
         with prefix.kept():
             self._read(x, more)
         if prefix.is_complete:
@@ -168,7 +168,7 @@ class Tail:
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.
         """
-        rows = torch.arange(len(inputs[0])) if rows is None else rows
+        rows = torch.arange(len(inputs[0]), device="cpu") if rows is None else rows
         line = _Line(inputs, additional, rows, base, ts, weights, targets, None)
         if Z is not None and self._once is not False and self.alone is not False:
             self._bytes = self._bytes or Z[0].numel() * Z.element_size()
@@ -203,7 +203,7 @@ class Tail:
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
         """
-        every = pieces(inputs, torch.arange(len(inputs[0])))
+        every = pieces(inputs, torch.arange(len(inputs[0]), device="cpu"))
         parts = [self._read(*rows_of(inputs, additional, rows)) for rows in every]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -229,7 +229,9 @@ class Tail:
             additional: Further arguments of the model.
             targets: For each of C outputs, the target of every example.
         """
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, as a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies, as a model may work in place
         with torch.no_grad(), eager():
             output = self.model(*x, *(more or ()))
         y_hat = output if self.prediction_transform is None else self.prediction_transform(output)

@@ -153,9 +153,9 @@ class ContributionGroups(nn.Module):
         }
         # All places of a grid share one base, because images may differ in size. Each token position has its own.
         places = [size if len(sizes) == 2 or i + 1 == channels else 1 for i, size in enumerate(sizes)]
-        self.register_buffer("base", torch.zeros(places))
-        self.register_buffer("groups", torch.zeros(sizes[channels - 1], n_features))
-        self.register_buffer("scale", torch.ones(n_outputs))
+        self.register_buffer("base", torch.zeros(places, device="cpu"))
+        self.register_buffer("groups", torch.zeros(sizes[channels - 1], n_features, device="cpu"))
+        self.register_buffer("scale", torch.ones(n_outputs, device="cpu"))
 
     @property
     def n_features(self) -> int:
@@ -357,9 +357,9 @@ def integrate(
         found.gradient / intervals,
         found.y[:, 0].clone(),
         found.y[:, -1].clone(),
-        torch.full((len(targets), len(inputs[0])), intervals),
+        torch.full((len(targets), len(inputs[0])), intervals, device="cpu"),
     )
-    going = torch.ones(len(targets), len(inputs[0]), dtype=torch.bool)
+    going = torch.ones(len(targets), len(inputs[0]), dtype=torch.bool, device="cpu")
     while intervals < most and bool((going := going & _off(made, base, tolerance)).any()):
         path.halve_intervals(made, going, intervals, is_Z_known=Z is not None)
         intervals *= 2
@@ -389,7 +389,7 @@ class _Path(NamedTuple):
         If Z is known, the modules before the layer run on one example only. Where the outputs then differ, something
         bypasses the layer, and all examples run.
         """
-        ts = torch.linspace(0, 1, intervals + 1, dtype=torch.float32)
+        ts = torch.linspace(0, 1, intervals + 1, dtype=torch.float32, device="cpu")
         weights = torch.ones_like(ts)
         weights[[0, -1]] = 0.5
         found = self.points(ts, weights, Z)
@@ -430,7 +430,7 @@ class _Path(NamedTuple):
         if is_sparse:
             outputs, rows = going.nonzero().T
             targets = [[self.targets[c][i] for c, i in zip(outputs.tolist(), rows.tolist(), strict=True)]]
-        middles = (torch.arange(intervals, dtype=torch.float32) + 0.5) / intervals
+        middles = (torch.arange(intervals, dtype=torch.float32, device="cpu") + 0.5) / intervals
         ones = torch.ones_like(middles)
         Z = made.Z[rows.to(made.Z.device)] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, middles, ones, targets, Z=Z, rows=rows)
@@ -494,7 +494,7 @@ def decides(
         Z: The layer's output, (N, ...).
         predictions: The model's outputs, (C, N).
     """
-    one = torch.ones(1)
+    one = torch.ones(1, device="cpu")
     found = tail.along(inputs, additional, torch.zeros_like(Z[:1])[0], one, one, targets, Z=Z)
     return tail.alone is not False and not _differs(found.y, predictions)
 

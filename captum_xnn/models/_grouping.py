@@ -245,7 +245,7 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     centred = X - X.mean(0)
     size = centred.norm(dim=0)
     live = (size > _CONSTANT * size.max()) & (size > _CONSTANT * X.norm(dim=0))
-    groups = torch.full((D, K), 1 / K, dtype=torch.float64)
+    groups = torch.full((D, K), 1 / K, dtype=torch.float64, device="cpu")
     count = min(K, int(live.sum()))
     if not count:
         return groups
@@ -254,7 +254,7 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     root = likeness.sum(1).sqrt()
     places = _leading(likeness / root[:, None] / root, count)
     places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
-    groups[live] = torch.eye(K, dtype=torch.float64)[_clustered(places, weight, count)]
+    groups[live] = torch.eye(K, dtype=torch.float64, device="cpu")[_clustered(places, weight, count)]
     return groups
 
 
@@ -288,7 +288,7 @@ def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) 
         near = torch.minimum(near, (places - places[chosen[-1]]).square().sum(1))
         chosen.append(_first_of_largest(near * weight))
     centres = places[chosen]
-    label, total = torch.full((len(places),), -1), weight.new_ones(K)
+    label, total = torch.full((len(places),), -1, device="cpu"), weight.new_ones(K)
     for _ in range(100):
         distance = torch.cdist(places, centres) * (total / total.mean()).clamp(min=_TINY) ** balance
         new = (distance <= distance.amin(1, keepdim=True) + 1e-9).double().argmax(1)

@@ -261,8 +261,8 @@ class _Top:
 
     def __init__(self, K: int, keep: int) -> None:
         self.keep = keep
-        self.values = torch.empty(K, 0, dtype=torch.float64)
-        self.numbers = torch.empty(K, 0, dtype=torch.int64)
+        self.values = torch.empty(K, 0, dtype=torch.float64, device="cpu")
+        self.numbers = torch.empty(K, 0, dtype=torch.int64, device="cpu")
 
     def update(self, values: Tensor, numbers: Tensor) -> None:
         """Add values (n, K) of examples with these row indices (n,)."""
@@ -325,8 +325,8 @@ class CardStream:
         self.own_contributions: list[Tensor] = []
         """Contributions of the positives, (n, K), batch by batch."""
         self.own_numbers: list[int] = []
-        self.size = torch.zeros(K, dtype=torch.float64)
-        self.features = torch.zeros(K, dtype=torch.float64)
+        self.size = torch.zeros(K, dtype=torch.float64, device="cpu")
+        self.features = torch.zeros(K, dtype=torch.float64, device="cpu")
         self.place_sums: Tensor | None = None
         self.faithfulness = FaithfulnessStream(target)
 
@@ -353,14 +353,14 @@ class CardStream:
         made = why or self.xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
         E, contributions = made.features.double().cpu(), made.contributions.double().cpu()
         self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)
-        numbers = torch.arange(start, start + len(E))
+        numbers = torch.arange(start, start + len(E), device="cpu")
         self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
         self.tops["E high"].update(E, numbers)
         self.tops["E low"].update(-E, numbers)
         classes = predicted_classes(y_hat)
         given = [None] * len(y_hat) if classes is None else classes.tolist()
         marked = positives_of(classes, [self.target])
-        own = torch.arange(len(E)) if marked is None else marked.nonzero()[:, 0]
+        own = torch.arange(len(E), device="cpu") if marked is None else marked.nonzero()[:, 0]
         shares: dict[int, Tensor] = {}
         heat: dict[int, Tensor] = {}
         if why is not None:

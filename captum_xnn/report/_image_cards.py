@@ -66,7 +66,7 @@ class Gallery:
         patches: int,
     ) -> None:
         self.targets, self.names, self.display, self.patches = targets, names, display, patches
-        self.covered: dict[Target, Tensor] = {t: torch.empty(0) for t in targets}
+        self.covered: dict[Target, Tensor] = {t: torch.empty(0, device="cpu") for t in targets}
         self.photos: list[dict[str, Any]] = []
         self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
         self.classes = False
@@ -113,7 +113,7 @@ def rows_of_images(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterat
         yield {
             **numbers_of(why, i, given),
             "maps": [overlay(m) for m in maps],
-            "one": overlay(scaled(single[i], torch.ones(1))[0]),
+            "one": overlay(scaled(single[i], torch.ones(1, device="cpu"))[0]),
             "strength": [round(s, 3) for s in strengths(maps, contributions)],
         }
 
@@ -181,7 +181,7 @@ class ImagesRun:
             total=count_examples(data), desc=what, unit="image", disable=not self.options.progress, leave=False
         ) as bar:
             for batch, images in image_batches(self.xnn, data):
-                for rows in torch.split(torch.arange(len(images)), few):
+                for rows in torch.split(torch.arange(len(images), device="cpu"), few):
                     yield batch, images[rows], rows
                     bar.update(len(rows))
 
@@ -284,7 +284,7 @@ def _cut(
     image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
-    heat = scaled(example.heat[None], torch.tensor([example.contribution]))[0]
+    heat = scaled(example.heat[None], torch.tensor([example.contribution], device="cpu"))[0]
     rows, columns = (
         slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
         for low, high, len_map, len_image in ((y0, y1, heat.shape[0], height), (x0, x1, heat.shape[1], width))

@@ -112,15 +112,15 @@ class CellsOfTarget:
         some = some[: most - sum(len(covered.first) for covered in self.covered)]
         if some:
             inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some))
+            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some, device="cpu"))
             self.covered.append(CoveredBatch(x, more, [len(cells[i]) for i in some]))
 
     def drop_parts(self) -> None:
         """Take the parts from all rows unless they add up to the contributions."""
         if not self.rows or "parts" not in self.rows[0]:
             return
-        parts = [torch.tensor(row["parts"], dtype=torch.double) for row in self.rows]
-        if not add_up(parts, [torch.tensor(row["c"], dtype=torch.double) for row in self.rows]):
+        parts = [torch.tensor(row["parts"], dtype=torch.double, device="cpu") for row in self.rows]
+        if not add_up(parts, [torch.tensor(row["c"], dtype=torch.double, device="cpu") for row in self.rows]):
             for row in self.rows:
                 row.pop("parts")
                 row.get("rather", {}).pop("parts", None)
@@ -193,7 +193,7 @@ class CellsOfTarget:
         """Return by input whether higher values raise or lower the output through an x-feature; empty if not clear."""
         if not self.values:
             return {}
-        found = directions(torch.tensor(self.values), torch.stack([spread[k] for spread in self.spread]))
+        found = directions(torch.tensor(self.values, device="cpu"), torch.stack([spread[k] for spread in self.spread]))
         return dict(zip(self.sums[k], found, strict=True)) if len(found) == len(self.sums[k]) else {}
 
 
@@ -326,7 +326,9 @@ def _rows_of_cells(
         row = {
             **numbers_of(why, i, own[i]),
             "maps": [[short(v) for v in values.tolist()] for values in maps],
-            "one": [short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1))[0, 0].tolist()],
+            "one": [
+                short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1, device="cpu"))[0, 0].tolist()
+            ],
             "strength": [round(s, 3) for s in strengths(maps[:, None], contributions)],
         }
         if not words:

@@ -107,7 +107,7 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     correlations = torch.corrcoef(first.double().T).nan_to_num().abs() if first.shape[1] > 1 else None
     between = None
     if correlations is not None:
-        between = float((correlations - torch.eye(len(correlations))).max(1).values.mean())
+        between = float((correlations - torch.eye(len(correlations), device="cpu")).max(1).values.mean())
     return Stability(float(again), between, len(first))
 
 

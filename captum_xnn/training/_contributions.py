@@ -326,7 +326,7 @@ class _EvidenceCollector:
             return False
         assert self.one is not None
         for rows in torch.split(self.sample.others[self.ranks.rank :: self.ranks.world], _ROWS):
-            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long))
+            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long, device="cpu"))
             Z = self.known.Z[rows].to(self.device)
             with one_thread_if_small(pass_flops(self.tail.model, x)):
                 sure = sure and self._decides(Z, rows, x, more)
@@ -368,7 +368,7 @@ class _EvidenceCollector:
         additional: tuple[Any, ...] | None,
     ) -> None:
         """Read the contributions of some positives, each to the outputs of its explainer, and their drops."""
-        rows = torch.tensor([row for _, row in pairs])
+        rows = torch.tensor([row for _, row in pairs], device="cpu")
         x, more = rows_of(inputs, additional, torch.searchsorted(numbers, rows))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
@@ -378,7 +378,7 @@ class _EvidenceCollector:
         over = None if at is None or not self._covers_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
         y = self._outputs(Z, pairs, x, more, targets)
-        self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
+        self.one, self.dtype = rows_of(x, more, torch.tensor([0], device="cpu")), Z.dtype
         if self.tail.alone and self.tail.prefix is None:
             self.tail.keep_prefix(*self.one)
         found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
@@ -401,7 +401,7 @@ class _EvidenceCollector:
         targets: Sequence[Sequence[Target]],
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
-        before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
+        before = self.known.Z[torch.tensor([row for _, row in pairs], device="cpu")].to(Z.device)
         if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)

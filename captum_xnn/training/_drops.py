@@ -95,7 +95,7 @@ class ImageCovers:
         Args:
             pairs: Image and patch of each.
         """
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
         made = [x[rows.to(x.device)] for x in self.inputs]
         images = made[self.at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
@@ -151,11 +151,13 @@ class PixelDrops:
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
         x, at = self.covers.covered(pairs), rows.to(self.whole.device)
         more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
         if self.found.Z.dim() == 2:
-            loose = torch.full((len(self.targets),), torch.inf)  # no example gets more than the first intervals
+            loose = torch.full(
+                (len(self.targets),), torch.inf, device="cpu"
+            )  # no example gets more than the first intervals
             some = [[of[i] for i in rows.tolist()] for of in self.targets]
             covered = self.form.integral(self.tail, x, more, some, scale=loose)
             return Lost(self.whole[:, at] - self.form.contributions(covered), _difference(self.found.Z[at], covered.Z))
@@ -182,7 +184,7 @@ class MapDrops:
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
-        at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
+        at = torch.tensor([i for i, _ in pairs], device="cpu").to(self.found.Z.device)
         return _by_slopes(self.form, self.found, at, self.activations(pairs))
 
 

@@ -104,7 +104,8 @@ class LayerFit:
     def _forms(self, outputs: int, count: int, found: Activations, reader: Reader) -> list[Any]:
         """Make the forms, untrained, on the model's device."""
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
-        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
+        # torch draws weights at construction, on its default device; those of the fit come later
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             make = partial(
                 maker(self.make, found, reader), tuple(found.Z.shape[1:]), self.n_features, n_outputs=outputs
             )

@@ -64,7 +64,7 @@ def maps_before(
         additional: Further arguments of the model.
         at: Index of the input that holds the images.
     """
-    twice = torch.tensor([0, 0])
+    twice = torch.tensor([0, 0], device="cpu")
     with torch.no_grad():
         x, more = rows_of(inputs, additional, twice)
         maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=_CELLS).spatial
@@ -96,8 +96,10 @@ class MapCovers:
         self.tail, self.maps, self.inputs, self.additional = tail, maps, inputs, additional
         self.prefix = Prefix(tail.model, maps)
         with self.prefix.kept():
-            read = [self._read(torch.tensor([0]))]
-        read += [self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]))) if len(rows)]
+            read = [self._read(torch.tensor([0], device="cpu"))]
+        read += [
+            self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]), device="cpu")) if len(rows)
+        ]
         self.Z = torch.cat([Z for Z, _ in read])
         """The layer's output without covers, (N, ...)."""
         self.whole = torch.cat([maps for _, maps in read])
@@ -122,7 +124,7 @@ class MapCovers:
             regions: Cells of each patch: start and end along the rows and along the columns.
             pairs: Example and patch of each cover.
         """
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
 
         def run(of: Tensor) -> Tensor:
             """Run the model on some examples, with the covered maps in place of theirs."""
@@ -133,7 +135,7 @@ class MapCovers:
             if self.once:
                 try:
                     with nullcontext() if not self.prefix.is_complete else self.prefix.returned():
-                        Z = run(torch.tensor([0]))
+                        Z = run(torch.tensor([0], device="cpu"))
                     if len(Z) == len(pairs):
                         return Z
                 except _MISFITS:
@@ -144,7 +146,7 @@ class MapCovers:
     def _covered(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Copy maps and cover one patch of each; reuse the memory of the last copies, as new memory takes longer."""
         if self.copies is None or len(self.copies) < len(pairs):
-            self.copies = self.whole[torch.zeros(len(pairs), dtype=torch.long)]
+            self.copies = self.whole[torch.zeros(len(pairs), dtype=torch.long, device="cpu")]
         maps = self.copies[: len(pairs)]
         first = 0
         for i, some in groupby(i for i, _ in pairs):  # one copy for each example, as threads meet after each

@@ -113,5 +113,5 @@ def _fit(
 def _evenly(rows: Tensor) -> Tensor:
     """Select up to the largest number of rows, evenly spread."""
     count = min(len(rows), _ROWS)
-    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()]
     return some

@@ -373,11 +373,11 @@ def _folds(rows: int, folds: int, seed: int, positives: Tensor | None) -> Tensor
     """Assign every example to a fold, (M,): shuffle the positives, then the others, and deal them out in turn."""
     if not 2 <= folds <= rows:
         raise ValueError(f"{folds} folds do not fit {rows} examples; pass 2 to {rows} folds, 5 by default")
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed), device="cpu")
     if positives is not None:
         order = order[(~positives.cpu()[order]).int().argsort(stable=True)]
-    dealt = torch.empty(rows, dtype=torch.int64)
-    dealt[order] = torch.arange(rows) % folds
+    dealt = torch.empty(rows, dtype=torch.int64, device="cpu")
+    dealt[order] = torch.arange(rows, device="cpu") % folds
     return dealt
 
 

@@ -102,9 +102,11 @@ class DRSA(ContributionGroups):
             del self.config[name]
         self.config |= {"size": size, "steps": steps}
         self.width = min(size, D // subspaces) if subspaces else 0
-        member = torch.arange(subspaces).repeat_interleave(self.width)
-        self.register_buffer("directions", torch.zeros(D, len(member)))
-        self.groups = F.one_hot(torch.cat([member, torch.tensor([subspaces])]), n_features).to(self.groups)
+        member = torch.arange(subspaces, device="cpu").repeat_interleave(self.width)
+        self.register_buffer("directions", torch.zeros(D, len(member), device="cpu"))
+        self.groups = F.one_hot(torch.cat([member, torch.tensor([subspaces], device="cpu")]), n_features).to(
+            self.groups
+        )
 
     def factors(self, integral: Integral) -> tuple[Tensor, Tensor]:
         """Return activations minus their base, (N, P, D), and slopes, (C, N, P, D).
