@@ -272,7 +272,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
         weights = WeightSamples.of(unwrap(self.model))
         with torch.inference_mode(False):
-            for size in dict.fromkeys(map(len, groups)):  # explainers of as many outputs are learned together
+            # Explainers with the same number of outputs are fitted together.
+            for size in dict.fromkeys(map(len, groups)):
                 tasks = [outputs.task(targets, positives) for targets in groups if len(targets) == size]
                 for made in settings.fit(tasks, found, self._reader()):
                     self.explainers_[found.layer, made.targets] = Explainer(
@@ -755,10 +756,10 @@ def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heat
 def _check_settings(autoencoder: Any, recipe: Any) -> None:
     """Raise where the form or the recipe is of another type."""
     if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
-        told = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
-        cannot = "and cannot make one" if callable(autoencoder) else "and cannot be called"
+        value = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
+        problem = "and cannot make one" if callable(autoencoder) else "and cannot be called"
         raise TypeError(
-            f"autoencoder is {told}, {cannot}; pass a class such as SRAE or "
+            f"autoencoder is {value}, {problem}; pass a class such as SRAE or "
             "captum_xnn.models.baselines.NN, or a function that makes the network"
         )
     if recipe is not None and not isinstance(recipe, Recipe):
