@@ -15,7 +15,6 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import pieces, rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._prefix import Prefix
@@ -389,11 +389,8 @@ class _Swap:
     @contextmanager
     def on(self, layer: nn.Module) -> Iterator[None]:
         """Replace the layer's output in this context."""
-        thread = threading.get_ident()
 
         def replace(_module: nn.Module, _inputs: Any, raw: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             if self.is_done:
                 return self._again(raw)
             self.count += 1
@@ -401,11 +398,8 @@ class _Swap:
                 raise _CalledAgain
             return self._replaced(raw) if self.count == self.tail.calls else None
 
-        handle = layer.register_forward_hook(replace)
-        try:
+        with hooked([layer], replace):
             yield
-        finally:
-            handle.remove()
 
     def _again(self, raw: Any) -> Any:
         """Replace the layer's output by the same points where a checkpoint runs the layer again."""
