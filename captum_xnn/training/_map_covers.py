@@ -62,7 +62,7 @@ def maps_before(
         tail: The model's rest, whose layer gives Z.
         inputs: Tensors (N, ...), on the model's device.
         additional: Further arguments of the model.
-        at: Number of the input that holds the images.
+        at: Index of the input that holds the images.
     """
     twice = torch.tensor([0, 0], device="cpu")
     with torch.no_grad():
