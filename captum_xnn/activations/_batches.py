@@ -305,8 +305,8 @@ def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
         return tensors
     if not isinstance(data, Iterable):
         raise TypeError(
-            f"the data are of type {type(data).__name__}; pass a tensor, a tuple of tensors or an iterable of batches, such "
-            "as a torch.utils.data.DataLoader"
+            f"the data are of type {type(data).__name__}; pass a tensor, a tuple of tensors or an iterable of batches, "
+            "such as a torch.utils.data.DataLoader"
         )
     return None
 
