@@ -86,6 +86,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAn
             autoencoder={"groups": None, "drsa": DRSA, "srae": by_shape}[configuration.form],
             recipe=configuration.recipe,
             seed=configuration.seed,
+            prediction_transform=opened.prediction_transform,
         )
         kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
         growing = kept.folder / HISTORY_FILE  # watched during the fit; holds all fits with these checkpoints
@@ -103,6 +104,7 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAn
             ranks=ranks,
             store=configuration.store,
             progress=progress,
+            prediction_transform=opened.prediction_transform,
             **independent,
         )
         if isinstance(requested, list):

@@ -165,6 +165,12 @@ def _compare_parser(commands: Any, run: Run) -> None:
     compare.add_argument(
         "--out", required=True, metavar="FILE", help="table to write: .md (Markdown), .tex (LaTeX) or .csv"
     )
+    compare.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME",
+        help="columns of the table and panels of the figure, such as f_reg agreement",
+    )
     compare.add_argument("--figure", metavar="FILE", help="figure to write as well: .png, .pdf or .svg")
     compare.add_argument("--layer", required=True, metavar="NAME", help="dotted name of the layer to explain")
     compare.add_argument(
@@ -234,6 +240,11 @@ def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
         help="classes of a fine-tuned torchvision model: their number, a file with a name on each line, or a folder "
         "with a sub-folder for each; a file or folder also names the outputs of --model",
     )  # fmt: skip
+    parser.add_argument(
+        "--probabilities",
+        choices=["softmax", "log_softmax", "sigmoid"],
+        help="function at the end of a model that gives probabilities: their logits are explained",
+    )
     parser.add_argument("--device", help="auto (the GPU if there is one, else the CPU), cpu, cuda:1, ...")
     parser.add_argument(
         "--data",

@@ -101,7 +101,8 @@ class Pass(NamedTuple):
                 return None
         if len(seen) != 1 or not leaves:
             return None
-        y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
+        with torch.enable_grad():  # the gradients of x-features go through the transform, too
+            y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
         return cls(tail, place, leaves, seen[0], y_hat, prefix)
 
     def gradients(
