@@ -32,7 +32,7 @@ from captum_xnn.layers._targets import grouped, select_each
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["Explained", "FeatureMaps", "Part", "Seen", "draw"]
+__all__ = ["Explained", "FeatureMaps", "Portion", "Seen", "draw"]
 
 
 class Seen:
@@ -210,7 +210,7 @@ class FeatureMaps(NamedTuple):
                 some = examples.those(torch.tensor(rows, device="cpu"))
                 every = len(rows) == len(examples)
                 of_rows = slopes[torch.tensor(rows, device="cpu").to(slopes.device)]
-                parts = list(self._parts(some, own or [0], of_rows, ran, taken=taken if every else None))
+                parts = list(self._portions(some, own or [0], of_rows, ran, taken=taken if every else None))
                 here = settings if every else rows_of_settings(settings, len(examples), rows)
                 maps = draw(parts, some.inputs, some.additional, internal_batch_size, here)
                 yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
@@ -236,9 +236,9 @@ class FeatureMaps(NamedTuple):
             self.seen.two_passes.add(key)
         return drawn
 
-    def _parts(
+    def _portions(
         self, examples: Examples, features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
-    ) -> Iterator[Part]:
+    ) -> Iterator[Portion]:
         """Yield the networks that draw the maps of some examples."""
         reader = examples.reader
         for (form, _, target, _), rows in grouped(examples.choices):
@@ -246,11 +246,11 @@ class FeatureMaps(NamedTuple):
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
                 groups.taken = taken if len(rows) == len(examples) else None
-                yield Part(heatmap, groups, features, rows, slopes[rows])
+                yield Portion(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform
                 network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran, output_transform=transform)
-                yield Part(heatmap, network, features, rows)
+                yield Portion(heatmap, network, features, rows)
 
 
 def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) -> DrawnAndRead | None:
@@ -274,7 +274,7 @@ def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) ->
         transform = reader.prediction_transform
         output = read[-1].output if transform is None else transform(read[-1].output)
     Z, y_hat = checked(read[-1].values, output, reader.name)
-    part = Part(heatmap, network, features, list(range(len(examples))))
+    part = Portion(heatmap, network, features, list(range(len(examples))))
     maps = _warned(maps, [part], inputs, examples.additional, {})
     return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
@@ -297,7 +297,7 @@ def _padded(maps: Tensor, most: int) -> Tensor:
     return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
 
 
-class Part(NamedTuple):
+class Portion(NamedTuple):
     """Examples with the same explainer, so that one network draws their maps."""
 
     heatmap: Heatmap
@@ -313,7 +313,7 @@ class Part(NamedTuple):
 
 
 def draw(
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     internal_batch_size: int | None,
@@ -360,7 +360,7 @@ def draw(
 
 def _warned(
     maps: tuple[Tensor, ...],
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
@@ -376,7 +376,7 @@ def _warned(
 
 def _warn_of_blank(
     blank: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],

@@ -34,6 +34,7 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._lookup import find_layer, hookable, quantised, unwrap
 from captum_xnn.layers._read import OutputTransform, WithGraph, read_with_graph, run_to_layer
 from captum_xnn.layers._state import untouched
@@ -305,13 +306,9 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
             p.requires_grad_(False)
         for leaf in leaves:
             leaf.requires_grad_()
-        handles = [m.register_forward_hook(note) for m in hookable(network.model)]
-        try:
+        with hooked(hookable(network.model), note):
             Z = network.activations(*network.hold((*given, *(more or ()))))
             found = torch.autograd.grad(Z.sum(), leaves, allow_unused=True) if leaves and Z.requires_grad else ()
-        finally:
-            for handle in handles:
-                handle.remove()
     if not leaves or any(g is not None for g in found):
         return None
     instead = "draw with a method that replaces inputs, as FromCaptum(FeatureAblation)"

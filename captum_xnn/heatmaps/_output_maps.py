@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._feature_maps import Part, draw
+from captum_xnn.heatmaps._feature_maps import Portion, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
@@ -76,7 +76,7 @@ class OutputMaps(NamedTuple):
     def _drawn(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw the map of each example's target."""
         network, columns = self._network(given, list(dict.fromkeys(targets)))
-        parts = [Part(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
+        parts = [Portion(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
         return draw(parts, given.tensors, given.additional, given.batch_size, settings)
 
     def _winners(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:

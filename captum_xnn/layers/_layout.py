@@ -444,7 +444,7 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
             seen.append(found.clone())
 
     with _Changed(source.call, change):
-        hook = tokens.call.module.register_forward_hook if tokens.at is None else _pre(tokens.call.module)
+        hook = tokens.call.module.register_forward_hook if tokens.at is None else _registers_before(tokens.call.module)
         handle = hook(note)
         try:
             with eager():
@@ -464,5 +464,5 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     return positions[read[positions].argsort()]
 
 
-def _pre(module: nn.Module) -> Callable[[Any], Any]:
+def _registers_before(module: nn.Module) -> Callable[[Any], Any]:
     return module.register_forward_pre_hook

@@ -226,7 +226,7 @@ class _EvidenceReader(NamedTuple):
                 if number % self.ranks.world == self.ranks.rank:
                     with one_thread_if_small(pass_flops(self.tail.model, picked.inputs)):
                         yield picked
-                bar.update(len(picked.numbers))
+                bar.update(len(picked.rows))
 
         with torch.inference_mode(False), untouched(self.tail.model):
             for picked in each(torch.cat(sample.positives)):
@@ -296,7 +296,7 @@ class _EvidenceCollector:
         first = 0
         while first < len(pairs):
             last = first + self._rows_at_once()
-            self._take_pairs(pairs[first:last], picked.numbers, inputs, additional)
+            self._take_pairs(pairs[first:last], picked.rows, inputs, additional)
             first = last
 
     def _rows_at_once(self) -> int:
@@ -312,7 +312,7 @@ class _EvidenceCollector:
         """Read the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
         for rows in torch.split(picked.among(self.sample.others), min(_ROWS, self.batch_size)):
-            x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, rows))
+            x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows))
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:

@@ -52,7 +52,7 @@ class History:
 
         Args:
             step: Number of the step.
-            networks: Numbers of the networks that took the step.
+            networks: Indices of the networks that took the step.
             terms: Terms of the loss of each of these networks, (networks, terms).
         """
         self._records.append((step, list(networks), terms))

@@ -11,7 +11,6 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import pieces, rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import run_to_layer
 from captum_xnn.layers._tail import Tail
@@ -62,7 +62,7 @@ def maps_before(
         tail: The model's rest, whose layer gives Z.
         inputs: Tensors (N, ...), on the model's device.
         additional: Further arguments of the model.
-        at: Number of the input that holds the images.
+        at: Index of the input that holds the images.
     """
     twice = torch.tensor([0, 0], device="cpu")
     with torch.no_grad():
@@ -170,21 +170,15 @@ class _Replaced:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Read or replace the output in this context."""
-        thread = threading.get_ident()
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             self.calls += 1
             if self.by is None:
                 self.seen = output.clone()  # what follows may work in place
             return self.by
 
-        handle = self.module.register_forward_hook(hook)
-        try:
+        with hooked([self.module], hook):
             yield
-        finally:
-            handle.remove()
 
 
 def _run(tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, replaced: _Replaced) -> Tensor:

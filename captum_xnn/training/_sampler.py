@@ -71,7 +71,7 @@ class Sampler:
         more = torch.randint(len(positives), (counts[1],), generator=self._of_positives, device="cpu")
         return torch.cat([found, positives[more]])
 
-    def watched(self) -> Tensor:
+    def draw_held_out(self) -> Tensor:
         """Draw held-out rows for checks during training, (4 m,), in the same way as batches."""
         positives = self.held_out[self.marked[self.held_out]]
         counts = (4 * self.counts[0], 4 * self.counts[1]) if len(positives) else (4 * self.size, 0)

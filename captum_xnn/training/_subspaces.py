@@ -91,7 +91,7 @@ def _fit(
         for picked in Batches(source.data, _BATCH, source.unpack).picked(rows):
             inputs, additional = picked.on(device)
             for some in torch.split(picked.among(rows), _BATCH):
-                x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, some))
+                x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, some))
                 found = form.integral(tail, x, more, [[target] * len(some) for target in targets])
                 refuse_changed(Z[some].to(found.Z.device), found.Z, some)
                 activations, slopes = form.factors(found)

@@ -182,11 +182,11 @@ class Trainer:
                 self._take(rows, weight)
                 bar.update(1)
             if self.checkpoint.due():
-                self._keep_record()
+                self._save()
         self._finish(range(len(self.stack.alive)))
         self.stack.close()
         bar.update(self.recipe.steps - self.step)
-        self._keep_record()
+        self._save()
         return self.history.of_each()
 
     def _drawn(self, steps: int) -> tuple[Tensor, Tensor]:
@@ -203,9 +203,9 @@ class Trainer:
         made = self.stack.outputs(Z)
         terms = self.loss(made, Z, y, weight=weight[alive].to(y))
         total = terms.total.sum()
-        hold = _hold(share, self.pretraining)
-        if self.anchored is not None and hold:
-            total = total + hold * _off_anchor(made.E, self.anchored[alive[:, None], rows]).sum()
+        anchor_weight = _anchor_weight(share, self.pretraining)
+        if self.anchored is not None and anchor_weight:
+            total = total + anchor_weight * _distance_from_anchors(made.E, self.anchored[alive[:, None], rows]).sum()
         self.stack.step(total, _rate(share), self.ranks)
         often, last = max(1, self.recipe.steps // 50), self.recipe.steps - 1
         if self.step % often == 0 or self.step == last:
@@ -223,11 +223,11 @@ class Trainer:
         """Keep the best weights on held-out examples, and stop networks that no longer improve."""
         Z, y = self._examples(early.rows)
         losses = self.make_loss()(self.stack.outputs(Z), Z, y, weight=early.row_weight).total
-        late = early.late(self.step, losses, self.stack.weights)
-        if bool(late.any()):
-            self._finish(late.nonzero()[:, 0].tolist())
+        stopping = early.to_stop(self.step, losses, self.stack.weights)
+        if bool(stopping.any()):
+            self._finish(stopping.nonzero()[:, 0].tolist())
             for part in (self.stack, early, *self._statistics):
-                part.keep(~late)
+                part.keep(~stopping)
 
     def _finish(self, places: Sequence[int]) -> None:
         """Write the weights of some networks that still learn into them."""
@@ -239,7 +239,7 @@ class Trainer:
         """Running statistics of the loss."""
         return getattr(self.loss, "statistics", ())
 
-    def _keep_record(self) -> None:
+    def _save(self) -> None:
         """Send new records to the callbacks, and write a checkpoint.
 
         Both happen together, so a resumed fit repeats no record and skips none.
@@ -312,12 +312,12 @@ def _rate(done: float) -> float:
     return max(min(done / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9)), 1e-3)
 
 
-def _hold(done: float, pretraining: float) -> float:
+def _anchor_weight(done: float, pretraining: float) -> float:
     """Compute the weight of the anchors after a share of the steps: 1 in pre-training, then falling to 0 in a tenth."""
     return max(0.0, min(1.0, 1 - (done - pretraining) / _RELEASE))
 
 
-def _off_anchor(E: Tensor, anchored: Tensor) -> Tensor:
+def _distance_from_anchors(E: Tensor, anchored: Tensor) -> Tensor:
     """Compute the mean squared distance of x-features (T, m, n) from their anchors over examples, (T,).
 
     If Z has fewer useful directions than x-features, the remaining x-features have anchors of NaN. NaN does not count.

@@ -11,8 +11,8 @@ not state the score of its cross-validation.
 To tune :class:`~captum_xnn.XNNAttribution`, collect its layer's activations first::
 
     found = collect(model, "classifier.0", loader)
-    y, own = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
-    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=own, checkpoint="tuning.jsonl")
+    y, given = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
+    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=given, checkpoint="tuning.jsonl")
     print(tuned.table())                                  # every combination, or tuned.curve("n_features")
     xnn = XNNAttribution(model, "classifier.0", choose_n(tuned)).fit(loader, target=46)
 
@@ -128,8 +128,8 @@ class Tuning:
         found: list[tuple[Any, float, float]] = []
         for value in [t.settings[name] for t in self.trials]:
             if value not in [known for known, _, _ in found]:
-                own = [t for t in self.trials if t.settings[name] == value]
-                best = min(own, key=lambda t: math.inf if math.isnan(t.mean) else t.mean)
+                trials = [t for t in self.trials if t.settings[name] == value]
+                best = min(trials, key=lambda t: math.inf if math.isnan(t.mean) else t.mean)
                 found.append((value, best.mean, best.error))
         return found
 
@@ -218,9 +218,11 @@ def tune(
     _check_names(grid, of_recipe, autoencoder)
 
     def run(settings: dict[str, Any], learn: Tensor, test: Tensor) -> float:
-        own = {k: v for k, v in settings.items() if k not in of_recipe}
+        arguments = {k: v for k, v in settings.items() if k not in of_recipe}
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; the fit draws its own
-            xnn = autoencoder(tuple(Z.shape[1:]), own.pop("n_features", 5), n_outputs=y.shape[1], **own).to(Z)
+            xnn = autoencoder(tuple(Z.shape[1:]), arguments.pop("n_features", 5), n_outputs=y.shape[1], **arguments).to(
+                Z
+            )
         chosen = replace(recipe, **{k: v for k, v in settings.items() if k in of_recipe})
         marked = None if positives is None else positives.to(Z.device)[learn]
         fit(xnn, Z[learn], y[learn], positives=marked, recipe=chosen, seed=seed)
