@@ -521,16 +521,16 @@ def points(of: Problem) -> dict[str, dict[str, Any]]:
     """Returns the settings of each point of the curve."""
     if of.test.dim() == 4 and of.test.shape[2:].numel() > SMALL:
         (most, *others), covered = LARGE_POINTS, "images"
-        default = {f"{most[0]} positives, {most[1]} x {most[1]} of maps": {"positives": most[0], "patches": most[1]}}
+        default = {f"{most[0]} positives, {most[1]} x {most[1]} of maps": {"positives": most[0], "grid": most[1]}}
     else:
         default, others, covered = {}, list(POINTS), None
     return default | {
-        f"{positives} positives, {patches} x {patches}" + (" of pixels" if covered else ""): {
+        f"{positives} positives, {grid} x {grid}" + (" of pixels" if covered else ""): {
             "positives": positives,
-            "patches": patches,
+            "grid": grid,
             "covered": covered,
         }
-        for positives, patches in others
+        for positives, grid in others
     }
 
 

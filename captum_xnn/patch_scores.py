@@ -346,10 +346,10 @@ class _Scorer(NamedTuple):
         embedded = self.fill is None and not first.is_floating_point()
         cover = first if embedded else patch_cover(first, self.fill)
         places = patch_places(first, self.grid)
-        marks = torch.ones(len(first), len(places), dtype=torch.bool)
+        marks = torch.ones(len(first), len(places), dtype=torch.bool, device="cpu")
         lengths = self._lengths(batch)
         if lengths is not None:
-            marks = torch.arange(len(places)) < torch.tensor(lengths)[:, None]
+            marks = torch.arange(len(places), device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
 
         def covered(rows: Tensor, patches: Tensor) -> Tensor:
             return first[rows] if embedded else torch.where(places[patches], cover[rows], first[rows])

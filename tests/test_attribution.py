@@ -847,7 +847,7 @@ def test_wrong_positives():
         (DATA[:1], ValueError, "needs at least two examples, not 1; pass more data"),
         (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "is NaN or infinite in example 160"),
-        (3, TypeError, "training data must be a tensor"),
+        (3, TypeError, "the data are of type int; pass a tensor"),
         ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )
@@ -1008,3 +1008,40 @@ def test_numbers_may_be_numpy_integers(tmp_path, settings):
     xnn = made(**settings).fit(DATA, 0, progress=False)
     again = XNNAttribution.load(xnn.save(tmp_path), xnn.model)
     assert torch.equal(again.explain(X, 0).contributions, xnn.explain(X, 0).contributions)
+
+
+@pytest.mark.parametrize("form", [None, by_shape])
+def test_weights_that_change_after_the_fit_are_told(form, tmp_path):
+    """Further training, and weights of another checkpoint. The same weights again are no change."""
+    model = nn.Sequential(*net())
+    xnn = made(model, "1", autoencoder=form).fit(DATA, 0, progress=False)
+    before = copy.deepcopy(model.state_dict())
+    copied, pickled = copy.deepcopy(xnn), pickle.loads(pickle.dumps(xnn))
+    model.load_state_dict(before)
+    xnn.explain(X, 0)
+    for other in (copied, pickled):
+        other.explain(X, 0)
+        with torch.no_grad():
+            other.model[2].bias.add_(1e-3)
+        with pytest.warns(
+            UserWarning, match=r"2\.bias changed after the explainer of target 0 was fitted: .* fit again"
+        ):
+            other.explain(X, 0)
+    xnn.save(tmp_path / "fitted")
+    torch.optim.SGD(model.parameters(), 1e-3).step(
+        lambda: (model(X).square().sum(), model(X).square().sum().backward())[0]
+    )
+    told = pytest.warns(UserWarning, match=r"0\.weight and 3 more changed after the explainer of target 0")
+    with told:
+        why = xnn.contributions(X, 0)
+    assert torch.equal(why.prediction, model(X)[:, 0])
+    with told:
+        xnn.save(tmp_path / "trained")
+    model.load_state_dict(before)
+    again = XNNAttribution.load(tmp_path / "fitted", model)
+    again.explain(X, 0)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    with pytest.warns(UserWarning, match=r"0\.weight changed"):
+        again.explain(X, 0)
+    again.fit(DATA, 0, progress=False).explain(X, 0)

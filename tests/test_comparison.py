@@ -21,6 +21,7 @@ from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
 from captum_xnn.__main__ import main
 from captum_xnn.activations._activations import Source
 from captum_xnn.activations._collecting import collect
+from captum_xnn.cli._compare import _selected
 from captum_xnn.comparison._methods import METHODS, SelectedRows
 from captum_xnn.comparison._table import Estimate, MethodComparison
 from captum_xnn.heatmaps import FromCaptum
@@ -477,6 +478,39 @@ def test_formats_parse_back(tmp_path):
     )
 
 
+def test_selected_columns_stand_in_their_order_in_every_format():
+    some = MADE.select("agreement", "F_reg")
+    assert [m.key for m in some.measures] == ["agreement", "f_reg"] and MADE.selected is None
+    whole = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in MADE.to_markdown().splitlines()]
+    found = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in some.to_markdown().splitlines()]
+    for line, narrow in zip(whole, found, strict=True):
+        if not line[0].startswith(":"):
+            assert narrow == [line[0], line[2], line[1]]
+    assert some.to_latex().splitlines()[2] == r"method & patch agreement & F\_reg \\"
+    assert list(some.table[0]) == [
+        "method",
+        "agreement",
+        "agreement_low",
+        "agreement_high",
+        "f_reg",
+        "f_reg_low",
+        "f_reg_high",
+    ]
+    assert some.csv().splitlines()[0] == ",".join(some.table[0])
+    assert [axes.get_title().split("\n")[0] for axes in some.show().axes] == ["patch agreement", "F_reg"]
+    assert some.select("F_reg").to_markdown() == MADE.select("f_reg").to_markdown()
+    for wrong, said in (
+        (["f_rag"], "no column 'f_rag'; its columns are f_reg, agreement, agreement_random_maps"),
+        ([], "name at least one"),
+        (["f_reg", "F_reg"], "each of them once"),
+        (["stability"], "no column 'stability'"),  # not measured
+    ):
+        with pytest.raises(ValueError, match=said):
+            MADE.select(*wrong)
+    with pytest.raises(ValueError, match="controls only"):
+        MADE.select("agreement_random_maps").show()
+
+
 def test_a_single_value_has_no_interval_and_the_caption_says_how_to_get_one():
     one = MethodComparison("fc", (2,), 5, 80, 20, 1, {"groups": {"f_reg": (1.0,)}})
     assert one.caption == (
@@ -526,16 +560,31 @@ def test_command_writes_the_table(tmp_path, capsys, ending):
             "compare", "--model", f"{folder}/net.py", "--layer", "3", "--data", f"{folder}/images", "--target", "all",
             "--methods", "groups", "random groups", "--images", "2", "--n-features", "2", "--device", "cpu", "--quiet",
             "--masks", f"{tmp_path}/masks.npy", "--out", str(out), "--figure", str(tmp_path / "figure.png"),
-            "--seed", "3",
+            "--seed", "3", *(("--columns", "locality", "agreement") if ending == "csv" else ()),
         ]
     )  # fmt: skip
     said = capsys.readouterr()
     assert code == 0, said.err
     text = out.read_text(encoding="utf-8")
     assert {"md": "| groups ", "tex": r"\begin{tabular}", "csv": "\ngroups,"}[ending] in text
-    assert "selectivity" in text and "locality" in said.out
+    if ending == "csv":
+        assert re.sub(r",\w+_(low|high)", "", text.splitlines()[0]) == "method,locality,agreement"
+        assert said.out.splitlines()[0].split() == ["method", "locality", "patch", "agreement"]
+    assert ("selectivity" in text) is (ending != "csv") and "locality" in said.out
     assert "random groups" in text and "Layer 3, targets 0, 1, 2, 2 x-features" in said.out
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_command_refuses_unknown_columns_before_the_work(tmp_path, capsys):
+    arguments = ["compare", "--model", "none.py", "--layer", "3", "--data", "x", "--out", str(tmp_path / "table.md")]
+    assert main([*arguments, "--columns", "f_reg", "agrement"]) == 1
+    assert "'agrement' in --columns is no column; names are agreement" in capsys.readouterr().err
+
+
+def test_columns_that_were_not_measured_are_left_out_with_a_warning(caplog):
+    assert [m.key for m in _selected(MADE, ["stability", "f_reg"]).measures] == ["f_reg"]
+    assert "left out stability, which the comparison did not measure" in caplog.text
+    assert _selected(MADE, ["stability"]) is MADE
 
 
 def test_command_refuses_another_ending_before_the_work(tmp_path, capsys):

@@ -23,6 +23,7 @@ FULL = Configuration(
     skip_damaged=True,
     targets=(46, "10-12", 7),
     classes="/names.txt",
+    probabilities="log_softmax",
     joint=True,
     n_features=7,
     seed=12345678901234567890,

@@ -93,7 +93,7 @@ def test_covered_cells_are_zero(model, layer, maps):
     tail, module = Tail(model, layer), maps(model)
     with torch.no_grad():
         made = MapCovers(tail, module, (images,), None)
-        grid = Grid(*made.own.shape[2:], 8)
+        grid = Grid(*made.whole.shape[2:], 8)
         pairs = grid.pairs(4)
         Z = made.activations(grid.regions, pairs)
         A = (model[:4] if layer == "7" else model.maps)(images)
@@ -114,9 +114,9 @@ def test_covers_in_small_pieces_and_from_reused_memory(monkeypatch):
     whole = MapCovers(tail, model[3], (images,), None)
     monkeypatch.setattr("captum_xnn.layers._batching._CPU_BYTES", 2 * images[0].numel() * 4)
     seen = counted(model)
-    made, grid = MapCovers(tail, model[3], (images,), None), Grid(*whole.own.shape[2:], 3)
+    made, grid = MapCovers(tail, model[3], (images,), None), Grid(*whole.whole.shape[2:], 3)
     assert seen == [1, 2, 2]
-    torch.testing.assert_close(made.own, whole.own)
+    torch.testing.assert_close(made.whole, whole.whole)
     torch.testing.assert_close(made.Z, whole.Z)
     pairs = grid.pairs(5)
     expected = [whole.activations(grid.regions, [pair])[0].clone() for pair in pairs]
@@ -154,7 +154,7 @@ def evidence_of(model, layer, images, monkeypatch, **settings):
 def test_drops_where_the_layer_is_feature_maps_are_contributions_of_cells(monkeypatch):
     """Drops of all patches together are the contributions, place by place."""
     model, images = cnn(), x(20)
-    form, seen = evidence_of(model, "3", images, monkeypatch, covered="maps", patches=3)
+    form, seen = evidence_of(model, "3", images, monkeypatch, covered="maps", grid=3)
     tail = Tail(model, "3")
     found = form.integral(tail, (images[:6],), None, [[0] * 6])
     c = found.contributions(form.base)[0]  # (6, 8, 7, 7)
@@ -186,7 +186,7 @@ def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
     """At a vector, contributions under the cover are integrated again; at feature maps the image's slopes are taken."""
     model, images = cnn(), x(20)
     for layer in ("7", "3"):
-        form, seen = evidence_of(model, layer, images, monkeypatch, covered="images", patches=2)
+        form, seen = evidence_of(model, layer, images, monkeypatch, covered="images", grid=2)
         covered = images[:6].clone()
         covered[:, :, :7, 7:] = images[:6].mean((2, 3), keepdim=True)
         whole, other = (form.integral(Tail(model, layer), (some,), None, [[0] * 6]) for some in (images[:6], covered))
@@ -207,15 +207,15 @@ def test_maps_of_few_cells_are_not_covered():
 
 def test_groups_are_learned_from_drops_of_activations_and_of_contributions(monkeypatch):
     model, images = cnn(), x(20)
-    form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", patches=4)
-    own, others, drops = (part[0] / form.scale[0] for part in (seen.own, seen.others, seen.drops))
+    form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", grid=4)
+    positives, others, drops = (part[0] / form.scale[0] for part in (seen.positives, seen.others, seen.drops))
     for lost in (seen.lost, torch.randn(seen.lost.shape)):
         form.config["n_features"] = 3
         _contributions._learn(form, seen._replace(lost=lost))
-        expected = learn_groups(own, others, drops, 3, lost=lost)
-        order = (seen.own[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
+        expected = learn_groups(positives, others, drops, 3, lost=lost)
+        order = (seen.positives[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
         torch.testing.assert_close(form.groups.double(), expected[:, order], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(expected, learn_groups(own, others, drops, 3), atol=1e-2)
+    assert not torch.allclose(expected, learn_groups(positives, others, drops, 3), atol=1e-2)
 
 
 def test_rounding_is_no_drop():

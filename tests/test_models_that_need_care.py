@@ -16,7 +16,7 @@ from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers import EveryCall
-from captum_xnn.layers._logits import Spread, no_logits
+from captum_xnn.layers._logits import OutputRange, no_logits
 from captum_xnn.models import ConvSRAE
 from captum_xnn.models._srae import by_shape
 from captum_xnn.training._directions import directions
@@ -440,7 +440,7 @@ def test_outputs_over_positions_that_are_no_logits():
     ],
 )
 def test_which_outputs_are_told_to_be_no_logits(outputs, told):
-    seen = Spread()
+    seen = OutputRange()
     for part in outputs.split(7):
         seen.add(part)
     given = no_logits(seen)

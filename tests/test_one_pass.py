@@ -215,3 +215,16 @@ def test_later_calls_raise_what_a_first_call_raises(fitted):
     with pytest.raises(ValueError, match="feature is 7, the index of no x-feature"):
         fitted.attribute(X, target=0, feature=7)
     assert same(fitted.explain(X, target=0), anew(fitted).explain(X, target=0))
+
+
+def test_later_calls_take_gradients_through_the_prediction_transform():
+    torch.manual_seed(0)
+    settings = {"prediction_transform": lambda y: (y.log_softmax(1) + 1).tanh()}
+    xnn = XNNAttribution(Net().eval(), "hidden", 2, **settings)
+    xnn.fit(torch.rand(60, 3, 16, 16), target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    first = XNNAttribution(xnn.model, "hidden", 2, **settings)
+    first.explainers_ = copy.deepcopy(xnn.explainers_)
+    known = first.explain(X, target=0)
+    with torch.no_grad():
+        for call in range(3):
+            assert same(xnn.explain(X, target=0), known), call

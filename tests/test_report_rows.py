@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from captum.attr import LayerIntegratedGradients
+from captum.attr import LayerIntegratedGradients, Saliency
 from test_report import Page
 from torch import nn
 
@@ -15,6 +15,7 @@ from captum_xnn import XNNAttribution
 from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores
+from captum_xnn.report._parts import parts_of
 from captum_xnn.report._text_and_table_cards import CellsOfTarget
 from captum_xnn.report._verdict import format_error
 
@@ -297,3 +298,59 @@ def test_a_kept_report_is_computed_anew_for_other_units(table: Any, tmp_path: Pa
         page = page_of(xnn, data[:3], tmp_path, cache=cache, display=lambda z, factor=factor: factor * z)
         assert page.data["images"][0]["values"] == pytest.approx((factor * data[0]).tolist(), rel=1e-4)
     assert len(list(cache.glob("*/content.json"))) == 2
+
+
+def test_parts_add_up_and_are_the_gradient_maps_in_the_unit_of_the_output(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    page = page_of(xnn, data[:9], tmp_path, data=data, display=lambda z: 20 * z + 100)
+    why = xnn.explain(data[:9])
+    for i, row in enumerate(page.data["targets"][0]["rows"]):
+        for k in range(2):
+            scale = float(why.contributions[i, k] / why.features[i, k])
+            assert row["parts"][k] == pytest.approx((scale * why.maps[i, k]).tolist(), rel=1e-4, abs=1e-6)
+    # On the mean row, where contributions begin, the parts leave out what the base of Z has more than the row.
+    assert page.data["means"] == pytest.approx((20 * data.mean(0) + 100).tolist(), rel=1e-5)
+    assert "Rows and columns add up" in " ".join(page.text)
+
+
+def test_maps_in_another_unit_have_no_parts(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    page = page_of(xnn.with_heatmap(FromCaptum(Saliency, abs=False)), data[:9], tmp_path)
+    assert all("parts" not in row for row in page.data["targets"][0]["rows"])
+    assert "Rows and columns add up" not in " ".join(page.text)
+
+
+def test_maps_without_signs_divide_the_whole_contribution() -> None:
+    maps = torch.rand(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    maps[0, 1] = 0
+    E = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    parts = parts_of(maps, E, 2 * E)
+    for i in range(4):
+        for k in range(3):
+            total = 0.0 if (i, k) == (0, 1) else 2 * float(E[i, k])
+            assert float(parts[i, k].sum()) == pytest.approx(total, rel=1e-6)
+            for j in range(5):
+                share = float(maps[i, k, j]) / max(float(maps[i, k].sum()), 1e-30)
+                assert float(parts[i, k, j]) == pytest.approx(total * share, rel=1e-5, abs=1e-9)
+
+
+def test_cards_of_tables_say_where_higher_values_lead(tmp_path: Path) -> None:
+    """The output falls with the first input and rises with the second; the third counts by its size only."""
+    data = torch.randn(200, 4, generator=torch.Generator().manual_seed(3))
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Any) -> Any:
+            z = torch.stack([x[:, 0] + 9, x[:, 1] + 9, x[:, 2], -x[:, 2]], 1)
+            return (self.act(z) @ torch.tensor([-2.0, 3.0, 4.0, 4.0]))[:, None]
+
+    xnn = XNNAttribution(Sum(), "act", 1).fit(data, positives=torch.ones(200).bool(), progress=False)
+    text = page_of(xnn, data[:60], tmp_path, input_names=["falls", "rises", "sizes", "idle"], data=data).text
+    place = text.index("Inputs that drive it")
+    found = text[place + 1 : place + 12]
+    said = {found[i]: found[i + 2] for i in range(len(found) - 2) if found[i] in ("falls", "rises", "sizes")}
+    assert said["falls"] == "higher lowers" and said["rises"] == "higher raises"
+    assert not said["sizes"].startswith("higher") and "idle" not in found

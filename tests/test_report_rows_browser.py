@@ -29,7 +29,7 @@ pytest.importorskip("selenium")
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from captum.attr import LayerIntegratedGradients
+    from captum.attr import IntegratedGradients, LayerIntegratedGradients, Saliency
 
     folder = tmp_path_factory.mktemp("rows")
     torch.manual_seed(1)
@@ -41,9 +41,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     read = xnn.report(ids[:12], folder / "texts.html", 1, tokens=words, class_names=classes, title="Texts")
     data = torch.randn(80, 14)
     model = nn.Sequential(nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
-    two = XNNAttribution(model, "1", 2).fit(data, progress=False)
+    two = XNNAttribution(model, "1", 2, heatmap=FromCaptum(IntegratedGradients, baselines=data.mean(0, keepdim=True)))
+    two.fit(data, progress=False)
     names = [f"input feature {i}" for i in range(13)] + [EVIL]
-    return {"texts": read, "table": two.report(data[:6], folder / "table.html", input_names=names)}
+    gradients = two.with_heatmap(FromCaptum(Saliency, abs=False))
+    return {
+        "texts": read,
+        "table": two.report(data[:6], folder / "table.html", input_names=names),
+        "gradients": gradients.report(data[:6], folder / "gradients.html", input_names=names),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -169,20 +175,69 @@ def contrast(one: list[float], other: list[float]) -> float:
     return high / low
 
 
-def test_contributions_are_spread_over_inputs_by_their_maps(driver: Any, pages: dict[str, Path]) -> None:
+def lines_of(driver: Any, item: int, part: str) -> list[list[str]]:
+    """The cells of a part of an example's table."""
+    return list(
+        driver.execute_script(
+            "return [...document.querySelectorAll('.example')[arguments[0]].querySelectorAll(`${arguments[1]} tr`)]"
+            ".map((line) => [...line.children].map((cell) => cell.textContent))",
+            item,
+            part,
+        )
+    )
+
+
+def test_parts_of_inputs_add_up_to_contributions(driver: Any, pages: dict[str, Path]) -> None:
     data = opened(driver, pages["table"])
+    row, example = data["targets"][0]["rows"][2], data["images"][2]
+    parts = row["parts"]
+    order = sorted(range(14), key=lambda j: -sum(abs(of[j]) for of in parts))
+    (head,) = lines_of(driver, 2, "thead")
+    assert head == ["input", "value", "average", "together", "x-feature 1", "x-feature 2"]
+    lines = lines_of(driver, 2, "tbody")
+    assert [line[0] for line in lines] == [example["cells"][j] for j in order[:12]]
+    for line, j in zip(lines, order, strict=False):
+        expected = [parts[0][j] + parts[1][j], parts[0][j], parts[1][j]]
+        assert line[3:] == [signed(value, data) for value in expected]
+        assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in line[1:3]] == pytest.approx(
+            [example["values"][j], data["means"][j]], rel=5e-4
+        )
+    ends = {line[0]: line[1:] for line in lines_of(driver, 2, "tfoot")}
+    others = [sum(of[j] for j in order[12:]) for of in parts]
+    rest = [c - sum(of) for c, of in zip(row["c"], parts, strict=True)]
+    for title, values in (("2 other inputs", others), ("no single input", rest), ("sum: the contribution", row["c"])):
+        assert ends.pop(title) == [signed(value, data) for value in (sum(values), *values)]
+    assert not ends
+    total = signed(sum(row["c"]), data)
+    assert f"logits = bias {row['bias']:.{data['targets'][0]['decimals']}f}".replace("-", "\N{MINUS SIGN}") in text(
+        driver, ".example:nth-child(3) .numbers"
+    )
+    assert f"x-features {total}, unexplained" in text(driver, ".example:nth-child(3) .numbers")
+    one(driver, "#toggles [data-map='1']").click()
+    assert lines_of(driver, 2, "thead") == [["input", "value", "average", "x-feature 2"]]
+    assert [line[3] for line in lines_of(driver, 2, "tbody")] == [signed(parts[1][j], data) for j in order[:12]]
+
+
+def test_whole_numbers_keep_their_digits(driver: Any, pages: dict[str, Path]) -> None:
+    opened(driver, pages["table"])
+    given = [1987, 12345678, 123456.7, 63.5465, 0.0012346, -2.5, 0]
+    expected = ["1987", "12345678", "123457", "63.55", "0.001235", "\N{MINUS SIGN}2.5", "0"]
+    assert driver.execute_script("return arguments[0].map(formatted)", given) == expected
+
+
+def test_contributions_are_spread_by_maps_of_another_unit(driver: Any, pages: dict[str, Path]) -> None:
+    data = opened(driver, pages["gradients"])
     row = data["targets"][0]["rows"][2]
+    assert "parts" not in row
     weight = [sum(abs(row["maps"][k][j] * row["strength"][k]) for k in range(2)) for j in range(14)]
     order = sorted(range(14), key=lambda j: -weight[j])[:12]
-    lines = driver.execute_script(
-        "return [...document.querySelectorAll('.example')[2].querySelectorAll('tbody tr')].map("
-        "(line) => [...line.children].map((cell) => cell.textContent))"
-    )
+    lines = lines_of(driver, 2, "tbody")
     assert [line[0] for line in lines] == [data["images"][2]["cells"][j] for j in order]
     for k in range(2):
         mass = sum(map(abs, row["maps"][k]))
         parts = [v / mass * abs(row["c"][k]) if mass else 0.0 for v in row["maps"][k]]
-        assert [line[2 + k] for line in lines] == [signed(parts[j], data, more=1) for j in order]
+        assert [line[3 + k] for line in lines] == [signed(parts[j], data, more=1) for j in order]
+    assert not lines_of(driver, 2, "tfoot")
     assert "and 2 more inputs with less" in text(driver, "#examples")
 
 

@@ -83,13 +83,13 @@ class Batch(NamedTuple):
             ((tensor([[1.],
                     [1.]]),), ())
         """
-        return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
+        return _arguments_on(self.inputs, self.additional, device)
 
 
 class Picked(NamedTuple):
     """Examples that need not follow each other."""
 
-    numbers: Tensor
+    rows: Tensor
     """Row of each example in the data, (N,), ascending."""
     inputs: Any
     """A tensor or a tuple of values, as the model takes them."""
@@ -102,7 +102,7 @@ class Picked(NamedTuple):
         Args:
             device: The model's device.
         """
-        return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
+        return _arguments_on(self.inputs, self.additional, device)
 
     def among(self, rows: Tensor) -> Tensor:
         """Select the row indices that are among these examples.
@@ -110,7 +110,7 @@ class Picked(NamedTuple):
         Args:
             rows: Row indices in the data.
         """
-        return rows[torch.isin(rows, self.numbers)]
+        return rows[torch.isin(rows, self.rows)]
 
 
 class Batches:
@@ -134,13 +134,13 @@ class Batches:
     def __init__(self, data: Any, batch_size: int, unpack: Unpack) -> None:
         self._unpack = unpack
         data = as_batches(data, batch_size)
-        self._numbers: Sequence[Sequence[int]] | None = None
+        self._indices: Sequence[Sequence[int]] | None = None
         if (tensors := _tensors_of(data)) is None:
             _refuse_disorder(data)
-            self._numbers = _indexed(data)
+            self._indices = _indexed(data)
         else:
             refuse_uneven(tensors)
-            self._numbers = _ranges(len(tensors[0]), batch_size)
+            self._indices = _ranges(len(tensors[0]), batch_size)
         self._data = data
         self._begun: Batch | None = None
         self._end: int | None = None
@@ -148,13 +148,13 @@ class Batches:
 
     @property
     def examples(self) -> int | None:
-        """Examples M. None for an iterable without a length, until it has been read to its end."""
-        return self._end if self._numbers is None else sum(map(len, self._numbers))
+        """Number of examples M. None for an iterable without a length, until it has been read to its end."""
+        return self._end if self._indices is None else sum(map(len, self._indices))
 
     def first(self) -> Batch | None:
         """Load the first batch, once; None if there are no data. :meth:`those` begins with it."""
         if self._begun is None:
-            self._begun = next(self._rest if self._numbers is None else self._fetched(self._numbered()[:1]), None)
+            self._begun = next(self._rest if self._indices is None else self._fetched(self._listed()[:1]), None)
         return self._begun
 
     def those(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
@@ -167,15 +167,15 @@ class Batches:
         if first is None:
             return
         yield first
-        if self._numbers is None:
+        if self._indices is None:
             yield from self._rest
         else:
-            yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
+            yield from self._fetched([(at, n) for at, n in self._listed()[1:] if wanted(at, at + len(n))])
 
     @property
     def most(self) -> int | None:
         """Largest number of examples in a batch; None for an iterable without indices."""
-        return None if self._numbers is None else max(map(len, self._numbers), default=1)
+        return None if self._indices is None else max(map(len, self._indices), default=1)
 
     def picked(self, wanted: Tensor, *, least: int = 1) -> Iterator[Picked]:
         """Yield batches that hold all wanted examples; load as few others as possible.
@@ -190,13 +190,15 @@ class Batches:
 
         Example:
             >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
-            >>> [(p.numbers.tolist(), p.inputs[:, 0].tolist()) for p in made.picked(torch.tensor([9, 0, 5]))]
+            >>> [(p.rows.tolist(), p.inputs[:, 0].tolist()) for p in made.picked(torch.tensor([9, 0, 5]))]
             [([0, 5, 9], [0.0, 5.0, 9.0])]
         """
         wanted = torch.unique(wanted)
-        if self._numbers is None or not _joins_equally(self._data):
+        if self._indices is None or not _joins_equally(self._data):
             for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
-                yield Picked(torch.arange(batch.first, batch.first + batch.rows), batch.inputs, batch.additional)
+                yield Picked(
+                    torch.arange(batch.first, batch.first + batch.rows, device="cpu"), batch.inputs, batch.additional
+                )
             return
         size = self.most or 1
         if size < min(least, len(wanted)):
@@ -208,7 +210,7 @@ class Batches:
 
     def _joined(self, groups: Sequence[Tensor]) -> Iterator[Picked]:
         """Load groups of examples of indexed data, each as one batch."""
-        indices = list(itertools.chain.from_iterable(self._numbers or ()))
+        indices = list(itertools.chain.from_iterable(self._indices or ()))
         loaded = self._loaded([[indices[row] for row in rows.tolist()] for rows in groups])
         for rows, (inputs, additional) in zip(groups, loaded, strict=True):
             yield Picked(rows, inputs, additional)
@@ -229,14 +231,14 @@ class Batches:
         if first is not None and rank == 0:
             yield first
         following = rank or world
-        if self._numbers is None:
+        if self._indices is None:
             yield from itertools.islice(self._rest, following - 1, None, world)
         else:
-            yield from self._fetched(self._numbered()[following::world])
+            yield from self._fetched(self._listed()[following::world])
 
-    def _numbered(self) -> list[tuple[int, Sequence[int]]]:
+    def _listed(self) -> list[tuple[int, Sequence[int]]]:
         """List the batches of indexed data: the first row of each batch, and its indices in the data."""
-        numbers = self._numbers or ()
+        numbers = self._indices or ()
         ends = itertools.accumulate(map(len, numbers))
         return [(end - len(n), n) for end, n in zip(ends, numbers, strict=True)]
 
@@ -303,8 +305,8 @@ def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
         return tensors
     if not isinstance(data, Iterable):
         raise TypeError(
-            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
-            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
+            f"the data are of type {type(data).__name__}; pass a tensor, a tuple of tensors or an iterable of batches, "
+            "such as a torch.utils.data.DataLoader"
         )
     return None
 
@@ -380,14 +382,14 @@ def refuse_no_batches(data: Any) -> None:
 class _Chosen(Sampler[list[int]]):
     """Batches of indices that are known already."""
 
-    def __init__(self, numbers: list[Sequence[int]]) -> None:
-        self.numbers = numbers
+    def __init__(self, indices: list[Sequence[int]]) -> None:
+        self.indices = indices
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(list, self.numbers)
+        return map(list, self.indices)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
 
 def first_inputs(inputs: Any, row: int) -> str:
@@ -490,8 +492,9 @@ def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
         return
     half = again.dtype in (torch.float16, torch.bfloat16)
     first, now = (values[:, None].flatten(1).float() for values in (before, again))
-    spread, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
-    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-3 * size)  # rounding, in other batches
+    deviation, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
+    # Batches of another size round otherwise.
+    allowed = (0.1 * deviation + 0.02 * size) if half else (0.01 * deviation + 1e-3 * size)
     off = (now - first).abs().amax(1) > allowed
     if bool(off.any()):
         raise ValueError(
@@ -554,6 +557,11 @@ def copied_to(values: Any, device: torch.device) -> tuple[Any, ...]:
     return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in _many(values))
 
 
+def _arguments_on(inputs: Any, additional: Any, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Copy inputs and additional arguments to a device; return each as a tuple."""
+    return copied_to(inputs, device), () if additional is None else copied_to(additional, device)
+
+
 def _joins_equally(data: Any) -> bool:
     """Whether inputs of an example are the same in any batch: tensors, and loaders that stack or list examples."""
     return not isinstance(data, DataLoader) or data.collate_fn in (default_collate, _collate, list)
@@ -575,8 +583,7 @@ def _refuse_disorder(data: Any) -> None:
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ValueError(
                 f"the loader gives each of {sampler.num_replicas} processes only a share of the examples, with a "
-                "DistributedSampler; pass the same plain loader in all processes, they share the work by rank= and "
-                "world_size="
+                "DistributedSampler; pass the same plain loader in all processes: rank= and world_size= divide the work"
             )
 
 

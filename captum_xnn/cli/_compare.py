@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from captum_xnn.cli._fit import given_classes, requested_targets
 from captum_xnn.cli._inputs import read_tensor
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named, needed
 from captum_xnn.comparison._compare import DEFAULT_METHODS, compare
-from captum_xnn.comparison._table import MethodComparison
+from captum_xnn.comparison._table import MEASURES, MethodComparison
 
 __all__ = ["FORMATS", "run_comparison"]
+
+_log = logging.getLogger(__name__)
 
 FORMATS: Mapping[str, Callable[[MethodComparison], str]] = {
     ".md": lambda found: f"{found.to_markdown()}\n\n{found.caption}\n",
@@ -44,6 +48,7 @@ def run_comparison(arguments: argparse.Namespace) -> str:
     path = Path(arguments.out)
     if path.suffix not in FORMATS:
         raise ValueError(f"{arguments.out!r} has an unknown ending; end the table's name in {', '.join(FORMATS)}")
+    _check_columns(arguments.columns)
     path.parent.mkdir(parents=True, exist_ok=True)  # first, so that it fails before the work
     opened = ModelAndInputs.of(configuration)
     test = None if arguments.test is None else ModelAndInputs.of(replace(configuration, data=arguments.test)).inputs
@@ -64,9 +69,12 @@ def run_comparison(arguments: argparse.Namespace) -> str:
         images=arguments.images,
         masks=None if arguments.masks is None else read_tensor(arguments.masks),
         recipe=configuration.recipe,
+        prediction_transform=opened.prediction_transform,
         seed=configuration.seed,
         progress=not arguments.quiet,
     )
+    if arguments.columns:
+        found = _selected(found, arguments.columns)
     replace_file(path, FORMATS[path.suffix](found).encode())
     written = [str(path)]
     if arguments.figure is not None:
@@ -75,3 +83,22 @@ def run_comparison(arguments: argparse.Namespace) -> str:
         replace_file(Path(arguments.figure), drawn.getvalue())
         written.append(arguments.figure)
     return f"{found!r}\n\nWritten: {', '.join(written)}"
+
+
+def _selected(found: MethodComparison, columns: Sequence[str]) -> MethodComparison:
+    """Keep some columns; warn about those that were not measured, so that the work is not lost."""
+    taken = {name for m in found.measures for name in (m.key, m.title)}
+    missing = [column for column in columns if column not in taken]
+    if missing:
+        _log.warning("left out %s, which the comparison did not measure", ", ".join(missing))
+    kept = [column for column in columns if column in taken]
+    return found.select(*kept) if kept else found
+
+
+def _check_columns(columns: Sequence[str] | None) -> None:
+    """Raise for an unknown column before the work."""
+    known = {name for m in MEASURES for name in (m.key, m.title)}
+    for column in columns or ():
+        if column not in known:
+            near = difflib.get_close_matches(column, known, n=3, cutoff=0.5) or [m.key for m in MEASURES]
+            raise ValueError(f"{column!r} in --columns is no column; names are {', '.join(near)}")

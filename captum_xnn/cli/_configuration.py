@@ -20,6 +20,7 @@ from typing import Any
 
 from captum_xnn._files import replace_file
 from captum_xnn.cli._inputs import as_channels, as_size
+from captum_xnn.layers._logits import LOGITS_OF
 from captum_xnn.training._recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -75,6 +76,9 @@ class Configuration:
     targets: str | tuple[int | str, ...] | None = None
     """``"all"``, or whole numbers, ranges such as ``"10-19"`` (19 included), and names of classes. None for a model
     with one output."""
+    probabilities: str | None = None
+    """``"softmax"``, ``"log_softmax"`` or ``"sigmoid"`` if the model ends with this function: its logits are explained.
+    None if the model's outputs are logits or quantities."""
     joint: bool = False
     """Whether one set of x-features explains all targets."""
     n_features: int = 5
@@ -329,6 +333,12 @@ def _form(name: str, value: Any) -> str:
     return str(value)
 
 
+def _probabilities(name: str, value: Any) -> str:
+    if value not in LOGITS_OF:
+        raise _wrong(name, value, '"softmax", "log_softmax" or "sigmoid"')
+    return str(value)
+
+
 _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("model", "torchvision", "weights", "layer", "data", "device", "out"), _text),
     **dict.fromkeys(("store", "checkpoint", "tensorboard"), _text),
@@ -338,6 +348,7 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("skip_damaged", "joint"), _flag),
     "classes": _classes,
     "form": _form,
+    "probabilities": _probabilities,
     "size": as_size,
     "targets": _targets,
 }

@@ -154,9 +154,13 @@ def evaluate(
             continue
         asked = target if against is None else Difference(target, against)  # type: ignore[arg-type]
         positives = _positives(y_hat, target)
-        own = select(y_hat, asked)
-        numbers = xnn.explainer(target, against=against).numbers(asked, found, own, Reader.of(opened.model, xnn.layer))
-        results.append(_evaluated(numbers, own, asked, opened.name_of(asked), y_hat, positives)._replace(target=target))
+        predictions = select(y_hat, asked)
+        numbers = xnn.explainer(target, against=against).numbers(
+            asked, found, predictions, Reader.of(opened.model, xnn.layer)
+        )
+        results.append(
+            _evaluated(numbers, predictions, asked, opened.name_of(asked), y_hat, positives)._replace(target=target)
+        )
         rows[target] = positives
     if maps > 0:
         some = {target: of[:maps].tolist() for target, of in rows.items()}
@@ -180,12 +184,12 @@ def _positives(y_hat: Tensor, target: Target) -> Tensor:
 
 
 def _evaluated(
-    numbers: Numbers, own: Tensor, target: Target, name: str, y_hat: Tensor, positives: Tensor
+    numbers: Numbers, predictions: Tensor, target: Target, name: str, y_hat: Tensor, positives: Tensor
 ) -> Evaluation:
-    """Compute the measures of one target that need no maps; ``own`` is the explained output of each input, (M,)."""
+    """Compute the measures of one target that need no maps; ``predictions`` are its outputs, (M,)."""
     y_bar = numbers.surrogate
     mean = numbers.contributions[positives].abs().mean(0, keepdim=True)
-    faithfulness = Faithfulness.of(y_bar, own.to(y_bar.dtype), [y_hat], target)
+    faithfulness = Faithfulness.of(y_bar, predictions.to(y_bar.dtype), [y_hat], target)
     return Evaluation(
         target=target,
         name=name,

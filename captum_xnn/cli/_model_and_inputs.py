@@ -3,7 +3,9 @@
 Every command on files begins like this::
 
     opened = ModelAndInputs.of(configuration)
-    xnn = XNNAttribution.load(folder, opened.model, heatmap=opened.heatmap_or_default())
+    xnn = XNNAttribution.load(
+        folder, opened.model, heatmap=opened.heatmap_or_default(), prediction_transform=opened.prediction_transform
+    )
     targets = opened.targets(xnn)
     for batch in opened.inputs:  # .inputs for the model, .images to show, .names
         why = xnn.explain(batch.inputs.to(opened.device), opened.highest(batch.inputs, targets))
@@ -29,7 +31,9 @@ from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
+from captum_xnn.layers._logits import LOGITS_OF
 from captum_xnn.layers._outputs import one_tensor, outputs_of, run_model
+from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.plots._names import check_class_names
 
@@ -101,6 +105,12 @@ class ModelAndInputs:
         return self.model_file.model
 
     @property
+    def prediction_transform(self) -> OutputTransform | None:
+        """Function that turns the model's probabilities into logits; None if it gives logits."""
+        name = self.configuration.probabilities
+        return None if name is None else LOGITS_OF[name]
+
+    @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -146,7 +156,7 @@ class ModelAndInputs:
         Args:
             inputs: Inputs (N, ...), on any device.
         """
-        return outputs_of(self.model, (inputs,))
+        return outputs_of(self.model, (inputs,), self.prediction_transform)
 
     def highest(self, inputs: Tensor, targets: Sequence[Target]) -> list[Target] | None:
         """Find the target with the highest output for each input, in the form that ``explain`` takes.

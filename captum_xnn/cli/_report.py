@@ -45,6 +45,9 @@ def run_report(arguments: argparse.Namespace) -> str:
             f"the inputs are ids {tuple(first.shape)}, whose words are not known; define tokens(ids) in the model's "
             "file, which returns the words of one text without padding"
         )
+    again = None
+    if arguments.again is not None:
+        again = XNNAttribution.load(arguments.again, opened.model, prediction_transform=opened.prediction_transform)
     options = ReportOptions(
         captions=_ReadNames(opened.inputs),
         tokens=tokens,
@@ -54,7 +57,7 @@ def run_report(arguments: argparse.Namespace) -> str:
         display=shown if first.dim() > 2 else None,
         against=None if against is None else output_to_compare(opened, targets, against),
         patches=arguments.patches,
-        again=None if arguments.again is None else XNNAttribution.load(arguments.again, opened.model),
+        again=again,
         internal_batch_size=opened.configuration.batch_size,
         cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
         progress=not arguments.quiet,

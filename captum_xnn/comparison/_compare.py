@@ -40,7 +40,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from captum.attr import Attribution
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._measures import Measurement, Settings
 from captum_xnn.comparison._methods import named_methods
+from captum_xnn.comparison._relevances import Method
 from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
 from captum_xnn.comparison._table import MethodComparison
 from captum_xnn.heatmaps._heatmap import Heatmap
@@ -138,11 +139,7 @@ def compare(
     """
     chosen = named_methods(methods)
     targets = [t for (t,) in target_groups(target, joint=False)]
-    if not 1 <= repeats <= (FOLDS if test is None else 2**16):
-        raise ValueError(
-            f"repeats is {repeats}; pass 1 to {FOLDS}, as each repeat holds out another fifth of the data, or pass "
-            "test= data"
-        )
+    _check_repeats(repeats, test)
     attribution = partial(
         XNNAttribution,
         model,
@@ -160,37 +157,71 @@ def compare(
     apart = None if test is None else _collected(reader, test, targets, unpack, progress)
     _check_masks(settings.masks, activations, apart)
     splits = Splits.of(activations, apart, targets, images=images, seed=seed)
-    values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
-    messages: dict[str, list[str]] = {name: [] for name in chosen}
-    first = next(iter(chosen))
-    train = held_out = 0
     with tqdm(total=repeats * len(chosen), disable=not progress, leave=False) as bar:
-        for repeat in range(repeats):
-            split = splits.split(repeat)
-            train, held_out = len(split.train.rows), len(split.test.rows)
-            for name, method in chosen.items():
-                bar.set_description(name)
-                found, raised = _tried(
-                    Measurement(settings, method, split, targets, seed + repeat), needed=name == first
-                )
-                messages[name] += raised
-                for of_target in found:
-                    for key, value in of_target.items():
-                        if value is not None:
-                            values[name][key] = (*values[name].get(key, ()), value)
-                bar.update()
+        found = _measured(settings, chosen, splits, targets, repeats, seed, bar)
     result = MethodComparison(
         layer=reader.name,
         targets=tuple(targets),
         n_features=n_features,
-        train=train,
-        test=held_out,
+        train=found.train,
+        test=found.test,
         repeats=repeats,
-        values=values,
+        values=found.values,
     )
-    _pass_on(messages)
-    _warn_of_better(result, first, 1e-5 * splits.size)
+    _pass_on(found.messages)
+    _warn_of_better(result, next(iter(chosen)), 1e-5 * splits.size)
     return result
+
+
+def _check_repeats(repeats: int, test: Any) -> None:
+    """Raise if there are fewer folds than repeats."""
+    if not 1 <= repeats <= (FOLDS if test is None else 2**16):
+        raise ValueError(
+            f"repeats is {repeats}; pass 1 to {FOLDS}, as each repeat holds out another fifth of the data, or pass "
+            "test= data"
+        )
+
+
+class _Measured(NamedTuple):
+    """The measures of all methods."""
+
+    values: dict[str, dict[str, tuple[float, ...]]]
+    """For each method and measure the values of all targets and repeats."""
+    messages: dict[str, list[str]]
+    """Texts of the warnings of each method."""
+    train: int
+    """Number of training examples of a repeat."""
+    test: int
+    """Number of held-out examples of a repeat."""
+
+
+def _measured(
+    settings: Settings,
+    methods: Mapping[str, Method],
+    splits: Splits,
+    targets: Sequence[Target],
+    repeats: int,
+    seed: int,
+    bar: tqdm[Any],
+) -> _Measured:
+    """Measure each method on the division of each repeat. The first method must not fail."""
+    values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in methods}
+    messages: dict[str, list[str]] = {name: [] for name in methods}
+    first, train, test = next(iter(methods)), 0, 0
+    for repeat in range(repeats):
+        split = splits.split(repeat)
+        train, test = len(split.train.rows), len(split.test.rows)
+        for name, method in methods.items():
+            bar.set_description(name)
+            measurement = Measurement(settings, method, split, targets, seed + repeat)
+            found, raised = _tried(measurement, needed=name == first)
+            messages[name] += raised
+            for of_target in found:
+                for key, value in of_target.items():
+                    if value is not None:
+                        values[name][key] = (*values[name].get(key, ()), value)
+            bar.update()
+    return _Measured(values, messages, train, test)
 
 
 def _tried(measurement: Measurement, needed: bool) -> tuple[list[Values], list[str]]:

@@ -262,7 +262,7 @@ class Measurement:
 
     def _fill(self) -> Tensor | None:
         """Return the mean of each column over the training examples of a table; None for other inputs."""
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros((), device="cpu"), 0
         for x, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
             if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
                 return None
@@ -284,7 +284,7 @@ def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, 
 
     The time does not count a first example, because the first call of a backend is slower than all others.
     """
-    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
+    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0], device="cpu"))
     explain(one if isinstance(x, tuple) else one[0], of_one)
     start = time.process_time()
     made = explain(x, more)

@@ -12,7 +12,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,6 +130,8 @@ class MethodComparison:
     """Number of repeats, each with another seed and other held-out examples."""
     values: Mapping[str, Mapping[str, tuple[float, ...]]] = field(repr=False)
     """For each method and measure one value for each repeat and target; a measure that was not taken has none."""
+    selected: tuple[str, ...] | None = field(default=None, repr=False)
+    """Keys of the columns in their order, from :meth:`select`; None for all columns."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -138,8 +140,40 @@ class MethodComparison:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """Columns in which at least one method has a value."""
-        return tuple(m for m in MEASURES if any(of.get(m.key) for of in self.values.values()))
+        """Columns in which at least one method has a value, or those that were selected."""
+        taken = {m.key: m for m in MEASURES if any(of.get(m.key) for of in self.values.values())}
+        return tuple(taken.values() if self.selected is None else (taken[key] for key in self.selected))
+
+    def select(self, *columns: str) -> MethodComparison:
+        """Return the comparison with some of its columns, in the order given, for a table that fits a page.
+
+        Args:
+            columns: Keys such as ``"f_reg"``, or headings such as ``"patch agreement"``.
+
+        Raises:
+            ValueError: If there is no column, no such column, or one is named twice. The message lists the columns.
+
+        Example:
+            >>> values = {"groups": {"f_reg": (0.0,), "f_cls": (1.0,), "stability": (0.9,)}}
+            >>> print(MethodComparison("fc", (0,), 5, 80, 20, 1, values).select("stability", "F_reg").to_markdown())
+            | method | stability | F_reg |
+            |:-------|----------:|------:|
+            | groups |       0.9 |     0 |
+        """
+        known = {name: m.key for m in self.measures for name in (m.title, m.key)}
+        keys = []
+        for column in columns:
+            if column not in known:
+                raise ValueError(
+                    f"the comparison has no column {column!r}; its columns are "
+                    f"{', '.join(m.key for m in self.measures)}"
+                )
+            keys.append(known[column])
+        if not keys or len(set(keys)) < len(keys):
+            raise ValueError(
+                f"the columns are {', '.join(columns) or 'none'}; name at least one, and each of them once"
+            )
+        return replace(self, selected=tuple(keys))
 
     def estimate(self, method: str, measure: str) -> Estimate | None:
         """Estimate the mean of a measure for a method; None if it was not measured.
@@ -202,7 +236,7 @@ class MethodComparison:
         return f"{made}; means with 95 % intervals over {targets} and {repeats}."
 
     def to_markdown(self) -> str:
-        """Format the table in Markdown."""
+        """Format the table in Markdown; :meth:`select` makes it narrower."""
         cells = [[cell.replace("|", "\\|") for cell in row] for row in self._cells()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         rule = [f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:])]
@@ -210,7 +244,7 @@ class MethodComparison:
         return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
     def to_latex(self) -> str:
-        r"""Format the table as a ``tabular`` of LaTeX that needs no package."""
+        r"""Format the table as a ``tabular`` of LaTeX that needs no package; :meth:`select` makes it narrower."""
         rows = [[_latex(cell) for cell in row] for row in self._cells()]
         lines = [" & ".join(row) + r" \\" for row in rows]
         columns = "l" + "r" * (len(rows[0]) - 1)

@@ -32,7 +32,7 @@ from captum_xnn.layers._targets import grouped, select_each
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["Explained", "FeatureMaps", "Part", "Seen", "draw"]
+__all__ = ["Explained", "FeatureMaps", "Portion", "Seen", "draw"]
 
 
 class Seen:
@@ -107,14 +107,14 @@ class Explained(NamedTuple):
 
         def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row indices, and the numbers and predictions of these rows."""
-            for rows in torch.split(torch.arange(n), internal_batch_size or n):
+            for rows in torch.split(torch.arange(n, device="cpu"), internal_batch_size or n):
                 with torch.inference_mode(False), torch.no_grad():
                     Z, y_hat = outputs(examples.those(rows))
                 some = examples.those(rows)  # copies again, as a model may have worked in place
-                own = select_each(y_hat, some.targets)
+                predictions = select_each(y_hat, some.targets)
                 prefix = read[0].prefix if read and n == 1 else None
-                numbers = some.numbers(Z, own, prefix=prefix, whole=examples)
-                yield rows.tolist(), (*numbers, own.to(numbers.features.dtype))
+                numbers = some.numbers(Z, predictions, prefix=prefix, whole=examples)
+                yield rows.tolist(), (*numbers, predictions.to(numbers.features.dtype))
 
         *found, prediction = gathered(made(), n)
         return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)
@@ -206,14 +206,14 @@ class FeatureMaps(NamedTuple):
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
-                own = [k for k in features if k < width]
-                some = examples.those(torch.tensor(rows))
-                every = len(rows) == len(examples)
-                of_rows = slopes[torch.tensor(rows).to(slopes.device)]
-                parts = list(self._parts(some, own or [0], of_rows, ran, taken=taken if every else None))
-                here = settings if every else rows_of_settings(settings, len(examples), rows)
-                maps = draw(parts, some.inputs, some.additional, internal_batch_size, here)
-                yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
+                present = [k for k in features if k < width]
+                some = examples.those(torch.tensor(rows, device="cpu"))
+                are_all = len(rows) == len(examples)
+                of_rows = slopes[torch.tensor(rows, device="cpu").to(slopes.device)]
+                parts = list(self._portions(some, present or [0], of_rows, ran, taken=taken if are_all else None))
+                some_settings = settings if are_all else rows_of_settings(settings, len(examples), rows)
+                maps = draw(parts, some.inputs, some.additional, internal_batch_size, some_settings)
+                yield rows, tuple(_padded(m if present else m[:, :0], len(features)) for m in maps)
 
         return gathered(drawn(), len(examples))
 
@@ -236,9 +236,9 @@ class FeatureMaps(NamedTuple):
             self.seen.two_passes.add(key)
         return drawn
 
-    def _parts(
+    def _portions(
         self, examples: Examples, features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
-    ) -> Iterator[Part]:
+    ) -> Iterator[Portion]:
         """Yield the networks that draw the maps of some examples."""
         reader = examples.reader
         for (form, _, target, _), rows in grouped(examples.choices):
@@ -246,11 +246,11 @@ class FeatureMaps(NamedTuple):
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
                 groups.taken = taken if len(rows) == len(examples) else None
-                yield Part(heatmap, groups, features, rows, slopes[rows])
+                yield Portion(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform
                 network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran, output_transform=transform)
-                yield Part(heatmap, network, features, rows)
+                yield Portion(heatmap, network, features, rows)
 
 
 def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) -> DrawnAndRead | None:
@@ -274,7 +274,7 @@ def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) ->
         transform = reader.prediction_transform
         output = read[-1].output if transform is None else transform(read[-1].output)
     Z, y_hat = checked(read[-1].values, output, reader.name)
-    part = Part(heatmap, network, features, list(range(len(examples))))
+    part = Portion(heatmap, network, features, list(range(len(examples))))
     maps = _warned(maps, [part], inputs, examples.additional, {})
     return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
@@ -297,7 +297,7 @@ def _padded(maps: Tensor, most: int) -> Tensor:
     return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
 
 
-class Part(NamedTuple):
+class Portion(NamedTuple):
     """Examples with the same explainer, so that one network draws their maps."""
 
     heatmap: Heatmap
@@ -313,7 +313,7 @@ class Part(NamedTuple):
 
 
 def draw(
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     internal_batch_size: int | None,
@@ -335,10 +335,14 @@ def draw(
 
     def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
         for heatmap, network, features, rows, slopes in parts:
-            x, more = (inputs, additional) if len(rows) == n else rows_of(inputs, additional, torch.tensor(rows))
+            x, more = (
+                (inputs, additional)
+                if len(rows) == n
+                else rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
+            )
             if slopes is not None:
                 more = (*(more or ()), slopes)
-            own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
+            some_settings = settings if len(rows) == n else rows_of_settings(settings, n, rows)
             yield (
                 rows,
                 heatmap(
@@ -347,7 +351,7 @@ def draw(
                     features,
                     additional_forward_args=more,
                     internal_batch_size=internal_batch_size,
-                    **own,
+                    **some_settings,
                 ),
             )
 
@@ -356,7 +360,7 @@ def draw(
 
 def _warned(
     maps: tuple[Tensor, ...],
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
@@ -372,7 +376,7 @@ def _warned(
 
 def _warn_of_blank(
     blank: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
@@ -380,7 +384,7 @@ def _warn_of_blank(
     """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
     heatmap, network, _, rows, slopes = parts[0]
     if bool(blank.all()) and not getattr(heatmap, "replaces_inputs", False):
-        x, more = rows_of(inputs, additional, torch.tensor(rows))
+        x, more = rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
         if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
             raise ValueError(reason)
     what = "x-feature" if network.centred else "output"

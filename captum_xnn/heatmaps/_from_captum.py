@@ -287,10 +287,13 @@ class FromCaptum:
             call["nt_samples_batch_size"] = 1
         self._refuse_missing(call)
         n, K = len(inputs[0]), len(features)
-        rows, wanted = torch.arange(n).repeat_interleave(K), torch.tensor(list(features)).repeat(n)
+        rows, wanted = (
+            torch.arange(n, device="cpu").repeat_interleave(K),
+            torch.tensor(list(features), device="cpu").repeat(n),
+        )
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
-            for some in torch.split(torch.arange(n * K), internal_batch_size or n * K):
+            for some in torch.split(torch.arange(n * K, device="cpu"), internal_batch_size or n * K):
                 if "target" in self._call:
                     call["target"] = wanted[some].to(inputs[0].device)
                 own = call if self._distribution else rows_of_settings(call, n, rows[some].tolist())
@@ -343,7 +346,7 @@ class FromCaptum:
         network.use_slopes("recomputed" if self._perturbs else "held" if modules else "gradient")
         if not modules:
             return network
-        (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+        (x, more) = rows_of(inputs, additional, torch.tensor([0], device="cpu"))
         try:
             with untouched(network):
                 twin = self._twins.of(network, (*x, *(more or ())))

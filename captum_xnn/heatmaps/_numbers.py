@@ -96,13 +96,13 @@ class Examples:
         return Examples([self.choices[i] for i in rows.tolist()], self.reader, x, more)
 
     def numbers(
-        self, Z: Tensor, own: Tensor, *, prefix: Prefix | None = None, whole: Examples | None = None
+        self, Z: Tensor, predictions: Tensor, *, prefix: Prefix | None = None, whole: Examples | None = None
     ) -> Numbers:
         """Compute the numbers of each example by its form. x-features that a form lacks are zero.
 
         Args:
             Z: Activations (N, ...).
-            own: The explained output of each example, (N,).
+            predictions: The explained output of each example, (N,).
             prefix: If there is one example, the outputs of the modules up to the layer.
             whole: The examples that these are a part of, so that the numbers of all parts have the same shapes.
 
@@ -117,8 +117,8 @@ class Examples:
                 form = choice.form.to(Z.device)
                 check_shape(form, Z, self.reader.name)
                 if isinstance(form, ContributionGroups):
-                    some, tail = self.those(torch.tensor(rows)), self.reader.tail(prefix)
-                    numbers = _of_groups(form, choice, Z[rows], own[rows], tail, (some.inputs, some.additional))
+                    some, tail = self.those(torch.tensor(rows, device="cpu")), self.reader.tail(prefix)
+                    numbers = _of_groups(form, choice, Z[rows], predictions[rows], tail, (some.inputs, some.additional))
                 else:
                     numbers = numbers_of_network(form, choice, Z[rows], sloping)
                 yield rows, numbers.wide(most)
@@ -142,8 +142,8 @@ def numbers_of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bo
     slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
     bias, contributions = form.head.bias.expand(len(E), -1), form.contributions
     if choice.against is None:
-        own = choice.output
-        return Numbers(E, contributions(E, own), bias[:, own], y_bar[:, own], slopes)
+        i = choice.output
+        return Numbers(E, contributions(E, i), bias[:, i], y_bar[:, i], slopes)
     a, b = choice.output, choice.against
     divided = contributions(E, a) - contributions(E, b)
     return Numbers(E, divided, bias[:, a] - bias[:, b], y_bar[:, a] - y_bar[:, b], slopes)
@@ -153,14 +153,14 @@ def _of_groups(
     form: ContributionGroups,
     choice: Choice,
     Z: Tensor,
-    own: Tensor,
+    predictions: Tensor,
     tail: Tail,
     arguments: tuple[tuple[Tensor, ...], tuple[Any, ...] | None],
 ) -> Numbers:
     """Compute the numbers of groups of contributions, where Z and the model's outputs are known."""
-    targets, scale = [[choice.target] * len(own)], form.scale[choice.output : choice.output + 1]
+    targets, scale = [[choice.target] * len(predictions)], form.scale[choice.output : choice.output + 1]
     with untouched(tail.model):
-        made = form.integral(tail, *arguments, targets, own=own[None], Z=Z, scale=scale)
+        made = form.integral(tail, *arguments, targets, predictions=predictions[None], Z=Z, scale=scale)
     E = form.features(form.contributions(made)[0])
     bias = made.start[0].to(E)
     return Numbers(E, E, bias, bias + E.sum(1), made.slopes[0])
@@ -181,7 +181,7 @@ def check_shape(form: Form, Z: Tensor, layer: str) -> None:
     fits = Z[0].numel() == shape if isinstance(shape, int) else list(Z.shape[1:]) == list(shape)
     if isinstance(form, ContributionGroups):  # the number of places is free
         fits = Z.dim() - 1 == form.base.dim() and all(
-            size == own or own == 1 for size, own in zip(Z.shape[1:], form.base.shape, strict=True)
+            size == fitted or fitted == 1 for size, fitted in zip(Z.shape[1:], form.base.shape, strict=True)
         )
     if not fits:
         raise ModelMismatchError(

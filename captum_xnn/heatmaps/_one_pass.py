@@ -8,7 +8,6 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._pixels import repeated
 from captum_xnn.layers._prefix import Prefix
+from captum_xnn.layers._read import UnfitError
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._tail import Tail, frozen
 from captum_xnn.layers._targets import Target, select_each
@@ -30,10 +31,6 @@ if TYPE_CHECKING:  # a reading gets its reader, and makes none
     from captum_xnn.layers._reader import Reader
 
 __all__ = ["Pass", "Reading"]
-
-
-class _Unfit(Exception):
-    """Ends a pass in which the explained layer runs twice, any layer runs in a backward pass, or returns no tensor."""
 
 
 class Pass(NamedTuple):
@@ -78,7 +75,9 @@ class Pass(NamedTuple):
             return None
         if place is None and not all(x.is_floating_point() for x in inputs):
             return None
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies: a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies: a model may work in place
         leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
         given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
         seen: list[Tensor] = []
@@ -95,11 +94,12 @@ class Pass(NamedTuple):
                 stack.enter_context(tracer.noting())
             try:
                 output = tail.model(*given, *(more or ()))
-            except _Unfit:
+            except UnfitError:
                 return None
         if len(seen) != 1 or not leaves:
             return None
-        y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
+        with torch.enable_grad():  # the gradients of x-features go through the transform, too
+            y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
         return cls(tail, place, leaves, seen[0], y_hat, prefix)
 
     def gradients(
@@ -120,12 +120,11 @@ class Pass(NamedTuple):
             # Checkpoints run modules again in the backward pass.
             for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
                 stack.enter_context(context)
-            for module in (tail.layer, *(() if self.place is None else (self.place,))):
-                stack.enter_context(_refused(module))
+            stack.enter_context(_refused([tail.layer] if self.place is None else [tail.layer, self.place]))
             y = select_each(self.y_hat, [target] * len(self.Z))
             try:
                 return _gradients(form, y, self.Z, self.leaves, features)
-            except _Unfit:
+            except UnfitError:
                 return None
             except RuntimeError as error:
                 if "modified by an inplace operation" not in str(error):
@@ -209,54 +208,39 @@ def _cut(place: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator
         leaves: Takes the leaf.
         seen: Outputs of the explained layer. Calls behind it do not count.
     """
-    thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != thread or seen:
+        if seen:
             return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise _Unfit
+            raise UnfitError
         leaves[:] = [output.detach().requires_grad_()]
         return leaves[0].clone()  # a model may work in place, and a leaf forbids that
 
-    handle = place.register_forward_hook(hook)
-    try:
+    with hooked([place], hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
-def _refused(module: nn.Module) -> Iterator[None]:
-    """Raise _Unfit if a module runs in this context."""
-    thread = threading.get_ident()
+def _refused(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Raise UnfitError if one of these modules runs in this context, as a checkpoint does in a backward pass."""
 
     def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if threading.get_ident() == thread:
-            raise _Unfit
+        raise UnfitError
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with hooked(modules, hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def _kept(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Keep the output of the explained layer, and give the model a copy."""
-    thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         if seen or not isinstance(output, Tensor) or not output.requires_grad:
-            raise _Unfit
+            raise UnfitError
         seen.append(output)
         return output.clone()
 
-    handle = layer.register_forward_hook(hook)
-    try:
+    with hooked([layer], hook):
         yield
-    finally:
-        handle.remove()

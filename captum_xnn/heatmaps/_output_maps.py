@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._feature_maps import Part, draw
+from captum_xnn.heatmaps._feature_maps import Portion, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
@@ -76,7 +76,7 @@ class OutputMaps(NamedTuple):
     def _drawn(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw the map of each example's target."""
         network, columns = self._network(given, list(dict.fromkeys(targets)))
-        parts = [Part(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
+        parts = [Portion(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
         return draw(parts, given.tensors, given.additional, given.batch_size, settings)
 
     def _winners(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -88,7 +88,7 @@ class OutputMaps(NamedTuple):
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for two, rows in grouped(isinstance(t, Difference) for t in targets):
-                x, more = rows_of(given.tensors, given.additional, torch.tensor(rows))
+                x, more = rows_of(given.tensors, given.additional, torch.tensor(rows, device="cpu"))
                 some, own = given._replace(tensors=x, additional=more), [targets[i] for i in rows]
                 if not two:
                     yield rows, self._drawn(some, own, settings)
@@ -103,14 +103,14 @@ class OutputMaps(NamedTuple):
     def _network(self, given: _Inputs, targets: list[Target]) -> tuple[ExplanationNetwork, dict[Target, int]]:
         """Build the network from the inputs to all outputs, flattened; also return the column of each target."""
         model = self.model
-        (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0]))
+        (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0], device="cpu"))
         ran = trace(model, model, (*x, *(more or ())), name="model")
         # Inputs anew for each pass, because a model may work in place.
         if self.before is not None:
-            (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0]))
+            (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0], device="cpu"))
             name, layer = find_layer(model, self.before)
             ran = ran._replace(spatial=trace(model, layer, (*x, *(more or ())), name=name).spatial)
-        (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0]))
+        (x, more) = rows_of(given.tensors, given.additional, torch.tensor([0], device="cpu"))
         with torch.no_grad():
             y_hat = self._predicted(model(*x, *(more or ())))
         if any(isinstance(t, Difference) for t in targets):
@@ -145,7 +145,7 @@ class _Inputs(NamedTuple):
 
 def _column(shape: torch.Size, target: Target) -> int:
     """Return the position of an output among all outputs, flattened."""
-    return int(select(torch.arange(shape.numel()).reshape(1, *shape), target))
+    return int(select(torch.arange(shape.numel(), device="cpu").reshape(1, *shape), target))
 
 
 def _differences(y_hat: Tensor, targets: list[Target]) -> nn.Linear:

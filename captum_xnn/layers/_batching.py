@@ -76,7 +76,7 @@ def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) ->
             return tuple(made)
         if not whole:
             whole = tuple(m.new_empty(n, *m.shape[1:]) for m in made)
-        index = torch.tensor(list(rows))
+        index = torch.tensor(list(rows), device="cpu")
         for all_rows, some in zip(whole, made, strict=True):
             all_rows[index.to(all_rows.device)] = some
         del made, some  # before the next part is made

@@ -422,13 +422,15 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     """
     count = source.shape[0] * source.shape[1]
     digits = count.bit_length()
-    numbers = torch.arange(1, count + 1)
+    numbers = torch.arange(1, count + 1, device="cpu")
     seen: list[Tensor] = []
     times = _Count()
 
     def change(output: Tensor) -> Tensor:
         cells = output.flatten(2)  # (R, D, h * w), also of nn.Unfold
-        noise = torch.randn(cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        noise = torch.randn(
+            cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+        )
         noise = noise.to(cells) * _size(cells)
         for b in range(digits):
             on = (numbers >> b & 1).bool().to(cells.device)
@@ -442,7 +444,7 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
             seen.append(found.clone())
 
     with _Changed(source.call, change):
-        hook = tokens.call.module.register_forward_hook if tokens.at is None else _pre(tokens.call.module)
+        hook = tokens.call.module.register_forward_hook if tokens.at is None else _registers_before(tokens.call.module)
         handle = hook(note)
         try:
             with eager():
@@ -455,12 +457,12 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     if not seen or len(seen[0]) != digits + 1:
         return None
     moved = _moved(seen[0][1:], seen[0][:1]).any(2).cpu()  # (digits, T)
-    read = (moved.long() << torch.arange(digits)[:, None]).sum(0)
+    read = (moved.long() << torch.arange(digits, device="cpu")[:, None]).sum(0)
     positions = (read > 0).nonzero()[:, 0]
     if len(positions) != count or not torch.equal(read[positions].sort().values, numbers):
         return None
     return positions[read[positions].argsort()]
 
 
-def _pre(module: nn.Module) -> Callable[[Any], Any]:
+def _registers_before(module: nn.Module) -> Callable[[Any], Any]:
     return module.register_forward_pre_hook

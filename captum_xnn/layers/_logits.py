@@ -12,18 +12,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Spread", "no_logits"]
+__all__ = ["LOGITS_OF", "OutputRange", "no_logits"]
 
 # Fewer outputs than this, or closer ones, may lie between 0 and 1 by chance.
 _ENOUGH = 10
 _WIDE = 0.7
 
 
-class Spread:
+def _of_softmax(y: Tensor) -> Tensor:
+    """Turn probabilities (N, C) after a softmax into logits less their mean. A probability of 0 stays finite."""
+    return _of_log_softmax(y.clamp(min=torch.finfo(y.dtype).tiny).log())
+
+
+def _of_log_softmax(y: Tensor) -> Tensor:
+    """Turn log-probabilities (N, C) into logits less their mean."""
+    return y - y.mean(1, keepdim=True)
+
+
+def _of_sigmoid(y: Tensor) -> Tensor:
+    """Turn probabilities after a sigmoid into logits."""
+    return torch.logit(y, eps=1e-6)
+
+
+LOGITS_OF = {"softmax": _of_softmax, "log_softmax": _of_log_softmax, "sigmoid": _of_sigmoid}
+"""Functions that turn outputs into logits, by the function whose values the outputs are."""
+
+
+class OutputRange:
     """Collects, part by part, the marks of outputs after a softmax, log_softmax or sigmoid: their range and sums.
 
     Example:
-        >>> seen = Spread()
+        >>> seen = OutputRange()
         >>> seen.add(torch.tensor([[0.3, 0.7], [0.9, 0.1]]))
         >>> seen.sum_to_one
         {1}
@@ -64,14 +83,14 @@ class Spread:
         }
 
 
-def no_logits(seen: Spread) -> str | None:
+def no_logits(seen: OutputRange) -> str | None:
     """Say why outputs do not seem to be logits, and the remedy; None if they may well be logits.
 
     Args:
         seen: Range and sums of all outputs.
 
     Example:
-        >>> seen = Spread()
+        >>> seen = OutputRange()
         >>> seen.add(torch.linspace(-1, 1, 20)[:, None])
         >>> print(no_logits(seen))
         None
@@ -80,19 +99,22 @@ def no_logits(seen: Spread) -> str | None:
         return (
             "outputs are non-negative and sum to 1 in every example, as after a softmax; contributions to a "
             "probability mix all classes. Explain the model without its last softmax, or pass "
-            f"prediction_transform=lambda y: y.log() - y.log().mean({d}, keepdim=True), its logits less their mean"
+            f"prediction_transform=lambda y: y.log() - y.log().mean({d}, keepdim=True), its logits less their mean "
+            "(on the command line: --probabilities softmax)"
         )
     for d in sorted(seen.exponentials_sum_to_one or ()):
         return (
             "exponentials of the outputs sum to 1 in every example, as after a log_softmax; contributions to a "
             "log-probability mix all classes. Explain the model without its last log_softmax, or pass "
-            f"prediction_transform=lambda y: y - y.mean({d}, keepdim=True), its logits less their mean"
+            f"prediction_transform=lambda y: y - y.mean({d}, keepdim=True), its logits less their mean "
+            "(on the command line: --probabilities log_softmax)"
         )
     if seen.examples >= _ENOUGH and seen.low >= 0 and seen.high <= 1 and seen.high - seen.low > _WIDE:
         return (
             f"all outputs lie between 0 and 1 ({seen.low:.2g} to {seen.high:.2g}), and may be probabilities after a "
             "sigmoid, whose contributions saturate. If so, explain the model without its sigmoid, or pass "
-            "prediction_transform=functools.partial(torch.logit, eps=1e-6); if they are a measured quantity, all is "
+            "prediction_transform=functools.partial(torch.logit, eps=1e-6) (on the command line: --probabilities "
+            "sigmoid); if they are a measured quantity, all is "
             "well"
         )
     return None

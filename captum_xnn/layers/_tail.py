@@ -15,7 +15,6 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import pieces, rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._prefix import Prefix
@@ -132,7 +132,7 @@ class Tail:
             additional: Further arguments of the model.
         """
         prefix = Prefix(self.model, self.layer)
-        x, more = rows_of(inputs, additional, torch.tensor([0]))  # copies, as a model may work in place
+        x, more = rows_of(inputs, additional, torch.tensor([0], device="cpu"))  # copies, as a model may work in place
         with prefix.kept():
             self._read(x, more)
         if prefix.is_complete:
@@ -168,24 +168,24 @@ class Tail:
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.
         """
-        rows = torch.arange(len(inputs[0])) if rows is None else rows
+        rows = torch.arange(len(inputs[0]), device="cpu") if rows is None else rows
         line = _Line(inputs, additional, rows, base, ts, weights, targets, None)
         if Z is not None and self._once is not False and self.alone is not False:
             self._bytes = self._bytes or Z[0].numel() * Z.element_size()
             try:
-                return self._pieces(line._replace(Z=Z))
+                return self._in_chunks(line._replace(Z=Z))
             except _MISFITS:
                 self.alone = False
-        return self._pieces(line)
+        return self._in_chunks(line)
 
-    def _pieces(self, line: _Line) -> Points:
+    def _in_chunks(self, line: _Line) -> Points:
         """Run at as many points of a line at once as memory holds."""
         ys: list[Tensor] = []
         total = Z = None
         first = 0
         while first < len(line.ts):
             some = slice(first, first + self._points_at_once(len(line.rows)))
-            made = self._along(line._replace(ts=line.ts[some], weights=line.weights[some]))
+            made = self._with_all_calls(line._replace(ts=line.ts[some], weights=line.weights[some]))
             ys.append(made.y)
             total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
             first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
@@ -203,7 +203,7 @@ class Tail:
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
         """
-        every = pieces(inputs, torch.arange(len(inputs[0])))
+        every = pieces(inputs, torch.arange(len(inputs[0]), device="cpu"))
         parts = [self._read(*rows_of(inputs, additional, rows)) for rows in every]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -229,21 +229,23 @@ class Tail:
             additional: Further arguments of the model.
             targets: For each of C outputs, the target of every example.
         """
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, as a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies, as a model may work in place
         with torch.no_grad(), eager():
             output = self.model(*x, *(more or ()))
         y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
         return torch.stack([select_each(y_hat, list(of)) for of in targets])
 
-    def _along(self, line: _Line) -> Points:
+    def _with_all_calls(self, line: _Line) -> Points:
         """Run at all points of a line, which replace the layer's output at its last call."""
         while True:
             try:
-                return self._tried(line)
+                return self._once_or_repeated(line)
             except _CalledAgain:
                 self.calls += 1
 
-    def _tried(self, line: _Line) -> Points:
+    def _once_or_repeated(self, line: _Line) -> Points:
         """Run with the inputs once; run with repeated inputs where other values cross the layer."""
         if line.Z is not None:
             return self._run(line, once=True)
@@ -387,11 +389,8 @@ class _Swap:
     @contextmanager
     def on(self, layer: nn.Module) -> Iterator[None]:
         """Replace the layer's output in this context."""
-        thread = threading.get_ident()
 
         def replace(_module: nn.Module, _inputs: Any, raw: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             if self.is_done:
                 return self._again(raw)
             self.count += 1
@@ -399,11 +398,8 @@ class _Swap:
                 raise _CalledAgain
             return self._replaced(raw) if self.count == self.tail.calls else None
 
-        handle = layer.register_forward_hook(replace)
-        try:
+        with hooked([layer], replace):
             yield
-        finally:
-            handle.remove()
 
     def _again(self, raw: Any) -> Any:
         """Replace the layer's output by the same points where a checkpoint runs the layer again."""

@@ -106,7 +106,7 @@ def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
     """
     if not 1 <= grid <= min(height, width):
         raise ValueError(f"grid is {grid} for images of {height} x {width} pixels; pass 1 to {min(height, width)}")
-    masks = torch.zeros(grid, grid, height, width, dtype=torch.bool)
+    masks = torch.zeros(grid, grid, height, width, dtype=torch.bool, device="cpu")
     for i, (top, bottom) in enumerate(patch_bounds(height, grid)):
         for j, (left, right) in enumerate(patch_bounds(width, grid)):
             masks[i, j, top:bottom, left:right] = True
@@ -215,7 +215,7 @@ def patch_drops(
     def values(x: Tensor, _rows: Tensor, _patches: Tensor | None) -> Tensor:
         return contributions(x)
 
-    marks = torch.ones(len(inputs), len(masks), dtype=torch.bool)
+    marks = torch.ones(len(inputs), len(masks), dtype=torch.bool, device="cpu")
     return drops_of_patches(values, inputs, covered, marks, batch_size=batch_size)
 
 
@@ -230,7 +230,7 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         ValueError: If the fill does not broadcast to the inputs, or ids of tokens come without one.
     """
     if fill is not None:
-        cover = torch.as_tensor(fill).to(inputs)
+        cover = torch.as_tensor(fill, device=inputs.device).to(inputs)
     elif inputs.dim() == 4:
         cover = inputs.mean((2, 3), keepdim=True)
     elif inputs.is_floating_point():
@@ -336,11 +336,11 @@ def _centred_ranks(values: Tensor) -> Tensor:
     """Compute ranks minus their mean, float64; ties share their mean rank. 0 if values differ by rounding alone."""
     rounding = 4 * torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
     x = values.double().contiguous()
-    spread = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+    extent = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
     ordered = x.sort(-1).values
     smaller, not_larger = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
     rank = (smaller + not_larger - x.shape[-1]) / 2.0  # the mean of ranks 1 to P is (P + 1) / 2
-    return torch.where(spread > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
+    return torch.where(extent > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
 
 
 def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ _LARGE = 600
 
 
 def learn_groups(
-    own: Tensor,
+    positives: Tensor,
     others: Tensor,
     drops: Tensor | None,
     K: int,
@@ -81,7 +81,7 @@ def learn_groups(
     """Compute groups (D, K') of at most K x-features; each row sums to 1.
 
     Args:
-        own: Contributions in positives, (m, D).
+        positives: Contributions in positives, (m, D).
         others: Contributions in other examples, (m', D).
         drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
         K: Largest number of x-features.
@@ -93,12 +93,13 @@ def learn_groups(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> two = torch.rand(30, 2, generator=g)  # two reasons, each in three dimensions
-        >>> own = two.repeat_interleave(3, 1)
-        >>> drops = torch.stack([own * torch.tensor([1.0, 1, 1, 0, 0, 0]), own * torch.tensor([0.0, 0, 0, 1, 1, 1])], 1)
-        >>> learn_groups(own, own[:0], drops, 2).sum(0)
+        >>> seen = two.repeat_interleave(3, 1)
+        >>> first, second = torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1])
+        >>> drops = torch.stack([seen * first, seen * second], 1)
+        >>> learn_groups(seen, seen[:0], drops, 2).sum(0)
         tensor([3., 3.], dtype=torch.float64)
     """
-    every = torch.cat([own, others]).double()
+    every = torch.cat([positives, others]).double()
     K = max(1, min(K, every.shape[1]))
     rows = None if drops is None else supporting(drops.double(), (drops if lost is None else lost).double())
     if rows is None:
@@ -107,7 +108,7 @@ def learn_groups(
         X, m, V = rows
         K = min(K, len(X))
         a = hardened(regressed(X, m, patch_clusters(V, m, K, balance=balance), K, ridge))
-    return _merged(a, own.double(), every)
+    return _merged(a, positives.double(), every)
 
 
 def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -244,7 +245,7 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     centred = X - X.mean(0)
     size = centred.norm(dim=0)
     live = (size > _CONSTANT * size.max()) & (size > _CONSTANT * X.norm(dim=0))
-    groups = torch.full((D, K), 1 / K, dtype=torch.float64)
+    groups = torch.full((D, K), 1 / K, dtype=torch.float64, device="cpu")
     count = min(K, int(live.sum()))
     if not count:
         return groups
@@ -253,7 +254,7 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     root = likeness.sum(1).sqrt()
     places = _leading(likeness / root[:, None] / root, count)
     places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
-    groups[live] = torch.eye(K, dtype=torch.float64)[_clustered(places, weight, count)]
+    groups[live] = torch.eye(K, dtype=torch.float64, device="cpu")[_clustered(places, weight, count)]
     return groups
 
 
@@ -287,7 +288,7 @@ def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) 
         near = torch.minimum(near, (places - places[chosen[-1]]).square().sum(1))
         chosen.append(_first_of_largest(near * weight))
     centres = places[chosen]
-    label, total = torch.full((len(places),), -1), weight.new_ones(K)
+    label, total = torch.full((len(places),), -1, device="cpu"), weight.new_ones(K)
     for _ in range(100):
         distance = torch.cdist(places, centres) * (total / total.mean()).clamp(min=_TINY) ** balance
         new = (distance <= distance.amin(1, keepdim=True) + 1e-9).double().argmax(1)
@@ -305,10 +306,10 @@ def _first_of_largest(values: Tensor) -> int:
     return int((values >= values.max() * (1 - 1e-9)).double().argmax())
 
 
-def _merged(a: Tensor, own: Tensor, every: Tensor) -> Tensor:
+def _merged(a: Tensor, positives: Tensor, every: Tensor) -> Tensor:
     """Merge each group that adds nothing into the group that it correlates with most."""
     while a.shape[1] > 1:
-        given = (own @ a).abs().mean(0)
+        given = (positives @ a).abs().mean(0)
         k = int(given.argmin())
         if given[k] >= _NOTHING * given.sum():
             break

@@ -22,8 +22,13 @@ def draw_comparison(found: MethodComparison) -> Figure:
 
     Args:
         found: The comparison.
+
+    Raises:
+        ValueError: If its columns are controls only.
     """
     panels = [m for m in found.measures if m.best]
+    if not panels:
+        raise ValueError("the selected columns are controls only, which have no panels; select a measure beside them")
     controls = [m for m in found.measures if not m.best]
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)

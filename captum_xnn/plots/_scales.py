@@ -95,13 +95,13 @@ def _denormalised(array: Array, mean: Channels | None, std: Channels | None) -> 
         raise ValueError(
             "mean and std go together, but one of them is None; pass both as they were used to normalise the image"
         )
-    middle, spread = (np.asarray(value, dtype=np.float64).reshape(-1) for value in (mean, std))
-    if middle.size not in (1, len(array)) or spread.size not in (1, len(array)) or not (spread > 0).all():
+    middle, deviation = (np.asarray(value, dtype=np.float64).reshape(-1) for value in (mean, std))
+    if middle.size not in (1, len(array)) or deviation.size not in (1, len(array)) or not (deviation > 0).all():
         raise ValueError(
             f"mean is {mean} and std is {std} for {len(array)} channels; pass both as they were used to normalise the "
             "image, each as one number or one for each channel, with std > 0"
         )
-    true = array * spread[:, None, None] + middle[:, None, None]
+    true = array * deviation[:, None, None] + middle[:, None, None]
     # Half a range of tolerance allows for noise that was added after normalising.
     if true.min() < -0.5 or true.max() > 1.5:
         raise ValueError(

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from captum_xnn._files import read_json, replace_file
 from captum_xnn.layers._fingerprint import checksum, fingerprint
+from captum_xnn.layers._logits import LOGITS_OF
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._targets import Target
 from captum_xnn.report._cards import count_examples, image_batches
@@ -124,7 +125,9 @@ def describe(
         options: Options of the report.
     """
     backend = repr(xnn.heatmap)
-    functions = (options.places, xnn.output_transform, xnn.prediction_transform)
+    # Those of the command line have names.
+    probabilities = next((name for name, made in LOGITS_OF.items() if made is xnn.prediction_transform), None)
+    functions = (options.places, xnn.output_transform, None if probabilities else xnn.prediction_transform)
     # Checksums leave out annotations.
     if options.place_names or any(f is not None for f in functions) or re.search(VAGUE, backend):
         return None
@@ -144,6 +147,7 @@ def describe(
         "layer": layer,
         "explainers": identity(xnn, targets),
         "heatmap": backend,
+        "probabilities": probabilities,
         "targets": [str(t) for t in targets],
         "inputs": _contents(xnn, inputs, options),
         "data": None if own else _contents(xnn, options.data, replace(options, tokens=None)),

@@ -117,9 +117,9 @@ def compare(rows: Sequence[dict[str, Any]], made: Iterable[Mapping[str, Any]], l
         made: Rows of the difference for the same examples.
         label: Name of the difference.
     """
-    kept = ("c", "bias", "sum", "prediction", "maps", "one", "strength")
+    kept = ("c", "bias", "sum", "prediction", "maps", "one", "strength", "parts")
     for row, of in zip(rows, made, strict=True):
-        row["rather"] = {"label": label, **{name: of[name] for name in kept}}
+        row["rather"] = {"label": label, **{name: of[name] for name in kept if name in of}}
 
 
 def scaled(maps: Tensor, contributions: Tensor) -> Tensor:

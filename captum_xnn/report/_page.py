@@ -124,6 +124,8 @@ def write_report(
         "names": known,
         "images": content["images"],
         "targets": content["targets"],
+        "means": content["means"],
+        "unit": options.unit,
     }
     text = _render(
         "gallery.js" if content["kind"] == "images" else "rows.js",
@@ -136,6 +138,7 @@ def write_report(
         chapters=chapters,
         notes=options.notes,
         images=len(content["images"]),
+        adds_up=all("parts" in row for target in content["targets"] for row in target["rows"]),
         page=page,
     )
     written.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +170,8 @@ def _computed(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], optio
     shown = run.captioned()
     found = list(run.contents())
     chapters = [chapter(of, shown, xnn.explainer(of.target), kind=run.kind, unit=options.unit) for of in found]
-    return _as_json(run.kind, shown, [of.rows for of in found], chapters)
+    means = run.means() if isinstance(run, CellsRun) else None
+    return _as_json(run.kind, shown, [of.rows for of in found], chapters, means)
 
 
 def _counts(counts: Iterable[int]) -> str:
@@ -177,14 +181,19 @@ def _counts(counts: Iterable[int]) -> str:
 
 
 def _as_json(
-    kind: str, shown: Sequence[Any], rows: Sequence[Sequence[Any]], chapters: Sequence[Mapping[str, Any]]
+    kind: str,
+    shown: Sequence[Any],
+    rows: Sequence[Sequence[Any]],
+    chapters: Sequence[Mapping[str, Any]],
+    means: Sequence[float] | None,
 ) -> Any:
     """Convert the content of a page as the cache does, so that pages with and without a cache are the same."""
     targets = [
         {**{name: chapter[name] for name in ("key", "label", "decimals", "classes")}, "rows": of}
         for chapter, of in zip(chapters, rows, strict=True)
     ]
-    return json.loads(json.dumps({"kind": kind, "images": shown, "targets": targets, "chapters": chapters}))
+    content = {"kind": kind, "images": shown, "targets": targets, "chapters": chapters, "means": means}
+    return json.loads(json.dumps(content))
 
 
 def _check_rereadable(data: Any, noun: str) -> None:

@@ -2,7 +2,8 @@
 
 Conventions:
     N examples, K x-features, L cells of an example: tokens, or input features. Maps (N, K, L, ...) are summed over
-    the dimensions after the cells, such as those of embeddings. On the page they are scaled like maps of images.
+    the dimensions after the cells, such as those of embeddings. On the page they are scaled like maps of images. A
+    table also has parts, which add up to its contributions.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from captum_xnn.report._examples import (
 )
 from captum_xnn.report._inputs import RowBatch, displayed, model_outputs, row_batches, texts_of
 from captum_xnn.report._output_names import OutputNames
+from captum_xnn.report._parts import add_up, directions, parts_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -59,9 +61,13 @@ class CellsOfTarget:
         """Contributions by this fit and by another one, batch by batch."""
         self.classes = False
         self.faithfulness = FaithfulnessStream(target)
-        self.own: list[Tensor] = []
+        self.positive_contributions: list[Tensor] = []
         self.covered: list[CoveredBatch] = []
         """Positives to cover token by token, or column by column."""
+        self.spread: list[Tensor] = []
+        """Contributions of the positives of a table, each spread over its inputs in proportion to its map, (K, L)."""
+        self.values: list[list[float]] = []
+        """Values of these positives, as the page shows them."""
         self.sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(K)]
 
     def add_data(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
@@ -71,20 +77,29 @@ class CellsOfTarget:
         self.classes = positives is not None
         if positives is not None:
             contributions = contributions[positives.to(contributions.device)]
-        self.own.append(contributions.double().cpu())
+        self.positive_contributions.append(contributions.double().cpu())
 
     def add_examples(
-        self, made: ExampleExplanations, given: Sequence[int | None], cells: Sequence[Sequence[str]], names: OutputNames
+        self,
+        made: ExampleExplanations,
+        given: Sequence[int | None],
+        cells: Sequence[Sequence[str]],
+        names: OutputNames,
+        values: Sequence[list[float] | None],
     ) -> None:
-        """Add examples that the page shows, with the texts of their cells."""
-        own = [not self.classes or c == self.target for c in given]
+        """Add examples that the page shows, with the texts of their cells, and of a table their values."""
+        positives = [not self.classes or c == self.target for c in given]
         rows = []
-        for i, (row, maps) in enumerate(_rows_of_cells(made.why, made.one, own, cells)):
+        for i, (row, maps) in enumerate(_rows_of_cells(made.why, made.one, positives, cells, self.words)):
             rows.append(row)
-            if own[i]:
-                self._add_cells(maps, made.why.contributions[i].detach().double().cpu(), cells[i])
+            if positives[i]:
+                spread = self._add_cells(maps, made.why.contributions[i].detach().double().cpu(), cells[i])
+                numbers = values[i]
+                if numbers is not None:
+                    self.spread.append(spread)
+                    self.values.append(numbers)
         if made.against is not None:
-            against = _rows_of_cells(made.against, made.one_against, [True] * len(cells), cells)
+            against = _rows_of_cells(made.against, made.one_against, [True] * len(cells), cells, self.words)
             compare(rows, (row for row, _ in against), names.of(made.against.target[0]))
         self.rows.extend(rows)
         if made.contributions is not None:
@@ -92,16 +107,26 @@ class CellsOfTarget:
 
     def add_covered(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
-        own = [row["is_positive"] for row in self.rows[-len(cells) :]]
-        some = [i for i, texts in enumerate(cells) if own[i] and len(texts) >= _LEAST]
+        positives = [row["is_positive"] for row in self.rows[-len(cells) :]]
+        some = [i for i, texts in enumerate(cells) if positives[i] and len(texts) >= _LEAST]
         some = some[: most - sum(len(covered.first) for covered in self.covered)]
         if some:
             inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some))
+            x, more = rows_of(inputs, format_forward_args(batch.additional), torch.tensor(some, device="cpu"))
             self.covered.append(CoveredBatch(x, more, [len(cells[i]) for i in some]))
 
-    def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str]) -> None:
-        """Spread each contribution over the cells in proportion to its map, and add up by text."""
+    def drop_parts(self) -> None:
+        """Take the parts from all rows unless they add up to the contributions."""
+        if not self.rows or "parts" not in self.rows[0]:
+            return
+        parts = [torch.tensor(row["parts"], dtype=torch.double, device="cpu") for row in self.rows]
+        if not add_up(parts, [torch.tensor(row["c"], dtype=torch.double, device="cpu") for row in self.rows]):
+            for row in self.rows:
+                row.pop("parts")
+                row.get("rather", {}).pop("parts", None)
+
+    def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str]) -> Tensor:
+        """Spread each contribution over the cells in proportion to its map, (K, L), and add up by text."""
         mass = maps.double().abs().sum(1)
         spread = maps.double() * torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)[:, None]
         for sums, values in zip(self.sums, spread.tolist(), strict=True):
@@ -110,6 +135,7 @@ class CellsOfTarget:
                 entry[0] += value
                 entry[1] += abs(value)
                 entry[2] += 1
+        return spread
 
     def cards(self) -> list[dict[str, Any]]:
         """Return share, contribution and strongest cells of each x-feature.
@@ -117,23 +143,23 @@ class CellsOfTarget:
         Raises:
             ValueError: If the model gives the class to none of the data.
         """
-        own = torch.cat(self.own)
+        contributions = torch.cat(self.positive_contributions)
         examples = self.faithfulness.examples
-        if not len(own):
+        if not len(contributions):
             raise ValueError(
                 f"the model gives class {self.target} to none of the {examples} examples; pass data with examples of "
                 "the class"
             )
-        size = own.abs().sum(0)
+        size = contributions.abs().sum(0)
         total = float(size.sum())
         return [
             {
                 "feature": k,
                 "share": float(size[k]) / total if total else 0.0,
-                "contribution": float(own[:, k].mean()),
-                "deviation": float(own[:, k].std(correction=0)),
+                "contribution": float(contributions[:, k].mean()),
+                "deviation": float(contributions[:, k].std(correction=0)),
                 "examples": examples,
-                "positives": len(own),
+                "positives": len(contributions),
                 "cells": self._cells(k),
                 # Of images only.
                 "lists": [],
@@ -141,15 +167,16 @@ class CellsOfTarget:
                 "outputs": [],
                 "places": [],
             }
-            for k in range(own.shape[1])
+            for k in range(contributions.shape[1])
         ]
 
-    def _cells(self, k: int) -> list[tuple[str, float, float]]:
-        """Return the strongest cells of an x-feature: text, length of the bar in [0, 1], and a number with its sign.
+    def _cells(self, k: int) -> list[tuple[str, float, float | str]]:
+        """Return the strongest cells of an x-feature: text, length of the bar in [0, 1], and a number or a direction.
 
         A word's number is its mean contribution where it occurs, so that a frequent word does not win by its number. A
         single text proves little: words that occur once are left out if others are left. All input features of a table
-        occur equally often, so they are ranked by their share of the maps.
+        occur equally often, so they are ranked by their share of the maps. Their mean contribution is near 0, as
+        contributions count from the average row: whether higher values raise or lower the output takes its place.
         """
         if self.words:
             often = {text: of for text, of in self.sums[k].items() if of[2] > 1} or self.sums[k]
@@ -159,7 +186,15 @@ class CellsOfTarget:
             return [(text, abs(mean) / largest, mean) for text, mean in ranked if mean]
         total = sum(size for _, size, _ in self.sums[k].values())
         by_size = sorted(self.sums[k].items(), key=lambda item: -item[1][1])[:_CELLS]
-        return [(text, size / total, signed) for text, (signed, size, _) in by_size if size > 0]
+        said = self._directions(k)
+        return [(text, size / total, said.get(text, "")) for text, (_, size, _) in by_size if size > 0]
+
+    def _directions(self, k: int) -> dict[str, str]:
+        """Return by input whether higher values raise or lower the output through an x-feature; empty if not clear."""
+        if not self.values:
+            return {}
+        found = directions(torch.tensor(self.values, device="cpu"), torch.stack([spread[k] for spread in self.spread]))
+        return dict(zip(self.sums[k], found, strict=True)) if len(found) == len(self.sums[k]) else {}
 
 
 class CellsRun:
@@ -173,14 +208,16 @@ class CellsRun:
         self.shown: list[dict[str, Any]] = []
         self.sum: Tensor | float = 0.0
         """Sum of the data of a table, over examples."""
+        self.shown_sum: Tensor | float = 0.0
+        """The same of the values that the page shows."""
         self.examples = 0
 
     def explain(self) -> None:
         """Explain all inputs and data."""
-        own = self.options.data is None or self.options.data is self.inputs
+        are_data = self.options.data is None or self.options.data is self.inputs
         for batch in self._bar(self.inputs, "explaining"):
-            self._explain(batch, own)
-        if own:
+            self._explain(batch, are_data)
+        if are_data:
             return
         size = self.options.internal_batch_size
         for batch in self._bar(self.options.data, "reading the data"):
@@ -193,6 +230,7 @@ class CellsRun:
     def contents(self) -> Iterator[TargetContent]:
         """Yield rows, cards and figures of each target."""
         for rows in self.found:
+            rows.drop_parts()
             yield TargetContent(
                 target=rows.target,
                 label=self.names.of(rows.target),
@@ -200,7 +238,7 @@ class CellsRun:
                 rows=rows.rows,
                 cards=rows.cards(),
                 faithfulness=rows.faithfulness,
-                positive_contributions=torch.cat(rows.own),
+                positive_contributions=torch.cat(rows.positive_contributions),
                 contributions=rows.contributions,
                 patches=self._patch_scores(rows),
             )
@@ -213,28 +251,30 @@ class CellsRun:
                 yield batch
                 bar.update(len(batch.first))
 
-    def _explain(self, batch: RowBatch, own: bool) -> None:
+    def _explain(self, batch: RowBatch, are_data: bool) -> None:
         """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
         y_hat = model_outputs(xnn, *batch.arguments)
         predicted = predicted_classes(y_hat)
         given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
-        self._show(batch, given, cells)
-        if own:
+        values = self._show(batch, given, cells)
+        if are_data:
             self._add(batch)
         for rows, t in zip(self.found, self.targets, strict=True):
             made = explain_examples(xnn, batch.inputs, t, options, batch.additional)
             rows.classes = predicted is not None and isinstance(t, int)
-            rows.add_examples(made, given, cells, self.names)
+            rows.add_examples(made, given, cells, self.names, values)
             rows.add_covered(batch, cells, options.patches)
-            if own:
+            if are_data:
                 rows.add_data(made.why, y_hat)
 
     def _add(self, batch: RowBatch) -> None:
         """Add the data of a table to the means of its columns."""
         if self.kind == "table":
             self.sum = self.sum + batch.first.detach().double().cpu().sum(0)
+            if batch.first.dim() == 2:
+                self.shown_sum = self.shown_sum + displayed(batch.first, self.options.display).double().sum(0)
             self.examples += len(batch.first)
 
     def _patch_scores(self, rows: CellsOfTarget) -> PatchScores | None:
@@ -248,13 +288,24 @@ class CellsRun:
             bar.update()
         return found
 
-    def _show(self, batch: RowBatch, given: Sequence[int | None], cells: Sequence[list[str]]) -> None:
-        """Keep texts and, of a table, values."""
+    def means(self) -> list[float] | None:
+        """Return the mean of each column of a table over the data, as the page shows it; None of texts."""
+        return (
+            [short(v) for v in (self.shown_sum / self.examples).tolist()]
+            if isinstance(self.shown_sum, Tensor)
+            else None
+        )
+
+    def _show(
+        self, batch: RowBatch, given: Sequence[int | None], cells: Sequence[list[str]]
+    ) -> Sequence[list[float] | None]:
+        """Keep texts and, of a table, values; return the values."""
         valued = self.kind == "table" and batch.first.dim() == 2
         values = displayed(batch.first, self.options.display).tolist() if valued else [None] * len(cells)
         for texts, c, numbers in zip(cells, given, values, strict=True):
             row: dict[str, Any] = {"predicted_class": "" if c is None else self.names.of(c), "cells": texts}
-            self.shown.append(row if numbers is None else {**row, "values": [short(float(v)) for v in numbers]})
+            self.shown.append(row if numbers is None else {**row, "values": [float(f"{v:.9g}") for v in numbers]})
+        return values
 
     def captioned(self) -> list[dict[str, Any]]:
         """Return all examples with their captions."""
@@ -262,20 +313,26 @@ class CellsRun:
 
 
 def _rows_of_cells(
-    why: Explanation, one: Any, own: Sequence[bool], cells: Sequence[Sequence[str]]
+    why: Explanation, one: Any, positives: Sequence[bool], cells: Sequence[Sequence[str]], words: bool
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield the numbers and maps of each example for one target, as the page has them, and its scaled maps (K, L)."""
     single = one[0] if isinstance(one, tuple) else one
     heat, whole = _over_cells(why.directed_maps()).cpu(), _over_cells(single.detach()).cpu()
+    given = why.maps[0] if isinstance(why.maps, tuple) else why.maps
+    parts = parts_of(*(v.detach().cpu() for v in (_over_cells(given), why.features, why.contributions)))
     for i, texts in enumerate(cells):
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i][:, None, : len(texts)], contributions)[:, 0]
         row = {
-            **numbers_of(why, i, own[i]),
+            **numbers_of(why, i, positives[i]),
             "maps": [[short(v) for v in values.tolist()] for values in maps],
-            "one": [short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1))[0, 0].tolist()],
+            "one": [
+                short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1, device="cpu"))[0, 0].tolist()
+            ],
             "strength": [round(s, 3) for s in strengths(maps[:, None], contributions)],
         }
+        if not words:
+            row["parts"] = [[short(v) for v in values] for values in parts[i, :, : len(texts)].tolist()]
         yield row, maps
 
 

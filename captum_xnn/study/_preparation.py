@@ -167,7 +167,12 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
     beside = Path(settings.explainer, CONFIGURATION_FILE)
     base = beside if beside.is_file() else None
     opened = ModelAndInputs.of(Configuration.read(base, {"data": settings.data, "targets": list(settings.classes)}))
-    xnn = XNNAttribution.load(settings.explainer, opened.model, heatmap=opened.heatmap_or_default(heatmap))
+    xnn = XNNAttribution.load(
+        settings.explainer,
+        opened.model,
+        heatmap=opened.heatmap_or_default(heatmap),
+        prediction_transform=opened.prediction_transform,
+    )
     opened.targets(xnn)
     inputs: list[Tensor] = []
     shown: list[Tensor] = []

@@ -69,7 +69,7 @@ _LEARNED = ("n_features", "balance")
 class Evidence(NamedTuple):
     """Data for the groups of one explainer."""
 
-    own: Tensor
+    positives: Tensor
     """Contributions to the outputs in positives, (C, P, D)."""
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
@@ -131,7 +131,7 @@ def fit_groups(
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
             for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
-                tail.check_contributions(torch.cat([evidence.own, evidence.others], 1))
+                tail.check_contributions(torch.cat([evidence.positives, evidence.others], 1))
                 _learn(forms[t], evidence)
                 yield evidence
 
@@ -182,7 +182,7 @@ class _EvidenceReader(NamedTuple):
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
         rows = [self.sample.positives[t], self.sample.others]
         return Checkpoint.key(
-            ["contributions and activations", self.model, targets, settings, form.base, form.scale, rows]
+            ["contributions of positives and others", self.model, targets, settings, form.base, form.scale, rows]
         )
 
     def _found(self, key: str) -> Evidence | None:
@@ -226,7 +226,7 @@ class _EvidenceReader(NamedTuple):
                 if number % self.ranks.world == self.ranks.rank:
                     with one_thread_if_small(pass_flops(self.tail.model, picked.inputs)):
                         yield picked
-                bar.update(len(picked.numbers))
+                bar.update(len(picked.rows))
 
         with torch.inference_mode(False), untouched(self.tail.model):
             for picked in each(torch.cat(sample.positives)):
@@ -240,14 +240,14 @@ class _EvidenceReader(NamedTuple):
 @torch.no_grad()
 def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     """Compute the groups of a form from its evidence, ordered by mean contribution to positives."""
-    scale = form.scale[:, None, None].to(evidence.own)
-    own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
+    scale = form.scale[:, None, None].to(evidence.positives)
+    positives, others = ((c / scale).flatten(0, 1) for c in (evidence.positives, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
     lost = None if evidence.lost is None else evidence.lost.expand(len(scale), *evidence.lost.shape).flatten(0, 1)
-    rows = len(own) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
-    with one_thread_if_small(2.0 * rows**2 * own.shape[1] / _SMALL_PRODUCTS):
-        a = learn_groups(own, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
-    E = evidence.own[0].double() @ a.double()
+    rows = len(positives) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
+    with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
+        a = learn_groups(positives, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
+    E = evidence.positives[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
     if a.shape[1] < form.config["n_features"]:
@@ -282,7 +282,7 @@ class _EvidenceCollector:
         """Bytes of the maps of one example, once they were covered."""
         self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
         self.dtype: torch.dtype | None = None
-        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
+        self.positives: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
         self.batch_size = _ROWS
         """Number of examples for which the memory of the model's passes is known to suffice."""
@@ -296,7 +296,7 @@ class _EvidenceCollector:
         first = 0
         while first < len(pairs):
             last = first + self._rows_at_once()
-            self._take_own(pairs[first:last], picked.numbers, inputs, additional)
+            self._take_pairs(pairs[first:last], picked.rows, inputs, additional)
             first = last
 
     def _rows_at_once(self) -> int:
@@ -312,7 +312,7 @@ class _EvidenceCollector:
         """Read the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
         for rows in torch.split(picked.among(self.sample.others), min(_ROWS, self.batch_size)):
-            x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, rows))
+            x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows))
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:
@@ -326,7 +326,7 @@ class _EvidenceCollector:
             return False
         assert self.one is not None
         for rows in torch.split(self.sample.others[self.ranks.rank :: self.ranks.world], _ROWS):
-            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long))
+            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long, device="cpu"))
             Z = self.known.Z[rows].to(self.device)
             with one_thread_if_small(pass_flops(self.tail.model, x)):
                 sure = sure and self._decides(Z, rows, x, more)
@@ -352,15 +352,15 @@ class _EvidenceCollector:
         for i in range(0, len(flat), _TARGETS):
             some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
             scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
-            own = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
-            found = self.forms[0].integral(self.tail, inputs, additional, some, own=own, Z=Z, scale=scale)
+            y = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
+            found = self.forms[0].integral(self.tail, inputs, additional, some, predictions=y, Z=Z, scale=scale)
             made.append(self.forms[0].contributions(found).cpu())
             off.append(_unexplained(found, made[-1]))
         c, unexplained = torch.cat(made), torch.cat(off)
         for i, row in enumerate(rows.tolist()):
             self.others[row] = c[:, i], unexplained[:, i]
 
-    def _take_own(
+    def _take_pairs(
         self,
         pairs: Sequence[tuple[int, int]],
         numbers: Tensor,
@@ -368,7 +368,7 @@ class _EvidenceCollector:
         additional: tuple[Any, ...] | None,
     ) -> None:
         """Read the contributions of some positives, each to the outputs of its explainer, and their drops."""
-        rows = torch.tensor([row for _, row in pairs])
+        rows = torch.tensor([row for _, row in pairs], device="cpu")
         x, more = rows_of(inputs, additional, torch.searchsorted(numbers, rows))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
@@ -377,11 +377,11 @@ class _EvidenceCollector:
         at = images_among(x, channels=self.channels)
         over = None if at is None or not self._covers_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
-        own = self._outputs(Z, pairs, x, more, targets)
-        self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
+        y = self._outputs(Z, pairs, x, more, targets)
+        self.one, self.dtype = rows_of(x, more, torch.tensor([0], device="cpu")), Z.dtype
         if self.tail.alone and self.tail.prefix is None:
             self.tail.keep_prefix(*self.one)
-        found = self.forms[0].integral(self.tail, x, more, targets, own=own, Z=Z, scale=scale)
+        found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
         refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # now the last of several calls is known
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
@@ -389,8 +389,8 @@ class _EvidenceCollector:
         if at is not None:
             drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
-            own_drops = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
-            self.own[pair] = c[:, i], unexplained[:, i], own_drops
+            lost = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
+            self.positives[pair] = c[:, i], unexplained[:, i], lost
 
     def _outputs(
         self,
@@ -401,7 +401,7 @@ class _EvidenceCollector:
         targets: Sequence[Sequence[Target]],
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
-        before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
+        before = self.known.Z[torch.tensor([row for _, row in pairs], device="cpu")].to(Z.device)
         if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
@@ -425,7 +425,7 @@ class _EvidenceCollector:
         if maps is None:
             return None
         covers = MapCovers(self.tail, maps, inputs, additional)
-        self.map_bytes = covers.own[0].numel() * covers.own.element_size()
+        self.map_bytes = covers.whole[0].numel() * covers.whole.element_size()
         return covers
 
     def _drops(
@@ -438,27 +438,27 @@ class _EvidenceCollector:
         over: MapCovers | None,
     ) -> Drops:
         """Choose how patches are covered."""
-        form, patches = self.forms[0], self.forms[0].config["patches"]
+        form, grid = self.forms[0], self.forms[0].config["grid"]
         if self._covers_maps(inputs, at) and has_cells(found.Z, form.channels):
-            return CellDrops(form, found, patches)
+            return CellDrops(form, found, grid)
         if over is not None:
-            grid = Grid(over.own.shape[2], over.own.shape[3], patches)
-            return MapDrops(form, found, grid, partial(over.activations, grid.regions), over.at_once)
-        covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
+            cells = Grid(over.whole.shape[2], over.whole.shape[3], grid)
+            return MapDrops(form, found, cells, partial(over.activations, cells.regions), over.at_once)
+        covers = ImageCovers(inputs, at, grid, channels=self._channels_of(inputs, at))
         return PixelDrops(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
-        own: dict[Any, Any] = {}
+        positives: dict[Any, Any] = {}
         others: dict[Any, Any] = {}
-        for mine in self.ranks.all_of((self.own, self.others)):
-            own |= mine[0]
+        for mine in self.ranks.all_of((self.positives, self.others)):
+            positives |= mine[0]
             others |= mine[1]
         wanted = torch.cat([*self.sample.positives, self.sample.others])
-        refuse_lack(len(own) + len(others), wanted)
+        refuse_lack(len(positives) + len(others), wanted)
         found = []
-        for t, positives in enumerate(self.sample.positives):
-            rows = [own[t, row] for row in positives.tolist()]
+        for t, chosen in enumerate(self.sample.positives):
+            rows = [positives[t, row] for row in chosen.tolist()]
             outputs = slice(t * self.outputs, (t + 1) * self.outputs)
             rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
             drops = None if rows[0][2] is None else torch.stack([r[2].contributions for r in rows], 1)

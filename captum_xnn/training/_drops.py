@@ -51,7 +51,7 @@ class Grid:
     Args:
         height: Rows of pixels or cells.
         width: Columns.
-        patches: Patches along each side, at most one for each pixel or cell.
+        per_side: Patches along each side, at most one for each pixel or cell.
 
     Example:
         >>> Grid(2, 3, 8).regions[-1]
@@ -60,8 +60,8 @@ class Grid:
         [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
 
-    def __init__(self, height: int, width: int, patches: int) -> None:
-        rows, columns = patch_bounds(height, patches), patch_bounds(width, patches)
+    def __init__(self, height: int, width: int, per_side: int) -> None:
+        rows, columns = patch_bounds(height, per_side), patch_bounds(width, per_side)
         self.regions = [(row, column) for row in rows for column in columns]
         """Start and end along the rows and along the columns of each patch."""
 
@@ -80,14 +80,14 @@ class ImageCovers:
     Args:
         inputs: Tensors (N, ...).
         at: Index of the input that holds the images.
-        patches: Patches along each side.
+        grid: Patches along each side.
         channels: The dimension of the images that holds channels.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, *, channels: int = 1) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, grid: int, *, channels: int = 1) -> None:
         self.inputs, self.at, self.channels = inputs, at, channels
         height, width = inputs[at].movedim(channels, 1).shape[2:]
-        self.grid = Grid(height, width, patches)
+        self.grid = Grid(height, width, grid)
 
     def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return the inputs of some covers, with the patches covered.
@@ -95,7 +95,7 @@ class ImageCovers:
         Args:
             pairs: Image and patch of each.
         """
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
         made = [x[rows.to(x.device)] for x in self.inputs]
         images = made[self.at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
@@ -151,11 +151,13 @@ class PixelDrops:
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
         x, at = self.covers.covered(pairs), rows.to(self.whole.device)
         more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
         if self.found.Z.dim() == 2:
-            loose = torch.full((len(self.targets),), torch.inf)  # no example gets more than the first intervals
+            loose = torch.full(
+                (len(self.targets),), torch.inf, device="cpu"
+            )  # no example gets more than the first intervals
             some = [[of[i] for i in rows.tolist()] for of in self.targets]
             covered = self.form.integral(self.tail, x, more, some, scale=loose)
             return Lost(self.whole[:, at] - self.form.contributions(covered), _difference(self.found.Z[at], covered.Z))
@@ -182,18 +184,18 @@ class MapDrops:
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
-        at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
+        at = torch.tensor([i for i, _ in pairs], device="cpu").to(self.found.Z.device)
         return _by_slopes(self.form, self.found, at, self.activations(pairs))
 
 
 class CellDrops:
     """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
 
-    def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
+    def __init__(self, form: ContributionGroups, found: Integral, grid: int) -> None:
         base = form.base.to(found.slopes)
         self.contributions = found.contributions(base).movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
         self.activations = (found.Z.to(base) - base).movedim(form.channels, 1)  # (N, D, rows, columns)
-        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], patches)
+        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], grid)
         self.at_once = _MAPS
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
@@ -230,8 +232,8 @@ def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None
         1
     """
     for i, x in enumerate(inputs):
-        own = channels_of(inputs, i, channels)
-        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+        channel = channels_of(inputs, i, channels)
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(channel, 1).shape[2:]) > 1:
             return i
     return None
 

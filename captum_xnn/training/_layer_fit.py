@@ -36,7 +36,7 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._contributions import fit_groups
 from captum_xnn.training._directions import directions
 from captum_xnn.training._fitting import fit_together
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._subspaces import fit_subspaces
 
@@ -45,7 +45,7 @@ __all__ = ["Fitted", "LayerFit", "Log", "is_exact", "maker"]
 # Weights of a learned form, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
 
-Log = Callable[[Any, Step], None]
+Log = Callable[[Any, Record], None]
 """Receives a target, or a tuple of targets, and a record of the history."""
 
 # Standard deviations of the output that contributions may miss without a warning.
@@ -63,7 +63,7 @@ class Fitted(NamedTuple):
     examples: int
     positives: int | None
     floor: float | None = None
-    history: tuple[Step, ...] = ()
+    history: tuple[Record, ...] = ()
     requested: int | None = None
 
 
@@ -104,7 +104,8 @@ class LayerFit:
     def _forms(self, outputs: int, count: int, found: Activations, reader: Reader) -> list[Any]:
         """Make the forms, untrained, on the model's device."""
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
-        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
+        # torch draws weights at construction, on its default device; those of the fit come later
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             make = partial(
                 maker(self.make, found, reader), tuple(found.Z.shape[1:]), self.n_features, n_outputs=outputs
             )
@@ -191,7 +192,7 @@ class LayerFit:
             floor = _error_floor(y, self.n_features)
             yield _fitted(task, form, error, self.n_features)._replace(floor=floor, history=tuple(history))
 
-    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
+    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Record], None] | None:
         """Return the callback that receives the records of one explainer."""
         if self.log is None:
             return None
@@ -205,7 +206,7 @@ def is_exact(make: MakeForm | None) -> bool:
         make: A class of forms, a partial of it, or a function. None makes groups.
 
     Example:
-        >>> is_exact(None), is_exact(partial(ContributionGroups, patches=4)), is_exact(ConvSRAE)
+        >>> is_exact(None), is_exact(partial(ContributionGroups, grid=4)), is_exact(ConvSRAE)
         (True, True, False)
     """
     form = _class_of(make)

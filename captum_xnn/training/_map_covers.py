@@ -11,7 +11,6 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import pieces, rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import run_to_layer
 from captum_xnn.layers._tail import Tail
@@ -62,9 +62,9 @@ def maps_before(
         tail: The model's rest, whose layer gives Z.
         inputs: Tensors (N, ...), on the model's device.
         additional: Further arguments of the model.
-        at: Number of the input that holds the images.
+        at: Index of the input that holds the images.
     """
-    twice = torch.tensor([0, 0])
+    twice = torch.tensor([0, 0], device="cpu")
     with torch.no_grad():
         x, more = rows_of(inputs, additional, twice)
         maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=_CELLS).spatial
@@ -96,24 +96,26 @@ class MapCovers:
         self.tail, self.maps, self.inputs, self.additional = tail, maps, inputs, additional
         self.prefix = Prefix(tail.model, maps)
         with self.prefix.kept():
-            read = [self._read(torch.tensor([0]))]
-        read += [self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]))) if len(rows)]
+            read = [self._read(torch.tensor([0], device="cpu"))]
+        read += [
+            self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]), device="cpu")) if len(rows)
+        ]
         self.Z = torch.cat([Z for Z, _ in read])
         """The layer's output without covers, (N, ...)."""
-        self.own = torch.cat([own for _, own in read])
+        self.whole = torch.cat([maps for _, maps in read])
         """The maps without covers, (N, C, H, W)."""
-        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.own[0].numel() * self.own.element_size())))
+        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.whole[0].numel() * self.whole.element_size())))
         """Number of covered maps to compute at once."""
         self.once = True
         self.copies: Tensor | None = None
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the layer's output and the maps of some examples."""
-        own = _Replaced(self.maps, None)
+        reading = _Replaced(self.maps, None)
         with torch.no_grad():
-            Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows), own)
-        assert own.seen is not None
-        return Z, own.seen
+            Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows), reading)
+        assert reading.seen is not None
+        return Z, reading.seen
 
     def activations(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Compute Z with patches covered, (len(pairs), ...). The next call may overwrite it.
@@ -122,7 +124,7 @@ class MapCovers:
             regions: Cells of each patch: start and end along the rows and along the columns.
             pairs: Example and patch of each cover.
         """
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
 
         def run(of: Tensor) -> Tensor:
             """Run the model on some examples, with the covered maps in place of theirs."""
@@ -133,7 +135,7 @@ class MapCovers:
             if self.once:
                 try:
                     with nullcontext() if not self.prefix.is_complete else self.prefix.returned():
-                        Z = run(torch.tensor([0]))
+                        Z = run(torch.tensor([0], device="cpu"))
                     if len(Z) == len(pairs):
                         return Z
                 except _MISFITS:
@@ -144,12 +146,12 @@ class MapCovers:
     def _covered(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Copy maps and cover one patch of each; reuse the memory of the last copies, as new memory takes longer."""
         if self.copies is None or len(self.copies) < len(pairs):
-            self.copies = self.own[torch.zeros(len(pairs), dtype=torch.long)]
+            self.copies = self.whole[torch.zeros(len(pairs), dtype=torch.long, device="cpu")]
         maps = self.copies[: len(pairs)]
         first = 0
         for i, some in groupby(i for i, _ in pairs):  # one copy for each example, as threads meet after each
             last = first + len(list(some))
-            maps[first:last] = self.own[i]
+            maps[first:last] = self.whole[i]
             first = last
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = regions[p]
@@ -168,21 +170,15 @@ class _Replaced:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Read or replace the output in this context."""
-        thread = threading.get_ident()
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             self.calls += 1
             if self.by is None:
                 self.seen = output.clone()  # what follows may work in place
             return self.by
 
-        handle = self.module.register_forward_hook(hook)
-        try:
+        with hooked([self.module], hook):
             yield
-        finally:
-            handle.remove()
 
 
 def _run(tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, replaced: _Replaced) -> Tensor:

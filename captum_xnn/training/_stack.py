@@ -79,21 +79,21 @@ class Stack:
         self._set_alive(list(range(len(xnns))))
 
     def _set_alive(self, which: list[int]) -> None:
-        """Store the numbers of the networks that still learn, as a list and on the device."""
+        """Store the indices of the networks that still learn, as a list and on the device."""
         self.alive = which
         self.alive_index = torch.tensor(which, dtype=torch.long, device=next(iter(self.weights.values())).device)
         self._only = self._alone()
 
     def _alone(self) -> Autoencoder | None:
-        """Copy a single network, with the stacked weights as its own; None for several.
+        """Copy a single network, on the stacked weights; None for several.
 
         Calling this copy saves a step the swap of its parameters, which takes as long as small products.
         """
         if len(self.alive) != 1 or self.recipe.mixed_precision:
             return None
         only = copy.deepcopy(self.xnns[self.alive[0]])
-        for name, own in (*only.named_parameters(), *only.named_buffers()):
-            own.data = self.weights[name].detach()[0]
+        for name, tensor in (*only.named_parameters(), *only.named_buffers()):
+            tensor.data = self.weights[name].detach()[0]
         return only
 
     def outputs(self, Z: Tensor) -> Reconstruction:
@@ -182,7 +182,7 @@ class Stack:
             which: Boolean (T,).
         """
         self.weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
-        self.adam = {name: _Adam(own.first[which], own.second[which], own.steps) for name, own in self.adam.items()}
+        self.adam = {name: _Adam(a.first[which], a.second[which], a.steps) for name, a in self.adam.items()}
         self._set_alive([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class Stack:
             "alive": self.alive,
             "done": {str(t): dict(xnn.state_dict()) for t, xnn in enumerate(self.xnns) if t not in self.alive},
             "weights": {k: t.detach() for k, t in self.weights.items()},
-            "adam": {name: list(own) for name, own in self.adam.items()},
+            "adam": {name: list(a) for name, a in self.adam.items()},
         }
 
     @state.setter
@@ -204,5 +204,5 @@ class Stack:
         for t, done in saved["done"].items():
             self.xnns[int(t)].load_state_dict(done)
         self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
-        self.adam = {name: _Adam(*own) for name, own in saved["adam"].items()}
+        self.adam = {name: _Adam(*a) for name, a in saved["adam"].items()}
         self._set_alive(saved["alive"])

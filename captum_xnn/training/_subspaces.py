@@ -23,9 +23,9 @@ from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.models.baselines._subspaces import DRSA
 
-__all__ = ["fit_subspaces"]
+__all__ = ["evenly", "fit_subspaces"]
 
-# Examples in one batch of the model, and rows from which subspaces are learned.
+# Examples in one batch of the model, and rows from which subspaces and dictionaries are learned.
 _BATCH, _ROWS = 64, 2000
 
 
@@ -90,28 +90,32 @@ def _fit(
     with torch.inference_mode(False), untouched(tail.model), torch.no_grad():
         for picked in Batches(source.data, _BATCH, source.unpack).picked(rows):
             inputs, additional = picked.on(device)
-            for own in torch.split(picked.among(rows), _BATCH):
-                x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, own))
-                found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
-                refuse_changed(Z[own].to(found.Z.device), found.Z, own)
+            for some in torch.split(picked.among(rows), _BATCH):
+                x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, some))
+                found = form.integral(tail, x, more, [[target] * len(some) for target in targets])
+                refuse_changed(Z[some].to(found.Z.device), found.Z, some)
                 activations, slopes = form.factors(found)
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
                 off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
-                bar.update(len(own))
+                bar.update(len(some))
     refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     tail.check_contributions(activations * slopes)
     C, M, P, _ = slopes.shape
     slopes = slopes / form.scale.to(slopes)[:, None, None, None]
-    own = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
-    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), own.flatten()
-    form.learn(*(_spread(values) for values in flat), seed=seed)
+    marked = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
+    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), marked.flatten()
+    form.learn(*(evenly(values) for values in flat), seed=seed)
     return torch.cat(off, 1)
 
 
-def _spread(rows: Tensor) -> Tensor:
-    """Select up to the largest number of rows, evenly spread."""
+def evenly(rows: Tensor) -> Tensor:
+    """Select at most as many rows as subspaces and dictionaries are learned from, evenly spread.
+
+    Args:
+        rows: (M, ...).
+    """
     count = min(len(rows), _ROWS)
-    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()]
     return some

@@ -10,17 +10,29 @@ columns push it up or down, and by how much, in the number's own unit.
 # The table
 # ---------
 # Use your own table here. This one is made: houses with eight columns, and a price in thousands. Size and rooms go
-# together; distance and noise lower the price; a garden counts only outside the centre.
+# together; distance and noise lower the price; a garden counts only outside the centre. A network learns better from
+# columns with mean 0 and standard deviation 1, so ``mean`` and ``std`` turn the table into these numbers and back.
 
 import torch
 from torch import nn
 
-columns = ("size", "rooms", "age", "repairs", "distance", "noise", "garden", "floor")
+columns = (
+    "size (m²)",
+    "rooms",
+    "age (years)",
+    "repairs",
+    "distance (km)",
+    "noise (dB)",
+    "garden",
+    "floor",
+)
+mean = torch.tensor([95.0, 3.5, 40.0, 3.0, 9.0, 55.0, 0.5, 2.0])
+std = torch.tensor([22.0, 1.0, 12.0, 1.0, 3.0, 6.0, 0.5, 0.7])
 torch.manual_seed(0)
-raw = torch.randn(1500, 8)
-raw[:, 1] = 0.8 * raw[:, 0] + 0.6 * raw[:, 1]
-raw[:, 6] = (raw[:, 6] > 0).float()
-size, rooms, age, repairs, distance, noise, garden, floor = raw.T
+rows = torch.randn(1500, 8)
+rows[:, 1] = 0.8 * rows[:, 0] + 0.6 * rows[:, 1]
+rows[:, 6] = torch.where(rows[:, 6] > 0, 1.0, -1.0)
+size, rooms, age, repairs, distance, noise, garden, floor = rows.T
 price = (
     300
     + 60 * size
@@ -29,8 +41,8 @@ price = (
     - 30 * distance
     - 15 * noise.relu()
 )
-price = price + 40 * garden * (distance > 0) + 5 * torch.randn(len(raw))
-x, x_test, y, y_test = raw[:1200], raw[1200:], price[:1200], price[1200:]
+price = price + 40 * (garden > 0) * (distance > 0) + 5 * torch.randn(len(rows))
+x, x_test, y, y_test = rows[:1200], rows[1200:], price[:1200], price[1200:]
 
 # %%
 # The model
@@ -124,9 +136,9 @@ why.show(0, names=names, title="Why this price?")
 k = 0
 column = int(strength[k].argmax())
 figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-axes.scatter(x_test[:200, column], why.contributions[:, k], s=10)
+axes.scatter((x_test * std + mean)[:200, column], why.contributions[:, k], s=10)
 axes.set(
-    xlabel=f"{columns[column]} (standardised)",
+    xlabel=columns[column],
     ylabel=f"contribution of x-feature {k + 1}, thousands",
 )
 figure
@@ -135,7 +147,8 @@ figure
 # Report
 # ------
 # Write one HTML page for readers who do not program. With ``patches=10`` the page also checks the maps: it sets one
-# column after the other of ten houses to its mean, and compares the loss of each x-feature with its map.
+# column after the other of ten houses to its mean, and compares the loss of each x-feature with its map. ``display``
+# turns the rows back into values that a reader knows.
 
 import tempfile
 from pathlib import Path
@@ -145,6 +158,7 @@ report = xnn.report(
     Path(tempfile.mkdtemp()) / "table.html",
     data=x_test,
     input_names=columns,
+    display=lambda rows: rows * std + mean,
     class_names=["a high price"],
     names={None: names},
     patches=10,

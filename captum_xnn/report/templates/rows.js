@@ -42,35 +42,76 @@ function tokens(row, cells) {
   return node;
 }
 
+// Whole numbers, such as years, keep all their digits.
+function formatted(value) {
+  const digits = Math.max(4, Math.trunc(Math.abs(value)).toString().length);
+  return String(Number.isInteger(value) ? value : Number(value.toPrecision(Math.min(digits, 100)))).replace("-", "\u2212");
+}
+
 function table(row, example) {
-  const shown = featureList().filter((k) => state.on === null || state.on === ONE || state.on === k);
-  const weight = (j) => featureList().reduce((sum, k) => sum + Math.abs(strengthOf(row, k, j)), 0);
+  const alone = state.on === null || state.on === ONE ? null : state.on, all = featureList();
+  const shown = all.filter((k) => alone === null || alone === k), adds = Boolean(row.parts);
+  const every = all.map((k) => (adds ? row.parts[k] : partsOf(row, k)));
+  const weight = (j) => every.reduce((sum, parts) => sum + Math.abs(parts[j]), 0);
   const order = example.cells.map((_, j) => j).sort((a, b) => weight(b) - weight(a) || a - b);
-  const parts = shown.map((k) => partsOf(row, k));
-  const node = make("table", "inputs"), head = make("tr"), body = make("tbody");
-  head.append(make("th", "", "input"), ...(example.values ? [make("th", "", "value")] : []));
+  const deepest = Math.max(1e-30, ...every.flat().map(Math.abs));
+  const node = make("table", "inputs"), head = make("tr"), body = make("tbody"), foot = make("tfoot");
+  head.append(make("th", "", "input"));
+  if (example.values) head.append(make("th", "", "value"));
+  if (example.values && data.means) head.append(make("th", "mean", "average"));
+  const together = adds && shown.length > 1;
+  if (together) head.append(make("th", "", "together"));
   for (const k of shown) head.append(make("th", "", nameOf(k)));
   for (const cell of head.children) cell.scope = "col";
+  const digits = target().decimals + (adds ? 0 : 1);
+  const before = 1 + (example.values ? (data.means ? 2 : 1) : 0);
+  const part = (value, bold) => {
+    const cell = make("td", bold ? "part together" : "part", signed(value, digits));
+    if (!bold) colour(cell, value / deepest, null);
+    return cell;
+  };
   for (const j of order.slice(0, INPUTS)) {
     const line = make("tr"), name = make("th", "", example.cells[j]);
     name.scope = "row";
     line.append(name);
-    if (example.values) line.append(make("td", "", String(Number(example.values[j].toPrecision(4))).replace("-", "\u2212")));
-    shown.forEach((k, i) => {
-      const cell = make("td", "part", signed(parts[i][j], target().decimals + 1));
-      colour(cell, strengthOf(row, k, j), null);
-      line.append(cell);
-    });
+    if (example.values) line.append(make("td", "", formatted(example.values[j])));
+    if (example.values && data.means) line.append(make("td", "mean", formatted(data.means[j])));
+    if (together) line.append(part(every.reduce((sum, parts) => sum + parts[j], 0), true));
+    for (const k of shown) line.append(part(every[k][j], false));
     body.append(line);
+  }
+  const ending = (title, values) => {
+    const line = make("tr"), name = make("th", "", title);
+    name.scope = "row";
+    name.colSpan = before;
+    line.append(name);
+    if (together) line.append(part(values.reduce((sum, value) => sum + value, 0), true));
+    line.append(...shown.map((k) => part(values[k], true)));
+    foot.append(line);
+  };
+  if (adds) {
+    const left = order.slice(INPUTS), sum = (parts, some) => some.reduce((total, j) => total + parts[j], 0);
+    if (left.length) ending(`${left.length} other inputs`, every.map((parts) => sum(parts, left)));
+    const rest = every.map((parts, k) => row.c[k] - sum(parts, order));
+    if (rest.some((value) => Number(value.toFixed(digits)))) ending("no single input", rest);
+    ending("sum: the contribution", row.c);
   }
   const top = make("thead");
   top.append(head);
-  node.append(top, body);
+  node.append(top, body, foot);
   const scroller = make("div", "wide");
   scroller.tabIndex = 0;
   scroller.append(node);
-  if (order.length > INPUTS) scroller.append(make("p", "meaning", `and ${order.length - INPUTS} more inputs with less`));
+  if (!adds && order.length > INPUTS) scroller.append(make("p", "meaning", `and ${order.length - INPUTS} more inputs with less`));
   return scroller;
+}
+
+// The output as a sum, so that the numbers below can be followed.
+function numbersOf(row, example) {
+  const said = example.predicted_class ? `${example.predicted_class}, ` : "";
+  if (data.kind === "texts") return `${said}${plain(row.prediction)}; ${unexplainedText(row)}`;
+  const total = row.c.reduce((sum, value) => sum + value, 0);
+  return `${said}${plain(row.prediction)} ${data.unit} = bias ${plain(row.bias)}, x-features ${signed(total)}, ${unexplainedText(row)}`;
 }
 
 // What the colours say. On paper, where the buttons are gone, it also lists the x-features.
@@ -102,7 +143,7 @@ function drawExamples() {
   box.replaceChildren(...order.map((index) => {
     const example = data.images[index], row = rows[index], node = make("li", "example");
     const header = make("header");
-    header.append(make("b", "caption", example.caption), make("span", "numbers", `${example.predicted_class ? `${example.predicted_class}, ` : ""}${plain(row.prediction)}; ${unexplainedText(row)}`));
+    header.append(make("b", "caption", example.caption), make("span", "numbers", numbersOf(row, example)));
     node.append(header, make("p", "why", sentencesOf(row)), make("p", "usual", usualOf(row)), data.kind === "texts" ? tokens(row, example.cells) : table(row, example));
     return node;
   }));
