@@ -54,6 +54,7 @@ from captum_xnn.layers._targets import (
     Difference,
     Target,
     per_example,
+    predicted_classes,
     select,
     single_target,
     target_groups,
@@ -521,6 +522,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(examples.targets),
             layer=examples.reader.name,
+            is_positive=_are_positive(explained.read.y_hat, examples.targets),
         )
         return why, explained.read.y_hat
 
@@ -751,6 +753,14 @@ def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heat
     if heatmap is None:
         return DefaultMaps(GradientMaps(), ExcitationMaps())
     return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)
+
+
+def _are_positive(y_hat: Tensor, targets: Sequence[Target]) -> tuple[bool, ...] | None:
+    """Whether each example gets the class that is explained; None unless all have outputs (N, C) and single classes."""
+    classes = predicted_classes(y_hat)
+    if classes is None or len(classes) != len(targets) or not all(isinstance(t, int) for t in targets):
+        return None
+    return tuple(c == t for c, t in zip(classes.tolist(), targets, strict=True))
 
 
 def _check_settings(autoencoder: Any, recipe: Any) -> None:

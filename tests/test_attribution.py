@@ -1045,3 +1045,5 @@ def test_weights_that_change_after_the_fit_are_told(form, tmp_path):
     with pytest.warns(UserWarning, match=r"0\.weight changed"):
         again.explain(X, 0)
     again.fit(DATA, 0, progress=False).explain(X, 0)
+    model.double()  # another dtype is no change, and none of the warnings is raised
+    again.explain(X.double(), 0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 
+from captum_xnn.models import _grouping
 from captum_xnn.models._grouping import (
     _gram,
     _leading,
@@ -232,3 +235,27 @@ def test_large_columns_that_vary_by_rounding_alone_take_no_cluster():
     large = 1e4 + 1e-3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(6)).double()
     a = spectral_groups(torch.cat([large, live], 1), 2)
     assert torch.equal(a[5:], spectral_groups(live, 2)) and bool((a[:5] == 0.5).all())
+
+
+def test_wide_layers_are_clustered_by_their_largest_columns(monkeypatch):
+    """Three reasons in 300 columns. The others of a reason join it, whatever their unit; constants belong to all."""
+    g = torch.Generator().manual_seed(3)
+    reasons, label = torch.randn(60, 3, generator=g).double(), torch.arange(300) % 3
+    X = reasons[:, label] * torch.rand(300, generator=g).double() * 10 + 0.05 * torch.randn(60, 300, generator=g)
+    X = torch.cat([X[:, :150], torch.full((60, 2), 7.0), X[:, 150:]], 1)
+    whole = spectral_groups(X, 3)
+    monkeypatch.setattr(_grouping, "_WIDE", 40)  # of 300
+    wide = spectral_groups(X, 3)
+    assert torch.equal(wide, whole)
+    columns = torch.cat([torch.arange(150), torch.arange(152, 302)])
+    for k in range(3):
+        assert len(wide[columns][label == k].unique(dim=0)) == 1
+    assert len(wide[columns].unique(dim=0)) == 3 and bool((wide[150:152] == 1 / 3).all())
+
+
+def test_twenty_thousand_columns_take_little_memory():
+    """The affinity of all columns with all would have 3.2 GB."""
+    X = torch.eye(8).double()[:, torch.arange(20_000) % 3] * torch.linspace(1, 2, 20_000).double()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (spectral_groups(X, 3).argmax(1).reshape(-1)[:19_998].reshape(-1, 3).unique(dim=0)).shape == (1, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.2e6  # kB

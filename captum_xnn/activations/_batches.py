@@ -346,7 +346,7 @@ def _collate(rows: list[Any]) -> Any:
 
 
 def refuse_no_batches(data: Any) -> None:
-    """Raise where data are one dict, a numpy array, a path or a tensor without rows instead of batches.
+    """Raise where data are one dict, a array, a table, a path or a tensor without rows instead of batches.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -367,6 +367,11 @@ def refuse_no_batches(data: Any) -> None:
         raise TypeError(
             f"the data are a numpy array {data.shape} of {data.dtype}; pass a tensor in the dtype of the model, as in "
             "torch.from_numpy(data).float()"
+        )
+    if hasattr(data, "to_numpy"):
+        raise TypeError(
+            f"the data are a {type(data).__name__} {getattr(data, 'shape', '')}; pass a tensor in the dtype of the "
+            "model, as in torch.tensor(data.to_numpy(), dtype=torch.float32)"
         )
     if isinstance(data, Tensor) and data.layout != torch.strided:
         raise TypeError(f"the data are a tensor of layout {data.layout}; pass a dense one, data.to_dense()")

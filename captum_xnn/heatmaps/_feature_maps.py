@@ -367,7 +367,7 @@ def _warned(
 ) -> tuple[Tensor, ...]:
     """Return maps, contiguous; warn once of maps that are zero or not finite, and raise if no gradient made them."""
     maps = tuple(m.contiguous() for m in maps)
-    _warn_of_infinite(maps)
+    _warn_of_infinite(maps, inputs)
     blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
         _warn_of_blank(blank, parts, inputs, additional, settings)
@@ -411,12 +411,18 @@ def _flat(maps: Tensor) -> Tensor:
     return maps.unsqueeze(-1).flatten(2)
 
 
-def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
-    """Warn of maps with NaN or infinite values."""
+def _warn_of_infinite(maps: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+    """Warn of maps with NaN or infinite values, and why: models may replace such inputs, but maps multiply by them."""
     bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
     if bool(bad.any()):
+        if count := int(torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in inputs]).any(0).sum()):
+            why = (
+                f"{count} of {len(inputs[0])} examples have such inputs; replace them as the model does, before you "
+                "explain it"
+            )
+        else:
+            why = "the usual cause is half precision: run the model and its inputs with .float()"
         warnings.warn(
-            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; the usual cause is half precision: "
-            "run the model and its inputs with .float()",
+            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; {why}",
             stacklevel=levels_up(),
         )

@@ -174,7 +174,7 @@ class WeightSamples(NamedTuple):
             name
             for name, p in _weights(model)
             if self.versions.get(name) != (id(p), p._version)
-            and not (name in self.numbers and torch.equal(self.numbers[name].nan_to_num(), _sample(p).nan_to_num()))
+            and not (name in self.numbers and _equal(self.numbers[name], _sample(p)))
         ]
 
 
@@ -184,6 +184,14 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, p in model.named_parameters():
         if id(p) not in renormed and not p.is_inference() and not p.is_meta:
             yield name, p
+
+
+def _equal(before: Tensor, now: Tensor) -> bool:
+    """Whether numbers are the same, NaN among them, in the coarser of both dtypes."""
+    if before.is_floating_point() and now.is_floating_point():
+        coarse = max(before.dtype, now.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        before, now = before.to(coarse).nan_to_num(), now.to(coarse).nan_to_num()
+    return torch.equal(before, now)
 
 
 def _sample(weight: Tensor) -> Tensor:

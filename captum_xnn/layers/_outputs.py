@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_xnn.layers._nested import picks
 from captum_xnn.layers._state import untouched
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def one_tensor(output: Any, fix: str | None = None) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    fix = fix or (
-        "pass prediction_transform=, a function that picks the logits, such as `lambda output: output['logits']`"
-    )
+    fix = fix or f"pass prediction_transform=, a function that picks the logits, such as `{picks(output)}`"
     raise TypeError(f"the model returns a {type(output).__name__}, not one tensor; {fix}")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.layers._hooks import hooked
+from captum_xnn.layers._nested import picks
 from captum_xnn.layers._state import eager
 
 __all__ = [
@@ -91,7 +92,7 @@ def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Ten
         keys = f" with keys {', '.join(map(str, Z))}" if isinstance(Z, dict) else ""
         raise TypeError(
             f"layer {name!r} returns a {kind}{keys}, not one tensor; pass output_transform=, a function that picks or "
-            "builds the tensor, such as `lambda output: output[0]`"
+            f"builds the tensor, such as `{picks(Z)}`"
         )
     if Z.dim() < 2:
         raise ValueError(

@@ -475,12 +475,16 @@ def _check_dtype(Z: Tensor, name: str) -> None:
 
 def _scattered(raw: Any, path: tuple[Any, ...], tensor: Tensor, index: Tensor, points: Tensor) -> Any:
     """Replace numbers in some places of one tensor of a nested output; return the new output."""
-    changed = tensor.flatten().index_put((index,), points.flatten())
+    own = index >= 0
+    changed = tensor.flatten().index_put((index[own],), points.flatten()[own])
     return put_in(raw, path, changed.reshape(tensor.shape))
 
 
 def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTransform, Z: Tensor) -> Tensor | None:
-    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates."""
+    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates.
+
+    Zeros that the transform puts beside the numbers, such as the padding of a packed sequence, have the index -1.
+    """
     numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
     try:
         found = transform(put_in(raw, path, numbered + 1))
@@ -489,9 +493,11 @@ def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTra
         return None
     if not isinstance(found, Tensor) or found.shape != Z.shape or not torch.equal(found, -other):
         return None
-    index = found.flatten().round().long() - 1
-    known = index.numel() == len(torch.unique(index)) and bool(((index >= 0) & (index < tensor.numel())).all())
-    return index if known and torch.equal(tensor.flatten()[index], Z.flatten()) else None
+    index, flat = found.flatten().round().long() - 1, Z.flatten()
+    own = index >= 0
+    picked = index[own]
+    known = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(torch.unique(picked))
+    return index if known and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
 
 
 @contextmanager
