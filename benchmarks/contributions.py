@@ -30,7 +30,8 @@ above 64 x 64 are fitted to covered feature maps, as by default, and to covered 
 
 same         correlation on test examples with the matched x-features of the fit to most positives
 
-``--one-fit`` fits explainers of all chosen classes in one call, and prints its time.
+``--one-fit`` fits explainers of all chosen classes in one call. It prints the time, and the largest memory of the
+process on Linux. Pass ``--one-fit --classes 100`` for a hundred.
 
     python -m benchmarks.contributions --networks digits-relu3 text --out DIR
     python -m benchmarks.contributions --networks birds-relu6 --root CUB_200_2011 --network FILE.py --out DIR
@@ -39,6 +40,7 @@ same         correlation on test examples with the matched x-features of the fit
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -519,16 +521,16 @@ def points(of: Problem) -> dict[str, dict[str, Any]]:
     """Returns the settings of each point of the curve."""
     if of.test.dim() == 4 and of.test.shape[2:].numel() > SMALL:
         (most, *others), covered = LARGE_POINTS, "images"
-        default = {f"{most[0]} positives, {most[1]} x {most[1]} of maps": {"positives": most[0], "patches": most[1]}}
+        default = {f"{most[0]} positives, {most[1]} x {most[1]} of maps": {"positives": most[0], "grid": most[1]}}
     else:
         default, others, covered = {}, list(POINTS), None
     return default | {
-        f"{positives} positives, {patches} x {patches}" + (" of pixels" if covered else ""): {
+        f"{positives} positives, {grid} x {grid}" + (" of pixels" if covered else ""): {
             "positives": positives,
-            "patches": patches,
+            "grid": grid,
             "covered": covered,
         }
-        for positives, patches in others
+        for positives, grid in others
     }
 
 
@@ -576,17 +578,18 @@ def curve(of: Problem, given: argparse.Namespace) -> Line:
 
 
 def one_fit(name: str, given: argparse.Namespace) -> str:
-    """Returns the time of one fit of all classes beyond collecting activations."""
+    """Returns the time of one fit of all classes beyond collecting activations, and the memory of the process."""
     classes = NETWORKS[name].classes(given)
     of = NETWORKS[name].of(given, classes[0])
     xnn = XNNAttribution(of.model, of.layer, N_FEATURES)
     begin, clock = time.process_time(), time.perf_counter()
-    xnn.fit(of.train, classes)
+    xnn.fit(of.train, classes, progress=False)
     seconds = time.process_time() - begin
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
         f"{name}: {len(classes)} explainers in one fit of {len(of.train.y_hat):,} examples: {seconds:.0f} s of the "
         f"processor, {time.perf_counter() - clock:.0f} s on the clock, {torch.get_num_threads()} threads; "
-        f"{seconds / len(classes):.2f} s of the processor each"
+        f"{seconds / len(classes):.2f} s of the processor each; at most {memory:,.0f} MiB in memory"
     )
 
 

@@ -91,7 +91,7 @@ def prepare(folder: Path, images: int) -> None:
         (folder / f"{some}").mkdir()
         for i, picture in enumerate(x[:some]):
             Image.fromarray((255 * picture).byte().permute(1, 2, 0).numpy()).save(folder / f"{some}" / f"{i:03d}.png")
-    few = partial(ContributionGroups, positives=2, others=2, patches=4)
+    few = partial(ContributionGroups, positives=2, others=2, grid=4)
     xnn = XNNAttribution(network("resnet18"), "avgpool", autoencoder=few)
     xnn.fit(x[:8], list(TARGETS), positives=torch.ones(8, dtype=torch.bool), progress=False)
     Configuration(model=str(folder / "net.py"), layer="avgpool", device="cpu").write(xnn.save(folder / "explainers"))

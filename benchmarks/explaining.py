@@ -115,10 +115,10 @@ def calls(xnn: XNNAttribution, x: Tensor) -> dict[str, Callable[[], object]]:
     with torch.no_grad():
         Z, y = reader.read((x,))
     targets, own = [[0] * len(x)], y[None, :, 0]
-    slopes = form.integral(reader.tail(), (x,), None, targets, own=own, Z=Z).slopes[0]
+    slopes = form.integral(reader.tail(), (x,), None, targets, predictions=own, Z=Z).slopes[0]
     groups = ContributionNetwork(form, reader.tail(), 0, trace=ran)
     found["maps"] = lambda: gradients(groups, (x,), range(K), additional_forward_args=(slopes,))
-    found["integral"] = lambda: form.integral(reader.tail(), (x,), None, targets, own=own, Z=Z)
+    found["integral"] = lambda: form.integral(reader.tail(), (x,), None, targets, predictions=own, Z=Z)
     return found
 
 

@@ -283,9 +283,9 @@ METHODS: dict[str, Callable[[Job], Form]] = {
     "1-Heatmap": whole,
     "groups": by_library,
     "groups of covered images": partial(by_library, covered="images"),
-    "groups of covered images, 6 x 6": partial(by_library, covered="images", patches=6),
-    "groups of covered images, 4 x 4": partial(by_library, covered="images", patches=4),
-    "groups of covered images, 4 x 4, 12 birds": partial(by_library, covered="images", patches=4, positives=12),
+    "groups of covered images, 6 x 6": partial(by_library, covered="images", grid=6),
+    "groups of covered images, 4 x 4": partial(by_library, covered="images", grid=4),
+    "groups of covered images, 4 x 4, 12 birds": partial(by_library, covered="images", grid=4, positives=12),
     "random groups": partial(divided, by_chance),
     "spectral clusters": partial(divided, by_correlation),
 }

@@ -41,7 +41,7 @@ from captum_xnn.training._contributions import Evidence
 class Seen(NamedTuple):
     """What a fit reads from the model for one class, in standard deviations of the output."""
 
-    own: Tensor
+    positives: Tensor
     """Contributions in positives, (m, D)."""
     others: Tensor
     """Contributions in other examples, (m', D)."""
@@ -52,7 +52,7 @@ class Seen(NamedTuple):
 
     def half(self, first: int) -> Seen:
         """Returns every second positive."""
-        return Seen(self.own[first::2], self.others, self.drops[first::2], self.lost[first::2])
+        return Seen(self.positives[first::2], self.others, self.drops[first::2], self.lost[first::2])
 
 
 Way = Callable[[Seen], Tensor]
@@ -68,7 +68,7 @@ COLUMNS = (
 
 def with_ridge(ridge: float) -> Way:
     """Returns the way of the library with another ridge."""
-    return lambda seen: learn_groups(seen.own, seen.others, seen.drops, N_FEATURES, lost=seen.lost, ridge=ridge)
+    return lambda seen: learn_groups(seen.positives, seen.others, seen.drops, N_FEATURES, lost=seen.lost, ridge=ridge)
 
 
 def by_drops_of_contributions(seen: Seen) -> Tensor:
@@ -99,12 +99,12 @@ def clusters_of_drops(seen: Seen) -> Tensor:
 
 def clusters_of_contributions(seen: Seen) -> Tensor:
     """Returns spectral clusters of dimensions whose contributions go together: the way without images."""
-    return spectral_groups(torch.cat([seen.own, seen.others]), N_FEATURES)
+    return spectral_groups(torch.cat([seen.positives, seen.others]), N_FEATURES)
 
 
 def by_chance(seen: Seen) -> Tensor:
     """Returns random groups."""
-    return random_partition(seen.own.shape[1], N_FEATURES, torch.Generator().manual_seed(0))
+    return random_partition(seen.positives.shape[1], N_FEATURES, torch.Generator().manual_seed(0))
 
 
 WAYS: dict[str, Way] = {
@@ -132,7 +132,7 @@ def seen_by_fit(of: Problem) -> tuple[ContributionGroups, Seen]:
         found = Evidence(**kept.read(key, torch.device("cpu")))
     scale = float(form.scale)
     assert found.drops is not None and found.lost is not None, "only networks of images have drops"
-    return form, Seen(found.own[0] / scale, found.others[0] / scale, found.drops[0] / scale, found.lost)
+    return form, Seen(found.positives[0] / scale, found.others[0] / scale, found.drops[0] / scale, found.lost)
 
 
 def measure(of: Problem, given: argparse.Namespace) -> Line:

@@ -167,7 +167,7 @@ def divided(of: Problem, form: ContributionGroups, Z: Tensor, y_hat: Tensor) -> 
         for rows in torch.arange(len(Z)).split(64):
             stand_in = of.images[:1].expand(len(rows), *of.images.shape[1:])
             own = y_hat[rows, of.label][None]
-            found = form.integral(tail, (stand_in,), None, [[of.label] * len(rows)], own=own, Z=Z[rows])
+            found = form.integral(tail, (stand_in,), None, [[of.label] * len(rows)], predictions=own, Z=Z[rows])
             made.append((form.features(form.contributions(found)[0]), found.start[0]))
     E, bias = zip(*made, strict=True)
     return torch.cat(E), torch.cat(bias)

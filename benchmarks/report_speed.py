@@ -183,7 +183,7 @@ def beside_maps(folder: Path, n: int, rounds: int) -> list[tuple[float, float]]:
 
     images = pictures(n)
     everything = torch.ones(len(images[:8]), dtype=torch.bool)
-    few = partial(ContributionGroups, positives=2, others=2, patches=4)
+    few = partial(ContributionGroups, positives=2, others=2, grid=4)
     model = network("resnet18")
     with torch.no_grad():
         target = int(model(images[:8]).argmax(1).mode().values)

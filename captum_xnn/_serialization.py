@@ -28,10 +28,10 @@ from captum_xnn.layers._fingerprint import check_fingerprint, differences, finge
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Form
+from captum_xnn.models._form import Form
 from captum_xnn.models._srae import SRAE, ConvSRAE, PaperSRAE
 from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["SCHEMA", "TRANSFORMS", "SavedExplainers", "read"]
@@ -245,7 +245,8 @@ def _described(explainer: Explainer) -> dict[str, Any]:
 
 def _restored(entry: dict[str, Any], weights: dict[str, Tensor], layer: str, forms: Sequence[type[Form]]) -> Explainer:
     """Rebuild an explainer from its description and the network's tensors by name."""
-    form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
+    with torch.device("cpu"):  # the weights are there, whatever torch's default device is
+        form = _form(entry["class"], forms)(**entry["config"]).to(getattr(torch, entry["dtype"]))
     form.load_state_dict(weights)
     return Explainer(
         layer=layer,
@@ -255,7 +256,7 @@ def _restored(entry: dict[str, Any], weights: dict[str, Tensor], layer: str, for
         examples=entry["examples"],
         positives=entry["positives"],
         floor=entry["floor"],
-        history=tuple(Step(*step) for step in entry["history"]),
+        history=tuple(Record(*record) for record in entry["history"]),
         requested=entry["requested"],
     )
 

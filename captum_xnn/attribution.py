@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,19 +33,22 @@ from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
-from captum_xnn.heatmaps._defaults import DefaultMaps, heatmap_or_default
-from captum_xnn.heatmaps._feature_maps import FeatureMaps, Seen
-from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.heatmaps._one_heatmap import OneHeatmap
-from captum_xnn.heatmaps._one_pass import Explained
+from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
+from captum_xnn.heatmaps._feature_maps import Explained, FeatureMaps, Seen
+from captum_xnn.heatmaps._from_captum import as_heatmap
+from captum_xnn.heatmaps._gradient_maps import GradientMaps
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
+from captum_xnn.heatmaps._numbers import Examples
+from captum_xnn.heatmaps._output_maps import OutputMaps
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._fingerprint import fingerprint
+from captum_xnn.layers._fingerprint import WeightSamples, fingerprint
 from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._probe import refuse_whole_arguments
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
+from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import (
     Difference,
@@ -57,9 +61,9 @@ from captum_xnn.layers._targets import (
 )
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder
-from captum_xnn.models._numbers import Examples, numbers_of_all
+from captum_xnn.models._form import MakeForm
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._layer_fit import LayerFit, Log, MakeForm, is_exact
+from captum_xnn.training._layer_fit import LayerFit, Log, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
@@ -148,7 +152,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
         self.model = model
         self.n_features = operator.index(n_features)
-        self.heatmap = heatmap_or_default(heatmap)
+        self.heatmap = _backends(heatmap)
         self.autoencoder = autoencoder
         self.recipe = recipe or Recipe()
         self.train_data = train_data
@@ -267,11 +271,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             log=log,
             ranks=ranks,
         )
+        weights = WeightSamples.of(unwrap(self.model))
         with torch.inference_mode(False):
-            for size in dict.fromkeys(map(len, groups)):  # explainers of as many outputs are learned together
+            # Explainers with the same number of outputs are fitted together.
+            for size in dict.fromkeys(map(len, groups)):
                 tasks = [outputs.task(targets, positives) for targets in groups if len(targets) == size]
                 for made in settings.fit(tasks, found, self._reader()):
-                    self.explainers_[found.layer, made.targets] = Explainer(layer=found.layer, **made._asdict())
+                    self.explainers_[found.layer, made.targets] = Explainer(
+                        found.layer, **made._asdict(), weights=weights
+                    )
         return self
 
     def _collected(
@@ -581,7 +589,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             heatmap: A Captum class, a backend, or None for the default.
         """
         other = copy.copy(self)
-        other.heatmap = heatmap_or_default(heatmap)
+        other.heatmap = _backends(heatmap)
         return other
 
     def score(
@@ -603,12 +611,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             data = repeatable(data)
         found = self._collected(data, False, store, ALONE, Asked([target]))
         outputs = Outputs.of(found, [target])
-        own = outputs.columns([target])[:, 0]
-        surrogate = numbers_of_all(explainer.choice(target), found, own, self._reader()).surrogate
-        prediction = own.to(surrogate.dtype)
+        predictions = outputs.columns([target])[:, 0]
+        surrogate = explainer.numbers(target, found, predictions, self._reader()).surrogate
+        predictions = predictions.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
-            return Faithfulness.of(surrogate, prediction)
-        return Faithfulness.of(surrogate, prediction, chunks(found.y_hat), target)
+            return Faithfulness.of(surrogate, predictions)
+        return Faithfulness.of(surrogate, predictions, chunks(found.y_hat), target)
 
     def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
         """Copy what :meth:`explain` takes, and choose the explainer of each example."""
@@ -618,11 +626,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         _refuse_whole(reader, tensors, additional)
         if any(self._fitted_already(reader.name, t) is None for t in dict.fromkeys(targets)):
             with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
-                some, more = rows_of(tensors, additional, torch.arange(len(targets))[:_READ])
+                some, more = rows_of(tensors, additional, torch.arange(len(targets), device="cpu")[:_READ])
                 _, y_hat = reader.read((*some, *(more or ())))
             for t in dict.fromkeys(targets):
                 select(y_hat, t)  # raises for a target out of range before another one is fitted
         fitted = self._explainers(targets)
+        _warn_of_changed_weights(fitted, reader.model)
         choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True)]
         return Examples(choices, reader, tensors, additional)
 
@@ -662,15 +671,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         fitted = self.explainers_.values()
         backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
-        one = OneHeatmap(self.model, backend, prediction_transform=self.prediction_transform, before=self.layer)
-        return one.attribute(
+        return OutputMaps(unwrap(self.model), backend, self.prediction_transform, self.layer).attribute(
             inputs,
             target,
             additional_forward_args,
             against=against,
             feature=feature,
             internal_batch_size=internal_batch_size,
-            **heatmap_kwargs,
+            settings=heatmap_kwargs,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -691,6 +699,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
         if not explainers:
             raise NotFittedError(f"layer {name!r} has no fitted explainers to save; call xnn.fit(data, target=...)")
+        _warn_of_changed_weights(explainers, model)
         return _serialization.SavedExplainers(
             layer=name,
             n_features=self.n_features,
@@ -732,11 +741,18 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         saved.check(plain, settings, strict=strict)
         # If the layer is the whole model, its name is empty and cannot be looked up.
         xnn = cls(model, saved.layer or plain, saved.n_features, recipe=saved.recipe, seed=saved.seed, **settings)
-        device = xnn._reader().device
+        device, weights = xnn._reader().device, WeightSamples.of(plain)
         for explainer in saved.explainers:
             explainer.form.to(device)
-            xnn.explainers_[saved.layer, explainer.targets] = explainer
+            xnn.explainers_[saved.layer, explainer.targets] = replace(explainer, weights=weights)
         return xnn
+
+
+def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
+    """Turn the argument ``heatmap=`` into a backend, or into the default ones."""
+    if heatmap is None:
+        return DefaultMaps(GradientMaps(), ExcitationMaps())
+    return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)
 
 
 def _are_positive(y_hat: Tensor, targets: Sequence[Target]) -> tuple[bool, ...] | None:
@@ -750,16 +766,29 @@ def _are_positive(y_hat: Tensor, targets: Sequence[Target]) -> tuple[bool, ...] 
 def _check_settings(autoencoder: Any, recipe: Any) -> None:
     """Raise where the form or the recipe is of another type."""
     if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
-        told = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
-        cannot = "and cannot make one" if callable(autoencoder) else "and cannot be called"
+        value = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
+        problem = "and cannot make one" if callable(autoencoder) else "and cannot be called"
         raise TypeError(
-            f"autoencoder is {told}, {cannot}; pass a class such as SRAE or "
+            f"autoencoder is {value}, {problem}; pass a class such as SRAE or "
             "captum_xnn.models.baselines.NN, or a function that makes the network"
         )
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(
             f"recipe is {recipe!r}, a {type(recipe).__name__}; pass captum_xnn.Recipe(steps=...), or leave it out"
         )
+
+
+def _warn_of_changed_weights(explainers: Sequence[Explainer], model: nn.Module) -> None:
+    """Warn where the model was trained on, or got other weights, after explainers were fitted to it."""
+    for weights, explainer in {id(e.weights): (e.weights, e) for e in explainers}.values():
+        if names := [] if weights is None else weights.changed(model):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            warnings.warn(
+                f"{names[0]}{more} changed after the explainer of target {', '.join(map(str, explainer.targets))} was "
+                "fitted: x-features are those of the earlier weights, and predictions those of the model as it is now; "
+                "fit again",
+                stacklevel=levels_up(),
+            )
 
 
 def _difference(target: Any, against: Any) -> Target:

@@ -31,7 +31,6 @@ from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._layout import channel_dimension
 from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first, image_channels
-from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, select
 from captum_xnn.metrics._controls import random_maps, random_partition
@@ -329,7 +328,7 @@ class _Scorer(NamedTuple):
 
     def _output_of_batch(self, batch: CoveredBatch) -> _Scored:
         xnn = self.xnn
-        reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+        reader = xnn._reader()
 
         def numbers(inputs: tuple[Tensor, ...], more: Any) -> Tensor:
             copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in (*inputs, *(more or ())))
@@ -347,10 +346,10 @@ class _Scorer(NamedTuple):
         embedded = self.fill is None and not first.is_floating_point()
         cover = first if embedded else patch_cover(first, self.fill)
         places = patch_places(first, self.grid)
-        marks = torch.ones(len(first), len(places), dtype=torch.bool)
+        marks = torch.ones(len(first), len(places), dtype=torch.bool, device="cpu")
         lengths = self._lengths(batch)
         if lengths is not None:
-            marks = torch.arange(len(places)) < torch.tensor(lengths)[:, None]
+            marks = torch.arange(len(places), device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
 
         def covered(rows: Tensor, patches: Tensor) -> Tensor:
             return first[rows] if embedded else torch.where(places[patches], cover[rows], first[rows])
@@ -454,7 +453,7 @@ def _groups(xnn: XNNAttribution, batch: CoveredBatch, explainer: Explainer) -> C
 
     Its base is that of an exact form. For a learned network, it is the mean activation of the examples.
     """
-    reader = Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
+    reader = xnn._reader()
     with untouched(reader.model), torch.no_grad():
         arguments = (*batch.inputs, *(batch.additional or ()))
         Z, y_hat = reader.run(arguments)

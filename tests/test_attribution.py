@@ -19,7 +19,9 @@ from torch import nn
 from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
+from captum_xnn.models.baselines import DRSA
 
 QUICK = Recipe(steps=30)
 K = 2
@@ -416,6 +418,27 @@ def test_under_autocast(xnn):
         given = xnn.explain(X, 0)
     torch.testing.assert_close(given.surrogate.float(), wanted.surrogate, rtol=0.05, atol=0.05)
     torch.testing.assert_close(given.bias + given.contributions.sum(1), given.surrogate)
+
+
+@pytest.mark.parametrize("form", [ContributionGroups, DRSA])
+def test_contributions_under_autocast_explain_the_output_that_autocast_gives(form):
+    """The rest of the model runs under autocast too. Its own output then comes back where the layer gets its own."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
+    every = torch.ones(40, dtype=torch.bool)
+    xnn = XNNAttribution(model, "1", 3, autoencoder=form).fit(x, 0, positives=every, progress=False)
+    wanted = xnn.explain(x, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)[:, 0]
+        given = xnn.explain(x, 0)
+        again = XNNAttribution(model, "1", 3, autoencoder=form).fit(x, 0, positives=every, progress=False)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(given.prediction, y.to(given.prediction))
+    assert given.unexplained.abs().max() < 0.05 * y.float().std()
+    torch.testing.assert_close(given.contributions, wanted.contributions, rtol=0.05, atol=0.02)
+    # Sums and products of the explanation itself are not rounded to half precision.
+    torch.testing.assert_close(given.bias + given.contributions.sum(1), given.surrogate, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(again.explainer(0).form.base, xnn.explainer(0).form.base, atol=0.02)
 
 
 def test_maps_are_detached_and_the_input_is_left_alone(xnn):
@@ -824,7 +847,7 @@ def test_wrong_positives():
         (DATA[:1], ValueError, "needs at least two examples, not 1; pass more data"),
         (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "is NaN or infinite in example 160"),
-        (3, TypeError, "training data must be a tensor"),
+        (3, TypeError, "the data are of type int; pass a tensor"),
         ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )
@@ -985,3 +1008,42 @@ def test_numbers_may_be_numpy_integers(tmp_path, settings):
     xnn = made(**settings).fit(DATA, 0, progress=False)
     again = XNNAttribution.load(xnn.save(tmp_path), xnn.model)
     assert torch.equal(again.explain(X, 0).contributions, xnn.explain(X, 0).contributions)
+
+
+@pytest.mark.parametrize("form", [None, by_shape])
+def test_weights_that_change_after_the_fit_are_told(form, tmp_path):
+    """Further training, and weights of another checkpoint. The same weights again are no change."""
+    model = nn.Sequential(*net())
+    xnn = made(model, "1", autoencoder=form).fit(DATA, 0, progress=False)
+    before = copy.deepcopy(model.state_dict())
+    copied, pickled = copy.deepcopy(xnn), pickle.loads(pickle.dumps(xnn))
+    model.load_state_dict(before)
+    xnn.explain(X, 0)
+    for other in (copied, pickled):
+        other.explain(X, 0)
+        with torch.no_grad():
+            other.model[2].bias.add_(1e-3)
+        with pytest.warns(
+            UserWarning, match=r"2\.bias changed after the explainer of target 0 was fitted: .* fit again"
+        ):
+            other.explain(X, 0)
+    xnn.save(tmp_path / "fitted")
+    torch.optim.SGD(model.parameters(), 1e-3).step(
+        lambda: (model(X).square().sum(), model(X).square().sum().backward())[0]
+    )
+    told = pytest.warns(UserWarning, match=r"0\.weight and 3 more changed after the explainer of target 0")
+    with told:
+        why = xnn.contributions(X, 0)
+    assert torch.equal(why.prediction, model(X)[:, 0])
+    with told:
+        xnn.save(tmp_path / "trained")
+    model.load_state_dict(before)
+    again = XNNAttribution.load(tmp_path / "fitted", model)
+    again.explain(X, 0)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    with pytest.warns(UserWarning, match=r"0\.weight changed"):
+        again.explain(X, 0)
+    again.fit(DATA, 0, progress=False).explain(X, 0)
+    model.double()  # another dtype is no change, and none of the warnings is raised
+    again.explain(X.double(), 0)

@@ -12,7 +12,7 @@ from command_line import write
 from torch import nn
 
 from captum_xnn import XNNAttribution
-from captum_xnn.cli import main
+from captum_xnn.__main__ import main
 from captum_xnn.cli._model_files import load_model
 from captum_xnn.errors import NotFittedError
 from captum_xnn.models.baselines import DRSA

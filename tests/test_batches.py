@@ -116,7 +116,7 @@ def test_several_inputs():
     assert (first, rows) == (0, 5) and torch.equal(inputs[1], X[:5] + 1)
     with pytest.raises(ValueError, match=r"inputs differ in their number of examples, with shapes"):
         Batches((X, X[:10]), 4, first_of_batch)
-    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, not int"):
+    with pytest.raises(TypeError, match="the data are of type int; pass a tensor, a tuple of tensors or an iterable"):
         Batches(3, 4, first_of_batch)
 
 
@@ -138,12 +138,26 @@ def test_inputs_are_told_apart():
 def test_picked_examples(kind):
     wanted = torch.tensor([10, 0, 5, 5, 3, 9])
     found = list(Batches(KINDS[kind](), 4, first_of_batch).picked(wanted))
-    numbers = torch.cat([p.numbers for p in found])
+    numbers = torch.cat([p.rows for p in found])
     alone = kind in ("tensor", "loader")  # others load whole batches
     assert numbers.tolist() == ([0, 3, 5, 9, 10] if alone else list(range(11)))
-    assert all(torch.equal(p.inputs, X[p.numbers]) and len(p.numbers) <= 4 for p in found)
-    assert all(torch.equal(p.on(torch.device("cpu"))[0][0], X[p.numbers]) for p in found)
+    assert all(torch.equal(p.inputs, X[p.rows]) and len(p.rows) <= 4 for p in found)
+    assert all(torch.equal(p.on(torch.device("cpu"))[0][0], X[p.rows]) for p in found)
     assert list(Batches(X, 4, first_of_batch).picked(wanted[:0])) == []
+
+
+def test_picked_examples_of_small_batches_come_in_larger_ones_that_fit_in_memory(monkeypatch):
+    """The first batch is as large as the loader's; a loader that pads keeps its batches."""
+    wanted = torch.tensor([10, 0, 5, 3, 9, 7, 8])
+    for least, room, sizes in ((4, 4, [2, 4, 1]), (1, 4, [2, 2, 2, 1]), (64, 3, [2, 3, 2]), (64, 1, [2, 2, 2, 1])):
+        monkeypatch.setattr("captum_xnn.activations._batches._BYTES", room * X[0].numel() * X.element_size())
+        data = Seen()
+        found = list(Batches(DataLoader(data, 2), 2, first_of_batch).picked(wanted, least=least))
+        assert [len(p.rows) for p in found] == sizes
+        assert all(torch.equal(p.inputs, X[p.rows]) for p in found)
+        assert data.read == torch.cat([p.rows for p in found]).tolist() == [0, 3, 5, 7, 8, 9, 10]
+    padding = DataLoader(Seen(), 2, collate_fn=lambda examples: (torch.stack([x for x, _ in examples]),))
+    assert [len(p.rows) for p in Batches(padding, 2, first_of_batch).picked(wanted, least=64)] == [2] * 5 + [1]
 
 
 def test_a_loader_loads_picked_examples_alone_unless_it_pads():
@@ -152,7 +166,7 @@ def test_a_loader_loads_picked_examples_alone_unless_it_pads():
         data = Seen()
         loader = DataLoader(data, 4, collate_fn=join)
         picked = list(Batches(loader, 4, first_of_batch if join is not list else unpacked).picked(torch.tensor([9, 1])))
-        assert all(torch.equal(p.inputs, X[p.numbers]) for p in picked)
+        assert all(torch.equal(p.inputs, X[p.rows]) for p in picked)
         read.append(data.read)
     assert read == [[1, 9], [1, 9], [0, 1, 2, 3, 8, 9, 10]]
 

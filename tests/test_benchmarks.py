@@ -896,7 +896,7 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     from captum_xnn import ContributionGroups
 
     _, seen = grouping.seen_by_fit(squares)
-    own, drops = seen.own.double(), seen.drops.double()
+    own, drops = seen.positives.double(), seen.drops.double()
     a = grouping.with_ridge(1.0)(seen)
     expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
     assert agreement(own @ a, own @ expected.double())["halves"] == pytest.approx(1)
@@ -948,8 +948,8 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     contributions.main(given)
     assert f"small: 1 explainers in one fit of {len(squares.train.y_hat)} examples: " in capsys.readouterr().out
     large = contributions.points(squares._replace(test=torch.zeros(1, 3, 65, 64)))
-    assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "patches": 8}
-    assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "patches": 4, "covered": "images"}
+    assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "grid": 8}
+    assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "grid": 4, "covered": "images"}
 
 
 def _agreement_of_the_output(of):
@@ -1305,7 +1305,7 @@ def test_the_script_for_a_gpu_on_small_sizes(tmp_path, monkeypatch, capsys):
     found = gpu.main(given)
     assert json.loads((tmp_path / "gpu.json").read_text()) == found
     assert found["fits of 3"][0]["targets"] == 3 and found["explaining"]["Saliency"]["to_captum"] > 0
-    # On a CPU the optimiser reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
+    # On a CPU AdamW reads the counter of each of the 14 tensors of weights; nothing else waits in a step. Of
     # the four further maps none waits; all maps together may wait once more than a single one.
     assert set(found["waits"]["a step of a fit"].values()) == {14.0}
     assert max(n for kind in ("groups", "SRAE") for n in found["waits"][f"a further map, {kind}"].values()) <= 0.25

@@ -4,7 +4,7 @@ The numbers are of captum 0.9's behaviour, read in its source. Tested here for a
 and calls' signatures, what comes back (container, dtype, contiguity, no graph), what stays as it was (inputs, model,
 random numbers), wrong arguments, and the modes of autograd. Elsewhere: targets in every form, hooks, DataParallel
 (test_captum_configs), deltas and layers that are replaced (test_attribution, test_excitation_bp), several inputs and
-further arguments (test_any_model), batches of any size against the loop (test_heatmaps).
+further arguments (test_any_model), batches of any size against the loop (test_from_captum).
 """
 
 from __future__ import annotations

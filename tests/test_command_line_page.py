@@ -9,7 +9,7 @@ import torch
 from command_line import write
 
 from captum_xnn import XNNAttribution
-from captum_xnn.cli import _parser as cli
+from captum_xnn import __main__ as cli
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._model_files import load_model
 

@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_xnn import SRAE, ContributionGroups, Recipe, XNNAttribution, compare
+from captum_xnn.__main__ import main
 from captum_xnn.activations._activations import Source
 from captum_xnn.activations._collecting import collect
-from captum_xnn.cli import main
 from captum_xnn.cli._compare import _selected
 from captum_xnn.comparison._methods import METHODS, SelectedRows
 from captum_xnn.comparison._table import Estimate, MethodComparison

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from captum_xnn.activations._activations import Sample
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models import ContributionGroups
-from captum_xnn.training._contributions import Sample
 
 SHAPES = {"vector": ((6,), 1), "maps": ((6, 3, 4), 1), "tokens": ((5, 6), 2), "last": ((3, 4, 6), 3)}
 
@@ -80,7 +80,7 @@ def test_kept_columns_are_in_the_order_asked_for():
     ("settings", "message"),
     [
         ({"n_features": 0}, "n_features is 0; pass a whole number of at least 1"),
-        ({"patches": 0}, "patches is 0; pass a whole number of at least 1"),
+        ({"grid": 0}, "grid is 0; pass a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance 0; pass .*tolerance > 0"),
         ({"balance": -1}, "balance is -1 .*pass balance >= 0"),
         ({"covered": "map"}, "covered is 'map'; pass 'maps', 'images', or None"),

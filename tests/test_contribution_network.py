@@ -121,7 +121,7 @@ def fitted(model, layer, data, target=0, K=3, fit=None, **options):
     """An explainer of few examples, with small grids of patches."""
     from captum_xnn.models import ContributionGroups
 
-    make = partial(ContributionGroups, patches=2, positives=8, others=24)
+    make = partial(ContributionGroups, grid=2, positives=8, others=24)
     first = data[0] if isinstance(data, tuple) else data
     own = {"positives": everything(len(first))} if isinstance(first, torch.Tensor) else {}
     return XNNAttribution(model, layer, K, autoencoder=make, **options).fit(

@@ -52,6 +52,57 @@ def test_numpy_arrays_are_refused_and_what_is_advised_works(form):
         explainer(form).fit(labelled, 0, progress=False)
 
 
+def test_tables_and_images_are_refused_and_what_is_advised_works():
+    pandas, Image = pytest.importorskip("pandas"), pytest.importorskip("PIL.Image")
+    frame, xnn = pandas.DataFrame(X.numpy()), explainer()
+    with pytest.raises(
+        TypeError, match=r"are a DataFrame \(80, 6\); pass .* torch.tensor\(data.to_numpy\(\), dtype=torch"
+    ):
+        xnn.fit(frame, 0, progress=False)
+    xnn.fit(torch.tensor(frame.to_numpy(), dtype=torch.float32), 0, progress=False)
+    with pytest.raises(TypeError, match=r"DataFrame'>; pass torch.tensor\(inputs.to_numpy\(\), dtype=torch.float32\)"):
+        xnn.explain(frame, 0)
+    with pytest.raises(TypeError, match=r"are images of PIL; turn each into a tensor.*torch.stack\(images\)"):
+        explainer().fit([Image.new("RGB", (8, 8))] * 4, 0, progress=False)
+
+
+@pytest.mark.parametrize("cast", [np.array, torch.tensor, list])
+def test_arrays_of_targets(cast):
+    """As the labels of a data set are given: one for each example, or one explainer for each."""
+    xnn = explainer().fit(X, cast([0, 2]), positives=torch.ones(80, dtype=torch.bool), progress=False)
+    assert [targets for _, targets in xnn.explainers_] == [(0,), (2,)]
+    made = xnn.contributions(X[:3], cast([2, 0, 2]))
+    torch.testing.assert_close(made.prediction, network()(X[:3])[torch.arange(3), torch.tensor([2, 0, 2])].detach())
+    with pytest.raises(ValueError, match="there are 2 targets for 3 examples"):
+        xnn.contributions(X[:3], cast([2, 0]))
+    assert torch.equal(xnn.contributions(X[:3], cast([2] * 3)).bias, xnn.contributions(X[:3], 2).bias)
+
+
+def test_maps_of_inputs_with_nan_are_told_by_the_inputs():
+    """A model may replace NaN, but gradient times input does not."""
+
+    class Replaces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x):
+            return self.layers(torch.nan_to_num(x))
+
+    x = X.clone()
+    x[::4, 2] = torch.nan
+    model = Replaces()
+    xnn = XNNAttribution(model, "layers.1", 3).fit(x, 0, progress=False)
+    with pytest.warns(
+        UserWarning, match="NaN or infinite values; 2 of 5 examples have such inputs; replace them as the"
+    ):
+        why = xnn.explain(x[:5], 0)
+    torch.testing.assert_close(why.prediction, model(x[:5])[:, 0])
+    wanted = xnn.explain(torch.nan_to_num(x[:5]), 0)
+    torch.testing.assert_close(why.contributions, wanted.contributions)
+    torch.testing.assert_close(why.maps[1], wanted.maps[1])
+
+
 @pytest.mark.parametrize("path", ["images of birds", Path("images of birds")], ids=["text", "path"])
 def test_a_path_is_refused(path):
     with pytest.raises(TypeError, match=r"the data are the path 'images of birds'; pass tensors or .*DataLoader"):

@@ -92,7 +92,9 @@ def test_a_class_without_positives(opened, tmp_path, everything):
         if logits(seed_of(image.name)).argmax() == 1:
             image.unlink()
     fewer = ModelAndInputs.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/images", device="cpu"))
-    zero, one = evaluate(fewer, fewer.explainers(xnn.save(tmp_path / "xnn")), [0, 1], maps=2, progress=False)
+    zero, one = evaluate(
+        fewer, XNNAttribution.load(xnn.save(tmp_path / "xnn"), fewer.model), [0, 1], maps=2, progress=False
+    )
     assert (one.positives, one.effective, one.o1, one.o2) == (0, None, None, None)
     assert one.f_cls is not None and zero.o1 is not None
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
-from captum_xnn.cli import main
+from captum_xnn.__main__ import main
 
 NET = """
 import torch

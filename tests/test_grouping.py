@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 
-from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups, supporting
+from captum_xnn.models import _grouping
+from captum_xnn.models._grouping import (
+    _gram,
+    _leading,
+    hardened,
+    learn_groups,
+    patch_clusters,
+    regressed,
+    spectral_groups,
+    supporting,
+)
 
 
 def double_rand(*shape):
@@ -126,6 +138,25 @@ def test_ridge_regression_by_loops(n, D):
     torch.testing.assert_close(a.sum(1), torch.ones(D).double())
 
 
+@pytest.mark.parametrize("n", [1, 3, 4, 9, 70])
+def test_inner_products_by_loops(n):
+    X = double_rand(n, 5) - 0.5
+    found = _gram(X)
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found, torch.stack([torch.stack([(a * b).sum() for b in X]) for a in X]))
+
+
+def test_leading_eigenvectors_of_a_large_matrix_are_those_of_all():
+    """The search for a few takes one thread, and changes neither the matrix nor the number of threads."""
+    before = torch.get_num_threads()
+    X = double_rand(650, 650) - 0.5
+    matrix = X @ X.T + 500 * torch.outer(X[0], X[0])
+    kept = matrix.clone()
+    found, all_of_them = _leading(matrix, 3), torch.linalg.eigh(matrix)[1]
+    torch.testing.assert_close((found.T @ all_of_them[:, -3:]).abs(), torch.eye(3).double(), rtol=0, atol=1e-7)
+    assert torch.equal(matrix, kept) and torch.get_num_threads() == before
+
+
 def test_hardening_by_hand():
     a = torch.tensor([[0.7, 0.2, 0.1], [-1.0, 1.9, 0.1], [0.5, 0.5, 0.0], [0.45, 0.45, 0.1]]).double()
     expected = torch.tensor([[0.8, 0.2, 0.0], [-1.0, 2.0, 0.0], [0.5, 0.5, 0.0], [0.45, 0.45, 0.1]]).double()
@@ -204,3 +235,27 @@ def test_large_columns_that_vary_by_rounding_alone_take_no_cluster():
     large = 1e4 + 1e-3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(6)).double()
     a = spectral_groups(torch.cat([large, live], 1), 2)
     assert torch.equal(a[5:], spectral_groups(live, 2)) and bool((a[:5] == 0.5).all())
+
+
+def test_wide_layers_are_clustered_by_their_largest_columns(monkeypatch):
+    """Three reasons in 300 columns. The others of a reason join it, whatever their unit; constants belong to all."""
+    g = torch.Generator().manual_seed(3)
+    reasons, label = torch.randn(60, 3, generator=g).double(), torch.arange(300) % 3
+    X = reasons[:, label] * torch.rand(300, generator=g).double() * 10 + 0.05 * torch.randn(60, 300, generator=g)
+    X = torch.cat([X[:, :150], torch.full((60, 2), 7.0), X[:, 150:]], 1)
+    whole = spectral_groups(X, 3)
+    monkeypatch.setattr(_grouping, "_WIDE", 40)  # of 300
+    wide = spectral_groups(X, 3)
+    assert torch.equal(wide, whole)
+    columns = torch.cat([torch.arange(150), torch.arange(152, 302)])
+    for k in range(3):
+        assert len(wide[columns][label == k].unique(dim=0)) == 1
+    assert len(wide[columns].unique(dim=0)) == 3 and bool((wide[150:152] == 1 / 3).all())
+
+
+def test_twenty_thousand_columns_take_little_memory():
+    """The affinity of all columns with all would have 3.2 GB."""
+    X = torch.eye(8).double()[:, torch.arange(20_000) % 3] * torch.linspace(1, 2, 20_000).double()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (spectral_groups(X, 3).argmax(1).reshape(-1)[:19_998].reshape(-1, 3).unique(dim=0)).shape == (1, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.2e6  # kB

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captum_xnn.cli import _parser as cli
+from captum_xnn import __main__ as cli
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = (

@@ -7,12 +7,12 @@ import types
 import pytest
 
 from captum_xnn.training import JSONLines, TensorBoard
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 
 
 def test_lines_are_added_and_hold_every_term(tmp_path):
     path = tmp_path / "new" / "fit.jsonl"
-    for target, step in ((46, Step(0, 1.0, 0.5, 0.25)), ((0, 2), Step(12, 0.1, 0.2, 0.3))):
+    for target, step in ((46, Record(0, 1.0, 0.5, 0.25)), ((0, 2), Record(12, 0.1, 0.2, 0.3))):
         JSONLines(path)(target, step)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"target": 46, "step": 0, "faithfulness": 1.0, "sparse_reconstruction": 0.5, "pull_away": 0.25},
@@ -36,7 +36,7 @@ def test_tensorboard_gets_a_curve_for_each_term_and_target(tmp_path, monkeypatch
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    TensorBoard(tmp_path)(46, Step(7, 1.0, 0.5, 0.25))
+    TensorBoard(tmp_path)(46, Record(7, 1.0, 0.5, 0.25))
     assert points == [
         (str(tmp_path), "faithfulness/46", 1.0, 7),
         (str(tmp_path), "sparse_reconstruction/46", 0.5, 7),

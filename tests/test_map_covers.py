@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from captum_xnn import ContributionGroups, XNNAttribution
+from captum_xnn.activations import collect
 from captum_xnn.layers._tail import Tail
+from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.training import _contributions
-from captum_xnn.training._drops import Grid, _difference, patch_bounds
+from captum_xnn.training._drops import Grid, _difference
 from captum_xnn.training._map_covers import MapCovers, maps_before
 
 
@@ -57,6 +62,13 @@ class Rigid(nn.Module):
         return self.out(self.relu(self.maps(x).reshape(len(x), 8, -1).mean(2)))
 
 
+def counted(model):
+    """Counts the examples that run through the first module, in a list of the batches."""
+    seen, forward = [], model[0].forward
+    model[0].forward = lambda images: (seen.append(len(images)), forward(images))[1]
+    return seen
+
+
 def x(n=4, size=14):
     return torch.rand(n, 2, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -81,7 +93,7 @@ def test_covered_cells_are_zero(model, layer, maps):
     tail, module = Tail(model, layer), maps(model)
     with torch.no_grad():
         made = MapCovers(tail, module, (images,), None)
-        grid = Grid(*made.own.shape[2:], 8)
+        grid = Grid(*made.whole.shape[2:], 8)
         pairs = grid.pairs(4)
         Z = made.activations(grid.regions, pairs)
         A = (model[:4] if layer == "7" else model.maps)(images)
@@ -93,6 +105,38 @@ def test_covered_cells_are_zero(model, layer, maps):
             rest = model[4:8](covered) if layer == "7" else torch.relu(covered.mean((2, 3)))
             torch.testing.assert_close(row, rest[0])
         torch.testing.assert_close(made.Z, tail.activations((images,), None))
+
+
+def test_covers_in_small_pieces_and_from_reused_memory(monkeypatch):
+    """Neither the pieces of images nor the copies of an earlier call change what a patch loses."""
+    model, images = cnn(), x(5)
+    tail = Tail(model, "7")
+    whole = MapCovers(tail, model[3], (images,), None)
+    monkeypatch.setattr("captum_xnn.layers._batching._CPU_BYTES", 2 * images[0].numel() * 4)
+    seen = counted(model)
+    made, grid = MapCovers(tail, model[3], (images,), None), Grid(*whole.whole.shape[2:], 3)
+    assert seen == [1, 2, 2]
+    torch.testing.assert_close(made.whole, whole.whole)
+    torch.testing.assert_close(made.Z, whole.Z)
+    pairs = grid.pairs(5)
+    expected = [whole.activations(grid.regions, [pair])[0].clone() for pair in pairs]
+    for size in (7, 45, 2):
+        parts = [made.activations(grid.regions, pairs[i : i + size]).clone() for i in range(0, len(pairs), size)]
+        torch.testing.assert_close(torch.cat(parts), torch.stack(expected))
+    assert seen == [1, 2, 2]  # no cover runs the modules before the maps again
+
+
+def test_small_batches_of_a_loader_change_nothing_but_the_time(monkeypatch):
+    """Each positive runs once before the layer; a few run more often, before the facts about the model are known."""
+    model, images, forms = cnn(), x(40, 16), []
+    seen = counted(model)
+    for size in (40, 2):
+        xnn = XNNAttribution(model, "7", 3, autoencoder=partial(ContributionGroups, covered="maps", positives=30))
+        found = collect(model, "7", DataLoader(images, size), unpack=lambda batch: (batch, None))
+        seen.clear()
+        forms.append(xnn.fit(found, 0, positives=torch.arange(40) < 30, progress=False).explainer(0).form)
+        assert sum(seen) <= 30 + 14, seen
+    torch.testing.assert_close(forms[1].groups, forms[0].groups, rtol=1e-5, atol=1e-6)
 
 
 def evidence_of(model, layer, images, monkeypatch, **settings):
@@ -110,7 +154,7 @@ def evidence_of(model, layer, images, monkeypatch, **settings):
 def test_drops_where_the_layer_is_feature_maps_are_contributions_of_cells(monkeypatch):
     """Drops of all patches together are the contributions, place by place."""
     model, images = cnn(), x(20)
-    form, seen = evidence_of(model, "3", images, monkeypatch, covered="maps", patches=3)
+    form, seen = evidence_of(model, "3", images, monkeypatch, covered="maps", grid=3)
     tail = Tail(model, "3")
     found = form.integral(tail, (images[:6],), None, [[0] * 6])
     c = found.contributions(form.base)[0]  # (6, 8, 7, 7)
@@ -142,7 +186,7 @@ def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
     """At a vector, contributions under the cover are integrated again; at feature maps the image's slopes are taken."""
     model, images = cnn(), x(20)
     for layer in ("7", "3"):
-        form, seen = evidence_of(model, layer, images, monkeypatch, covered="images", patches=2)
+        form, seen = evidence_of(model, layer, images, monkeypatch, covered="images", grid=2)
         covered = images[:6].clone()
         covered[:, :, :7, 7:] = images[:6].mean((2, 3), keepdim=True)
         whole, other = (form.integral(Tail(model, layer), (some,), None, [[0] * 6]) for some in (images[:6], covered))
@@ -163,15 +207,15 @@ def test_maps_of_few_cells_are_not_covered():
 
 def test_groups_are_learned_from_drops_of_activations_and_of_contributions(monkeypatch):
     model, images = cnn(), x(20)
-    form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", patches=4)
-    own, others, drops = (part[0] / form.scale[0] for part in (seen.own, seen.others, seen.drops))
+    form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", grid=4)
+    positives, others, drops = (part[0] / form.scale[0] for part in (seen.positives, seen.others, seen.drops))
     for lost in (seen.lost, torch.randn(seen.lost.shape)):
         form.config["n_features"] = 3
         _contributions._learn(form, seen._replace(lost=lost))
-        expected = learn_groups(own, others, drops, 3, lost=lost)
-        order = (seen.own[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
+        expected = learn_groups(positives, others, drops, 3, lost=lost)
+        order = (seen.positives[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
         torch.testing.assert_close(form.groups.double(), expected[:, order], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(expected, learn_groups(own, others, drops, 3), atol=1e-2)
+    assert not torch.allclose(expected, learn_groups(positives, others, drops, 3), atol=1e-2)
 
 
 def test_rounding_is_no_drop():

@@ -80,7 +80,7 @@ def test_a_stream_gives_the_figures_of_all_its_batches():
     assert found == Faithfulness.of(surrogate, prediction, OUTPUTS.split([1, 3]), 0)
     assert whole.compute() == Faithfulness.of(surrogate, prediction, [OUTPUTS], 0)
     # The mean is 2: the predictions 1, 5, 0 and 2 are 1, 3, 2 and 0 away from it.
-    assert stream.spread() == whole.spread() == 1.5
+    assert stream.mean_deviation() == whole.mean_deviation() == 1.5
 
 
 def test_f_cls_of_a_stream_needs_classes():
@@ -88,7 +88,7 @@ def test_f_cls_of_a_stream_needs_classes():
         stream = FaithfulnessStream(target)
         stream.update(OUTPUTS[:, 0], OUTPUTS[:, 0], outputs)
         assert stream.compute() == (0.0, None, 4)
-    for figure in (FaithfulnessStream(0).compute, FaithfulnessStream(0).spread):
+    for figure in (FaithfulnessStream(0).compute, FaithfulnessStream(0).mean_deviation):
         with pytest.raises(ValueError, match="there are no examples, and faithfulness is a mean over them"):
             figure()
 

@@ -14,10 +14,12 @@ from captum_xnn.metrics._patches import (
     drop_orthogonality,
     identified_maps,
     map_identification,
+    patch_bounds,
     patch_correlations,
     patch_masks,
     rank_correlation,
 )
+from captum_xnn.training._drops import Grid
 
 
 def rand(*shape, seed=0):
@@ -36,6 +38,16 @@ def test_patches_part_the_image(height, width, grid):
         after = [other for other in masks[number + 1 :] if bool((other.nonzero() <= mask.nonzero()[-1]).all())]
         assert not after  # in reading order
     assert masks[0, 0, 0] and masks[-1, -1, -1] and masks[grid - 1, 0, -1]
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(10, 7, 3), (227, 227, 4), (14, 9, 8)])
+def test_a_fit_and_a_measure_cover_the_same_patches(height, width, grid):
+    made = [(top, bottom, left, right) for (top, bottom), (left, right) in Grid(height, width, grid).regions]
+    marked = [mask.nonzero() for mask in patch_masks(height, width, grid)]
+    assert [(*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()) for places in marked] == [
+        (top, left, bottom, right) for top, bottom, left, right in made
+    ]
+    assert [end - start for start, end in patch_bounds(10, 3)] == [3, 3, 4]  # groups were learned from these
 
 
 @pytest.mark.parametrize("grid", [0, 4])
@@ -58,7 +70,7 @@ def covered_by_hand(image, fill, grid, i, j):
     H, W = image.shape[1:]
     for y in range(H):
         for x in range(W):
-            if y * grid // H == i and x * grid // W == j:
+            if H * i // grid <= y < H * (i + 1) // grid and W * j // grid <= x < W * (j + 1) // grid:
                 image[:, y, x] = fill[:, y, x]
     return image
 

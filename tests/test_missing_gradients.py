@@ -23,7 +23,7 @@ from torch import nn
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import UnsupportedOperationError
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.heatmaps._one_pass import Explained
+from captum_xnn.heatmaps._feature_maps import Explained
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}
 K = 2

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,6 +196,18 @@ def switching(self, x):
     return self.head(h if torch.is_grad_enabled() else (h * 4).round() / 4)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a layer or a model of research code returns."""
+
+    hidden: torch.Tensor | None
+    logits: torch.Tensor | None
+
+
+def hidden(made):
+    return made.hidden
+
+
 def first(output):
     return output[0]
 
@@ -255,6 +268,13 @@ KINDS = {
         put=lambda made, Z: (Z.transpose(0, 1), made[1]),
         argument="output_transform=lambda output: output[0].transpose(0, 1)",
         settings={"output_transform": time_first}),
+    "a layer and a model that return dataclasses": Kind(
+        lambda: Net(lambda self, x: Made(None, self.head(self.layer(x).hidden.relu())),
+                    layer=Net(lambda self, x: Made(self.linear(x), None), linear=nn.Linear(6, 8)),
+                    head=nn.Linear(8, 3)), "layer", (rand(6),), raw=hidden, put=lambda made, Z: Made(Z, made.logits),
+        logits=lambda made: made.logits,
+        argument="output_transform=lambda output: output.hidden, prediction_transform=lambda output: output.logits",
+        settings={"output_transform": hidden, "prediction_transform": lambda made: made.logits}),
     "an output that is a dict": Kind(
         lambda: Net(lambda self, x: {"logits": self.head(self.layer(x).relu())}, layer=nn.Linear(6, 8),
                     head=nn.Linear(8, 3)), "layer", (rand(6),), logits=lambda made: made["logits"],

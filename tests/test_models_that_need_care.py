@@ -16,7 +16,7 @@ from captum_xnn import SRAE, LayerExcitationBP, Recipe, XNNAttribution
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers import EveryCall
-from captum_xnn.layers._logits import Spread, no_logits
+from captum_xnn.layers._logits import OutputRange, no_logits
 from captum_xnn.models import ConvSRAE
 from captum_xnn.models._srae import by_shape
 from captum_xnn.training._directions import directions
@@ -440,7 +440,7 @@ def test_outputs_over_positions_that_are_no_logits():
     ],
 )
 def test_which_outputs_are_told_to_be_no_logits(outputs, told):
-    seen = Spread()
+    seen = OutputRange()
     for part in outputs.split(7):
         seen.add(part)
     given = no_logits(seen)
@@ -489,3 +489,47 @@ def test_groups_that_add_nothing_are_merged_and_logged(caplog):
     assert f"{left} of 4 x-features were left after merging" in caplog.text
     why = xnn.contributions(x[:5])
     torch.testing.assert_close(why.bias + why.contributions.sum(1), model(x[:5])[:, 0].detach(), rtol=0.02, atol=0.02)
+
+
+class Packed(nn.Module):
+    """A recurrent layer over packed sequences, whose last steps a head reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 5, batch_first=True, bidirectional=True), nn.Linear(10, 2)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        h, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return self.head(h.tanh().sum(1) / lengths[:, None])
+
+
+def test_steps_of_a_packed_sequence_are_explained_and_its_padding_is_not():
+    """The base of each step is the mean over examples, and the padding stays 0 on the whole path."""
+    model, x = Packed(), torch.randn(30, 6, 3)
+    lengths = torch.arange(30) % 6 + 1
+    lengths[-1] = 6
+    data = [(x, lengths)]
+
+    def made(**settings):
+        xnn = XNNAttribution(model, "lstm", 2, unpack=lambda batch: (batch[0], batch[1]), **settings)
+        return xnn.fit(data, 0, positives=torch.ones(30, dtype=torch.bool), progress=False)
+
+    told = r"lambda output: torch\.nn\.utils\.rnn\.pad_packed_sequence\(output\[0\], batch_first=True\)\[0\]"
+    with pytest.raises(TypeError, match=told):
+        made()
+    xnn = made(
+        output_transform=lambda output: nn.utils.rnn.pad_packed_sequence(output[0], batch_first=True, total_length=6)[0]
+    )
+    why = xnn.contributions(x, 0, lengths)
+    with torch.no_grad():
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        Z = nn.utils.rnn.pad_packed_sequence(model.lstm(packed)[0], batch_first=True)[0]
+        here = (torch.arange(6) < lengths[:, None])[..., None]
+        y = model(x, lengths)[:, 0]
+        bias = model.head(torch.where(here, Z.mean(0), 0).tanh().sum(1) / lengths[:, None])[:, 0]
+    torch.testing.assert_close(why.prediction, y)
+    torch.testing.assert_close(why.bias, bias, rtol=1e-4, atol=1e-5)
+    assert (y - why.surrogate).abs().max() < 0.03 * y.std()
+    alone = xnn.contributions(x[:1], 0, lengths[:1])
+    torch.testing.assert_close(alone.contributions, why.contributions[:1], rtol=1e-3, atol=1e-4)

@@ -77,20 +77,31 @@ def test_only_examples_that_are_off_take_more_intervals():
     assert off.abs().max() <= 0.01
 
 
-def test_outputs_beside_each_other_change_nothing():
-    """Each takes the intervals that it would take alone, with a tolerance of its own for each example."""
-    model = nn.Sequential(nn.Identity(), nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 2)).double()
+@pytest.mark.parametrize("is_known", [False, True])
+def test_outputs_beside_each_other_change_nothing(is_known, monkeypatch):
+    """Each takes the intervals that it would take alone, with a tolerance of its own for each example.
+
+    With known activations, few pairs of an output and an example that are left run without the other outputs.
+    """
+    C, counts, along = 6, [], Tail.along
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, C)).double()
     x, base = torch.randn(5, 2).double() * 4, torch.zeros(2).double()
-    tolerance = torch.rand(2, 5) * 0.02
+    tolerance = torch.rand(C, 5) * 0.02 + torch.tensor([0.0, 0, 9, 9, 9, 9])[:, None]
     some = {"intervals": 2, "most": 64}
-    both = integrate(Tail(model, "0"), (x,), None, base, [[0] * 5, [1] * 5], tolerance=tolerance, **some)
-    assert len(both.intervals.unique()) > 2
-    for c in range(2):
+    with torch.no_grad():
+        known = {"Z": x, "predictions": model(x).T} if is_known else {}
+    monkeypatch.setattr(Tail, "along", lambda self, *a, **k: (counts.append(len(a[5])), along(self, *a, **k))[1])
+    every = integrate(
+        Tail(model, "0"), (x,), None, base, [[c] * 5 for c in range(C)], tolerance=tolerance, **some, **known
+    )
+    assert set(counts) == ({C, 1} if is_known else {C})
+    assert len(every.intervals.unique()) > 2
+    for c in range(C):
         for n in range(5):
             at = tolerance[c : c + 1, n : n + 1]
             alone = integrate(Tail(model, "0"), (x[n : n + 1],), None, base, [[c]], tolerance=at, **some)
-            assert alone.intervals[0, 0] == both.intervals[c, n]
-            torch.testing.assert_close(alone.slopes[0, 0], both.slopes[c, n])
+            assert alone.intervals[0, 0] == every.intervals[c, n]
+            torch.testing.assert_close(alone.slopes[0, 0], every.slopes[c, n])
 
 
 def test_intervals_stop_at_the_most():
@@ -109,8 +120,8 @@ def test_a_model_that_gives_other_outputs_is_refused():
     x, base = torch.randn(4, 3), torch.zeros(3)
     own = Square()(x).T[:1] + 1
     with pytest.raises(ValueError, match=r"output changes when layer 'layer' gets its own output back.*; .*SRAE"):
-        of(Square(), x, base, [[0] * 4], own=own)
-    of(Square(), x, base, [[0] * 4], own=own - 1)
+        of(Square(), x, base, [[0] * 4], predictions=own)
+    of(Square(), x, base, [[0] * 4], predictions=own - 1)
 
 
 def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
@@ -126,7 +137,9 @@ def test_inputs_are_repeated_where_the_wrong_rows_would_meet_the_right_shape():
             return (torch.relu(z).reshape(-1, len(x), 3) * x).reshape(-1, 3).sum(1)
 
     model, x = Crossing().double(), torch.randn(5, 3).double()
-    made = of(model, x, torch.zeros(3).double(), [[None] * 5], own=model(x)[None].detach(), tolerance=1e-3, most=4096)
+    made = of(
+        model, x, torch.zeros(3).double(), [[None] * 5], predictions=model(x)[None].detach(), tolerance=1e-3, most=4096
+    )
     c = made.contributions(torch.zeros(3).double())
     torch.testing.assert_close(c[0], (torch.relu(model.layer(x)) * x).detach(), rtol=0, atol=1e-2)
 
@@ -146,7 +159,7 @@ def known(model, x, Z, targets):
     tail = Tail(model, "layer")
     own = tail.outputs((x,), None, targets)
     tolerance = torch.full((len(targets),), 1e-4)
-    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, own=own, Z=Z), tail
+    return integrate(tail, (x,), None, torch.zeros(4), targets, tolerance=tolerance, predictions=own, Z=Z), tail
 
 
 def test_a_known_activation_saves_the_modules_before_the_layer():
@@ -188,3 +201,50 @@ def test_activations_of_other_examples_are_noticed():
     wrong, tail = known(model, x, Z.flip(0), [[1] * 5])
     assert tail.alone is False
     torch.testing.assert_close(wrong.slopes, made.slopes)
+
+
+class Normed(nn.Module):
+    """Instance norm of feature maps, then the mean square of a ReLU; the norm's derivative at the base is 1 / eps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Identity(), nn.InstanceNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.layer(x)).relu().square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("most", [64, 512])
+def test_instance_norm_whose_variance_is_zero_at_the_base(most):
+    """f(t) = m t^2 v / (t^2 v + eps) for one channel of variance v: nearly all of the change lies close to t = 0."""
+    x = torch.randn(4, 3, 6, 6) + 1
+    base, own = x.mean((0, 2, 3), keepdim=True)[0], Normed()(x)[None]
+    for inputs, options in (
+        (x, {}),
+        (x, {"predictions": own, "Z": x}),
+        (x[:1].expand_as(x), {"predictions": own, "Z": x}),
+    ):
+        plain = of(Normed(), x, base, [[None] * 4], intervals=most)  # evenly
+        made = of(Normed(), inputs, base, [[None] * 4], tolerance=1e-3, most=most, **options)
+        error = (made.contributions(base).flatten(2).sum(2) - (made.end - made.start)).abs().max()
+        crude = (plain.contributions(base).flatten(2).sum(2) - (plain.end - plain.start)).abs().max()
+        assert crude > 0.04  # of outputs of about a half
+        assert error < 0.05 * crude
+        assert torch.allclose(made.start, Normed()(base.expand_as(x))[None], atol=1e-6)
+    for n in range(4):
+        alone = of(Normed(), x[n : n + 1], base, [[None]], tolerance=1e-3, most=most)
+        torch.testing.assert_close(alone.slopes[0, 0], made.slopes[0, n], rtol=1e-3, atol=1e-4)
+
+
+def test_examples_that_add_up_keep_their_points_beside_one_that_does_not():
+    """The second output is linear: its slopes are 1, whatever the first one needs."""
+
+    class Both(Normed):
+        def forward(self, x):
+            z = self.layer(x)
+            return torch.stack([self.norm(z).relu().square().mean((1, 2, 3)), z.sum((1, 2, 3))], 1)
+
+    x = torch.randn(4, 3, 6, 6) + 1
+    made = of(Both(), x, x.mean((0, 2, 3), keepdim=True)[0], [[0] * 4, [1] * 4], tolerance=1e-2)
+    assert made.intervals[1].tolist() == [8] * 4 and made.intervals[0].tolist() == [512] * 4
+    torch.testing.assert_close(made.slopes[1], torch.ones_like(x))

@@ -19,7 +19,7 @@ NAMES = {
     "explanation": "Explanation",
     "explainer": "Explainer",
     "patch_scores": "patch_scores",
-    "cli": "Configuration ModelAndInputs main",
+    "cli": "Configuration ModelAndInputs",
     "comparison": "compare",
     "activations": "Activations collect collect_part",
     "datasets": "ADE20KScenes CUB200 Figures FunnyBirds Places365 load_digits load_mnist",

@@ -15,7 +15,7 @@ from command_line import write
 from study_made import made
 
 from benchmarks.human_study import by_hand
-from captum_xnn import cli
+from captum_xnn import __main__ as cli
 from captum_xnn.study._prepared import PreparedStudy
 from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from captum_xnn.cli import _parser as cli
+from captum_xnn import __main__ as cli
 from captum_xnn.study import StudyConfiguration
 
 ROOT = Path(__file__).resolve().parents[1]

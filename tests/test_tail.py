@@ -70,6 +70,55 @@ def test_the_beginning_runs_once_where_nothing_crosses_the_layer():
     assert set(seen) == {5}
 
 
+def test_a_line_for_some_rows_is_that_of_these_rows():
+    for model in (Block(), Block(skip=False)):
+        x, ts, rows = torch.randn(5, 4), torch.linspace(0, 1, 9), torch.tensor([3, 0])
+        found = Tail(model, "layer").along((x,), None, torch.zeros(4), ts, ts, [[0, 1]], rows=rows)
+        expected = Tail(model, "layer").along((x[rows],), None, torch.zeros(4), ts, ts, [[0, 1]])
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+    Z = torch.randn(2, 4)  # known, as if the layer gave it
+    found = Tail(model, "layer").along((x,), None, torch.zeros(4), ts, ts, [[0, 1]], Z=Z, rows=rows)
+    assert torch.equal(found.Z, Z)
+
+
+def test_a_kept_prefix_stands_in_for_examples_of_the_same_shape():
+    seen = []
+
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):  # (N, T, 4) with any T
+            return self.head(torch.tanh(self.layer((self.first(x) * x).mean(1))))
+
+    model, x, ts = Means().eval(), torch.randn(5, 6, 4), torch.linspace(0, 1, 3)
+    expected = Tail(model, "layer").along((x,), None, torch.zeros(3), ts, ts, [[0] * 5])
+    model.first.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    tail, Z = Tail(model, "layer"), Tail(model, "layer").activations((x,), None)
+    tail.keep_prefix((x[2:3],), None)
+    kept = seen[-1]
+    for other, same in ((x, True), (x[:, :3], False)):
+        found = tail.along((other,), None, torch.zeros(3), ts, ts, [[0] * 5], Z=Z)
+        assert torch.equal(seen[-1], kept) == same
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    tail.forget()
+    tail.along((x,), None, torch.zeros(3), ts, ts, [[0] * 5], Z=Z)
+    assert not torch.equal(seen[-1], kept)
+
+
+def test_large_images_run_up_to_the_layer_a_few_at_a_time(monkeypatch):
+    seen = []
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3)), torch.randn(7, 1, 6, 6)
+    model[0].register_forward_hook(lambda _m, _i, out: seen.append(len(out)))
+    whole = Tail(model, "1").activations((x,), None)
+    monkeypatch.setattr("captum_xnn.layers._batching._CPU_BYTES", 3 * 36 * 4)
+    torch.testing.assert_close(Tail(model, "1").activations((x,), None), whole)
+    assert seen == [7, 3, 3, 1]
+
+
 @pytest.mark.parametrize("most", [1, 7, 1000])
 def test_points_at_once_change_nothing(most, monkeypatch):
     model, x = Block().double(), torch.randn(5, 4).double()

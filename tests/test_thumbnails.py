@@ -1,4 +1,4 @@
-"""Thumbnails: pictures decode to what was shown, maps to the colours of visualize, crops lie around the mass."""
+"""Thumbnails: pictures decode to what was shown, maps to the colours of pictures, crops lie around the mass."""
 
 from __future__ import annotations
 

@@ -70,9 +70,7 @@ def test_folds_hold_every_example_once_and_their_share_of_positives():
 
 def test_statistics_of_a_trial():
     trial = Trial({}, (1.0, 2.0, 4.0, 5.5))
-    assert trial.mean == statistics.fmean(trial.scores) and trial.spread == pytest.approx(
-        statistics.stdev(trial.scores)
-    )
+    assert trial.mean == statistics.fmean(trial.scores) and trial.std == pytest.approx(statistics.stdev(trial.scores))
     assert trial.error == pytest.approx(statistics.stdev(trial.scores) / 2)
 
 

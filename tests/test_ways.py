@@ -37,7 +37,7 @@ ATTRIBUTE = {
     "attribution",
     "explainer",
     "heatmaps/_one_pass",
-    "models/_numbers",
+    "heatmaps/_numbers",
     "models/_contribution_groups",
     "heatmaps/_feature_maps",
     "heatmaps/_network",

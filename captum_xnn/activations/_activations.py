@@ -1,4 +1,4 @@
-"""Activations: the output of a layer and the outputs of the model on some data, and the outputs that a fit explains.
+"""Activations: the output of a layer and the outputs of the model on some data, and what a fit takes of them.
 
 Conventions:
     M examples of all data, N examples of a batch, C outputs of the model, or those of them that are explained.
@@ -20,11 +20,11 @@ from captum_xnn.activations._store import Store
 from captum_xnn.activations._unpacking import Unpack
 from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._fingerprint import differences, fingerprint
-from captum_xnn.layers._logits import Spread, no_logits
+from captum_xnn.layers._logits import OutputRange, no_logits
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes, select
 
-__all__ = ["Activations", "Asked", "Outputs", "Source", "Task", "check_positives"]
+__all__ = ["Activations", "Asked", "Outputs", "Sample", "Source", "Task", "check_positives"]
 
 
 class Source(NamedTuple):
@@ -55,7 +55,7 @@ class Asked:
     def __init__(self, targets: Iterable[Target], *, gradients: bool = False) -> None:
         self.targets = list(dict.fromkeys(targets))
         self.gradients = gradients
-        self.spread: Spread | None = None
+        self.value_range: OutputRange | None = None
         """Range and sums of all outputs, where not all outputs are kept."""
 
     def check(self, y_hat: Tensor) -> None:
@@ -75,8 +75,8 @@ class Asked:
         """
         if y_hat.dim() <= 2:
             return y_hat
-        self.spread = self.spread or Spread()
-        self.spread.add(y_hat)
+        self.value_range = self.value_range or OutputRange()
+        self.value_range.add(y_hat)
         return torch.stack([select(y_hat, target) for target in self.targets], 1)
 
 
@@ -167,7 +167,7 @@ class Outputs(NamedTuple):
     """The targets of the columns."""
     classes: Tensor | None
     """The class that the model gives each example, (M,); None if outputs are not classes."""
-    spread: Spread
+    value_range: OutputRange
     """Range and sums of all outputs."""
 
     @classmethod
@@ -188,16 +188,21 @@ class Outputs(NamedTuple):
             ([[5.0], [2.0]], [1, 0])
         """
         targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
-        if asked is not None and asked.spread is not None:
-            return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.spread)
-        y, first, given, spread = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype), 0, [], Spread()
+        if asked is not None and asked.value_range is not None:
+            return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.value_range)
+        y, first, given, value_range = (
+            torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype, device="cpu"),
+            0,
+            [],
+            OutputRange(),
+        )
         for chunk in chunks(y_hat):
             y[first : first + len(chunk)] = torch.stack([select(chunk, t) for t in targets], 1)
             first += len(chunk)
             classes = predicted_classes(chunk)
             given += [] if classes is None else [classes]
-            spread.add(chunk)
-        return cls(y, targets, torch.cat(given) if given else None, spread)
+            value_range.add(chunk)
+        return cls(y, targets, torch.cat(given) if given else None, value_range)
 
     def columns(self, targets: Sequence[Target]) -> Tensor:
         """Select some of the explained outputs, (M, C).
@@ -209,15 +214,15 @@ class Outputs(NamedTuple):
 
     def refuse_softmax(self) -> None:
         """Raise where outputs come from a softmax."""
-        if self.spread.sum_to_one:
+        if self.value_range.sum_to_one:
             raise ValueError(
-                f"{no_logits(self.spread)}. To explain the probabilities all the same, pass "
+                f"{no_logits(self.value_range)}. To explain the probabilities all the same, pass "
                 "prediction_transform=lambda y: y"
             )
 
     def warn_unless_logits(self) -> None:
         """Warn where outputs look like probabilities."""
-        if (reason := no_logits(self.spread)) is not None:
+        if (reason := no_logits(self.value_range)) is not None:
             warnings.warn(reason, stacklevel=levels_up())
 
     def task(self, targets: tuple[Target, ...], positives: Tensor | None = None) -> Task:
@@ -276,3 +281,37 @@ def check_positives(positives: Any, data: Any) -> None:
         raise ValueError(
             f"positives mark none of {M} examples; mark the examples of the class True, or leave positives= out"
         )
+
+
+class Sample(NamedTuple):
+    """Row indices of the examples to learn from."""
+
+    positives: list[Tensor]
+    """Rows of positives for each explainer, in ascending order."""
+    others: Tensor
+    """Rows of other examples, shared by all explainers, in ascending order."""
+
+    @classmethod
+    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
+        """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
+
+        Args:
+            marks: Boolean (M,) of positives for each explainer; None if outputs are not classes.
+            rows: Number of examples M.
+            positives: Largest number of positives for each explainer.
+            others: Largest number of other examples.
+
+        Example:
+            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
+            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
+        """
+        everything = torch.arange(rows, device="cpu")
+        own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
+        return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """Select evenly spread rows, ``count`` at most."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32, device="cpu").round().long()]

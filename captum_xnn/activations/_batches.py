@@ -53,6 +53,8 @@ __all__ = [
     "rows_in",
 ]
 
+# Most bytes of joined batches.
+_BYTES = 1 << 26
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -81,13 +83,13 @@ class Batch(NamedTuple):
             ((tensor([[1.],
                     [1.]]),), ())
         """
-        return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
+        return _arguments_on(self.inputs, self.additional, device)
 
 
 class Picked(NamedTuple):
     """Examples that need not follow each other."""
 
-    numbers: Tensor
+    rows: Tensor
     """Row of each example in the data, (N,), ascending."""
     inputs: Any
     """A tensor or a tuple of values, as the model takes them."""
@@ -100,7 +102,15 @@ class Picked(NamedTuple):
         Args:
             device: The model's device.
         """
-        return copied_to(self.inputs, device), () if self.additional is None else copied_to(self.additional, device)
+        return _arguments_on(self.inputs, self.additional, device)
+
+    def among(self, rows: Tensor) -> Tensor:
+        """Select the row indices that are among these examples.
+
+        Args:
+            rows: Row indices in the data.
+        """
+        return rows[torch.isin(rows, self.rows)]
 
 
 class Batches:
@@ -124,13 +134,13 @@ class Batches:
     def __init__(self, data: Any, batch_size: int, unpack: Unpack) -> None:
         self._unpack = unpack
         data = as_batches(data, batch_size)
-        self._numbers: Sequence[Sequence[int]] | None = None
+        self._indices: Sequence[Sequence[int]] | None = None
         if (tensors := _tensors_of(data)) is None:
             _refuse_disorder(data)
-            self._numbers = _indexed(data)
+            self._indices = _indexed(data)
         else:
             refuse_uneven(tensors)
-            self._numbers = _ranges(len(tensors[0]), batch_size)
+            self._indices = _ranges(len(tensors[0]), batch_size)
         self._data = data
         self._begun: Batch | None = None
         self._end: int | None = None
@@ -138,13 +148,13 @@ class Batches:
 
     @property
     def examples(self) -> int | None:
-        """Examples M. None for an iterable without a length, until it has been read to its end."""
-        return self._end if self._numbers is None else sum(map(len, self._numbers))
+        """Number of examples M. None for an iterable without a length, until it has been read to its end."""
+        return self._end if self._indices is None else sum(map(len, self._indices))
 
     def first(self) -> Batch | None:
         """Load the first batch, once; None if there are no data. :meth:`those` begins with it."""
         if self._begun is None:
-            self._begun = next(self._rest if self._numbers is None else self._fetched(self._numbered()[:1]), None)
+            self._begun = next(self._rest if self._indices is None else self._fetched(self._listed()[:1]), None)
         return self._begun
 
     def those(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
@@ -157,12 +167,17 @@ class Batches:
         if first is None:
             return
         yield first
-        if self._numbers is None:
+        if self._indices is None:
             yield from self._rest
         else:
-            yield from self._fetched([(at, n) for at, n in self._numbered()[1:] if wanted(at, at + len(n))])
+            yield from self._fetched([(at, n) for at, n in self._listed()[1:] if wanted(at, at + len(n))])
 
-    def picked(self, wanted: Tensor) -> Iterator[Picked]:
+    @property
+    def most(self) -> int | None:
+        """Largest number of examples in a batch; None for an iterable without indices."""
+        return None if self._indices is None else max(map(len, self._indices), default=1)
+
+    def picked(self, wanted: Tensor, *, least: int = 1) -> Iterator[Picked]:
         """Yield batches that hold all wanted examples; load as few others as possible.
 
         A loader with a ``collate_fn`` of its own loads whole batches, since inputs may depend on the other examples of
@@ -170,19 +185,32 @@ class Batches:
 
         Args:
             wanted: Rows, in any order.
+            least: Examples in each batch after the first, where the data have smaller batches, can load single
+                examples, and this many take at most 64 MB.
 
         Example:
             >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
-            >>> [(p.numbers.tolist(), p.inputs[:, 0].tolist()) for p in made.picked(torch.tensor([9, 0, 5]))]
+            >>> [(p.rows.tolist(), p.inputs[:, 0].tolist()) for p in made.picked(torch.tensor([9, 0, 5]))]
             [([0, 5, 9], [0.0, 5.0, 9.0])]
         """
         wanted = torch.unique(wanted)
-        if self._numbers is None or not _joins_equally(self._data):
+        if self._indices is None or not _joins_equally(self._data):
             for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
-                yield Picked(torch.arange(batch.first, batch.first + batch.rows), batch.inputs, batch.additional)
+                yield Picked(
+                    torch.arange(batch.first, batch.first + batch.rows, device="cpu"), batch.inputs, batch.additional
+                )
             return
-        indices = list(itertools.chain.from_iterable(self._numbers))
-        groups = torch.split(wanted, max(map(len, self._numbers), default=1)) if len(wanted) else ()
+        size = self.most or 1
+        if size < min(least, len(wanted)):
+            (first,) = self._joined([wanted[:size]])
+            yield first
+            room = _BYTES // max(1, _bytes_of(first.inputs) // size)
+            wanted, size = wanted[size:], max(size, min(least, room))
+        yield from self._joined(torch.split(wanted, size) if len(wanted) else ())
+
+    def _joined(self, groups: Sequence[Tensor]) -> Iterator[Picked]:
+        """Load groups of examples of indexed data, each as one batch."""
+        indices = list(itertools.chain.from_iterable(self._indices or ()))
         loaded = self._loaded([[indices[row] for row in rows.tolist()] for rows in groups])
         for rows, (inputs, additional) in zip(groups, loaded, strict=True):
             yield Picked(rows, inputs, additional)
@@ -203,14 +231,14 @@ class Batches:
         if first is not None and rank == 0:
             yield first
         following = rank or world
-        if self._numbers is None:
+        if self._indices is None:
             yield from itertools.islice(self._rest, following - 1, None, world)
         else:
-            yield from self._fetched(self._numbered()[following::world])
+            yield from self._fetched(self._listed()[following::world])
 
-    def _numbered(self) -> list[tuple[int, Sequence[int]]]:
+    def _listed(self) -> list[tuple[int, Sequence[int]]]:
         """List the batches of indexed data: the first row of each batch, and its indices in the data."""
-        numbers = self._numbers or ()
+        numbers = self._indices or ()
         ends = itertools.accumulate(map(len, numbers))
         return [(end - len(n), n) for end, n in zip(ends, numbers, strict=True)]
 
@@ -277,8 +305,8 @@ def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
         return tensors
     if not isinstance(data, Iterable):
         raise TypeError(
-            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
-            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
+            f"the data are of type {type(data).__name__}; pass a tensor, a tuple of tensors or an iterable of batches, "
+            "such as a torch.utils.data.DataLoader"
         )
     return None
 
@@ -318,7 +346,7 @@ def _collate(rows: list[Any]) -> Any:
 
 
 def refuse_no_batches(data: Any) -> None:
-    """Raise where data are one dict, a numpy array, a path or a tensor without rows instead of batches.
+    """Raise where data are one dict, a array, a table, a path or a tensor without rows instead of batches.
 
     Args:
         data: As :class:`Batches` takes them.
@@ -340,6 +368,11 @@ def refuse_no_batches(data: Any) -> None:
             f"the data are a numpy array {data.shape} of {data.dtype}; pass a tensor in the dtype of the model, as in "
             "torch.from_numpy(data).float()"
         )
+    if hasattr(data, "to_numpy"):
+        raise TypeError(
+            f"the data are a {type(data).__name__} {getattr(data, 'shape', '')}; pass a tensor in the dtype of the "
+            "model, as in torch.tensor(data.to_numpy(), dtype=torch.float32)"
+        )
     if isinstance(data, Tensor) and data.layout != torch.strided:
         raise TypeError(f"the data are a tensor of layout {data.layout}; pass a dense one, data.to_dense()")
     if isinstance(data, Tensor) and not data.dim():
@@ -354,14 +387,14 @@ def refuse_no_batches(data: Any) -> None:
 class _Chosen(Sampler[list[int]]):
     """Batches of indices that are known already."""
 
-    def __init__(self, numbers: list[Sequence[int]]) -> None:
-        self.numbers = numbers
+    def __init__(self, indices: list[Sequence[int]]) -> None:
+        self.indices = indices
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(list, self.numbers)
+        return map(list, self.indices)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
 
 def first_inputs(inputs: Any, row: int) -> str:
@@ -464,8 +497,9 @@ def refuse_changed(before: Tensor, again: Tensor, rows: Tensor) -> None:
         return
     half = again.dtype in (torch.float16, torch.bfloat16)
     first, now = (values[:, None].flatten(1).float() for values in (before, again))
-    spread, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
-    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-3 * size)  # rounding, in other batches
+    deviation, size = float((first - first.mean(0)).abs().amax()), float(first.abs().amax())
+    # Batches of another size round otherwise.
+    allowed = (0.1 * deviation + 0.02 * size) if half else (0.01 * deviation + 1e-3 * size)
     off = (now - first).abs().amax(1) > allowed
     if bool(off.any()):
         raise ValueError(
@@ -505,6 +539,11 @@ def rows_in(inputs: Any) -> int | None:
     return next((len(x) for x in _many(inputs) if isinstance(x, Tensor) and x.dim()), None)
 
 
+def _bytes_of(inputs: Any) -> int:
+    """Count the bytes of the tensors among some inputs."""
+    return sum(x.numel() * x.element_size() for x in _many(inputs) if isinstance(x, Tensor))
+
+
 def _many(inputs: Any) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
@@ -521,6 +560,11 @@ def copied_to(values: Any, device: torch.device) -> tuple[Any, ...]:
         (tensor([1., 1.]),)
     """
     return tuple(v.to(device, copy=True) if isinstance(v, Tensor) else v for v in _many(values))
+
+
+def _arguments_on(inputs: Any, additional: Any, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Copy inputs and additional arguments to a device; return each as a tuple."""
+    return copied_to(inputs, device), () if additional is None else copied_to(additional, device)
 
 
 def _joins_equally(data: Any) -> bool:
@@ -544,8 +588,7 @@ def _refuse_disorder(data: Any) -> None:
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ValueError(
                 f"the loader gives each of {sampler.num_replicas} processes only a share of the examples, with a "
-                "DistributedSampler; pass the same plain loader in all processes, they share the work by rank= and "
-                "world_size="
+                "DistributedSampler; pass the same plain loader in all processes: rank= and world_size= divide the work"
             )
 
 

@@ -66,6 +66,11 @@ def first_of_batch(batch: Any) -> tuple[Any, Any]:
             "tensors in the dtype of the model, or pass unpack=lambda batch: (torch.from_numpy("
             f"{'batch' if own is batch else 'batch[0]'}).float(), None)"
         )
+    if type(own).__module__.partition(".")[0] == "PIL":
+        raise TypeError(
+            "the data are images of PIL; turn each into a tensor, as torchvision.transforms.ToTensor() does, and pass "
+            "them together, torch.stack(images), or as a torch.utils.data.Dataset with this transform"
+        )
     raise TypeError(
         f"a batch must be a tensor or begin with the inputs, and this one is a {type(batch).__name__}; pass unpack=, "
         "a function from a batch to (inputs, additional_forward_args)"

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from captum_xnn.cli._parser import main
-
 if TYPE_CHECKING:
     from captum_xnn.cli._configuration import Configuration
     from captum_xnn.cli._model_and_inputs import ModelAndInputs
 
-__all__ = ["Configuration", "ModelAndInputs", "main"]
+__all__ = ["Configuration", "ModelAndInputs"]
 
 
 def __getattr__(name: str) -> Any:

@@ -240,8 +240,8 @@ def _others(outputs: Tensor, labels: Tensor, digit: int) -> list[int]:
     """Pick one typical row for each of several other digits. Digits with a higher mean output come first."""
     others = [d for d in range(10) if d != digit and bool(((labels == d) & (outputs.argmax(1) == d)).any())]
     others.sort(key=lambda d: -float(outputs[labels == d, digit].mean()))
-    spread = torch.linspace(0, len(others) - 1, min(_GALLERY_ROWS, len(others))).round().long().tolist()
-    return [_typical(outputs, labels, others[i]) for i in spread]
+    rows = torch.linspace(0, len(others) - 1, min(_GALLERY_ROWS, len(others))).round().long().tolist()
+    return [_typical(outputs, labels, others[i]) for i in rows]
 
 
 def _explanation(xnn: XNNAttribution, image: Tensor, layer: str, digit: int) -> _Picture:

@@ -24,13 +24,13 @@ from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._model_and_inputs import ModelAndInputs
 from captum_xnn.cli._saved_explainers import model_and_explainers, output_to_compare
 from captum_xnn.cli._tables import aligned, number, targets_cells, targets_header
+from captum_xnn.heatmaps._numbers import Numbers
 from captum_xnn.layers._pixels import channels_first
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Difference, Target, positives_of, predicted_classes, select
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.metrics._overlap import Orthogonality, OrthogonalityStream
 from captum_xnn.metrics._sparsity import effective_number
-from captum_xnn.models._numbers import Numbers, numbers_of_all
 from captum_xnn.patch_scores import PatchScores, patch_scores
 
 __all__ = ["Evaluation", "evaluate", "run_evaluation"]
@@ -154,9 +154,13 @@ def evaluate(
             continue
         asked = target if against is None else Difference(target, against)  # type: ignore[arg-type]
         positives = _positives(y_hat, target)
-        choice, own = xnn.explainer(target, against=against).choice(asked), select(y_hat, asked)
-        numbers = numbers_of_all(choice, found, own, Reader.of(opened.model, xnn.layer))
-        results.append(_evaluated(numbers, own, asked, opened.name_of(asked), y_hat, positives)._replace(target=target))
+        predictions = select(y_hat, asked)
+        numbers = xnn.explainer(target, against=against).numbers(
+            asked, found, predictions, Reader.of(opened.model, xnn.layer)
+        )
+        results.append(
+            _evaluated(numbers, predictions, asked, opened.name_of(asked), y_hat, positives)._replace(target=target)
+        )
         rows[target] = positives
     if maps > 0:
         some = {target: of[:maps].tolist() for target, of in rows.items()}
@@ -180,12 +184,12 @@ def _positives(y_hat: Tensor, target: Target) -> Tensor:
 
 
 def _evaluated(
-    numbers: Numbers, own: Tensor, target: Target, name: str, y_hat: Tensor, positives: Tensor
+    numbers: Numbers, predictions: Tensor, target: Target, name: str, y_hat: Tensor, positives: Tensor
 ) -> Evaluation:
-    """Compute the measures of one target that need no maps; ``own`` is the explained output of each input, (M,)."""
+    """Compute the measures of one target that need no maps; ``predictions`` are its outputs, (M,)."""
     y_bar = numbers.surrogate
     mean = numbers.contributions[positives].abs().mean(0, keepdim=True)
-    faithfulness = Faithfulness.of(y_bar, own.to(y_bar.dtype), [y_hat], target)
+    faithfulness = Faithfulness.of(y_bar, predictions.to(y_bar.dtype), [y_hat], target)
     return Evaluation(
         target=target,
         name=name,

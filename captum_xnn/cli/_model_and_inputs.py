@@ -1,9 +1,11 @@
-"""The model and the inputs that a configuration names, and the explainers saved for the model.
+"""The model and the inputs that a configuration names.
 
 Every command on files begins like this::
 
     opened = ModelAndInputs.of(configuration)
-    xnn = opened.explainers(folder)
+    xnn = XNNAttribution.load(
+        folder, opened.model, heatmap=opened.heatmap_or_default(), prediction_transform=opened.prediction_transform
+    )
     targets = opened.targets(xnn)
     for batch in opened.inputs:  # .inputs for the model, .images to show, .names
         why = xnn.explain(batch.inputs.to(opened.device), opened.highest(batch.inputs, targets))
@@ -12,16 +14,15 @@ Every command on files begins like this::
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import captum.attr
 import torch
 from captum.attr import Attribution, LayerIntegratedGradients
 from torch import Tensor, nn
 
-from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import Configuration, targets_of
 from captum_xnn.cli._inputs import ARRAY_FILES, Inputs
 from captum_xnn.cli._model_files import ModelFile, load_model, load_torchvision, read_classes
@@ -31,10 +32,13 @@ from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._logits import LOGITS_OF
+from captum_xnn.layers._outputs import one_tensor, outputs_of, run_model
 from captum_xnn.layers._read import OutputTransform
-from captum_xnn.layers._reader import one_tensor, outputs_of, run_model
 from captum_xnn.layers._targets import Difference, Target, select
 from captum_xnn.plots._names import check_class_names
+
+if TYPE_CHECKING:  # a command hands its explainers in
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["ModelAndInputs", "heatmap_named", "needed", "number_of"]
 
@@ -111,28 +115,9 @@ class ModelAndInputs:
         """Device of the model."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
-    def explainers(
-        self, folder: str | os.PathLike[str], heatmap: type[Attribution] | Heatmap | None = None
-    ) -> XNNAttribution:
-        """Load saved explainers for the model.
-
-        Args:
-            folder: Folder that they were saved to.
-            heatmap: Backend that draws the maps. If None, the default backend, or, for ids of tokens, integrated
-                gradients at the embedding.
-
-        Raises:
-            ExplainerFileError: If the folder holds no explainers.
-            ModelMismatchError: If they were fitted to another model.
-        """
-        return XNNAttribution.load(
-            folder,
-            self.model,
-            heatmap=self.heatmap_or_default(heatmap),
-            prediction_transform=self.prediction_transform,
-        )
-
-    def heatmap_or_default(self, heatmap: type[Attribution] | Heatmap | None) -> type[Attribution] | Heatmap | None:
+    def heatmap_or_default(
+        self, heatmap: type[Attribution] | Heatmap | None = None
+    ) -> type[Attribution] | Heatmap | None:
         """Return the backend that draws maps, or None for the default of each form.
 
         Args:

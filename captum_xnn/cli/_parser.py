@@ -1,124 +1,22 @@
-"""Arguments of the commands: ``demo`` on digits; ``fit``, ``compare``, ``explain``, ``evaluate``, ``report`` on files.
-
-Each command runs in a module of its own.
-"""
+"""Arguments of the commands, and the parser that reads them."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from captum_xnn import __version__
-from captum_xnn.study._cli import add_parsers as add_study
 
-__all__ = ["main"]
+__all__ = ["Run", "make_parser"]
+
+Run = Callable[[argparse.Namespace], str]
+"""Runs a command, and returns the text to print."""
 
 _MODELS = """A model is a Python file or module with a function load() that returns the trained model. It may also
 define MEAN and STD of the channels and SIZE in pixels, or a function transform, and CLASSES. The command runs the file
 as Python code: pass only files that you trust."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 after printing an error on stderr, or 130 after an interruption.
-
-    Args:
-        argv: Arguments; if None, the arguments of the process.
-
-    Raises:
-        SystemExit: With code 2 for wrong arguments, with code 0 for ``--help`` and ``--version``.
-    """
-    arguments = _parser().parse_args(argv)
-    try:
-        with _messages_on_stderr():
-            said = arguments.run(arguments)
-        from captum_xnn._distributed import speaks  # with torch, which --help and --version do without
-
-        if speaks():
-            print(said)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if arguments.traceback:
-            raise
-        print(f"captum-xnn: error: {_one_line(str(error), error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"captum-xnn: {_one_line('interrupted', error)}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _one_line(text: str, error: BaseException) -> str:
-    """Join an error's message and its notes, such as how to resume, on one line."""
-    return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
-
-
-@contextlib.contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """Print warnings and the package's log as single lines on stderr, inside the context."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("captum-xnn: %(message)s"))
-    log = logging.getLogger("captum_xnn")
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"captum-xnn: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-    log.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show
-            yield
-    finally:
-        log.removeHandler(handler)
-
-
-# The modules of the commands import torch, which --help and --version do without.
-
-
-def _demo(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._demo import run_demo
-
-    return run_demo(arguments)
-
-
-def _layers(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._layers import run_layers
-
-    return run_layers(arguments)
-
-
-def _fit(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._fit import run_fit
-
-    return run_fit(arguments)
-
-
-def _compare(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._compare import run_comparison
-
-    return run_comparison(arguments)
-
-
-def _explain(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._explain import run_explain
-
-    return run_explain(arguments)
-
-
-def _report(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._report import run_report
-
-    return run_report(arguments)
-
-
-def _evaluate(arguments: argparse.Namespace) -> str:
-    from captum_xnn.cli._evaluation import run_evaluation
-
-    return run_evaluation(arguments)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -132,93 +30,62 @@ def _pair(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"the value in {text!r} is not a number; write it like steps=500") from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(runs: Mapping[str, Run], add_study: Callable[[Any], None]) -> argparse.ArgumentParser:
+    """Make the parser of all commands. Parsed arguments have the command's function as ``run``.
+
+    Args:
+        runs: The function of each command, by name.
+        add_study: Adds the command ``study`` to the sub-parsers.
+    """
     parser = argparse.ArgumentParser("captum-xnn", description="Explain neural networks by a few learned x-features.")
     parser.add_argument("--version", action="version", version=f"captum-xnn {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    demo = commands.add_parser(
+    adding: dict[str, Callable[[Any], argparse.ArgumentParser]] = {
+        "demo": _add_demo,
+        "layers": _add_layers,
+        "fit": _add_fit,
+        "compare": _add_compare,
+        "explain": _add_explain,
+        "report": _add_report,
+        "evaluate": _add_evaluate,
+    }
+    for name, add in adding.items():
+        add(commands).set_defaults(run=runs[name])
+    add_study(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         "demo",
         help="train a small network on real digits and explain it",
         description="Train a small network on 4,000 real digits, explain it at two layers, and write pictures, the "
         "explainers and reports to open in a browser. The demo takes one to three minutes and needs no download.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.set_defaults(run=_demo)
-    demo.add_argument("--out", default="xnn-demo", metavar="DIR", help="folder to write to")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    demo.add_argument(
+    parser.add_argument("--out", default="xnn-demo", metavar="DIR", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument(
         "--digits", type=int, nargs="+", choices=range(10), default=[4, 7, 3], metavar="DIGIT", help="digits to explain"
     )
-    layers = commands.add_parser(
+    return parser
+
+
+def _add_layers(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         "layers",
         help="list the layers of your model, and recommend one to explain",
         description="List the layers of a model with type and output shape, and recommend layers to explain. One image "
         "of random numbers runs through the model, or the first input of --data. A torchvision model needs no weights.",
         epilog=_MODELS,
     )
-    layers.set_defaults(run=_layers)
-    _add_inputs(layers, required=False)
-    _fit_parser(commands)
-    _compare_parser(commands)
-    explain = _on_explainers(
-        commands,
-        "explain",
-        "explain images: pictures, maps and numbers",
-        "Write a picture (pictures/) and the maps (maps/, .npy) of each image, and the numbers of all images to "
-        "explanations.jsonl. Of the fitted targets, or of those in --target, the one with the highest output is "
-        "explained.",
-    )
-    explain.set_defaults(run=_explain)
-    explain.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
-    explain.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
-    _add_against(explain)
-    report = _on_explainers(
-        commands,
-        "report",
-        "explain a folder of images on one page",
-        "Write one HTML page that explains a model's outputs for images: the faithfulness of the explanation, a card "
-        "for each x-feature, and all heatmaps. The page needs no other file and no network connection.",
-    )
-    report.set_defaults(run=_report)
-    report.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
-    report.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
-    _add_against(report)
-    report.add_argument(
-        "--again", metavar="DIR", help="explainers of the same targets from another fit, to see if x-features return"
-    )
-    report.add_argument(
-        "--cache", action=argparse.BooleanOptionalAction, default=True,
-        help="keep maps beside the explainers, so that a report with other names takes seconds (the default)",
-    )  # fmt: skip
-    report.add_argument("--title", help="heading of the page")
-    report.add_argument(
-        "--patches", type=int, nargs="?", const=4, default=0, metavar="N",
-        help="cover patches of N images of each class (4), to check the maps: patch agreement and O1 of drops",
-    )  # fmt: skip
-    evaluate = _on_explainers(
-        commands,
-        "evaluate",
-        "measure explainers on images",
-        "Print F_reg, F_cls and the effective number of x-features for each target, and write them as JSON.",
-    )
-    evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--out", metavar="FILE", help="JSON file to write (evaluation.json beside the explainers)")
-    _add_against(evaluate)
-    evaluate.add_argument(
-        "--maps", type=int, nargs="?", const=100, default=0, metavar="N",
-        help="draw maps of at most N images of each class (100), for O1 and O2",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--patches", type=int, nargs="?", const=10, default=0, metavar="N",
-        help="cover patches of at most N images of each class (10), for patch agreement and O1 of drops with controls",
-    )  # fmt: skip
-    add_study(commands)
+    _add_inputs(parser, required=False)
     return parser
 
 
-def _fit_parser(commands: Any) -> None:
-    fit = commands.add_parser(
+def _add_fit(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         "fit",
         help="learn x-features of your model from your images",
         description="Learn x-features of a model's outputs from images, without labels, and save them with the "
@@ -226,68 +93,129 @@ def _fit_parser(commands: Any) -> None:
         "Several processes can share one fit: torchrun --nproc-per-node 2 -m captum_xnn fit ...",
         epilog=_MODELS,
     )
-    fit.set_defaults(run=_fit)
-    fit.add_argument("--config", metavar="FILE", help="TOML file of settings, such as config.toml of an earlier fit")
-    fit.add_argument("--out", metavar="DIR", help="folder to save to; overwrites explainers in it")
-    fit.add_argument("--store", metavar="DIR", help="store activations in DIR, to save memory and to use them again")
-    fit.add_argument("--checkpoint", metavar="DIR", help="folder for checkpoints (in --out until the fit is done)")
-    fit.add_argument("--tensorboard", metavar="DIR", help="folder for loss curves in TensorBoard's format")
-    fit.add_argument("--layer", metavar="NAME", help="dotted name of the layer to explain")
-    fit.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each explainer (5)")
-    fit.add_argument(
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, such as config.toml of an earlier fit")
+    parser.add_argument("--out", metavar="DIR", help="folder to save to; overwrites explainers in it")
+    parser.add_argument("--store", metavar="DIR", help="store activations in DIR, to save memory and to use them again")
+    parser.add_argument("--checkpoint", metavar="DIR", help="folder for checkpoints (in --out until the fit is done)")
+    parser.add_argument("--tensorboard", metavar="DIR", help="folder for loss curves in TensorBoard's format")
+    parser.add_argument("--layer", metavar="NAME", help="dotted name of the layer to explain")
+    parser.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each explainer (5)")
+    parser.add_argument(
         "--form",
         choices=["groups", "drsa", "srae"],
         help="groups of contributions or DRSA's subspaces, which add up exactly, or the learned SRAE (groups)",
     )
-    fit.add_argument(
+    parser.add_argument(
         "--joint", action=argparse.BooleanOptionalAction, help="explain all targets with the same x-features"
     )
-    fit.add_argument("--seed", type=int, help="seed of the fits (0)")
-    fit.add_argument(
+    parser.add_argument("--seed", type=int, help="seed of the fits (0)")
+    parser.add_argument(
         "--recipe", type=_pair, nargs="+", metavar="NAME=VALUE", help="settings of gradient descent, such as steps=500"
     )
-    _add_inputs(fit, required=False)
+    _add_inputs(parser, required=False)
+    return parser
 
 
-def _compare_parser(commands: Any) -> None:
-    compare = commands.add_parser(
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         "compare",
         help="compare methods on your model and data, as a table",
         description="Fit several methods on four fifths of the data, and measure them on the rest: faithfulness, patch "
         "agreement, overlap of drops and maps, stability and cost, with controls and intervals. No labels are used.",
         epilog=_MODELS,
     )
-    compare.set_defaults(run=_compare)
-    compare.add_argument(
+    parser.add_argument(
         "--out", required=True, metavar="FILE", help="table to write: .md (Markdown), .tex (LaTeX) or .csv"
     )
-    compare.add_argument(
+    parser.add_argument(
         "--columns",
         nargs="+",
         metavar="NAME",
         help="columns of the table and panels of the figure, such as f_reg agreement",
     )
-    compare.add_argument("--figure", metavar="FILE", help="figure to write as well: .png, .pdf or .svg")
-    compare.add_argument("--layer", required=True, metavar="NAME", help="dotted name of the layer to explain")
-    compare.add_argument(
+    parser.add_argument("--figure", metavar="FILE", help="figure to write as well: .png, .pdf or .svg")
+    parser.add_argument("--layer", required=True, metavar="NAME", help="dotted name of the layer to explain")
+    parser.add_argument(
         "--methods", nargs="+", metavar="NAME",
         help='methods, the one in use first, such as groups SRAE "random groups" 1-Heatmap NMF NN',
     )  # fmt: skip
-    _add_heatmap(compare)
-    compare.add_argument("--test", metavar="DATA", help="other data to measure on, in place of a fifth of --data")
-    compare.add_argument("--repeats", type=int, default=1, metavar="N", help="repeats with other seeds and folds (1)")
-    compare.add_argument("--images", type=int, default=16, metavar="N", help="images of each class to cover (16)")
-    compare.add_argument(
+    _add_heatmap(parser)
+    parser.add_argument("--test", metavar="DATA", help="other data to measure on, in place of a fifth of --data")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="repeats with other seeds and folds (1)")
+    parser.add_argument("--images", type=int, default=16, metavar="N", help="images of each class to cover (16)")
+    parser.add_argument(
         "--masks",
         metavar="FILE",
         help="known parts of the images: .npy (M, H, W), with the part of each pixel from 1, or 0",
     )
-    compare.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each method (5)")
-    compare.add_argument("--seed", type=int, help="seed of data, fits and controls (0)")
-    compare.add_argument(
+    parser.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each method (5)")
+    parser.add_argument("--seed", type=int, help="seed of data, fits and controls (0)")
+    parser.add_argument(
         "--recipe", type=_pair, nargs="+", metavar="NAME=VALUE", help="settings of gradient descent, such as steps=500"
     )
-    _add_inputs(compare, required=True)
+    _add_inputs(parser, required=True)
+    return parser
+
+
+def _add_explain(commands: Any) -> argparse.ArgumentParser:
+    parser = _on_explainers(
+        commands,
+        "explain",
+        "explain images: pictures, maps and numbers",
+        "Write a picture (pictures/) and the maps (maps/, .npy) of each image, and the numbers of all images to "
+        "explanations.jsonl. Of the fitted targets, or of those in --target, the one with the highest output is "
+        "explained.",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    _add_against(parser)
+    return parser
+
+
+def _add_report(commands: Any) -> argparse.ArgumentParser:
+    parser = _on_explainers(
+        commands,
+        "report",
+        "explain a folder of images on one page",
+        "Write one HTML page that explains a model's outputs for images: the faithfulness of the explanation, a card "
+        "for each x-feature, and all heatmaps. The page needs no other file and no network connection.",
+    )
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="page to write (report.html)")
+    parser.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
+    _add_against(parser)
+    parser.add_argument(
+        "--again", metavar="DIR", help="explainers of the same targets from another fit, to see if x-features return"
+    )
+    parser.add_argument(
+        "--cache", action=argparse.BooleanOptionalAction, default=True,
+        help="keep maps beside the explainers, so that a report with other names takes seconds (the default)",
+    )  # fmt: skip
+    parser.add_argument("--title", help="heading of the page")
+    parser.add_argument(
+        "--patches", type=int, nargs="?", const=4, default=0, metavar="N",
+        help="cover patches of N images of each class (4), to check the maps: patch agreement and O1 of drops",
+    )  # fmt: skip
+    return parser
+
+
+def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
+    parser = _on_explainers(
+        commands,
+        "evaluate",
+        "measure explainers on images",
+        "Print F_reg, F_cls and the effective number of x-features for each target, and write them as JSON.",
+    )
+    parser.add_argument("--out", metavar="FILE", help="JSON file to write (evaluation.json beside the explainers)")
+    _add_against(parser)
+    parser.add_argument(
+        "--maps", type=int, nargs="?", const=100, default=0, metavar="N",
+        help="draw maps of at most N images of each class (100), for O1 and O2",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patches", type=int, nargs="?", const=10, default=0, metavar="N",
+        help="cover patches of at most N images of each class (10), for patch agreement and O1 of drops with controls",
+    )  # fmt: skip
+    return parser
 
 
 def _on_explainers(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._inputs import Inputs
 from captum_xnn.cli._saved_explainers import model_and_explainers, output_to_compare
 from captum_xnn.cli._tables import shortfalls
@@ -44,6 +45,9 @@ def run_report(arguments: argparse.Namespace) -> str:
             f"the inputs are ids {tuple(first.shape)}, whose words are not known; define tokens(ids) in the model's "
             "file, which returns the words of one text without padding"
         )
+    again = None
+    if arguments.again is not None:
+        again = XNNAttribution.load(arguments.again, opened.model, prediction_transform=opened.prediction_transform)
     options = ReportOptions(
         captions=_ReadNames(opened.inputs),
         tokens=tokens,
@@ -53,7 +57,7 @@ def run_report(arguments: argparse.Namespace) -> str:
         display=shown if first.dim() > 2 else None,
         against=None if against is None else output_to_compare(opened, targets, against),
         patches=arguments.patches,
-        again=None if arguments.again is None else opened.explainers(arguments.again),
+        again=again,
         internal_batch_size=opened.configuration.batch_size,
         cache=Path(arguments.explainer, "report-cache") if arguments.cache else None,
         progress=not arguments.quiet,

@@ -41,7 +41,12 @@ def model_and_explainers(arguments: argparse.Namespace) -> tuple[ModelAndInputs,
     settings = {"targets": "all", **settings_in(arguments)}
     settings.pop("out", None)
     opened = ModelAndInputs.of(Configuration.read(beside if beside.is_file() else None, settings))
-    return opened, opened.explainers(arguments.explainer, heatmap)
+    return opened, XNNAttribution.load(
+        arguments.explainer,
+        opened.model,
+        heatmap=opened.heatmap_or_default(heatmap),
+        prediction_transform=opened.prediction_transform,
+    )
 
 
 def output_to_compare(opened: ModelAndInputs, targets: Sequence[Target], against: str) -> int:

@@ -39,7 +39,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from captum.attr import Attribution
 from torch import Tensor, nn
@@ -49,16 +50,18 @@ from captum_xnn.activations._activations import Activations, Asked, Source
 from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
+from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._measures import Measurement, Settings
 from captum_xnn.comparison._methods import named_methods
+from captum_xnn.comparison._relevances import Method
 from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
 from captum_xnn.comparison._table import MethodComparison
 from captum_xnn.heatmaps._heatmap import Heatmap
-from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
+from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target, target_groups
-from captum_xnn.training._layer_fit import MakeForm
+from captum_xnn.models._form import MakeForm
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["DEFAULT_METHODS", "compare"]
@@ -136,51 +139,89 @@ def compare(
     """
     chosen = named_methods(methods)
     targets = [t for (t,) in target_groups(target, joint=False)]
+    _check_repeats(repeats, test)
+    attribution = partial(
+        XNNAttribution,
+        model,
+        layer,
+        n_features,
+        heatmap=heatmap,
+        recipe=recipe,
+        output_transform=output_transform,
+        prediction_transform=prediction_transform,
+    )
+    reader = Reader.of(model, layer, output_transform, prediction_transform)
+    settings = Settings(attribution, reader, None if masks is None else as_marks(masks))
+    unpack = unpack_for(model, unpack)
+    activations = _collected(reader, data, targets, unpack, progress)
+    apart = None if test is None else _collected(reader, test, targets, unpack, progress)
+    _check_masks(settings.masks, activations, apart)
+    splits = Splits.of(activations, apart, targets, images=images, seed=seed)
+    with tqdm(total=repeats * len(chosen), disable=not progress, leave=False) as bar:
+        found = _measured(settings, chosen, splits, targets, repeats, seed, bar)
+    result = MethodComparison(
+        layer=reader.name,
+        targets=tuple(targets),
+        n_features=n_features,
+        train=found.train,
+        test=found.test,
+        repeats=repeats,
+        values=found.values,
+    )
+    _pass_on(found.messages)
+    _warn_of_better(result, next(iter(chosen)), 1e-5 * splits.size)
+    return result
+
+
+def _check_repeats(repeats: int, test: Any) -> None:
+    """Raise if there are fewer folds than repeats."""
     if not 1 <= repeats <= (FOLDS if test is None else 2**16):
         raise ValueError(
             f"repeats is {repeats}; pass 1 to {FOLDS}, as each repeat holds out another fifth of the data, or pass "
             "test= data"
         )
-    settings = Settings(
-        model, layer, n_features, heatmap, recipe, output_transform, prediction_transform, seed, images,
-        None if masks is None else as_marks(masks),
-    )  # fmt: skip
-    unpack = unpack_for(model, unpack)
-    activations = _collected(settings, data, targets, unpack, progress)
-    apart = None if test is None else _collected(settings, test, targets, unpack, progress)
-    _check_masks(settings.masks, activations, apart)
-    splits = Splits.of(activations, apart, targets, images=images, seed=seed)
-    values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in chosen}
-    messages: dict[str, list[str]] = {name: [] for name in chosen}
-    first = next(iter(chosen))
-    train = held_out = 0
-    with tqdm(total=repeats * len(chosen), disable=not progress, leave=False) as bar:
-        for repeat in range(repeats):
-            split = splits.split(repeat)
-            train, held_out = len(split.train.rows), len(split.test.rows)
-            for name, method in chosen.items():
-                bar.set_description(name)
-                found, raised = _tried(
-                    Measurement(settings, method, split, targets, seed + repeat), needed=name == first
-                )
-                messages[name] += raised
-                for of_target in found:
-                    for key, value in of_target.items():
-                        if value is not None:
-                            values[name][key] = (*values[name].get(key, ()), value)
-                bar.update()
-    result = MethodComparison(
-        layer=find_layer(unwrap(model), layer)[0],
-        targets=tuple(targets),
-        n_features=n_features,
-        train=train,
-        test=held_out,
-        repeats=repeats,
-        values=values,
-    )
-    _pass_on(messages)
-    _warn_of_better(result, first, 1e-5 * splits.size)
-    return result
+
+
+class _Measured(NamedTuple):
+    """The measures of all methods."""
+
+    values: dict[str, dict[str, tuple[float, ...]]]
+    """For each method and measure the values of all targets and repeats."""
+    messages: dict[str, list[str]]
+    """Texts of the warnings of each method."""
+    train: int
+    """Number of training examples of a repeat."""
+    test: int
+    """Number of held-out examples of a repeat."""
+
+
+def _measured(
+    settings: Settings,
+    methods: Mapping[str, Method],
+    splits: Splits,
+    targets: Sequence[Target],
+    repeats: int,
+    seed: int,
+    bar: tqdm[Any],
+) -> _Measured:
+    """Measure each method on the division of each repeat. The first method must not fail."""
+    values: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in methods}
+    messages: dict[str, list[str]] = {name: [] for name in methods}
+    first, train, test = next(iter(methods)), 0, 0
+    for repeat in range(repeats):
+        split = splits.split(repeat)
+        train, test = len(split.train.rows), len(split.test.rows)
+        for name, method in methods.items():
+            bar.set_description(name)
+            measurement = Measurement(settings, method, split, targets, seed + repeat)
+            found, raised = _tried(measurement, needed=name == first)
+            messages[name] += raised
+            for of_target in found:
+                for key, value in of_target.items():
+                    if value is not None:
+                        values[name][key] = (*values[name].get(key, ()), value)
+            bar.update()
+    return _Measured(values, messages, train, test)
 
 
 def _tried(measurement: Measurement, needed: bool) -> tuple[list[Values], list[str]]:
@@ -231,18 +272,18 @@ def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> No
         )
 
 
-def _collected(settings: Settings, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
+def _collected(reader: Reader, data: Any, targets: Sequence[Target], unpack: Unpack, progress: bool) -> Activations:
     """Run all data through the model once."""
     if isinstance(data, Activations):
         raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
     data = repeatable(data)
     found = collect(
-        settings.model,
-        settings.layer,
+        reader.model,
+        reader.layer,
         data,
         unpack=unpack,
-        output_transform=settings.output_transform,
-        prediction_transform=settings.prediction_transform,
+        output_transform=reader.output_transform,
+        prediction_transform=reader.prediction_transform,
         asked=Asked(targets),
         progress=progress,
     )

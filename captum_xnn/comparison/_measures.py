@@ -11,23 +11,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from captum.attr import Attribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_xnn.activations._activations import Activations, Outputs
-from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._methods import Dictionaries, Method, OneMap, Partition, Relevances, Subspaces
+from captum_xnn.comparison._relevances import Method, OneMap, Relevances, Rule
 from captum_xnn.comparison._splits import Split, Values
-from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._embeddings import embedding_of
 from captum_xnn.layers._forward_args import format_forward_args
-from captum_xnn.layers._lookup import unwrap
 from captum_xnn.layers._pixels import channels_first
-from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import Faithfulness
@@ -42,8 +37,9 @@ from captum_xnn.metrics._patches import (
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
 from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_scores_of
-from captum_xnn.training._layer_fit import MakeForm
-from captum_xnn.training._recipe import Recipe
+
+if TYPE_CHECKING:  # a measurement gets a function that makes attributions
+    from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["Measurement", "Settings"]
 
@@ -57,35 +53,12 @@ _BATCH = 64
 class Settings:
     """Settings that all methods share."""
 
-    model: nn.Module
-    layer: str | nn.Module
-    n_features: int
-    heatmap: type[Attribution] | Heatmap | None
-    recipe: Recipe | None
-    output_transform: OutputTransform | None
-    prediction_transform: OutputTransform | None
-    seed: int
-    images: int
+    attribution: Callable[..., XNNAttribution]
+    """Makes an attribution without explainers, from a form and a seed."""
+    reader: Reader
+    """Reader of the layer."""
     masks: Tensor | None
     """Known parts, bool (M, P, H, W)."""
-
-    def attribution(self, form: MakeForm | None, seed: int) -> XNNAttribution:
-        """Make an attribution without explainers."""
-        return XNNAttribution(
-            self.model,
-            self.layer,
-            self.n_features,
-            heatmap=self.heatmap,
-            autoencoder=form,
-            recipe=self.recipe,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-            seed=seed,
-        )
-
-    def reader(self) -> Reader:
-        """Make a reader of the layer."""
-        return Reader.of(self.model, self.layer, self.output_transform, self.prediction_transform)
 
 
 @dataclass(frozen=True)
@@ -101,7 +74,7 @@ class Measurement:
     def values(self) -> list[Values]:
         """Measure the method; return the values of each target."""
         if isinstance(self.method, OneMap):
-            single = self.settings.attribution(None, self.seed)
+            single = self.settings.attribution(seed=self.seed)
             return [self._one_map(single, target) for target in self.targets]
         start = time.process_time()
         xnn = self._fitted(self.split.train.activations(), self.seed)
@@ -137,7 +110,7 @@ class Measurement:
             return xnn.xnn.score(test, target)
         outputs = Outputs.of(test, [target])
         prediction = outputs.columns([target])[:, 0].double()
-        batches = self.split.test.inputs(self.split.test.rows, self.settings.reader().device)
+        batches = self.split.test.inputs(self.split.test.rows, self.settings.reader.device)
         left = torch.cat([xnn.with_rest(x, target, more)[1].cpu() for x, more in batches])
         surrogate = prediction - left
         if outputs.classes is None or not isinstance(target, int):
@@ -147,13 +120,13 @@ class Measurement:
     def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
         method = self.method
         assert not isinstance(method, OneMap)
-        if isinstance(method, (Partition, Subspaces, Dictionaries)):
-            return method.fit(self.settings.attribution(None, seed), found, self.targets)
-        return self.settings.attribution(method, seed).fit(found, list(self.targets), progress=False)
+        if isinstance(method, Rule):
+            return method.fit(self.settings.attribution(seed=seed), found, self.targets)
+        return self.settings.attribution(autoencoder=method, seed=seed).fit(found, list(self.targets), progress=False)
 
     def _features(self, xnn: XNNAttribution | Relevances, target: Target) -> Tensor:
         """Compute the x-features of all held-out examples, (M, K)."""
-        device = self.settings.reader().device
+        device = self.settings.reader.device
         batches = self.split.test.inputs(self.split.test.rows, device)
         if isinstance(xnn, Relevances):
             return torch.cat([xnn.of(x, target, more).cpu() for x, more in batches])
@@ -162,7 +135,7 @@ class Measurement:
     def _shown(self, target: Target) -> list[tuple[Any, Any]]:
         """Load the examples for maps and patches."""
         rows = self.split.shown[target]
-        return list(self.split.test.inputs(rows, self.settings.reader().device)) if len(rows) else []
+        return list(self.split.test.inputs(rows, self.settings.reader.device)) if len(rows) else []
 
     def _maps(self, xnn: XNNAttribution, target: Target) -> Values:
         """Draw maps; measure their overlap and the time."""
@@ -285,12 +258,11 @@ class Measurement:
             return first.dim() == 4 or (first.dim() in (2, 3) and first.shape[1] > 2)
         if first.dim() != 2 or first.shape[1] < 3:
             return False
-        model = unwrap(self.settings.model)
-        return embedding_of(model, (*batch.inputs, *(batch.additional or ()))) is not None
+        return embedding_of(self.settings.reader.model, (*batch.inputs, *(batch.additional or ()))) is not None
 
     def _fill(self) -> Tensor | None:
         """Return the mean of each column over the training examples of a table; None for other inputs."""
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros((), device="cpu"), 0
         for x, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
             if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
                 return None
@@ -312,7 +284,7 @@ def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, 
 
     The time does not count a first example, because the first call of a backend is slower than all others.
     """
-    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0]))
+    one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0], device="cpu"))
     explain(one if isinstance(x, tuple) else one[0], of_one)
     start = time.process_time()
     made = explain(x, more)

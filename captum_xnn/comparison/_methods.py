@@ -7,54 +7,38 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Outputs, Task
+from captum_xnn.activations._activations import Activations, Outputs, Sample, Task
 from captum_xnn.activations._memmap import chunks
+from captum_xnn.comparison._relevances import Method, OneMap, Relevances, Rule
 from captum_xnn.comparison._selected_rows import SelectedRows
 from captum_xnn.explainer import Explainer
-from captum_xnn.layers._arguments import copied
-from captum_xnn.layers._reader import Reader
-from captum_xnn.layers._state import untouched
 from captum_xnn.models import ContributionGroups
+from captum_xnn.models._form import MakeForm
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
-from captum_xnn.training._contributions import Sample
-from captum_xnn.training._layer_fit import MakeForm, maker
+from captum_xnn.training._layer_fit import maker
+from captum_xnn.training._subspaces import evenly
 
 if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none
     from captum_xnn.attribution import XNNAttribution
 
-__all__ = [
-    "METHODS",
-    "Dictionaries",
-    "Method",
-    "OneMap",
-    "Partition",
-    "Relevances",
-    "Subspaces",
-    "named_methods",
-]
+__all__ = ["METHODS", "Dictionaries", "Partition", "Subspaces", "named_methods"]
 
-# Largest number of rows, of examples or of their places, from which subspaces and dictionaries are found.
-_ROWS = 2000
 # Latents of a sparse autoencoder for each dimension of the layer, their largest number, and how many are active.
 _LATENTS, _MOST_LATENTS, _ACTIVE = 4, 512, 16
 
 
-class OneMap:
-    """The single map of the output, without x-features."""
-
-
 @dataclass(frozen=True)
-class Partition:
+class Partition(Rule):
     """Groups of contributions, divided by a rule in place of the learned division."""
 
     rule: Callable[[Tensor, int, torch.Generator], Tensor]
@@ -93,7 +77,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Subspaces:
+class Subspaces(Rule):
     """Orthogonal subspaces of the layer, whose relevances add up to the output as contributions do. They have no maps.
 
     For feature maps and tokens, the rule takes every place as an example.
@@ -121,12 +105,12 @@ class Subspaces:
             pairs = [made.factors(x, target, more) for x, more in _sample(xnn, found, task, form)]
             a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.directions[target] = self.rule(_spread(a), _spread(c), xnn.n_features, generator)
+            made.directions[target] = self.rule(evenly(a), evenly(c), xnn.n_features, generator)
         return made
 
 
 @dataclass(frozen=True)
-class Dictionaries:
+class Dictionaries(Rule):
     """Concepts that rebuild the layer. Their contributions leave a part of the output unexplained. They have no maps.
 
     For feature maps and tokens, the rule takes every place as an example, and contributions are summed over places.
@@ -159,7 +143,7 @@ class Dictionaries:
                 for rows, cut in ((some.positives[0].sort().values, self.cropped), (_rows(some), False))
             )
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.concepts[target] = self.rule(_spread(own), _spread(every), xnn.n_features, generator)
+            made.concepts[target] = self.rule(evenly(own), evenly(every), xnn.n_features, generator)
         return made
 
     def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
@@ -170,91 +154,16 @@ class Dictionaries:
         return (a + made.base(target)).flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class Relevances:
-    """Contributions of fitted subspaces or of concepts."""
-
-    xnn: XNNAttribution
-    """Explainers in which each dimension is an x-feature. They add up to the same output."""
-    directions: dict[Any, Tensor]
-    """Subspaces (K, D, d) of each target."""
-    concepts: dict[Any, dictionaries.Dictionary] = field(default_factory=dict)
-    """Dictionary of each target, in place of subspaces."""
-
-    def base(self, target: Any) -> Tensor:
-        """Return the base of a target's activations, (D,) or (places, D).
-
-        Args:
-            target: A fitted target.
-        """
-        form = self.xnn.explainer(target).form
-        assert isinstance(form, ContributionGroups)
-        base: Tensor = form.base.movedim(form.channels - 1, -1).flatten(0, -2) if form.base.dim() > 1 else form.base
-        return base
-
-    def factors(self, inputs: Any, target: Any, additional: Any) -> tuple[Tensor, Tensor]:
-        """Compute activations minus their base, and contexts, (N, places, D) each.
-
-        Args:
-            inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
-            target: A fitted target.
-            additional: Further arguments of the model.
-        """
-        form = self.xnn.explainer(target).form
-        assert isinstance(form, ContributionGroups)
-        reader = _reader(self.xnn)
-        x, more = copied(inputs, additional)
-        with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-            found = form.integral(reader.tail(), x, more, [[target] * len(x[0])])
-        c = found.slopes[0]
-        a = found.Z.to(c) - form.base.to(c)
-        a, c = (v.movedim(form.channels, -1).flatten(1, -2) if v.dim() > 2 else v[:, None] for v in (a, c))
-        return a, c
-
-    def of(self, inputs: Any, target: Any, additional: Any = None) -> Tensor:
-        """Compute the contributions, in logits: of each subspace and the remainder, (N, K + 1), or of concepts, (N, K).
-
-        Args:
-            inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
-            target: A fitted target.
-            additional: Further arguments of the model.
-        """
-        return self.with_rest(inputs, target, additional)[0]
-
-    def with_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
-        """Compute the contributions, and the part of the output's change that they leave unexplained, (N,).
-
-        Args:
-            inputs: A tensor (N, ...) or a tuple of tensors, on the model's device.
-            target: A fitted target.
-            additional: Further arguments of the model.
-        """
-        a, c = self.factors(inputs, target, additional)
-        flat_a, flat_c = a.flatten(0, 1), c.flatten(0, 1)
-        if (known := self.concepts.get(target)) is None:
-            flat = rules.subspace_relevances(self.directions[target], flat_a, flat_c)
-        else:
-            base = self.base(target).expand(a.shape[1:]).to(a)
-            codes = known.encode((a + base).flatten(0, 1)) - known.encode(base).repeat(len(a), 1)
-            flat = codes * (flat_c @ known.concepts.to(flat_c).T)
-        made = flat.reshape(*a.shape[:2], -1).sum(1)
-        return made, (a * c).sum((1, 2)).to(made) - made.sum(1)
-
-
-def _reader(xnn: XNNAttribution) -> Reader:
-    return Reader.of(xnn.model, xnn.layer, xnn.output_transform, xnn.prediction_transform)
-
-
 def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> ContributionGroups:
     """Make contributions with a group for each dimension, and put them into the attribution's explainers."""
-    reader = _reader(xnn)
+    reader = xnn._reader()
     make = maker(ContributionGroups, found, reader)
     dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
     form = make(tuple(found.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
     assert isinstance(form, ContributionGroups)
     form.base.copy_(form.mean_of(chunks(found.Z), len(found.Z)))
     form.scale.copy_(task.y.double().std(0))
-    form.groups = torch.eye(len(form.groups)).to(form.groups)
+    form.groups = torch.eye(len(form.groups), device="cpu").to(form.groups)
     positives = None if task.positives is None else int(task.positives.sum())
     xnn.explainers_[found.layer, task.targets] = Explainer(found.layer, task.targets, form, 0.0, len(task.y), positives)
     return form
@@ -273,18 +182,12 @@ def _rows(some: Sample) -> Tensor:
 def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield some examples as inputs and additional arguments."""
     assert found.source is not None  # compare makes one
-    return SelectedRows(found.source, rows).on(_reader(xnn).device)
+    return SelectedRows(found.source, rows).on(xnn._reader().device)
 
 
 def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:
     """Yield the examples from which the default form learns its groups."""
     return _read(xnn, found, _rows(_chosen(found, task, form)))
-
-
-def _spread(rows: Tensor) -> Tensor:
-    """Select up to the largest number of rows, evenly spread."""
-    some: Tensor = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64).round().long()]
-    return some
 
 
 def _random(contributions: Tensor, K: int, generator: torch.Generator) -> Tensor:
@@ -308,9 +211,6 @@ def _topk_sae(own: Tensor, every: Tensor, K: int, generator: torch.Generator) ->
     kept = made.encode(own).mean(0).argsort(descending=True, stable=True)[:K]
     return dictionaries.Dictionary(made.concepts[kept], made.offset, lambda Z: made.encode(Z)[:, kept])
 
-
-Method = MakeForm | Partition | Subspaces | Dictionaries | OneMap
-"""A form of explanation network, a rule that divides contributions or finds subspaces or concepts, or one map."""
 
 METHODS: Mapping[str, Method] = {
     "groups": ContributionGroups,

@@ -17,7 +17,7 @@ from captum_xnn.activations._activations import Activations, Outputs
 from captum_xnn.comparison._selected_rows import SelectedRows
 from captum_xnn.layers._targets import Target
 
-__all__ = ["FOLDS", "Part", "Split", "Splits", "Values", "as_marks"]
+__all__ = ["FOLDS", "Split", "Splits", "Subset", "Values", "as_marks"]
 
 # One of so many parts of the data is held out; each repeat holds out another.
 FOLDS = 5
@@ -25,7 +25,7 @@ FOLDS = 5
 Values = dict[str, float | None]
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """Some rows of collected activations, with the inputs of the same rows."""
 
     found: Activations
@@ -49,10 +49,10 @@ class Part(NamedTuple):
 class Split(NamedTuple):
     """One division into training and held-out examples."""
 
-    train: Part
+    train: Subset
     halves: tuple[Tensor, Tensor]
     """Boolean marks of the training examples in each half."""
-    test: Part
+    test: Subset
     shown: dict[Target, Tensor]
     """Rows of the data for maps and patches of each target."""
     controls: dict[Target, Values]
@@ -93,24 +93,24 @@ class Splits:
         outputs = Outputs.of(found, targets)
         classes = outputs.classes
         _check_enough(found, classes, targets)
-        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(seed), device="cpu")
         if classes is not None:
             order = order[classes[order].argsort(stable=True)]
-        fold = torch.empty(len(order), dtype=torch.long)
+        fold = torch.empty(len(order), dtype=torch.long, device="cpu")
         # Two folds for each part, so that the training examples have halves with examples of each class.
-        fold[order] = torch.arange(len(order)) % (2 * FOLDS)
+        fold[order] = torch.arange(len(order), device="cpu") % (2 * FOLDS)
         test_classes = None if test is None else Outputs.of(test, targets).classes
         size = float(outputs.y.double().abs().mean())
         return cls(found, fold, classes, test, test_classes, targets, images, size)
 
     def split(self, repeat: int) -> Split:
         """Return the division of a repeat."""
-        everything = torch.arange(len(self.fold))
+        everything = torch.arange(len(self.fold), device="cpu")
         if self.test is None:
             held = self.fold % FOLDS == repeat
-            train, test, classes = everything[~held], Part(self.found, everything[held]), self.classes
+            train, test, classes = everything[~held], Subset(self.found, everything[held]), self.classes
         else:
-            train, test = everything, Part(self.test, torch.arange(len(self.test.Z)))
+            train, test = everything, Subset(self.test, torch.arange(len(self.test.Z), device="cpu"))
             classes = self.test_classes
         first = self.fold[train] < FOLDS
         shown = {}
@@ -119,7 +119,7 @@ class Splits:
             if classes is not None and isinstance(target, int):
                 rows = rows[classes[rows] == target]
             shown[target] = rows[: self.images]
-        return Split(Part(self.found, train), (first, ~first), test, shown, {})
+        return Split(Subset(self.found, train), (first, ~first), test, shown, {})
 
 
 def _check_enough(found: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:

@@ -46,7 +46,7 @@ def _passing(mode: Signals, call: Call) -> Any:
     x = call.args[0] if call.args else next(iter(call.kwargs.values()))
     if not mode.carries(x):
         return NotImplemented
-    affine = mode.fresh(x)
+    affine = mode.operation_of(x)
     if affine is None or _in_place(call, x) or len(tensors_in(call.args) + tensors_in(call.kwargs)) > 1:
         return _passed(mode, call, x)
     # Go straight to the input of the affine operation, so that one node serves both.
@@ -153,7 +153,7 @@ def _averaging(mode: Signals, call: Call) -> Any:
     with torch.autocast(x.device.type, enabled=False):
         rest = {k: v for k, v in call.kwargs.items() if k != "input"}
         Z = call.function(active, *call.args[1:], **rest)
-    mode.vouch(Z, active)
+    mode.accept_derivative(Z, active)
     signed = mode.settings.negative == "raw"
     return mode.apply(call, lambda p: (guarded(p.to(Z.dtype), Z.detach(), signed=signed),), Z)
 
@@ -355,7 +355,7 @@ def _scaled(mode: Signals, call: Call, x: Tensor, factor: Any) -> Any:
     """Pass everything to a signal times a constant; a negative factor flips the affine operation directly below it."""
     if not mode.carries(x):
         return NotImplemented
-    affine = None if mode.settings.batch_norm == "pass" else mode.fresh(x)
+    affine = None if mode.settings.batch_norm == "pass" else mode.operation_of(x)
     if affine is None:
         return _passed(mode, call, x)
     sign, in_place = torch.as_tensor(factor, device=x.device).detach(), _in_place(call, x)

@@ -31,14 +31,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from captum_xnn.excitation_bp._kept_tensor import KeptTensor
-from captum_xnn.excitation_bp._settings import Negative
-from captum_xnn.excitation_bp._workspace import Workspace
+if TYPE_CHECKING:  # shares get kept tensors, a setting and memory, and make none
+    from captum_xnn.excitation_bp._kept_tensor import KeptTensor
+    from captum_xnn.excitation_bp._settings import Negative
+    from captum_xnn.excitation_bp._workspace import Workspace
 
 __all__ = ["Affine", "Descent", "Weighted", "accurate", "guarded", "unbroadcast", "without_zeros"]
 
@@ -82,7 +84,7 @@ class Descent:
 
     negative: Negative
     """Treatment of negative activations."""
-    workspace: Workspace = field(default_factory=Workspace)
+    workspace: Workspace
     """Memory for intermediate results."""
     is_spent: bool = False
     """Whether only the current operation uses its p, so that it may overwrite p."""

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from captum_xnn.excitation_bp._kept_tensor import KeptTensor
 from captum_xnn.excitation_bp._settings import Settings
 from captum_xnn.excitation_bp._shares import Affine, Descent, Weighted
+from captum_xnn.excitation_bp._workspace import Workspace
 
 __all__ = [
     "LABEL",
@@ -237,7 +238,7 @@ class Signals(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.descent = Descent(settings.negative)
+        self.descent = Descent(settings.negative, Workspace())
         self.cancels = False
         """Whether the model has sums of nearly cancelling terms, which have large signed shares."""
         self._rules, self._gates, self._rectifies = rules, gates, rectifies
@@ -315,7 +316,7 @@ class Signals(TorchFunctionMode):
         assert known is not None
         self._known[tensor] = Signal(known.source, known.gate)
 
-    def fresh(self, y: Tensor) -> Weighted | None:
+    def operation_of(self, y: Tensor) -> Weighted | None:
         """Return the weighted operation with output y; None if y or the operation's input has been overwritten.
 
         Args:
@@ -393,7 +394,7 @@ class Signals(TorchFunctionMode):
                 given.append(x)
                 signals.append(known)
         if not given:
-            return self._open(call, types)
+            return self._look_inside(call, types)
         carries = given[0].requires_grad or (len(given) > 1 and any(x.requires_grad for x in given))
         with torch.set_grad_enabled(carries):
             y = self._ruled(call, types, given) if carries else func(*args, **call.kwargs)
@@ -414,11 +415,11 @@ class Signals(TorchFunctionMode):
         y = NotImplemented if rule is None else rule(self, call)
         if y is NotImplemented:
             below = {x.grad_fn for x in given}
-            y = self._open(call, types)
+            y = self._look_inside(call, types)
             self._label(_results(call, y), below, call)
         return y
 
-    def _open(self, call: Call, types: Any) -> Any:
+    def _look_inside(self, call: Call, types: Any) -> Any:
         """Call a function under this mode again, so that the mode sees inside functions written in Python."""
         if call.function in self._opened or _redispatch is None:
             return call()
@@ -442,7 +443,7 @@ class Signals(TorchFunctionMode):
             if base is not None and self._known.get(base) is None:
                 self._known[base] = Signal(source)  # a constant with an overwritten part
 
-    def vouch(self, y: Tensor, x: Tensor) -> None:
+    def accept_derivative(self, y: Tensor, x: Tensor) -> None:
         """Mark the derivative of y by x, both computed in a rule, as a part of that rule.
 
         Args:

@@ -78,6 +78,8 @@ class ExcitationMaps:
 
     runs_once = True
     """Whether one forward pass draws all maps, so that the pass can also read the layer and the outputs."""
+    draws_winners = True
+    """Whether maps are the evidence for one output, whatever its sign, so that a difference of outputs needs two."""
 
     @takes_settings
     def __init__(
@@ -156,7 +158,7 @@ class ExcitationMaps:
         image = None if stop is None else self._layouts.image(call)
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
-            for some in torch.split(torch.arange(n), examples):
+            for some in torch.split(torch.arange(n, device="cpu"), examples):
                 x, additional = rows_of(inputs, additional_forward_args, some)
                 parts = [
                     drawing.maps(x, additional or (), list(features[i : i + at_once])) for i in range(0, K, at_once)
@@ -181,7 +183,7 @@ class ExcitationMaps:
             known = self._chosen.setdefault(network.model, {})
             key = network.layer_name, inputs[0].shape[1:]
             if key not in known:
-                (image,), more = rows_of(inputs, additional, torch.tensor([0]))
+                (image,), more = rows_of(inputs, additional, torch.tensor([0], device="cpu"))
                 call = LayerCall(network, network.layer_name, inputs, additional)
                 channels = self._layouts.image(call).channels
                 known[key] = stopping_layer(network.model, network, image, more or (), channels=channels)

@@ -1,7 +1,7 @@
-"""Draw the maps of x-features: build one network for each form, call the backend, and check the maps.
+"""Explain examples: compute the numbers of their x-features, and draw the maps.
 
-Examples with the same number of x-features are drawn together. Where one forward pass can serve the maps and the
-numbers of an explanation, it does. :func:`draw` also draws outputs of the model, for the 1-Heatmap.
+Maps need one network for each form. Examples with the same number of x-features are drawn together. Where one forward
+pass can serve the maps and the numbers, it does. :func:`draw` also draws outputs of the model, for the 1-Heatmap.
 
 Conventions:
     N examples, K x-features, or K outputs of the model. Maps are (N, K, ...).
@@ -14,51 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._from_captum import FromCaptum
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
-from captum_xnn.heatmaps._one_pass import DrawnAndRead, Explained, Pass
+from captum_xnn.heatmaps._numbers import Examples, Numbers
+from captum_xnn.heatmaps._one_pass import Pass, Reading
 from captum_xnn.heatmaps._rows_of_settings import rows_of_settings
 from captum_xnn.layers._arguments import as_int
 from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._read import UnfitError, WithGraph
-from captum_xnn.layers._reader import checked
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._targets import grouped
+from captum_xnn.layers._targets import grouped, select_each
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Examples
 
-__all__ = ["FeatureMaps", "Part", "Seen", "as_heatmap", "draw"]
-
-
-def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
-    """Turn a class of Captum into a backend, and return a backend unchanged.
-
-    Args:
-        heatmap: A Captum attribution class, or a backend object.
-
-    Raises:
-        TypeError: If ``heatmap`` is neither a class of Captum nor callable.
-
-    Example:
-        >>> from captum.attr import IntegratedGradients
-        >>> as_heatmap(IntegratedGradients)
-        FromCaptum(IntegratedGradients)
-    """
-    if isinstance(heatmap, type):
-        return FromCaptum(heatmap)
-    if isinstance(heatmap, Attribution) or not callable(heatmap):
-        raise TypeError(
-            f"heatmap is an object of type {type(heatmap).__name__}, neither a Captum class nor a heatmap backend; "
-            "pass the class and its settings as FromCaptum(Class, setting=...), since the backend builds the object"
-        )
-    return heatmap
+__all__ = ["Explained", "FeatureMaps", "Portion", "Seen", "draw"]
 
 
 class Seen:
@@ -69,6 +43,81 @@ class Seen:
         """Layer at which the maps of groups are drawn, for each explained layer and shape of the inputs."""
         self.two_passes: set[Any] = set()
         """Keys of ``places`` for which one pass does not serve maps and numbers of a learned network."""
+
+
+class DrawnAndRead(NamedTuple):
+    """The results of a forward pass that drew maps as well."""
+
+    maps: tuple[Tensor, ...]
+    """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
+    Z: Tensor
+    """The layer's output, (N, ...)."""
+    y_hat: Tensor
+    """The model's outputs, (N, ...)."""
+
+
+class Explained(NamedTuple):
+    """An explanation without its maps."""
+
+    numbers: Numbers
+    """Numbers of all examples."""
+    prediction: Tensor
+    """The explained output of each example, (N,), in the dtype of the numbers."""
+    read: Reading | DrawnAndRead
+    """The pass that read the first examples, or drew the maps of all of them too."""
+
+    @property
+    def unexplained(self) -> Tensor:
+        """Prediction minus surrogate, (N,), in logits."""
+        return self.prediction - self.numbers.surrogate
+
+    @classmethod
+    def of(
+        cls,
+        examples: Examples,
+        internal_batch_size: int | None = None,
+        *,
+        place: nn.Module | None = None,
+        drawn: DrawnAndRead | None = None,
+    ) -> Explained:
+        """Run the model on examples, and compute their numbers.
+
+        Args:
+            examples: N examples.
+            internal_batch_size: Number of examples explained at once; all of them, if None.
+            place: The layer at which the graph for maps should begin, if maps of all examples follow at once.
+            drawn: What a pass over all examples has read already.
+
+        Raises:
+            ModelMismatchError: If a form was fitted to another shape of Z.
+            ValueError: If a target is out of range, or an output is NaN or infinite.
+        """
+        reader, n = examples.reader, len(examples)
+        read: list[Reading] = []
+
+        def outputs(some: Examples) -> tuple[Tensor, Tensor]:
+            """Read Z and the model's outputs of some examples."""
+            if drawn is not None:
+                return drawn.Z, drawn.y_hat
+            if read:
+                with untouched(reader.model):
+                    return reader.read((*some.inputs, *(some.additional or ())))
+            read.append(Reading.of(reader, some.inputs, some.additional, place))
+            return read[0].Z, read[0].y_hat
+
+        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+            """Yield row indices, and the numbers and predictions of these rows."""
+            for rows in torch.split(torch.arange(n, device="cpu"), internal_batch_size or n):
+                with torch.inference_mode(False), torch.no_grad():
+                    Z, y_hat = outputs(examples.those(rows))
+                some = examples.those(rows)  # copies again, as a model may have worked in place
+                predictions = select_each(y_hat, some.targets)
+                prefix = read[0].prefix if read and n == 1 else None
+                numbers = some.numbers(Z, predictions, prefix=prefix, whole=examples)
+                yield rows.tolist(), (*numbers, predictions.to(numbers.features.dtype))
+
+        *found, prediction = gathered(made(), n)
+        return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)
 
 
 class FeatureMaps(NamedTuple):
@@ -157,14 +206,14 @@ class FeatureMaps(NamedTuple):
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
-                own = [k for k in features if k < width]
-                some = examples.those(torch.tensor(rows))
-                every = len(rows) == len(examples)
-                of_rows = slopes[torch.tensor(rows).to(slopes.device)]
-                parts = list(self._parts(some, own or [0], of_rows, ran, taken=taken if every else None))
-                here = settings if every else rows_of_settings(settings, len(examples), rows)
-                maps = draw(parts, some.inputs, some.additional, internal_batch_size, here)
-                yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
+                present = [k for k in features if k < width]
+                some = examples.those(torch.tensor(rows, device="cpu"))
+                are_all = len(rows) == len(examples)
+                of_rows = slopes[torch.tensor(rows, device="cpu").to(slopes.device)]
+                parts = list(self._portions(some, present or [0], of_rows, ran, taken=taken if are_all else None))
+                some_settings = settings if are_all else rows_of_settings(settings, len(examples), rows)
+                maps = draw(parts, some.inputs, some.additional, internal_batch_size, some_settings)
+                yield rows, tuple(_padded(m if present else m[:, :0], len(features)) for m in maps)
 
         return gathered(drawn(), len(examples))
 
@@ -187,9 +236,9 @@ class FeatureMaps(NamedTuple):
             self.seen.two_passes.add(key)
         return drawn
 
-    def _parts(
+    def _portions(
         self, examples: Examples, features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
-    ) -> Iterator[Part]:
+    ) -> Iterator[Portion]:
         """Yield the networks that draw the maps of some examples."""
         reader = examples.reader
         for (form, _, target, _), rows in grouped(examples.choices):
@@ -197,11 +246,11 @@ class FeatureMaps(NamedTuple):
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
                 groups.taken = taken if len(rows) == len(examples) else None
-                yield Part(heatmap, groups, features, rows, slopes[rows])
+                yield Portion(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform
                 network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran, output_transform=transform)
-                yield Part(heatmap, network, features, rows)
+                yield Portion(heatmap, network, features, rows)
 
 
 def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) -> DrawnAndRead | None:
@@ -225,7 +274,7 @@ def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) ->
         transform = reader.prediction_transform
         output = read[-1].output if transform is None else transform(read[-1].output)
     Z, y_hat = checked(read[-1].values, output, reader.name)
-    part = Part(heatmap, network, features, list(range(len(examples))))
+    part = Portion(heatmap, network, features, list(range(len(examples))))
     maps = _warned(maps, [part], inputs, examples.additional, {})
     return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
@@ -248,7 +297,7 @@ def _padded(maps: Tensor, most: int) -> Tensor:
     return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
 
 
-class Part(NamedTuple):
+class Portion(NamedTuple):
     """Examples with the same explainer, so that one network draws their maps."""
 
     heatmap: Heatmap
@@ -264,7 +313,7 @@ class Part(NamedTuple):
 
 
 def draw(
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     internal_batch_size: int | None,
@@ -286,10 +335,14 @@ def draw(
 
     def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
         for heatmap, network, features, rows, slopes in parts:
-            x, more = (inputs, additional) if len(rows) == n else rows_of(inputs, additional, torch.tensor(rows))
+            x, more = (
+                (inputs, additional)
+                if len(rows) == n
+                else rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
+            )
             if slopes is not None:
                 more = (*(more or ()), slopes)
-            own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
+            some_settings = settings if len(rows) == n else rows_of_settings(settings, n, rows)
             yield (
                 rows,
                 heatmap(
@@ -298,7 +351,7 @@ def draw(
                     features,
                     additional_forward_args=more,
                     internal_batch_size=internal_batch_size,
-                    **own,
+                    **some_settings,
                 ),
             )
 
@@ -307,14 +360,14 @@ def draw(
 
 def _warned(
     maps: tuple[Tensor, ...],
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
 ) -> tuple[Tensor, ...]:
     """Return maps, contiguous; warn once of maps that are zero or not finite, and raise if no gradient made them."""
     maps = tuple(m.contiguous() for m in maps)
-    _warn_of_infinite(maps)
+    _warn_of_infinite(maps, inputs)
     blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
         _warn_of_blank(blank, parts, inputs, additional, settings)
@@ -323,23 +376,23 @@ def _warned(
 
 def _warn_of_blank(
     blank: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
 ) -> None:
     """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
     heatmap, network, _, rows, slopes = parts[0]
-    replaces = isinstance(heatmap, FromCaptum) and heatmap.replaces_inputs
-    if bool(blank.all()) and not replaces:
-        x, more = rows_of(inputs, additional, torch.tensor(rows))
+    if bool(blank.all()) and not getattr(heatmap, "replaces_inputs", False):
+        x, more = rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
         if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
             raise ValueError(reason)
     what = "x-feature" if network.centred else "output"
     zero = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
     names = [f"{k + 1} (feature={k})" if network.centred else str(k) for k in zero]
     why = f"by this method nothing in these inputs speaks for it. A dead {what} always has such maps"
-    if isinstance(heatmap, FromCaptum) and heatmap.is_at_baseline(inputs, settings):
+    at_baseline = getattr(heatmap, "is_at_baseline", None)
+    if at_baseline is not None and at_baseline(inputs, settings):
         why = "the inputs equal the baseline from which this method measures; pass other baselines"
     elif slopes is not None:
         why = (
@@ -358,12 +411,18 @@ def _flat(maps: Tensor) -> Tensor:
     return maps.unsqueeze(-1).flatten(2)
 
 
-def _warn_of_infinite(maps: tuple[Tensor, ...]) -> None:
-    """Warn of maps with NaN or infinite values."""
+def _warn_of_infinite(maps: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+    """Warn of maps with NaN or infinite values, and why: models may replace such inputs, but maps multiply by them."""
     bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
     if bool(bad.any()):
+        if count := int(torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in inputs]).any(0).sum()):
+            why = (
+                f"{count} of {len(inputs[0])} examples have such inputs; replace them as the model does, before you "
+                "explain it"
+            )
+        else:
+            why = "the usual cause is half precision: run the model and its inputs with .float()"
         warnings.warn(
-            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; the usual cause is half precision: "
-            "run the model and its inputs with .float()",
+            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; {why}",
             stacklevel=levels_up(),
         )

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from captum_xnn.errors import LayerNotReachedError, UnsupportedOperationError
 from captum_xnn.heatmaps._canonical import CanonicalNetwork, Twins
 from captum_xnn.heatmaps._completeness import refuse_incomplete
+from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._hooks import dtypes_restored, outputs_noted, shapes_noted
 from captum_xnn.heatmaps._layouts import LayerCall, Layouts, of_dtype
 from captum_xnn.heatmaps._missing_rules import needs_modules, refuse_unfit
@@ -286,10 +287,13 @@ class FromCaptum:
             call["nt_samples_batch_size"] = 1
         self._refuse_missing(call)
         n, K = len(inputs[0]), len(features)
-        rows, wanted = torch.arange(n).repeat_interleave(K), torch.tensor(list(features)).repeat(n)
+        rows, wanted = (
+            torch.arange(n, device="cpu").repeat_interleave(K),
+            torch.tensor(list(features), device="cpu").repeat(n),
+        )
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
-            for some in torch.split(torch.arange(n * K), internal_batch_size or n * K):
+            for some in torch.split(torch.arange(n * K, device="cpu"), internal_batch_size or n * K):
                 if "target" in self._call:
                     call["target"] = wanted[some].to(inputs[0].device)
                 own = call if self._distribution else rows_of_settings(call, n, rows[some].tolist())
@@ -342,7 +346,7 @@ class FromCaptum:
         network.use_slopes("recomputed" if self._perturbs else "held" if modules else "gradient")
         if not modules:
             return network
-        (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+        (x, more) = rows_of(inputs, additional, torch.tensor([0], device="cpu"))
         try:
             with untouched(network):
                 twin = self._twins.of(network, (*x, *(more or ())))
@@ -492,6 +496,30 @@ class FromCaptum:
             f"none; if it gives tokens, say how they lie: FromCaptum({method}, layer='...', tokens='vit'), 'swin' or "
             "'sequence'"
         )
+
+
+def as_heatmap(heatmap: type[Attribution] | Heatmap) -> Heatmap:
+    """Turn a class of Captum into a backend, and return a backend unchanged.
+
+    Args:
+        heatmap: A Captum attribution class, or a backend object.
+
+    Raises:
+        TypeError: If ``heatmap`` is neither a class of Captum nor callable.
+
+    Example:
+        >>> from captum.attr import IntegratedGradients
+        >>> as_heatmap(IntegratedGradients)
+        FromCaptum(IntegratedGradients)
+    """
+    if isinstance(heatmap, type):
+        return FromCaptum(heatmap)
+    if isinstance(heatmap, Attribution) or not callable(heatmap):
+        raise TypeError(
+            f"heatmap is an object of type {type(heatmap).__name__}, neither a Captum class nor a heatmap backend; "
+            "pass the class and its settings as FromCaptum(Class, setting=...), since the backend builds the object"
+        )
+    return heatmap
 
 
 def _not_before(name: str, explained: str) -> LayerNotReachedError:

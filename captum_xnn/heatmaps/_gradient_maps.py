@@ -98,7 +98,7 @@ class GradientMaps:
             call = call._replace(name=name)
         given = (additional_forward_args or ())[:-1]  # the last argument is the slopes of the path
         n, K, chunks = len(inputs[0]), len(features), []
-        for rows in torch.split(torch.arange(n), internal_batch_size or n):
+        for rows in torch.split(torch.arange(n, device="cpu"), internal_batch_size or n):
             x, more = rows_of(inputs, given, rows)
             taken = network.taken if len(rows) == n else None
             if taken is None or taken.place is not place:

@@ -1,4 +1,4 @@
-"""The protocol of heatmap backends: one attribution map per x-feature."""
+"""The protocol of heatmap backends, one attribution map per x-feature, and the pair of default backends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_xnn.heatmaps._network import ExplanationNetwork
 
-__all__ = ["Heatmap"]
+__all__ = ["DefaultMaps", "Heatmap"]
 
 
 class Heatmap(Protocol):
@@ -56,3 +56,18 @@ class Heatmap(Protocol):
             settings: Settings for this call, as a user passes them to ``attribute``.
         """
         ...
+
+
+class DefaultMaps:
+    """The backends that an attribution uses without the argument ``heatmap=``.
+
+    Args:
+        of_groups: Draws groups of contributions.
+        of_networks: Draws learned networks, and the model's own outputs.
+    """
+
+    def __init__(self, of_groups: Heatmap, of_networks: Heatmap) -> None:
+        self.of_groups, self.of_networks = of_groups, of_networks
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

@@ -210,7 +210,7 @@ class Layouts:
         known = self._known.setdefault(model, {})
         key = read, call.name, *(tuple(x.shape[1:]) for x in call.inputs)
         if key not in known:
-            x, more = rows_of(call.inputs, call.additional, torch.tensor([0]))
+            x, more = rows_of(call.inputs, call.additional, torch.tensor([0], device="cpu"))
             given = tuple(a.detach() if isinstance(a, Tensor) else a for a in call.network.hold((*x, *(more or ()))))
             one = known.get((call.network.layer_name, call.name))
             network = call.network

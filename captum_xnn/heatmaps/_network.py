@@ -34,14 +34,15 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._lookup import find_layer, hookable, quantised, unwrap
 from captum_xnn.layers._read import OutputTransform, WithGraph, read_with_graph, run_to_layer
 from captum_xnn.layers._state import untouched
-from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
-from captum_xnn.layers._trace import Trace
 
-if TYPE_CHECKING:  # a network gets its form, and makes none
+if TYPE_CHECKING:  # a network gets its form, the model's rest and a trace, and makes none
+    from captum_xnn.layers._tail import Tail
+    from captum_xnn.layers._trace import Trace
     from captum_xnn.models._base import Autoencoder
     from captum_xnn.models._contribution_groups import ContributionGroups
 
@@ -239,7 +240,7 @@ class ContributionNetwork(ExplanationNetwork):
     def _gradient(self, given: tuple[Any, ...]) -> Tensor:
         """Compute the gradient of the model's output at the layer's output, (N, ...)."""
         inputs, additional = _divided(given)
-        one, targets = torch.ones(1, dtype=torch.float32), [[self.target] * len(inputs[0])]
+        one, targets = torch.ones(1, dtype=torch.float32, device="cpu"), [[self.target] * len(inputs[0])]
         return self.tail.along(inputs, additional, self.form.base, one, one, targets).gradient[0]
 
     def _recomputed(self, given: tuple[Any, ...]) -> Tensor:
@@ -290,7 +291,7 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
         inputs: Tensors (N, ...). The result is None without floating-point inputs.
         additional: Further arguments of the network.
     """
-    (x, more) = rows_of(inputs, additional, torch.tensor([0]))
+    (x, more) = rows_of(inputs, additional, torch.tensor([0], device="cpu"))
     given = tuple(a.detach().clone() for a in x)
     leaves = [a for a in given if a.is_floating_point()]
     carrying: list[nn.Module] = []
@@ -305,13 +306,9 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
             p.requires_grad_(False)
         for leaf in leaves:
             leaf.requires_grad_()
-        handles = [m.register_forward_hook(note) for m in hookable(network.model)]
-        try:
+        with hooked(hookable(network.model), note):
             Z = network.activations(*network.hold((*given, *(more or ()))))
             found = torch.autograd.grad(Z.sum(), leaves, allow_unused=True) if leaves and Z.requires_grad else ()
-        finally:
-            for handle in handles:
-                handle.remove()
     if not leaves or any(g is not None for g in found):
         return None
     instead = "draw with a method that replaces inputs, as FromCaptum(FeatureAblation)"

@@ -114,7 +114,7 @@ def one_output(
                 output = put_in(output, path, found[path].clone())
         return output
 
-    x, more = rows_of(inputs, additional, torch.zeros(_ROWS, dtype=torch.long))
+    x, more = rows_of(inputs, additional, torch.zeros(_ROWS, dtype=torch.long, device="cpu"))
     with untouched(model), torch.inference_mode(False), torch.enable_grad():
         handle = find_layer(model, name)[1].register_forward_hook(open_up)
         try:

@@ -1,7 +1,6 @@
 r"""One forward pass of the model with the graph from a layer, or from the inputs, to the model's output.
 
 The pass gives the explained layer's output Z, the model's outputs, and the gradients of groups of contributions.
-:class:`Explained` computes the numbers of an explanation from it.
 
 Conventions:
     N examples, K x-features to draw.
@@ -9,30 +8,29 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import gathered, rows_of
+from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._hooks import hooked
+from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._pixels import repeated
 from captum_xnn.layers._prefix import Prefix
-from captum_xnn.layers._reader import Reader, checked
+from captum_xnn.layers._read import UnfitError
 from captum_xnn.layers._state import eager, untouched
 from captum_xnn.layers._tail import Tail, frozen
 from captum_xnn.layers._targets import Target, select_each
 from captum_xnn.layers._trace import Tracer
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Examples, Numbers
 
-__all__ = ["DrawnAndRead", "Explained", "Pass", "Reading"]
+if TYPE_CHECKING:  # a reading gets its reader, and makes none
+    from captum_xnn.layers._reader import Reader
 
-
-class _Unfit(Exception):
-    """Ends a pass in which the explained layer runs twice, any layer runs in a backward pass, or returns no tensor."""
+__all__ = ["Pass", "Reading"]
 
 
 class Pass(NamedTuple):
@@ -77,7 +75,9 @@ class Pass(NamedTuple):
             return None
         if place is None and not all(x.is_floating_point() for x in inputs):
             return None
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies: a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies: a model may work in place
         leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
         given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
         seen: list[Tensor] = []
@@ -94,7 +94,7 @@ class Pass(NamedTuple):
                 stack.enter_context(tracer.noting())
             try:
                 output = tail.model(*given, *(more or ()))
-            except _Unfit:
+            except UnfitError:
                 return None
         if len(seen) != 1 or not leaves:
             return None
@@ -120,12 +120,11 @@ class Pass(NamedTuple):
             # Checkpoints run modules again in the backward pass.
             for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
                 stack.enter_context(context)
-            for module in (tail.layer, *(() if self.place is None else (self.place,))):
-                stack.enter_context(_refused(module))
+            stack.enter_context(_refused([tail.layer] if self.place is None else [tail.layer, self.place]))
             y = select_each(self.y_hat, [target] * len(self.Z))
             try:
                 return _gradients(form, y, self.Z, self.leaves, features)
-            except _Unfit:
+            except UnfitError:
                 return None
             except RuntimeError as error:
                 if "modified by an inplace operation" not in str(error):
@@ -185,81 +184,6 @@ class Reading(NamedTuple):
         return cls(Z, y_hat, tracer, None)
 
 
-class DrawnAndRead(NamedTuple):
-    """The results of a forward pass that drew maps as well."""
-
-    maps: tuple[Tensor, ...]
-    """For each input the maps of all x-features, (N, K, ...), or that of one x-feature, in the input's shape."""
-    Z: Tensor
-    """The layer's output, (N, ...)."""
-    y_hat: Tensor
-    """The model's outputs, (N, ...)."""
-
-
-class Explained(NamedTuple):
-    """An explanation without its maps."""
-
-    numbers: Numbers
-    """Numbers of all examples."""
-    prediction: Tensor
-    """The explained output of each example, (N,), in the dtype of the numbers."""
-    read: Reading | DrawnAndRead
-    """The pass that read the first examples, or drew the maps of all of them too."""
-
-    @property
-    def unexplained(self) -> Tensor:
-        """Prediction minus surrogate, (N,), in logits."""
-        return self.prediction - self.numbers.surrogate
-
-    @classmethod
-    def of(
-        cls,
-        examples: Examples,
-        internal_batch_size: int | None = None,
-        *,
-        place: nn.Module | None = None,
-        drawn: DrawnAndRead | None = None,
-    ) -> Explained:
-        """Run the model on examples, and compute their numbers.
-
-        Args:
-            examples: N examples.
-            internal_batch_size: Number of examples explained at once; all of them, if None.
-            place: The layer at which the graph for maps should begin, if maps of all examples follow at once.
-            drawn: What a pass over all examples has read already.
-
-        Raises:
-            ModelMismatchError: If a form was fitted to another shape of Z.
-            ValueError: If a target is out of range, or an output is NaN or infinite.
-        """
-        reader, n = examples.reader, len(examples)
-        read: list[Reading] = []
-
-        def outputs(some: Examples) -> tuple[Tensor, Tensor]:
-            """Read Z and the model's outputs of some examples."""
-            if drawn is not None:
-                return drawn.Z, drawn.y_hat
-            if read:
-                with untouched(reader.model):
-                    return reader.read((*some.inputs, *(some.additional or ())))
-            read.append(Reading.of(reader, some.inputs, some.additional, place))
-            return read[0].Z, read[0].y_hat
-
-        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            """Yield row indices, and the numbers and predictions of these rows."""
-            for rows in torch.split(torch.arange(n), internal_batch_size or n):
-                with torch.inference_mode(False), torch.no_grad():
-                    Z, y_hat = outputs(examples.those(rows))
-                some = examples.those(rows)  # copies again, as a model may have worked in place
-                own = select_each(y_hat, some.targets)
-                prefix = read[0].prefix if read and n == 1 else None
-                numbers = some.numbers(Z, own, prefix=prefix, whole=examples)
-                yield rows.tolist(), (*numbers, own.to(numbers.features.dtype))
-
-        *found, prediction = gathered(made(), n)
-        return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)
-
-
 def _gradients(
     form: ContributionGroups, y: Tensor, Z: Tensor, leaves: list[Tensor], features: Sequence[int]
 ) -> list[tuple[Tensor, Tensor]]:
@@ -284,54 +208,39 @@ def _cut(place: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator
         leaves: Takes the leaf.
         seen: Outputs of the explained layer. Calls behind it do not count.
     """
-    thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != thread or seen:
+        if seen:
             return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise _Unfit
+            raise UnfitError
         leaves[:] = [output.detach().requires_grad_()]
         return leaves[0].clone()  # a model may work in place, and a leaf forbids that
 
-    handle = place.register_forward_hook(hook)
-    try:
+    with hooked([place], hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
-def _refused(module: nn.Module) -> Iterator[None]:
-    """Raise _Unfit if a module runs in this context."""
-    thread = threading.get_ident()
+def _refused(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Raise UnfitError if one of these modules runs in this context, as a checkpoint does in a backward pass."""
 
     def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if threading.get_ident() == thread:
-            raise _Unfit
+        raise UnfitError
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with hooked(modules, hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def _kept(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Keep the output of the explained layer, and give the model a copy."""
-    thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         if seen or not isinstance(output, Tensor) or not output.requires_grad:
-            raise _Unfit
+            raise UnfitError
         seen.append(output)
         return output.clone()
 
-    handle = layer.register_forward_hook(hook)
-    try:
+    with hooked([layer], hook):
         yield
-    finally:
-        handle.remove()

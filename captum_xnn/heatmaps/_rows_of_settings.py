@@ -23,7 +23,7 @@ def rows_of_settings(settings: dict[str, Any], n: int, rows: Sequence[int]) -> d
         >>> rows_of_settings({"baselines": torch.tensor([[1.0], [2.0]]), "n_steps": 8}, 2, [1])
         {'baselines': tensor([[2.]]), 'n_steps': 8}
     """
-    index = torch.tensor(list(rows))
+    index = torch.tensor(list(rows), device="cpu")
 
     def pick(value: Any) -> Any:
         if isinstance(value, tuple):

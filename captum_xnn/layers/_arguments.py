@@ -181,6 +181,8 @@ def _instead(inputs: Any) -> str:
         return f"pass the entry that gets maps, such as batch[{first}]{more}"
     if isinstance(inputs, np.ndarray):
         return "pass torch.from_numpy(inputs) in the dtype of the model"
+    if hasattr(inputs, "to_numpy"):
+        return "pass torch.tensor(inputs.to_numpy(), dtype=torch.float32) of a table"
     if isinstance(inputs, Sequence) and not isinstance(inputs, str):
         return "pass batch[0] of a batch [images, labels], or torch.stack(images) of single images"
     return "pass the images of a batch, such as next(iter(loader))[0]; fit, score and report also take a DataLoader"

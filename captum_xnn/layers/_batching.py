@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["gathered", "rows_of"]
+__all__ = ["gathered", "pieces", "rows_of"]
+
+# Bytes of images in one pass on a CPU. The feature maps of more images leave the cache: on a SqueezeNet of 227 x 227
+# pixels, 4 images at once take 31 ms each, 64 at once 49 ms.
+_CPU_BYTES = 5 << 19
 
 
 def rows_of(
@@ -35,6 +39,26 @@ def rows_of(
     return tuple(pick(x) for x in inputs), None if additional is None else tuple(pick(x) for x in additional)
 
 
+def pieces(inputs: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
+    """Split rows of inputs into the pieces that a model runs fastest: few large images at once on a CPU.
+
+    Args:
+        inputs: Tensors (N, ...).
+        rows: Row indices (R,).
+
+    Returns:
+        Row indices of each piece. Without images, or on another device, all rows are one piece.
+
+    Example:
+        >>> [len(some) for some in pieces((torch.zeros(9, 3, 224, 224),), torch.arange(9))]
+        [4, 4, 1]
+        >>> [len(some) for some in pieces((torch.zeros(9, 100_000),), torch.arange(9))]
+        [9]
+    """
+    sizes = [x[0].numel() * x.element_size() for x in inputs if x.dim() in (4, 5) and len(x) and x.device.type == "cpu"]
+    return torch.split(rows, max(1, _CPU_BYTES // max(1, max(sizes)))) if sizes else (rows,)
+
+
 def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) -> tuple[Tensor, ...]:
     """Join parts to tensors of n rows; free each part before the next is made.
 
@@ -52,7 +76,7 @@ def gathered(parts: Iterable[tuple[Sequence[int], Sequence[Tensor]]], n: int) ->
             return tuple(made)
         if not whole:
             whole = tuple(m.new_empty(n, *m.shape[1:]) for m in made)
-        index = torch.tensor(list(rows))
+        index = torch.tensor(list(rows), device="cpu")
         for all_rows, some in zip(whole, made, strict=True):
             all_rows[index.to(all_rows.device)] = some
         del made, some  # before the next part is made

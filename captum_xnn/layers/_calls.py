@@ -122,9 +122,9 @@ def _noisy(x: Tensor) -> Tensor:
     """Add noise with the standard deviation of the tensor."""
     if not x.is_floating_point() or not x.numel():
         return x.clone()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(x)
-    spread = x.double().std(correction=0).to(x)
-    return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu").to(x)
+    std = x.double().std(correction=0).to(x)
+    return x + noise * torch.where(std > 0, std, torch.ones_like(std))
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_fingerprint", "checksum", "differences", "fingerprint", "new_squashing"]
+__all__ = ["WeightSamples", "check_fingerprint", "checksum", "differences", "fingerprint", "new_squashing"]
 
 _SQUASHING = ("Softmax", "Softmax2d", "LogSoftmax", "Sigmoid", "LogSigmoid")
 # These change nothing in evaluation mode, so a model with or without them is the same.
@@ -136,6 +137,67 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said.append(f"{', '.join(names[:3])}{more} {what}")
     return said
+
+
+class WeightSamples(NamedTuple):
+    """A few numbers of every weight of a model, which tell later whether training went on.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> samples = WeightSamples.of(model)
+        >>> _ = model.bias.data.add_(1), nn.init.ones_(model.weight)  # torch does not count changes of .data
+        >>> samples.changed(model)
+        ['weight']
+    """
+
+    versions: dict[str, tuple[int, int]]
+    """Identity of each weight, and torch's count of its changes in place."""
+    numbers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> WeightSamples:
+        """Take the samples.
+
+        Args:
+            model: A plain module.
+        """
+        weights = dict(_weights(model))
+        return cls({k: (id(p), p._version) for k, p in weights.items()}, {k: _sample(p) for k, p in weights.items()})
+
+    def changed(self, model: nn.Module) -> list[str]:
+        """List the names of weights with other numbers than the samples.
+
+        Args:
+            model: The model as it is now, or a copy.
+        """
+        return [
+            name
+            for name, p in _weights(model)
+            if self.versions.get(name) != (id(p), p._version)
+            and not (name in self.numbers and _equal(self.numbers[name], _sample(p)))
+        ]
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights that no forward pass changes; embeddings may be renormed as they are used."""
+    renormed = {id(p) for m in model.modules() if vars(m).get("max_norm") is not None for p in m.parameters(False)}
+    for name, p in model.named_parameters():
+        if id(p) not in renormed and not p.is_inference() and not p.is_meta:
+            yield name, p
+
+
+def _equal(before: Tensor, now: Tensor) -> bool:
+    """Whether numbers are the same, NaN among them, in the coarser of both dtypes."""
+    if before.is_floating_point() and now.is_floating_point():
+        coarse = max(before.dtype, now.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        before, now = before.to(coarse).nan_to_num(), now.to(coarse).nan_to_num()
+    return torch.equal(before, now)
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Copy up to 64 evenly spread numbers of a weight to the CPU."""
+    flat = weight.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // 64)][:64].cpu().clone()
 
 
 def new_squashing(saved: dict[str, Any], found: dict[str, Any]) -> str | None:

@@ -109,10 +109,10 @@ def halves(image: Tensor, channels: int = 1) -> Tensor:
     """
     first = image.movedim(channels, 1)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, *first.shape[1:], generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, *first.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
     values = first.detach().double().cpu()
-    spread = values.std(correction=0)
-    noise = values.mean() + torch.where(spread > 0, spread, 1) * noise
+    std = values.std(correction=0)
+    noise = values.mean() + torch.where(std > 0, std, 1) * noise
     noise = noise.round().clamp(0, 255) if image.dtype == torch.uint8 else noise
     H, W = first.shape[2:]
     made = noise[:1].repeat(5, 1, 1, 1)
@@ -144,7 +144,7 @@ def is_over_image(output: Tensor) -> bool | None:
     if not bool(off.isfinite().all()) or not bool(off.flatten(1).any(1).all()):
         return None
     off = off / off.flatten(1).sum(1).reshape(4, 1, 1, 1)
-    apart = torch.zeros(2, 3)  # down and across the image, by dimension of the output
+    apart = torch.zeros(2, 3, device="cpu")  # down and across the image, by dimension of the output
     for i in range(3):
         places = off.movedim(i + 1, 1).flatten(2).sum(2)
         apart[:, i] = (places[0::2] - places[1::2]).abs().sum(1) / 2

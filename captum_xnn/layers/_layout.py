@@ -11,7 +11,7 @@ Conventions:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,6 @@ from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, read_layer
 from captum_xnn.layers._state import eager, untouched
-from captum_xnn.layers._trace import trace
 
 __all__ = ["channel_dimension", "refuse_examples_second", "token_cells"]
 
@@ -99,7 +98,7 @@ def channel_dimension(
                 return found
     if output_transform is not None:
         return 2 if len(shape) == 3 else 1
-    return _by_shape(model, layer, shape, inputs, name)
+    return _by_shape(model, ran, inputs)
 
 
 class _Findings(NamedTuple):
@@ -252,18 +251,17 @@ def _moved(Z: Tensor, before: Tensor) -> Tensor:
     return off > rounding * most
 
 
-def _by_shape(model: nn.Module, layer: nn.Module, shape: Sequence[int], inputs: tuple[Any, ...], name: str) -> int:
-    """Choose the dimension with channels by the shape of a layer's output and by the modules that ran."""
+def _by_shape(model: nn.Module, ran: _Findings, inputs: tuple[Any, ...]) -> int:
+    """Choose the dimension with channels by the shape of a layer's output and by the modules that ran before it."""
+    shape = ran.Z.shape
     if len(shape) == 4:
         at = first_image(inputs)
         image = None if at is None else inputs[at].movedim(image_channels(model, inputs), 1)
         return 3 if has_channels_last(shape, image) else 1
     if len(shape) != 3:
         return 1
-    with untouched(model):
-        ran = trace(model, layer, inputs, name=name).leaves
     first = tuple(kind for kind, dimensions in _FIRST.items() if dimensions == 3)
-    telling = [leaf for leaf in ran if isinstance(leaf, (*first, *_LAST))]
+    telling = [call.module for call, _ in ran.telling if isinstance(call.module, (*first, *_LAST))]
     return 1 if telling and isinstance(telling[-1], first) else 2
 
 
@@ -424,13 +422,15 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     """
     count = source.shape[0] * source.shape[1]
     digits = count.bit_length()
-    numbers = torch.arange(1, count + 1)
+    numbers = torch.arange(1, count + 1, device="cpu")
     seen: list[Tensor] = []
     times = _Count()
 
     def change(output: Tensor) -> Tensor:
         cells = output.flatten(2)  # (R, D, h * w), also of nn.Unfold
-        noise = torch.randn(cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        noise = torch.randn(
+            cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+        )
         noise = noise.to(cells) * _size(cells)
         for b in range(digits):
             on = (numbers >> b & 1).bool().to(cells.device)
@@ -444,7 +444,7 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
             seen.append(found.clone())
 
     with _Changed(source.call, change):
-        hook = tokens.call.module.register_forward_hook if tokens.at is None else _pre(tokens.call.module)
+        hook = tokens.call.module.register_forward_hook if tokens.at is None else _registers_before(tokens.call.module)
         handle = hook(note)
         try:
             with eager():
@@ -457,12 +457,12 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     if not seen or len(seen[0]) != digits + 1:
         return None
     moved = _moved(seen[0][1:], seen[0][:1]).any(2).cpu()  # (digits, T)
-    read = (moved.long() << torch.arange(digits)[:, None]).sum(0)
+    read = (moved.long() << torch.arange(digits, device="cpu")[:, None]).sum(0)
     positions = (read > 0).nonzero()[:, 0]
     if len(positions) != count or not torch.equal(read[positions].sort().values, numbers):
         return None
     return positions[read[positions].argsort()]
 
 
-def _pre(module: nn.Module) -> Callable[[Any], Any]:
+def _registers_before(module: nn.Module) -> Callable[[Any], Any]:
     return module.register_forward_pre_hook

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["LOGITS_OF", "Spread", "no_logits"]
+__all__ = ["LOGITS_OF", "OutputRange", "no_logits"]
 
 # Fewer outputs than this, or closer ones, may lie between 0 and 1 by chance.
 _ENOUGH = 10
@@ -38,11 +38,11 @@ LOGITS_OF = {"softmax": _of_softmax, "log_softmax": _of_log_softmax, "sigmoid": 
 """Functions that turn outputs into logits, by the function whose values the outputs are."""
 
 
-class Spread:
+class OutputRange:
     """Collects, part by part, the marks of outputs after a softmax, log_softmax or sigmoid: their range and sums.
 
     Example:
-        >>> seen = Spread()
+        >>> seen = OutputRange()
         >>> seen.add(torch.tensor([[0.3, 0.7], [0.9, 0.1]]))
         >>> seen.sum_to_one
         {1}
@@ -83,14 +83,14 @@ class Spread:
         }
 
 
-def no_logits(seen: Spread) -> str | None:
+def no_logits(seen: OutputRange) -> str | None:
     """Say why outputs do not seem to be logits, and the remedy; None if they may well be logits.
 
     Args:
         seen: Range and sums of all outputs.
 
     Example:
-        >>> seen = Spread()
+        >>> seen = OutputRange()
         >>> seen.add(torch.linspace(-1, 1, 20)[:, None])
         >>> print(no_logits(seen))
         None

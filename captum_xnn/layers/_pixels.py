@@ -194,5 +194,5 @@ def repeated(inputs: tuple[Any, ...], times: int) -> tuple[Any, ...]:
         many += 1
     if not many:
         return inputs
-    x, more = rows_of(inputs[:many], inputs[many:], torch.zeros(times, dtype=torch.long))
+    x, more = rows_of(inputs[:many], inputs[many:], torch.zeros(times, dtype=torch.long, device="cpu"))
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in (*x, *(more or ())))

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._stacklevel import levels_up
 
 __all__ = ["probe", "refuse_whole_arguments"]
 
@@ -62,15 +63,11 @@ def probe(
         normalisation over the batch. Explain a module that takes one such batch as one example (N = 1), or give the
         layer running statistics
     """
-    if Z.is_inference() or y_hat.is_inference():
-        raise ValueError(
-            "the model's forward pass runs under torch.inference_mode, and its values take no part in gradients; take "
-            "the decorator or context off the model, and call the model within it instead"
-        )
+    _refuse_inference_mode(Z, y_hat)
     n = len(inputs[0])
     if n < 2:
         return inputs, additional
-    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    rows = torch.tensor([0, n - 1] if n > 2 else [0], device="cpu")
     (some, more) = rows_of(inputs, additional, rows)
     try:
         alone = read(some, more or ())
@@ -84,43 +81,74 @@ def probe(
             f"({' '.join(str(error).split())[:200]}); an output must depend on its own example only, and additional "
             "arguments must have a row for each example, or no rows"
         ) from error
-    if len(alone[0]) != len(rows):
-        raise ValueError(
-            f"the layer gives shape {tuple(alone[0].shape)} for {len(rows)} examples and {tuple(Z.shape)} for {n}, so "
-            "it has no row for each example; put examples first in output_transform=, such as `lambda output: "
-            "output.transpose(0, 1)`"
-        )
+    _refuse_without_rows(alone[0], len(rows), Z)
     if not _agree(alone, rows, Z, y_hat):
         if _is_whole(read, inputs, additional, Z, y_hat):
             return some, additional  # arguments are not cut while activations are collected
-        if _is_random(read, inputs, additional):
-            warnings.warn(
-                "the model draws random numbers in evaluation mode, so contributions and maps come from different "
-                "draws; look for F.dropout(x) without training=self.training, the usual cause",
-                stacklevel=5,
-            )
-            return some, more or ()
-        if quantised:
-            raise ValueError(
-                f"layer {quantised[0]!r} is quantised dynamically, by the extremes of the whole batch: {len(rows)} of "
-                f"{n} examples have other values than all {n} together, and quantised layers have no gradients; "
-                "explain the float model that was quantised"
-            )
+        if not _is_random(read, inputs, additional):
+            _refuse_dependence(len(rows), n, quantised)
+        _warn_of_random_numbers()
+        return some, more or ()
+    _refuse_other_values_with_gradients(read, some, more or (), alone)
+    return some, more or ()
+
+
+def _refuse_inference_mode(Z: Tensor, y_hat: Tensor) -> None:
+    """Raise if the model's own code runs in inference mode."""
+    if Z.is_inference() or y_hat.is_inference():
         raise ValueError(
-            f"an example's output depends on other examples of the batch: {len(rows)} of {n} examples have other "
-            f"values than all {n} together; the usual causes are batch norm without running statistics, a graph over "
-            "the batch, and normalisation over the batch. Explain a module that takes one such batch as one example "
-            "(N = 1), or give the layer running statistics"
+            "the model's forward pass runs under torch.inference_mode, and its values take no part in gradients; take "
+            "the decorator or context off the model, and call the model within it instead"
         )
+
+
+def _refuse_without_rows(some: Tensor, examples: int, Z: Tensor) -> None:
+    """Raise if the layer's output on some examples has no row for each of them."""
+    if len(some) != examples:
+        raise ValueError(
+            f"the layer gives shape {tuple(some.shape)} for {examples} examples and {tuple(Z.shape)} for {len(Z)}, so "
+            "it has no row for each example; put examples first in output_transform=, such as `lambda output: "
+            "output.transpose(0, 1)`"
+        )
+
+
+def _refuse_dependence(examples: int, n: int, quantised: Sequence[str]) -> NoReturn:
+    """Raise because some of n examples have other values alone than in the batch."""
+    if quantised:
+        raise ValueError(
+            f"layer {quantised[0]!r} is quantised dynamically, by the extremes of the whole batch: {examples} of "
+            f"{n} examples have other values than all {n} together, and quantised layers have no gradients; "
+            "explain the float model that was quantised"
+        )
+    raise ValueError(
+        f"an example's output depends on other examples of the batch: {examples} of {n} examples have other "
+        f"values than all {n} together; the usual causes are batch norm without running statistics, a graph over "
+        "the batch, and normalisation over the batch. Explain a module that takes one such batch as one example "
+        "(N = 1), or give the layer running statistics"
+    )
+
+
+def _warn_of_random_numbers() -> None:
+    """Warn of a model that gives other values in each pass."""
+    warnings.warn(
+        "the model draws random numbers in evaluation mode, so contributions and maps come from different "
+        "draws; look for F.dropout(x) without training=self.training, the usual cause",
+        stacklevel=levels_up(),
+    )
+
+
+def _refuse_other_values_with_gradients(
+    read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...], alone: tuple[Tensor, Tensor]
+) -> None:
+    """Raise if a pass with gradients gives other values than the pass without."""
     with torch.enable_grad():
-        traced = read(some, more or ())
+        traced = read(inputs, additional)
     if not all(_is_near(a.detach(), b.detach()) for a, b in zip(traced, alone, strict=True)):
         raise ValueError(
             "the model computes other values with gradients than without, and an explanation takes its numbers without "
             "gradients but its maps with gradients; remove the switch on torch.is_grad_enabled() or the fused kernel "
             "from the model"
         )
-    return some, more or ()
 
 
 def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> None:
@@ -143,7 +171,7 @@ def refuse_whole_arguments(read: Read, inputs: tuple[Any, ...], additional: tupl
     ambiguous = [i for i, a in enumerate(additional) if isinstance(a, Tensor) and a.dim() and len(a) == n]
     if n < 2 or not ambiguous:
         return
-    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    rows = torch.tensor([0, n - 1] if n > 2 else [0], device="cpu")
     some, more = rows_of(inputs, additional, rows)
     try:
         whole = read(some, additional)
@@ -170,7 +198,7 @@ def _is_whole(read: Read, inputs: tuple[Any, ...], additional: tuple[Any, ...], 
     n = len(inputs[0])
     if not any(isinstance(a, Tensor) and a.dim() and len(a) == n for a in additional):
         return False
-    rows = torch.tensor([0, n - 1] if n > 2 else [0])
+    rows = torch.tensor([0, n - 1] if n > 2 else [0], device="cpu")
     some, _ = rows_of(inputs, None, rows)
     try:
         return _agree(read(some, additional), rows, Z, y_hat)
@@ -197,7 +225,7 @@ def _is_near(a: Tensor, b: Tensor, among: Tensor | None = None) -> bool:
     Args:
         a: Some values.
         b: Other values.
-        among: All rows. A hundredth of their spread passes for rounding.
+        among: All rows. A hundredth of their deviation passes for rounding.
     """
     if a.shape != b.shape:
         return False
@@ -205,7 +233,7 @@ def _is_near(a: Tensor, b: Tensor, among: Tensor | None = None) -> bool:
         return torch.equal(a.to(b.device), b)
     among = (b if among is None else among).double()
     half = a.dtype in (torch.float16, torch.bfloat16)
-    spread = float((among - among.mean(0)).abs().amax()) if among.numel() else 0.0
+    deviation = float((among - among.mean(0)).abs().amax()) if among.numel() else 0.0
     size = float(among.abs().amax()) if among.numel() else 0.0
-    allowed = (0.1 * spread + 0.02 * size) if half else (0.01 * spread + 1e-4 * size)
+    allowed = (0.1 * deviation + 0.02 * size) if half else (0.01 * deviation + 1e-4 * size)
     return bool(((a.to(b.device).double() - b.double()).abs() <= allowed).all())

@@ -9,7 +9,6 @@ only the part before the layer is recorded.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.errors import LayerNotReachedError
+from captum_xnn.layers._hooks import hooked
+from captum_xnn.layers._nested import picks
 from captum_xnn.layers._state import eager
 
 __all__ = [
@@ -91,7 +92,7 @@ def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Ten
         keys = f" with keys {', '.join(map(str, Z))}" if isinstance(Z, dict) else ""
         raise TypeError(
             f"layer {name!r} returns a {kind}{keys}, not one tensor; pass output_transform=, a function that picks or "
-            "builds the tensor, such as `lambda output: output[0]`"
+            f"builds the tensor, such as `{picks(Z)}`"
         )
     if Z.dim() < 2:
         raise ValueError(
@@ -107,13 +108,13 @@ _PLAIN = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 @contextmanager
-def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], own: Sequence[BaseException] = ()) -> Iterator[None]:
+def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], plain: Sequence[BaseException] = ()) -> Iterator[None]:
     """Name the inputs in errors that the model's own code raises in this context.
 
     Args:
         model: A plain module.
         inputs: All positional arguments of the model.
-        own: Errors that say enough; they stay as they are.
+        plain: Errors that name the cause already; they stay as they are.
 
     Raises:
         Exception: Of the class of the model's error.
@@ -129,7 +130,7 @@ def naming_inputs(model: nn.Module, inputs: tuple[Any, ...], own: Sequence[BaseE
     try:
         yield
     except _PLAIN as error:
-        if type(error) not in _PLAIN or any(error is known for known in own):
+        if type(error) not in _PLAIN or any(error is known for known in plain):
             raise
         given = ", ".join(map(_described, inputs))
         text = " ".join(str(error).split())
@@ -182,27 +183,20 @@ def read_layer(
         (tensor([[-1.,  2.]]), tensor([[0., 2.]]))
     """
     seen: list[Tensor] = []
-    own: list[BaseException] = []
+    plain: list[BaseException] = []
     every = isinstance(output_transform, EveryCall)
-    thread = threading.get_ident()
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if threading.get_ident() != thread:
-            return
         try:
             Z = _as_tensor(output, name, output_transform)
         except Exception as error:
-            own.append(error)
+            plain.append(error)
             raise
         # A copy, because the next operation may be in place.
         seen[:] = [*(seen if every else ()), Z.clone()]
 
-    handle = layer.register_forward_hook(keep)
-    try:
-        with eager(), naming_inputs(model, inputs, own):
-            output = model(*inputs)
-    finally:
-        handle.remove()
+    with hooked([layer], keep), eager(), naming_inputs(model, inputs, plain):
+        output = model(*inputs)
     if not seen:
         raise not_reached(model, name)
     return (EveryCall().joined(seen) if every else seen[0]), output
@@ -243,12 +237,9 @@ def read_with_graph(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...],
         (True, False, False, torch.Size([4, 1]))
     """
     seen: list[tuple[Tensor, Tensor]] = []
-    thread = threading.get_ident()
     with ExitStack() as behind:
 
         def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             if seen or not isinstance(output, Tensor):
                 raise UnfitError
             behind.enter_context(torch.no_grad())
@@ -257,12 +248,8 @@ def read_with_graph(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...],
             seen.append((output, values))
             return values.clone()  # the next operation may be in place
 
-        handle = layer.register_forward_hook(cut)
-        try:
-            with eager(), naming_inputs(model, inputs):
-                output = model(*inputs)
-        finally:
-            handle.remove()
+        with hooked([layer], cut), eager(), naming_inputs(model, inputs):
+            output = model(*inputs)
     if not seen:
         raise not_reached(model, name)
     return WithGraph(*seen[0], output)
@@ -298,28 +285,22 @@ def run_to_layer(
     count = 0
     every = output_transform if isinstance(output_transform, EveryCall) else None
     earlier: list[Tensor] = []
-    thread = threading.get_ident()
 
     def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal count
-        if threading.get_ident() != thread:
-            return
         count += 1
         if every is not None:
             earlier.append(_as_tensor(output, name, every).clone())  # the next operation may be in place
         if count == calls:
             raise _LayerReached(output)
 
-    handle = layer.register_forward_hook(leave)
     # A copy of leaves: a model may work in place on its inputs, which leaves that take gradients do not allow.
     given = tuple(x.clone() if isinstance(x, Tensor) and x.requires_grad and x.is_leaf else x for x in inputs)
     try:
-        with eager():
+        with hooked([layer], leave), eager():
             model(*given)
     except _LayerReached as reached:
         return EveryCall().joined(earlier) if every else _as_tensor(reached.output, name, output_transform)
-    finally:
-        handle.remove()
     raise not_reached(model, name)
 
 

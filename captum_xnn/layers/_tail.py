@@ -15,17 +15,17 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._lookup import find_layer, unwrap
+from captum_xnn.layers._batching import pieces, rows_of
+from captum_xnn.layers._hooks import hooked
+from captum_xnn.layers._lookup import find_layer, quantised, unwrap
 from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
@@ -56,12 +56,14 @@ class _Line(NamedTuple):
 
     inputs: tuple[Tensor, ...]
     additional: tuple[Any, ...] | None
+    rows: Tensor
+    """Rows of the inputs, (N,)."""
     base: Tensor
     ts: Tensor
     weights: Tensor
     targets: Sequence[Sequence[Target]]
     Z: Tensor | None
-    """The layer's own output, if known."""
+    """The layer's own output for these rows, if known."""
 
 
 class Tail:
@@ -105,7 +107,8 @@ class Tail:
             )
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
-        self.prefix = prefix if prefix is not None and prefix.is_complete else None
+        self._given = prefix if prefix is not None and prefix.is_complete else None
+        self._shapes: list[torch.Size] | None
         self.calls = 1
         """How often a pass calls the layer, as far as is known; the last call counts."""
         self.forget()
@@ -116,6 +119,24 @@ class Tail:
         self._bytes: int | None = None
         self.alone: bool | None = None
         """Whether the layer's output alone decides the model's output; None while unknown."""
+        self.prefix, self._shapes = self._given, None
+
+    def keep_prefix(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
+        """Keep the outputs of the modules before the layer on one example, so that later calls do not run them.
+
+        They stand in for those of all examples of the same shape where Z is known. That is right where the layer's
+        output alone decides the model's output.
+
+        Args:
+            inputs: Tensors (1, ...).
+            additional: Further arguments of the model.
+        """
+        prefix = Prefix(self.model, self.layer)
+        x, more = rows_of(inputs, additional, torch.tensor([0], device="cpu"))  # copies, as a model may work in place
+        with prefix.kept():
+            self._read(x, more)
+        if prefix.is_complete:
+            self.prefix, self._shapes = prefix, _shapes(inputs, additional)
 
     def along(
         self,
@@ -127,6 +148,7 @@ class Tail:
         targets: Sequence[Sequence[Target]],
         *,
         Z: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Points:
         """Evaluate outputs and gradients at points on the line from a base to the layer's output.
 
@@ -134,33 +156,36 @@ class Tail:
         nothing else crosses from before the layer to behind it: the caller compares outputs at Z, and sets ``alone``.
 
         Args:
-            inputs: Tensors (N, ...) on the model's device.
+            inputs: Tensors on the model's device, (N, ...), or (M, ...) with ``rows``.
             additional: Further arguments of the model.
             base: Beginning of the line, of a shape that expands to Z.
             ts: Places on the line, (S,), in [0, 1].
             weights: Weights of the gradients at these places in their sum, (S,).
             targets: For each of C explained outputs, the target of every example.
             Z: The layer's own output, (N, ...), if known.
+            rows: Rows of the inputs to run on, (N,); all by default.
 
         Raises:
             ValueError: If the output does not depend on the layer in a differentiable way.
         """
+        rows = torch.arange(len(inputs[0]), device="cpu") if rows is None else rows
+        line = _Line(inputs, additional, rows, base, ts, weights, targets, None)
         if Z is not None and self._once is not False and self.alone is not False:
             self._bytes = self._bytes or Z[0].numel() * Z.element_size()
             try:
-                return self._pieces(_Line(inputs, additional, base, ts, weights, targets, Z))
+                return self._in_chunks(line._replace(Z=Z))
             except _MISFITS:
                 self.alone = False
-        return self._pieces(_Line(inputs, additional, base, ts, weights, targets, None))
+        return self._in_chunks(line)
 
-    def _pieces(self, line: _Line) -> Points:
+    def _in_chunks(self, line: _Line) -> Points:
         """Run at as many points of a line at once as memory holds."""
         ys: list[Tensor] = []
         total = Z = None
         first = 0
         while first < len(line.ts):
-            some = slice(first, first + self._points_at_once(len(line.inputs[0])))
-            made = self._along(line._replace(ts=line.ts[some], weights=line.weights[some]))
+            some = slice(first, first + self._points_at_once(len(line.rows)))
+            made = self._with_all_calls(line._replace(ts=line.ts[some], weights=line.weights[some]))
             ys.append(made.y)
             total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
             first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
@@ -178,12 +203,17 @@ class Tail:
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
         """
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))
+        every = pieces(inputs, torch.arange(len(inputs[0]), device="cpu"))
+        parts = [self._read(*rows_of(inputs, additional, rows)) for rows in every]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _read(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
+        """Run the modules up to the layer once, and return the layer's output."""
         with torch.no_grad():
             return run_to_layer(
                 self.model,
                 self.layer,
-                (*x, *(more or ())),
+                (*inputs, *(additional or ())),
                 calls=self.calls,
                 name=self.name,
                 output_transform=self.output_transform,
@@ -199,21 +229,23 @@ class Tail:
             additional: Further arguments of the model.
             targets: For each of C outputs, the target of every example.
         """
-        x, more = rows_of(inputs, additional, torch.arange(len(inputs[0])))  # copies, as a model may work in place
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies, as a model may work in place
         with torch.no_grad(), eager():
             output = self.model(*x, *(more or ()))
         y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
         return torch.stack([select_each(y_hat, list(of)) for of in targets])
 
-    def _along(self, line: _Line) -> Points:
+    def _with_all_calls(self, line: _Line) -> Points:
         """Run at all points of a line, which replace the layer's output at its last call."""
         while True:
             try:
-                return self._tried(line)
+                return self._once_or_repeated(line)
             except _CalledAgain:
                 self.calls += 1
 
-    def _tried(self, line: _Line) -> Points:
+    def _once_or_repeated(self, line: _Line) -> Points:
         """Run with the inputs once; run with repeated inputs where other values cross the layer."""
         if line.Z is not None:
             return self._run(line, once=True)
@@ -240,12 +272,12 @@ class Tail:
 
     def _run(self, line: _Line, *, once: bool) -> Points:
         """Run the model once for all points of a line, and take the gradients."""
-        n, S = len(line.inputs[0]), len(line.ts)
-        rows = torch.arange(n) if once else torch.arange(n).repeat(S)
+        n, S = len(line.rows), len(line.ts)
+        rows = line.rows if once else line.rows.repeat(S)
         rows = rows if line.Z is None else rows[:1]
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
         swap = _Swap(self, line, once)
-        known = nullcontext() if self.prefix is None or line.Z is None else self.prefix.returned()
+        known = nullcontext() if line.Z is None else self._returned(inputs, additional)
         with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), known:
             output = self.model(*inputs, *(additional or ()))
             if swap.leaf is None or swap.Z is None:
@@ -263,8 +295,43 @@ class Tail:
         y = torch.stack([y.detach().reshape(S, n) for y in ys])
         dtype = torch.promote_types(swap.Z.dtype, torch.float32)
         w = line.weights.to(swap.Z.device, dtype)
-        total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
+        with torch.autocast(w.device.type, enabled=False):
+            total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
+
+    def check_contributions(self, contributions: Tensor) -> None:
+        """Raise if contributions to the model's output are not finite, or all are 0.
+
+        Args:
+            contributions: Contributions of the layer's output, in any shape.
+
+        Raises:
+            ValueError: If they cannot be grouped; the message says why, and what to do.
+        """
+        if not bool(contributions.isfinite().all()):
+            raise ValueError(
+                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, or choose "
+                "another layer"
+            )
+        if bool(contributions.any()):
+            return
+        if names := quantised(self.model):
+            raise ValueError(
+                f"layer {self.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, "
+                "and quantised layers have no gradients; explain the float model that was quantised, or fit with "
+                "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
+            )
+        raise ValueError(
+            f"layer {self.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
+            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
+            "autoencoder=SRAE"
+        )
+
+    def _returned(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> AbstractContextManager[None]:
+        """Return the kept outputs of the modules before the layer in this context, if they are of such an example."""
+        if self.prefix is None or self._shapes not in (None, _shapes(inputs, additional)):
+            return nullcontext()
+        return self.prefix.returned()
 
     def _gradients(self, ys: list[Tensor], leaf: Tensor, with_gradients: bool) -> list[Tensor]:
         """Compute the derivatives of each output by the layer's output."""
@@ -296,6 +363,11 @@ class Tail:
         return found
 
 
+def _shapes(inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> list[torch.Size]:
+    """List the shapes of all tensors among the arguments of a model."""
+    return [value.shape for value in (*inputs, *(additional or ())) if isinstance(value, Tensor)]
+
+
 class _CalledAgain(BaseException):
     """Ends a pass in which the layer is called more often than the tail assumed."""
 
@@ -304,7 +376,7 @@ class _Swap:
     """Replaces a layer's output by points on the line to it, and keeps the points as a leaf that takes gradients."""
 
     def __init__(self, tail: Tail, line: _Line, once: bool) -> None:
-        self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.inputs[0]), once
+        self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.rows), once
         self.known = line.Z
         self.count = 0
         self.leaf: Tensor | None = None
@@ -317,11 +389,8 @@ class _Swap:
     @contextmanager
     def on(self, layer: nn.Module) -> Iterator[None]:
         """Replace the layer's output in this context."""
-        thread = threading.get_ident()
 
         def replace(_module: nn.Module, _inputs: Any, raw: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             if self.is_done:
                 return self._again(raw)
             self.count += 1
@@ -329,11 +398,8 @@ class _Swap:
                 raise _CalledAgain
             return self._replaced(raw) if self.count == self.tail.calls else None
 
-        handle = layer.register_forward_hook(replace)
-        try:
+        with hooked([layer], replace):
             yield
-        finally:
-            handle.remove()
 
     def _again(self, raw: Any) -> Any:
         """Replace the layer's output by the same points where a checkpoint runs the layer again."""
@@ -409,12 +475,16 @@ def _check_dtype(Z: Tensor, name: str) -> None:
 
 def _scattered(raw: Any, path: tuple[Any, ...], tensor: Tensor, index: Tensor, points: Tensor) -> Any:
     """Replace numbers in some places of one tensor of a nested output; return the new output."""
-    changed = tensor.flatten().index_put((index,), points.flatten())
+    own = index >= 0
+    changed = tensor.flatten().index_put((index[own],), points.flatten()[own])
     return put_in(raw, path, changed.reshape(tensor.shape))
 
 
 def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTransform, Z: Tensor) -> Tensor | None:
-    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates."""
+    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates.
+
+    Zeros that the transform puts beside the numbers, such as the padding of a packed sequence, have the index -1.
+    """
     numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
     try:
         found = transform(put_in(raw, path, numbered + 1))
@@ -423,9 +493,11 @@ def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTra
         return None
     if not isinstance(found, Tensor) or found.shape != Z.shape or not torch.equal(found, -other):
         return None
-    index = found.flatten().round().long() - 1
-    known = index.numel() == len(torch.unique(index)) and bool(((index >= 0) & (index < tensor.numel())).all())
-    return index if known and torch.equal(tensor.flatten()[index], Z.flatten()) else None
+    index, flat = found.flatten().round().long() - 1, Z.flatten()
+    own = index >= 0
+    picked = index[own]
+    known = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(torch.unique(picked))
+    return index if known and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,6 +90,7 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
     """Split the targets of a fit into the groups that one explainer each covers."""
     if isinstance(target, range):
         target = list(target)
+    target = _as_tensor(target)
     if joint:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
@@ -120,6 +122,7 @@ def per_example(target: Any, n: int, against: Any = None) -> list[Target]:
     if against is not None:
         pairs = zip(per_example(target, n), per_example(against, n), strict=True)
         return [t if other is None else Difference(t, other) for t, other in pairs]  # type: ignore[arg-type]
+    target = _as_tensor(target)
     if (isinstance(target, Tensor) and target.numel() > 1) or isinstance(target, list):
         each = [single_target(t) for t in target]
         if len(each) != n:
@@ -128,6 +131,11 @@ def per_example(target: Any, n: int, against: Any = None) -> list[Target]:
             )
         return each
     return [single_target(target)] * n
+
+
+def _as_tensor(target: Any) -> Any:
+    """Turn an array of targets into a tensor, and return everything else."""
+    return torch.as_tensor(target, device="cpu") if isinstance(target, np.ndarray) else target
 
 
 def predicted_classes(y_hat: Tensor) -> Tensor | None:

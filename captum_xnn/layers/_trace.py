@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.layers._grid import channels_by_numbers, halves, has_channels_last, is_over_image
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._lookup import hookable
 from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import not_reached
@@ -118,18 +118,10 @@ class Tracer:
     @contextmanager
     def noting(self) -> Iterator[None]:
         """Note the modules of the forward pass in this context."""
-        thread = threading.get_ident()
-
-        def note(module: nn.Module, arguments: Any, output: Any) -> None:
-            if threading.get_ident() == thread:
-                self._note(module, arguments, output)
-
-        handles = [module.register_forward_hook(note) for module in hookable(self.model, self.layer)]
         try:
-            yield
+            with hooked(hookable(self.model, self.layer), self._note):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             self._grids.clear()  # their memory is free
             for _, seen, _ in self._ends:
                 seen[:] = [g._replace(output=None) for g in seen]
@@ -234,21 +226,16 @@ def _tried(
         return found
     given = list(repeated(inputs, 5))
     given[at] = halves(inputs[at][:1], channels)
-    thread = threading.get_ident()
 
     def note(module: nn.Module, _arguments: Any, output: Any) -> None:
-        if threading.get_ident() == thread and isinstance(output, Tensor) and output.dim() == 4:
+        if isinstance(output, Tensor) and output.dim() == 4:
             found[module] = is_over_image(output)
 
-    handles = [module.register_forward_hook(note) for module in modules]
     try:
-        with untouched(model), torch.no_grad(), eager():
+        with hooked(modules, note), untouched(model), torch.no_grad(), eager():
             model(*given)
     except Exception:
         return found  # the model's own code may fail on noise
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

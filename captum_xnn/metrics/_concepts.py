@@ -81,7 +81,7 @@ def random_order(contributions: Tensor, *, seed: int) -> Tensor:
         tensor([[0, 1, 2]])
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(contributions.shape, generator=generator, dtype=torch.float64)
+    draws = torch.rand(contributions.shape, generator=generator, dtype=torch.float64, device="cpu")
     return draws.argsort(1).to(contributions.device)
 
 
@@ -188,8 +188,8 @@ def shapley_values(value: Callable[[Tensor], Tensor], n: int) -> Tensor:
             f"n is {n} players, and all 2^n subsets are evaluated; pass 1 to {_MOST_FEATURES}, group x-features, or "
             "sample with captum.attr.ShapleyValueSampling"
         )
-    subsets = torch.arange(2**n)
-    kept = (subsets[:, None] >> torch.arange(n)) & 1 == 1
+    subsets = torch.arange(2**n, device="cpu")
+    kept = (subsets[:, None] >> torch.arange(n, device="cpu")) & 1 == 1
     values = value(kept)
     if values.dim() not in (1, 2) or len(values) != len(subsets):
         raise ValueError(
@@ -197,7 +197,9 @@ def shapley_values(value: Callable[[Tensor], Tensor], n: int) -> Tensor:
             "subsets, (2^n,) or (2^n, N)"
         )
     values = values.double()
-    by_size = torch.tensor([factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)], dtype=torch.float64)
+    by_size = torch.tensor(
+        [factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)], dtype=torch.float64, device="cpu"
+    )
     shapley = []
     for i in range(n):
         without = subsets[~kept[:, i]]

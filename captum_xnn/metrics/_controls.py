@@ -42,8 +42,8 @@ def random_maps(maps: Tensor, *, seed: int, cells: int = 7) -> Tensor:
         )
     generator = torch.Generator().manual_seed(seed)
     if maps.dim() == 3:
-        return torch.rand(maps.shape, generator=generator, dtype=torch.float64).to(maps)
-    coarse = torch.rand(*maps.shape[:2], cells, cells, generator=generator, dtype=torch.float64)
+        return torch.rand(maps.shape, generator=generator, dtype=torch.float64, device="cpu").to(maps)
+    coarse = torch.rand(*maps.shape[:2], cells, cells, generator=generator, dtype=torch.float64, device="cpu")
     return F.interpolate(coarse, maps.shape[2:], mode="bilinear", align_corners=True).to(maps)
 
 
@@ -65,5 +65,5 @@ def random_partition(dimensions: int, groups: int, generator: torch.Generator) -
     """
     if not 1 <= groups <= dimensions:
         raise ValueError(f"cannot split {dimensions} dimensions into {groups} groups; ask for 1 to {dimensions} groups")
-    chosen = torch.randperm(dimensions, generator=generator) % groups
+    chosen = torch.randperm(dimensions, generator=generator, device="cpu") % groups
     return F.one_hot(chosen, groups).float()

@@ -82,7 +82,7 @@ class FaithfulnessStream:
         >>> stream = FaithfulnessStream(0)
         >>> stream.update(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([[1.0, 2.0]]))
         >>> stream.update(torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([[2.0, 1.0]]))
-        >>> stream.compute(), stream.spread()
+        >>> stream.compute(), stream.mean_deviation()
         (Faithfulness(f_reg=1.0, f_cls=0.5, examples=2), 0.5)
     """
 
@@ -123,7 +123,7 @@ class FaithfulnessStream:
             self.misses / self.examples, None if self.same is None else self.same / self.examples, self.examples
         )
 
-    def spread(self) -> float:
+    def mean_deviation(self) -> float:
         """Compute the mean absolute difference between the predictions and their mean, in logits.
 
         It is the F_reg of a guess that always gives the mean prediction.

@@ -40,6 +40,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ __all__ = [
     "map_identification",
     "mean_by_share",
     "patch_agreement",
+    "patch_bounds",
     "patch_correlations",
     "patch_cover",
     "patch_drops",
@@ -69,10 +71,26 @@ __all__ = [
 _SAME = 1e-9
 
 
+def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
+    """Compute the start and end of each patch along one side, in pixels.
+
+    Args:
+        size: Pixels along the side.
+        patches: Patches along the side, at most one per pixel.
+
+    Example:
+        >>> patch_bounds(10, 3)
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    patches = min(patches, size)
+    edges = [size * i // patches for i in range(patches + 1)]
+    return list(pairwise(edges))
+
+
 def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
     """Mark the pixels of each patch, (P, H, W), bool; every pixel belongs to exactly one patch.
 
-    If the grid does not divide a side evenly, patches differ by one pixel.
+    :func:`patch_bounds` cuts the sides. Where the grid does not divide a side evenly, patches differ by one pixel.
 
     Args:
         height: H in pixels.
@@ -84,12 +102,15 @@ def patch_masks(height: int, width: int, grid: int = 4) -> Tensor:
 
     Example:
         >>> patch_masks(3, 2, 2).sum((1, 2))
-        tensor([2, 2, 1, 1])
+        tensor([1, 1, 2, 2])
     """
     if not 1 <= grid <= min(height, width):
         raise ValueError(f"grid is {grid} for images of {height} x {width} pixels; pass 1 to {min(height, width)}")
-    row, column = (torch.arange(side) * grid // side for side in (height, width))
-    return row[:, None] * grid + column == torch.arange(grid**2)[:, None, None]
+    masks = torch.zeros(grid, grid, height, width, dtype=torch.bool, device="cpu")
+    for i, (top, bottom) in enumerate(patch_bounds(height, grid)):
+        for j, (left, right) in enumerate(patch_bounds(width, grid)):
+            masks[i, j, top:bottom, left:right] = True
+    return masks.flatten(0, 1)
 
 
 def refuse_channels_last(images: Tensor) -> None:
@@ -194,7 +215,7 @@ def patch_drops(
     def values(x: Tensor, _rows: Tensor, _patches: Tensor | None) -> Tensor:
         return contributions(x)
 
-    marks = torch.ones(len(inputs), len(masks), dtype=torch.bool)
+    marks = torch.ones(len(inputs), len(masks), dtype=torch.bool, device="cpu")
     return drops_of_patches(values, inputs, covered, marks, batch_size=batch_size)
 
 
@@ -209,7 +230,7 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         ValueError: If the fill does not broadcast to the inputs, or ids of tokens come without one.
     """
     if fill is not None:
-        cover = torch.as_tensor(fill).to(inputs)
+        cover = torch.as_tensor(fill, device=inputs.device).to(inputs)
     elif inputs.dim() == 4:
         cover = inputs.mean((2, 3), keepdim=True)
     elif inputs.is_floating_point():
@@ -315,11 +336,11 @@ def _centred_ranks(values: Tensor) -> Tensor:
     """Compute ranks minus their mean, float64; ties share their mean rank. 0 if values differ by rounding alone."""
     rounding = 4 * torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
     x = values.double().contiguous()
-    spread = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+    extent = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
     ordered = x.sort(-1).values
     smaller, not_larger = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
     rank = (smaller + not_larger - x.shape[-1]) / 2.0  # the mean of ranks 1 to P is (P + 1) / 2
-    return torch.where(spread > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
+    return torch.where(extent > rounding * x.abs().amax(-1, keepdim=True), rank.double(), 0)
 
 
 def patch_correlations(maps: Tensor, drops: Tensor) -> Tensor:

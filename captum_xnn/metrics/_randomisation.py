@@ -171,7 +171,7 @@ def randomised(module: nn.Module, *, seed: int, layers: Sequence[str | nn.Module
     generator = torch.Generator().manual_seed(seed)
     try:
         for part in module.modules():
-            layer_seed = int(torch.randint(2**62, (), generator=generator))
+            layer_seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
             if part in chosen and _own(part):
                 _redraw(part, layer_seed)
         yield module

@@ -156,7 +156,7 @@ def pair_share(changes: Tensor, parts: Tensor, *, seed: int = 0) -> PairShare:
     _check_pairs(changes, parts)
     size, part = changes.detach().double().abs().cpu(), torch.unique(parts.cpu(), return_inverse=True)[1]
     generator = torch.Generator().manual_seed(seed)
-    drawn = [_carried(size, part[torch.randperm(len(part), generator=generator)]) for _ in range(_DRAWS)]
+    drawn = [_carried(size, part[torch.randperm(len(part), generator=generator, device="cpu")]) for _ in range(_DRAWS)]
     share, most = _carried(size, part)
     return PairShare(share, sum(s for s, _ in drawn) / _DRAWS, most, sum(m for _, m in drawn) / _DRAWS)
 
@@ -164,7 +164,7 @@ def pair_share(changes: Tensor, parts: Tensor, *, seed: int = 0) -> PairShare:
 def _carried(size: Tensor, part: Tensor) -> tuple[float, float]:
     """Compute ``share`` and ``most`` of sizes of changes (N, K) and parts from 0 (N,)."""
     member = torch.nn.functional.one_hot(part).T.double()
-    carried, most = torch.zeros(len(size)).double(), torch.zeros(len(size)).double()
+    carried, most = torch.zeros(len(size), device="cpu").double(), torch.zeros(len(size), device="cpu").double()
     for n, (own, p) in enumerate(zip(size, part.tolist(), strict=True)):
         rest = member.clone()
         rest[:, n] = 0

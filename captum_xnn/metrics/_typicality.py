@@ -73,7 +73,7 @@ def typicality(contributions: Tensor, usual: Tensor | None = None) -> Typicality
     M, K = X.shape
     delta = shrinkage(X)
     S = X.T @ X / M
-    target = delta * S.trace() / K * torch.eye(K).to(S)
+    target = delta * S.trace() / K * torch.eye(K, device="cpu").to(S)
     squared = _squared(deviations[:, varies], torch.linalg.pinv((1 - delta) * S + target, hermitian=True))
     # Without example i, the mean moves by x_i / (M - 1), and x_i is M / (M - 1) times as far from it.
     left = (M * S - X[:, :, None] * X[:, None] * (M / (M - 1))) / (M - 1)
@@ -105,7 +105,7 @@ def shrinkage(X: Tensor) -> float:
     M, K = X.shape
     S = X.T @ X / M
     noise = (X.square().sum(1).square().sum() / M - S.square().sum()) / M
-    signal = (S - S.trace() / K * torch.eye(K).to(S)).square().sum()
+    signal = (S - S.trace() / K * torch.eye(K, device="cpu").to(S)).square().sum()
     return float((noise / signal).clamp(0, 1)) if signal > 0 else 1.0
 
 

@@ -212,7 +212,11 @@ class Autoencoder(nn.Module, ABC):
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     bound = 1 / math.sqrt(module.weight[0].numel())
                     for p in module.parameters(recurse=False):
-                        p.copy_(torch.empty(p.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+                        p.copy_(
+                            torch.empty(p.shape, dtype=torch.float32, device="cpu").uniform_(
+                                -bound, bound, generator=generator
+                            )
+                        )
             self.head.weight.fill_(1 / math.sqrt(self.n_features))
             self.head.bias.zero_()
 

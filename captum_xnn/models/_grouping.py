@@ -36,9 +36,13 @@ Reference:
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from captum_xnn.layers._threads import one_thread_if_small
 
 __all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups", "supporting"]
 
@@ -58,12 +62,17 @@ _TINY = 1e-12
 _WEAK = 1e-4
 # Share of the largest deviation, and of its own size, below which the deviation of a column may be rounding.
 _CONSTANT = 1e-5
+# Blocks of rows in products of a matrix with its own transpose.
+_BLOCKS = 4
 # Rows above which only the needed eigenvectors are computed.
 _LARGE = 600
+# Columns that are clustered; further ones, with the smallest deviations, join a cluster. The affinity of all columns
+# of 20,000 would take 3 GB.
+_WIDE = 4096
 
 
 def learn_groups(
-    own: Tensor,
+    positives: Tensor,
     others: Tensor,
     drops: Tensor | None,
     K: int,
@@ -75,7 +84,7 @@ def learn_groups(
     """Compute groups (D, K') of at most K x-features; each row sums to 1.
 
     Args:
-        own: Contributions in positives, (m, D).
+        positives: Contributions in positives, (m, D).
         others: Contributions in other examples, (m', D).
         drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
         K: Largest number of x-features.
@@ -87,12 +96,13 @@ def learn_groups(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> two = torch.rand(30, 2, generator=g)  # two reasons, each in three dimensions
-        >>> own = two.repeat_interleave(3, 1)
-        >>> drops = torch.stack([own * torch.tensor([1.0, 1, 1, 0, 0, 0]), own * torch.tensor([0.0, 0, 0, 1, 1, 1])], 1)
-        >>> learn_groups(own, own[:0], drops, 2).sum(0)
+        >>> seen = two.repeat_interleave(3, 1)
+        >>> first, second = torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1])
+        >>> drops = torch.stack([seen * first, seen * second], 1)
+        >>> learn_groups(seen, seen[:0], drops, 2).sum(0)
         tensor([3., 3.], dtype=torch.float64)
     """
-    every = torch.cat([own, others]).double()
+    every = torch.cat([positives, others]).double()
     K = max(1, min(K, every.shape[1]))
     rows = None if drops is None else supporting(drops.double(), (drops if lost is None else lost).double())
     if rows is None:
@@ -101,7 +111,7 @@ def learn_groups(
         X, m, V = rows
         K = min(K, len(X))
         a = hardened(regressed(X, m, patch_clusters(V, m, K, balance=balance), K, ridge))
-    return _merged(a, own.double(), every)
+    return _merged(a, positives.double(), every)
 
 
 def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -141,9 +151,10 @@ def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
     """
     unit = V / V.norm(dim=1, keepdim=True).clamp(min=_TINY)
     weight = (m / m.max()).double() ** _WEIGHT
-    likeness = ((unit @ unit.T).clamp(min=0).square() + _WEAK) * weight[:, None] * weight
+    # In place, as new memory for matrices of this size takes longer than the arithmetic.
+    likeness = _gram(unit).clamp_(min=0).square_().add_(_WEAK).mul_(weight[:, None]).mul_(weight)
     root = likeness.sum(1).sqrt()
-    places = _leading(likeness / root[:, None] / root, K) / root[:, None]
+    places = _leading(likeness.div_(root[:, None]).div_(root), K) / root[:, None]
     places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
     return _clustered(places, weight, K, balance=balance)
 
@@ -168,10 +179,26 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
     target = torch.nn.functional.one_hot(label, K).to(X) * m[:, None] - m[:, None] / K
     penalty = ridge * X.square().sum(1).mean()
     if n < D:  # the same solution from the smaller of two systems
-        found: Tensor = X.T @ torch.linalg.solve(X @ X.T + penalty * torch.eye(n).to(X), target)
-    else:
-        found = torch.linalg.solve(X.T @ X + penalty * torch.eye(D).to(X), X.T @ target)
-    return 1 / K + found
+        return 1 / K + X.T @ _solved(_gram(X), penalty, target)
+    return 1 / K + _solved(_gram(X.T), penalty, X.T @ target)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """Compute the inner products of all rows, (n, n), without computing each of them twice."""
+    n = len(X)
+    edges = [n * i // _BLOCKS for i in range(_BLOCKS + 1)]
+    found = X.new_empty(n, n)
+    for first, last in pairwise(edges):
+        torch.mm(X[first:last], X[first:].T, out=found[first:last, first:])
+        found[last:, first:last] = found[first:last, last:].T
+    return found
+
+
+def _solved(gram: Tensor, penalty: Tensor, target: Tensor) -> Tensor:
+    """Solve (gram + penalty I) x = target, in the memory of gram."""
+    gram.diagonal().add_(penalty)
+    found: Tensor = torch.linalg.solve(gram, target)
+    return found
 
 
 def hardened(a: Tensor, small: float = _SMALL) -> Tensor:
@@ -198,7 +225,8 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
 
     The affinity of two columns is their positive correlation. The weight of a column is its standard deviation. The
     method draws no random numbers: the first cluster starts at the column with the largest standard deviation, each
-    further one at the column farthest from the earlier starts, weighted. Ties go to the first column.
+    further one at the column farthest from the earlier starts, weighted. Ties go to the first column. Of more than
+    4,096 columns, those with the smallest weights join the cluster of the largest mean affinity.
 
     Args:
         X: Rows of numbers, (m, D).
@@ -221,28 +249,43 @@ def spectral_groups(X: Tensor, K: int) -> Tensor:
     centred = X - X.mean(0)
     size = centred.norm(dim=0)
     live = (size > _CONSTANT * size.max()) & (size > _CONSTANT * X.norm(dim=0))
-    groups = torch.full((D, K), 1 / K, dtype=torch.float64)
+    groups = torch.full((D, K), 1 / K, dtype=torch.float64, device="cpu")
     count = min(K, int(live.sum()))
     if not count:
         return groups
     unit, weight = centred[:, live] / size[live], size[live] / size.max()
+    labels = torch.empty(unit.shape[1], dtype=torch.long, device="cpu")
+    order = weight.argsort(descending=True, stable=True)
+    heavy, light = order[:_WIDE].sort()[0], order[_WIDE:]
+    labels[heavy] = own = _spectral_clusters(unit[:, heavy], weight[heavy], count)
+    member = torch.eye(count, dtype=torch.float64, device="cpu")[own] * weight[heavy, None]
+    for some in torch.split(light, _WIDE):
+        labels[some] = ((unit[:, some].T @ unit[:, heavy]).clamp(min=0) @ (member / member.sum(0))).argmax(1)
+    groups[live] = torch.eye(K, dtype=torch.float64, device="cpu")[labels]
+    return groups
+
+
+def _spectral_clusters(unit: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Compute the cluster of each of some columns of length 1, (D,)."""
     likeness = ((unit.T @ unit).clamp(min=0) + _WEAK) * weight[:, None] * weight
     root = likeness.sum(1).sqrt()
     places = _leading(likeness / root[:, None] / root, count)
     places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
-    groups[live] = torch.eye(K, dtype=torch.float64)[_clustered(places, weight, count)]
-    return groups
+    return _clustered(places, weight, count)
 
 
 def _leading(matrix: Tensor, K: int) -> Tensor:
     """Compute the eigenvectors of the K largest eigenvalues of a symmetric matrix, (D, K)."""
-    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     D = len(matrix)
     if D > _LARGE:
         start = np.linspace(1, 2, D)  # any vector that is not an eigenvector; the same in every run
+        # By torch, as numpy's threads would wait for the same cores.
+        times = LinearOperator((D, D), lambda x: torch.mv(matrix, torch.from_numpy(x)).numpy(), dtype=np.float64)
         try:
-            found: Tensor = torch.from_numpy(np.ascontiguousarray(eigsh(matrix.numpy(), K, v0=start, tol=1e-10)[1]))
+            with one_thread_if_small(2.0 * D**2):
+                found: Tensor = torch.from_numpy(np.ascontiguousarray(eigsh(times, K, v0=start, tol=1e-10)[1]))
             return found
         except ArpackNoConvergence:
             pass
@@ -261,7 +304,7 @@ def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) 
         near = torch.minimum(near, (places - places[chosen[-1]]).square().sum(1))
         chosen.append(_first_of_largest(near * weight))
     centres = places[chosen]
-    label, total = torch.full((len(places),), -1), weight.new_ones(K)
+    label, total = torch.full((len(places),), -1, device="cpu"), weight.new_ones(K)
     for _ in range(100):
         distance = torch.cdist(places, centres) * (total / total.mean()).clamp(min=_TINY) ** balance
         new = (distance <= distance.amin(1, keepdim=True) + 1e-9).double().argmax(1)
@@ -279,10 +322,10 @@ def _first_of_largest(values: Tensor) -> int:
     return int((values >= values.max() * (1 - 1e-9)).double().argmax())
 
 
-def _merged(a: Tensor, own: Tensor, every: Tensor) -> Tensor:
+def _merged(a: Tensor, positives: Tensor, every: Tensor) -> Tensor:
     """Merge each group that adds nothing into the group that it correlates with most."""
     while a.shape[1] > 1:
-        given = (own @ a).abs().mean(0)
+        given = (positives @ a).abs().mean(0)
         k = int(given.argmin())
         if given[k] >= _NOTHING * given.sum():
             break

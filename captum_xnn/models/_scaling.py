@@ -35,7 +35,7 @@ def scaling(Z: Tensor | Rows, y: Tensor) -> Scaling:
     """
     # One pass, relative to the mean of the first chunk: a large mean then costs no digits.
     shift = _channels_last(next(iter(chunks(Z)))).mean(0)
-    total, square, count = torch.zeros(len(shift), dtype=torch.float64), 0.0, 0
+    total, square, count = torch.zeros(len(shift), dtype=torch.float64, device="cpu"), 0.0, 0
     for chunk in chunks(Z):
         off = _channels_last(chunk) - shift
         total += off.sum(0).cpu()

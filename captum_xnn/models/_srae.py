@@ -129,7 +129,7 @@ class PaperSRAE(Dense):
         """
         super().reset(generator)
         with torch.no_grad():
-            bound, drawn = self.n_features**-0.5, torch.empty(self.head.weight.shape)
+            bound, drawn = self.n_features**-0.5, torch.empty(self.head.weight.shape, device="cpu")
             self.head.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     @classmethod

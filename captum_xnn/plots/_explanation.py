@@ -19,8 +19,8 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,188 +30,38 @@ from matplotlib.patches import Patch
 
 from captum_xnn.plots._colours import BLUES, INK, NEUTRAL, ORANGES
 from captum_xnn.plots._names import Names, resolve_names
-from captum_xnn.plots._numbers import Numbers, as_array, examples_of, finite, table_of
+from captum_xnn.plots._numbers import Array, Numbers, examples_of, finite, table_of
 from captum_xnn.plots._panels import (
-    Array,
     Style,
     caption,
     colour_of,
-    contours,
     draw_image,
     note,
     overlay,
     wrapped,
 )
 from captum_xnn.plots._picture import Picture
+from captum_xnn.plots._scales import (
+    Channels,
+    Scale,
+    checked_contributions,
+    checked_maps,
+    displayable,
+    own_scale,
+    scaled,
+    shared_scale,
+)
 from captum_xnn.plots._sentence import decimals
 from captum_xnn.plots._waterfall import Sum, draw_waterfall, plain, signed
 
-__all__ = [
-    "Scale",
-    "Style",
-    "contours",
-    "overlay",
-    "own_scale",
-    "shared_scale",
-    "show_contributions",
-    "show_explanation",
-    "show_gallery",
-]
+__all__ = ["show_contributions", "show_explanation", "show_gallery"]
 
-Channels: TypeAlias = float | Sequence[float]
-Scale: TypeAlias = Callable[[Array, Array], Array]
-
-# A few extreme pixels are common in backpropagated maps. They must not decide the brightness of all others.
-CLIP_QUANTILE = 0.995
 PANELS_PER_ROW = 5
-
-
-def _contributions(contributions: Numbers) -> Array:
-    """Check the contributions (K,)."""
-    array = finite(contributions, "contributions")
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"contributions are {array.shape}, not (K,) of one example; pick one example, as in contributions[0], or "
-            "use show_gallery for several examples"
-        )
-    return array
-
-
-def _maps(maps: Numbers, n_features: int) -> Array:
-    """Check the maps of one example and sum them over channels, (K, H, W)."""
-    array = finite(maps, "maps")
-    if array.ndim not in (3, 4) or len(array) != n_features or array.size == 0:
-        raise ValueError(
-            f"maps are {array.shape}, not (K, H, W) or (K, C, H, W) for K = {n_features} contributions; pick one "
-            "example, as in maps[0], and give one map for each contribution"
-        )
-    return array if array.ndim == 3 else array.sum(1)
-
-
-def _displayable(image: Numbers, mean: Channels | None, std: Channels | None) -> Array:
-    """Turn the image into (H, W, 3) in [0, 1]; bytes and values in [0, 1] keep their range, others are stretched."""
-    array = finite(image, "pixels of the image")
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim != 3 or len(array) not in (1, 3) or array.size == 0:
-        raise ValueError(
-            f"image is {array.shape}, not (H, W), (1, H, W) or (3, H, W); pick one example and put the channels first"
-        )
-    if mean is not None or std is not None:
-        array = _denormalised(array, mean, std)
-    elif as_array(image).dtype == np.uint8:
-        array = array / 255
-    low, high = array.min(), array.max()
-    if low < 0 or high > 1:
-        # One stretch for all channels, because a stretch for each would change the hues. A constant image becomes grey.
-        array = (array - low) / (high - low) if high > low else np.full_like(array, 0.5)
-    return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
-
-
-def _denormalised(array: Array, mean: Channels | None, std: Channels | None) -> Array:
-    """Undo the normalisation of an image (C, H, W); the result is in [0, 1]."""
-    if mean is None or std is None:
-        raise ValueError(
-            "mean and std go together, but one of them is None; pass both as they were used to normalise the image"
-        )
-    middle, spread = (np.asarray(value, dtype=np.float64).reshape(-1) for value in (mean, std))
-    if middle.size not in (1, len(array)) or spread.size not in (1, len(array)) or not (spread > 0).all():
-        raise ValueError(
-            f"mean is {mean} and std is {std} for {len(array)} channels; pass both as they were used to normalise the "
-            "image, each as one number or one for each channel, with std > 0"
-        )
-    true = array * spread[:, None, None] + middle[:, None, None]
-    # Half a range of tolerance allows for noise that was added after normalising.
-    if true.min() < -0.5 or true.max() > 1.5:
-        raise ValueError(
-            f"mean and std bring the image to values from {true.min():.3g} to {true.max():.3g}, not to [0, 1]; pass "
-            "mean and std for images in [0, 1]: divide the ones for bytes by 255"
-        )
-    return np.asarray(true.clip(0, 1))
-
-
-def _scaled(scale: Scale, maps: Array, contributions: Array) -> Array:
-    """Apply a scale to the maps, and check that the result can be drawn."""
-    shown = finite(scale(maps, contributions), "values from scale")
-    if shown.shape != maps.shape or np.abs(shown).max() > 1 + 1e-6:
-        raise ValueError(
-            f"scale returns shape {shown.shape} with values up to {np.abs(shown).max():.3g} in size, not maps "
-            f"{maps.shape} in [-1, 1]; divide by one level and clip, as own_scale does"
-        )
-    return shown
-
-
-def _levels(maps: Array) -> Array:
-    """Compute for each map the absolute value (K,) that gets full colour; 0 for an empty map.
-
-    The quantile leaves out zeros, so a map of few pixels keeps a positive level.
-    """
-    sizes = [np.abs(m[m != 0]) for m in maps]
-    return np.array([np.quantile(s, CLIP_QUANTILE, method="higher") if s.size else 0.0 for s in sizes])
-
-
-def _divided(maps: Array, levels: Array) -> Array:
-    """Divide the maps by their levels (K,) and clip them to [-1, 1]; a level of 0 gives zeros."""
-    safe = np.where(levels > 0, levels, 1.0)[:, None, None]
-    return np.asarray(np.clip(maps / safe, -1.0, 1.0) * (levels > 0)[:, None, None])
-
-
-def shared_scale(maps: Numbers, contributions: Numbers) -> Array:
-    r"""Put the maps (K, H, W) on one common scale in [-1, 1], each as strong as its contribution.
-
-    .. math:: \frac{v_i E_i}{\sum_{hw} |m_{ihw}|} \, m_{ihw}
-
-    This spreads each contribution over its pixels, in logits per pixel. All maps are then divided by the largest of
-    their 99.5 % quantiles, and clipped. An x-feature with a small contribution looks faint. So does an x-feature with a
-    widely spread map: use :func:`own_scale` to see where such a map lies.
-
-    Args:
-        maps: Attribution maps (K, H, W), or (K, C, H, W) to sum over channels.
-        contributions: Contributions (K,) in logits. The maps take their signs.
-
-    Raises:
-        ValueError: If the shapes do not fit or a value is not finite.
-
-    Example:
-        >>> shared_scale([[[1.0, 3.0]], [[2.0, 2.0]]], [8.0, -4.0])
-        array([[[ 0.33333333,  1.        ]],
-        <BLANKLINE>
-               [[-0.33333333, -0.33333333]]])
-    """
-    weights = _contributions(contributions)
-    flat = _maps(maps, len(weights))
-    totals = np.abs(flat).sum((1, 2))
-    density = flat * (weights / np.where(totals > 0, totals, 1.0))[:, None, None]
-    return _divided(density, np.full(len(flat), _levels(density).max()))
-
-
-def own_scale(maps: Numbers, contributions: Numbers) -> Array:
-    """Stretch each map (K, H, W) to [-1, 1] by itself, so that only places can be compared between maps.
-
-    Each map is divided by the 99.5 % quantile of its absolute values and clipped. If an x-feature contributes exactly
-    0, its map is empty on every scale, because it says nothing about the output.
-
-    Args:
-        maps: Attribution maps (K, H, W), or (K, C, H, W) to sum over channels.
-        contributions: Contributions (K,) in logits. The maps take their signs.
-
-    Raises:
-        ValueError: If the shapes do not fit or a value is not finite.
-
-    Example:
-        >>> own_scale([[[1.0, 4.0]], [[2.0, 2.0]]], [8.0, -4.0])
-        array([[[ 0.25,  1.  ]],
-        <BLANKLINE>
-               [[-1.  , -1.  ]]])
-    """
-    weights = _contributions(contributions)
-    flat = _maps(maps, len(weights)) * np.sign(weights)[:, None, None]
-    return _divided(flat, _levels(flat))
 
 
 def _sum(contributions: Numbers, *, bias: Numbers, surrogate: Numbers, prediction: Numbers, largest: int | None) -> Sum:
     """Collect the terms of one explanation, and check that they add up."""
-    weights = _contributions(contributions)
+    weights = checked_contributions(contributions)
     offset, given = _scalar(bias, "bias"), _scalar(surrogate, "surrogate")
     found = weights.sum() + offset
     # Sums in bfloat16 may lose one part in a hundred of the terms' sizes.
@@ -433,8 +283,8 @@ def show_explanation(
         ['image', 'x-feature 2', 'x-feature 1', 'bias + contributions']
     """
     total = _sum(contributions, bias=bias, surrogate=surrogate, prediction=prediction, largest=largest)
-    pixels = _displayable(image, mean, std)
-    shown = _scaled(scale, _maps(maps, len(total.contributions)), total.contributions)
+    pixels = displayable(image, mean, std)
+    shown = scaled(scale, checked_maps(maps, len(total.contributions)), total.contributions)
     one = None if one_heatmap is None else _one(one_heatmap)
     labels = resolve_names(names, len(total.contributions))
     grid = _explanation_grid(len(total.order), pixels.shape[0] / pixels.shape[1], one is not None, title, axes)
@@ -540,9 +390,9 @@ def show_gallery(
     table = table_of(contributions)
     columns = _columns(feature_order, table)
     labels, digits = resolve_names(names, table.shape[1]), decimals(table.ravel().tolist())
-    pixels = [_displayable(image, mean, std) for image in examples_of(images, len(table), "images")]
+    pixels = [displayable(image, mean, std) for image in examples_of(images, len(table), "images")]
     shown = [
-        _scaled(scale, _maps(row_maps, len(row)), row)
+        scaled(scale, checked_maps(row_maps, len(row)), row)
         for row_maps, row in zip(examples_of(maps, len(table), "maps"), table, strict=True)
     ]
     ones = [] if one_heatmaps is None else [_one(m) for m in examples_of(one_heatmaps, len(table), "one_heatmaps")]

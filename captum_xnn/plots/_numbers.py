@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from captum_xnn.plots._panels import Array
+__all__ = ["Array", "Numbers", "as_array", "examples_of", "finite", "table_of"]
 
-__all__ = ["Numbers", "as_array", "examples_of", "finite", "table_of"]
-
+Array: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Tensor | ArrayLike
 
 

@@ -19,9 +19,9 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from captum_xnn.plots._colours import BLUES, FRAME, INK, LOWERS, NEUTRAL, ORANGES, RAISES
+from captum_xnn.plots._numbers import Array
 
 __all__ = [
-    "Array",
     "Style",
     "caption",
     "colour_of",
@@ -32,7 +32,6 @@ __all__ = [
     "wrapped",
 ]
 
-Array: TypeAlias = NDArray[np.float64]
 Style: TypeAlias = Callable[[Axes, Array, Array], None]
 
 # Contours are drawn at these absolute values; lines are wider and darker at higher values. The maps are smoothed by

@@ -24,8 +24,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from captum_xnn.plots._colours import FEATURES, INK
 from captum_xnn.plots._names import Names, resolve_names
-from captum_xnn.plots._numbers import Numbers, examples_of, finite, table_of
-from captum_xnn.plots._panels import Array
+from captum_xnn.plots._numbers import Array, Numbers, examples_of, finite, table_of
 from captum_xnn.plots._picture import Picture
 
 __all__ = ["show_tokens"]

@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from captum_xnn.plots._colours import BARS, BLUES, FRAME, INK, LINE, NEUTRAL, ORANGES
-from captum_xnn.plots._panels import Array, colour_of
+from captum_xnn.plots._numbers import Array
+from captum_xnn.plots._panels import colour_of
 from captum_xnn.plots._sentence import decimals
 
 __all__ = ["Sum", "draw_waterfall", "plain", "signed"]

@@ -34,17 +34,17 @@ def chapter(
         kind: Inputs of the page: "images", "texts" or "table".
         unit: Unit of the output.
     """
-    score, spread = found.faithfulness.compute(), found.faithfulness.spread()
+    score, deviation = found.faithfulness.compute(), found.faithfulness.mean_deviation()
     unusual = mark_usual(found.rows, found.positive_contributions)
     reasons = (
-        on_unexplained(score.f_reg, spread, score.examples, exact=training.is_exact, unit=unit),
+        on_unexplained(score.f_reg, deviation, score.examples, exact=training.is_exact, unit=unit),
         on_stability(_stability(found.contributions)),
         on_maps(found.patches, kind=kind),
     )
     return {
         "key": str(found.target),
         "label": found.label,
-        "score": {**score._asdict(), "spread": spread},
+        "score": {**score._asdict(), "deviation": deviation},
         "training": _training(training),
         "cards": found.cards,
         "scatter": _scatter(found.rows, shown),

@@ -138,7 +138,9 @@ def display_of(data: Any) -> Callable[[Tensor], Tensor] | None:
             last = step
     if last is None:
         return None
-    mean, std = (torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in (last.mean, last.std))
+    mean, std = (
+        torch.as_tensor(values, dtype=torch.float32, device="cpu").reshape(-1, 1, 1) for values in (last.mean, last.std)
+    )
 
     def display(image: Tensor) -> Tensor:
         return (image.float() * std + mean).clamp(0, 1)

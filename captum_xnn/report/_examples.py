@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_xnn.explanation import Contributions, Explanation
 from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
-from captum_xnn.plots._explanation import own_scale
+from captum_xnn.plots._scales import own_scale
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.explanation import Contributions, Explanation
     from captum_xnn.patch_scores import PatchScores
     from captum_xnn.report._options import ReportOptions
 

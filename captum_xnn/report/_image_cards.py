@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.explanation import Explanation
 from captum_xnn.layers._pixels import channels_by_size, channels_first
 from captum_xnn.layers._targets import Target, predicted_classes
 from captum_xnn.patch_scores import PatchScores, patch_scores
@@ -38,6 +37,7 @@ from captum_xnn.report._typicality import UNUSUAL
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
+    from captum_xnn.explanation import Explanation
     from captum_xnn.report._options import ReportOptions
 
 __all__ = ["Gallery", "ImagesRun"]
@@ -66,7 +66,7 @@ class Gallery:
         patches: int,
     ) -> None:
         self.targets, self.names, self.display, self.patches = targets, names, display, patches
-        self.covered: dict[Target, Tensor] = {t: torch.empty(0) for t in targets}
+        self.covered: dict[Target, Tensor] = {t: torch.empty(0, device="cpu") for t in targets}
         self.photos: list[dict[str, Any]] = []
         self.rows: list[list[dict[str, Any]]] = [[] for _ in targets]
         self.classes = False
@@ -86,34 +86,34 @@ class Gallery:
     def add_explanations(self, i: int, images: Tensor, made: ExampleExplanations) -> None:
         """Add the explanations of the last images for the i-th target."""
         target = self.targets[i]
-        own = [c is None or not isinstance(target, int) or c == target for c in self.given]
-        rows = list(rows_of_images(made.why, made.one, own))
+        positives = [c is None or not isinstance(target, int) or c == target for c in self.given]
+        rows = list(rows_of_images(made.why, made.one, positives))
         if made.against is not None:
             against = rows_of_images(made.against, made.one_against, [True] * len(images))
             compare(rows, against, self.names.of(made.against.target[0]))
         self.rows[i].extend(rows)
         held = self.covered[target]
-        more = images[own][: self.patches - len(held)]
+        more = images[positives][: self.patches - len(held)]
         self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
 
 
-def rows_of_images(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
+def rows_of_images(why: Explanation, one: Tensor, positives: Sequence[bool]) -> Iterator[dict[str, Any]]:
     """Yield the numbers and maps of each image for one target.
 
     Args:
         why: Explanation of the images.
         one: Their 1-Heatmaps.
-        own: Whether the model gives the target to each of them.
+        positives: Whether the model gives the target to each of them.
     """
     assert isinstance(why.inputs, Tensor)  # because images are a single tensor
     heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one.detach()))
-    for i, given in enumerate(own):
+    for i, given in enumerate(positives):
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i], contributions)
         yield {
             **numbers_of(why, i, given),
             "maps": [overlay(m) for m in maps],
-            "one": overlay(scaled(single[i], torch.ones(1))[0]),
+            "one": overlay(scaled(single[i], torch.ones(1, device="cpu"))[0]),
             "strength": [round(s, 3) for s in strengths(maps, contributions)],
         }
 
@@ -168,7 +168,7 @@ class ImagesRun:
                 rows=gallery.rows[i],
                 cards=[_card(card, gallery.names, options.place_names, self.display, caption) for card in cards],
                 faithfulness=stream.faithfulness,
-                positive_contributions=torch.cat(stream.own_contributions),
+                positive_contributions=torch.cat(stream.positive_contributions),
                 contributions=self.contributions[i],
                 patches=self._patch_scores(t),
             )
@@ -181,7 +181,7 @@ class ImagesRun:
             total=count_examples(data), desc=what, unit="image", disable=not self.options.progress, leave=False
         ) as bar:
             for batch, images in image_batches(self.xnn, data):
-                for rows in torch.split(torch.arange(len(images)), few):
+                for rows in torch.split(torch.arange(len(images), device="cpu"), few):
                     yield batch, images[rows], rows
                     bar.update(len(rows))
 
@@ -284,7 +284,7 @@ def _cut(
     image = shown(display, example.image)
     height, width = image.shape[1:]
     x0, y0, x1, y1 = (0, 0, width, height) if whole else example.crop
-    heat = scaled(example.heat[None], torch.tensor([example.contribution]))[0]
+    heat = scaled(example.heat[None], torch.tensor([example.contribution], device="cpu"))[0]
     rows, columns = (
         slice(low * len_map // len_image, max(-(-high * len_map // len_image), low * len_map // len_image + 1))
         for low, high, len_map, len_image in ((y0, y1, heat.shape[0], height), (x0, x1, heat.shape[1], width))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_xnn.layers._forward_args import format_forward_args
 from captum_xnn.layers._lookup import unwrap
-from captum_xnn.layers._reader import outputs_of
+from captum_xnn.layers._outputs import outputs_of
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution

@@ -175,6 +175,6 @@ def _middle(mass: Tensor, share: float, length: int) -> tuple[float, float]:
     """Find the interval that holds the middle share of a mass along an axis, in pixels of an axis of this length."""
     total = mass.cumsum(0) / mass.sum()
     edges = torch.cat([total.new_zeros(1), total])
-    at = torch.arange(len(edges), dtype=total.dtype) * length / len(mass)
+    at = torch.arange(len(edges), dtype=total.dtype, device="cpu") * length / len(mass)
     low, high = (float(np.interp(q, edges.numpy(), at.numpy())) for q in ((1 - share) / 2, (1 + share) / 2))
     return low, high

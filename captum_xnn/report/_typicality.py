@@ -61,7 +61,7 @@ def mark_usual(rows: Sequence[dict[str, Any]], contributions: Tensor) -> Unusual
     within = usual_of(contributions)
     if not shown or within is None:
         return None
-    c = torch.tensor([row["c"] for row in shown], dtype=torch.float64)
+    c = torch.tensor([row["c"] for row in shown], dtype=torch.float64, device="cpu")
     found = typicality(c, contributions)
     deviation = contributions.std(0).clamp_min(torch.finfo(contributions.dtype).tiny)
     apart, nearest = ((c[:, None] - contributions).abs() / deviation).amax(2).min(1)

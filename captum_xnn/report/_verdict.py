@@ -33,7 +33,7 @@ __all__ = [
     "verdict",
 ]
 
-# Share of the output's spread that may stay unexplained, for "good" and for "fair".
+# Share of the output's mean deviation that may stay unexplained, for "good" and for "fair".
 _UNEXPLAINED = (0.05, 0.25)
 # Correlation with the x-features of a second fit, and patch agreement.
 _STABLE = (0.8, 0.5)
@@ -107,16 +107,16 @@ def stability(first: Tensor, second: Tensor) -> Stability:
     correlations = torch.corrcoef(first.double().T).nan_to_num().abs() if first.shape[1] > 1 else None
     between = None
     if correlations is not None:
-        between = float((correlations - torch.eye(len(correlations))).max(1).values.mean())
+        between = float((correlations - torch.eye(len(correlations), device="cpu")).max(1).values.mean())
     return Stability(float(again), between, len(first))
 
 
-def format_error(f_reg: float, spread: float) -> str:
-    """Return F_reg with two digits. An error below a thousandth of the spread gets no digits of its own.
+def format_error(f_reg: float, deviation: float) -> str:
+    """Return F_reg with two digits. An error below a thousandth of the deviation gets no digits of its own.
 
     Args:
         f_reg: Mean |prediction - surrogate|, in the output's unit.
-        spread: Mean |prediction - its mean|, in the same unit.
+        deviation: Mean |prediction - its mean|, in the same unit.
 
     Example:
         >>> format_error(0.5, 10.0), format_error(0.3234, 61.7), format_error(1234.5, 9000.0)
@@ -124,7 +124,7 @@ def format_error(f_reg: float, spread: float) -> str:
         >>> format_error(6.72e-07, 5.8), format_error(0.0, 5.8)
         ('less than 0.006', '0')
     """
-    smallest = spread / 1000
+    smallest = deviation / 1000
     return f"less than {_rounded_up(smallest)}" if 0 < f_reg < smallest else two_digits(f_reg)
 
 
@@ -151,12 +151,12 @@ def _rounded_up(value: float) -> str:
     return two_digits(math.ceil(round(value * 10.0**decimals, 9)) / 10.0**decimals)
 
 
-def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, unit: str = "logits") -> Reason:
+def on_unexplained(f_reg: float, deviation: float, examples: int, *, exact: bool, unit: str = "logits") -> Reason:
     """Judge the unexplained part of the output.
 
     Args:
         f_reg: Mean |prediction - surrogate|, in the output's unit.
-        spread: Mean |prediction - its mean|, in the output's unit: F_reg of a guess that always gives the mean output.
+        deviation: Mean |prediction - its mean|, in the output's unit: F_reg of a guess that gives the mean output.
         examples: Number of examples of both means.
         exact: Whether the x-features add up by construction.
         unit: Unit of the output.
@@ -165,7 +165,7 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
         >>> print(on_unexplained(0.5, 10.0, 200, exact=False).answer)
         5 % of the output is unexplained. Over 200 examples, the x-features miss the model's output by 0.5 logits on average. A guess that always gives the mean output misses by 10 logits.
     """  # noqa: E501
-    share = f_reg / spread if spread > 0 else 0.0 if f_reg == 0 else float("inf")
+    share = f_reg / deviation if deviation > 0 else 0.0 if f_reg == 0 else float("inf")
     level = _level(-share, *(-limit for limit in _UNEXPLAINED))
     much = (
         f"{_percent(share).capitalize()} of the output is unexplained."
@@ -173,8 +173,9 @@ def on_unexplained(f_reg: float, spread: float, examples: int, *, exact: bool, u
         else "The x-features explain nothing."
     )
     text = (
-        f"{much} Over {examples:,} examples, the x-features miss the model's output by {format_error(f_reg, spread)} "
-        f"{unit} on average. A guess that always gives the mean output misses by {two_digits(spread)} {unit}."
+        f"{much} Over {examples:,} examples, the x-features miss the model's output by "
+        f"{format_error(f_reg, deviation)} {unit} on average. A guess that always gives the mean output misses by "
+        f"{two_digits(deviation)} {unit}."
     )
     if exact:
         text += (

@@ -34,13 +34,12 @@ from captum_xnn._files import replace_file
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._configuration import CONFIGURATION_FILE, Configuration
 from captum_xnn.cli._model_and_inputs import ModelAndInputs, heatmap_named
-from captum_xnn.heatmaps._defaults import DefaultMaps
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._from_captum import FromCaptum
-from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
 from captum_xnn.heatmaps._one_heatmap import OneHeatmap
 from captum_xnn.layers._pixels import channels_first
-from captum_xnn.plots._explanation import own_scale
+from captum_xnn.plots._scales import own_scale
 from captum_xnn.report._thumbnails import displayable, overlay, photo
 from captum_xnn.study._configuration import Arm, DatasetSettings, StudyConfiguration, heatmap_of
 from captum_xnn.study._prepared import MEDIA_FOLDER, STUDY_FILE, PreparedStudy
@@ -168,7 +167,12 @@ def read_material(settings: DatasetSettings, heatmap: type[Attribution] | Heatma
     beside = Path(settings.explainer, CONFIGURATION_FILE)
     base = beside if beside.is_file() else None
     opened = ModelAndInputs.of(Configuration.read(base, {"data": settings.data, "targets": list(settings.classes)}))
-    xnn = opened.explainers(settings.explainer, heatmap)
+    xnn = XNNAttribution.load(
+        settings.explainer,
+        opened.model,
+        heatmap=opened.heatmap_or_default(heatmap),
+        prediction_transform=opened.prediction_transform,
+    )
     opened.targets(xnn)
     inputs: list[Tensor] = []
     shown: list[Tensor] = []

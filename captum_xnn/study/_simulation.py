@@ -54,7 +54,7 @@ class Behaviour:
     by_features: bool = False
     """Whether, in the stage xnn, images are grouped by the contributions on the page instead."""
     attentive: bool = True
-    spread: float = 0.0
+    std: float = 0.0
     """Standard deviation of people's own skill around it."""
     seconds: float = 40.0
     """Time for a batch, in the mean."""
@@ -128,19 +128,19 @@ def counts_of(dataset: PreparedDataset) -> tuple[int, ...]:
     return tuple(sorted((given.count(c) for c in dataset.classes), reverse=True))
 
 
-def paper_behaviour(study: PreparedStudy, spread: float = 0.1) -> Behaviour:
+def paper_behaviour(study: PreparedStudy, std: float = 0.1) -> Behaviour:
     """Make a behaviour with the paper's mean purities: those of CUB for the first data set, of CEL for the others.
 
     Args:
         study: The prepared study, whose batches decide how purity follows from skill.
-        spread: Standard deviation of people's own skill.
+        std: Standard deviation of people's own skill.
     """
     skills = {}
     for place, dataset in enumerate(study.datasets.values()):
         means = PAPER["cub" if place == 0 else "cel"]
         counts = counts_of(dataset)
         skills[dataset.name] = {stage: skill_for(mean, counts) for stage, mean in means.items()}
-    return Behaviour(lambda stage, dataset: skills[dataset][stage], spread=spread)
+    return Behaviour(lambda stage, dataset: skills[dataset][stage], std=std)
 
 
 def simulate(
@@ -178,7 +178,7 @@ class _Person:
     ) -> None:
         self.study, self.behaviour, self.generator = study, behaviour, generator
         self.client, self.token = client, token
-        self.own = generator.gauss(0, behaviour.spread)
+        self.own = generator.gauss(0, behaviour.std)
         self.known = {
             name: (dataset, facts["given"], facts["label"])
             for dataset in study.datasets.values()
@@ -274,7 +274,7 @@ def power(
     counts: tuple[int, ...],
     *,
     participants: int,
-    spread: float = 0.1,
+    std: float = 0.1,
     studies: int = 200,
     alpha: float = 0.05,
     seed: int = 0,
@@ -285,7 +285,7 @@ def power(
         skills: Probability of placing an image correctly in each of the two stages.
         counts: Images of each class in a batch.
         participants: People in each study. They sort one batch in each stage.
-        spread: Standard deviation of people's own skill.
+        std: Standard deviation of people's own skill.
         studies: Number of simulated studies. With 200 studies the share is known to about 0.07.
         alpha: Level of the test.
         seed: Seed of all random draws.
@@ -298,7 +298,7 @@ def power(
     classes = np.repeat(np.arange(len(counts)), counts)
     found = 0
     for _ in range(studies):
-        own = generator.normal(0, spread, participants)
+        own = generator.normal(0, std, participants)
         scores = []
         for skill in skills:
             right = generator.random((participants, len(classes))) < np.clip(skill + own, 0, 1)[:, None]

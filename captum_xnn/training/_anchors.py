@@ -286,9 +286,9 @@ def _rotation(L: Tensor, c: Tensor, balance: float) -> Tensor:
                 for j in range(i + 1, r):
                     pair = rotation[[i, j]]
                     d, shares = _doubled(loadings @ pair.T), _doubled(weights @ pair.T).sum(0)
-                    spread = d - d.mean(0)
-                    form = (1 - b) * spread.T @ spread - b * np.outer(shares, shares)
-                    scale = (1 - b) * float(np.square(spread).sum()) + b * float(np.square(shares).sum())
+                    centred = d - d.mean(0)
+                    form = (1 - b) * centred.T @ centred - b * np.outer(shares, shares)
+                    scale = (1 - b) * float(np.square(centred).sum()) + b * float(np.square(shares).sum())
                     angle = _best_angle(form, scale)
                     rotation[[i, j]] = _turn(angle) @ pair
                     largest = max(largest, abs(angle))
@@ -336,7 +336,7 @@ def _arranged(rotation: Tensor, L: Tensor, c: Tensor) -> Tensor:
     for i in order:
         given = v[i] if float(v[i].norm()) > _MARGIN * float(v.norm()) else loadings[:, i]
         signs.append(-1.0 if float(given[_first_largest(given.abs())]) < 0 else 1.0)
-    return rotation[order] * torch.tensor(signs, dtype=rotation.dtype)[:, None]
+    return rotation[order] * torch.tensor(signs, dtype=rotation.dtype, device="cpu")[:, None]
 
 
 def _first_largest(values: Tensor) -> int:
@@ -348,7 +348,7 @@ def _descending(keys: list[Tensor]) -> list[int]:
     """Sort indices by descending first key (n,), then by the next keys for ties. Remaining ties keep their order."""
     order = list(range(len(keys[0])))
     for key in reversed(keys):  # sorting is stable, so the first key comes last
-        margin, rank, last = _MARGIN * float(key.sum()), torch.zeros(len(key), dtype=torch.long), -1
+        margin, rank, last = _MARGIN * float(key.sum()), torch.zeros(len(key), dtype=torch.long, device="cpu"), -1
         for i in key.argsort(descending=True).tolist():
             rank[i] = 0 if last < 0 else rank[last] + int(float(key[last] - key[i]) > margin)
             last = i

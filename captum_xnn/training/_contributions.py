@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Source
+from captum_xnn.activations._activations import Sample, Source
 from captum_xnn.activations._batches import Batches, Picked, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._lookup import quantised
 from captum_xnn.layers._pixels import image_channels
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
@@ -39,23 +39,23 @@ from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._drops import (
     CellDrops,
     Drops,
+    Grid,
     ImageCovers,
     Lost,
     MapDrops,
     PixelDrops,
     channels_of,
     drops_of,
-    has_cells,
     images_among,
 )
-from captum_xnn.training._map_covers import MapCovers, maps_before
+from captum_xnn.training._map_covers import MapCovers, has_cells, maps_before
 
-__all__ = ["SMALL", "Evidence", "Sample", "among", "check_depends", "check_varies", "fit_groups"]
+__all__ = ["SMALL", "Evidence", "fit_groups"]
 
 _LOG = logging.getLogger(__name__)
 
-# Rows in one batch of the model.
-_ROWS = 64
+# Rows in one batch of the model's rest, and most bytes of their feature maps.
+_ROWS, _BYTES = 64, 1 << 26
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
 SMALL = 64 * 64
@@ -66,44 +66,10 @@ _SMALL_PRODUCTS = 100
 _LEARNED = ("n_features", "balance")
 
 
-class Sample(NamedTuple):
-    """Row indices of the examples to learn from."""
-
-    positives: list[Tensor]
-    """Rows of positives for each explainer, in ascending order."""
-    others: Tensor
-    """Rows of other examples, shared by all explainers, in ascending order."""
-
-    @classmethod
-    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
-        """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
-
-        Args:
-            marks: Boolean (M,) of positives for each explainer; None if outputs are not classes.
-            rows: Number of examples M.
-            positives: Largest number of positives for each explainer.
-            others: Largest number of other examples.
-
-        Example:
-            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
-            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
-        """
-        everything = torch.arange(rows)
-        own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]
-        return cls([_evenly(p, positives) for p in own], _evenly(everything, others))
-
-
-def _evenly(rows: Tensor, count: int) -> Tensor:
-    """Select evenly spread rows, ``count`` at most."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float32).round().long()]
-
-
 class Evidence(NamedTuple):
     """Data for the groups of one explainer."""
 
-    own: Tensor
+    positives: Tensor
     """Contributions to the outputs in positives, (C, P, D)."""
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
@@ -154,7 +120,6 @@ def fit_groups(
     with torch.no_grad():
         base = first.mean_of(chunks(Z), len(Z))
         for form, y in zip(forms, ys, strict=True):
-            check_varies(y)
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
     sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
@@ -166,7 +131,7 @@ def fit_groups(
         for i in range(0, len(forms), at_once):
             some = range(i, min(i + at_once, len(forms)))
             for t, evidence in zip(some, reader.evidence(forms, targets, some, bar), strict=True):
-                check_depends(torch.cat([evidence.own, evidence.others], 1), tail)
+                tail.check_contributions(torch.cat([evidence.positives, evidence.others], 1))
                 _learn(forms[t], evidence)
                 yield evidence
 
@@ -217,7 +182,7 @@ class _EvidenceReader(NamedTuple):
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
         rows = [self.sample.positives[t], self.sample.others]
         return Checkpoint.key(
-            ["contributions and activations", self.model, targets, settings, form.base, form.scale, rows]
+            ["contributions of positives and others", self.model, targets, settings, form.base, form.scale, rows]
         )
 
     def _found(self, key: str) -> Evidence | None:
@@ -254,11 +219,14 @@ class _EvidenceReader(NamedTuple):
         source = self.source
 
         def each(wanted: Tensor) -> Iterator[Picked]:
-            for number, picked in enumerate(Batches(source.data, _ROWS, source.unpack).picked(wanted)):
+            batches = Batches(source.data, _ROWS, source.unpack)
+            collector.batch_size = batches.most or _ROWS
+            # Several processes share batches, so there should be many.
+            for number, picked in enumerate(batches.picked(wanted, least=_ROWS if self.ranks.world == 1 else 1)):
                 if number % self.ranks.world == self.ranks.rank:
                     with one_thread_if_small(pass_flops(self.tail.model, picked.inputs)):
                         yield picked
-                bar.update(len(picked.numbers))
+                bar.update(len(picked.rows))
 
         with torch.inference_mode(False), untouched(self.tail.model):
             for picked in each(torch.cat(sample.positives)):
@@ -272,14 +240,14 @@ class _EvidenceReader(NamedTuple):
 @torch.no_grad()
 def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     """Compute the groups of a form from its evidence, ordered by mean contribution to positives."""
-    scale = form.scale[:, None, None].to(evidence.own)
-    own, others = ((c / scale).flatten(0, 1) for c in (evidence.own, evidence.others))
+    scale = form.scale[:, None, None].to(evidence.positives)
+    positives, others = ((c / scale).flatten(0, 1) for c in (evidence.positives, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
     lost = None if evidence.lost is None else evidence.lost.expand(len(scale), *evidence.lost.shape).flatten(0, 1)
-    rows = len(own) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
-    with one_thread_if_small(2.0 * rows**2 * own.shape[1] / _SMALL_PRODUCTS):
-        a = learn_groups(own, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
-    E = evidence.own[0].double() @ a.double()
+    rows = len(positives) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
+    with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
+        a = learn_groups(positives, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
+    E = evidence.positives[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
     if a.shape[1] < form.config["n_features"]:
@@ -310,25 +278,41 @@ class _EvidenceCollector:
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
         self.maps: tuple[nn.Module | None] | None = None
+        self.map_bytes: int | None = None
+        """Bytes of the maps of one example, once they were covered."""
         self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
         self.dtype: torch.dtype | None = None
-        self.own: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
+        self.positives: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
+        self.batch_size = _ROWS
+        """Number of examples for which the memory of the model's passes is known to suffice."""
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
 
     def take_positives(self, picked: Picked) -> None:
         """Read the contributions of the positives among some examples, and their drops."""
         inputs, additional = picked.on(self.device)
-        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in among(p, picked).tolist()]
-        for i in range(0, len(pairs), _ROWS):
-            self._take_own(pairs[i : i + _ROWS], picked.numbers, inputs, additional)
+        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in picked.among(p).tolist()]
+        first = 0
+        while first < len(pairs):
+            last = first + self._rows_at_once()
+            self._take_pairs(pairs[first:last], picked.rows, inputs, additional)
+            first = last
+
+    def _rows_at_once(self) -> int:
+        """Compute how many positives to read at once: as many as in a batch of the data, or more with small passes.
+
+        Where the layer's output alone decides the output, the modules before the layer run on few images at a time.
+        """
+        if not self.tail.alone:
+            return min(_ROWS, self.batch_size)
+        return _ROWS if self.map_bytes is None else max(1, min(_ROWS, max(self.batch_size, _BYTES // self.map_bytes)))
 
     def take_others(self, picked: Picked) -> None:
         """Read the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
-        for rows in torch.split(among(self.sample.others, picked), _ROWS):
-            x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, rows))
+        for rows in torch.split(picked.among(self.sample.others), min(_ROWS, self.batch_size)):
+            x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows))
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:
@@ -342,7 +326,7 @@ class _EvidenceCollector:
             return False
         assert self.one is not None
         for rows in torch.split(self.sample.others[self.ranks.rank :: self.ranks.world], _ROWS):
-            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long))
+            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long, device="cpu"))
             Z = self.known.Z[rows].to(self.device)
             with one_thread_if_small(pass_flops(self.tail.model, x)):
                 sure = sure and self._decides(Z, rows, x, more)
@@ -368,15 +352,15 @@ class _EvidenceCollector:
         for i in range(0, len(flat), _TARGETS):
             some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
             scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
-            own = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
-            found = self.forms[0].integral(self.tail, inputs, additional, some, own=own, Z=Z, scale=scale)
+            y = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
+            found = self.forms[0].integral(self.tail, inputs, additional, some, predictions=y, Z=Z, scale=scale)
             made.append(self.forms[0].contributions(found).cpu())
             off.append(_unexplained(found, made[-1]))
         c, unexplained = torch.cat(made), torch.cat(off)
         for i, row in enumerate(rows.tolist()):
             self.others[row] = c[:, i], unexplained[:, i]
 
-    def _take_own(
+    def _take_pairs(
         self,
         pairs: Sequence[tuple[int, int]],
         numbers: Tensor,
@@ -384,7 +368,7 @@ class _EvidenceCollector:
         additional: tuple[Any, ...] | None,
     ) -> None:
         """Read the contributions of some positives, each to the outputs of its explainer, and their drops."""
-        rows = torch.tensor([row for _, row in pairs])
+        rows = torch.tensor([row for _, row in pairs], device="cpu")
         x, more = rows_of(inputs, additional, torch.searchsorted(numbers, rows))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
@@ -393,9 +377,11 @@ class _EvidenceCollector:
         at = images_among(x, channels=self.channels)
         over = None if at is None or not self._covers_maps(x, at) else self._map_covers(x, more, at)
         Z = self.tail.activations(x, more) if over is None else over.Z
-        own = self._outputs(Z, pairs, x, more, targets)
-        self.one, self.dtype = rows_of(x, more, torch.tensor([0])), Z.dtype
-        found = self.forms[0].integral(self.tail, x, more, targets, own=own, Z=Z, scale=scale)
+        y = self._outputs(Z, pairs, x, more, targets)
+        self.one, self.dtype = rows_of(x, more, torch.tensor([0], device="cpu")), Z.dtype
+        if self.tail.alone and self.tail.prefix is None:
+            self.tail.keep_prefix(*self.one)
+        found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
         refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # now the last of several calls is known
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
@@ -403,8 +389,8 @@ class _EvidenceCollector:
         if at is not None:
             drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
         for i, pair in enumerate(pairs):
-            own_drops = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
-            self.own[pair] = c[:, i], unexplained[:, i], own_drops
+            lost = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
+            self.positives[pair] = c[:, i], unexplained[:, i], lost
 
     def _outputs(
         self,
@@ -415,7 +401,7 @@ class _EvidenceCollector:
         targets: Sequence[Sequence[Target]],
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
-        before = self.known.Z[torch.tensor([row for _, row in pairs])].to(Z.device)
+        before = self.known.Z[torch.tensor([row for _, row in pairs], device="cpu")].to(Z.device)
         if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
             return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
@@ -436,7 +422,11 @@ class _EvidenceCollector:
         if self.maps is None:
             self.maps = (maps_before(self.tail, inputs, additional, at),)
         (maps,) = self.maps
-        return None if maps is None else MapCovers(self.tail, maps, inputs, additional)
+        if maps is None:
+            return None
+        covers = MapCovers(self.tail, maps, inputs, additional)
+        self.map_bytes = covers.whole[0].numel() * covers.whole.element_size()
+        return covers
 
     def _drops(
         self,
@@ -448,26 +438,27 @@ class _EvidenceCollector:
         over: MapCovers | None,
     ) -> Drops:
         """Choose how patches are covered."""
-        form, patches = self.forms[0], self.forms[0].config["patches"]
-        if self._covers_maps(inputs, at) and has_cells(found.Z, form):
-            return CellDrops(form, found, patches)
+        form, grid = self.forms[0], self.forms[0].config["grid"]
+        if self._covers_maps(inputs, at) and has_cells(found.Z, form.channels):
+            return CellDrops(form, found, grid)
         if over is not None:
-            return MapDrops(form, found, over, patches)
-        covers = ImageCovers(inputs, at, patches, channels=self._channels_of(inputs, at))
+            cells = Grid(over.whole.shape[2], over.whole.shape[3], grid)
+            return MapDrops(form, found, cells, partial(over.activations, cells.regions), over.at_once)
+        covers = ImageCovers(inputs, at, grid, channels=self._channels_of(inputs, at))
         return PixelDrops(form, found, covers, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
-        own: dict[Any, Any] = {}
+        positives: dict[Any, Any] = {}
         others: dict[Any, Any] = {}
-        for mine in self.ranks.all_of((self.own, self.others)):
-            own |= mine[0]
+        for mine in self.ranks.all_of((self.positives, self.others)):
+            positives |= mine[0]
             others |= mine[1]
         wanted = torch.cat([*self.sample.positives, self.sample.others])
-        refuse_lack(len(own) + len(others), wanted)
+        refuse_lack(len(positives) + len(others), wanted)
         found = []
-        for t, positives in enumerate(self.sample.positives):
-            rows = [own[t, row] for row in positives.tolist()]
+        for t, chosen in enumerate(self.sample.positives):
+            rows = [positives[t, row] for row in chosen.tolist()]
             outputs = slice(t * self.outputs, (t + 1) * self.outputs)
             rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
             drops = None if rows[0][2] is None else torch.stack([r[2].contributions for r in rows], 1)
@@ -492,53 +483,3 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _unexplained(found: Integral, c: Tensor) -> Tensor:
     """Compute the change of the output minus the sum of contributions, (C, N)."""
     return (found.end - found.start).to(c) - c.sum(2)
-
-
-def among(rows: Tensor, picked: Picked) -> Tensor:
-    """Select the row indices that were picked.
-
-    Args:
-        rows: Row indices.
-        picked: Examples of the data.
-    """
-    return rows[torch.isin(rows, picked.numbers)]
-
-
-def check_varies(y: Tensor) -> None:
-    """Raise if an output has fewer than two examples, or the same value for all.
-
-    Args:
-        y: Outputs of all examples, (M, C).
-    """
-    if len(y) < 2:
-        raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
-    if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
-        raise ValueError(
-            "the output is the same for every example and needs no explanation; check the target and the inputs"
-        )
-
-
-def check_depends(every: Tensor, tail: Tail) -> None:
-    """Raise if contributions are not finite, or all are 0.
-
-    Args:
-        every: Contributions of all examples.
-        tail: The model's rest.
-    """
-    if not bool(every.isfinite().all()):
-        raise ValueError(
-            f"contributions at layer {tail.name!r} are NaN or infinite; run the model in float32, or choose another "
-            "layer"
-        )
-    if not bool((every.abs() > 0).any()) and (names := quantised(tail.model)):
-        raise ValueError(
-            f"layer {tail.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, and "
-            "quantised layers have no gradients; explain the float model that was quantised, or fit with "
-            "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
-        )
-    if not bool((every.abs() > 0).any()):
-        raise ValueError(
-            f"layer {tail.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
-            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
-            "autoencoder=SRAE"
-        )

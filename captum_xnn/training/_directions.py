@@ -32,7 +32,7 @@ def directions(Z: Tensor | Rows, share: float = 0.99) -> int:
         >>> directions(one * torch.tensor([[1.0, 2.0, -1.0]]))
         1
     """
-    rows = torch.linspace(0, len(Z) - 1, min(len(Z), _EXAMPLES)).round().long()
+    rows = torch.linspace(0, len(Z) - 1, min(len(Z), _EXAMPLES), device="cpu").round().long()
     off = Z[rows].flatten(1).float()
     off = off - off.mean(0)
     held = torch.linalg.eigvalsh((off @ off.mT).double()).flip(0).clamp(min=0).cumsum(0)

@@ -11,8 +11,7 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,8 +21,8 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
+from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
-from captum_xnn.training._map_covers import CELLS, MapCovers
 
 __all__ = [
     "CellDrops",
@@ -35,33 +34,15 @@ __all__ = [
     "PixelDrops",
     "channels_of",
     "drops_of",
-    "has_cells",
     "images_among",
-    "patch_bounds",
 ]
 
 # Changes of an activation that count as rounding, in units of the last place.
 _ROUNDING = 64
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _ROWS, _CPU_ROWS = 64, 16
-# Covered feature maps in one batch.
+# Patches whose cells are summed at once.
 _MAPS = 256
-
-
-def patch_bounds(size: int, patches: int) -> list[tuple[int, int]]:
-    """Compute the start and end of each patch along one side, in pixels.
-
-    Args:
-        size: Pixels along the side.
-        patches: Patches along the side, at most one per pixel.
-
-    Example:
-        >>> patch_bounds(10, 3)
-        [(0, 3), (3, 6), (6, 10)]
-    """
-    patches = min(patches, size)
-    edges = [size * i // patches for i in range(patches + 1)]
-    return list(pairwise(edges))
 
 
 class Grid:
@@ -70,7 +51,7 @@ class Grid:
     Args:
         height: Rows of pixels or cells.
         width: Columns.
-        patches: Patches along each side, at most one for each pixel or cell.
+        per_side: Patches along each side, at most one for each pixel or cell.
 
     Example:
         >>> Grid(2, 3, 8).regions[-1]
@@ -79,8 +60,8 @@ class Grid:
         [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
 
-    def __init__(self, height: int, width: int, patches: int) -> None:
-        rows, columns = patch_bounds(height, patches), patch_bounds(width, patches)
+    def __init__(self, height: int, width: int, per_side: int) -> None:
+        rows, columns = patch_bounds(height, per_side), patch_bounds(width, per_side)
         self.regions = [(row, column) for row in rows for column in columns]
         """Start and end along the rows and along the columns of each patch."""
 
@@ -99,14 +80,14 @@ class ImageCovers:
     Args:
         inputs: Tensors (N, ...).
         at: Index of the input that holds the images.
-        patches: Patches along each side.
+        grid: Patches along each side.
         channels: The dimension of the images that holds channels.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], at: int, patches: int, *, channels: int = 1) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...], at: int, grid: int, *, channels: int = 1) -> None:
         self.inputs, self.at, self.channels = inputs, at, channels
         height, width = inputs[at].movedim(channels, 1).shape[2:]
-        self.grid = Grid(height, width, patches)
+        self.grid = Grid(height, width, grid)
 
     def covered(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return the inputs of some covers, with the patches covered.
@@ -114,7 +95,7 @@ class ImageCovers:
         Args:
             pairs: Image and patch of each.
         """
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
         made = [x[rows.to(x.device)] for x in self.inputs]
         images = made[self.at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
@@ -170,11 +151,13 @@ class PixelDrops:
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
         x, at = self.covers.covered(pairs), rows.to(self.whole.device)
         more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
         if self.found.Z.dim() == 2:
-            loose = torch.full((len(self.targets),), torch.inf)  # no example gets more than the first intervals
+            loose = torch.full(
+                (len(self.targets),), torch.inf, device="cpu"
+            )  # no example gets more than the first intervals
             some = [[of[i] for i in rows.tolist()] for of in self.targets]
             covered = self.form.integral(self.tail, x, more, some, scale=loose)
             return Lost(self.whole[:, at] - self.form.contributions(covered), _difference(self.found.Z[at], covered.Z))
@@ -184,28 +167,35 @@ class PixelDrops:
 class MapDrops:
     """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
 
-    The drops use the slopes of the whole image.
+    The drops use the slopes of the whole image. ``activations`` computes Z for pairs of example and patch, with that
+    patch of the feature maps covered (:meth:`captum_xnn.training._map_covers.MapCovers.activations`).
     """
 
-    def __init__(self, form: ContributionGroups, found: Integral, covers: MapCovers, patches: int) -> None:
-        self.form, self.found, self.covers = form, found, covers
-        self.grid = Grid(covers.own.shape[2], covers.own.shape[3], patches)
-        self.at_once = _MAPS
+    def __init__(
+        self,
+        form: ContributionGroups,
+        found: Integral,
+        grid: Grid,
+        activations: Callable[[Sequence[tuple[int, int]]], Tensor],
+        at_once: int,
+    ) -> None:
+        self.form, self.found, self.grid, self.activations = form, found, grid, activations
+        self.at_once = at_once
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
         """Compute the drops for pairs of example and patch."""
-        at = torch.tensor([i for i, _ in pairs]).to(self.found.Z.device)
-        return _by_slopes(self.form, self.found, at, self.covers.activations(self.grid.regions, pairs))
+        at = torch.tensor([i for i, _ in pairs], device="cpu").to(self.found.Z.device)
+        return _by_slopes(self.form, self.found, at, self.activations(pairs))
 
 
 class CellDrops:
     """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
 
-    def __init__(self, form: ContributionGroups, found: Integral, patches: int) -> None:
+    def __init__(self, form: ContributionGroups, found: Integral, grid: int) -> None:
         base = form.base.to(found.slopes)
         self.contributions = found.contributions(base).movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
         self.activations = (found.Z.to(base) - base).movedim(form.channels, 1)  # (N, D, rows, columns)
-        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], patches)
+        self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], grid)
         self.at_once = _MAPS
 
     def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
@@ -228,12 +218,6 @@ def drops_of(drops: Drops, n: int) -> Lost:
     return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
 
 
-def has_cells(Z: Tensor, form: ContributionGroups) -> bool:
-    """Whether the layer's own output is feature maps with cells to cover."""
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != form.channels]
-    return len(places) == 2 and min(places) >= CELLS
-
-
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
     """Return the index of the input that holds images; None without images.
 
@@ -248,8 +232,8 @@ def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None
         1
     """
     for i, x in enumerate(inputs):
-        own = channels_of(inputs, i, channels)
-        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(own, 1).shape[2:]) > 1:
+        channel = channels_of(inputs, i, channels)
+        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(channel, 1).shape[2:]) > 1:
             return i
     return None
 

@@ -32,7 +32,7 @@ class EarlyStopping:
         >>> from captum_xnn.training._recipe import Recipe
         >>> sampler = Sampler(None, 100, Recipe(patience=0.5), torch.Generator().manual_seed(0))
         >>> early = EarlyStopping([sampler], {"w": torch.zeros(1, 2)}, torch.zeros(1), patience=3, earliest=0)
-        >>> [bool(early.late(step, torch.tensor([loss]), {"w": torch.full((1, 2), float(step))}))
+        >>> [bool(early.to_stop(step, torch.tensor([loss]), {"w": torch.full((1, 2), float(step))}))
         ...  for step, loss in ((1, 5.0), (2, 4.0), (3, 6.0), (5, 4.5))]
         [False, False, False, True]
         >>> early.best_weights["w"]
@@ -49,7 +49,7 @@ class EarlyStopping:
         earliest: float,
     ) -> None:
         self.patience, self.earliest = patience, earliest
-        rows = torch.stack([s.watched() for s in samplers])
+        rows = torch.stack([s.draw_held_out() for s in samplers])
         self.rows = rows.to(y.device)
         """Held-out rows, (T, rows)."""
         self.row_weight = torch.stack([s.weight(r) for s, r in zip(samplers, rows, strict=True)]).to(y)
@@ -58,7 +58,7 @@ class EarlyStopping:
         self.best_step = torch.zeros(len(rows), dtype=torch.long, device=y.device)
         self.best_weights = {name: t.detach().clone() for name, t in weights.items()}
 
-    def late(self, step: int, losses: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    def to_stop(self, step: int, losses: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """Keep weights that are better than before, and mark the networks to stop, (T,).
 
         Args:
@@ -71,8 +71,7 @@ class EarlyStopping:
         self.best_step = torch.where(better, step, self.best_step)
         for name, kept in self.best_weights.items():
             kept[better] = weights[name].detach()[better]
-        late = step - self.best_step >= self.patience
-        return late & (step >= self.earliest)
+        return (step - self.best_step >= self.patience) & (step >= self.earliest)
 
     def keep(self, which: Tensor) -> None:
         """Continue with some of the networks.

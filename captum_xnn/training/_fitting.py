@@ -34,7 +34,7 @@ from captum_xnn.activations._memmap import Rows, each
 from captum_xnn.models._base import Autoencoder, Loss, Scaling, Weights, encode_all
 from captum_xnn.models._scaling import scaling
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._problem import Problem
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._sampler import Sampler
@@ -52,7 +52,7 @@ def fit(
     recipe: Recipe | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> list[Step]:
+) -> list[Record]:
     """Fit a learned form in place to activations and outputs, and return the history.
 
     Args:
@@ -95,9 +95,9 @@ def fit_together(
     seed: int = 0,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
-    logs: Sequence[Callable[[Step], None] | None] | None = None,
+    logs: Sequence[Callable[[Record], None] | None] | None = None,
     ranks: Ranks = ALONE,
-) -> list[list[Step]]:
+) -> list[list[Record]]:
     """Fit several learned forms in place to the same activations, each to its own outputs, and return the histories.
 
     Each result equals that of :func:`fit` alone, up to the order of sums.
@@ -157,7 +157,7 @@ def fit_together(
     return histories
 
 
-def _learned(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Step]]:
+def _learned(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[list[Record]]:
     """Learn the weights of networks of one form, by descent or in closed form, and return the histories."""
     form, recipe, ranks = type(xnns[0]), problems[0].recipe, problems[0].ranks
     weights = Weights(recipe.beta, recipe.eta, recipe.q, recipe.rho)
@@ -167,7 +167,7 @@ def _learned(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[l
         assert made is not None  # checked below, before the first call
         return made
 
-    histories: list[list[Step]] = [[] for _ in xnns]
+    histories: list[list[Record]] = [[] for _ in xnns]
     if form.minimised(weights, ranks) is not None:
         pretraining = recipe.pretraining if form.anchored else 0.0
         histories = descend(xnns, problems, loss, pretraining=pretraining, standardise=form.standardised)

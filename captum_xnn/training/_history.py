@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["History", "Step"]
+__all__ = ["History", "Record"]
 
 
-class Step(NamedTuple):
-    """One record of the training history. Losses are on standardised Z and y; statistics are running means.
+class Record(NamedTuple):
+    """Losses of one network at one step of gradient descent, on standardised Z and y. Statistics are running means.
 
     For a form with plain reconstruction, ``sparse_reconstruction`` holds the plain error. For a form without a
     pull-away term, ``pull_away`` is 0.
@@ -36,13 +36,13 @@ class History:
         >>> history = History([print, None])
         >>> history.add(7, [0, 1], torch.tensor([[1.0, 0.5, 0.25], [2.0, 0.0, 0.0]]))
         >>> history.send()
-        Step(step=7, faithfulness=1.0, sparse_reconstruction=0.5, pull_away=0.25)
+        Record(step=7, faithfulness=1.0, sparse_reconstruction=0.5, pull_away=0.25)
         >>> history.send()
         >>> history.of_each()[1]
-        [Step(step=7, faithfulness=2.0, sparse_reconstruction=0.0, pull_away=0.0)]
+        [Record(step=7, faithfulness=2.0, sparse_reconstruction=0.0, pull_away=0.0)]
     """
 
-    def __init__(self, logs: Sequence[Callable[[Step], None] | None]) -> None:
+    def __init__(self, logs: Sequence[Callable[[Record], None] | None]) -> None:
         self.logs = logs
         self._records: list[tuple[int, list[int], Tensor]] = []
         self._sent = 0
@@ -52,7 +52,7 @@ class History:
 
         Args:
             step: Number of the step.
-            networks: Numbers of the networks that took the step.
+            networks: Indices of the networks that took the step.
             terms: Terms of the loss of each of these networks, (networks, terms).
         """
         self._records.append((step, list(networks), terms))
@@ -63,13 +63,17 @@ class History:
             for t, row in zip(networks, terms, strict=True):
                 log = self.logs[t]
                 if log is not None:
-                    log(Step(step, *row.tolist()))
+                    log(Record(step, *row.tolist()))
         self._sent = len(self._records)
 
-    def of_each(self) -> list[list[Step]]:
+    def of_each(self) -> list[list[Record]]:
         """List the records of each network."""
         return [
-            [Step(step, *terms[networks.index(t)].tolist()) for step, networks, terms in self._records if t in networks]
+            [
+                Record(step, *terms[networks.index(t)].tolist())
+                for step, networks, terms in self._records
+                if t in networks
+            ]
             for t in range(len(self.logs))
         ]
 

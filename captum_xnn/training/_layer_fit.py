@@ -29,26 +29,23 @@ from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._faithfulness import error_floor, regression_faithfulness
 from captum_xnn.models._base import encode_all
 from captum_xnn.models._contribution_groups import ContributionGroups
-from captum_xnn.models._numbers import Form
+from captum_xnn.models._form import Form, MakeForm
 from captum_xnn.models._srae import ConvSRAE
 from captum_xnn.models.baselines._subspaces import DRSA
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._contributions import fit_groups
 from captum_xnn.training._directions import directions
 from captum_xnn.training._fitting import fit_together
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._subspaces import fit_subspaces
 
-__all__ = ["Fitted", "LayerFit", "Log", "MakeForm", "is_exact", "maker"]
-
-MakeForm = Callable[..., Form]
-"""Makes a form from ``(shape of Z, n_features, n_outputs=...)``."""
+__all__ = ["Fitted", "LayerFit", "Log", "is_exact", "maker"]
 
 # Weights of a learned form, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
 
-Log = Callable[[Any, Step], None]
+Log = Callable[[Any, Record], None]
 """Receives a target, or a tuple of targets, and a record of the history."""
 
 # Standard deviations of the output that contributions may miss without a warning.
@@ -66,7 +63,7 @@ class Fitted(NamedTuple):
     examples: int
     positives: int | None
     floor: float | None = None
-    history: tuple[Step, ...] = ()
+    history: tuple[Record, ...] = ()
     requested: int | None = None
 
 
@@ -107,7 +104,8 @@ class LayerFit:
     def _forms(self, outputs: int, count: int, found: Activations, reader: Reader) -> list[Any]:
         """Make the forms, untrained, on the model's device."""
         dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
-        with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; those of the fit come later
+        # torch draws weights at construction, on its default device; those of the fit come later
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             make = partial(
                 maker(self.make, found, reader), tuple(found.Z.shape[1:]), self.n_features, n_outputs=outputs
             )
@@ -125,6 +123,8 @@ class LayerFit:
                 "out, or fit with autoencoder=SRAE",
                 stacklevel=levels_up(),
             )
+        for task in tasks:
+            _check_varies(task.y)
         for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, found, reader), strict=True):
             _warn_of_unexplained(form, off, task.targets, found)
             yield _fitted(task, form, float(off.double().abs().mean()), self.n_features)
@@ -192,7 +192,7 @@ class LayerFit:
             floor = _error_floor(y, self.n_features)
             yield _fitted(task, form, error, self.n_features)._replace(floor=floor, history=tuple(history))
 
-    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Step], None] | None:
+    def _logging(self, targets: tuple[Target, ...]) -> Callable[[Record], None] | None:
         """Return the callback that receives the records of one explainer."""
         if self.log is None:
             return None
@@ -206,7 +206,7 @@ def is_exact(make: MakeForm | None) -> bool:
         make: A class of forms, a partial of it, or a function. None makes groups.
 
     Example:
-        >>> is_exact(None), is_exact(partial(ContributionGroups, patches=4)), is_exact(ConvSRAE)
+        >>> is_exact(None), is_exact(partial(ContributionGroups, grid=4)), is_exact(ConvSRAE)
         (True, True, False)
     """
     form = _class_of(make)
@@ -280,6 +280,16 @@ def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
 def _fitted(task: Task, form: Form, f_reg: float, requested: int) -> Fitted:
     positives = None if task.positives is None else int(task.positives.sum())
     return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives, requested=requested)
+
+
+def _check_varies(y: Tensor) -> None:
+    """Raise if outputs (M, C) have fewer than two examples, or the same value for all."""
+    if len(y) < 2:
+        raise ValueError(f"learning needs at least two examples, not {len(y)}; pass more data, better a few hundred")
+    if not bool((y.double().std(0) > y.double().mean(0).abs() * torch.finfo(y.dtype).eps * 4).all()):
+        raise ValueError(
+            "the output is the same for every example and needs no explanation; check the target and the inputs"
+        )
 
 
 def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], found: Activations) -> None:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 
 __all__ = ["JSONLines", "TensorBoard", "line"]
 
@@ -24,7 +24,7 @@ class JSONLines:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "fit.jsonl"
-        >>> JSONLines(path)(46, Step(0, 1.0, 0.5, 0.25))
+        >>> JSONLines(path)(46, Record(0, 1.0, 0.5, 0.25))
         >>> print(path.read_text().strip())
         {"target": 46, "step": 0, "faithfulness": 1.0, "sparse_reconstruction": 0.5, "pull_away": 0.25}
     """
@@ -32,30 +32,30 @@ class JSONLines:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def __call__(self, target: Any, step: Step) -> None:
+    def __call__(self, target: Any, record: Record) -> None:
         """Append a line.
 
         Args:
             target: The explained output, or a tuple of several.
-            step: The record.
+            record: The record.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(line(target, step))
+            file.write(line(target, record))
 
 
-def line(target: Any, step: Step) -> str:
+def line(target: Any, record: Record) -> str:
     r"""Format a record as a line of JSON with a line break.
 
     Args:
         target: The explained output, or a tuple of several.
-        step: The record.
+        record: The record.
 
     Example:
-        >>> line(46, Step(0, 1.0, 0.5, 0.25))
+        >>> line(46, Record(0, 1.0, 0.5, 0.25))
         '{"target": 46, "step": 0, "faithfulness": 1.0, "sparse_reconstruction": 0.5, "pull_away": 0.25}\n'
     """
-    return json.dumps({"target": target, **step._asdict()}) + "\n"
+    return json.dumps({"target": target, **record._asdict()}) + "\n"
 
 
 class TensorBoard:
@@ -79,14 +79,14 @@ class TensorBoard:
             raise ImportError("the package tensorboard is not installed; run `pip install tensorboard`") from error
         self._writer = SummaryWriter(os.fspath(folder))
 
-    def __call__(self, target: Any, step: Step) -> None:
+    def __call__(self, target: Any, record: Record) -> None:
         """Add a point to each curve.
 
         Args:
             target: The explained output, or a tuple of several.
-            step: The record.
+            record: The record.
         """
-        for term, value in step._asdict().items():
+        for term, value in record._asdict().items():
             if term != "step":
-                self._writer.add_scalar(f"{term}/{target}", value, step.step)
+                self._writer.add_scalar(f"{term}/{target}", value, record.step)
         self._writer.flush()

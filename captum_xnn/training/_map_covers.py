@@ -11,27 +11,46 @@ Conventions:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.layers._batching import rows_of
+from captum_xnn.layers._batching import pieces, rows_of
+from captum_xnn.layers._hooks import hooked
+from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import run_to_layer
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._trace import trace
 
-__all__ = ["CELLS", "MapCovers", "maps_before"]
+__all__ = ["MapCovers", "has_cells", "maps_before"]
 
 Region = tuple[tuple[int, int], tuple[int, int]]
 
-CELLS = 5
-"""Cells along the shorter side of feature maps that are worth covering."""
+# Cells along the shorter side of feature maps that are worth covering.
+_CELLS = 5
+# Most covered feature maps in one batch, and most bytes of them.
+_MAPS, _MAP_BYTES = 256, 1 << 26
 # Errors that a model raises where its covered maps do not fit to other values of another number of rows.
 _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+def has_cells(Z: Tensor, channels: int) -> bool:
+    """Whether the layer's own output is feature maps with cells to cover.
+
+    Args:
+        Z: The layer's output, (N, ...).
+        channels: Its dimension of channels.
+
+    Example:
+        >>> has_cells(torch.zeros(1, 8, 6, 6), 1), has_cells(torch.zeros(1, 8, 4, 4), 1)
+        (True, False)
+    """
+    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != channels]
+    return len(places) == 2 and min(places) >= _CELLS
 
 
 def maps_before(
@@ -43,17 +62,17 @@ def maps_before(
         tail: The model's rest, whose layer gives Z.
         inputs: Tensors (N, ...), on the model's device.
         additional: Further arguments of the model.
-        at: Number of the input that holds the images.
+        at: Index of the input that holds the images.
     """
-    twice = torch.tensor([0, 0])
+    twice = torch.tensor([0, 0], device="cpu")
     with torch.no_grad():
         x, more = rows_of(inputs, additional, twice)
-        maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=CELLS).spatial
+        maps = trace(tail.model, tail.layer, (*x, *(more or ())), name=tail.name, cells=_CELLS).spatial
         if maps is None or maps is tail.layer:
             return None
         first = _Replaced(maps, None)
         _run(tail, x, more, first)
-        if first.calls != 1 or first.seen is None or len(first.seen) != 2 or min(first.seen.shape[2:]) < CELLS:
+        if first.calls != 1 or first.seen is None or len(first.seen) != 2 or min(first.seen.shape[2:]) < _CELLS:
             return None
         # Another image with the maps of the first one. If Z still differs, something goes around the maps.
         x[at][1] = 1 - x[at][1]
@@ -75,42 +94,69 @@ class MapCovers:
         self, tail: Tail, maps: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
     ) -> None:
         self.tail, self.maps, self.inputs, self.additional = tail, maps, inputs, additional
-        own = _Replaced(maps, None)
-        with torch.no_grad():
-            self.Z = _run(tail, *rows_of(inputs, additional, torch.arange(len(inputs[0]))), own)
-            """The layer's output without covers, (N, ...)."""
-        assert own.seen is not None
-        self.own = own.seen
+        self.prefix = Prefix(tail.model, maps)
+        with self.prefix.kept():
+            read = [self._read(torch.tensor([0], device="cpu"))]
+        read += [
+            self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]), device="cpu")) if len(rows)
+        ]
+        self.Z = torch.cat([Z for Z, _ in read])
+        """The layer's output without covers, (N, ...)."""
+        self.whole = torch.cat([maps for _, maps in read])
         """The maps without covers, (N, C, H, W)."""
+        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.whole[0].numel() * self.whole.element_size())))
+        """Number of covered maps to compute at once."""
         self.once = True
+        self.copies: Tensor | None = None
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the layer's output and the maps of some examples."""
+        reading = _Replaced(self.maps, None)
+        with torch.no_grad():
+            Z = _run(self.tail, *rows_of(self.inputs, self.additional, rows), reading)
+        assert reading.seen is not None
+        return Z, reading.seen
 
     def activations(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
-        """Compute Z with patches covered, (len(pairs), ...).
+        """Compute Z with patches covered, (len(pairs), ...). The next call may overwrite it.
 
         Args:
             regions: Cells of each patch: start and end along the rows and along the columns.
             pairs: Example and patch of each cover.
         """
-        rows = torch.tensor([i for i, _ in pairs])
+        rows = torch.tensor([i for i, _ in pairs], device="cpu")
 
         def run(of: Tensor) -> Tensor:
             """Run the model on some examples, with the covered maps in place of theirs."""
-            maps = self.own[rows.to(self.own.device)]  # new for each run, as what follows may work in place
-            for n, (_, p) in enumerate(pairs):
-                (top, bottom), (left, right) = regions[p]
-                maps[n, :, top:bottom, left:right] = 0
-            return _run(self.tail, *rows_of(self.inputs, self.additional, of), _Replaced(self.maps, maps))
+            replaced = _Replaced(self.maps, self._covered(regions, pairs))
+            return _run(self.tail, *rows_of(self.inputs, self.additional, of), replaced)
 
         with torch.no_grad():
             if self.once:
                 try:
-                    Z = run(rows[:1])
+                    with nullcontext() if not self.prefix.is_complete else self.prefix.returned():
+                        Z = run(torch.tensor([0], device="cpu"))
                     if len(Z) == len(pairs):
                         return Z
                 except _MISFITS:
                     pass
                 self.once = False
             return run(rows)
+
+    def _covered(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """Copy maps and cover one patch of each; reuse the memory of the last copies, as new memory takes longer."""
+        if self.copies is None or len(self.copies) < len(pairs):
+            self.copies = self.whole[torch.zeros(len(pairs), dtype=torch.long, device="cpu")]
+        maps = self.copies[: len(pairs)]
+        first = 0
+        for i, some in groupby(i for i, _ in pairs):  # one copy for each example, as threads meet after each
+            last = first + len(list(some))
+            maps[first:last] = self.whole[i]
+            first = last
+        for n, (_, p) in enumerate(pairs):
+            (top, bottom), (left, right) = regions[p]
+            maps[n, :, top:bottom, left:right] = 0
+        return maps
 
 
 class _Replaced:
@@ -124,21 +170,15 @@ class _Replaced:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Read or replace the output in this context."""
-        thread = threading.get_ident()
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             self.calls += 1
             if self.by is None:
                 self.seen = output.clone()  # what follows may work in place
             return self.by
 
-        handle = self.module.register_forward_hook(hook)
-        try:
+        with hooked([self.module], hook):
             yield
-        finally:
-            handle.remove()
 
 
 def _run(tail: Tail, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, replaced: _Replaced) -> Tensor:

@@ -15,7 +15,7 @@ from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._memmap import Rows
 from captum_xnn.models._base import Examples
 from captum_xnn.training._checkpoint import Checkpoint
-from captum_xnn.training._history import Step
+from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._sampler import Sampler
 
@@ -38,7 +38,7 @@ class Problem:
     """Whether to show a progress bar."""
     checkpoint: Checkpoint | None = None
     """Folder for checkpoints of the training."""
-    log: Callable[[Step], None] | None = None
+    log: Callable[[Record], None] | None = None
     """Callback that receives each new record of the history."""
     ranks: Ranks = ALONE
     """Processes that learn together."""

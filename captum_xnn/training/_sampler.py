@@ -36,11 +36,13 @@ class Sampler:
 
     def __init__(self, positives: Tensor | None, rows: int, recipe: Recipe, generator: torch.Generator) -> None:
         self.size, self.generator = recipe.batch_for(rows), generator
-        marked = torch.zeros(rows, dtype=torch.bool) if positives is None else positives.cpu()
+        marked = torch.zeros(rows, dtype=torch.bool, device="cpu") if positives is None else positives.cpu()
         seed = generator.initial_seed() % 2**62
-        self.pool, self.held_out = torch.arange(rows), torch.zeros(0, dtype=torch.long)
+        self.pool, self.held_out = torch.arange(rows, device="cpu"), torch.zeros(0, dtype=torch.long, device="cpu")
         if recipe.patience is not None:
-            held_out = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + 2))[: min(rows // 10, 1000)]
+            held_out = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + 2), device="cpu")[
+                : min(rows // 10, 1000)
+            ]
             self.held_out = held_out.sort().values
             self.pool = self.pool[~torch.isin(self.pool, self.held_out)]
         self._of_positives = torch.Generator().manual_seed(seed + 1)
@@ -52,7 +54,7 @@ class Sampler:
             drawn = min(max(1, round(self.size * (recipe.positive_share - share) / (1 - share))), self.size - 1)
         self.counts: tuple[int, int] = (self.size - drawn, drawn)
         """Number of rows in a batch drawn from all examples, and from the positives."""
-        expected = torch.full((rows,), self.counts[0] / len(self.pool), dtype=torch.float64)
+        expected = torch.full((rows,), self.counts[0] / len(self.pool), dtype=torch.float64, device="cpu")
         expected[marked] += drawn / max(1, len(self.positives))
         self.row_weight = (expected / expected.mean()).float()
         """How often each example is drawn, (M,), 1 on average. A held-out example has the weight of its kind."""
@@ -62,14 +64,14 @@ class Sampler:
         return self._drawn(self.pool, self.positives, self.counts, self.generator)
 
     def _drawn(self, pool: Tensor, positives: Tensor, counts: tuple[int, int], generator: torch.Generator) -> Tensor:
-        found = pool[torch.randint(len(pool), (counts[0],), generator=generator)]
+        found = pool[torch.randint(len(pool), (counts[0],), generator=generator, device="cpu")]
         if not counts[1]:
             return found
         # A separate stream, so that rows drawn from all examples are the same for every choice of positives.
-        more = torch.randint(len(positives), (counts[1],), generator=self._of_positives)
+        more = torch.randint(len(positives), (counts[1],), generator=self._of_positives, device="cpu")
         return torch.cat([found, positives[more]])
 
-    def watched(self) -> Tensor:
+    def draw_held_out(self) -> Tensor:
         """Draw held-out rows for checks during training, (4 m,), in the same way as batches."""
         positives = self.held_out[self.marked[self.held_out]]
         counts = (4 * self.counts[0], 4 * self.counts[1]) if len(positives) else (4 * self.size, 0)

@@ -1,26 +1,46 @@
-"""Networks that train at the same time: their stacked weights, and the optimiser of these weights.
+"""Networks that train at the same time: their stacked weights, and the steps of AdamW on these weights.
 
 Networks of one form and size have their weights stacked, (T, out, in). One batched product then serves all of them.
 
 Conventions:
     T networks in the stack, m examples in a batch.
+
+Reference:
+    Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, Algorithm 2.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.optim.adamw import adamw
 
 from captum_xnn._distributed import Ranks
 from captum_xnn.models._base import Autoencoder, Reconstruction
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["Stack"]
+
+
+class _Adam(NamedTuple):
+    """State of AdamW for one stacked weight."""
+
+    first: Tensor
+    """Running mean of the gradients, in the shape of the weight."""
+    second: Tensor
+    """Running mean of their squares."""
+    steps: Tensor
+    """Number of steps, a scalar."""
+
+    @classmethod
+    def new(cls, weight: Tensor) -> _Adam:
+        """Create the state before the first step."""
+        return cls(torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros((), device=weight.device))
 
 
 class Stack:
@@ -50,40 +70,30 @@ class Stack:
         learned = {name for name, p in xnns[0].named_parameters() if p.requires_grad}
         stacked = {name: torch.stack([s[name].detach() for s in state]) for name in state[0]}
         self.weights = {name: t.requires_grad_(name in learned) for name, t in stacked.items()}
+        self.rate = recipe.learning_rate or xnns[0].learning_rate
+        decay = xnns[0].weight_decay if recipe.weight_decay is None else recipe.weight_decay
+        decays = {name: decay if name.endswith("weight") and not name.startswith("head.") else 0.0 for name in learned}
+        self.by_decay = {d: [n for n in self.weights if decays.get(n) == d] for d in dict.fromkeys(decays.values())}
+        """Names of the weights that learn, by their weight decay."""
+        self.adam = {name: _Adam.new(self.weights[name]) for name in self.weights if name in learned}
         self._set_alive(list(range(len(xnns))))
-        self._optimise()
 
     def _set_alive(self, which: list[int]) -> None:
-        """Store the numbers of the networks that still learn, as a list and on the device."""
+        """Store the indices of the networks that still learn, as a list and on the device."""
         self.alive = which
         self.alive_index = torch.tensor(which, dtype=torch.long, device=next(iter(self.weights.values())).device)
-
-    def _optimise(self) -> None:
-        """Create an optimiser for the present weights."""
-        self.rate = self.recipe.learning_rate or self.xnns[0].learning_rate
-        given = self.recipe.weight_decay
-        decay = self.xnns[0].weight_decay if given is None else given
-        learned = {name: p for name, p in self.weights.items() if p.requires_grad}
-        decays = [name.endswith("weight") and not name.startswith("head.") for name in learned]
-        groups = [
-            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if d], "weight_decay": decay},
-            {"params": [p for p, d in zip(learned.values(), decays, strict=True) if not d], "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], self.rate, fused=True)
         self._only = self._alone()
-        named = () if self._only is None else self._only.named_parameters()
-        self._pairs = [(self.weights[name], p) for name, p in named if p.requires_grad]
 
     def _alone(self) -> Autoencoder | None:
-        """Copy a single network, with the stacked weights as its own; None for several.
+        """Copy a single network, on the stacked weights; None for several.
 
         Calling this copy saves a step the swap of its parameters, which takes as long as small products.
         """
         if len(self.alive) != 1 or self.recipe.mixed_precision:
             return None
         only = copy.deepcopy(self.xnns[self.alive[0]])
-        for name, own in (*only.named_parameters(), *only.named_buffers()):
-            own.data = self.weights[name].detach()[0]
+        for name, tensor in (*only.named_parameters(), *only.named_buffers()):
+            tensor.data = self.weights[name].detach()[0]
         return only
 
     def outputs(self, Z: Tensor) -> Reconstruction:
@@ -110,29 +120,47 @@ class Stack:
         return Reconstruction(*vmap(one, randomness="different")(weights, Z))
 
     def step(self, loss: Tensor, factor: float, ranks: Ranks) -> None:
-        """Take one step of the optimiser.
+        """Take one step of AdamW.
 
         Args:
             loss: Sum of the losses of all networks.
             factor: Factor of the learning rate.
             ranks: Processes that average their gradients.
         """
-        for p in self.weights.values():
-            p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        self._take_gradients()
-        for p in self.weights.values():
-            if p.grad is not None:
-                ranks.average(p.grad)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * factor
-        self.optimiser.step()
+        gradients = self._gradients()
+        for gradient in gradients.values():
+            ranks.average(gradient)
+        # The function, not the class: for small networks the class takes longer than the arithmetic.
+        with torch.no_grad():
+            for decay, names in self.by_decay.items():
+                some = [name for name in names if name in gradients]
+                adamw(
+                    [self.weights[name] for name in some],
+                    [gradients[name] for name in some],
+                    [self.adam[name].first for name in some],
+                    [self.adam[name].second for name in some],
+                    [],
+                    [self.adam[name].steps for name in some],
+                    fused=True,
+                    amsgrad=False,
+                    maximize=False,
+                    beta1=0.9,
+                    beta2=0.999,
+                    eps=1e-8,
+                    lr=self.rate * factor,
+                    weight_decay=decay,
+                )
 
-    def _take_gradients(self) -> None:
-        """Move the gradients of a single network's copy to the stacked weights."""
-        for stacked, p in self._pairs:
-            stacked.grad = None if p.grad is None else p.grad[None]
-            p.grad = None
+    def _gradients(self) -> dict[str, Tensor]:
+        """Take the gradients of the stacked weights, (T, ...) by name. Weights that the loss does not use have none."""
+        owners = self.weights if self._only is None else dict(self._only.named_parameters())
+        found = {}
+        for name in self.adam:
+            gradient, owners[name].grad = owners[name].grad, None
+            if gradient is not None:
+                found[name] = gradient if self._only is None else gradient[None]
+        return found
 
     @torch.no_grad()
     def write(self, places: Sequence[int], weights: dict[str, Tensor]) -> None:
@@ -148,18 +176,14 @@ class Stack:
                 target.copy_(weights[name][place])
 
     def keep(self, which: Tensor) -> None:
-        """Continue with some of the networks, and keep the state of their optimiser.
+        """Continue with some of the networks.
 
         Args:
             which: Boolean (T,).
         """
-        states = {name: self.optimiser.state[t] for name, t in self.weights.items() if t in self.optimiser.state}
-        self._set_alive([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
         self.weights = {k: t.detach()[which].clone().requires_grad_(t.requires_grad) for k, t in self.weights.items()}
-        self._optimise()
-        for name, state in states.items():
-            kept = {k: v[which].clone() if v.dim() else v for k, v in state.items()}
-            self.optimiser.state[self.weights[name]] = kept
+        self.adam = {name: _Adam(a.first[which], a.second[which], a.steps) for name, a in self.adam.items()}
+        self._set_alive([t for t, kept in zip(self.alive, which.tolist(), strict=True) if kept])
 
     def close(self) -> None:
         """End the training of all networks."""
@@ -167,12 +191,12 @@ class Stack:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Weights and state of the optimiser. Assign them to resume from there."""
+        """Weights and moments. Assign them to resume from there."""
         return {
             "alive": self.alive,
             "done": {str(t): dict(xnn.state_dict()) for t, xnn in enumerate(self.xnns) if t not in self.alive},
             "weights": {k: t.detach() for k, t in self.weights.items()},
-            "optimiser": self.optimiser.state_dict(),
+            "adam": {name: list(a) for name, a in self.adam.items()},
         }
 
     @state.setter
@@ -180,6 +204,5 @@ class Stack:
         for t, done in saved["done"].items():
             self.xnns[int(t)].load_state_dict(done)
         self.weights = {k: t.requires_grad_(self.weights[k].requires_grad) for k, t in saved["weights"].items()}
+        self.adam = {name: _Adam(*a) for name, a in saved["adam"].items()}
         self._set_alive(saved["alive"])
-        self._optimise()
-        self.optimiser.load_state_dict(saved["optimiser"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.activations._activations import Source
+from captum_xnn.activations._activations import Sample, Source
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
@@ -22,11 +22,10 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.models.baselines._subspaces import DRSA
-from captum_xnn.training._contributions import Sample, among, check_depends, check_varies
 
-__all__ = ["fit_subspaces"]
+__all__ = ["evenly", "fit_subspaces"]
 
-# Examples in one batch of the model, and rows from which subspaces are learned.
+# Examples in one batch of the model, and rows from which subspaces and dictionaries are learned.
 _BATCH, _ROWS = 64, 2000
 
 
@@ -66,7 +65,6 @@ def fit_subspaces(
     base = forms[0].mean_of(chunks(Z), len(Z))
     with closing(tqdm(desc=f"slopes at {tail.name}", unit=" examples", disable=not progress, leave=False)) as bar:
         for form, y, of, mark in zip(forms, ys, targets, marks, strict=True):
-            check_varies(y)
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
             sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
@@ -92,28 +90,32 @@ def _fit(
     with torch.inference_mode(False), untouched(tail.model), torch.no_grad():
         for picked in Batches(source.data, _BATCH, source.unpack).picked(rows):
             inputs, additional = picked.on(device)
-            for own in torch.split(among(rows, picked), _BATCH):
-                x, more = rows_of(inputs, additional, torch.searchsorted(picked.numbers, own))
-                found = form.integral(tail, x, more, [[target] * len(own) for target in targets])
-                refuse_changed(Z[own].to(found.Z.device), found.Z, own)
+            for some in torch.split(picked.among(rows), _BATCH):
+                x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, some))
+                found = form.integral(tail, x, more, [[target] * len(some) for target in targets])
+                refuse_changed(Z[some].to(found.Z.device), found.Z, some)
                 activations, slopes = form.factors(found)
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
                 off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
-                bar.update(len(own))
+                bar.update(len(some))
     refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
-    check_depends(activations * slopes, tail)
+    tail.check_contributions(activations * slopes)
     C, M, P, _ = slopes.shape
     slopes = slopes / form.scale.to(slopes)[:, None, None, None]
-    own = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
-    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), own.flatten()
-    form.learn(*(_spread(values) for values in flat), seed=seed)
+    marked = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
+    flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), marked.flatten()
+    form.learn(*(evenly(values) for values in flat), seed=seed)
     return torch.cat(off, 1)
 
 
-def _spread(rows: Tensor) -> Tensor:
-    """Select up to the largest number of rows, evenly spread."""
+def evenly(rows: Tensor) -> Tensor:
+    """Select at most as many rows as subspaces and dictionaries are learned from, evenly spread.
+
+    Args:
+        rows: (M, ...).
+    """
     count = min(len(rows), _ROWS)
-    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+    some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()]
     return some

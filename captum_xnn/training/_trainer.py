@@ -28,7 +28,7 @@ from captum_xnn.models._scaling import scaling
 from captum_xnn.training._anchors import anchors_of_each
 from captum_xnn.training._checkpoint import FitCheckpoint
 from captum_xnn.training._early_stopping import EarlyStopping
-from captum_xnn.training._history import History, Step
+from captum_xnn.training._history import History, Record
 from captum_xnn.training._problem import Problem
 from captum_xnn.training._stack import Stack
 
@@ -62,7 +62,7 @@ def descend(
     *,
     pretraining: float = 0.0,
     standardise: bool = True,
-) -> list[list[Step]]:
+) -> list[list[Record]]:
     """Minimise a loss by gradient descent, and return the histories.
 
     Args:
@@ -92,7 +92,7 @@ def descend(
     if not standardise:
         by = [Scaling(*(fill(t) for t, fill in zip(one, _UNITS, strict=True))) for one in by]
     Z = _standardised(first.Z, by[0])
-    histories: list[list[Step]] = []
+    histories: list[list[Record]] = []
     size = min(first.ranks.all_of(_together(xnns[0], len(xnns))))  # free memory may differ between devices
     steps = first.recipe.steps * math.ceil(len(xnns) / size)
     with tqdm(total=steps, desc="fitting the x-features", disable=not first.progress, leave=False) as bar:
@@ -159,7 +159,7 @@ class Trainer:
             earliest=(self.pretraining + _RELEASE) * self.recipe.steps,
         )
 
-    def run(self, bar: Any) -> list[list[Step]]:
+    def run(self, bar: Any) -> list[list[Record]]:
         """Train, write the learned weights into the networks, and return the histories.
 
         Args:
@@ -173,7 +173,7 @@ class Trainer:
         learned = sum(w.numel() for w in self.stack.weights.values())
         return 6.0 * learned * self.samplers[0].size
 
-    def _run(self, bar: Any) -> list[list[Step]]:
+    def _run(self, bar: Any) -> list[list[Record]]:
         self._resume(bar)
         while self.stack.alive and self.step < self.recipe.steps:
             for rows, weight in zip(*self._drawn(min(_BLOCK, self.recipe.steps - self.step)), strict=True):
@@ -182,11 +182,11 @@ class Trainer:
                 self._take(rows, weight)
                 bar.update(1)
             if self.checkpoint.due():
-                self._keep_record()
+                self._save()
         self._finish(range(len(self.stack.alive)))
         self.stack.close()
         bar.update(self.recipe.steps - self.step)
-        self._keep_record()
+        self._save()
         return self.history.of_each()
 
     def _drawn(self, steps: int) -> tuple[Tensor, Tensor]:
@@ -203,9 +203,9 @@ class Trainer:
         made = self.stack.outputs(Z)
         terms = self.loss(made, Z, y, weight=weight[alive].to(y))
         total = terms.total.sum()
-        hold = _hold(share, self.pretraining)
-        if self.anchored is not None and hold:
-            total = total + hold * _off_anchor(made.E, self.anchored[alive[:, None], rows]).sum()
+        anchor_weight = _anchor_weight(share, self.pretraining)
+        if self.anchored is not None and anchor_weight:
+            total = total + anchor_weight * _distance_from_anchors(made.E, self.anchored[alive[:, None], rows]).sum()
         self.stack.step(total, _rate(share), self.ranks)
         often, last = max(1, self.recipe.steps // 50), self.recipe.steps - 1
         if self.step % often == 0 or self.step == last:
@@ -223,11 +223,11 @@ class Trainer:
         """Keep the best weights on held-out examples, and stop networks that no longer improve."""
         Z, y = self._examples(early.rows)
         losses = self.make_loss()(self.stack.outputs(Z), Z, y, weight=early.row_weight).total
-        late = early.late(self.step, losses, self.stack.weights)
-        if bool(late.any()):
-            self._finish(late.nonzero()[:, 0].tolist())
+        stopping = early.to_stop(self.step, losses, self.stack.weights)
+        if bool(stopping.any()):
+            self._finish(stopping.nonzero()[:, 0].tolist())
             for part in (self.stack, early, *self._statistics):
-                part.keep(~late)
+                part.keep(~stopping)
 
     def _finish(self, places: Sequence[int]) -> None:
         """Write the weights of some networks that still learn into them."""
@@ -239,7 +239,7 @@ class Trainer:
         """Running statistics of the loss."""
         return getattr(self.loss, "statistics", ())
 
-    def _keep_record(self) -> None:
+    def _save(self) -> None:
         """Send new records to the callbacks, and write a checkpoint.
 
         Both happen together, so a resumed fit repeats no record and skips none.
@@ -312,12 +312,12 @@ def _rate(done: float) -> float:
     return max(min(done / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.1) / 0.9)), 1e-3)
 
 
-def _hold(done: float, pretraining: float) -> float:
+def _anchor_weight(done: float, pretraining: float) -> float:
     """Compute the weight of the anchors after a share of the steps: 1 in pre-training, then falling to 0 in a tenth."""
     return max(0.0, min(1.0, 1 - (done - pretraining) / _RELEASE))
 
 
-def _off_anchor(E: Tensor, anchored: Tensor) -> Tensor:
+def _distance_from_anchors(E: Tensor, anchored: Tensor) -> Tensor:
     """Compute the mean squared distance of x-features (T, m, n) from their anchors over examples, (T,).
 
     If Z has fewer useful directions than x-features, the remaining x-features have anchors of NaN. NaN does not count.

@@ -11,8 +11,8 @@ not state the score of its cross-validation.
 To tune :class:`~captum_xnn.XNNAttribution`, collect its layer's activations first::
 
     found = collect(model, "classifier.0", loader)
-    y, own = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
-    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=own, checkpoint="tuning.jsonl")
+    y, given = found.y_hat[:, 46:47], found.y_hat.argmax(1) == 46
+    tuned = tune(found.Z, y, grid={"n_features": [1, 2, 3, 5, 8]}, positives=given, checkpoint="tuning.jsonl")
     print(tuned.table())                                  # every combination, or tuned.curve("n_features")
     xnn = XNNAttribution(model, "classifier.0", choose_n(tuned)).fit(loader, target=46)
 
@@ -72,14 +72,14 @@ class Trial:
         return math.fsum(self.scores) / len(self.scores)
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """Standard deviation of the scores over the folds."""
         return math.sqrt(math.fsum((s - self.mean) ** 2 for s in self.scores) / (len(self.scores) - 1))
 
     @property
     def error(self) -> float:
         """Standard error of the mean."""
-        return self.spread / math.sqrt(len(self.scores))
+        return self.std / math.sqrt(len(self.scores))
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Tuning:
         found: list[tuple[Any, float, float]] = []
         for value in [t.settings[name] for t in self.trials]:
             if value not in [known for known, _, _ in found]:
-                own = [t for t in self.trials if t.settings[name] == value]
-                best = min(own, key=lambda t: math.inf if math.isnan(t.mean) else t.mean)
+                trials = [t for t in self.trials if t.settings[name] == value]
+                best = min(trials, key=lambda t: math.inf if math.isnan(t.mean) else t.mean)
                 found.append((value, best.mean, best.error))
         return found
 
@@ -218,9 +218,11 @@ def tune(
     _check_names(grid, of_recipe, autoencoder)
 
     def run(settings: dict[str, Any], learn: Tensor, test: Tensor) -> float:
-        own = {k: v for k, v in settings.items() if k not in of_recipe}
+        arguments = {k: v for k, v in settings.items() if k not in of_recipe}
         with torch.random.fork_rng(devices=[]):  # torch draws weights at construction; the fit draws its own
-            xnn = autoencoder(tuple(Z.shape[1:]), own.pop("n_features", 5), n_outputs=y.shape[1], **own).to(Z)
+            xnn = autoencoder(tuple(Z.shape[1:]), arguments.pop("n_features", 5), n_outputs=y.shape[1], **arguments).to(
+                Z
+            )
         chosen = replace(recipe, **{k: v for k, v in settings.items() if k in of_recipe})
         marked = None if positives is None else positives.to(Z.device)[learn]
         fit(xnn, Z[learn], y[learn], positives=marked, recipe=chosen, seed=seed)
@@ -371,11 +373,11 @@ def _folds(rows: int, folds: int, seed: int, positives: Tensor | None) -> Tensor
     """Assign every example to a fold, (M,): shuffle the positives, then the others, and deal them out in turn."""
     if not 2 <= folds <= rows:
         raise ValueError(f"{folds} folds do not fit {rows} examples; pass 2 to {rows} folds, 5 by default")
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed), device="cpu")
     if positives is not None:
         order = order[(~positives.cpu()[order]).int().argsort(stable=True)]
-    dealt = torch.empty(rows, dtype=torch.int64)
-    dealt[order] = torch.arange(rows) % folds
+    dealt = torch.empty(rows, dtype=torch.int64, device="cpu")
+    dealt[order] = torch.arange(rows, device="cpu") % folds
     return dealt
 
 

@@ -86,7 +86,7 @@ torch.save(model.state_dict(), folder / "weights.pt")
 
 import shlex
 
-from captum_xnn.cli import main
+from captum_xnn.__main__ import main
 
 
 def terminal(command):

@@ -125,7 +125,7 @@ def non_negative_codes(activations: Tensor, concepts: Tensor) -> Tensor:
     active = (_descended(drive.detach(), gram.detach()) > 0).double()
     # The rows and columns of codes at 0 become those of the unit matrix.
     system = active[:, :, None] * gram * active[:, None, :] + torch.diag_embed(1 - active)
-    system = system + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    system = system + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram), device="cpu").to(gram)
     codes: Tensor = torch.linalg.solve(system, active * drive).to(activations)
     return codes
 
@@ -164,8 +164,8 @@ def image_crops(images: Tensor, *, side: int = 3, share: float = 0.5) -> Tensor:
             "crop, and a share in (0, 1]"
         )
     height, width = (max(1, round(share * size)) for size in images.shape[2:])
-    tops = torch.linspace(0, images.shape[2] - height, side).round().long().tolist()
-    lefts = torch.linspace(0, images.shape[3] - width, side).round().long().tolist()
+    tops = torch.linspace(0, images.shape[2] - height, side, device="cpu").round().long().tolist()
+    lefts = torch.linspace(0, images.shape[3] - width, side, device="cpu").round().long().tolist()
     crops = [
         F.interpolate(
             images[:, :, top : top + height, left : left + width],
@@ -225,7 +225,7 @@ def craft(crops: Tensor, concepts: int, *, seed: int = 0) -> Dictionary:
         True
     """
     H = _factors(crops, concepts, seed)[1]
-    return Dictionary(H, torch.zeros(H.shape[1], dtype=H.dtype), partial(non_negative_codes, concepts=H))
+    return Dictionary(H, torch.zeros(H.shape[1], dtype=H.dtype, device="cpu"), partial(non_negative_codes, concepts=H))
 
 
 def sobol_indices(score: Callable[[Tensor], Tensor], concepts: int, *, draws: int = 64, seed: int = 0) -> Tensor:
@@ -327,7 +327,9 @@ def face(
     found = H.detach().double()
     length = found.norm(dim=1, keepdim=True)
     found = found / torch.where(length > 0, length, 1)
-    return Dictionary(found, torch.zeros(found.shape[1]).to(found), partial(non_negative_codes, concepts=found))
+    return Dictionary(
+        found, torch.zeros(found.shape[1], device="cpu").to(found), partial(non_negative_codes, concepts=found)
+    )
 
 
 def topk_sae(
@@ -378,13 +380,13 @@ def topk_sae(
     Z = activations.detach()
     mean = Z.mean(0)
     scale = float((Z - mean).square().mean().sqrt().clamp_min(torch.finfo(Z.dtype).tiny))
-    H = nn.Parameter(F.normalize(torch.randn(latents, Z.shape[1], generator=generator)).to(Z))
+    H = nn.Parameter(F.normalize(torch.randn(latents, Z.shape[1], generator=generator, device="cpu")).to(Z))
     W = nn.Parameter(H.detach().clone())
-    b, offset = nn.Parameter(torch.zeros(latents).to(Z)), nn.Parameter(mean / scale)
+    b, offset = nn.Parameter(torch.zeros(latents, device="cpu").to(Z)), nn.Parameter(mean / scale)
     descent = torch.optim.Adam([H, W, b, offset], lr=rate)
     with torch.enable_grad():
         for _ in range(steps):
-            rows = torch.randint(len(Z), (batch,), generator=generator)
+            rows = torch.randint(len(Z), (batch,), generator=generator, device="cpu")
             some = Z[rows] / scale
             descent.zero_grad(set_to_none=True)
             u = _largest(F.relu((some - offset) @ W.T + b), active)

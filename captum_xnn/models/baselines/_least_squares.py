@@ -46,7 +46,11 @@ def read_out(xnn: Autoencoder, layer: nn.Module, examples: Examples, wanted: Ten
     varies = std > 100 * torch.finfo(E.dtype).eps * mean.abs()
     std = torch.where(varies, std, torch.inf)  # leaves out constant x-features
     whole = (centred / std * w[:, None]).T
-    cross, of_wanted, first = torch.zeros((), dtype=w.dtype), torch.zeros((), dtype=w.dtype), 0
+    cross, of_wanted, first = (
+        torch.zeros((), dtype=w.dtype, device="cpu"),
+        torch.zeros((), dtype=w.dtype, device="cpu"),
+        0,
+    )
     for chunk in chunks(wanted):
         rows = slice(first, first + len(chunk))
         cross = cross + (whole[:, rows].to(chunk) @ chunk).double()

@@ -87,7 +87,7 @@ def _parts(Z: Tensor, examples: Examples, n: int) -> Tensor:
     """Compute the parts H, (n, D). Each has norm 1, or is 0."""
     # Rows and their coefficients scale with the root of the weight. This weights the squared error and keeps the parts.
     data = (examples.weight.sqrt()[:, None] * Z).detach().cpu().double().numpy()
-    seed = int(torch.randint(2**31, (), generator=examples.generator))
+    seed = int(torch.randint(2**31, (), generator=examples.generator, device="cpu"))
     init = "nndsvda" if n <= min(data.shape) else "random"
     made = scikit_learn().factorise(n, init=init, random_state=seed, max_iter=2000).fit(data)
     return nn.functional.normalize(torch.from_numpy(made.components_))
@@ -101,7 +101,7 @@ def _unroll(encoder: nn.Sequential, parts: Tensor) -> None:
     :math:`G = H H^T`. Each step is :math:`W \leftarrow \mathrm{relu}(W (I - G \, \mathrm{diag}(r)) + d)`.
     """
     n = len(parts)
-    G, one = parts @ parts.T, torch.eye(n).to(parts)
+    G, one = parts @ parts.T, torch.eye(n, device="cpu").to(parts)
     rate = torch.where(G.sum(1) > 0, 1 / G.sum(1), 0)
     first, *steps, last = [layer for layer in encoder if isinstance(layer, nn.Linear)]
     for layer in (first, *steps, last):

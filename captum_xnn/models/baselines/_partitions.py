@@ -126,7 +126,7 @@ def spectral_partition(contributions: Tensor, groups: int) -> Tensor:
     # A dimension outside the K leading directions has no place on the sphere. Rounding must not give it one.
     rows = torch.where(length > 1e-6, rows / length.clamp_min(1e-6), 0)
     labels = _k_means(rows, groups, _first_largest(degree))
-    a = torch.zeros(c.shape[1], groups).to(c)
+    a = torch.zeros(c.shape[1], groups, device="cpu").to(c)
     a[live, labels] = 1
     dead = a.sum(1) == 0
     a = _ordered(a, c)
@@ -247,7 +247,7 @@ def drsa(
     size = activations.shape[-1] // subspaces if size is None else size
     a, c = _checked_pair(activations, contexts, subspaces * size)
     a, c = (x / x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, c))
-    drawn = torch.randn(a.shape[1], subspaces * size, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(a.shape[1], subspaces * size, generator=generator, dtype=torch.float64, device="cpu")
     U, rate = _orthogonal(drawn.to(a)), 1.0
     value, slope = _ascent(U, a, c, subspaces)
     for _ in range(steps):

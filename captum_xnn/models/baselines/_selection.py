@@ -112,7 +112,7 @@ class _Regression:
 
     def __init__(self, Z: Tensor, y: Tensor, weight: Tensor | None) -> None:
         self.like = Z
-        w = torch.ones(len(Z), dtype=torch.float64) if weight is None else weight.detach().cpu().double()
+        w = torch.ones(len(Z), dtype=torch.float64, device="cpu") if weight is None else weight.detach().cpu().double()
         w = w / w.mean()
         X, t = (m.detach().cpu().double().flatten(1) for m in (Z, y))
         self.X_mean, self.t_mean = (w @ m / len(m) for m in (X, t))
@@ -299,7 +299,7 @@ def _select(xnn: Dense, Z: Tensor | Rows, chosen: Tensor) -> Tensor:
     std = torch.where(std > 0, std, 1)
     weight.zero_()
     bias.zero_()
-    weight[torch.arange(len(chosen)), chosen] = 1 / std
+    weight[torch.arange(len(chosen), device="cpu"), chosen] = 1 / std
     return std
 
 

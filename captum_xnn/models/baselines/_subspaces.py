@@ -98,13 +98,15 @@ class DRSA(ContributionGroups):
         D, subspaces = len(self.groups), n_features - 1
         if subspaces > D:
             raise ValueError(f"n_features is {n_features}, but the layer has {D} dimensions; pass at most {D + 1}")
-        for name in ("patches", "covered", "balance"):  # of groups alone
+        for name in ("grid", "covered", "balance"):  # of groups alone
             del self.config[name]
         self.config |= {"size": size, "steps": steps}
         self.width = min(size, D // subspaces) if subspaces else 0
-        member = torch.arange(subspaces).repeat_interleave(self.width)
-        self.register_buffer("directions", torch.zeros(D, len(member)))
-        self.groups = F.one_hot(torch.cat([member, torch.tensor([subspaces])]), n_features).to(self.groups)
+        member = torch.arange(subspaces, device="cpu").repeat_interleave(self.width)
+        self.register_buffer("directions", torch.zeros(D, len(member), device="cpu"))
+        self.groups = F.one_hot(torch.cat([member, torch.tensor([subspaces], device="cpu")]), n_features).to(
+            self.groups
+        )
 
     def factors(self, integral: Integral) -> tuple[Tensor, Tensor]:
         """Return activations minus their base, (N, P, D), and slopes, (C, N, P, D).
@@ -120,13 +122,13 @@ class DRSA(ContributionGroups):
         )
 
     @torch.no_grad()
-    def learn(self, activations: Tensor, slopes: Tensor, own: Tensor, *, seed: int) -> None:
+    def learn(self, activations: Tensor, slopes: Tensor, positives: Tensor, *, seed: int) -> None:
         """Find the subspaces.
 
         Args:
             activations: Minus their base, (M, D).
             slopes: (M, D).
-            own: Which rows are positives, boolean, (M,).
+            positives: Which rows are positives, boolean, (M,).
             seed: Seed of the random start.
 
         Raises:
@@ -137,7 +139,7 @@ class DRSA(ContributionGroups):
             return
         generator = torch.Generator().manual_seed(seed)
         U = drsa(activations, slopes, subspaces, size=self.width, steps=self.config["steps"], generator=generator)
-        relevance = subspace_relevances(U, activations[own], slopes[own])[:, :-1].mean(0)
+        relevance = subspace_relevances(U, activations[positives], slopes[positives])[:, :-1].mean(0)
         U = U[relevance.argsort(descending=True, stable=True)]
         self.directions.copy_(U.transpose(0, 1).flatten(1))
 
@@ -149,7 +151,8 @@ class DRSA(ContributionGroups):
         """
         a, slopes = self.factors(integral)
         U = self.directions.to(slopes)
-        found = ((a @ U) * (slopes @ U)).sum(2)
+        with torch.autocast(slopes.device.type, enabled=False):
+            found = ((a @ U) * (slopes @ U)).sum(2)
         return torch.cat([found, (a * slopes).sum((2, 3))[..., None] - found.sum(2, keepdim=True)], 2)
 
     def slopes_of(self, slopes: Tensor, feature: int) -> Tensor:
@@ -160,7 +163,8 @@ class DRSA(ContributionGroups):
             feature: Index of the x-feature.
         """
         G, U = slopes.movedim(self.channels, -1), self.directions.to(slopes)
-        if feature < self.n_features - 1:
-            U = U[:, feature * self.width : (feature + 1) * self.width]
-            return (G @ U @ U.T).movedim(-1, self.channels)
-        return (G - G @ U @ U.T).movedim(-1, self.channels)
+        with torch.autocast(slopes.device.type, enabled=False):
+            if feature < self.n_features - 1:
+                U = U[:, feature * self.width : (feature + 1) * self.width]
+                return (G @ U @ U.T).movedim(-1, self.channels)
+            return (G - G @ U @ U.T).movedim(-1, self.channels)

@@ -34,7 +34,7 @@ from captum_xnn.attribution import XNNAttribution
 from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.excitation_bp import LayerExcitationBP
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
-from captum_xnn.heatmaps._defaults import heatmap_or_default
+from captum_xnn.heatmaps._from_captum import as_heatmap
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._trace import trace
 from captum_xnn.models import SRAE
@@ -291,20 +291,24 @@ def test_what_is_no_backend_is_refused():
     with pytest.raises(TypeError, match=r"derived from captum\.attr\.Attribution"):
         FromCaptum(Saliency(nn.Linear(2, 1)))
     with pytest.raises(TypeError, match=r"type Saliency, .*; pass the class and its settings"):
-        heatmap_or_default(Saliency(nn.Linear(2, 1)))
+        as_heatmap(Saliency(nn.Linear(2, 1)))
     with pytest.raises(TypeError, match="type str, neither a Captum class nor a heatmap backend"):
-        heatmap_or_default("saliency")
+        as_heatmap("saliency")
     with pytest.raises(TypeError, match="attributes hidden neurons"):
-        heatmap_or_default(NeuronGradient)
+        as_heatmap(NeuronGradient)
 
 
-def test_heatmap_or_default():
+def test_a_heatmap_is_a_class_of_captum_a_backend_or_the_default():
     def own(*_, **__):
         return ()
 
-    assert heatmap_or_default(own) is own
-    assert heatmap_or_default(DeepLift).method is DeepLift
-    assert repr(heatmap_or_default(None)) == "DefaultMaps()"
+    def backend(heatmap):
+        return XNNAttribution(nn.Sequential(nn.Linear(2, 1)), "0", heatmap=heatmap).heatmap
+
+    assert backend(own) is own is as_heatmap(own)
+    assert backend(DeepLift).method is DeepLift
+    default = backend(None)
+    assert repr(default) == "DefaultMaps()" and backend(default) is default
 
 
 def test_backends_pickle():

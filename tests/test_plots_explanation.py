@@ -30,8 +30,8 @@ from captum_xnn.plots import (
     write_names,
 )
 from captum_xnn.plots._colours import BLUES, LOWERS, NEUTRAL, ORANGES, RAISES
-from captum_xnn.plots._explanation import shared_scale
 from captum_xnn.plots._panels import overlay, wrapped
+from captum_xnn.plots._scales import shared_scale
 
 
 def explanation(image: Any = None, maps: Any = None, contributions: Any = (1.0, 5.0, -2.0), **options: Any) -> Figure:

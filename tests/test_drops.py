@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import torch
 
-from captum_xnn.training._drops import ImageCovers, images_among, patch_bounds
+from captum_xnn.metrics._patches import patch_bounds
+from captum_xnn.training._drops import ImageCovers, images_among
 
 
 def test_bounds_cut_a_side_into_nearly_equal_parts():

@@ -28,7 +28,15 @@ from captum_xnn.training._early_stopping import EarlyStopping
 from captum_xnn.training._fitting import fit, fit_together
 from captum_xnn.training._problem import Problem
 from captum_xnn.training._sampler import Sampler
-from captum_xnn.training._trainer import Trainer, _hold, _off_anchor, _rate, _signature, _together, descend
+from captum_xnn.training._trainer import (
+    Trainer,
+    _anchor_weight,
+    _distance_from_anchors,
+    _rate,
+    _signature,
+    _together,
+    descend,
+)
 
 T, M, D, K = 3, 400, 12, 3
 SHORT = Recipe(steps=60, batch_size=32)
@@ -143,9 +151,9 @@ def test_the_learning_rate_by_hand():
 
 def test_the_anchors_hold_and_let_go_by_hand():
     for done, hold in ((0, 1), (0.3, 1), (0.325, 0.75), (0.35, 0.5), (0.4, 0), (0.9, 0)):
-        assert _hold(done, 0.3) == pytest.approx(hold)
+        assert _anchor_weight(done, 0.3) == pytest.approx(hold)
     E, anchored = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]), torch.tensor([[[0.0, 4.0], [3.0, math.nan]]])
-    assert _off_anchor(E, anchored).tolist() == [((1 + 4) + (0 + 0)) / 2]
+    assert _distance_from_anchors(E, anchored).tolist() == [((1 + 4) + (0 + 0)) / 2]
 
 
 class Nothing:
@@ -223,14 +231,14 @@ def test_an_explainer_stops_when_it_no_longer_becomes_better(monkeypatch):
     g = torch.Generator().manual_seed(1)
     ys = [torch.randn(M, 1, generator=g, dtype=torch.float64), ys[1]]
     checked = []
-    late = EarlyStopping.late
+    to_stop = EarlyStopping.to_stop
 
     def spy(early, step, losses, weights):
-        found = late(early, step, losses, weights)
+        found = to_stop(early, step, losses, weights)
         checked.append((step, early.best))
         return found
 
-    monkeypatch.setattr(EarlyStopping, "late", spy)
+    monkeypatch.setattr(EarlyStopping, "to_stop", spy)
     recipe = Recipe(steps=400, batch_size=32, patience=0.1, beta=0.0, eta=0.0)
     xnns = [SRAE(D, K, hidden=(64,)).double() for _ in ys]
     noise, learned = fit_together(xnns, Z, ys, recipe=recipe)
@@ -684,7 +692,7 @@ def test_early_stopping_keeps_the_best_weights_of_each_network():
     """Two networks, four losses: the weights kept are those of each one's least loss, whatever came later."""
     stopping = EarlyStopping([_Watched(), _Watched()], {"w": torch.zeros(2, 1)}, torch.zeros(1), patience=2, earliest=0)
     losses = torch.tensor([[3.0, 3.0], [1.0, 2.0], [2.0, 1.0], [2.0, 1.0]])
-    marks = [stopping.late(s, losses[s], {"w": torch.full((2, 1), float(s))}).tolist() for s in range(4)]
+    marks = [stopping.to_stop(s, losses[s], {"w": torch.full((2, 1), float(s))}).tolist() for s in range(4)]
     assert stopping.best_weights["w"].flatten().tolist() == [1.0, 2.0]  # an equal loss later changes nothing
     assert marks == [[False, False]] * 3 + [[True, False]]
     stopping.keep(torch.tensor([False, True]))
@@ -692,7 +700,7 @@ def test_early_stopping_keeps_the_best_weights_of_each_network():
 
 
 class _Watched:
-    def watched(self):
+    def draw_held_out(self):
         return torch.arange(3)
 
     def weight(self, rows):

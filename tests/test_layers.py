@@ -1,4 +1,4 @@
-"""The host: layers are found and read, and the model is left as it was, whatever happens in between."""
+"""Layers are found and read, and the model is left as it was, whatever happens in between."""
 
 from __future__ import annotations
 

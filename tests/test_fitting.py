@@ -124,7 +124,7 @@ def test_eq_5_as_printed_is_fitted_in_the_models_units(monkeypatch):
     xnn = PaperSRAE(40, 4, hidden=(32, 16))
     fit(xnn, Z, y, positives=positives, recipe=Recipe(steps=30))
     assert torch.equal(begun[0].Z, Z) and torch.equal(begun[0].y[0], y) and begun[0].anchored is None
-    assert {group["weight_decay"] for group in begun[0].stack.optimiser.param_groups} == {0.0}
+    assert list(begun[0].stack.by_decay) == [0.0]
     E = xnn.encode(Z).detach()
     assert sorted(E.sum(0).tolist()) == pytest.approx(sorted(given[0].sum(0).tolist()), rel=1e-4)
     mean = xnn.contributions(E)[positives].mean(0)
