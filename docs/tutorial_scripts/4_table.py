@@ -126,7 +126,7 @@ print(names)
 # The sum begins at the bias, the price at the mean activation, and ends at the prediction.
 
 print(why.sentence(names=names, target_name="a high price"))
-why.show(0, names=names, title="Why this price?")
+why.show(0, names=names, title="Why this price?", unit="thousands")
 
 # %%
 # All houses
