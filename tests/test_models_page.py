@@ -231,6 +231,10 @@ TEXTS = [{"labels": torch.arange(20) % 3, "mask": mask()[i : i + 20], "ids": ids
 KINDS = {
     "a perceptron": Kind(mlp, "1", (rand(6),)),
     "a convolutional network with ReLU in place": Kind(cnn, "1", (rand(3, 8, 8),), over=(0, 2, 3)),
+    "instance norm behind feature maps": Kind(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6, affine=True),
+                              nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+        "1", (rand(3, 8, 8),), over=(0, 2, 3)),
     "one branch of a residual block (the bias differs between examples)": Kind(
         lambda: Net(residual, first=nn.Linear(6, 8), block=nn.Linear(8, 8), head=nn.Linear(8, 3)), "block", (rand(6),)),
     "a vision transformer, at its tokens": Kind(

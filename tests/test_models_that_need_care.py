@@ -533,3 +533,50 @@ def test_steps_of_a_packed_sequence_are_explained_and_its_padding_is_not():
     assert (y - why.surrogate).abs().max() < 0.03 * y.std()
     alone = xnn.contributions(x[:1], 0, lengths[:1])
     torch.testing.assert_close(alone.contributions, why.contributions[:1], rtol=1e-3, atol=1e-4)
+
+
+def test_contributions_without_a_finite_slope_are_told():
+    """The square root of an inactive ReLU: only the second example has one."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Root(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(9.0)
+    x = torch.randn(30, 6)
+    xnn = XNNAttribution(model, "1", 2).fit(x, 0, positives=torch.ones(30, dtype=torch.bool), progress=False)
+    x[1] = -50 * model[0].weight[0].detach()
+    with pytest.warns(UserWarning, match=r"at layer '1' are NaN or infinite in 1 of 3 examples: .* square root"):
+        why = xnn.contributions(x[:3], 0)
+    assert why.contributions.isfinite().all(1).tolist() == [True, False, True]
+    torch.testing.assert_close(why.surrogate[::2], why.prediction[::2], rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        model[0].bias[3] = -100.0  # dead in all examples
+    with pytest.raises(ValueError, match=r"contributions at layer '1' are NaN or infinite; .* within a square root"):
+        XNNAttribution(model, "1", 2).fit(x, 0, positives=torch.ones(30, dtype=torch.bool), progress=False)
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+class OneAtATime(nn.Module):
+    """A forward pass written for a single example."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x).tanh().view(1, -1))
+
+
+def test_a_model_of_one_example_at_a_time_is_refused_and_what_is_advised_works():
+    model, x = OneAtATime(), torch.randn(30, 6)
+    data, every = list(x.split(1)), torch.ones(30, dtype=torch.bool)
+    told = (
+        r"OneAtATime runs on a batch of 1, but not on 9 rows, 9 points .*: mat1 .*any number of rows, or fit with auto"
+    )
+    with pytest.raises(RuntimeError, match=told):
+        XNNAttribution(model, "layer", 2).fit(data, 0, positives=every, progress=False)
+    xnn = XNNAttribution(model, "layer", 2, autoencoder=partial(SRAE, hidden=(4,)), recipe=Recipe(steps=10))
+    why = xnn.fit(data, 0, positives=every, progress=False).contributions(x[:1], 0)
+    torch.testing.assert_close(why.prediction, model(x[:1])[:, 0])

@@ -156,8 +156,9 @@ class _BatchReader(Reader):
         """Raise where examples differ in shape."""
         if len(shapes) > 1:
             raise ValueError(
-                f"layer {self.name!r} gives examples of different shapes, {sorted(shapes)[:3]}; pool over the varying "
-                "dimension in output_transform=, such as `lambda output: output.mean(1)`"
+                f"layer {self.name!r} gives examples of different shapes, {sorted(shapes)[:3]}; pass inputs of one "
+                "size, or pool over the varying dimensions in a learned form, such as autoencoder=SRAE, "
+                f"output_transform=lambda output: {'output.mean(1)' if len(min(shapes)) < 3 else 'output.mean((2, 3))'}"
             )
 
 

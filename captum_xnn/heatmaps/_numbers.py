@@ -6,6 +6,7 @@ Conventions:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 from captum_xnn.errors import ModelMismatchError
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._prefix import Prefix
+from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target, grouped
 from captum_xnn.models._base import Autoencoder
@@ -163,6 +165,13 @@ def _of_groups(
         made = form.integral(tail, *arguments, targets, predictions=predictions[None], Z=Z, scale=scale)
     E = form.features(form.contributions(made)[0])
     bias = made.start[0].to(E)
+    if count := int((~E.isfinite().all(1)).sum()):
+        warnings.warn(
+            f"contributions at layer {tail.name!r} are NaN or infinite in {count} of {len(E)} examples: the rest of "
+            "the model has no finite slope there, as a square root has none at 0; choose another layer, or add a small "
+            "number within the root",
+            stacklevel=levels_up(),
+        )
     return Numbers(E, E, bias, bias + E.sum(1), made.slopes[0])
 
 

@@ -279,7 +279,15 @@ class Tail:
         swap = _Swap(self, line, once)
         known = nullcontext() if line.Z is None else self._returned(inputs, additional)
         with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), known:
-            output = self.model(*inputs, *(additional or ()))
+            try:
+                output = self.model(*inputs, *(additional or ()))
+            except (RuntimeError, IndexError, AssertionError) as error:
+                if once or S == 1 or type(error) not in (RuntimeError, IndexError, AssertionError):
+                    raise
+                raise type(error)(
+                    f"{type(self.model).__name__} runs on a batch of {n}, but not on {S * n} rows, {S} points on the "
+                    f"path of each example: {error}; let forward take any number of rows, or fit with autoencoder=SRAE"
+                ) from error
             if swap.leaf is None or swap.Z is None:
                 raise not_reached(self.model, self.name)
             swap.is_done = True
@@ -310,8 +318,8 @@ class Tail:
         """
         if not bool(contributions.isfinite().all()):
             raise ValueError(
-                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, or choose "
-                "another layer"
+                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, add a "
+                "small number within a square root, which has no finite slope at 0, or choose another layer"
             )
         if bool(contributions.any()):
             return
