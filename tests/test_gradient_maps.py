@@ -155,6 +155,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* changed after the explainer")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_is_explained_as_it_is(change):
     torch.manual_seed(0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import (
+    LRP,
     DeepLift,
     DeepLiftShap,
     FeatureAblation,
     GradientShap,
+    GuidedBackprop,
     InputXGradient,
     IntegratedGradients,
     LayerGradientXActivation,
@@ -273,3 +276,47 @@ def test_batches_say_which_of_their_tensors_to_pass(inputs, said):
     for explain in (xnn.explain, xnn.attribute, xnn.contributions):
         with pytest.raises(TypeError, match=said):
             explain(inputs, 0)
+
+
+class Fused(nn.Module):
+    """A table joins the image's activations behind the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.act, self.mixed = nn.Linear(6, 8), nn.ReLU(), nn.Linear(12, 5)
+        self.bend, self.head = nn.ReLU(), nn.Linear(5, 3)
+
+    def forward(self, image, table):
+        return self.head(self.bend(self.mixed(torch.cat([self.act(self.layer(image)), table], 1))))
+
+
+GRADIENTS = {
+    "InputXGradient": InputXGradient,
+    "IntegratedGradients": FromCaptum(IntegratedGradients, n_steps=20),
+    "Saliency": FromCaptum(Saliency, abs=False),
+    "DeepLift": DeepLift,
+    "GuidedBackprop": GuidedBackprop,
+    "LRP": LRP,
+}
+
+
+@pytest.mark.filterwarnings("ignore:maps are zero")
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("form", [None, partial(SRAE, hidden=(4,))], ids=["groups", "learned"])
+def test_an_input_that_joins_behind_the_layer_has_maps_of_zeros(form, name):
+    """No x-feature depends on it. Those of the other input are as without it, and sum to the output's if groups."""
+    model, image, table = Fused().eval(), torch.randn(40, 6), torch.randn(40, 4)
+    xnn = XNNAttribution(model, "act", 3, autoencoder=form, recipe=Recipe(steps=5), heatmap=GRADIENTS[name])
+    xnn.fit((image, table), 0, positives=torch.ones(40, dtype=torch.bool), progress=False)
+    maps = xnn.attribute((image[:4], table[:4]), 0)
+    assert maps[1].shape == (4, 3, 4) and not maps[1].any() and maps[0].abs().max() > 0
+    if form is not None:
+        layers = nn.Sequential(model.layer, model.act, nn.Linear(8, 3))
+        alone = XNNAttribution(layers, "1", 3, heatmap=GRADIENTS[name], autoencoder=form)
+        alone.explainers_ = {("1", (0,)): replace(xnn.explainer(0), layer="1", weights=None)}
+        torch.testing.assert_close(maps[0], alone.attribute(image[:4], 0))
+    elif name in ("InputXGradient", "IntegratedGradients", "Saliency"):
+        whole = xnn.one_heatmap((image[:4], table[:4]), 0)
+        if name != "IntegratedGradients":  # whose path leads through other tables
+            torch.testing.assert_close(maps[0].sum(1), whole[0][:, 0])
+        assert whole[1].abs().max() > 0

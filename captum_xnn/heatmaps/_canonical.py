@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from captum_xnn.errors import UnsupportedOperationError
-from captum_xnn.heatmaps._network import ExplanationNetwork
+from captum_xnn.heatmaps._network import ExplanationNetwork, with_every_input
 from captum_xnn.heatmaps._rewriting import Function, Rewriting
 from captum_xnn.layers._state import eager
 
@@ -61,7 +61,8 @@ class CanonicalNetwork(nn.Module):
         Args:
             inputs: All positional arguments of the model.
         """
-        Z = self.graph(*self.hold(inputs))
+        given = self.hold(inputs)
+        Z = with_every_input(self.graph(*given), given)
         return self.xnn_encoder(Z if self.output_transform is None else self.output_transform(Z))
 
     def layer(self, name: str) -> nn.Module:

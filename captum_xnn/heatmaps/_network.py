@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # a network gets its form, the model's rest and a trace, and 
     from captum_xnn.models._base import Autoencoder
     from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["ContributionNetwork", "ExplanationNetwork", "Outputs", "ReadOut", "Slopes", "cut_off"]
+__all__ = ["ContributionNetwork", "ExplanationNetwork", "Outputs", "ReadOut", "Slopes", "cut_off", "with_every_input"]
 
 Slopes = Literal["gradient", "held", "recomputed"]
 """How groups of contributions get their slopes, see the head of this module."""
@@ -157,7 +157,7 @@ class ExplanationNetwork(nn.Module):
         Args:
             inputs: All positional arguments of the model.
         """
-        return self.xnn_encoder(self.activations(*inputs))
+        return self.xnn_encoder(with_every_input(self.activations(*inputs), inputs))
 
 
 class Outputs:
@@ -234,7 +234,7 @@ class ContributionNetwork(ExplanationNetwork):
             return self._recomputed(given)
         if self.slopes == "gradient":  # before the run that Captum's hooks watch
             self.xnn_encoder.slopes = self._gradient(given)
-        Z = self.activations(*given)
+        Z = with_every_input(self.activations(*given), given)
         return self.xnn_encoder(Z)  # type: ignore[no-any-return]
 
     def _gradient(self, given: tuple[Any, ...]) -> Tensor:
@@ -323,6 +323,25 @@ def cut_off(network: ExplanationNetwork, inputs: tuple[Tensor, ...], additional:
         f"{f'behind {names[0]!r}' if names else 'at the inputs'}; remove torch.no_grad, detach or numpy there, or "
         f"{instead}"
     )
+
+
+def with_every_input(Z: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+    """Add a zero of every input to Z, so that inputs that join the model behind the layer have a gradient, of zero.
+
+    Args:
+        Z: The layer's output, (N, ...).
+        inputs: All positional arguments of the model.
+
+    Example:
+        >>> x, table = torch.ones(2, 3, requires_grad=True), torch.ones(2, 4, requires_grad=True)
+        >>> torch.autograd.grad(with_every_input(2 * x, (x, table)).sum(), (x, table))[1].abs().sum()
+        tensor(0.)
+    """
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    if len(leaves) > 1 and Z.requires_grad:
+        for x in leaves:
+            Z = Z + x.reshape(-1)[:0].sum().to(Z)
+    return Z
 
 
 def _divided(given: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:

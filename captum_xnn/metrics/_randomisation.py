@@ -19,6 +19,7 @@ Reference:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -174,7 +175,9 @@ def randomised(module: nn.Module, *, seed: int, layers: Sequence[str | nn.Module
             layer_seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
             if part in chosen and _own(part):
                 _redraw(part, layer_seed)
-        yield module
+        with warnings.catch_warnings():  # an attribution's warning of the change, which is wanted here
+            warnings.filterwarnings("ignore", ".* changed after the explainer of target")
+            yield module
     finally:
         with torch.no_grad():
             for tensors, name, tensor, value in saved:
