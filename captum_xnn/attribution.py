@@ -54,6 +54,7 @@ from captum_xnn.layers._targets import (
     Difference,
     Target,
     per_example,
+    predicted_classes,
     select,
     single_target,
     target_groups,
@@ -272,7 +273,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         )
         weights = WeightSamples.of(unwrap(self.model))
         with torch.inference_mode(False):
-            for size in dict.fromkeys(map(len, groups)):  # explainers of as many outputs are learned together
+            # Explainers with the same number of outputs are fitted together.
+            for size in dict.fromkeys(map(len, groups)):
                 tasks = [outputs.task(targets, positives) for targets in groups if len(targets) == size]
                 for made in settings.fit(tasks, found, self._reader()):
                     self.explainers_[found.layer, made.targets] = Explainer(
@@ -520,6 +522,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(examples.targets),
             layer=examples.reader.name,
+            is_positive=_are_positive(explained.read.y_hat, examples.targets),
         )
         return why, explained.read.y_hat
 
@@ -752,13 +755,21 @@ def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heat
     return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)
 
 
+def _are_positive(y_hat: Tensor, targets: Sequence[Target]) -> tuple[bool, ...] | None:
+    """Whether each example gets the class that is explained; None unless all have outputs (N, C) and single classes."""
+    classes = predicted_classes(y_hat)
+    if classes is None or len(classes) != len(targets) or not all(isinstance(t, int) for t in targets):
+        return None
+    return tuple(c == t for c, t in zip(classes.tolist(), targets, strict=True))
+
+
 def _check_settings(autoencoder: Any, recipe: Any) -> None:
     """Raise where the form or the recipe is of another type."""
     if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
-        told = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
-        cannot = "and cannot make one" if callable(autoencoder) else "and cannot be called"
+        value = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
+        problem = "and cannot make one" if callable(autoencoder) else "and cannot be called"
         raise TypeError(
-            f"autoencoder is {told}, {cannot}; pass a class such as SRAE or "
+            f"autoencoder is {value}, {problem}; pass a class such as SRAE or "
             "captum_xnn.models.baselines.NN, or a function that makes the network"
         )
     if recipe is not None and not isinstance(recipe, Recipe):

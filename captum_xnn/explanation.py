@@ -90,6 +90,9 @@ class Explanation:
     """Dotted name of the explained layer, if known. A file of names must be made for the same layer."""
     one_heatmap: Tensor | tuple[Tensor, ...] | None = None
     """The 1-Heatmap: maps of the model's own output, (N, 1, ...), shaped like ``maps``. None unless requested."""
+    is_positive: tuple[bool, ...] | None = None
+    """For each example whether the model gives it the explained class. None if the outputs are not classes, or not all
+    outputs were seen, as with an ``internal_batch_size`` below N. Sentences then do not contradict the model."""
 
     def __post_init__(self) -> None:
         total = self.bias.double() + self.contributions.double().sum(1)
@@ -162,6 +165,7 @@ class Explanation:
             target_name=target_name or ("the output" if target is None else f"target {target}"),
             surrogate=float(self.surrogate[index]),
             prediction=float(self.prediction[index]),
+            is_positive=None if self.is_positive is None else self.is_positive[index],
             share=share,
             unexplained_share=unexplained_share,
         )

@@ -847,7 +847,7 @@ def test_wrong_positives():
         (DATA[:1], ValueError, "needs at least two examples, not 1; pass more data"),
         (torch.ones(20, 6), ValueError, "activations are the same for every example; check"),
         (torch.cat([DATA, torch.full((1, 6), float("nan"))]), ValueError, "is NaN or infinite in example 160"),
-        (3, TypeError, "training data must be a tensor"),
+        (3, TypeError, "the data are of type int; pass a tensor"),
         ([{"x": DATA}], TypeError, "has the keys x, and forward of Sequential takes input; it lacks input: .* unpack="),
     ],
 )

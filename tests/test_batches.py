@@ -116,7 +116,7 @@ def test_several_inputs():
     assert (first, rows) == (0, 5) and torch.equal(inputs[1], X[:5] + 1)
     with pytest.raises(ValueError, match=r"inputs differ in their number of examples, with shapes"):
         Batches((X, X[:10]), 4, first_of_batch)
-    with pytest.raises(TypeError, match="tensor, a tuple of tensors or an iterable of batches, not int"):
+    with pytest.raises(TypeError, match="the data are of type int; pass a tensor, a tuple of tensors or an iterable"):
         Batches(3, 4, first_of_batch)
 
 

@@ -164,7 +164,7 @@ def other_layer(net):
         net.hidden.weight.mul_(1.5)
 
 
-@pytest.mark.filterwarnings("ignore:.* changed after the explainer")
+@pytest.mark.filterwarnings("ignore:.*changed after the explainer")
 @pytest.mark.parametrize("change", [to_double, other_weights, other_module, other_layer])
 def test_a_model_that_changed_since_is_read_as_it_is_now(fitted, change):
     before = [fitted.explain(X, target=0) for _ in range(2)][1]

@@ -837,8 +837,14 @@ def test_names_stay_in_the_browser_until_they_are_forgotten(driver: Any, page: P
     opened(driver, page)
     assert called(driver) == ["golden feather", "x-feature 2", "x-feature 3"]
     assert one(driver, "[data-name-input='1:0']").get_property("value") == "golden feather"
-    one(driver, "#names-forget").click()
-    assert called(driver)[0] == "x-feature 1"
+
+    def forgotten() -> bool:
+        forget = one(driver, "#names-forget")
+        if forget.is_displayed():
+            forget.click()  # again if photos that came late moved the button away
+        return called(driver)[0] == "x-feature 1"
+
+    until(forgotten)
     opened(driver, page)
     assert called(driver)[0] == "x-feature 1" and text(driver, "#names-kept") == ""
 

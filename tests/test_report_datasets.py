@@ -60,10 +60,19 @@ def test_data_set_names_its_classes_and_files_and_undoes_its_colours(explained: 
     assert ReportOptions().display is None and target == 1
 
 
-def test_classes_of_another_model_are_not_taken(explained: Any, tmp_path: Path) -> None:
+def test_classes_of_another_model_are_not_taken(
+    explained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     xnn, images, _ = explained
     for classes in (["only", "two"], {5: "beyond"}, torch.zeros(3)):
+        caplog.clear()
         assert page_of(xnn, Folder(images[:6], classes), tmp_path).data["targets"][0]["label"] == "class 1"
+        # A tensor is no list of names; others are too few or beyond the model's outputs.
+        said = (
+            "the data set has" in caplog.text
+            and "3 outputs, so the report has numbers in place of names" in caplog.text
+        )
+        assert said is not isinstance(classes, torch.Tensor)
     assert page_of(xnn, Folder(images[:6], {1: "some"}), tmp_path).data["targets"][0]["label"] == "some"
 
 

@@ -198,7 +198,7 @@ def test_parts_of_inputs_add_up_to_contributions(driver: Any, pages: dict[str, P
     assert [line[0] for line in lines] == [example["cells"][j] for j in order[:12]]
     for line, j in zip(lines, order, strict=False):
         expected = [parts[0][j] + parts[1][j], parts[0][j], parts[1][j]]
-        assert line[3:] == [signed(value, data) for value in expected]
+        assert line[3:] == [signed(value, data, more=1) for value in expected]
         assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in line[1:3]] == pytest.approx(
             [example["values"][j], data["means"][j]], rel=5e-4
         )
@@ -206,7 +206,7 @@ def test_parts_of_inputs_add_up_to_contributions(driver: Any, pages: dict[str, P
     others = [sum(of[j] for j in order[12:]) for of in parts]
     rest = [c - sum(of) for c, of in zip(row["c"], parts, strict=True)]
     for title, values in (("2 other inputs", others), ("no single input", rest), ("sum: the contribution", row["c"])):
-        assert ends.pop(title) == [signed(value, data) for value in (sum(values), *values)]
+        assert ends.pop(title) == [signed(value, data, more=1) for value in (sum(values), *values)]
     assert not ends
     total = signed(sum(row["c"]), data)
     assert f"logits = bias {row['bias']:.{data['targets'][0]['decimals']}f}".replace("-", "\N{MINUS SIGN}") in text(
@@ -215,7 +215,7 @@ def test_parts_of_inputs_add_up_to_contributions(driver: Any, pages: dict[str, P
     assert f"x-features {total}, unexplained" in text(driver, ".example:nth-child(3) .numbers")
     one(driver, "#toggles [data-map='1']").click()
     assert lines_of(driver, 2, "thead") == [["input", "value", "average", "x-feature 2"]]
-    assert [line[3] for line in lines_of(driver, 2, "tbody")] == [signed(parts[1][j], data) for j in order[:12]]
+    assert [line[3] for line in lines_of(driver, 2, "tbody")] == [signed(parts[1][j], data, more=1) for j in order[:12]]
 
 
 def test_whole_numbers_keep_their_digits(driver: Any, pages: dict[str, Path]) -> None:

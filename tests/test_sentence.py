@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from captum_xnn import Explanation
+from captum_xnn import Explanation, XNNAttribution
 from captum_xnn.plots import write_names
 from captum_xnn.plots._sentence import decimals, sentence
 
@@ -216,3 +217,29 @@ def test_names_are_read_for_the_layer_and_for_the_target_of_each_example(tmp_pat
     ):
         explanation(layer="fc7").sentence(names=path)
     assert explanation().describe(0, ["a"]).count("a +63.10, x-feature 2 +15.20") == 1
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_sentences_of_explanations_do_not_contradict_the_model(size):
+    """Whatever the x-features say, the bias may decide: then the sentence compares with the average example."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(300, 6)
+    with torch.no_grad():
+        model[2].bias -= model(x).mean(0)
+        model[2].bias[1] += 0.3
+    xnn = XNNAttribution(model, "1", 2).fit(x, target=1, progress=False)
+    why = xnn.explain(x, target=1, internal_batch_size=size)
+    own = (model(x).argmax(1) == 1).tolist()
+    assert why.is_positive == (None if size else tuple(own))
+    total, said = why.contributions.sum(1), why.sentences(target_names=["a", "b", "c"])
+    odd = {(is_own, float(t) > 0): s for is_own, t, s in zip(own, total, said, strict=True)}
+    assert len(odd) == 4
+    if size is None:
+        assert odd[True, False].startswith("less like b than the average example because of ")
+        assert odd[False, True].startswith("more like b than the average example because of ")
+    assert odd[True, True].startswith("b because of ") and odd[False, False].startswith("against b because of ")
+    assert xnn.explain(x[:5], target=1, against=0).is_positive is None
+    single = XNNAttribution(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)).eval(), "1", 2)
+    single.fit(x, positives=torch.ones(300, dtype=torch.bool), progress=False)
+    assert single.explain(x[:5]).is_positive is None

@@ -662,7 +662,7 @@ def test_a_rank_with_other_data(model, seen, tmp_path):
 
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_is_none(model, tmp_path, rank):
-    with pytest.raises(ValueError, match=f"rank must be from 0 to 1, not {rank}"):
+    with pytest.raises(ValueError, match=f"rank is {rank}, and there are 2 processes; pass each its own rank, 0 to 1"):
         collect_part(model, "relu", DATA, tmp_path, rank=rank, world_size=2)
 
 

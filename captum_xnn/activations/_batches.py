@@ -148,7 +148,7 @@ class Batches:
 
     @property
     def examples(self) -> int | None:
-        """Examples M. None for an iterable without a length, until it has been read to its end."""
+        """Number of examples M. None for an iterable without a length, until it has been read to its end."""
         return self._end if self._indices is None else sum(map(len, self._indices))
 
     def first(self) -> Batch | None:
@@ -305,8 +305,8 @@ def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
         return tensors
     if not isinstance(data, Iterable):
         raise TypeError(
-            f"training data must be a tensor, a tuple of tensors or an iterable of batches, not "
-            f"{type(data).__name__}; wrap them in a torch.utils.data.DataLoader"
+            f"the data are of type {type(data).__name__}; pass a tensor, a tuple of tensors or an iterable of batches, "
+            "such as a torch.utils.data.DataLoader"
         )
     return None
 
@@ -588,8 +588,7 @@ def _refuse_disorder(data: Any) -> None:
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ValueError(
                 f"the loader gives each of {sampler.num_replicas} processes only a share of the examples, with a "
-                "DistributedSampler; pass the same plain loader in all processes, they share the work by rank= and "
-                "world_size="
+                "DistributedSampler; pass the same plain loader in all processes: rank= and world_size= divide the work"
             )
 
 

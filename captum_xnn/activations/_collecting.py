@@ -89,12 +89,12 @@ class _BatchReader(Reader):
         """Compute the layer's and the model's outputs on a batch, on the CPU."""
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         with one_thread_if_small(pass_flops(self.model, many)):
-            Z, y_hat = checked(*self._ran(many, format_forward_args(additional) or ()), self.name, first)
+            Z, y_hat = checked(*self._run_on_device(many, format_forward_args(additional) or ()), self.name, first)
         if self.asked is not None:
             self.asked.check(y_hat)
         return Z.cpu(), y_hat.cpu()
 
-    def _ran(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
+    def _run_on_device(self, inputs: tuple[Any, ...], additional: tuple[Any, ...]) -> tuple[Tensor, Any]:
         """Compute the layer's and the model's outputs on a batch, unchecked and on the model's device."""
         return self.run(copied_to(inputs, self.device) + copied_to(additional, self.device))
 
@@ -111,7 +111,7 @@ class _BatchReader(Reader):
         if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
             return
         with one_thread_if_small(pass_flops(self.model, many)):
-            many, more = probe(self._ran, many, more, *read, quantised=quantised(self.model))
+            many, more = probe(self._run_on_device, many, more, *read, quantised=quantised(self.model))
             calls_of(
                 self.model,
                 self.layer,
@@ -148,11 +148,11 @@ class _BatchReader(Reader):
         """Join the results of :meth:`read_all` to the activations of all examples."""
         if not read:
             raise ValueError(_NOTHING)
-        self.same_shape({tuple(Z.shape[1:]) for Z, _ in read})
+        self.refuse_other_shapes({tuple(Z.shape[1:]) for Z, _ in read})
         Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
         return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.value_range else None)
 
-    def same_shape(self, shapes: set[tuple[int, ...]]) -> None:
+    def refuse_other_shapes(self, shapes: set[tuple[int, ...]]) -> None:
         """Raise where examples differ in shape."""
         if len(shapes) > 1:
             raise ValueError(
@@ -196,8 +196,8 @@ def collect(
             side by side see :class:`captum_xnn.layers.EveryCall`.
         data: Inputs as a tensor (M, ...), a tuple of such tensors for a model with several inputs, an iterable of
             batches such as a DataLoader, or a data set whose examples are an input, or begin with it, as (x, y).
-        store: A folder (created if missing) for activations that do not fit in memory; see above. Shards
-            that it already holds are verified and kept.
+        store: A folder (created if missing) for activations that do not fit in memory. Shards that it already holds
+            are verified and kept.
         unpack: Turns a batch of an iterable into (inputs, additional_forward_args). By default the keys of a dict are
             the names of the model's arguments, and the first entry of a tuple or list is the inputs.
         output_transform: Turns the layer's raw output into one tensor (N, ...), for layers that return tuples or dicts.
@@ -304,20 +304,20 @@ def collect_together(
     first = batches.first()
     if first is None:
         raise ValueError(_NOTHING)
-    own = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
+    read = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
     seen = {
         "model": fingerprint(reader.model, reader.name),
         "data": (batches.examples, first_inputs(first.inputs, 0)),
     }
-    of_all = ranks.all_of((own, seen))
-    for what, mine in seen.items():
-        if any(other[what] != mine for _, other in of_all):
+    of_all = ranks.all_of((read, seen))
+    for noun, value in seen.items():
+        if any(other[noun] != value for _, other in of_all):
             raise ValueError(
-                f"not all processes have the same {what}; seed every random draw, load the same weights, and pass all "
+                f"not all processes have the same {noun}; seed every random draw, load the same weights, and pass all "
                 "processes the same data in the same order"
             )
-    taken = itertools.zip_longest(*(read for read, _ in of_all))  # they took turns
-    joined = reader.joined([pair for turn in taken for pair in turn if pair is not None])
+    turns = itertools.zip_longest(*(batches for batches, _ in of_all))  # processes read the batches in turn
+    joined = reader.joined([batch for turn in turns for batch in turn if batch is not None])
     return joined._replace(source=_source(data, unpack))
 
 
@@ -378,7 +378,9 @@ def collect_part(
         10
     """
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}; pass a different rank in every process")
+        raise ValueError(
+            f"rank is {rank}, and there are {world_size} processes; pass each its own rank, 0 to {world_size - 1}"
+        )
     reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     batches = Batches(data, batch_size, unpack_for(model, unpack))
     folder = made_folder(store)
@@ -386,7 +388,7 @@ def collect_part(
         first = batches.first()
         if first is None:
             raise ValueError(_NOTHING)
-        filling = _Filling(reader, _begun(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
+        filling = _Filling(reader, _opened(reader, folder, first, batches.examples, rows_per_shard), rank, world_size)
         filling.check_transforms(first)
         filling.store.sweep(rank, world_size)
         with (
@@ -402,7 +404,9 @@ def collect_part(
     return folder
 
 
-def _begun(reader: _BatchReader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None) -> Store:
+def _opened(
+    reader: _BatchReader, folder: Path, first: Batch, examples: int | None, rows_per_shard: int | None
+) -> Store:
     """Create a store, or open the store in the folder; raise where it is of another model, layer or data."""
     about: dict[str, Any] = {
         "fingerprint": fingerprint(reader.model, reader.name),
@@ -416,10 +420,10 @@ def _begun(reader: _BatchReader, folder: Path, first: Batch, examples: int | Non
         Store.create(folder, about, tables, rows_per_shard=rows_per_shard, rows=examples)
     store = Store.open(folder)
     was = store.manifest
-    told = differences(was["fingerprint"], about["fingerprint"])
-    if told:
+    different = differences(was["fingerprint"], about["fingerprint"])
+    if different:
         raise ModelMismatchError(
-            f"{folder} holds activations of another model or layer: {'; '.join(told)}. Load the weights they were "
+            f"{folder} holds activations of another model or layer: {'; '.join(different)}. Load the weights they were "
             "collected with, or collect into another folder"
         )
     if was["transforms"] != about["transforms"]:
@@ -452,7 +456,7 @@ class _Filling:
     def __init__(self, reader: _BatchReader, store: Store, rank: int, world_size: int) -> None:
         self.reader, self.store, self.rank, self.world_size = reader, store, rank, world_size
         self._missing: dict[int, bool] = {}
-        # Room for one shard, made once: a new one for each shard would fragment the memory.
+        # Memory for one shard, allocated once: new memory for each shard would fragment it.
         size = min(store.rows_per_shard, store.examples or store.rows_per_shard)
         self._shard = {
             name: torch.empty(size, *table["shape"], dtype=getattr(torch, table["dtype"]), device="cpu")
@@ -532,7 +536,7 @@ class _Filling:
             )
         for name, table in (("Z", Z), ("y_hat", y_hat)):
             was = self.store.manifest["tables"][name]
-            self.reader.same_shape({tuple(was["shape"]), tuple(table.shape[1:])})
+            self.reader.refuse_other_shapes({tuple(was["shape"]), tuple(table.shape[1:])})
             if str(table.dtype) != f"torch.{was['dtype']}":
                 raise StoreError(
                     f"{self.store.folder} was begun with {name} in {was['dtype']}, and {name} is now in {table.dtype}; "

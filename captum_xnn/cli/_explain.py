@@ -134,6 +134,7 @@ def _explained(
             "target": target,
             **compared,
             "sentence": why.sentence(i, names, target_name=called),
+            **({} if why.is_positive is None else {"is_positive": why.is_positive[i]}),
             "prediction": float(why.prediction[i]),
             "surrogate": float(why.surrogate[i]),
             "bias": float(why.bias[i]),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_xnn._distributed import ALONE, Ranks, launched
 from captum_xnn._files import made_folder, replace_file
+from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._collecting import collect_together
 from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.attribution import XNNAttribution
@@ -79,34 +80,12 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAn
     with launched() as many:
         ranks = Ranks.here() if many else ALONE
         opened = ModelAndInputs.of(configuration)
-        xnn = XNNAttribution(
-            opened.model,
-            layer,
-            configuration.n_features,
-            autoencoder={"groups": None, "drsa": DRSA, "srae": by_shape}[configuration.form],
-            recipe=configuration.recipe,
-            seed=configuration.seed,
-            prediction_transform=opened.prediction_transform,
-        )
+        xnn = _attribution(opened, layer)
         kept = Checkpoint(configuration.checkpoint or folder / "checkpoint")
         growing = kept.folder / HISTORY_FILE  # watched during the fit; holds all fits with these checkpoints
         log = _logging(configuration, growing) if ranks.first else None
         requested = requested_targets(opened)
-        inputs = opened.inputs
-        # Damaged images are found only by reading them. To skip them, every process must read all images.
-        independent: dict[str, Any] = {}
-        if not configuration.skip_damaged:
-            independent = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
-        found = collect_together(
-            opened.model,
-            layer,
-            inputs.loader() if independent else inputs,
-            ranks=ranks,
-            store=configuration.store,
-            progress=progress,
-            prediction_transform=opened.prediction_transform,
-            **independent,
-        )
+        found = _collected(opened, layer, ranks, progress)
         if isinstance(requested, list):
             _check_given(opened, requested, configuration.joint, found.y_hat)
         xnn.fit(
@@ -126,6 +105,39 @@ def fit(configuration: Configuration, *, progress: bool = True) -> tuple[ModelAn
                 growing.unlink(missing_ok=True)
                 kept.clear()
     return opened, xnn
+
+
+def _attribution(opened: ModelAndInputs, layer: str) -> XNNAttribution:
+    """Make an attribution of the layer, with the settings of the configuration."""
+    configuration = opened.configuration
+    return XNNAttribution(
+        opened.model,
+        layer,
+        configuration.n_features,
+        autoencoder={"groups": None, "drsa": DRSA, "srae": by_shape}[configuration.form],
+        recipe=configuration.recipe,
+        seed=configuration.seed,
+        prediction_transform=opened.prediction_transform,
+    )
+
+
+def _collected(opened: ModelAndInputs, layer: str, ranks: Ranks, progress: bool) -> Activations:
+    """Collect activations and outputs on the opened inputs."""
+    inputs = opened.inputs
+    # Damaged images are found only by reading them. To skip them, every process must read all images.
+    independent: dict[str, Any] = {}
+    if not opened.configuration.skip_damaged:
+        independent = {"unpack": lambda rows: (inputs.batch(rows).inputs, None)}
+    return collect_together(
+        opened.model,
+        layer,
+        inputs.loader() if independent else inputs,
+        ranks=ranks,
+        store=opened.configuration.store,
+        progress=progress,
+        prediction_transform=opened.prediction_transform,
+        **independent,
+    )
 
 
 def _check_given(opened: ModelAndInputs, targets: Sequence[int], joint: bool, y_hat: Tensor | Rows) -> None:

@@ -104,7 +104,8 @@ class KeptExplanations:
         if abs(now - float(made["prediction"][0])) > 1e-3 * (1 + abs(now)):
             return None
         maps = torch.stack([torch.from_numpy(np.load(self.folder / line["maps"])) for line in lines])
-        return Explanation(inputs=batch.inputs, maps=maps, target=targets, layer=layer, **made)
+        own = tuple(line["is_positive"] for line in lines) if all("is_positive" in line for line in lines) else None
+        return Explanation(inputs=batch.inputs, maps=maps, target=targets, layer=layer, is_positive=own, **made)
 
     def write(self) -> None:
         """Describe the explanations that the folder now holds."""

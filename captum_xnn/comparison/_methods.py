@@ -26,14 +26,13 @@ from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDe
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
 from captum_xnn.training._layer_fit import maker
+from captum_xnn.training._subspaces import evenly
 
 if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none
     from captum_xnn.attribution import XNNAttribution
 
 __all__ = ["METHODS", "Dictionaries", "Partition", "Subspaces", "named_methods"]
 
-# Largest number of rows, of examples or of their places, from which subspaces and dictionaries are found.
-_ROWS = 2000
 # Latents of a sparse autoencoder for each dimension of the layer, their largest number, and how many are active.
 _LATENTS, _MOST_LATENTS, _ACTIVE = 4, 512, 16
 
@@ -106,7 +105,7 @@ class Subspaces(Rule):
             pairs = [made.factors(x, target, more) for x, more in _sample(xnn, found, task, form)]
             a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.directions[target] = self.rule(_evenly(a), _evenly(c), xnn.n_features, generator)
+            made.directions[target] = self.rule(evenly(a), evenly(c), xnn.n_features, generator)
         return made
 
 
@@ -144,7 +143,7 @@ class Dictionaries(Rule):
                 for rows, cut in ((some.positives[0].sort().values, self.cropped), (_rows(some), False))
             )
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.concepts[target] = self.rule(_evenly(own), _evenly(every), xnn.n_features, generator)
+            made.concepts[target] = self.rule(evenly(own), evenly(every), xnn.n_features, generator)
         return made
 
     def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
@@ -189,14 +188,6 @@ def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tup
 def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:
     """Yield the examples from which the default form learns its groups."""
     return _read(xnn, found, _rows(_chosen(found, task, form)))
-
-
-def _evenly(rows: Tensor) -> Tensor:
-    """Select up to the largest number of rows, evenly spread."""
-    some: Tensor = rows[
-        torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), dtype=torch.float64, device="cpu").round().long()
-    ]
-    return some
 
 
 def _random(contributions: Tensor, K: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -245,11 +246,12 @@ class MethodComparison:
 
     def to_latex(self) -> str:
         r"""Format the table as a ``tabular`` of LaTeX that needs no package; :meth:`select` makes it narrower."""
-        rows = [[_latex(cell) for cell in row] for row in self._cells()]
+        head, *body = self._cells()
+        rows = [list(map(_latex, head)), *([_latex(row[0]), *map(_latex_number, row[1:])] for row in body)]
         lines = [" & ".join(row) + r" \\" for row in rows]
         columns = "l" + "r" * (len(rows[0]) - 1)
-        body = [lines[0], r"\hline", *lines[1:]]
-        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\hline", *body, r"\hline", r"\end{tabular}"])
+        inner = [lines[0], r"\hline", *lines[1:]]
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\hline", *inner, r"\hline", r"\end{tabular}"])
 
     def csv(self) -> str:
         """Format :attr:`table` as comma-separated values; missing values are empty."""
@@ -309,3 +311,13 @@ def _latex(text: str) -> str:
     """
     replaced = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
     return "".join(replaced.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+
+
+def _latex_number(text: str) -> str:
+    r"""Write a number, with an interval or not, for LaTeX; powers of ten are set as such.
+
+    Example:
+        >>> print(_latex_number("4.84e-07 ± 0.1"))
+        4.84$\cdot 10^{-7}$ $\pm$ 0.1
+    """
+    return re.sub(r"e([+-]\d+)", lambda power: rf"$\cdot 10^{{{int(power[1])}}}$", text).replace("±", r"$\pm$")

@@ -206,14 +206,14 @@ class FeatureMaps(NamedTuple):
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
-                own = [k for k in features if k < width]
+                present = [k for k in features if k < width]
                 some = examples.those(torch.tensor(rows, device="cpu"))
-                every = len(rows) == len(examples)
+                are_all = len(rows) == len(examples)
                 of_rows = slopes[torch.tensor(rows, device="cpu").to(slopes.device)]
-                parts = list(self._portions(some, own or [0], of_rows, ran, taken=taken if every else None))
-                here = settings if every else rows_of_settings(settings, len(examples), rows)
-                maps = draw(parts, some.inputs, some.additional, internal_batch_size, here)
-                yield rows, tuple(_padded(m if own else m[:, :0], len(features)) for m in maps)
+                parts = list(self._portions(some, present or [0], of_rows, ran, taken=taken if are_all else None))
+                some_settings = settings if are_all else rows_of_settings(settings, len(examples), rows)
+                maps = draw(parts, some.inputs, some.additional, internal_batch_size, some_settings)
+                yield rows, tuple(_padded(m if present else m[:, :0], len(features)) for m in maps)
 
         return gathered(drawn(), len(examples))
 
@@ -342,7 +342,7 @@ def draw(
             )
             if slopes is not None:
                 more = (*(more or ()), slopes)
-            own = settings if len(rows) == n else rows_of_settings(settings, n, rows)
+            some_settings = settings if len(rows) == n else rows_of_settings(settings, n, rows)
             yield (
                 rows,
                 heatmap(
@@ -351,7 +351,7 @@ def draw(
                     features,
                     additional_forward_args=more,
                     internal_batch_size=internal_batch_size,
-                    **own,
+                    **some_settings,
                 ),
             )
 

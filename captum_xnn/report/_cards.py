@@ -321,10 +321,10 @@ class CardStream:
         names = ("E high", "E low", "vE high", "vE low", "map share")
         self.tops = {name: _Top(K, keep) for name in names}
         self.kept: dict[int, _Kept] = {}
-        self.moments, self.own = _Moments(), _Moments()
-        self.own_contributions: list[Tensor] = []
+        self.moments, self.positive_moments = _Moments(), _Moments()
+        self.positive_contributions: list[Tensor] = []
         """Contributions of the positives, (n, K), batch by batch."""
-        self.own_numbers: list[int] = []
+        self.positive_numbers: list[int] = []
         self.size = torch.zeros(K, dtype=torch.float64, device="cpu")
         self.features = torch.zeros(K, dtype=torch.float64, device="cpu")
         self.place_sums: Tensor | None = None
@@ -360,25 +360,25 @@ class CardStream:
         classes = predicted_classes(y_hat)
         given = [None] * len(y_hat) if classes is None else classes.tolist()
         marked = positives_of(classes, [self.target])
-        own = torch.arange(len(E), device="cpu") if marked is None else marked.nonzero()[:, 0]
+        positives = torch.arange(len(E), device="cpu") if marked is None else marked.nonzero()[:, 0]
         shares: dict[int, Tensor] = {}
         heat: dict[int, Tensor] = {}
         if why is not None:
             heat = dict(enumerate(channels_first(why.directed_maps(), images).sum(2)))
-        elif len(own):
-            heat = dict(zip(own.tolist(), self._heat(images[own]), strict=True))
-        if len(own):
-            self.own.update(contributions[own])
-            self.own_contributions.append(contributions[own])
-            self.own_numbers.extend(numbers[own].tolist())
-            self.size += contributions[own].abs().sum(0)
-            self.features += E[own].sum(0)
-            self.tops["vE high"].update(contributions[own], numbers[own])
-            self.tops["vE low"].update(-contributions[own], numbers[own])
-            mass = torch.stack([heat[row] for row in own.tolist()]).clamp(min=0)
-            map_shares = self._map_shares(batch, mass, own if rows is None else rows[own])
-            self.tops["map share"].update(map_shares, numbers[own])
-            shares = dict(zip(numbers[own].tolist(), map_shares, strict=True))
+        elif len(positives):
+            heat = dict(zip(positives.tolist(), self._heat(images[positives]), strict=True))
+        if len(positives):
+            self.positive_moments.update(contributions[positives])
+            self.positive_contributions.append(contributions[positives])
+            self.positive_numbers.extend(numbers[positives].tolist())
+            self.size += contributions[positives].abs().sum(0)
+            self.features += E[positives].sum(0)
+            self.tops["vE high"].update(contributions[positives], numbers[positives])
+            self.tops["vE low"].update(-contributions[positives], numbers[positives])
+            mass = torch.stack([heat[row] for row in positives.tolist()]).clamp(min=0)
+            map_shares = self._map_shares(batch, mass, positives if rows is None else rows[positives])
+            self.tops["map share"].update(map_shares, numbers[positives])
+            shares = dict(zip(numbers[positives].tolist(), map_shares, strict=True))
         wanted = set(torch.cat([top.numbers.flatten() for top in self.tops.values()]).tolist())
         self.kept = {number: kept for number, kept in self.kept.items() if number in wanted}
         predictions = select(y_hat, self.target).tolist()
@@ -414,19 +414,19 @@ class CardStream:
 
     def cards(self) -> tuple[Card, ...]:
         """Make the cards of all x-features."""
-        if not self.own.count:
+        if not self.positive_moments.count:
             raise ValueError(
                 f"the model gives class {self.target} to none of the {self.moments.count} examples; pass data with "
                 "images of the class"
             )
         heat, usual = self._kept_heat(), self._usual()
-        K, n = len(self.size), self.own.count
+        K, n = len(self.size), self.positive_moments.count
         correlations = self.moments.correlations()
         total = float(self.size.sum())
-        deviation = (self.own.products.diagonal() / n).clamp(min=0).sqrt()
+        deviation = (self.positive_moments.products.diagonal() / n).clamp(min=0).sqrt()
         cards = []
         for k in range(K):
-            ends = ("vE high", "vE low") if self.own.mean[k] >= 0 else ("vE low", "vE high")
+            ends = ("vE high", "vE low") if self.positive_moments.mean[k] >= 0 else ("vE low", "vE high")
             lists = ("E high" if self.features[k] >= 0 else "E low", ends[0], "map share", ends[1])
             fires, contributes, fills, absent = (self._examples(name, k, heat, usual) for name in lists)
             cards.append(
@@ -438,7 +438,7 @@ class CardStream:
                     fills=fills,
                     absent=absent,
                     share=float(self.size[k]) / total if total else 0.0,
-                    contribution=float(self.own.mean[k]),
+                    contribution=float(self.positive_moments.mean[k]),
                     deviation=float(deviation[k]),
                     feature_correlations=correlations[k, :K],
                     output_correlations=correlations[K + k, 2 * K :],
@@ -462,25 +462,25 @@ class CardStream:
 
     def _usual(self) -> dict[int, float]:
         """Compute how usual the contributions of each positive are, by row index; empty with too few positives."""
-        found = usual_of(torch.cat(self.own_contributions))
-        return {} if found is None else dict(zip(self.own_numbers, found.share.tolist(), strict=True))
+        found = usual_of(torch.cat(self.positive_contributions))
+        return {} if found is None else dict(zip(self.positive_numbers, found.share.tolist(), strict=True))
 
     def _examples(self, name: str, k: int, heat: dict[int, Tensor], usual: dict[int, float]) -> tuple[Example, ...]:
         made = []
         for number in self.tops[name].numbers[k].tolist():
-            kept, own = self.kept[number], heat[number][k]
+            kept, heat_of_k = self.kept[number], heat[number][k]
             height, width = kept.image.movedim(channels_by_size(kept.image[None]) - 1, 0).shape[1:]
             made.append(
                 Example(
                     number=number,
                     image=kept.image,
-                    heat=own,
+                    heat=heat_of_k,
                     feature=float(kept.features[k]),
                     contribution=float(kept.contributions[k]),
                     map_share=None if kept.map_shares is None else float(kept.map_shares[k]),
                     prediction=kept.prediction,
                     given=kept.given,
-                    crop=crop_box(own, (height, width)),
+                    crop=crop_box(heat_of_k, (height, width)),
                     usual=usual.get(number),
                 )
             )

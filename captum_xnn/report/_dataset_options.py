@@ -6,6 +6,7 @@ The functions read the attributes of torchvision's data sets and of :mod:`captum
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.report._options import ReportOptions
 
 __all__ = ["captions_of", "classes_of", "completed", "display_of"]
+
+_log = logging.getLogger(__name__)
 
 
 def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> ReportOptions:
@@ -53,6 +56,13 @@ def completed(xnn: XNNAttribution, inputs: Any, options: ReportOptions) -> Repor
             check_class_names(classes, y_hat.shape[1:])
         elif _fit(classes, y_hat):
             found["class_names"] = classes
+        elif y_hat.dim() == 2 and y_hat.shape[1] > 1:
+            _log.warning(
+                "the data set has %d classes and the model %d outputs, so the report has numbers in place of names; "
+                "pass class_names= with a name for each output",
+                len(classes),
+                y_hat.shape[1],
+            )
     return replace(options, **{name: value for name, value in found.items() if value is not None})
 
 

@@ -86,28 +86,28 @@ class Gallery:
     def add_explanations(self, i: int, images: Tensor, made: ExampleExplanations) -> None:
         """Add the explanations of the last images for the i-th target."""
         target = self.targets[i]
-        own = [c is None or not isinstance(target, int) or c == target for c in self.given]
-        rows = list(rows_of_images(made.why, made.one, own))
+        positives = [c is None or not isinstance(target, int) or c == target for c in self.given]
+        rows = list(rows_of_images(made.why, made.one, positives))
         if made.against is not None:
             against = rows_of_images(made.against, made.one_against, [True] * len(images))
             compare(rows, against, self.names.of(made.against.target[0]))
         self.rows[i].extend(rows)
         held = self.covered[target]
-        more = images[own][: self.patches - len(held)]
+        more = images[positives][: self.patches - len(held)]
         self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
 
 
-def rows_of_images(why: Explanation, one: Tensor, own: Sequence[bool]) -> Iterator[dict[str, Any]]:
+def rows_of_images(why: Explanation, one: Tensor, positives: Sequence[bool]) -> Iterator[dict[str, Any]]:
     """Yield the numbers and maps of each image for one target.
 
     Args:
         why: Explanation of the images.
         one: Their 1-Heatmaps.
-        own: Whether the model gives the target to each of them.
+        positives: Whether the model gives the target to each of them.
     """
     assert isinstance(why.inputs, Tensor)  # because images are a single tensor
     heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one.detach()))
-    for i, given in enumerate(own):
+    for i, given in enumerate(positives):
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i], contributions)
         yield {
@@ -168,7 +168,7 @@ class ImagesRun:
                 rows=gallery.rows[i],
                 cards=[_card(card, gallery.names, options.place_names, self.display, caption) for card in cards],
                 faithfulness=stream.faithfulness,
-                positive_contributions=torch.cat(stream.own_contributions),
+                positive_contributions=torch.cat(stream.positive_contributions),
                 contributions=self.contributions[i],
                 patches=self._patch_scores(t),
             )

@@ -2,9 +2,10 @@ r"""Parts: what each input of a table adds to the output through an x-feature.
 
 .. math:: p_{kj} = \frac{v_k E_k}{E_k} m_{kj}, \qquad r_k = v_k E_k - \sum_j p_{kj}
 
-The maps m of gradient methods sum to the x-feature up to its value at their baseline, so these parts are in the unit of
-the output, and the rest r is small. Maps without negative values, such as those of excitation backprop, sum to 1: there
-the contribution is divided in proportion to the map. Maps of other methods have another unit and give no parts.
+The maps m of gradient methods sum to the x-feature less its value at their baseline, so these parts are in the unit of
+the output, and the rest r is about the same in all examples. Maps without negative values, such as those of excitation
+backprop, sum to 1: there the contribution is divided in proportion to the map. Maps of other methods have another unit
+and give no parts.
 
 Conventions:
     N examples, K x-features, L inputs.
@@ -19,8 +20,9 @@ from torch import Tensor
 
 __all__ = ["add_up", "directions", "parts_of"]
 
-# Share of the contributions that parts may leave to no input. Maps of another unit leave more.
-_REST = 0.5
+# Share of the contributions' variance that the rest may have, and of their size with fewer examples than this. Maps of
+# another unit leave more.
+_REST, _FEW = 0.25, 3
 # Correlation from which an input's direction is stated, and examples that it needs.
 _CLEAR = 0.5
 _EXAMPLES = 8
@@ -47,21 +49,25 @@ def parts_of(maps: Tensor, features: Tensor, contributions: Tensor) -> Tensor:
 
 
 def add_up(parts: Sequence[Tensor], contributions: Sequence[Tensor]) -> bool:
-    """Whether the parts of all examples are in the unit of the output, so that little is left to no input.
+    """Whether parts are in the unit of the output: what they leave to no input then hardly differs between examples.
 
     Args:
         parts: Parts (K, L) of each example.
         contributions: Contributions (K,) of each example.
 
     Example:
-        >>> add_up([torch.tensor([[6.0, -3.0]])], [torch.tensor([4.0])])
+        >>> parts = [torch.tensor([[v, -3.0]]) for v in (4.0, 6.0, 9.0)]
+        >>> add_up(parts, [part.sum(1) + 8 for part in parts])  # 8 at the baseline
         True
-        >>> add_up([torch.tensor([[600.0, -300.0]])], [torch.tensor([4.0])])
+        >>> add_up([100 * part for part in parts], [part.sum(1) for part in parts])
         False
     """
-    size = sum(float(c.abs().sum()) for c in contributions)
-    rest = sum(float((c - p.sum(1)).abs().sum()) for p, c in zip(parts, contributions, strict=True))
-    return rest <= _REST * size
+    c = torch.stack(list(contributions)).double()
+    rest = c - torch.stack([part.double().sum(1) for part in parts])
+    size, left = (float(v.square().sum()) for v in (c, rest))
+    if len(c) >= _FEW:
+        size, left = (float((v - v.mean(0)).square().sum()) for v in (c, rest))
+    return left <= _REST * size
 
 
 def directions(values: Tensor, parts: Tensor) -> list[str]:

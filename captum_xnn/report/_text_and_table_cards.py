@@ -61,7 +61,7 @@ class CellsOfTarget:
         """Contributions by this fit and by another one, batch by batch."""
         self.classes = False
         self.faithfulness = FaithfulnessStream(target)
-        self.own: list[Tensor] = []
+        self.positive_contributions: list[Tensor] = []
         self.covered: list[CoveredBatch] = []
         """Positives to cover token by token, or column by column."""
         self.spread: list[Tensor] = []
@@ -77,7 +77,7 @@ class CellsOfTarget:
         self.classes = positives is not None
         if positives is not None:
             contributions = contributions[positives.to(contributions.device)]
-        self.own.append(contributions.double().cpu())
+        self.positive_contributions.append(contributions.double().cpu())
 
     def add_examples(
         self,
@@ -88,11 +88,11 @@ class CellsOfTarget:
         values: Sequence[list[float] | None],
     ) -> None:
         """Add examples that the page shows, with the texts of their cells, and of a table their values."""
-        own = [not self.classes or c == self.target for c in given]
+        positives = [not self.classes or c == self.target for c in given]
         rows = []
-        for i, (row, maps) in enumerate(_rows_of_cells(made.why, made.one, own, cells, self.words)):
+        for i, (row, maps) in enumerate(_rows_of_cells(made.why, made.one, positives, cells, self.words)):
             rows.append(row)
-            if own[i]:
+            if positives[i]:
                 spread = self._add_cells(maps, made.why.contributions[i].detach().double().cpu(), cells[i])
                 numbers = values[i]
                 if numbers is not None:
@@ -107,8 +107,8 @@ class CellsOfTarget:
 
     def add_covered(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
-        own = [row["is_positive"] for row in self.rows[-len(cells) :]]
-        some = [i for i, texts in enumerate(cells) if own[i] and len(texts) >= _LEAST]
+        positives = [row["is_positive"] for row in self.rows[-len(cells) :]]
+        some = [i for i, texts in enumerate(cells) if positives[i] and len(texts) >= _LEAST]
         some = some[: most - sum(len(covered.first) for covered in self.covered)]
         if some:
             inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
@@ -143,23 +143,23 @@ class CellsOfTarget:
         Raises:
             ValueError: If the model gives the class to none of the data.
         """
-        own = torch.cat(self.own)
+        contributions = torch.cat(self.positive_contributions)
         examples = self.faithfulness.examples
-        if not len(own):
+        if not len(contributions):
             raise ValueError(
                 f"the model gives class {self.target} to none of the {examples} examples; pass data with examples of "
                 "the class"
             )
-        size = own.abs().sum(0)
+        size = contributions.abs().sum(0)
         total = float(size.sum())
         return [
             {
                 "feature": k,
                 "share": float(size[k]) / total if total else 0.0,
-                "contribution": float(own[:, k].mean()),
-                "deviation": float(own[:, k].std(correction=0)),
+                "contribution": float(contributions[:, k].mean()),
+                "deviation": float(contributions[:, k].std(correction=0)),
                 "examples": examples,
-                "positives": len(own),
+                "positives": len(contributions),
                 "cells": self._cells(k),
                 # Of images only.
                 "lists": [],
@@ -167,7 +167,7 @@ class CellsOfTarget:
                 "outputs": [],
                 "places": [],
             }
-            for k in range(own.shape[1])
+            for k in range(contributions.shape[1])
         ]
 
     def _cells(self, k: int) -> list[tuple[str, float, float | str]]:
@@ -214,10 +214,10 @@ class CellsRun:
 
     def explain(self) -> None:
         """Explain all inputs and data."""
-        own = self.options.data is None or self.options.data is self.inputs
+        are_data = self.options.data is None or self.options.data is self.inputs
         for batch in self._bar(self.inputs, "explaining"):
-            self._explain(batch, own)
-        if own:
+            self._explain(batch, are_data)
+        if are_data:
             return
         size = self.options.internal_batch_size
         for batch in self._bar(self.options.data, "reading the data"):
@@ -238,7 +238,7 @@ class CellsRun:
                 rows=rows.rows,
                 cards=rows.cards(),
                 faithfulness=rows.faithfulness,
-                positive_contributions=torch.cat(rows.own),
+                positive_contributions=torch.cat(rows.positive_contributions),
                 contributions=rows.contributions,
                 patches=self._patch_scores(rows),
             )
@@ -251,7 +251,7 @@ class CellsRun:
                 yield batch
                 bar.update(len(batch.first))
 
-    def _explain(self, batch: RowBatch, own: bool) -> None:
+    def _explain(self, batch: RowBatch, are_data: bool) -> None:
         """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
         y_hat = model_outputs(xnn, *batch.arguments)
@@ -259,14 +259,14 @@ class CellsRun:
         given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
         values = self._show(batch, given, cells)
-        if own:
+        if are_data:
             self._add(batch)
         for rows, t in zip(self.found, self.targets, strict=True):
             made = explain_examples(xnn, batch.inputs, t, options, batch.additional)
             rows.classes = predicted is not None and isinstance(t, int)
             rows.add_examples(made, given, cells, self.names, values)
             rows.add_covered(batch, cells, options.patches)
-            if own:
+            if are_data:
                 rows.add_data(made.why, y_hat)
 
     def _add(self, batch: RowBatch) -> None:
@@ -313,7 +313,7 @@ class CellsRun:
 
 
 def _rows_of_cells(
-    why: Explanation, one: Any, own: Sequence[bool], cells: Sequence[Sequence[str]], words: bool
+    why: Explanation, one: Any, positives: Sequence[bool], cells: Sequence[Sequence[str]], words: bool
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield the numbers and maps of each example for one target, as the page has them, and its scaled maps (K, L)."""
     single = one[0] if isinstance(one, tuple) else one
@@ -324,7 +324,7 @@ def _rows_of_cells(
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i][:, None, : len(texts)], contributions)[:, 0]
         row = {
-            **numbers_of(why, i, own[i]),
+            **numbers_of(why, i, positives[i]),
             "maps": [[short(v) for v in values.tolist()] for values in maps],
             "one": [
                 short(v) for v in scaled(whole[i][:, None, : len(texts)], torch.ones(1, device="cpu"))[0, 0].tolist()

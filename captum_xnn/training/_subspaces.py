@@ -23,9 +23,9 @@ from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.models.baselines._subspaces import DRSA
 
-__all__ = ["fit_subspaces"]
+__all__ = ["evenly", "fit_subspaces"]
 
-# Examples in one batch of the model, and rows from which subspaces are learned.
+# Examples in one batch of the model, and rows from which subspaces and dictionaries are learned.
 _BATCH, _ROWS = 64, 2000
 
 
@@ -106,12 +106,16 @@ def _fit(
     slopes = slopes / form.scale.to(slopes)[:, None, None, None]
     marked = torch.isin(rows, positives)[:, None].expand(M, P).repeat(C, 1, 1)
     flat = activations.expand(C, -1, -1, -1).flatten(0, 2), slopes.flatten(0, 2), marked.flatten()
-    form.learn(*(_evenly(values) for values in flat), seed=seed)
+    form.learn(*(evenly(values) for values in flat), seed=seed)
     return torch.cat(off, 1)
 
 
-def _evenly(rows: Tensor) -> Tensor:
-    """Select up to the largest number of rows, evenly spread."""
+def evenly(rows: Tensor) -> Tensor:
+    """Select at most as many rows as subspaces and dictionaries are learned from, evenly spread.
+
+    Args:
+        rows: (M, ...).
+    """
     count = min(len(rows), _ROWS)
     some: Tensor = rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()]
     return some

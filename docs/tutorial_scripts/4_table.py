@@ -29,10 +29,10 @@ columns = (
 mean = torch.tensor([95.0, 3.5, 40.0, 3.0, 9.0, 55.0, 0.5, 2.0])
 std = torch.tensor([22.0, 1.0, 12.0, 1.0, 3.0, 6.0, 0.5, 0.7])
 torch.manual_seed(0)
-rows = torch.randn(1500, 8)
-rows[:, 1] = 0.8 * rows[:, 0] + 0.6 * rows[:, 1]
-rows[:, 6] = torch.where(rows[:, 6] > 0, 1.0, -1.0)
-size, rooms, age, repairs, distance, noise, garden, floor = rows.T
+raw = torch.randn(1500, 8)
+raw[:, 1] = 0.8 * raw[:, 0] + 0.6 * raw[:, 1]
+raw[:, 6] = torch.where(raw[:, 6] > 0, 1.0, -1.0)
+size, rooms, age, repairs, distance, noise, garden, floor = raw.T
 price = (
     300
     + 60 * size
@@ -41,8 +41,8 @@ price = (
     - 30 * distance
     - 15 * noise.relu()
 )
-price = price + 40 * (garden > 0) * (distance > 0) + 5 * torch.randn(len(rows))
-x, x_test, y, y_test = rows[:1200], rows[1200:], price[:1200], price[1200:]
+price = price + 40 * (garden > 0) * (distance > 0) + 5 * torch.randn(len(raw))
+x, x_test, y, y_test = raw[:1200], raw[1200:], price[:1200], price[1200:]
 
 # %%
 # The model
@@ -126,7 +126,7 @@ print(names)
 # The sum begins at the bias, the price at the mean activation, and ends at the prediction.
 
 print(why.sentence(names=names, target_name="a high price"))
-why.show(0, names=names, title="Why this price?")
+why.show(0, names=names, title="Why this price?", unit="thousands")
 
 # %%
 # All houses

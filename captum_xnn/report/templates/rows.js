@@ -63,7 +63,7 @@ function table(row, example) {
   if (together) head.append(make("th", "", "together"));
   for (const k of shown) head.append(make("th", "", nameOf(k)));
   for (const cell of head.children) cell.scope = "col";
-  const digits = target().decimals + (adds ? 0 : 1);
+  const digits = target().decimals + 1;
   const before = 1 + (example.values ? (data.means ? 2 : 1) : 0);
   const part = (value, bold) => {
     const cell = make("td", bold ? "part together" : "part", signed(value, digits));
