@@ -100,10 +100,11 @@ def test_the_architecture_page_names_them():
         assert not missing, title
 
 
-def test_every_equation_is_where_the_architecture_page_says():
+def test_every_equation_and_rule_is_where_the_architecture_page_says():
     page = (PACKAGE.parent / "docs" / "architecture.rst").read_text(encoding="utf-8")
     module, found = "", 0
-    for line in page.split("Equations\n---")[1].split("\n===")[2].splitlines():
+    tables = (page.split(f"{title}\n---")[1].split("\n===")[2] for title in ("Equations", "Rules that have one place"))
+    for line in "\n".join(tables).splitlines():
         names = re.findall(r"``([\w./]+)``", line)
         if names and names[0].endswith(".py"):
             module = (PACKAGE / names.pop(0)).read_text(encoding="utf-8")
