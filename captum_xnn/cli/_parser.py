@@ -163,8 +163,8 @@ def _add_explain(commands: Any) -> argparse.ArgumentParser:
         "explain",
         "explain images: pictures, maps and numbers",
         "Write a picture (pictures/) and the maps (maps/, .npy) of each image, and the numbers of all images to "
-        "explanations.jsonl. The command explains the target with the highest output, of all fitted targets or of those "
-        "in --target.",
+        "explanations.jsonl. The command explains the target with the highest output, of all fitted targets or of "
+        "those in --target.",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")

@@ -262,9 +262,9 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
         text += " So the maps follow what the model loses, but less than the single heatmap does."
     if by_chance is not None and not math.isnan(identified):
         text += (
-            f" {100 * identified:.0f} % of the maps fit the drops of their own x-feature better than those of the others; "
-            f"of x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} times as "
-            "much as their sum does (1: they do not cancel)."
+            f" {100 * identified:.0f} % of the maps fit the drops of their own x-feature better than those of the "
+            f"others; of x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} "
+            "times as much as their sum does (1: they do not cancel)."
         )
     return Reason(level, question, text)
 
