@@ -146,7 +146,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--masks",
         metavar="FILE",
-        help="known parts of the images: .npy (M, H, W), with the part of each pixel from 1, or 0",
+        help="known parts of the images: .npy (M, H, W), with the number of the part at each pixel, 0 outside of parts",
     )
     parser.add_argument("--n-features", type=int, metavar="K", help="number of x-features of each method (5)")
     parser.add_argument("--seed", type=int, help="seed of data, fits and controls (0)")
@@ -163,8 +163,8 @@ def _add_explain(commands: Any) -> argparse.ArgumentParser:
         "explain",
         "explain images: pictures, maps and numbers",
         "Write a picture (pictures/) and the maps (maps/, .npy) of each image, and the numbers of all images to "
-        "explanations.jsonl. Of the fitted targets, or of those in --target, the one with the highest output is "
-        "explained.",
+        "explanations.jsonl. The command explains the target with the highest output, of all fitted targets or of "
+        "those in --target.",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--names", metavar="FILE", help="file of x-feature names that a report exported")
@@ -243,7 +243,9 @@ def _add_heatmap(parser: argparse.ArgumentParser) -> None:
 
 def _add_against(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--against", metavar="T", help="output to compare with, a number or a name: explains why not this one"
+        "--against",
+        metavar="T",
+        help="output to subtract, an index or a name: explains why the target, not this output",
     )
 
 

@@ -36,7 +36,7 @@ __all__ = ["Explained", "FeatureMaps", "Portion", "Seen", "draw"]
 
 
 class Seen:
-    """Remembers what earlier calls showed about a model. Attributions with other backends can share it."""
+    """Remembers findings of earlier calls about a model. Attributions with other backends can share it."""
 
     def __init__(self) -> None:
         self.places: dict[Any, nn.Module | None] = {}
@@ -86,7 +86,7 @@ class Explained(NamedTuple):
             examples: N examples.
             internal_batch_size: Number of examples explained at once; all of them, if None.
             place: The layer at which the graph for maps should begin, if maps of all examples follow at once.
-            drawn: What a pass over all examples has read already.
+            drawn: Results of a pass over all examples, if one has drawn the maps already.
 
         Raises:
             ModelMismatchError: If a form was fitted to another shape of Z.
@@ -123,14 +123,15 @@ class Explained(NamedTuple):
 class FeatureMaps(NamedTuple):
     """Draws the maps of x-features.
 
-    An attribution makes this object anew for each call: if kept, the backend would tie the two into a cycle, and an
-    attribution copied by ``copy.copy`` would draw with the original's backend.
+    An attribution makes this object anew for each call, because ``backend`` is a method of the attribution. An
+    attribution that kept it would refer to itself in a cycle, and its ``copy.copy`` would draw with the original's
+    backend.
     """
 
     backend: Callable[[bool], Heatmap]
     """Gives the backend: for groups of contributions if called with True, else for learned networks."""
     seen: Seen
-    """What earlier calls showed about the model."""
+    """Findings of earlier calls about the model."""
 
     def explain(
         self,
@@ -322,7 +323,7 @@ def draw(
     """Draw the maps of all examples, (N, K, ...) for each input; warn once of maps that are zero or not finite.
 
     Args:
-        parts: Parts that together hold each example once, with the same number K of outputs.
+        parts: Portions that together hold each example once, with the same number K of outputs.
         inputs: Tensors (N, ...).
         additional: Further arguments of the model.
         internal_batch_size: Number of maps computed at once. All maps, if None.

@@ -60,9 +60,9 @@ class Pass(NamedTuple):
     ) -> Pass | None:
         """Run the model once; return None where one pass does not suffice for the gradients of groups.
 
-        That is the case with an ``output_transform``, with integer inputs, for an explained layer that runs several
-        times, or for a layer that returns no tensor. Of the calls of any other layer the last one before the explained
-        layer counts, as in Captum.
+        One pass does not suffice with an ``output_transform``, with integer inputs, for an explained layer that runs
+        several times, or for a layer that returns no tensor. If the layer at which the graph begins runs several times,
+        its last call before the explained layer counts, as in Captum.
 
         Args:
             tail: The rest of the model behind the explained layer.
@@ -154,8 +154,8 @@ class Reading(NamedTuple):
     ) -> Reading:
         """Read a layer and the model's outputs.
 
-        If the pass has the graph that maps need, the model does not run again for them. Whether the place still fits is
-        known after the pass: :class:`~captum_xnn.heatmaps.GradientMaps` compares it with the layer that it draws at.
+        If the pass has the graph that maps need, the model does not run again for them. Only the pass shows whether the
+        place still fits: :class:`~captum_xnn.heatmaps.GradientMaps` compares it with the layer that it draws at.
 
         Args:
             reader: Reader of the explained layer.
@@ -205,7 +205,7 @@ def _cut(place: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator
 
     Args:
         place: The layer.
-        leaves: Takes the leaf.
+        leaves: List that receives the leaf.
         seen: Outputs of the explained layer. Calls behind it do not count.
     """
 

@@ -63,9 +63,9 @@ def channel_dimension(
     linear layer, norm, ...). The change should stay in one channel of the layer's output, and spread over several
     places. Otherwise the function tries earlier modules.
 
-    If no module decides, the shape does. Of three dimensions per example, channels are in the last if the first two
-    have the image's ratio, otherwise in the first. Of two dimensions per example, channels are in the last, unless a
-    1-D convolution, pooling or batch norm comes behind all modules with channels last.
+    If no module decides, the shape does. With three dimensions per example, the last one holds channels if the first
+    two have the image's ratio; else the first one does. With two dimensions per example, the last one holds channels,
+    unless a 1-D convolution, pooling or batch norm runs after all modules with channels last.
 
     Args:
         model: A plain module.
@@ -102,7 +102,7 @@ def channel_dimension(
 
 
 class _Findings(NamedTuple):
-    """Findings of one forward pass up to the layer."""
+    """The layer's output in one forward pass, and the earlier calls that show where channels are."""
 
     Z: Tensor
     telling: list[tuple[_Call, int]]
@@ -135,7 +135,7 @@ def _findings(
 
 
 class _Count:
-    """Numbers the calls of each module. Only the thread that made the object counts; other threads get -1."""
+    """Numbers the calls of each module in the thread that made the object. Calls in other threads get -1."""
 
     def __init__(self) -> None:
         self.seen: dict[nn.Module, int] = {}
@@ -174,13 +174,13 @@ def _followed(
     dimension: int,
     output_transform: OutputTransform | None,
 ) -> int | None:
-    """Change one channel and find the dimension of the layer's output that confines the change; None if there is none.
+    """Change one channel; find the dimension of the layer's output in which the change stays at one index, or None.
 
     Args:
         model: A plain module.
         layer: One of its submodules.
         inputs: Three times the same example.
-        call: The call whose output is changed, up in the second row and down in the third: a ReLU passes one sign.
+        call: The call whose output is changed, up in the second row and down in the third, as a ReLU passes one sign.
         dimension: Dimension of the channels in that output.
         output_transform: Transform of the layer's output.
     """
@@ -301,8 +301,9 @@ def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, 
     """Find which of a layer's tokens (N, T, D) belongs to which cell of the image; None if the model does not show it.
 
     The cells are the output of a convolution (or ``nn.Unfold``) before the layer, usually the patch embedding. The
-    function changes cells in a batch with one row per binary digit of the cells' numbers. The first tokens behind the
-    cells then show which token follows which cell. Tokens that follow no cell are class and register tokens.
+    function numbers the cells, and runs a batch with one row for each binary digit of these numbers. In each row it
+    changes the cells whose number has this digit. The rows in which a token changes spell the number of its cell.
+    Tokens that never change are class and register tokens.
 
     Args:
         model: A plain module.
@@ -415,10 +416,10 @@ def _unfolded(module: nn.Unfold, image: Tensor) -> tuple[int, int]:
 
 
 def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: _Event) -> Tensor | None:
-    """Find the position of the token that follows each cell, (h * w,); None unless each cell has exactly one token.
+    """Find the position of the token that changes with each cell, (h * w,); None unless each cell has exactly one.
 
-    The first row of the batch is unchanged. In row b + 1, all cells change whose number, counted from 1, has binary
-    digit b.
+    Cells are numbered from 1. The first row of the batch is unchanged. Row b + 1 changes the cells whose number has
+    binary digit b set.
     """
     count = source.shape[0] * source.shape[1]
     digits = count.bit_length()

@@ -36,7 +36,7 @@ __all__ = ["Points", "Tail", "frozen"]
 
 # Most bytes of Z, and most rows, that the model's rest takes at once; a bound on memory, not on speed.
 _BYTES, _ROWS = 1 << 26, 1024
-# Errors that a model raises where the points do not fit to other values that cross the layer.
+# Errors that a model raises where the number of points does not fit other values that bypass the layer.
 _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
@@ -153,7 +153,7 @@ class Tail:
         """Evaluate outputs and gradients at points on the line from a base to the layer's output.
 
         Where the layer's output is known, the modules before the layer run on one example only. That is right if
-        nothing else crosses from before the layer to behind it: the caller compares outputs at Z, and sets ``alone``.
+        no other value bypasses the layer: the caller compares outputs at Z, and sets ``alone``.
 
         Args:
             inputs: Tensors on the model's device, (N, ...), or (M, ...) with ``rows``.
@@ -246,7 +246,7 @@ class Tail:
                 self.calls += 1
 
     def _once_or_repeated(self, line: _Line) -> Points:
-        """Run with the inputs once; run with repeated inputs where other values cross the layer."""
+        """Run with the inputs once; run with repeated inputs where other values bypass the layer."""
         if line.Z is not None:
             return self._run(line, once=True)
         if self._once is not False:
@@ -260,9 +260,9 @@ class Tail:
             if "used in the graph" not in str(error):
                 raise
             raise ValueError(
-                f"the model takes gradients in its own forward pass, by values ahead of layer {self.name!r}, and they "
-                "end where the layer's output is replaced; choose a layer that its gradients do not cross, or fit "
-                "with SRAE"
+                f"the model takes gradients in its own forward pass, by values ahead of layer {self.name!r}, and the "
+                "layer's replaced output cuts them off; choose a layer that these gradients do not cross, or fit with "
+                "autoencoder=SRAE"
             ) from error
 
     def repeat(self) -> bool:
@@ -336,7 +336,7 @@ class Tail:
         )
 
     def _returned(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> AbstractContextManager[None]:
-        """Return the kept outputs of the modules before the layer in this context, if they are of such an example."""
+        """Skip the modules before the layer in this context, if their outputs are kept for inputs of these shapes."""
         if self.prefix is None or self._shapes not in (None, _shapes(inputs, additional)):
             return nullcontext()
         return self.prefix.returned()
@@ -347,8 +347,8 @@ class Tail:
             if not with_gradients:
                 raise ValueError(
                     f"layer {self.name!r} runs without gradients: under torch.no_grad, or in a torch.utils.checkpoint "
-                    "with use_reentrant=True; remove the one, pass use_reentrant=False to the other, choose a layer "
-                    "outside of them, or fit with autoencoder=SRAE"
+                    "with use_reentrant=True; remove torch.no_grad, pass use_reentrant=False to the checkpoint, choose "
+                    "a layer outside of both, or fit with autoencoder=SRAE"
                 )
             raise ValueError(
                 f"the model's output does not depend on layer {self.name!r} in a way that has gradients; choose a "
@@ -377,7 +377,7 @@ def _shapes(inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> l
 
 
 class _CalledAgain(BaseException):
-    """Ends a pass in which the layer is called more often than the tail assumed."""
+    """Ends a pass that calls the layer more often than the tail assumed."""
 
 
 class _Swap:

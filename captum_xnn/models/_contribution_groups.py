@@ -51,11 +51,11 @@ if TYPE_CHECKING:  # an integral gets the model's rest, and makes none
 
 __all__ = ["ContributionGroups", "Integral", "decides", "integrate"]
 
-# Roundings of the largest output that the output may be off by when a layer gets its own output back.
+# Rounding errors, of the largest output, by which outputs may differ when a layer gets its own output back.
 _ROUNDINGS = 32
-# Share of the way from the base below which points become no denser: float32 resolves little more.
+# Share of the path from the base within which points become no denser: float32 resolves little more.
 _NEAR = 1e-6
-# Share of the change of the output by which contributions are off where the cause is close to the base.
+# Share of the change of the output. Where contributions miss more, points close to the base are tried.
 _MISSED = 0.02
 
 
@@ -425,7 +425,7 @@ class _Path(NamedTuple):
         """
         rows = going.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
-        # One pass forward for all outputs of an example, and one backward for each; or both for each pair alone.
+        # Dense: a forward pass for each example, and a backward pass for each output. Sparse: both for each pair.
         is_sparse = is_Z_known and 2 * int(going.sum()) < (1 + len(targets)) * len(rows)
         if is_sparse:
             outputs, rows = going.nonzero().T
@@ -439,13 +439,13 @@ class _Path(NamedTuple):
         made.slopes[at] = (made.slopes[at] + gradient / intervals) / 2
 
     def integrate_near_base(self, made: Integral, going: Tensor, intervals: int, *, is_Z_known: bool) -> None:
-        """Integrate again with points that are dense close to the base; keep, in place, results ten times as good.
+        """Integrate again with points that are dense close to the base; keep results whose error is ten times smaller.
 
-        Feature maps have one number per channel as the base. Their variance there is 0, and instance norm turns that
-        into a derivative of up to 1 / sqrt(eps) within a small part of the first interval.
+        The base of feature maps has one number per channel, so the variance over places is 0 there. The derivative of
+        an instance norm then reaches 1 / sqrt(eps), within a small part of the first interval.
 
         Args:
-            made: The integral so far.
+            made: The integral so far, improved in place.
             going: The outputs and examples to integrate again, boolean (C, N).
             intervals: Number of intervals.
             is_Z_known: Whether the layer's output was known before the model ran.
@@ -470,7 +470,7 @@ class _Path(NamedTuple):
 
 
 def _near_base(intervals: int) -> Tensor:
-    """Make points in [0, 1] with a density of two equal parts: an even one, and one in proportion to 1 / (t + eps)."""
+    """Make points t in [0, 1]: half of them even, half with a density in proportion to 1 / (t + eps)."""
     t = np.append(0, np.logspace(-12, 0, 4001))
     count = (t + np.log1p(t / _NEAR) / math.log1p(1 / _NEAR)) / 2
     return torch.from_numpy(np.interp(np.linspace(0, 1, intervals + 1), count, t)).float()
@@ -484,11 +484,11 @@ def decides(
     Z: Tensor,
     predictions: Tensor,
 ) -> bool:
-    """Whether the layer's output alone gives the model's outputs, whatever the inputs of the first example are.
+    """Whether the layer's output alone decides the model's outputs: run Z with other inputs, and compare.
 
     Args:
         tail: The rest of the model.
-        inputs: Tensors (N, ...). Only the first example is used.
+        inputs: Tensors (N, ...). The first example stands in for all.
         additional: Further arguments of the model.
         targets: For each of C outputs the target of every example.
         Z: The layer's output, (N, ...).
@@ -500,7 +500,7 @@ def decides(
 
 
 def _differs(y: Tensor, predictions: Tensor) -> bool:
-    """Whether outputs at the end of the paths are others than the model's own, by more than rounding.
+    """Whether outputs at the end of the paths differ from the model's own by more than rounding.
 
     Args:
         y: Outputs on the paths, (C, S, N). Their range is the unit to measure in.

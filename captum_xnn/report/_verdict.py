@@ -38,7 +38,7 @@ _UNEXPLAINED = (0.05, 0.25)
 # Correlation with the x-features of a second fit, and patch agreement.
 _STABLE = (0.8, 0.5)
 _AGREES = (0.5, 0.2)
-# By less than this, two agreements are the same.
+# Difference of two agreements, up to which they count as equal.
 _SAME = 0.05
 # How patches are covered, in a sentence and in an instruction, and what is covered.
 _COVERING = {
@@ -74,7 +74,7 @@ class Verdict(NamedTuple):
     sentence: str
     """The answer in a sentence."""
     advice: str
-    """What a reader can use and what not."""
+    """Advice on which numbers, names and maps a reader can use."""
     reasons: tuple[Reason, ...]
     """Reasons from the unexplained part, the stability of x-features, and the truth of maps."""
 
@@ -241,7 +241,7 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
         )
     a, noise, groups = found.agreement, found.agreement_random_maps, found.agreement_random_groups
     one = found.agreement_one_heatmap
-    told, by_chance = found.identified, found.identified_random_groups
+    identified, by_chance = found.identified, found.identified_random_groups
     level = _level(a, *_AGREES) if a > noise + 2 * _SAME else "poor"
     chance = "" if groups is None else f", maps of x-features drawn by chance {_signed(groups)}"
     text = (
@@ -260,11 +260,11 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
     elif a < one - _SAME:
         level = "fair"
         text += " So the maps follow what the model loses, but less than the single heatmap does."
-    if by_chance is not None and not math.isnan(told):
+    if by_chance is not None and not math.isnan(identified):
         text += (
-            f" {100 * told:.0f} % of the maps fit the drops of their own x-feature better than those of the others; of "
-            f"x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} times as "
-            "much as their sum does (1: they do not cancel)."
+            f" {100 * identified:.0f} % of the maps fit the drops of their own x-feature better than those of the "
+            f"others; of x-features drawn by chance, {100 * by_chance:.0f} %. The x-features move {found.movement:.1f} "
+            "times as much as their sum does (1: they do not cancel)."
         )
     return Reason(level, question, text)
 

@@ -59,15 +59,15 @@ _ROWS, _BYTES = 64, 1 << 26
 # Largest number of outputs in one pass for gradients. Memory holds the contributions of as many.
 _TARGETS = 16
 SMALL = 64 * 64
-"""Pixels of an image up to which the whole model runs on each covered image; above, feature maps are covered."""
-# Small products for each large one, in learning groups.
+"""Most pixels of an image whose patches are covered in the image itself; larger images have feature maps covered."""
+# Learning groups takes about this many small matrix products for each large one.
 _SMALL_PRODUCTS = 100
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
 
 class Evidence(NamedTuple):
-    """Data for the groups of one explainer."""
+    """Contributions and drops from which the groups of one explainer are learned."""
 
     positives: Tensor
     """Contributions to the outputs in positives, (C, P, D)."""
@@ -278,9 +278,11 @@ class _EvidenceCollector:
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
         self.maps: tuple[nn.Module | None] | None = None
+        """The module whose feature maps are covered, or None without such a module; no tuple before the search."""
         self.map_bytes: int | None = None
         """Bytes of the maps of one example, once they were covered."""
         self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
+        """Inputs and further arguments of one positive, once a positive was read."""
         self.dtype: torch.dtype | None = None
         self.positives: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
         self.others: dict[int, tuple[Tensor, Tensor]] = {}
@@ -302,7 +304,8 @@ class _EvidenceCollector:
     def _rows_at_once(self) -> int:
         """Compute how many positives to read at once: as many as in a batch of the data, or more with small passes.
 
-        Where the layer's output alone decides the output, the modules before the layer run on few images at a time.
+        If the layer's output alone decides the output, the modules before the layer run on few images at a time, and
+        more positives fit in memory.
         """
         if not self.tail.alone:
             return min(_ROWS, self.batch_size)
@@ -316,9 +319,10 @@ class _EvidenceCollector:
             self._take_others(rows, x, more, None)
 
     def take_others_known(self) -> bool:
-        """Read the contributions of other examples from their activations; return False if the output needs more.
+        """Compute the contributions of other examples from their activations alone.
 
-        The modules before the layer then run on one positive only, and no other example is read.
+        The modules before the layer then run on one positive only, and the inputs of other examples are not read.
+        Return False if the output depends on more than the layer's activations.
         """
         # Activations that were kept in a smaller dtype than the layer gives are not exact.
         sure = bool(self.tail.alone) and self.one is not None and self.known.Z[:1].dtype == self.dtype
@@ -382,7 +386,7 @@ class _EvidenceCollector:
         if self.tail.alone and self.tail.prefix is None:
             self.tail.keep_prefix(*self.one)
         found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
-        refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # now the last of several calls is known
+        refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # the integral found the last call
         c = self.forms[0].contributions(found).cpu()
         unexplained = _unexplained(found, c)
         drops = None
@@ -437,7 +441,7 @@ class _EvidenceCollector:
         at: int,
         over: MapCovers | None,
     ) -> Drops:
-        """Choose how patches are covered."""
+        """Choose the way to cover patches."""
         form, grid = self.forms[0], self.forms[0].config["grid"]
         if self._covers_maps(inputs, at) and has_cells(found.Z, form.channels):
             return CellDrops(form, found, grid)

@@ -157,7 +157,7 @@ class PixelDrops:
         if self.found.Z.dim() == 2:
             loose = torch.full(
                 (len(self.targets),), torch.inf, device="cpu"
-            )  # no example gets more than the first intervals
+            )  # an infinite tolerance: no interval is halved
             some = [[of[i] for i in rows.tolist()] for of in self.targets]
             covered = self.form.integral(self.tail, x, more, some, scale=loose)
             return Lost(self.whole[:, at] - self.form.contributions(covered), _difference(self.found.Z[at], covered.Z))

@@ -30,11 +30,11 @@ __all__ = ["MapCovers", "has_cells", "maps_before"]
 
 Region = tuple[tuple[int, int], tuple[int, int]]
 
-# Cells along the shorter side of feature maps that are worth covering.
+# Fewest cells along the shorter side of feature maps that are covered.
 _CELLS = 5
 # Most covered feature maps in one batch, and most bytes of them.
 _MAPS, _MAP_BYTES = 256, 1 << 26
-# Errors that a model raises where its covered maps do not fit to other values of another number of rows.
+# Errors that a model raises where the number of covered maps differs from the number of rows of other values.
 _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
@@ -74,7 +74,7 @@ def maps_before(
         _run(tail, x, more, first)
         if first.calls != 1 or first.seen is None or len(first.seen) != 2 or min(first.seen.shape[2:]) < _CELLS:
             return None
-        # Another image with the maps of the first one. If Z still differs, something goes around the maps.
+        # Another image with the maps of the first one. If Z still differs, another value bypasses the maps.
         x[at][1] = 1 - x[at][1]
         Z = _run(tail, x, more, _Replaced(maps, first.seen))
     return maps if torch.allclose(Z[0], Z[1], rtol=1e-4, atol=1e-6 * float(Z.abs().max())) else None
@@ -107,6 +107,7 @@ class MapCovers:
         self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.whole[0].numel() * self.whole.element_size())))
         """Number of covered maps to compute at once."""
         self.once = True
+        """Whether covers run on the inputs of the first example, which stand in for those of all."""
         self.copies: Tensor | None = None
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +150,7 @@ class MapCovers:
             self.copies = self.whole[torch.zeros(len(pairs), dtype=torch.long, device="cpu")]
         maps = self.copies[: len(pairs)]
         first = 0
-        for i, some in groupby(i for i, _ in pairs):  # one copy for each example, as threads meet after each
+        for i, some in groupby(i for i, _ in pairs):  # one copy for each example, as each makes threads wait
             last = first + len(list(some))
             maps[first:last] = self.whole[i]
             first = last
