@@ -13,8 +13,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,52 +26,34 @@ from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
 from captum_xnn.activations._batches import repeatable
-from captum_xnn.activations._collecting import collect_together
+from captum_xnn.activations._collecting import collected
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
-from captum_xnn.explainer import Explainer
+from captum_xnn.explainer import Explainer, Explainers
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
-from captum_xnn.heatmaps._feature_maps import Explained, FeatureMaps, Seen
+from captum_xnn.heatmaps._feature_maps import EarlierCalls, Explained, FeatureMaps
 from captum_xnn.heatmaps._from_captum import as_heatmap
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
-from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap, backend_of
 from captum_xnn.heatmaps._numbers import Examples
 from captum_xnn.heatmaps._output_maps import OutputMaps
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
-from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._fingerprint import WeightSamples, fingerprint
 from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.layers._probe import refuse_whole_arguments
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
-from captum_xnn.layers._stacklevel import levels_up
-from captum_xnn.layers._state import untouched
-from captum_xnn.layers._targets import (
-    Difference,
-    Target,
-    per_example,
-    predicted_classes,
-    select,
-    single_target,
-    target_groups,
-)
+from captum_xnn.layers._targets import Target, are_positive, one_target, per_example, target_groups
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder
-from captum_xnn.models._form import MakeForm
+from captum_xnn.models._form import MakeForm, refuse_unmade
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log, is_exact
 from captum_xnn.training._recipe import Recipe
 
 __all__ = ["XNNAttribution"]
-
-_SHOWN = 5
-"""Number of explainers, and of targets of one explainer, in a printed text."""
-_READ = 2
-"""Number of examples that show the shape of the model's outputs before an explainer is fitted. Some models squeeze the
-output of a single one."""
 
 
 class XNNAttribution(LayerAttribution):  # type: ignore[misc]
@@ -146,7 +127,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
             raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
-        _check_settings(autoencoder, recipe)
+        refuse_unmade(autoencoder)
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise TypeError(
+                f"recipe is {recipe!r}, a {type(recipe).__name__}; pass captum_xnn.Recipe(steps=...), or leave it out"
+            )
         refuse_uncallable("unpack", unpack, "lambda batch: (batch[0], None)")
         refuse_uncallable("output_transform", output_transform, "lambda output: output[0]")
         refuse_uncallable("prediction_transform", prediction_transform, "lambda output: output['logits']")
@@ -160,27 +145,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         self.output_transform = output_transform
         self.prediction_transform = prediction_transform
         self.seed = as_int("seed", seed, None, "0")
-        self.explainers_: dict[tuple[str, tuple[Target, ...]], Explainer] = {}
-        self._seen = Seen()
+        self.explainers_ = Explainers()
+        self._earlier = EarlierCalls()
 
     def __repr__(self) -> str:
         model = unwrap(self.model)
         name = find_layer(model, self.layer)[0]
-        fitted = [e for (layer, _), e in self.explainers_.items() if layer == name]
-        lines = [
+        head = (
             f"XNNAttribution of a {type(model).__name__} at layer {middle_cut(name, 40)!r}: "
             f"{self.n_features} x-feature{'s' * (self.n_features != 1)} for each explainer"
-        ]
-        for explainer in fitted[:_SHOWN]:
-            some = ", ".join(map(str, explainer.targets[:_SHOWN])) + ", ..." * (len(explainer.targets) > _SHOWN)
-            lines.append(
-                f"  target{'s' * (len(explainer.targets) != 1)} {some}: {type(explainer.form).__name__}, "
-                f"{explainer.form.n_features} x-feature{'s' * (explainer.form.n_features != 1)}, "
-                f"fitted on {explainer.examples:,} examples"
-            )
-        if len(fitted) > _SHOWN:
-            lines.append(f"  ... and {len(fitted) - _SHOWN:,} more")
-        return "\n".join(lines if fitted else [*lines, "  not fitted: call fit(data, target=...)"])
+        )
+        return "\n  ".join([head, *self.explainers_.lines(name)])
 
     @classmethod
     def get_name(cls) -> str:
@@ -255,7 +230,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if positives is not None:
             check_positives(positives, data)
         asked = [t for group in groups for t in group]
-        found = self._collected(data, progress, store, ranks, Asked(asked, gradients=is_exact(self.autoencoder)))
+        found = self._collected(data, store, Asked(asked, gradients=is_exact(self.autoencoder)), ranks, progress)
         outputs = Outputs.of(found, asked)
         if self.prediction_transform is None:
             outputs.refuse_softmax()
@@ -285,32 +260,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     def _collected(
         self,
         data: Any,
-        progress: bool,
         store: str | os.PathLike[str] | None,
-        ranks: Ranks,
         asked: Asked,
+        ranks: Ranks = ALONE,
+        progress: bool = False,
     ) -> Activations:
         """Collect the layer's activations and the model's outputs on some data."""
-        if isinstance(data, Activations):
-            if store is not None:
-                raise ValueError(
-                    "the data are activations that were collected already, and store= is a folder to collect into; "
-                    "leave store= out"
-                )
-            model = unwrap(self.model)
-            data.check(model, find_layer(model, self.layer)[0])
-            return data
-        return collect_together(
-            self.model,
-            self.layer,
-            data,
-            store=store,
-            unpack=self.unpack,
-            output_transform=self.output_transform,
-            prediction_transform=self.prediction_transform,
-            progress=progress,
-            ranks=ranks,
-            asked=asked,
+        return collected(
+            self._reader(), data, unpack=self.unpack, store=store, asked=asked, ranks=ranks, progress=progress
         )
 
     def _reader(self) -> Reader:
@@ -334,47 +291,16 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 f"target is the list of {each}, and every explainer has one target or a tuple of ints for one output; "
                 "pass one at a time, as in {t: xnn.score(data, t) for t in targets}"
             )
-        return self._explainers([_difference(target, against)])[0]
+        return self._explainers([one_target(target, against)])[0]
 
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
         """Find an explainer for each target; fit missing explainers on train_data, or raise without train_data."""
         name = find_layer(unwrap(self.model), self.layer)[0]
-        missing = [t for t in dict.fromkeys(targets) if self._fitted_already(name, t) is None]
-        for asked, joint in self._fits_of(missing, name):
-            if self.train_data is not None:
-                self.fit(self.train_data, asked, joint=joint)
-                continue
-            fitted = sorted({str(t) for layer, ts in self.explainers_ for t in ts if layer == name})
-            have = ", ".join(fitted) or "none"
-            one = asked[0] if len(asked) == 1 else asked
-            instead = f"pass target={fitted[0]}, or " if one is None and fitted else ""
-            raise NotFittedError(
-                f"target {one} has no {'joint ' * joint}explainer at layer {name!r} (fitted: {have}); {instead}call "
-                f"xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= to "
-                "XNNAttribution"
-            )
-        return [e for t in targets if (e := self._fitted_already(name, t)) is not None]
-
-    def _fits_of(self, missing: Sequence[Target], layer: str) -> Iterator[tuple[list[Target], bool]]:
-        """Yield the targets of each fit that missing targets need, and whether it is joint.
-
-        Groups of contributions to an output divide its difference from any other. A learned network has to learn both.
-        """
-        alone: list[Target] = []
-        for t in missing:
-            if not isinstance(t, Difference):
-                alone.append(t)
-            elif is_exact(self.autoencoder) and self._fitted_already(layer, t.target) is None:
-                alone.append(t.target)
-            else:
-                yield [t.target, t.against], True
-        if alone:
-            yield list(dict.fromkeys(alone)), False
-
-    def _fitted_already(self, layer: str, target: Target) -> Explainer | None:
-        """Find the explainer with the fewest targets that covers a target; None without such an explainer."""
-        covering = [e for (at, _), e in self.explainers_.items() if at == layer and e.covers(target)]
-        return min(covering, key=lambda e: len(e.targets), default=None)
+        for missing, joint in self.explainers_.fits_for(name, targets, is_exact(self.autoencoder)):
+            if self.train_data is None:
+                raise self.explainers_.not_fitted(name, missing, joint)
+            self.fit(self.train_data, missing, joint=joint)
+        return [e for t in targets if (e := self.explainers_.covering(name, t)) is not None]
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -417,7 +343,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             ValueError: If a target or the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
         size = batch_size(internal_batch_size)
-        maps, explained = FeatureMaps(self._backend, self._seen).explain(
+        maps, explained = FeatureMaps(self.heatmap, self._earlier).explain(
             self._examples(inputs, target, additional_forward_args, against),
             feature=feature,
             internal_batch_size=size,
@@ -508,7 +434,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         With an ``internal_batch_size`` below N, the outputs are those of the first examples only.
         """
         examples = self._examples(inputs, target, additional_forward_args, against)
-        maps, explained = FeatureMaps(self._backend, self._seen).explain(
+        maps, explained = FeatureMaps(self.heatmap, self._earlier).explain(
             examples, internal_batch_size=internal_batch_size, settings=heatmap_kwargs
         )
         numbers = explained.numbers
@@ -522,7 +448,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(examples.targets),
             layer=examples.reader.name,
-            is_positive=_are_positive(explained.read.y_hat, examples.targets),
+            is_positive=are_positive(explained.read.y_hat, examples.targets),
         )
         return why, explained.read.y_hat
 
@@ -606,10 +532,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         Raises:
             NotFittedError: If the target was not fitted and there are no train_data.
         """
-        explainer, target = self.explainer(target, against=against), _difference(target, against)
+        explainer, target = self.explainer(target, against=against), one_target(target, against)
         if explainer.is_exact and not isinstance(data, Activations):
             data = repeatable(data)
-        found = self._collected(data, False, store, ALONE, Asked([target]))
+        found = self._collected(data, store, Asked([target]))
         outputs = Outputs.of(found, [target])
         predictions = outputs.columns([target])[:, 0]
         surrogate = explainer.numbers(target, found, predictions, self._reader()).surrogate
@@ -623,23 +549,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
         tensors, additional = copied(inputs, additional_forward_args)
         targets, reader = per_example(target, len(tensors[0]), against), self._reader()
-        _refuse_whole(reader, tensors, additional)
-        if any(self._fitted_already(reader.name, t) is None for t in dict.fromkeys(targets)):
-            with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
-                some, more = rows_of(tensors, additional, torch.arange(len(targets), device="cpu")[:_READ])
-                _, y_hat = reader.read((*some, *(more or ())))
-            for t in dict.fromkeys(targets):
-                select(y_hat, t)  # raises for a target out of range before another one is fitted
+        reader.refuse_whole(tensors, additional)
+        if any(self.explainers_.covering(reader.name, t) is None for t in dict.fromkeys(targets)):
+            reader.refuse_targets(dict.fromkeys(targets), tensors, additional)  # before another one is fitted
         fitted = self._explainers(targets)
-        _warn_of_changed_weights(fitted, reader.model)
+        Explainers.warn_of_changed_weights(fitted, reader.model)
         choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True)]
         return Examples(choices, reader, tensors, additional)
-
-    def _backend(self, exact: bool) -> Heatmap:
-        """Choose the backend for groups of contributions, which are exact, or for learned networks."""
-        if not isinstance(self.heatmap, DefaultMaps):
-            return self.heatmap
-        return self.heatmap.of_groups if exact else self.heatmap.of_networks
 
     def one_heatmap(
         self,
@@ -670,8 +586,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, (N, 1, ...) for each input.
         """
         fitted = self.explainers_.values()
-        backend = self._backend(any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder))
-        return OutputMaps(unwrap(self.model), backend, self.prediction_transform, self.layer).attribute(
+        exact = any(e.is_exact for e in fitted) if fitted else is_exact(self.autoencoder)
+        draws = OutputMaps(unwrap(self.model), backend_of(self.heatmap, exact), self.prediction_transform, self.layer)
+        return draws.attribute(
             inputs,
             target,
             additional_forward_args,
@@ -696,10 +613,10 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         """
         model = unwrap(self.model)
         name = find_layer(model, self.layer)[0]
-        explainers = [e for (layer, _), e in self.explainers_.items() if layer == name]
+        explainers = self.explainers_.at(name)
         if not explainers:
             raise NotFittedError(f"layer {name!r} has no fitted explainers to save; call xnn.fit(data, target=...)")
-        _warn_of_changed_weights(explainers, model)
+        Explainers.warn_of_changed_weights(explainers, model)
         return _serialization.SavedExplainers(
             layer=name,
             n_features=self.n_features,
@@ -749,61 +666,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 
 
 def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
-    """Turn the argument ``heatmap=`` into a backend, or into the default ones."""
+    """Turn the argument ``heatmap=`` into one backend for all forms, or into the default ones."""
     if heatmap is None:
         return DefaultMaps(GradientMaps(), ExcitationMaps())
     return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)
-
-
-def _are_positive(y_hat: Tensor, targets: Sequence[Target]) -> tuple[bool, ...] | None:
-    """Whether each example gets the class that is explained; None unless all have outputs (N, C) and single classes."""
-    classes = predicted_classes(y_hat)
-    if classes is None or len(classes) != len(targets) or not all(isinstance(t, int) for t in targets):
-        return None
-    return tuple(c == t for c, t in zip(classes.tolist(), targets, strict=True))
-
-
-def _check_settings(autoencoder: Any, recipe: Any) -> None:
-    """Raise where the form or the recipe is of another type."""
-    if autoencoder is not None and (not callable(autoencoder) or isinstance(autoencoder, nn.Module)):
-        value = f"a network of class {type(autoencoder).__name__}" if callable(autoencoder) else repr(autoencoder)
-        problem = "and cannot make one" if callable(autoencoder) else "and cannot be called"
-        raise TypeError(
-            f"autoencoder is {value}, {problem}; pass a class such as SRAE or "
-            "captum_xnn.models.baselines.NN, or a function that makes the network"
-        )
-    if recipe is not None and not isinstance(recipe, Recipe):
-        raise TypeError(
-            f"recipe is {recipe!r}, a {type(recipe).__name__}; pass captum_xnn.Recipe(steps=...), or leave it out"
-        )
-
-
-def _warn_of_changed_weights(explainers: Sequence[Explainer], model: nn.Module) -> None:
-    """Warn where the model was trained on, or got other weights, after explainers were fitted to it."""
-    for weights, explainer in {id(e.weights): (e.weights, e) for e in explainers}.values():
-        if names := [] if weights is None else weights.changed(model):
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            warnings.warn(
-                f"{names[0]}{more} changed after the explainer of target {', '.join(map(str, explainer.targets))} was "
-                "fitted: x-features are those of the earlier weights, and predictions those of the model as it is now; "
-                "fit again",
-                stacklevel=levels_up(),
-            )
-
-
-def _difference(target: Any, against: Any) -> Target:
-    """Return a target for all examples, or its difference from another output."""
-    one = single_target(target)
-    return one if against is None else Difference(one, single_target(against))  # type: ignore[arg-type]
-
-
-def _refuse_whole(reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
-    """Raise if an additional argument has as many rows as there are examples, but belongs to the whole batch."""
-
-    def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
-        copies, others = copied(x, more)
-        with untouched(reader.model):
-            return reader.run((*copies, *(others or ())))
-
-    with torch.inference_mode(False), torch.no_grad():
-        refuse_whole_arguments(read, inputs, additional or ())

@@ -1,19 +1,22 @@
-"""Explainer: a fitted form with the facts of its fit."""
+"""Explainer: a fitted form with the facts of its fit. Explainers: all that an attribution has fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_xnn.activations._activations import Activations
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import chunks
+from captum_xnn.errors import NotFittedError
 from captum_xnn.heatmaps._numbers import Examples, Numbers, check_shape, numbers_of_network
 from captum_xnn.layers._fingerprint import WeightSamples
+from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Difference, Target, select_each
 from captum_xnn.models._contribution_groups import ContributionGroups
@@ -23,8 +26,10 @@ from captum_xnn.training._history import Record
 if TYPE_CHECKING:  # an explainer gets the reader of its layer, and makes none
     from captum_xnn.layers._reader import Reader
 
-__all__ = ["Explainer"]
+__all__ = ["Explainer", "Explainers"]
 
+# Number of explainers, and of targets of one explainer, in a printed text.
+_SHOWN = 5
 # Examples that the model runs on at once, where it runs on data again.
 _AT_ONCE = 64
 
@@ -136,6 +141,117 @@ class Explainer:
             parts = _encoded(choice, found)
         made = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in parts]
         return Numbers(*(torch.cat([value.cpu() for value in values]) for values in zip(*made, strict=True)))
+
+
+class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
+    """Explainers by the name of their layer and their targets.
+
+    Example:
+        >>> from captum_xnn.models._srae import SRAE
+        >>> fitted = Explainers()
+        >>> fitted["fc", (3, 4)] = Explainer("fc", (3, 4), SRAE(4, 2, n_outputs=2), f_reg=0.1, examples=9, positives=3)
+        >>> fitted.covering("fc", 4).targets, fitted.covering("fc", 5)
+        ((3, 4), None)
+    """
+
+    def at(self, layer: str) -> list[Explainer]:
+        """List the explainers of a layer.
+
+        Args:
+            layer: Dotted name of the layer.
+        """
+        return [explainer for (name, _), explainer in self.items() if name == layer]
+
+    def covering(self, layer: str, target: Target) -> Explainer | None:
+        """Find the explainer with the fewest targets that covers a target; None without such an explainer.
+
+        Args:
+            layer: Dotted name of the layer.
+            target: None, int, tuple of ints, or a difference.
+        """
+        covering = [explainer for explainer in self.at(layer) if explainer.covers(target)]
+        return min(covering, key=lambda explainer: len(explainer.targets), default=None)
+
+    def fits_for(self, layer: str, targets: Sequence[Target], exact: bool) -> list[tuple[list[Target], bool]]:
+        """List the fits that would cover all targets: the targets of each fit, and whether it is joint.
+
+        Groups of contributions to an output divide its difference from any other. A learned network has to learn both.
+
+        Args:
+            layer: Dotted name of the layer.
+            targets: The outputs to explain.
+            exact: Whether a fit makes exact forms.
+        """
+        single: list[Target] = []
+        joint: list[list[Target]] = []
+        for t in dict.fromkeys(targets):
+            if self.covering(layer, t) is not None:
+                continue
+            if not isinstance(t, Difference):
+                single.append(t)
+            elif exact and self.covering(layer, t.target) is None:
+                single.append(t.target)
+            else:
+                joint.append([t.target, t.against])
+        return [(pair, True) for pair in joint] + [(list(dict.fromkeys(single)), False)] * bool(single)
+
+    def not_fitted(self, layer: str, targets: Sequence[Target], joint: bool) -> NotFittedError:
+        """Return the error for targets without an explainer, which names the call that fits one.
+
+        Args:
+            layer: Dotted name of the layer.
+            targets: The targets of one fit.
+            joint: Whether the fit is joint.
+        """
+        fitted = sorted({str(t) for explainer in self.at(layer) for t in explainer.targets})
+        have = ", ".join(fitted) or "none"
+        one = targets[0] if len(targets) == 1 else targets
+        instead = f"pass target={fitted[0]}, or " if one is None and fitted else ""
+        return NotFittedError(
+            f"target {one} has no {'joint ' * joint}explainer at layer {layer!r} (fitted: {have}); {instead}call "
+            f"xnn.fit(train_loader, target={one}{', joint=True' * joint}) first, or pass train_data= to "
+            "XNNAttribution"
+        )
+
+    @staticmethod
+    def warn_of_changed_weights(explainers: Sequence[Explainer], model: nn.Module) -> None:
+        """Warn where the model was trained on, or got other weights, after explainers were fitted to it.
+
+        Args:
+            explainers: The explainers.
+            model: A plain module.
+        """
+        for weights, explainer in {id(e.weights): (e.weights, e) for e in explainers}.values():
+            if names := [] if weights is None else weights.changed(model):
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                targets = ", ".join(map(str, explainer.targets))
+                warnings.warn(
+                    f"{names[0]}{more} changed after the explainer of target {targets} was fitted: x-features are "
+                    "those of the earlier weights, and predictions those of the model as it is now; fit again",
+                    stacklevel=levels_up(),
+                )
+
+    def lines(self, layer: str) -> list[str]:
+        """Describe the explainers of a layer, a few of them in a line each.
+
+        Args:
+            layer: Dotted name of the layer.
+        """
+        fitted = self.at(layer)
+        if not fitted:
+            return ["not fitted: call fit(data, target=...)"]
+        more = [f"... and {len(fitted) - _SHOWN:,} more"] if len(fitted) > _SHOWN else []
+        return [_line(explainer) for explainer in fitted[:_SHOWN]] + more
+
+
+def _line(explainer: Explainer) -> str:
+    """Describe an explainer in a line."""
+    targets, K = explainer.targets, explainer.form.n_features
+    some = ", ".join(map(str, targets[:_SHOWN])) + ", ..." * (len(targets) > _SHOWN)
+    return (
+        f"target{'s' * (len(targets) != 1)} {some}: {type(explainer.form).__name__}, {K} x-feature{'s' * (K != 1)}, "
+        f"fitted on {explainer.examples:,} examples"
+    )
 
 
 def _encoded(choice: Choice, found: Activations) -> Iterator[Numbers]:

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from captum_xnn import Recipe, XNNAttribution
 from captum_xnn.datasets._parts import PartsSample
 from captum_xnn.datasets._places import SceneSample
+from captum_xnn.explainer import Explainers
 from captum_xnn.metrics import part_probabilities, typicality
 from captum_xnn.models._srae import by_shape
 from captum_xnn.report._cards import Card, CardStream, _Moments, annotated_places, feature_cards
@@ -119,7 +120,7 @@ def test_sign_of_an_x_feature_means_nothing(cards: tuple[Card, ...], explained) 
         tensor.data.neg_()
     turned.head.weight.data.neg_()
     other = copy.copy(xnn)
-    other.explainers_ = {(explainer.layer, explainer.targets): replace(explainer, form=turned)}
+    other.explainers_ = Explainers({(explainer.layer, explainer.targets): replace(explainer, form=turned)})
     for card, flipped in zip(cards, feature_cards(other, images, target, keep=KEEP), strict=True):
         assert [e.feature for e in flipped.fires] == pytest.approx([-e.feature for e in card.fires], abs=1e-5)
         for name in ("fires", "contributes", "fills", "absent"):

@@ -11,6 +11,7 @@ from test_contribution_network import ZOO, Several, everything, fitted, state
 from torch import nn
 
 from captum_xnn import XNNAttribution
+from captum_xnn.explainer import Explainers
 from captum_xnn.heatmaps import FromCaptum, GradientMaps
 from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.layers._lookup import find_layer
@@ -165,8 +166,8 @@ def test_a_changed_model_is_explained_as_it_is(change):
     CHANGES[change](model)
     x = data[:3].to(model[0].weight.dtype)
     fresh = XNNAttribution(model, xnn.layer, 3)
-    fresh.explainers_ = {(find_layer(model, xnn.layer)[0], t): e for (_, t), e in xnn.explainers_.items()}
-    xnn.explainers_ = dict(fresh.explainers_)
+    fresh.explainers_ = Explainers({(find_layer(model, xnn.layer)[0], t): e for (_, t), e in xnn.explainers_.items()})
+    xnn.explainers_ = Explainers(fresh.explainers_)
     expected = fresh.explain(x, 0)
     for _ in range(2):
         found = xnn.explain(x, 0)

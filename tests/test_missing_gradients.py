@@ -25,6 +25,7 @@ from torch import nn
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import UnsupportedOperationError
+from captum_xnn.explainer import Explainers
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum
 from captum_xnn.heatmaps._feature_maps import Explained
 
@@ -313,7 +314,7 @@ def test_an_input_that_joins_behind_the_layer_has_maps_of_zeros(form, name):
     if form is not None:
         layers = nn.Sequential(model.layer, model.act, nn.Linear(8, 3))
         alone = XNNAttribution(layers, "1", 3, heatmap=GRADIENTS[name], autoencoder=form)
-        alone.explainers_ = {("1", (0,)): replace(xnn.explainer(0), layer="1", weights=None)}
+        alone.explainers_ = Explainers({("1", (0,)): replace(xnn.explainer(0), layer="1", weights=None)})
         torch.testing.assert_close(maps[0], alone.attribute(image[:4], 0))
     elif name in ("InputXGradient", "IntegratedGradients", "Saliency"):
         whole = xnn.one_heatmap((image[:4], table[:4]), 0)

@@ -17,7 +17,7 @@ NAMES = {
     ),
     "attribution": "XNNAttribution",
     "explanation": "Explanation",
-    "explainer": "Explainer",
+    "explainer": "Explainer Explainers",
     "patch_scores": "patch_scores",
     "cli": "Configuration ModelAndInputs",
     "comparison": "compare",

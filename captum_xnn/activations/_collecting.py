@@ -57,7 +57,7 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 
-__all__ = ["collect", "collect_part", "collect_together"]
+__all__ = ["collect", "collect_part", "collect_together", "collected"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -324,6 +324,53 @@ def collect_together(
 def _source(data: Any, unpack: Unpack) -> Source | None:
     """Make a source of the data; None if they can be read only once, or come in another order each time."""
     return Source(data, unpack) if is_repeatable(data) else None
+
+
+def collected(
+    reader: Reader,
+    data: Any,
+    *,
+    unpack: Unpack,
+    store: str | os.PathLike[str] | None,
+    asked: Asked,
+    ranks: Ranks,
+    progress: bool,
+) -> Activations:
+    """Return activations that a user has collected already, once they are checked, or collect them.
+
+    Args:
+        reader: Reader of the layer.
+        data: Data as :func:`collect` takes them, or activations.
+        unpack: As in :func:`collect`.
+        store: A folder to collect into.
+        asked: As in :func:`collect`.
+        ranks: The processes that collect together.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ModelMismatchError: If the activations are of another layer or model.
+        ValueError: If the data are activations and there is a store, or as :func:`collect_together`.
+    """
+    if not isinstance(data, Activations):
+        return collect_together(
+            reader.model,
+            reader.layer,
+            data,
+            store=store,
+            unpack=unpack,
+            output_transform=reader.output_transform,
+            prediction_transform=reader.prediction_transform,
+            progress=progress,
+            ranks=ranks,
+            asked=asked,
+        )
+    if store is not None:
+        raise ValueError(
+            "the data are activations that were collected already, and store= is a folder to collect into; "
+            "leave store= out"
+        )
+    data.check(reader.model, reader.name)
+    return data
 
 
 def collect_part(

@@ -10,13 +10,13 @@ Conventions:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._heatmap import Heatmap
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap, backend_of
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._numbers import Examples, Numbers
@@ -32,10 +32,10 @@ from captum_xnn.layers._targets import grouped, select_each
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["Explained", "FeatureMaps", "Portion", "Seen", "draw"]
+__all__ = ["EarlierCalls", "Explained", "FeatureMaps", "Portion", "draw"]
 
 
-class Seen:
+class EarlierCalls:
     """Remembers findings of earlier calls about a model. Attributions with other backends can share it."""
 
     def __init__(self) -> None:
@@ -121,16 +121,11 @@ class Explained(NamedTuple):
 
 
 class FeatureMaps(NamedTuple):
-    """Draws the maps of x-features.
+    """Draws the maps of x-features."""
 
-    An attribution makes this object anew for each call, because ``backend`` is a method of the attribution. An
-    attribution that kept it would refer to itself in a cycle, and its ``copy.copy`` would draw with the original's
-    backend.
-    """
-
-    backend: Callable[[bool], Heatmap]
-    """Gives the backend: for groups of contributions if called with True, else for learned networks."""
-    seen: Seen
+    heatmap: Heatmap | DefaultMaps
+    """One backend for all forms, or the default ones."""
+    earlier: EarlierCalls
     """Findings of earlier calls about the model."""
 
     def explain(
@@ -157,7 +152,7 @@ class FeatureMaps(NamedTuple):
         """
         drawn, place = None, None
         key = examples.reader.name, tuple(x.shape[1:] for x in examples.inputs)
-        if key in self.seen.places and not settings:  # one pass may serve the maps and the numbers
+        if key in self.earlier.places and not settings:  # one pass may serve the maps and the numbers
             drawn = self._drawn_at_once(key, examples, feature, internal_batch_size)
             place = self._place(key, examples, internal_batch_size)
         explained = Explained.of(examples, internal_batch_size, place=place, drawn=drawn)
@@ -165,7 +160,7 @@ class FeatureMaps(NamedTuple):
             return explained.read.maps, explained
         with torch.inference_mode(False), untouched(examples.reader.model):
             ran, slopes, taken = explained.read.tracer.trace(), explained.numbers.slopes, explained.read.taken
-            self.seen.places[key] = ran.spatial
+            self.earlier.places[key] = ran.spatial
             maps = self._draw(
                 examples,
                 slopes,
@@ -182,9 +177,9 @@ class FeatureMaps(NamedTuple):
         at_once = internal_batch_size is None or internal_batch_size >= len(examples)
         forms = [choice.form for choice in examples.choices]
         alike = len({*examples.targets}) == 1 and all(isinstance(form, ContributionGroups) for form in forms)
-        if not (at_once and alike and getattr(self.backend(True), "takes_pass", False)):
+        if not (at_once and alike and getattr(backend_of(self.heatmap, True), "takes_pass", False)):
             return None
-        return self.seen.places[key]
+        return self.earlier.places[key]
 
     def _draw(
         self,
@@ -228,13 +223,13 @@ class FeatureMaps(NamedTuple):
         form = examples.choices[0].form
         is_one = all(choice.form is form for choice in examples.choices) and not isinstance(form, ContributionGroups)
         at_once = internal_batch_size is None or internal_batch_size >= len(examples) * form.n_features
-        heatmap = self.backend(False)
+        heatmap = backend_of(self.heatmap, False)
         reads = getattr(heatmap, "runs_once", False) and examples.reader.output_transform is None
-        if not (is_one and at_once and reads) or key in self.seen.two_passes:
+        if not (is_one and at_once and reads) or key in self.earlier.two_passes:
             return None
         drawn = _draw_and_read(heatmap, examples, feature)
         if drawn is None:
-            self.seen.two_passes.add(key)
+            self.earlier.two_passes.add(key)
         return drawn
 
     def _portions(
@@ -243,7 +238,7 @@ class FeatureMaps(NamedTuple):
         """Yield the networks that draw the maps of some examples."""
         reader = examples.reader
         for (form, _, target, _), rows in grouped(examples.choices):
-            heatmap = self.backend(isinstance(form, ContributionGroups))
+            heatmap = backend_of(self.heatmap, isinstance(form, ContributionGroups))
             if isinstance(form, ContributionGroups):
                 groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
                 groups.taken = taken if len(rows) == len(examples) else None

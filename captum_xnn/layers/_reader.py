@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_xnn.layers._arguments import copied
+from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._outputs import checked
 from captum_xnn.layers._prefix import Prefix
+from captum_xnn.layers._probe import refuse_whole_arguments
 from captum_xnn.layers._read import OutputTransform, read_layer
+from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
+from captum_xnn.layers._targets import Target, select
 
 __all__ = ["Reader"]
+
+_FEW = 2
+"""Number of examples that show the shape of the model's outputs. Some models squeeze the output of a single one."""
 
 
 @dataclass(frozen=True)
 class Reader:
     """Reads one layer of a model, and the model's outputs.
 
-    Call it within :func:`captum_xnn.layers._state.untouched`.
+    Call :meth:`run` and :meth:`read` within :func:`captum_xnn.layers._state.untouched`.
 
     Example:
         >>> reader = Reader.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "0")
@@ -90,6 +99,44 @@ class Reader:
             ValueError: If rows do not match, or anything is NaN or infinite.
         """
         return checked(*self.run(arguments), self.name)
+
+    def refuse_targets(
+        self, targets: Iterable[Target], inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    ) -> None:
+        """Raise for a target out of range, from the shape of the outputs of two examples.
+
+        Args:
+            targets: The explained outputs.
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+
+        Raises:
+            ValueError: If the model has no such output.
+        """
+        with torch.inference_mode(False), torch.no_grad(), untouched(self.model):
+            some, more = rows_of(inputs, additional, torch.arange(len(inputs[0]), device="cpu")[:_FEW])
+            _, y_hat = self.read((*some, *(more or ())))
+        for target in targets:
+            select(y_hat, target)
+
+    def refuse_whole(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> None:
+        """Raise if an additional argument has as many rows as there are examples, but belongs to the whole batch.
+
+        Args:
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+
+        Raises:
+            ValueError: As :func:`captum_xnn.layers._probe.refuse_whole_arguments`.
+        """
+
+        def read(x: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Tensor, Any]:
+            copies, others = copied(x, more)
+            with untouched(self.model):
+                return self.run((*copies, *(others or ())))
+
+        with torch.inference_mode(False), torch.no_grad():
+            refuse_whole_arguments(read, inputs, additional or ())
 
     def tail(self, prefix: Prefix | None = None) -> Tail:
         """Make the rest of the model.

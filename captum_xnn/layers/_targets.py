@@ -18,7 +18,9 @@ from torch import Tensor
 __all__ = [
     "Difference",
     "Target",
+    "are_positive",
     "grouped",
+    "one_target",
     "per_example",
     "positives_of",
     "predicted_classes",
@@ -84,6 +86,17 @@ def _index(target: Any) -> int:
         raise ValueError(
             f"the target {target!r} is not an int, a tuple of ints or None; pass the index of the output"
         ) from error
+
+
+def one_target(target: Any, against: Any) -> Target:
+    """Convert one target for all examples, or its difference from another output.
+
+    Args:
+        target: The output, as Captum takes it.
+        against: The output to subtract; None subtracts nothing.
+    """
+    one = single_target(target)
+    return one if against is None else Difference(one, single_target(against))  # type: ignore[arg-type]
 
 
 def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
@@ -166,6 +179,24 @@ def positives_of(classes: Tensor | None, targets: Sequence[Target]) -> Tensor | 
     if classes is None or not all(isinstance(target, int) for target in targets):
         return None
     return torch.isin(classes, torch.tensor(targets, device=classes.device))
+
+
+def are_positive(y_hat: Tensor, targets: Sequence[Target]) -> tuple[bool, ...] | None:
+    """Whether the model gives each example its own target; None unless all outputs and targets are classes.
+
+    Args:
+        y_hat: Outputs of the model, (N, ...).
+        targets: The explained output of each example.
+
+    Example:
+        >>> import torch
+        >>> are_positive(torch.tensor([[1.0, 3.0], [2.0, 0.0]]), [1, 1]), are_positive(torch.zeros(2, 1), [None, None])
+        ((True, False), None)
+    """
+    classes = predicted_classes(y_hat)
+    if classes is None or len(classes) != len(targets) or not all(isinstance(t, int) for t in targets):
+        return None
+    return tuple(c == t for c, t in zip(classes.tolist(), targets, strict=True))
 
 
 def select(y_hat: Tensor, target: Target) -> Tensor:
