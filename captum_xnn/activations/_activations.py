@@ -24,7 +24,7 @@ from captum_xnn.layers._logits import OutputRange, no_logits
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes, select
 
-__all__ = ["Activations", "Asked", "Outputs", "Sample", "Source", "Task", "check_positives"]
+__all__ = ["Activations", "Asked", "ChosenRows", "Outputs", "Source", "Task", "check_positives"]
 
 
 class Source(NamedTuple):
@@ -283,7 +283,7 @@ def check_positives(positives: Any, data: Any) -> None:
         )
 
 
-class Sample(NamedTuple):
+class ChosenRows(NamedTuple):
     """Row indices of the examples to learn from."""
 
     positives: list[Tensor]
@@ -292,7 +292,7 @@ class Sample(NamedTuple):
     """Rows of other examples, shared by all explainers, in ascending order."""
 
     @classmethod
-    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
+    def choose(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> ChosenRows:
         """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
 
         Args:
@@ -302,8 +302,8 @@ class Sample(NamedTuple):
             others: Largest number of other examples.
 
         Example:
-            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
-            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
+            >>> ChosenRows.choose([torch.arange(9) < 5, None], 9, 3, 2)
+            ChosenRows(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
         """
         everything = torch.arange(rows, device="cpu")
         own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Outputs, Sample, Task
+from captum_xnn.activations._activations import Activations, ChosenRows, Outputs, Task
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.comparison._relevances import Method, OneMap, Relevances, Rule
 from captum_xnn.comparison._selected_rows import SelectedRows
@@ -169,12 +169,12 @@ def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> Contribut
     return form
 
 
-def _chosen(found: Activations, task: Task, form: ContributionGroups) -> Sample:
+def _chosen(found: Activations, task: Task, form: ContributionGroups) -> ChosenRows:
     """Choose the examples from which the default form learns its groups."""
-    return Sample.chosen([task.positives], len(found.Z), form.config["positives"], form.config["others"])
+    return ChosenRows.choose([task.positives], len(found.Z), form.config["positives"], form.config["others"])
 
 
-def _rows(some: Sample) -> Tensor:
+def _rows(some: ChosenRows) -> Tensor:
     rows: Tensor = torch.unique(torch.cat([some.positives[0], some.others]))
     return rows
 

@@ -49,7 +49,7 @@ from captum_xnn.layers._targets import Target
 if TYPE_CHECKING:  # an integral gets the model's rest, and makes none
     from captum_xnn.layers._tail import Points, Tail
 
-__all__ = ["ContributionGroups", "Integral", "decides", "integrate"]
+__all__ = ["ContributionGroups", "Integral", "integrate", "layer_decides"]
 
 # Rounding errors, of the largest output, by which outputs may differ when a layer gets its own output back.
 _ROUNDINGS = 32
@@ -395,16 +395,16 @@ class _Path(NamedTuple):
         found = self.points(ts, weights, Z)
         if predictions is None:
             return found
-        if Z is not None and self.tail.alone is not False:
+        if Z is not None and self.tail.layer_decides is not False:
             if _differs(found.y, predictions):
-                self.tail.alone = False
+                self.tail.layer_decides = False
             elif len(self.inputs[0]) > 1:  # a single example stands in for itself, and proves nothing
-                self.tail.alone = True
-            if self.tail.alone is False:
+                self.tail.layer_decides = True
+            if self.tail.layer_decides is False:
                 found = self.points(ts, weights)
         if not _differs(found.y, predictions):
             return found
-        if self.tail.repeat():
+        if self.tail.repeat_inputs():
             found = self.points(ts, weights)
         if _differs(found.y, predictions):
             raise ValueError(
@@ -476,7 +476,7 @@ def _near_base(intervals: int) -> Tensor:
     return torch.from_numpy(np.interp(np.linspace(0, 1, intervals + 1), count, t)).float()
 
 
-def decides(
+def layer_decides(
     tail: Tail,
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
@@ -496,7 +496,7 @@ def decides(
     """
     one = torch.ones(1, device="cpu")
     found = tail.along(inputs, additional, torch.zeros_like(Z[:1])[0], one, one, targets, Z=Z)
-    return tail.alone is not False and not _differs(found.y, predictions)
+    return tail.layer_decides is not False and not _differs(found.y, predictions)
 
 
 def _differs(y: Tensor, predictions: Tensor) -> bool:
