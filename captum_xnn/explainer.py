@@ -162,6 +162,14 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
         """
         return [explainer for (name, _), explainer in self.items() if name == layer]
 
+    def only(self, explainer: Explainer) -> Explainers:
+        """Return a collection of a single explainer.
+
+        Args:
+            explainer: The explainer, which need not be in this collection.
+        """
+        return Explainers({(explainer.layer, explainer.targets): explainer})
+
     def covering(self, layer: str, target: Target) -> Explainer | None:
         """Find the explainer with the fewest targets that covers a target; None without such an explainer.
 

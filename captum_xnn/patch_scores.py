@@ -48,7 +48,7 @@ from captum_xnn.models._contribution_groups import ContributionGroups
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report, which calls this module
     from captum_xnn.attribution import XNNAttribution
-    from captum_xnn.explainer import Explainer, Explainers
+    from captum_xnn.explainer import Explainer
 
 __all__ = ["patch_scores"]
 
@@ -405,7 +405,7 @@ class _Scorer(NamedTuple):
         joined.groups = torch.cat([*first, *(a.to(form.groups) for a in some)], 1)
         joined.config["n_features"] = joined.groups.shape[1]
         other = copy.copy(self.xnn)
-        other.explainers_ = Explainers({(explainer.layer, explainer.targets): replace(explainer, form=joined)})
+        other.explainers_ = self.xnn.explainers_.only(replace(explainer, form=joined))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a random group may well have an empty map
             return self.of(other)

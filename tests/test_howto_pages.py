@@ -13,11 +13,13 @@ from captum_xnn import __main__ as cli
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = (
+    "attention_mask",
     "choose_k",
     "choose_layer",
     "compare_methods",
     "read_metrics",
-    "report_and_share",
+    "names_and_sharing",
+    "report",
     "reproducible",
     "scale",
     "tune",

@@ -284,4 +284,4 @@ def test_the_search_finds_reports(driver: Any, address: str) -> None:
     with quiet(driver, address):
         driver.get(f"{address}/search.html?q=report")
         until(lambda: all_of(driver, "#search-results li"))
-        until(lambda: "report_and_share.html" in one(driver, "#search-results").get_attribute("innerHTML"))
+        until(lambda: '="report.html' in one(driver, "#search-results").get_attribute("innerHTML"))

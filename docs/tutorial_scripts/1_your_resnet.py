@@ -212,7 +212,7 @@ report
 
 # %%
 # A whole data set is shorter: ``xnn.report(test, "why.html", target=0)``. The page then has all its images, and takes the
-# names of classes and files and the colours from ``test``. :doc:`/report_and_share` describes the rest.
+# names of classes and files and the colours from ``test``. :doc:`/report` describes the rest.
 
 # %%
 # Save

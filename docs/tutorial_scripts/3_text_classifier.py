@@ -166,68 +166,8 @@ report = xnn.report(
 report
 
 # %%
-# A transformer with an attention mask
-# ------------------------------------
-# Batches of your loader may be dicts with the names of the model's arguments: ``fit``, ``score``, ``compare`` and
-# ``report`` take them as they are. ``explain`` takes the ids, and the mask as a further argument. A model that returns a
-# dict needs ``prediction_transform``, a function that picks the logits.
-
-
-class Attends(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(len(words) + 1, 32)
-        self.block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0, batch_first=True)
-        self.head = nn.Linear(32, 2)
-
-    def forward(self, input_ids, attention_mask):
-        hidden = self.block(
-            self.embedding(input_ids), src_key_padding_mask=~attention_mask
-        )
-        kept = attention_mask[:, :, None]
-        return {"logits": self.head((hidden * kept).sum(1) / kept.sum(1))}
-
-
-def batches(rows):
-    return [
-        {
-            "input_ids": ids[some],
-            "attention_mask": ids[some] > 0,
-            "labels": labels[some],
-        }
-        for some in rows.split(50)
-    ]
-
-
-attends = Attends()
-optimiser = torch.optim.Adam(attends.parameters(), 3e-3)
-for _ in range(8):
-    for batch in batches(torch.randperm(600)):
-        logits = attends(batch["input_ids"], batch["attention_mask"])["logits"]
-        loss = nn.functional.cross_entropy(logits, batch["labels"])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-other = XNNAttribution(
-    attends,
-    layer="block",
-    n_features=3,
-    heatmap=at_words,
-    prediction_transform=lambda output: output["logits"],
-).fit(batches(torch.arange(600)), target=1)
-print(other.score(batches(torch.arange(600, 800)), target=1))
-
-# %%
-# ``against=0`` explains why *bad* rather than *good*. ``sentences`` names both outputs:
-
-rather = other.explain(
-    ids[some], target=1, against=0, additional_forward_args=ids[some] > 0
-)
-print(rather.sentences(target_names=["good", "bad"])[0])
-
-# %%
-# An LSTM returns several tensors: :doc:`/choose_layer` shows how to pick one.
+# A transformer takes an attention mask beside the ids, often in a dict, and may return a dict: :doc:`/attention_mask`. An
+# LSTM returns several tensors: :doc:`/choose_layer`.
 
 # %%
 # A table for a paper

@@ -123,25 +123,11 @@ print(names)
 # %%
 # One house
 # ---------
-# The sum begins at the bias, the price at the mean activation, and ends at the prediction.
+# The sum begins at the bias, the price at the mean activation, and ends at the prediction. ``why.contributions`` holds the
+# numbers of all houses, (N, K), for your own tables and plots.
 
 print(why.sentence(names=names, target_name="a high price"))
 why.show(0, names=names, title="Why this price?", unit="thousands")
-
-# %%
-# All houses
-# ----------
-# Contributions are plain numbers. They go into any table or plot: here x-feature 1 against the first of its columns.
-
-k = 0
-column = int(strength[k].argmax())
-figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-axes.scatter((x_test * std + mean)[:200, column], why.contributions[:, k], s=10)
-axes.set(
-    xlabel=columns[column],
-    ylabel=f"contribution of x-feature {k + 1}, thousands",
-)
-figure
 
 # %%
 # Report
