@@ -448,9 +448,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(examples.targets),
             layer=examples.reader.name,
-            is_positive=are_positive(explained.read.y_hat, examples.targets),
+            is_positive=are_positive(explained.reading.y_hat, examples.targets),
         )
-        return why, explained.read.y_hat
+        return why, explained.reading.y_hat
 
     def report(
         self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any

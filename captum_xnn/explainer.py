@@ -269,7 +269,7 @@ def _encoded(choice: Choice, found: Activations) -> Iterator[Numbers]:
     for Z in chunks(found.Z):
         check_shape(form, Z, found.layer)
         with torch.no_grad():
-            yield numbers_of_network(form, choice, Z.to(form.head.weight.device), sloping=False)
+            yield numbers_of_network(form, choice, Z.to(form.head.weight.device), with_slopes=False)
 
 
 def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Reader) -> Iterator[Numbers]:
