@@ -280,7 +280,7 @@ def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Read
             "pass the data themselves"
         )
     count = 0
-    for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).those(lambda _first, _end: True):
+    for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).where(lambda _first, _end: True):
         rows = torch.arange(batch.first, batch.first + batch.rows, device="cpu")
         with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
             inputs, additional = batch.on(reader.device)

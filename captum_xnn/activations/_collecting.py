@@ -443,7 +443,7 @@ def collect_part(
             tqdm(desc=f"activations of {reader.name}", unit=" examples", disable=not progress, leave=False) as bar,
         ):
             end = 0
-            for batch in batches.those(filling.wanted):
+            for batch in batches.where(filling.wanted):
                 filling.take(batch)
                 end = batch.first + batch.rows
                 bar.update(batch.rows)

@@ -235,7 +235,7 @@ class _EvidenceReader(NamedTuple):
 
         def each(wanted: Tensor) -> Iterator[Picked]:
             batches = Batches(source.data, _ROWS, source.unpack)
-            collector.batch_size = batches.most or _ROWS
+            collector.batch_size = batches.largest_batch or _ROWS
             # Several processes share batches, so there should be many.
             for number, picked in enumerate(batches.picked(wanted, least=_ROWS if self.ranks.world == 1 else 1)):
                 if number % self.ranks.world == self.ranks.rank:
