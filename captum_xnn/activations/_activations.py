@@ -171,23 +171,23 @@ class Outputs(NamedTuple):
     """Range and sums of all outputs."""
 
     @classmethod
-    def of(cls, found: Activations, targets: Sequence[Target]) -> Outputs:
+    def of(cls, activations: Activations, targets: Sequence[Target]) -> Outputs:
         """Read the outputs of collected activations once.
 
         Args:
-            found: Activations with the model's outputs.
+            activations: Activations with the model's outputs.
             targets: The explained targets.
 
         Raises:
             ValueError: If the model has no such output.
 
         Example:
-            >>> found = Activations(torch.zeros(2, 3), torch.tensor([[1.0, 5.0], [4.0, 2.0]]), "fc")
-            >>> outputs = Outputs.of(found, [1])
+            >>> activations = Activations(torch.zeros(2, 3), torch.tensor([[1.0, 5.0], [4.0, 2.0]]), "fc")
+            >>> outputs = Outputs.of(activations, [1])
             >>> outputs.y.tolist(), outputs.classes.tolist()
             ([[5.0], [2.0]], [1, 0])
         """
-        targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
+        targets, y_hat, asked = list(dict.fromkeys(targets)), activations.y_hat, activations.asked
         if asked is not None and asked.value_range is not None:
             return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.value_range)
         y, first, given, value_range = (
