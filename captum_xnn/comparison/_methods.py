@@ -282,10 +282,10 @@ def _name(method: Any) -> str:
 
 def _looked_up(method: Any) -> Method:
     if isinstance(method, str):
-        known = {name.lower(): value for name, value in METHODS.items()}
-        if method.lower() not in known:
+        by_name = {name.lower(): value for name, value in METHODS.items()}
+        if method.lower() not in by_name:
             raise ValueError(f"method {method!r} does not exist; pass a form, or one of {', '.join(METHODS)}")
-        return known[method.lower()]
+        return by_name[method.lower()]
     if not callable(method):
         raise TypeError(f"{method!r} is not a method; pass a name or a class of forms such as SRAE")
     return method  # type: ignore[no-any-return]

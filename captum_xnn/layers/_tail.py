@@ -277,8 +277,8 @@ class Tail:
         rows = rows if line.Z is None else rows[:1]
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
         swap = _Swap(self, line, inputs_once)
-        known = nullcontext() if line.Z is None else self._returned(inputs, additional)
-        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), known:
+        returned = nullcontext() if line.Z is None else self._returned(inputs, additional)
+        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), returned:
             try:
                 output = self.model(*inputs, *(additional or ()))
             except (RuntimeError, IndexError, AssertionError) as error:
@@ -504,8 +504,10 @@ def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTra
     index, flat = found.flatten().round().long() - 1, Z.flatten()
     own = index >= 0
     picked = index[own]
-    known = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(torch.unique(picked))
-    return index if known and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
+    is_selection = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(
+        torch.unique(picked)
+    )
+    return index if is_selection and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
 
 
 @contextmanager
