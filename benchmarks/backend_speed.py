@@ -8,8 +8,8 @@ backend      five maps of N images, to one map of 5 N images by the same backend
              model itself Captum 0.9 is wrong where a max-pooling follows a ReLU
 early exit   the x-features from the convolutional layer, to a forward pass of the whole model
 
-    python benchmarks/backend_speed.py
-    python benchmarks/backend_speed.py --memory
+    python -m benchmarks.backend_speed
+    python -m benchmarks.backend_speed --memory
 
 The C library gives large blocks back to the system, and fetching them anew costs more than what is compared here: the
 script starts itself again with glibc told to keep them.
@@ -33,9 +33,9 @@ from typing import Any
 
 import torch
 from captum.attr import Attribution, DeepLift, InputXGradient, IntegratedGradients, Saliency
-from excitation_speed import network, resident
 from torch import Tensor, nn
 
+from benchmarks.excitation_speed import network, resident
 from captum_xnn.heatmaps import FromCaptum
 from captum_xnn.heatmaps._canonical import canonical
 from captum_xnn.heatmaps._missing_rules import needs_modules
@@ -128,8 +128,8 @@ def memory() -> None:
         for images, features in ((4, 1), (4, 5), (16, 5), (48, 5)):
             if size is None and images > 16:
                 continue
-            code = f"import backend_speed as b; print(b.peak({images}, {features}, {size}))"
-            folder = Path(__file__).parent
+            code = f"from benchmarks import backend_speed as b; print(b.peak({images}, {features}, {size}))"
+            folder = Path(__file__).parents[1]
             told = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
             print(f"  internal_batch_size={size}: {images} images, {features} maps each: {float(told.stdout):.0f}")
 
@@ -150,7 +150,9 @@ def main() -> None:
     if given.memory:
         memory()
     elif not KEEP.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "benchmarks.backend_speed", *sys.argv[1:]], {**os.environ, **KEEP}
+        )
     else:
         compare(given.repeats, given.batch, given.backends)
 

@@ -10,9 +10,9 @@ layer, MWP   the same without contrast
 input        one c-MWP to the pixels; and without contrast
 K = 5        five targets at once, against five times one target
 
-    python benchmarks/excitation_speed.py --threads 1 2 --batches 1 8
-    python benchmarks/excitation_speed.py --device cuda --batches 1 64
-    python benchmarks/excitation_speed.py --memory
+    python -m benchmarks.excitation_speed --threads 1 2 --batches 1 8
+    python -m benchmarks.excitation_speed --device cuda --batches 1 64
+    python -m benchmarks.excitation_speed --memory
 
 Memory is the highest resident size of a process of its own, beyond what it holds with the model loaded; on CUDA the
 most that the allocator gave out, beyond the model.
@@ -170,7 +170,17 @@ def compare_memory(name: str, batch: int, device: str) -> None:
     """Prints the memory of saliency and of excitation backprop, each from a new process."""
     needed = {}
     for job in ("saliency", "layer", "input"):
-        command = [sys.executable, __file__, "--device", device, "--peak", name, job, str(batch)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.excitation_speed",
+            "--device",
+            device,
+            "--peak",
+            name,
+            job,
+            str(batch),
+        ]
         needed[job] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     largest = max(p.numel() for p in network(name).parameters()) * 4 / 2**20
     print(f"\n{name}, batch {batch}, {device}: saliency {needed['saliency']:.0f} MiB beyond the model")

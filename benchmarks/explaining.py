@@ -5,8 +5,8 @@ pooling layer. The default backend has no equal in Captum; of the others the loo
 batch, for one x-feature after the other. Both take turns, and the medians are printed, with the peak of the GPU's
 memory.
 
-    python benchmarks/explaining.py
-    python benchmarks/explaining.py --device cuda --batch 64
+    python -m benchmarks.explaining
+    python -m benchmarks.explaining --device cuda --batch 64
 
 With --calls, `attribute` and `explain` of VGG16, ResNet-50 and ViT-B/16 are timed instead, by processor time on a CPU,
 with groups of contributions and with an SRAE, against the parts that they cannot do without:
@@ -17,7 +17,7 @@ rest         what `attribute` takes beyond both: it guards the model's state. Fo
              runs the modules up to the layer once, and the two parts on their own run them twice
 ratio        `attribute` and `explain` over maps, and over maps and integral: median, lowest and highest of the turns
 
-    python benchmarks/explaining.py --calls --models resnet50 --batches 1 8
+    python -m benchmarks.explaining --calls --models resnet50 --batches 1 8
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from backend_speed import K, composed
 from captum.attr import Attribution, InputXGradient, IntegratedGradients, Saliency
-from excitation_speed import network
 from torch import Tensor, nn
 
+from benchmarks.backend_speed import K, composed
+from benchmarks.excitation_speed import network
 from captum_xnn import SRAE, XNNAttribution
 from captum_xnn.explainer import Explainer
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, GradientMaps

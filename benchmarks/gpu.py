@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections import Counter
@@ -33,14 +32,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import many_targets
+from benchmarks import explaining, many_targets
+from benchmarks.backend_speed import K, composed
+from benchmarks.excitation_speed import network
 from captum_xnn import SRAE, Recipe
 from captum_xnn.training._fitting import fit_together
-
-sys.path.insert(0, str(Path(__file__).parent))  # these are run as scripts, too
-import explaining
-from backend_speed import K, composed
-from excitation_speed import network
 
 WAITS = frozenset(
     {"aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}

@@ -3,7 +3,7 @@
 1,000 images of 227 x 227 pixels, 15 parts, 5 maps each, in batches of 50; random maps and parts, boxes of half the
 image. Printed are the median of several turns, and the highest resident size (Linux) of processes of their own.
 
-    python benchmarks/metric_speed.py
+    python -m benchmarks.metric_speed
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import torch
-from excitation_speed import resident
 from torch import Tensor
 
+from benchmarks.excitation_speed import resident
 from captum_xnn.metrics import part_probabilities
 from captum_xnn.metrics._overlap import OrthogonalityStream
 
@@ -66,8 +66,8 @@ def main(repeats: int, images: int) -> None:
         f"{torch.get_num_threads()} threads), bar {BAR} {'ok' if middle <= BAR else 'ABOVE'}"
     )
     for n in (images // 4, images):
-        code = f"import metric_speed as m; print(m.peak({n}))"
-        command, folder = [sys.executable, "-c", code], Path(__file__).parent
+        code = f"from benchmarks import metric_speed as m; print(m.peak({n}))"
+        command, folder = [sys.executable, "-c", code], Path(__file__).parents[1]
         told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
         print(f"orthogonality of {n} images: {float(told):.0f} MiB, with one batch of {BATCH}")
 

@@ -4,7 +4,7 @@ Random weights, an x-feature of a random encoder, float64. DeepLift: how far the
 difference from a black image, in parts of it. LRP: the sum of absolute relevances, in parts of the x-feature.
 GuidedBackprop: how far from the plain gradient, in parts of it (0 where no ReLU was seen).
 
-    python benchmarks/modules.py
+    python -m benchmarks.modules
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import warnings
 
 import torch
 from captum.attr import LRP, DeepLift, GuidedBackprop, Saliency
-from excitation_speed import network
 from torch import Tensor, nn
 
+from benchmarks.excitation_speed import network
 from captum_xnn.heatmaps._canonical import canonical
 from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.layers._lookup import find_layer

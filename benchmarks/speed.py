@@ -6,7 +6,7 @@ images from a TensorDataset, so that reading images costs nothing and the overhe
 
 Fitting: the default recipe, n = 5, on 8,050 examples x 2,048 dimensions of rectified random activations, 50 positives.
 
-    python benchmarks/speed.py
+    python -m benchmarks.speed
 """
 
 from __future__ import annotations

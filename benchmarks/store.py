@@ -6,7 +6,7 @@ Both give the same weights, bit by bit, or the script ends with an error. Then w
 ask for: 128 random rows, and all rows in chunks; from the tensor, from the store, and from NumPy's memory maps of its
 files. "cold" is after the system was asked to drop the files from its cache, as where a store is larger than memory.
 
-    python benchmarks/store.py
+    python -m benchmarks.store
 """
 
 from __future__ import annotations

@@ -60,10 +60,9 @@ def test_figures_of_degeneration():
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
-def test_the_loop_over_captum_does_the_same_work(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")  # they are run as scripts
-    import explaining
-    from backend_speed import composed
+def test_the_loop_over_captum_does_the_same_work():
+    from benchmarks import explaining
+    from benchmarks.backend_speed import composed
 
     torch.manual_seed(0)
     x = torch.randn(3, 3, 8, 8)
@@ -1290,8 +1289,7 @@ def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 @pytest.mark.filterwarnings("ignore:maps are zero")
-def test_the_script_for_a_gpu_on_small_sizes(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_the_script_for_a_gpu_on_small_sizes(tmp_path, capsys):
     from benchmarks import gpu
 
     reads = gpu.waits(lambda: [float(torch.ones(1)) for _ in range(3)], torch.device("cpu"))
