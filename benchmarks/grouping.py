@@ -47,12 +47,12 @@ class Seen(NamedTuple):
     """Contributions in other examples, (m', D)."""
     drops: Tensor
     """Drops of the positives' contributions for each covered patch, (m, P, D)."""
-    lost: Tensor
+    activation_drops: Tensor
     """Drops of the positives' activations, (m, P, D)."""
 
     def half(self, first: int) -> Seen:
         """Returns every second positive."""
-        return Seen(self.positives[first::2], self.others, self.drops[first::2], self.lost[first::2])
+        return Seen(self.positives[first::2], self.others, self.drops[first::2], self.activation_drops[first::2])
 
 
 Way = Callable[[Seen], Tensor]
@@ -68,12 +68,14 @@ COLUMNS = (
 
 def with_ridge(ridge: float) -> Way:
     """Returns the way of the library with another ridge."""
-    return lambda seen: learn_groups(seen.positives, seen.others, seen.drops, N_FEATURES, lost=seen.lost, ridge=ridge)
+    return lambda seen: learn_groups(
+        seen.positives, seen.others, seen.drops, N_FEATURES, activation_drops=seen.activation_drops, ridge=ridge
+    )
 
 
 def by_drops_of_contributions(seen: Seen) -> Tensor:
     """Returns groups from patches that are alike if covering them takes the same contributions, in logits."""
-    rows = supporting(seen.drops.double(), seen.lost.double())
+    rows = supporting(seen.drops.double(), seen.activation_drops.double())
     assert rows is not None
     X, m, _ = rows
     return hardened(regressed(X, m, patch_clusters(X, m, N_FEATURES), N_FEATURES))
@@ -81,7 +83,7 @@ def by_drops_of_contributions(seen: Seen) -> Tensor:
 
 def soft(seen: Seen) -> Tensor:
     """Returns the groups before they are hardened."""
-    rows = supporting(seen.drops.double(), seen.lost.double())
+    rows = supporting(seen.drops.double(), seen.activation_drops.double())
     assert rows is not None
     X, m, V = rows
     return regressed(X, m, patch_clusters(V, m, N_FEATURES), N_FEATURES)
@@ -129,10 +131,12 @@ def seen_by_fit(of: Problem) -> tuple[ContributionGroups, Seen]:
         form: Any = xnn.explainer(of.label).form
         (file,) = Path(folder).glob("*.checkpoint")
         key = file.stem.removeprefix("fit-")
-        found = Evidence(**kept.read(key, torch.device("cpu")))
+        found = Evidence.from_entries(kept.read(key, torch.device("cpu")))
     scale = float(form.scale)
-    assert found.drops is not None and found.lost is not None, "only networks of images have drops"
-    return form, Seen(found.positives[0] / scale, found.others[0] / scale, found.drops[0] / scale, found.lost)
+    assert found.drops is not None and found.activation_drops is not None, "only networks of images have drops"
+    return form, Seen(
+        found.positives[0] / scale, found.others[0] / scale, found.drops[0] / scale, found.activation_drops
+    )
 
 
 def measure(of: Problem, given: argparse.Namespace) -> Line:

@@ -230,13 +230,13 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if positives is not None:
             check_positives(positives, data)
         asked = [t for group in groups for t in group]
-        found = self._collected(data, store, Asked(asked, gradients=is_exact(self.autoencoder)), ranks, progress)
-        outputs = Outputs.of(found, asked)
+        activations = self._collected(data, store, Asked(asked, gradients=is_exact(self.autoencoder)), ranks, progress)
+        outputs = Outputs.of(activations, asked)
         if self.prediction_transform is None:
             outputs.refuse_softmax()
         if ranks.first:
             outputs.warn_unless_logits()
-        settings = LayerFit(
+        layer_fit = LayerFit(
             self.autoencoder,
             self.n_features,
             self.recipe,
@@ -251,9 +251,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             # Explainers with the same number of outputs are fitted together.
             for size in dict.fromkeys(map(len, groups)):
                 tasks = [outputs.task(targets, positives) for targets in groups if len(targets) == size]
-                for made in settings.fit(tasks, found, self._reader()):
-                    self.explainers_[found.layer, made.targets] = Explainer(
-                        found.layer, **made._asdict(), weights=weights
+                for fitted in layer_fit.fit(tasks, activations, self._reader()):
+                    self.explainers_[activations.layer, fitted.targets] = Explainer(
+                        activations.layer, **fitted._asdict(), weights=weights
                     )
         return self
 
@@ -448,9 +448,9 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             prediction=explained.prediction,
             target=tuple(examples.targets),
             layer=examples.reader.name,
-            is_positive=are_positive(explained.read.y_hat, examples.targets),
+            is_positive=are_positive(explained.reading.y_hat, examples.targets),
         )
-        return why, explained.read.y_hat
+        return why, explained.reading.y_hat
 
     def report(
         self, inputs: Any, path: str | os.PathLike[str] = "report.html", target: Any = None, **options: Any
@@ -500,8 +500,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> _ = torch.manual_seed(0)
             >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
             >>> xnn = XNNAttribution(model, "1", n_features=2).fit(torch.randn(300, 6), target=0, progress=False)
-            >>> made = xnn.contributions(torch.ones(1, 6), target=0)
-            >>> torch.allclose(made.bias + made.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
+            >>> numbers = xnn.contributions(torch.ones(1, 6), target=0)
+            >>> torch.allclose(numbers.bias + numbers.contributions.sum(1), model(torch.ones(1, 6))[:, 0], atol=1e-5)
             True
         """
         examples = self._examples(inputs, target, additional_forward_args, against)
@@ -535,14 +535,14 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainer, target = self.explainer(target, against=against), one_target(target, against)
         if explainer.is_exact and not isinstance(data, Activations):
             data = repeatable(data)
-        found = self._collected(data, store, Asked([target]))
-        outputs = Outputs.of(found, [target])
+        activations = self._collected(data, store, Asked([target]))
+        outputs = Outputs.of(activations, [target])
         predictions = outputs.columns([target])[:, 0]
-        surrogate = explainer.numbers(target, found, predictions, self._reader()).surrogate
+        surrogate = explainer.numbers(target, activations, predictions, self._reader()).surrogate
         predictions = predictions.to(surrogate.dtype)
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, predictions)
-        return Faithfulness.of(surrogate, predictions, chunks(found.y_hat), target)
+        return Faithfulness.of(surrogate, predictions, chunks(activations.y_hat), target)
 
     def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
         """Copy what :meth:`explain` takes, and choose the explainer of each example."""

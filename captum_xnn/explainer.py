@@ -110,14 +110,14 @@ class Explainer:
             against = self.output(target.against)
         return Choice(self.form, self.output(target), target, against)
 
-    def numbers(self, target: Target, found: Activations, predictions: Tensor, reader: Reader) -> Numbers:
+    def numbers(self, target: Target, activations: Activations, predictions: Tensor, reader: Reader) -> Numbers:
         """Compute the numbers of a covered target on collected activations, on the CPU and without slopes.
 
         A learned network reads the activations. Groups of contributions need the model, which runs on the inputs again.
 
         Args:
             target: None, int, tuple of ints, or a difference.
-            found: Activations of M examples.
+            activations: Activations of M examples.
             predictions: The explained output of each example, (M,).
             reader: Reader of the layer.
 
@@ -129,18 +129,18 @@ class Explainer:
             >>> from captum_xnn.layers._reader import Reader
             >>> from captum_xnn.models._srae import SRAE
             >>> reader = Reader.of(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU()), "1")
-            >>> found = Activations(Z=torch.rand(9, 4), y_hat=torch.rand(9, 4), layer="1")
+            >>> activations = Activations(Z=torch.rand(9, 4), y_hat=torch.rand(9, 4), layer="1")
             >>> explainer = Explainer("1", (1,), SRAE(4, 2), f_reg=0.1, examples=9, positives=3)
-            >>> explainer.numbers(1, found, found.y_hat[:, 1], reader).contributions.shape
+            >>> explainer.numbers(1, activations, activations.y_hat[:, 1], reader).contributions.shape
             torch.Size([9, 2])
         """
         choice = self.choice(target)
         if isinstance(choice.form, ContributionGroups):
-            parts = _again(choice, found, predictions, reader)
+            chunks_of_numbers = _again(choice, activations, predictions, reader)
         else:
-            parts = _encoded(choice, found)
-        made = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in parts]
-        return Numbers(*(torch.cat([value.cpu() for value in values]) for values in zip(*made, strict=True)))
+            chunks_of_numbers = _encoded(choice, activations)
+        without_slopes = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in chunks_of_numbers]
+        return Numbers(*(torch.cat([value.cpu() for value in values]) for values in zip(*without_slopes, strict=True)))
 
 
 class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
@@ -262,25 +262,25 @@ def _line(explainer: Explainer) -> str:
     )
 
 
-def _encoded(choice: Choice, found: Activations) -> Iterator[Numbers]:
+def _encoded(choice: Choice, activations: Activations) -> Iterator[Numbers]:
     """Yield the numbers of a learned network, part by part of the activations."""
     form = choice.form
     assert not isinstance(form, ContributionGroups)
-    for Z in chunks(found.Z):
-        check_shape(form, Z, found.layer)
+    for Z in chunks(activations.Z):
+        check_shape(form, Z, activations.layer)
         with torch.no_grad():
-            yield numbers_of_network(form, choice, Z.to(form.head.weight.device), sloping=False)
+            yield numbers_of_network(form, choice, Z.to(form.head.weight.device), with_slopes=False)
 
 
-def _again(choice: Choice, found: Activations, predictions: Tensor, reader: Reader) -> Iterator[Numbers]:
+def _again(choice: Choice, activations: Activations, predictions: Tensor, reader: Reader) -> Iterator[Numbers]:
     """Yield the numbers of groups of contributions, batch by batch of the inputs, which must be those of Z."""
-    if found.source is None:
+    if activations.source is None:
         raise ValueError(
             "these activations do not say which inputs they belong to, and contributions need the inputs again; "
             "pass the data themselves"
         )
     count = 0
-    for batch in Batches(found.source.data, _AT_ONCE, found.source.unpack).those(lambda _first, _end: True):
+    for batch in Batches(activations.source.data, _AT_ONCE, activations.source.unpack).where(lambda _first, _end: True):
         rows = torch.arange(batch.first, batch.first + batch.rows, device="cpu")
         with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
             inputs, additional = batch.on(reader.device)

@@ -40,7 +40,7 @@ class Own(DataLoader):
 
 
 def numbered(data, wanted=lambda first, after: True, batch_size=4):
-    return [(b.first, b.rows, b.inputs) for b in Batches(data, batch_size, first_of_batch).those(wanted)]
+    return [(b.first, b.rows, b.inputs) for b in Batches(data, batch_size, first_of_batch).where(wanted)]
 
 
 def expected(sizes):
@@ -80,7 +80,7 @@ def test_the_first_and_those_wanted(kind):
 def test_a_look_at_the_first_takes_nothing_away(kind):
     batches = Batches(KINDS[kind](), 4, first_of_batch)
     assert torch.equal(batches.first().inputs, X[:4]) and batches.first() is batches.first()
-    assert same([b[:3] for b in batches.those(lambda first, after: True)], expected([4, 4, 3]))
+    assert same([b[:3] for b in batches.where(lambda first, after: True)], expected([4, 4, 3]))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

@@ -200,7 +200,7 @@ def test_subspaces_of_feature_maps_add_up(model):
     made = METHODS["PRCA"].fit(xnn, collect(model, "1", IMAGES), [0, 2])
     for target in (0, 2):
         contributions = xnn.contributions(IMAGES[:5], target).contributions
-        parts = made.of(IMAGES[:5], target)
+        parts = made.contributions(IMAGES[:5], target)
         assert parts.shape == (5, 3) and bool((parts.abs() > 1e-6).any(0).all())
         assert torch.allclose(parts.sum(1), contributions.sum(1).double(), atol=1e-5)
 
@@ -212,7 +212,7 @@ def test_concepts_of_feature_maps_leave_over_what_they_do_not_rebuild(model):
     xnn = XNNAttribution(model, "1", 2)
     made = METHODS["CRAFT"].fit(xnn, collect(model, "1", IMAGES), [0, 2])
     H = made.concepts[2].concepts.double()
-    E, left = (x.double() for x in made.with_rest(IMAGES[:3], 2))
+    E, left = (x.double() for x in made.contributions_and_rest(IMAGES[:3], 2))
     contributions = xnn.contributions(IMAGES[:3], 2).contributions
     torch.testing.assert_close(E.sum(1) + left, contributions.sum(1).double(), atol=1e-4, rtol=1e-4)
     a, slopes = made.factors(IMAGES[:3], 2, None)
@@ -241,7 +241,7 @@ def test_what_concepts_leave_over_is_their_error(model, method):
     train = source._replace(Z=source.Z[~held], y_hat=source.y_hat[~held], source=Source(IMAGES[~held], None))
     made = METHODS[method].fit(xnn, train, [0])
     numbers = made.xnn.contributions(IMAGES[held], 0)
-    surrogate = numbers.bias + made.of(IMAGES[held], 0).sum(1)
+    surrogate = numbers.bias + made.contributions(IMAGES[held], 0).sum(1)
     assert found.values["it"]["f_reg"][0] == pytest.approx(float((surrogate - y[held]).abs().mean()), abs=1e-2)
     assert found.values["it"]["f_reg"][0] > 0.01 and "maps_o1" not in found.values["it"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_xnn.activations._activations import Sample
+from captum_xnn.activations._activations import ChosenRows
 from captum_xnn.layers._tail import Tail
 from captum_xnn.models import ContributionGroups
 
@@ -94,7 +94,7 @@ def test_refused_settings(settings, message):
 def test_chosen_examples_are_spread_evenly_and_positives_are_positive():
     marks = torch.zeros(100, dtype=torch.bool)
     marks[10:31] = True
-    found = Sample.chosen([marks, ~marks], 100, 5, 3)
+    found = ChosenRows.choose([marks, ~marks], 100, 5, 3)
     assert found.positives[0].tolist() == [10, 15, 20, 25, 30]
     assert not marks[found.positives[1]].any()
     assert found.others.tolist() == [0, 50, 99] or found.others.tolist() == [0, 49, 99]

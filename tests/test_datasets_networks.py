@@ -9,7 +9,7 @@ from captum_xnn.datasets._figure_parts import LOOKS, PARTS
 from captum_xnn.datasets._figures import REASONS, reasons_table
 from captum_xnn.datasets._networks import exact_network, figures_cnn, folded
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
+from captum_xnn.heatmaps._network import ExplanationNetwork, ModelOutputs
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import trace
 
@@ -52,7 +52,7 @@ def test_maps_are_the_parts_masks(figures, contrastive):
     """Excitation backprop from a neuron of Z gives each pixel of its part the same, and nothing to others."""
     model, images = figures.exact_network(), figures.images[:12]
     layer = find_layer(model, "Z")[1]
-    network = ExplanationNetwork(model, "Z", Outputs(), trace=trace(model, layer, (images[:1],)))
+    network = ExplanationNetwork(model, "Z", ModelOutputs(), trace=trace(model, layer, (images[:1],)))
     (maps,) = ExcitationMaps(contrastive=contrastive)(network, (images,), range(24))
     for i, p in (figures.looks[:12] >= 0).nonzero().tolist():
         mask = figures.masks[i, p].float()

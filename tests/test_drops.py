@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 
 from captum_xnn.metrics._patches import patch_bounds
-from captum_xnn.training._drops import ImageCovers, images_among
+from captum_xnn.training._drops import CoveredImages, images_among
 
 
 def test_bounds_cut_a_side_into_nearly_equal_parts():
@@ -20,7 +20,7 @@ def test_bounds_cut_a_side_into_nearly_equal_parts():
 
 def test_a_cover_changes_its_patch_alone():
     images, other = torch.rand(3, 2, 9, 7), torch.rand(3, 4)
-    made = ImageCovers((other, images), 1, 3)
+    made = CoveredImages((other, images), 1, 3)
     pairs = made.grid.pairs(3)
     assert pairs == [(i, p) for i in range(3) for p in range(9)]
     before = images.clone()

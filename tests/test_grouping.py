@@ -45,9 +45,9 @@ def test_two_reasons_are_found():
 @pytest.mark.parametrize("K", [1, 3, 50])
 def test_rows_sum_to_one_and_all_of_it_is_the_same_twice(drops, K):
     own, others = torch.randn(30, 12).double(), torch.randn(20, 12).double()
-    lost = torch.randn(30, 9, 12).double() if drops else None
+    activation_drops = torch.randn(30, 9, 12).double() if drops else None
     before = torch.get_rng_state()
-    first, second = learn_groups(own, others, lost, K), learn_groups(own, others, lost, K)
+    first, second = learn_groups(own, others, activation_drops, K), learn_groups(own, others, activation_drops, K)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, second)
     assert first.shape[0] == 12
@@ -72,47 +72,51 @@ def test_outputs_scale_away():
 def test_patches_that_change_no_activation_say_nothing():
     """Their drops are rounding of the integral; with no other patches, dimensions are clustered by contributions."""
     own, drops = two_reasons()
-    lost = drops.clone()
-    lost[:, 2:4] = 0
+    activation_drops = drops.clone()
+    activation_drops[:, 2:4] = 0
     drops[:, 2:4] = 1e-3
-    a = learn_groups(own, own[:0], drops, 2, lost=lost)
-    expected = learn_groups(own, own[:0], drops[:, [0, 1, 4, 5]], 2, lost=lost[:, [0, 1, 4, 5]])
+    a = learn_groups(own, own[:0], drops, 2, activation_drops=activation_drops)
+    expected = learn_groups(own, own[:0], drops[:, [0, 1, 4, 5]], 2, activation_drops=activation_drops[:, [0, 1, 4, 5]])
     torch.testing.assert_close(a, expected, rtol=1e-2, atol=1e-2)
-    alone = learn_groups(own, own[:0], drops, 2, lost=torch.zeros_like(lost))
+    alone = learn_groups(own, own[:0], drops, 2, activation_drops=torch.zeros_like(activation_drops))
     torch.testing.assert_close(alone, learn_groups(own, own[:0], None, 2))
 
 
 def test_units_of_the_layer_scale_away():
     """Activations in other units drop by other numbers, while contributions stay."""
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
-    lost, unit = torch.randn(30, 9, 8).double(), torch.tensor([1e-3, 0.5, 7, 1, 2, 40, 1, 1e4]).double()
-    a = learn_groups(own, others, drops, 3, lost=lost)
-    torch.testing.assert_close(learn_groups(own, others, drops, 3, lost=lost * unit), a)
+    activation_drops, unit = torch.randn(30, 9, 8).double(), torch.tensor([1e-3, 0.5, 7, 1, 2, 40, 1, 1e4]).double()
+    a = learn_groups(own, others, drops, 3, activation_drops=activation_drops)
+    torch.testing.assert_close(learn_groups(own, others, drops, 3, activation_drops=activation_drops * unit), a)
     assert not torch.allclose(learn_groups(own, others, drops, 3), a)
 
 
 def test_patches_that_lower_the_same_activations_are_one_reason():
     """Contributions of a dimension change their sign from image to image; activations tell two kinds of patches."""
-    lost = torch.zeros(30, 4, 5, dtype=torch.float64)
-    lost[:, :, 0] = lost[:, :2, 1:3] = lost[:, 2:, 3:] = 1
+    activation_drops = torch.zeros(30, 4, 5, dtype=torch.float64)
+    activation_drops[:, :, 0] = activation_drops[:, :2, 1:3] = activation_drops[:, 2:, 3:] = 1
     slopes = torch.randn(30, 1, 5).double()
     slopes[:, :, 0] = 9
-    drops = lost * slopes
-    rows = supporting(drops, lost)
+    drops = activation_drops * slopes
+    rows = supporting(drops, activation_drops)
     assert rows is not None
     label = patch_clusters(rows[2], rows[1], 2).reshape(30, 4)
     assert label[:, :2].unique().tolist() != label[:, 2:].unique().tolist()
     assert all(half.unique().numel() == 1 for half in (label[:, :2], label[:, 2:]))
     expected = hardened(regressed(rows[0], rows[1], label.flatten(), 2))
-    torch.testing.assert_close(learn_groups(drops.sum(1), drops[:0, 0], drops, 2, lost=lost), expected)
+    torch.testing.assert_close(
+        learn_groups(drops.sum(1), drops[:0, 0], drops, 2, activation_drops=activation_drops), expected
+    )
 
 
 def test_permuting_dimensions_permutes_rows():
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
     order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
-    lost = torch.randn(30, 9, 8).double()
-    a = learn_groups(own, others, drops, 3, lost=lost)
-    b = learn_groups(own[:, order], others[:, order], drops[:, :, order], 3, lost=lost[:, :, order])
+    activation_drops = torch.randn(30, 9, 8).double()
+    a = learn_groups(own, others, drops, 3, activation_drops=activation_drops)
+    b = learn_groups(
+        own[:, order], others[:, order], drops[:, :, order], 3, activation_drops=activation_drops[:, :, order]
+    )
     torch.testing.assert_close(b, a[order])
 
 

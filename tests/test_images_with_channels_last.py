@@ -24,7 +24,7 @@ from captum_xnn.metrics._keeping import keep_top
 from captum_xnn.metrics._patches import blurred
 from captum_xnn.patch_scores import patch_scores
 from captum_xnn.training import _contributions
-from captum_xnn.training._drops import ImageCovers, images_among
+from captum_xnn.training._drops import CoveredImages, images_among
 from captum_xnn.training._map_covers import maps_before
 
 K, N, SIZE = 2, 40, (18, 30)
@@ -106,7 +106,7 @@ def test_groups_are_learned_from_the_same_covered_patches():
     torch.testing.assert_close(last.explainer(0).form.groups, first.explainer(0).form.groups)
     x = data()[:2]
     last_x = x.permute(0, 2, 3, 1)
-    one, other = ImageCovers((x,), 0, 4), ImageCovers((last_x,), 0, 4, channels=3)
+    one, other = CoveredImages((x,), 0, 4), CoveredImages((last_x,), 0, 4, channels=3)
     pairs = one.grid.pairs(2)
     assert other.grid.pairs(2) == pairs
     torch.testing.assert_close(other.covered(pairs)[0].permute(0, 3, 1, 2), one.covered(pairs)[0])

@@ -16,7 +16,7 @@ from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.training import _contributions
 from captum_xnn.training._drops import Grid, _difference
-from captum_xnn.training._map_covers import MapCovers, maps_before
+from captum_xnn.training._map_covers import CoveredMaps, maps_before
 
 
 def cnn(pool=2):
@@ -92,7 +92,7 @@ def test_covered_cells_are_zero(model, layer, maps):
     images = x()
     tail, module = Tail(model, layer), maps(model)
     with torch.no_grad():
-        made = MapCovers(tail, module, (images,), None)
+        made = CoveredMaps(tail, module, (images,), None)
         grid = Grid(*made.whole.shape[2:], 8)
         pairs = grid.pairs(4)
         Z = made.activations(grid.regions, pairs)
@@ -111,10 +111,10 @@ def test_covers_in_small_pieces_and_from_reused_memory(monkeypatch):
     """Neither the pieces of images nor the copies of an earlier call change what a patch loses."""
     model, images = cnn(), x(5)
     tail = Tail(model, "7")
-    whole = MapCovers(tail, model[3], (images,), None)
+    whole = CoveredMaps(tail, model[3], (images,), None)
     monkeypatch.setattr("captum_xnn.layers._batching._CPU_BYTES", 2 * images[0].numel() * 4)
     seen = counted(model)
-    made, grid = MapCovers(tail, model[3], (images,), None), Grid(*whole.whole.shape[2:], 3)
+    made, grid = CoveredMaps(tail, model[3], (images,), None), Grid(*whole.whole.shape[2:], 3)
     assert seen == [1, 2, 2]
     torch.testing.assert_close(made.whole, whole.whole)
     torch.testing.assert_close(made.Z, whole.Z)
@@ -164,7 +164,7 @@ def test_drops_where_the_layer_is_feature_maps_are_contributions_of_cells(monkey
     torch.testing.assert_close(seen.drops[0].sum(1), form.contributions(found)[0], rtol=1e-4, atol=1e-6)
     off = found.Z - form.base
     expected = torch.stack([off[:, :, a:b, e:f].sum((2, 3)) for a, b in bounds for e, f in bounds], 1)
-    torch.testing.assert_close(seen.lost, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.activation_drops, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
@@ -179,7 +179,7 @@ def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
         with torch.no_grad():
             off = found.Z - model[4:8](covered)
         torch.testing.assert_close(seen.drops[0, :, p], found.slopes[0] * off, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(seen.lost[:, p], off, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen.activation_drops[:, p], off, rtol=1e-4, atol=1e-5)
 
 
 def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
@@ -196,7 +196,9 @@ def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
         if expected is None:
             expected = (whole.slopes[0] * off).sum(places)
         torch.testing.assert_close(seen.drops[0, :, 1], expected, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(seen.lost[:, 1], off.sum(places) if places else off, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            seen.activation_drops[:, 1], off.sum(places) if places else off, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_maps_of_few_cells_are_not_covered():
@@ -209,10 +211,10 @@ def test_groups_are_learned_from_drops_of_activations_and_of_contributions(monke
     model, images = cnn(), x(20)
     form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", grid=4)
     positives, others, drops = (part[0] / form.scale[0] for part in (seen.positives, seen.others, seen.drops))
-    for lost in (seen.lost, torch.randn(seen.lost.shape)):
+    for activation_drops in (seen.activation_drops, torch.randn(seen.activation_drops.shape)):
         form.config["n_features"] = 3
-        _contributions._learn(form, seen._replace(lost=lost))
-        expected = learn_groups(positives, others, drops, 3, lost=lost)
+        _contributions._learn(form, seen._replace(activation_drops=activation_drops))
+        expected = learn_groups(positives, others, drops, 3, activation_drops=activation_drops)
         order = (seen.positives[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
         torch.testing.assert_close(form.groups.double(), expected[:, order], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, learn_groups(positives, others, drops, 3), atol=1e-2)

@@ -174,7 +174,7 @@ def test_a_known_activation_saves_the_modules_before_the_layer():
     rows = []
     model.before.register_forward_hook(lambda _module, _inputs, output: rows.append(len(output)))
     made, tail = known(model, x, Z, targets)
-    assert tail.alone is True and rows[0] == 6 and {*rows[1:]} == {1}  # the model's own outputs come first
+    assert tail.layer_decides is True and rows[0] == 6 and {*rows[1:]} == {1}  # the model's own outputs come first
     plain = integrate(Tail(model, "layer"), (x,), None, torch.zeros(4), targets, tolerance=torch.full((2,), 1e-4))
     torch.testing.assert_close(made.slopes, plain.slopes)
     assert torch.equal(made.intervals, plain.intervals)
@@ -185,7 +185,7 @@ def test_known_activations_do_not_hide_what_goes_around_the_layer(n):
     torch.manual_seed(0)
     model, x = Skips(), torch.randn(n, 3)
     made, tail = known(model, x, model.layer(x).detach(), [[1] * n])
-    assert tail.alone is (None if n == 1 else False)
+    assert tail.layer_decides is (None if n == 1 else False)
     plain = integrate(Tail(model, "layer"), (x,), None, torch.zeros(4), [[1] * n], tolerance=torch.full((1,), 1e-4))
     torch.testing.assert_close(made.slopes, plain.slopes)
     torch.testing.assert_close(made.end, model(x)[:, 1].detach()[None])
@@ -197,9 +197,9 @@ def test_activations_of_other_examples_are_noticed():
     x[:, 0] = 0.5  # nothing that goes around differs
     Z = model.layer(x).detach()
     made, tail = known(model, x, Z, [[1] * 5])
-    assert tail.alone is True
+    assert tail.layer_decides is True
     wrong, tail = known(model, x, Z.flip(0), [[1] * 5])
-    assert tail.alone is False
+    assert tail.layer_decides is False
     torch.testing.assert_close(wrong.slopes, made.slopes)
 
 

@@ -24,7 +24,7 @@ from captum_xnn.layers._logits import OutputRange, no_logits
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._targets import Target, positives_of, predicted_classes, select
 
-__all__ = ["Activations", "Asked", "Outputs", "Sample", "Source", "Task", "check_positives"]
+__all__ = ["Activations", "Asked", "ChosenRows", "Outputs", "Source", "Task", "check_positives"]
 
 
 class Source(NamedTuple):
@@ -171,23 +171,23 @@ class Outputs(NamedTuple):
     """Range and sums of all outputs."""
 
     @classmethod
-    def of(cls, found: Activations, targets: Sequence[Target]) -> Outputs:
+    def of(cls, activations: Activations, targets: Sequence[Target]) -> Outputs:
         """Read the outputs of collected activations once.
 
         Args:
-            found: Activations with the model's outputs.
+            activations: Activations with the model's outputs.
             targets: The explained targets.
 
         Raises:
             ValueError: If the model has no such output.
 
         Example:
-            >>> found = Activations(torch.zeros(2, 3), torch.tensor([[1.0, 5.0], [4.0, 2.0]]), "fc")
-            >>> outputs = Outputs.of(found, [1])
+            >>> activations = Activations(torch.zeros(2, 3), torch.tensor([[1.0, 5.0], [4.0, 2.0]]), "fc")
+            >>> outputs = Outputs.of(activations, [1])
             >>> outputs.y.tolist(), outputs.classes.tolist()
             ([[5.0], [2.0]], [1, 0])
         """
-        targets, y_hat, asked = list(dict.fromkeys(targets)), found.y_hat, found.asked
+        targets, y_hat, asked = list(dict.fromkeys(targets)), activations.y_hat, activations.asked
         if asked is not None and asked.value_range is not None:
             return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.value_range)
         y, first, given, value_range = (
@@ -283,7 +283,7 @@ def check_positives(positives: Any, data: Any) -> None:
         )
 
 
-class Sample(NamedTuple):
+class ChosenRows(NamedTuple):
     """Row indices of the examples to learn from."""
 
     positives: list[Tensor]
@@ -292,7 +292,7 @@ class Sample(NamedTuple):
     """Rows of other examples, shared by all explainers, in ascending order."""
 
     @classmethod
-    def chosen(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> Sample:
+    def choose(cls, marks: Sequence[Tensor | None], rows: int, positives: int, others: int) -> ChosenRows:
         """Choose positives for each explainer and other examples, evenly spread over the data, without random numbers.
 
         Args:
@@ -302,8 +302,8 @@ class Sample(NamedTuple):
             others: Largest number of other examples.
 
         Example:
-            >>> Sample.chosen([torch.arange(9) < 5, None], 9, 3, 2)
-            Sample(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
+            >>> ChosenRows.choose([torch.arange(9) < 5, None], 9, 3, 2)
+            ChosenRows(positives=[tensor([0, 2, 4]), tensor([0, 4, 8])], others=tensor([0, 8]))
         """
         everything = torch.arange(rows, device="cpu")
         own = [everything if m is None or not bool(m.any()) else everything[m.cpu()] for m in marks]

@@ -127,7 +127,7 @@ class Batches:
 
     Example:
         >>> made = Batches(torch.arange(10.0)[:, None], 4, lambda batch: (batch, None))
-        >>> [(b.first, b.rows) for b in made.those(lambda first, after: after > 8)]
+        >>> [(b.first, b.rows) for b in made.where(lambda first, after: after > 8)]
         [(0, 4), (8, 2)]
     """
 
@@ -142,7 +142,7 @@ class Batches:
             refuse_uneven(tensors)
             self._indices = _ranges(len(tensors[0]), batch_size)
         self._data = data
-        self._begun: Batch | None = None
+        self._first_batch: Batch | None = None
         self._end: int | None = None
         self._rest = self._counted(data)
 
@@ -152,12 +152,12 @@ class Batches:
         return self._end if self._indices is None else sum(map(len, self._indices))
 
     def first(self) -> Batch | None:
-        """Load the first batch, once; None if there are no data. :meth:`those` begins with it."""
-        if self._begun is None:
-            self._begun = next(self._rest if self._indices is None else self._fetched(self._listed()[:1]), None)
-        return self._begun
+        """Load the first batch, once; None if there are no data. :meth:`where` begins with it."""
+        if self._first_batch is None:
+            self._first_batch = next(self._rest if self._indices is None else self._fetched(self._listed()[:1]), None)
+        return self._first_batch
 
-    def those(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
+    def where(self, wanted: Callable[[int, int], bool]) -> Iterator[Batch]:
         """Yield the first batch and every other wanted batch. An iterable that cannot skip yields all batches, once.
 
         Args:
@@ -173,7 +173,7 @@ class Batches:
             yield from self._fetched([(at, n) for at, n in self._listed()[1:] if wanted(at, at + len(n))])
 
     @property
-    def most(self) -> int | None:
+    def largest_batch(self) -> int | None:
         """Largest number of examples in a batch; None for an iterable without indices."""
         return None if self._indices is None else max(map(len, self._indices), default=1)
 
@@ -195,12 +195,12 @@ class Batches:
         """
         wanted = torch.unique(wanted)
         if self._indices is None or not _joins_equally(self._data):
-            for batch in self.those(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
+            for batch in self.where(lambda first, after: bool(((wanted >= first) & (wanted < after)).any())):
                 yield Picked(
                     torch.arange(batch.first, batch.first + batch.rows, device="cpu"), batch.inputs, batch.additional
                 )
             return
-        size = self.most or 1
+        size = self.largest_batch or 1
         if size < min(least, len(wanted)):
             (first,) = self._joined([wanted[:size]])
             yield first

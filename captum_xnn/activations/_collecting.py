@@ -443,7 +443,7 @@ def collect_part(
             tqdm(desc=f"activations of {reader.name}", unit=" examples", disable=not progress, leave=False) as bar,
         ):
             end = 0
-            for batch in batches.those(filling.wanted):
+            for batch in batches.where(filling.wanted):
                 filling.take(batch)
                 end = batch.first + batch.rows
                 bar.update(batch.rows)
@@ -594,8 +594,8 @@ class _Filling:
     def _compare(self, shard: int, begin: int, batch: Batch) -> None:
         """Raise where a finished shard was made from other inputs than this batch."""
         mine = shard % self.world_size == self.rank
-        known = mine and begin >= batch.first
-        if known and self.store.first_inputs(shard) != first_inputs(batch.inputs, begin - batch.first):
+        has_first_row = mine and begin >= batch.first
+        if has_first_row and self.store.first_inputs(shard) != first_inputs(batch.inputs, begin - batch.first):
             raise _other_data(self.store, begin)
 
     def _write(self, shard: int) -> None:

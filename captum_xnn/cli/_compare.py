@@ -97,8 +97,8 @@ def _selected(found: MethodComparison, columns: Sequence[str]) -> MethodComparis
 
 def _check_columns(columns: Sequence[str] | None) -> None:
     """Raise for an unknown column before the work."""
-    known = {name for m in MEASURES for name in (m.key, m.title)}
+    names = {name for m in MEASURES for name in (m.key, m.title)}
     for column in columns or ():
-        if column not in known:
-            near = difflib.get_close_matches(column, known, n=3, cutoff=0.5) or [m.key for m in MEASURES]
+        if column not in names:
+            near = difflib.get_close_matches(column, names, n=3, cutoff=0.5) or [m.key for m in MEASURES]
             raise ValueError(f"{column!r} in --columns is no column; names are {', '.join(near)}")

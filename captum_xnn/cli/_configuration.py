@@ -271,12 +271,12 @@ def _names(form: type[Any]) -> list[str]:
     return [f.name for f in fields(form)]
 
 
-def _check_names(given: Mapping[str, Any], known: list[str], source: str, what: str) -> None:
+def _check_names(given: Mapping[str, Any], allowed: list[str], source: str, what: str) -> None:
     """Raise ValueError for the first unknown name, listing near names."""
     for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"near names: {', '.join(near)}" if near else f"the {what} are {', '.join(known)}"
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+            hint = f"near names: {', '.join(near)}" if near else f"the {what} are {', '.join(allowed)}"
             raise ValueError(f"{name!r} in {source} is not one of the {what}; {hint}")
 
 

@@ -81,7 +81,7 @@ def explain(
     """
     other = None if against is None else output_to_compare(opened, targets, against)
     targets = [t for t in targets if other is None or t != other]
-    known = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
+    all_names = names_by_target(names, find_layer(opened.model, xnn.layer)[0], targets)
     made_folder(folder)
     stems = _stems(opened.inputs.names)
     kept = KeptExplanations(folder, described(xnn, targets, other), EXPLANATIONS_FILE)
@@ -89,7 +89,7 @@ def explain(
     try:
         with tqdm(total=len(opened.inputs.names), desc="explaining", disable=not progress, leave=False) as bar:
             for batch in opened.inputs:
-                for line in _explained(opened, xnn, targets, other, batch, folder, known, stems, kept):
+                for line in _explained(opened, xnn, targets, other, batch, folder, all_names, stems, kept):
                     lines.append(line)
                     bar.update()
     finally:  # after an interruption, the pictures already written have their numbers
@@ -106,7 +106,7 @@ def _explained(
     against: int | None,
     batch: Batch,
     folder: Path,
-    known: Mapping[str, dict[int, str]],
+    all_names: Mapping[str, dict[int, str]],
     stems: Mapping[str, str],
     kept: KeptExplanations,
 ) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _explained(
         maps, picture = folder / "maps" / f"{stems[name]}.npy", folder / "pictures" / f"{stems[name]}.png"
         said = why.target[i]
         target, compared = (said.target, {"against": said.against}) if isinstance(said, Difference) else (said, {})
-        called, names = opened.name_of(said), known.get(str(target), {})
+        called, names = opened.name_of(said), all_names.get(str(target), {})
         _write_maps(maps, why.maps[i])
         _write_picture(picture, shown, i, f"{name}: {called}", names)
         tokens = opened.inputs.preparation.tokens

@@ -93,11 +93,11 @@ class ModelAndInputs:
             skip_damaged=configuration.skip_damaged,
             dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
         )
-        known = replace(configuration, size=preparation.size, mean=preparation.mean, std=preparation.std)
+        prepared = replace(configuration, size=preparation.size, mean=preparation.mean, std=preparation.std)
         shape = _output_shape(model, inputs)
         if file.classes is not None:
             check_class_names(file.classes, shape)
-        return cls(known, replace(file, model=model, preparation=preparation), inputs, shape)
+        return cls(prepared, replace(file, model=model, preparation=preparation), inputs, shape)
 
     @property
     def model(self) -> nn.Module:
@@ -203,18 +203,18 @@ def heatmap_named(name: str) -> type[Attribution] | Heatmap:
         ('DeepLift', FromCaptum(LayerGradCam, layer='layer4'))
     """
     name, colon, layer = name.partition(":")
-    found: dict[str, type[Attribution] | Heatmap] = {"ExcitationMaps": ExcitationMaps()}
+    backends: dict[str, type[Attribution] | Heatmap] = {"ExcitationMaps": ExcitationMaps()}
     for key, value in vars(captum.attr).items():
         if isinstance(value, type) and issubclass(value, Attribution):
-            found[key] = value
-    known = list(found)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
+            backends[key] = value
+    names = list(backends)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
         raise ValueError(
             f"heatmap {name!r} does not exist; pass ExcitationMaps or a class in captum.attr (near names: "
             f"{', '.join(near)})"
         )
-    backend = found[name]
+    backend = backends[name]
     if not colon:
         return backend
     if not isinstance(backend, type):

@@ -51,7 +51,7 @@ from captum_xnn.activations._batches import repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
-from captum_xnn.comparison._measures import Measurement, Settings
+from captum_xnn.comparison._measures import Measurement, MeasurementSettings
 from captum_xnn.comparison._methods import named_methods
 from captum_xnn.comparison._relevances import Method
 from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
@@ -129,12 +129,12 @@ def compare(
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> found = compare(
+        >>> measured = compare(
         ...     model, "1", torch.randn(200, 6), [0, 1], ["groups", "random groups"], n_features=2, progress=False
         ... )
-        >>> [row["method"] for row in found.table], found.train, found.test
+        >>> [row["method"] for row in measured.table], measured.train, measured.test
         (['groups', 'random groups'], 160, 40)
-        >>> found.estimate("groups", "f_reg").mean < 0.01
+        >>> measured.estimate("groups", "f_reg").mean < 0.01
         True
     """
     chosen = named_methods(methods)
@@ -151,24 +151,24 @@ def compare(
         prediction_transform=prediction_transform,
     )
     reader = Reader.of(model, layer, output_transform, prediction_transform)
-    settings = Settings(attribution, reader, None if masks is None else as_marks(masks))
+    settings = MeasurementSettings(attribution, reader, None if masks is None else as_marks(masks))
     unpack = unpack_for(model, unpack)
     activations = _collected(reader, data, targets, unpack, progress)
     apart = None if test is None else _collected(reader, test, targets, unpack, progress)
     _check_masks(settings.masks, activations, apart)
     splits = Splits.of(activations, apart, targets, images=images, seed=seed)
     with tqdm(total=repeats * len(chosen), disable=not progress, leave=False) as bar:
-        found = _measured(settings, chosen, splits, targets, repeats, seed, bar)
+        measured = _measured(settings, chosen, splits, targets, repeats, seed, bar)
     result = MethodComparison(
         layer=reader.name,
         targets=tuple(targets),
         n_features=n_features,
-        train=found.train,
-        test=found.test,
+        train=measured.train,
+        test=measured.test,
         repeats=repeats,
-        values=found.values,
+        values=measured.values,
     )
-    _pass_on(found.messages)
+    _repeat_warnings(measured.messages)
     _warn_of_better(result, next(iter(chosen)), 1e-5 * splits.size)
     return result
 
@@ -196,7 +196,7 @@ class _Measured(NamedTuple):
 
 
 def _measured(
-    settings: Settings,
+    settings: MeasurementSettings,
     methods: Mapping[str, Method],
     splits: Splits,
     targets: Sequence[Target],
@@ -214,9 +214,9 @@ def _measured(
         for name, method in methods.items():
             bar.set_description(name)
             measurement = Measurement(settings, method, split, targets, seed + repeat)
-            found, raised = _tried(measurement, needed=name == first)
+            values_of_targets, raised = _values_and_warnings(measurement, needed=name == first)
             messages[name] += raised
-            for of_target in found:
+            for of_target in values_of_targets:
                 for key, value in of_target.items():
                     if value is not None:
                         values[name][key] = (*values[name].get(key, ()), value)
@@ -224,7 +224,7 @@ def _measured(
     return _Measured(values, messages, train, test)
 
 
-def _tried(measurement: Measurement, needed: bool) -> tuple[list[Values], list[str]]:
+def _values_and_warnings(measurement: Measurement, needed: bool) -> tuple[list[Values], list[str]]:
     """Measure a method; return its values and the texts of its warnings.
 
     Args:
@@ -234,21 +234,21 @@ def _tried(measurement: Measurement, needed: bool) -> tuple[list[Values], list[s
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         try:
-            found = measurement.values()
+            values = measurement.values()
         except (ImportError, ValueError) as error:
             if needed:
                 raise
             return [], [f"a repeat is left out of the table, as the fit failed: {error}"]
-    return found, [str(warning.message) for warning in raised]
+    return values, [str(warning.message) for warning in raised]
 
 
-def _pass_on(messages: Mapping[str, Sequence[str]]) -> None:
+def _repeat_warnings(messages: Mapping[str, Sequence[str]]) -> None:
     """Warn once for each method that raised warnings, with the first of them."""
-    for name, found in messages.items():
-        if found:
-            others = len(set(found)) - 1
+    for name, texts in messages.items():
+        if texts:
+            others = len(set(texts)) - 1
             more = f" ({others} more warning{'s' * (others > 1)} of this method)" if others else ""
-            warnings.warn(f"{name}: {found[0]}{more}", stacklevel=levels_up())
+            warnings.warn(f"{name}: {texts[0]}{more}", stacklevel=levels_up())
 
 
 def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> None:
@@ -257,11 +257,11 @@ def _warn_of_better(result: MethodComparison, first: str, rounding: float) -> No
     if own is None:
         return
     better = [
-        f"{name} ({found})"
+        f"{name} ({estimate})"
         for name in result.methods
-        if (found := result.estimate(name, "f_reg")) is not None
-        and found.below(own)
-        and own.mean - found.mean > rounding
+        if (estimate := result.estimate(name, "f_reg")) is not None
+        and estimate.below(own)
+        and own.mean - estimate.mean > rounding
     ]
     if better:
         warnings.warn(
@@ -277,7 +277,7 @@ def _collected(reader: Reader, data: Any, targets: Sequence[Target], unpack: Unp
     if isinstance(data, Activations):
         raise TypeError("data are activations, and patches and maps need the inputs; pass the data themselves")
     data = repeatable(data)
-    found = collect(
+    activations = collect(
         reader.model,
         reader.layer,
         data,
@@ -287,12 +287,12 @@ def _collected(reader: Reader, data: Any, targets: Sequence[Target], unpack: Unp
         asked=Asked(targets),
         progress=progress,
     )
-    return found._replace(source=Source(data, unpack))
+    return activations._replace(source=Source(data, unpack))
 
 
-def _check_masks(masks: Tensor | None, found: Activations, test: Activations | None) -> None:
+def _check_masks(masks: Tensor | None, activations: Activations, test: Activations | None) -> None:
     """Raise unless there is a mask for each example that methods are measured on."""
-    examples = len((found if test is None else test).Z)
+    examples = len((activations if test is None else test).Z)
     if masks is not None and len(masks) != examples:
         raise ValueError(
             f"there are masks of {len(masks)} examples, and methods are measured on {examples} examples; pass one for "

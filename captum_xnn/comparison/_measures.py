@@ -41,7 +41,7 @@ from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_s
 if TYPE_CHECKING:  # a measurement gets a function that makes attributions
     from captum_xnn.attribution import XNNAttribution
 
-__all__ = ["Measurement", "Settings"]
+__all__ = ["Measurement", "MeasurementSettings"]
 
 # Patches along each side of an image.
 _GRID = 4
@@ -50,7 +50,7 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasurementSettings:
     """Settings that all methods share."""
 
     attribution: Callable[..., XNNAttribution]
@@ -65,7 +65,7 @@ class Settings:
 class Measurement:
     """One method on one division of the data."""
 
-    settings: Settings
+    settings: MeasurementSettings
     method: Method
     split: Split
     targets: Sequence[Target]
@@ -86,7 +86,7 @@ class Measurement:
                 for i, half in enumerate(self.split.halves)
             ]
         test = self.split.test.activations()
-        made = []
+        values_of_targets = []
         for target in self.targets:
             score = self._score(xnn, test, target)
             features = [self._features(other, target) for other in again]
@@ -97,10 +97,12 @@ class Measurement:
                 "fit_seconds": seconds,
             }
             if isinstance(xnn, Relevances):
-                made.append(values | self._subspaces(xnn, target))
+                values_of_targets.append(values | self._subspaces(xnn, target))
             else:
-                made.append(values | self._maps(xnn, target) | self._patches(xnn, target) | self._parts(xnn, target))
-        return made
+                values_of_targets.append(
+                    values | self._maps(xnn, target) | self._patches(xnn, target) | self._parts(xnn, target)
+                )
+        return values_of_targets
 
     def _score(self, xnn: XNNAttribution | Relevances, test: Activations, target: Target) -> Faithfulness:
         """Measure faithfulness on held-out examples. The part that concepts leave unexplained counts as their error."""
@@ -111,28 +113,29 @@ class Measurement:
         outputs = Outputs.of(test, [target])
         prediction = outputs.columns([target])[:, 0].double()
         batches = self.split.test.inputs(self.split.test.rows, self.settings.reader.device)
-        left = torch.cat([xnn.with_rest(x, target, more)[1].cpu() for x, more in batches])
+        left = torch.cat([xnn.contributions_and_rest(x, target, more)[1].cpu() for x, more in batches])
         surrogate = prediction - left
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, prediction)
         return Faithfulness.of(surrogate, prediction, [test.y_hat[:]], target)
 
-    def _fitted(self, found: Activations, seed: int) -> XNNAttribution | Relevances:
+    def _fitted(self, activations: Activations, seed: int) -> XNNAttribution | Relevances:
         method = self.method
         assert not isinstance(method, OneMap)
         if isinstance(method, Rule):
-            return method.fit(self.settings.attribution(seed=seed), found, self.targets)
-        return self.settings.attribution(autoencoder=method, seed=seed).fit(found, list(self.targets), progress=False)
+            return method.fit(self.settings.attribution(seed=seed), activations, self.targets)
+        return self.settings.attribution(autoencoder=method, seed=seed).fit(
+            activations, list(self.targets), progress=False
+        )
 
     def _features(self, xnn: XNNAttribution | Relevances, target: Target) -> Tensor:
         """Compute the x-features of all held-out examples, (M, K)."""
         device = self.settings.reader.device
         batches = self.split.test.inputs(self.split.test.rows, device)
-        if isinstance(xnn, Relevances):
-            return torch.cat([xnn.of(x, target, more).cpu() for x, more in batches])
-        return torch.cat([xnn.contributions(x, target, more).features.cpu() for x, more in batches])
+        numbers = [xnn.contributions(x, target, more) for x, more in batches]
+        return torch.cat([(each if isinstance(each, Tensor) else each.features).cpu() for each in numbers])
 
-    def _shown(self, target: Target) -> list[tuple[Any, Any]]:
+    def _shown_batches(self, target: Target) -> list[tuple[Any, Any]]:
         """Load the examples for maps and patches."""
         rows = self.split.shown[target]
         return list(self.split.test.inputs(rows, self.settings.reader.device)) if len(rows) else []
@@ -140,7 +143,7 @@ class Measurement:
     def _maps(self, xnn: XNNAttribution, target: Target) -> Values:
         """Draw maps; measure their overlap and the time."""
         stream, seconds, count = OrthogonalityStream(), 0.0, 0
-        for x, more in self._shown(target):
+        for x, more in self._shown_batches(target):
             why, took = _timed(lambda x, more: xnn.explain(x, target, more), x, more)
             seconds += took
             maps = why.maps if isinstance(why.maps, Tensor) else torch.cat([m.flatten(2) for m in why.maps], 2)
@@ -149,57 +152,59 @@ class Measurement:
         return {"maps_o1": stream.compute().o1, "explain_seconds": seconds / count} if count else {}
 
     def _patches(self, xnn: XNNAttribution, target: Target) -> Values:
-        batches = self._covered(target)
+        batches = self._covered_batches(target)
         if not batches:
             return {}
-        known = self.split.controls.get(target)
+        of_random_groups = self.split.controls.get(target)
         grid, fill = _grid(batches[0].first), self._fill()
-        found = patch_scores_of(
-            xnn, batches, target, grid=grid, fill=fill, seed=self.seed, controls=known is None
+        scores = patch_scores_of(
+            xnn, batches, target, grid=grid, fill=fill, seed=self.seed, controls=of_random_groups is None
         )  # fmt: skip
-        if known is None:
-            known = {
-                "agreement_random_groups": found.agreement_random_groups,
-                "identified_random_groups": found.identified_random_groups,
-                "drops_o1_random_groups": None if found.drops_random_groups is None else found.drops_random_groups.o1,
+        if of_random_groups is None:
+            of_random_groups = {
+                "agreement_random_groups": scores.agreement_random_groups,
+                "identified_random_groups": scores.identified_random_groups,
+                "drops_o1_random_groups": None if scores.drops_random_groups is None else scores.drops_random_groups.o1,
             }
-            if found.drops_random_groups is not None:
-                self.split.controls[target] = known
-        identified = {} if math.isnan(found.identified) else {"identified": found.identified}
-        movement = {} if math.isnan(found.movement) else {"movement": found.movement}
+            if scores.drops_random_groups is not None:
+                self.split.controls[target] = of_random_groups
+        identified = {} if math.isnan(scores.identified) else {"identified": scores.identified}
+        movement = {} if math.isnan(scores.movement) else {"movement": scores.movement}
         return (
             identified
             | movement
             | {
-                "agreement": found.agreement,
-                "agreement_random_maps": found.agreement_random_maps,
-                "drops_o1": found.drops.o1,
-                **known,
+                "agreement": scores.agreement,
+                "agreement_random_maps": scores.agreement_random_maps,
+                "drops_o1": scores.drops.o1,
+                **of_random_groups,
             }
         )
 
-    def _subspaces(self, found: Relevances, target: Target) -> Values:
+    def _subspaces(self, relevances: Relevances, target: Target) -> Values:
         """Measure the time of relevances, and the overlap of their drops."""
         seconds, count = 0.0, 0
-        for x, more in self._shown(target):
-            made, took = _timed(lambda x, more: found.of(x, target, more), x, more)
-            seconds, count = seconds + took, count + len(made)
+        for x, more in self._shown_batches(target):
+            contributions, took = _timed(lambda x, more: relevances.contributions(x, target, more), x, more)
+            seconds, count = seconds + took, count + len(contributions)
         values: Values = {"explain_seconds": seconds / count} if count else {}
-        inputs = self._alone(target)
+        inputs = self._one_tensor(target)
         if inputs is None:
             return values
-        drops = patch_drops(lambda x: found.of(x, target), inputs, grid=_grid(inputs), fill=self._fill())
-        values["drops_o1"] = drop_orthogonality(drops, contributions=found.of(inputs, target)).o1
-        return values | self._selectivity(lambda x: found.of(x, target), target)
+        drops = patch_drops(
+            lambda x: relevances.contributions(x, target), inputs, grid=_grid(inputs), fill=self._fill()
+        )
+        values["drops_o1"] = drop_orthogonality(drops, contributions=relevances.contributions(inputs, target)).o1
+        return values | self._selectivity(lambda x: relevances.contributions(x, target), target)
 
     def _one_map(self, xnn: XNNAttribution, target: Target) -> Values:
         """Draw the single map of the output, and measure patch agreement and time."""
         seconds, count = 0.0, 0
-        for x, more in self._shown(target):
+        for x, more in self._shown_batches(target):
             seconds += _timed(lambda x, more: xnn.one_heatmap(x, target, more), x, more)[1]
             count += len(x) if isinstance(x, Tensor) else len(x[0])
         values: Values = {"explain_seconds": seconds / count} if count else {}
-        batches = self._covered(target)
+        batches = self._covered_batches(target)
         if batches:
             grid, fill = _grid(batches[0].first), self._fill()
             values["agreement"] = one_heatmap_agreement(xnn, batches, target, grid=grid, fill=fill)
@@ -207,21 +212,21 @@ class Measurement:
 
     def _parts(self, xnn: XNNAttribution, target: Target) -> Values:
         """Measure selectivity and locality on known parts."""
-        images, masks = self._alone(target), self._masks(target)
+        images, masks = self._one_tensor(target), self._masks(target)
         if masks is None or images is None or images.dim() != 4:
             return {}
         why = xnn.explain(images, target)
         maps = channels_first(why.directed_maps(), images).sum(2).clamp(min=0)
         on_parts = object_probabilities(maps, masks.to(maps.device))
-        found = mean_locality(on_parts, contributions=why.contributions)
+        locality = mean_locality(on_parts, contributions=why.contributions)
         return {
-            "locality": None if math.isnan(found) else found,
+            "locality": None if math.isnan(locality) else locality,
             **self._selectivity(lambda x: xnn.contributions(x, target).contributions, target),
         }
 
     def _selectivity(self, contributions: Callable[[Tensor], Tensor], target: Target) -> Values:
         """Remove the known parts one by one, and measure the selectivity of the changes."""
-        images, masks = self._alone(target), self._masks(target)
+        images, masks = self._one_tensor(target), self._masks(target)
         if masks is None or images is None or images.dim() != 4:
             return {}
         cover, masks = patch_cover(images, None), masks.to(images.device)
@@ -232,24 +237,24 @@ class Measurement:
         changes = drops_of_patches(
             lambda x, *_: contributions(x), images, removed, masks.flatten(2).any(2), batch_size=_BATCH
         )
-        found = selectivity(changes)
-        return {"selectivity": found.share, "selectivity_whole": found.whole}
+        score = selectivity(changes)
+        return {"selectivity": score.share, "selectivity_whole": score.whole}
 
     def _masks(self, target: Target) -> Tensor | None:
         """Return the known parts of the examples for maps and patches, bool (n, P, H, W)."""
         masks = self.settings.masks
         return None if masks is None else masks[self.split.shown[target]]
 
-    def _covered(self, target: Target) -> list[CoveredBatch]:
+    def _covered_batches(self, target: Target) -> list[CoveredBatch]:
         """Return the examples to cover; none if their first input has no patches."""
-        made = []
-        for x, more in self._shown(target):
+        batches = []
+        for x, more in self._shown_batches(target):
             inputs = x if isinstance(x, tuple) else (x,)
             batch = CoveredBatch(inputs, format_forward_args(more))
             if not isinstance(batch.first, Tensor) or not self._has_patches(batch):
                 return []
-            made.append(batch)
-        return made
+            batches.append(batch)
+        return batches
 
     def _has_patches(self, batch: CoveredBatch) -> bool:
         """Whether inputs are images, tokens or rows of at least three columns, which can be covered."""
@@ -269,9 +274,9 @@ class Measurement:
             total, count = total + x.double().sum(0), count + len(x)
         return total / count
 
-    def _alone(self, target: Target) -> Tensor | None:
+    def _one_tensor(self, target: Target) -> Tensor | None:
         """Return the examples to cover as one tensor; None if they have further inputs, are ids, or differ in size."""
-        batches = self._covered(target)
+        batches = self._covered_batches(target)
         inputs = [batch.first for batch in batches if len(batch.inputs) == 1 and not batch.additional]
         if not inputs or len(inputs) < len(batches) or len({x.shape[1:] for x in inputs}) > 1:
             return None

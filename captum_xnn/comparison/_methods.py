@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Outputs, Sample, Task
+from captum_xnn.activations._activations import Activations, ChosenRows, Outputs, Task
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.comparison._relevances import Method, OneMap, Relevances, Rule
 from captum_xnn.comparison._selected_rows import SelectedRows
@@ -25,7 +25,7 @@ from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines import _dictionaries as dictionaries
 from captum_xnn.models.baselines import _partitions as rules
-from captum_xnn.training._layer_fit import maker
+from captum_xnn.training._layer_fit import form_maker
 from captum_xnn.training._subspaces import evenly
 
 if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none
@@ -44,36 +44,36 @@ class Partition(Rule):
     rule: Callable[[Tensor, int, torch.Generator], Tensor]
     """Divides contributions (M, D) into K groups, (D, K), with the help of a seeded generator."""
 
-    def fit(self, xnn: XNNAttribution, found: Activations, targets: Sequence[Any]) -> XNNAttribution:
+    def fit(self, xnn: XNNAttribution, activations: Activations, targets: Sequence[Any]) -> XNNAttribution:
         """Make an explainer for each target, and return the attribution that holds them.
 
         The rule gets the contributions of the examples from which the default form learns its groups.
 
         Args:
             xnn: An attribution of the layer.
-            found: Activations of the training examples, with their source.
+            activations: Activations of the training examples, with their source.
             targets: The targets.
 
         Raises:
             ValueError: If there are no positives, or the rule cannot divide the contributions.
         """
-        outputs = Outputs.of(found, targets)
+        outputs = Outputs.of(activations, targets)
         for target in targets:
             task = outputs.task((target,))
-            self._fit_one(xnn, found, task)
+            self._fit_one(xnn, activations, task)
         return xnn
 
-    def _fit_one(self, xnn: XNNAttribution, found: Activations, task: Task) -> None:
+    def _fit_one(self, xnn: XNNAttribution, activations: Activations, task: Task) -> None:
         (target,) = task.targets
-        form = _ungrouped(xnn, found, task)
-        numbers = [xnn.contributions(x, target, more) for x, more in _sample(xnn, found, task, form)]
+        form = _ungrouped(xnn, activations, task)
+        numbers = [xnn.contributions(x, target, more) for x, more in _chosen_batches(xnn, activations, task, form)]
         contributions = torch.cat([n.contributions for n in numbers])
         generator = torch.Generator().manual_seed(xnn.seed)
         form.groups = self.rule(contributions, xnn.n_features, generator).to(form.groups)
         form.config["n_features"] = form.groups.shape[1]
         error = float(torch.cat([n.prediction - n.surrogate for n in numbers]).double().abs().mean())
-        made = xnn.explainers_[found.layer, task.targets]
-        xnn.explainers_[found.layer, task.targets] = replace(made, f_reg=error)
+        explainer = xnn.explainers_[activations.layer, task.targets]
+        xnn.explainers_[activations.layer, task.targets] = replace(explainer, f_reg=error)
 
 
 @dataclass(frozen=True)
@@ -86,27 +86,27 @@ class Subspaces(Rule):
     rule: Callable[[Tensor, Tensor, int, torch.Generator], Tensor]
     """Finds subspaces (K, D, d) from activations minus their base (M, D) and contexts (M, D)."""
 
-    def fit(self, xnn: XNNAttribution, found: Activations, targets: Sequence[Any]) -> Relevances:
+    def fit(self, xnn: XNNAttribution, activations: Activations, targets: Sequence[Any]) -> Relevances:
         """Find the subspaces of each target.
 
         Args:
             xnn: An attribution of the layer.
-            found: Activations of the training examples, with their source.
+            activations: Activations of the training examples, with their source.
             targets: The targets.
 
         Raises:
             ValueError: If there are no positives, or the rule finds no subspaces.
         """
-        outputs = Outputs.of(found, targets)
-        made = Relevances(xnn, {})
+        outputs = Outputs.of(activations, targets)
+        relevances = Relevances(xnn, {})
         for target in targets:
             task = outputs.task((target,))
-            form = _ungrouped(xnn, found, task)
-            pairs = [made.factors(x, target, more) for x, more in _sample(xnn, found, task, form)]
+            form = _ungrouped(xnn, activations, task)
+            pairs = [relevances.factors(x, target, more) for x, more in _chosen_batches(xnn, activations, task, form)]
             a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.directions[target] = self.rule(evenly(a), evenly(c), xnn.n_features, generator)
-        return made
+            relevances.directions[target] = self.rule(evenly(a), evenly(c), xnn.n_features, generator)
+        return relevances
 
 
 @dataclass(frozen=True)
@@ -121,73 +121,82 @@ class Dictionaries(Rule):
     cropped: bool = False
     """Whether the positives are cut into crops, if they are images."""
 
-    def fit(self, xnn: XNNAttribution, found: Activations, targets: Sequence[Any]) -> Relevances:
+    def fit(self, xnn: XNNAttribution, activations: Activations, targets: Sequence[Any]) -> Relevances:
         """Find the dictionary of each target.
 
         Args:
             xnn: An attribution of the layer.
-            found: Activations of the training examples, with their source.
+            activations: Activations of the training examples, with their source.
             targets: The targets.
 
         Raises:
             ValueError: If there are no positives, or the rule finds no concepts.
         """
-        outputs = Outputs.of(found, targets)
-        made = Relevances(xnn, {}, {})
+        outputs = Outputs.of(activations, targets)
+        relevances = Relevances(xnn, {}, {})
         for target in targets:
             task = outputs.task((target,))
-            form = _ungrouped(xnn, found, task)
-            some = _chosen(found, task, form)
+            form = _ungrouped(xnn, activations, task)
+            chosen = _chosen_rows(activations, task, form)
             own, every = (
-                torch.cat([self._activations(made, x, target, more, cut) for x, more in _read(xnn, found, rows)])
-                for rows, cut in ((some.positives[0].sort().values, self.cropped), (_rows(some), False))
+                torch.cat(
+                    [
+                        self._activations(relevances, x, target, more, cut)
+                        for x, more in _batches(xnn, activations, rows)
+                    ]
+                )
+                for rows, cut in ((chosen.positives[0].sort().values, self.cropped), (_all_rows(chosen), False))
             )
             generator = torch.Generator().manual_seed(xnn.seed)
-            made.concepts[target] = self.rule(evenly(own), evenly(every), xnn.n_features, generator)
-        return made
+            relevances.concepts[target] = self.rule(evenly(own), evenly(every), xnn.n_features, generator)
+        return relevances
 
-    def _activations(self, made: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
+    def _activations(self, relevances: Relevances, inputs: Any, target: Any, additional: Any, cut: bool) -> Tensor:
         """Compute activations (M, D) of a batch, or of crops of its images; each place is a row."""
         if cut and isinstance(inputs, Tensor) and inputs.dim() == 4 and not additional:
             inputs = dictionaries.image_crops(inputs)
-        a, _ = made.factors(inputs, target, additional)
-        return (a + made.base(target)).flatten(0, 1)
+        a, _ = relevances.factors(inputs, target, additional)
+        return (a + relevances.base(target)).flatten(0, 1)
 
 
-def _ungrouped(xnn: XNNAttribution, found: Activations, task: Task) -> ContributionGroups:
+def _ungrouped(xnn: XNNAttribution, activations: Activations, task: Task) -> ContributionGroups:
     """Make contributions with a group for each dimension, and put them into the attribution's explainers."""
     reader = xnn._reader()
-    make = maker(ContributionGroups, found, reader)
-    dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
-    form = make(tuple(found.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
+    make = form_maker(ContributionGroups, activations, reader)
+    dtype = torch.float64 if activations.Z.dtype == torch.float64 else torch.float32
+    form = make(tuple(activations.Z.shape[1:]), xnn.n_features).to(reader.device, dtype)
     assert isinstance(form, ContributionGroups)
-    form.base.copy_(form.mean_of(chunks(found.Z), len(found.Z)))
+    form.base.copy_(form.mean_of(chunks(activations.Z), len(activations.Z)))
     form.scale.copy_(task.y.double().std(0))
     form.groups = torch.eye(len(form.groups), device="cpu").to(form.groups)
     positives = None if task.positives is None else int(task.positives.sum())
-    xnn.explainers_[found.layer, task.targets] = Explainer(found.layer, task.targets, form, 0.0, len(task.y), positives)
+    xnn.explainers_[activations.layer, task.targets] = Explainer(
+        activations.layer, task.targets, form, 0.0, len(task.y), positives
+    )
     return form
 
 
-def _chosen(found: Activations, task: Task, form: ContributionGroups) -> Sample:
+def _chosen_rows(activations: Activations, task: Task, form: ContributionGroups) -> ChosenRows:
     """Choose the examples from which the default form learns its groups."""
-    return Sample.chosen([task.positives], len(found.Z), form.config["positives"], form.config["others"])
+    return ChosenRows.choose([task.positives], len(activations.Z), form.config["positives"], form.config["others"])
 
 
-def _rows(some: Sample) -> Tensor:
-    rows: Tensor = torch.unique(torch.cat([some.positives[0], some.others]))
+def _all_rows(chosen: ChosenRows) -> Tensor:
+    rows: Tensor = torch.unique(torch.cat([chosen.positives[0], chosen.others]))
     return rows
 
 
-def _read(xnn: XNNAttribution, found: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
+def _batches(xnn: XNNAttribution, activations: Activations, rows: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield some examples as inputs and additional arguments."""
-    assert found.source is not None  # compare makes one
-    return SelectedRows(found.source, rows).on(xnn._reader().device)
+    assert activations.source is not None  # compare makes one
+    return SelectedRows(activations.source, rows).on(xnn._reader().device)
 
 
-def _sample(xnn: XNNAttribution, found: Activations, task: Task, form: ContributionGroups) -> Iterator[tuple[Any, Any]]:
+def _chosen_batches(
+    xnn: XNNAttribution, activations: Activations, task: Task, form: ContributionGroups
+) -> Iterator[tuple[Any, Any]]:
     """Yield the examples from which the default form learns its groups."""
-    return _read(xnn, found, _rows(_chosen(found, task, form)))
+    return _batches(xnn, activations, _all_rows(_chosen_rows(activations, task, form)))
 
 
 def _random(contributions: Tensor, K: int, generator: torch.Generator) -> Tensor:
@@ -207,9 +216,11 @@ def _craft(own: Tensor, every: Tensor, K: int, generator: torch.Generator) -> di
 def _topk_sae(own: Tensor, every: Tensor, K: int, generator: torch.Generator) -> dictionaries.Dictionary:
     """Train a sparse autoencoder; its concepts are the K latents that are largest in positives."""
     latents = min(_LATENTS * every.shape[1], _MOST_LATENTS)
-    made = dictionaries.topk_sae(every, latents, active=min(_ACTIVE, latents), generator=generator)
-    kept = made.encode(own).mean(0).argsort(descending=True, stable=True)[:K]
-    return dictionaries.Dictionary(made.concepts[kept], made.offset, lambda Z: made.encode(Z)[:, kept])
+    autoencoder = dictionaries.topk_sae(every, latents, active=min(_ACTIVE, latents), generator=generator)
+    kept = autoencoder.encode(own).mean(0).argsort(descending=True, stable=True)[:K]
+    return dictionaries.Dictionary(
+        autoencoder.concepts[kept], autoencoder.offset, lambda Z: autoencoder.encode(Z)[:, kept]
+    )
 
 
 METHODS: Mapping[str, Method] = {
@@ -254,14 +265,14 @@ def named_methods(methods: Iterable[str | MakeForm] | Mapping[str, str | MakeFor
     if isinstance(methods, str):
         methods = [methods]
     pairs = list(methods.items()) if isinstance(methods, Mapping) else [(_name(m), m) for m in methods]
-    found: dict[str, Method] = {}
+    activations: dict[str, Method] = {}
     for name, method in pairs:
-        if name in found:
+        if name in activations:
             raise ValueError(f"two methods are named {name!r}; pass a dict from names of your own to methods")
-        found[name] = _looked_up(method)
-    if not found:
+        activations[name] = _looked_up(method)
+    if not activations:
         raise ValueError(f"there are no methods to compare; name some of {', '.join(METHODS)}")
-    return found
+    return activations
 
 
 def _name(method: Any) -> str:
@@ -271,10 +282,10 @@ def _name(method: Any) -> str:
 
 def _looked_up(method: Any) -> Method:
     if isinstance(method, str):
-        known = {name.lower(): value for name, value in METHODS.items()}
-        if method.lower() not in known:
+        by_name = {name.lower(): value for name, value in METHODS.items()}
+        if method.lower() not in by_name:
             raise ValueError(f"method {method!r} does not exist; pass a form, or one of {', '.join(METHODS)}")
-        return known[method.lower()]
+        return by_name[method.lower()]
     if not callable(method):
         raise TypeError(f"{method!r} is not a method; pass a name or a class of forms such as SRAE")
     return method  # type: ignore[no-any-return]

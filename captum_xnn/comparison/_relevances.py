@@ -36,12 +36,12 @@ class Rule(ABC):
     """A rule that divides contributions in place of the learned division, or finds subspaces or concepts."""
 
     @abstractmethod
-    def fit(self, xnn: XNNAttribution, found: Activations, targets: Sequence[Any]) -> XNNAttribution | Relevances:
+    def fit(self, xnn: XNNAttribution, activations: Activations, targets: Sequence[Any]) -> XNNAttribution | Relevances:
         """Apply the rule to each target.
 
         Args:
             xnn: An attribution of the layer.
-            found: Activations of the training examples, with their source.
+            activations: Activations of the training examples, with their source.
             targets: The targets.
 
         Raises:
@@ -84,13 +84,13 @@ class Relevances:
         reader = self.xnn._reader()
         x, more = copied(inputs, additional)
         with torch.inference_mode(False), untouched(reader.model), torch.no_grad():
-            found = form.integral(reader.tail(), x, more, [[target] * len(x[0])])
-        c = found.slopes[0]
-        a = found.Z.to(c) - form.base.to(c)
+            integral = form.integral(reader.tail(), x, more, [[target] * len(x[0])])
+        c = integral.slopes[0]
+        a = integral.Z.to(c) - form.base.to(c)
         a, c = (v.movedim(form.channels, -1).flatten(1, -2) if v.dim() > 2 else v[:, None] for v in (a, c))
         return a, c
 
-    def of(self, inputs: Any, target: Any, additional: Any = None) -> Tensor:
+    def contributions(self, inputs: Any, target: Any, additional: Any = None) -> Tensor:
         """Compute the contributions, in logits: of each subspace and the remainder, (N, K + 1), or of concepts, (N, K).
 
         Args:
@@ -98,9 +98,9 @@ class Relevances:
             target: A fitted target.
             additional: Further arguments of the model.
         """
-        return self.with_rest(inputs, target, additional)[0]
+        return self.contributions_and_rest(inputs, target, additional)[0]
 
-    def with_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
+    def contributions_and_rest(self, inputs: Any, target: Any, additional: Any = None) -> tuple[Tensor, Tensor]:
         """Compute the contributions, and the part of the output's change that they leave unexplained, (N,).
 
         Args:
@@ -110,14 +110,14 @@ class Relevances:
         """
         a, c = self.factors(inputs, target, additional)
         flat_a, flat_c = a.flatten(0, 1), c.flatten(0, 1)
-        if (known := self.concepts.get(target)) is None:
+        if (dictionary := self.concepts.get(target)) is None:
             flat = rules.subspace_relevances(self.directions[target], flat_a, flat_c)
         else:
             base = self.base(target).expand(a.shape[1:]).to(a)
-            codes = known.encode((a + base).flatten(0, 1)) - known.encode(base).repeat(len(a), 1)
-            flat = codes * (flat_c @ known.concepts.to(flat_c).T)
-        made = flat.reshape(*a.shape[:2], -1).sum(1)
-        return made, (a * c).sum((1, 2)).to(made) - made.sum(1)
+            codes = dictionary.encode((a + base).flatten(0, 1)) - dictionary.encode(base).repeat(len(a), 1)
+            flat = codes * (flat_c @ dictionary.concepts.to(flat_c).T)
+        contributions = flat.reshape(*a.shape[:2], -1).sum(1)
+        return contributions, (a * c).sum((1, 2)).to(contributions) - contributions.sum(1)
 
 
 Method = MakeForm | Rule | OneMap

@@ -42,7 +42,7 @@ class SelectedRows:
             return rows[(rows >= first) & (rows < after)]
 
         batches = Batches(self.source.data, _BATCH, self.source.unpack)
-        for batch in batches.those(lambda first, after: bool(len(own(first, after)))):
+        for batch in batches.where(lambda first, after: bool(len(own(first, after)))):
             wanted = own(batch.first, batch.first + batch.rows) - batch.first
             if len(wanted):
                 inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)

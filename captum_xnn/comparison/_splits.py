@@ -28,22 +28,22 @@ Values = dict[str, float | None]
 class Subset(NamedTuple):
     """Some rows of collected activations, with the inputs of the same rows."""
 
-    found: Activations
+    whole: Activations
     rows: Tensor
 
     def activations(self, some: Tensor | None = None) -> Activations:
         """Return the activations of these rows, or of some of them given by boolean marks, with their inputs."""
         rows = self.rows if some is None else self.rows[some]
-        source = self.found.source
+        source = self.whole.source
         assert source is not None  # made by _collected
-        return self.found._replace(
-            Z=self.found.Z[rows], y_hat=self.found.y_hat[rows], source=SelectedRows(source, rows).as_source()
+        return self.whole._replace(
+            Z=self.whole.Z[rows], y_hat=self.whole.y_hat[rows], source=SelectedRows(source, rows).as_source()
         )
 
     def inputs(self, rows: Tensor, device: torch.device) -> Iterator[tuple[Any, Any]]:
         """Yield inputs and additional arguments of some rows of the data, batch by batch."""
-        assert self.found.source is not None
-        return SelectedRows(self.found.source, rows).on(device)
+        assert self.whole.source is not None
+        return SelectedRows(self.whole.source, rows).on(device)
 
 
 class Split(NamedTuple):
@@ -63,7 +63,7 @@ class Split(NamedTuple):
 class Splits:
     """Data with a fold for each example."""
 
-    found: Activations
+    activations: Activations
     fold: Tensor
     """Number of the fold of each example, (M,)."""
     classes: Tensor | None
@@ -76,12 +76,12 @@ class Splits:
 
     @classmethod
     def of(
-        cls, found: Activations, test: Activations | None, targets: Sequence[Target], *, images: int, seed: int
+        cls, activations: Activations, test: Activations | None, targets: Sequence[Target], *, images: int, seed: int
     ) -> Splits:
         """Draw the folds. Examples of each class are spread evenly over them.
 
         Args:
-            found: Activations of the data, with their source.
+            activations: Activations of the data, with their source.
             test: Activations of other data to measure on, or None to hold out folds.
             targets: The explained targets.
             images: Largest number of examples for maps and patches of a target.
@@ -90,10 +90,10 @@ class Splits:
         Raises:
             ValueError: If folds would lack examples, or positives of a class.
         """
-        outputs = Outputs.of(found, targets)
+        outputs = Outputs.of(activations, targets)
         classes = outputs.classes
-        _check_enough(found, classes, targets)
-        order = torch.randperm(len(found.Z), generator=torch.Generator().manual_seed(seed), device="cpu")
+        _check_enough(activations, classes, targets)
+        order = torch.randperm(len(activations.Z), generator=torch.Generator().manual_seed(seed), device="cpu")
         if classes is not None:
             order = order[classes[order].argsort(stable=True)]
         fold = torch.empty(len(order), dtype=torch.long, device="cpu")
@@ -101,14 +101,14 @@ class Splits:
         fold[order] = torch.arange(len(order), device="cpu") % (2 * FOLDS)
         test_classes = None if test is None else Outputs.of(test, targets).classes
         size = float(outputs.y.double().abs().mean())
-        return cls(found, fold, classes, test, test_classes, targets, images, size)
+        return cls(activations, fold, classes, test, test_classes, targets, images, size)
 
     def split(self, repeat: int) -> Split:
         """Return the division of a repeat."""
         everything = torch.arange(len(self.fold), device="cpu")
         if self.test is None:
             held = self.fold % FOLDS == repeat
-            train, test, classes = everything[~held], Subset(self.found, everything[held]), self.classes
+            train, test, classes = everything[~held], Subset(self.activations, everything[held]), self.classes
         else:
             train, test = everything, Subset(self.test, torch.arange(len(self.test.Z), device="cpu"))
             classes = self.test_classes
@@ -119,12 +119,12 @@ class Splits:
             if classes is not None and isinstance(target, int):
                 rows = rows[classes[rows] == target]
             shown[target] = rows[: self.images]
-        return Split(Subset(self.found, train), (first, ~first), test, shown, {})
+        return Split(Subset(self.activations, train), (first, ~first), test, shown, {})
 
 
-def _check_enough(found: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:
+def _check_enough(activations: Activations, classes: Tensor | None, targets: Sequence[Target]) -> None:
     """Raise where folds would lack examples, or positives of a class."""
-    counts: dict[int | None, int] = {None: len(found.Z)}
+    counts: dict[int | None, int] = {None: len(activations.Z)}
     if classes is not None:
         counts |= {t: int((classes == t).sum()) for t in targets if isinstance(t, int)}
     for target, count in counts.items():

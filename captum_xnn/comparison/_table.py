@@ -161,15 +161,15 @@ class MethodComparison:
             |:-------|----------:|------:|
             | groups |       0.9 |     0 |
         """
-        known = {name: m.key for m in self.measures for name in (m.title, m.key)}
+        keys_by_name = {name: m.key for m in self.measures for name in (m.title, m.key)}
         keys = []
         for column in columns:
-            if column not in known:
+            if column not in keys_by_name:
                 raise ValueError(
                     f"the comparison has no column {column!r}; its columns are "
                     f"{', '.join(m.key for m in self.measures)}"
                 )
-            keys.append(known[column])
+            keys.append(keys_by_name[column])
         if not keys or len(set(keys)) < len(keys):
             raise ValueError(
                 f"the columns are {', '.join(columns) or 'none'}; name at least one, and each of them once"

@@ -483,13 +483,13 @@ def _classes(path: Path) -> dict[int, str]:
     return classes
 
 
-def _kept(categories: Iterable[str] | None, known: set[str], hint: str) -> set[str]:
+def _kept(categories: Iterable[str] | None, available: set[str], hint: str) -> set[str]:
     """Check the categories to keep; keep all known ones if None."""
     if categories is None:
-        return known
+        return available
     kept = {categories} if isinstance(categories, str) else set(categories)
-    if not kept or kept - known:
-        problem = f"unknown categories {sorted(kept - known)}" if kept else "the list of categories is empty"
+    if not kept or kept - available:
+        problem = f"unknown categories {sorted(kept - available)}" if kept else "the list of categories is empty"
         raise ValueError(f"{problem}; {hint}")
     return kept
 

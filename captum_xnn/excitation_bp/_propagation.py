@@ -245,9 +245,9 @@ def run(
             f"the layer to stop at has outputs of shape {[tuple(x.shape) for x in leaves]}, without a row for each of "
             f"{len(output)} examples; stop at another layer"
         )
-    known = mode.signal(output)
+    signal = mode.signal(output)
     mode.forget()
-    is_cut = known is not None and known.source == calls[0]
+    is_cut = signal is not None and signal.source == calls[0]
     graph = Graph(output)
     return Run(output.detach(), graph, rows, is_cut, mode, skipped_cells(graph.nodes))
 

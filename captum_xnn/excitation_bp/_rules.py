@@ -209,14 +209,14 @@ def _einsum(mode: Signals, call: Call) -> Any:
 
 def _factors(mode: Signals, call: Call, left: Tensor, right: Tensor, multiply: _Multiply) -> Any:
     """Choose the factor that gets the probability; the other factor acts as weights."""
-    known = mode.signal(left), mode.signal(right)
-    if known[0] and known[1] and known[0].gate == known[1].gate:
+    signals = mode.signal(left), mode.signal(right)
+    if signals[0] and signals[1] and signals[0].gate == signals[1].gate:
         return _halved(mode, call, left, right, multiply)
-    signal_is_left = known[0] is not None and not (known[1] and known[0].gate)
+    signal_is_left = signals[0] is not None and not (signals[1] and signals[0].gate)
     x, weight = (left, right) if signal_is_left else (right, left)
     if not mode.carries(x):
         return NotImplemented
-    if known[0] and known[1] and bool((weight >= 0).all()):
+    if signals[0] and signals[1] and bool((weight >= 0).all()):
         side = _side(mode.keep(x), weight.detach(), multiply, signal_is_left)
         return mode.apply_affine(call, Attention(side.a, lambda: side.weight, side.forward, side.transposed))
     if multiply.is_matrix and signal_is_left and right.dim() == 2:
@@ -327,12 +327,12 @@ def _adding_signals(mode: Signals, call: Call, a: Tensor, b: Tensor, factor: flo
 def _multiplying(mode: Signals, call: Call) -> Any:
     named = call.named("input", "other")
     a, b = named["input"], named["other"]
-    known = mode.signal(a), mode.signal(b)
-    if not (known[0] and known[1]):
-        return _scaled(mode, call, *((a, b) if known[0] else (b, a)))
+    signals = mode.signal(a), mode.signal(b)
+    if not (signals[0] and signals[1]):
+        return _scaled(mode, call, *((a, b) if signals[0] else (b, a)))
     if a is b:
         return _passed(mode, call, a) if mode.carries(a) else NotImplemented
-    gates = (known[0].gate, known[1].gate)
+    gates = (signals[0].gate, signals[1].gate)
     if gates[0] == gates[1]:
         gates = (a.numel() < b.numel(), b.numel() < a.numel())
     if gates[0] != gates[1]:

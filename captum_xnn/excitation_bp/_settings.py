@@ -54,9 +54,9 @@ class Settings:
             >>> Settings().replaced({"add": "excitatory"}).add
             'excitatory'
         """
-        known = [field.name for field in fields(self)]
-        if unknown := [name for name in changes if name not in known]:
-            takes = ", ".join(sorted({*others, *known}))
+        names = [field.name for field in fields(self)]
+        if unknown := [name for name in changes if name not in names]:
+            takes = ", ".join(sorted({*others, *names}))
             raise TypeError(f"{owner} has no setting {', '.join(map(repr, unknown))}; it takes: {takes}")
         changed = replace(self, **changes)
         for name, allowed in get_type_hints(Settings).items():

@@ -199,7 +199,7 @@ def _results(call: Call, y: Any) -> list[Tensor]:
     return tensors_in(call.args[:1] if call.function is Tensor.__setitem__ else y)
 
 
-class _Known:
+class _SignalTable:
     """Signals by identity, as long as the tensors live. A WeakKeyDictionary takes ten times as long."""
 
     def __init__(self) -> None:
@@ -243,7 +243,7 @@ class Signals(TorchFunctionMode):
         """Whether the model has sums of nearly cancelling terms, which have large signed shares."""
         self._rules, self._gates, self._rectifies = rules, gates, rectifies
         self._module, self._copied = module, copied
-        self._known = _Known()
+        self._table = _SignalTable()
         self._opened: list[Any] = []
 
     def leaf(self, tensor: Tensor, source: int) -> tuple[Tensor, Tensor]:
@@ -256,12 +256,12 @@ class Signals(TorchFunctionMode):
         leaf = tensor.detach().requires_grad_()
         with torch.enable_grad():
             given = leaf.clone()  # a copy that the model may modify in place
-        self._known[given] = Signal(source)
+        self._table[given] = Signal(source)
         return leaf, given
 
     def forget(self) -> None:
         """Forget all signals, and free the tensors that they keep alive."""
-        self._known = _Known()
+        self._table = _SignalTable()
 
     def mark(self, tensor: Tensor) -> Tensor:
         """Mark an input as a signal, and return it.
@@ -269,7 +269,7 @@ class Signals(TorchFunctionMode):
         Args:
             tensor: An input of the model.
         """
-        self._known[tensor] = Signal(0)
+        self._table[tensor] = Signal(0)
         return tensor
 
     def carries(self, value: Any) -> bool:
@@ -278,7 +278,7 @@ class Signals(TorchFunctionMode):
         Args:
             value: Any argument of a function.
         """
-        return isinstance(value, Tensor) and value.requires_grad and self._known.get(value) is not None
+        return isinstance(value, Tensor) and value.requires_grad and self._table.get(value) is not None
 
     def signal(self, value: Any) -> Signal | None:
         """Return the facts about a value; None if it is not a signal.
@@ -286,7 +286,7 @@ class Signals(TorchFunctionMode):
         Args:
             value: Any argument of a function.
         """
-        return self._known.get(value) if isinstance(value, Tensor) else None
+        return self._table.get(value) if isinstance(value, Tensor) else None
 
     def keep(self, tensor: Tensor) -> KeptTensor:
         """Keep a tensor, to compute shares from it later.
@@ -302,19 +302,19 @@ class Signals(TorchFunctionMode):
         Args:
             tensor: Any tensor of the forward pass.
         """
-        known = self._known.get(tensor)
-        return known is not None and known.is_positive and known.version == tensor._version
+        signal = self._table.get(tensor)
+        return signal is not None and signal.is_positive and signal.version == tensor._version
 
-    def follow(self, tensor: Tensor, signal: Tensor) -> None:
+    def follow(self, tensor: Tensor, source: Tensor) -> None:
         """Mark a tensor that a rule computed from a signal as a signal too.
 
         Args:
             tensor: A part of the signal, or its copy.
-            signal: The signal.
+            source: The signal.
         """
-        known = self._known.get(signal)
-        assert known is not None
-        self._known[tensor] = Signal(known.source, known.gate)
+        signal = self._table.get(source)
+        assert signal is not None
+        self._table[tensor] = Signal(signal.source, signal.gate)
 
     def operation_of(self, y: Tensor) -> Weighted | None:
         """Return the weighted operation with output y; None if y or the operation's input has been overwritten.
@@ -322,10 +322,10 @@ class Signals(TorchFunctionMode):
         Args:
             y: A signal.
         """
-        known = self._known.get(y)
-        if known is None or known.affine is None or y._version != known.version or not known.affine.a.intact:
+        signal = self._table.get(y)
+        if signal is None or signal.affine is None or y._version != signal.version or not signal.affine.a.intact:
             return None
-        return known.affine
+        return signal.affine
 
     def apply(
         self, value: Callable[[], Tensor], back: Callable[[Tensor], Sequence[Tensor | None]], *signals: Tensor
@@ -379,8 +379,8 @@ class Signals(TorchFunctionMode):
             y: The signal.
             affine: The operation.
         """
-        known = self._known.get(affine.a.tensor)
-        self._known[y] = Signal(known.source if known else 0, affine=affine, version=y._version)
+        signal = self._table.get(affine.a.tensor)
+        self._table[y] = Signal(signal.source if signal else 0, affine=affine, version=y._version)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -389,10 +389,10 @@ class Signals(TorchFunctionMode):
         call = Call(func, args, kwargs or {})
         given, signals = [], []
         for x in tensors_in(args) + tensors_in(kwargs) if kwargs else tensors_in(args):
-            known = self._known.get(x)
-            if known is not None:
+            signal = self._table.get(x)
+            if signal is not None:
                 given.append(x)
-                signals.append(known)
+                signals.append(signal)
         if not given:
             return self._look_inside(call, types)
         carries = given[0].requires_grad or (len(given) > 1 and any(x.requires_grad for x in given))
@@ -433,15 +433,15 @@ class Signals(TorchFunctionMode):
     def _note(self, results: Sequence[Tensor], source: int, gate: bool, is_positive: bool) -> None:
         """Record the facts about the results of a function."""
         for result in results:
-            version, known = result._version, self._known.get(result)
-            if known is not None:
-                if known.affine is not None and known.version == version:
+            version, signal = result._version, self._table.get(result)
+            if signal is not None:
+                if signal.affine is not None and signal.version == version:
                     continue
-                source = min(source, known.source)
-            self._known[result] = Signal(source, gate, None, is_positive, version)
+                source = min(source, signal.source)
+            self._table[result] = Signal(source, gate, None, is_positive, version)
             base = result._base
-            if base is not None and self._known.get(base) is None:
-                self._known[base] = Signal(source)  # a constant with an overwritten part
+            if base is not None and self._table.get(base) is None:
+                self._table[base] = Signal(source)  # a constant with an overwritten part
 
     def accept_derivative(self, y: Tensor, x: Tensor) -> None:
         """Mark the derivative of y by x, both computed in a rule, as a part of that rule.

@@ -131,7 +131,7 @@ class Twins:
     """
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Any], tuple[Any, ...]]]] = WeakKeyDictionary()
+        self._twins: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Any], tuple[Any, ...]]]] = WeakKeyDictionary()
 
     def of(self, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> CanonicalNetwork:
         """Return the canonical network of a network; reuse the graph of the same model.
@@ -143,13 +143,13 @@ class Twins:
         Raises:
             UnsupportedOperationError: If the model cannot be followed, or the result differs.
         """
-        known, state = self._known.setdefault(network.model, {}), _state(network.model)
+        twins, state = self._twins.setdefault(network.model, {}), _state(network.model)
         key = network.layer_name, repr([x for x in inputs if not isinstance(x, Tensor)])
-        if key in known and known[key][0] == state:
-            (_, (graph, functions, layers)) = known[key]
+        if key in twins and twins[key][0] == state:
+            (_, (graph, functions, layers)) = twins[key]
             return CanonicalNetwork(network, graph, functions, layers)
         twin = canonical(network, inputs)
-        known[key] = state, (twin.graph, twin.functions, twin.layers)
+        twins[key] = state, (twin.graph, twin.functions, twin.layers)
         return twin
 
 

@@ -180,14 +180,14 @@ class ExcitationMaps:
     ) -> Stop | None:
         """Return the layer to stop at. On images it is chosen once per image size, if the user names none."""
         if layer is None and len(inputs) == 1 and inputs[0].dim() == 4 and inputs[0].is_floating_point():
-            known = self._chosen.setdefault(network.model, {})
+            chosen = self._chosen.setdefault(network.model, {})
             key = network.layer_name, inputs[0].shape[1:]
-            if key not in known:
+            if key not in chosen:
                 (image,), more = rows_of(inputs, additional, torch.tensor([0], device="cpu"))
                 call = LayerCall(network, network.layer_name, inputs, additional)
                 channels = self._layouts.image(call).channels
-                known[key] = stopping_layer(network.model, network, image, more or (), channels=channels)
-            layer = known[key]
+                chosen[key] = stopping_layer(network.model, network, image, more or (), channels=channels)
+            layer = chosen[key]
         if layer is None:
             return None
         name, module = find_layer(network.model, layer)

@@ -39,13 +39,13 @@ class EarlierCalls:
     """Remembers findings of earlier calls about a model. Attributions with other backends can share it."""
 
     def __init__(self) -> None:
-        self.places: dict[Any, nn.Module | None] = {}
+        self.map_layers: dict[Any, nn.Module | None] = {}
         """Layer at which the maps of groups are drawn, for each explained layer and shape of the inputs."""
         self.two_passes: set[Any] = set()
-        """Keys of ``places`` for which one pass does not serve maps and numbers of a learned network."""
+        """Keys of ``map_layers`` for which one pass does not serve maps and numbers of a learned network."""
 
 
-class DrawnAndRead(NamedTuple):
+class DrawnReading(NamedTuple):
     """The results of a forward pass that drew maps as well."""
 
     maps: tuple[Tensor, ...]
@@ -63,7 +63,7 @@ class Explained(NamedTuple):
     """Numbers of all examples."""
     prediction: Tensor
     """The explained output of each example, (N,), in the dtype of the numbers."""
-    read: Reading | DrawnAndRead
+    reading: Reading | DrawnReading
     """The pass that read the first examples, or drew the maps of all of them too."""
 
     @property
@@ -77,15 +77,15 @@ class Explained(NamedTuple):
         examples: Examples,
         internal_batch_size: int | None = None,
         *,
-        place: nn.Module | None = None,
-        drawn: DrawnAndRead | None = None,
+        start_layer: nn.Module | None = None,
+        drawn: DrawnReading | None = None,
     ) -> Explained:
         """Run the model on examples, and compute their numbers.
 
         Args:
             examples: N examples.
             internal_batch_size: Number of examples explained at once; all of them, if None.
-            place: The layer at which the graph for maps should begin, if maps of all examples follow at once.
+            start_layer: The layer at which the graph for maps should begin, if maps of all examples follow at once.
             drawn: Results of a pass over all examples, if one has drawn the maps already.
 
         Raises:
@@ -93,31 +93,31 @@ class Explained(NamedTuple):
             ValueError: If a target is out of range, or an output is NaN or infinite.
         """
         reader, n = examples.reader, len(examples)
-        read: list[Reading] = []
+        readings: list[Reading] = []
 
         def outputs(some: Examples) -> tuple[Tensor, Tensor]:
             """Read Z and the model's outputs of some examples."""
             if drawn is not None:
                 return drawn.Z, drawn.y_hat
-            if read:
+            if readings:
                 with untouched(reader.model):
                     return reader.read((*some.inputs, *(some.additional or ())))
-            read.append(Reading.of(reader, some.inputs, some.additional, place))
-            return read[0].Z, read[0].y_hat
+            readings.append(Reading.of(reader, some.inputs, some.additional, start_layer))
+            return readings[0].Z, readings[0].y_hat
 
-        def made() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        def numbers_by_rows() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             """Yield row indices, and the numbers and predictions of these rows."""
             for rows in torch.split(torch.arange(n, device="cpu"), internal_batch_size or n):
                 with torch.inference_mode(False), torch.no_grad():
-                    Z, y_hat = outputs(examples.those(rows))
-                some = examples.those(rows)  # copies again, as a model may have worked in place
+                    Z, y_hat = outputs(examples.subset(rows))
+                some = examples.subset(rows)  # copies again, as a model may have worked in place
                 predictions = select_each(y_hat, some.targets)
-                prefix = read[0].prefix if read and n == 1 else None
+                prefix = readings[0].prefix if readings and n == 1 else None
                 numbers = some.numbers(Z, predictions, prefix=prefix, whole=examples)
                 yield rows.tolist(), (*numbers, predictions.to(numbers.features.dtype))
 
-        *found, prediction = gathered(made(), n)
-        return cls(Numbers(*found), prediction, read[0] if drawn is None else drawn)
+        *numbers, prediction = gathered(numbers_by_rows(), n)
+        return cls(Numbers(*numbers), prediction, readings[0] if drawn is None else drawn)
 
 
 class FeatureMaps(NamedTuple):
@@ -150,72 +150,73 @@ class FeatureMaps(NamedTuple):
             ModelMismatchError: If a form was fitted to another shape of Z.
             ValueError: If the x-feature is out of range, or a layer's maps do not fit in the input's shape.
         """
-        drawn, place = None, None
+        drawn, map_layer = None, None
         key = examples.reader.name, tuple(x.shape[1:] for x in examples.inputs)
-        if key in self.earlier.places and not settings:  # one pass may serve the maps and the numbers
-            drawn = self._drawn_at_once(key, examples, feature, internal_batch_size)
-            place = self._place(key, examples, internal_batch_size)
-        explained = Explained.of(examples, internal_batch_size, place=place, drawn=drawn)
-        if isinstance(explained.read, DrawnAndRead):
-            return explained.read.maps, explained
+        if key in self.earlier.map_layers and not settings:  # one pass may serve the maps and the numbers
+            drawn = self._draw_in_one_pass(key, examples, feature, internal_batch_size)
+            map_layer = self._map_layer(key, examples, internal_batch_size)
+        explained = Explained.of(examples, internal_batch_size, start_layer=map_layer, drawn=drawn)
+        if isinstance(explained.reading, DrawnReading):
+            return explained.reading.maps, explained
         with torch.inference_mode(False), untouched(examples.reader.model):
-            ran, slopes, taken = explained.read.tracer.trace(), explained.numbers.slopes, explained.read.taken
-            self.earlier.places[key] = ran.spatial
+            trace, slopes = explained.reading.tracer.trace(), explained.numbers.slopes
+            self.earlier.map_layers[key] = trace.spatial
             maps = self._draw(
                 examples,
                 slopes,
-                ran,
-                taken=taken,
+                trace,
+                graph_pass=explained.reading.graph_pass,
                 feature=feature,
                 internal_batch_size=internal_batch_size,
                 settings=settings,
             )
         return maps if feature is None else in_shape_of(examples.inputs, maps), explained
 
-    def _place(self, key: Any, examples: Examples, internal_batch_size: int | None) -> nn.Module | None:
+    def _map_layer(self, key: Any, examples: Examples, internal_batch_size: int | None) -> nn.Module | None:
         """Guess the layer at which one pass draws the maps of groups, from an earlier call; None if unknown."""
         at_once = internal_batch_size is None or internal_batch_size >= len(examples)
         forms = [choice.form for choice in examples.choices]
         alike = len({*examples.targets}) == 1 and all(isinstance(form, ContributionGroups) for form in forms)
         if not (at_once and alike and getattr(backend_of(self.heatmap, True), "takes_pass", False)):
             return None
-        return self.earlier.places[key]
+        return self.earlier.map_layers[key]
 
     def _draw(
         self,
         examples: Examples,
         slopes: Tensor,
-        ran: Trace,
+        trace: Trace,
         *,
-        taken: Pass | None,
+        graph_pass: Pass | None,
         feature: int | None,
         internal_batch_size: int | None,
         settings: dict[str, Any],
     ) -> tuple[Tensor, ...]:
         """Draw the maps of all examples, (N, K, ...) for each input.
 
-        ``slopes`` are (N, ...) as Z, or (N, 0). ``ran`` are the modules that the model ran before the layer, and
-        ``taken`` is a pass over all examples, if one was taken.
+        ``slopes`` are (N, ...) as Z, or (N, 0). ``trace`` are the modules that the model ran before the layer, and
+        ``graph_pass`` is a pass over all examples, if one was taken.
         """
         widths = [choice.form.n_features for choice in examples.choices]
         features = _features(feature, max(widths))
 
-        def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        def maps_by_rows() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
             for width, rows in grouped(widths):  # examples with the same number of maps
                 present = [k for k in features if k < width]
-                some = examples.those(torch.tensor(rows, device="cpu"))
+                some = examples.subset(torch.tensor(rows, device="cpu"))
                 are_all = len(rows) == len(examples)
                 of_rows = slopes[torch.tensor(rows, device="cpu").to(slopes.device)]
-                parts = list(self._portions(some, present or [0], of_rows, ran, taken=taken if are_all else None))
+                taken = graph_pass if are_all else None
+                portions = list(self._portions(some, present or [0], of_rows, trace, graph_pass=taken))
                 some_settings = settings if are_all else rows_of_settings(settings, len(examples), rows)
-                maps = draw(parts, some.inputs, some.additional, internal_batch_size, some_settings)
+                maps = draw(portions, some.inputs, some.additional, internal_batch_size, some_settings)
                 yield rows, tuple(_padded(m if present else m[:, :0], len(features)) for m in maps)
 
-        return gathered(drawn(), len(examples))
+        return gathered(maps_by_rows(), len(examples))
 
-    def _drawn_at_once(
+    def _draw_in_one_pass(
         self, key: Any, examples: Examples, feature: int | None, internal_batch_size: int | None
-    ) -> DrawnAndRead | None:
+    ) -> DrawnReading | None:
         """Draw maps and read Z and the outputs in one pass, as excitation backprop does for one learned network.
 
         Return None where the pass fails, as for a layer that runs twice: two passes then work, or raise the error.
@@ -233,23 +234,23 @@ class FeatureMaps(NamedTuple):
         return drawn
 
     def _portions(
-        self, examples: Examples, features: list[int], slopes: Tensor, ran: Trace, *, taken: Pass | None
+        self, examples: Examples, features: list[int], slopes: Tensor, trace: Trace, *, graph_pass: Pass | None
     ) -> Iterator[Portion]:
         """Yield the networks that draw the maps of some examples."""
         reader = examples.reader
         for (form, _, target, _), rows in grouped(examples.choices):
             heatmap = backend_of(self.heatmap, isinstance(form, ContributionGroups))
             if isinstance(form, ContributionGroups):
-                groups = ContributionNetwork(form, reader.tail(), target, trace=ran)
-                groups.taken = taken if len(rows) == len(examples) else None
+                groups = ContributionNetwork(form, reader.tail(), target, trace=trace)
+                groups.graph_pass = graph_pass if len(rows) == len(examples) else None
                 yield Portion(heatmap, groups, features, rows, slopes[rows])
             else:
                 transform = reader.output_transform
-                network = ExplanationNetwork(reader.model, reader.layer, form, trace=ran, output_transform=transform)
+                network = ExplanationNetwork(reader.model, reader.layer, form, trace=trace, output_transform=transform)
                 yield Portion(heatmap, network, features, rows)
 
 
-def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) -> DrawnAndRead | None:
+def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) -> DrawnReading | None:
     """Draw the maps of one learned network, and read Z and the model's outputs; None where the pass fails.
 
     Raises:
@@ -259,20 +260,20 @@ def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) ->
     form, reader, inputs = examples.choices[0].form, examples.reader, examples.inputs
     features = _features(feature, form.n_features)
     network = ExplanationNetwork(reader.model, reader.layer, form)
-    read: list[WithGraph] = []
-    network.read = read
+    readings: list[WithGraph] = []
+    network.readings = readings
     try:
         maps = heatmap(network, inputs, features, additional_forward_args=examples.additional)
     except (UnfitError, RuntimeError, TypeError, ValueError):
         return None
-    network.read = None
+    network.readings = None
     with torch.no_grad():
         transform = reader.prediction_transform
-        output = read[-1].output if transform is None else transform(read[-1].output)
-    Z, y_hat = checked(read[-1].values, output, reader.name)
-    part = Portion(heatmap, network, features, list(range(len(examples))))
-    maps = _warned(maps, [part], inputs, examples.additional, {})
-    return DrawnAndRead(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
+        output = readings[-1].output if transform is None else transform(readings[-1].output)
+    Z, y_hat = checked(readings[-1].values, output, reader.name)
+    portion = Portion(heatmap, network, features, list(range(len(examples))))
+    maps = _warned(maps, [portion], inputs, examples.additional, {})
+    return DrawnReading(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
 
 def _features(feature: int | None, K: int) -> list[int]:
@@ -309,7 +310,7 @@ class Portion(NamedTuple):
 
 
 def draw(
-    parts: Sequence[Portion],
+    portions: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     internal_batch_size: int | None,
@@ -318,7 +319,7 @@ def draw(
     """Draw the maps of all examples, (N, K, ...) for each input; warn once of maps that are zero or not finite.
 
     Args:
-        parts: Portions that together hold each example once, with the same number K of outputs.
+        portions: Portions that together hold each example once, with the same number K of outputs.
         inputs: Tensors (N, ...).
         additional: Further arguments of the model.
         internal_batch_size: Number of maps computed at once. All maps, if None.
@@ -329,8 +330,8 @@ def draw(
     """
     n = len(inputs[0])
 
-    def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-        for heatmap, network, features, rows, slopes in parts:
+    def maps_by_rows() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        for heatmap, network, features, rows, slopes in portions:
             x, more = (
                 (inputs, additional)
                 if len(rows) == n
@@ -351,12 +352,12 @@ def draw(
                 ),
             )
 
-    return _warned(gathered(drawn(), n), parts, inputs, additional, settings)
+    return _warned(gathered(maps_by_rows(), n), portions, inputs, additional, settings)
 
 
 def _warned(
     maps: tuple[Tensor, ...],
-    parts: Sequence[Portion],
+    portions: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
@@ -366,25 +367,25 @@ def _warned(
     _warn_of_infinite(maps, inputs)
     blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
-        _warn_of_blank(blank, parts, inputs, additional, settings)
+        _warn_of_blank(blank, portions, inputs, additional, settings)
     return maps
 
 
 def _warn_of_blank(
     blank: Tensor,
-    parts: Sequence[Portion],
+    portions: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
 ) -> None:
     """Warn of x-features with zero maps in all examples, and why; raise if no gradient reaches the inputs."""
-    heatmap, network, _, rows, slopes = parts[0]
+    heatmap, network, _, rows, slopes = portions[0]
     if bool(blank.all()) and not getattr(heatmap, "replaces_inputs", False):
         x, more = rows_of(inputs, additional, torch.tensor(rows, device="cpu"))
         if (reason := cut_off(network, x, more if slopes is None else (*(more or ()), slopes))) is not None:
             raise ValueError(reason)
     what = "x-feature" if network.centred else "output"
-    zero = sorted({part.features[i] for part in parts for i in blank.nonzero()[:, 0].tolist()})
+    zero = sorted({portion.features[i] for portion in portions for i in blank.nonzero()[:, 0].tolist()})
     names = [f"{k + 1} (feature={k})" if network.centred else str(k) for k in zero]
     why = f"by this method nothing in these inputs speaks for it. A dead {what} always has such maps"
     at_baseline = getattr(heatmap, "is_at_baseline", None)

@@ -89,28 +89,28 @@ class GradientMaps:
         layer: str | nn.Module | None = None,
     ) -> tuple[Tensor, ...] | None:
         """Draw the maps of all x-features from one forward pass per chunk; None where one pass does not suffice."""
-        call, place = LayerCall(network, "", inputs, additional_forward_args), None
+        call, start_layer = LayerCall(network, "", inputs, additional_forward_args), None
         if at_layer:
             layer = network.spatial_layer_name if layer is None else layer
             if layer is None:
                 return None
-            name, place = find_layer(network.model, layer)
+            name, start_layer = find_layer(network.model, layer)
             call = call._replace(name=name)
         given = (additional_forward_args or ())[:-1]  # the last argument is the slopes of the path
         n, K, chunks = len(inputs[0]), len(features), []
         for rows in torch.split(torch.arange(n, device="cpu"), internal_batch_size or n):
             x, more = rows_of(inputs, given, rows)
-            taken = network.taken if len(rows) == n else None
-            if taken is None or taken.place is not place:
-                taken = Pass.of(network.tail, x, more or (), place)
-            made = None if taken is None else taken.gradients(network.form, network.target, features)
-            if made is None:
+            graph_pass = network.graph_pass if len(rows) == n else None
+            if graph_pass is None or graph_pass.start_layer is not start_layer:
+                graph_pass = Pass.of(network.tail, x, more or (), start_layer)
+            gradients = None if graph_pass is None else graph_pass.gradients(network.form, network.target, features)
+            if gradients is None:
                 return None
-            maps = [values[:, None] * gradients for values, gradients in made]
-            if place is None:
+            maps = [values[:, None] * gradients for values, gradients in gradients]
+            if start_layer is None:
                 chunks.append([of_dtype(m, x) for m, x in zip(maps, inputs, strict=True)])
                 continue
-            shape, values = made[0][0].shape, made[0][0]
+            shape, values = gradients[0][0].shape, gradients[0][0]
             self._layouts.refuse_examples_second(call, shape, values, len(rows))
             channels = self._layouts.channels(call, shape) if values.dim() > 2 else None
             done = self._layouts.image(call).summed_over_channels(maps[0].flatten(0, 1), channels)

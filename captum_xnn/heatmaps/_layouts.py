@@ -96,7 +96,7 @@ class Layouts:
     """The layouts of layers' outputs. Each layout is read once per model, layer and input size."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+        self._answers: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type[Layouts], tuple[()]]:
         return Layouts, ()  # a copy reads anew
@@ -108,16 +108,16 @@ class Layouts:
             call: The layer.
         """
         network = call.network
-        known, key = self._known.setdefault(network.model, {}), (network.layer_name, call.name)
-        if key not in known:
-            known[key] = one_output(
+        answers, key = self._answers.setdefault(network.model, {}), (network.layer_name, call.name)
+        if key not in answers:
+            answers[key] = one_output(
                 network.model,
                 lambda *arguments: network.activations(*network.hold(arguments)),
                 call.name,
                 call.inputs,
                 call.additional,
             )
-        found: OneOutput | None = known[key]
+        found: OneOutput | None = answers[key]
         return found
 
     def channels(self, call: LayerCall, shape: Sequence[int]) -> int:
@@ -207,16 +207,16 @@ class Layouts:
     def _read(self, read: Any, call: LayerCall) -> Any:
         """Call a function that reads the layout from the first example, once for each input size."""
         model = call.network.model
-        known = self._known.setdefault(model, {})
+        answers = self._answers.setdefault(model, {})
         key = read, call.name, *(tuple(x.shape[1:]) for x in call.inputs)
-        if key not in known:
+        if key not in answers:
             x, more = rows_of(call.inputs, call.additional, torch.tensor([0], device="cpu"))
             given = tuple(a.detach() if isinstance(a, Tensor) else a for a in call.network.hold((*x, *(more or ()))))
-            one = known.get((call.network.layer_name, call.name))
+            one = answers.get((call.network.layer_name, call.name))
             network = call.network
             layer = network.layer if call.name == network.layer_name else find_layer(model, call.name)[1]
-            known[key] = read(model, layer, given, call.name, one and one.pick)
-        return known[key]
+            answers[key] = read(model, layer, given, call.name, one and one.pick)
+        return answers[key]
 
 
 def has_pixels(tensor: Tensor) -> bool:

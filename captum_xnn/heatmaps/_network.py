@@ -46,7 +46,15 @@ if TYPE_CHECKING:  # a network gets its form, the model's rest and a trace, and 
     from captum_xnn.models._base import Autoencoder
     from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["ContributionNetwork", "ExplanationNetwork", "Outputs", "ReadOut", "Slopes", "cut_off", "with_every_input"]
+__all__ = [
+    "ContributionNetwork",
+    "ExplanationNetwork",
+    "ModelOutputs",
+    "ReadOut",
+    "Slopes",
+    "cut_off",
+    "with_every_input",
+]
 
 Slopes = Literal["gradient", "held", "recomputed"]
 """How groups of contributions get their slopes, see the head of this module."""
@@ -83,7 +91,7 @@ class ExplanationNetwork(nn.Module):
     layer: nn.Module
     centred: bool
     """Whether a value below 0 means the opposite of a value above 0: true for x-features, false for logits."""
-    read: list[WithGraph] | None
+    readings: list[WithGraph] | None
     """If it is a list, every pass is appended to it, and the model runs to its output. The layer must return one tensor
     and run once."""
     runs_past_layer = False
@@ -108,11 +116,13 @@ class ExplanationNetwork(nn.Module):
         self.spatial_layer_name = find_layer(model, trace.spatial)[0] if trace and trace.spatial else None
         self.executed = nn.ModuleList(trace.leaves if trace else ())
         self.ran = trace.ran if trace else frozenset()
-        self.centred = not isinstance(xnn, Outputs)
+        self.centred = not isinstance(xnn, ModelOutputs)
         # Plain outputs have no encoder module, because Captum would look for a rule of that module.
-        self.xnn_encoder: Callable[[Tensor], Tensor] = xnn.encode if isinstance(xnn, Outputs) else self._encoder(xnn)
+        self.xnn_encoder: Callable[[Tensor], Tensor] = (
+            xnn.encode if isinstance(xnn, ModelOutputs) else self._encoder(xnn)
+        )
         self.output_transform = output_transform
-        self.read = None
+        self.readings = None
         self.training = False
 
     def _encoder(self, xnn: Any) -> Callable[[Tensor], Tensor]:
@@ -124,9 +134,9 @@ class ExplanationNetwork(nn.Module):
         Args:
             inputs: All positional arguments of the model.
         """
-        if self.read is not None:
-            self.read.append(read_with_graph(self.model, self.layer, inputs, name=self.layer_name))
-            return self.read[-1].Z
+        if self.readings is not None:
+            self.readings.append(read_with_graph(self.model, self.layer, inputs, name=self.layer_name))
+            return self.readings[-1].Z
         return run_to_layer(
             self.model,
             self.layer,
@@ -160,7 +170,7 @@ class ExplanationNetwork(nn.Module):
         return self.xnn_encoder(with_every_input(self.activations(*inputs), inputs))
 
 
-class Outputs:
+class ModelOutputs:
     """Takes the place of an explanation network when the model's own outputs are drawn, or sums of them.
 
     Args:
@@ -170,7 +180,7 @@ class Outputs:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 3))
         >>> x = torch.rand(6, 4)
-        >>> torch.equal(ExplanationNetwork(model, model, Outputs())(x), model(x))
+        >>> torch.equal(ExplanationNetwork(model, model, ModelOutputs())(x), model(x))
         True
     """
 
@@ -200,7 +210,7 @@ class ContributionNetwork(ExplanationNetwork):
         object.__setattr__(self, "tail", tail)
         self.target = target
         self.slopes: Slopes = "held"
-        self.taken: Any = None
+        self.graph_pass: Any = None
         """A :class:`~captum_xnn.heatmaps._one_pass.Pass` over all examples whose maps are drawn, if one was taken."""
 
     def _encoder(self, xnn: Any) -> ReadOut:
@@ -246,8 +256,8 @@ class ContributionNetwork(ExplanationNetwork):
     def _recomputed(self, given: tuple[Any, ...]) -> Tensor:
         """Compute the x-features of inputs, by a path integral of each input."""
         inputs, additional = _divided(given)
-        made = self.form.integral(self.tail, inputs, additional, [[self.target] * len(inputs[0])], scale=self.scale)
-        return self.form.features(self.form.contributions(made)[0])
+        integral = self.form.integral(self.tail, inputs, additional, [[self.target] * len(inputs[0])], scale=self.scale)
+        return self.form.features(self.form.contributions(integral)[0])
 
     @property
     def scale(self) -> Tensor:

@@ -45,7 +45,7 @@ class Numbers(NamedTuple):
     slopes: Tensor
     """Mean derivatives of the output from the base to Z, as Z; (N, 0) if not needed."""
 
-    def wide(self, K: int) -> Numbers:
+    def padded(self, K: int) -> Numbers:
         """Pad features and contributions with zeros to K x-features.
 
         Args:
@@ -88,7 +88,7 @@ class Examples:
         """The explained output of each example."""
         return [choice.target for choice in self.choices]
 
-    def those(self, rows: Tensor) -> Examples:
+    def subset(self, rows: Tensor) -> Examples:
         """Copy some examples, as a model may work in place.
 
         Args:
@@ -112,36 +112,41 @@ class Examples:
             ModelMismatchError: If a form was fitted to another shape of Z.
         """
         forms = {choice.form for choice in (whole or self).choices}
-        most, sloping = max(form.n_features for form in forms), any(isinstance(f, ContributionGroups) for f in forms)
+        most, with_slopes = (
+            max(form.n_features for form in forms),
+            any(isinstance(f, ContributionGroups) for f in forms),
+        )
 
-        def made() -> Iterator[tuple[list[int], Numbers]]:
+        def numbers_by_rows() -> Iterator[tuple[list[int], Numbers]]:
             for choice, rows in grouped(self.choices):
                 form = choice.form.to(Z.device)
                 check_shape(form, Z, self.reader.name)
                 if isinstance(form, ContributionGroups):
-                    some, tail = self.those(torch.tensor(rows, device="cpu")), self.reader.tail(prefix)
-                    numbers = _of_groups(form, choice, Z[rows], predictions[rows], tail, (some.inputs, some.additional))
+                    subset, tail = self.subset(torch.tensor(rows, device="cpu")), self.reader.tail(prefix)
+                    numbers = _numbers_of_groups(
+                        form, choice, Z[rows], predictions[rows], tail, (subset.inputs, subset.additional)
+                    )
                 else:
-                    numbers = numbers_of_network(form, choice, Z[rows], sloping)
-                yield rows, numbers.wide(most)
+                    numbers = numbers_of_network(form, choice, Z[rows], with_slopes)
+                yield rows, numbers.padded(most)
 
         with torch.inference_mode(False), torch.no_grad():
-            return Numbers(*gathered(made(), len(Z)))
+            return Numbers(*gathered(numbers_by_rows(), len(Z)))
 
 
-def numbers_of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bool) -> Numbers:
+def numbers_of_network(form: Autoencoder, choice: Choice, Z: Tensor, with_slopes: bool) -> Numbers:
     """Compute the numbers of a learned network.
 
     Args:
         form: The network.
         choice: The output.
         Z: Activations (N, ...).
-        sloping: Whether to add slopes of 0, as other forms of the same examples have slopes.
+        with_slopes: Whether to add slopes of 0, as other forms of the same examples have slopes.
     """
     with torch.autocast(Z.device.type, enabled=False):
         E = form.encode(Z.to(form.dtype))
         y_bar = form.head(E)
-    slopes = torch.zeros_like(Z, dtype=E.dtype) if sloping else E[:, :0]
+    slopes = torch.zeros_like(Z, dtype=E.dtype) if with_slopes else E[:, :0]
     bias, contributions = form.head.bias.expand(len(E), -1), form.contributions
     if choice.against is None:
         i = choice.output
@@ -151,7 +156,7 @@ def numbers_of_network(form: Autoencoder, choice: Choice, Z: Tensor, sloping: bo
     return Numbers(E, divided, bias[:, a] - bias[:, b], y_bar[:, a] - y_bar[:, b], slopes)
 
 
-def _of_groups(
+def _numbers_of_groups(
     form: ContributionGroups,
     choice: Choice,
     Z: Tensor,
@@ -162,9 +167,9 @@ def _of_groups(
     """Compute the numbers of groups of contributions, where Z and the model's outputs are known."""
     targets, scale = [[choice.target] * len(predictions)], form.scale[choice.output : choice.output + 1]
     with untouched(tail.model):
-        made = form.integral(tail, *arguments, targets, predictions=predictions[None], Z=Z, scale=scale)
-    E = form.features(form.contributions(made)[0])
-    bias = made.start[0].to(E)
+        integral = form.integral(tail, *arguments, targets, predictions=predictions[None], Z=Z, scale=scale)
+    E = form.features(form.contributions(integral)[0])
+    bias = integral.start[0].to(E)
     if count := int((~E.isfinite().all(1)).sum()):
         warnings.warn(
             f"contributions at layer {tail.name!r} are NaN or infinite in {count} of {len(E)} examples: the rest of "
@@ -172,7 +177,7 @@ def _of_groups(
             "number within the root",
             stacklevel=levels_up(),
         )
-    return Numbers(E, E, bias, bias + E.sum(1), made.slopes[0])
+    return Numbers(E, E, bias, bias + E.sum(1), integral.slopes[0])
 
 
 def check_shape(form: Form, Z: Tensor, layer: str) -> None:

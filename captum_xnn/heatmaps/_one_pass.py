@@ -38,7 +38,7 @@ class Pass(NamedTuple):
 
     tail: Tail
     """The rest of the model behind the explained layer."""
-    place: nn.Module | None
+    start_layer: nn.Module | None
     """The layer at which the graph begins; None for the inputs."""
     leaves: list[Tensor]
     """Output of that layer at its last call before the explained layer, or all inputs, (N, ...)."""
@@ -55,7 +55,7 @@ class Pass(NamedTuple):
         tail: Tail,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...],
-        place: nn.Module | None,
+        start_layer: nn.Module | None,
         tracer: Tracer | None = None,
     ) -> Pass | None:
         """Run the model once; return None where one pass does not suffice for the gradients of groups.
@@ -68,24 +68,24 @@ class Pass(NamedTuple):
             tail: The rest of the model behind the explained layer.
             inputs: Tensors (N, ...).
             additional: Further arguments of the model.
-            place: The layer at which the graph begins; None for the inputs.
+            start_layer: The layer at which the graph begins; None for the inputs.
             tracer: Notes the modules that run.
         """
         if tail.output_transform is not None:
             return None
-        if place is None and not all(x.is_floating_point() for x in inputs):
+        if start_layer is None and not all(x.is_floating_point() for x in inputs):
             return None
         x, more = rows_of(
             inputs, additional, torch.arange(len(inputs[0]), device="cpu")
         )  # copies: a model may work in place
-        leaves = [] if place is not None else [value.detach().requires_grad_() for value in x]
-        given = tuple(leaf.clone() for leaf in leaves) if place is None else tuple(value.detach() for value in x)
+        leaves = [] if start_layer is not None else [value.detach().requires_grad_() for value in x]
+        given = tuple(leaf.clone() for leaf in leaves) if start_layer is None else tuple(value.detach() for value in x)
         seen: list[Tensor] = []
         with ExitStack() as stack:
             for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
                 stack.enter_context(context)
-            if place is not None:
-                stack.enter_context(_cut(place, leaves, seen))
+            if start_layer is not None:
+                stack.enter_context(_cut(start_layer, leaves, seen))
             stack.enter_context(_kept(tail.layer, seen))
             prefix = Prefix(tail.model, tail.layer) if len(x[0]) == 1 else None
             if prefix is not None:
@@ -100,7 +100,7 @@ class Pass(NamedTuple):
             return None
         with torch.enable_grad():  # the gradients of x-features go through the transform, too
             y_hat = output if tail.prediction_transform is None else tail.prediction_transform(output)
-        return cls(tail, place, leaves, seen[0], y_hat, prefix)
+        return cls(tail, start_layer, leaves, seen[0], y_hat, prefix)
 
     def gradients(
         self, form: ContributionGroups, target: Target, features: Sequence[int]
@@ -120,7 +120,7 @@ class Pass(NamedTuple):
             # Checkpoints run modules again in the backward pass.
             for context in (untouched(tail.model), frozen(tail.model), torch.enable_grad(), eager()):
                 stack.enter_context(context)
-            stack.enter_context(_refused([tail.layer] if self.place is None else [tail.layer, self.place]))
+            stack.enter_context(_refused([tail.layer] if self.start_layer is None else [tail.layer, self.start_layer]))
             y = select_each(self.y_hat, [target] * len(self.Z))
             try:
                 return _gradients(form, y, self.Z, self.leaves, features)
@@ -140,28 +140,32 @@ class Reading(NamedTuple):
     y_hat: Tensor
     """The model's outputs, (N, ...)."""
     tracer: Tracer
-    taken: Pass | None
+    graph_pass: Pass | None
     """The pass that read both, if it had a graph."""
 
     @property
     def prefix(self) -> Prefix | None:
         """Outputs of the modules up to the layer, for a single example."""
-        return None if self.taken is None else self.taken.prefix
+        return None if self.graph_pass is None else self.graph_pass.prefix
 
     @classmethod
     def of(
-        cls, reader: Reader, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, place: nn.Module | None
+        cls,
+        reader: Reader,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        start_layer: nn.Module | None,
     ) -> Reading:
         """Read a layer and the model's outputs.
 
         If the pass has the graph that maps need, the model does not run again for them. Only the pass shows whether the
-        place still fits: :class:`~captum_xnn.heatmaps.GradientMaps` compares it with the layer that it draws at.
+        layer still fits: :class:`~captum_xnn.heatmaps.GradientMaps` compares it with the layer that it draws at.
 
         Args:
             reader: Reader of the explained layer.
             inputs: Tensors (N, ...). The model may change them in place.
             additional: Further arguments of the model.
-            place: The layer at which the graph should begin; None reads without a graph.
+            start_layer: The layer at which the graph should begin; None reads without a graph.
 
         Raises:
             TypeError: If the model's output is no tensor.
@@ -169,15 +173,15 @@ class Reading(NamedTuple):
         """
         more = additional or ()
         first = repeated((*inputs, *more), 1)  # a copy, before the model may change the arguments
-        if place is not None and reader.output_transform is None:
+        if start_layer is not None and reader.output_transform is None:
             tracer = Tracer(reader.model, reader.layer, first, name=reader.name)
             try:
-                taken = Pass.of(reader.tail(), inputs, more, place, tracer)
+                graph_pass = Pass.of(reader.tail(), inputs, more, start_layer, tracer)
             except RuntimeError:  # this model does not run with gradients
-                taken = None
-            if taken is not None and taken.Z.dim() > 1:
-                y_hat = taken.y_hat.detach() if isinstance(taken.y_hat, Tensor) else taken.y_hat
-                return cls(*checked(taken.Z.detach().clone(), y_hat, reader.name), tracer, taken)
+                graph_pass = None
+            if graph_pass is not None and graph_pass.Z.dim() > 1:
+                y_hat = graph_pass.y_hat.detach() if isinstance(graph_pass.y_hat, Tensor) else graph_pass.y_hat
+                return cls(*checked(graph_pass.Z.detach().clone(), y_hat, reader.name), tracer, graph_pass)
         tracer = Tracer(reader.model, reader.layer, first, name=reader.name)
         with untouched(reader.model), tracer.noting():
             Z, y_hat = reader.read((*inputs, *more))
@@ -200,11 +204,11 @@ def _gradients(
 
 
 @contextmanager
-def _cut(place: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator[None]:
+def _cut(layer: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator[None]:
     """Cut the graph behind each call of a layer, and keep the output of the last one as the only leaf.
 
     Args:
-        place: The layer.
+        layer: The layer.
         leaves: List that receives the leaf.
         seen: Outputs of the explained layer. Calls behind it do not count.
     """
@@ -217,7 +221,7 @@ def _cut(place: nn.Module, leaves: list[Tensor], seen: list[Tensor]) -> Iterator
         leaves[:] = [output.detach().requires_grad_()]
         return leaves[0].clone()  # a model may work in place, and a leaf forbids that
 
-    with hooked([place], hook):
+    with hooked([layer], hook):
         yield
 
 

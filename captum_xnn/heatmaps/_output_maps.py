@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_xnn.heatmaps._feature_maps import Portion, draw
 from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
-from captum_xnn.heatmaps._network import ExplanationNetwork, Outputs
+from captum_xnn.heatmaps._network import ExplanationNetwork, ModelOutputs
 from captum_xnn.layers._arguments import batch_size, copied, like, refuse_too_many
 from captum_xnn.layers._batching import gathered, rows_of
 from captum_xnn.layers._lookup import find_layer
@@ -76,8 +76,8 @@ class OutputMaps(NamedTuple):
     def _drawn(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw the map of each example's target."""
         network, columns = self._network(given, list(dict.fromkeys(targets)))
-        parts = [Portion(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
-        return draw(parts, given.tensors, given.additional, given.batch_size, settings)
+        portions = [Portion(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
+        return draw(portions, given.tensors, given.additional, given.batch_size, settings)
 
     def _winners(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw by excitation backprop. A difference has the winners of one output in contrast to those of the other.
@@ -114,9 +114,9 @@ class OutputMaps(NamedTuple):
         with torch.no_grad():
             y_hat = self._predicted(model(*x, *(more or ())))
         if any(isinstance(t, Difference) for t in targets):
-            outputs, columns = Outputs(_differences(y_hat, targets)), {t: i for i, t in enumerate(targets)}
+            outputs, columns = ModelOutputs(_differences(y_hat, targets)), {t: i for i, t in enumerate(targets)}
         else:
-            outputs = Outputs()
+            outputs = ModelOutputs()
             columns = {t: _column(y_hat.shape[1:], t) for t in targets}
         network = ExplanationNetwork(model, model, outputs, trace=ran, output_transform=self._in_a_row)
         return network, columns

@@ -143,9 +143,9 @@ class Rewriting:
     def _averages_places(self, node: fx.Node) -> bool:
         """Whether a mean runs over both spatial dimensions of feature maps (N, C, H, W)."""
         over = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        known = not _without(node.kwargs, "dim", "keepdim") and node.args
+        has_known_arguments = not _without(node.kwargs, "dim", "keepdim") and node.args
         places = isinstance(over, (tuple, list)) and sorted(d % 4 for d in over if isinstance(d, int)) == [2, 3]
-        return bool(known) and places and self._signals.get(node.args[0]) == 4  # type: ignore[arg-type]
+        return bool(has_known_arguments) and places and self._signals.get(node.args[0]) == 4  # type: ignore[arg-type]
 
     def _separate_nonlinearities(self) -> None:
         """Put a view between two non-linearities in a row."""

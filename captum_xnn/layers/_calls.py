@@ -48,45 +48,24 @@ def calls_of(
         >>> calls_of(nn.Sequential(layer, nn.ReLU(), layer), layer, (torch.ones(3, 2),))
         2
     """
-    last: Any = None
-    count, calls = 0, 0
-    thread = threading.get_ident()
-
-    def see(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        nonlocal last, count
-        if threading.get_ident() != thread:
-            return None
-        count += 1
-        if not calls:
-            last = _mapped(torch.clone, output)
-            return None
-        return last if count == calls else _mapped(_noisy, output)
-
-    def ran() -> list[Tensor]:
-        nonlocal count
-        count = 0
-        copies = tuple(_mapped(torch.clone, x) for x in inputs)
-        with torch.random.fork_rng(devices_of(model.parameters())):
-            torch.manual_seed(0)
-            output = model(*copies)
-        return _tensors(output if prediction_transform is None else prediction_transform(output))
-
-    handle = layer.register_forward_hook(see)
+    hook = _CallHook()
+    handle = layer.register_forward_hook(hook)
     try:
         with torch.no_grad(), eager():
-            usual = ran()
-            if not count:
+            usual = _outputs(model, inputs, prediction_transform)
+            calls = hook.count
+            if not calls:
                 raise not_reached(model, name)
-            calls = count
             if calls == 1 or layer is model or isinstance(output_transform, EveryCall):
                 return calls
+            hook.disturb_next_pass()
             try:
-                disturbed = ran()
+                disturbed = _outputs(model, inputs, prediction_transform)
             except Exception:
                 return calls  # the model's own code may fail on noise, and the test then says nothing
     finally:
         handle.remove()
-    if count == calls and not all(map(_is_close, usual, disturbed)):
+    if hook.count == calls and not all(map(_is_close, usual, disturbed)):
         raise ValueError(
             f"layer {name!r} runs {calls} times side by side in a forward pass, as in the towers of a Siamese network "
             "or an encoder of frames, and only the last call would be explained; explain all calls with "
@@ -96,18 +75,53 @@ def calls_of(
     return calls
 
 
+class _CallHook:
+    """Counts the calls of a layer in this thread, and disturbs all but the last one in a second pass."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Calls in the present pass."""
+        self.calls: int | None = None
+        """Calls in the first pass; None before it has ended."""
+        self.last: Any = None
+        """A copy of the layer's output at the last call of the first pass."""
+        self.thread = threading.get_ident()
+
+    def disturb_next_pass(self) -> None:
+        """Add noise to all calls but the last in the next pass; the last returns its output of the first pass."""
+        self.calls, self.count = self.count, 0
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return None
+        self.count += 1
+        if self.calls is None:
+            self.last = _mapped(torch.clone, output)
+            return None
+        return self.last if self.count == self.calls else _mapped(_noisy, output)
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], prediction_transform: OutputTransform | None) -> list[Tensor]:
+    """Run the model on copies of the inputs, with the same random numbers in each run; list the output's tensors."""
+    copies = tuple(_mapped(torch.clone, x) for x in inputs)
+    with torch.random.fork_rng(devices_of(model.parameters())):
+        torch.manual_seed(0)
+        output = model(*copies)
+    return _tensors(output if prediction_transform is None else prediction_transform(output))
+
+
 def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Change all tensors in a nested value; return the new value."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        made = copy.copy(value)
-        for key, one in value.items():
-            made[key] = _mapped(change, one)
-        return made
+        changed = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = _mapped(change, item)
+        return changed
     if isinstance(value, (tuple, list)):
-        many = [_mapped(change, one) for one in value]
-        return type(value)(*many) if hasattr(value, "_fields") else type(value)(many)
+        items = [_mapped(change, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 

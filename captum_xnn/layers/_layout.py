@@ -87,35 +87,35 @@ def channel_dimension(
         3
     """
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        ran = _findings(model, layer, repeated(inputs, 1), name, output_transform)
-        shape = ran.Z.shape
+        run = _run(model, layer, repeated(inputs, 1), name, output_transform)
+        shape = run.Z.shape
         if len(shape) < 3:
             return 1
         tried = isinstance(inputs[0], Tensor) and not isinstance(output_transform, EveryCall)
-        for call, dimension in ran.telling[::-1][:_ATTEMPTS] if tried else ():
-            found = _followed(model, layer, repeated(inputs, 3), call, dimension, output_transform)
+        for call, dimension in run.calls_with_channels[::-1][:_ATTEMPTS] if tried else ():
+            found = _channels_by_change(model, layer, repeated(inputs, 3), call, dimension, output_transform)
             if found is not None:
                 return found
     if output_transform is not None:
         return 2 if len(shape) == 3 else 1
-    return _by_shape(model, ran, inputs)
+    return _channels_by_shape(model, run, inputs)
 
 
-class _Findings(NamedTuple):
+class _Run(NamedTuple):
     """The layer's output in one forward pass, and the earlier calls that show where channels are."""
 
     Z: Tensor
-    telling: list[tuple[_Call, int]]
+    calls_with_channels: list[tuple[_Call, int]]
     """Calls of modules whose output has channels in a known dimension, and that dimension."""
 
 
-def _findings(
+def _run(
     model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str, output_transform: OutputTransform | None
-) -> _Findings:
+) -> _Run:
     """Run the model; return the layer's output and the earlier modules with channels in a known dimension."""
     calls: list[tuple[_Call, int]] = []
     ends = [0]
-    count = _Count()
+    count = _CallNumbers()
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         first = _first_tensor(output)
@@ -131,10 +131,10 @@ def _findings(
     finally:
         for handle in handles:
             handle.remove()
-    return _Findings(Z, calls[: ends[-1]])
+    return _Run(Z, calls[: ends[-1]])
 
 
-class _Count:
+class _CallNumbers:
     """Numbers the calls of each module in the thread that made the object. Calls in other threads get -1."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ def _channels_of(module: nn.Module, output: Tensor) -> int | None:
     return output.dim() - 1 if isinstance(module, _LAST) and output.dim() > 1 else None
 
 
-def _followed(
+def _channels_by_change(
     model: nn.Module,
     layer: nn.Module,
     inputs: tuple[Any, ...],
@@ -186,14 +186,14 @@ def _followed(
     """
 
     def change(output: Tensor) -> Tensor:
-        step = _size(output)
+        step = _large_step(output)
         channel = output.select(dimension, output.shape[dimension] // 2)  # a view
         channel[1] += step
         channel[2] -= step
         return output
 
     try:
-        with _Changed(call, change):
+        with _ChangedOutput(call, change):
             Z, _ = read_layer(model, layer, inputs, output_transform=output_transform)
     except Exception:
         return None  # the model's own code may fail on the change
@@ -209,7 +209,7 @@ def _followed(
     return found[0] + 1 if len(found) == 1 else None
 
 
-class _Changed:
+class _ChangedOutput:
     """A context in which one call of a module returns a changed output.
 
     Args:
@@ -218,7 +218,7 @@ class _Changed:
     """
 
     def __init__(self, call: _Call, change: Callable[[Tensor], Tensor]) -> None:
-        self.call, self.change, self.count = call, change, _Count()
+        self.call, self.change, self.call_number = call, change, _CallNumbers()
 
     def __enter__(self) -> None:
         self.handle = self.call.module.register_forward_hook(self._replace)
@@ -227,18 +227,18 @@ class _Changed:
         self.handle.remove()
 
     def _replace(self, module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if self.count(module) != self.call.number:
+        if self.call_number(module) != self.call.number:
             return None
         first = _first_tensor(output)
         assert first is not None
-        made = self.change(first.clone())
+        changed = self.change(first.clone())
         if isinstance(output, Tensor):
-            return made
-        rest = [made, *output[1:]]
+            return changed
+        rest = [changed, *output[1:]]
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
-def _size(output: Tensor) -> Tensor:
+def _large_step(output: Tensor) -> Tensor:
     """Compute a step that is large beside the values of a tensor."""
     return 1 + 3 * output.float().abs().amax().to(output.dtype)
 
@@ -251,9 +251,9 @@ def _moved(Z: Tensor, before: Tensor) -> Tensor:
     return off > rounding * most
 
 
-def _by_shape(model: nn.Module, ran: _Findings, inputs: tuple[Any, ...]) -> int:
+def _channels_by_shape(model: nn.Module, run: _Run, inputs: tuple[Any, ...]) -> int:
     """Choose the dimension with channels by the shape of a layer's output and by the modules that ran before it."""
-    shape = ran.Z.shape
+    shape = run.Z.shape
     if len(shape) == 4:
         at = first_image(inputs)
         image = None if at is None else inputs[at].movedim(image_channels(model, inputs), 1)
@@ -261,8 +261,8 @@ def _by_shape(model: nn.Module, ran: _Findings, inputs: tuple[Any, ...]) -> int:
     if len(shape) != 3:
         return 1
     first = tuple(kind for kind, dimensions in _FIRST.items() if dimensions == 3)
-    telling = [call.module for call, _ in ran.telling if isinstance(call.module, (*first, *_LAST))]
-    return 1 if telling and isinstance(telling[-1], first) else 2
+    modules = [call.module for call, _ in run.calls_with_channels if isinstance(call.module, (*first, *_LAST))]
+    return 1 if modules and isinstance(modules[-1], first) else 2
 
 
 def refuse_examples_second(Z: Tensor, examples: int, name: str) -> None:
@@ -287,13 +287,13 @@ def refuse_examples_second(Z: Tensor, examples: int, name: str) -> None:
         )
 
 
-class _Event(NamedTuple):
+class _CellsOrTokens(NamedTuple):
     """Cells of an image, or tokens, in a forward pass."""
 
     call: _Call
     shape: tuple[int, ...]
     """(height, width) of cells, or (T,) of tokens."""
-    at: int | None = None
+    argument: int | None = None
     """Index of the module's argument that holds the tokens; None if the module returns them."""
 
 
@@ -320,12 +320,12 @@ def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, 
         ...     def forward(self, cells):
         ...         return torch.cat([torch.zeros(len(cells), 1, 4), cells.flatten(2).mT], 1)
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), Tokens(), nn.LayerNorm(4))
-        >>> found = token_cells(model, model[2], (torch.rand(1, 3, 16, 24),))
-        >>> found.height, found.width, found.tokens
+        >>> cells = token_cells(model, model[2], (torch.rand(1, 3, 16, 24),))
+        >>> cells.height, cells.width, cells.tokens
         (2, 3, tensor([1, 2, 3, 4, 5, 6]))
     """
     with torch.inference_mode(False), untouched(model), torch.no_grad():
-        Z, events = _events(model, layer, repeated(inputs, 1), name)
+        Z, layouts = _cells_and_tokens(model, layer, repeated(inputs, 1), name)
         if Z.dim() != 3:
             raise ValueError(
                 f"layer {name!r} gives shape {tuple(Z.shape)}, but tokens are (N, T, D); name another layer"
@@ -333,45 +333,47 @@ def token_cells(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], *, 
         refuse_examples_second(Z, 1, name)
         T = Z.shape[1]
         attempts = 0
-        for i in reversed(range(len(events))):
-            source = events[i]
+        for i in reversed(range(len(layouts))):
+            source = layouts[i]
             if len(source.shape) != 2 or source.shape[0] * source.shape[1] > T:
                 continue
-            behind = [event for event in events[i + 1 :] if event.shape == (T,)]
+            behind = [layout for layout in layouts[i + 1 :] if layout.shape == (T,)]
             for tokens in behind[:_TOKENS]:
-                found = _decoded(model, inputs, source, tokens)
-                if found is not None:
-                    return Cells(*source.shape, found)
+                positions = _positions_of_cells(model, inputs, source, tokens)
+                if positions is not None:
+                    return Cells(*source.shape, positions)
             attempts += bool(behind)
             if attempts == _ATTEMPTS:
                 break
     return None
 
 
-def _events(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str) -> tuple[Tensor, list[_Event]]:
+def _cells_and_tokens(
+    model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: str
+) -> tuple[Tensor, list[_CellsOrTokens]]:
     """Run one example; return the layer's output, and the cells and tokens up to it in the order of the pass."""
-    events: list[_Event] = []
+    layouts: list[_CellsOrTokens] = []
     ends: list[tuple[int, Any]] = []
-    entered, left = _Count(), _Count()
+    entered, left = _CallNumbers(), _CallNumbers()
 
     def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         call = _Call(module, entered(module))
-        events.extend(_Event(call, (a.shape[1],), i) for i, a in enumerate(arguments) if _are_tokens(a))
+        layouts.extend(_CellsOrTokens(call, (a.shape[1],), i) for i, a in enumerate(arguments) if _are_tokens(a))
 
     def leave(module: nn.Module, arguments: Any, output: Any) -> None:
         call = _Call(module, left(module))
         first = _first_tensor(output)
         cells = None if first is None else _cells_of(module, first, arguments)
         if cells is not None:
-            events.append(_Event(call, cells))
+            layouts.append(_CellsOrTokens(call, cells))
         if _are_tokens(first):
             assert first is not None
-            events.append(_Event(call, (first.shape[1],)))
+            layouts.append(_CellsOrTokens(call, (first.shape[1],)))
 
     modules = hookable(model, layer)
     handles = [m.register_forward_pre_hook(enter) for m in modules]
     handles += [m.register_forward_hook(leave) for m in modules]
-    handles.append(layer.register_forward_hook(lambda _m, _i, output: ends.append((len(events), output))))
+    handles.append(layer.register_forward_hook(lambda _m, _i, output: ends.append((len(layouts), output))))
     try:
         with eager():
             model(*inputs)
@@ -386,7 +388,7 @@ def _events(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...], name: s
         raise ValueError(
             f"layer {name!r} gives a {type(output).__name__}, but tokens are one tensor; name another layer"
         )
-    return Z, events[:count]
+    return Z, layouts[:count]
 
 
 def _are_tokens(value: Any) -> bool:
@@ -415,7 +417,9 @@ def _unfolded(module: nn.Unfold, image: Tensor) -> tuple[int, int]:
     return along(0), along(1)
 
 
-def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: _Event) -> Tensor | None:
+def _positions_of_cells(
+    model: nn.Module, inputs: tuple[Any, ...], source: _CellsOrTokens, tokens: _CellsOrTokens
+) -> Tensor | None:
     """Find the position of the token that changes with each cell, (h * w,); None unless each cell has exactly one.
 
     Cells are numbered from 1. The first row of the batch is unchanged. Row b + 1 changes the cells whose number has
@@ -425,27 +429,31 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     digits = count.bit_length()
     numbers = torch.arange(1, count + 1, device="cpu")
     seen: list[Tensor] = []
-    times = _Count()
+    call_number = _CallNumbers()
 
     def change(output: Tensor) -> Tensor:
         cells = output.flatten(2)  # (R, D, h * w), also of nn.Unfold
         noise = torch.randn(
             cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
         )
-        noise = noise.to(cells) * _size(cells)
+        noise = noise.to(cells) * _large_step(cells)
         for b in range(digits):
             on = (numbers >> b & 1).bool().to(cells.device)
             cells[b + 1] += noise[:, None] * on
         return cells.reshape(output.shape)
 
     def note(module: nn.Module, arguments: Any, output: Any = None) -> None:
-        if times(module) == tokens.call.number:
-            found = _first_tensor(output) if tokens.at is None else arguments[tokens.at]
+        if call_number(module) == tokens.call.number:
+            found = _first_tensor(output) if tokens.argument is None else arguments[tokens.argument]
             assert found is not None
             seen.append(found.clone())
 
-    with _Changed(source.call, change):
-        hook = tokens.call.module.register_forward_hook if tokens.at is None else _registers_before(tokens.call.module)
+    with _ChangedOutput(source.call, change):
+        hook = (
+            tokens.call.module.register_forward_hook
+            if tokens.argument is None
+            else _registers_before(tokens.call.module)
+        )
         handle = hook(note)
         try:
             with eager():
@@ -458,11 +466,11 @@ def _decoded(model: nn.Module, inputs: tuple[Any, ...], source: _Event, tokens: 
     if not seen or len(seen[0]) != digits + 1:
         return None
     moved = _moved(seen[0][1:], seen[0][:1]).any(2).cpu()  # (digits, T)
-    read = (moved.long() << torch.arange(digits, device="cpu")[:, None]).sum(0)
-    positions = (read > 0).nonzero()[:, 0]
-    if len(positions) != count or not torch.equal(read[positions].sort().values, numbers):
+    cell_numbers = (moved.long() << torch.arange(digits, device="cpu")[:, None]).sum(0)
+    positions = (cell_numbers > 0).nonzero()[:, 0]
+    if len(positions) != count or not torch.equal(cell_numbers[positions].sort().values, numbers):
         return None
-    return positions[read[positions].argsort()]
+    return positions[cell_numbers[positions].argsort()]
 
 
 def _registers_before(module: nn.Module) -> Callable[[Any], Any]:

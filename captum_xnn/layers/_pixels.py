@@ -102,11 +102,13 @@ def image_channels(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     at = first_image(inputs)
     if at is None:
         return 1
-    found = _followed(model, inputs, at) if all(isinstance(x, Tensor) for x in inputs[: at + 1]) else None
+    found = (
+        _channels_by_convolutions(model, inputs, at) if all(isinstance(x, Tensor) for x in inputs[: at + 1]) else None
+    )
     return channels_by_size(inputs[at]) if found is None else found
 
 
-def _followed(model: nn.Module, inputs: tuple[Any, ...], at: int) -> int | None:
+def _channels_by_convolutions(model: nn.Module, inputs: tuple[Any, ...], at: int) -> int | None:
     """Find the dimension of channels by the inputs of the first convolutions; None if they do not tell.
 
     The first two rows are the example as it is, and in each other row one slice is changed, along each dimension.
@@ -121,7 +123,7 @@ def _followed(model: nn.Module, inputs: tuple[Any, ...], at: int) -> int | None:
     def note(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal tries, found
         if threading.get_ident() == thread and arguments and isinstance(arguments[0], Tensor):
-            found = _telling(arguments[0], inputs[at].dim())
+            found = _channels_of_convolution_input(arguments[0], inputs[at].dim())
             tries += 1
             if found is not None or tries == _ATTEMPTS:
                 raise _SeenEnough
@@ -144,12 +146,12 @@ def _followed(model: nn.Module, inputs: tuple[Any, ...], at: int) -> int | None:
     return found
 
 
-def _telling(X: Tensor, dimensions: int) -> int | None:
+def _channels_of_convolution_input(X: Tensor, dimensions: int) -> int | None:
     """Find the dimension of an image that holds channels, by the input of a convolution; None if it stays unclear.
 
     Args:
-        X: Input of a convolution, on the rows that :func:`_followed` describes; an example may have several rows, as
-            frames of a video do.
+        X: Input of a convolution, on the rows that :func:`_channels_by_convolutions` describes; an example may have
+            several rows, as frames of a video do.
         dimensions: Dimensions of the image.
     """
     rows = dimensions + 1
@@ -163,11 +165,11 @@ def _telling(X: Tensor, dimensions: int) -> int | None:
     # Normalisation over the image changes all pixels a little.
     for least in (1e-5, 0.5):
         moved = off[1:] > least * most[1:].reshape(-1, *[1] * (off.dim() - 1))  # (dimensions, frames, C, H, W)
-        wide = [d for d, one in enumerate(moved, 1) if _fills(one.any(0).any(0))]
+        wide = [d for d, pixels in enumerate(moved, 1) if _fills(pixels.any(0).any(0))]
         narrow = [d for d in wide if moved.shape[2] > 1 and int(moved[d - 1].any(0).flatten(1).any(1).sum()) == 1]
-        for one in (wide, narrow):
-            if len(one) == 1:
-                return one[0]
+        for candidates in (wide, narrow):
+            if len(candidates) == 1:
+                return candidates[0]
     return None
 
 

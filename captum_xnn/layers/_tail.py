@@ -115,9 +115,9 @@ class Tail:
 
     def forget(self) -> None:
         """Forget findings about the model, so that the next numbers do not depend on earlier calls, bit for bit."""
-        self._once: bool | None = None if self.output_transform is None else False
+        self._inputs_once: bool | None = None if self.output_transform is None else False
         self._bytes: int | None = None
-        self.alone: bool | None = None
+        self.layer_decides: bool | None = None
         """Whether the layer's output alone decides the model's output; None while unknown."""
         self.prefix, self._shapes = self._given, None
 
@@ -153,7 +153,7 @@ class Tail:
         """Evaluate outputs and gradients at points on the line from a base to the layer's output.
 
         Where the layer's output is known, the modules before the layer run on one example only. That is right if
-        no other value bypasses the layer: the caller compares outputs at Z, and sets ``alone``.
+        no other value bypasses the layer: the caller compares outputs at Z, and sets ``layer_decides``.
 
         Args:
             inputs: Tensors on the model's device, (N, ...), or (M, ...) with ``rows``.
@@ -170,12 +170,12 @@ class Tail:
         """
         rows = torch.arange(len(inputs[0]), device="cpu") if rows is None else rows
         line = _Line(inputs, additional, rows, base, ts, weights, targets, None)
-        if Z is not None and self._once is not False and self.alone is not False:
+        if Z is not None and self._inputs_once is not False and self.layer_decides is not False:
             self._bytes = self._bytes or Z[0].numel() * Z.element_size()
             try:
                 return self._in_chunks(line._replace(Z=Z))
             except _MISFITS:
-                self.alone = False
+                self.layer_decides = False
         return self._in_chunks(line)
 
     def _in_chunks(self, line: _Line) -> Points:
@@ -241,21 +241,21 @@ class Tail:
         """Run at all points of a line, which replace the layer's output at its last call."""
         while True:
             try:
-                return self._once_or_repeated(line)
+                return self._inputs_once_or_repeated(line)
             except _CalledAgain:
                 self.calls += 1
 
-    def _once_or_repeated(self, line: _Line) -> Points:
+    def _inputs_once_or_repeated(self, line: _Line) -> Points:
         """Run with the inputs once; run with repeated inputs where other values bypass the layer."""
         if line.Z is not None:
-            return self._run(line, once=True)
-        if self._once is not False:
+            return self._run(line, inputs_once=True)
+        if self._inputs_once is not False:
             try:
-                return self._run(line, once=True)
+                return self._run(line, inputs_once=True)
             except _MISFITS:
-                self._once = False
+                self._inputs_once = False
         try:
-            return self._run(line, once=False)
+            return self._run(line, inputs_once=False)
         except RuntimeError as error:
             if "used in the graph" not in str(error):
                 raise
@@ -265,24 +265,24 @@ class Tail:
                 "autoencoder=SRAE"
             ) from error
 
-    def repeat(self) -> bool:
+    def repeat_inputs(self) -> bool:
         """Repeat the inputs from now on; return True if they were not repeated before."""
-        before, self._once = self._once, False
+        before, self._inputs_once = self._inputs_once, False
         return before is not False
 
-    def _run(self, line: _Line, *, once: bool) -> Points:
+    def _run(self, line: _Line, *, inputs_once: bool) -> Points:
         """Run the model once for all points of a line, and take the gradients."""
         n, S = len(line.rows), len(line.ts)
-        rows = line.rows if once else line.rows.repeat(S)
+        rows = line.rows if inputs_once else line.rows.repeat(S)
         rows = rows if line.Z is None else rows[:1]
         inputs, additional = rows_of(line.inputs, line.additional, rows)  # copies, as a model may work in place
-        swap = _Swap(self, line, once)
-        known = nullcontext() if line.Z is None else self._returned(inputs, additional)
-        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), known:
+        swap = _Swap(self, line, inputs_once)
+        returned = nullcontext() if line.Z is None else self._returned(inputs, additional)
+        with frozen(self.model), swap.on(self.layer), torch.enable_grad(), eager(), returned:
             try:
                 output = self.model(*inputs, *(additional or ()))
             except (RuntimeError, IndexError, AssertionError) as error:
-                if once or S == 1 or type(error) not in (RuntimeError, IndexError, AssertionError):
+                if inputs_once or S == 1 or type(error) not in (RuntimeError, IndexError, AssertionError):
                     raise
                 raise type(error)(
                     f"{type(self.model).__name__} runs on a batch of {n}, but not on {S * n} rows, {S} points on the "
@@ -383,9 +383,9 @@ class _CalledAgain(BaseException):
 class _Swap:
     """Replaces a layer's output by points on the line to it, and keeps the points as a leaf that takes gradients."""
 
-    def __init__(self, tail: Tail, line: _Line, once: bool) -> None:
-        self.tail, self.base, self.ts, self.n, self.once = tail, line.base, line.ts, len(line.rows), once
-        self.known = line.Z
+    def __init__(self, tail: Tail, line: _Line, inputs_once: bool) -> None:
+        self.tail, self.base, self.ts, self.n, self.inputs_once = tail, line.base, line.ts, len(line.rows), inputs_once
+        self.known_Z = line.Z
         self.count = 0
         self.leaf: Tensor | None = None
         self.Z: Tensor | None = None
@@ -425,16 +425,16 @@ class _Swap:
         self.with_gradients = torch.is_grad_enabled()
         into = _Selection.of(raw, self.tail.output_transform, self.tail.name)
         Z = into.Z.detach()
-        if self.known is not None:
-            if self.known.shape[1:] != Z.shape[1:]:
+        if self.known_Z is not None:
+            if self.known_Z.shape[1:] != Z.shape[1:]:
                 raise ValueError(
-                    f"the collected activations are {tuple(self.known.shape)}, and the layer now gives "
+                    f"the collected activations are {tuple(self.known_Z.shape)}, and the layer now gives "
                     f"{tuple(Z.shape)}; collect them again"
                 )
-            Z = self.known.to(Z)
+            Z = self.known_Z.to(Z)
         self.Z = Z[: self.n].clone()
         t = self.ts.to(Z).reshape(-1, *[1] * Z.dim())
-        own = Z[None] if self.once else Z.reshape(len(self.ts), self.n, *Z.shape[1:])
+        own = Z[None] if self.inputs_once else Z.reshape(len(self.ts), self.n, *Z.shape[1:])
         base = self.base.to(Z)
         self.leaf = (base + t * (own - base)).flatten(0, 1).requires_grad_(True)
         # A copy: the rest of the model may work in place, which a leaf does not allow.
@@ -504,8 +504,10 @@ def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTra
     index, flat = found.flatten().round().long() - 1, Z.flatten()
     own = index >= 0
     picked = index[own]
-    known = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(torch.unique(picked))
-    return index if known and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
+    is_selection = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(
+        torch.unique(picked)
+    )
+    return index if is_selection and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
 
 
 @contextmanager

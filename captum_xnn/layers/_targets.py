@@ -236,8 +236,8 @@ def grouped(items: Iterable[Any]) -> list[tuple[Any, list[int]]]:
     """Group equal items: list each distinct item with its positions, in order of first appearance."""
     found: list[tuple[Any, list[int]]] = []
     for i, item in enumerate(items):
-        for known, rows in found:
-            if known == item:
+        for group, rows in found:
+            if group == item:
                 rows.append(i)
                 break
         else:

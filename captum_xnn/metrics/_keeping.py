@@ -219,9 +219,9 @@ def _inpainted(image: Tensor, kept: Tensor, inpaint: Callable[[_Array, _Array], 
     """Scale channels to [0, 1], run an inpainting algorithm, and scale the image back to its own range."""
     if not bool(kept.any()):
         return torch.zeros_like(image)
-    known = image[:, kept].double()
-    low = known.amin(1)[:, None, None]
-    span = known.amax(1)[:, None, None] - low
+    kept_pixels = image[:, kept].double()
+    low = kept_pixels.amin(1)[:, None, None]
+    span = kept_pixels.amax(1)[:, None, None] - low
     unit = (image.double() - low) / torch.where(span > 0, span, 1)
     known_only = torch.where(kept, unit, 0).cpu().numpy()
     filled = torch.from_numpy(inpaint(known_only, (~kept).cpu().numpy())).to(low)

@@ -49,7 +49,7 @@ from captum_xnn.layers._targets import Target
 if TYPE_CHECKING:  # an integral gets the model's rest, and makes none
     from captum_xnn.layers._tail import Points, Tail
 
-__all__ = ["ContributionGroups", "Integral", "decides", "integrate"]
+__all__ = ["ContributionGroups", "Integral", "integrate", "layer_decides"]
 
 # Rounding errors, of the largest output, by which outputs may differ when a layer gets its own output back.
 _ROUNDINGS = 32
@@ -345,29 +345,34 @@ def integrate(
         >>> from captum_xnn.layers._tail import Tail
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-        >>> made = integrate(Tail(model, "0"), (x,), None, torch.zeros(4), [[0] * 5], tolerance=torch.tensor([1e-3]))
-        >>> torch.allclose(made.contributions(torch.zeros(4)).sum(2), made.end - made.start, atol=0.05)
+        >>> tail, base = Tail(model, "0"), torch.zeros(4)
+        >>> integral = integrate(tail, (x,), None, base, [[0] * 5], tolerance=torch.tensor([1e-3]))
+        >>> torch.allclose(integral.contributions(base).sum(2), integral.end - integral.start, atol=0.05)
         True
     """
     path = _Path(tail, inputs, additional, base, targets)
     Z = None if predictions is None else Z
-    found = path.first_points(intervals, predictions, Z)
-    made = Integral(
-        found.Z,
-        found.gradient / intervals,
-        found.y[:, 0].clone(),
-        found.y[:, -1].clone(),
+    first = path.first_points(intervals, predictions, Z)
+    integral = Integral(
+        first.Z,
+        first.gradient / intervals,
+        first.y[:, 0].clone(),
+        first.y[:, -1].clone(),
         torch.full((len(targets), len(inputs[0])), intervals, device="cpu"),
     )
-    going = torch.ones(len(targets), len(inputs[0]), dtype=torch.bool, device="cpu")
-    while intervals < most and bool((going := going & _off(made, base, tolerance)).any()):
-        path.halve_intervals(made, going, intervals, is_Z_known=Z is not None)
+    unconverged = torch.ones(len(targets), len(inputs[0]), dtype=torch.bool, device="cpu")
+    while intervals < most and bool((unconverged := unconverged & _misses(integral, base, tolerance)).any()):
+        path.halve_intervals(integral, unconverged, intervals, is_Z_known=Z is not None)
         intervals *= 2
-        made.intervals[going] = intervals
-    going = going & _off(made, base, tolerance) & _off(made, base, _MISSED * (made.end - made.start).abs())
-    if bool(going.any()):
-        path.integrate_near_base(made, going, intervals, is_Z_known=Z is not None)
-    return made
+        integral.intervals[unconverged] = intervals
+    unconverged = (
+        unconverged
+        & _misses(integral, base, tolerance)
+        & _misses(integral, base, _MISSED * (integral.end - integral.start).abs())
+    )
+    if bool(unconverged.any()):
+        path.integrate_near_base(integral, unconverged, intervals, is_Z_known=Z is not None)
+    return integral
 
 
 class _Path(NamedTuple):
@@ -392,81 +397,88 @@ class _Path(NamedTuple):
         ts = torch.linspace(0, 1, intervals + 1, dtype=torch.float32, device="cpu")
         weights = torch.ones_like(ts)
         weights[[0, -1]] = 0.5
-        found = self.points(ts, weights, Z)
+        points = self.points(ts, weights, Z)
         if predictions is None:
-            return found
-        if Z is not None and self.tail.alone is not False:
-            if _differs(found.y, predictions):
-                self.tail.alone = False
+            return points
+        if Z is not None and self.tail.layer_decides is not False:
+            if _differs(points.y, predictions):
+                self.tail.layer_decides = False
             elif len(self.inputs[0]) > 1:  # a single example stands in for itself, and proves nothing
-                self.tail.alone = True
-            if self.tail.alone is False:
-                found = self.points(ts, weights)
-        if not _differs(found.y, predictions):
-            return found
-        if self.tail.repeat():
-            found = self.points(ts, weights)
-        if _differs(found.y, predictions):
+                self.tail.layer_decides = True
+            if self.tail.layer_decides is False:
+                points = self.points(ts, weights)
+        if not _differs(points.y, predictions):
+            return points
+        if self.tail.repeat_inputs():
+            points = self.points(ts, weights)
+        if _differs(points.y, predictions):
+            largest = float((points.y[:, -1] - predictions.to(points.y)).abs().max())
             raise ValueError(
                 f"the model's output changes when layer {self.tail.name!r} gets its own output back, by up to "
-                f"{float((found.y[:, -1] - predictions.to(found.y)).abs().max()):.3g}: rows of a batch depend on each "
-                "other, or the model draws random numbers; explain one example at a time, or fit with autoencoder=SRAE"
+                f"{largest:.3g}: rows of a batch depend on each other, or the model draws random numbers; explain one "
+                "example at a time, or fit with autoencoder=SRAE"
             )
-        return found
+        return points
 
-    def halve_intervals(self, made: Integral, going: Tensor, intervals: int, *, is_Z_known: bool) -> None:
+    def halve_intervals(self, integral: Integral, unconverged: Tensor, intervals: int, *, is_Z_known: bool) -> None:
         """Add the middle of each interval to the slopes of some outputs of some examples, in place.
 
         Args:
-            made: The integral so far.
-            going: The outputs and examples that need more points, boolean (C, N).
+            integral: The integral so far.
+            unconverged: The outputs and examples that need more points, boolean (C, N).
             intervals: Number of intervals so far.
             is_Z_known: Whether the layer's output was known before the model ran.
         """
-        rows = going.any(0).nonzero()[:, 0]
+        rows = unconverged.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
         # Dense: a forward pass for each example, and a backward pass for each output. Sparse: both for each pair.
-        is_sparse = is_Z_known and 2 * int(going.sum()) < (1 + len(targets)) * len(rows)
+        is_sparse = is_Z_known and 2 * int(unconverged.sum()) < (1 + len(targets)) * len(rows)
         if is_sparse:
-            outputs, rows = going.nonzero().T
+            outputs, rows = unconverged.nonzero().T
             targets = [[self.targets[c][i] for c, i in zip(outputs.tolist(), rows.tolist(), strict=True)]]
         middles = (torch.arange(intervals, dtype=torch.float32, device="cpu") + 0.5) / intervals
         ones = torch.ones_like(middles)
-        Z = made.Z[rows.to(made.Z.device)] if is_Z_known else None
+        Z = integral.Z[rows.to(integral.Z.device)] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, middles, ones, targets, Z=Z, rows=rows)
-        gradient = new.gradient[0] if is_sparse else new.gradient[going[:, rows].to(new.gradient.device)]
-        at = going.to(made.slopes.device)
-        made.slopes[at] = (made.slopes[at] + gradient / intervals) / 2
+        gradient = new.gradient[0] if is_sparse else new.gradient[unconverged[:, rows].to(new.gradient.device)]
+        at = unconverged.to(integral.slopes.device)
+        integral.slopes[at] = (integral.slopes[at] + gradient / intervals) / 2
 
-    def integrate_near_base(self, made: Integral, going: Tensor, intervals: int, *, is_Z_known: bool) -> None:
+    def integrate_near_base(self, integral: Integral, unconverged: Tensor, intervals: int, *, is_Z_known: bool) -> None:
         """Integrate again with points that are dense close to the base; keep results whose error is ten times smaller.
 
         The base of feature maps has one number per channel, so the variance over places is 0 there. The derivative of
         an instance norm then reaches 1 / sqrt(eps), within a small part of the first interval.
 
         Args:
-            made: The integral so far, improved in place.
-            going: The outputs and examples to integrate again, boolean (C, N).
+            integral: The integral so far, improved in place.
+            unconverged: The outputs and examples to integrate again, boolean (C, N).
             intervals: Number of intervals.
             is_Z_known: Whether the layer's output was known before the model ran.
         """
-        rows = going.any(0).nonzero()[:, 0]
+        rows = unconverged.any(0).nonzero()[:, 0]
         targets = [[of[i] for i in rows.tolist()] for of in self.targets]
         ts = _near_base(intervals)
         steps = ts.diff()
         weights = torch.zeros_like(ts)
         weights[:-1] += steps / 2
         weights[1:] += steps / 2
-        at = rows.to(made.slopes.device)
-        Z = made.Z[at] if is_Z_known else None
+        at = rows.to(integral.slopes.device)
+        Z = integral.Z[at] if is_Z_known else None
         new = self.tail.along(self.inputs, self.additional, self.base, ts, weights, targets, Z=Z, rows=rows)
-        before = Integral(made.Z[at], made.slopes[:, at], made.start[:, at], made.end[:, at], made.intervals[:, rows])
+        before = Integral(
+            integral.Z[at],
+            integral.slopes[:, at],
+            integral.start[:, at],
+            integral.end[:, at],
+            integral.intervals[:, rows],
+        )
         after = before._replace(Z=new.Z, slopes=new.gradient)
-        better = going[:, rows] & (_error(after, self.base) < _error(before, self.base) / 10).cpu()
-        where = torch.zeros_like(going)
+        better = unconverged[:, rows] & (_sum_error(after, self.base) < _sum_error(before, self.base) / 10).cpu()
+        where = torch.zeros_like(unconverged)
         where[:, rows] = better
-        made.slopes[where.to(made.slopes.device)] = after.slopes[better.to(after.slopes.device)]
-        made.intervals[where] = len(steps)
+        integral.slopes[where.to(integral.slopes.device)] = after.slopes[better.to(after.slopes.device)]
+        integral.intervals[where] = len(steps)
 
 
 def _near_base(intervals: int) -> Tensor:
@@ -476,7 +488,7 @@ def _near_base(intervals: int) -> Tensor:
     return torch.from_numpy(np.interp(np.linspace(0, 1, intervals + 1), count, t)).float()
 
 
-def decides(
+def layer_decides(
     tail: Tail,
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
@@ -495,8 +507,8 @@ def decides(
         predictions: The model's outputs, (C, N).
     """
     one = torch.ones(1, device="cpu")
-    found = tail.along(inputs, additional, torch.zeros_like(Z[:1])[0], one, one, targets, Z=Z)
-    return tail.alone is not False and not _differs(found.y, predictions)
+    points = tail.along(inputs, additional, torch.zeros_like(Z[:1])[0], one, one, targets, Z=Z)
+    return tail.layer_decides is not False and not _differs(points.y, predictions)
 
 
 def _differs(y: Tensor, predictions: Tensor) -> bool:
@@ -515,13 +527,13 @@ def _differs(y: Tensor, predictions: Tensor) -> bool:
     return not bool(((y[:, -1] - predictions).abs() <= allowed).all())
 
 
-def _off(made: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
+def _misses(integral: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
     """Mark contributions that do not sum to the change of the output, (C, N)."""
-    error = _error(made, base)
+    error = _sum_error(integral, base)
     return (error > tolerance.to(error).reshape(len(error), -1)).cpu()
 
 
-def _error(made: Integral, base: Tensor) -> Tensor:
+def _sum_error(integral: Integral, base: Tensor) -> Tensor:
     """Compute by how much contributions miss the change of the output, (C, N)."""
-    total = made.contributions(base).flatten(2).sum(2)
-    return (total - (made.end - made.start).to(total)).abs()
+    total = integral.contributions(base).flatten(2).sum(2)
+    return (total - (integral.end - integral.start).to(total)).abs()

@@ -77,7 +77,7 @@ def learn_groups(
     drops: Tensor | None,
     K: int,
     *,
-    lost: Tensor | None = None,
+    activation_drops: Tensor | None = None,
     ridge: float = _RIDGE,
     balance: float = 0.0,
 ) -> Tensor:
@@ -88,8 +88,8 @@ def learn_groups(
         others: Contributions in other examples, (m', D).
         drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
         K: Largest number of x-features.
-        lost: Drops of the positives' activations for each covered patch, (m, P, D). Without them, patches are clustered
-            by the drops of contributions.
+        activation_drops: Drops of the positives' activations for each covered patch, (m, P, D). Without them, patches
+            are clustered by the drops of contributions.
         ridge: Lambda. Values from 1 to 10 give nearly the same figures.
         balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
@@ -104,7 +104,11 @@ def learn_groups(
     """
     every = torch.cat([positives, others]).double()
     K = max(1, min(K, every.shape[1]))
-    rows = None if drops is None else supporting(drops.double(), (drops if lost is None else lost).double())
+    rows = (
+        None
+        if drops is None
+        else supporting(drops.double(), (drops if activation_drops is None else activation_drops).double())
+    )
     if rows is None:
         a = spectral_groups(every, K)
     else:
@@ -114,7 +118,7 @@ def learn_groups(
     return _merged(a, positives.double(), every)
 
 
-def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def supporting(drops: Tensor, activation_drops: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Select the patches that speak for the output; None without such patches.
 
     Every image has the same weight. Drops of activations are divided by the root mean square of their dimension, so
@@ -122,15 +126,15 @@ def supporting(drops: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, Tensor] | N
 
     Args:
         drops: Drops of contributions, (images, P, D).
-        lost: Drops of activations, (images, P, D).
+        activation_drops: Drops of activations, (images, P, D).
 
     Returns:
         Drops of contributions (n, D), their sums (n,), and scaled drops of activations (n, D).
     """
     X = (drops / drops.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
     m = X.sum(1)
-    size = lost.square().mean((0, 1)).sqrt()
-    V = (lost / torch.where(size > 0, size, 1)).flatten(0, 1)
+    size = activation_drops.square().mean((0, 1)).sqrt()
+    V = (activation_drops / torch.where(size > 0, size, 1)).flatten(0, 1)
     kept = (m > _SILENT * m.max()) & (m > 0) & (V != 0).any(1)
     return (X[kept], m[kept], V[kept]) if bool(kept.any()) else None
 

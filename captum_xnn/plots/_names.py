@@ -150,7 +150,7 @@ def names_by_target(
         return {}
     if isinstance(names, Mapping):
         _refuse_bare(names, targets[0] if targets else 0)
-        known = {str(target): by_index(given, target, layer) for target, given in names.items()}
+        by_target = {str(target): by_index(given, target, layer) for target, given in names.items()}
     elif isinstance(names, (str, os.PathLike)):
         file = read_names(names)
         if file.layer != layer:
@@ -158,7 +158,7 @@ def names_by_target(
                 f"the names are of x-features of layer {file.layer!r}, but the explained layer is {layer!r}; pass the "
                 "file that a report on this explainer exported"
             )
-        known = file.names
+        by_target = file.names
     else:
         raise TypeError(
             f"names are a {type(names).__name__}, and a report takes names of x-features by target; "
@@ -166,9 +166,9 @@ def names_by_target(
         )
     # For a model with one output, target None and target 0 are the same.
     for key, same in (("None", "0"), ("0", "None")):
-        if key in map(str, targets) and key not in known and same in known:
-            known[key] = known.pop(same)
-    return known
+        if key in map(str, targets) and key not in by_target and same in by_target:
+            by_target[key] = by_target.pop(same)
+    return by_target
 
 
 def read_names(path: str | os.PathLike[str]) -> NamesFile:

@@ -191,8 +191,8 @@ def _rows(xnn: XNNAttribution, data: Any, options: ReportOptions, digest: Any) -
         if not first:
             digest.update(checksum(model_outputs(xnn, *batch.arguments)[:2]).encode())
         for part in batch.arguments:
-            known = f"{tuple(part.shape)} {part.dtype} {checksum(part)}" if isinstance(part, Tensor) else repr(part)
-            digest.update(known.encode(errors="replace"))
+            text = f"{tuple(part.shape)} {part.dtype} {checksum(part)}" if isinstance(part, Tensor) else repr(part)
+            digest.update(text.encode(errors="replace"))
         digest.update(repr(texts_of(batch, first, options.tokens, options.input_names)).encode(errors="replace"))
         if options.display is not None and options.tokens is None and batch.first.dim() == 2:
             digest.update(checksum(displayed(batch.first, options.display)).encode())

@@ -420,8 +420,8 @@ def mixed_model(
     """Return the effects and variances of a linear mixed model of one task's scores, None where it cannot be fitted.
 
     Args:
-        trials: Of one task.
-        notes: To which a sentence is added where the fit is doubtful.
+        trials: Trials of one task.
+        notes: Receives a sentence where the fit is doubtful.
 
     Raises:
         ImportError: If statsmodels is missing.
@@ -433,45 +433,57 @@ def mixed_model(
         raise ImportError(
             "the mixed model needs statsmodels, which is not installed; run `pip install captum-xnn[study]`"
         ) from error
-    said = [] if notes is None else notes
+    notes = [] if notes is None else notes
     if not trials:
         return None
     task = trials[0].task
     conditions = _ordered({t.condition for t in trials})
     people = {t.participant for t in trials}
     if len(conditions) < 2 or len(people) < 3:
-        said.append(f"No mixed model of {task}: it needs two conditions and three participants.")
+        notes.append(f"No mixed model of {task}: it needs two conditions and three participants.")
         return None
     frame = pandas.DataFrame(trials)
     frame["batch"] = frame["dataset"] + "/" + frame["batch"]
     frame["everybody"] = 1
-    formula = f"score ~ C(condition, Treatment({conditions[0]!r}))" + (
-        " + C(dataset)" if frame["dataset"].nunique() > 1 else ""
-    )
+    formula = f"score ~ C(condition, Treatment({conditions[0]!r}))"
+    if frame["dataset"].nunique() > 1:
+        formula += " + C(dataset)"
     components = {"participant": "0 + C(participant)", "batch": "0 + C(batch)"}
     model = mixedlm(formula, frame, groups="everybody", vc_formula=components, re_formula="0")
+    fitted = _fitted(model, task, notes)
+    if fitted is None:
+        return None
+    variances = {name: float(v) for name, v in zip(model.exog_vc.names, fitted.vcomp, strict=True)}
+    return _effects(fitted, task, conditions[0]), {**variances, "residual": float(fitted.scale)}
+
+
+def _fitted(model: Any, task: str, notes: list[str]) -> Any:
+    """Fit the mixed model of a task; note where the fit is doubtful, and return None where it fails."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             # Gradient methods stop early where a variance is about 0, as that of batches often is; Powell's does not.
             fitted = model.fit(reml=True, method="powell")
         except (np.linalg.LinAlgError, ValueError) as error:
-            said.append(f"The mixed model of {task} could not be fitted ({error}).")
+            notes.append(f"The mixed model of {task} could not be fitted ({error}).")
             return None
     if not fitted.converged:
-        said.append(f"The mixed model of {task} did not converge well: trust the paired tests rather.")
+        notes.append(f"The mixed model of {task} did not converge well: trust the paired tests rather.")
     elif any("boundary" in str(w.message).lower() for w in warned):
-        said.append(f"In the mixed model of {task} a variance of participants or batches is estimated as about 0.")
+        notes.append(f"In the mixed model of {task} a variance of participants or batches is estimated as about 0.")
+    return fitted
+
+
+def _effects(fitted: Any, task: str, reference: str) -> list[Effect]:
+    """Return the fixed effects of a fitted mixed model, each against the reference condition."""
     intervals = fitted.conf_int()
-    effects = [
+    return [
         Effect(
-            task, _term(name, conditions[0]), float(fitted.fe_params[name]), float(intervals.loc[name, 0]),
+            task, _term(name, reference), float(fitted.fe_params[name]), float(intervals.loc[name, 0]),
             float(intervals.loc[name, 1]), float(fitted.pvalues[name]),
         )
         for name in fitted.fe_params.index
     ]  # fmt: skip
-    variances = {name: float(v) for name, v in zip(model.exog_vc.names, fitted.vcomp, strict=True)}
-    return effects, {**variances, "residual": float(fitted.scale)}
 
 
 def _term(name: str, reference: str) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # commands import what they need when they run
+    from captum_xnn.study._prepared import PreparedStudy
 
 __all__ = ["add_parsers"]
 
@@ -23,52 +26,90 @@ def add_parsers(commands: Any) -> None:
         "study: pip install captum-xnn[study].",
     )
     steps = study.add_subparsers(dest="step", required=True, metavar="step")
-    demo = _step(steps, "demo", _demo, "try a study out on digits that are hard to tell")
-    demo.add_argument("--out", default="xnn-study-demo", metavar="DIR", help="folder to write to (xnn-study-demo)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    demo.add_argument("--no-serve", action="store_true", help="prepare only")
-    _address(demo)
-    prepare = _step(steps, "prepare", _prepare, "draw and render everything beforehand")
-    prepare.add_argument("--config", required=True, metavar="FILE", help="TOML file of the study")
-    prepare.add_argument("--out", metavar="DIR", help="folder of the prepared study, in place of the file's")
-    links = _step(steps, "links", _links, "add participants and print the link of each")
-    _folder(links)
-    links.add_argument("--count", type=_positive, default=1, metavar="N", help="how many (1)")
-    links.add_argument("--address", default="http://127.0.0.1:8080", help="where the study is served")
-    serve = _step(steps, "serve", _serve, "run the study until it is interrupted")
-    _folder(serve)
-    _address(serve)
-    serve.add_argument("--links", type=int, default=0, metavar="N", help="participants to add, whose links are printed")
-    static = _step(steps, "static", _static, "write the page as a folder for any web server")
-    _folder(static)
-    static.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    static.add_argument("--count", type=_positive, default=1, metavar="N", help="sessions to add (1)")
-    static.add_argument("--address", default=".", help="where the folder will be served, for the links")
-    export = _step(steps, "export", _export, "write all answers as a Psych-DS folder")
-    _folder(export)
-    export.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    export.add_argument(
+    _add_demo(steps)
+    _add_prepare(steps)
+    _add_links(steps)
+    _add_serve(steps)
+    _add_static(steps)
+    _add_export(steps)
+    _add_analyse(steps)
+    _add_simulate(steps)
+    _add_withdraw(steps)
+
+
+def _add_demo(steps: Any) -> None:
+    parser = _step(steps, "demo", _demo, "try a study out on digits that are hard to tell")
+    parser.add_argument("--out", default="xnn-study-demo", metavar="DIR", help="folder to write to (xnn-study-demo)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--no-serve", action="store_true", help="prepare only")
+    _add_address(parser)
+
+
+def _add_prepare(steps: Any) -> None:
+    parser = _step(steps, "prepare", _prepare, "draw and render everything beforehand")
+    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file of the study")
+    parser.add_argument("--out", metavar="DIR", help="folder of the prepared study, in place of the file's")
+
+
+def _add_links(steps: Any) -> None:
+    parser = _step(steps, "links", _links, "add participants and print the link of each")
+    _add_folder(parser)
+    parser.add_argument("--count", type=_positive, default=1, metavar="N", help="how many (1)")
+    parser.add_argument("--address", default="http://127.0.0.1:8080", help="where the study is served")
+
+
+def _add_serve(steps: Any) -> None:
+    parser = _step(steps, "serve", _serve, "run the study until it is interrupted")
+    _add_folder(parser)
+    _add_address(parser)
+    parser.add_argument(
+        "--links", type=int, default=0, metavar="N", help="participants to add, whose links are printed"
+    )
+
+
+def _add_static(steps: Any) -> None:
+    parser = _step(steps, "static", _static, "write the page as a folder for any web server")
+    _add_folder(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--count", type=_positive, default=1, metavar="N", help="sessions to add (1)")
+    parser.add_argument("--address", default=".", help="where the folder will be served, for the links")
+
+
+def _add_export(steps: Any) -> None:
+    parser = _step(steps, "export", _export, "write all answers as a Psych-DS folder")
+    _add_folder(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
         "--answers", nargs="+", default=[], metavar="PATH", help="files that participants of a static study sent"
     )
-    analyse = _step(steps, "analyse", _analyse, "make figures, tests and one page of findings")
-    analyse.add_argument("export", metavar="EXPORT", help="folder that export wrote")
-    analyse.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    analyse.add_argument("--seed", type=int, default=0, help="seed of the resampling (0)")
-    simulate = _step(steps, "simulate", _simulate, "let simulated participants take part, or plan how many you need")
-    _folder(simulate)
-    simulate.add_argument("--participants", type=_positive, default=30, metavar="N", help="how many (30)")
-    simulate.add_argument(
+
+
+def _add_analyse(steps: Any) -> None:
+    parser = _step(steps, "analyse", _analyse, "make figures, tests and one page of findings")
+    parser.add_argument("export", metavar="EXPORT", help="folder that export wrote")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (0)")
+
+
+def _add_simulate(steps: Any) -> None:
+    parser = _step(steps, "simulate", _simulate, "let simulated participants take part, or plan how many you need")
+    _add_folder(parser)
+    parser.add_argument("--participants", type=_positive, default=30, metavar="N", help="how many (30)")
+    parser.add_argument(
         "--behaviour", default="paper", choices=("random", "noisy", "perfect", "features", "paper"),
         help="how they answer; paper: with the paper's mean purities",
     )  # fmt: skip
-    simulate.add_argument("--seed", type=int, default=0, help="seed of their behaviour (0)")
-    simulate.add_argument(
+    parser.add_argument("--seed", type=int, default=0, help="seed of their behaviour (0)")
+    parser.add_argument(
         "--power", nargs=2, type=float, metavar=("PURITY", "PURITY"),
         help="without participants: print how often N people would show the difference of these mean purities",
     )  # fmt: skip
-    withdraw = _step(steps, "withdraw", _withdraw, "delete everything of participants")
-    _folder(withdraw)
-    withdraw.add_argument("ids", nargs="+", metavar="CODE", help="as it stood at the foot of their page")
+
+
+def _add_withdraw(steps: Any) -> None:
+    parser = _step(steps, "withdraw", _withdraw, "delete everything of participants")
+    _add_folder(parser)
+    parser.add_argument("ids", nargs="+", metavar="CODE", help="as it stood at the foot of their page")
 
 
 def _step(steps: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -79,11 +120,11 @@ def _step(steps: Any, name: str, run: Any, summary: str) -> argparse.ArgumentPar
     return parser
 
 
-def _folder(parser: argparse.ArgumentParser) -> None:
+def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="STUDY", help="folder that prepare wrote")
 
 
-def _address(parser: argparse.ArgumentParser) -> None:
+def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="port to listen at, 0 for any (8080)")
 
@@ -182,32 +223,12 @@ def _analyse(arguments: argparse.Namespace) -> str:
 
 def _simulate(arguments: argparse.Namespace) -> str:
     from captum_xnn.study._prepared import PreparedStudy
-    from captum_xnn.study._simulation import (
-        BEHAVIOURS,
-        counts_of,
-        expected_purity,
-        paper_behaviour,
-        power,
-        simulate,
-        skill_for,
-    )
+    from captum_xnn.study._simulation import BEHAVIOURS, paper_behaviour, simulate
     from captum_xnn.study._store import ANSWERS_FILE, StudyStore
 
     study = PreparedStudy.read(arguments.folder)
     if arguments.power:
-        first = next(iter(study.datasets.values()))
-        counts = counts_of(first)
-        low, high = sorted(arguments.power)
-        least = expected_purity(0.0, counts)
-        if not least <= low <= high <= 1:
-            raise ValueError(
-                f"mean purities are {low:g} and {high:g}; pass numbers from {least:.2f}, that of random groups, to 1"
-            )
-        found = power(
-            (skill_for(low, counts), skill_for(high, counts)), counts, participants=arguments.participants,
-            seed=arguments.seed,
-        )  # fmt: skip
-        return f"{found:.0%} of simulated studies of {arguments.participants} people tell {low:g} from {high:g}"
+        return _power(arguments, study)
     behaviour = paper_behaviour(study) if arguments.behaviour == "paper" else BEHAVIOURS[arguments.behaviour]
     with StudyStore(Path(arguments.folder) / ANSWERS_FILE) as store:
         simulate(study, store, behaviour, participants=arguments.participants, seed=arguments.seed)
@@ -215,6 +236,21 @@ def _simulate(arguments: argparse.Namespace) -> str:
         f"{arguments.participants} simulated participants took part. They are among the answers: use a copy of the "
         "study, not the one that people will use"
     )
+
+
+def _power(arguments: argparse.Namespace, study: PreparedStudy) -> str:
+    from captum_xnn.study._simulation import counts_of, expected_purity, power, skill_for
+
+    counts = counts_of(next(iter(study.datasets.values())))
+    low, high = sorted(arguments.power)
+    least = expected_purity(0.0, counts)
+    if not least <= low <= high <= 1:
+        raise ValueError(
+            f"mean purities are {low:g} and {high:g}; pass numbers from {least:.2f}, that of random groups, to 1"
+        )
+    skills = skill_for(low, counts), skill_for(high, counts)
+    share = power(skills, counts, participants=arguments.participants, seed=arguments.seed)
+    return f"{share:.0%} of simulated studies of {arguments.participants} people tell {low:g} from {high:g}"
 
 
 def _withdraw(arguments: argparse.Namespace) -> str:

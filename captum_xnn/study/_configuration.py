@@ -230,10 +230,10 @@ def _made(form: type[Any], settings: Mapping[str, Any], source: str) -> Any:
     """Build a dataclass from settings, with lists as tuples."""
     if not isinstance(settings, Mapping):
         raise ValueError(f"{source} is {settings!r}, not a table; write its settings below a line in brackets")
-    known = [f.name for f in fields(form)]
+    allowed = [f.name for f in fields(form)]
     for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5) or allowed
             raise ValueError(f"{source} has an unknown setting {name!r}; near names: {', '.join(near)}")
     return form(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 

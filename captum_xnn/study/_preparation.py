@@ -436,12 +436,12 @@ def practice_batch(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         seed: Seed of the shapes' places.
 
     Example:
-        >>> shown, known = practice_batch(0)
-        >>> len(shown), sorted(image["given"] for image in known), sorted(shown[0])
+        >>> shown, kinds = practice_batch(0)
+        >>> len(shown), sorted(image["given"] for image in kinds), sorted(shown[0])
         (6, [0, 0, 1, 1, 2, 2], ['id', 'maps', 'pixels', 'src'])
     """
     generator = random.Random(f"{seed}/practice")
-    shown, known = [], []
+    shown, kinds = [], []
     for kind in (0, 1, 2):
         for colour in ((0.86, 0.55, 0.20), (0.30, 0.55, 0.75)):
             name = f"p{generator.getrandbits(48):012x}"
@@ -455,9 +455,9 @@ def practice_batch(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]
                 {"src": overlay(mask.float() * (1 - abs(share))), "c": round(1 - abs(share), 4)},
             ]
             shown.append({"id": name, "src": photo(image), "pixels": False, "maps": maps})
-            known.append({"id": name, "given": kind})
+            kinds.append({"id": name, "given": kind})
     order = generator.sample(range(6), 6)
-    return [shown[i] for i in order], [known[i] for i in order]
+    return [shown[i] for i in order], [kinds[i] for i in order]
 
 
 def _shape(kind: int, generator: random.Random) -> tuple[Tensor, Tensor]:

@@ -139,20 +139,20 @@ def _batch(study: PreparedStudy, slot: int, dataset: str, stage: int) -> int:
 def _trial(
     study: PreparedStudy, task: str, stage: str, dataset: str, batch: int, generator: random.Random
 ) -> dict[str, Any]:
-    found = study.datasets[dataset]
-    ids = list(found.batches[batch])
-    made = {
+    facts = study.datasets[dataset]
+    ids = list(facts.batches[batch])
+    step = {
         "kind": _KINDS[task],
         "dataset": dataset,
-        "title": found.title,
+        "title": facts.title,
         "batch": batch,
-        "groups": len(found.classes),
+        "groups": len(facts.classes),
         "media": study.media(f"{dataset}/{batch}/{stage}/{task}"),
         "order": generator.sample(ids, len(ids)),
     }
     if task != "sort":
-        made["examples"] = study.media(f"{dataset}/examples/{stage if task == 'prediction' else 'none'}/{task}")
-    return made
+        step["examples"] = study.media(f"{dataset}/examples/{stage if task == 'prediction' else 'none'}/{task}")
+    return step
 
 
 def public_step(study: PreparedStudy, step: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,28 +162,28 @@ def public_step(study: PreparedStudy, step: Mapping[str, Any]) -> dict[str, Any]
         study: The prepared study.
         step: One of a plan's steps.
     """
-    known = ("kind", "part", "parts", "title", "groups", "media", "examples", "order", "task", "attention")
-    made = {name: step[name] for name in known if name in step}
+    shown = ("kind", "part", "parts", "title", "groups", "media", "examples", "order", "task", "attention")
+    public = {name: step[name] for name in shown if name in step}
     kind = step["kind"]
     if "stage" in step:
-        made["stage"] = step["stage"].partition(":")[0]
+        public["stage"] = step["stage"].partition(":")[0]
     if kind == "consent":
-        made |= {"paragraphs": list(study.facts["consent"]), "contact": study.facts["contact"]}
+        public |= {"paragraphs": list(study.facts["consent"]), "contact": study.facts["contact"]}
     if kind == "background":
-        made["questions"] = [{"name": n, "text": t, "options": list(o)} for n, (t, o) in BACKGROUND.items()]
+        public["questions"] = [{"name": n, "text": t, "options": list(o)} for n, (t, o) in BACKGROUND.items()]
     if kind == "confidence":
-        made["datasets"] = [{"name": n, "title": study.datasets[n].title} for n in step["datasets"]]
-        made |= {"options": list(CONFIDENCE), "check": CONFIDENCE[ATTENTION]}
+        public["datasets"] = [{"name": n, "title": study.datasets[n].title} for n in step["datasets"]]
+        public |= {"options": list(CONFIDENCE), "check": CONFIDENCE[ATTENTION]}
     if kind == "agree":
-        made["options"] = list(RATINGS)
+        public["options"] = list(RATINGS)
     if kind == "final":
-        made["agents"] = [
+        public["agents"] = [
             # People know two agents with one heatmap each by the part in which they met them.
             {"name": stage, "stage": stage.partition(":")[0], "part": part}
             for stage, part in zip(step["agents"], step["agent_parts"], strict=True)
         ]
-        made |= {"options": list(PERFORMANCE), "difficulty": list(DIFFICULTY)}
-    return made
+        public |= {"options": list(PERFORMANCE), "difficulty": list(DIFFICULTY)}
+    return public
 
 
 def check_answer(step: Mapping[str, Any], data: Any) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class _Person:
         self.study, self.behaviour, self.generator = study, behaviour, generator
         self.client, self.token = client, token
         self.own = generator.gauss(0, behaviour.std)
-        self.known = {
+        self.truth = {
             name: (dataset, facts["given"], facts["label"])
             for dataset in study.datasets.values()
             for name, facts in dataset.images.items()
@@ -240,21 +240,21 @@ class _Person:
 
     def _sorted(self, now: Mapping[str, Any]) -> dict[str, int]:
         stage, ids = now["stage"], list(now["order"])
-        dataset = self.known[ids[0]][0]
+        dataset = self.truth[ids[0]][0]
         if self.behaviour.by_features and stage == "xnn":
             shown = self.client.get(f"/s/{self.token}/media/{now['media']}").get_json()["images"]
             shares = {image["id"]: [m["c"] for m in image["maps"]] for image in shown}
             return dict(zip(ids, _clustered(np.array([shares[i] for i in ids]), now["groups"]), strict=True))
         names = self.generator.sample(range(1, now["groups"] + 1), now["groups"])  # groups have no names
         return {
-            i: names[dataset.classes.index(self.known[i][1])]
+            i: names[dataset.classes.index(self.truth[i][1])]
             if self._right(stage, dataset.name)
             else self.generator.randint(1, now["groups"])
             for i in ids
         }
 
     def _chosen(self, kind: str, now: Mapping[str, Any], image: str) -> int:
-        dataset, given, label = self.known[image]
+        dataset, given, label = self.truth[image]
         right = self._right(now["stage"], dataset.name)
         if kind == "agree":
             options = range(len(RATINGS)) if not right else (2, 3) if given == label else (0, 1)

@@ -116,12 +116,12 @@ def anchors_of_each(
     weights = weights.to(exact) / weights.to(exact).sum(1, keepdim=True)
     # The remaining tensors have (M, r) and (D, r) numbers only: they are in double precision on the CPU.
     whitened = [_whitened(scores.cpu().double()) for scores in _pls_scores(Z, ys.to(exact), weights, n)]
-    found = []
+    anchors_of_all = []
     for y, T, L in zip(ys, whitened, _loadings(Z, [T.to(weights) for T in whitened]), strict=True):
         c = T.T @ (y - y.mean(0)).cpu().double() / len(T)
         rotation = _arranged(_rotation(L.cpu().double(), c, balance), L.cpu().double(), c)
-        found.append(Anchors((T @ rotation.T).to(y), (rotation @ c).T.to(y)))
-    return found
+        anchors_of_all.append(Anchors((T @ rotation.T).to(y), (rotation @ c).T.to(y)))
+    return anchors_of_all
 
 
 def _pls_scores(Z: Tensor | Rows, ys: Tensor, w: Tensor, n: int) -> list[Tensor]:
@@ -140,18 +140,18 @@ def _pls_scores(Z: Tensor | Rows, ys: Tensor, w: Tensor, n: int) -> list[Tensor]
             "no activation varies; check that the layer lies on the path to this output, or explain another layer or "
             "target"
         )
-    those = [_Scores(*of) for of in zip(residuals, w, crossed, smallest, strict=True)]
+    of_each = [_OutputScores(*of) for of in zip(residuals, w, crossed, smallest, strict=True)]
     for _ in range(n):
-        going = [i for i, one in enumerate(those) if not one.is_spent]
-        if not going:
+        unfinished = [i for i, output in enumerate(of_each) if not output.is_spent]
+        if not unfinished:
             break
-        directions = torch.stack([those[i].direction() for i in going])
-        for i, t, loading in zip(going, *_pass(Z, centres[going], directions, w[going]), strict=True):
-            those[i].take(t, loading)
-    return [torch.stack([w.new_zeros(w.shape[1]), *one.scores], 1)[:, 1:] for one in those]
+        directions = torch.stack([of_each[i].direction() for i in unfinished])
+        for i, t, loading in zip(unfinished, *_pass(Z, centres[unfinished], directions, w[unfinished]), strict=True):
+            of_each[i].add(t, loading)
+    return [torch.stack([w.new_zeros(w.shape[1]), *output.scores], 1)[:, 1:] for output in of_each]
 
 
-class _Scores:
+class _OutputScores:
     """The scores of one output found so far.
 
     Args:
@@ -179,7 +179,7 @@ class _Scores:
         unit: Tensor = direction / direction.norm()
         return unit
 
-    def take(self, t: Tensor, loading: Tensor) -> None:
+    def add(self, t: Tensor, loading: Tensor) -> None:
         """Add a direction's score (M,) and the covariance (D,) of Z with it, unless both are rounding errors."""
         for _twice in range(2):  # once leaves rounding errors behind
             for s, of_s in zip(self.scores, self.loadings, strict=True):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn._distributed import ALONE, Ranks
-from captum_xnn.activations._activations import Sample, Source
+from captum_xnn.activations._activations import ChosenRows, Source
 from captum_xnn.activations._batches import Batches, Picked, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
@@ -33,22 +33,22 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
-from captum_xnn.models._contribution_groups import ContributionGroups, Integral, decides
+from captum_xnn.models._contribution_groups import ContributionGroups, Integral, layer_decides
 from captum_xnn.models._grouping import learn_groups
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._drops import (
-    CellDrops,
+    CellCovering,
+    CoveredImages,
+    Covering,
     Drops,
     Grid,
-    ImageCovers,
-    Lost,
-    MapDrops,
-    PixelDrops,
+    MapCovering,
+    PixelCovering,
+    all_drops,
     channels_of,
-    drops_of,
     images_among,
 )
-from captum_xnn.training._map_covers import MapCovers, has_cells, maps_before
+from captum_xnn.training._map_covers import CoveredMaps, has_cells, maps_before
 
 __all__ = ["SMALL", "Evidence", "fit_groups"]
 
@@ -75,10 +75,25 @@ class Evidence(NamedTuple):
     """Contributions to the outputs in other examples, (C, O, D)."""
     drops: Tensor | None
     """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
-    lost: Tensor | None
+    activation_drops: Tensor | None
     """Drops of activations for each covered patch of a positive, (P, patches, D); None without images."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
+
+    def entries(self) -> dict[str, Tensor | None]:
+        """Return the entries of a checkpoint."""
+        entries = self._asdict()
+        entries["lost"] = entries.pop("activation_drops")
+        return entries
+
+    @classmethod
+    def from_entries(cls, entries: dict[str, Any]) -> Evidence:
+        """Read the entries of a checkpoint.
+
+        Args:
+            entries: As :meth:`entries` returns them.
+        """
+        return cls(**{("activation_drops" if name == "lost" else name): value for name, value in entries.items()})
 
 
 def fit_groups(
@@ -122,8 +137,8 @@ def fit_groups(
         for form, y in zip(forms, ys, strict=True):
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
-    sample = Sample.chosen(marks, len(Z), config["positives"], config["others"])
-    reader = _EvidenceReader(tail, _Collected(Z, ys), source, sample, checkpoints, model, ranks)
+    chosen = ChosenRows.choose(marks, len(Z), config["positives"], config["others"])
+    reader = _EvidenceReader(tail, _Collected(Z, ys), source, chosen, checkpoints, model, ranks)
     at_once = max(1, _TARGETS // len(targets[0]))
     with closing(
         tqdm(desc=f"contributions at {tail.name}", unit=" examples", disable=not progress, leave=False)
@@ -149,9 +164,9 @@ class _EvidenceReader(NamedTuple):
     """Reads contributions from checkpoints, or else computes them with the model."""
 
     tail: Tail
-    known: _Collected
+    collected: _Collected
     source: Source | None
-    sample: Sample
+    chosen: ChosenRows
     checkpoints: Sequence[Checkpoint]
     model: Any
     ranks: Ranks
@@ -160,36 +175,36 @@ class _EvidenceReader(NamedTuple):
         self,
         forms: Sequence[ContributionGroups],
         targets: Sequence[tuple[Target, ...]],
-        some: range,
+        explainers: range,
         bar: tqdm[Any],
     ) -> list[Evidence]:
         """Read the data of some explainers."""
-        keys = {t: self._key(forms[t], targets[t], t) if self.checkpoints else "" for t in some}
-        found = {t: self._found(key) for t, key in keys.items()}
+        keys = {t: self._key(forms[t], targets[t], t) if self.checkpoints else "" for t in explainers}
+        evidence = {t: self._from_checkpoints(key) for t, key in keys.items()}
         everywhere = [
-            all(seen) for seen in zip(*self.ranks.all_of([e is not None for e in found.values()]), strict=True)
+            all(seen) for seen in zip(*self.ranks.all_of([e is not None for e in evidence.values()]), strict=True)
         ]
-        missing = [t for t, seen in zip(some, everywhere, strict=True) if not seen]
+        missing = [t for t, seen in zip(explainers, everywhere, strict=True) if not seen]
         if missing:
-            for t, evidence in zip(missing, self._read(forms, targets, missing, bar), strict=True):
-                found[t] = evidence
+            for t, new_evidence in zip(missing, self._read(forms, targets, missing, bar), strict=True):
+                evidence[t] = new_evidence
                 if self.checkpoints and self.ranks.first:
-                    self.checkpoints[0].write(keys[t], evidence._asdict())
-        return [evidence for evidence in found.values() if evidence is not None]
+                    self.checkpoints[0].write(keys[t], new_evidence.entries())
+        return [of_explainer for of_explainer in evidence.values() if of_explainer is not None]
 
     def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
         """Compute the name of the file that keeps contributions, from everything that they depend on."""
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
-        rows = [self.sample.positives[t], self.sample.others]
+        rows = [self.chosen.positives[t], self.chosen.others]
         return Checkpoint.key(
             ["contributions of positives and others", self.model, targets, settings, form.base, form.scale, rows]
         )
 
-    def _found(self, key: str) -> Evidence | None:
+    def _from_checkpoints(self, key: str) -> Evidence | None:
         for checkpoint in self.checkpoints:
             state = checkpoint.read(key, torch.device("cpu"))
             if state is not None:
-                return Evidence(**state)
+                return Evidence.from_entries(state)
         return None
 
     def _read(
@@ -210,17 +225,17 @@ class _EvidenceReader(NamedTuple):
                 "from; pass the data themselves, as in fit(loader, target, store=...), to keep contributions in the "
                 "store, or fit with autoencoder=SRAE"
             )
-        sample = Sample([self.sample.positives[t] for t in missing], self.sample.others)
+        chosen = ChosenRows([self.chosen.positives[t] for t in missing], self.chosen.others)
         self.tail.forget()
-        known = self.known._replace(ys=[self.known.ys[t] for t in missing])
+        collected = self.collected._replace(ys=[self.collected.ys[t] for t in missing])
         collector = _EvidenceCollector(
-            [forms[t] for t in missing], self.tail, [targets[t] for t in missing], sample, known, self.ranks
+            [forms[t] for t in missing], self.tail, [targets[t] for t in missing], chosen, collected, self.ranks
         )
         source = self.source
 
         def each(wanted: Tensor) -> Iterator[Picked]:
             batches = Batches(source.data, _ROWS, source.unpack)
-            collector.batch_size = batches.most or _ROWS
+            collector.batch_size = batches.largest_batch or _ROWS
             # Several processes share batches, so there should be many.
             for number, picked in enumerate(batches.picked(wanted, least=_ROWS if self.ranks.world == 1 else 1)):
                 if number % self.ranks.world == self.ranks.rank:
@@ -229,11 +244,11 @@ class _EvidenceReader(NamedTuple):
                 bar.update(len(picked.rows))
 
         with torch.inference_mode(False), untouched(self.tail.model):
-            for picked in each(torch.cat(sample.positives)):
-                collector.take_positives(picked)
-            if not collector.take_others_known():
-                for picked in each(sample.others):
-                    collector.take_others(picked)
+            for picked in each(torch.cat(chosen.positives)):
+                collector.add_positives(picked)
+            if not collector.add_others_from_activations():
+                for picked in each(chosen.others):
+                    collector.add_others(picked)
         return collector.evidence()
 
 
@@ -243,16 +258,36 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     scale = form.scale[:, None, None].to(evidence.positives)
     positives, others = ((c / scale).flatten(0, 1) for c in (evidence.positives, evidence.others))
     drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
-    lost = None if evidence.lost is None else evidence.lost.expand(len(scale), *evidence.lost.shape).flatten(0, 1)
+    activation_drops = evidence.activation_drops
+    if activation_drops is not None:
+        activation_drops = activation_drops.expand(len(scale), *activation_drops.shape).flatten(0, 1)
     rows = len(positives) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
     with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
-        a = learn_groups(positives, others, drops, form.config["n_features"], lost=lost, balance=form.config["balance"])
+        a = learn_groups(
+            positives,
+            others,
+            drops,
+            form.config["n_features"],
+            activation_drops=activation_drops,
+            balance=form.config["balance"],
+        )
     E = evidence.positives[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
     if a.shape[1] < form.config["n_features"]:
         _LOG.info("%d of %d x-features were left after merging", a.shape[1], form.config["n_features"])
     form.config["n_features"] = a.shape[1]
+
+
+class _Measured(NamedTuple):
+    """Numbers of one example."""
+
+    contributions: Tensor
+    """Contributions to the outputs, (C, D)."""
+    unexplained: Tensor
+    """Difference between the change of each output and the sum of its contributions, (C,)."""
+    drops: Drops | None = None
+    """Drops for each covered patch, (C, patches, D) and (patches, D). None without images, and for other examples."""
 
 
 class _EvidenceCollector:
@@ -263,16 +298,16 @@ class _EvidenceCollector:
         forms: Sequence[ContributionGroups],
         tail: Tail,
         targets: Sequence[tuple[Target, ...]],
-        sample: Sample,
-        known: _Collected,
+        chosen: ChosenRows,
+        collected: _Collected,
         ranks: Ranks,
     ) -> None:
-        self.forms, self.tail, self.targets, self.sample, self.known, self.ranks = (
+        self.forms, self.tail, self.targets, self.chosen, self.collected, self.ranks = (
             forms,
             tail,
             targets,
-            sample,
-            known,
+            chosen,
+            collected,
             ranks,
         )
         self.outputs = len(targets[0])
@@ -281,24 +316,26 @@ class _EvidenceCollector:
         """The module whose feature maps are covered, or None without such a module; no tuple before the search."""
         self.map_bytes: int | None = None
         """Bytes of the maps of one example, once they were covered."""
-        self.one: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
+        self.one_positive: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
         """Inputs and further arguments of one positive, once a positive was read."""
         self.dtype: torch.dtype | None = None
-        self.positives: dict[tuple[int, int], tuple[Tensor, Tensor, Lost | None]] = {}
-        self.others: dict[int, tuple[Tensor, Tensor]] = {}
+        self.positives: dict[tuple[int, int], _Measured] = {}
+        """Numbers of positives, by explainer and row, for the outputs of that explainer."""
+        self.others: dict[int, _Measured] = {}
+        """Numbers of other examples, by row, for the outputs of all explainers."""
         self.batch_size = _ROWS
         """Number of examples for which the memory of the model's passes is known to suffice."""
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
 
-    def take_positives(self, picked: Picked) -> None:
+    def add_positives(self, picked: Picked) -> None:
         """Read the contributions of the positives among some examples, and their drops."""
         inputs, additional = picked.on(self.device)
-        pairs = [(t, row) for t, p in enumerate(self.sample.positives) for row in picked.among(p).tolist()]
+        pairs = [(t, row) for t, p in enumerate(self.chosen.positives) for row in picked.among(p).tolist()]
         first = 0
         while first < len(pairs):
             last = first + self._rows_at_once()
-            self._take_pairs(pairs[first:last], picked.rows, inputs, additional)
+            self._add_pairs(pairs[first:last], picked.rows, inputs, additional)
             first = last
 
     def _rows_at_once(self) -> int:
@@ -307,64 +344,67 @@ class _EvidenceCollector:
         If the layer's output alone decides the output, the modules before the layer run on few images at a time, and
         more positives fit in memory.
         """
-        if not self.tail.alone:
+        if not self.tail.layer_decides:
             return min(_ROWS, self.batch_size)
         return _ROWS if self.map_bytes is None else max(1, min(_ROWS, max(self.batch_size, _BYTES // self.map_bytes)))
 
-    def take_others(self, picked: Picked) -> None:
+    def add_others(self, picked: Picked) -> None:
         """Read the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
-        for rows in torch.split(picked.among(self.sample.others), min(_ROWS, self.batch_size)):
+        for rows in torch.split(picked.among(self.chosen.others), min(_ROWS, self.batch_size)):
             x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows))
-            self._take_others(rows, x, more, None)
+            self._add_others(rows, x, more, None)
 
-    def take_others_known(self) -> bool:
+    def add_others_from_activations(self) -> bool:
         """Compute the contributions of other examples from their activations alone.
 
         The modules before the layer then run on one positive only, and the inputs of other examples are not read.
         Return False if the output depends on more than the layer's activations.
         """
         # Activations that were kept in a smaller dtype than the layer gives are not exact.
-        sure = bool(self.tail.alone) and self.one is not None and self.known.Z[:1].dtype == self.dtype
+        is_exact = self.collected.Z[:1].dtype == self.dtype
+        sure = bool(self.tail.layer_decides) and self.one_positive is not None and is_exact
         if not all(self.ranks.all_of(sure)):
             return False
-        assert self.one is not None
-        for rows in torch.split(self.sample.others[self.ranks.rank :: self.ranks.world], _ROWS):
-            x, more = rows_of(*self.one, torch.zeros(len(rows), dtype=torch.long, device="cpu"))
-            Z = self.known.Z[rows].to(self.device)
+        assert self.one_positive is not None
+        for rows in torch.split(self.chosen.others[self.ranks.rank :: self.ranks.world], _ROWS):
+            x, more = rows_of(*self.one_positive, torch.zeros(len(rows), dtype=torch.long, device="cpu"))
+            Z = self.collected.Z[rows].to(self.device)
             with one_thread_if_small(pass_flops(self.tail.model, x)):
-                sure = sure and self._decides(Z, rows, x, more)
+                sure = sure and self._layer_decides(Z, rows, x, more)
                 if sure:
-                    self._take_others(rows, x, more, Z)
+                    self._add_others(rows, x, more, Z)
         return all(self.ranks.all_of(sure))
 
-    def _decides(self, Z: Tensor, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> bool:
+    def _layer_decides(
+        self, Z: Tensor, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    ) -> bool:
         """Whether activations alone give the outputs of some other examples."""
-        first = self.targets[0]
-        some = [[target] * len(rows) for target in first]
-        return decides(self.tail, inputs, additional, some, Z, self.known.ys[0][rows].T)
+        targets = [[target] * len(rows) for target in self.targets[0]]
+        return layer_decides(self.tail, inputs, additional, targets, Z, self.collected.ys[0][rows].T)
 
-    def _take_others(
+    def _add_others(
         self, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, Z: Tensor | None
     ) -> None:
         """Read the contributions of some other examples to the outputs of all explainers."""
         if not len(rows):
             return
         flat = [target for of in self.targets for target in of]
-        ys = torch.cat([y[rows.to(y.device)] for y in self.known.ys], 1).T
-        made, off = [], []
+        ys = torch.cat([y[rows.to(y.device)] for y in self.collected.ys], 1).T
+        contributions = []
+        unexplained = []
         for i in range(0, len(flat), _TARGETS):
-            some = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
+            targets = [[target] * len(rows) for target in flat[i : i + _TARGETS]]
             scale = torch.cat([form.scale for form in self.forms])[i : i + _TARGETS]
-            y = self.tail.outputs(inputs, additional, some) if Z is None else ys[i : i + _TARGETS]
-            found = self.forms[0].integral(self.tail, inputs, additional, some, predictions=y, Z=Z, scale=scale)
-            made.append(self.forms[0].contributions(found).cpu())
-            off.append(_unexplained(found, made[-1]))
-        c, unexplained = torch.cat(made), torch.cat(off)
+            y = self.tail.outputs(inputs, additional, targets) if Z is None else ys[i : i + _TARGETS]
+            integral = self.forms[0].integral(self.tail, inputs, additional, targets, predictions=y, Z=Z, scale=scale)
+            contributions.append(self.forms[0].contributions(integral).cpu())
+            unexplained.append(_unexplained(integral, contributions[-1]))
+        c, off = torch.cat(contributions), torch.cat(unexplained)
         for i, row in enumerate(rows.tolist()):
-            self.others[row] = c[:, i], unexplained[:, i]
+            self.others[row] = _Measured(c[:, i], off[:, i])
 
-    def _take_pairs(
+    def _add_pairs(
         self,
         pairs: Sequence[tuple[int, int]],
         numbers: Tensor,
@@ -379,22 +419,23 @@ class _EvidenceCollector:
         if self.channels is None:
             self.channels = image_channels(self.tail.model, (*x, *(more or ())))
         at = images_among(x, channels=self.channels)
-        over = None if at is None or not self._covers_maps(x, at) else self._map_covers(x, more, at)
-        Z = self.tail.activations(x, more) if over is None else over.Z
+        covered_maps = None if at is None or not self._covers_maps(x, at) else self._covered_maps(x, more, at)
+        Z = self.tail.activations(x, more) if covered_maps is None else covered_maps.Z
         y = self._outputs(Z, pairs, x, more, targets)
-        self.one, self.dtype = rows_of(x, more, torch.tensor([0], device="cpu")), Z.dtype
-        if self.tail.alone and self.tail.prefix is None:
-            self.tail.keep_prefix(*self.one)
-        found = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
-        refuse_changed(self.known.Z[rows].to(found.Z.device), found.Z, rows)  # the integral found the last call
-        c = self.forms[0].contributions(found).cpu()
-        unexplained = _unexplained(found, c)
+        self.one_positive, self.dtype = rows_of(x, more, torch.tensor([0], device="cpu")), Z.dtype
+        if self.tail.layer_decides and self.tail.prefix is None:
+            self.tail.keep_prefix(*self.one_positive)
+        integral = self.forms[0].integral(self.tail, x, more, targets, predictions=y, Z=Z, scale=scale)
+        # After the integral, which found the layer's last call.
+        refuse_changed(self.collected.Z[rows].to(integral.Z.device), integral.Z, rows)
+        contributions = self.forms[0].contributions(integral).cpu()
+        unexplained = _unexplained(integral, contributions)
         drops = None
         if at is not None:
-            drops = drops_of(self._drops(x, more, targets, found, at, over), len(pairs))
+            drops = all_drops(self._drops(x, more, targets, integral, at, covered_maps), len(pairs))
         for i, pair in enumerate(pairs):
-            lost = None if drops is None else Lost(drops.contributions[:, i], drops.activations[i])
-            self.positives[pair] = c[:, i], unexplained[:, i], lost
+            pair_drops = None if drops is None else Drops(drops.contributions[:, i], drops.activations[i])
+            self.positives[pair] = _Measured(contributions[:, i], unexplained[:, i], pair_drops)
 
     def _outputs(
         self,
@@ -405,9 +446,9 @@ class _EvidenceCollector:
         targets: Sequence[Sequence[Target]],
     ) -> Tensor:
         """Return the model's outputs, (C, N): those that were collected, if Z is still the same."""
-        before = self.known.Z[torch.tensor([row for _, row in pairs], device="cpu")].to(Z.device)
+        before = self.collected.Z[torch.tensor([row for _, row in pairs], device="cpu")].to(Z.device)
         if before.dtype == Z.dtype and before.shape == Z.shape and _close(before, Z):
-            return torch.stack([self.known.ys[t][row] for t, row in pairs], 1)
+            return torch.stack([self.collected.ys[t][row] for t, row in pairs], 1)
         return self.tail.outputs(inputs, additional, targets)
 
     def _channels_of(self, inputs: tuple[Tensor, ...], at: int) -> int:
@@ -421,62 +462,69 @@ class _EvidenceCollector:
             return bool(covered == "maps")
         return inputs[at].movedim(self._channels_of(inputs, at), 1).shape[2:].numel() > SMALL
 
-    def _map_covers(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int) -> MapCovers | None:
+    def _covered_maps(
+        self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int
+    ) -> CoveredMaps | None:
         """Find the feature maps before the layer, and make their covers; None without such maps."""
         if self.maps is None:
             self.maps = (maps_before(self.tail, inputs, additional, at),)
         (maps,) = self.maps
         if maps is None:
             return None
-        covers = MapCovers(self.tail, maps, inputs, additional)
-        self.map_bytes = covers.whole[0].numel() * covers.whole.element_size()
-        return covers
+        covered = CoveredMaps(self.tail, maps, inputs, additional)
+        self.map_bytes = covered.whole[0].numel() * covered.whole.element_size()
+        return covered
 
     def _drops(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
         targets: Sequence[Sequence[Target]],
-        found: Integral,
+        integral: Integral,
         at: int,
-        over: MapCovers | None,
-    ) -> Drops:
+        covered_maps: CoveredMaps | None,
+    ) -> Covering:
         """Choose the way to cover patches."""
         form, grid = self.forms[0], self.forms[0].config["grid"]
-        if self._covers_maps(inputs, at) and has_cells(found.Z, form.channels):
-            return CellDrops(form, found, grid)
-        if over is not None:
-            cells = Grid(over.whole.shape[2], over.whole.shape[3], grid)
-            return MapDrops(form, found, cells, partial(over.activations, cells.regions), over.at_once)
-        covers = ImageCovers(inputs, at, grid, channels=self._channels_of(inputs, at))
-        return PixelDrops(form, found, covers, self.tail, additional, targets)
+        if self._covers_maps(inputs, at) and has_cells(integral.Z, form.channels):
+            return CellCovering(form, integral, grid)
+        if covered_maps is not None:
+            cells = Grid(covered_maps.whole.shape[2], covered_maps.whole.shape[3], grid)
+            return MapCovering(
+                form, integral, cells, partial(covered_maps.activations, cells.regions), covered_maps.at_once
+            )
+        images = CoveredImages(inputs, at, grid, channels=self._channels_of(inputs, at))
+        return PixelCovering(form, integral, images, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
         """Gather the data of all processes, for each explainer."""
-        positives: dict[Any, Any] = {}
-        others: dict[Any, Any] = {}
+        positives: dict[tuple[int, int], _Measured] = {}
+        others: dict[int, _Measured] = {}
         for mine in self.ranks.all_of((self.positives, self.others)):
             positives |= mine[0]
             others |= mine[1]
-        wanted = torch.cat([*self.sample.positives, self.sample.others])
+        wanted = torch.cat([*self.chosen.positives, self.chosen.others])
         refuse_lack(len(positives) + len(others), wanted)
-        found = []
-        for t, chosen in enumerate(self.sample.positives):
-            rows = [positives[t, row] for row in chosen.tolist()]
+        evidence = []
+        for t, chosen in enumerate(self.chosen.positives):
+            own = [positives[t, row] for row in chosen.tolist()]
             outputs = slice(t * self.outputs, (t + 1) * self.outputs)
-            rest = [(others[row][0][outputs], others[row][1][outputs]) for row in self.sample.others.tolist()]
-            drops = None if rows[0][2] is None else torch.stack([r[2].contributions for r in rows], 1)
-            lost = None if rows[0][2] is None else torch.stack([r[2].activations for r in rows])
-            found.append(
+            rest = [
+                _Measured(others[row].contributions[outputs], others[row].unexplained[outputs])
+                for row in self.chosen.others.tolist()
+            ]
+            drops = [measured.drops for measured in own if measured.drops is not None]
+            contributions = torch.stack([measured.contributions for measured in own], 1)
+            evidence.append(
                 Evidence(
-                    torch.stack([r[0] for r in rows], 1),
-                    torch.stack([c for c, _ in rest], 1) if rest else rows[0][0][:, None][:, :0],
-                    drops,
-                    lost,
-                    torch.stack([r[1] for r in rows] + [off for _, off in rest], 1),
+                    contributions,
+                    torch.stack([measured.contributions for measured in rest], 1) if rest else contributions[:, :0],
+                    torch.stack([each.contributions for each in drops], 1) if drops else None,
+                    torch.stack([each.activations for each in drops]) if drops else None,
+                    torch.stack([measured.unexplained for measured in [*own, *rest]], 1),
                 )
             )
-        return found
+        return evidence
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -484,6 +532,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
-def _unexplained(found: Integral, c: Tensor) -> Tensor:
+def _unexplained(integral: Integral, contributions: Tensor) -> Tensor:
     """Compute the change of the output minus the sum of contributions, (C, N)."""
-    return (found.end - found.start).to(c) - c.sum(2)
+    return (integral.end - integral.start).to(contributions) - contributions.sum(2)

@@ -1,8 +1,8 @@
 """Drops: the contributions and activations that an image loses when one of its patches is covered.
 
-There are three ways to cover a patch, from the slowest to the fastest: :class:`PixelDrops` covers pixels of the image,
-:class:`MapDrops` cells of feature maps before the layer, and :class:`CellDrops` cells of the layer's own output. The
-last two use the slopes of the whole image.
+There are three ways to cover a patch, from the slowest to the fastest: :class:`PixelCovering` covers pixels of the
+image, :class:`MapCovering` cells of feature maps before the layer, and :class:`CellCovering` cells of the layer's own
+output. The last two use the slopes of the whole image.
 
 Conventions:
     N examples, C outputs, D dimensions or channels of Z. Images are (N, C, H, W), or (N, H, W, C) where channels are
@@ -25,24 +25,24 @@ from captum_xnn.metrics._patches import patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
 
 __all__ = [
-    "CellDrops",
+    "CellCovering",
+    "CoveredImages",
+    "Covering",
     "Drops",
     "Grid",
-    "ImageCovers",
-    "Lost",
-    "MapDrops",
-    "PixelDrops",
+    "MapCovering",
+    "PixelCovering",
+    "all_drops",
     "channels_of",
-    "drops_of",
     "images_among",
 ]
 
 # Changes of an activation that count as rounding, in units of the last place.
 _ROUNDING = 64
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
-_ROWS, _CPU_ROWS = 64, 16
+_IMAGES, _CPU_IMAGES = 64, 16
 # Patches whose cells are summed at once.
-_MAPS = 256
+_CELL_PATCHES = 256
 
 
 class Grid:
@@ -74,7 +74,7 @@ class Grid:
         return [(i, p) for i in range(n) for p in range(len(self.regions))]
 
 
-class ImageCovers:
+class CoveredImages:
     """Images with one patch covered at a time, in the mean colour of the image.
 
     Args:
@@ -85,7 +85,7 @@ class ImageCovers:
     """
 
     def __init__(self, inputs: tuple[Tensor, ...], at: int, grid: int, *, channels: int = 1) -> None:
-        self.inputs, self.at, self.channels = inputs, at, channels
+        self.inputs, self.images_at, self.channels = inputs, at, channels
         height, width = inputs[at].movedim(channels, 1).shape[2:]
         self.grid = Grid(height, width, grid)
 
@@ -96,16 +96,16 @@ class ImageCovers:
             pairs: Image and patch of each.
         """
         rows = torch.tensor([i for i, _ in pairs], device="cpu")
-        made = [x[rows.to(x.device)] for x in self.inputs]
-        images = made[self.at].movedim(self.channels, 1)  # a view
+        covered = [x[rows.to(x.device)] for x in self.inputs]
+        images = covered[self.images_at].movedim(self.channels, 1)  # a view
         mean = images.mean((2, 3))
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = self.grid.regions[p]
             images[n, :, top:bottom, left:right] = mean[n, :, None, None]
-        return tuple(made)
+        return tuple(covered)
 
 
-class Lost(NamedTuple):
+class Drops(NamedTuple):
     """Drops under covered patches, by dimension or channel."""
 
     contributions: Tensor
@@ -114,20 +114,20 @@ class Lost(NamedTuple):
     """(n, D)."""
 
 
-class Drops(Protocol):
-    """Computes the drops of some examples, by one way to cover patches."""
+class Covering(Protocol):
+    """Computes the drops of some examples: one way to cover patches."""
 
     grid: Grid
     """The patches."""
     at_once: int
     """Number of pairs of example and patch to compute at once."""
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+    def drops(self, pairs: Sequence[tuple[int, int]]) -> Drops:
         """Compute the drops for pairs of example and patch."""
         ...
 
 
-class PixelDrops:
+class PixelCovering:
     """Covers patches of the image, and runs the whole model on each.
 
     If Z is a vector, the rest of the model is cheap, and contributions of a covered image are integrated again. For
@@ -137,85 +137,86 @@ class PixelDrops:
     def __init__(
         self,
         form: ContributionGroups,
-        found: Integral,
-        covers: ImageCovers,
+        integral: Integral,
+        images: CoveredImages,
         tail: Tail,
         additional: tuple[Any, ...] | None,
         targets: Sequence[Sequence[Target]],
     ) -> None:
-        self.form, self.found, self.covers, self.tail = form, found, covers, tail
+        self.form, self.integral, self.images, self.tail = form, integral, images, tail
         self.additional, self.targets = additional, targets
-        self.whole = form.contributions(found)
-        self.grid = covers.grid
-        self.at_once = _CPU_ROWS if self.whole.device.type == "cpu" else _ROWS
+        self.contributions = form.contributions(integral)
+        """Contributions in the whole images, (C, N, D)."""
+        self.grid = images.grid
+        self.at_once = _CPU_IMAGES if self.contributions.device.type == "cpu" else _IMAGES
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+    def drops(self, pairs: Sequence[tuple[int, int]]) -> Drops:
         """Compute the drops for pairs of example and patch."""
         rows = torch.tensor([i for i, _ in pairs], device="cpu")
-        x, at = self.covers.covered(pairs), rows.to(self.whole.device)
-        more = rows_of(self.covers.inputs[:1], self.additional, rows)[1]
-        if self.found.Z.dim() == 2:
-            loose = torch.full(
-                (len(self.targets),), torch.inf, device="cpu"
-            )  # an infinite tolerance: no interval is halved
-            some = [[of[i] for i in rows.tolist()] for of in self.targets]
-            covered = self.form.integral(self.tail, x, more, some, scale=loose)
-            return Lost(self.whole[:, at] - self.form.contributions(covered), _difference(self.found.Z[at], covered.Z))
-        return _by_slopes(self.form, self.found, at, self.tail.activations(x, more))
+        x, at = self.images.covered(pairs), rows.to(self.contributions.device)
+        more = rows_of(self.images.inputs[:1], self.additional, rows)[1]
+        if self.integral.Z.dim() == 2:
+            # An infinite tolerance: no interval is halved.
+            scale = torch.full((len(self.targets),), torch.inf, device="cpu")
+            targets = [[of_output[i] for i in rows.tolist()] for of_output in self.targets]
+            covered = self.form.integral(self.tail, x, more, targets, scale=scale)
+            drops = self.contributions[:, at] - self.form.contributions(covered)
+            return Drops(drops, _difference(self.integral.Z[at], covered.Z))
+        return _by_slopes(self.form, self.integral, at, self.tail.activations(x, more))
 
 
-class MapDrops:
+class MapCovering:
     """Covers cells of feature maps before the layer, and runs the modules from there to the layer on each.
 
     The drops use the slopes of the whole image. ``activations`` computes Z for pairs of example and patch, with that
-    patch of the feature maps covered (:meth:`captum_xnn.training._map_covers.MapCovers.activations`).
+    patch of the feature maps covered (:meth:`captum_xnn.training._map_covers.CoveredMaps.activations`).
     """
 
     def __init__(
         self,
         form: ContributionGroups,
-        found: Integral,
+        integral: Integral,
         grid: Grid,
         activations: Callable[[Sequence[tuple[int, int]]], Tensor],
         at_once: int,
     ) -> None:
-        self.form, self.found, self.grid, self.activations = form, found, grid, activations
+        self.form, self.integral, self.grid, self.activations = form, integral, grid, activations
         self.at_once = at_once
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+    def drops(self, pairs: Sequence[tuple[int, int]]) -> Drops:
         """Compute the drops for pairs of example and patch."""
-        at = torch.tensor([i for i, _ in pairs], device="cpu").to(self.found.Z.device)
-        return _by_slopes(self.form, self.found, at, self.activations(pairs))
+        at = torch.tensor([i for i, _ in pairs], device="cpu").to(self.integral.Z.device)
+        return _by_slopes(self.form, self.integral, at, self.activations(pairs))
 
 
-class CellDrops:
+class CellCovering:
     """Sums the contributions of a patch's cells, where the layer's output is feature maps. Nothing runs again."""
 
-    def __init__(self, form: ContributionGroups, found: Integral, grid: int) -> None:
-        base = form.base.to(found.slopes)
-        self.contributions = found.contributions(base).movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
-        self.activations = (found.Z.to(base) - base).movedim(form.channels, 1)  # (N, D, rows, columns)
+    def __init__(self, form: ContributionGroups, integral: Integral, grid: int) -> None:
+        base = form.base.to(integral.slopes)
+        self.contributions = integral.contributions(base).movedim(form.channels + 1, 2)  # (C, N, D, rows, columns)
+        self.activations = (integral.Z.to(base) - base).movedim(form.channels, 1)  # (N, D, rows, columns)
         self.grid = Grid(self.contributions.shape[3], self.contributions.shape[4], grid)
-        self.at_once = _MAPS
+        self.at_once = _CELL_PATCHES
 
-    def of(self, pairs: Sequence[tuple[int, int]]) -> Lost:
+    def drops(self, pairs: Sequence[tuple[int, int]]) -> Drops:
         """Compute the drops for pairs of example and patch."""
         contributions, activations = [], []
         for i, p in pairs:
             (top, bottom), (left, right) = self.grid.regions[p]
             contributions.append(self.contributions[:, i, :, top:bottom, left:right].sum((2, 3)))
             activations.append(self.activations[i, :, top:bottom, left:right].sum((1, 2)))
-        return Lost(torch.stack(contributions, 1), torch.stack(activations))
+        return Drops(torch.stack(contributions, 1), torch.stack(activations))
 
 
-def drops_of(drops: Drops, n: int) -> Lost:
+def all_drops(covering: Covering, n: int) -> Drops:
     """Compute the drops of n examples for each covered patch: (C, n, patches, D) and (n, patches, D)."""
-    pairs = drops.grid.pairs(n)
-    every = [drops.of(pairs[i : i + drops.at_once]) for i in range(0, len(pairs), drops.at_once)]
-    contributions = torch.cat([one.contributions.cpu() for one in every], 1)
-    activations = torch.cat([one.activations.cpu() for one in every])
+    pairs = covering.grid.pairs(n)
+    batches = [covering.drops(pairs[i : i + covering.at_once]) for i in range(0, len(pairs), covering.at_once)]
+    contributions = torch.cat([drops.contributions.cpu() for drops in batches], 1)
+    activations = torch.cat([drops.activations.cpu() for drops in batches])
     D = activations.shape[1]
-    return Lost(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
+    return Drops(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
 
 
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
@@ -254,17 +255,17 @@ def channels_of(inputs: tuple[Tensor, ...], at: int, channels: int) -> int:
     return channels if at == first_image(inputs) else 1
 
 
-def _by_slopes(form: ContributionGroups, found: Integral, at: Tensor, covered: Tensor) -> Lost:
+def _by_slopes(form: ContributionGroups, integral: Integral, at: Tensor, covered: Tensor) -> Drops:
     """Compute the drops from covered activations and the slopes of the whole image.
 
     Args:
         form: A form with the dimension of channels of Z.
-        found: Integral of the whole images.
+        integral: Integral of the whole images.
         at: Row of each covered image in it, (n,).
         covered: Activations of the covered images, (n, ...).
     """
-    off = (found.Z[at] - covered).to(found.slopes)
-    return Lost(form.by_channel(found.slopes[:, at] * off), form.by_channel(_difference(found.Z[at], covered)))
+    off = (integral.Z[at] - covered).to(integral.slopes)
+    return Drops(form.by_channel(integral.slopes[:, at] * off), form.by_channel(_difference(integral.Z[at], covered)))
 
 
 def _difference(Z: Tensor, covered: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 from captum_xnn.training._subspaces import fit_subspaces
 
-__all__ = ["Fitted", "LayerFit", "Log", "is_exact", "maker"]
+__all__ = ["Fitted", "LayerFit", "Log", "form_maker", "is_exact"]
 
 # Weights of a learned form, in all and for each example, above which a fit warns of its size.
 _MANY, _MANY_EACH = 20_000_000, 1000
@@ -81,40 +81,43 @@ class LayerFit:
     log: Log | None
     ranks: Ranks
 
-    def fit(self, tasks: Sequence[Task], found: Activations, reader: Reader) -> Iterator[Fitted]:
+    def fit(self, tasks: Sequence[Task], activations: Activations, reader: Reader) -> Iterator[Fitted]:
         """Fit a form for each task; yield each as soon as it is fitted.
 
         Args:
             tasks: Tasks with the same number of outputs. Their forms are fitted together.
-            found: Activations of the layer.
+            activations: Activations of the layer.
             reader: Reader of the layer.
 
         Raises:
             ValueError: If activations or outputs cannot be learned from.
         """
-        if 2 <= len(found.Z) < self.n_features:  # a single example has an error of its own
+        if 2 <= len(activations.Z) < self.n_features:  # a single example has an error of its own
             raise ValueError(
-                f"n_features is {self.n_features}, and the data have only {len(found.Z)} examples; pass as many "
-                f"examples as x-features at least, better some hundred, or n_features={len(found.Z)}"
+                f"n_features is {self.n_features}, and the data have only {len(activations.Z)} examples; pass as many "
+                f"examples as x-features at least, better some hundred, or n_features={len(activations.Z)}"
             )
-        forms = self._forms(len(tasks[0].targets), len(tasks), found, reader)
+        forms = self._forms(len(tasks[0].targets), len(tasks), activations, reader)
         fitted = self._exact if isinstance(forms[0], ContributionGroups) else self._learned
-        yield from fitted(forms, tasks, found, reader)
+        yield from fitted(forms, tasks, activations, reader)
 
-    def _forms(self, outputs: int, count: int, found: Activations, reader: Reader) -> list[Any]:
+    def _forms(self, outputs: int, count: int, activations: Activations, reader: Reader) -> list[Any]:
         """Make the forms, untrained, on the model's device."""
-        dtype = torch.float64 if found.Z.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if activations.Z.dtype == torch.float64 else torch.float32
         # torch draws weights at construction, on its default device; those of the fit come later
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             make = partial(
-                maker(self.make, found, reader), tuple(found.Z.shape[1:]), self.n_features, n_outputs=outputs
+                form_maker(self.make, activations, reader),
+                tuple(activations.Z.shape[1:]),
+                self.n_features,
+                n_outputs=outputs,
             )
             if self.ranks.first and not is_exact(self.make):
-                _warn_of_size(make, found)
+                _warn_of_size(make, activations)
             return [make().to(reader.device, dtype) for _ in range(count)]
 
     def _exact(
-        self, forms: Sequence[ContributionGroups], tasks: Sequence[Task], found: Activations, reader: Reader
+        self, forms: Sequence[ContributionGroups], tasks: Sequence[Task], activations: Activations, reader: Reader
     ) -> Iterator[Fitted]:
         """Fit groups of contributions, or subspaces."""
         if self.log is not None:
@@ -125,12 +128,12 @@ class LayerFit:
             )
         for task in tasks:
             _check_varies(task.y)
-        for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, found, reader), strict=True):
-            _warn_of_unexplained(form, off, task.targets, found)
+        for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, activations, reader), strict=True):
+            _warn_of_unexplained(form, off, task.targets, activations)
             yield _fitted(task, form, float(off.double().abs().mean()), self.n_features)
 
     def _unexplained(
-        self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
+        self, forms: Sequence[Any], tasks: Sequence[Task], activations: Activations, reader: Reader
     ) -> Iterator[Tensor]:
         """Fit exact forms in place, and yield the part that the contributions of each leave unexplained."""
         ys, targets, marks = ([getattr(task, name) for task in tasks] for name in ("y", "targets", "positives"))
@@ -139,39 +142,39 @@ class LayerFit:
             yield from fit_subspaces(
                 forms,
                 tail,
-                found.Z,
+                activations.Z,
                 ys,
-                found.source,
+                activations.source,
                 targets,
                 marks=marks,
                 seed=self.seed,
                 progress=self.progress,
             )
             return
-        checkpoints = [] if found.folder is None else [Checkpoint(found.folder / "contributions")]
+        checkpoints = [] if activations.folder is None else [Checkpoint(activations.folder / "contributions")]
         checkpoints += [] if self.checkpoint is None else [self.checkpoint]
-        read = fit_groups(
+        evidence_of_each = fit_groups(
             forms,
             tail,
-            found.Z,
+            activations.Z,
             ys,
-            found.source,
+            activations.source,
             targets,
             marks=marks,
             checkpoints=checkpoints,
-            model=fingerprint(reader.model, found.layer) if checkpoints else None,
+            model=fingerprint(reader.model, activations.layer) if checkpoints else None,
             progress=self.progress,
             ranks=self.ranks,
         )
-        for evidence in read:
+        for evidence in evidence_of_each:
             yield evidence.unexplained
 
     def _learned(
-        self, forms: Sequence[Any], tasks: Sequence[Task], found: Activations, reader: Reader
+        self, forms: Sequence[Any], tasks: Sequence[Task], activations: Activations, reader: Reader
     ) -> Iterator[Fitted]:
         """Fit networks that learn to imitate the model."""
         device, dtype = reader.device, forms[0].dtype
-        Z, ys = each(found.Z, lambda part: part.to(device, dtype)), [task.y.to(device, dtype) for task in tasks]
+        Z, ys = each(activations.Z, lambda part: part.to(device, dtype)), [task.y.to(device, dtype) for task in tasks]
         histories = fit_together(
             forms,
             Z,
@@ -188,7 +191,7 @@ class LayerFit:
             with torch.no_grad():
                 error = regression_faithfulness(form.head(encode_all(form, Z)), y)
             if self.ranks.first and getattr(form, "anchored", False):
-                _warn_of_few_directions(found, form.n_features, error / float(y.std(0).mean()))
+                _warn_of_few_directions(activations, form.n_features, error / float(y.std(0).mean()))
             floor = _error_floor(y, self.n_features)
             yield _fitted(task, form, error, self.n_features)._replace(floor=floor, history=tuple(history))
 
@@ -213,54 +216,54 @@ def is_exact(make: MakeForm | None) -> bool:
     return form is None or (isinstance(form, type) and issubclass(form, ContributionGroups))
 
 
-def maker(make: MakeForm | None, found: Activations, reader: Reader) -> MakeForm:
+def form_maker(make: MakeForm | None, activations: Activations, reader: Reader) -> MakeForm:
     """Return the function that makes the forms of a layer. If it has a parameter ``channels``, find and bind its value.
 
     Args:
         make: A class of forms, a partial of it, or a function. None makes groups of contributions.
-        found: Activations of the layer.
+        activations: Activations of the layer.
         reader: Reader of the layer.
 
     Raises:
         ValueError: If the layer has channels last, and the form needs them first.
     """
-    made = make or ContributionGroups
-    bound = isinstance(made, partial) and "channels" in made.keywords
-    shape = tuple(found.Z.shape[1:])
-    if bound or found.source is None or len(shape) < 2 or isinstance(reader.output_transform, EveryCall):
-        return made
-    if "channels" in inspect.signature(made).parameters:
-        return partial(made, channels=_channels(found, reader))
-    if _class_of(made) is ConvSRAE and _channels(found, reader) != 1:
+    make_form = make or ContributionGroups
+    bound = isinstance(make_form, partial) and "channels" in make_form.keywords
+    shape = tuple(activations.Z.shape[1:])
+    if bound or activations.source is None or len(shape) < 2 or isinstance(reader.output_transform, EveryCall):
+        return make_form
+    if "channels" in inspect.signature(make_form).parameters:
+        return partial(make_form, channels=_channels(activations, reader))
+    if _class_of(make_form) is ConvSRAE and _channels(activations, reader) != 1:
         raise ValueError(
-            f"layer {found.layer!r} gives {shape} values per example with channels last, and ConvSRAE takes "
+            f"layer {activations.layer!r} gives {shape} values per example with channels last, and ConvSRAE takes "
             "(channels, H, W); pass output_transform=lambda output: output.movedim(-1, 1), or autoencoder=SRAE"
         )
-    return made
+    return make_form
 
 
 def _class_of(make: MakeForm | None) -> MakeForm | None:
     return make.func if isinstance(make, partial) else make
 
 
-def _channels(found: Activations, reader: Reader) -> int:
+def _channels(activations: Activations, reader: Reader) -> int:
     """Find the dimension of Z that holds channels, from the first batch of the data."""
-    assert found.source is not None
-    first = Batches(found.source.data, 2, found.source.unpack).first()
+    assert activations.source is not None
+    first = Batches(activations.source.data, 2, activations.source.unpack).first()
     assert first is not None  # as activations were collected from it
     inputs, additional = first.on(reader.device)
     arguments, transform = (*inputs, *additional), reader.output_transform
     return channel_dimension(reader.model, reader.layer, arguments, name=reader.name, output_transform=transform)
 
 
-def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
+def _warn_of_size(make: Callable[[], nn.Module], activations: Activations) -> None:
     """Warn of a network with far more weights than examples can teach, before it takes the memory.
 
     Args:
         make: Makes the network.
-        found: Activations that it will learn from.
+        activations: Activations that it will learn from.
     """
-    shape, examples = tuple(found.Z.shape[1:]), len(found.Z)
+    shape, examples = tuple(activations.Z.shape[1:]), len(activations.Z)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             weights = sum(p.numel() for p in make().parameters())
@@ -269,10 +272,10 @@ def _warn_of_size(make: Callable[[], nn.Module], found: Activations) -> None:
     if weights <= max(_MANY, _MANY_EACH * examples):
         return
     warnings.warn(
-        f"the explanation network of layer {found.layer!r} has {weights / 1e6:.0f} million weights for {examples} "
-        f"examples, about {16 * weights / 1e9:.1f} GB while it learns, as Z has {shape} numbers per example; leave "
-        "autoencoder= out (groups of contributions weigh channels only), read one token or the mean, as in "
-        "output_transform=lambda output: output[:, 0], or pass autoencoder=ConvSRAE for feature maps",
+        f"the explanation network of layer {activations.layer!r} has {weights / 1e6:.0f} million weights for "
+        f"{examples} examples, about {16 * weights / 1e9:.1f} GB while it learns, as Z has {shape} numbers per "
+        "example; leave autoencoder= out (groups of contributions weigh channels only), read one token or the mean, as "
+        "in output_transform=lambda output: output[:, 0], or pass autoencoder=ConvSRAE for feature maps",
         stacklevel=levels_up(),
     )
 
@@ -292,7 +295,7 @@ def _check_varies(y: Tensor) -> None:
         )
 
 
-def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], found: Activations) -> None:
+def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], activations: Activations) -> None:
     """Warn where contributions do not add up even with the largest number of intervals."""
     if form.dtype not in (torch.float32, torch.float64):
         return
@@ -305,22 +308,22 @@ def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, 
             f"choose a later layer, pass autoencoder={more}, or, where the rest of the model jumps, as rounding does, "
             "fit with autoencoder=SRAE"
         )
-        if torch.float32 not in (found.Z.dtype, found.y_hat.dtype) and found.Z.dtype != torch.float64:
-            fix = f"run the model in float32, as {found.Z.dtype} rounds its outputs by as much"
+        if torch.float32 not in (activations.Z.dtype, activations.y_hat.dtype) and activations.Z.dtype != torch.float64:
+            fix = f"run the model in float32, as {activations.Z.dtype} rounds its outputs by as much"
         warnings.warn(
-            f"contributions to target {', '.join(map(str, targets))} at layer {found.layer!r} miss the output by up to "
-            f"{float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of {missed.shape[1]} "
-            f"examples, after {form.config['most']} intervals; {fix}",
+            f"contributions to target {', '.join(map(str, targets))} at layer {activations.layer!r} miss the output by "
+            f"up to {float(off.max()):.1%} of its standard deviation, in {int(missed.any(0).sum())} of "
+            f"{missed.shape[1]} examples, after {form.config['most']} intervals; {fix}",
             stacklevel=levels_up(),
         )
 
 
-def _warn_of_few_directions(found: Activations, K: int, error: float) -> None:
+def _warn_of_few_directions(activations: Activations, K: int, error: float) -> None:
     """Warn if a form has over twice as many x-features as its layer has directions, and its surrogate is off."""
-    if error < _OFF or K < 3 or (count := directions(found.Z)) * 2 >= K:
+    if error < _OFF or K < 3 or (count := directions(activations.Z)) * 2 >= K:
         return
     warnings.warn(
-        f"n_features is {K}, and 99 % of the variance of layer {found.layer!r} lies in {count} "
+        f"n_features is {K}, and 99 % of the variance of layer {activations.layer!r} lies in {count} "
         f"direction{'s' * (count > 1)}: more x-features follow the remaining noise, and the surrogate is off by "
         f"{error:.1%} of the output's standard deviation. Pass n_features={count}, choose an earlier layer, or leave "
         "autoencoder= out, as contributions always add up",

@@ -3,7 +3,7 @@
 Covering pixels takes a forward pass of the whole model for every patch. It is faster to cover cells of feature maps
 before the layer, if every path from the image to the layer crosses these maps. The cells of a patch are set to zero,
 and only the modules between the maps and the layer run again. If the layer's own output is feature maps, nothing runs
-again: a patch's drop is the sum of the contributions of its cells (:class:`captum_xnn.training._drops.CellDrops`).
+again: a patch's drop is the sum of the contributions of its cells (:class:`captum_xnn.training._drops.CellCovering`).
 
 Conventions:
     N examples, feature maps (N, C, H, W).
@@ -26,14 +26,14 @@ from captum_xnn.layers._read import run_to_layer
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._trace import trace
 
-__all__ = ["MapCovers", "has_cells", "maps_before"]
+__all__ = ["CoveredMaps", "has_cells", "maps_before"]
 
 Region = tuple[tuple[int, int], tuple[int, int]]
 
 # Fewest cells along the shorter side of feature maps that are covered.
 _CELLS = 5
 # Most covered feature maps in one batch, and most bytes of them.
-_MAPS, _MAP_BYTES = 256, 1 << 26
+_COVERED_MAPS, _MAP_BYTES = 256, 1 << 26
 # Errors that a model raises where the number of covered maps differs from the number of rows of other values.
 _MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
 
@@ -49,8 +49,8 @@ def has_cells(Z: Tensor, channels: int) -> bool:
         >>> has_cells(torch.zeros(1, 8, 6, 6), 1), has_cells(torch.zeros(1, 8, 4, 4), 1)
         (True, False)
     """
-    places = [size for i, size in enumerate(Z.shape[1:], start=1) if i != channels]
-    return len(places) == 2 and min(places) >= _CELLS
+    sides = [size for i, size in enumerate(Z.shape[1:], start=1) if i != channels]
+    return len(sides) == 2 and min(sides) >= _CELLS
 
 
 def maps_before(
@@ -80,7 +80,7 @@ def maps_before(
     return maps if torch.allclose(Z[0], Z[1], rtol=1e-4, atol=1e-6 * float(Z.abs().max())) else None
 
 
-class MapCovers:
+class CoveredMaps:
     """Computes activations of examples with one patch of their feature maps covered at a time.
 
     Args:
@@ -96,17 +96,17 @@ class MapCovers:
         self.tail, self.maps, self.inputs, self.additional = tail, maps, inputs, additional
         self.prefix = Prefix(tail.model, maps)
         with self.prefix.kept():
-            read = [self._read(torch.tensor([0], device="cpu"))]
-        read += [
+            outputs = [self._read(torch.tensor([0], device="cpu"))]
+        outputs += [
             self._read(rows) for rows in pieces(inputs, torch.arange(1, len(inputs[0]), device="cpu")) if len(rows)
         ]
-        self.Z = torch.cat([Z for Z, _ in read])
+        self.Z = torch.cat([Z for Z, _ in outputs])
         """The layer's output without covers, (N, ...)."""
-        self.whole = torch.cat([maps for _, maps in read])
+        self.whole = torch.cat([maps for _, maps in outputs])
         """The maps without covers, (N, C, H, W)."""
-        self.at_once = max(1, min(_MAPS, _MAP_BYTES // (self.whole[0].numel() * self.whole.element_size())))
+        self.at_once = max(1, min(_COVERED_MAPS, _MAP_BYTES // (self.whole[0].numel() * self.whole.element_size())))
         """Number of covered maps to compute at once."""
-        self.once = True
+        self.runs_on_first_inputs = True
         """Whether covers run on the inputs of the first example, which stand in for those of all."""
         self.copies: Tensor | None = None
 
@@ -127,13 +127,13 @@ class MapCovers:
         """
         rows = torch.tensor([i for i, _ in pairs], device="cpu")
 
-        def run(of: Tensor) -> Tensor:
+        def run(rows: Tensor) -> Tensor:
             """Run the model on some examples, with the covered maps in place of theirs."""
             replaced = _Replaced(self.maps, self._covered(regions, pairs))
-            return _run(self.tail, *rows_of(self.inputs, self.additional, of), replaced)
+            return _run(self.tail, *rows_of(self.inputs, self.additional, rows), replaced)
 
         with torch.no_grad():
-            if self.once:
+            if self.runs_on_first_inputs:
                 try:
                     with nullcontext() if not self.prefix.is_complete else self.prefix.returned():
                         Z = run(torch.tensor([0], device="cpu"))
@@ -141,7 +141,7 @@ class MapCovers:
                         return Z
                 except _MISFITS:
                     pass
-                self.once = False
+                self.runs_on_first_inputs = False
             return run(rows)
 
     def _covered(self, regions: Sequence[Region], pairs: Sequence[tuple[int, int]]) -> Tensor:

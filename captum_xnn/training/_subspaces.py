@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn.activations._activations import Sample, Source
+from captum_xnn.activations._activations import ChosenRows, Source
 from captum_xnn.activations._batches import Batches, refuse_changed, refuse_lack
 from captum_xnn.activations._memmap import Rows, chunks
 from captum_xnn.layers._batching import rows_of
@@ -67,8 +67,8 @@ def fit_subspaces(
         for form, y, of, mark in zip(forms, ys, targets, marks, strict=True):
             form.base.copy_(base)
             form.scale.copy_(y.double().std(0))
-            sample = Sample.chosen([mark], len(Z), form.config["positives"], form.config["others"])
-            yield _fit(form, tail, Z, source, of, sample, seed, bar)
+            chosen = ChosenRows.choose([mark], len(Z), form.config["positives"], form.config["others"])
+            yield _fit(form, tail, Z, source, of, chosen, seed, bar)
 
 
 def _fit(
@@ -77,28 +77,28 @@ def _fit(
     Z: Tensor | Rows,
     source: Source,
     targets: tuple[Target, ...],
-    sample: Sample,
+    chosen: ChosenRows,
     seed: int,
     bar: tqdm[Any],
 ) -> Tensor:
     """Fit one form, and return what contributions leave unexplained."""
-    (positives,) = sample.positives
-    rows = torch.unique(torch.cat([positives, sample.others]))
+    (positives,) = chosen.positives
+    rows = torch.unique(torch.cat([positives, chosen.others]))
     device = form.directions.device
     a, c, off = [], [], []
     tail.forget()
     with torch.inference_mode(False), untouched(tail.model), torch.no_grad():
         for picked in Batches(source.data, _BATCH, source.unpack).picked(rows):
             inputs, additional = picked.on(device)
-            for some in torch.split(picked.among(rows), _BATCH):
-                x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, some))
-                found = form.integral(tail, x, more, [[target] * len(some) for target in targets])
-                refuse_changed(Z[some].to(found.Z.device), found.Z, some)
-                activations, slopes = form.factors(found)
+            for rows_of_batch in torch.split(picked.among(rows), _BATCH):
+                x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows_of_batch))
+                integral = form.integral(tail, x, more, [[target] * len(rows_of_batch) for target in targets])
+                refuse_changed(Z[rows_of_batch].to(integral.Z.device), integral.Z, rows_of_batch)
+                activations, slopes = form.factors(integral)
                 a.append(activations.cpu())
                 c.append(slopes.cpu())
-                off.append((found.end - found.start - (activations * slopes).sum((2, 3))).cpu())
-                bar.update(len(some))
+                off.append((integral.end - integral.start - (activations * slopes).sum((2, 3))).cpu())
+                bar.update(len(rows_of_batch))
     refuse_lack(sum(map(len, a)), rows)
     activations, slopes = torch.cat(a), torch.cat(c, 1)
     tail.check_contributions(activations * slopes)

@@ -96,13 +96,13 @@ class Tuning:
         Raises:
             ValueError: If every combination has NaN among its scores.
         """
-        known = [t for t in self.trials if not math.isnan(t.mean)]
-        if not known:
+        measured = [t for t in self.trials if not math.isnan(t.mean)]
+        if not measured:
             raise ValueError(
                 f"all {len(self.trials)} combinations have a mean score of NaN; look for infinite values and NaN in "
                 "the data, or lower the learning rate"
             )
-        return min(known, key=lambda t: t.mean)
+        return min(measured, key=lambda t: t.mean)
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -125,13 +125,13 @@ class Tuning:
         """
         if not all(name in t.settings for t in self.trials):
             raise ValueError(f"{name!r} is not in the grid; pass one of {[*self.trials[0].settings]}")
-        found: list[tuple[Any, float, float]] = []
+        points: list[tuple[Any, float, float]] = []
         for value in [t.settings[name] for t in self.trials]:
-            if value not in [known for known, _, _ in found]:
+            if value not in [seen for seen, _, _ in points]:
                 trials = [t for t in self.trials if t.settings[name] == value]
                 best = min(trials, key=lambda t: math.inf if math.isnan(t.mean) else t.mean)
-                found.append((value, best.mean, best.error))
-        return found
+                points.append((value, best.mean, best.error))
+        return points
 
     def table(self) -> str:
         """Format all combinations with mean and standard error as a Markdown table. The chosen one is bold.
@@ -339,12 +339,12 @@ def _cross_validated(
     scores: list[list[float]] = [[] for _ in combinations]
     todo = [(i, k) for i in range(len(combinations)) for k in range(folds)]
     for i, k in tqdm(todo, "cross-validating", disable=not progress):
-        known = finished.score(combinations[i], k)
-        if known is None:
+        score = finished.score(combinations[i], k)
+        if score is None:
             rows = (fold != k).nonzero()[:, 0].to(Z.device), (fold == k).nonzero()[:, 0].to(Z.device)
-            known = run(combinations[i], *rows)
-            finished.add(combinations[i], k, known)
-        scores[i].append(known)
+            score = run(combinations[i], *rows)
+            finished.add(combinations[i], k, score)
+        scores[i].append(score)
     return Tuning(tuple(Trial(c, tuple(s)) for c, s in zip(combinations, scores, strict=True)))
 
 
