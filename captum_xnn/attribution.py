@@ -33,10 +33,10 @@ from captum_xnn.errors import NotFittedError
 from captum_xnn.explainer import Explainer, Explainers
 from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
-from captum_xnn.heatmaps._feature_maps import EarlierCalls, Explained, FeatureMaps
+from captum_xnn.heatmaps._feature_maps import EarlierCalls, Explained, FeatureMaps, backend_of
 from captum_xnn.heatmaps._from_captum import as_heatmap
 from captum_xnn.heatmaps._gradient_maps import GradientMaps
-from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap, backend_of
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
 from captum_xnn.heatmaps._numbers import Examples
 from captum_xnn.heatmaps._output_maps import OutputMaps
 from captum_xnn.layers._arguments import as_int, batch_size, copied, like, refuse_too_many, refuse_uncallable
@@ -296,10 +296,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
     def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
         """Find an explainer for each target; fit missing explainers on train_data, or raise without train_data."""
         name = find_layer(unwrap(self.model), self.layer)[0]
-        for missing, joint in self.explainers_.fits_for(name, targets, is_exact(self.autoencoder)):
+        missing = [t for t in dict.fromkeys(targets) if self.explainers_.covering(name, t) is None]
+        for some, joint in self.explainers_.fits_for(name, missing, is_exact(self.autoencoder)) if missing else ():
             if self.train_data is None:
-                raise self.explainers_.not_fitted(name, missing, joint)
-            self.fit(self.train_data, missing, joint=joint)
+                raise self.explainers_.not_fitted(name, some, joint)
+            self.fit(self.train_data, some, joint=joint)
         return [e for t in targets if (e := self.explainers_.covering(name, t)) is not None]
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]

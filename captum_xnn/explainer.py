@@ -180,21 +180,19 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
         covering = [explainer for explainer in self.at(layer) if explainer.covers(target)]
         return min(covering, key=lambda explainer: len(explainer.targets), default=None)
 
-    def fits_for(self, layer: str, targets: Sequence[Target], exact: bool) -> list[tuple[list[Target], bool]]:
-        """List the fits that would cover all targets: the targets of each fit, and whether it is joint.
+    def fits_for(self, layer: str, missing: Sequence[Target], exact: bool) -> list[tuple[list[Target], bool]]:
+        """List the fits that missing targets need: the targets of each fit, and whether it is joint.
 
         Groups of contributions to an output divide its difference from any other. A learned network has to learn both.
 
         Args:
             layer: Dotted name of the layer.
-            targets: The outputs to explain.
+            missing: Different targets that no explainer covers.
             exact: Whether a fit makes exact forms.
         """
         single: list[Target] = []
         joint: list[list[Target]] = []
-        for t in dict.fromkeys(targets):
-            if self.covering(layer, t) is not None:
-                continue
+        for t in missing:
             if not isinstance(t, Difference):
                 single.append(t)
             elif exact and self.covering(layer, t.target) is None:

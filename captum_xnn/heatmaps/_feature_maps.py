@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap, backend_of
+from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
 from captum_xnn.heatmaps._layouts import in_shape_of
 from captum_xnn.heatmaps._network import ContributionNetwork, ExplanationNetwork, cut_off
 from captum_xnn.heatmaps._numbers import Examples, Numbers
@@ -32,7 +32,7 @@ from captum_xnn.layers._targets import grouped, select_each
 from captum_xnn.layers._trace import Trace
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["EarlierCalls", "Explained", "FeatureMaps", "Portion", "draw"]
+__all__ = ["EarlierCalls", "Explained", "FeatureMaps", "Portion", "backend_of", "draw"]
 
 
 class EarlierCalls:
@@ -118,6 +118,18 @@ class Explained(NamedTuple):
 
         *numbers, prediction = gathered(numbers_by_rows(), n)
         return cls(Numbers(*numbers), prediction, readings[0] if drawn is None else drawn)
+
+
+def backend_of(heatmap: Heatmap | DefaultMaps, exact: bool) -> Heatmap:
+    """Return the backend for groups of contributions, which are exact, or for learned networks.
+
+    Args:
+        heatmap: A backend for all forms, or the default ones.
+        exact: Whether the form is exact.
+    """
+    if not isinstance(heatmap, DefaultMaps):
+        return heatmap
+    return heatmap.of_groups if exact else heatmap.of_networks
 
 
 class FeatureMaps(NamedTuple):

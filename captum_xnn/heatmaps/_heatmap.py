@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_xnn.heatmaps._network import ExplanationNetwork
 
-__all__ = ["DefaultMaps", "Heatmap", "backend_of"]
+__all__ = ["DefaultMaps", "Heatmap"]
 
 
 class Heatmap(Protocol):
@@ -71,15 +71,3 @@ class DefaultMaps:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
-
-
-def backend_of(heatmap: Heatmap | DefaultMaps, exact: bool) -> Heatmap:
-    """Return the backend for groups of contributions, which are exact, or for learned networks.
-
-    Args:
-        heatmap: A backend for all forms, or the default ones.
-        exact: Whether the form is exact.
-    """
-    if not isinstance(heatmap, DefaultMaps):
-        return heatmap
-    return heatmap.of_groups if exact else heatmap.of_networks
