@@ -9,6 +9,7 @@ layer        one c-MWP to the layer of the method's authors (VGG16 features.23, 
 layer, MWP   the same without contrast
 input        one c-MWP to the pixels; and without contrast
 K = 5        five targets at once, against five times one target
+further      each of the four further targets to the pixels, against a backward pass to the input
 
     python -m benchmarks.excitation_speed --threads 1 2 --batches 1 8
     python -m benchmarks.excitation_speed --device cuda --batches 1 64
@@ -42,6 +43,7 @@ BARS = {
         "input / MWP": 1.1,
         "layer, K=5": 0.27,
         "input, K=5": 0.48,
+        "further": 1.0,
     },
     "resnet50": {
         "layer": 0.75,
@@ -50,6 +52,7 @@ BARS = {
         "input / MWP": 1.1,
         "layer, K=5": 0.32,
         "input, K=5": 0.48,
+        "further": 1.0,
     },
 }
 TARGETS = [0, 1, 2, 3, 4]
@@ -118,6 +121,7 @@ def ratios(turn: dict[str, float]) -> dict[str, float]:
         "input / MWP": turn["input"] / turn["input, MWP"],
         "layer, K=5": turn["layer, K=5"] / (5 * turn["layer"]),
         "input, K=5": turn["input, K=5"] / (5 * turn["input"]),
+        "further": (turn["input, K=5"] - turn["input"]) / 4 / (turn["saliency"] - turn["forward"]),
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Format", "made_folder", "read_json", "replace_file"]
+__all__ = ["Format", "file_to_write", "made_folder", "read_json", "replace_file"]
 
 
 def made_folder(path: str | os.PathLike[str]) -> Path:
@@ -30,6 +30,23 @@ def made_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def file_to_write(path: str | os.PathLike[str]) -> Path:
+    """Make the folder of a file that is written later; return the file's path.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: If its folder cannot be made.
+        ValueError: If the path is a folder.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{str(file)!r} is a folder, and a file is to be written; add the name of a file")
+    made_folder(file.parent)
+    return file
+
+
 def replace_file(path: Path, *data: bytes | memoryview) -> None:
     """Replace a file in one step, so that a crash leaves either the old or the new file, never half of one.
 
@@ -40,7 +57,8 @@ def replace_file(path: Path, *data: bytes | memoryview) -> None:
         data: New contents of the file, in pieces.
     """
     # tempfile would make the file readable only for its owner, but these files are to be shared.
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    # Cut, because the name itself may be as long as the file system allows.
+    draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
     try:
         with draft.open("xb") as file:
             for some in data:

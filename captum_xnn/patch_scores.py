@@ -179,7 +179,7 @@ def patch_scores_of(
         controls: Whether to draw random groups and the 1-Heatmap. Without them, their fields are None and NaN.
         internal_batch_size: As in :func:`patch_scores`.
     """
-    scorer = _Scorer(xnn, batches, target, against, grid, fill, internal_batch_size)
+    scorer = _Scorer(xnn, batches, target, against, grid, _filled(fill, batches), internal_batch_size)
     own, drawn = scorer.score_beside_random_groups(seed) if controls else (scorer.score(xnn), [])
     noise = [own.agreement_of(random_maps(own.maps, seed=seed + i)) for i in range(_DRAWS)]
     by_chance = [r.orthogonality() for r in drawn]
@@ -216,8 +216,16 @@ def one_heatmap_agreement(
         fill: As in :func:`patch_scores`.
         internal_batch_size: As in :func:`patch_scores`.
     """
-    scorer = _Scorer(xnn, batches, target, None, grid, fill, internal_batch_size)
+    scorer = _Scorer(xnn, batches, target, None, grid, _filled(fill, batches), internal_batch_size)
     return scorer.score_output().agreement_of(scorer.one_heatmaps())
+
+
+def _filled(fill: Tensor | float | None, batches: Sequence[CoveredBatch]) -> Tensor | float | None:
+    """Return the mean of each column over all batches of a table that comes without a fill; else the fill."""
+    rows = [batch.first for batch in batches]
+    if fill is not None or not all(x.dim() == 2 and x.is_floating_point() for x in rows):
+        return fill
+    return patch_cover(torch.cat(rows), None)[0]
 
 
 class _Scored(NamedTuple):

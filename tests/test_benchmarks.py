@@ -86,6 +86,7 @@ def test_excitation_speed(monkeypatch, capsys):
         "input / MWP": 2.0,
         "layer, K=5": 0.5,
         "input, K=5": 0.5,
+        "further": 1.0,
     }
 
     def network(_name):

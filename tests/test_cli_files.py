@@ -18,6 +18,7 @@ from PIL import Image
 
 from captum_xnn import Recipe, XNNAttribution
 from captum_xnn import __main__ as cli
+from captum_xnn._files import replace_file
 from captum_xnn.cli import _explain, _fit
 from captum_xnn.cli._configuration import Configuration, tomllib
 from captum_xnn.cli._inputs import Inputs, _Images
@@ -377,6 +378,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "bytes.npy"], "uint8 (1, 3, 4, 4) (RuntimeError: "),
         (["--data", "bytes.npy"], "save the array as the model takes it, such as array.astype('float32') / 255"),
         (["--data", "table.npy"], "save the array in the shape (M, ...) that the model takes"),
+        (["--data", "words.npy"], "words.npy' cannot be read as an array (it holds <U1, not numbers)"),
+        (["--data", "sparse.pt"], "cannot be read as an array (it holds a tensor of layout torch.sparse_coo"),
         (["--config", "none.toml"], "cannot read the configuration 'none.toml'"),
     ],
 )
@@ -392,6 +395,8 @@ def test_each_mistake_is_one_line(
     (tmp_path / "taken").write_text("mine")
     np.save(tmp_path / "bytes.npy", np.zeros((5, 3, 4, 4), np.uint8))
     np.save(tmp_path / "table.npy", np.zeros((5, 4)))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    torch.save(torch.eye(4).to_sparse(), tmp_path / "sparse.pt")
     assert cli.main(arguments(folder, "--out", "new", *change)) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
@@ -440,6 +445,115 @@ def test_explainers_of_another_model(folder: Path, tmp_path: Path, capsys: pytes
     assert "has no explainer.json" in one_line(capsys)
     assert cli.main(["explain", *command, "--heatmap", "DeepLIFT", "--out", str(tmp_path)]) == 1
     assert "near names: DeepLift" in one_line(capsys)
+
+
+MODELS = """
+import sys
+import torch
+from torch import nn
+
+
+class Squeezed(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+def one():
+    return nn.Sequential(nn.Linear(4, 1))
+
+
+def squeezed():
+    return Squeezed(4, 3)
+
+
+def pixels():
+    return nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)))
+
+
+def leaves():
+    sys.exit(2)
+
+
+def double():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("one", "outputs are (1,), and --target all needs classes; leave --target out"),
+        ("squeezed", "output for 1 input has shape (3,), without a row for the input; return (N, ...) for any N"),
+        ("pixels", "output for one input has shape (2, 3), and commands explain outputs (N,) or (N, C); let load()"),
+        ("leaves", "SystemExit (2, line 25 of"),
+    ],
+)
+def test_each_unusual_model_is_one_line(
+    function: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(MODELS)
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(20, 4)))
+    command = ["fit", "--model", f"{tmp_path}/net.py:{function}", "--data", f"{tmp_path}/table.npy", "--layer", "0"]
+    assert cli.main([*command, "--target", "all", "--out", f"{tmp_path}/xnn", "--quiet"]) == 1
+    assert said in one_line(capsys)
+
+
+def test_a_model_in_double_precision_reads_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(MODELS)
+    (tmp_path / "images").mkdir()
+    draw = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8)).save(tmp_path / "images" / f"{i:02d}.png")
+    model = ["--model", f"{tmp_path}/net.py:double", "--data", f"{tmp_path}/images"]
+    assert cli.main(["fit", *model, "--layer", "2", "--target", "all", "--out", f"{tmp_path}/xnn", "--quiet"]) == 0
+    assert (
+        cli.main(
+            [
+                "explain",
+                "--explainer",
+                f"{tmp_path}/xnn",
+                "--data",
+                f"{tmp_path}/images/00.png",
+                "--out",
+                f"{tmp_path}/why",
+            ]
+        )
+        == 0
+    )
+    image = torch.from_numpy(np.asarray(Image.open(tmp_path / "images" / "00.png")).transpose(2, 0, 1) / 255)
+    net = load_model(f"{tmp_path}/net.py:double").model
+    (line,) = lines(tmp_path / "why")
+    said = line["bias"] + sum(line["contributions"])
+    assert said == pytest.approx(net(image[None])[0, line["target"]].item(), abs=1e-6)
+
+
+def test_arrays_in_the_other_byte_order(tmp_path: Path) -> None:
+    numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.save(tmp_path / "swapped.npy", numbers.astype(numbers.dtype.newbyteorder("S")))
+    (batch,) = Inputs(tmp_path / "swapped.npy")
+    assert batch.inputs.tolist() == numbers.tolist()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_results_that_cannot_be_written_fail_before_the_work(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(f"captum_xnn.cli._{'evaluation' if command == 'evaluate' else command}.{command}", pytest.fail)
+    (tmp_path / "table.md").mkdir()
+    source = ["--explainer", f"{folder}/xnn"] if command == "evaluate" else [*arguments(folder)[1:3], "--layer", "1"]
+    command_line = [command, *source, "--data", f"{folder}/images", "--target", "0"]
+    assert cli.main([*command_line, "--out", f"{tmp_path}/table.md"]) == 1
+    assert "table.md' is a folder, and a file is to be written; add the name of a file" in one_line(capsys)
+    if command == "compare":
+        assert cli.main([*command_line, "--out", f"{tmp_path}/x.md", "--figure", f"{tmp_path}/x.figure"]) == 1
+        assert "x.figure' has an unknown ending; end the figure's name in .png, .pdf, .svg" in one_line(capsys)
+
+
+def test_names_as_long_as_files_may_have(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".npy")
+    replace_file(path, b"whole")
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,17 @@ def test_methods_of_a_layer_take_its_name() -> None:
     assert heatmap_named("ExcitationMaps:layer4").layer == "layer4"
     with pytest.raises(ValueError, match="near names: LayerGradCam"):
         heatmap_named("LayerGradCAM:layer4")
+
+
+def test_only_line_feeds_end_a_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "texts.txt").write_bytes("the\u2028great\x0cfilm\r\nawful\x85film".encode())
+    opened = ModelAndInputs.of(Configuration(model=f"{tmp_path}/net.py", data=f"{tmp_path}/texts.txt"))
+    (batch,) = opened.inputs
+    assert batch.names == ("line 1", "line 2")
+    assert batch.inputs[:, :4].tolist() == [[1, 2, 3, 0], [4, 3, 0, 0]]
+
+
+def test_layers_of_a_model_of_texts_asks_for_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["layers", "--model", f"{folder}/net.py"]) == 1
+    assert "the model reads texts, and none are given; pass --data texts.txt" in capsys.readouterr().err

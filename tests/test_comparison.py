@@ -341,7 +341,8 @@ def test_wrong_masks_are_refused(model):
             "masks of 149 examples, and methods are measured on 150 examples; pass one for each example of data",
         ),
         (torch.ones(150, 8, 8), r"masks are torch\.float32 \(150, 8, 8\); pass integers from 1 to P for parts"),
-        (torch.zeros(150, 8, 8, dtype=torch.long), "integers from 1 to P"),
+        (torch.zeros(150, 8, 8, dtype=torch.long), "mark no part, as all values are below 1; pass integers"),
+        (np.ones((149, 8, 8), np.int64), "masks of 149 examples, and methods are measured on 150 examples"),
     ]:
         with pytest.raises(ValueError, match=said):
             compare(model, "5", IMAGES, 2, "groups", masks=masks, **SETTINGS)
@@ -360,6 +361,41 @@ def test_test_data_of_ones_own_and_loaders(tabular):
     for key in ("f_reg", "stability"):
         assert sets.values["groups"][key] == pytest.approx(found.values["groups"][key], abs=1e-5)
         assert other.values["groups"][key] == pytest.approx(found.values["groups"][key], abs=1e-5)
+
+
+class Sum(nn.Module):
+    """A network of the sum of two tables."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, a, b):
+        return self.network(a + b)
+
+
+@pytest.mark.filterwarnings("ignore:groups. maps are zero")
+def test_columns_of_the_first_of_two_tables_are_covered_by_their_means(tabular):
+    """Also where a batch holds one of the covered examples, whose own mean would cover nothing."""
+    model, data = tabular
+    parts = data, torch.zeros_like(data)
+    loader = [
+        {"a": a, "b": b, "labels": torch.zeros(len(a))} for a, b in zip(*(x.split(5) for x in parts), strict=True)
+    ]
+    one = compare(model, "3", data, None, ["groups", "1-Heatmap"], images=4, **SETTINGS)
+    for two in (parts, loader):
+        both = compare(Sum(model), "network.3", two, None, ["groups", "1-Heatmap"], images=4, **SETTINGS)
+        for key in ("agreement", "identified", "movement", "drops_o1"):
+            assert both.values["groups"][key] == pytest.approx(one.values["groups"][key], abs=1e-4)
+        assert both.values["1-Heatmap"]["agreement"] == pytest.approx(one.values["1-Heatmap"]["agreement"], abs=1e-4)
+
+
+def test_a_single_row_is_not_covered_by_its_own_mean(tabular):
+    model, data = tabular
+    xnn = XNNAttribution(model, "3", 2, heatmap=InputXGradient).fit(data, progress=False)
+    with pytest.raises(ValueError, match=r"inputs are 1 row of 6 columns.*so nothing would be covered; pass fill="):
+        patch_scores(xnn, data[:1])
+    assert patch_scores(xnn, data[:1], fill=data.mean(0)).drops.o1 > 0
 
 
 def test_the_same_call_gives_the_same_numbers(model):

@@ -234,3 +234,8 @@ def test_configurations_are_not_changed_by_reading(tmp_path):
     options = {"data": "mine", "recipe": {"steps": 3}}
     Configuration.read(written(tmp_path, "seed = 3"), options)
     assert options == {"data": "mine", "recipe": {"steps": 3}} and Path.cwd() != tmp_path
+
+
+def test_a_mark_of_windows_editors_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(b'\xef\xbb\xbflayer = "relu6"')
+    assert Configuration.read(tmp_path / "run.toml").layer == "relu6"

@@ -579,3 +579,8 @@ def test_gathered_is_in_the_order_of_the_rows_and_holds_no_part():
 
     one, two = gathered(parts(), 5)
     assert one.tolist() == [0, 10, 20, 30, 40] and two.tolist() == [[i, i] for i in range(5)]
+
+
+def test_a_model_of_one_module_has_no_layers_to_name():
+    with pytest.raises(LayerNotFoundError, match=r"Linear has no layer '0', as it holds no other module; explain nn"):
+        find_layer(nn.Linear(2, 1), "0")

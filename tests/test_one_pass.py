@@ -229,3 +229,34 @@ def test_later_calls_take_gradients_through_the_prediction_transform():
     with torch.no_grad():
         for call in range(3):
             assert same(xnn.explain(X, target=0), known), call
+
+
+class LastChannels(nn.Module):
+    """A network whose blocks have 4 x 4 cells and 4 channels, so that sizes do not say which dimension holds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.hidden = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 4), nn.Linear(4, 8)
+        self.head, self.passes = nn.Linear(8, 3), []
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        cells = self.block(self.first(x).relu().movedim(1, -1)).relu()
+        return self.head(self.hidden(cells.mean((1, 2))).relu())
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_only_the_first_call_tries_which_outputs_are_grids(side):
+    torch.manual_seed(0)
+    xnn = XNNAttribution(LastChannels().eval(), "hidden", 2)
+    data = torch.rand(60, 3, side, side)
+    xnn.fit(data, target=0, positives=torch.ones(60, dtype=torch.bool), progress=False)
+    one, first = passes(xnn, lambda: xnn.attribute(data[:3], target=0))
+    assert 5 in xnn.model.passes  # variants of an image
+    two, second = passes(xnn, lambda: xnn.attribute(data[:3], target=0))
+    assert 5 not in xnn.model.passes and second < first
+    assert torch.allclose(one, two, atol=1e-6) and float(one.abs().max()) > 0
+    larger = torch.rand(2, 3, 2 * side, 2 * side)
+    maps, _ = passes(xnn, lambda: xnn.attribute(larger, target=0))
+    assert 5 in xnn.model.passes  # outputs of other shapes are tried anew
+    assert torch.allclose(maps, anew(xnn).attribute(larger, target=0), atol=1e-6)

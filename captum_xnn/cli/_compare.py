@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from captum_xnn._distributed import ALONE
-from captum_xnn._files import replace_file
+from captum_xnn._files import file_to_write, replace_file
 from captum_xnn.cli._configuration import Configuration, settings_in
 from captum_xnn.cli._fit import given_classes, requested_targets
 from captum_xnn.cli._inputs import read_tensor
@@ -31,6 +31,8 @@ FORMATS: Mapping[str, Callable[[MethodComparison], str]] = {
     ".csv": MethodComparison.csv,
 }
 """Writes a table, by the ending of its file."""
+FIGURES = (".png", ".pdf", ".svg")
+"""Endings of figures."""
 
 
 def run_comparison(arguments: argparse.Namespace) -> str:
@@ -49,7 +51,9 @@ def run_comparison(arguments: argparse.Namespace) -> str:
     if path.suffix not in FORMATS:
         raise ValueError(f"{arguments.out!r} has an unknown ending; end the table's name in {', '.join(FORMATS)}")
     _check_columns(arguments.columns)
-    path.parent.mkdir(parents=True, exist_ok=True)  # first, so that it fails before the work
+    # First, so that they fail before the work.
+    file_to_write(path)
+    figure = None if arguments.figure is None else _figure_file(arguments.figure)
     opened = ModelAndInputs.of(configuration)
     test = None if arguments.test is None else ModelAndInputs.of(replace(configuration, data=arguments.test)).inputs
     targets = requested_targets(opened)
@@ -77,12 +81,20 @@ def run_comparison(arguments: argparse.Namespace) -> str:
         found = _selected(found, arguments.columns)
     replace_file(path, FORMATS[path.suffix](found).encode())
     written = [str(path)]
-    if arguments.figure is not None:
+    if figure is not None:
         drawn = io.BytesIO()
-        found.show().savefig(drawn, format=Path(arguments.figure).suffix.lstrip(".") or "png", dpi=150)
-        replace_file(Path(arguments.figure), drawn.getvalue())
-        written.append(arguments.figure)
+        found.show().savefig(drawn, format=figure.suffix.lstrip("."), dpi=150)
+        replace_file(figure, drawn.getvalue())
+        written.append(str(figure))
     return f"{found!r}\n\nWritten: {', '.join(written)}"
+
+
+def _figure_file(name: str) -> Path:
+    """Return the path of the figure, after a check of its ending."""
+    path = Path(name)
+    if path.suffix not in FIGURES:
+        raise ValueError(f"{name!r} has an unknown ending; end the figure's name in {', '.join(FIGURES)}")
+    return file_to_write(path)
 
 
 def _selected(found: MethodComparison, columns: Sequence[str]) -> MethodComparison:

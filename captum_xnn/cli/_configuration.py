@@ -357,7 +357,7 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
 def _read_toml(path: Path) -> dict[str, Any]:
     """Read the settings of a TOML file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows may put a mark in front
     except OSError as error:
         raise ValueError(
             f"cannot read the configuration {str(path)!r} ({error.strerror}); pass an existing TOML file"

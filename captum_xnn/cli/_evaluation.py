@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_xnn._files import replace_file
+from captum_xnn._files import file_to_write, replace_file
 from captum_xnn.activations import collect
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.cli._model_and_inputs import ModelAndInputs
@@ -77,9 +77,9 @@ def run_evaluation(arguments: argparse.Namespace) -> str:
     Args:
         arguments: Arguments of the command.
     """
-    path = Path(arguments.explainer, "evaluation.json") if arguments.out is None else Path(arguments.out)
+    written = Path(arguments.explainer, "evaluation.json") if arguments.out is None else arguments.out
+    path = file_to_write(written)  # first, so that it fails before the work
     opened, xnn = model_and_explainers(arguments)
-    path.parent.mkdir(parents=True, exist_ok=True)
     quiet = arguments.quiet
     targets = opened.targets(xnn)
     against = None if arguments.against is None else output_to_compare(opened, targets, arguments.against)

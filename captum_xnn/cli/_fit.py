@@ -155,7 +155,8 @@ def _check_given(opened: ModelAndInputs, targets: Sequence[int], joint: bool, y_
     ]
     raise ValueError(
         f"the model gives class {', '.join(named)} to none of the {len(y_hat)} inputs; it gives {', '.join(given)}. "
-        "Add inputs of the class to --data, name another --target, or check --size, --mean and --std"
+        "Add inputs of the class to --data, name another --target, or check --size, --mean and --std. If the outputs "
+        "are no classes, let load() return a module with the one output to explain"
     )
 
 
@@ -193,8 +194,14 @@ def requested_targets(opened: ModelAndInputs) -> list[int] | str | None:
     """Return the targets to fit, or "all", after checking them before the data are read."""
     targets = targets_of(opened.configuration.targets, opened.model_file.classes)
     shape = opened.output_shape
+    if len(shape) > 1:
+        raise ValueError(
+            f"the model's output for one input has shape {shape}, and commands explain outputs (N,) or (N, C); let "
+            "load() return a module that picks such outputs, as those of one pixel, or pass a tuple as target in Python"
+        )
     if targets == "all" and (len(shape) != 1 or shape[0] < 2):
-        raise ValueError(f"the model's outputs are {shape}, and --target all needs classes; name the targets")
+        fix = "leave --target out" if shape in ((), (1,)) else "name the targets"
+        raise ValueError(f"the model's outputs are {shape}, and --target all needs classes; {fix}")
     if targets is None and shape not in ((), (1,)):
         raise ValueError(f"no targets given for a model with outputs {shape}; pass --target 46 112, or --target all")
     for target in targets if isinstance(targets, list) else ():

@@ -184,7 +184,7 @@ class Inputs:
         batch_size: Number of inputs in a batch.
         workers: Number of processes that read images.
         skip_damaged: Whether to skip images that cannot be read. After each pass, :attr:`skipped` holds their names.
-        dtype: Type to convert arrays of real numbers to.
+        dtype: Type to convert images, and arrays of real numbers, to.
 
     Raises:
         DatasetError: If there is nothing to read. While iterating: if an image is damaged (the message names it), if
@@ -213,6 +213,7 @@ class Inputs:
         self.preparation = preparation or Preparation()
         self.batch_size, self.workers, self.skip_damaged = batch_size, workers, skip_damaged
         self.skipped: tuple[str, ...] = ()
+        self.dtype = dtype
         self._rows = _dataset_of(self.path, self.preparation, dtype)
 
     @property
@@ -280,6 +281,7 @@ class Inputs:
                 else f"the images differ in size: {sizes}; pass size=(H, W) (--size), or set SIZE in the model's file"
             )
         inputs = torch.stack([row for _, row in rows if isinstance(row, Tensor)])
+        inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
         return Batch(inputs, self.preparation.displayable(inputs), tuple(name for name, _ in rows))
 
 
@@ -302,7 +304,8 @@ class _Texts(Dataset[tuple[str, Tensor]]):
             )
         self.encode = preparation.encode
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            # Only line feeds end a text. str.splitlines would also split it at form feeds and separators of Unicode.
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             raise DatasetError(f"{str(path)!r} cannot be read as text ({error}); save it in UTF-8") from error
         self.lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -461,21 +464,31 @@ def read_tensor(path: str | os.PathLike[str]) -> Tensor:
     return found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
 
 
+def _of_numbers(array: Tensor | np.ndarray[Any, Any]) -> Tensor | np.ndarray[Any, Any]:
+    """Return an array in the byte order of this machine; raise if torch cannot hold it."""
+    if isinstance(array, Tensor):
+        if array.layout != torch.strided:
+            raise ValueError(f"it holds a tensor of layout {array.layout}, which is not dense")
+        return array
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"it holds {array.dtype}, not numbers")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def _read_array(path: Path) -> Tensor | np.ndarray[Any, Any]:
     """Read the one array of a file."""
     if path.suffix.lower() == ".pt":
         found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, Tensor):
             raise ValueError(f"it holds a {type(found).__name__}")
-        return found
+        return _of_numbers(found)
     loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return loaded
+        return _of_numbers(loaded)
     with loaded:
         if len(loaded.files) != 1:
             raise ValueError(f"it holds {len(loaded.files)} arrays: {', '.join(loaded.files[:5])}")
-        array: np.ndarray[Any, Any] = loaded[loaded.files[0]]
-    return array
+        return _of_numbers(loaded[loaded.files[0]])
 
 
 def _files(root: Path) -> Iterator[str]:

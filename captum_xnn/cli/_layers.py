@@ -106,6 +106,8 @@ def _without_data(configuration: Configuration) -> tuple[nn.Module, Tensor]:
     if configuration.model is not None:
         file = load_model(configuration.model)
         model, size = file.model, size or file.preparation.size
+        if file.preparation.encode is not None:
+            raise ValueError("the model reads texts, and none are given; pass --data texts.txt, a text on each line")
         channels = len(configuration.mean or file.preparation.mean or IMAGENET_MEAN)
     else:
         name = needed(configuration, "torchvision", "--model FILE.py or --torchvision NAME")

@@ -306,4 +306,10 @@ def _output_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
             f"the model fails on inputs {first.dtype} {tuple(first.shape)} ({type(error).__name__}: {reason}); "
             f"{_fix(first, inputs)}"
         ) from error
-    return tuple(one_tensor(output, "let load() return a module that picks the logits").shape[1:])
+    shape = one_tensor(output, "let load() return a module that picks the logits").shape
+    if len(shape) and shape[0] != 1:
+        raise ValueError(
+            f"the model's output for 1 input has shape {tuple(shape)}, without a row for the input; return (N, ...) "
+            "for any N, as with squeeze(1) in place of squeeze()"
+        )
+    return tuple(shape[1:])

@@ -238,7 +238,7 @@ def _run_user_code(run: Callable[[], Any], what: str) -> Any:
     """Run the user's code and return its result. If it fails, raise an error that names the line."""
     try:
         return run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may read arguments of its own, and exit
         frames = [
             f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[0] != "<"
         ]

@@ -268,7 +268,8 @@ class Measurement:
     def _fill(self) -> Tensor | None:
         """Return the mean of each column over the training examples of a table; None for other inputs."""
         total, count = torch.zeros((), device="cpu"), 0
-        for x, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
+        for inputs, _ in self.split.train.inputs(self.split.train.rows, torch.device("cpu")):
+            x = inputs[0] if isinstance(inputs, tuple) else inputs  # the first input is covered
             if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
                 return None
             total, count = total + x.double().sum(0), count + len(x)

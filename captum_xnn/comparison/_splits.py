@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,13 +137,19 @@ def _check_enough(activations: Activations, classes: Tensor | None, targets: Seq
             )
 
 
-def as_marks(masks: Tensor) -> Tensor:
-    """Convert masks of parts to bool (M, P, H, W)."""
+def as_marks(masks: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    """Convert masks of parts, a tensor or an array, to bool (M, P, H, W)."""
+    masks = torch.from_numpy(masks) if isinstance(masks, np.ndarray) else masks
     if masks.dtype == torch.bool and masks.dim() == 4:
         return masks
-    if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool or int(masks.max()) < 1:
+    if masks.dim() != 3 or masks.is_floating_point() or masks.dtype == torch.bool:
         raise ValueError(
             f"masks are {masks.dtype} {tuple(masks.shape)}; pass integers from 1 to P for parts and 0 for the "
             "rest, (M, H, W), or boolean (M, P, H, W)"
+        )
+    if not masks.numel() or int(masks.max()) < 1:
+        raise ValueError(
+            f"masks {tuple(masks.shape)} mark no part, as all values are below 1; pass integers from 1 to P for parts "
+            "and 0 for the rest"
         )
     return masks[:, None] == torch.arange(1, int(masks.max()) + 1, device=masks.device)[:, None, None]

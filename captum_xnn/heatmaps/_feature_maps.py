@@ -29,7 +29,7 @@ from captum_xnn.layers._read import UnfitError, WithGraph
 from captum_xnn.layers._stacklevel import levels_up
 from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import grouped, select_each
-from captum_xnn.layers._trace import Trace
+from captum_xnn.layers._trace import Trace, Trials
 from captum_xnn.models._contribution_groups import ContributionGroups
 
 __all__ = ["EarlierCalls", "Explained", "FeatureMaps", "Portion", "backend_of", "draw"]
@@ -41,6 +41,8 @@ class EarlierCalls:
     def __init__(self) -> None:
         self.map_layers: dict[Any, nn.Module | None] = {}
         """Layer at which the maps of groups are drawn, for each explained layer and shape of the inputs."""
+        self.trials: Trials = {}
+        """Results of passes that showed which modules have feature maps."""
         self.two_passes: set[Any] = set()
         """Keys of ``map_layers`` for which one pass does not serve maps and numbers of a learned network."""
 
@@ -171,7 +173,7 @@ class FeatureMaps(NamedTuple):
         if isinstance(explained.reading, DrawnReading):
             return explained.reading.maps, explained
         with torch.inference_mode(False), untouched(examples.reader.model):
-            trace, slopes = explained.reading.tracer.trace(), explained.numbers.slopes
+            trace, slopes = explained.reading.tracer.trace(self.earlier.trials), explained.numbers.slopes
             self.earlier.map_layers[key] = trace.spatial
             maps = self._draw(
                 examples,

@@ -65,6 +65,11 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         if layer in named and layer:
             return layer, named[layer]
         names = [name for name in named if name]
+        if not names:
+            kind = type(model).__name__
+            raise LayerNotFoundError(
+                f"{kind} has no layer {layer!r}, as it holds no other module; explain nn.Sequential(model) at layer '0'"
+            )
         near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
         raise LayerNotFoundError(
             f"{type(model).__name__} has no layer {layer!r}; near names: "

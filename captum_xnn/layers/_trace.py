@@ -17,7 +17,10 @@ from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import not_reached
 from captum_xnn.layers._state import eager, untouched
 
-__all__ = ["CELLS", "Trace", "Tracer", "trace"]
+__all__ = ["CELLS", "Trace", "Tracer", "Trials", "trace"]
+
+Trials = dict[Any, nn.Module | None]
+"""The last module with feature maps, by the modules that a trace considered and the shapes of their outputs."""
 
 CELLS = 4
 """Cells along the shorter side of feature maps that are worth drawing. Some networks pool to fewer.
@@ -148,8 +151,11 @@ class Tracer:
         if module is self.layer:
             self._ends.append((len(self._order), list(self._grids.values()), frozenset(self._ran)))
 
-    def trace(self) -> Trace:
+    def trace(self, trials: Trials | None = None) -> Trace:
         """Return the trace. The model runs again where its modules do not show whether their outputs are feature maps.
+
+        Args:
+            trials: Results of such runs in earlier traces, which this one does not repeat. Receives its own.
 
         Raises:
             LayerNotReachedError: If the forward pass never called the layer.
@@ -158,7 +164,9 @@ class Tracer:
             raise not_reached(self.model, self.name)
         count, seen, before = self._ends[-1]
         fine = [g for g in seen if min(g.shape[2:]) >= self.cells]
-        spatial = _last(self.model, fine, self.inputs, self._at) or _last(self.model, seen, self.inputs, self._at)
+        trials = {} if trials is None else trials
+        of_some = (_last(self.model, grids, self.inputs, self._at, trials) for grids in (fine, seen))
+        spatial = next((module for module in of_some if module is not None), None)
         return Trace(tuple(dict.fromkeys(self._order[:count])), len(self._ends), spatial, before)
 
 
@@ -190,26 +198,34 @@ def _first(arguments: Any) -> tuple[Any, ...]:
     return arguments[:1] if isinstance(arguments, tuple) else ()
 
 
-def _last(model: nn.Module, grids: list[_Grid], inputs: tuple[Any, ...], at: int | None) -> nn.Module | None:
+def _last(
+    model: nn.Module, grids: list[_Grid], inputs: tuple[Any, ...], at: int | None, trials: Trials
+) -> nn.Module | None:
     """Return the last module with feature maps.
 
     Modules whose maps have a size of their own, as attention weights and blocks with channels last do, are tried on
-    images that differ in one half.
+    images that differ in one half. ``trials`` keeps the result for the same modules with outputs of the same shapes.
     """
     if at is None or not grids or grids[-1].is_sure or inputs[at].dim() != 4:
-        likely = grids[-1:]
-    else:
-        channels = image_channels(model, inputs)
-        image = inputs[at].movedim(channels, 1)
-        likely = [g for g in grids if g.is_sure or not _is_plainly_last(g.shape, image)]
-        tried: dict[nn.Module, bool | None] = {}
-        if likely and not likely[-1].is_sure:
-            tried = _tried(model, [g.module for g in likely if not g.is_sure], inputs, at, channels)
-        unknown = {g.module: not has_channels_last(g.shape, image) for g in likely}
-        told = [(g, g.is_sure or tried.get(g.module)) for g in likely]
-        likely = [g for g, yes in told if yes or (yes is None and unknown[g.module])]
-    found: nn.Module | None = likely[-1].module if likely else None
-    return found
+        return grids[-1].module if grids else None
+    key = tuple((g.module, g.is_sure, g.shape[1:]) for g in grids)
+    if key not in trials:
+        trials[key] = _last_by_trial(model, grids, inputs, at)
+    return trials[key]
+
+
+def _last_by_trial(model: nn.Module, grids: list[_Grid], inputs: tuple[Any, ...], at: int) -> nn.Module | None:
+    """Return the last module whose output is a grid over the image."""
+    channels = image_channels(model, inputs)
+    image = inputs[at].movedim(channels, 1)
+    likely = [g for g in grids if g.is_sure or not _is_plainly_last(g.shape, image)]
+    tried: dict[nn.Module, bool | None] = {}
+    if likely and not likely[-1].is_sure:
+        tried = _tried(model, [g.module for g in likely if not g.is_sure], inputs, at, channels)
+    unknown = {g.module: not has_channels_last(g.shape, image) for g in likely}
+    told = [(g, g.is_sure or tried.get(g.module)) for g in likely]
+    likely = [g for g, yes in told if yes or (yes is None and unknown[g.module])]
+    return likely[-1].module if likely else None
 
 
 def _is_plainly_last(shape: tuple[int, ...], image: Tensor) -> bool:

@@ -227,8 +227,14 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         fill: As :func:`patch_drops` takes it.
 
     Raises:
-        ValueError: If the fill does not broadcast to the inputs, or ids of tokens come without one.
+        ValueError: If the fill does not broadcast to the inputs, or ids of tokens or a single row of a table come
+            without one.
     """
+    if fill is None and inputs.dim() == 2 and len(inputs) == 1 and inputs.is_floating_point():
+        raise ValueError(
+            f"inputs are 1 row of {inputs.shape[1]} columns, and the mean of each column over 1 row is its own value, "
+            "so nothing would be covered; pass fill=, such as the mean of each column over the training data"
+        )
     if fill is not None:
         cover = torch.as_tensor(fill, device=inputs.device).to(inputs)
     elif inputs.dim() == 4:
