@@ -38,11 +38,11 @@ from captum_xnn.metrics._overlap import Orthogonality
 from captum_xnn.metrics._patches import (
     drop_orthogonality,
     drops_of_patches,
+    elements_of_patches,
     identified_maps,
     mean_by_share,
     patch_correlations,
     patch_cover,
-    patch_places,
 )
 from captum_xnn.models._contribution_groups import ContributionGroups
 
@@ -180,7 +180,7 @@ def patch_scores_of(
         internal_batch_size: As in :func:`patch_scores`.
     """
     scorer = _Scorer(xnn, batches, target, against, grid, _filled(fill, batches), internal_batch_size)
-    own, drawn = scorer.beside_random(seed) if controls else (scorer.of(xnn), [])
+    own, drawn = scorer.score_beside_random_groups(seed) if controls else (scorer.score(xnn), [])
     noise = [own.agreement_of(random_maps(own.maps, seed=seed + i)) for i in range(_DRAWS)]
     by_chance = [r.orthogonality() for r in drawn]
     return PatchScores(
@@ -188,7 +188,7 @@ def patch_scores_of(
         agreement=own.agreement(),
         agreement_random_groups=fmean(r.agreement() for r in drawn) if drawn else None,
         agreement_random_maps=fmean(noise),
-        agreement_one_heatmap=own.of_output().agreement_of(scorer.one_heatmaps()) if controls else float("nan"),
+        agreement_one_heatmap=own.whole_output().agreement_of(scorer.one_heatmaps()) if controls else float("nan"),
         identified=own.identified(),
         identified_random_groups=fmean(r.identified() for r in drawn) if drawn else None,
         movement=own.movement(),
@@ -217,7 +217,7 @@ def one_heatmap_agreement(
         internal_batch_size: As in :func:`patch_scores`.
     """
     scorer = _Scorer(xnn, batches, target, None, grid, _filled(fill, batches), internal_batch_size)
-    return scorer.of_output().agreement_of(scorer.one_heatmaps())
+    return scorer.score_output().agreement_of(scorer.one_heatmaps())
 
 
 def _filled(fill: Tensor | float | None, batches: Sequence[CoveredBatch]) -> Tensor | float | None:
@@ -249,7 +249,7 @@ class _Scored(NamedTuple):
             contributions=self.contributions[:, some], maps=self.maps[:, some], drops=self.drops[:, some]
         )
 
-    def of_output(self) -> _Scored:
+    def whole_output(self) -> _Scored:
         """Take the output as the only x-feature; its maps are not known."""
         return self._replace(contributions=torch.ones_like(self.whole[:, :, 0]), drops=self.whole)
 
@@ -258,11 +258,11 @@ class _Scored(NamedTuple):
 
     def agreement_of(self, maps: Tensor) -> float:
         """Compute the patch agreement of other maps in place of the x-features' own."""
-        return mean_by_share(self._of_each(patch_correlations, maps), self.contributions)
+        return mean_by_share(self._for_each(patch_correlations, maps), self.contributions)
 
     def identified(self) -> float:
         """Compute the share of maps that fit the drops of their own x-feature best."""
-        found = self._of_each(identified_maps, self.maps)
+        found = self._for_each(identified_maps, self.maps)
         return float(found.double().mean()) if found.shape[1] > 1 else float("nan")
 
     def movement(self) -> float:
@@ -271,7 +271,7 @@ class _Scored(NamedTuple):
         of_sum = (self.drops * side[:, :, None]).sum(1).abs().sum()
         return float(self.drops.abs().sum() / of_sum) if of_sum > 0 else float("nan")
 
-    def _of_each(self, compute: Callable[[Tensor, Tensor], Tensor], maps: Tensor) -> Tensor:
+    def _for_each(self, compute: Callable[[Tensor, Tensor], Tensor], maps: Tensor) -> Tensor:
         """Compute a number (N, K) of maps and drops, without the padding of shorter texts."""
         if maps.dim() == 4:
             return compute(maps, self.drops)
@@ -293,13 +293,13 @@ class _Scorer(NamedTuple):
     fill: Tensor | float | None
     batch_size: int
 
-    def of(self, xnn: XNNAttribution) -> _Scored:
+    def score(self, xnn: XNNAttribution) -> _Scored:
         """Compute contributions, maps and drops of the x-features of one explainer."""
-        return _joined([self._of_batch(xnn, batch) for batch in self.batches])
+        return _joined([self._score_batch(xnn, batch) for batch in self.batches])
 
     def one_heatmaps(self) -> Tensor:
         """Draw the single map of the output of each example, (N, 1, H, W) or (N, 1, L)."""
-        return _stacked([
+        return _padded_and_joined([
             _of_places(
                 _first(
                     self.xnn.one_heatmap(
@@ -315,14 +315,14 @@ class _Scorer(NamedTuple):
             for batch in self.batches
         ])  # fmt: skip
 
-    def _of_batch(self, xnn: XNNAttribution, batch: CoveredBatch) -> _Scored:
+    def _score_batch(self, xnn: XNNAttribution, batch: CoveredBatch) -> _Scored:
         why = xnn.explain(
             batch.inputs, self.target, batch.additional, against=self.against, internal_batch_size=self.batch_size
         )
 
         def numbers(inputs: tuple[Tensor, ...], more: Any) -> Tensor:
-            made = xnn.contributions(inputs, self.target, more, against=self.against)
-            return torch.cat([made.contributions, made.prediction[:, None]], 1)
+            explained = xnn.contributions(inputs, self.target, more, against=self.against)
+            return torch.cat([explained.contributions, explained.prediction[:, None]], 1)
 
         drops = self._drops(numbers, batch)
         side = torch.where(why.contributions < 0, -1, 1).to(drops)
@@ -330,11 +330,11 @@ class _Scorer(NamedTuple):
         lengths = self._lengths(batch) or [drops.shape[2]] * len(batch.first)
         return _Scored(why.contributions, maps, drops[:, :-1] * side[:, :, None], drops[:, -1:], tuple(lengths))
 
-    def of_output(self) -> _Scored:
+    def score_output(self) -> _Scored:
         """Compute the drops of the output, as those of an only x-feature; its maps are not known."""
-        return _joined([self._output_of_batch(batch) for batch in self.batches])
+        return _joined([self._score_output_of_batch(batch) for batch in self.batches])
 
-    def _output_of_batch(self, batch: CoveredBatch) -> _Scored:
+    def _score_output_of_batch(self, batch: CoveredBatch) -> _Scored:
         xnn = self.xnn
         reader = xnn._reader()
 
@@ -353,14 +353,14 @@ class _Scorer(NamedTuple):
         first = batch.first.movedim(last, 1) if last != 1 else batch.first
         embedded = self.fill is None and not first.is_floating_point()
         cover = first if embedded else patch_cover(first, self.fill)
-        places = patch_places(first, self.grid)
-        marks = torch.ones(len(first), len(places), dtype=torch.bool, device="cpu")
+        masks = elements_of_patches(first, self.grid)
+        marks = torch.ones(len(first), len(masks), dtype=torch.bool, device="cpu")
         lengths = self._lengths(batch)
         if lengths is not None:
-            marks = torch.arange(len(places), device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
+            marks = torch.arange(len(masks), device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
 
         def covered(rows: Tensor, patches: Tensor) -> Tensor:
-            return first[rows] if embedded else torch.where(places[patches], cover[rows], first[rows])
+            return first[rows] if embedded else torch.where(masks[patches], cover[rows], first[rows])
 
         def numbers(x: Tensor, rows: Tensor) -> Tensor:
             others, more = rows_of(batch.inputs, batch.additional, rows)
@@ -370,12 +370,12 @@ class _Scorer(NamedTuple):
         def values(x: Tensor, rows: Tensor, patches: Tensor | None) -> Tensor:
             if patches is None or not embedded:
                 return numbers(x, rows)
-            found = []
+            values_of_patches = []
             order = patches.argsort(stable=True)
             for some in torch.split(order, torch.unique(patches, return_counts=True)[1].tolist()):
                 with covered_token(unwrap(self.xnn.model), x[some], int(patches[some[0]])):
-                    found.append(numbers(x[some], rows[some]))
-            return torch.cat(found)[order.argsort()]
+                    values_of_patches.append(numbers(x[some], rows[some]))
+            return torch.cat(values_of_patches)[order.argsort()]
 
         return drops_of_patches(values, first, covered, marks, batch_size=self.batch_size)
 
@@ -389,23 +389,25 @@ class _Scorer(NamedTuple):
         """Find the dimension of images that holds channels; 1 for other inputs."""
         return image_channels(unwrap(self.xnn.model), batch.inputs) if batch.first.dim() == 4 else 1
 
-    def beside_random(self, seed: int) -> tuple[_Scored, list[_Scored]]:
+    def score_beside_random_groups(self, seed: int) -> tuple[_Scored, list[_Scored]]:
         """Score the x-features and each draw of random groups; no draws where contributions cannot be computed."""
         explainer = self.xnn.explainer(self.target, against=self.against)
         form = explainer.form
         if isinstance(form, ContributionGroups) and form.divides_dimensions:  # both sum the same contributions
             K = form.n_features
-            every = self._drawn(explainer, form, [form.groups], K, seed)
+            every = self._score_groups(explainer, form, [form.groups], K, seed)
             return every.columns(0, K), _draws(every, K)
-        own = self.of(self.xnn)
+        own = self.score(self.xnn)
         K = own.contributions.shape[1]
         try:
-            every = self._drawn(explainer, _groups(self.xnn, self.batches[0], explainer), [], K, seed)
+            every = self._score_groups(explainer, _groups(self.xnn, self.batches[0], explainer), [], K, seed)
         except ValueError:
             return own, []
         return own, _draws(every, 0)
 
-    def _drawn(self, explainer: Explainer, form: ContributionGroups, first: list[Tensor], K: int, seed: int) -> _Scored:
+    def _score_groups(
+        self, explainer: Explainer, form: ContributionGroups, first: list[Tensor], K: int, seed: int
+    ) -> _Scored:
         """Score the groups ``first``, followed by all draws of random groups, in one pass."""
         D = len(form.groups)
         some = [random_partition(D, min(K, D), torch.Generator().manual_seed(seed + i)) for i in range(_DRAWS)]
@@ -416,7 +418,7 @@ class _Scorer(NamedTuple):
         other.explainers_ = self.xnn.explainers_.only(replace(explainer, form=joined))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a random group may well have an empty map
-            return self.of(other)
+            return self.score(other)
 
 
 def _first(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -430,23 +432,23 @@ def _of_places(maps: Tensor, inputs: Tensor) -> Tensor:
     return maps.flatten(3).sum(3) if maps.dim() > 3 else maps
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
+def _padded_and_joined(batches: Sequence[Tensor]) -> Tensor:
     """Join tensors (n, K, L) of several lengths, with zeros after the shorter ones; join others as they are."""
-    if len(parts) == 1 or parts[0].dim() != 3:
-        return torch.cat(list(parts))
-    longest = max(part.shape[2] for part in parts)
-    return torch.cat([F.pad(part, (0, longest - part.shape[2])) for part in parts])
+    if len(batches) == 1 or batches[0].dim() != 3:
+        return torch.cat(list(batches))
+    longest = max(batch.shape[2] for batch in batches)
+    return torch.cat([F.pad(batch, (0, longest - batch.shape[2])) for batch in batches])
 
 
-def _joined(parts: Sequence[_Scored]) -> _Scored:
+def _joined(batches: Sequence[_Scored]) -> _Scored:
     """Join the scores of batches."""
-    contributions, maps, drops, whole, lengths = zip(*parts, strict=True)
+    contributions, maps, drops, whole, lengths = zip(*batches, strict=True)
     return _Scored(
         torch.cat(contributions),
-        _stacked(maps),
-        _stacked(drops),
-        _stacked(whole),
-        tuple(n for of in lengths for n in of),
+        _padded_and_joined(maps),
+        _padded_and_joined(drops),
+        _padded_and_joined(whole),
+        tuple(n for of_batch in lengths for n in of_batch),
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.errors import ExplainerFileError
 from captum_xnn.heatmaps import FromCaptum
-from captum_xnn.models._base import Dense, Examples, Reconstruction, dense
+from captum_xnn.models._base import Dense, Reconstruction, TrainingExamples, dense
 from captum_xnn.models.baselines import CAE, NMF, NN, SAE, Lasso, RandomDecoder, RandomEncoder, SingleDimensions
 from captum_xnn.models.baselines._learned import PlainObjective
 from captum_xnn.models.baselines._least_squares import read_out
@@ -246,7 +246,7 @@ def read(E, wanted, positives):
         xnn.encoder[0].bias.zero_()
     layer = nn.Linear(E.shape[1], wanted.shape[1]).double()
     sampler = Sampler(positives, len(E), Recipe(), torch.Generator())
-    read_out(xnn, layer, Examples(E, wanted, sampler.row_weight.to(wanted), torch.Generator()), wanted)
+    read_out(xnn, layer, TrainingExamples(E, wanted, sampler.row_weight.to(wanted), torch.Generator()), wanted)
     return layer.weight.detach(), layer.bias.detach()
 
 

@@ -98,20 +98,20 @@ class _BatchReader(Reader):
         """Compute the layer's and the model's outputs on a batch, unchecked and on the model's device."""
         return self.run(copied_to(inputs, self.device) + copied_to(additional, self.device))
 
-    def try_out(self, inputs: Any, additional: Any, read: tuple[Tensor, Tensor]) -> None:
+    def try_out(self, inputs: Any, additional: Any, result: tuple[Tensor, Tensor]) -> None:
         """Raise where a model cannot be explained, as far as its first batch shows.
 
         Args:
             inputs: Inputs of the batch.
             additional: Additional arguments.
-            read: The result of :meth:`read_batch` on them.
+            result: The result of :meth:`read_batch` on them.
         """
         many = inputs if isinstance(inputs, tuple) else (inputs,)
         more = format_forward_args(additional) or ()
-        if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(read[0]):
+        if not isinstance(many[0], Tensor) or not many[0].dim() or len(many[0]) != len(result[0]):
             return
         with one_thread_if_small(pass_flops(self.model, many)):
-            many, more = probe(self._run_on_device, many, more, *read, quantised=quantised(self.model))
+            many, more = probe(self._run_on_device, many, more, *result, quantised=quantised(self.model))
             calls_of(
                 self.model,
                 self.layer,
@@ -132,7 +132,7 @@ class _BatchReader(Reader):
         self, batches: Iterable[tuple[Any, Any]], total: int | None, progress: bool
     ) -> list[tuple[Tensor, Tensor]]:
         """Read each batch by :meth:`read_batch`, try the model out on the first, and keep the requested outputs."""
-        found: list[tuple[Tensor, Tensor]] = []
+        read_batches: list[tuple[Tensor, Tensor]] = []
         first = 0
         with torch.inference_mode(False), untouched(self.model), torch.no_grad():
             title = f"activations of {self.name}"
@@ -140,16 +140,16 @@ class _BatchReader(Reader):
                 Z, y_hat = self.read_batch(inputs, additional, first)
                 if not first:
                     self.try_out(inputs, additional, (Z, y_hat))
-                found.append((Z, y_hat if self.asked is None else self.asked.kept(y_hat)))
+                read_batches.append((Z, y_hat if self.asked is None else self.asked.kept(y_hat)))
                 first += len(Z)
-        return found
+        return read_batches
 
-    def joined(self, read: Sequence[tuple[Tensor, Tensor]]) -> Activations:
+    def joined(self, read_batches: Sequence[tuple[Tensor, Tensor]]) -> Activations:
         """Join the results of :meth:`read_all` to the activations of all examples."""
-        if not read:
+        if not read_batches:
             raise ValueError(_NOTHING)
-        self.refuse_other_shapes({tuple(Z.shape[1:]) for Z, _ in read})
-        Z, y_hat = (torch.cat(part) for part in zip(*read, strict=True))
+        self.refuse_other_shapes({tuple(Z.shape[1:]) for Z, _ in read_batches})
+        Z, y_hat = (torch.cat(part) for part in zip(*read_batches, strict=True))
         return Activations(Z, y_hat, self.name, asked=self.asked if self.asked and self.asked.value_range else None)
 
     def refuse_other_shapes(self, shapes: set[tuple[int, ...]]) -> None:
@@ -240,8 +240,8 @@ def collect(
         return opened._replace(source=_source(data, unpack))
     reader = _BatchReader.for_data(model, layer, data, output_transform, prediction_transform, asked)
     total = None if isinstance(data, (Tensor, tuple)) else number_of_batches(data)
-    read = reader.read_all(as_they_come(data, batch_size, unpack), total, progress)
-    return reader.joined(read)._replace(source=_source(data, unpack))
+    read_batches = reader.read_all(as_they_come(data, batch_size, unpack), total, progress)
+    return reader.joined(read_batches)._replace(source=_source(data, unpack))
 
 
 def collect_together(
@@ -304,12 +304,14 @@ def collect_together(
     first = batches.first()
     if first is None:
         raise ValueError(_NOTHING)
-    read = reader.read_all(((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress)
+    read_batches = reader.read_all(
+        ((b.inputs, b.additional) for b in batches.share(ranks.rank, ranks.world)), None, progress
+    )
     seen = {
         "model": fingerprint(reader.model, reader.name),
         "data": (batches.examples, first_inputs(first.inputs, 0)),
     }
-    of_all = ranks.all_of((read, seen))
+    of_all = ranks.all_of((read_batches, seen))
     for noun, value in seen.items():
         if any(other[noun] != value for _, other in of_all):
             raise ValueError(
@@ -444,7 +446,7 @@ def collect_part(
         ):
             end = 0
             for batch in batches.where(filling.wanted):
-                filling.take(batch)
+                filling.add(batch)
                 end = batch.first + batch.rows
                 bar.update(batch.rows)
             filling.finish(batches.examples or end)
@@ -548,20 +550,20 @@ class _Filling:
         """Whether this process has to make a shard with some of these examples."""
         return any(map(self.missing, self._shards(first, after)))
 
-    def take(self, batch: Batch) -> None:
+    def add(self, batch: Batch) -> None:
         """Run the model on a batch where a shard needs it, and write the shards that the batch completes."""
         after = batch.first + batch.rows
-        read: tuple[Tensor, Tensor] | None = None
+        activations: tuple[Tensor, Tensor] | None = None
         for shard in self._shards(batch.first, after):
             begin, end = self.store.bounds(shard)
             if not self.missing(shard):
                 self._compare(shard, begin, batch)
                 continue
-            read = read or self._read(batch)
+            activations = activations or self._read(batch)
             rows = slice(max(begin - batch.first, 0), min(end, after) - batch.first)
             if begin >= batch.first:
                 self._full, self._inputs = 0, first_inputs(batch.inputs, begin - batch.first)
-            self._hold(Z=read[0][rows], y_hat=read[1][rows])
+            self._hold(Z=activations[0][rows], y_hat=activations[1][rows])
             if end <= after:
                 self._write(shard)
 

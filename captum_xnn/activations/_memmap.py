@@ -195,16 +195,16 @@ class _Files:
         into = found.reshape(-1).view(np.uint8).data
         runs = list(_runs(wanted, which))
         with self.lock:
-            places = []
+            reads = []
             for first, last in runs:
                 file = int(which[first])
                 start = int(wanted[first] - (self.ends[file - 1] if file else 0))
                 offset = self.heads[file].offset + start * self.bytes
-                places.append((file, offset, into[first * self.bytes : last * self.bytes]))
-            if len(places) > 1:  # the system fetches all uncached places at once
-                places = [place for place in places if not self._cached(*place)]
-            for place in places:
-                self._fill(*place)
+                reads.append((file, offset, into[first * self.bytes : last * self.bytes]))
+            if len(reads) > 1:  # the system fetches all uncached places at once
+                reads = [read for read in reads if not self._cached(*read)]
+            for read in reads:
+                self._fill(*read)
         return found
 
     def _cached(self, file: int, offset: int, into: memoryview) -> bool:

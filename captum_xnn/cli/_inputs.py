@@ -494,9 +494,9 @@ def _read_array(path: Path) -> Tensor | np.ndarray[Any, Any]:
 def _files(root: Path) -> Iterator[str]:
     """Yield the paths of a folder's files, with ``/``. Skip hidden files and folders; follow links to a folder once."""
     seen = set()
-    for place, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        subfolders[:] = [] if real in seen else [name for name in subfolders if not name.startswith(".")]
         if real not in seen:
-            yield from (Path(place, name).relative_to(root).as_posix() for name in files if not name.startswith("."))
+            yield from (Path(folder, name).relative_to(root).as_posix() for name in files if not name.startswith("."))
         seen.add(real)

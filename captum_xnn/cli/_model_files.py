@@ -80,28 +80,28 @@ def load_model(source: str) -> ModelFile:
         >>> made.model, made.preparation.size
         (Linear(in_features=2, out_features=3, bias=True), (32, 32))
     """
-    place, colon, name = (source, "", "load") if source.endswith(".py") else source.rpartition(":")
+    origin, colon, name = (source, "", "load") if source.endswith(".py") else source.rpartition(":")
     if not colon and not source.endswith(".py"):
         raise ValueError(
             f"the model {source!r} is not FILE.py, FILE.py:function or package.module:function; write a file with a "
             "function load() that returns the trained model"
         )
-    with _importable(Path(place).absolute().parent if place.endswith(".py") else Path.cwd()):
-        module = _run_user_code(lambda: _module(place), repr(place))
+    with _importable(Path(origin).absolute().parent if origin.endswith(".py") else Path.cwd()):
+        module = _run_user_code(lambda: _module(origin), repr(origin))
         load = getattr(module, name, None)
         if not callable(load):
             raise ValueError(
-                f"{name} in {place!r} is {'missing' if load is None else f'{type(load).__name__}, not a function'}; "
+                f"{name} in {origin!r} is {'missing' if load is None else f'{type(load).__name__}, not a function'}; "
                 f"define {name}() to return the trained model, or name another function after a colon"
             )
-        model = load if isinstance(load, nn.Module) else _run_user_code(load, f"{name}() of {place!r}")
+        model = load if isinstance(load, nn.Module) else _run_user_code(load, f"{name}() of {origin!r}")
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"{name}() of {place!r} returned {type(model).__name__} instead of a torch.nn.Module; return the model "
+            f"{name}() of {origin!r} returned {type(model).__name__} instead of a torch.nn.Module; return the model "
             "itself, with its weights loaded"
         )
     classes = getattr(module, "CLASSES", None)
-    return ModelFile(model.eval(), _preparation(module, place), None if classes is None else tuple(map(str, classes)))
+    return ModelFile(model.eval(), _preparation(module, origin), None if classes is None else tuple(map(str, classes)))
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -122,12 +122,12 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
         (None, None)
         ('crow', 'finch')
     """
-    place = Path(path)
+    file = Path(path)
     try:
-        if place.is_dir():
-            found = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        if file.is_dir():
+            found = sorted(entry.name for entry in file.iterdir() if entry.is_dir() and entry.name[0] != ".")
         else:
-            found = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            found = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot read the classes {str(path)!r} ({error}); pass a number, a text file with a name on each line, or "
@@ -219,15 +219,15 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _module(place: str) -> ModuleType:
+def _module(origin: str) -> ModuleType:
     """Import a module from a file or by its dotted name."""
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(place).absolute()
+    if not origin.endswith(".py"):
+        return importlib.import_module(origin)
+    path = Path(origin).absolute()
     # The module gets a name of its own, because the file may share its name with a package that it imports.
     spec = importlib.util.spec_from_file_location(f"captum_xnn_model_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {place}")
+        raise FileNotFoundError(f"no file {origin}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
@@ -249,13 +249,13 @@ def _run_user_code(run: Callable[[], Any], what: str) -> Any:
         ) from error
 
 
-def _preparation(module: ModuleType, place: str) -> Preparation:
+def _preparation(module: ModuleType, origin: str) -> Preparation:
     """Read the conversion of images to inputs from a module's SIZE, MEAN, STD and transform."""
     size, mean, std = (getattr(module, name, None) for name in ("SIZE", "MEAN", "STD"))
     functions = {name: getattr(module, name, None) for name in ("transform", "encode", "tokens")}
     for name, function in functions.items():
         if function is not None and not callable(function):
-            raise ValueError(f"{name} in {place!r} is {function!r}, not a function; rename it or make it a function")
+            raise ValueError(f"{name} in {origin!r} is {function!r}, not a function; rename it or make it a function")
     try:
         return Preparation(
             None if size is None else as_size("SIZE", size),
@@ -264,4 +264,4 @@ def _preparation(module: ModuleType, place: str) -> Preparation:
             **functions,
         )
     except ValueError as error:
-        raise ValueError(f"{error} (in {place})") from error
+        raise ValueError(f"{error} (in {origin})") from error

@@ -331,13 +331,13 @@ def _ground(n: int, generator: torch.Generator) -> Tensor:
 
 def _centres(mirrored: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the middle pixel of each part, x and y, (N, P, 2), with all parts inside the image."""
-    places = torch.tensor(_PLACES).repeat(len(mirrored), 1, 1)
-    places[mirrored] *= torch.tensor([-1, 1])
+    centres = torch.tensor(_PLACES).repeat(len(mirrored), 1, 1)
+    centres[mirrored] *= torch.tensor([-1, 1])
     reach = torch.tensor([[max(shape), len(shape) // 2] for shape in SHAPES]) + _JITTER
-    low = -(places - reach).amin(1)
-    room = SIZE - (places + reach).amax(1) - low
+    low = -(centres - reach).amin(1)
+    room = SIZE - (centres + reach).amax(1) - low
     at = low + (torch.rand(low.shape, generator=generator) * room).long()
-    return at[:, None] + places + torch.randint(-_JITTER, _JITTER + 1, places.shape, generator=generator)
+    return at[:, None] + centres + torch.randint(-_JITTER, _JITTER + 1, centres.shape, generator=generator)
 
 
 def _stamp(images: Tensor, masks: Tensor, centres: Tensor, looks: Tensor, numbers: Tensor) -> None:

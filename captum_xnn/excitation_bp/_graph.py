@@ -154,9 +154,11 @@ def _handed_down(node: Node, given: dict[int, _Arrived], descent: Descent) -> li
     memory = [None if x is None else _memory(x) for x in targets[0]]
     return [
         None
-        if one[0] is None
-        else _Arrived(list(one), one[0].is_contiguous() and place not in kept and memory.count(place) == 1)
-        for place, one in zip(memory, zip(*targets, strict=True), strict=True)
+        if of_targets[0] is None
+        else _Arrived(
+            list(of_targets), of_targets[0].is_contiguous() and address not in kept and memory.count(address) == 1
+        )
+        for address, of_targets in zip(memory, zip(*targets, strict=True), strict=True)
     ]
 
 

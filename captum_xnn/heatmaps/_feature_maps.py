@@ -118,8 +118,8 @@ class Explained(NamedTuple):
                 numbers = some.numbers(Z, predictions, prefix=prefix, whole=examples)
                 yield rows.tolist(), (*numbers, predictions.to(numbers.features.dtype))
 
-        *numbers, prediction = gathered(numbers_by_rows(), n)
-        return cls(Numbers(*numbers), prediction, readings[0] if drawn is None else drawn)
+        *values, prediction = gathered(numbers_by_rows(), n)
+        return cls(Numbers(*values), prediction, readings[0] if drawn is None else drawn)
 
 
 def backend_of(heatmap: Heatmap | DefaultMaps, exact: bool) -> Heatmap:

@@ -93,7 +93,7 @@ class _DrawnLayer:
     call: LayerCall
     module: nn.Module
     """The layer itself, or its counterpart in the canonical network."""
-    one: OneOutput | None = None
+    one_output: OneOutput | None = None
     """The tensor to draw, of a layer that returns several."""
     grid: TokenGrid | None = None
     """The grid of the layer's tokens."""
@@ -101,7 +101,7 @@ class _DrawnLayer:
     @property
     def watched(self) -> nn.Module:
         """The module whose output has the shape of the layer's maps before channels are summed."""
-        return self.one or self.module
+        return self.one_output or self.module
 
     @property
     def given(self) -> nn.Module:
@@ -112,8 +112,8 @@ class _DrawnLayer:
     def hooked(self) -> Iterator[list[torch.Size]]:
         """Send the layer's output through the tensor to draw and the grid; note its shapes."""
         with ExitStack() as stack:
-            if self.one is not None:
-                stack.enter_context(self.one.after(self.module))
+            if self.one_output is not None:
+                stack.enter_context(self.one_output.after(self.module))
             seen = stack.enter_context(shapes_noted(self.watched))
             if self.grid is not None:
                 stack.enter_context(self.grid.after(self.watched))
@@ -371,9 +371,9 @@ class FromCaptum:
         call = LayerCall(network, name, inputs, additional)
         if isinstance(attributed, CanonicalNetwork) and issubclass(self.method, LayerDeepLift):
             refuse_unfit(self.method, attributed.operations(module), attributed.encoder_modules())
-        one = self._layouts.one_output(call) if attributed is network else None
+        one_output = self._layouts.one_output(call) if attributed is network else None
         grid = None if self._tokens is None else self._layouts.tokens(call, self._tokens, self._grid)
-        return _DrawnLayer(call, module, one, grid)
+        return _DrawnLayer(call, module, one_output, grid)
 
     def _named_layer(
         self, network: ExplanationNetwork, attributed: nn.Module, layer: str | nn.Module | None

@@ -103,16 +103,16 @@ class GradientMaps:
             graph_pass = network.graph_pass if len(rows) == n else None
             if graph_pass is None or graph_pass.start_layer is not start_layer:
                 graph_pass = Pass.of(network.tail, x, more or (), start_layer)
-            gradients = None if graph_pass is None else graph_pass.gradients(network.form, network.target, features)
-            if gradients is None:
+            at_leaves = None if graph_pass is None else graph_pass.gradients(network.form, network.target, features)
+            if at_leaves is None:
                 return None
-            maps = [values[:, None] * gradients for values, gradients in gradients]
+            maps = [values[:, None] * gradients for values, gradients in at_leaves]
             if start_layer is None:
                 chunks.append([of_dtype(m, x) for m, x in zip(maps, inputs, strict=True)])
                 continue
-            shape, values = gradients[0][0].shape, gradients[0][0]
-            self._layouts.refuse_examples_second(call, shape, values, len(rows))
-            channels = self._layouts.channels(call, shape) if values.dim() > 2 else None
+            values = at_leaves[0][0]
+            self._layouts.refuse_examples_second(call, values.shape, values, len(rows))
+            channels = self._layouts.channels(call, values.shape) if values.dim() > 2 else None
             done = self._layouts.image(call).summed_over_channels(maps[0].flatten(0, 1), channels)
             chunks.append([done.reshape(len(rows), K, *done.shape[1:])])
         return tuple(torch.cat(parts).contiguous() for parts in zip(*chunks, strict=True))

@@ -116,8 +116,8 @@ class Rewriting:
         else:
             if node.op in ("call_function", "call_method"):
                 name = key if isinstance(key, str) else getattr(key, "__name__", str(key))
-                places: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
-                self.functions[node.name] = Function(name, tuple(at for at, x in places if self._depends(x)))
+                arguments: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+                self.functions[node.name] = Function(name, tuple(at for at, x in arguments if self._depends(x)))
             return
         node.op, node.target = "call_module", self._add(module, node.name)
         node.args, node.kwargs = new, {}
@@ -144,8 +144,8 @@ class Rewriting:
         """Whether a mean runs over both spatial dimensions of feature maps (N, C, H, W)."""
         over = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         has_known_arguments = not _without(node.kwargs, "dim", "keepdim") and node.args
-        places = isinstance(over, (tuple, list)) and sorted(d % 4 for d in over if isinstance(d, int)) == [2, 3]
-        return bool(has_known_arguments) and places and self._signals.get(node.args[0]) == 4  # type: ignore[arg-type]
+        over_both = isinstance(over, (tuple, list)) and sorted(d % 4 for d in over if isinstance(d, int)) == [2, 3]
+        return bool(has_known_arguments) and over_both and self._signals.get(node.args[0]) == 4  # type: ignore[arg-type]
 
     def _separate_nonlinearities(self) -> None:
         """Put a view between two non-linearities in a row."""
@@ -216,9 +216,9 @@ def windows(
         if ceil_mode and (count - 1) * step >= size + pad:
             count -= 1  # the last window may not start in the padding
         begins = torch.arange(count, device=x.device) * step - pad
-        places = (begins[:, None] + torch.arange(k, device=x.device) * gap).flatten()
-        inside = (places >= 0) & (places < size)
-        picked = x.index_select(dim, places.clamp(0, size - 1))
+        cells = (begins[:, None] + torch.arange(k, device=x.device) * gap).flatten()
+        inside = (cells >= 0) & (cells < size)
+        picked = x.index_select(dim, cells.clamp(0, size - 1))
         shape = [-1 if i == dim else 1 for i in range(x.dim())]
         x = picked.masked_fill(~inside.reshape(shape), torch.finfo(x.dtype).min / 4)
     return x

@@ -146,8 +146,8 @@ def is_over_image(output: Tensor) -> bool | None:
     off = off / off.flatten(1).sum(1).reshape(4, 1, 1, 1)
     apart = torch.zeros(2, 3, device="cpu")  # down and across the image, by dimension of the output
     for i in range(3):
-        places = off.movedim(i + 1, 1).flatten(2).sum(2)
-        apart[:, i] = (places[0::2] - places[1::2]).abs().sum(1) / 2
+        moved = off.movedim(i + 1, 1).flatten(2).sum(2)
+        apart[:, i] = (moved[0::2] - moved[1::2]).abs().sum(1) / 2
     if bool((apart.amax(1) < _TELLING).any()):
         return None
     down, across = apart

@@ -200,10 +200,10 @@ def _channels_by_change(
     if len(Z) != 3:
         return None
     moved = _moved(Z[1:], Z[:1]).any(0)
-    places = moved.nonzero()
-    if not len(places):
+    indices = moved.nonzero()
+    if not len(indices):
         return None
-    confined = [i for i in range(moved.dim()) if bool((places[:, i] == places[0, i]).all())]
+    confined = [i for i in range(moved.dim()) if bool((indices[:, i] == indices[0, i]).all())]
     of_several = [i for i in confined if moved.shape[i] > 1]
     found = of_several or confined
     return found[0] + 1 if len(found) == 1 else None

@@ -53,6 +53,7 @@ __all__ = [
     "blurred",
     "drop_orthogonality",
     "drops_of_patches",
+    "elements_of_patches",
     "identified_maps",
     "map_identification",
     "mean_by_share",
@@ -62,7 +63,6 @@ __all__ = [
     "patch_cover",
     "patch_drops",
     "patch_masks",
-    "patch_places",
     "rank_correlation",
     "refuse_channels_last",
 ]
@@ -207,7 +207,7 @@ def patch_drops(
         )
     refuse_channels_last(inputs)
     cover = patch_cover(inputs, fill)
-    masks = patch_places(inputs, grid)
+    masks = elements_of_patches(inputs, grid)
 
     def covered(rows: Tensor, patches: Tensor) -> Tensor:
         return torch.where(masks[patches], cover[rows], inputs[rows])
@@ -253,7 +253,7 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         ) from error
 
 
-def patch_places(inputs: Tensor, grid: int) -> Tensor:
+def elements_of_patches(inputs: Tensor, grid: int) -> Tensor:
     """Mark the elements of each patch, bool, in a shape that broadcasts to (P, *inputs.shape[1:]).
 
     Args:

@@ -31,11 +31,11 @@ from captum_xnn.models._losses import faithfulness, pull_away_of_moments, second
 __all__ = [
     "Autoencoder",
     "Dense",
-    "Examples",
     "Loss",
     "Objective",
     "Reconstruction",
     "Scaling",
+    "TrainingExamples",
     "Weights",
     "check_sizes",
     "dense",
@@ -90,13 +90,15 @@ class Weights(NamedTuple):
 class Loss(Protocol):
     """A loss for gradient descent: computes terms on a batch; descent minimises their total."""
 
-    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+    def __call__(
+        self, reconstruction: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None
+    ) -> Objective:
         """Compute the terms on a batch.
 
         All arguments and terms may have a leading dimension (T, ...) for T explainers.
 
         Args:
-            made: Outputs of the network for the batch.
+            reconstruction: Outputs of the network for the batch.
             Z: Activations (m, ...) of the batch.
             y_hat: Outputs (m, C).
             weight: Weights (m,) of the rows in the pull-away term. They make the batch represent the training set.
@@ -105,7 +107,7 @@ class Loss(Protocol):
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingExamples:
     """Data for a form in closed form, in the model's own units."""
 
     Z: Tensor | Rows
@@ -171,7 +173,7 @@ class Autoencoder(nn.Module, ABC):
         del weights, ranks
         return None
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Set weights in closed form: all of them, or some after descent. Does nothing by default.
 
         A fit draws new weights and minimises the loss of :meth:`minimised`, if there is one. It then calls this method,
@@ -258,11 +260,11 @@ class Autoencoder(nn.Module, ABC):
         Reference:
             "Embedding Deep Networks into Visual Explanations", 2021, Eq. 4 and 5.
         """
-        made = self(Z)
+        reconstruction = self(Z)
         terms = (
-            faithfulness(made.y_bar, y_hat, weight=weight),
-            sparse_reconstruction(made.Z_tilde, Z, q=q, weight=weight),
-            pull_away_of_moments(moments(made.E)),
+            faithfulness(reconstruction.y_bar, y_hat, weight=weight),
+            sparse_reconstruction(reconstruction.Z_tilde, Z, q=q, weight=weight),
+            pull_away_of_moments(moments(reconstruction.E)),
         )
         return Objective(terms[0] + beta * terms[1] + eta * terms[2], *terms)
 

@@ -152,8 +152,8 @@ class ContributionGroups(nn.Module):
             "tolerance": float(tolerance),
         }
         # All places of a grid share one base, because images may differ in size. Each token position has its own.
-        places = [size if len(sizes) == 2 or i + 1 == channels else 1 for i, size in enumerate(sizes)]
-        self.register_buffer("base", torch.zeros(places, device="cpu"))
+        base_shape = [size if len(sizes) == 2 or i + 1 == channels else 1 for i, size in enumerate(sizes)]
+        self.register_buffer("base", torch.zeros(base_shape, device="cpu"))
         self.register_buffer("groups", torch.zeros(sizes[channels - 1], n_features, device="cpu"))
         self.register_buffer("scale", torch.ones(n_outputs, device="cpu"))
 

@@ -158,9 +158,9 @@ def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
     # In place, as new memory for matrices of this size takes longer than the arithmetic.
     likeness = _gram(unit).clamp_(min=0).square_().add_(_WEAK).mul_(weight[:, None]).mul_(weight)
     root = likeness.sum(1).sqrt()
-    places = _leading(likeness.div_(root[:, None]).div_(root), K) / root[:, None]
-    places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
-    return _clustered(places, weight, K, balance=balance)
+    embedding = _leading(likeness.div_(root[:, None]).div_(root), K) / root[:, None]
+    embedding = embedding / embedding.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    return _clustered(embedding, weight, K, balance=balance)
 
 
 def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE) -> Tensor:
@@ -273,9 +273,9 @@ def _spectral_clusters(unit: Tensor, weight: Tensor, count: int) -> Tensor:
     """Compute the cluster of each of some columns of length 1, (D,)."""
     likeness = ((unit.T @ unit).clamp(min=0) + _WEAK) * weight[:, None] * weight
     root = likeness.sum(1).sqrt()
-    places = _leading(likeness / root[:, None] / root, count)
-    places = places / places.norm(dim=1, keepdim=True).clamp(min=_TINY)
-    return _clustered(places, weight, count)
+    embedding = _leading(likeness / root[:, None] / root, count)
+    embedding = embedding / embedding.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    return _clustered(embedding, weight, count)
 
 
 def _leading(matrix: Tensor, K: int) -> Tensor:
@@ -297,7 +297,7 @@ def _leading(matrix: Tensor, K: int) -> Tensor:
     return whole[:, D - K :]
 
 
-def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
+def _clustered(embedding: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) -> Tensor:
     """Find the cluster of each row, (D,), by k-means that starts from the farthest points.
 
     A positive balance enlarges the distances to large clusters.
@@ -305,19 +305,19 @@ def _clustered(places: Tensor, weight: Tensor, K: int, *, balance: float = 0.0) 
     near = torch.full_like(weight, torch.inf)
     chosen = [int(weight.argmax())]
     for _ in range(K - 1):
-        near = torch.minimum(near, (places - places[chosen[-1]]).square().sum(1))
+        near = torch.minimum(near, (embedding - embedding[chosen[-1]]).square().sum(1))
         chosen.append(_first_of_largest(near * weight))
-    centres = places[chosen]
-    label, total = torch.full((len(places),), -1, device="cpu"), weight.new_ones(K)
+    centres = embedding[chosen]
+    label, total = torch.full((len(embedding),), -1, device="cpu"), weight.new_ones(K)
     for _ in range(100):
-        distance = torch.cdist(places, centres) * (total / total.mean()).clamp(min=_TINY) ** balance
+        distance = torch.cdist(embedding, centres) * (total / total.mean()).clamp(min=_TINY) ** balance
         new = (distance <= distance.amin(1, keepdim=True) + 1e-9).double().argmax(1)
         if torch.equal(new, label):
             break
         label = new
         share = torch.nn.functional.one_hot(label, K).double() * weight[:, None]
         total = share.sum(0)
-        centres = torch.where((total > 0)[:, None], share.T @ places / total.clamp(min=1e-12)[:, None], centres)
+        centres = torch.where((total > 0)[:, None], share.T @ embedding / total.clamp(min=1e-12)[:, None], centres)
     return label
 
 

@@ -93,13 +93,15 @@ class RunningObjective:
         """
         return cls(**weights._asdict(), ranks=ranks, centred=centred)
 
-    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+    def __call__(
+        self, reconstruction: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None
+    ) -> Objective:
         """Add a batch to the running statistics, and compute the objective and its terms.
 
         All arguments and terms may have a leading dimension (T, ...) for T explainers.
 
         Args:
-            made: Outputs of the network for the batch.
+            reconstruction: Outputs of the network for the batch.
             Z: Activations (m, ...) of the batch.
             y_hat: Outputs (m, C).
             weight: Weights (m,) of the rows in the pull-away term. They make the batch represent the training set.
@@ -107,26 +109,26 @@ class RunningObjective:
                 drawn more often.
         """
         with torch.no_grad():
-            terms, slopes = self._terms_and_slopes(made, Z, y_hat, weight)
+            terms, slopes = self._terms_and_slopes(reconstruction, Z, y_hat, weight)
             total = terms[0] + self.beta * terms[1] + self.eta * terms[2]
-        return Objective(_WithSlopes.apply(total, slopes, *made), *terms)  # type: ignore[no-untyped-call]
+        return Objective(_WithSlopes.apply(total, slopes, *reconstruction), *terms)  # type: ignore[no-untyped-call]
 
     def _terms_and_slopes(
-        self, made: Reconstruction, Z: Tensor, y_hat: Tensor, weight: Tensor | None
+        self, reconstruction: Reconstruction, Z: Tensor, y_hat: Tensor, weight: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Reconstruction]:
         """Compute the three terms, and the derivatives of their weighted sum with respect to the network's outputs."""
-        m, of_examples = made.E.shape[-2], made.E.dim() - 2
-        error = made.y_bar - y_hat
+        m, of_examples = reconstruction.E.shape[-2], reconstruction.E.dim() - 2
+        error = reconstruction.y_bar - y_hat
         faithful = self.ranks.mean(error.square().sum(-1).mean(-1))
 
-        off = (made.Z_tilde - Z).flatten(of_examples + 1)
+        off = (reconstruction.Z_tilde - Z).flatten(of_examples + 1)
         Q = self._Q.estimate(self.ranks.mean(off.square().mean(-2)))
         slope_of_Q = self.beta / Q.shape[-1] / (1 / self.q + Q)
 
         if weight is None:
-            weight = torch.ones_like(made.E[..., 0])
+            weight = torch.ones_like(reconstruction.E[..., 0])
         weight = (weight / self.ranks.mean(weight.sum(-1, keepdim=True)))[..., None]
-        E = made.E
+        E = reconstruction.E
         if self.centred:
             E = E - self._mean.estimate(self.ranks.mean((weight * E).sum(-2)))[..., None, :]
         weighted = weight * E
@@ -140,15 +142,15 @@ class RunningObjective:
         return (faithful, log_penalty(Q, self.q), pull), slopes
 
 
-def _faithfulness(made: Reconstruction, y_hat: Tensor) -> Tensor:
+def _faithfulness(reconstruction: Reconstruction, y_hat: Tensor) -> Tensor:
     """Compute Eq. 1 for each explainer, (...), from outputs (..., m, C)."""
-    return squared_error(made.y_bar, y_hat).sum(-1).mean(-1)
+    return squared_error(reconstruction.y_bar, y_hat).sum(-1).mean(-1)
 
 
-def _errors(made: Reconstruction, Z: Tensor) -> Tensor:
+def _errors(reconstruction: Reconstruction, Z: Tensor) -> Tensor:
     """Compute the mean squared error of each dimension of Z, (..., D)."""
-    of_examples = made.E.dim() - 2
-    return squared_error(made.Z_tilde, Z).mean(of_examples).flatten(of_examples)
+    of_examples = reconstruction.E.dim() - 2
+    return squared_error(reconstruction.Z_tilde, Z).mean(of_examples).flatten(of_examples)
 
 
 class PlainObjective:
@@ -163,12 +165,14 @@ class PlainObjective:
     def __init__(self, faithful: float, reconstruct: float, ranks: Ranks = ALONE) -> None:
         self.faithful, self.reconstruct, self.ranks = faithful, reconstruct, ranks
 
-    def __call__(self, made: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None) -> Objective:
+    def __call__(
+        self, reconstruction: Reconstruction, Z: Tensor, y_hat: Tensor, *, weight: Tensor | None = None
+    ) -> Objective:
         """Compute the terms on a batch, as in :class:`~captum_xnn.models._base.Loss`."""
         del weight  # used in the pull-away term only; this loss has none
-        zero = made.E.new_zeros(made.E.shape[:-2])
-        first = self.ranks.mean(_faithfulness(made, y_hat)) if self.faithful else zero
+        zero = reconstruction.E.new_zeros(reconstruction.E.shape[:-2])
+        first = self.ranks.mean(_faithfulness(reconstruction, y_hat)) if self.faithful else zero
         second = zero
         if self.reconstruct:
-            second = self.ranks.mean(_errors(made, Z).mean(-1))
+            second = self.ranks.mean(_errors(reconstruction, Z).mean(-1))
         return Objective(self.faithful * first + self.reconstruct * second, first, second, zero)

@@ -85,30 +85,30 @@ def _scalar(value: Numbers, noun: str) -> float:
     return float(array.item())
 
 
-def _place(
+def _canvas(
     axes: Axes | Figure | SubFigure | None, width: float, height: float, title: str | None
 ) -> Figure | SubFigure:
     """Prepare an empty white figure to draw in: the given one, or a new one with a size in inches."""
     if axes is None:
         figure = Picture(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        place: Figure | SubFigure = figure
+        canvas: Figure | SubFigure = figure
     elif isinstance(axes, Axes):
-        place = _in_place_of(axes)
+        canvas = _in_place_of(axes)
     elif isinstance(axes, (Figure, SubFigure)):
-        place = axes
+        canvas = axes
     else:
         raise TypeError(
             f"axes is a {type(axes).__name__}; pass an Axes, a Figure or a SubFigure, and of several pick one, as in "
             "axes[0]"
         )
     # Always white, against the user's style sheet: the colours of the maps fade to a light background.
-    place.set_facecolor("white")
-    if place.figure.get_layout_engine() is None:
-        place.figure.set_layout_engine("constrained")
+    canvas.set_facecolor("white")
+    if canvas.figure.get_layout_engine() is None:
+        canvas.figure.set_layout_engine("constrained")
     if title is not None:
-        place.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
-    return place
+        canvas.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    return canvas
 
 
 def _in_place_of(axes: Axes) -> SubFigure:
@@ -214,15 +214,15 @@ def show_contributions(
         if title is not None:
             axes.set_title(title, fontsize=10, fontweight="bold", color=INK, parse_math=False)
         return _root(axes)
-    place = _place(axes, 5.5, 1.0 + 0.3 * (len(total.order) + 4 + bool(total.n_others)), title)
-    draw_waterfall(place.subplots(), total, labels, unit)
-    return place.figure
+    canvas = _canvas(axes, 5.5, 1.0 + 0.3 * (len(total.order) + 4 + bool(total.n_others)), title)
+    draw_waterfall(canvas.subplots(), total, labels, unit)
+    return canvas.figure
 
 
 def _root(axes: Axes) -> Figure:
     """Find the figure of axes, also through subfigures."""
-    place: Any = axes.figure
-    return cast(Figure, place.figure)
+    canvas: Any = axes.figure
+    return cast(Figure, canvas.figure)
 
 
 def show_explanation(
@@ -331,10 +331,10 @@ def _explanation_grid(
     cell, right = 1.6, 3.3
     height = max(n_rows * (cell * aspect + 0.5) + 0.3, 0.24 * (n_maps + 4)) + (0.35 if title else 0)
     left = cell * (big * n_big + n_columns)
-    place = _place(axes, left + right, max(height, 2.3), title)
+    canvas = _canvas(axes, left + right, max(height, 2.3), title)
     # Separate subfigures, so that the axis below the waterfall takes no room from the maps.
-    halves = place.add_gridspec(1, 2, width_ratios=[left, right])
-    pictures, total = place.add_subfigure(halves[0]), place.add_subfigure(halves[1])
+    halves = canvas.add_gridspec(1, 2, width_ratios=[left, right])
+    pictures, total = canvas.add_subfigure(halves[0]), canvas.add_subfigure(halves[1])
     grid = pictures.add_gridspec(n_rows, n_big + n_columns, width_ratios=[*[big] * n_big, *[1] * n_columns])
     image, *ones = (pictures.add_subplot(grid[:big, i]) for i in range(n_big))
     maps = [pictures.add_subplot(grid[k // n_columns, n_big + k % n_columns]) for k in range(n_maps)]
@@ -410,8 +410,8 @@ def show_gallery(
             caption(panel, "", signed(value, digits), colour=colour_of(value))
     for panel, name in zip(grid[0], heads, strict=True):
         panel.set_title(wrapped(name, 18), fontsize=9, color=INK, pad=19, parse_math=False)
-    place: Any = grid[0][0].figure
-    _draw_key(place)
+    canvas: Any = grid[0][0].figure
+    _draw_key(canvas)
     return _root(grid[0][0])
 
 
@@ -447,5 +447,5 @@ def _gallery_grid(
     aspect = min(max(aspect, 0.5), 2.0)
     cell = 1.45
     height = n_rows * (cell * aspect + 0.25) + 0.5 + (0.35 if title else 0)
-    grid = _place(axes, cell * n_columns + 0.3, height, title).subplots(n_rows, n_columns, squeeze=False)
+    grid = _canvas(axes, cell * n_columns + 0.3, height, title).subplots(n_rows, n_columns, squeeze=False)
     return [list(row) for row in grid]

@@ -64,12 +64,12 @@ class ReportCache:
         Args:
             description: What the content depends on, from :func:`describe`.
         """
-        place = self.folder / _key(description)
+        folder = self.folder / _key(description)
         try:
-            if read_json(place / _MANIFEST, ValueError, "") != _plain(description):
+            if read_json(folder / _MANIFEST, ValueError, "") != _plain(description):
                 return None
-            content = read_json(place / _CONTENT, ValueError, "")
-            os.utime(place / _MANIFEST)
+            content = read_json(folder / _CONTENT, ValueError, "")
+            os.utime(folder / _MANIFEST)
         except (OSError, ValueError):
             return None
         return (
@@ -83,11 +83,11 @@ class ReportCache:
             description: What the content depends on.
             content: Anything that JSON can hold.
         """
-        place = self.folder / _key(description)
+        folder = self.folder / _key(description)
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            replace_file(place / _CONTENT, json.dumps(content).encode(errors="replace"))
-            replace_file(place / _MANIFEST, json.dumps(description, indent=1).encode(errors="replace"))
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / _CONTENT, json.dumps(content).encode(errors="replace"))
+            replace_file(folder / _MANIFEST, json.dumps(description, indent=1).encode(errors="replace"))
             manifests = sorted(self.folder.glob(f"*/{_MANIFEST}"), key=lambda file: -file.stat().st_mtime_ns)
             for old in manifests[_MOST:]:
                 if re.fullmatch("[0-9a-f]{16}", old.parent.name):

@@ -350,9 +350,9 @@ class CardStream:
         """
         start = self.moments.count
         y_hat = model_outputs(self.xnn, images) if y_hat is None else y_hat.cpu()
-        made = why or self.xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
-        E, contributions = made.features.double().cpu(), made.contributions.double().cpu()
-        self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)
+        explained = why or self.xnn.contributions(images, self.target, internal_batch_size=self.internal_batch_size)
+        E, contributions = explained.features.double().cpu(), explained.contributions.double().cpu()
+        self.faithfulness.update(explained.surrogate.cpu(), explained.prediction.cpu(), y_hat)
         numbers = torch.arange(start, start + len(E), device="cpu")
         self.moments.update(torch.cat([E, contributions, y_hat.double().flatten(1)], 1))
         self.tops["E high"].update(E, numbers)
@@ -466,11 +466,11 @@ class CardStream:
         return {} if found is None else dict(zip(self.positive_numbers, found.share.tolist(), strict=True))
 
     def _examples(self, name: str, k: int, heat: dict[int, Tensor], usual: dict[int, float]) -> tuple[Example, ...]:
-        made = []
+        examples = []
         for number in self.tops[name].numbers[k].tolist():
             kept, heat_of_k = self.kept[number], heat[number][k]
             height, width = kept.image.movedim(channels_by_size(kept.image[None]) - 1, 0).shape[1:]
-            made.append(
+            examples.append(
                 Example(
                     number=number,
                     image=kept.image,
@@ -484,7 +484,7 @@ class CardStream:
                     usual=usual.get(number),
                 )
             )
-        return tuple(made)
+        return tuple(examples)
 
     def _places(self, k: int) -> Tensor | None:
         if self.place_sums is None:

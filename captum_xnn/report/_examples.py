@@ -37,13 +37,13 @@ class ExampleExplanations(NamedTuple):
     """Examples explained for one target, with the comparisons that the options ask for."""
 
     why: Explanation
-    one: Any
+    one_heatmaps: Any
     """The 1-Heatmaps."""
     y_hat: Tensor
     """All outputs of the model, (N, ...). With an ``internal_batch_size`` below N, those of the first examples only."""
     against: Explanation | None
     """Explanation of the difference to another output; None if the options name no other."""
-    one_against: Any
+    one_heatmaps_against: Any
     """The 1-Heatmaps of the difference."""
     contributions: tuple[Tensor, Tensor] | None
     """Contributions by this fit and by the other one; None without another fit."""
@@ -86,15 +86,17 @@ def explain_examples(
     """
     size = options.internal_batch_size
     why, y_hat = xnn._explain_and_read(inputs, target, additional, internal_batch_size=size)
-    one = xnn.one_heatmap(inputs, target, additional, internal_batch_size=size)
-    against = one_against = contributions = None
+    one_heatmaps = xnn.one_heatmap(inputs, target, additional, internal_batch_size=size)
+    against = one_heatmaps_against = contributions = None
     if options.against not in (None, target):
         against = xnn.explain(inputs, target, additional, against=options.against, internal_batch_size=size)
-        one_against = xnn.one_heatmap(inputs, target, additional, against=options.against, internal_batch_size=size)
+        one_heatmaps_against = xnn.one_heatmap(
+            inputs, target, additional, against=options.against, internal_batch_size=size
+        )
     if options.again is not None:
         again = options.again.contributions(inputs, target, additional, internal_batch_size=size)
         contributions = (why.contributions.cpu(), again.contributions.cpu())
-    return ExampleExplanations(why, one, y_hat, against, one_against, contributions)
+    return ExampleExplanations(why, one_heatmaps, y_hat, against, one_heatmaps_against, contributions)
 
 
 def numbers_of(why: Explanation | Contributions, index: int, is_positive: bool) -> dict[str, Any]:
@@ -109,16 +111,16 @@ def numbers_of(why: Explanation | Contributions, index: int, is_positive: bool) 
     }
 
 
-def compare(rows: Sequence[dict[str, Any]], made: Iterable[Mapping[str, Any]], label: str) -> None:
+def compare(rows: Sequence[dict[str, Any]], differences: Iterable[Mapping[str, Any]], label: str) -> None:
     """Add to each row the numbers and maps of a difference of two outputs, for a second sentence and other maps.
 
     Args:
         rows: Rows of some examples.
-        made: Rows of the difference for the same examples.
+        differences: Rows of the difference for the same examples.
         label: Name of the difference.
     """
     kept = ("c", "bias", "sum", "prediction", "maps", "one", "strength", "parts")
-    for row, of in zip(rows, made, strict=True):
+    for row, of in zip(rows, differences, strict=True):
         row["rather"] = {"label": label, **{name: of[name] for name in kept if name in of}}
 
 

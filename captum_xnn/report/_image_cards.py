@@ -83,30 +83,30 @@ class Gallery:
             src = photo(shown(self.display, image))
             self.photos.append({"src": src, "predicted_class": predicted_class, "width": width, "height": height})
 
-    def add_explanations(self, i: int, images: Tensor, made: ExampleExplanations) -> None:
+    def add_explanations(self, i: int, images: Tensor, explanations: ExampleExplanations) -> None:
         """Add the explanations of the last images for the i-th target."""
         target = self.targets[i]
         positives = [c is None or not isinstance(target, int) or c == target for c in self.given]
-        rows = list(rows_of_images(made.why, made.one, positives))
-        if made.against is not None:
-            against = rows_of_images(made.against, made.one_against, [True] * len(images))
-            compare(rows, against, self.names.of(made.against.target[0]))
+        rows = list(rows_of_images(explanations.why, explanations.one_heatmaps, positives))
+        if explanations.against is not None:
+            against = rows_of_images(explanations.against, explanations.one_heatmaps_against, [True] * len(images))
+            compare(rows, against, self.names.of(explanations.against.target[0]))
         self.rows[i].extend(rows)
         held = self.covered[target]
         more = images[positives][: self.patches - len(held)]
         self.covered[target] = torch.cat([held.to(more), more]) if len(held) else more
 
 
-def rows_of_images(why: Explanation, one: Tensor, positives: Sequence[bool]) -> Iterator[dict[str, Any]]:
+def rows_of_images(why: Explanation, one_heatmaps: Tensor, positives: Sequence[bool]) -> Iterator[dict[str, Any]]:
     """Yield the numbers and maps of each image for one target.
 
     Args:
         why: Explanation of the images.
-        one: Their 1-Heatmaps.
+        one_heatmaps: Their 1-Heatmaps.
         positives: Whether the model gives the target to each of them.
     """
     assert isinstance(why.inputs, Tensor)  # because images are a single tensor
-    heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one.detach()))
+    heat, single = (channels_first(m, why.inputs).sum(2).cpu() for m in (why.directed_maps(), one_heatmaps.detach()))
     for i, given in enumerate(positives):
         contributions = why.contributions[i].detach().double().cpu()
         maps = scaled(heat[i], contributions)
@@ -189,16 +189,16 @@ class ImagesRun:
         """Explain a few images. Add them to the cards if the report has no other data."""
         y_hat = None
         for i, t in enumerate(self.targets):
-            made = explain_examples(self.xnn, images, t, self.options)
+            explanations = explain_examples(self.xnn, images, t, self.options)
             if y_hat is None:
                 # No more images come at once than maps are drawn of, so the outputs are those of all of them.
-                y_hat = made.y_hat
+                y_hat = explanations.y_hat
                 self.gallery.add(images, y_hat)
-            self.gallery.add_explanations(i, images, made)
+            self.gallery.add_explanations(i, images, explanations)
             if self._own:
-                self.streams[i].update(batch, images, y_hat, made.why, rows=rows)
-            if made.contributions is not None:
-                self.contributions[i].append(made.contributions)
+                self.streams[i].update(batch, images, y_hat, explanations.why, rows=rows)
+            if explanations.contributions is not None:
+                self.contributions[i].append(explanations.contributions)
 
     def _patch_scores(self, target: Target) -> PatchScores | None:
         """Compute the patch measures on the first positives of a target; return None if there are no positives."""

@@ -114,13 +114,13 @@ def displayed(rows: Tensor, display: Callable[[Tensor], Tensor] | None) -> Tenso
         tensor([[40., 70.]])
     """
     rows = rows.detach().cpu()
-    made = rows if display is None else display(rows)
-    if made.shape != rows.shape:
+    shown = rows if display is None else display(rows)
+    if shown.shape != rows.shape:
         raise ValueError(
-            f"display= turns rows {tuple(rows.shape)} into {tuple(made.shape)}; return one value for each, such as "
+            f"display= turns rows {tuple(rows.shape)} into {tuple(shown.shape)}; return one value for each, such as "
             "lambda z: z * std + mean"
         )
-    return made
+    return shown
 
 
 def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[str] | None) -> list[list[str]]:
@@ -145,13 +145,13 @@ def texts_of(batch: RowBatch, first: int, tokens: Texts | None, names: Sequence[
             )
         return [list(map(str, names))] * n
     if callable(tokens):
-        made = [list(map(str, tokens(row))) for row in x.cpu()]
+        cells_of_each = [list(map(str, tokens(row))) for row in x.cpu()]
     else:
-        made = [list(map(str, some)) for some in tokens[first : first + n]]
-    if len(made) != n or any(not 0 < len(texts) <= cells for texts in made):
-        lengths = [len(texts) for texts in made]
+        cells_of_each = [list(map(str, some)) for some in tokens[first : first + n]]
+    if len(cells_of_each) != n or any(not 0 < len(texts) <= cells for texts in cells_of_each):
+        lengths = [len(texts) for texts in cells_of_each]
         raise ValueError(
             f"tokens have lengths {lengths[:5]} for {n} examples of {cells} cells; pass the texts of each example, "
             "without padding"
         )
-    return made
+    return cells_of_each

@@ -98,11 +98,7 @@ def write_report(
     options = options or ReportOptions()
     images = as_batches(images)
     options = replace(options, data=images if options.data is images else as_batches(options.data))
-    if Path(path).is_dir():
-        raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
-    written = Path(path)
-    if written.suffix.lower() not in (".html", ".htm"):  # browsers open a page by the end of its name
-        written = written.with_name(f"{written.name}.html")
+    file = _html_file(path)
     if options.again is not None and not hasattr(options.again, "contributions"):
         raise TypeError(
             f"again is {options.again!r}, not a fitted XNNAttribution; fit a second one, on other data or with another "
@@ -110,41 +106,60 @@ def write_report(
         )
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
     targets = [t for group in target_groups(target, joint=False) for t in group]
-    known = names_by_target(options.names, layer, targets)
-    labels = [resolve_names(known.get(str(t), {}), xnn.explainer(t).form.n_features) for t in targets]
+    all_names = names_by_target(options.names, layer, targets)
+    names = [resolve_names(all_names.get(str(t), {}), xnn.explainer(t).form.n_features) for t in targets]
     _check_rereadable(images, "images")
     _check_rereadable(options.data, "data")
     content = _content(xnn, images, targets, completed(xnn, images, options))
-    chapters = [{**chapter, "names": names} for chapter, names in zip(content["chapters"], labels, strict=True)]
-    model = type(unwrap(xnn.model)).__name__
-    page = {
+    chapters = [{**chapter, "names": own} for chapter, own in zip(content["chapters"], names, strict=True)]
+    data = {
         "id": identity(xnn, targets),
         "kind": content["kind"],
         "layer": layer,
-        "names": known,
+        "names": all_names,
         "images": content["images"],
         "targets": content["targets"],
         "means": content["means"],
         "unit": options.unit,
     }
-    text = _render(
-        "gallery.js" if content["kind"] == "images" else "rows.js",
-        kind=content["kind"],
-        title=f"{model} explained at {layer}" if options.title is None else options.title,
+    text = _html(chapters, data, type(unwrap(xnn.model)).__name__, options)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # File names may hold bytes that are not valid text.
+    replace_file(file, text.encode(errors="replace"))
+    return file
+
+
+def _html(chapters: Sequence[Mapping[str, Any]], data: Mapping[str, Any], model: str, options: ReportOptions) -> str:
+    """Render the whole page.
+
+    Args:
+        chapters: Chapter of each target, with the names of its x-features.
+        data: Data of the page's script.
+        model: Name of the model's class.
+        options: Title, notes and unit.
+    """
+    return _render(
+        "gallery.js" if data["kind"] == "images" else "rows.js",
+        kind=data["kind"],
+        title=f"{model} explained at {data['layer']}" if options.title is None else options.title,
         model=model,
-        layer=layer,
+        layer=data["layer"],
         features=_counts(len(chapter["cards"]) for chapter in chapters),
         unit=options.unit,
         chapters=chapters,
         notes=options.notes,
-        images=len(content["images"]),
-        adds_up=all("parts" in row for target in content["targets"] for row in target["rows"]),
-        page=page,
+        images=len(data["images"]),
+        adds_up=all("parts" in row for target in data["targets"] for row in target["rows"]),
+        page=data,
     )
-    written.parent.mkdir(parents=True, exist_ok=True)
-    # File names may hold bytes that are not valid text.
-    replace_file(written, text.encode(errors="replace"))
-    return written
+
+
+def _html_file(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a report, which ends in .html, as browsers open a page by the end of its name."""
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"the report cannot be written to {str(path)!r}, a folder; add a name such as report.html")
+    return file if file.suffix.lower() in (".html", ".htm") else file.with_name(f"{file.name}.html")
 
 
 def _content(xnn: XNNAttribution, images: Any, targets: Sequence[Target], options: ReportOptions) -> Any:
@@ -168,10 +183,10 @@ def _computed(xnn: XNNAttribution, inputs: Any, targets: Sequence[Target], optio
     run = (ImagesRun if are_images(xnn, inputs) else CellsRun)(xnn, inputs, targets, options)
     run.explain()
     shown = run.captioned()
-    found = list(run.contents())
-    chapters = [chapter(of, shown, xnn.explainer(of.target), kind=run.kind, unit=options.unit) for of in found]
+    contents = list(run.contents())
+    chapters = [chapter(of, shown, xnn.explainer(of.target), kind=run.kind, unit=options.unit) for of in contents]
     means = run.means() if isinstance(run, CellsRun) else None
-    return _as_json(run.kind, shown, [of.rows for of in found], chapters, means)
+    return _as_json(run.kind, shown, [of.rows for of in contents], chapters, means)
 
 
 def _counts(counts: Iterable[int]) -> str:
@@ -215,14 +230,14 @@ def _check_jinja2() -> None:
         ) from error
 
 
-def _render(parts: str, **content: Any) -> str:
+def _render(script_file: str, **content: Any) -> str:
     """Render the whole page, with the script that draws its examples."""
     import jinja2
     from markupsafe import Markup
 
     folder = resources.files("captum_xnn.report") / "templates"
     page, style, *scripts = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js", parts)
+        (folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js", script_file)
     )
     script = "".join(scripts)
     environment = jinja2.Environment(

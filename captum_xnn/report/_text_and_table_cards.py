@@ -70,10 +70,10 @@ class CellsOfTarget:
         """Values of these positives, as the page shows them."""
         self.sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(K)]
 
-    def add_data(self, made: Contributions | Explanation, y_hat: Tensor) -> None:
+    def add_data(self, numbers: Contributions | Explanation, y_hat: Tensor) -> None:
         """Add examples of the data to the faithfulness, and positives to the shares."""
-        self.faithfulness.update(made.surrogate.cpu(), made.prediction.cpu(), y_hat)
-        positives, contributions = positives_of(predicted_classes(y_hat), [self.target]), made.contributions
+        self.faithfulness.update(numbers.surrogate.cpu(), numbers.prediction.cpu(), y_hat)
+        positives, contributions = positives_of(predicted_classes(y_hat), [self.target]), numbers.contributions
         self.classes = positives is not None
         if positives is not None:
             contributions = contributions[positives.to(contributions.device)]
@@ -81,7 +81,7 @@ class CellsOfTarget:
 
     def add_examples(
         self,
-        made: ExampleExplanations,
+        explanations: ExampleExplanations,
         given: Sequence[int | None],
         cells: Sequence[Sequence[str]],
         names: OutputNames,
@@ -90,20 +90,24 @@ class CellsOfTarget:
         """Add examples that the page shows, with the texts of their cells, and of a table their values."""
         positives = [not self.classes or c == self.target for c in given]
         rows = []
-        for i, (row, maps) in enumerate(_rows_of_cells(made.why, made.one, positives, cells, self.words)):
+        for i, (row, maps) in enumerate(
+            _rows_of_cells(explanations.why, explanations.one_heatmaps, positives, cells, self.words)
+        ):
             rows.append(row)
             if positives[i]:
-                spread = self._add_cells(maps, made.why.contributions[i].detach().double().cpu(), cells[i])
+                spread = self._add_cells(maps, explanations.why.contributions[i].detach().double().cpu(), cells[i])
                 numbers = values[i]
                 if numbers is not None:
                     self.spread.append(spread)
                     self.values.append(numbers)
-        if made.against is not None:
-            against = _rows_of_cells(made.against, made.one_against, [True] * len(cells), cells, self.words)
-            compare(rows, (row for row, _ in against), names.of(made.against.target[0]))
+        if explanations.against is not None:
+            against = _rows_of_cells(
+                explanations.against, explanations.one_heatmaps_against, [True] * len(cells), cells, self.words
+            )
+            compare(rows, (row for row, _ in against), names.of(explanations.against.target[0]))
         self.rows.extend(rows)
-        if made.contributions is not None:
-            self.contributions.append(made.contributions)
+        if explanations.contributions is not None:
+            self.contributions.append(explanations.contributions)
 
     def add_covered(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
@@ -204,7 +208,7 @@ class CellsRun:
         self.xnn, self.inputs, self.targets, self.options = xnn, inputs, targets, options
         self.names = OutputNames.of_targets(options.class_names, xnn, targets)
         self.kind = "table" if options.tokens is None else "texts"
-        self.found = [CellsOfTarget(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
+        self.of_targets = [CellsOfTarget(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
         self.shown: list[dict[str, Any]] = []
         self.sum: Tensor | float = 0.0
         """Sum of the data of a table, over examples."""
@@ -223,13 +227,13 @@ class CellsRun:
         for batch in self._bar(self.options.data, "reading the data"):
             self._add(batch)
             y_hat = model_outputs(self.xnn, *batch.arguments)
-            for rows, t in zip(self.found, self.targets, strict=True):
-                made = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
-                rows.add_data(made, y_hat)
+            for rows, t in zip(self.of_targets, self.targets, strict=True):
+                numbers = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
+                rows.add_data(numbers, y_hat)
 
     def contents(self) -> Iterator[TargetContent]:
         """Yield rows, cards and figures of each target."""
-        for rows in self.found:
+        for rows in self.of_targets:
             rows.drop_parts()
             yield TargetContent(
                 target=rows.target,
@@ -261,13 +265,13 @@ class CellsRun:
         values = self._show(batch, given, cells)
         if are_data:
             self._add(batch)
-        for rows, t in zip(self.found, self.targets, strict=True):
-            made = explain_examples(xnn, batch.inputs, t, options, batch.additional)
+        for rows, t in zip(self.of_targets, self.targets, strict=True):
+            explanations = explain_examples(xnn, batch.inputs, t, options, batch.additional)
             rows.classes = predicted is not None and isinstance(t, int)
-            rows.add_examples(made, given, cells, self.names, values)
+            rows.add_examples(explanations, given, cells, self.names, values)
             rows.add_covered(batch, cells, options.patches)
             if are_data:
-                rows.add_data(made.why, y_hat)
+                rows.add_data(explanations.why, y_hat)
 
     def _add(self, batch: RowBatch) -> None:
         """Add the data of a table to the means of its columns."""
@@ -284,9 +288,9 @@ class CellsRun:
         fill = self.sum / self.examples if self.options.fill is None and self.kind == "table" else self.options.fill
         with tqdm(total=1, desc="covering patches", disable=not self.options.progress, leave=False) as bar:
             size = self.options.internal_batch_size or _BATCH
-            found = patch_scores_of(self.xnn, rows.covered, rows.target, fill=fill, internal_batch_size=size)
+            scores = patch_scores_of(self.xnn, rows.covered, rows.target, fill=fill, internal_batch_size=size)
             bar.update()
-        return found
+        return scores
 
     def means(self) -> list[float] | None:
         """Return the mean of each column of a table over the data, as the page shows it; None of texts."""
@@ -313,10 +317,10 @@ class CellsRun:
 
 
 def _rows_of_cells(
-    why: Explanation, one: Any, positives: Sequence[bool], cells: Sequence[Sequence[str]], words: bool
+    why: Explanation, one_heatmaps: Any, positives: Sequence[bool], cells: Sequence[Sequence[str]], words: bool
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield the numbers and maps of each example for one target, as the page has them, and its scaled maps (K, L)."""
-    single = one[0] if isinstance(one, tuple) else one
+    single = one_heatmaps[0] if isinstance(one_heatmaps, tuple) else one_heatmaps
     heat, whole = _over_cells(why.directed_maps()).cpu(), _over_cells(single.detach()).cpu()
     given = why.maps[0] if isinstance(why.maps, tuple) else why.maps
     parts = parts_of(*(v.detach().cpu() for v in (_over_cells(given), why.features, why.contributions)))

@@ -331,11 +331,11 @@ def _comparisons(
         if r["question"] in ("confidence", "performance"):
             where = measured[(r["question"], r["task"]), r["dataset"]]
             where[_condition(r)].setdefault(r["participant"], []).append(float(r["value"]))
-    place = {d["name"]: i for i, d in enumerate(exported.design["datasets"])}
+    positions = {d["name"]: i for i, d in enumerate(exported.design["datasets"])}
     found: list[Difference] = []
     for name in dict.fromkeys(name for name, _ in measured):
         family = []
-        for (measure, dataset), by_condition in sorted(measured.items(), key=lambda m: place.get(m[0][1], -1)):
+        for (measure, dataset), by_condition in sorted(measured.items(), key=lambda m: positions.get(m[0][1], -1)):
             if measure != name:
                 continue
             means = {c: {p: float(np.mean(v)) for p, v in people.items()} for c, people in by_condition.items()}

@@ -121,7 +121,7 @@ def make(
 def _write(folder: Path, images: Tensor, labels: Tensor) -> None:
     """Write images as files, in folders of their classes."""
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        place = folder / f"digit {label}"
-        place.mkdir(parents=True, exist_ok=True)
+        class_folder = folder / f"digit {label}"
+        class_folder.mkdir(parents=True, exist_ok=True)
         pixels = (image[0] * 255).round().to(torch.uint8).numpy()
-        Image.fromarray(pixels).save(place / f"{number:04d}.png")
+        Image.fromarray(pixels).save(class_folder / f"{number:04d}.png")

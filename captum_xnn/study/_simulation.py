@@ -136,8 +136,8 @@ def paper_behaviour(study: PreparedStudy, std: float = 0.1) -> Behaviour:
         std: Standard deviation of people's own skill.
     """
     skills = {}
-    for place, dataset in enumerate(study.datasets.values()):
-        means = PAPER["cub" if place == 0 else "cel"]
+    for i, dataset in enumerate(study.datasets.values()):
+        means = PAPER["cub" if i == 0 else "cel"]
         counts = counts_of(dataset)
         skills[dataset.name] = {stage: skill_for(mean, counts) for stage, mean in means.items()}
     return Behaviour(lambda stage, dataset: skills[dataset][stage], std=std)

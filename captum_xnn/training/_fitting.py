@@ -162,15 +162,15 @@ def _learned(xnns: Sequence[Autoencoder], problems: Sequence[Problem]) -> list[l
     form, recipe, ranks = type(xnns[0]), problems[0].recipe, problems[0].ranks
     weights = Weights(recipe.beta, recipe.eta, recipe.q, recipe.rho)
 
-    def loss() -> Loss:
-        made = form.minimised(weights, ranks)
-        assert made is not None  # checked below, before the first call
-        return made
+    def make_loss() -> Loss:
+        loss = form.minimised(weights, ranks)
+        assert loss is not None  # checked below, before the first call
+        return loss
 
     histories: list[list[Record]] = [[] for _ in xnns]
     if form.minimised(weights, ranks) is not None:
         pretraining = recipe.pretraining if form.anchored else 0.0
-        histories = descend(xnns, problems, loss, pretraining=pretraining, standardise=form.standardised)
+        histories = descend(xnns, problems, make_loss, pretraining=pretraining, standardise=form.standardised)
     for xnn, problem in zip(xnns, problems, strict=True):
         xnn.solve(problem.examples)
     return histories

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._memmap import Rows
-from captum_xnn.models._base import Examples
+from captum_xnn.models._base import TrainingExamples
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
@@ -49,6 +49,6 @@ class Problem:
         return self.sampler.row_weight.to(self.y)
 
     @property
-    def examples(self) -> Examples:
+    def examples(self) -> TrainingExamples:
         """The parts of the problem that a form in closed form uses."""
-        return Examples(self.Z, self.y, self.weight, self.sampler.generator)
+        return TrainingExamples(self.Z, self.y, self.weight, self.sampler.generator)

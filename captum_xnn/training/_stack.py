@@ -111,8 +111,8 @@ class Stack:
 
     def _run(self, weights: dict[str, Tensor], Z: Tensor) -> Reconstruction:
         if len(Z) == 1:  # forms of users need not support vmap
-            made = functional_call(self.xnns[0], {k: t[0] for k, t in weights.items()}, (Z[0],))
-            return Reconstruction(*(part[None] for part in made))
+            outputs = functional_call(self.xnns[0], {k: t[0] for k, t in weights.items()}, (Z[0],))
+            return Reconstruction(*(part[None] for part in outputs))
 
         def one(weights: dict[str, Tensor], some: Tensor) -> Any:
             return functional_call(self.xnns[0], weights, (some,))
@@ -163,17 +163,17 @@ class Stack:
         return found
 
     @torch.no_grad()
-    def write(self, places: Sequence[int], weights: dict[str, Tensor]) -> None:
+    def write(self, positions: Sequence[int], weights: dict[str, Tensor]) -> None:
         """Write weights into some of the networks that still learn.
 
         Args:
-            places: Positions in the stack.
+            positions: Positions in the stack.
             weights: Stacked weights, (T, ...) by name.
         """
-        for place in places:
-            xnn = self.xnns[self.alive[place]]
+        for position in positions:
+            xnn = self.xnns[self.alive[position]]
             for name, target in (*xnn.named_parameters(), *xnn.named_buffers()):
-                target.copy_(weights[name][place])
+                target.copy_(weights[name][position])
 
     def keep(self, which: Tensor) -> None:
         """Continue with some of the networks.

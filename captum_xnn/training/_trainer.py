@@ -200,12 +200,15 @@ class Trainer:
         share, alive = self.step / self.recipe.steps, self.stack.alive_index
         rows = rows[alive]
         Z, y = self._examples(rows)
-        made = self.stack.outputs(Z)
-        terms = self.loss(made, Z, y, weight=weight[alive].to(y))
+        reconstruction = self.stack.outputs(Z)
+        terms = self.loss(reconstruction, Z, y, weight=weight[alive].to(y))
         total = terms.total.sum()
         anchor_weight = _anchor_weight(share, self.pretraining)
         if self.anchored is not None and anchor_weight:
-            total = total + anchor_weight * _distance_from_anchors(made.E, self.anchored[alive[:, None], rows]).sum()
+            total = (
+                total
+                + anchor_weight * _distance_from_anchors(reconstruction.E, self.anchored[alive[:, None], rows]).sum()
+            )
         self.stack.step(total, _rate(share), self.ranks)
         often, last = max(1, self.recipe.steps // 50), self.recipe.steps - 1
         if self.step % often == 0 or self.step == last:
@@ -229,10 +232,10 @@ class Trainer:
             for part in (self.stack, early, *self._statistics):
                 part.keep(~stopping)
 
-    def _finish(self, places: Sequence[int]) -> None:
+    def _finish(self, positions: Sequence[int]) -> None:
         """Write the weights of some networks that still learn into them."""
         early = self.early_stopping
-        self.stack.write(places, self.stack.weights if early is None else early.best_weights)
+        self.stack.write(positions, self.stack.weights if early is None else early.best_weights)
 
     @property
     def _statistics(self) -> Sequence[Any]:

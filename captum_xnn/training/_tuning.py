@@ -381,11 +381,11 @@ def _folds(rows: int, folds: int, seed: int, positives: Tensor | None) -> Tensor
     return dealt
 
 
-def _described(made: Any) -> str:
+def _described(form: Any) -> str:
     """Build a name of a class or function that is the same in every run."""
-    if isinstance(made, partial):
-        return f"{_described(made.func)}{made.args}{sorted(made.keywords.items())}"
-    return f"{made.__module__}.{made.__qualname__}"
+    if isinstance(form, partial):
+        return f"{_described(form.func)}{form.args}{sorted(form.keywords.items())}"
+    return f"{form.__module__}.{form.__qualname__}"
 
 
 class _Scores:

@@ -405,5 +405,5 @@ def topk_sae(
 
 def _largest(u: Tensor, active: int) -> Tensor:
     """Keep the largest latents of each example, and set the others to 0."""
-    values, places = u.topk(active, dim=1)
-    return torch.zeros_like(u).scatter(1, places, values)
+    values, indices = u.topk(active, dim=1)
+    return torch.zeros_like(u).scatter(1, indices, values)

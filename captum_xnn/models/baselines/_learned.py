@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from captum_xnn._distributed import Ranks
-from captum_xnn.models._base import Dense, Examples, Loss, Weights
+from captum_xnn.models._base import Dense, Loss, TrainingExamples, Weights
 from captum_xnn.models._objectives import PlainObjective, RunningObjective
 from captum_xnn.models._scaling import scaling
 from captum_xnn.models.baselines._least_squares import read_out
@@ -53,7 +53,7 @@ class NN(Dense):
         """
         return PlainObjective(1.0, 0.0, ranks)
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Fit a linear decoder by least squares, to show how well the x-features reconstruct Z.
 
         Args:
@@ -131,7 +131,7 @@ class CAE(Dense):
         """
         return PlainObjective(0.0, 1.0, ranks)
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Fit the head by least squares.
 
         Args:
@@ -197,7 +197,7 @@ class RandomEncoder(Dense):
 
     has_linear_decoder = True
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Fit the head and a linear decoder.
 
         Args:

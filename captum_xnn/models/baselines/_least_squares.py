@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from captum_xnn.activations._memmap import Rows, chunks
-from captum_xnn.models._base import Autoencoder, Examples, encode_all
+from captum_xnn.models._base import Autoencoder, TrainingExamples, encode_all
 
 __all__ = ["read_out"]
 
 
 @torch.no_grad()
-def read_out(xnn: Autoencoder, layer: nn.Module, examples: Examples, wanted: Tensor | Rows) -> None:
+def read_out(xnn: Autoencoder, layer: nn.Module, examples: TrainingExamples, wanted: Tensor | Rows) -> None:
     """Set a linear layer to the best map from the x-features to a wanted matrix.
 
     The best map has the least squared error, with examples weighted as in batches. Of several best maps the layer takes
@@ -32,7 +32,7 @@ def read_out(xnn: Autoencoder, layer: nn.Module, examples: Examples, wanted: Ten
         >>> from captum_xnn.models._srae import SRAE
         >>> srae, Z = SRAE(6, n_features=2, hidden=()), torch.rand(50, 6)
         >>> y = srae.encode(Z) @ torch.tensor([[2.0], [-1.0]]) + 3
-        >>> read_out(srae, srae.head, Examples(Z, y, torch.ones(50), torch.Generator()), y)
+        >>> read_out(srae, srae.head, TrainingExamples(Z, y, torch.ones(50), torch.Generator()), y)
         >>> srae.head.weight.round(decimals=2).tolist(), srae.head.bias.round(decimals=2).tolist()
         ([[2.0, -1.0]], [3.0])
     """

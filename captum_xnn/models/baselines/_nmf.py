@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from captum_xnn.models._base import Dense, Examples
+from captum_xnn.models._base import Dense, TrainingExamples
 from captum_xnn.models.baselines._least_squares import read_out
 from captum_xnn.models.baselines._scikit import scikit_learn
 
@@ -63,7 +63,7 @@ class NMF(Dense):
         super().__init__(shape, n_features, hidden=(2 * n_features,) * iterations, n_outputs=n_outputs)
         self.config = {k: v for k, v in self.config.items() if k != "hidden"} | {"iterations": iterations}
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Factorise the activations by scikit-learn.
 
         Args:
@@ -83,7 +83,7 @@ class NMF(Dense):
         read_out(self, self.head, examples, examples.y)
 
 
-def _parts(Z: Tensor, examples: Examples, n: int) -> Tensor:
+def _parts(Z: Tensor, examples: TrainingExamples, n: int) -> Tensor:
     """Compute the parts H, (n, D). Each has norm 1, or is 0."""
     # Rows and their coefficients scale with the root of the weight. This weights the squared error and keeps the parts.
     data = (examples.weight.sqrt()[:, None] * Z).detach().cpu().double().numpy()

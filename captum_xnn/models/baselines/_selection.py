@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_xnn.activations._memmap import Rows, chunks
-from captum_xnn.models._base import Dense, Examples
+from captum_xnn.models._base import Dense, TrainingExamples
 from captum_xnn.models.baselines._least_squares import read_out
 from captum_xnn.models.baselines._scikit import scikit_learn
 
@@ -186,7 +186,7 @@ class Lasso(Dense):
         """Dimension of Z behind each x-feature, (n,); -1 for an x-feature that is 0 for all examples."""
         return _dimensions(self)
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Solve the Lasso.
 
         Args:
@@ -263,7 +263,7 @@ class SingleDimensions(Dense):
         """Dimension of Z behind each x-feature, (n,); -1 for an x-feature that is 0 for all examples."""
         return _dimensions(self)
 
-    def solve(self, examples: Examples) -> None:
+    def solve(self, examples: TrainingExamples) -> None:
         """Choose dimensions and fit the head.
 
         Args:
@@ -308,7 +308,7 @@ def _dimensions(xnn: Dense) -> Tensor:
     return torch.where(size > 0, at, -1)
 
 
-def _square_correlation(examples: Examples) -> Tensor:
+def _square_correlation(examples: TrainingExamples) -> Tensor:
     """Compute the squared correlations of all dimensions with the outputs, summed over the outputs, (D,)."""
     w, Z = examples.weight / len(examples.Z), examples.loaded()
     Z, y = Z - w @ Z, examples.y - w @ examples.y
