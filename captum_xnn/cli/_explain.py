@@ -150,9 +150,9 @@ def _stems(names: Sequence[str]) -> dict[str, str]:
     """Return the names of output files without extension; equal ones keep the extension of their input."""
     stems = {name: name.removesuffix(Path(name).suffix) for name in names}
     shared = Counter(stem.lower() for stem in stems.values())
-    made = {name: stem if shared[stem.lower()] == 1 else name for name, stem in stems.items()}
+    unique = {name: stem if shared[stem.lower()] == 1 else name for name, stem in stems.items()}
     # A kept name may be the stem of a third input, such as a.jpg of a.jpg.png.
-    return made if len({*map(str.lower, made.values())}) == len(made) else {name: name for name in names}
+    return unique if len({*map(str.lower, unique.values())}) == len(unique) else {name: name for name in names}
 
 
 def _write_maps(path: Path, maps: Tensor) -> None:

@@ -86,8 +86,8 @@ class Preparation:
     Example:
         >>> from PIL import Image
         >>> preparation = Preparation(size=(2, 2), mean=(0.5,), std=(0.25,))
-        >>> made = preparation(Image.new("RGB", (8, 4), (255, 255, 255)))
-        >>> made.shape, round(float(made.mean()), 4), preparation.displayable(made[None]).shape
+        >>> prepared = preparation(Image.new("RGB", (8, 4), (255, 255, 255)))
+        >>> prepared.shape, round(float(prepared.mean()), 4), preparation.displayable(prepared[None]).shape
         (torch.Size([1, 2, 2]), 2.0, torch.Size([1, 1, 2, 2]))
     """
 
@@ -129,13 +129,13 @@ class Preparation:
         else:
             image = image.convert("RGB") if image.mode in _COLOURED else image
             pixels = np.array(image.convert("L" if grey else "RGB"))
-        made = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 255
-        if self.size is not None and self.size != tuple(made.shape[1:]):
-            made = torch.nn.functional.interpolate(
-                made[None], self.size, mode="bilinear", align_corners=False, antialias=True
+        prepared = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 255
+        if self.size is not None and self.size != tuple(prepared.shape[1:]):
+            prepared = torch.nn.functional.interpolate(
+                prepared[None], self.size, mode="bilinear", align_corners=False, antialias=True
             )[0]
         mean, std = self._scale()
-        return (made - mean) / std
+        return (prepared - mean) / std
 
     def displayable(self, inputs: Tensor) -> Tensor | None:
         """Convert inputs to images for display, (N, C, H, W) in [0, 1]; return None if they are not images.
@@ -375,18 +375,18 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
             unknown = isinstance(error, UnidentifiedImageError)
             return "unknown format" if unknown else " ".join(str(error).split())
         try:
-            made = self.preparation(image)
+            prepared = self.preparation(image)
         except Exception as error:
             raise ValueError(
                 f"the transform raised {type(error).__name__} ({error}) for {self.names[index]!r}; it must turn a PIL "
                 "image in RGB into a tensor"
             ) from error
-        if not isinstance(made, Tensor):
+        if not isinstance(prepared, Tensor):
             raise TypeError(
-                f"the transform returned {type(made).__name__} instead of a tensor; end it with a conversion such as "
-                "torchvision's ToTensor"
+                f"the transform returned {type(prepared).__name__} instead of a tensor; end it with a conversion such "
+                "as torchvision's ToTensor"
             )
-        return made
+        return prepared
 
 
 def _with_white_at_255(image: Any) -> Any:

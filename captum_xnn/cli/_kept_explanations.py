@@ -99,13 +99,13 @@ class KeptExplanations:
     def _read(self, lines: Sequence[Any], batch: Batch, layer: str, outputs: Tensor) -> Explanation | None:
         """Read numbers and maps; return None if the model's output has changed."""
         targets = tuple(_target(line) for line in lines)
-        made = {key: torch.tensor([line[key] for line in lines], dtype=torch.float64) for key in _NUMBERS}
+        numbers = {key: torch.tensor([line[key] for line in lines], dtype=torch.float64) for key in _NUMBERS}
         now = float(select(outputs.double().cpu(), targets[0])[0])
-        if abs(now - float(made["prediction"][0])) > 1e-3 * (1 + abs(now)):
+        if abs(now - float(numbers["prediction"][0])) > 1e-3 * (1 + abs(now)):
             return None
         maps = torch.stack([torch.from_numpy(np.load(self.folder / line["maps"])) for line in lines])
         own = tuple(line["is_positive"] for line in lines) if all("is_positive" in line for line in lines) else None
-        return Explanation(inputs=batch.inputs, maps=maps, target=targets, layer=layer, is_positive=own, **made)
+        return Explanation(inputs=batch.inputs, maps=maps, target=targets, layer=layer, is_positive=own, **numbers)
 
     def write(self) -> None:
         """Describe the explanations that the folder now holds."""

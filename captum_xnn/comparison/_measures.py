@@ -293,8 +293,8 @@ def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, 
     one, of_one = rows_of(x if isinstance(x, tuple) else (x,), more, torch.tensor([0], device="cpu"))
     explain(one if isinstance(x, tuple) else one[0], of_one)
     start = time.process_time()
-    made = explain(x, more)
-    return made, time.process_time() - start
+    result = explain(x, more)
+    return result, time.process_time() - start
 
 
 def _grid(inputs: Tensor) -> int:

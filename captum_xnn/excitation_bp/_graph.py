@@ -94,12 +94,12 @@ class Graph:
                 found.update(((i, slot), came.p) for slot, came in given.items() if (i, slot) in wanted)
                 if not given or not leading[i]:
                     continue
-                made = _handed_down(node, given, descent)
-                for below, (child, _), came in zip(self._below[i], node.next_functions, made, strict=True):
+                handed_down = _handed_down(node, given, descent)
+                for below, (child, _), came in zip(self._below[i], node.next_functions, handed_down, strict=True):
                     if came is not None and below[0] >= 0 and (leading[below[0]] or below in wanted):
                         fitted = _fitted(came, child._input_metadata[below[1]])
                         arrived[below] = _joined(arrived.get(below), fitted, descent)
-                del given, made
+                del given, handed_down
         return [None if end is None else found.get(end) for end in ends]
 
     def _leading(self, ends: Iterable[Place]) -> list[bool]:
@@ -175,16 +175,16 @@ def _memory(x: Tensor) -> int:
 def _derived(node: Any, p: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Apply the derivative of autograd's own node to p; return a result for each of the next nodes."""
     if not _is_python(node):
-        made = node(*p)
-        return made if isinstance(made, tuple) else (made,)
+        results = node(*p)
+        return results if isinstance(results, tuple) else (results,)
     # A node written in Python takes no None, and gives results for all arguments, even for those that are not tensors.
     filled = [
         torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device) if x is None else x
         for x, meta in zip(p, node._input_metadata, strict=True)
     ]
-    made = node.apply(*filled)
-    made = made if isinstance(made, tuple) else (made,)
-    taken = iter([x for x, needed in zip(made, node.needs_input_grad, strict=False) if needed])
+    results = node.apply(*filled)
+    results = results if isinstance(results, tuple) else (results,)
+    taken = iter([x for x, needed in zip(results, node.needs_input_grad, strict=False) if needed])
     return [None if below is None else next(taken) for below, _ in node.next_functions]
 
 

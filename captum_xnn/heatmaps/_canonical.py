@@ -236,10 +236,10 @@ class _Tracer(fx.Tracer):
         """Trace a module. A module made in forward, as in ``nn.ReLU()(x)``, is traced as its operations."""
         if m not in self._registered:
             return forward(*args, **kwargs)
-        made = super().call_module(m, forward, args, kwargs)
+        output = super().call_module(m, forward, args, kwargs)
         if m is self._layer:
-            self.result = made
-        return made
+            self.result = output
+        return output
 
 
 def _fixed_arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
@@ -269,10 +269,10 @@ class _Dimensions(fx.Interpreter):
         self.dims: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        made = super().run_node(n)
-        if isinstance(made, Tensor):
-            self.dims[n] = made.dim()
-        return made
+        output = super().run_node(n)
+        if isinstance(output, Tensor):
+            self.dims[n] = output.dim()
+        return output
 
 
 def _root(model: nn.Module, graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[str, Any]:
@@ -288,9 +288,11 @@ def _root(model: nn.Module, graph: fx.Graph, modules: dict[str, nn.Module]) -> d
 
 def _refuse_other_outputs(twin: CanonicalNetwork, network: ExplanationNetwork, inputs: tuple[Any, ...]) -> None:
     """Raise where the twin does not compute the outputs of the network."""
-    wanted, made = network(*_copies(inputs)), twin(*_copies(inputs))
-    size = float(wanted.abs().max().nan_to_num(0)) if wanted.numel() else 0.0
-    if wanted.shape != made.shape or not torch.allclose(wanted, made, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
+    outputs, outputs_of_twin = network(*_copies(inputs)), twin(*_copies(inputs))
+    size = float(outputs.abs().max().nan_to_num(0)) if outputs.numel() else 0.0
+    if outputs.shape != outputs_of_twin.shape or not torch.allclose(
+        outputs, outputs_of_twin, rtol=1e-4, atol=1e-5 * size, equal_nan=True
+    ):
         raise UnsupportedOperationError(
             f"torch.fx cannot follow the model up to layer {network.layer_name!r}: the traced operations give another "
             "result for these inputs; use IntegratedGradients or the default heatmap, which need no modules"

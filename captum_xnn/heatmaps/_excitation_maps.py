@@ -163,11 +163,11 @@ class ExcitationMaps:
                 parts = [
                     drawing.maps(x, additional or (), list(features[i : i + at_once])) for i in range(0, K, at_once)
                 ]
-                made = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
+                all_maps = [torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
                 if image is None:
-                    yield some.tolist(), [of_dtype(m, x) for m, x in zip(made, inputs, strict=True)]
+                    yield some.tolist(), [of_dtype(m, x) for m, x in zip(all_maps, inputs, strict=True)]
                 else:
-                    yield some.tolist(), [image.enlarged(m) for m in made]
+                    yield some.tolist(), [image.enlarged(m) for m in all_maps]
 
         return gathered(drawn(), n)
 

@@ -301,8 +301,8 @@ class FromCaptum:
                 with ExitStack() as stack:
                     stack.enter_context(untouched(attributed))
                     shapes = [] if layer is None else stack.enter_context(layer.hooked())
-                    made = self._attributions(network, attributed, construct, own, leaves, checks, layer)
-                yield some.tolist(), self._finished(made, inputs, layer, shapes, len(some))
+                    attributions = self._attributions(network, attributed, construct, own, leaves, checks, layer)
+                yield some.tolist(), self._finished(attributions, inputs, layer, shapes, len(some))
 
         return tuple(m.reshape(n, K, *m.shape[1:]) for m in gathered(drawn(), n * K))
 
@@ -467,7 +467,7 @@ class FromCaptum:
 
     def _finished(
         self,
-        made: tuple[Tensor, ...],
+        attributions: tuple[Tensor, ...],
         inputs: tuple[Tensor, ...],
         layer: _DrawnLayer | None,
         shapes: Sequence[torch.Size],
@@ -476,17 +476,17 @@ class FromCaptum:
         """Sum the feature maps of a layer over channels, in the size and dtype of the inputs."""
         channels = None
         if layer is not None and layer.grid is None:
-            shape = (shapes or [made[0].shape])[-1]
-            if made[0].numel():  # GuidedGradCam may return nothing
-                self._layouts.refuse_examples_second(layer.call, shape, made[0], rows)
-            if made[0].dim() > 2:
+            shape = (shapes or [attributions[0].shape])[-1]
+            if attributions[0].numel():  # GuidedGradCam may return nothing
+                self._layouts.refuse_examples_second(layer.call, shape, attributions[0], rows)
+            if attributions[0].dim() > 2:
                 channels = self._layouts.channels(layer.call, shape)
             if self.method.__name__ in _GRAD_CAM and channels != 1:
                 raise self._no_feature_maps(layer.module)
         if layer is None or not self._is_layered:
-            return [of_dtype(m, x) for m, x in zip(made, inputs, strict=True)]
+            return [of_dtype(m, x) for m, x in zip(attributions, inputs, strict=True)]
         image = self._layouts.image(layer.call)
-        return [image.summed_over_channels(m, channels) for m in made]
+        return [image.summed_over_channels(m, channels) for m in attributions]
 
     def _no_feature_maps(self, layer: nn.Module) -> ValueError:
         """Return the error where Grad-CAM would treat tokens, cells, or single numbers as channels."""

@@ -45,9 +45,9 @@ def covered_token(model: nn.Module, ids: Tensor, token: int) -> Iterator[None]:
         if not bool((given[:, None] == ids.to(given)).all(2).any(1).all()):
             return None
         replaced = True
-        made = output.clone()
-        made[:, token] = _mean(layer).to(made)
-        return made
+        covered = output.clone()
+        covered[:, token] = _mean(layer).to(covered)
+        return covered
 
     handles = [m.register_forward_hook(replace) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:

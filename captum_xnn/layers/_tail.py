@@ -185,9 +185,9 @@ class Tail:
         first = 0
         while first < len(line.ts):
             some = slice(first, first + self._points_at_once(len(line.rows)))
-            made = self._with_all_calls(line._replace(ts=line.ts[some], weights=line.weights[some]))
-            ys.append(made.y)
-            total, Z = made.gradient if total is None else total.add_(made.gradient), made.Z
+            points = self._with_all_calls(line._replace(ts=line.ts[some], weights=line.weights[some]))
+            ys.append(points.y)
+            total, Z = points.gradient if total is None else total.add_(points.gradient), points.Z
             first, self._bytes = some.stop, Z[0].numel() * Z.element_size()
         assert total is not None and Z is not None
         return Points(torch.cat(ys, 1), total, Z)

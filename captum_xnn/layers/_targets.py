@@ -108,10 +108,10 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
             raise ValueError(f"target is {target!r}, and a joint explainer needs several; pass a tuple of ints")
-        made = tuple(single_target(t) for t in members)
-        if len({*made}) < len(made):
+        group = tuple(single_target(t) for t in members)
+        if len({*group}) < len(group):
             raise ValueError(f"target is {target!r}, and a joint explainer needs different ones; pass each target once")
-        return [made]
+        return [group]
     if isinstance(target, Tensor) and target.dim() > 0:
         target = target.tolist()
     several = target if isinstance(target, list) else [target]

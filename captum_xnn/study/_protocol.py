@@ -204,23 +204,25 @@ def check_answer(step: Mapping[str, Any], data: Any) -> dict[str, Any]:
             raise ValueError("the participant did not consent; agree, or close the page")
         return {"agreed": True}
     if kind == "background":
-        made = {}
+        checked = {}
         for name, (_, options) in BACKGROUND.items():
             value = data.get(name, "")
             if value != "" and value not in options:
                 raise ValueError(f"the answer for {name} is not one of its options")
-            made[name] = value
-        return made
+            checked[name] = value
+        return checked
     if kind in ("practice", "sort"):
         return {"groups": _numbers(data.get("groups"), step["order"], 1, step["groups"], "a group for every image")}
     if kind in ("agree", "distinguish", "predict"):
         last = len(RATINGS) if kind == "agree" else step["groups"]
         return {"choices": _numbers(data.get("choices"), step["order"], 0, last - 1, "a choice for every image")}
     if kind == "confidence":
-        made = {"confidence": _numbers(data.get("confidence"), step["datasets"], 0, len(CONFIDENCE) - 1, "confidence")}
+        checked = {
+            "confidence": _numbers(data.get("confidence"), step["datasets"], 0, len(CONFIDENCE) - 1, "confidence")
+        }
         if step["attention"]:
-            made["attention"] = _number(data.get("attention"), 0, len(CONFIDENCE) - 1, "the point that is named")
-        return made
+            checked["attention"] = _number(data.get("attention"), 0, len(CONFIDENCE) - 1, "the point that is named")
+        return checked
     if kind == "final":
         comments = data.get("comments", "")
         if not isinstance(comments, str) or len(comments) > _COMMENT:

@@ -261,9 +261,9 @@ def serve(
         if host not in ("127.0.0.1", "localhost", "::1"):
             _log.warning("the study is open to other machines without encryption; put a proxy with HTTPS before it")
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
-        made = [f"{address}/s/{token}" for token in invite(study, store, links)]
+        addresses = [f"{address}/s/{token}" for token in invite(study, store, links)]
         if announce is not None:
-            announce(address, made)
+            announce(address, addresses)
         try:
             server.run()
         finally:

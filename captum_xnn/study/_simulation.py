@@ -219,12 +219,12 @@ class _Person:
         if kind in ("agree", "distinguish", "predict"):
             return {"choices": {i: self._chosen(kind, now, i) for i in now["order"]}}
         if kind == "confidence":
-            made: dict[str, Any] = {
+            ratings: dict[str, Any] = {
                 "confidence": {d["name"]: self._point(now["stage"], len(CONFIDENCE)) for d in now["datasets"]}
             }
             if now["attention"]:
-                made["attention"] = ATTENTION if self.behaviour.attentive else (ATTENTION + 3) % len(CONFIDENCE)
-            return made
+                ratings["attention"] = ATTENTION if self.behaviour.attentive else (ATTENTION + 3) % len(CONFIDENCE)
+            return ratings
         if kind == "final":
             agents = {a["name"]: self._point(a["stage"], len(PERFORMANCE)) for a in now["agents"]}
             return {

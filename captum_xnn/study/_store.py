@@ -190,11 +190,11 @@ class StudyStore:
             slots: Slot of each plan; None takes the next slots.
             tokens: Tokens to use; if empty, new random tokens.
         """
-        made = list(tokens) or [secrets.token_urlsafe(24) for _ in plans]
+        new_tokens = list(tokens) or [secrets.token_urlsafe(24) for _ in plans]
 
         def work(connection: sqlite3.Connection) -> None:
             first = connection.execute("SELECT coalesce(max(slot) + 1, 0) FROM participants").fetchone()[0]
-            for i, (given, token) in enumerate(zip(plans, made, strict=True)):
+            for i, (given, token) in enumerate(zip(plans, new_tokens, strict=True)):
                 slot = first + i if slots is None else slots[i]
                 connection.execute(
                     "INSERT INTO participants (id, token, slot, plan) VALUES (?, ?, ?, ?)",
@@ -202,7 +202,7 @@ class StudyStore:
                 )
 
         self._write(work)
-        return made
+        return new_tokens
 
     def free_slots(self, count: int) -> list[int]:
         """Return the smallest free slots, including the slots of people who withdrew.
