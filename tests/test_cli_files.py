@@ -459,6 +459,7 @@ class Squeezed(nn.Linear):
 
 
 def one():
+    torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 1))
 
 
@@ -486,7 +487,7 @@ def double():
         ("one", "outputs are (1,), and --target all needs classes; leave --target out"),
         ("squeezed", "output for 1 input has shape (3,), without a row for the input; return (N, ...) for any N"),
         ("pixels", "output for one input has shape (2, 3), and commands explain outputs (N,) or (N, C); let load()"),
-        ("leaves", "SystemExit (2, line 25 of"),
+        ("leaves", "SystemExit (2, line 26 of"),
     ],
 )
 def test_each_unusual_model_is_one_line(
@@ -548,6 +549,20 @@ def test_results_that_cannot_be_written_fail_before_the_work(
     if command == "compare":
         assert cli.main([*command_line, "--out", f"{tmp_path}/x.md", "--figure", f"{tmp_path}/x.figure"]) == 1
         assert "x.figure' has an unknown ending; end the figure's name in .png, .pdf, .svg" in one_line(capsys)
+
+
+def test_patches_of_a_single_row_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(MODELS)
+    table = np.random.default_rng(0).normal(size=(20, 4))
+    np.save(tmp_path / "table.npy", table)
+    np.save(tmp_path / "row.npy", table[:1])
+    fit = ["fit", "--model", f"{tmp_path}/net.py:one", "--data", f"{tmp_path}/table.npy", "--layer", "0"]
+    assert cli.main([*fit, "--out", f"{tmp_path}/xnn", "--n-features", "1", "--quiet"]) == 0
+    capsys.readouterr()
+    evaluate = ["evaluate", "--explainer", f"{tmp_path}/xnn", "--data", f"{tmp_path}/row.npy", "--quiet"]
+    assert cli.main([*evaluate, "--patches"]) == 1
+    assert "--data is 1 row, and" in one_line(capsys)
+    assert cli.main(evaluate) == 0
 
 
 def test_names_as_long_as_files_may_have(tmp_path: Path) -> None:

@@ -103,6 +103,21 @@ def test_logits_behind_a_softmax_are_explained(net: str, run: Any, tmp_path: Pat
     np.testing.assert_allclose(found["surrogate"], found["prediction"], atol=0.02)
 
 
+@pytest.mark.parametrize("form", ["groups", "srae"])
+def test_evaluate_measures_the_logits_that_were_fitted(form: str, run: Any, tmp_path: Path) -> None:
+    """The sigmoid of the outputs is explained by the same numbers as the outputs themselves."""
+    more = ["--form", form, *(["--recipe", "steps=30"] if form == "srae" else [])]
+    entries = {}
+    for net, options in (("sigmoid", ["--probabilities", "sigmoid"]), ("logits", [])):
+        assert run(*fit(tmp_path, net, *more, *options))[0] == 0
+        explainers = tmp_path / f"explainers {net}"
+        assert run("evaluate", "--explainer", str(explainers))[0] == 0
+        entries[net] = json.loads((explainers / "evaluation.json").read_text())["targets"]
+    for ours, wanted in zip(entries["sigmoid"], entries["logits"], strict=True):
+        for name in ("f_reg", "f_cls", "effective"):
+            assert ours[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-5)
+
+
 def test_report_of_probabilities_is_kept(run: Any, tmp_path: Path) -> None:
     assert run(*fit(tmp_path, "softmax", "--probabilities", "softmax"))[0] == 0
     page = ["report", "--explainer", str(tmp_path / "explainers softmax"), "--out", str(tmp_path / "page.html")]

@@ -366,12 +366,12 @@ def test_test_data_of_ones_own_and_loaders(tabular):
 class Sum(nn.Module):
     """A network of the sum of two tables."""
 
-    def __init__(self, network):
+    def __init__(self, network, added=lambda b: b):
         super().__init__()
-        self.network = network
+        self.network, self.added = network, added
 
     def forward(self, a, b):
-        return self.network(a + b)
+        return self.network(a + self.added(b))
 
 
 @pytest.mark.filterwarnings("ignore:groups. maps are zero")
@@ -388,6 +388,18 @@ def test_columns_of_the_first_of_two_tables_are_covered_by_their_means(tabular):
         for key in ("agreement", "identified", "movement", "drops_o1"):
             assert both.values["groups"][key] == pytest.approx(one.values["groups"][key], abs=1e-4)
         assert both.values["1-Heatmap"]["agreement"] == pytest.approx(one.values["1-Heatmap"]["agreement"], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:groups. maps are zero")
+def test_one_of_the_inputs_may_be_a_number_for_each_example(tabular):
+    model, data = tabular
+    loader = [{"a": a, "b": torch.zeros(len(a))[:, None]} for a in data.split(40)]
+    numbers = [{"a": a, "b": torch.zeros(len(a))} for a in data.split(40)]
+    columns, found = (
+        compare(Sum(model, added), "network.3", given, None, "groups", images=4, **SETTINGS)
+        for added, given in ((lambda b: b, loader), (lambda b: b[:, None], numbers))
+    )
+    assert found.values["groups"]["maps_o1"] == pytest.approx(columns.values["groups"]["maps_o1"], abs=1e-6)
 
 
 def test_a_single_row_is_not_covered_by_its_own_mean(tabular):

@@ -179,3 +179,22 @@ def test_halves_move_only_their_half():
     assert is_over_image(made) is False and is_over_image(made.permute(0, 3, 1, 2)) is True
     assert is_over_image(made.permute(0, 3, 2, 1)) is False  # turned
     assert is_over_image(torch.rand(1, 2, 4, 4)) is False and is_over_image(torch.ones(5, 2, 4, 4)) is False
+
+
+class Shares(nn.Module):
+    """One ReLU behind the convolution and behind the hidden layer, as in many models written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.hidden, self.out = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.relu(self.hidden(self.relu(self.conv(x)).mean((2, 3)))))
+
+
+def test_a_module_whose_last_call_gives_no_feature_maps_is_passed_over():
+    torch.manual_seed(0)
+    model, x = Shares(), torch.rand(60, 1, 8, 8)
+    assert trace(model, model.relu, (x[:1],)).spatial is model.conv
+    xnn = XNNAttribution(model, "relu", 2).fit(x, target=int(model(x).sum(0).argmax()), progress=False)
+    assert xnn.attribute(x[:5], target=next(iter(xnn.explainers_.values())).targets[0]).shape == (5, 2, 1, 8, 8)

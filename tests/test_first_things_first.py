@@ -305,3 +305,32 @@ def test_what_is_advised_for_a_whole_token_layer_is_small():
         model, "embedding", 2, autoencoder=SRAE, recipe=Recipe(steps=1), output_transform=lambda output: output[:, 0]
     ).fit(x, 0, positives=everything, progress=False)
     assert sum(p.numel() for p in one.explainer(0).form.parameters()) < 2_000_000
+
+
+class OfList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(16, 1)
+
+    def forward(self, many):
+        return self.head(torch.cat([self.hidden(x).relu() for x in many], 1))
+
+
+class Listed(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors):
+        return self.model(list(tensors))
+
+
+def test_a_model_of_a_list_of_tensors_is_explained_within_a_module_that_makes_the_list():
+    model, many = OfList(), (torch.rand(40, 4), torch.rand(40, 4))
+    said = r"explain a module whose forward\(self, \*tensors\) makes the list"
+    with pytest.raises(IndexError, match=said):  # a list is read as batches
+        XNNAttribution(model, "head", 1).fit(list(many), progress=False)
+    with pytest.raises(TypeError, match=said):
+        XNNAttribution(model, "head", 1).fit(many, progress=False)
+    why = XNNAttribution(Listed(model), "model.head", 1).fit(many, progress=False).explain(many)
+    assert torch.allclose(why.bias + why.contributions.sum(1), model(list(many))[:, 0], atol=1e-5)

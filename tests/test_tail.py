@@ -223,3 +223,33 @@ def test_a_layer_that_is_the_same_for_all_examples_is_refused():
     assert not Tail(model, "rows").activations((x,), None).requires_grad
     with pytest.raises(ValueError, match="layer 'rows' contributes nothing to the output of any example"):
         XNNAttribution(model, "rows", 2).fit(x, 0, positives=torch.ones(40).bool(), progress=False)
+
+
+class Shared(nn.Module):
+    """One ReLU behind feature maps and behind two hidden layers, or three of them."""
+
+    def __init__(self, relus):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.hidden, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.first, self.second, self.third = relus
+
+    def forward(self, x):
+        return self.out(self.third(self.hidden(self.second(self.hidden(self.first(self.conv(x)).mean((2, 3)))))))
+
+
+def test_earlier_calls_of_a_layer_may_have_another_shape():
+    x, relu = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(1)), nn.ReLU()
+    line = (x,), None, torch.tensor([0.1, -0.2, 0.3, 0.4]), torch.tensor([0.2, 1.0]), torch.ones(2), [[1] * 6]
+    found = Tail(Shared([relu] * 3), "first").along(*line)
+    apart = Tail(Shared([nn.ReLU() for _ in range(3)]), "third").along(*line)
+    for ours, wanted in zip(found, apart, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_another_size_than_that_of_the_training_data_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0, -1), nn.Unflatten(0, (5, -1)), nn.AdaptiveAvgPool1d(2))
+    base, ones = torch.zeros(2, 4, 4), torch.ones(2)
+    with pytest.raises(ValueError, match=r"layer '0' gives \(2, 3, 3\) for each example, and its base is \(2, 4, 4\)"):
+        Tail(model, "0").along((torch.rand(5, 1, 5, 5),), None, base, torch.tensor([0.0, 1.0]), ones, [[0] * 5])

@@ -146,7 +146,9 @@ def evaluate(
         >>> [result.inputs for result in results], sum(result.positives for result in results)
         ([100, 100, 100], 100)
     """
-    found = collect(opened.model, xnn.layer, opened.inputs, progress=progress)
+    transform = opened.prediction_transform
+    found = collect(opened.model, xnn.layer, opened.inputs, progress=progress, prediction_transform=transform)
+    reader = Reader.of(opened.model, xnn.layer, prediction_transform=transform)
     y_hat = found.y_hat[:]
     results, rows = [], {}
     for target in targets:
@@ -155,9 +157,7 @@ def evaluate(
         asked = target if against is None else Difference(target, against)  # type: ignore[arg-type]
         positives = _positives(y_hat, target)
         predictions = select(y_hat, asked)
-        numbers = xnn.explainer(target, against=against).numbers(
-            asked, found, predictions, Reader.of(opened.model, xnn.layer)
-        )
+        numbers = xnn.explainer(target, against=against).numbers(asked, found, predictions, reader)
         results.append(
             _evaluated(numbers, predictions, asked, opened.name_of(asked), y_hat, positives)._replace(target=target)
         )
@@ -250,6 +250,11 @@ def _column_means(opened: ModelAndInputs) -> Tensor | None:
         if batch.inputs.dim() != 2 or not batch.inputs.is_floating_point():
             return None
         total, count = total + batch.inputs.double().sum(0), count + len(batch.inputs)
+    if count == 1:
+        raise ValueError(
+            "--data is 1 row, and the mean of each column over 1 row is its own value, so --patches would cover "
+            "nothing; pass more rows, or leave --patches out"
+        )
     return total / count
 
 

@@ -146,7 +146,11 @@ class Measurement:
         for x, more in self._shown_batches(target):
             why, took = _timed(lambda x, more: xnn.explain(x, target, more), x, more)
             seconds += took
-            maps = why.maps if isinstance(why.maps, Tensor) else torch.cat([m.flatten(2) for m in why.maps], 2)
+            maps = (
+                why.maps
+                if isinstance(why.maps, Tensor)
+                else torch.cat([m.reshape(*m.shape[:2], -1) for m in why.maps], 2)
+            )
             stream.update(maps, contributions=why.contributions)
             count += len(why.contributions)
         return {"maps_o1": stream.compute().o1, "explain_seconds": seconds / count} if count else {}

@@ -92,7 +92,8 @@ def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
         Traceback (most recent call last):
         ...
         TypeError: a tuple of 3 tensors is 3 inputs of the model, and forward of Linear takes 1; if they are batches of
-        one input, pass them as a list. If all but the first are labels, pass only the first
+        one input, pass them as a list. If all but the first are labels, pass only the first. If forward takes a list of
+        tensors, explain a module whose forward(self, *tensors) makes the list
     """
     if not isinstance(inputs, tuple) or len(inputs) < 2:
         return
@@ -108,7 +109,8 @@ def refuse_too_many(model: nn.Module, inputs: Any, join: str) -> None:
     n = len(inputs)
     raise TypeError(
         f"a tuple of {n} tensors is {n} inputs of the model, and forward of {type(model).__name__} takes "
-        f"{takes}; if they are batches of one input, {join}. If all but the first are labels, pass only the first"
+        f"{takes}; if they are batches of one input, {join}. If all but the first are labels, pass only the first. "
+        "If forward takes a list of tensors, explain a module whose forward(self, *tensors) makes the list"
     )
 
 

@@ -149,10 +149,13 @@ def _fix(model: nn.Module, inputs: tuple[Any, ...]) -> str:
     for i, x in enumerate(inputs):
         if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() and x.dtype != dtype:
             return f"convert input {i} to the dtype of the weights, as in inputs.to({dtype})"
-    return (
+    fix = (
         "pass the arguments with which forward runs by itself: a single example as x[None], and all but the inputs as "
         "additional_forward_args"
     )
+    if len(inputs) > 1:
+        return fix
+    return f"{fix}; if forward takes a list of tensors, explain a module whose forward(self, *tensors) makes the list"
 
 
 def read_layer(

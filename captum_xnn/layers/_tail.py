@@ -288,6 +288,11 @@ class Tail:
                     f"{type(self.model).__name__} runs on a batch of {n}, but not on {S * n} rows, {S} points on the "
                     f"path of each example: {error}; let forward take any number of rows, or fit with autoencoder=SRAE"
                 ) from error
+            if swap.leaf is None and swap.misfit:
+                raise ValueError(
+                    f"layer {self.name!r} gives {swap.misfit} for each example, and its base is "
+                    f"{tuple(line.base.shape)}; pass inputs of the size of the training data"
+                )
             if swap.leaf is None or swap.Z is None:
                 raise not_reached(self.model, self.name)
             swap.is_done = True
@@ -391,6 +396,8 @@ class _Swap:
         self.Z: Tensor | None = None
         self.with_gradients = True
         """Whether the layer ran with gradients."""
+        self.misfit: tuple[int, ...] = ()
+        """Shape of the last output that could be replaced, without the examples."""
         self.is_done = False
         """Whether the forward pass is over. Checkpoints run layers again in the backward pass."""
 
@@ -404,10 +411,19 @@ class _Swap:
             self.count += 1
             if self.count > self.tail.calls:
                 raise _CalledAgain
-            return self._replaced(raw) if self.count == self.tail.calls else None
+            if self.count < self.tail.calls or not self._fits(raw):
+                return None
+            return self._replaced(raw)
 
         with hooked([layer], replace):
             yield
+
+    def _fits(self, raw: Any) -> bool:
+        """Whether a call gives the shape of the base. An earlier call of a shared module may give another one."""
+        self.misfit = shape = tuple(_Selection.of(raw, self.tail.output_transform, self.tail.name).Z.shape[1:])
+        base = self.base.shape
+        pairs = zip(reversed(base), reversed(shape), strict=False)
+        return len(base) <= len(shape) and all(b in (1, size) for b, size in pairs)
 
     def _again(self, raw: Any) -> Any:
         """Replace the layer's output by the same points where a checkpoint runs the layer again."""

@@ -148,6 +148,8 @@ class Tracer:
                 self._grids[last.module] = last._replace(output=None)  # its memory is free
             self._grids.pop(own[0], None)
             self._grids[own[0]] = _Grid(*own, tuple(output.shape), output, _version(output))
+        else:
+            self._grids.pop(module, None)  # maps would be drawn at this call, which gives no feature maps
         if module is self.layer:
             self._ends.append((len(self._order), list(self._grids.values()), frozenset(self._ran)))
 
