@@ -188,13 +188,15 @@ def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE
 
 
 def _gram(X: Tensor) -> Tensor:
-    """Compute the inner products of all rows, (n, n), without computing each of them twice."""
+    """Compute the inner products of all rows, (n, n), exactly symmetric, without computing each of them twice."""
     n = len(X)
     edges = [n * i // _BLOCKS for i in range(_BLOCKS + 1)]
     found = X.new_empty(n, n)
     for first, last in pairwise(edges):
         torch.mm(X[first:last], X[first:].T, out=found[first:last, first:])
         found[last:, first:last] = found[first:last, last:].T
+        block = found[first:last, first:last]  # some processors round its halves differently
+        block.copy_(block.triu() + block.triu(1).T)
     return found
 
 
