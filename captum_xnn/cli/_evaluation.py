@@ -77,10 +77,8 @@ def run_evaluation(arguments: argparse.Namespace) -> str:
     Args:
         arguments: Arguments of the command.
     """
-    if arguments.out is None:
-        path = Path(arguments.explainer, "evaluation.json")
-    else:
-        path = file_to_write(arguments.out)  # first, so that it fails before the work
+    written = Path(arguments.explainer, "evaluation.json") if arguments.out is None else arguments.out
+    path = file_to_write(written)  # first, so that it fails before the work
     opened, xnn = model_and_explainers(arguments)
     quiet = arguments.quiet
     targets = opened.targets(xnn)
