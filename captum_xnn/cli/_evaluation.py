@@ -78,8 +78,8 @@ def run_evaluation(arguments: argparse.Namespace) -> str:
         arguments: Arguments of the command.
     """
     written = Path(arguments.explainer, "evaluation.json") if arguments.out is None else arguments.out
-    path = file_to_write(written)  # first, so that it fails before the work
     opened, xnn = model_and_explainers(arguments)
+    path = file_to_write(written)  # after the check of the explainers' folder, and before the work
     quiet = arguments.quiet
     targets = opened.targets(xnn)
     against = None if arguments.against is None else output_to_compare(opened, targets, arguments.against)
