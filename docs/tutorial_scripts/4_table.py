@@ -138,7 +138,7 @@ why.show(0, names=names, title="Why this price?", unit="thousands")
 # Write one HTML page for readers who do not program. With ``patches=10`` the page also checks the maps: it sets one
 # column after the other of ten houses to its mean, and compares the loss of each x-feature with its map. ``display``
 # turns the rows back into values that a reader knows. ``unit`` is the unit of the output: with ``unit="log-odds"``, the
-# logit of a risk also stands as a probability. A printed page holds three rows. From eight rows on, the cards say
+# logit of a risk also stands as a probability. A printed page holds three rows. From twenty rows on, the cards say
 # whether higher values of a column raise or lower the output.
 
 import tempfile
