@@ -49,6 +49,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "texts": read,
         "table": two.report(data[:6], folder / "table.html", input_names=names),
         "gradients": gradients.report(data[:6], folder / "gradients.html", input_names=names),
+        "risk": two.report(data[:6], folder / "risk.html", input_names=names, unit="log-odds"),
     }
 
 
@@ -324,3 +325,16 @@ def test_each_class_has_as_many_x_features_as_its_fit_kept(driver: Any, tmp_path
     assert one(driver, "#sort").get_property("value") == "given"
     shown = one(driver, "main").text
     assert "undefined" not in shown and "NaN" not in shown
+
+
+def test_log_odds_have_their_probability(driver: Any, pages: dict[str, Path]) -> None:
+    data = opened(driver, pages["risk"])
+    shown = texts(driver, ".example .numbers")
+    assert len(shown) == 6
+    for row, numbers in zip(data["targets"][0]["rows"], shown, strict=True):
+        chance = torch.tensor(row["prediction"], dtype=torch.float64).sigmoid().item()
+        assert numbers.startswith(f"{100 * chance:.{int(not 0.1 <= chance <= 0.9)}f} %: ")
+        assert " log-odds = bias " in numbers
+    assert "0 log-odds are 50 %" in text(driver, ".reading")
+    opened(driver, pages["table"])
+    assert not any("%" in numbers for numbers in texts(driver, ".example .numbers"))

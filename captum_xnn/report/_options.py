@@ -55,7 +55,8 @@ class ReportOptions:
     input_names: Sequence[str] | None = None
     """Names of the input features, for a page about a table."""
     unit: str = "logits"
-    """Unit of the model's output, such as "thousands of euros"."""
+    """Unit of the model's output, such as "thousands of euros". With "log-odds", each output also stands as a
+    probability: choose it where the logistic function of the output is one."""
     place_names: Sequence[str] = ()
     """Names of annotated parts or objects, in order. The cards then show the share of the maps on each. The samples of
     ``data`` need the fields ``points`` and ``box`` (:class:`~captum_xnn.datasets.CUB200`), or ``mask``

@@ -5,8 +5,8 @@ Your ResNet and your folder of images
 You have a trained ResNet and a folder of images. This tutorial explains one of its classes: a few x-features, where
 each is in an image, how much each adds to the output, and one page that you can send to a colleague.
 
-Folders need torchvision, and the page needs jinja2. In your clone of the repository, with its environment active
-(``source .venv/bin/activate``): ``pip install -c constraints.txt -e '.[report,vision]'``. If ``import torchvision`` says
+Folders need torchvision. In your clone of the repository, with its environment active (``source
+.venv/bin/activate``): ``pip install -c constraints.txt -e '.[report,vision]'``. If ``import torchvision`` says
 ``operator torchvision::nms does not exist``, torch and torchvision came from two package indexes. Install both from
 one: ``pip install --force-reinstall -c constraints.txt torch torchvision``, with ``--index-url`` if you use another index.
 """
@@ -102,6 +102,10 @@ for _ in range(epochs):
         schedule.step()
 
 model.eval()
+
+# %%
+# Read the test images, and ask the model for the class of each.
+
 images, labels = next(iter(DataLoader(test, batch_size=len(test))))
 with torch.no_grad():
     predicted = model(images).argmax(1)
@@ -125,7 +129,8 @@ print(
 from captum_xnn import XNNAttribution
 
 xnn = XNNAttribution(model, layer="layer4", n_features=3)
-xnn.fit(train, target=train.class_to_idx["ember"])
+target = train.class_to_idx["ember"]
+xnn.fit(train, target=target)
 
 # %%
 # Does it add up?
@@ -134,17 +139,18 @@ xnn.fit(train, target=train.class_to_idx["ember"])
 # bias and contributions, in logits. A logit is the model's raw output for a class, before the softmax. F_cls is the
 # share of images whose class the sum does not change.
 
-print(xnn.score(test, target=0))
+print(xnn.score(test, target=target))
 
 # %%
 # Explain
 # -------
 # Explain test images that the model calls an ember. :meth:`show <captum_xnn.explanation.Explanation.show>` draws one
 # of them: the image, the map of the whole output, a map for each x-feature, and the sum. ``mean`` and ``std`` restore
-# the colours.
+# the colours. Every picture is a matplotlib figure. A notebook displays it; in a script, write it to a file, as in
+# ``why.show(0).savefig("ember.png")``.
 
-embers = images[predicted == 0][:5]
-why = xnn.explain(embers, target=0, one_heatmap=True)
+embers = images[predicted == target][:5]
+why = xnn.explain(embers, target=target, one_heatmap=True)
 why.show(0, mean=mean, std=std, target_name="an ember")
 
 # %%
@@ -165,7 +171,7 @@ why.gallery(mean=mean, std=std)
 
 from captum_xnn.patch_scores import patch_scores
 
-trust = patch_scores(xnn, embers, target=0)
+trust = patch_scores(xnn, embers, target=target)
 for name in (
     "agreement",
     "agreement_random_groups",
@@ -191,28 +197,25 @@ print(why.sentence(names=names, target_name="Ember"))
 # ------
 # Write one HTML page with all of this, for readers who do not program. It opens without a network connection, and its
 # readers can name x-features too. Print it, or save it as PDF, from the browser. ``patches=4`` covers patches of four
-# images, so that the page says whether its maps can be trusted. Below is the page itself.
+# images, so that the page says whether its maps can be trusted.
+#
+# One line writes the page of a whole data set, with the names of classes and files and the colours from ``test``:
+# ``xnn.report(test, "why.html", target=target, patches=4)``. A tensor of images knows none of these, so the page below
+# gets them as arguments. :doc:`/report` describes the rest.
 
-from captum_xnn.plots import write_names
-
-write_names(folder / "names.json", {0: names}, layer="layer4")
 colours = torch.tensor([mean, std])[:, :, None, None]
 report = xnn.report(
     embers,
     folder / "your_resnet.html",
-    target=0,
+    target=target,
     data=images,
     class_names=birds,
-    names=folder / "names.json",
+    names={target: names},
     patches=4,
     title="Why an ember?",
     display=lambda image: image * colours[1] + colours[0],
 )
 report
-
-# %%
-# A whole data set is shorter: ``xnn.report(test, "why.html", target=0)``. The page then has all its images, and takes the
-# names of classes and files and the colours from ``test``. :doc:`/report` describes the rest.
 
 # %%
 # Save
@@ -221,7 +224,7 @@ report
 
 xnn.save(folder / "explainers")
 same = XNNAttribution.load(folder / "explainers", model)
-assert torch.equal(same.explain(embers, target=0).contributions, why.contributions)
+assert torch.equal(same.explain(embers, target=target).contributions, why.contributions)
 
 # %%
 # Next: :ref:`the same on the command line <sphx_glr_tutorials_2_command_line.py>`, or :doc:`/choose_k`.

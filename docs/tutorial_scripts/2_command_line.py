@@ -9,9 +9,14 @@ images to a report, without writing a script.
 # %%
 # Your model in a file
 # --------------------
-# The commands need to know how to load your model, and how you normalise images. Write a Python file with a function
-# ``load()`` for this. Below, a cell of Python writes the file, the weights and a folder of images. Skip it if you have
-# yours. The images are those of :ref:`sphx_glr_tutorials_1_your_resnet.py`, the model is small.
+# A fine-tuned model of torchvision needs no file of its own, only its weights: ``torch.save(net.state_dict(),
+# "weights.pt")``. In ``layers`` and ``fit`` below, write ``--torchvision resnet18 --classes images/train --weights
+# weights.pt --size 224`` in place of ``--model net.py``, and continue at "Choose the layer". The sub-folders of
+# ``images/train`` are its classes.
+#
+# For any other model, write a Python file with a function ``load()``. It also says how you normalise images. Below, a
+# cell of Python writes the file, the weights and a folder of images. Skip it if you have yours. The images are those of
+# :ref:`sphx_glr_tutorials_1_your_resnet.py`, the model is small.
 
 import os
 import runpy
@@ -155,7 +160,4 @@ terminal(
 )
 
 # %%
-# A fine-tuned model of torchvision needs no ``net.py``. Write ``--torchvision resnet18 --classes images/train --weights
-# weights.pt --size 224`` in place of ``--model net.py``: the sub-folders of ``images/train`` are its classes.
-#
 # :doc:`/command_line` describes every option, settings in a file, and how to resume an interrupted fit.

@@ -3,7 +3,8 @@ A text classifier
 =================
 
 You have a classifier of texts. This tutorial splits its output into x-features and colours the tokens by them: one
-colour for each reason.
+colour for each reason. If your model takes an attention mask, or your batches are dicts, read :doc:`/attention_mask`
+first: it replaces "Fit and explain" below.
 """
 
 # %%
@@ -166,8 +167,7 @@ report = xnn.report(
 report
 
 # %%
-# A transformer takes an attention mask beside the ids, often in a dict, and may return a dict: :doc:`/attention_mask`. An
-# LSTM returns several tensors: :doc:`/choose_layer`.
+# An LSTM returns several tensors: :doc:`/choose_layer`.
 
 # %%
 # A table for a paper

@@ -77,8 +77,10 @@ print(f"mean error {error:.0f}, standard deviation of prices {y_test.std():.0f}"
 # %%
 # Fit and explain
 # ---------------
-# A model with one output needs no target. There are no classes, so every example counts alike: say so by ``positives``.
-# The maps have a number for each column. Integrated Gradients compares a row with a baseline, here the mean house.
+# A model with one output needs no target. A price has no classes, so every example counts alike: say so by
+# ``positives``. Leave ``positives`` out if the output is a logit, such as that of a risk: its positives are above 0.
+# Any hidden layer after its ReLU will do, here the first. The maps have a number for each column. Integrated Gradients
+# compares a row with a baseline, here the mean house.
 
 from captum.attr import IntegratedGradients
 
@@ -117,7 +119,8 @@ figure
 # %%
 # Name each x-feature by its two strongest columns.
 
-names = [" and ".join(columns[i] for i in row.topk(2).indices) for row in strength]
+short = [name.split(" (")[0] for name in columns]
+names = [" & ".join(short[i] for i in row.topk(2).indices) for row in strength]
 print(names)
 
 # %%
@@ -134,7 +137,9 @@ why.show(0, names=names, title="Why this price?", unit="thousands")
 # ------
 # Write one HTML page for readers who do not program. With ``patches=10`` the page also checks the maps: it sets one
 # column after the other of ten houses to its mean, and compares the loss of each x-feature with its map. ``display``
-# turns the rows back into values that a reader knows.
+# turns the rows back into values that a reader knows. ``unit`` is the unit of the output: with ``unit="log-odds"``, the
+# logit of a risk also stands as a probability. A printed page holds three rows. From twenty rows on, the cards say
+# whether higher values of a column raise or lower the output.
 
 import tempfile
 from pathlib import Path

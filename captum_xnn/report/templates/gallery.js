@@ -119,12 +119,12 @@ function writeItem(item, largest) {
   item.paths[1].setAttribute("d", rects.raises);
   item.paths[2].setAttribute("d", rects.lowers);
   const predicted = data.images[item.index].predicted_class;
-  item.numbers.textContent = `${predicted ? predicted + ", " : ""}${plain(row.prediction)}; ${unexplainedText(row)}`;
+  item.numbers.textContent = `${predicted ? predicted + ", " : ""}${outputText(row)}; ${unexplainedText(row)}`;
   item.why.textContent = sentencesOf(row);
   item.usual.textContent = usualOf(row);
   const top = strongest(row);
   item.pick.setAttribute("aria-label",
-    `${data.images[item.index].caption}: output ${plain(row.prediction)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplainedText(row)}`);
+    `${data.images[item.index].caption}: output ${outputText(row)}, strongest ${nameOf(top)} ${signed(row.c[top])}, ${unexplainedText(row)}`);
   writeNumber(item);
 }
 
@@ -209,7 +209,7 @@ function writePeek(item) {
   el("peek-why").textContent = sentencesOf(row);
   const total = row.c.reduce((sum, value) => sum + value, 0);
   el("peek-sum").textContent =
-    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${plain(row.prediction)}, ${unexplainedText(row)}`;
+    `bias ${plain(row.bias)}, x-features ${signed(total)}, sum ${plain(row.sum)}; the model's output ${outputText(row)}, ${unexplainedText(row)}`;
   const ranked = featureList().sort((a, b) => row.c[b] - row.c[a]);
   el("peek-maps").replaceChildren(...[...ranked, ONE].map((k) => {
     const node = make("li");

@@ -36,6 +36,13 @@ function plain(value, decimals = target().decimals) {
   return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "\u2212");
 }
 
+// The model's output. Log-odds have their probability beside them, which more readers know.
+function outputText(row) {
+  if (data.unit !== "log-odds") return plain(row.prediction);
+  const chance = 1 / (1 + Math.exp(-row.prediction)), decimals = chance < 0.1 || chance > 0.9 ? 1 : 0;
+  return `${(100 * chance).toFixed(decimals)} %: ${plain(row.prediction)}`;
+}
+
 function signed(value, decimals = target().decimals) {
   const text = plain(value, decimals);
   return value > 0 && Number(value.toFixed(decimals)) !== 0 ? "+" + text : text;

@@ -109,9 +109,9 @@ function table(row, example) {
 // The output as a sum, so that the numbers below can be followed.
 function numbersOf(row, example) {
   const said = example.predicted_class ? `${example.predicted_class}, ` : "";
-  if (data.kind === "texts") return `${said}${plain(row.prediction)}; ${unexplainedText(row)}`;
+  if (data.kind === "texts") return `${said}${outputText(row)}; ${unexplainedText(row)}`;
   const total = row.c.reduce((sum, value) => sum + value, 0);
-  return `${said}${plain(row.prediction)} ${data.unit} = bias ${plain(row.bias)}, x-features ${signed(total)}, ${unexplainedText(row)}`;
+  return `${said}${outputText(row)} ${data.unit} = bias ${plain(row.bias)}, x-features ${signed(total)}, ${unexplainedText(row)}`;
 }
 
 // What the colours say. On paper, where the buttons are gone, it also lists the x-features.
