@@ -128,13 +128,13 @@ def test_cards_rank_words_by_their_mean_contribution(texts: Any, tmp_path: Path)
 
 
 def test_a_word_that_occurs_once_is_on_no_card(texts: Any, tmp_path: Path) -> None:
-    rows = CellsOfTarget(1, 1, words=True)
+    rows = CellsOfTarget(1, 1, words=True, apart=False)
     contributions = torch.tensor([4.0])
     for cells, maps in (
         (["once", "often", "seldom"], [1.0, 0.5, 0.5]),
         (["often", "seldom", "the"], [0.6, -0.4, 0.0]),
     ):
-        rows._add_cells(torch.tensor([maps]), contributions, cells)
+        rows._add_cells(torch.tensor([maps]), contributions, cells, None)
     # The contribution of 4 divided by the mass: 2 and 4 for each unit of a map.
     assert rows._cells(0) == [
         ("often", 1.0, pytest.approx((0.5 * 2 + 0.6 * 4) / 2)),
@@ -354,5 +354,8 @@ def test_cards_of_tables_say_where_higher_values_lead(tmp_path: Path) -> None:
     said = {found[i]: found[i + 2] for i in range(len(found) - 2) if found[i] in ("falls", "rises", "sizes")}
     assert said["falls"] == "higher lowers" and said["rises"] == "higher raises"
     assert not said["sizes"].startswith("higher") and "idle" not in found
-    few = page_of(xnn, data[:19], tmp_path, input_names=["falls", "rises", "sizes", "idle"], data=data).text
+    few = page_of(xnn, data[:19], tmp_path, input_names=["falls", "rises", "sizes", "idle"]).text
     assert not any(line.startswith("higher ") for line in few)  # 19 rows may correlate by chance
+    beside = page_of(xnn, data[:5], tmp_path, input_names=["falls", "rises", "sizes", "idle"], data=data).text
+    place = beside.index("Inputs that drive it")
+    assert beside[place : place + 12] == text[text.index("Inputs that drive it") :][:12]  # cards are about the data

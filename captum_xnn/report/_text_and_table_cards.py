@@ -48,14 +48,18 @@ __all__ = ["CellsOfTarget", "CellsRun"]
 _CELLS = 8
 # Cells of an example that is covered: fewer have no order to speak of.
 _LEAST = 3
+# Rows of a table's data that cards get maps of. Correlations of as many are within .07 or so.
+_MAPPED = 200
 _BATCH = 64
 
 
 class CellsOfTarget:
     """Collects the numbers and maps of one target, and the contents of each x-feature's card."""
 
-    def __init__(self, target: Target, K: int, words: bool) -> None:
+    def __init__(self, target: Target, K: int, words: bool, apart: bool) -> None:
         self.target, self.words = target, words
+        self.apart = apart
+        """Whether cards are about data, and not about the examples that the page shows."""
         self.rows: list[dict[str, Any]] = []
         self.contributions: list[tuple[Tensor, Tensor]] = []
         """Contributions by this fit and by another one, batch by batch."""
@@ -94,12 +98,8 @@ class CellsOfTarget:
             _rows_of_cells(explanations.why, explanations.one_heatmaps, positives, cells, self.words)
         ):
             rows.append(row)
-            if positives[i]:
-                spread = self._add_cells(maps, explanations.why.contributions[i].detach().double().cpu(), cells[i])
-                numbers = values[i]
-                if numbers is not None:
-                    self.spread.append(spread)
-                    self.values.append(numbers)
+            if positives[i] and not self.apart:
+                self._add_cells(maps, explanations.why.contributions[i], cells[i], values[i])
         if explanations.against is not None:
             against = _rows_of_cells(
                 explanations.against, explanations.one_heatmaps_against, [True] * len(cells), cells, self.words
@@ -108,6 +108,25 @@ class CellsOfTarget:
         self.rows.extend(rows)
         if explanations.contributions is not None:
             self.contributions.append(explanations.contributions)
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether cards need maps of further data."""
+        return self.apart and len(self.values) < _MAPPED
+
+    def add_mapped(
+        self,
+        why: Explanation,
+        predicted: Tensor | None,
+        cells: Sequence[Sequence[str]],
+        values: Sequence[list[float] | None],
+    ) -> None:
+        """Add the maps of a table's data, (n, K, L), to the cards."""
+        heat, contributions = _over_cells(why.directed_maps()).cpu(), why.contributions.detach().double().cpu()
+        for i, texts in enumerate(cells):
+            if predicted is None or int(predicted[i]) == self.target:
+                maps = scaled(heat[i][:, None, : len(texts)], contributions[i])[:, 0]
+                self._add_cells(maps, contributions[i], texts, values[i])
 
     def add_covered(self, batch: RowBatch, cells: Sequence[Sequence[str]], most: int) -> None:
         """Keep the last positives of a batch whose cells have an order, until there are ``most`` of them."""
@@ -129,17 +148,19 @@ class CellsOfTarget:
                 row.pop("parts")
                 row.get("rather", {}).pop("parts", None)
 
-    def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str]) -> Tensor:
+    def _add_cells(self, maps: Tensor, contributions: Tensor, texts: Sequence[str], values: list[float] | None) -> None:
         """Spread each contribution over the cells in proportion to its map, (K, L), and add up by text."""
-        mass = maps.double().abs().sum(1)
+        contributions, mass = contributions.detach().double().cpu(), maps.double().abs().sum(1)
         spread = maps.double() * torch.where(mass > 0, contributions.abs() / torch.where(mass > 0, mass, 1), 0)[:, None]
-        for sums, values in zip(self.sums, spread.tolist(), strict=True):
-            for text, value in zip(texts, values, strict=True):
+        for sums, of_feature in zip(self.sums, spread.tolist(), strict=True):
+            for text, value in zip(texts, of_feature, strict=True):
                 entry = sums[text]
                 entry[0] += value
                 entry[1] += abs(value)
                 entry[2] += 1
-        return spread
+        if values is not None:
+            self.spread.append(spread)
+            self.values.append(values)
 
     def cards(self) -> list[dict[str, Any]]:
         """Return share, contribution and strongest cells of each x-feature.
@@ -208,7 +229,12 @@ class CellsRun:
         self.xnn, self.inputs, self.targets, self.options = xnn, inputs, targets, options
         self.names = OutputNames.of_targets(options.class_names, xnn, targets)
         self.kind = "table" if options.tokens is None else "texts"
-        self.of_targets = [CellsOfTarget(t, xnn.explainer(t).form.n_features, self.kind == "texts") for t in targets]
+        words = self.kind == "texts"
+        self.apart = options.data is not None and options.data is not inputs
+        """Whether faithfulness and cards come from other data than the inputs."""
+        self.of_targets = [
+            CellsOfTarget(t, xnn.explainer(t).form.n_features, words, self.apart and not words) for t in targets
+        ]
         self.shown: list[dict[str, Any]] = []
         self.sum: Tensor | float = 0.0
         """Sum of the data of a table, over examples."""
@@ -218,18 +244,26 @@ class CellsRun:
 
     def explain(self) -> None:
         """Explain all inputs and data."""
-        are_data = self.options.data is None or self.options.data is self.inputs
         for batch in self._bar(self.inputs, "explaining"):
-            self._explain(batch, are_data)
-        if are_data:
+            self._explain(batch)
+        if not self.apart:
             return
-        size = self.options.internal_batch_size
         for batch in self._bar(self.options.data, "reading the data"):
             self._add(batch)
             y_hat = model_outputs(self.xnn, *batch.arguments)
-            for rows, t in zip(self.of_targets, self.targets, strict=True):
-                numbers = self.xnn.contributions(batch.inputs, t, batch.additional, internal_batch_size=size)
-                rows.add_data(numbers, y_hat)
+            for rows in self.of_targets:
+                rows.add_data(self._read(batch, rows, y_hat), y_hat)
+
+    def _read(self, batch: RowBatch, rows: CellsOfTarget, y_hat: Tensor) -> Contributions | Explanation:
+        """Explain a batch of the data, with maps while the cards need them."""
+        arguments, size = (batch.inputs, rows.target, batch.additional), self.options.internal_batch_size
+        if not rows.needs_maps or batch.first.dim() != 2:
+            return self.xnn.contributions(*arguments, internal_batch_size=size)
+        why = self.xnn.explain(*arguments, internal_batch_size=size)
+        predicted = predicted_classes(y_hat) if isinstance(rows.target, int) else None
+        cells = texts_of(batch, 0, None, self.options.input_names)
+        rows.add_mapped(why, predicted, cells, displayed(batch.first, self.options.display).tolist())
+        return why
 
     def contents(self) -> Iterator[TargetContent]:
         """Yield rows, cards and figures of each target."""
@@ -255,7 +289,7 @@ class CellsRun:
                 yield batch
                 bar.update(len(batch.first))
 
-    def _explain(self, batch: RowBatch, are_data: bool) -> None:
+    def _explain(self, batch: RowBatch) -> None:
         """Explain a batch. Add it to the numbers of the cards if the report has no other data."""
         xnn, options = self.xnn, self.options
         y_hat = model_outputs(xnn, *batch.arguments)
@@ -263,14 +297,14 @@ class CellsRun:
         given = [None] * len(y_hat) if predicted is None else predicted.tolist()
         cells = texts_of(batch, len(self.shown), options.tokens, options.input_names)
         values = self._show(batch, given, cells)
-        if are_data:
+        if not self.apart:
             self._add(batch)
         for rows, t in zip(self.of_targets, self.targets, strict=True):
             explanations = explain_examples(xnn, batch.inputs, t, options, batch.additional)
             rows.classes = predicted is not None and isinstance(t, int)
             rows.add_examples(explanations, given, cells, self.names, values)
             rows.add_covered(batch, cells, options.patches)
-            if are_data:
+            if not self.apart:
                 rows.add_data(explanations.why, y_hat)
 
     def _add(self, batch: RowBatch) -> None:
