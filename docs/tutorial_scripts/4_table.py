@@ -138,14 +138,14 @@ why.show(0, names=names, title="Why this price?", unit="thousands")
 # Write one HTML page for readers who do not program. With ``patches=10`` the page also checks the maps: it sets one
 # column after the other of ten houses to its mean, and compares the loss of each x-feature with its map. ``display``
 # turns the rows back into values that a reader knows. ``unit`` is the unit of the output: with ``unit="log-odds"``, the
-# logit of a risk also stands as a probability. A printed page holds three rows. From twenty rows on, the cards say
-# whether higher values of a column raise or lower the output.
+# logit of a risk also stands as a probability. A printed page holds three rows. The cards
+# are about ``data``, and say whether higher values of a column raise or lower the output.
 
 import tempfile
 from pathlib import Path
 
 report = xnn.report(
-    x_test[:40],
+    x_test[:12],
     Path(tempfile.mkdtemp()) / "table.html",
     data=x_test,
     input_names=columns,
