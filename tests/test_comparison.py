@@ -343,6 +343,7 @@ def test_wrong_masks_are_refused(model):
         (torch.ones(150, 8, 8), r"masks are torch\.float32 \(150, 8, 8\); pass integers from 1 to P for parts"),
         (torch.zeros(150, 8, 8, dtype=torch.long), "mark no part, as all values are below 1; pass integers"),
         (np.ones((149, 8, 8), np.int64), "masks of 149 examples, and methods are measured on 150 examples"),
+        (np.ones((150, 8, 6), np.int64), r"masks are 8 x 6, and an image has shape \(1, 8, 8\); pass masks of the"),
     ]:
         with pytest.raises(ValueError, match=said):
             compare(model, "5", IMAGES, 2, "groups", masks=masks, **SETTINGS)

@@ -209,6 +209,14 @@ def test_maps_of_a_table_are_checked_by_the_mean_of_each_column(table: Any, tmp_
     assert "a drop is the contribution lost when an input is set to its mean" in text
 
 
+def test_a_single_row_has_no_mean_to_be_covered_by(table: Any, tmp_path: Path) -> None:
+    xnn, data = table
+    with pytest.raises(ValueError, match=r"the mean over 1 row is the row's own value; pass data= with more rows"):
+        xnn.report(data[:1], tmp_path / "one.html", patches=1, progress=False)
+    page = page_of(xnn, data[:1], tmp_path, data=data, patches=1)
+    assert "in the order of these drops" in " ".join(page.text)
+
+
 def test_other_names_of_a_text_page_take_no_map(
     texts: Any, table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

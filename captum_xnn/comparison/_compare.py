@@ -42,12 +42,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_xnn.activations._activations import Activations, Asked, Source
-from captum_xnn.activations._batches import repeatable
+from captum_xnn.activations._batches import Batches, repeatable
 from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
@@ -291,10 +292,22 @@ def _collected(reader: Reader, data: Any, targets: Sequence[Target], unpack: Unp
 
 
 def _check_masks(masks: Tensor | None, activations: Activations, test: Activations | None) -> None:
-    """Raise unless there is a mask for each example that methods are measured on."""
-    examples = len((activations if test is None else test).Z)
-    if masks is not None and len(masks) != examples:
+    """Raise unless there is a mask, of the images' size, for each example that methods are measured on."""
+    if masks is None:
+        return
+    measured = activations if test is None else test
+    if len(masks) != (examples := len(measured.Z)):
         raise ValueError(
             f"there are masks of {len(masks)} examples, and methods are measured on {examples} examples; pass one for "
             f"each example of {'data' if test is None else 'test'}, in the same order"
+        )
+    assert measured.source is not None  # compare has collected them
+    first = Batches(measured.source.data, 2, measured.source.unpack).first()
+    assert first is not None
+    inputs, _ = first.on(torch.device("cpu"))
+    image, size = inputs[0], tuple(masks.shape[-2:])
+    if image.dim() == 4 and size not in (image.shape[2:], image.shape[1:3]):
+        raise ValueError(
+            f"masks are {' x '.join(map(str, size))}, and an image has shape {tuple(image.shape[1:])}; pass masks of "
+            "the images' height and width"
         )

@@ -319,7 +319,14 @@ class CellsRun:
         """Cover the kept positives of a target; return None without any."""
         if not rows.covered:
             return None
-        fill = self.sum / self.examples if self.options.fill is None and self.kind == "table" else self.options.fill
+        fill = self.options.fill
+        if fill is None and self.kind == "table":
+            if self.examples < 2:
+                raise ValueError(
+                    "patches= covers each column by its mean, and the mean over 1 row is the row's own value; pass "
+                    "data= with more rows, a value as fill=, or leave patches out"
+                )
+            fill = self.sum / self.examples
         with tqdm(total=1, desc="covering patches", disable=not self.options.progress, leave=False) as bar:
             size = self.options.internal_batch_size or _BATCH
             scores = patch_scores_of(self.xnn, rows.covered, rows.target, fill=fill, internal_batch_size=size)
