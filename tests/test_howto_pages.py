@@ -18,6 +18,7 @@ PAGES = (
     "choose_layer",
     "compare_methods",
     "read_metrics",
+    "models_that_need_care",
     "names_and_sharing",
     "report",
     "reproducible",

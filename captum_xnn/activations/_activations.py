@@ -246,7 +246,8 @@ class Outputs(NamedTuple):
         if positives is not None and not bool(positives.any()):
             raise ValueError(
                 f"the model gives class {', '.join(map(str, targets))} to none of {len(positives)} examples; add such "
-                "examples to the data, or, if the outputs are no classes, weight all examples alike with "
+                "examples to the data. If examples may have several labels at once, mark those with this one, as in "
+                f"positives=model(x)[:, {targets[0]}] > 0. If the outputs are no classes, weight all examples alike by "
                 f"positives=torch.ones({len(positives)}, dtype=torch.bool)"
             )
         return positives
