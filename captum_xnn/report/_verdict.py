@@ -62,6 +62,8 @@ class Reason(NamedTuple):
     """The question that was checked."""
     answer: str
     """The figure, its control and its meaning, in words."""
+    hint: str = ""
+    """How the author of the page can measure it. It is not printed."""
 
 
 class Verdict(NamedTuple):
@@ -200,8 +202,9 @@ def on_stability(found: Stability | None) -> Reason:
         return Reason(
             "unknown",
             question,
-            "Not measured. To measure it, write the report with again= (--again), the same explanation fitted on "
-            "other data or with another seed.",
+            "Not measured.",
+            "To measure it, write the report with again= (--again), the same explanation fitted on other data or with "
+            "another seed.",
         )
     level = _level(found.found_again, *_STABLE)
     text = (
@@ -236,8 +239,9 @@ def on_maps(found: PatchScores | None, *, kind: str = "images") -> Reason:
         return Reason(
             "unknown",
             question,
-            f"Not measured. To measure it, write the report with patches=4 (--patches): it {act}, and compares the "
-            "maps with what the model then loses.",
+            "Not measured.",
+            f"To measure it, write the report with patches=4 (--patches): it {act}, and compares the maps with what "
+            "the model then loses.",
         )
     a, noise, groups = found.agreement, found.agreement_random_maps, found.agreement_random_groups
     one = found.agreement_one_heatmap
