@@ -60,11 +60,12 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         >>> find_layer(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "1")
         ('1', ReLU())
     """
-    named = dict(model.named_modules())
     if isinstance(layer, str):
-        if layer in named and layer:
-            return layer, named[layer]
-        names = [name for name in named if name]
+        names = []
+        for name, module in model.named_modules():
+            if name and name == layer:
+                return name, module
+            names += [name] if name else []
         if not names:
             kind = type(model).__name__
             raise LayerNotFoundError(
@@ -78,7 +79,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
     if not isinstance(layer, nn.Module):
         raise TypeError(f"{type(layer).__name__} is not a layer; pass a dotted name or a module of the model")
     wanted = unwrap(layer)
-    for name, module in named.items():
+    for name, module in model.named_modules():
         if module is wanted:
             return name, module
     raise LayerNotFoundError(

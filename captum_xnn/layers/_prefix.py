@@ -149,8 +149,18 @@ class Prefix:
 
 def _outermost(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """List the outermost modules that do not hold the layer, and the layer."""
-    holders = {m for m in model.modules() if any(part is layer for part in m.modules())}
-    around = dict.fromkeys(child for m in holders if m is not layer for child in m.children() if child not in holders)
+    holds: dict[nn.Module, bool] = {}
+
+    def look(module: nn.Module) -> bool:
+        """Find out whether a module is the layer or holds it."""
+        if module not in holds:
+            holds[module] = module is layer
+            holds[module] = any([look(child) for child in module.children()]) or module is layer
+        return holds[module]
+
+    look(model)
+    holders = [m for m, is_holder in holds.items() if is_holder and m is not layer]
+    around = dict.fromkeys(child for m in holders for child in m.children() if not holds[child])
     return [m for m in (*around, layer) if not isinstance(m, torch.jit.ScriptModule)]
 
 

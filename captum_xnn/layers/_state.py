@@ -121,8 +121,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    _refuse_unusable(model)
     modules = list(model.modules())
+    _refuse_unusable(model, modules)
     with _LOCK, one_path(), _kept(modules):
         trained = [module for module in modules if module.training]
         try:
@@ -134,8 +134,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
-def _refuse_unusable(model: nn.Module) -> None:
+def _refuse_unusable(model: nn.Module, modules: list[nn.Module]) -> None:
     """Raise where weights have no values, or can take no part in gradients."""
+    weights = (p for m in modules for p in m._parameters.values() if p is not None)  # names take long
+    if not any(p.is_meta or p.is_inference() for p in weights if not is_lazy(p)):
+        return
     for name, p in model.named_parameters():
         if is_lazy(p):
             continue

@@ -533,7 +533,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Args:
         model: A plain module.
     """
-    taking = [p for p in model.parameters() if p.requires_grad]
+    taking = [p for m in model.modules() for p in m._parameters.values() if p is not None and p.requires_grad]
     try:
         for p in taking:
             p.requires_grad_(False)
