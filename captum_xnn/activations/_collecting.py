@@ -57,7 +57,7 @@ from captum_xnn.layers._state import untouched
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 
-__all__ = ["collect", "collect_part", "collect_together", "collected"]
+__all__ = ["activations_of", "collect", "collect_part", "collect_together"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ def _source(data: Any, unpack: Unpack) -> Source | None:
     return Source(data, unpack) if is_repeatable(data) else None
 
 
-def collected(
+def activations_of(
     reader: Reader,
     data: Any,
     *,
@@ -338,7 +338,7 @@ def collected(
     ranks: Ranks,
     progress: bool,
 ) -> Activations:
-    """Return activations that a user has collected already, once they are checked, or collect them.
+    """Collect activations on some data, or check and return activations that the user has collected before.
 
     Args:
         reader: Reader of the layer.
