@@ -1,4 +1,4 @@
-"""Activations: the output of a layer and the outputs of the model on some data, and what a fit takes of them.
+"""Activations: a layer's output and the model's outputs on some data; the outputs and examples that a fit selects.
 
 Conventions:
     M examples of all data, N examples of a batch, C outputs of the model, or those of them that are explained.
