@@ -26,7 +26,7 @@ from captum_xnn import _serialization
 from captum_xnn._distributed import ALONE, Ranks
 from captum_xnn.activations._activations import Activations, Asked, Outputs, check_positives
 from captum_xnn.activations._batches import repeatable
-from captum_xnn.activations._collecting import collected
+from captum_xnn.activations._collecting import activations_of
 from captum_xnn.activations._memmap import chunks
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.errors import NotFittedError
@@ -45,10 +45,10 @@ from captum_xnn.layers._forward_args import log_usage
 from captum_xnn.layers._lookup import find_layer, unwrap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
-from captum_xnn.layers._targets import Target, are_positive, one_target, per_example, target_groups
+from captum_xnn.layers._targets import Target, are_positive, one_target, per_example, targets_by_explainer
 from captum_xnn.metrics._faithfulness import Faithfulness
 from captum_xnn.models._base import Autoencoder
-from captum_xnn.models._form import MakeForm, refuse_unmade
+from captum_xnn.models._form import MakeForm, refuse_no_maker
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._layer_fit import LayerFit, Log, is_exact
 from captum_xnn.training._recipe import Recipe
@@ -127,7 +127,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             raise TypeError(f"n_features is {n_features!r}, a {type(n_features).__name__}; pass an int, such as 5")
         if n_features < 1:
             raise ValueError(f"n_features is {n_features}; pass at least 1 x-feature (the paper uses 5)")
-        refuse_unmade(autoencoder)
+        refuse_no_maker(autoencoder)
         if recipe is not None and not isinstance(recipe, Recipe):
             raise TypeError(
                 f"recipe is {recipe!r}, a {type(recipe).__name__}; pass captum_xnn.Recipe(steps=...), or leave it out"
@@ -222,15 +222,17 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
             >>> len(xnn.fit(data, target=[0, 1], progress=False).explainers_)
             2
         """
-        groups = target_groups(target, joint)
+        by_explainer = targets_by_explainer(target, joint)
         ranks = Ranks.here() if distributed else ALONE
         if is_exact(self.autoencoder):
             self._reader().tail()  # raises for a layer without contributions before all data run through the model
             data = data if isinstance(data, Activations) else repeatable(data)
         if positives is not None:
             check_positives(positives, data)
-        asked = [t for group in groups for t in group]
-        activations = self._collected(data, store, Asked(asked, gradients=is_exact(self.autoencoder)), ranks, progress)
+        asked = [t for targets in by_explainer for t in targets]
+        activations = self._activations_of(
+            data, store, Asked(asked, gradients=is_exact(self.autoencoder)), ranks, progress
+        )
         outputs = Outputs.of(activations, asked)
         if self.prediction_transform is None:
             outputs.refuse_softmax()
@@ -249,15 +251,15 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         weights = WeightSamples.of(unwrap(self.model))
         with torch.inference_mode(False):
             # Explainers with the same number of outputs are fitted together.
-            for size in dict.fromkeys(map(len, groups)):
-                tasks = [outputs.task(targets, positives) for targets in groups if len(targets) == size]
+            for size in dict.fromkeys(map(len, by_explainer)):
+                tasks = [outputs.task(targets, positives) for targets in by_explainer if len(targets) == size]
                 for fitted in layer_fit.fit(tasks, activations, self._reader()):
                     self.explainers_[activations.layer, fitted.targets] = Explainer(
                         activations.layer, **fitted._asdict(), weights=weights
                     )
         return self
 
-    def _collected(
+    def _activations_of(
         self,
         data: Any,
         store: str | os.PathLike[str] | None,
@@ -265,8 +267,8 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         ranks: Ranks = ALONE,
         progress: bool = False,
     ) -> Activations:
-        """Collect the layer's activations and the model's outputs on some data."""
-        return collected(
+        """Collect the layer's activations and the model's outputs on some data, or check those collected before."""
+        return activations_of(
             self._reader(), data, unpack=self.unpack, store=store, asked=asked, ranks=ranks, progress=progress
         )
 
@@ -291,17 +293,32 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
                 f"target is the list of {each}, and every explainer has one target or a tuple of ints for one output; "
                 "pass one at a time, as in {t: xnn.score(data, t) for t in targets}"
             )
-        return self._explainers([one_target(target, against)])[0]
+        return self._found_or_fitted([one_target(target, against)])[0]
 
-    def _explainers(self, targets: Sequence[Target]) -> list[Explainer]:
+    def _found_or_fitted(self, targets: Sequence[Target]) -> list[Explainer]:
         """Find an explainer for each target; fit missing explainers on train_data, or raise without train_data."""
         name = find_layer(unwrap(self.model), self.layer)[0]
         missing = [t for t in dict.fromkeys(targets) if self.explainers_.covering(name, t) is None]
-        for some, joint in self.explainers_.fits_for(name, missing, is_exact(self.autoencoder)) if missing else ():
-            if self.train_data is None:
-                raise self.explainers_.not_fitted(name, some, joint)
-            self.fit(self.train_data, some, joint=joint)
-        return [e for t in targets if (e := self.explainers_.covering(name, t)) is not None]
+        if missing:
+            for some, joint in self.explainers_.fits_for(name, missing, is_exact(self.autoencoder)):
+                if self.train_data is None:
+                    raise self.explainers_.not_fitted(name, some, joint)
+                self.fit(self.train_data, some, joint=joint)
+        covering = [self.explainers_.covering(name, t) for t in targets]
+        return [explainer for explainer in covering if explainer is not None]  # by now, all targets are covered
+
+    def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
+        """Copy the arguments of a call, and find the explainer of each example; fit missing explainers."""
+        refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
+        tensors, additional = copied(inputs, additional_forward_args)
+        targets, reader = per_example(target, len(tensors[0]), against), self._reader()
+        reader.refuse_whole(tensors, additional)
+        if any(self.explainers_.covering(reader.name, t) is None for t in dict.fromkeys(targets)):
+            reader.refuse_targets(dict.fromkeys(targets), tensors, additional)  # before a fit, which takes long
+        fitted = self._found_or_fitted(targets)
+        Explainers.warn_of_changed_weights(fitted, reader.model)
+        choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True)]
+        return Examples(choices, reader, tensors, additional)
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -536,7 +553,7 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         explainer, target = self.explainer(target, against=against), one_target(target, against)
         if explainer.is_exact and not isinstance(data, Activations):
             data = repeatable(data)
-        activations = self._collected(data, store, Asked([target]))
+        activations = self._activations_of(data, store, Asked([target]))
         outputs = Outputs.of(activations, [target])
         predictions = outputs.columns([target])[:, 0]
         surrogate = explainer.numbers(target, activations, predictions, self._reader()).surrogate
@@ -544,19 +561,6 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         if outputs.classes is None or not isinstance(target, int):
             return Faithfulness.of(surrogate, predictions)
         return Faithfulness.of(surrogate, predictions, chunks(activations.y_hat), target)
-
-    def _examples(self, inputs: Any, target: Any, additional_forward_args: Any, against: Any) -> Examples:
-        """Copy what :meth:`explain` takes, and choose the explainer of each example."""
-        refuse_too_many(unwrap(self.model), inputs, "join them, torch.cat(batches)")
-        tensors, additional = copied(inputs, additional_forward_args)
-        targets, reader = per_example(target, len(tensors[0]), against), self._reader()
-        reader.refuse_whole(tensors, additional)
-        if any(self.explainers_.covering(reader.name, t) is None for t in dict.fromkeys(targets)):
-            reader.refuse_targets(dict.fromkeys(targets), tensors, additional)  # before another one is fitted
-        fitted = self._explainers(targets)
-        Explainers.warn_of_changed_weights(fitted, reader.model)
-        choices = [e.choice(t) for e, t in zip(fitted, targets, strict=True)]
-        return Examples(choices, reader, tensors, additional)
 
     def one_heatmap(
         self,

@@ -1,4 +1,4 @@
-"""Explainer: a fitted form with the facts of its fit. Explainers: all that an attribution has fitted."""
+"""Explainer: a fitted form with the facts of its fit. Explainers: all explainers of an attribution."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Explainer", "Explainers"]
 
 # Number of explainers, and of targets of one explainer, in a printed text.
 _SHOWN = 5
-# Examples that the model runs on at once, where it runs on data again.
+# Batch size where contributions to collected outputs need the model to run again.
 _AT_ONCE = 64
 
 
@@ -55,6 +55,7 @@ class Explainer:
     """Lowest mean squared error, summed over outputs, that so few x-features can reach. None for groups, and with at
     least as many x-features as outputs."""
     history: tuple[Record, ...] = field(default=(), repr=False)
+    """Records of gradient descent; empty for groups."""
     requested: int | None = None
     """Number of x-features that the fit was asked for; None if unknown."""
     weights: WeightSamples | None = field(default=None, repr=False, compare=False)
@@ -80,8 +81,8 @@ class Explainer:
     def covers(self, target: Target) -> bool:
         """Whether this explainer explains the target. For a model with one output, None and 0 are the same target.
 
-        Groups of contributions of an output divide its difference from any other output. A learned network needs to
-        cover both outputs.
+        Groups that were fitted to an output also explain its difference from any other output. A learned network needs
+        to be fitted to both outputs.
 
         Args:
             target: None, int, tuple of ints, or a difference.
@@ -91,10 +92,10 @@ class Explainer:
         return target in self.targets or (target in (None, 0) and self.targets in ((None,), (0,)))
 
     def output(self, target: Target) -> int:
-        """Return the row of the head that approximates a covered output.
+        """Return the index of a covered output among the targets, which is also its row in a network's head.
 
         Args:
-            target: None, int, tuple of ints, or a difference, which has the row of its first output.
+            target: None, int, tuple of ints, or a difference. A difference has the index of its first output.
         """
         target = target.target if isinstance(target, Difference) else target
         return self.targets.index(target) if target in self.targets else 0
@@ -136,11 +137,47 @@ class Explainer:
         """
         choice = self.choice(target)
         if isinstance(choice.form, ContributionGroups):
-            chunks_of_numbers = _again(choice, activations, predictions, reader)
+            chunks_of_numbers = _numbers_by_model(choice, activations, predictions, reader)
         else:
-            chunks_of_numbers = _encoded(choice, activations)
+            chunks_of_numbers = _numbers_by_network(choice, activations)
         without_slopes = [numbers._replace(slopes=numbers.features[:, :0]) for numbers in chunks_of_numbers]
         return Numbers(*(torch.cat([value.cpu() for value in values]) for values in zip(*without_slopes, strict=True)))
+
+
+def _numbers_by_network(choice: Choice, activations: Activations) -> Iterator[Numbers]:
+    """Yield the numbers of a learned network, chunk by chunk of the activations."""
+    form = choice.form
+    assert not isinstance(form, ContributionGroups)
+    for Z in chunks(activations.Z):
+        check_shape(form, Z, activations.layer)
+        with torch.no_grad():
+            yield numbers_of_network(form, choice, Z.to(form.head.weight.device), with_slopes=False)
+
+
+def _numbers_by_model(
+    choice: Choice, activations: Activations, predictions: Tensor, reader: Reader
+) -> Iterator[Numbers]:
+    """Run the model on the inputs again, and yield the numbers of groups of contributions, batch by batch.
+
+    Raise where the inputs are not those of the activations, as far as the outputs show.
+    """
+    if activations.source is None:
+        raise ValueError(
+            "these activations do not say which inputs they belong to, and contributions need the inputs again; "
+            "pass the data themselves"
+        )
+    count = 0
+    for batch in Batches(activations.source.data, _AT_ONCE, activations.source.unpack).where(lambda _first, _end: True):
+        rows = torch.arange(batch.first, batch.first + batch.rows, device="cpu")
+        with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
+            inputs, additional = batch.on(reader.device)
+            Z, y_hat = reader.read((*inputs, *additional))
+        again = select_each(y_hat, [choice.target] * batch.rows)
+        refuse_changed(predictions[rows].cpu(), again.to(predictions.dtype).cpu(), rows)
+        # Copies again, as a model may have worked in place.
+        yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
+        count += batch.rows
+    refuse_lack(count, torch.arange(len(predictions), device="cpu"))
 
 
 class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
@@ -162,13 +199,14 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
         """
         return [explainer for (name, _), explainer in self.items() if name == layer]
 
-    def only(self, explainer: Explainer) -> Explainers:
-        """Return a collection of a single explainer.
+    @classmethod
+    def only(cls, explainer: Explainer) -> Explainers:
+        """Make a collection of one explainer.
 
         Args:
-            explainer: The explainer, which need not be in this collection.
+            explainer: The explainer.
         """
-        return Explainers({(explainer.layer, explainer.targets): explainer})
+        return cls({(explainer.layer, explainer.targets): explainer})
 
     def covering(self, layer: str, target: Target) -> Explainer | None:
         """Find the explainer with the fewest targets that covers a target; None without such an explainer.
@@ -183,7 +221,7 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
     def fits_for(self, layer: str, missing: Sequence[Target], exact: bool) -> list[tuple[list[Target], bool]]:
         """List the fits that missing targets need: the targets of each fit, and whether it is joint.
 
-        Groups of contributions to an output divide its difference from any other. A learned network has to learn both.
+        A difference needs groups of its first output (:meth:`Explainer.covers`), or a joint fit of both outputs.
 
         Args:
             layer: Dotted name of the layer.
@@ -199,7 +237,10 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
                 single.append(t.target)
             else:
                 joint.append([t.target, t.against])
-        return [(pair, True) for pair in joint] + [(list(dict.fromkeys(single)), False)] * bool(single)
+        fits = [(pair, True) for pair in joint]
+        if single:
+            fits.append((list(dict.fromkeys(single)), False))
+        return fits
 
     def not_fitted(self, layer: str, targets: Sequence[Target], joint: bool) -> NotFittedError:
         """Return the error for targets without an explainer, which names the call that fits one.
@@ -221,14 +262,18 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
 
     @staticmethod
     def warn_of_changed_weights(explainers: Sequence[Explainer], model: nn.Module) -> None:
-        """Warn where the model was trained on, or got other weights, after explainers were fitted to it.
+        """Warn where the weights of the model have changed since explainers were fitted to it.
+
+        Explainers of one fit share their samples of the weights, so one of them stands for all.
 
         Args:
             explainers: The explainers.
             model: A plain module.
         """
-        for weights, explainer in {id(e.weights): (e.weights, e) for e in explainers}.values():
-            if names := [] if weights is None else weights.changed(model):
+        one_of_each_fit = {id(explainer.weights): explainer for explainer in explainers}
+        for explainer in one_of_each_fit.values():
+            names = [] if explainer.weights is None else explainer.weights.changed(model)
+            if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 targets = ", ".join(map(str, explainer.targets))
                 warnings.warn(
@@ -238,7 +283,7 @@ class Explainers(dict[tuple[str, tuple[Target, ...]], Explainer]):
                 )
 
     def lines(self, layer: str) -> list[str]:
-        """Describe the explainers of a layer, a few of them in a line each.
+        """Describe the first few explainers of a layer, each in a line, and count the others.
 
         Args:
             layer: Dotted name of the layer.
@@ -258,34 +303,3 @@ def _line(explainer: Explainer) -> str:
         f"target{'s' * (len(targets) != 1)} {some}: {type(explainer.form).__name__}, {K} x-feature{'s' * (K != 1)}, "
         f"fitted on {explainer.examples:,} examples"
     )
-
-
-def _encoded(choice: Choice, activations: Activations) -> Iterator[Numbers]:
-    """Yield the numbers of a learned network, part by part of the activations."""
-    form = choice.form
-    assert not isinstance(form, ContributionGroups)
-    for Z in chunks(activations.Z):
-        check_shape(form, Z, activations.layer)
-        with torch.no_grad():
-            yield numbers_of_network(form, choice, Z.to(form.head.weight.device), with_slopes=False)
-
-
-def _again(choice: Choice, activations: Activations, predictions: Tensor, reader: Reader) -> Iterator[Numbers]:
-    """Yield the numbers of groups of contributions, batch by batch of the inputs, which must be those of Z."""
-    if activations.source is None:
-        raise ValueError(
-            "these activations do not say which inputs they belong to, and contributions need the inputs again; "
-            "pass the data themselves"
-        )
-    count = 0
-    for batch in Batches(activations.source.data, _AT_ONCE, activations.source.unpack).where(lambda _first, _end: True):
-        rows = torch.arange(batch.first, batch.first + batch.rows, device="cpu")
-        with torch.inference_mode(False), torch.no_grad(), untouched(reader.model):
-            inputs, additional = batch.on(reader.device)
-            Z, y_hat = reader.read((*inputs, *additional))
-        again = select_each(y_hat, [choice.target] * batch.rows)
-        refuse_changed(predictions[rows].cpu(), again.to(predictions.dtype).cpu(), rows)
-        # Copies again, as a model may have worked in place.
-        yield Examples([choice] * batch.rows, reader, *batch.on(reader.device)).numbers(Z, again)
-        count += batch.rows
-    refuse_lack(count, torch.arange(len(predictions), device="cpu"))

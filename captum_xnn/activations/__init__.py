@@ -3,6 +3,7 @@
 :mod:`~captum_xnn.activations._activations` holds the result. :mod:`~captum_xnn.activations._collecting` runs the model,
 :mod:`~captum_xnn.activations._batches` and :mod:`~captum_xnn.activations._unpacking` read a user's data, and
 :mod:`~captum_xnn.activations._store` and :mod:`~captum_xnn.activations._memmap` write and read files.
+:mod:`~captum_xnn.activations._filling` runs the model for the missing files of a store.
 """
 
 from captum_xnn.activations._activations import Activations

@@ -1,4 +1,4 @@
-"""Activations: the output of a layer and the outputs of the model on some data, and what a fit takes of them.
+"""Activations: a layer's output and the model's outputs on some data; the outputs and examples that a fit selects.
 
 Conventions:
     M examples of all data, N examples of a batch, C outputs of the model, or those of them that are explained.
@@ -190,19 +190,17 @@ class Outputs(NamedTuple):
         targets, y_hat, asked = list(dict.fromkeys(targets)), activations.y_hat, activations.asked
         if asked is not None and asked.value_range is not None:
             return cls(y_hat[:][:, [asked.targets.index(t) for t in targets]], targets, None, asked.value_range)
-        y, first, given, value_range = (
-            torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype, device="cpu"),
-            0,
-            [],
-            OutputRange(),
-        )
+        y = torch.empty(len(y_hat), len(targets), dtype=y_hat.dtype, device="cpu")
+        classes: list[Tensor] = []
+        value_range, first = OutputRange(), 0
         for chunk in chunks(y_hat):
             y[first : first + len(chunk)] = torch.stack([select(chunk, t) for t in targets], 1)
             first += len(chunk)
-            classes = predicted_classes(chunk)
-            given += [] if classes is None else [classes]
+            classes_of_chunk = predicted_classes(chunk)
+            if classes_of_chunk is not None:
+                classes.append(classes_of_chunk)
             value_range.add(chunk)
-        return cls(y, targets, torch.cat(given) if given else None, value_range)
+        return cls(y, targets, torch.cat(classes) if classes else None, value_range)
 
     def columns(self, targets: Sequence[Target]) -> Tensor:
         """Select some of the explained outputs, (M, C).

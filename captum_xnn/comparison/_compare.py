@@ -61,7 +61,7 @@ from captum_xnn.heatmaps._heatmap import Heatmap
 from captum_xnn.layers._read import OutputTransform
 from captum_xnn.layers._reader import Reader
 from captum_xnn.layers._stacklevel import levels_up
-from captum_xnn.layers._targets import Target, target_groups
+from captum_xnn.layers._targets import Target, targets_by_explainer
 from captum_xnn.models._form import MakeForm
 from captum_xnn.training._recipe import Recipe
 
@@ -139,7 +139,7 @@ def compare(
         True
     """
     chosen = named_methods(methods)
-    targets = [t for (t,) in target_groups(target, joint=False)]
+    targets = [t for (t,) in targets_by_explainer(target, joint=False)]
     _check_repeats(repeats, test)
     attribution = partial(
         XNNAttribution,

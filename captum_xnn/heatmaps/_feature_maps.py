@@ -134,6 +134,21 @@ def backend_of(heatmap: Heatmap | DefaultMaps, exact: bool) -> Heatmap:
     return heatmap.of_groups if exact else heatmap.of_networks
 
 
+class Portion(NamedTuple):
+    """Examples with the same explainer, so that one network draws their maps."""
+
+    heatmap: Heatmap
+    """The backend."""
+    network: ExplanationNetwork
+    """From the model's inputs to the outputs to draw."""
+    features: Sequence[int]
+    """Indices of the K outputs to draw."""
+    rows: list[int]
+    """Row indices of the examples."""
+    slopes: Tensor | None = None
+    """Slopes of these examples, (n, ...), if the network takes them as its last argument."""
+
+
 class FeatureMaps(NamedTuple):
     """Draws the maps of x-features."""
 
@@ -186,8 +201,27 @@ class FeatureMaps(NamedTuple):
             )
         return maps if feature is None else in_shape_of(examples.inputs, maps), explained
 
+    def _draw_in_one_pass(
+        self, key: Any, examples: Examples, feature: int | None, internal_batch_size: int | None
+    ) -> DrawnReading | None:
+        """Draw maps and read Z and the outputs in one pass, as excitation backprop does for one learned network.
+
+        Return None where the pass fails, as for a layer that runs twice: two passes then work, or raise the error.
+        """
+        form = examples.choices[0].form
+        is_one_network = not isinstance(form, ContributionGroups) and all(c.form is form for c in examples.choices)
+        at_once = internal_batch_size is None or internal_batch_size >= len(examples) * form.n_features
+        heatmap = backend_of(self.heatmap, False)
+        can_read = getattr(heatmap, "runs_once", False) and examples.reader.output_transform is None
+        if not (is_one_network and at_once and can_read) or key in self.earlier.two_passes:
+            return None
+        drawn = _draw_and_read(heatmap, examples, feature)
+        if drawn is None:
+            self.earlier.two_passes.add(key)
+        return drawn
+
     def _map_layer(self, key: Any, examples: Examples, internal_batch_size: int | None) -> nn.Module | None:
-        """Guess the layer at which one pass draws the maps of groups, from an earlier call; None if unknown."""
+        """Return the layer of the maps of groups in an earlier call; None without one, or if one pass cannot draw."""
         at_once = internal_batch_size is None or internal_batch_size >= len(examples)
         forms = [choice.form for choice in examples.choices]
         alike = len({*examples.targets}) == 1 and all(isinstance(form, ContributionGroups) for form in forms)
@@ -228,25 +262,6 @@ class FeatureMaps(NamedTuple):
 
         return gathered(maps_by_rows(), len(examples))
 
-    def _draw_in_one_pass(
-        self, key: Any, examples: Examples, feature: int | None, internal_batch_size: int | None
-    ) -> DrawnReading | None:
-        """Draw maps and read Z and the outputs in one pass, as excitation backprop does for one learned network.
-
-        Return None where the pass fails, as for a layer that runs twice: two passes then work, or raise the error.
-        """
-        form = examples.choices[0].form
-        is_one = all(choice.form is form for choice in examples.choices) and not isinstance(form, ContributionGroups)
-        at_once = internal_batch_size is None or internal_batch_size >= len(examples) * form.n_features
-        heatmap = backend_of(self.heatmap, False)
-        reads = getattr(heatmap, "runs_once", False) and examples.reader.output_transform is None
-        if not (is_one and at_once and reads) or key in self.earlier.two_passes:
-            return None
-        drawn = _draw_and_read(heatmap, examples, feature)
-        if drawn is None:
-            self.earlier.two_passes.add(key)
-        return drawn
-
     def _portions(
         self, examples: Examples, features: list[int], slopes: Tensor, trace: Trace, *, graph_pass: Pass | None
     ) -> Iterator[Portion]:
@@ -286,7 +301,7 @@ def _draw_and_read(heatmap: Heatmap, examples: Examples, feature: int | None) ->
         output = readings[-1].output if transform is None else transform(readings[-1].output)
     Z, y_hat = checked(readings[-1].values, output, reader.name)
     portion = Portion(heatmap, network, features, list(range(len(examples))))
-    maps = _warned(maps, [portion], inputs, examples.additional, {})
+    maps = _checked_maps(maps, [portion], inputs, examples.additional, {})
     return DrawnReading(maps if feature is None else in_shape_of(inputs, maps), Z, y_hat)
 
 
@@ -306,21 +321,6 @@ def _padded(maps: Tensor, most: int) -> Tensor:
     """Append empty maps to (N, K, ...) for x-features that a form lacks; return (N, most, ...)."""
     missing = most - maps.shape[1]
     return torch.cat([maps, maps.new_zeros(len(maps), missing, *maps.shape[2:])], 1) if missing else maps
-
-
-class Portion(NamedTuple):
-    """Examples with the same explainer, so that one network draws their maps."""
-
-    heatmap: Heatmap
-    """The backend."""
-    network: ExplanationNetwork
-    """From the model's inputs to the outputs to draw."""
-    features: Sequence[int]
-    """Indices of the K outputs to draw."""
-    rows: list[int]
-    """Row indices of the examples."""
-    slopes: Tensor | None = None
-    """Slopes of these examples, (n, ...), if the network takes them as its last argument."""
 
 
 def draw(
@@ -366,23 +366,40 @@ def draw(
                 ),
             )
 
-    return _warned(gathered(maps_by_rows(), n), portions, inputs, additional, settings)
+    return _checked_maps(gathered(maps_by_rows(), n), portions, inputs, additional, settings)
 
 
-def _warned(
+def _checked_maps(
     maps: tuple[Tensor, ...],
     portions: Sequence[Portion],
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...] | None,
     settings: dict[str, Any],
 ) -> tuple[Tensor, ...]:
-    """Return maps, contiguous; warn once of maps that are zero or not finite, and raise if no gradient made them."""
+    """Make maps contiguous; warn of maps that are zero or not finite; raise if no gradient reached the inputs."""
     maps = tuple(m.contiguous() for m in maps)
     _warn_of_infinite(maps, inputs)
     blank = torch.stack([(_flat(m) == 0).all(2).all(0) for m in maps]).all(0)
     if bool(blank.any()):
         _warn_of_blank(blank, portions, inputs, additional, settings)
     return maps
+
+
+def _warn_of_infinite(maps: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+    """Warn of maps with NaN or infinite values, and why: models may replace such inputs, but maps multiply by them."""
+    bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
+    if bool(bad.any()):
+        if count := int(torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in inputs]).any(0).sum()):
+            why = (
+                f"{count} of {len(inputs[0])} examples have such inputs; replace them as the model does, before you "
+                "explain it"
+            )
+        else:
+            why = "the usual cause is half precision: run the model and its inputs with .float()"
+        warnings.warn(
+            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; {why}",
+            stacklevel=levels_up(),
+        )
 
 
 def _warn_of_blank(
@@ -420,20 +437,3 @@ def _warn_of_blank(
 def _flat(maps: Tensor) -> Tensor:
     """Flatten maps (N, K, ...) to (N, K, numbers). Inputs (N,), such as a column of a table, give one number."""
     return maps.unsqueeze(-1).flatten(2)
-
-
-def _warn_of_infinite(maps: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
-    """Warn of maps with NaN or infinite values, and why: models may replace such inputs, but maps multiply by them."""
-    bad = torch.stack([~_flat(m).isfinite().all(2) for m in maps]).any(0)
-    if bool(bad.any()):
-        if count := int(torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in inputs]).any(0).sum()):
-            why = (
-                f"{count} of {len(inputs[0])} examples have such inputs; replace them as the model does, before you "
-                "explain it"
-            )
-        else:
-            why = "the usual cause is half precision: run the model and its inputs with .float()"
-        warnings.warn(
-            f"{int(bad.sum())} of {bad.numel()} maps have NaN or infinite values; {why}",
-            stacklevel=levels_up(),
-        )

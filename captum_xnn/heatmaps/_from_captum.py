@@ -287,10 +287,8 @@ class FromCaptum:
             call["nt_samples_batch_size"] = 1
         self._refuse_missing(call)
         n, K = len(inputs[0]), len(features)
-        rows, wanted = (
-            torch.arange(n, device="cpu").repeat_interleave(K),
-            torch.tensor(list(features), device="cpu").repeat(n),
-        )
+        rows = torch.arange(n, device="cpu").repeat_interleave(K)
+        wanted = torch.tensor(list(features), device="cpu").repeat(n)
 
         def drawn() -> Iterator[tuple[list[int], list[Tensor]]]:
             for some in torch.split(torch.arange(n * K, device="cpu"), internal_batch_size or n * K):

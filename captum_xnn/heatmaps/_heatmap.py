@@ -17,6 +17,14 @@ class Heatmap(Protocol):
 
     Maps are detached, contiguous, of the dtype of the inputs and on their device.
 
+    A backend may have further attributes. A missing attribute counts as False:
+
+    - ``takes_pass``: the backend can draw groups of contributions from a forward pass that has run already.
+    - ``runs_once``: one forward pass draws all maps of a learned network, and also reads the layer and the outputs.
+    - ``draws_winners``: maps show the evidence for one output, so a difference of outputs needs two maps.
+    - ``replaces_inputs``: the backend runs the network on changed inputs and takes no gradients.
+    - ``is_at_baseline(inputs, settings)``: whether the inputs equal the backend's baseline, so that all maps are 0.
+
     Example:
         >>> import torch
         >>> from captum_xnn import XNNAttribution

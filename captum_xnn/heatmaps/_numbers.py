@@ -106,16 +106,14 @@ class Examples:
             Z: Activations (N, ...).
             predictions: The explained output of each example, (N,).
             prefix: If there is one example, the outputs of the modules up to the layer.
-            whole: The examples that these are a part of, so that the numbers of all parts have the same shapes.
+            whole: All examples of the call, which decide the shapes of the numbers; None if these are all.
 
         Raises:
             ModelMismatchError: If a form was fitted to another shape of Z.
         """
         forms = {choice.form for choice in (whole or self).choices}
-        most, with_slopes = (
-            max(form.n_features for form in forms),
-            any(isinstance(f, ContributionGroups) for f in forms),
-        )
+        most = max(form.n_features for form in forms)
+        with_slopes = any(isinstance(form, ContributionGroups) for form in forms)
 
         def numbers_by_rows() -> Iterator[tuple[list[int], Numbers]]:
             for choice, rows in grouped(self.choices):

@@ -158,8 +158,8 @@ class Reading(NamedTuple):
     ) -> Reading:
         """Read a layer and the model's outputs.
 
-        If the pass has the graph that maps need, the model does not run again for them. Only the pass shows whether the
-        layer still fits: :class:`~captum_xnn.heatmaps.GradientMaps` compares it with the layer that it draws at.
+        If the pass has the graph that maps need, the model does not run again for them. The start layer comes from an
+        earlier call. :class:`~captum_xnn.heatmaps.GradientMaps` takes the pass only if it draws at the same layer.
 
         Args:
             reader: Reader of the explained layer.

@@ -69,33 +69,33 @@ class OutputMaps(NamedTuple):
         tensors, additional = copied(inputs, additional_forward_args)
         targets = per_example(target, len(tensors[0]), against)
         with torch.inference_mode(False), untouched(self.model):
-            draw_maps = self._winners if getattr(self.heatmap, "draws_winners", False) else self._drawn
+            draw_maps = self._winners if getattr(self.heatmap, "draws_winners", False) else self._draw
             maps = draw_maps(_Inputs(tensors, additional, size), targets, settings)
         return like(inputs, maps if feature is None else in_shape_of(tensors, maps))
 
-    def _drawn(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _draw(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
         """Draw the map of each example's target."""
         network, columns = self._network(given, list(dict.fromkeys(targets)))
         portions = [Portion(self.heatmap, network, [columns[t]], rows) for t, rows in grouped(targets)]
         return draw(portions, given.tensors, given.additional, given.batch_size, settings)
 
     def _winners(self, given: _Inputs, targets: list[Target], settings: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Draw by excitation backprop. A difference has the winners of one output in contrast to those of the other.
+        """Draw by excitation backprop. A difference of outputs gets the difference of two maps, where it is positive.
 
-        Excitation backprop follows evidence for one output, whatever its sign. So a difference is that of two maps
-        without the contrast to all other outputs, where it is positive.
+        Excitation backprop follows the evidence for one output, whatever its sign. The two maps therefore have no
+        contrast to all other outputs: each is the contrast of the other.
         """
 
         def drawn() -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-            for two, rows in grouped(isinstance(t, Difference) for t in targets):
+            for is_difference, rows in grouped(isinstance(t, Difference) for t in targets):
                 x, more = rows_of(given.tensors, given.additional, torch.tensor(rows, device="cpu"))
                 some, own = given._replace(tensors=x, additional=more), [targets[i] for i in rows]
-                if not two:
-                    yield rows, self._drawn(some, own, settings)
+                if not is_difference:
+                    yield rows, self._draw(some, own, settings)
                     continue
                 alone = {**settings, "contrastive": False}
-                ours = self._drawn(some, [t.target for t in own if isinstance(t, Difference)], alone)
-                others = self._drawn(some, [t.against for t in own if isinstance(t, Difference)], alone)
+                ours = self._draw(some, [t.target for t in own if isinstance(t, Difference)], alone)
+                others = self._draw(some, [t.against for t in own if isinstance(t, Difference)], alone)
                 yield rows, tuple((a - b).clamp(min=0) for a, b in zip(ours, others, strict=True))
 
         return gathered(drawn(), len(targets))

@@ -21,7 +21,7 @@ __all__ = ["as_int", "batch_size", "copied", "like", "refuse_too_many", "refuse_
 
 
 def as_int(name: str, value: Any, least: int | None, example: str) -> int:
-    """Return a setting as an int; raise where it is none, or too small.
+    """Return a setting as an int; raise where it is no int, or too small.
 
     Args:
         name: Name of the setting.
@@ -60,7 +60,7 @@ def batch_size(given: Any) -> int | None:
 
 
 def refuse_uncallable(name: str, value: Any, example: str) -> None:
-    """Raise where a setting should be a function, and is none.
+    """Raise where a setting should be a function, and cannot be called.
 
     Args:
         name: Name of the setting.

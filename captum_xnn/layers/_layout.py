@@ -422,12 +422,36 @@ def _positions_of_cells(
 ) -> Tensor | None:
     """Find the position of the token that changes with each cell, (h * w,); None unless each cell has exactly one.
 
-    Cells are numbered from 1. The first row of the batch is unchanged. Row b + 1 changes the cells whose number has
-    binary digit b set.
+    Cells are numbered from 1. Row 0 of a batch is unchanged. Row b + 1 changes the cells whose number has binary digit
+    b set. The rows in which a token changes are therefore the digits of its cell's number.
     """
     count = source.shape[0] * source.shape[1]
     digits = count.bit_length()
     numbers = torch.arange(1, count + 1, device="cpu")
+    masks = (numbers >> torch.arange(digits, device="cpu")[:, None] & 1).bool()  # (digits, h * w)
+    values = _tokens_of_changed_cells(model, inputs, source, tokens, masks)
+    if values is None or len(values) != digits + 1:
+        return None
+    moved = _moved(values[1:], values[:1]).any(2).cpu()  # (digits, T)
+    cell_numbers = (moved.long() << torch.arange(digits, device="cpu")[:, None]).sum(0)
+    positions = (cell_numbers > 0).nonzero()[:, 0]
+    if len(positions) != count or not torch.equal(cell_numbers[positions].sort().values, numbers):
+        return None
+    return positions[cell_numbers[positions].argsort()]
+
+
+def _tokens_of_changed_cells(
+    model: nn.Module, inputs: tuple[Any, ...], source: _CellsOrTokens, tokens: _CellsOrTokens, masks: Tensor
+) -> Tensor | None:
+    """Run the model with cells changed, and return the tokens, (R, T, D); None if the model fails before them.
+
+    Args:
+        model: A plain module.
+        inputs: Arguments of one example.
+        source: The call that gives the cells.
+        tokens: The call that takes or gives the tokens.
+        masks: The cells to change in each row of the batch after the first, boolean (R - 1, h * w).
+    """
     seen: list[Tensor] = []
     call_number = _CallNumbers()
 
@@ -437,9 +461,8 @@ def _positions_of_cells(
             cells.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
         )
         noise = noise.to(cells) * _large_step(cells)
-        for b in range(digits):
-            on = (numbers >> b & 1).bool().to(cells.device)
-            cells[b + 1] += noise[:, None] * on
+        for b, mask in enumerate(masks):
+            cells[b + 1] += noise[:, None] * mask.to(cells.device)
         return cells.reshape(output.shape)
 
     def note(module: nn.Module, arguments: Any, output: Any = None) -> None:
@@ -449,29 +472,16 @@ def _positions_of_cells(
             seen.append(found.clone())
 
     with _ChangedOutput(source.call, change):
-        hook = (
-            tokens.call.module.register_forward_hook
-            if tokens.argument is None
-            else _registers_before(tokens.call.module)
+        module = tokens.call.module
+        handle = (
+            module.register_forward_hook(note) if tokens.argument is None else module.register_forward_pre_hook(note)
         )
-        handle = hook(note)
         try:
             with eager():
-                model(*repeated(inputs, digits + 1))
+                model(*repeated(inputs, len(masks) + 1))
         except Exception:
             if not seen:
                 return None  # the model's own code may fail on the change
         finally:
             handle.remove()
-    if not seen or len(seen[0]) != digits + 1:
-        return None
-    moved = _moved(seen[0][1:], seen[0][:1]).any(2).cpu()  # (digits, T)
-    cell_numbers = (moved.long() << torch.arange(digits, device="cpu")[:, None]).sum(0)
-    positions = (cell_numbers > 0).nonzero()[:, 0]
-    if len(positions) != count or not torch.equal(cell_numbers[positions].sort().values, numbers):
-        return None
-    return positions[cell_numbers[positions].argsort()]
-
-
-def _registers_before(module: nn.Module) -> Callable[[Any], Any]:
-    return module.register_forward_pre_hook
+    return seen[0] if seen else None

@@ -84,15 +84,15 @@ def checked(Z: Tensor, y_hat: Any, name: str, first: int = 0) -> tuple[Tensor, T
     if y_hat.dim() == 0 or len(Z) != len(y_hat):
         rows = len(y_hat) if y_hat.dim() else "no"
         raise ValueError(
-            f"layer {name!r} gives {len(Z)} rows and the model gives {rows} rows for the same examples; where the "
-            "layer's examples do not come first, reshape its output in output_transform=, and where it sees some of "
-            "the examples only, as an expert behind a router, choose a layer behind it"
+            f"layer {name!r} gives {len(Z)} rows and the model gives {rows} rows for the same examples; if examples "
+            "are not the layer's first dimension, move them there in output_transform=; if the layer sees only some "
+            "examples, as an expert behind a router, choose a layer behind it"
         )
     for what, values in ((f"layer {name!r}", Z), ("the model", y_hat)):
         if values.is_complex():
             raise TypeError(
-                f"the output of {what} has complex numbers, {values.dtype}, and explanations are of real ones; choose "
-                "a layer with real numbers, or turn the model's output into some by prediction_transform=, such as "
+                f"the output of {what} has complex numbers, {values.dtype}, and only real numbers can be explained; "
+                "choose a layer with real numbers, or make the model's output real by prediction_transform=, such as "
                 "lambda output: output.abs()"
             )
         bad = ~torch.isfinite(values)[:, None].flatten(1).all(1)

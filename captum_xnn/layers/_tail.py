@@ -15,9 +15,8 @@ Conventions:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 from captum_xnn.layers._batching import pieces, rows_of
 from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._lookup import find_layer, quantised, unwrap
-from captum_xnn.layers._nested import put_in, tensors_in
 from captum_xnn.layers._prefix import Prefix
 from captum_xnn.layers._read import EveryCall, OutputTransform, not_reached, run_to_layer
+from captum_xnn.layers._selection import Selection
 from captum_xnn.layers._state import eager
 from captum_xnn.layers._targets import Target, select_each
 
@@ -138,6 +137,80 @@ class Tail:
         if prefix.is_complete:
             self.prefix, self._shapes = prefix, _shapes(inputs, additional)
 
+    def activations(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
+        """Compute the layer's output Z, (N, ...).
+
+        Args:
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+        """
+        every = pieces(inputs, torch.arange(len(inputs[0]), device="cpu"))
+        parts = [self._read(*rows_of(inputs, additional, rows)) for rows in every]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _read(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
+        """Run the modules up to the layer once, and return the layer's output."""
+        with torch.no_grad():
+            return run_to_layer(
+                self.model,
+                self.layer,
+                (*inputs, *(additional or ())),
+                calls=self.calls,
+                name=self.name,
+                output_transform=self.output_transform,
+            ).detach()  # a view of a weight requires gradients even here
+
+    def outputs(
+        self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, targets: Sequence[Sequence[Target]]
+    ) -> Tensor:
+        """Compute the model's own explained outputs, (C, N).
+
+        Args:
+            inputs: Tensors (N, ...).
+            additional: Further arguments of the model.
+            targets: For each of C outputs, the target of every example.
+        """
+        x, more = rows_of(
+            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
+        )  # copies, as a model may work in place
+        with torch.no_grad(), eager():
+            output = self.model(*x, *(more or ()))
+        y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
+        return torch.stack([select_each(y_hat, list(of)) for of in targets])
+
+    def check_contributions(self, contributions: Tensor) -> None:
+        """Raise if contributions to the model's output are not finite, or all are 0.
+
+        Args:
+            contributions: Contributions of the layer's output, in any shape.
+
+        Raises:
+            ValueError: If they cannot be grouped; the message says why, and what to do.
+        """
+        if not bool(contributions.isfinite().all()):
+            raise ValueError(
+                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, add a "
+                "small number within a square root, which has no finite slope at 0, or choose another layer"
+            )
+        if bool(contributions.any()):
+            return
+        if names := quantised(self.model):
+            raise ValueError(
+                f"layer {self.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, "
+                "and quantised layers have no gradients; explain the float model that was quantised, or fit with "
+                "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
+            )
+        raise ValueError(
+            f"layer {self.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
+            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
+            "autoencoder=SRAE"
+        )
+
+    def repeat_inputs(self) -> bool:
+        """Repeat the inputs from now on; return True if they were not repeated before."""
+        before, self._inputs_once = self._inputs_once, False
+        return before is not False
+
     def along(
         self,
         inputs: tuple[Tensor, ...],
@@ -196,47 +269,6 @@ class Tail:
         """Compute how many points of each of n examples fit in memory at once; one while the size of Z is unknown."""
         return 1 if self._bytes is None else max(1, min(_ROWS, _BYTES // max(1, self._bytes)) // n)
 
-    def activations(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
-        """Compute the layer's output Z, (N, ...).
-
-        Args:
-            inputs: Tensors (N, ...).
-            additional: Further arguments of the model.
-        """
-        every = pieces(inputs, torch.arange(len(inputs[0]), device="cpu"))
-        parts = [self._read(*rows_of(inputs, additional, rows)) for rows in every]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _read(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> Tensor:
-        """Run the modules up to the layer once, and return the layer's output."""
-        with torch.no_grad():
-            return run_to_layer(
-                self.model,
-                self.layer,
-                (*inputs, *(additional or ())),
-                calls=self.calls,
-                name=self.name,
-                output_transform=self.output_transform,
-            ).detach()  # a view of a weight requires gradients even here
-
-    def outputs(
-        self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, targets: Sequence[Sequence[Target]]
-    ) -> Tensor:
-        """Compute the model's own explained outputs, (C, N).
-
-        Args:
-            inputs: Tensors (N, ...).
-            additional: Further arguments of the model.
-            targets: For each of C outputs, the target of every example.
-        """
-        x, more = rows_of(
-            inputs, additional, torch.arange(len(inputs[0]), device="cpu")
-        )  # copies, as a model may work in place
-        with torch.no_grad(), eager():
-            output = self.model(*x, *(more or ()))
-        y_hat = output if self.prediction_transform is None else self.prediction_transform(output)
-        return torch.stack([select_each(y_hat, list(of)) for of in targets])
-
     def _with_all_calls(self, line: _Line) -> Points:
         """Run at all points of a line, which replace the layer's output at its last call."""
         while True:
@@ -264,11 +296,6 @@ class Tail:
                 "layer's replaced output cuts them off; choose a layer that these gradients do not cross, or fit with "
                 "autoencoder=SRAE"
             ) from error
-
-    def repeat_inputs(self) -> bool:
-        """Repeat the inputs from now on; return True if they were not repeated before."""
-        before, self._inputs_once = self._inputs_once, False
-        return before is not False
 
     def _run(self, line: _Line, *, inputs_once: bool) -> Points:
         """Run the model once for all points of a line, and take the gradients."""
@@ -311,34 +338,6 @@ class Tail:
         with torch.autocast(w.device.type, enabled=False):
             total = torch.stack([torch.tensordot(w, g.reshape(S, n, *g.shape[1:]).to(dtype), 1) for g in gradients])
         return Points(y, total, swap.Z)
-
-    def check_contributions(self, contributions: Tensor) -> None:
-        """Raise if contributions to the model's output are not finite, or all are 0.
-
-        Args:
-            contributions: Contributions of the layer's output, in any shape.
-
-        Raises:
-            ValueError: If they cannot be grouped; the message says why, and what to do.
-        """
-        if not bool(contributions.isfinite().all()):
-            raise ValueError(
-                f"contributions at layer {self.name!r} are NaN or infinite; run the model in float32, add a "
-                "small number within a square root, which has no finite slope at 0, or choose another layer"
-            )
-        if bool(contributions.any()):
-            return
-        if names := quantised(self.model):
-            raise ValueError(
-                f"layer {self.name!r} contributes nothing to the output of any example: {names[-1]!r} is quantised, "
-                "and quantised layers have no gradients; explain the float model that was quantised, or fit with "
-                "autoencoder=SRAE and draw with FromCaptum(FeatureAblation)"
-            )
-        raise ValueError(
-            f"layer {self.name!r} contributes nothing to the output of any example, because no gradient reaches it; "
-            "choose a layer on the path to this output, or, if the rest of the model is not differentiable, fit with "
-            "autoencoder=SRAE"
-        )
 
     def _returned(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> AbstractContextManager[None]:
         """Skip the modules before the layer in this context, if their outputs are kept for inputs of these shapes."""
@@ -420,7 +419,7 @@ class _Swap:
 
     def _fits(self, raw: Any) -> bool:
         """Whether a call gives the shape of the base. An earlier call of a shared module may give another one."""
-        self.misfit = shape = tuple(_Selection.of(raw, self.tail.output_transform, self.tail.name).Z.shape[1:])
+        self.misfit = shape = tuple(Selection.of(raw, self.tail.output_transform, self.tail.name).Z.shape[1:])
         base = self.base.shape
         pairs = zip(reversed(base), reversed(shape), strict=False)
         return len(base) <= len(shape) and all(b in (1, size) for b, size in pairs)
@@ -434,12 +433,12 @@ class _Swap:
                 f"{self.tail.calls} times in a forward pass; switch checkpoints off, as in "
                 "model.gradient_checkpointing_disable()"
             )
-        return _Selection.of(raw, self.tail.output_transform, self.tail.name).put(self.leaf.clone())
+        return Selection.of(raw, self.tail.output_transform, self.tail.name).put(self.leaf.clone())
 
     def _replaced(self, raw: Any) -> Any:
         """Put the points in place of the layer's raw output."""
         self.with_gradients = torch.is_grad_enabled()
-        into = _Selection.of(raw, self.tail.output_transform, self.tail.name)
+        into = Selection.of(raw, self.tail.output_transform, self.tail.name)
         Z = into.Z.detach()
         if self.known_Z is not None:
             if self.known_Z.shape[1:] != Z.shape[1:]:
@@ -455,75 +454,6 @@ class _Swap:
         self.leaf = (base + t * (own - base)).flatten(0, 1).requires_grad_(True)
         # A copy: the rest of the model may work in place, which a leaf does not allow.
         return into.put(self.leaf.clone())
-
-
-class _Selection(NamedTuple):
-    """The places of Z in a layer's raw output."""
-
-    Z: Tensor
-    put: Callable[[Tensor], Any]
-    """Makes a raw output with other numbers in the places of Z."""
-
-    @classmethod
-    def of(cls, raw: Any, transform: OutputTransform | None, name: str) -> _Selection:
-        """Find the numbers of Z in a raw output, which may be a tuple, a list or a dict."""
-        if transform is None:
-            if not isinstance(raw, Tensor):
-                raise TypeError(
-                    f"layer {name!r} returns a {type(raw).__name__}; pass output_transform= to pick one tensor of it"
-                )
-            _check_dtype(raw, name)
-            return cls(raw, lambda points: points)
-        Z = transform(raw)
-        _check_dtype(Z, name)
-        for path, tensor in tensors_in(raw):
-            if tensor is Z:
-                return cls(Z, partial(put_in, raw, path))
-        for path, tensor in tensors_in(raw):
-            index = _index(raw, path, tensor, transform, Z)
-            if index is not None:
-                return cls(Z, partial(_scattered, raw, path, tensor, index))
-        raise ValueError(
-            f"output_transform calculates with the output of layer {name!r}, but contributions need to put numbers "
-            "back into this output; let it only pick or rearrange numbers (means over places are not needed: "
-            "x-features group channels), or fit with autoencoder=SRAE"
-        )
-
-
-def _check_dtype(Z: Tensor, name: str) -> None:
-    if not Z.is_floating_point():
-        raise ValueError(
-            f"layer {name!r} gives {Z.dtype} numbers, which have no gradients; choose a layer behind the embedding"
-        )
-
-
-def _scattered(raw: Any, path: tuple[Any, ...], tensor: Tensor, index: Tensor, points: Tensor) -> Any:
-    """Replace numbers in some places of one tensor of a nested output; return the new output."""
-    own = index >= 0
-    changed = tensor.flatten().index_put((index[own],), points.flatten()[own])
-    return put_in(raw, path, changed.reshape(tensor.shape))
-
-
-def _index(raw: Any, path: tuple[Any, ...], tensor: Tensor, transform: OutputTransform, Z: Tensor) -> Tensor | None:
-    """Find the indices of Z's numbers in a tensor, in order; None if the transform calculates.
-
-    Zeros that the transform puts beside the numbers, such as the padding of a packed sequence, have the index -1.
-    """
-    numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
-    try:
-        found = transform(put_in(raw, path, numbered + 1))
-        other = transform(put_in(raw, path, -(numbered + 1)))
-    except (RuntimeError, TypeError):  # the transform needs one dtype for several tensors
-        return None
-    if not isinstance(found, Tensor) or found.shape != Z.shape or not torch.equal(found, -other):
-        return None
-    index, flat = found.flatten().round().long() - 1, Z.flatten()
-    own = index >= 0
-    picked = index[own]
-    is_selection = bool(((index >= -1) & (index < tensor.numel())).all()) and picked.numel() == len(
-        torch.unique(picked)
-    )
-    return index if is_selection and torch.equal(tensor.flatten()[picked], flat[own]) and not flat[~own].any() else None
 
 
 @contextmanager

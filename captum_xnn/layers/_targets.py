@@ -27,7 +27,7 @@ __all__ = [
     "select",
     "select_each",
     "single_target",
-    "target_groups",
+    "targets_by_explainer",
 ]
 
 
@@ -99,8 +99,8 @@ def one_target(target: Any, against: Any) -> Target:
     return one if against is None else Difference(one, single_target(against))  # type: ignore[arg-type]
 
 
-def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
-    """Split the targets of a fit into the groups that one explainer each covers."""
+def targets_by_explainer(target: Any, joint: bool) -> list[tuple[Target, ...]]:
+    """List the targets of each explainer that a fit makes: one target, or all targets of a joint fit."""
     if isinstance(target, range):
         target = list(target)
     target = _as_tensor(target)
@@ -108,10 +108,10 @@ def target_groups(target: Any, joint: bool) -> list[tuple[Target, ...]]:
         members = target.tolist() if isinstance(target, Tensor) else target
         if not isinstance(members, (list, tuple)) or len(members) < 2:
             raise ValueError(f"target is {target!r}, and a joint explainer needs several; pass a tuple of ints")
-        group = tuple(single_target(t) for t in members)
-        if len({*group}) < len(group):
+        together = tuple(single_target(t) for t in members)
+        if len({*together}) < len(together):
             raise ValueError(f"target is {target!r}, and a joint explainer needs different ones; pass each target once")
-        return [group]
+        return [together]
     if isinstance(target, Tensor) and target.dim() > 0:
         target = target.tolist()
     several = target if isinstance(target, list) else [target]

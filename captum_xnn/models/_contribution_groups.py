@@ -361,14 +361,14 @@ def integrate(
         torch.full((len(targets), len(inputs[0])), intervals, device="cpu"),
     )
     unconverged = torch.ones(len(targets), len(inputs[0]), dtype=torch.bool, device="cpu")
-    while intervals < most and bool((unconverged := unconverged & _misses(integral, base, tolerance)).any()):
+    while intervals < most and bool((unconverged := unconverged & _incomplete(integral, base, tolerance)).any()):
         path.halve_intervals(integral, unconverged, intervals, is_Z_known=Z is not None)
         intervals *= 2
         integral.intervals[unconverged] = intervals
     unconverged = (
         unconverged
-        & _misses(integral, base, tolerance)
-        & _misses(integral, base, _MISSED * (integral.end - integral.start).abs())
+        & _incomplete(integral, base, tolerance)
+        & _incomplete(integral, base, _MISSED * (integral.end - integral.start).abs())
     )
     if bool(unconverged.any()):
         path.integrate_near_base(integral, unconverged, intervals, is_Z_known=Z is not None)
@@ -527,8 +527,8 @@ def _differs(y: Tensor, predictions: Tensor) -> bool:
     return not bool(((y[:, -1] - predictions).abs() <= allowed).all())
 
 
-def _misses(integral: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
-    """Mark contributions that do not sum to the change of the output, (C, N)."""
+def _incomplete(integral: Integral, base: Tensor, tolerance: Tensor) -> Tensor:
+    """Mark where completeness fails: contributions miss the change of the output by more than a tolerance, (C, N)."""
     error = _sum_error(integral, base)
     return (error > tolerance.to(error).reshape(len(error), -1)).cpu()
 

@@ -11,7 +11,7 @@ from captum_xnn.layers._targets import Target
 from captum_xnn.models._base import Autoencoder
 from captum_xnn.models._contribution_groups import ContributionGroups
 
-__all__ = ["Choice", "Form", "MakeForm", "refuse_unmade"]
+__all__ = ["Choice", "Form", "MakeForm", "refuse_no_maker"]
 
 Form = Autoencoder | ContributionGroups
 """An explanation network: a learned network or groups of contributions."""
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     """Index of the output that a learned network subtracts; None subtracts nothing."""
 
 
-def refuse_unmade(autoencoder: Any) -> None:
+def refuse_no_maker(autoencoder: Any) -> None:
     """Raise where the argument ``autoencoder=`` cannot make forms.
 
     Args:

@@ -325,8 +325,11 @@ class CardStream:
         self.positive_contributions: list[Tensor] = []
         """Contributions of the positives, (n, K), batch by batch."""
         self.positive_numbers: list[int] = []
+        """Row indices of the positives."""
         self.size = torch.zeros(K, dtype=torch.float64, device="cpu")
+        """Sum over the positives of the size of contributions."""
         self.features = torch.zeros(K, dtype=torch.float64, device="cpu")
+        """Sum over the positives of x-features."""
         self.place_sums: Tensor | None = None
         self.faithfulness = FaithfulnessStream(target)
 
@@ -368,16 +371,9 @@ class CardStream:
         elif len(positives):
             heat = dict(zip(positives.tolist(), self._heat(images[positives]), strict=True))
         if len(positives):
-            self.positive_moments.update(contributions[positives])
-            self.positive_contributions.append(contributions[positives])
-            self.positive_numbers.extend(numbers[positives].tolist())
-            self.size += contributions[positives].abs().sum(0)
-            self.features += E[positives].sum(0)
-            self.tops["vE high"].update(contributions[positives], numbers[positives])
-            self.tops["vE low"].update(-contributions[positives], numbers[positives])
             mass = torch.stack([heat[row] for row in positives.tolist()]).clamp(min=0)
             map_shares = self._map_shares(batch, mass, positives if rows is None else rows[positives])
-            self.tops["map share"].update(map_shares, numbers[positives])
+            self._add_positives(numbers[positives], E[positives], contributions[positives], map_shares)
             shares = dict(zip(numbers[positives].tolist(), map_shares, strict=True))
         wanted = set(torch.cat([top.numbers.flatten() for top in self.tops.values()]).tolist())
         self.kept = {number: kept for number, kept in self.kept.items() if number in wanted}
@@ -390,6 +386,17 @@ class CardStream:
                 self.kept[number] = _Kept(
                     image, E[row], contributions[row], shares.get(number), predictions[row], given[row], drawn
                 )
+
+    def _add_positives(self, numbers: Tensor, E: Tensor, contributions: Tensor, map_shares: Tensor) -> None:
+        """Add the numbers of positives: their rows (n,), and (n, K) for the x-features."""
+        self.positive_moments.update(contributions)
+        self.positive_contributions.append(contributions)
+        self.positive_numbers.extend(numbers.tolist())
+        self.size += contributions.abs().sum(0)
+        self.features += E.sum(0)
+        self.tops["vE high"].update(contributions, numbers)
+        self.tops["vE low"].update(-contributions, numbers)
+        self.tops["map share"].update(map_shares, numbers)
 
     def _small(self, heat: Tensor) -> Tensor:
         """Copy maps (K, h, w), averaged to the largest size that the cards need."""

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from captum_xnn._files import replace_file
 from captum_xnn.activations._batches import as_batches
 from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.layers._targets import Target, target_groups
+from captum_xnn.layers._targets import Target, targets_by_explainer
 from captum_xnn.plots._names import names_by_target, resolve_names
 from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._chapters import chapter
@@ -105,7 +105,7 @@ def write_report(
             "seed, and pass it, or load it by XNNAttribution.load(folder, model)"
         )
     layer = find_layer(unwrap(xnn.model), xnn.layer)[0]
-    targets = [t for group in target_groups(target, joint=False) for t in group]
+    targets = [t for (t,) in targets_by_explainer(target, joint=False)]
     all_names = names_by_target(options.names, layer, targets)
     names = [resolve_names(all_names.get(str(t), {}), xnn.explainer(t).form.n_features) for t in targets]
     _check_rereadable(images, "images")

@@ -110,7 +110,7 @@ def fit_groups(
     progress: bool = False,
     ranks: Ranks = ALONE,
 ) -> Iterator[Evidence]:
-    """Fit groups of contributions in place, one explainer after another. Yield the data that each one learned from.
+    """Fit groups of contributions in place, one explainer after another. Yield the evidence for each.
 
     Args:
         forms: One for each of T explainers, all with the same settings.
@@ -178,15 +178,13 @@ class _EvidenceReader(NamedTuple):
         explainers: range,
         bar: tqdm[Any],
     ) -> list[Evidence]:
-        """Read the data of some explainers."""
+        """Read or compute the evidence for some explainers."""
         keys = {t: self._key(forms[t], targets[t], t) if self.checkpoints else "" for t in explainers}
         evidence = {t: self._from_checkpoints(key) for t, key in keys.items()}
-        everywhere = [
-            all(seen) for seen in zip(*self.ranks.all_of([e is not None for e in evidence.values()]), strict=True)
-        ]
-        missing = [t for t, seen in zip(explainers, everywhere, strict=True) if not seen]
+        kept = self.ranks.all_of([e is not None for e in evidence.values()])  # for each process
+        missing = [t for t, kept_by in zip(explainers, zip(*kept, strict=True), strict=True) if not all(kept_by)]
         if missing:
-            for t, new_evidence in zip(missing, self._read(forms, targets, missing, bar), strict=True):
+            for t, new_evidence in zip(missing, self._compute(forms, targets, missing, bar), strict=True):
                 evidence[t] = new_evidence
                 if self.checkpoints and self.ranks.first:
                     self.checkpoints[0].write(keys[t], new_evidence.entries())
@@ -201,20 +199,21 @@ class _EvidenceReader(NamedTuple):
         )
 
     def _from_checkpoints(self, key: str) -> Evidence | None:
+        """Read the evidence that a checkpoint keeps under a key; None if no checkpoint has it."""
         for checkpoint in self.checkpoints:
             state = checkpoint.read(key, torch.device("cpu"))
             if state is not None:
                 return Evidence.from_entries(state)
         return None
 
-    def _read(
+    def _compute(
         self,
         forms: Sequence[ContributionGroups],
         targets: Sequence[tuple[Target, ...]],
         missing: list[int],
         bar: tqdm[Any],
     ) -> list[Evidence]:
-        """Compute contributions with the model."""
+        """Run the model, and compute the evidence that no checkpoint has."""
         if self.source is None:
             unknown = ", ".join(str(target) for t in missing for target in targets[t])
             beside = ""
@@ -280,7 +279,7 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
 
 
 class _Measured(NamedTuple):
-    """Numbers of one example."""
+    """Contributions and drops of one example."""
 
     contributions: Tensor
     """Contributions to the outputs, (C, D)."""
@@ -302,14 +301,8 @@ class _EvidenceCollector:
         collected: _Collected,
         ranks: Ranks,
     ) -> None:
-        self.forms, self.tail, self.targets, self.chosen, self.collected, self.ranks = (
-            forms,
-            tail,
-            targets,
-            chosen,
-            collected,
-            ranks,
-        )
+        self.forms, self.tail, self.targets = forms, tail, targets
+        self.chosen, self.collected, self.ranks = chosen, collected, ranks
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
         self.maps: tuple[nn.Module | None] | None = None
@@ -317,8 +310,9 @@ class _EvidenceCollector:
         self.map_bytes: int | None = None
         """Bytes of the maps of one example, once they were covered."""
         self.one_positive: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
-        """Inputs and further arguments of one positive, once a positive was read."""
+        """Inputs and further arguments of one positive, once a positive was run."""
         self.dtype: torch.dtype | None = None
+        """Dtype of the layer's output, once a positive was run."""
         self.positives: dict[tuple[int, int], _Measured] = {}
         """Numbers of positives, by explainer and row, for the outputs of that explainer."""
         self.others: dict[int, _Measured] = {}
@@ -329,7 +323,7 @@ class _EvidenceCollector:
         """The dimension of images that holds channels, from the first batch."""
 
     def add_positives(self, picked: Picked) -> None:
-        """Read the contributions of the positives among some examples, and their drops."""
+        """Compute the contributions of the positives among some examples, and their drops."""
         inputs, additional = picked.on(self.device)
         pairs = [(t, row) for t, p in enumerate(self.chosen.positives) for row in picked.among(p).tolist()]
         first = 0
@@ -339,7 +333,7 @@ class _EvidenceCollector:
             first = last
 
     def _rows_at_once(self) -> int:
-        """Compute how many positives to read at once: as many as in a batch of the data, or more with small passes.
+        """Return how many positives to run at once: as many as in a batch of the data, or more with small passes.
 
         If the layer's output alone decides the output, the modules before the layer run on few images at a time, and
         more positives fit in memory.
@@ -349,7 +343,7 @@ class _EvidenceCollector:
         return _ROWS if self.map_bytes is None else max(1, min(_ROWS, max(self.batch_size, _BYTES // self.map_bytes)))
 
     def add_others(self, picked: Picked) -> None:
-        """Read the contributions of the other examples among some examples."""
+        """Compute the contributions of the other examples among some examples."""
         inputs, additional = picked.on(self.device)
         for rows in torch.split(picked.among(self.chosen.others), min(_ROWS, self.batch_size)):
             x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows))
@@ -386,7 +380,7 @@ class _EvidenceCollector:
     def _add_others(
         self, rows: Tensor, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, Z: Tensor | None
     ) -> None:
-        """Read the contributions of some other examples to the outputs of all explainers."""
+        """Compute the contributions of some other examples to the outputs of all explainers."""
         if not len(rows):
             return
         flat = [target for of in self.targets for target in of]
@@ -411,7 +405,7 @@ class _EvidenceCollector:
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
     ) -> None:
-        """Read the contributions of some positives, each to the outputs of its explainer, and their drops."""
+        """Compute the contributions of some positives, each to the outputs of its explainer, and their drops."""
         rows = torch.tensor([row for _, row in pairs], device="cpu")
         x, more = rows_of(inputs, additional, torch.searchsorted(numbers, rows))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
@@ -497,7 +491,7 @@ class _EvidenceCollector:
         return PixelCovering(form, integral, images, self.tail, additional, targets)
 
     def evidence(self) -> list[Evidence]:
-        """Gather the data of all processes, for each explainer."""
+        """Gather the numbers of all processes to the evidence for each explainer."""
         positives: dict[tuple[int, int], _Measured] = {}
         others: dict[int, _Measured] = {}
         for mine in self.ranks.all_of((self.positives, self.others)):

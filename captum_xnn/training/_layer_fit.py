@@ -1,4 +1,4 @@
-"""Make the forms of a layer and fit them to its activations, one for each group of targets.
+"""Make the forms of a layer and fit them to its activations, one form for each task.
 
 Conventions:
     M examples.
@@ -98,8 +98,8 @@ class LayerFit:
                 f"examples as x-features at least, better some hundred, or n_features={len(activations.Z)}"
             )
         forms = self._forms(len(tasks[0].targets), len(tasks), activations, reader)
-        fitted = self._exact if isinstance(forms[0], ContributionGroups) else self._learned
-        yield from fitted(forms, tasks, activations, reader)
+        fit = self._fit_exact if isinstance(forms[0], ContributionGroups) else self._fit_learned
+        yield from fit(forms, tasks, activations, reader)
 
     def _forms(self, outputs: int, count: int, activations: Activations, reader: Reader) -> list[Any]:
         """Make the forms, untrained, on the model's device."""
@@ -116,10 +116,10 @@ class LayerFit:
                 _warn_of_size(make, activations)
             return [make().to(reader.device, dtype) for _ in range(count)]
 
-    def _exact(
+    def _fit_exact(
         self, forms: Sequence[ContributionGroups], tasks: Sequence[Task], activations: Activations, reader: Reader
     ) -> Iterator[Fitted]:
-        """Fit groups of contributions, or subspaces."""
+        """Fit groups of contributions, or subspaces (DRSA)."""
         if self.log is not None:
             warnings.warn(
                 "fit does not use log: groups of contributions are a closed form, without steps to record; leave it "
@@ -128,14 +128,14 @@ class LayerFit:
             )
         for task in tasks:
             _check_varies(task.y)
-        for task, form, off in zip(tasks, forms, self._unexplained(forms, tasks, activations, reader), strict=True):
+        for task, form, off in zip(tasks, forms, self._fit_in_place(forms, tasks, activations, reader), strict=True):
             _warn_of_unexplained(form, off, task.targets, activations)
             yield _fitted(task, form, float(off.double().abs().mean()), self.n_features)
 
-    def _unexplained(
+    def _fit_in_place(
         self, forms: Sequence[Any], tasks: Sequence[Task], activations: Activations, reader: Reader
     ) -> Iterator[Tensor]:
-        """Fit exact forms in place, and yield the part that the contributions of each leave unexplained."""
+        """Fit each exact form in place, and yield the differences that its contributions leave unexplained."""
         ys, targets, marks = ([getattr(task, name) for task in tasks] for name in ("y", "targets", "positives"))
         tail = reader.tail()
         if isinstance(forms[0], DRSA):
@@ -169,10 +169,10 @@ class LayerFit:
         for evidence in evidence_of_each:
             yield evidence.unexplained
 
-    def _learned(
+    def _fit_learned(
         self, forms: Sequence[Any], tasks: Sequence[Task], activations: Activations, reader: Reader
     ) -> Iterator[Fitted]:
-        """Fit networks that learn to imitate the model."""
+        """Fit networks that imitate the model."""
         device, dtype = reader.device, forms[0].dtype
         Z, ys = each(activations.Z, lambda part: part.to(device, dtype)), [task.y.to(device, dtype) for task in tasks]
         histories = fit_together(
@@ -243,6 +243,7 @@ def form_maker(make: MakeForm | None, activations: Activations, reader: Reader) 
 
 
 def _class_of(make: MakeForm | None) -> MakeForm | None:
+    """Return the class of forms, or the function, behind a partial."""
     return make.func if isinstance(make, partial) else make
 
 
@@ -281,6 +282,7 @@ def _warn_of_size(make: Callable[[], nn.Module], activations: Activations) -> No
 
 
 def _fitted(task: Task, form: Form, f_reg: float, requested: int) -> Fitted:
+    """Freeze a fitted form, and return it with the facts of its fit."""
     positives = None if task.positives is None else int(task.positives.sum())
     return Fitted(task.targets, form.requires_grad_(False), f_reg, len(task.y), positives, requested=requested)
 
@@ -320,7 +322,10 @@ def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, 
 
 def _warn_of_few_directions(activations: Activations, K: int, error: float) -> None:
     """Warn if a form has over twice as many x-features as its layer has directions, and its surrogate is off."""
-    if error < _OFF or K < 3 or (count := directions(activations.Z)) * 2 >= K:
+    if error < _OFF or K < 3:
+        return
+    count = directions(activations.Z)
+    if 2 * count >= K:
         return
     warnings.warn(
         f"n_features is {K}, and 99 % of the variance of layer {activations.layer!r} lies in {count} "
