@@ -34,7 +34,7 @@ from captum_xnn.models.baselines import CAE, DRSA, NMF, NN, SAE, Lasso, RandomDe
 from captum_xnn.training._history import Record
 from captum_xnn.training._recipe import Recipe
 
-__all__ = ["SCHEMA", "TRANSFORMS", "SavedExplainers", "read"]
+__all__ = ["SCHEMA", "TRANSFORMS", "SavedExplainers", "is_saved", "read"]
 
 SCHEMA = 1
 TRANSFORMS = ("output_transform", "prediction_transform")
