@@ -80,21 +80,6 @@ class Evidence(NamedTuple):
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
 
-    def entries(self) -> dict[str, Tensor | None]:
-        """Return the entries of a checkpoint."""
-        entries = self._asdict()
-        entries["lost"] = entries.pop("activation_drops")
-        return entries
-
-    @classmethod
-    def from_entries(cls, entries: dict[str, Any]) -> Evidence:
-        """Read the entries of a checkpoint.
-
-        Args:
-            entries: As :meth:`entries` returns them.
-        """
-        return cls(**{("activation_drops" if name == "lost" else name): value for name, value in entries.items()})
-
 
 def fit_groups(
     forms: Sequence[ContributionGroups],
@@ -187,7 +172,7 @@ class _EvidenceReader(NamedTuple):
             for t, new_evidence in zip(missing, self._compute(forms, targets, missing, bar), strict=True):
                 evidence[t] = new_evidence
                 if self.checkpoints and self.ranks.first:
-                    self.checkpoints[0].write(keys[t], new_evidence.entries())
+                    self.checkpoints[0].write(keys[t], new_evidence._asdict())
         return [of_explainer for of_explainer in evidence.values() if of_explainer is not None]
 
     def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
@@ -203,7 +188,7 @@ class _EvidenceReader(NamedTuple):
         for checkpoint in self.checkpoints:
             state = checkpoint.read(key, torch.device("cpu"))
             if state is not None:
-                return Evidence.from_entries(state)
+                return Evidence(**state)
         return None
 
     def _compute(
