@@ -129,7 +129,7 @@ for k in range(shares.shape[1]):
         0, everything.inputs.flatten(), shares[:, k].flatten()
     )
     top = [words[i - 1] for i in total[1:].topk(3).indices + 1]
-    names[k] = f"words like {top[0]!r}"
+    names[k] = " / ".join(top)
     print(f"x-feature {k + 1}: {', '.join(top)}")
 
 # %%
