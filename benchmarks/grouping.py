@@ -131,7 +131,7 @@ def seen_by_fit(of: Problem) -> tuple[ContributionGroups, Seen]:
         form: Any = xnn.explainer(of.label).form
         (file,) = Path(folder).glob("*.checkpoint")
         key = file.stem.removeprefix("fit-")
-        found = Evidence.from_entries(kept.read(key, torch.device("cpu")))
+        found = Evidence(**kept.read(key, torch.device("cpu")))
     scale = float(form.scale)
     assert found.drops is not None and found.activation_drops is not None, "only networks of images have drops"
     return form, Seen(
