@@ -209,6 +209,19 @@ def test_maps_of_a_table_are_checked_by_the_mean_of_each_column(table: Any, tmp_
     assert "a drop is the contribution lost when an input is set to its mean" in text
 
 
+def test_only_the_first_data_of_a_table_get_maps(table: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from captum_xnn.report import ReportOptions
+    from captum_xnn.report import _text_and_table_cards as cards
+
+    monkeypatch.setattr(cards, "_MAPPED", 30)
+    xnn, data = table
+    many = torch.cat([data] * 4)[:150]
+    run = cards.CellsRun(xnn, data[:3], [None], ReportOptions(data=many, progress=False))
+    run.explain()
+    (rows,) = run.of_targets
+    assert len(rows.values) == 64 and rows.faithfulness.examples == 150  # one batch
+
+
 def test_a_single_row_has_no_mean_to_be_covered_by(table: Any, tmp_path: Path) -> None:
     xnn, data = table
     with pytest.raises(ValueError, match=r"the mean over 1 row is the row's own value; pass data= with more rows"):

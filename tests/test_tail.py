@@ -155,7 +155,12 @@ def test_picked_and_rearranged_outputs_are_put_back(transform):
 
 @pytest.mark.parametrize(
     "transform",
-    [lambda out: out["more"][1].mean(1), lambda out: out["more"][1] * 2, lambda out: out["more"][1].square()],
+    [
+        lambda out: out["more"][1].mean(1),
+        lambda out: out["more"][1] * 2,
+        lambda out: out["more"][1].square(),
+        lambda out: torch.cat([out["more"][1]] * 2, 1),  # each number would count twice
+    ],
 )
 def test_calculating_is_refused(transform):
     tail = Tail(Packed(), "layer", output_transform=transform)
