@@ -30,6 +30,10 @@ above 64 x 64 are fitted to covered feature maps, as by default, and to covered 
 
 same         correlation on test examples with the matched x-features of the fit to most positives
 
+``--tradeoff`` fits once, and measures divisions between the groups and none. *s shared* replaces weights a by
+(1 - s) a + s / K: at 1 each x-feature is a K-th of the output. *no negative weights* sets them to 0 and scales the
+others to a sum of 1; *one group each* gives every dimension to the group of its largest weight.
+
 ``--one-fit`` fits explainers of all chosen classes in one call. It prints the time, and the largest memory of the
 process on Linux. Pass ``--one-fit --classes 100`` for a hundred.
 
@@ -81,6 +85,8 @@ POINTS = ((60, 8), (30, 8), (20, 8), (10, 8), (5, 8), (30, 6), (30, 4))
 LARGE_POINTS = ((30, 8), (30, 6), (30, 4), (12, 4))
 """The same for large images: the first covers feature maps, as the default does, the others pixels."""
 
+SHARED = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75)
+
 EXACTNESS = (
     Column("f_reg", "F_reg"),
     Column("std", "std of the output", 2),
@@ -108,6 +114,7 @@ CURVE = (
     Column("eff", "eff", 1),
     Column("seconds_fit", "fit, s", 1),
 )
+TRADEOFF = tuple(column for column in GROUPS if column.key in ("o1", "patches", "patches_one", "identified"))
 
 
 class Problem(NamedTuple):
@@ -534,7 +541,7 @@ def points(of: Problem) -> dict[str, dict[str, Any]]:
     }
 
 
-def exactness(of: Problem) -> Line:
+def exactness(of: Problem, given: argparse.Namespace) -> Line:
     """Returns the error and the intervals of contributions on the test inputs of one class, by any groups."""
     form = ContributionGroups(tuple(of.train.Z.shape[1:]), N_FEATURES)
     form.base.copy_(form.mean_of([of.train.Z[:]], len(of.train.Z)))
@@ -577,6 +584,32 @@ def curve(of: Problem, given: argparse.Namespace) -> Line:
     return {"points": found}
 
 
+def divisions(a: Tensor) -> dict[str, Tensor]:
+    """Returns weights (D, K) between groups a and none, all with rows that sum to 1."""
+    K, positive = a.shape[1], a.clamp(min=0)
+    return {
+        **{f"{share:.2f} shared" if share else "groups": (1 - share) * a + share / K for share in SHARED},
+        "no negative weights": positive / positive.sum(1, keepdim=True),
+        "one group each": F.one_hot(a.argmax(1), K).to(a),
+    }
+
+
+def tradeoff(of: Problem, given: argparse.Namespace) -> Line:
+    """Returns the figures of divisions between the groups and none, and of random groups, on one class."""
+    by = shown(of, given.images)
+    xnn, _ = fitted(of, ContributionGroups)
+    form: Any = xnn.explainer(of.label).form
+    exact, drops = _dimensions(of, by, form)
+    drawn = random_partition(len(form.groups), form.n_features, torch.Generator().manual_seed(of.label))
+    found = {}
+    for name, a in {**divisions(form.groups), "random groups": drawn.to(form.groups)}.items():
+        form.groups = a
+        E = exact.c.double() @ a.double()
+        lost = None if drops is None else torch.einsum("ndp,dk->nkp", drops, a.double())
+        found[name] = judged(of, by, xnn, E, exact.bias, lost)
+    return {"points": found}
+
+
 def one_fit(name: str, given: argparse.Namespace) -> str:
     """Returns the time of one fit of all classes beyond collecting activations, and the memory of the process."""
     classes = NETWORKS[name].classes(given)
@@ -604,9 +637,19 @@ def flat(lines: list[Line], key: str) -> list[Line]:
     return sorted(found, key=lambda line: order.index(line["explained"].split(", ")[0]))
 
 
+KINDS: dict[str, tuple[Callable[[Problem, argparse.Namespace], Line], tuple[tuple[Column, ...], ...]]] = {
+    "forms": (measure, (EXACTNESS, GROUPS)),
+    "curve": (curve, (CURVE,)),
+    "tradeoff": (tradeoff, (TRADEOFF,)),
+    "exactness": (exactness, (EXACTNESS,)),
+}
+"""What can be measured of a class, and the columns of the tables."""
+
+
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the table."""
-    what = "curve" if given.curve else "exactness" if given.exactness else "forms"
+    what = next((kind for kind in KINDS if getattr(given, kind, False)), "forms")
+    measure_one, tables = KINDS[what]
     if given.one_fit:
         for name in given.networks:
             print(one_fit(name, given), flush=True)
@@ -618,14 +661,10 @@ def main(given: argparse.Namespace) -> None:
     ]
 
     def of(job: Line) -> Line:
-        problem = NETWORKS[job["network"]].of(given, job["class"])
-        if given.exactness:
-            return exactness(problem)
-        return curve(problem, given) if given.curve else measure(problem, given)
+        return measure_one(NETWORKS[job["network"]].of(given, job["class"]), given)
 
     lines = measured(given.out, jobs, of, title="classes", under=settings(given))
-    found = flat(lines, "points" if given.curve else "methods")
-    tables = (CURVE,) if given.curve else (EXACTNESS,) if given.exactness else (EXACTNESS, GROUPS)
+    found = flat(lines, "points" if what in ("curve", "tradeoff") else "methods")
     text = "\n\n".join(table(found, "explained", columns) for columns in tables)
     write(given.out, text, summary(found, "explained", [column for columns in tables for column in columns]))
 
@@ -635,6 +674,9 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="+", required=True, choices=list(NETWORKS))
     parser.add_argument("--classes", type=int, default=4, help="of each network")
     parser.add_argument("--curve", action="store_true", help="fewer positives and coarser covers, in an OUT of its own")
+    parser.add_argument(
+        "--tradeoff", action="store_true", help="one fit, weights mixed with none, in an OUT of its own"
+    )
     parser.add_argument("--exactness", action="store_true", help="no fits: error and intervals, in an OUT of its own")
     parser.add_argument("--one-fit", action="store_true", help="only the time of one fit of all chosen classes")
     parser.add_argument("--no-learned", action="store_true", help="no SRAE, whose fit to large feature maps takes long")

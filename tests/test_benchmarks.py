@@ -868,7 +868,8 @@ def squares(few):
 
 
 CONTRIBUTIONS = argparse.Namespace(
-    networks=["small"], classes=1, curve=False, no_halves=False, no_learned=False, exactness=False, one_fit=False,
+    networks=["small"], classes=1, curve=False, tradeoff=False, exactness=False, one_fit=False,
+    no_halves=False, no_learned=False,
     root=None, file=None, activations=None, negatives=12, examples=300, epochs=1, test=12, images=3,
 )  # fmt: skip
 
@@ -937,7 +938,13 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     contributions.main(given)
     exact = json.loads((given.out / "results.jsonl").read_text())["methods"]["any groups"]
     assert (exact["intervals"], exact["std"]) == (8, groups["std"]) and exact["f_reg"] < 1e-4
-    given.out, given.curve, given.exactness = tmp_path / "curve", True, False
+    given.out, given.tradeoff, given.exactness = tmp_path / "tradeoff", True, False
+    contributions.main(given)
+    mixed = measured(given.out, [], None)[0]["points"]
+    assert mixed["groups"]["o1"] == pytest.approx(groups["o1"]) and mixed["random groups"]["o1"] == chance["o1"]
+    steps = [mixed[f"{share:.2f} shared"] for share in contributions.SHARED[1:]]
+    assert sorted(step["o1"] for step in steps) == [step["o1"] for step in steps] and steps[0]["o1"] > groups["o1"]
+    given.out, given.curve, given.tradeoff = tmp_path / "curve", True, False
     contributions.main(given)
     points = measured(given.out, [], None)[0]["points"]
     assert len(points) == len(contributions.POINTS) and points["60 positives, 8 x 8"]["same"] == pytest.approx(1)
@@ -950,6 +957,16 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     large = contributions.points(squares._replace(test=torch.zeros(1, 3, 65, 64)))
     assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "grid": 8}
     assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "grid": 4, "covered": "images"}
+
+
+def test_divisions_between_groups_and_none():
+    from benchmarks.contributions import divisions
+
+    made = divisions(torch.tensor([[1.5, -0.5], [0.2, 0.8]]))
+    torch.testing.assert_close(made["groups"], torch.tensor([[1.5, -0.5], [0.2, 0.8]]))
+    torch.testing.assert_close(made["0.50 shared"], torch.tensor([[1.0, 0.0], [0.35, 0.65]]))
+    torch.testing.assert_close(made["no negative weights"], torch.tensor([[1.0, 0.0], [0.2, 0.8]]))
+    torch.testing.assert_close(made["one group each"], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
 
 
 def _agreement_of_the_output(of):
