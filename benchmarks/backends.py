@@ -13,12 +13,16 @@ seconds     of the processor for an explanation of one image with all maps
 *chance* is a row of smooth random maps. Maps of excitation backprop have no sign: drops are turned to the side of the
 contribution. Occlusion covers patches itself, half as wide as those of the measure: its figures are a ceiling.
 
+A second table has a row for each backend: the agreement of groups in each network, and in brackets that of random
+groups and of the one map.
+
     python -m benchmarks.backends --networks digits-relu3 vision-transformer --classes 3 --out DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -40,7 +44,7 @@ from captum.attr import (
 from torch import Tensor
 
 from benchmarks.contributions import BATCH, DRAWS, NETWORKS, Problem, by_dimension, fitted, flat, shown
-from benchmarks.runs import Column, Line, measured, settings, summary, table, write
+from benchmarks.runs import Column, Line, interval, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups
 from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, GradientMaps, Heatmap
 from captum_xnn.metrics import patch_agreement, patch_drops
@@ -131,6 +135,24 @@ def drawn_maps(draw: Callable[..., Any]) -> Tensor:
     return (made if isinstance(made, Tensor) else made.maps).detach().sum(2)
 
 
+def across(lines: list[Line]) -> str:
+    """Returns a row for each backend: agreement of groups in each network, in brackets that of the controls."""
+    networks = list(dict.fromkeys(line["network"] for line in lines))
+    head = ["backend", *networks]
+    rows = []
+    for name in dict.fromkeys(name for line in lines for name in line["backends"]):
+        row = [name]
+        for network in networks:
+            of = [line["backends"][name] for line in lines if line["network"] == network and name in line["backends"]]
+            groups, random, one = (interval(line.get(key) for line in of) for key in ("groups", "random", "one"))
+            known = not math.isnan(groups[0])
+            controls = "" if math.isnan(random[0]) else f" ({random[0]:.2f}, {one[0]:.2f})"
+            spread = "" if math.isnan(groups[1]) else f" ± {groups[1]:.2f}"
+            row.append(f"{groups[0]:.2f}{spread}{controls}" if known else "")
+        rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the table."""
     jobs = [{"network": name, "class": label} for name in given.networks for label in NETWORKS[name].classes(given)]
@@ -142,7 +164,8 @@ def main(given: argparse.Namespace) -> None:
     found = flat(lines, "backends")
     for reason in sorted({f"{line['explained']}: {line['failed']}" for line in found if "failed" in line}):
         print(reason)
-    write(given.out, table(found, "explained", COLUMNS), summary(found, "explained", COLUMNS))
+    text = "\n\n".join([table(found, "explained", COLUMNS), across(lines)])
+    write(given.out, text, summary(found, "explained", COLUMNS))
 
 
 if __name__ == "__main__":

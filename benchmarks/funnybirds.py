@@ -54,6 +54,7 @@ from captum_xnn.datasets import FunnyBirds
 from captum_xnn.heatmaps import ExcitationMaps
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._read import read_layer
+from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import drop_orthogonality, patch_agreement, selectivity
 from captum_xnn.metrics._controls import random_maps
 from captum_xnn.metrics._patches import map_identification, patch_masks
@@ -142,6 +143,14 @@ class Variants(Dataset[Tensor]):
         return self.make(*divmod(index, self.variants))
 
 
+def spatial(model: nn.Module, layer: str, images: Tensor) -> str:
+    """Returns the last layer of feature maps that everything crosses: where the library draws by default."""
+    found = trace(model, find_layer(model, layer)[1], (images[:1],)).spatial
+    if found is None:
+        raise SystemExit(f"expected feature maps before layer {layer!r}, got none; choose a layer behind convolutions")
+    return find_layer(model, found)[0]
+
+
 def read(given: argparse.Namespace) -> Read:
     """Returns the network's activations on all images, from one pass over them (minutes on one core) or from OUT."""
     model, normalise = network(given.file)
@@ -166,7 +175,7 @@ def read(given: argparse.Namespace) -> Read:
     return Read(
         model,
         given.layer,
-        given.maps_layer,
+        given.maps_layer or spatial(model, given.layer, test[0].image[None]),
         collected("train", train),
         train.labels,
         collected("test", test),
@@ -422,7 +431,7 @@ if __name__ == "__main__":
         "--network", dest="file", type=Path, required=True, help="Python file with load(), MEAN and STD"
     )
     parser.add_argument("--layer", required=True, help="the layer to explain; nothing crosses from before it to behind")
-    parser.add_argument("--maps-layer", default="features.10", help="where maps are drawn, a layer of feature maps")
+    parser.add_argument("--maps-layer", help="where maps are drawn; where the library draws them, if left out")
     parser.add_argument("--classes", type=int, default=50, help="how many, evenly spread over those there are")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=1)

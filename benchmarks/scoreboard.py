@@ -63,7 +63,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from benchmarks import birds, funnybirds, places, rivals, synthetic
-from benchmarks.funnybirds import GRID, Form, Read, gradient_maps, mass
+from benchmarks.funnybirds import GRID, Form, Read, gradient_maps, mass, spatial
 from benchmarks.one_vs_all import effective, in_batches
 from benchmarks.rivals import Explained, Fit, slopes_of
 from benchmarks.runs import Line, interval, measured, save, settings, write
@@ -71,8 +71,6 @@ from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
 from captum_xnn.datasets._places import ROOMS
 from captum_xnn.heatmaps import ExcitationMaps
-from captum_xnn.layers._lookup import find_layer
-from captum_xnn.layers._trace import trace
 from captum_xnn.metrics import (
     deletion,
     drop_orthogonality,
@@ -316,19 +314,11 @@ class Network(NamedTuple):
     """Gives the problem of a class; None if there is no image to measure on."""
 
 
-def spatial(model: nn.Module, layer: str, images: Tensor) -> str:
-    """Returns the name of the last layer of feature maps that everything crosses."""
-    found = trace(model, find_layer(model, layer)[1], (images[:1],)).spatial
-    if found is None:
-        raise SystemExit(f"expected feature maps before layer {layer!r}, got none; choose a layer behind convolutions")
-    return find_layer(model, found)[0]
-
-
 def of_funnybirds(root: Path, file: Path, count: int, out: Path) -> Network:
     """Returns the network of FunnyBirds; activations are kept in OUT/funnybirds."""
     folder = out / "funnybirds"
     folder.mkdir(parents=True, exist_ok=True)
-    of = funnybirds.read(argparse.Namespace(root=root, file=file, layer="relu6", maps_layer="features.10", out=folder))
+    of = funnybirds.read(argparse.Namespace(root=root, file=file, layer="relu6", maps_layer=None, out=folder))
 
     def problem(label: int) -> Problem | None:
         right = (of.labels == label) & (of.test[1].argmax(1) == label)

@@ -844,6 +844,48 @@ def test_maps_of_a_difference_know_the_parts_of_a_linear_network(tmp_path):
         assert line["importances"][0] == pytest.approx(line["importances"][3], abs=1e-5)
 
 
+def test_the_map_of_a_linear_network_knows_what_its_parts_add(tmp_path, monkeypatch):
+    from captum.attr import InputXGradient
+
+    from benchmarks import part_effects
+    from benchmarks.runs import measured
+    from captum_xnn.heatmaps import FromCaptum, GradientMaps
+
+    birds = LinearBirds()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False))
+    with torch.no_grad():
+        weight = model[1].weight.zero_().view(5, 3, 8, 8)
+        for c, variants in enumerate(birds.classes.tolist()):
+            for p, variant in enumerate(variants):
+                weight[c, variant, p] = 1 + p
+    few = {"gradient x activation (default form)": GradientMaps, "IxG": partial(FromCaptum, InputXGradient)}
+    monkeypatch.setattr(part_effects, "MAPS", few)
+    lines = measured(tmp_path, [{"bird": i} for i in range(3)], partial(part_effects.measure, model, birds))
+    for line in lines:
+        assert line["right"] and line["drops"] == pytest.approx([8, 16, 24, 32, 40])
+        for name in few:  # without feature maps, the default form draws input x gradient
+            assert line["importances"][name] == pytest.approx(line["drops"], abs=1e-5)
+        assert line["importances"]["*area*"] == [8] * 5
+    found = part_effects.rows_of(lines)
+    mean = {name: fmean(row["sd"] for row in found if row["map"] == name and "sd" in row) for name in [*few, "*area*"]}
+    assert mean == {**dict.fromkeys(few, pytest.approx(1)), "*area*": 0}
+
+
+def test_a_covered_part_gets_the_colours_around_it():
+    from benchmarks.part_effects import AROUND, covered
+
+    image = torch.zeros(3, 40, 40)
+    image[0, :20], image[1, 20:] = 1.0, 1.0  # red above green
+    image[:, 8:12, 18:22] = 5.0
+    mask = torch.zeros(1, 40, 40, dtype=torch.bool)
+    mask[0, 8:12, 18:22] = True
+    mean, around = covered(image, mask).values()
+    torch.testing.assert_close(mean[0, :, 10, 20], image.mean((1, 2)))
+    assert mean[0, 0, 10, 18 - AROUND] == image.mean((1, 2))[0] and mean[0, 0, 10, 17 - AROUND] == 1  # a rim, no more
+    torch.testing.assert_close(around[0, :, 10, 20], torch.tensor([1.0, 0, 0]), atol=0.15, rtol=0)  # red, mostly
+    assert torch.equal(around[0, :, 30], image[:, 30])
+
+
 def test_the_simulated_study_prints_the_papers_means_beside_its_own(tmp_path, capsys):
     pytest.importorskip("flask")
     pytest.importorskip("statsmodels")
@@ -957,6 +999,45 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     large = contributions.points(squares._replace(test=torch.zeros(1, 3, 65, 64)))
     assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "grid": 8}
     assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "grid": 4, "covered": "images"}
+
+
+@pytest.mark.filterwarnings("ignore:maps are zero")
+def test_backends_are_judged_as_the_default_is(squares, tmp_path, capsys, monkeypatch):
+    from benchmarks import backends, contributions
+    from benchmarks.runs import measured
+
+    of = contributions.Network(lambda given: [2], lambda given, label: squares)
+    monkeypatch.setattr(contributions, "NETWORKS", {"small": of})
+    monkeypatch.setattr(backends, "NETWORKS", {"small": of})
+    more = {"no_learned": True, "no_halves": True, "out": tmp_path / "forms"}
+    contributions.main(argparse.Namespace(**{**vars(CONTRIBUTIONS), **more}))
+    forms = measured(tmp_path / "forms", [], None)[0]["methods"]
+    names = [backends.DEFAULT, "excitation backprop (c-MWP)", "Occlusion", "DeepLift"]
+    given = argparse.Namespace(**{**vars(CONTRIBUTIONS), "backends": names, "out": tmp_path / "backends"})
+
+    def broken(_images):
+        def draw(*_arguments, **_settings):
+            raise ValueError("no such rule\nmore")
+
+        return draw
+
+    monkeypatch.setitem(backends.BACKENDS, "DeepLift", broken)
+    capsys.readouterr()
+    backends.main(given)
+    found = measured(given.out, [], None)[0]["backends"]
+    groups, chance = forms["groups"], forms["random groups"]
+    known = {
+        "groups": groups["patches"],
+        "random": chance["patches"],
+        "one": groups["patches_one"],
+        "identified": groups["identified"],
+    }
+    assert {key: found[backends.DEFAULT][key] for key in known} == pytest.approx(known, abs=1e-5)
+    assert found["chance"]["groups"] == pytest.approx(groups["patches_chance"], abs=1e-5)
+    assert found["Occlusion"]["groups"] > 0.8 > found[backends.DEFAULT]["groups"]  # it covers what the measure covers
+    assert found["DeepLift"] == {"failed": "no such rule"}
+    printed = capsys.readouterr().out
+    assert "small, DeepLift: no such rule" in printed and "| DeepLift |  |" in printed
 
 
 def test_divisions_between_groups_and_none():
