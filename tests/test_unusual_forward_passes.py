@@ -231,3 +231,28 @@ def test_backward_hooks_are_back_after_an_exception():
     for handle in handles:
         handle.remove()
     assert not model[1]._backward_hooks
+
+
+class Ensemble(nn.Module):
+    """Two networks, run by vmap."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.network = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.stacked = {name: torch.stack([p.detach(), -p.detach() / 2]) for name, p in self.network.named_parameters()}
+
+    def forward(self, x):
+        def run(weights, h):
+            return torch.func.functional_call(self.network, weights, (h,))
+
+        return torch.func.vmap(run, (0, None))(self.stacked, self.a(x)).sum(0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layer_within_vmap_is_refused_and_others_are_explained(form):
+    with pytest.raises(ValueError, match=r"layer 'network.1' runs within torch.func, .*; choose a layer outside"):
+        fitted(Ensemble(), "network.1", form)
+    why = fitted(Ensemble(), "a", form).contributions(X[:4], 0)
+    if form == "groups":
+        torch.testing.assert_close(why.bias + why.contributions.sum(1), why.prediction, rtol=0, atol=0.005)
