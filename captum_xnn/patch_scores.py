@@ -117,7 +117,8 @@ def patch_scores(
     Args:
         xnn: An attribution fitted to the target.
         inputs: Images (N, C, H, W), or channels last; or texts or rows of a table (N, L, ...). On the model's device.
-            Pass examples to which the model gives the class. Of a tuple, the first tensor is covered.
+            Pass examples to which the model gives the class. Of a tuple, the first tensor is covered. The patches of a
+            signal (N, C, L) are its C channels.
         target: None, int, or tuple of ints.
         additional_forward_args: Further positional arguments of the model.
         against: The output to subtract, as ``explain`` takes it. Contributions, maps and drops are then of the
@@ -133,8 +134,8 @@ def patch_scores(
 
     Raises:
         NotFittedError: If the target was not fitted.
-        ValueError: If a side of an image has fewer pixels than patches, or ids come without a fill and go into no
-            ``nn.Embedding``.
+        ValueError: If a side of an image has fewer pixels than patches, if inputs have a single patch or are volumes
+            (N, C, D, H, W), or if ids come without a fill and go into no ``nn.Embedding``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -351,9 +352,11 @@ class _Scorer(NamedTuple):
         """Compute the drops of some numbers of an example, (N, numbers, P)."""
         last = self._channels(batch)
         first = batch.first.movedim(last, 1) if last != 1 else batch.first
-        embedded = self.fill is None and not first.is_floating_point()
+        is_image = first.dim() == 4 and (first.is_floating_point() or first.dtype == torch.uint8)
+        embedded = self.fill is None and not first.is_floating_point() and not is_image
         cover = first if embedded else patch_cover(first, self.fill)
         masks = elements_of_patches(first, self.grid)
+        self._refuse_single_patch(batch, len(masks))
         marks = torch.ones(len(first), len(masks), dtype=torch.bool, device="cpu")
         lengths = self._lengths(batch)
         if lengths is not None:
@@ -378,6 +381,19 @@ class _Scorer(NamedTuple):
             return torch.cat(values_of_patches)[order.argsort()]
 
         return drops_of_patches(values, first, covered, marks, batch_size=self.batch_size)
+
+    def _refuse_single_patch(self, batch: CoveredBatch, patches: int) -> None:
+        """Raise if inputs are volumes, or have one patch only, as signals of one channel have."""
+        shape = tuple(batch.first.shape)
+        if len(shape) == 4 and patches == 1:
+            raise ValueError(f"grid is {self.grid}, and a single patch cannot be compared with others; pass grid >= 2")
+        is_volume = len(shape) == 5 and image_channels(unwrap(self.xnn.model), batch.inputs) == 1
+        if is_volume or (len(shape) > 2 and patches == 1):
+            raise ValueError(
+                f"inputs are {shape}, and their dimension 1 holds channels in place of patches; explain a module whose "
+                "inputs have patches there, such as moments of a signal or slices of a volume, and whose forward puts "
+                "the channels back, as in model(x.transpose(1, 2))"
+            )
 
     def _lengths(self, batch: CoveredBatch) -> Sequence[int] | None:
         """Return the number of patches of each example; None if all have the same."""

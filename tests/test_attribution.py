@@ -19,6 +19,7 @@ from torch import nn
 from captum_xnn import SRAE, Explanation, Recipe, XNNAttribution
 from captum_xnn.errors import LayerNotFoundError, LayerNotReachedError, NotFittedError
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.layers._fingerprint import WeightSamples
 from captum_xnn.models import ContributionGroups
 from captum_xnn.models._srae import by_shape
 from captum_xnn.models.baselines import DRSA
@@ -1047,3 +1048,40 @@ def test_weights_that_change_after_the_fit_are_told(form, tmp_path):
     again.fit(DATA, 0, progress=False).explain(X, 0)
     model.double()  # another dtype is no change, and none of the warnings is raised
     again.explain(X.double(), 0)
+
+
+def test_changes_that_torch_does_not_count_are_told(tmp_path):
+    """Averaged weights swapped in by ``.data``, a conversion that rounds, and running statistics of batch norm."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    xnn = made(model, "2").fit(DATA, 0, positives=torch.ones(len(DATA)).bool(), progress=False)
+    before = copy.deepcopy(model.state_dict())
+
+    def average():
+        for p in model.parameters():
+            p.data.mul_(0.9)
+
+    def adapt():
+        model.train()(X + 1)
+        model.eval()
+
+    for change, told in (
+        (average, r"0\.weight and 4 more changed"),
+        (lambda: model.bfloat16().float(), r"0\.weight and \d more changed"),
+        (adapt, r"1\.running_mean and 1 more changed"),
+    ):
+        change()
+        with pytest.warns(UserWarning, match=told):
+            xnn.contributions(X, 0)
+        with pytest.warns(UserWarning, match=told):
+            xnn.save(tmp_path / "as if of the new weights")
+        model.load_state_dict(before)
+    xnn.contributions(X, 0)
+
+
+def test_another_memory_format_is_no_change():
+    model = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Flatten(), nn.Linear(360, 3)).eval()
+    samples = WeightSamples.of(model)
+    model.to(memory_format=torch.channels_last)
+    assert not samples.changed(model)
+    model[0].weight.data.neg_()
+    assert samples.changed(model) == ["0.weight"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from captum_xnn import XNNAttribution
 from captum_xnn.activations import Activations, collect
 from captum_xnn.errors import CheckpointError
+from captum_xnn.models import ContributionGroups
 from captum_xnn.training import Checkpoint
 
 IMAGES = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -80,6 +83,25 @@ def test_contributions_of_another_model_are_not_taken(model, tmp_path):
         model[4].weight += 0.05 * torch.randn(9, 32)
     found = explained(model).fit(IMAGES, 0, checkpoint=tmp_path, progress=False)
     assert_same(groups(found, [0]), groups(explained(model).fit(IMAGES, 0, progress=False), [0]))
+
+
+@pytest.mark.parametrize("change", ["outputs", "order"])
+def test_contributions_of_the_same_base_and_scale_are_not_taken(model, tmp_path, change):
+    """An output of the other sign has the same weights and deviation, and reordered data have the same mean."""
+    everything = torch.ones(len(IMAGES), dtype=torch.bool)
+
+    def fitted(is_changed, folder):
+        sign = -1 if is_changed and change == "outputs" else 1
+        data = IMAGES[torch.arange(len(IMAGES)).roll(20)] if is_changed and change == "order" else IMAGES
+        xnn = XNNAttribution(model, "1", 3, prediction_transform=lambda output: sign * output)
+        xnn.autoencoder = partial(ContributionGroups, positives=9, others=20)
+        return groups(xnn.fit(data, 0, positives=everything, checkpoint=folder, progress=False), [0])
+
+    first = fitted(False, tmp_path)
+    expected = fitted(True, None)
+    with pytest.raises(AssertionError):
+        assert_same(first, expected)
+    assert_same(fitted(True, tmp_path), expected)
 
 
 def test_a_store_that_was_collected_before(model, tmp_path):

@@ -606,3 +606,18 @@ def test_a_map_that_is_zero_says_that_the_x_feature_may_contribute():
         match=r"zero for x-feature 1 \(feature=0\), 2 \(feature=1\) in 3 of 3 examples: it may contribute by",
     ):
         xnn.attribute(off)
+
+
+def test_outliers_that_decide_the_unit_of_errors_are_told():
+    """Contributions of all other examples were off by a hundred of their standard deviations, without a word."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
+    data = torch.randn(160, 6)
+    damaged = torch.cat([data, torch.full((1, 6), 1e5)])
+    with pytest.warns(
+        UserWarning, match=r"output 0 is [\d.e+]+, and 0\.\d+ without 1 of 161 .* example 160 with output"
+    ):
+        fitted(model, "1", damaged)
+    fitted(model, "1", data)
+    rare = torch.where(torch.arange(160)[:, None] < 5, 9 * data, 0.1 * data)  # a hundredth does not decide
+    fitted(model, "1", rare)

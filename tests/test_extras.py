@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,11 @@ def test_functions_without_scikit_learn_name_its_extra(monkeypatch: pytest.Monke
     for call in (lambda: craft(torch.rand(20, 6), 2), lambda: nmf_partition(torch.rand(20, 6), 2)):
         with pytest.raises(ImportError, match=r"captum-xnn\[baselines\]"):
             call()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.rst"])
+def test_the_first_command_installs_the_extras_that_the_page_needs(page: str) -> None:
+    """A reader who has pasted it can run the other commands of the README."""
+    (extras,) = re.findall(r"pip install .*\[([\w,]+)\]' && .*captum-xnn demo", (ROOT / page).read_text("utf-8"))
+    needed = {"vision"} if "--torchvision" in (ROOT / "README.md").read_text("utf-8") else set()
+    assert {"demo"} | needed == set(extras.split(","))

@@ -317,7 +317,7 @@ def test_sizes_and_channels():
         Preparation(std=(0.0,))
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "float to 1", "float to 255", "32 bits"])
+@pytest.mark.parametrize("kind", ["16 bits", "float to 1", "float to 255", "32 bits", "8 in 32 bits"])
 def test_deep_pixels_keep_their_brightness(kind, tmp_path):
     """PIL's own conversion makes nearly all of them white, or black."""
     ramp = np.linspace(0, 1, 64).reshape(8, 8)
@@ -326,11 +326,12 @@ def test_deep_pixels_keep_their_brightness(kind, tmp_path):
         "float to 1": lambda: Image.fromarray(ramp.astype(np.float32)),
         "float to 255": lambda: Image.fromarray((ramp * 255).astype(np.float32)),
         "32 bits": lambda: Image.fromarray((ramp * 65535).astype(np.int32)),
+        "8 in 32 bits": lambda: Image.fromarray((ramp * 255).round().astype(np.int32)),
     }[kind]()
     made.save(tmp_path / "ramp.tiff")
     (batch,) = Inputs(tmp_path)
     for channel in batch.inputs[0]:
-        assert np.abs(channel.numpy() - ramp).max() <= 1 / 65535
+        assert np.abs(channel.numpy() - ramp).max() <= (0.5 / 255 + 1e-6 if kind == "8 in 32 bits" else 1 / 65535)
     (batch,) = Inputs(tmp_path, Preparation(transform=lambda image: torch.from_numpy(np.array(image)) / 255))
     assert np.abs(batch.inputs[0, ..., 0].numpy() - ramp).max() <= 0.5 / 255 + 1e-6
 
@@ -353,6 +354,15 @@ def test_twelve_bits_in_a_file_of_sixteen_keep_all_their_levels(tmp_path):
     (batch,) = Inputs(tmp_path, Preparation(mean=(0.0,), std=(1.0,)))
     assert batch.inputs.shape == (1, 1, 64, 64) and len(batch.inputs.unique()) == 4096
     torch.testing.assert_close(batch.inputs.flatten(), torch.arange(4096) / 65535)
+
+
+def test_a_dark_image_of_16_bits_stays_dark(tmp_path):
+    """Its numbers would fit in 8 bits, and the file says that they have 16."""
+    dark = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for name in ("dark.png", "dark.tiff"):
+        Image.fromarray(dark).save(tmp_path / name)
+    for batch in Inputs(tmp_path, batch_size=1):
+        torch.testing.assert_close(batch.inputs[0, 0], torch.from_numpy(dark / 65535).float())
 
 
 def test_pixels_of_an_unknown_range_are_refused_by_file_name(tmp_path):

@@ -329,3 +329,55 @@ def test_a_learned_difference_needs_a_joint_fit():
     alone = XNNAttribution(model, "5", 2, **settings).fit(DATA, [0, 1], progress=False)
     with pytest.raises(NotFittedError, match="no joint explainer"):
         patch_scores(alone, SOME, 0, against=1)
+
+
+class OfBytes(nn.Module):
+    """A model of images in bytes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.double() / 255)
+
+
+@pytest.mark.parametrize("size", [12, 72])
+def test_images_in_bytes_are_covered_as_others_are(size):
+    """Their fits learned from no patches, and their scores took them for ids of tokens."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    model = nn.Sequential(*convolutions, nn.Linear(128, 3)).double().eval()
+    images = (torch.rand(40, 3, size, size) * 255).round().byte()
+    every = torch.ones(40, dtype=torch.bool)
+    real, whole = (
+        XNNAttribution(m, layer, 3).fit(x, 0, positives=every, progress=False)
+        for m, layer, x in ((model, "3", images.double() / 255), (OfBytes(model), "model.3", images))
+    )
+    torch.testing.assert_close(whole.explainer(0).form.groups, real.explainer(0).form.groups, rtol=0, atol=0.05)
+    wanted = patch_scores(real, images[:4].double() / 255, 0, fill=128 / 255)
+    assert patch_scores(whole, images[:4], 0, fill=128).drops.o1 == pytest.approx(wanted.drops.o1, abs=0.1)
+    assert patch_scores(whole, images[:4], 0).identified is not None
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6, 6), (2, 6, 6, 6), (1, 30)], ids=str)
+def test_inputs_without_patches_are_refused(shape):
+    """Rather than given 0, the best O1."""
+    torch.manual_seed(0)
+    convolution = {4: nn.Conv3d, 2: nn.Conv1d}[len(shape)](shape[0], 4, 3)
+    model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    data = torch.randn(40, *shape)
+    model(data)
+    xnn = XNNAttribution(model, "1", 2).fit(data, 0, positives=torch.ones(40).bool(), progress=False)
+    with pytest.raises(ValueError, match=r"dimension 1 holds channels in place of patches; explain a module whose"):
+        patch_scores(xnn, data[:3], 0)
+
+
+def test_a_single_patch_of_an_image_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    data = torch.randn(40, 1, 8, 8)
+    xnn = XNNAttribution(model, "1", 2).fit(data, 0, positives=torch.ones(40).bool(), progress=False)
+    with pytest.raises(
+        ValueError, match="grid is 1, and a single patch cannot be compared with others; pass grid >= 2"
+    ):
+        patch_scores(xnn, data[:3], 0, grid=1)

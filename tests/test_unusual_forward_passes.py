@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
 import torch
-from captum.attr import InputXGradient, LayerGradientXActivation
+from captum.attr import DeepLift, InputXGradient, LayerGradientXActivation
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_xnn import SRAE, Recipe, XNNAttribution
 from captum_xnn.heatmaps import FromCaptum
+from captum_xnn.layers._state import untouched
 
 FORMS = {"groups": None, "learned": partial(SRAE, hidden=(4,))}
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(1))
@@ -191,3 +193,66 @@ def test_a_layer_that_sees_some_of_the_examples_is_refused(form):
     model = Routed()
     made = fitted(model, "head", form).contributions(X[:4], 0)
     torch.testing.assert_close(made.prediction, model(X[:4])[:, 0].detach())
+
+
+DOUBLING = {
+    "full": lambda layer: layer.register_full_backward_hook(
+        lambda _, given, __: tuple(None if g is None else 2 * g for g in given)
+    ),
+    "pre": lambda layer: layer.register_full_backward_pre_hook(lambda _, given: (2 * given[0],)),
+}
+
+
+@pytest.mark.parametrize("heatmap", [None, InputXGradient, DeepLift], ids=str)
+@pytest.mark.parametrize("layer", ["0", "1", "2"])
+@pytest.mark.parametrize("kind", DOUBLING)
+def test_backward_hooks_on_the_model_change_no_gradient(kind, layer, heatmap):
+    """As an interrupted guided backpropagation leaves them. Ahead of the layer they changed the maps alone."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    with_hooks = copy.deepcopy(plain)
+    for module in with_hooks[1:4:2]:
+        DOUBLING[kind](module)
+    why, wanted = (fitted(m, layer, "groups", heatmap=heatmap).explain(X[:4], 0) for m in (with_hooks, plain))
+    torch.testing.assert_close(why.contributions, wanted.contributions)
+    torch.testing.assert_close(why.maps, wanted.maps)
+    assert [len(m._backward_hooks) + len(m._backward_pre_hooks) for m in with_hooks] == [0, 1, 0, 1, 0]
+
+
+def test_backward_hooks_are_back_after_an_exception():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    handles = [model[1].register_full_backward_hook(lambda *_: None) for _ in range(2)]
+    before = list(model[1]._backward_hooks.items())
+    with pytest.raises(RuntimeError, match="in the middle"), untouched(model):
+        assert not model[1]._backward_hooks
+        model[1].register_full_backward_hook(lambda *_: None)
+        raise RuntimeError("in the middle")
+    assert list(model[1]._backward_hooks.items()) == before
+    for handle in handles:
+        handle.remove()
+    assert not model[1]._backward_hooks
+
+
+class Ensemble(nn.Module):
+    """Two networks, run by vmap."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.network = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.stacked = {name: torch.stack([p.detach(), -p.detach() / 2]) for name, p in self.network.named_parameters()}
+
+    def forward(self, x):
+        def run(weights, h):
+            return torch.func.functional_call(self.network, weights, (h,))
+
+        return torch.func.vmap(run, (0, None))(self.stacked, self.a(x)).sum(0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layer_within_vmap_is_refused_and_others_are_explained(form):
+    with pytest.raises(ValueError, match=r"layer 'network.1' runs within torch.func, .*; choose a layer outside"):
+        fitted(Ensemble(), "network.1", form)
+    why = fitted(Ensemble(), "a", form).contributions(X[:4], 0)
+    if form == "groups":
+        torch.testing.assert_close(why.bias + why.contributions.sum(1), why.prediction, rtol=0, atol=0.005)

@@ -369,7 +369,7 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         try:
             with Image.open(path) as opened:
                 opened.load()
-                image = _with_white_at_255(ImageOps.exif_transpose(opened))
+                image = _with_white_at_255(ImageOps.exif_transpose(opened), opened.format)
         except Exception as error:  # PIL's readers raise nearly every type for damaged files
             # PIL's own message for unknown formats repeats the path.
             unknown = isinstance(error, UnidentifiedImageError)
@@ -389,11 +389,12 @@ class _Images(Dataset[tuple[str, Tensor | str]]):
         return prepared
 
 
-def _with_white_at_255(image: Any) -> Any:
+def _with_white_at_255(image: Any, file_format: str | None) -> Any:
     """Scale an image with deeper pixels to floating-point pixels in [0, 255], without rounding them.
 
-    PIL's own conversion would clip values above 255. 16-bit pixels are scaled by their whole range. Floating-point
-    pixels must lie in [0, 1] or in [0, 255].
+    PIL's own conversion would clip values above 255. 16-bit pixels are scaled by their whole range. Whole numbers of 32
+    bits, which only TIFF holds, must lie in [0, 255] or in [0, 65535], and floating-point pixels in [0, 1] or in
+    [0, 255].
 
     Raises:
         ValueError: If the pixels lie outside these ranges, so that the value of white is unknown.
@@ -404,7 +405,10 @@ def _with_white_at_255(image: Any) -> Any:
         return image
     pixels = np.asarray(image)
     low, high = float(pixels.min()), float(pixels.max())
-    white = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
+    if image.mode == "F":
+        white = 1.0 if high <= 1 else 255.0
+    else:  # older versions of PIL open 16 bits of other formats as "I"
+        white = 255.0 if image.mode == "I" and file_format == "TIFF" and high <= 255 else 65535.0
     if not 0 <= low <= high <= white:  # true for NaN as well
         raise ValueError(
             f"pixels from {low:g} to {high:g} in mode {image.mode!r}, so the value of white is unknown; save it with "

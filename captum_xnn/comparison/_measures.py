@@ -263,7 +263,7 @@ class Measurement:
     def _has_patches(self, batch: CoveredBatch) -> bool:
         """Whether inputs are images, tokens or rows of at least three columns, which can be covered."""
         first = batch.first
-        if first.is_floating_point():
+        if first.is_floating_point() or (first.dtype == torch.uint8 and first.dim() == 4):
             return first.dim() == 4 or (first.dim() in (2, 3) and first.shape[1] > 2)
         if first.dim() != 2 or first.shape[1] < 3:
             return False

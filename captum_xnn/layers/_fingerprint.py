@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 __all__ = ["WeightSamples", "check_fingerprint", "checksum", "differences", "fingerprint", "new_squashing"]
 
@@ -145,13 +147,11 @@ class WeightSamples(NamedTuple):
     Example:
         >>> model = nn.Linear(2, 1)
         >>> samples = WeightSamples.of(model)
-        >>> _ = model.bias.data.add_(1), nn.init.ones_(model.weight)  # torch does not count changes of .data
+        >>> _ = model.bias.data.add_(1)
         >>> samples.changed(model)
-        ['weight']
+        ['bias']
     """
 
-    versions: dict[str, tuple[int, int]]
-    """Identity of each weight, and torch's count of its changes in place."""
     numbers: dict[str, Tensor]
 
     @classmethod
@@ -161,33 +161,40 @@ class WeightSamples(NamedTuple):
         Args:
             model: A plain module.
         """
-        weights = dict(_weights(model))
-        return cls({k: (id(p), p._version) for k, p in weights.items()}, {k: _sample(p) for k, p in weights.items()})
+        return cls({name: _sample(weight).clone() for name, weight in _weights(model)})
 
     def changed(self, model: nn.Module) -> list[str]:
         """List the names of weights with other numbers than the samples.
+
+        torch's own count of changes in place would take less time, but misses those of ``weight.data``.
 
         Args:
             model: The model as it is now, or a copy.
         """
         return [
             name
-            for name, p in _weights(model)
-            if self.versions.get(name) != (id(p), p._version)
-            and not (name in self.numbers and _equal(self.numbers[name], _sample(p)))
+            for name, weight in _weights(model)
+            if name not in self.numbers or not _equal(self.numbers[name], _sample(weight))
         ]
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights that no forward pass changes; embeddings may be renormed as they are used."""
+    """Yield weights and running statistics, which change by training alone; embeddings may be renormed in use."""
     renormed = {id(p) for m in model.modules() if vars(m).get("max_norm") is not None for p in m.parameters(False)}
     for name, p in model.named_parameters():
         if id(p) not in renormed and not p.is_inference() and not p.is_meta:
             yield name, p
+    for of, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            for name, b in module.named_buffers(of, recurse=False):
+                if b.is_floating_point() and not b.is_inference() and not b.is_meta:
+                    yield name, b
 
 
 def _equal(before: Tensor, now: Tensor) -> bool:
     """Whether numbers are the same, NaN among them, in the coarser of both dtypes."""
+    if before.dtype == now.dtype and torch.equal(before, now):
+        return True
     if before.is_floating_point() and now.is_floating_point():
         coarse = max(before.dtype, now.dtype, key=lambda dtype: torch.finfo(dtype).eps)
         before, now = before.to(coarse).nan_to_num(), now.to(coarse).nan_to_num()
@@ -195,9 +202,12 @@ def _equal(before: Tensor, now: Tensor) -> bool:
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """Copy up to 64 evenly spread numbers of a weight to the CPU."""
-    flat = weight.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // 64)][:64].cpu().clone()
+    """Select up to 64 evenly spread numbers of a weight, on the CPU, in an order that no memory format changes."""
+    weight, step = weight.detach(), max(1, weight.numel() // 64)
+    if weight.is_contiguous():
+        return weight.view(-1)[::step][:64].cpu()
+    at = np.unravel_index(np.arange(0, weight.numel(), step)[:64], tuple(weight.shape))
+    return weight[tuple(map(torch.from_numpy, at))].cpu()
 
 
 def new_squashing(saved: dict[str, Any], found: dict[str, Any]) -> str | None:

@@ -94,6 +94,11 @@ def _as_tensor(output: Any, name: str, transform: OutputTransform | None) -> Ten
             f"layer {name!r} returns a {kind}{keys}, not one tensor; pass output_transform=, a function that picks or "
             f"builds the tensor, such as `{picks(Z)}`"
         )
+    if torch._C._functorch.is_functorch_wrapped_tensor(Z):
+        raise ValueError(
+            f"layer {name!r} runs within torch.func, such as vmap, which hides the examples from it; choose a layer "
+            "outside of the function that torch.func transforms"
+        )
     if Z.dim() < 2:
         raise ValueError(
             f"layer {name!r} returns shape {tuple(Z.shape)}, without a row for each example; where the inputs are one "

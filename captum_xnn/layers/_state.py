@@ -21,14 +21,14 @@ __all__ = ["devices_of", "eager", "one_path", "untouched"]
 # All threads share the model's modes and hooks and torch's compilation stance: one thread at a time may change them.
 _LOCK = threading.RLock()
 
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
+    *_BACKWARD_HOOKS,
 )
 
 
@@ -104,7 +104,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     The context restores the mode of every submodule, buffers, ``requires_grad`` and ``grad`` of every parameter, all
     other attributes, submodules and parameters, and the random number generators of torch, numpy and Python. It removes
     hooks that appeared meanwhile. It does not restore the contents of the user's own lists and dicts. Other threads
-    wait for the context to end. Inside, the model has only one implementation, see :func:`one_path`.
+    wait for the context to end. Inside, the model has only one implementation, see :func:`one_path`, and its backward
+    hooks are off, because they may change gradients.
 
     Args:
         model: A plain module.
@@ -123,7 +124,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     _refuse_unusable(model, modules)
-    with _LOCK, one_path(), _kept(modules):
+    with _LOCK, one_path(), _kept(modules), _without_backward_hooks(modules):
         trained = [module for module in modules if module.training]
         try:
             for module in trained:
@@ -187,6 +188,21 @@ def _kept(modules: list[nn.Module]) -> Iterator[None]:
             f"the forward pass made new parameters ({', '.join(grown[:3])}), so their values are untrained and change "
             "with every pass; run the model once and load its trained weights before explaining it"
         )
+
+
+@contextmanager
+def _without_backward_hooks(modules: list[nn.Module]) -> Iterator[None]:
+    """Take off the backward hooks of a model's modules, such as those of guided backpropagation, in this context."""
+    own = [hooks for m in modules for kind in _BACKWARD_HOOKS if (hooks := vars(m).get(kind))]
+    contents = [dict(hooks) for hooks in own]
+    for hooks in own:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, content in zip(own, contents, strict=True):
+            hooks.clear()  # those of methods that failed
+            hooks.update(content)
 
 
 def _is_scripted(module: nn.Module) -> bool:

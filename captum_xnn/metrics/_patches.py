@@ -57,6 +57,7 @@ __all__ = [
     "identified_maps",
     "map_identification",
     "mean_by_share",
+    "mean_colour",
     "patch_agreement",
     "patch_bounds",
     "patch_correlations",
@@ -237,8 +238,8 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         )
     if fill is not None:
         cover = torch.as_tensor(fill, device=inputs.device).to(inputs)
-    elif inputs.dim() == 4:
-        cover = inputs.mean((2, 3), keepdim=True)
+    elif inputs.dim() == 4 and (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+        cover = mean_colour(inputs)
     elif inputs.is_floating_point():
         cover = inputs.mean(tuple(range(inputs.dim() - 1)), keepdim=True)
     else:
@@ -251,6 +252,21 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         raise ValueError(
             f"fill is {tuple(cover.shape)}, and does not broadcast to {tuple(inputs.shape)}; pass a colour as (C, 1, 1)"
         ) from error
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """Compute the mean colour of each image, (N, C, 1, 1), in the dtype of the images; bytes are rounded.
+
+    Args:
+        images: (N, C, H, W).
+
+    Example:
+        >>> mean_colour(torch.tensor([[[[0, 255, 255]]]], dtype=torch.uint8))
+        tensor([[[[170]]]], dtype=torch.uint8)
+    """
+    if images.is_floating_point():
+        return images.mean((2, 3), keepdim=True)
+    return images.double().mean((2, 3), keepdim=True).round().to(images.dtype)
 
 
 def elements_of_patches(inputs: Tensor, grid: int) -> Tensor:

@@ -179,9 +179,10 @@ class _EvidenceReader(NamedTuple):
         """Compute the name of the file that keeps contributions, from everything that they depend on."""
         settings = [(name, value) for name, value in form.config.items() if name not in _LEARNED]
         rows = [self.chosen.positives[t], self.chosen.others]
-        return Checkpoint.key(
-            ["contributions of positives and others", self.model, targets, settings, form.base, form.scale, rows]
-        )
+        # The outputs tell other data with the same mean, and models that only their code tells apart.
+        outputs = [self.collected.ys[t][some] for some in rows]
+        parts = [self.model, targets, settings, form.base, form.scale, rows, outputs]
+        return Checkpoint.key(["contributions of positives and others", *parts])
 
     def _from_checkpoints(self, key: str) -> Evidence | None:
         """Read the evidence that a checkpoint keeps under a key; None if no checkpoint has it."""

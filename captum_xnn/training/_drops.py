@@ -21,7 +21,7 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
-from captum_xnn.metrics._patches import patch_bounds
+from captum_xnn.metrics._patches import mean_colour, patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
 
 __all__ = [
@@ -98,7 +98,7 @@ class CoveredImages:
         rows = torch.tensor([i for i, _ in pairs], device="cpu")
         covered = [x[rows.to(x.device)] for x in self.inputs]
         images = covered[self.images_at].movedim(self.channels, 1)  # a view
-        mean = images.mean((2, 3))
+        mean = mean_colour(images)[:, :, 0, 0]
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = self.grid.regions[p]
             images[n, :, top:bottom, left:right] = mean[n, :, None, None]
@@ -222,7 +222,8 @@ def all_drops(covering: Covering, n: int) -> Drops:
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
     """Return the index of the input that holds images; None without images.
 
-    Images are the first input of four dimensions with floating-point numbers and several pixels along both sides.
+    Images are the first input of four dimensions with floating-point numbers, or bytes, and several pixels along both
+    sides.
 
     Args:
         inputs: Tensors (N, ...).
@@ -234,7 +235,8 @@ def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None
     """
     for i, x in enumerate(inputs):
         channel = channels_of(inputs, i, channels)
-        if x.dim() == 4 and x.is_floating_point() and min(x.movedim(channel, 1).shape[2:]) > 1:
+        is_image = x.dim() == 4 and (x.is_floating_point() or x.dtype == torch.uint8)
+        if is_image and min(x.movedim(channel, 1).shape[2:]) > 1:
             return i
     return None
 

@@ -48,6 +48,8 @@ _MANY, _MANY_EACH = 20_000_000, 1000
 Log = Callable[[Any, Record], None]
 """Receives a target, or a tuple of targets, and a record of the history."""
 
+# Ratio of the output's standard deviations with and without a hundredth of the examples that warns of outliers.
+_OUTLYING = 100
 # Standard deviations of the output that contributions may miss without a warning.
 _NOTABLE = 0.005
 # Standard deviations of the output by which a surrogate errs when too many x-features are asked of a layer.
@@ -128,6 +130,8 @@ class LayerFit:
             )
         for task in tasks:
             _check_varies(task.y)
+            if self.ranks.first:
+                _warn_of_outliers(task)
         for task, form, off in zip(tasks, forms, self._fit_in_place(forms, tasks, activations, reader), strict=True):
             _warn_of_unexplained(form, off, task.targets, activations)
             yield _fitted(task, form, float(off.double().abs().mean()), self.n_features)
@@ -295,6 +299,33 @@ def _check_varies(y: Tensor) -> None:
         raise ValueError(
             "the output is the same for every example and needs no explanation; check the target and the inputs"
         )
+
+
+def _warn_of_outliers(task: Task) -> None:
+    """Warn where one example in a hundred decides the standard deviation, the unit in which contributions may err."""
+    y = task.y.double()
+    off = (y - y.median(0).values).abs()
+    left_out = off.topk(len(y) // 100, 0).indices
+    if not len(left_out):
+        return
+    for c, target in enumerate(task.targets):
+        whole, rest = float(y[:, c].std()), float(_without(y[:, c], left_out[:, c]).std())
+        if whole > _OUTLYING * rest > 0:
+            row = int(off[:, c].argmax())
+            warnings.warn(
+                f"the standard deviation of output {target} is {whole:.3g}, and {rest:.3g} without {len(left_out)} of "
+                f"{len(y)} examples, such as example {row} with output {float(y[row, c]):.3g}: contributions add up "
+                "only to a hundredth of the first number, and count from a mean that these examples decide; check "
+                "them, and leave out damaged ones",
+                stacklevel=levels_up(),
+            )
+
+
+def _without(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the values (M,) of all rows but some."""
+    kept = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    kept[rows] = False
+    return values[kept]
 
 
 def _warn_of_unexplained(form: Any, unexplained: Tensor, targets: tuple[Target, ...], activations: Activations) -> None:
