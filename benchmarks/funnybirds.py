@@ -233,7 +233,7 @@ def learned(method: str, job: Job) -> Form:
     return Form(
         lambda Z: xnn.contributions(xnn.encode(Z)),
         float(xnn.head.bias[0]),
-        lambda images: excitation_maps(xnn, of.model, of.layer, images, maps_layer=of.maps_layer),
+        lambda images: excitation_maps(xnn, of.model, of.layer, images),
     )
 
 
@@ -243,7 +243,7 @@ def whole(job: Job) -> Form:
     return Form(
         lambda Z: job.rest(Z)[:, None] - bias,
         bias,
-        lambda images: OneHeatmap(of.model, ExcitationMaps(of.maps_layer)).attribute(images, job.label)[:, :, 0],
+        lambda images: OneHeatmap(of.model, ExcitationMaps()).attribute(images, job.label)[:, :, 0],
     )
 
 
@@ -431,7 +431,7 @@ if __name__ == "__main__":
         "--network", dest="file", type=Path, required=True, help="Python file with load(), MEAN and STD"
     )
     parser.add_argument("--layer", required=True, help="the layer to explain; nothing crosses from before it to behind")
-    parser.add_argument("--maps-layer", help="where maps are drawn; where the library draws them, if left out")
+    parser.add_argument("--maps-layer", help="where GxA maps are drawn, if not where the library draws them")
     parser.add_argument("--classes", type=int, default=50, help="how many, evenly spread over those there are")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=1)

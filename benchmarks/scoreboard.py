@@ -294,7 +294,7 @@ def measure(of: Problem, by: Slopes, job: Line, halves: bool) -> Line:
 def map_alone(of: Problem, by: Slopes, name: str, seed: int) -> Line:
     """Returns the figures of one map of the output, or of smooth random maps."""
     begin = time.process_time()
-    maps = OneHeatmap(of.read.model, ExcitationMaps(of.read.maps_layer)).attribute(of.images, of.label)[:, :, 0]
+    maps = OneHeatmap(of.read.model, ExcitationMaps()).attribute(of.images, of.label)[:, :, 0]
     seconds = time.process_time() - begin
     if name == "random maps":
         maps = random_maps(maps, seed=1000 * seed + of.label)
