@@ -57,7 +57,7 @@ __all__ = [
     "identified_maps",
     "map_identification",
     "mean_by_share",
-    "mean_colour",
+    "mean_colours",
     "patch_agreement",
     "patch_bounds",
     "patch_correlations",
@@ -239,7 +239,7 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
     if fill is not None:
         cover = torch.as_tensor(fill, device=inputs.device).to(inputs)
     elif inputs.dim() == 4 and (inputs.is_floating_point() or inputs.dtype == torch.uint8):
-        cover = mean_colour(inputs)
+        cover = mean_colours(inputs)
     elif inputs.is_floating_point():
         cover = inputs.mean(tuple(range(inputs.dim() - 1)), keepdim=True)
     else:
@@ -254,14 +254,14 @@ def patch_cover(inputs: Tensor, fill: Tensor | float | None) -> Tensor:
         ) from error
 
 
-def mean_colour(images: Tensor) -> Tensor:
+def mean_colours(images: Tensor) -> Tensor:
     """Compute the mean colour of each image, (N, C, 1, 1), in the dtype of the images; bytes are rounded.
 
     Args:
         images: (N, C, H, W).
 
     Example:
-        >>> mean_colour(torch.tensor([[[[0, 255, 255]]]], dtype=torch.uint8))
+        >>> mean_colours(torch.tensor([[[[0, 255, 255]]]], dtype=torch.uint8))
         tensor([[[[170]]]], dtype=torch.uint8)
     """
     if images.is_floating_point():

@@ -21,7 +21,7 @@ from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
 from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
-from captum_xnn.metrics._patches import mean_colour, patch_bounds
+from captum_xnn.metrics._patches import mean_colours, patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
 
 __all__ = [
@@ -98,7 +98,7 @@ class CoveredImages:
         rows = torch.tensor([i for i, _ in pairs], device="cpu")
         covered = [x[rows.to(x.device)] for x in self.inputs]
         images = covered[self.images_at].movedim(self.channels, 1)  # a view
-        mean = mean_colour(images)[:, :, 0, 0]
+        mean = mean_colours(images)[:, :, 0, 0]
         for n, (_, p) in enumerate(pairs):
             (top, bottom), (left, right) = self.grid.regions[p]
             images[n, :, top:bottom, left:right] = mean[n, :, None, None]
