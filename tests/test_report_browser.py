@@ -665,8 +665,12 @@ def test_the_page_shows_numbers_and_maps_of_the_difference(driver: Any, explaine
     hover(driver, all_of(driver, ".pick")[4])
 
     def shown() -> tuple[list[float], set[str]]:
-        values = [float(b.text.replace("\N{MINUS SIGN}", "-")) for b in all_of(driver, "#peek-maps b")]
-        return sorted(values), {image.get_attribute("src") for image in all_of(driver, "#peek-maps .over")}
+        """Read the page in one step: it may be drawn again between two."""
+        values, maps = driver.execute_script(
+            "const all = (css, of) => [...document.querySelectorAll('#peek-maps ' + css)].map(of);"
+            "return [all('b', e => e.innerText), all('.over', e => e.src)]"
+        )
+        return sorted(float(value.replace("\N{MINUS SIGN}", "-")) for value in values), set(maps)
 
     decimals = data["targets"][0]["decimals"]
     for value, of in (("rather", row["rather"]), ("own", row), ("rather", row["rather"])):
