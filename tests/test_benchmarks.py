@@ -816,6 +816,16 @@ class LinearBirds:
     def masks(self, index):
         return torch.eye(8)[:5, :, None].expand(5, 8, 8).bool()
 
+    def network(self):
+        """Sums the parts of each class, with weights from 1 to 5."""
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False))
+        with torch.no_grad():
+            weight = model[1].weight.zero_().view(5, 3, 8, 8)
+            for c, variants in enumerate(self.classes.tolist()):
+                for p, variant in enumerate(variants):
+                    weight[c, variant, p] = 1 + p
+        return model
+
 
 def test_maps_of_a_difference_know_the_parts_of_a_linear_network(tmp_path):
     """Contributions of parts are drops, so the map of the difference makes no mistake, and area knows nothing."""
@@ -823,12 +833,7 @@ def test_maps_of_a_difference_know_the_parts_of_a_linear_network(tmp_path):
     from benchmarks.runs import measured
 
     birds = LinearBirds()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False))
-    with torch.no_grad():
-        weight = model[1].weight.zero_().view(5, 3, 8, 8)
-        for c, variants in enumerate(birds.classes.tolist()):
-            for p, variant in enumerate(variants):
-                weight[c, variant, p] = 1 + p
+    model = birds.network()
     assert sorted(against.pairs_of(birds.classes, 0, 0)) == [(1, 2)]  # class 3 shares a part with each
     lines = measured(tmp_path, [{"bird": i} for i in range(3)], partial(against.measure, model, birds))
     assert [line["right"] for line in lines] == [True] * 3
@@ -852,12 +857,7 @@ def test_the_map_of_a_linear_network_knows_what_its_parts_add(tmp_path, monkeypa
     from captum_xnn.heatmaps import FromCaptum, GradientMaps
 
     birds = LinearBirds()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False))
-    with torch.no_grad():
-        weight = model[1].weight.zero_().view(5, 3, 8, 8)
-        for c, variants in enumerate(birds.classes.tolist()):
-            for p, variant in enumerate(variants):
-                weight[c, variant, p] = 1 + p
+    model = birds.network()
     few = {"gradient x activation (default form)": GradientMaps, "IxG": partial(FromCaptum, InputXGradient)}
     monkeypatch.setattr(part_effects, "MAPS", few)
     lines = measured(tmp_path, [{"bird": i} for i in range(3)], partial(part_effects.measure, model, birds))
