@@ -192,7 +192,7 @@ def _kept(modules: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _without_backward_hooks(modules: list[nn.Module]) -> Iterator[None]:
-    """Take off the backward hooks of a model's modules, such as those of guided backpropagation, in this context."""
+    """Take off the backward hooks of a model's modules in this context. :func:`_kept` removes those added meanwhile."""
     own = [hooks for m in modules for kind in _BACKWARD_HOOKS if (hooks := vars(m).get(kind))]
     contents = [dict(hooks) for hooks in own]
     for hooks in own:
@@ -201,7 +201,6 @@ def _without_backward_hooks(modules: list[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for hooks, content in zip(own, contents, strict=True):
-            hooks.clear()  # those of methods that failed
             hooks.update(content)
 
 
